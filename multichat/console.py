@@ -1,0 +1,197 @@
+"""The person's side of `multichat connect`: standard input to the chat, the chat to the log.
+
+Owns what is local to a client: its commands, its log, and when it is time to leave and how that
+is told to the shell.  A terminal and a pipe are read the same way.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import trio
+
+from multichat.client import MAX_LINE_BYTES, Chat, connect
+from multichat.errors import ConnectionLost, LineTooLong, lone_exception
+from multichat.framing import LineDecoder, Part
+from multichat.log import Log, LogWriter
+from multichat.transport import spell_address
+from multichat.voices import TEXT
+
+__all__ = ["Console"]
+
+_READ_BYTES = 64 * 1024
+
+# What may wait for a slow standard output before we stop reading, well below where the log would
+# begin to skip lines: what we were told is not ours to lose.
+_UNWRITTEN_BYTES = 2 * 1024 * 1024
+
+# A server that closes its side first may still be reading (`ncat -l </dev/null`): what a pipe
+# has to say is sent as long as more of it comes within this time.
+_LAST_INPUT_SECONDS = 1.0
+
+
+_LEAVE = ("/quit", "/exit")
+_STATUS = "/status"
+_LOCAL_COMMANDS = frozenset((*_LEAVE, _STATUS))
+
+
+class Console:
+    """One run of `connect`; `run` is called once.
+
+    *writer* is where the log goes, *input_fd* what is read, None for nothing at all.  Neither is
+    closed here.
+    """
+
+    def __init__(self, host: str, port: int, *, writer: LogWriter, input_fd: int | None) -> None:
+        self._host, self._port = host, port
+        self._address = spell_address((host, port))
+        self._writer = writer
+        self._input_fd = input_fd
+        self._input_over = trio.Event()
+        self._log = Log("client")
+        self._sent = self._received = 0
+        self._connected_at = 0.0
+        self._failure: ConnectionLost | OSError | None = None
+
+    async def run(self) -> None:
+        """Connect and talk until the input ends, the server closes, or SIGINT or SIGTERM comes.
+
+        Raises `ConnectFailed`; `ConnectionLost` if the conversation ended otherwise than by our
+        wish or the server's goodbye; `OSError` if standard output is gone.
+        """
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+                await self._converse()
+                nursery.cancel_scope.cancel(reason="the conversation is over")
+
+    async def _converse(self) -> None:
+        self._log.line("start", f"Connecting to {self._address}")
+        connected = False
+        try:
+            async with connect(self._host, self._port) as chat:
+                connected = True
+                self._connected_at = trio.current_time()
+                self._log.line("STATE", "Connected")
+                await self._talk(chat)
+        finally:
+            if connected:
+                self._log.line("STATE", "Disconnected")
+
+    async def _talk(self, chat: Chat) -> None:
+        async with trio.open_nursery() as nursery:
+            if self._input_fd is not None:
+                nursery.start_soon(self._send_input, self._input_fd, chat, nursery.cancel_scope)
+            try:
+                await self._show_events(chat)
+            except ConnectionLost as lost:
+                if not await self._last_input_was_sent(chat):
+                    self._fail(lost)
+            except OSError as error:
+                self._fail(error)
+            nursery.cancel_scope.cancel(reason="the conversation is over")
+        if chat.waiting_bytes:
+            self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
+        # After a goodbye we have been told, and shown, why the connection is gone.
+        if self._failure is not None and not (
+            chat.goodbye is not None and isinstance(self._failure, ConnectionLost)
+        ):
+            raise self._failure
+
+    def _fail(self, error: ConnectionLost | OSError) -> None:
+        self._failure = self._failure or error
+
+    async def _show_events(self, chat: Chat) -> None:
+        while events := await chat.receive():
+            self._received += len(events)
+            self._log.lines("RX", [TEXT.line(event) for event in events])
+            await self._wait_for_output()
+
+    async def _last_input_was_sent(self, chat: Chat) -> bool:
+        if self._input_fd is None or os.isatty(self._input_fd) or not chat.can_send:
+            return False
+        while not self._input_over.is_set():
+            moved = chat.moved_bytes
+            with trio.move_on_after(_LAST_INPUT_SECONDS):
+                await self._input_over.wait()
+            if chat.moved_bytes == moved:
+                break
+        return self._input_over.is_set()
+
+    async def _send_input(self, fd: int, chat: Chat, scope: trio.CancelScope) -> None:
+        decoder = LineDecoder(MAX_LINE_BYTES)
+        try:
+            async for data in _read(fd):
+                if not await self._take(chat, decoder.feed(data)):
+                    break
+            else:
+                await self._take(chat, decoder.finish())
+            await chat.finish()
+        except (ConnectionLost, OSError) as error:
+            self._fail(error)
+            if isinstance(error, OSError):
+                scope.cancel(reason="standard output is gone")
+        self._input_over.set()
+
+    async def _take(self, chat: Chat, parts: list[Part]) -> bool:
+        """Send typed lines and obey local commands; return False when it is time to leave."""
+        lines: list[str] = []
+        for part in parts:
+            if isinstance(part, LineTooLong):
+                self._log.line("STATE", str(part), logging.WARNING)
+                continue
+            for line in part:
+                if line not in _LOCAL_COMMANDS:
+                    lines.append(line)
+                    continue
+                await self._send(chat, lines)
+                lines = []
+                if line != _STATUS:
+                    return False
+                self._show_status()
+        await self._send(chat, lines)
+        return True
+
+    async def _send(self, chat: Chat, lines: list[str]) -> None:
+        if lines:
+            await chat.send(lines)
+            self._sent += len(lines)
+            self._log.lines("TX", lines)
+            await self._wait_for_output()
+
+    def _show_status(self) -> None:
+        seconds = trio.current_time() - self._connected_at
+        self._log.line(
+            "STATE",
+            f"Connected to {self._address} for {seconds:.0f} s; "
+            f"{self._sent} sent, {self._received} received",
+        )
+
+    async def _wait_for_output(self) -> None:
+        if self._writer.failure is not None:
+            raise self._writer.failure
+        if self._writer.waiting_bytes > _UNWRITTEN_BYTES:
+            await trio.to_thread.run_sync(
+                self._writer.wait_below, _UNWRITTEN_BYTES // 2, abandon_on_cancel=True
+            )
+
+
+async def _read(fd: int) -> AsyncIterator[bytes]:
+    """Yield what can be read from *fd*, in a thread: terminals, pipes and files all work so.
+
+    A read that is under way when we leave is abandoned; its thread does not keep the process.
+    """
+    while True:
+        try:
+            data = await trio.to_thread.run_sync(os.read, fd, _READ_BYTES, abandon_on_cancel=True)
+        except OSError:
+            return  # closed, or a terminal that is not ours any more
+        if not data:
+            return
+        yield data
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel(reason="interrupted")

@@ -1,0 +1,161 @@
+"""Bytes to lines, incrementally and within bounds.  Pure: no I/O, no clock, no trio.
+
+This module owns what stands between the wire and the first character anybody sees: where a line
+ends, how long it may be, and which characters are fit to be shown to somebody else.  It knows
+nothing of what a line means.
+
+The rules it lives by:
+
+1. A line ends with LF and nothing else, wherever a packet was cut and whatever came before it.
+2. What comes out does not depend on how the bytes were cut on their way in.
+3. No more than one line within the limit (and the CR of its ending) is ever held back.
+4. No character comes out that could move a cursor, end a log line or reorder what is read.
+5. Any bytes at all are an input; nothing is raised on account of them.
+"""
+
+import re
+from typing import TypeAlias
+
+from multichat.errors import LineTooLong
+
+__all__ = ["DEFAULT_MAX_LINE_BYTES", "LineDecoder", "Part", "clean"]
+
+# Room for a pasted stack trace, while a thousand clients stalled in mid-line fit in 64 MiB.
+DEFAULT_MAX_LINE_BYTES = 64 * 1024
+
+Part: TypeAlias = list[str] | LineTooLong
+"""What a decoder returns in sequence: a run of whole lines, or the place of one it dropped."""
+
+# What a chunk may consist of and need no filter: LF, TAB and the visible part of ASCII.
+_PLAIN = b"\n\t" + bytes(range(0x20, 0x7F))
+
+# RFC 854 and 855: a two-byte command, an option negotiation, an escaped 255, a subnegotiation up
+# to its IAC SE.  None of them reaches past the end of its line, so that no LF is ever swallowed;
+# inside a subnegotiation IAC IAC is data, so that IAC IAC SE does not end it.
+_TELNET = re.compile(
+    rb"\xff(?:"
+    rb"[\xf0-\xf9\xff]"
+    rb"|[\xfb-\xfe][^\n]?"
+    rb"|\xfa(?:[^\xff\n]|\xff(?!\xf0)[^\n]?)*(?:\xff\xf0)?"
+    rb")"
+)
+
+_REPLACEMENTS: dict[int, str] = {
+    **{c: chr(0x2400 + c) for c in range(0x20) if c not in b"\t\n"},  # ESC becomes ␛
+    0x7F: "␡",
+    **dict.fromkeys(range(128, 160), "�"),  # C1: CSI in one character
+    **dict.fromkeys((8232, 8233), " "),  # line breaks to whoever believes in them
+    **dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), ""),  # bidi controls
+    **dict.fromkeys(range(55296, 57344), "�"),  # surrogates: not text, and no UTF-8
+}
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Return *text* with every character that could harm a reader made visible or harmless.
+
+    Controls but TAB become their pictures (ESC becomes ␛, LF becomes ␊), C1 controls and lone
+    surrogates U+FFFD, line and paragraph separators a space; bidi overrides and isolates are
+    dropped.  White space is not trimmed.  Idempotent; what is clean comes back as it is.
+    """
+    return _clean_lines(text).replace("\n", "␊")
+
+
+def _clean_lines(text: str) -> str:
+    return text.translate(_REPLACEMENTS) if _UNFIT.search(text) else text
+
+
+def _decode(block: bytes) -> list[str]:
+    """Decode whole lines, the last one without its LF, and leave out the empty ones."""
+    if b"\r" in block:
+        block = (block + b"\n").replace(b"\r\n", b"\n")[:-1]
+    # The common case first: deleting what is plain costs a table look-up per byte, decoding and
+    # filtering twenty times that.
+    if block.isascii() and not block.translate(None, _PLAIN):
+        text = block.decode("ascii")
+    else:
+        if b"\xff" in block:
+            block = _TELNET.sub(b"", block)
+        # Filtered after decoding: the continuation bytes of honest characters look like C1.
+        text = _clean_lines(block.decode("utf-8", "replace"))
+    return [line for line in text.split("\n") if line]
+
+
+class LineDecoder:
+    """One direction of one connection: bytes in, clean lines of text out.
+
+    *max_line_bytes* bounds a line as it came on the wire, its ending not counted.  A longer one
+    is discarded up to its LF and reported once, in its place among the lines.
+
+    Not safe for use by several tasks at once; it never blocks and owns nothing to close.
+    """
+
+    def __init__(self, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._partial = bytearray()
+        self._discarding = False
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How much of an unfinished line is held: at most the limit, and a CR."""
+        return len(self._partial)
+
+    def feed(self, data: bytes | bytearray) -> list[Part]:
+        """Take the next bytes and return what they completed, in order; often one run of lines.
+
+        Lines come without their endings, decoded, filtered (see `clean`) and never empty.
+        """
+        parts: list[Part] = []
+        data = bytes(data)  # no copy where it is already
+        if self._discarding:
+            _, end, data = data.partition(b"\n")
+            if not end:
+                return parts
+            self._discarding = False
+        block, end, rest = data.rpartition(b"\n")
+        if end:
+            if self._partial:
+                block = bytes(self._partial) + block
+                self._partial.clear()
+            self._decode_within_limit(block, parts)
+        # Measured before it is kept: what is over the limit is never buffered.
+        held = len(self._partial) + len(rest)
+        if self._too_long(held, ends_with_cr=(rest or self._partial).endswith(b"\r")):
+            self._partial.clear()
+            self._discarding = True
+            parts.append(LineTooLong(self._max_line_bytes))
+        else:
+            self._partial += rest
+        return parts
+
+    def finish(self) -> list[Part]:
+        """Return what stood after the last LF: at the end of input that is a line too.
+
+        The decoder is as new afterwards.
+        """
+        parts: list[Part] = []
+        self._discarding = False
+        if self._partial:
+            self._decode_within_limit(bytes(self._partial), parts)
+            self._partial.clear()
+        return parts
+
+    def _too_long(self, length: int, *, ends_with_cr: bool) -> bool:
+        return length - ends_with_cr > self._max_line_bytes
+
+    def _decode_within_limit(self, block: bytes, parts: list[Part]) -> None:
+        if len(block) <= self._max_line_bytes:  # then so is each of its lines
+            if lines := _decode(block):
+                parts.append(lines)
+            return
+        run: list[bytes] = []
+        for line in block.split(b"\n"):
+            if self._too_long(len(line), ends_with_cr=line.endswith(b"\r")):
+                if lines := _decode(b"\n".join(run)):
+                    parts.append(lines)
+                run.clear()
+                parts.append(LineTooLong(self._max_line_bytes))
+            else:
+                run.append(line)
+        if lines := _decode(b"\n".join(run)):
+            parts.append(lines)

@@ -1,0 +1,248 @@
+"""The log of the specification, on the standard library's `logging`.
+
+`Log` is what the server and the client write to: one record for a whole batch of messages.
+`LineFormatter` spells a record's lines.  `LogWriter` is a handler that never makes the event loop
+wait: a thread of its own does the writing, and what it cannot get rid of is bounded and counted.
+
+Invariants: no byte that a peer sent ends or starts a line (lines are clean before they get here);
+lines of one batch stand together; a line is written whole or skipped, and skipped ones are told.
+"""
+
+import logging
+import os
+import queue
+import select
+import stat
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from multichat.framing import clean
+
+__all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
+
+# A screenful a second for a day; with less, one pause of a terminal would cost lines.
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+
+# How long a regular file may hold up the event loop, once so much waits for it, before its lines
+# are skipped too.  Its log is worth more than a moment; a terminal's or a pipe's is not.
+FILE_SECONDS = 1.0
+
+# How long the end of the program waits for a slow standard output.
+CLOSE_SECONDS = 1.0
+
+
+class Lines:
+    """The lines of one batch, not yet spelled: for each text, *before* + text, then *after*.
+
+    Without *after* each text makes one line.  As a record's message it spells itself for handlers
+    that are not ours, without times.
+    """
+
+    __slots__ = ("after", "before", "texts")
+
+    def __init__(self, before: str, texts: Sequence[str], after: str = "") -> None:
+        self.before, self.texts, self.after = before, texts, after
+
+    def spell(self, start: str) -> str:
+        """Spell all lines, each starting with *start*; no line break at the end."""
+        tail = f"\n{start}{self.after}" if self.after else ""
+        head = f"{start}{self.before}"
+        return head + f"{tail}\n{head}".join(self.texts) + tail
+
+    def __str__(self) -> str:
+        return self.spell("")
+
+
+class Log:
+    """What one component, `server` or `client`, has to say; loggers are `multichat.<component>`."""
+
+    def __init__(self, component: str) -> None:
+        self._logger = logging.getLogger(f"multichat.{component}")
+
+    def line(self, tag: str, text: str, level: int = logging.INFO) -> None:
+        """Log one line; *text* is cleaned."""
+        self._lines(Lines(f"[{tag}] ", (clean(text),)), level)
+
+    def lines(self, tag: str, texts: Sequence[str]) -> None:
+        """Log one line for each of *texts*, which are clean."""
+        self._lines(Lines(f"[{tag}] ", texts))
+
+    def said(self, name: str, texts: Sequence[str], clients: int, tag: str = "RX") -> None:
+        """Log the messages of one publish, which are clean, and that each goes to so many."""
+        after = f"[BROADCAST] Broadcasting to {clients} clients"
+        self._lines(Lines(f"[{tag}] [{name}] ", texts, after))
+
+    def crash(self, text: str, error: BaseException) -> None:
+        """Log our own bug in one line, and at level DEBUG with its traceback."""
+        self.line("STATE", f"{text}: {error!r}", logging.ERROR)
+        self._logger.debug("[STATE] %s", clean(text), exc_info=error)
+
+    def _lines(self, lines: Lines, level: int = logging.INFO) -> None:
+        # Not through `Logger.log`: looking up who called costs more than a batch does.
+        if self._logger.isEnabledFor(level):
+            name = self._logger.name
+            self._logger.handle(logging.LogRecord(name, level, "", 0, lines, (), None))
+
+
+class LineFormatter(logging.Formatter):
+    """Spells `2025-01-15 10:30:45.123 [INFO] [server] …`, in local time, for every line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = self._millisecond = -1
+        self._spelled_second = self._spelled = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Spell all lines of *record*, without the last line break."""
+        package, _, component = record.name.partition(".")
+        if package != "multichat":  # trio's own, about the listeners
+            component = "server"
+        start = f"{self._time(record.created)} [{record.levelname}] [{component}] "
+        message = record.msg
+        if isinstance(message, Lines):
+            return message.spell(start)
+        text = start + clean(record.getMessage())
+        if record.exc_info and package == "multichat":
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+    def _time(self, created: float) -> str:
+        millisecond = int(created * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, fraction = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                self._spelled_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._spelled = f"{self._spelled_second}.{fraction:03}"
+        return self._spelled
+
+
+class LogWriter(logging.Handler):
+    """Writes records to file descriptor *fd* from a thread; `emit` never waits for it.
+
+    Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
+    skipped as soon as there is room.  A descriptor that cannot be written to any more (a closed
+    pipe, a full disk) costs its lines and nothing else; `failure` says why.
+
+    `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
+    """
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self.setFormatter(LineFormatter())
+        self.failure: OSError | None = None
+        self._fd = fd
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._waiting_bytes = 0
+        self._skipped = 0
+        self._thread = threading.Thread(target=self._write_all, name="multichat log", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread that writes."""
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Spell *record* and queue it; called with the handler's lock held."""
+        data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        with self._changed:
+            if not self._has_room(len(data)) and not self._wait_for_file(len(data)):
+                self._skipped += data.count(b"\n")
+                return
+            if self._skipped:
+                data = self._spell_skipped(record) + data
+            self._waiting_bytes += len(data)
+        self._queue.put(data)
+
+    def _has_room(self, size: int) -> bool:
+        return not self._waiting_bytes or self._waiting_bytes + size <= MAX_WAITING_BYTES
+
+    def _wait_for_file(self, size: int) -> bool:
+        # A flood outruns our own thread sooner than a disk: letting go of the interpreter is what
+        # it needs.  A disk that hangs is given up on once, and not again before it has moved.
+        if not self._is_file or self._skipped:
+            return False
+        return self._changed.wait_for(lambda: self._has_room(size), FILE_SECONDS)
+
+    def _spell_skipped(self, record: logging.LogRecord) -> bytes:
+        text = f"[LOG] {self._skipped} lines skipped: the output is too slow"
+        self._skipped = 0
+        skipped = logging.LogRecord(record.name, logging.WARNING, "", 0, text, (), None)
+        return f"{self.format(skipped)}\n".encode()
+
+    def wait_below(self, waiting_bytes: int) -> None:
+        """Block the calling thread, never the event loop's, until at most so much waits."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting_bytes <= waiting_bytes)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much has been logged and not yet written."""
+        return self._waiting_bytes
+
+    def close(self) -> None:
+        """Write what waits, for at most `CLOSE_SECONDS`; the rest is lost with the process."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join(CLOSE_SECONDS)
+        super().close()
+
+    def _write_all(self) -> None:
+        end = False
+        while not end:
+            # All that waits in one write: the thread gets few turns while the loop is busy.
+            pieces = [self._queue.get()]
+            with suppress(queue.Empty):
+                while pieces[-1] is not None:
+                    pieces.append(self._queue.get_nowait())
+            end = pieces[-1] is None
+            data = b"".join(filter(None, pieces))
+            self._write_or_fail(data)
+            with self._changed:
+                self._waiting_bytes -= len(data)
+                self._changed.notify_all()
+
+    def _write_or_fail(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest and self.failure is None:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                # Somebody shares this terminal or pipe and made it non-blocking.
+                select.select([], [self._fd], [])
+            except OSError as error:
+                self.failure = error
+
+
+@contextmanager
+def open_log(
+    fd: int, *, level: int = logging.INFO, file: Path | None = None
+) -> Iterator[LogWriter]:
+    """Send what multichat logs to *fd*, and also to the end of *file*, while the block runs.
+
+    Yields the writer of *fd*.  Raises `OSError` if *file* cannot be opened.
+    """
+    with ExitStack() as stack:
+        writers = [LogWriter(fd)]
+        if file is not None:
+            file_fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+            stack.callback(os.close, file_fd)
+            writers.append(LogWriter(file_fd))
+        loggers = [logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners")]
+        for writer in writers:
+            writer.start()
+            stack.callback(writer.close)
+            for logger in loggers:
+                logger.addHandler(writer)
+                stack.callback(logger.removeHandler, writer)
+        for logger in loggers:
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(setattr, logger, "propagate", logger.propagate)
+            logger.setLevel(level)
+            logger.propagate = False
+        yield writers[0]
