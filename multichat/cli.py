@@ -24,7 +24,7 @@ from multichat.room import Slow
 from multichat.server import ServerConfig, serve_until_signal
 from multichat.transport import reason_of
 
-__all__ = ["client_main", "main", "server_main"]
+__all__ = ["LogLevel", "client_main", "connect", "main", "serve", "server_main"]
 
 _DEFAULTS = ServerConfig()
 

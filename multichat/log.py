@@ -122,10 +122,10 @@ class LineFormatter(logging.Formatter):
 
 
 class LogWriter(logging.Handler):
-    """Writes records to file descriptor *fd* from a thread; `emit` never waits for it.
+    """Writes records to file descriptor *fd* from a thread, which `emit` does not wait for.
 
     Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
-    skipped as soon as there is room.  A descriptor that cannot be written to any more (a closed
+    skipped as soon as there is room.  A regular file is given `FILE_SECONDS` first.  A descriptor that cannot be written to any more (a closed
     pipe, a full disk) costs its lines and nothing else; `failure` says why.
 
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
@@ -141,6 +141,7 @@ class LogWriter(logging.Handler):
         self._changed = threading.Condition()
         self._waiting_bytes = 0
         self._skipped = 0
+        self._skipped_name = ""
         self._thread = threading.Thread(target=self._write_all, name="multichat log", daemon=True)
 
     def start(self) -> None:
@@ -151,11 +152,11 @@ class LogWriter(logging.Handler):
         """Spell *record* and queue it; called with the handler's lock held."""
         data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         with self._changed:
-            if not self._has_room(len(data)) and not self._wait_for_file(len(data)):
+            # Once lines are skipped they all are, until the thread has told of it in their place.
+            if self._skipped or not (self._has_room(len(data)) or self._wait_for_file(len(data))):
                 self._skipped += data.count(b"\n")
+                self._skipped_name = record.name
                 return
-            if self._skipped:
-                data = self._spell_skipped(record) + data
             self._waiting_bytes += len(data)
         self._queue.put(data)
 
@@ -165,15 +166,7 @@ class LogWriter(logging.Handler):
     def _wait_for_file(self, size: int) -> bool:
         # A flood outruns our own thread sooner than a disk: letting go of the interpreter is what
         # it needs.  A disk that hangs is given up on once, and not again before it has moved.
-        if not self._is_file or self._skipped:
-            return False
-        return self._changed.wait_for(lambda: self._has_room(size), FILE_SECONDS)
-
-    def _spell_skipped(self, record: logging.LogRecord) -> bytes:
-        text = f"[LOG] {self._skipped} lines skipped: the output is too slow"
-        self._skipped = 0
-        skipped = logging.LogRecord(record.name, logging.WARNING, "", 0, text, (), None)
-        return f"{self.format(skipped)}\n".encode()
+        return self._is_file and self._changed.wait_for(lambda: self._has_room(size), FILE_SECONDS)
 
     def wait_below(self, waiting_bytes: int) -> None:
         """Block the calling thread, never the event loop's, until at most so much waits."""
@@ -193,6 +186,7 @@ class LogWriter(logging.Handler):
         super().close()
 
     def _write_all(self) -> None:
+        formatter = LineFormatter()  # the thread's own: the other one is in use
         end = False
         while not end:
             # All that waits in one write: the thread gets few turns while the loop is busy.
@@ -205,7 +199,15 @@ class LogWriter(logging.Handler):
             self._write_or_fail(data)
             with self._changed:
                 self._waiting_bytes -= len(data)
+                skipped = 0 if self._waiting_bytes else self._skipped
+                self._skipped -= skipped
                 self._changed.notify_all()
+            if skipped:
+                text = f"[LOG] {skipped} lines skipped: the output is too slow"
+                notice = logging.LogRecord(
+                    self._skipped_name, logging.WARNING, "", 0, text, (), None
+                )
+                self._write_or_fail(f"{formatter.format(notice)}\n".encode())
 
     def _write_or_fail(self, data: bytes) -> None:
         rest = memoryview(data)

@@ -22,7 +22,14 @@ from multichat.room import Member, Receipt, Room, Slow
 from multichat.session import Session
 from multichat.voices import SERVER_NAME, TEXT
 
-__all__ = ["MemberInfo", "Server", "ServerConfig", "ServerStatistics", "serve"]
+__all__ = [
+    "MemberInfo",
+    "Server",
+    "ServerConfig",
+    "ServerStatistics",
+    "serve",
+    "serve_until_signal",
+]
 
 # What an ordinary limit of open files (1,024) allows, give or take the server's own.
 DEFAULT_MAX_CLIENTS = 1024

@@ -26,7 +26,7 @@ __all__ = ["Session"]
 READ_BYTES = 64 * 1024
 
 
-class _Leave(Exception):  # noqa: N818 - not an error: how a conversation ends from within
+class _Leave(Exception):
     """The conversation is over; *reason* is for the log, *last_words* for the client."""
 
     def __init__(self, reason: str = "", last_words: bytes = b"") -> None:
@@ -86,6 +86,8 @@ class Session:
                 nursery.start_soon(self._write)
                 with self._reading:
                     await self._read()
+                if self._mailbox.failure is not None:  # and nothing came after it
+                    self._room.leave(self.member, transport.reason_of(self._mailbox.failure))
                 nursery.cancel_scope.deadline = trio.current_time() + self._grace_seconds
             if self._mailbox.drained:
                 await transport.hang_up(self._stream)

@@ -17,6 +17,7 @@ __all__ = [
     "keep_alive",
     "peer_address",
     "reason_of",
+    "spell_address",
     "unsent_bytes",
 ]
 
@@ -49,7 +50,9 @@ def reason_of(error: BaseException) -> str:
         return _REASONS.get(error.errno) or os.strerror(error.errno).lower()
     if error.__cause__ is not None:
         return reason_of(error.__cause__)
-    return str(error) or type(error).__name__
+    if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
+        return "connection broken"
+    return str(error)
 
 
 def eager_write(stream: trio.abc.Stream) -> Callable[[bytes], int] | None:

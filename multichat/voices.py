@@ -21,14 +21,7 @@ from multichat.messages import (
     Unknown,
 )
 
-__all__ = [
-    "HTTP_ANSWER",
-    "SERVER_NAME",
-    "TEXT",
-    "TextVoice",
-    "looks_like_http",
-    "looks_like_tls",
-]
+__all__ = ["HTTP_ANSWER", "SERVER_NAME", "TEXT", "TextVoice", "looks_like_http", "looks_like_tls"]
 
 SERVER_NAME = "Server"
 _GOODBYE = "goodbye: "

@@ -1,0 +1,53 @@
+"""What is public has no underscore and stands in `__all__`, both ways."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import multichat
+
+PACKAGE = Path(multichat.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_sorted_and_exists(name: str) -> None:
+    module = importlib.import_module(f"multichat.{name}")
+    assert list(module.__all__) == sorted(module.__all__)
+    for public in module.__all__:
+        assert not public.startswith("_")
+        assert hasattr(module, public)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_is_public_stands_in_all(name: str) -> None:
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text("utf-8"))
+    public = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+    }
+    assert public <= set(importlib.import_module(f"multichat.{name}").__all__)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_class_and_function_is_documented(name: str) -> None:
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text("utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in [*tree.body, *(member for each in classes for member in each.body)]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (
+            not node.name.startswith("_")
+        ):
+            assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
+
+
+def test_the_package_exports_what_it_says_and_nothing_else() -> None:
+    assert list(multichat.__all__) == sorted(multichat.__all__)
+    names = {
+        name
+        for name, value in vars(multichat).items()
+        if not name.startswith("_") and type(value).__name__ != "module"
+    }
+    assert names == set(multichat.__all__)

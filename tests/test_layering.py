@@ -1,0 +1,54 @@
+"""The pure modules import nothing that could wait, tell the time or roll dice."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import multichat
+
+PURE = ("errors", "framing", "limits", "messages", "voices")
+ALLOWED = {
+    "collections.abc",
+    "contextlib",
+    "msgspec",
+    "re",
+    "typing",
+    *(f"multichat.{name}" for name in PURE),
+}
+
+PACKAGE = Path(multichat.__file__).parent
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_stay_pure(module: str) -> None:
+    assert imported(PACKAGE / f"{module}.py") <= ALLOWED
+
+
+def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
+    module = tmp_path / "impure.py"
+    module.write_text("def f():\n    from time import monotonic\n", "utf-8")
+    assert imported(module) == {"time"}
+
+
+def test_only_the_command_line_knows_the_command_line() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "cli.py":
+            assert "typer" not in imported(path), path.name
+
+
+def test_modules_stay_small() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text("utf-8").splitlines()) <= 600, path.name

@@ -1,0 +1,238 @@
+"""The log: its letters, and that nothing it meets makes the event loop wait for long."""
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from multichat.log import MAX_WAITING_BYTES, LineFormatter, Lines, Log, LogWriter, open_log
+
+LINE = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[(DEBUG|INFO|WARNING|ERROR)\] "
+    r"\[(server|client)\] \[\w+\] .*"
+)
+
+
+def record(message: object, name: str = "multichat.server") -> logging.LogRecord:
+    made = logging.LogRecord(name, logging.INFO, "", 0, message, (), None)
+    made.created = time.mktime((2025, 1, 15, 10, 30, 45, 0, 0, -1)) + 0.1235
+    return made
+
+
+def test_the_letters_of_the_specification() -> None:
+    format_ = LineFormatter().format
+    start = "2025-01-15 10:30:45.123 [INFO] "
+    assert format_(record(Lines("[STATE] ", ["Client 1 connected"]))) == (
+        start + "[server] [STATE] Client 1 connected"
+    )
+    said = Lines("[RX] [Client 1] ", ["a", "b"], "[BROADCAST] Broadcasting to 2 clients")
+    assert format_(record(said)).split("\n") == [
+        start + "[server] [RX] [Client 1] a",
+        start + "[server] [BROADCAST] Broadcasting to 2 clients",
+        start + "[server] [RX] [Client 1] b",
+        start + "[server] [BROADCAST] Broadcasting to 2 clients",
+    ]
+    assert format_(record(Lines("[TX] ", ["Hello back!"]), "multichat.client")) == (
+        start + "[client] [TX] Hello back!"
+    )
+
+
+def test_times_go_on_with_the_clock() -> None:
+    formatter = LineFormatter()
+    first, second, third = (record("[X] y") for _ in range(3))
+    second.created += 0.001
+    third.created += 1
+    assert [formatter.format(each)[17:23] for each in (first, second, third)] == [
+        "45.123",
+        "45.124",
+        "46.123",
+    ]
+
+
+def test_nothing_ends_a_line_but_us() -> None:
+    text = LineFormatter().format(record("[STATE] Client 1 disconnected (x\n[STATE] forged\x1b)"))
+    assert "\n" not in text
+    assert "␊[STATE] forged␛)" in text
+
+
+def test_other_handlers_get_readable_messages(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "multichat"):
+        Log("server").said("Client 1", ["a"], 2)
+    assert caplog.messages == ["[RX] [Client 1] a\n[BROADCAST] Broadcasting to 2 clients"]
+
+
+def test_levels_are_obeyed(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    with open(os.devnull, "wb") as null, open_log(null.fileno(), level=logging.WARNING, file=file):
+        Log("server").line("STATE", "quiet")
+        Log("server").line("STATE", "loud", logging.WARNING)
+    [line] = file.read_text("utf-8").splitlines()
+    assert line.endswith("[WARNING] [server] [STATE] loud")
+
+
+def test_a_crash_is_one_line_and_its_traceback_is_for_debugging(tmp_path: Path) -> None:
+    for level in (logging.INFO, logging.DEBUG):
+        file = tmp_path / str(level)
+        with open(os.devnull, "wb") as null, open_log(null.fileno(), level=level, file=file):
+            try:
+                raise RuntimeError("boo")
+            except RuntimeError as error:
+                Log("server").crash("a session crashed", error)
+        lines = file.read_text("utf-8").splitlines()
+        assert lines[0].endswith("[ERROR] [server] [STATE] a session crashed: RuntimeError('boo')")
+        assert ("Traceback (most recent call last):" in lines) == (level == logging.DEBUG)
+
+
+def test_the_listeners_own_troubles_are_lines_of_the_log_too(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    with open(os.devnull, "wb") as null, open_log(null.fileno(), file=file):
+        try:
+            raise OSError(24, "Too many open files")
+        except OSError:
+            logging.getLogger("trio.serve_listeners").error("accept failed", exc_info=True)
+    [line] = file.read_text("utf-8").splitlines()
+    assert line.endswith("[ERROR] [server] accept failed")
+
+
+def test_a_log_file_is_appended_to_and_everything_is_undone(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    before = [
+        (logger.handlers[:], logger.level, logger.propagate)
+        for logger in (logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners"))
+    ]
+    read, write = os.pipe()
+    for text in ("first 한국어", "second"):
+        with open_log(write, file=file):
+            Log("server").line("STATE", text)
+    os.close(write)
+    with open(read, encoding="utf-8") as pipe:
+        assert pipe.read() == file.read_text("utf-8")
+    lines = file.read_text("utf-8").splitlines()
+    assert [line.rpartition("] ")[2] for line in lines] == ["first 한국어", "second"]
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert before == [
+        (logger.handlers[:], logger.level, logger.propagate)
+        for logger in (logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners"))
+    ]
+
+
+def test_a_log_file_that_cannot_be_opened_is_an_error_with_its_name(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "log"
+    with pytest.raises(FileNotFoundError) as caught, open_log(1, file=missing):
+        pass
+    assert caught.value.filename == str(missing)
+
+
+class Pipe:
+    """A pipe that nobody reads yet, with a writer on it."""
+
+    def __init__(self) -> None:
+        self.read_fd, self.write_fd = os.pipe()
+        self.writer = LogWriter(self.write_fd)
+        self.writer.start()
+
+    def emit(self, text: str) -> None:
+        self.writer.emit(record(Lines("[X] ", [text])))
+
+    def read_all(self) -> list[str]:
+        """Read to the end, which is there once the writer has closed."""
+        chunks: list[bytes] = []
+
+        def read() -> None:
+            while data := os.read(self.read_fd, 1 << 20):
+                chunks.append(data)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        self.writer.wait_below(0)
+        self.writer.close()
+        os.close(self.write_fd)
+        reader.join()
+        return b"".join(chunks).decode().splitlines()
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    os.close(made.read_fd)
+
+
+def test_a_slow_output_never_blocks_and_says_what_it_skipped(pipe: Pipe) -> None:
+    size, count = 100_000, 200
+    for i in range(count):
+        pipe.emit(f"{i} " + "x" * size)
+        assert pipe.writer.waiting_bytes <= MAX_WAITING_BYTES
+    lines = pipe.read_all()
+    numbers = [int(line.split()[5]) for line in lines if line.endswith("x" * size)]
+    assert numbers == list(range(len(numbers)))
+    skipped = [line for line in lines if "skipped" in line]
+    assert [int(line.split()[5]) for line in skipped] == [count - len(numbers)]
+    assert skipped[0].split("] ", 1)[0].endswith("[WARNING")
+    assert lines[-1] == skipped[0]
+
+
+def test_closing_waits_a_second_for_an_output_that_takes_nothing(pipe: Pipe) -> None:
+    pipe.emit("x" * 1_000_000)
+    started = time.monotonic()
+    pipe.writer.close()
+    assert time.monotonic() - started >= 1.0
+    while os.read(pipe.read_fd, 1 << 20):  # let the thread end
+        if not pipe.writer.waiting_bytes:
+            break
+    os.close(pipe.write_fd)
+
+
+def test_an_output_that_is_gone_costs_its_lines_and_nothing_else(pipe: Pipe) -> None:
+    os.close(pipe.read_fd)
+    pipe.emit("nobody reads this")
+    pipe.writer.wait_below(0)
+    assert isinstance(pipe.writer.failure, BrokenPipeError)
+    pipe.emit("nor this")
+    pipe.writer.wait_below(0)
+    pipe.writer.close()
+    os.close(pipe.write_fd)
+    pipe.read_fd = os.open(os.devnull, os.O_RDONLY)  # for the fixture
+
+
+def test_a_terminal_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe) -> None:
+    os.set_blocking(pipe.write_fd, False)
+    pipe.emit("x" * 1_000_000)
+    [line] = pipe.read_all()
+    assert line.endswith("x" * 1_000_000)
+
+
+def test_the_lines_of_a_file_are_never_skipped(tmp_path: Path) -> None:
+    """However fast they come: the log's own thread is given the time that it needs."""
+    file = tmp_path / "log"
+    text = "x" * 1000
+    texts = [text] * 1000
+    with open(os.devnull, "wb") as null, open_log(null.fileno(), file=file):
+        for _ in range(100):
+            Log("server").lines("RX", texts)
+    lines = file.read_text("utf-8").splitlines()
+    assert len(lines) == 100_000
+    assert all(line.endswith(text) for line in lines)
+
+
+def test_a_file_that_hangs_is_given_up_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("multichat.log.FILE_SECONDS", 0.01)
+    fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer = LogWriter(fd)  # its thread is not started: the disk that hangs
+    data = "x" * 1_000_000
+    for _ in range(20):
+        writer.emit(record(data))
+    assert writer.waiting_bytes <= MAX_WAITING_BYTES
+    writer.start()
+    writer.wait_below(0)
+    writer.emit(record("[X] on again"))
+    writer.close()
+    os.close(fd)
+    lines = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert "12 lines skipped" in lines[-2]
+    assert lines[-1].endswith("on again")

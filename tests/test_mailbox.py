@@ -1,0 +1,191 @@
+"""A mailbox: order, bounds, and who is told when there is room."""
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.mailbox import MAX_WAITING_BYTES, Mailbox, Offer
+from multichat.voices import TEXT
+
+from .test_transport import tcp_pair
+
+
+def mailbox_on(stream: trio.abc.Stream, max_batches: int = 2) -> Mailbox:
+    return Mailbox(stream, max_batches=max_batches, spell_missed=TEXT.spell_missed)
+
+
+async def read_until_eof(stream: trio.abc.Stream) -> bytes:
+    received = bytearray()
+    async for data in stream:
+        received += data
+    return bytes(received)
+
+
+async def test_what_is_offered_is_written_in_order_and_the_last_words_last() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours)
+    assert mailbox.offer(b"a\n") is Offer.QUEUED
+    assert mailbox.offer(b"b\n") is Offer.QUEUED
+    assert mailbox.offer(b"c\n") is Offer.FULL
+    assert mailbox.waiting_bytes == 4
+    mailbox.close(b"bye\n")
+    mailbox.close(b"never\n")
+    assert mailbox.offer(b"d\n") is Offer.CLOSED
+    await mailbox.run()
+    assert mailbox.drained
+    assert mailbox.waiting_bytes == 0
+    await ours.send_eof()
+    assert await read_until_eof(theirs) == b"a\nb\nbye\n"
+
+
+async def test_what_waits_is_joined_into_one_write() -> None:
+    writes: list[bytes] = []
+
+    class Recorder(trio.abc.Stream):
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            await trio.lowlevel.checkpoint()
+            writes.append(bytes(data))
+
+        async def wait_send_all_might_not_block(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+        async def receive_some(self, max_bytes: int | None = None) -> bytes:
+            await trio.sleep_forever()
+
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+    mailbox = mailbox_on(Recorder(), max_batches=64)
+    for i in range(5):
+        mailbox.offer(b"%d\n" % i)
+    mailbox.offer(b"x" * 300_000)
+    mailbox.offer(b"y")
+    mailbox.close()
+    await mailbox.run()
+    # Joined, but not without end: a write that is large enough is not made larger.
+    assert writes == [b"0\n1\n2\n3\n4\n" + b"x" * 300_000, b"y"]
+
+
+async def test_while_nothing_waits_bytes_go_straight_to_the_kernel() -> None:
+    ours, theirs = await tcp_pair()
+    async with ours, theirs:
+        mailbox = mailbox_on(ours)
+        assert mailbox.offer(b"now\n") is Offer.SENT
+        assert mailbox.waiting_bytes == 0
+        assert mailbox.sent_bytes == 4
+        assert await theirs.receive_some(100) == b"now\n"
+
+
+@given(st.lists(st.integers(1, 400_000), max_size=30), st.integers(0, 2**32))
+async def test_bytes_never_overtake_each_other(sizes: list[int], seed: int) -> None:
+    """Offered at once, in part, and by the writer task, in whatever order these take turns."""
+    ours, theirs = await tcp_pair()
+    async with ours, theirs, trio.open_nursery() as nursery:
+        mailbox = mailbox_on(ours, max_batches=4)
+        nursery.start_soon(mailbox.run)
+        sent = bytearray()
+        received = bytearray()
+
+        async def read() -> None:
+            while data := await theirs.receive_some(1 + seed % 200_000):
+                received.extend(data)
+
+        nursery.start_soon(read)
+        for i, size in enumerate(sizes):
+            data = b"%08d" % i + bytes([i % 256]) * size
+            if i % 3:
+                await mailbox.put(data)
+                sent += data
+            elif mailbox.offer(data) is not Offer.FULL:
+                sent += data
+        mailbox.close(b"the end")
+        while not mailbox.drained:
+            await trio.lowlevel.checkpoint()
+        await ours.send_eof()
+    assert received == sent + b"the end"
+
+
+async def test_bytes_are_bounded_but_one_large_message_always_fits() -> None:
+    ours, _ = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours, max_batches=100)
+    assert mailbox.offer(b"x" * (MAX_WAITING_BYTES + 1)) is Offer.QUEUED
+    assert mailbox.offer(b"y") is Offer.FULL
+
+
+async def test_put_waits_for_room_and_cancelled_has_taken_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    mailbox = mailbox_on(ours, max_batches=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mailbox.run)
+        await mailbox.put(b"1")
+        await trio.testing.wait_all_tasks_blocked()
+        await mailbox.put(b"2")
+        with trio.move_on_after(1) as scope:
+            await mailbox.put(b"never")
+        assert scope.cancelled_caught
+        nursery.start_soon(mailbox.put, b"3")
+        await trio.testing.wait_all_tasks_blocked()
+        received = b""
+        while len(received) < 3:
+            received += await theirs.receive_some(10)
+        assert received == b"123"
+        mailbox.close()
+
+
+async def test_put_notices_cancellation_even_where_there_is_room() -> None:
+    ours, _ = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await mailbox.put(b"never")
+    assert scope.cancelled_caught
+    assert mailbox.waiting_bytes == 0
+
+
+async def test_whoever_waits_for_room_is_woken_when_nobody_is_left() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours, max_batches=1)
+    mailbox.offer(b"1")
+    offers: list[Offer] = []
+
+    async def put() -> None:
+        while (offer := await mailbox.put(b"2")) is not Offer.CLOSED:
+            pass
+        offers.append(offer)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put)
+        await trio.testing.wait_all_tasks_blocked()
+        await theirs.aclose()
+        await mailbox.run()
+    assert offers == [Offer.CLOSED]
+    assert isinstance(mailbox.failure, trio.BrokenResourceError)
+    assert not mailbox.drained
+    called: list[bool] = []
+    mailbox.call_when_space(lambda: called.append(True))
+    assert called == [True]
+
+
+async def test_cancelling_the_writer_closes_the_mailbox() -> None:
+    ours, _ = trio.testing.lockstep_stream_pair()
+    mailbox = mailbox_on(ours)
+    mailbox.offer(b"x")
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mailbox.run)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+    assert mailbox.closed
+    assert not mailbox.drained
+    assert mailbox.failure is None
+    assert mailbox.waiting_bytes == 0
+
+
+async def test_the_memory_channel_is_what_the_design_says() -> None:
+    with pytest.raises(ValueError, match="max_buffer_size"):
+        ours, _ = trio.testing.memory_stream_pair()
+        mailbox_on(ours, max_batches=-1)

@@ -1,0 +1,320 @@
+"""The server: its nursery tree, its limits, what the library offers, and how it ends."""
+
+import socket
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+import multichat
+from multichat import (
+    ListenFailed,
+    LocalProtocolError,
+    MemberInfo,
+    Receipt,
+    Server,
+    ServerConfig,
+    Slow,
+    UnknownClient,
+)
+from multichat.testing import ScriptedClient, memory_server
+
+from .conftest import LogRecorder
+
+LOOPBACK = "127.0.0.1"
+
+
+async def settle() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def open_client(port: int, host: str = LOOPBACK) -> ScriptedClient:
+    return ScriptedClient(await trio.open_tcp_stream(host, port))  # type: ignore[arg-type]
+
+
+async def test_broadcast_says_what_became_of_it(log: LogRecorder) -> None:
+    async with memory_server() as network:
+        assert await network.server.broadcast("nobody is here") == Receipt()
+        a, b = [await network.join() for _ in range(2)]
+        receipt = await network.server.broadcast("maintenance at \x1bnoon\nsharp")
+        assert receipt == Receipt(queued=2)
+        assert await a.line() == await b.line() == "[Server] maintenance at ␛noon␊sharp"
+        with pytest.raises(LocalProtocolError, match="an empty message cannot be said"):
+            await network.server.broadcast("\u202e")
+    assert "[INFO] [server] [TX] [Server] maintenance at ␛noon␊sharp" in log.lines
+
+
+@pytest.mark.parametrize("slow", [Slow.DROP, Slow.DISCONNECT, Slow.WAIT])
+async def test_broadcast_counts_who_did_not_get_it(
+    slow: Slow, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with memory_server(ServerConfig(slow=slow, mailbox_batches=1)) as network:
+        await network.join()
+        await network.join(lockstep=True)
+        receipts = []
+        for i in range(3):
+            receipts.append(await network.server.broadcast(str(i)))
+            await settle()
+        assert receipts == [Receipt(queued=2), Receipt(queued=2), Receipt(queued=1, dropped=1)]
+
+
+async def test_over_tcp_a_broadcast_is_delivered_at_once() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(multichat.serve, 0)
+        a = await open_client(server.port)
+        await settle_on(server, 1)
+        assert await server.broadcast("hello") == Receipt(delivered=1)
+        assert await a.line() == "[Server] hello"
+        await a.stream.aclose()
+        server.shutdown()
+
+
+async def settle_on(server: Server, clients: int) -> None:
+    with trio.fail_after(5):
+        while len(server.members) != clients:
+            await trio.sleep(0.005)
+
+
+async def test_kick(log: LogRecorder) -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        network.server.kick(1, "be \x1bnice")
+        assert await a.rest() == ["[Server] goodbye: be ␛nice"]
+        with pytest.raises(UnknownClient, match="no client 1 is connected"):
+            network.server.kick(1)
+        await b.send("/ping")
+        assert await b.line() == "[Server] pong"
+        network.server.kick(2)
+        assert await b.rest() == ["[Server] goodbye: kicked"]
+    assert "[INFO] [server] [STATE] Client 1 disconnected (be ␛nice)" in log.lines
+    assert "[INFO] [server] [STATE] Client 2 disconnected (kicked)" in log.lines
+
+
+async def test_members_and_statistics() -> None:
+    async with memory_server() as network:
+        a, b, c = [await network.join() for _ in range(3)]
+        await b.finish()
+        await settle()
+        await a.send("one", "two")
+        await settle()
+        server = network.server
+        assert server.members == [
+            MemberInfo(client=1, name="Client 1", address="", waiting_bytes=0),
+            MemberInfo(client=3, name="Client 3", address="", waiting_bytes=0),
+        ]
+        statistics = server.statistics()
+        assert (statistics.clients, statistics.clients_ever, statistics.refused) == (2, 3, 0)
+        assert (statistics.messages, statistics.deliveries) == (2, 2)
+        assert (statistics.skipped, statistics.too_slow, statistics.waiting_bytes) == (0, 0, 0)
+
+
+async def test_numbers_are_never_reused() -> None:
+    async with memory_server() as network:
+        for number in range(1, 4):
+            client = await network.join()
+            assert [member.client for member in network.server.members] == [number]
+            await client.finish()
+            await client.rest()
+
+
+async def test_a_full_server_says_so_and_takes_the_next_when_there_is_room(
+    log: LogRecorder,
+) -> None:
+    async with memory_server(ServerConfig(max_clients=1)) as network:
+        a = await network.join()
+        refused = await network.join()
+        assert await refused.rest() == ["[Server] goodbye: the server is full (1 clients)"]
+        await a.finish()
+        await a.rest()
+        b = await network.join()
+        await b.send("/ping")
+        assert await b.line() == "[Server] pong"
+        assert network.server.statistics().refused == 1
+    assert "[INFO] [server] [STATE] Refused a client: the server is full (1 clients)" in log.lines
+
+
+async def test_refusing_someone_who_does_not_listen_costs_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(max_clients=1)) as network:
+        await network.join()
+        await network.join(lockstep=True)  # never reads
+        gone = await network.join(lockstep=True)
+        await gone.stream.aclose()
+        await trio.sleep(10)
+        assert len(network.server.members) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_line_bytes": 0},
+        {"mailbox_batches": 0},
+        {"max_clients": 0},
+        {"patience_seconds": -1.0},
+        {"grace_seconds": float("nan")},
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_an_error(values: dict[str, float]) -> None:
+    [name] = values
+    with pytest.raises(ValueError, match=name):
+        ServerConfig(**values)  # type: ignore[arg-type]
+
+
+# --- Shutdown --------------------------------------------------------------------------------
+
+
+async def test_shutdown_with_all_idle_is_immediate(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server() as network, trio.open_nursery() as nursery:
+        clients = [await network.join() for _ in range(5)]
+        rests: list[list[str]] = []
+
+        async def leave_when_told(client: ScriptedClient) -> None:
+            rests.append(await client.rest())
+            await client.finish()
+
+        for client in clients:
+            nursery.start_soon(leave_when_told, client)
+        started = trio.current_time()
+        await network.server.close()
+        await settle()
+        assert trio.current_time() == started
+        assert rests == [["[Server] goodbye: the server is shutting down"]] * 5
+        assert network.server.members == []
+
+
+async def test_shutdown_with_mailboxes_full_delivers_all_that_was_accepted(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+        sender = await network.join()
+        slow = await network.join(lockstep=True)
+        for i in range(3):  # the last of them is being waited for when the end comes
+            await sender.send(str(i))
+            await settle()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(network.server.close)
+            await settle()
+            await trio.sleep(1)
+            assert await slow.rest() == [
+                "[Client 1] 0",
+                "[Client 1] 1",
+                "[Client 1] 2",
+                "[Server] goodbye: the server is shutting down",
+            ]
+
+
+async def test_nobody_joins_a_server_that_is_closing() -> None:
+    async with memory_server() as network:
+        await network.server.close()
+        late = await network.join()
+        assert await late.rest() == ["[Server] goodbye: the server is shutting down"]
+
+
+async def test_shutdown_ends_serve_and_frees_the_port(log: LogRecorder) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
+        port = server.port
+        client = await open_client(port)
+        await settle_on(server, 1)
+        server.shutdown()
+        server.shutdown()
+        assert server.shutting_down
+        assert await client.rest() == ["[Server] goodbye: the server is shutting down"]
+        await client.stream.aclose()
+    assert log.lines[0] == f"[INFO] [server] [start] Starting multi-chat server on port {port}"
+    assert log.lines[1] == f"[INFO] [server] [start] Listening on {LOOPBACK}:{port}"
+    assert log.lines[-1].startswith("[INFO] [server] [STATE] Client 1 disconnected")
+    with pytest.raises(OSError, match="attempts to connect"):
+        await open_client(port)
+
+
+async def test_shutdown_ends_within_the_grace_period_whatever_clients_do(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1, grace_seconds=3)) as network:
+        sender = await network.join()
+        await network.join(lockstep=True)
+        for i in range(2):
+            await sender.send(str(i))
+            await settle()
+        await network.server.close()
+        await trio.sleep(3.1)
+        assert await sender.rest() == ["[Server] goodbye: the server is shutting down"]
+
+
+async def test_cancelling_serve_ends_it_at_once() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(multichat.serve, 0)
+        client = await open_client(server.port)
+        await settle_on(server, 1)
+        nursery.cancel_scope.cancel(reason="the test says so")
+    assert server.members == []
+    assert await client.rest() == []
+    await client.stream.aclose()
+
+
+# --- Listening -------------------------------------------------------------------------------
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+async def test_it_listens_on_every_interface_ipv4_and_ipv6_with_one_port() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(multichat.serve, 0)
+        port = server.port
+        expected = [f"0.0.0.0:{port}", f"[::]:{port}"] if has_ipv6() else [f"0.0.0.0:{port}"]
+        assert server.addresses == expected
+        for host in (LOOPBACK, "::1")[: len(expected)]:
+            client = await open_client(port, host)
+            await client.send("/ping")
+            assert await client.line() == "[Server] pong"
+            await client.stream.aclose()
+        server.shutdown()
+
+
+async def test_several_hosts_share_a_port() -> None:
+    async with trio.open_nursery() as nursery:
+        hosts = [LOOPBACK, "127.0.0.2"]
+        server = await nursery.start(partial(multichat.serve, 0, host=hosts))
+        assert server.addresses == [f"{host}:{server.port}" for host in hosts]
+        server.shutdown()
+
+
+async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
+        message = f"cannot listen on {LOOPBACK} port {server.port}: address already in use"
+        with pytest.raises(ListenFailed, match=message):
+            await multichat.serve(server.port, host=LOOPBACK)
+        server.shutdown()
+
+
+async def test_a_host_that_is_none_of_ours_is_an_error_of_ours() -> None:
+    with pytest.raises(ListenFailed, match=r"cannot listen on 192\.0\.2\.1 port 0: cannot assign"):
+        await multichat.serve(0, host="192.0.2.1")
+
+
+async def test_it_lives_on_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_tcp = trio.serve_tcp
+
+    async def without_ipv6(*args: object, host: str, **kwargs: object) -> None:
+        if host == "::":
+            raise OSError(97, "Address family not supported by protocol")
+        await serve_tcp(*args, host=host, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(trio, "serve_tcp", without_ipv6)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(multichat.serve, 0)
+        assert server.addresses == [f"0.0.0.0:{server.port}"]
+        server.shutdown()

@@ -1,0 +1,163 @@
+"""What only sockets can do, on real sockets."""
+
+import errno
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from multichat import transport
+
+LOOPBACK = "127.0.0.1"
+
+
+async def tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        ours = await trio.open_tcp_stream(LOOPBACK, listener.socket.getsockname()[1])
+        return ours, await listener.accept()
+
+
+async def test_an_eager_write_takes_what_fits_and_never_waits() -> None:
+    ours, theirs = await tcp_pair()
+    async with ours, theirs:
+        write_now = transport.eager_write(ours)
+        assert write_now is not None
+        assert write_now(b"hello\n") == 6
+        assert await theirs.receive_some(100) == b"hello\n"
+        block = b"x" * 1_000_000
+        taken = 0
+        while count := write_now(block):
+            taken += count
+        assert taken > 0
+        assert write_now(block) == 0
+        received = 0
+        while received < taken:
+            received += len(await theirs.receive_some(1_000_000))
+        assert received == taken
+
+
+async def test_an_eager_write_to_a_broken_or_closed_connection_takes_nothing() -> None:
+    ours, theirs = await tcp_pair()
+    write_now = transport.eager_write(ours)
+    assert write_now is not None
+    async with ours:
+        await theirs.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await ours.send_all(b"x")
+        assert write_now(b"x") == 0
+    assert write_now(b"x") == 0  # and not to whoever has the number now
+
+
+async def test_other_streams_have_no_eager_write() -> None:
+    ours, _ = trio.testing.memory_stream_pair()
+    assert transport.eager_write(ours) is None
+    assert transport.unsent_bytes(ours) == 0
+    assert transport.peer_address(ours) == ""
+    transport.keep_alive(ours)  # does nothing, quietly
+
+
+async def test_the_address_of_a_peer_is_taken_while_there_is_one() -> None:
+    ours, theirs = await tcp_pair()
+    port = ours.socket.getsockname()[1]
+    assert transport.peer_address(theirs) == f"{LOOPBACK}:{port}"
+    await ours.aclose()
+    await theirs.aclose()
+    assert transport.peer_address(theirs) == ""
+    transport.keep_alive(theirs)
+
+
+async def test_a_dead_peer_will_be_noticed() -> None:
+    ours, theirs = await tcp_pair()
+    async with ours, theirs:
+        transport.keep_alive(ours)
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+async def test_unsent_bytes_are_what_the_peer_has_not_acknowledged() -> None:
+    ours, theirs = await tcp_pair()
+    async with theirs:
+        write_now = transport.eager_write(ours)
+        assert write_now is not None
+        while write_now(b"x" * 1_000_000):
+            pass
+        assert transport.unsent_bytes(ours) > 0
+        await ours.aclose()
+        assert transport.unsent_bytes(ours) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled"),
+    [
+        (("127.0.0.1", 9000), "127.0.0.1:9000"),
+        (("::1", 9000, 0, 0), "[::1]:9000"),
+        ("/run/chat.sock", "/run/chat.sock"),
+    ],
+)
+def test_addresses_are_spelled_as_people_write_them(name: object, spelled: str) -> None:
+    assert transport.spell_address(name) == spelled
+
+
+def broken(cause: BaseException) -> trio.BrokenResourceError:
+    error = trio.BrokenResourceError()
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ECONNREFUSED, "?"), "connection refused"),
+        (OSError(errno.ECONNRESET, "?"), "connection reset"),
+        (broken(OSError(errno.EPIPE, "?")), "connection reset"),
+        (broken(OSError(errno.ETIMEDOUT, "?")), "connection timed out"),
+        (socket.gaierror(-2, "Name or service not known"), "name or service not known"),
+        (ValueError("a label is too long"), "a label is too long"),
+        (trio.BrokenResourceError(), "connection broken"),
+        (
+            ExceptionGroup(
+                "all", [OSError(errno.ECONNREFUSED, "::1"), OSError(errno.ECONNREFUSED, "127")]
+            ),
+            "connection refused",
+        ),
+        (
+            ExceptionGroup(
+                "all", [OSError(errno.ECONNREFUSED, ""), OSError(errno.ENETUNREACH, "")]
+            ),
+            "connection refused, network is unreachable",
+        ),
+    ],
+)
+def test_reasons_are_a_few_words_of_the_system(error: BaseException, reason: str) -> None:
+    assert transport.reason_of(error) == reason
+
+
+async def test_hanging_up_lets_the_peer_read_everything() -> None:
+    ours, theirs = await tcp_pair()
+    async with theirs, trio.open_nursery() as nursery:
+        await theirs.send_all(b"unread" * 1000)  # closing over this would be a reset
+        await ours.send_all(b"last words\n")
+        nursery.start_soon(transport.hang_up, ours)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await theirs.receive_some(100) == b"last words\n"
+        assert await theirs.receive_some(100) == b""
+
+
+async def test_hanging_up_on_someone_who_stays_takes_a_second(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    started = trio.current_time()
+    await transport.hang_up(ours)
+    assert trio.current_time() - started == transport.LINGER_SECONDS
+    with pytest.raises(trio.BrokenResourceError):
+        await theirs.send_all(b"x")
+
+
+async def test_hanging_up_on_someone_who_has_gone_is_no_error() -> None:
+    ours, theirs = await tcp_pair()
+    await ours.aclose()
+    await transport.hang_up(ours)
+    await theirs.aclose()
