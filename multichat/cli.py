@@ -22,7 +22,6 @@ from multichat.errors import MultichatError
 from multichat.log import open_log
 from multichat.room import Slow
 from multichat.server import ServerConfig, serve_until_signal
-from multichat.transport import reason_of
 
 __all__ = ["LogLevel", "client_main", "connect", "main", "serve", "server_main"]
 
@@ -162,7 +161,8 @@ def _one_line_errors() -> Iterator[None]:
     except MultichatError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{error.filename or 'standard output'}: {reason_of(error)}"
+        # The one file without a name is what the log goes to.
+        reason = f"{error.filename or 'standard output'}: {(error.strerror or str(error)).lower()}"
     else:
         return
     typer.echo(f"multichat: {reason}", err=True)

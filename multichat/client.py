@@ -147,7 +147,7 @@ class Chat:
                 await self._receiving_over.wait()
             if self.moved_bytes == moved:
                 self._receiving.cancel(reason="the other side has gone silent")
-        if self._reset or not self._outbox.drained:
+        if not self._outbox.drained or (self._reset and self._outbox.sent_bytes):
             raise self._connection_lost()
 
     def _connection_lost(self) -> ConnectionLost:

@@ -125,8 +125,9 @@ class LogWriter(logging.Handler):
     """Writes records to file descriptor *fd* from a thread, which `emit` does not wait for.
 
     Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
-    skipped as soon as there is room.  A regular file is given `FILE_SECONDS` first.  A descriptor that cannot be written to any more (a closed
-    pipe, a full disk) costs its lines and nothing else; `failure` says why.
+    skipped as soon as there is room; a regular file is given `FILE_SECONDS` first.  A descriptor
+    that cannot be written to any more (a closed pipe, a full disk) costs its lines and nothing
+    else; `failure` says why.
 
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """

@@ -10,11 +10,9 @@ from hypothesis import HealthCheck, settings
 from multichat.log import LineFormatter
 
 # A hanging test is a bug with a traceback, not a build that never ends.
-TEST_SECONDS = 120
+TEST_SECONDS = 300
 
-settings.register_profile(
-    "multichat", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("multichat", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("multichat")
 
 

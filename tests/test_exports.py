@@ -11,6 +11,7 @@ import multichat
 PACKAGE = Path(multichat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
+
 @pytest.mark.parametrize("name", MODULES)
 def test_all_is_sorted_and_exists(name: str) -> None:
     module = importlib.import_module(f"multichat.{name}")

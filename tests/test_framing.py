@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -32,7 +33,7 @@ def decode(chunks: list[bytes], limit: int = LIMIT) -> list[str]:
 
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(c % (len(data) + 1) for c in cuts)})
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 # Bytes that matter to the decoder, more often than chance would have them.
@@ -66,9 +67,7 @@ def test_lines_do_not_depend_on_how_tcp_cut_the_bytes(data: bytes, cuts: list[in
     st.sampled_from(["\n", "\r\n"]),
     st.lists(st.integers(min_value=0)),
 )
-def test_ordinary_text_comes_back_as_it_was(
-    lines: list[str], ending: str, cuts: list[int]
-) -> None:
+def test_ordinary_text_comes_back_as_it_was(lines: list[str], ending: str, cuts: list[int]) -> None:
     data = "".join(line + ending for line in lines).encode()
     assert decode(cut(data, cuts), limit=10_000) == lines
 
@@ -131,7 +130,10 @@ def test_every_character_of_unicode_is_either_kept_or_made_harmless() -> None:
         (b" \n", [" "]),
         (b"\x00\x01\x07\x1b[31m\x7f\n", ["␀␁␇␛[31m␡"]),
         (b"\x9b31m\xc2\x9b\n", ["\ufffd31m\ufffd"]),
-        ("naïve Ελλάδα 한국어 👩\u200d👩\u200d👧\n".encode(), ["naïve Ελλάδα 한국어 👩\u200d👩\u200d👧"]),
+        (
+            "naïve Ελλάδα 한국어 👩\u200d👩\u200d👧\n".encode(),
+            ["naïve Ελλάδα 한국어 👩\u200d👩\u200d👧"],
+        ),
         ("a\u2028b\u2029c\u202ed\u2066e\n".encode(), ["a b cde"]),
         ("\u202e\u2069\n".encode(), []),  # nothing is left of it
         (b"\xe2\x82\nnext\n", ["\ufffd", "next"]),  # a character cut off by the line's end

@@ -8,6 +8,7 @@ import trio.testing
 
 from multichat import ServerConfig
 from multichat.testing import ScriptedClient, memory_server
+from multichat.voices import TEXT
 
 from .conftest import LogRecorder
 
@@ -99,8 +100,7 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
         await a.send("/ping", "one", "/nick bob", "//usr is full", "/ping 7")
         assert await a.lines(3) == [
             "[Server] pong",
-            "[Server] unknown command /nick; /help lists them; "
-            "start with // to say a line that starts with /",
+            TEXT.spell_unknown("/nick").decode().rstrip("\n"),
             "[Server] pong 7",
         ]
         assert await b.lines(2) == ["[Client 1] one", "[Client 1] /usr is full"]

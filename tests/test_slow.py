@@ -163,9 +163,7 @@ async def test_a_slow_reader_that_floods_others_is_still_a_slow_reader(
         await trio.sleep(2.5)
         assert trio.current_time() - started < 3
         assert "[INFO] [server] [STATE] Client 2 disconnected (too slow)" in log.lines
-    assert [line for line in received if "pong" in line] == [
-        f"[Server] pong {i}" for i in range(5)
-    ]
+    assert [line for line in received if "pong" in line] == [f"[Server] pong {i}" for i in range(5)]
 
 
 async def test_drop_skips_and_says_how_much_in_its_place(

@@ -1,0 +1,139 @@
+"""Real commands in real processes, for the end-to-end tests."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+import trio
+
+LOOPBACK = "127.0.0.1"
+BIN = Path(sys.executable).parent
+MULTICHAT = str(BIN / "multichat")
+
+# Generous: these machines are shared.  Nothing waits that long unless something is wrong.
+WAIT_SECONDS = 30
+
+
+def program(name: str) -> str:
+    """Return the path of *name*; without it the test is skipped, and fails under CI."""
+    path = shutil.which(name)
+    if path is None:
+        message = f"{name} is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+class Command:
+    """A process whose output goes to files, ended by its own process id at the latest on exit."""
+
+    def __init__(self, folder: Path, *argv: str, stdin: int | None = None) -> None:
+        self.argv = argv
+        number = len(list(folder.glob("*.out")))
+        self._out = folder / f"{number}.out"
+        self._err = folder / f"{number}.err"
+        self._out.touch()
+        self._err.touch()
+        self._stdin = subprocess.PIPE if stdin is None else stdin
+
+    async def __aenter__(self) -> "Command":
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MULTICHAT_")}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(
+                self.argv, stdin=self._stdin, stdout=out, stderr=err, env=environment, bufsize=0
+            )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text("utf-8", "replace")
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text("utf-8", "replace")
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of output so far, log lines without their time."""
+        return [re.sub(r"^\d{4}-\S+ \S+ ", "", line) for line in self.out.splitlines()]
+
+    async def wait_for(self, text: str, count: int = 1) -> None:
+        """Wait until *text* stands *count* times in the output."""
+        with trio.move_on_after(WAIT_SECONDS):
+            while self.out.count(text) < count:
+                await trio.sleep(0.01)
+            return
+        pytest.fail(f"{self.argv} never printed {text!r}, but {self.out!r} {self.err!r}")
+
+    async def type(self, text: str) -> None:
+        """Write *text* to its standard input."""
+        assert self.process.stdin is not None
+        await trio.to_thread.run_sync(self.process.stdin.write, text.encode())
+
+    def end_input(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Wait until it ends by itself; return its exit status."""
+        with trio.move_on_after(WAIT_SECONDS):
+            while self.process.poll() is None:
+                await trio.sleep(0.01)
+            return self.process.returncode
+        pytest.fail(f"{self.argv} never ended: {self.out!r} {self.err!r}")
+
+
+class ServerCommand(Command):
+    """`multichat serve` on a port that the system chose."""
+
+    port = 0
+
+    async def __aenter__(self) -> "ServerCommand":
+        await super().__aenter__()
+        await self.wait_for("Listening on")
+        found = re.search(r"server on port (\d+)", self.out)
+        assert found
+        self.port = int(found[1])
+        return self
+
+
+def serve(folder: Path, *options: str) -> ServerCommand:
+    return ServerCommand(folder, MULTICHAT, "serve", "0", "--host", LOOPBACK, *options)
+
+
+def connect(folder: Path, server: ServerCommand, *options: str) -> Command:
+    return Command(folder, MULTICHAT, "connect", LOOPBACK, str(server.port), *options)
+
+
+@asynccontextmanager
+async def tcp(server: ServerCommand) -> AsyncIterator[trio.SocketStream]:
+    """A bare connection to *server*."""
+    stream = await trio.open_tcp_stream(LOOPBACK, server.port)
+    try:
+        yield stream
+    finally:
+        await trio.aclose_forcefully(stream)

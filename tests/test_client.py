@@ -1,0 +1,276 @@
+"""The library's client, over memory streams and against servers that are not ours."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+import multichat
+from multichat import (
+    Chat,
+    ConnectFailed,
+    ConnectionLost,
+    Goodbye,
+    LocalProtocolError,
+    Notice,
+    Said,
+    open_chat,
+)
+from multichat.client import FINISH_SECONDS
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
+
+LOOPBACK = "127.0.0.1"
+
+
+@asynccontextmanager
+async def chat_on(network: MemoryServer) -> AsyncIterator[Chat]:
+    ours, theirs = trio.testing.memory_stream_pair()
+    network.accept(theirs)
+    async with open_chat(ours) as chat:
+        await trio.testing.wait_all_tasks_blocked()
+        yield chat
+
+
+@asynccontextmanager
+async def foreign_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
+    """A chat with something that is no server of ours, and its far end."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with open_chat(ours) as chat:
+        yield chat, ScriptedClient(theirs)
+
+
+async def test_saying_and_hearing() -> None:
+    async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
+        await a.say("Hello everyone!")
+        await a.say("/usr is full")
+        await a.say("two\nlines \x1b[2J")
+        assert await anext(b) == Said("Client 1", "Hello everyone!")
+        assert await anext(b) == Said("Client 1", "/usr is full")
+        assert await anext(b) == Said("Client 1", "two␊lines ␛[2J")
+
+
+async def test_lines_are_sent_as_typed() -> None:
+    async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
+        await a.send(["//usr", "/ping"])
+        assert await anext(b) == Said("Client 1", "/usr")
+        assert await anext(a) == Notice("pong")
+
+
+async def test_an_empty_message_cannot_be_said(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with foreign_server() as (chat, _):
+        with pytest.raises(LocalProtocolError, match="an empty message cannot be said"):
+            await chat.say("\u202e")
+
+
+async def test_events_of_one_read_come_together_or_one_by_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with foreign_server() as (chat, server):
+        await server.send("[Client 2] a", "b", "[Server] c")
+        assert await anext(chat) == Said("Client 2", "a")
+        assert await chat.receive() == [Said("", "b"), Notice("c")]
+        await server.send("d")
+        assert await chat.receive() == [Said("", "d")]
+
+
+async def test_iteration_ends_with_the_servers_goodbye() -> None:
+    async with memory_server() as network, chat_on(network) as chat:
+        network.server.kick(1, "enough")
+        assert [event async for event in chat] == [Goodbye("enough")]
+        assert chat.goodbye == "enough"
+        assert [event async for event in chat] == []
+        with pytest.raises(StopAsyncIteration):
+            await anext(chat)
+
+
+async def test_a_server_that_closes_without_a_goodbye_is_lost() -> None:
+    async with foreign_server() as (chat, server):
+        await server.send("last words")
+        await server.finish()
+        assert await anext(chat) == Said("", "last words")
+        with pytest.raises(ConnectionLost, match="the server closed the connection"):
+            await anext(chat)
+
+
+async def test_a_connection_that_breaks_is_lost_for_both_directions() -> None:
+    lost = "connection lost: connection broken"
+    with pytest.raises(ConnectionLost, match=lost):
+        async with foreign_server() as (chat, server):
+            await server.stream.aclose()
+            with pytest.raises(ConnectionLost, match="the server closed the connection"):
+                await anext(chat)
+            while True:
+                await chat.say("anybody?")
+
+
+async def test_leaving_finishes_what_was_said() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    async with trio.open_nursery() as nursery:
+
+        async def visit() -> None:
+            async with open_chat(ours) as chat:
+                for i in range(100):
+                    await chat.say(str(i))
+
+        nursery.start_soon(visit)
+        assert await server.rest() == [str(i) for i in range(100)]
+        await server.finish()
+
+
+async def test_leaving_a_server_that_stays_silent_takes_two_seconds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    started = trio.current_time()
+    async with foreign_server() as (chat, _):
+        await chat.say("hello")
+    assert trio.current_time() - started == FINISH_SECONDS
+
+
+async def test_leaving_goes_on_reading_while_something_comes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    started = trio.current_time()
+    received: list[str] = []
+    async with trio.open_nursery() as nursery, foreign_server() as (chat, server):
+
+        async def talk_on() -> None:
+            for i in range(5):
+                await trio.sleep(1.5)
+                await server.send(str(i))
+            await server.finish()
+
+        async def listen() -> None:
+            received.extend([chat_event.text async for chat_event in chat])  # type: ignore[union-attr]
+
+        nursery.start_soon(talk_on)
+        nursery.start_soon(listen)
+        await chat.finish()
+    assert received == [str(i) for i in range(5)]
+    assert trio.current_time() - started == 7.5
+
+
+async def test_what_was_said_and_could_not_be_sent_is_an_error() -> None:
+    with pytest.raises(ConnectionLost):
+        async with foreign_server() as (chat, server):
+            await server.stream.aclose()
+            await chat.say("never arrives")
+
+
+async def test_an_exception_leaves_the_block_as_itself() -> None:
+    with pytest.raises(KeyError) as caught:
+        async with foreign_server() as (chat, _):
+            raise KeyError("mine") from ValueError("because")
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def test_several_exceptions_stay_a_group() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with foreign_server():
+            raise ExceptionGroup("two", [KeyError(), ValueError()])
+    assert pytest.RaisesGroup(KeyError, ValueError).matches(caught.value)
+
+
+async def test_cancelling_leaves_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    with trio.move_on_after(1) as scope:
+        async with foreign_server() as (chat, _):
+            await anext(chat)
+    assert scope.cancelled_caught
+    assert trio.current_time() - scope.deadline == 0
+
+
+async def test_events_are_taken_in_while_a_say_waits(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A bot that answers under a flood: nobody reads while it says, and nothing locks up."""
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    server = ScriptedClient(theirs)
+    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
+
+        async def answer_everything() -> None:
+            for _ in range(200):
+                event = await anext(chat)
+                assert isinstance(event, Said)
+                await chat.say(f"re: {event.text}")
+
+        nursery.start_soon(answer_everything)
+        for i in range(200):  # the server writes all of it before it reads anything
+            await server.send(str(i))
+        assert await server.lines(200) == [f"re: {i}" for i in range(200)]
+        nursery.start_soon(server.rest)
+        nursery.start_soon(server.finish)
+        await chat.finish()
+
+
+async def test_what_waits_to_be_heard_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    sent = 0
+    async with open_chat(ours):
+        with trio.move_on_after(1):
+            while True:
+                await theirs.send_all(b"x\n")
+                sent += 1
+        assert 256 <= sent <= 260
+        await theirs.aclose()
+
+
+async def test_lines_of_a_server_are_clean_and_may_be_long(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with foreign_server() as (chat, server):
+        text = "x" * 900_000
+        await server.stream.send_all(f"[Client 1] \x1b]52;c;{text}\n".encode())
+        assert await anext(chat) == Said("Client 1", f"␛]52;c;{text}")
+        await server.send("y" * 1_100_000)
+        assert await anext(chat) == Notice("the line was longer than 1048576 bytes and was dropped")
+
+
+async def test_connect_over_tcp() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
+        async with (
+            multichat.connect(LOOPBACK, server.port) as a,
+            multichat.connect(LOOPBACK, server.port) as b,
+        ):
+            while len(server.members) < 2:
+                await trio.sleep(0.005)
+            await a.say("hello")
+            assert await anext(b) == Said("Client 1", "hello")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        (LOOPBACK, "connection refused"),
+        ("localhost", "connection refused"),
+        ("no-such-host.invalid", "name or service not known"),
+        ("x" * 70, "label"),
+    ],
+)
+async def test_who_cannot_be_reached_is_an_error_of_ours(host: str, reason: str) -> None:
+    with trio.socket.socket() as unused:  # bound, but not listening
+        await unused.bind((LOOPBACK, 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(
+            ConnectFailed, match=f"cannot connect to {host} port {port}: .*{reason}"
+        ):
+            async with multichat.connect(host, port):
+                pass
+
+
+async def test_who_does_not_answer_is_given_up_on(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(host: str, port: int) -> trio.SocketStream:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", never)
+    with pytest.raises(ConnectFailed, match="no answer in 30 s"):
+        async with multichat.connect("192.0.2.1", 9000):
+            pass

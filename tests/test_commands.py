@@ -1,0 +1,579 @@
+"""End to end: the installed commands, in processes, over real sockets."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from .processes import (
+    BIN,
+    LOOPBACK,
+    MULTICHAT,
+    Command,
+    ServerCommand,
+    connect,
+    program,
+    serve,
+    tcp,
+)
+
+GOODBYE = "[Server] goodbye: the server is shutting down"
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+async def stop(server: ServerCommand, number: signal.Signals = signal.SIGINT) -> None:
+    server.signal(number)
+    assert await server.wait() == 0
+    assert server.err == ""
+
+
+# --- The specification -----------------------------------------------------------------------
+
+
+async def test_the_specification_letter_for_letter(tmp_path: Path) -> None:
+    """Its sample output, by its own commands; only the port and the time are others."""
+    port = unused_port()
+    address = f"{LOOPBACK}:{port}"
+    async with ServerCommand(tmp_path, str(BIN / "multi_chat_tcp_server"), str(port)) as server:
+        client = Command(tmp_path, str(BIN / "multi_chat_tcp_client"), LOOPBACK, str(port))
+        async with (
+            Command(tmp_path, program("nc"), LOOPBACK, str(port)) as first,
+            client as second,
+        ):
+            await server.wait_for("Client 1 connected")
+            await second.wait_for("Connected")
+            await server.wait_for("Client 2 connected")
+            await first.type("Hello everyone!\n")
+            await second.wait_for("Hello everyone!")
+            await second.type("Hello back!\n")
+            await second.wait_for("Hello back!")
+            await server.wait_for("Hello back!")
+            first.process.kill()
+            await server.wait_for("Client 1 disconnected")
+            await stop(server)
+            assert await second.wait() == 0
+    assert [line for line in server.lines if "Listening" not in line] == [
+        f"[INFO] [server] [start] Starting multi-chat server on port {port}",
+        "[INFO] [server] [STATE] Client 1 connected",
+        "[INFO] [server] [STATE] Client 2 connected",
+        "[INFO] [server] [RX] [Client 1] Hello everyone!",
+        "[INFO] [server] [BROADCAST] Broadcasting to 2 clients",
+        "[INFO] [server] [RX] [Client 2] Hello back!",
+        "[INFO] [server] [BROADCAST] Broadcasting to 2 clients",
+        "[INFO] [server] [STATE] Client 1 disconnected",
+        "[INFO] [server] [stop] Shutting down multi-chat server",
+        "[INFO] [server] [STATE] Client 2 disconnected (the server is shutting down)",
+    ]
+    assert second.lines == [
+        f"[INFO] [client] [start] Connecting to {address}",
+        "[INFO] [client] [STATE] Connected",
+        "[INFO] [client] [RX] [Client 1] Hello everyone!",
+        "[INFO] [client] [TX] Hello back!",
+        f"[INFO] [client] [RX] {GOODBYE}",
+        "[INFO] [client] [STATE] Disconnected",
+    ]
+    for line in (server.out + second.out).splitlines():
+        assert re.fullmatch(
+            r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[INFO\] \[(server|client)\] \[\w+\] .+", line
+        )
+
+
+async def test_the_default_port_is_the_specifications(tmp_path: Path) -> None:
+    shown = subprocess.run([MULTICHAT, "serve", "--help"], capture_output=True, text=True)
+    assert "[default: 9000]" in shown.stdout
+
+
+async def test_the_server_listens_on_ipv6_too(tmp_path: Path) -> None:
+    async with ServerCommand(tmp_path, MULTICHAT, "serve", "0") as server:
+        assert f"[INFO] [server] [start] Listening on 0.0.0.0:{server.port}" in server.lines
+        assert f"[INFO] [server] [start] Listening on [::]:{server.port}" in server.lines
+        async with (
+            Command(tmp_path, MULTICHAT, "connect", "::1", str(server.port)) as six,
+            connect(tmp_path, server) as four,
+        ):
+            await server.wait_for("Client 2 connected")
+            await six.type("from six\n")
+            await four.wait_for("from six")
+            assert six.lines[0] == f"[INFO] [client] [start] Connecting to [::1]:{server.port}"
+            await stop(server)
+
+
+# --- Other programs --------------------------------------------------------------------------
+
+
+async def test_nc_is_a_full_client(tmp_path: Path) -> None:
+    nc = program("nc")
+    async with (
+        serve(tmp_path) as server,
+        Command(tmp_path, nc, LOOPBACK, str(server.port)) as a,
+        Command(tmp_path, nc, "-N", LOOPBACK, str(server.port)) as b,
+    ):
+        await server.wait_for("Client 2 connected")
+        await a.type("Γειά σου 👋\n")
+        await b.wait_for("Γειά σου 👋\n")
+        assert re.fullmatch(r"\[Client [12]\] Γειά σου 👋\n", b.out)
+        await b.type("bye")
+        b.end_input()  # half-closes, so it leaves; what it said last is a line all the same
+        assert await b.wait() == 0
+        await a.wait_for("bye\n")
+        a.end_input()  # does not half-close, so it stays
+        async with connect(tmp_path, server) as c:
+            await c.type("still there?\n")
+            await a.wait_for("still there?\n")
+        await stop(server)
+        await a.wait_for(GOODBYE)
+
+
+async def test_connect_works_with_nc_listening(tmp_path: Path) -> None:
+    port = unused_port()
+    async with Command(tmp_path, program("nc"), "-l", LOOPBACK, str(port)) as nc:
+        await _until_listening(nc, port)
+        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
+            await client.wait_for("Connected")
+            await client.type("hello, nc\n")
+            await nc.wait_for("hello, nc\n")
+            await nc.type("hello, \x1bclient\n")
+            await client.wait_for("[client] [RX] hello, ␛client\n")
+            client.end_input()  # nc does not close: it is given two seconds
+            assert await client.wait() == 0
+
+
+async def _until_listening(command: Command, port: int) -> None:
+    """Wait until *port* is taken, without connecting: some listen only once."""
+    while True:
+        assert command.process.poll() is None
+        listening = await trio.run_process(["ss", "-Hltn", f"sport = :{port}"], capture_stdout=True)
+        if listening.stdout:
+            return
+        await trio.sleep(0.02)
+
+
+async def test_connect_works_with_ncat_chat(tmp_path: Path) -> None:
+    port = unused_port()
+    ncat = Command(tmp_path, program("ncat"), "-l", LOOPBACK, str(port), "--chat")
+    async with ncat:
+        await _until_listening(ncat, port)
+        async with (
+            Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as a,
+            Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as b,
+        ):
+            await a.wait_for("Connected")
+            await b.wait_for("Connected")
+            await b.wait_for("<announce>")
+            await a.type("hello, ncat\n")
+            await b.wait_for("> hello, ncat\n")
+
+
+async def test_a_listener_that_has_nothing_to_say_hears_everything(tmp_path: Path) -> None:
+    """`ncat -l </dev/null` closes its side at once, and still reads."""
+    port = unused_port()
+    ncat = Command(tmp_path, program("ncat"), "-l", LOOPBACK, str(port), stdin=subprocess.DEVNULL)
+    async with ncat:
+        await _until_listening(ncat, port)
+        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
+            await client.type("one\ntwo\n")
+            client.end_input()
+            assert await client.wait() == 0
+        await ncat.wait_for("one\ntwo\n")
+
+
+# --- The client ------------------------------------------------------------------------------
+
+
+async def test_a_pipe_says_everything_and_leaves(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server, "--listen") as listener:
+        await server.wait_for("Client 1 connected")
+        async with connect(tmp_path, server) as client:
+            await client.type("done\nno line end")
+            client.end_input()
+            assert await client.wait() == 0
+            assert client.lines[2:] == [
+                "[INFO] [client] [TX] done",
+                "[INFO] [client] [TX] no line end",
+                "[INFO] [client] [STATE] Disconnected",
+            ]
+        await listener.wait_for("[RX] [Client 2] done")
+        await listener.wait_for("[RX] [Client 2] no line end")
+        await stop(server)
+        assert await listener.wait() == 0
+
+
+async def test_a_hundred_thousand_lines_arrive_whole_and_in_order(tmp_path: Path) -> None:
+    """At three receivers; one of them takes a while before it reads at all, and then little."""
+    count = 100_000
+    expected = b"".join(b"[Client 4] line %d\n" % i for i in range(count))
+    received = [bytearray() for _ in range(3)]
+
+    async def receive(stream: trio.SocketStream, into: bytearray, pause: float) -> None:
+        await trio.sleep(pause * 100)
+        while len(into) < len(expected):
+            data = await stream.receive_some(16 * 1024 if pause else 1 << 20)
+            assert data, into[-200:]
+            into += data
+            await trio.sleep(pause)
+
+    async with serve(tmp_path, "--log-file", str(tmp_path / "log")) as server:
+        async with (
+            tcp(server) as a,
+            tcp(server) as b,
+            tcp(server) as c,
+            trio.open_nursery() as nursery,
+        ):
+            await server.wait_for("Client 3 connected")
+            for stream, into, pause in zip((a, b, c), received, (0, 0, 0.005), strict=True):
+                nursery.start_soon(receive, stream, into, pause)
+            async with connect(tmp_path, server) as client:
+                await client.type("".join(f"line {i}\n" for i in range(count)))
+                client.end_input()
+                assert await client.wait() == 0
+        assert [bytes(into) == expected for into in received] == [True] * 3
+        await stop(server)
+    log = (tmp_path / "log").read_text("utf-8")
+    assert log.count("[RX] [Client 4] line ") == count
+    assert log.count("[BROADCAST] Broadcasting to 4 clients") == count
+    assert server.out == log
+
+
+async def test_local_commands(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        for leave in ("/quit", "/exit"):
+            async with connect(tmp_path, server) as client:
+                await client.type(f"one\n/status\n/ping\n{leave}\nnever said\n")
+                assert await client.wait() == 0
+                assert client.lines[2] == "[INFO] [client] [TX] one"
+                assert re.fullmatch(
+                    r"\[INFO\] \[client\] \[STATE\] Connected to \S+ for \d+ s; "
+                    r"1 sent, 0 received",
+                    client.lines[3],
+                )
+                assert "[INFO] [client] [RX] [Server] pong" in client.lines
+                assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
+        assert "never said" not in server.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [(), ("--listen",)])
+async def test_a_signal_leaves_at_once_with_status_0(
+    number: signal.Signals, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server, *options) as client:
+        await client.wait_for("Connected")
+        client.signal(number)
+        assert await client.wait() == 0
+        assert client.err == ""
+        assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
+
+
+async def test_listen_ignores_standard_input(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server, "--listen") as client:
+        await client.type("not for you\n")
+        client.end_input()
+        await client.wait_for("Connected")
+        await server.wait_for("Client 1 connected")
+        async with tcp(server) as other:
+            await other.send_all(b"hello\n")
+            await client.wait_for("[RX] [Client 2] hello")
+        assert "not for you" not in server.out
+        await stop(server)
+        assert await client.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        (LOOPBACK, "connection refused"),
+        ("no-such-host.invalid", "name or service not known"),
+    ],
+)
+async def test_who_cannot_be_reached_is_one_line(host: str, reason: str, tmp_path: Path) -> None:
+    port = unused_port()
+    async with Command(tmp_path, MULTICHAT, "connect", host, str(port)) as client:
+        assert await client.wait() == 1
+        assert client.err == f"multichat: cannot connect to {host} port {port}: {reason}\n"
+        assert client.lines == [f"[INFO] [client] [start] Connecting to {host}:{port}"]
+
+
+async def test_a_server_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server) as client:
+        await client.wait_for("Connected")
+        await server.wait_for("Client 1 connected")
+        server.process.kill()
+        assert await client.wait() == 1
+        assert re.fullmatch(
+            "multichat: connection lost: (the server closed the connection|connection reset)\n",
+            client.err,
+        )
+        assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
+
+
+async def test_a_client_without_standard_input_leaves(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        command = [MULTICHAT, "connect", LOOPBACK, str(server.port)]
+        script = f"exec {' '.join(command)} <&-"
+        async with Command(tmp_path, "/bin/sh", "-c", script) as client:
+            assert await client.wait() == 0
+            assert client.err == ""
+
+
+async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, tcp(server) as other:
+        await server.wait_for("Client 1 connected")
+        script = f"{MULTICHAT} connect --listen {LOOPBACK} {server.port} | head -n 2; true"
+        async with Command(tmp_path, "/bin/sh", "-c", script) as client:
+            await server.wait_for("Client 2 connected")
+            await client.wait_for("Connected")
+            while client.process.poll() is None:
+                await other.send_all(b"hello\n")
+                await trio.sleep(0.05)
+            assert client.err == "multichat: standard output: broken pipe\n"
+
+
+# --- The server ------------------------------------------------------------------------------
+
+
+async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
+    count = 200
+    async with serve(tmp_path) as server:
+        done = 0
+
+        async def live(number: int) -> None:
+            nonlocal done
+            async with tcp(server) as stream:
+                # Said when all are there, so that everybody hears everybody else.
+                await server.wait_for(" connected", count)
+                await stream.send_all(f"hello from {number}\n".encode())
+                received = bytearray()
+                while received.count(b"\n") < count - 1:
+                    data = await stream.receive_some()
+                    assert data
+                    received += data
+                said = {line.split(b"] ", 1)[1] for line in bytes(received).splitlines()}
+                assert said == {b"hello from %d" % i for i in range(count) if i != number}
+            done += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                nursery.start_soon(live, number)
+        assert done == count
+        await server.wait_for("disconnected", count)
+        await stop(server)
+    assert server.out.count("Broadcasting to 200 clients") == count
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--log-file", str(tmp_path / "log")) as server:
+        received: list[bytearray] = [bytearray() for _ in range(3)]
+
+        async def flood(stream: trio.SocketStream) -> None:
+            i = 0
+            try:
+                while True:
+                    await stream.send_all(b"".join(b"%d\n" % j for j in range(i, i + 100)))
+                    i += 100
+            except trio.BrokenResourceError:
+                pass
+
+        async def listen(stream: trio.SocketStream, into: bytearray) -> None:
+            while data := await stream.receive_some():
+                into += data
+
+        async with (
+            tcp(server) as a,
+            tcp(server) as b,
+            tcp(server) as c,
+            tcp(server) as sender,
+            trio.open_nursery() as nursery,
+        ):
+            await server.wait_for("Client 4 connected")
+            nursery.start_soon(flood, sender)
+            for stream, into in zip((a, b, c), received, strict=True):
+                nursery.start_soon(listen, stream, into)
+            await server.wait_for("[RX] [Client 4] 9999\n")
+            await stop(server, number)
+    log = (tmp_path / "log").read_text("utf-8")
+    accepted = re.findall(r"\[RX\] (\[Client 4\] \d+)\n", log)
+    assert accepted == [f"[Client 4] {i}" for i in range(len(accepted))]
+    for into in received:
+        assert into.decode().splitlines() == [*accepted, GOODBYE]
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path, "--grace", "600") as server,
+        tcp(server) as stalled,
+        tcp(server) as sender,
+    ):
+        await server.wait_for("Client 2 connected")
+        with trio.move_on_after(1):  # until the stalled one's sockets and mailbox are full
+            while True:
+                await sender.send_all(b"x" * 60_000 + b"\n")
+        server.signal(signal.SIGINT)
+        await server.wait_for("Shutting down")
+        await trio.sleep(0.5)
+        assert server.process.poll() is None
+        server.signal(signal.SIGINT)
+        assert await server.wait() == 0
+        assert server.err == ""
+        await stalled.aclose()
+
+
+async def test_stopped_while_idle_it_ends_without_the_grace_period(tmp_path: Path) -> None:
+    async with serve(tmp_path, "--grace", "600") as server, connect(tmp_path, server) as client:
+        await client.wait_for("Connected")
+        await server.wait_for("Client 1 connected")
+        await stop(server)
+        assert await client.wait() == 0
+
+
+async def test_a_client_that_is_killed_in_mid_line_costs_nobody_anything(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server) as witness:
+        await server.wait_for("Client 1 connected")
+        async with Command(tmp_path, program("nc"), LOOPBACK, str(server.port)) as victim:
+            await server.wait_for("Client 2 connected")
+            await victim.type("whole\nhal")
+            await witness.wait_for("[Client 2] whole")
+            victim.process.kill()
+            await server.wait_for("Client 2 disconnected")
+        await witness.type("still here\n")
+        await server.wait_for("[RX] [Client 1] still here")
+        await stop(server)
+
+
+async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        port = str(server.port)
+        async with Command(tmp_path, MULTICHAT, "serve", port, "--host", LOOPBACK) as second:
+            assert await second.wait() == 1
+            assert second.out == ""
+            assert second.err == (
+                f"multichat: cannot listen on {LOOPBACK} port {port}: address already in use\n"
+            )
+
+
+async def test_a_log_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "log"
+    async with Command(tmp_path, MULTICHAT, "serve", "0", "--log-file", str(missing)) as server:
+        assert await server.wait() == 1
+        assert server.err == f"multichat: {missing}: no such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve", "70000"),
+        ("serve", "--slow", "maybe"),
+        ("serve", "--mailbox", "0"),
+        ("connect", LOOPBACK),
+        ("connect", LOOPBACK, "0"),
+        ("nonsense",),
+    ],
+)
+async def test_usage_errors_have_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    async with Command(tmp_path, MULTICHAT, *arguments) as command:
+        assert await command.wait() == 2
+        assert "Traceback" not in command.err
+        assert "Usage:" in command.err
+
+
+async def test_options_have_environment_variables(tmp_path: Path) -> None:
+    shown = subprocess.run([MULTICHAT, "serve", "--help"], capture_output=True, text=True).stdout
+    options = set(re.findall(r"^  --([a-z-]+) <", shown, re.MULTILINE))
+    assert options == {
+        "host", "max-line", "mailbox", "slow", "patience", "max-clients", "grace",
+        "log-file", "log-level",
+    }  # fmt: skip
+    together = "".join(shown.split())
+    for option in options:
+        assert f"[envvar:MULTICHAT_{option.upper().replace('-', '_')}" in together
+    script = f"MULTICHAT_MAX_CLIENTS=1 exec {MULTICHAT} serve 0 --host {LOOPBACK}"
+    async with ServerCommand(tmp_path, "/bin/sh", "-c", script) as server:
+        async with tcp(server), tcp(server) as second:
+            assert (
+                await second.receive_some() == b"[Server] goodbye: the server is full (1 clients)\n"
+            )
+        await stop(server)
+
+
+async def test_log_levels(tmp_path: Path) -> None:
+    port = unused_port()
+    for level, lines in (("warning", 0), ("info", 2)):
+        options = ("--host", LOOPBACK, "--log-level", level)
+        async with Command(tmp_path, MULTICHAT, "serve", str(port), *options) as server:
+            while True:
+                try:
+                    stream = await trio.open_tcp_stream(LOOPBACK, port)
+                except OSError:
+                    await trio.sleep(0.02)
+                else:
+                    break
+            await stream.aclose()
+            assert len([line for line in server.lines if "start" in line]) == lines
+            server.signal(signal.SIGTERM)
+            assert await server.wait() == 0
+
+
+async def test_version(tmp_path: Path) -> None:
+    async with Command(tmp_path, MULTICHAT, "--version") as command:
+        assert await command.wait() == 0
+        assert re.fullmatch(r"multichat \d+\.\d+\.\d+\n", command.out)
+
+
+async def test_a_log_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
+    """Standard output is a pipe that is full: the chat goes on, and the server still stops."""
+    read, write = os.pipe()
+    port = unused_port()
+    argv = [MULTICHAT, "serve", str(port), "--host", LOOPBACK]
+    process = subprocess.Popen(argv, stdout=write, stderr=subprocess.PIPE)
+    try:
+        os.close(write)
+        first = await trio.to_thread.run_sync(os.read, read, 1000)
+        assert b"Starting multi-chat server" in first
+        while True:
+            try:
+                a = await trio.open_tcp_stream(LOOPBACK, port)
+            except OSError:
+                await trio.sleep(0.02)
+            else:
+                break
+        async with a, await trio.open_tcp_stream(LOOPBACK, port) as b:
+            line = b"x" * 1000 + b"\n"
+            count = 20_000
+            received = 0
+
+            async def listen() -> None:
+                nonlocal received
+                while received < count * len(b"[Client 1] " + line):
+                    received += len(await b.receive_some())
+
+            await b.send_all(b"/ping\n")
+            assert await b.receive_some() == b"[Server] pong\n"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                for _ in range(count // 50):
+                    await a.send_all(line * 50)
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(20):
+            while process.poll() is None:
+                await trio.sleep(0.02)
+        assert process.returncode == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read)
+        if process.stderr is not None:
+            process.stderr.close()

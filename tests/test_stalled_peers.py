@@ -1,0 +1,87 @@
+"""Over real sockets: one who stops reading and one who trickles, among those who read."""
+
+import re
+from pathlib import Path
+
+import pytest
+import trio
+
+from multichat.framing import LineDecoder
+
+from .processes import ServerCommand, serve, tcp
+
+PATIENCE = 1.0
+LINE = b"x" * 999 + b"\n"
+TOTAL_BYTES = 100_000_000
+SKIPPED = re.compile(r"\[Server\] (\d+) messages? skipped")
+
+
+def peak_memory_bytes(server: ServerCommand) -> int:
+    status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.mark.parametrize("policy", ["wait", "drop"])
+async def test_the_slow_cost_the_others_a_bounded_wait(policy: str, tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path, "--patience", str(PATIENCE), "--slow", policy) as server,
+        tcp(server) as healthy,
+        tcp(server) as stalled,
+    ):
+        await server.wait_for("Client 2 connected")
+        async with tcp(server) as trickling:
+            await server.wait_for("Client 3 connected")
+            async with tcp(server) as sender:
+                await server.wait_for("Client 4 connected")
+                before = peak_memory_bytes(server)
+                longest_silence = await _flood(healthy, trickling, sender)
+                assert peak_memory_bytes(server) - before < 64 * 1024 * 1024
+        await stalled.aclose()
+        # Generous to a shared machine, and far from what a stalled reader would do to us.
+        assert longest_silence < PATIENCE + 3
+        gone = re.findall(r"Client (\d) disconnected \(too slow\)", server.out)
+        assert sorted(gone) == ([] if policy == "drop" else ["2", "3"])
+
+
+async def _flood(
+    healthy: trio.SocketStream, trickling: trio.SocketStream, sender: trio.SocketStream
+) -> float:
+    """Send much while all of *healthy* is read, and little of *trickling*.
+
+    Returns for how many seconds at most *healthy* was silent, when it has accounted for every
+    message, got or skipped.
+    """
+    lines = TOTAL_BYTES // len(LINE)
+    longest_silence = 0.0
+
+    async def listen() -> None:
+        nonlocal longest_silence
+        decoder = LineDecoder()
+        accounted = 0
+        while accounted < lines:
+            asked = trio.current_time()
+            data = await healthy.receive_some(1 << 20)
+            longest_silence = max(longest_silence, trio.current_time() - asked)
+            assert data
+            for run in decoder.feed(data):
+                assert isinstance(run, list)
+                for line in run:
+                    skipped = SKIPPED.fullmatch(line)
+                    assert skipped or line == f"[Client 4] {LINE.decode()}".rstrip("\n")
+                    accounted += int(skipped[1]) if skipped else 1
+        assert accounted == lines
+
+    async def trickle() -> None:
+        while await trickling.receive_some(6400):
+            await trio.sleep(0.1)
+
+    async with trio.open_nursery() as trickler:
+        trickler.start_soon(trickle)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            for _ in range(lines // 100):
+                await sender.send_all(LINE * 100)
+        trickler.cancel_scope.cancel()
+    return longest_silence

@@ -1,0 +1,98 @@
+"""Three real terminals, in tmux: what people see."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, program, serve
+
+
+class Terminal:
+    """A tmux session of its own, 60 columns wide, on a socket of its own."""
+
+    def __init__(self, socket: Path) -> None:
+        self._tmux = [program("tmux"), "-S", str(socket), "-f", os.devnull]
+
+    async def run(self, *arguments: str) -> str:
+        result = await trio.run_process(
+            [*self._tmux, *arguments], capture_stdout=True, capture_stderr=True
+        )
+        return result.stdout.decode()
+
+    async def open(self, name: str, *command: str) -> None:
+        shell = f"{shlex.join(command)}; echo status=$?; exec sleep 600"
+        await self.run("new-session", "-d", "-s", name, "-x", "60", "-y", "15", shell)
+
+    async def type(self, name: str, text: str, key: str = "Enter") -> None:
+        await self.run("send-keys", "-t", name, "-l", text)
+        await self.run("send-keys", "-t", name, key)
+
+    async def screen(self, name: str) -> str:
+        # Joined, so that a line that wrapped is one line again.
+        return await self.run("capture-pane", "-p", "-J", "-t", name)
+
+    async def wait_for(self, name: str, text: str) -> None:
+        with trio.move_on_after(WAIT_SECONDS):
+            while text not in await self.screen(name):
+                await trio.sleep(0.02)
+            return
+        pytest.fail(f"{name} never showed {text!r}, but {await self.screen(name)!r}")
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    made = Terminal(tmp_path / "tmux")
+    yield made
+    trio.run(made.run, "kill-server")
+
+
+async def test_three_terminals_talk(terminal: Terminal, tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        connect = (MULTICHAT, "connect", LOOPBACK, str(server.port))
+        for number, command in enumerate((connect, connect, ("nc", LOOPBACK, str(server.port))), 1):
+            await terminal.open(f"t{number}", *command)
+            await server.wait_for(f"Client {number} connected")
+        await terminal.type("t1", "Hello from a terminal, καλημέρα 안녕 👋")
+        said = "[Client 1] Hello from a terminal, καλημέρα 안녕 👋"
+        await terminal.wait_for("t1", "[TX] Hello from a terminal, καλημέρα 안녕 👋")
+        await terminal.wait_for("t2", f"[INFO] [client] [RX] {said}")
+        await terminal.wait_for("t3", said)
+        await terminal.type("t3", "Hello from nc")
+        for name in ("t1", "t2"):
+            await terminal.wait_for(name, "[RX] [Client 3] Hello from nc")
+
+        await terminal.run("send-keys", "-t", "t1", "C-c")
+        await terminal.wait_for("t1", "[STATE] Disconnected")
+        await terminal.wait_for("t1", "status=0")
+        await server.wait_for("Client 1 disconnected")
+        await terminal.run("send-keys", "-t", "t2", "C-d")
+        await terminal.wait_for("t2", "status=0")
+        for name in ("t1", "t2"):
+            assert "Traceback" not in await terminal.screen(name)
+
+
+async def test_a_paste_of_500_lines_arrives_whole(terminal: Terminal, tmp_path: Path) -> None:
+    pasted = tmp_path / "pasted"
+    pasted.write_text("".join(f"pasted line {i}\n" for i in range(500)), "utf-8")
+    async with serve(tmp_path) as server:
+        await terminal.open("t1", MULTICHAT, "connect", LOOPBACK, str(server.port))
+        await server.wait_for("Client 1 connected")
+        await terminal.run("load-buffer", str(pasted))
+        await terminal.run("paste-buffer", "-t", "t1")
+        await server.wait_for("[RX] [Client 1] pasted line 499\n")
+        said = [line for line in server.lines if "[RX]" in line]
+        assert [line.rsplit(" ", 1)[1] for line in said] == [str(i) for i in range(500)]
+
+
+async def test_the_server_in_a_terminal_stops_on_ctrl_c(terminal: Terminal) -> None:
+    await terminal.open("server", MULTICHAT, "serve", "0", "--host", LOOPBACK)
+    await terminal.wait_for("server", "Listening on")
+    await terminal.run("send-keys", "-t", "server", "C-c")
+    await terminal.wait_for("server", "status=0")
+    screen = await terminal.screen("server")
+    assert "[stop] Shutting down multi-chat server" in screen
+    assert "Traceback" not in screen
