@@ -24,7 +24,7 @@ class ScriptedClient:
     A client that is never asked for a line is one that has stalled.
     """
 
-    def __init__(self, stream: trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream]):
+    def __init__(self, stream: trio.abc.HalfCloseableStream):
         self.stream = stream
         self._received = bytearray()
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 import trio
@@ -45,7 +46,7 @@ class Command:
         self._err.touch()
         self._stdin = subprocess.PIPE if stdin is None else stdin
 
-    async def __aenter__(self) -> "Command":
+    async def __aenter__(self) -> Self:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MULTICHAT_")}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -112,7 +113,7 @@ class ServerCommand(Command):
 
     port = 0
 
-    async def __aenter__(self) -> "ServerCommand":
+    async def __aenter__(self) -> Self:
         await super().__aenter__()
         await self.wait_for("Listening on")
         found = re.search(r"server on port (\d+)", self.out)

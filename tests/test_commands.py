@@ -150,11 +150,9 @@ async def test_connect_works_with_nc_listening(tmp_path: Path) -> None:
 
 async def _until_listening(command: Command, port: int) -> None:
     """Wait until *port* is taken, without connecting: some listen only once."""
-    while True:
+    state_listen = f"{port:04X} 00000000:0000 0A"
+    while state_listen not in Path("/proc/net/tcp").read_text("ascii"):
         assert command.process.poll() is None
-        listening = await trio.run_process(["ss", "-Hltn", f"sport = :{port}"], capture_stdout=True)
-        if listening.stdout:
-            return
         await trio.sleep(0.02)
 
 

@@ -1,0 +1,42 @@
+"""Write docs/commands.md from what the commands say of themselves; `--check` only compares."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).with_name("commands.md")
+BIN = Path(sys.executable).parent
+COMMANDS = (
+    "multichat",
+    "multichat serve",
+    "multichat connect",
+    "multi_chat_tcp_server",
+    "multi_chat_tcp_client",
+)
+
+
+def make() -> str:
+    """Return the whole page."""
+    sections = [
+        "# Commands\n\n"(
+            "What each command says when it is asked with `--help`; "
+            "this page is made from that by `nox -s docs -- --write`.\n"
+        )
+    ]
+    environment = {**os.environ, "COLUMNS": "80", "LANG": "C.UTF-8"}
+    for command in COMMANDS:
+        name, *rest = command.split()
+        argv = [str(BIN / name), *rest, "--help"]
+        shown = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)  # noqa: S603
+        text = "\n".join(line.rstrip() for line in shown.stdout.strip().splitlines())
+        sections.append(f"## `{command}`\n\n```text\n{text}\n```\n")
+    return "\n".join(sections)
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        if PAGE.read_text("utf-8") != make():
+            sys.exit("docs/commands.md is not what --help says: nox -s docs -- --write")
+    else:
+        PAGE.write_text(make(), "utf-8")

@@ -1,0 +1,34 @@
+"""A bot that repeats what people say.
+
+Run it against a server:    python examples/echo_bot.py 127.0.0.1 9000
+What it leaves out: coming back after the server was away, and manners.
+"""
+
+import sys
+
+import trio
+
+import multichat
+
+MARK = "echo: "
+
+
+async def echo(chat: multichat.Chat) -> None:
+    """Repeat everything, but not another bot's repeating: two of us would never end."""
+    async for event in chat:
+        if isinstance(event, multichat.Said) and not event.text.startswith(MARK):
+            await chat.say(MARK + event.text)
+
+
+async def main(host: str, port: int) -> None:
+    async with multichat.connect(host, port) as chat:
+        await echo(chat)
+
+
+if __name__ == "__main__":
+    try:
+        trio.run(main, sys.argv[1], int(sys.argv[2]))
+    except multichat.MultichatError as error:
+        sys.exit(f"echo_bot: {error}")
+    except KeyboardInterrupt:
+        pass

@@ -1,0 +1,35 @@
+"""A chat server inside somebody else's program: here, one that counts seconds.
+
+Run it:         python examples/server_in_a_nursery.py 9000 60
+then join it:   nc 127.0.0.1 9000
+What it leaves out: signals (Ctrl+C cancels it), and a log (add a handler to "multichat").
+"""
+
+import contextlib
+import sys
+
+import trio
+
+import multichat
+
+
+async def count_seconds(server: multichat.Server, seconds: int) -> None:
+    """Do what the program does anyway, and tell the chat about it."""
+    for second in range(1, seconds + 1):
+        await trio.sleep(1)
+        receipt = await server.broadcast(f"{second} seconds")
+        print(f"told {receipt.delivered + receipt.queued} clients: {second} seconds", flush=True)
+
+
+async def main(port: int, seconds: int) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(multichat.serve, port)
+        print("listening on", ", ".join(server.addresses), flush=True)
+        await count_seconds(server, seconds)
+        server.shutdown()  # says goodbye to everyone; the nursery waits for that
+
+
+if __name__ == "__main__":
+    port, seconds = sys.argv[1:]
+    with contextlib.suppress(KeyboardInterrupt):
+        trio.run(main, int(port), int(seconds))

@@ -1,0 +1,5 @@
+"""`python -m multichat` is `multichat`."""
+
+from multichat.cli import main
+
+main()

@@ -1,0 +1,171 @@
+"""What the documents say is true: the wire's examples run, commands and options exist."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+import multichat
+from multichat.testing import ScriptedClient, memory_server
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    text = path.read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def wire_bytes(text: str) -> bytes:
+    """The bytes that a line of a block stands for."""
+    unended = text.endswith("\\c")
+    escapes = {"\\r": b"\r", "\\n": b"\n", "\\t": b"\t"}
+    made = b""
+    for piece in re.split(r"(\\x[0-9a-f]{2}|\\[rnt])", text.removesuffix("\\c")):
+        if piece.startswith("\\x"):
+            made += bytes.fromhex(piece[2:])
+        else:
+            made += escapes.get(piece, piece.encode())
+    return made if unended else made + b"\n"
+
+
+WIRE = blocks(ROOT / "docs" / "protocol.md", "wire")
+
+
+@pytest.mark.parametrize("block", WIRE, ids=range(len(WIRE)))
+async def test_the_examples_of_the_wire(block: str) -> None:
+    steps = [re.fullmatch(r"(\d)([<>|.]) ?(.*)", line) for line in block.splitlines()]
+    async with memory_server() as network:
+        clients = [await network.join(), await network.join()]
+        received = [bytearray(), bytearray()]
+        for step in steps:
+            assert step, block
+            client = clients[int(step[1]) - 1]
+            match step[2]:
+                case ">":
+                    await client.stream.send_all(wire_bytes(step[3]))
+                case "|":
+                    await client.finish()
+                case "<":
+                    expected = wire_bytes(step[3])
+                    buffer = received[int(step[1]) - 1]
+                    while b"\n" not in buffer:
+                        with trio.fail_after(5):
+                            buffer += await client.stream.receive_some()
+                    line, _, rest = buffer.partition(b"\n")
+                    assert bytes(line) + b"\n" == expected
+                    buffer[:] = rest
+                case ".":
+                    with trio.fail_after(5):
+                        assert await client.stream.receive_some() == b""
+            await trio.testing.wait_all_tasks_blocked()
+        for client, buffer in zip(clients, received, strict=True):
+            assert not buffer
+            assert not await _unannounced(client)
+
+
+async def _unannounced(client: ScriptedClient) -> bytes:
+    with trio.move_on_after(0):
+        return bytes(await client.stream.receive_some())
+    return b""
+
+
+def test_there_are_examples_of_the_wire() -> None:
+    assert len(WIRE) >= 6
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text("utf-8")):
+            yield page, target
+
+
+@pytest.mark.parametrize(("page", "target"), list(links()), ids=str)
+def test_links_lead_somewhere(page: Path, target: str) -> None:
+    assert (page.parent / target).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_that_are_named_exist(page: Path) -> None:
+    known = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "commands.md").read_text("utf-8")))
+    known |= {"--write", "--chat"}  # ours to nox, ncat's
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
+    named -= {option for option in named if f"pip install {option}" in page.read_text("utf-8")}
+    assert named <= known
+
+
+def test_every_command_is_in_the_reference() -> None:
+    shown = subprocess.run(
+        [Path(sys.executable).parent / "multichat", "--help"], capture_output=True, text=True
+    ).stdout
+    commands = re.findall(r"^  (\w+)  +\w", shown.partition("Commands:")[2], re.MULTILINE)
+    assert commands
+    reference = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    for command in commands:
+        assert f"## `multichat {command}`" in reference
+
+
+def test_the_library_that_the_readme_shows_is_there() -> None:
+    [program] = blocks(ROOT / "README.md", "python")
+    compile(program, "README.md", "exec")
+    for name in re.findall(r"multichat\.(\w+)", program):
+        assert name in multichat.__all__
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [listed] = re.findall(r"`server` has (.*)\.", readme)
+    for name in re.findall(r"`(\w+)`", listed):
+        assert hasattr(multichat.Server, name)
+
+
+async def test_the_program_of_the_readme_runs() -> None:
+    [program] = blocks(ROOT / "README.md", "python")
+    with trio.socket.socket() as probe:
+        await probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    source = program.replace("9000", str(port)).replace("print(event) ", "print(event, flush=True)")
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, capture_stdout=True, check=False)
+        process = await nursery.start(run, [sys.executable, "-c", source])
+        while True:
+            try:
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+            except OSError:
+                assert process.returncode is None
+                await trio.sleep(0.05)
+            else:
+                break
+        async with stream:
+            await stream.send_all(b"Hello back!\n/quit\n")
+            while await stream.receive_some():
+                pass
+        process.terminate()
+        await process.wait()
+
+
+def test_the_readme_has_its_two_commands_and_ci_runs_the_second() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert re.search(r"<!-- run -->\n```sh\n[^\n]*multichat serve 9000\n```", readme)
+    assert re.search(r"<!-- test -->\n```sh\n[^\n]*/nox\n```", readme)
+    assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def test_the_changelog_knows_this_version() -> None:
+    from importlib.metadata import version
+
+    assert f"## {version('multichat')}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_one_sentence_per_line(page: Path) -> None:
+    if page.name == "commands.md":
+        return  # made by a command
+    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for line in text.splitlines():
+        if not line.startswith(("|", "-", "#")):
+            assert not re.search(r"[a-z`)]\. [A-Z]", line), line
