@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from importlib.metadata import version
@@ -158,6 +158,8 @@ def _one_line_errors() -> Iterator[None]:
     """Turn what can be expected to go wrong into one line on standard error and status 1."""
     try:
         yield
+    except KeyboardInterrupt:  # before trio took over, or after it let go
+        raise typer.Exit from None
     except MultichatError as error:
         reason = str(error)
     except OSError as error:
@@ -202,9 +204,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
         app.command()(command)
     if len(commands) > 1:
         app.callback(no_args_is_help=True)(_options)
-    with suppress(KeyboardInterrupt):  # before trio took over, or after it let go
-        app()
-    sys.exit(0)
+    sys.exit(app())
 
 
 def main() -> NoReturn:

@@ -195,7 +195,7 @@ class Chat:
         """Finish on behalf of a program that has stopped listening."""
         self._discarding = True
         self._arrived.close()
-        if not self._told_lost:
+        if self.goodbye is None and not self._told_lost:  # else nobody listens to us any more
             await self.finish()
 
 

@@ -90,7 +90,8 @@ class Command:
     async def type(self, text: str) -> None:
         """Write *text* to its standard input."""
         assert self.process.stdin is not None
-        await trio.to_thread.run_sync(self.process.stdin.write, text.encode())
+        write = self.process.stdin.write
+        await trio.to_thread.run_sync(write, text.encode(), abandon_on_cancel=True)
 
     def end_input(self) -> None:
         assert self.process.stdin is not None

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,87 @@ async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path)
             assert client.err == "multichat: standard output: broken pipe\n"
 
 
+async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None:
+    """More than a pipe and a log would hold: it stops reading until somebody takes its lines."""
+    count, text = 20_000, "x" * 1000
+    read, write = os.pipe()
+    async with serve(tmp_path, "--patience", "60") as server, tcp(server) as sender:
+        argv = [MULTICHAT, "connect", "--listen", LOOPBACK, str(server.port)]
+        client = subprocess.Popen(argv, stdout=write)
+        os.close(write)
+        await server.wait_for("Client 2 connected")
+        chunks: list[bytes] = []
+
+        def read_all() -> None:
+            while data := os.read(read, 1 << 20):
+                chunks.append(data)
+
+        async with trio.open_nursery() as nursery:
+
+            async def send_all() -> None:
+                for i in range(count):
+                    await sender.send_all(f"{i} {text}\n".encode())
+
+            nursery.start_soon(send_all)
+            await server.wait_for("[RX] [Client 1] 5000 ")
+            nursery.start_soon(trio.to_thread.run_sync, read_all)
+            await server.wait_for(f"[RX] [Client 1] {count - 1} ")
+            await stop(server)
+        assert client.wait(30) == 0
+        os.close(read)
+    lines = b"".join(chunks).decode().splitlines()
+    said = [line.rpartition("[Client 1] ")[2] for line in lines if "[Client 1]" in line]
+    assert said == [f"{i} {text}" for i in range(count)]
+
+
+async def test_a_typed_line_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server) as client:
+        await client.type("before\n" + "x" * 1_100_000 + "\nafter\n")
+        client.end_input()
+        assert await client.wait() == 0
+        assert client.lines[2:5] == [
+            "[INFO] [client] [TX] before",
+            "[WARNING] [client] [STATE] the line was longer than 1048576 bytes and was dropped",
+            "[INFO] [client] [TX] after",
+        ]
+
+
+async def test_an_input_that_cannot_be_read_is_at_its_end(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        with Path(os.devnull).open("wb") as write_only:
+            argv = [MULTICHAT, "connect", LOOPBACK, str(server.port)]
+            async with Command(tmp_path, *argv, stdin=write_only.fileno()) as client:
+                assert await client.wait() == 0
+                assert client.err == ""
+
+
+async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: Path) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    port = listener.socket.getsockname()[1]
+    async with listener, Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
+        server = await listener.accept()
+        await client.type("x" * 1000 + "\n")
+        assert await server.receive_some()
+
+        async def type_on() -> None:
+            with suppress(BrokenPipeError):
+                await client.type(("x" * 1000 + "\n") * 20_000)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(type_on)
+            await client.wait_for("[TX]", 2000)
+            await server.send_all(b"[Server] goodbye: enough of this\n")
+            await server.send_eof()
+            status = await client.wait()
+        assert status == 0
+        await server.aclose()
+        assert client.err == ""
+        assert client.lines[-2:] == [
+            "[WARNING] [client] [STATE] What was typed last has not been sent",
+            "[INFO] [client] [STATE] Disconnected",
+        ]
+
+
 # --- The server ------------------------------------------------------------------------------
 
 
@@ -447,6 +529,30 @@ async def test_a_client_that_is_killed_in_mid_line_costs_nobody_anything(tmp_pat
             await server.wait_for("Client 2 disconnected")
         await witness.type("still here\n")
         await server.wait_for("[RX] [Client 1] still here")
+        await stop(server)
+
+
+async def test_the_limit_of_open_files_is_raised_as_far_as_it_goes(tmp_path: Path) -> None:
+    script = f"ulimit -Sn 64; exec {MULTICHAT} serve 0 --host {LOOPBACK}"
+    async with ServerCommand(tmp_path, "/bin/sh", "-c", script) as server:
+        async with AsyncExitStack() as stack:
+            for _ in range(100):
+                await stack.enter_async_context(tcp(server))
+            await server.wait_for(" connected", 100)
+        await stop(server)
+
+
+async def test_out_of_files_it_goes_on_and_says_so(tmp_path: Path) -> None:
+    script = f"ulimit -n 24; exec {MULTICHAT} serve 0 --host {LOOPBACK}"
+    async with ServerCommand(tmp_path, "/bin/sh", "-c", script) as server:
+        async with AsyncExitStack() as stack:
+            for _ in range(30):
+                await stack.enter_async_context(tcp(server))
+            await server.wait_for("[ERROR] [server] accept returned")
+        assert "Traceback" not in server.out
+        async with tcp(server) as late:  # those who left made room
+            await late.send_all(b"/ping\n")
+            assert await late.receive_some() == b"[Server] pong\n"
         await stop(server)
 
 

@@ -9,7 +9,7 @@ import pytest
 import multichat
 
 PACKAGE = Path(multichat.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -159,7 +159,7 @@ async def test_refusing_someone_who_does_not_listen_costs_nothing(
 def test_a_configuration_that_makes_no_sense_is_an_error(values: dict[str, float]) -> None:
     [name] = values
     with pytest.raises(ValueError, match=name):
-        ServerConfig(**values)
+        ServerConfig(**values)  # type: ignore[arg-type]
 
 
 # --- Shutdown --------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ async def test_it_lives_on_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatc
     async def without_ipv6(*args: object, host: str, **kwargs: object) -> None:
         if host == "::":
             raise OSError(97, "Address family not supported by protocol")
-        await serve_tcp(*args, host=host, **kwargs)
+        await serve_tcp(*args, host=host, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trio, "serve_tcp", without_ipv6)
     async with trio.open_nursery() as nursery:

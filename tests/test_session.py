@@ -7,6 +7,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.room import MAX_BATCH_BYTES, cut
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT
 
@@ -106,6 +107,21 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
         assert await b.lines(2) == ["[Client 1] one", "[Client 1] /usr is full"]
         await a.send("/help")
         assert "[Server] /quit   leave" in await a.lines(5)
+
+
+async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> None:
+    """30,000 one-letter lines in one read: with their tags they are more than a batch holds."""
+    count = 30_000
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send(*["x"] * count)
+        assert await b.lines(count) == ["[Client 1] x"] * count
+    spelled = [len(batch.text) for batch in cut("Client 1", ["x"] * count)]
+    assert len(spelled) > 1
+    assert max(spelled) <= MAX_BATCH_BYTES
+    assert sum(spelled) == count * len("[Client 1] x\n")
+    [alone] = cut("Client 1", ["x" * 2 * MAX_BATCH_BYTES])  # a single message is never cut
+    assert alone.messages == 1
 
 
 async def test_quit_is_answered_with_a_goodbye(log: LogRecorder) -> None:

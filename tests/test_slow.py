@@ -166,6 +166,20 @@ async def test_a_slow_reader_that_floods_others_is_still_a_slow_reader(
     assert [line for line in received if "pong" in line] == [f"[Server] pong {i}" for i in range(5)]
 
 
+async def test_room_that_somebody_else_took_is_waited_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The member's own answer slips in where the room was about to: it waits on, in order."""
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        nursery.start_soon(slow.send, "/ping")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(_read_after, 1.0, slow)
+        assert await say_all(sender, ["2"]) == 1.0
+        assert await slow.line() in ("[Server] pong", "[Client 1] 2")
+
+
 async def test_drop_skips_and_says_how_much_in_its_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
