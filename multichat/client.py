@@ -40,7 +40,7 @@ FINISH_SECONDS = 2.0
 
 # The same while the kernel still holds something of ours: a room may wait for a slow member and
 # not read us meanwhile.
-_STUCK_SECONDS = 30.0
+STUCK_SECONDS = 30.0
 
 _CONNECT_SECONDS = 30.0
 
@@ -64,6 +64,7 @@ class Chat:
         self._lost = ""
         self._sending_over = trio.Event()
         self._receiving_over = trio.Event()
+        self._sending = trio.CancelScope()
         self._receiving = trio.CancelScope()
 
     @property
@@ -133,22 +134,28 @@ class Chat:
     async def finish(self) -> None:
         """Have what was said sent, then the end of input, and wait for the server to close.
 
-        Waits as long as it takes to send, and then until the server closes or nothing has moved
-        for `FINISH_SECONDS`.  Events go on arriving and may be iterated meanwhile.  Raises
-        `ConnectionLost` if something that was said could not be sent.
+        Waits until the server closes or nothing moves any more: for `STUCK_SECONDS` while there is
+        something to send, then for `FINISH_SECONDS`.  Events go on arriving and may be iterated
+        meanwhile.  Raises `ConnectionLost` if something that was said could not be sent.
         """
         self._finished = True
         self._outbox.close()
-        await self._sending_over.wait()
-        while not self._receiving_over.is_set():
-            moved = self.moved_bytes
-            stuck = transport.unsent_bytes(self._stream) > 0
-            with trio.move_on_after(_STUCK_SECONDS if stuck else FINISH_SECONDS):
-                await self._receiving_over.wait()
-            if self.moved_bytes == moved:
-                self._receiving.cancel(reason="the other side has gone silent")
+        await self._wait_while_moving(self._sending_over, self._sending)
+        if self._outbox.drained:
+            await self._wait_while_moving(self._receiving_over, self._receiving)
         if not self._outbox.drained or (self._reset and self._outbox.sent_bytes):
             raise self._connection_lost()
+
+    async def _wait_while_moving(self, over: trio.Event, task: trio.CancelScope) -> None:
+        while not over.is_set():
+            moved = self.moved_bytes
+            all_sent = self._sending_over.is_set() and not transport.unsent_bytes(self._stream)
+            with trio.move_on_after(FINISH_SECONDS if all_sent else STUCK_SECONDS):
+                await over.wait()
+            if self.moved_bytes == moved and not over.is_set():
+                self._lost = self._lost or "the server has stopped reading"
+                task.cancel(reason="nothing moves any more")
+                await over.wait()
 
     def _connection_lost(self) -> ConnectionLost:
         self._told_lost = True
@@ -157,7 +164,8 @@ class Chat:
         return ConnectionLost(self._lost or "the conversation is over")
 
     async def _send_all(self) -> None:
-        await self._outbox.run()
+        with self._sending:
+            await self._outbox.run()
         if self._outbox.drained and isinstance(self._stream, trio.abc.HalfCloseableStream):
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._stream.send_eof()
@@ -165,13 +173,13 @@ class Chat:
 
     async def _receive_all(self) -> None:
         decoder = LineDecoder(MAX_LINE_BYTES)
-        self._lost = "the server closed the connection"
         with self._arriving, self._receiving:
             try:
                 while data := await self._stream.receive_some(_READ_BYTES):
                     self._received_bytes += len(data)
                     await self._arrive(decoder.feed(data))
                 await self._arrive(decoder.finish())
+                self._lost = "the server closed the connection"
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._reset = True
                 self._lost = transport.reason_of(error)
@@ -194,7 +202,9 @@ class Chat:
     async def _leave(self) -> None:
         """Finish on behalf of a program that has stopped listening."""
         self._discarding = True
-        self._arrived.close()
+        with suppress(trio.WouldBlock, trio.EndOfChannel):  # for a receiver that waits for room
+            while True:
+                self._arrived.receive_nowait()
         if self.goodbye is None and not self._told_lost:  # else nobody listens to us any more
             await self.finish()
 

@@ -19,7 +19,7 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.client import FINISH_SECONDS
+from multichat.client import FINISH_SECONDS, STUCK_SECONDS
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 LOOPBACK = "127.0.0.1"
@@ -162,6 +162,20 @@ async def test_what_was_said_and_could_not_be_sent_is_an_error() -> None:
             await chat.say("never arrives")
 
 
+async def test_a_server_that_stops_reading_is_given_up_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    started = trio.current_time()
+    with pytest.raises(ConnectionLost, match="the server has stopped reading"):
+        async with open_chat(ours) as chat:
+            await chat.say("you hear this")
+            await chat.say("and this never leaves")
+            await trio.testing.wait_all_tasks_blocked()
+    assert trio.current_time() - started == STUCK_SECONDS
+    await theirs.aclose()
+
+
 async def test_an_exception_leaves_the_block_as_itself() -> None:
     with pytest.raises(KeyError) as caught:
         async with foreign_server() as (chat, _):
@@ -216,7 +230,19 @@ async def test_what_waits_to_be_heard_is_bounded(autojump_clock: trio.testing.Mo
                 await theirs.send_all(b"x\n")
                 sent += 1
         assert 256 <= sent <= 260
-        await theirs.aclose()
+
+
+async def test_leaving_with_much_unheard_loses_nothing_that_was_said() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    async with trio.open_nursery() as nursery:
+        async with open_chat(ours) as chat:
+            for i in range(300):
+                await server.send(str(i))
+                await trio.testing.wait_all_tasks_blocked()
+            await chat.say("goodbye, all of you")
+            nursery.start_soon(server.finish)
+        assert await server.rest() == ["goodbye, all of you"]
 
 
 async def test_lines_of_a_server_are_clean_and_may_be_long(
