@@ -87,7 +87,7 @@ def tests(session: nox.Session) -> None:
 def install(session: nox.Session) -> None:
     """Install the built wheel alone, without development packages, and run its main job."""
     session.install("build")
-    dist = Path(session.create_tmp()) / "dist"
+    dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), silent=True)
     [wheel] = dist.glob("*.whl")

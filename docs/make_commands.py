@@ -18,12 +18,11 @@ COMMANDS = (
 
 def make() -> str:
     """Return the whole page."""
-    sections = [
-        "# Commands\n\n"(
-            "What each command says when it is asked with `--help`; "
-            "this page is made from that by `nox -s docs -- --write`.\n"
-        )
-    ]
+    introduction = (
+        "What each command says when it is asked with `--help`; "
+        "this page is made from that by `nox -s docs -- --write`."
+    )
+    sections = [f"# Commands\n\n{introduction}\n"]
     environment = {**os.environ, "COLUMNS": "80", "LANG": "C.UTF-8"}
     for command in COMMANDS:
         name, *rest = command.split()

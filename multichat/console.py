@@ -93,10 +93,9 @@ class Console:
             nursery.cancel_scope.cancel(reason="the conversation is over")
         if chat.waiting_bytes:
             self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
-        # After a goodbye we have been told, and shown, why the connection is gone.
-        if self._failure is not None and not (
-            chat.goodbye is not None and isinstance(self._failure, ConnectionLost)
-        ):
+        if chat.goodbye is not None and isinstance(self._failure, ConnectionLost):
+            return  # we have been told, and shown, why
+        if self._failure is not None:
             raise self._failure
 
     def _fail(self, error: ConnectionLost | OSError) -> None:

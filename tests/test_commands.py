@@ -624,9 +624,9 @@ async def test_log_levels(tmp_path: Path) -> None:
                 else:
                     break
             await stream.aclose()
-            assert len([line for line in server.lines if "start" in line]) == lines
             server.signal(signal.SIGTERM)
             assert await server.wait() == 0
+            assert len([line for line in server.lines if "start" in line]) == lines
 
 
 async def test_version(tmp_path: Path) -> None:
