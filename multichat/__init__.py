@@ -1,19 +1,24 @@
 """Group chat over plain TCP, and the trio toolkit underneath it."""
 
-from multichat.client import Chat, connect, open_chat
-from multichat.errors import (
-    ConnectFailed,
-    ConnectionLost,
-    LineTooLong,
-    ListenFailed,
-    LocalProtocolError,
-    MultichatError,
-    RemoteProtocolError,
-    UnknownClient,
-)
-from multichat.messages import Event, Goodbye, Notice, Said
-from multichat.room import Receipt, Slow
-from multichat.server import MemberInfo, Server, ServerConfig, ServerStatistics, serve
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multichat.client import Chat, connect, open_chat
+    from multichat.config import ServerConfig, Slow
+    from multichat.errors import (
+        ConnectFailed,
+        ConnectionLost,
+        LineTooLong,
+        ListenFailed,
+        LocalProtocolError,
+        MultichatError,
+        RemoteProtocolError,
+        UnknownClient,
+    )
+    from multichat.messages import Event, Goodbye, Notice, Said
+    from multichat.room import Receipt
+    from multichat.server import MemberInfo, Server, ServerStatistics, serve
 
 __all__ = [
     "Chat",
@@ -39,3 +44,21 @@ __all__ = [
     "open_chat",
     "serve",
 ]
+
+# Imported when first asked for: `multichat --help` needs no trio, and the command's own entry
+# point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
+_HOMES = ("client", "config", "errors", "messages", "room", "server")
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        for home in _HOMES:
+            module = import_module(f"multichat.{home}")
+            if name in module.__all__:
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module 'multichat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,5 +1,38 @@
-"""`python -m multichat` is `multichat`."""
+"""Where the commands start: `multichat`, `python -m multichat`, and the specification's names.
 
-from multichat.cli import main
+Imports nothing that takes time before Ctrl+C can be answered with a quiet end.
+"""
 
-main()
+import sys
+from typing import NoReturn
+
+__all__ = ["client_main", "main", "server_main"]
+
+
+def _run(name: str) -> NoReturn:
+    try:
+        from multichat import cli
+
+        getattr(cli, name)()
+    except KeyboardInterrupt:
+        pass
+    sys.exit(0)
+
+
+def main() -> NoReturn:
+    """Run `multichat`."""
+    _run("main")
+
+
+def server_main() -> NoReturn:
+    """Run `multi_chat_tcp_server`."""
+    _run("server_main")
+
+
+def client_main() -> NoReturn:
+    """Run `multi_chat_tcp_client`."""
+    _run("client_main")
+
+
+if __name__ == "__main__":
+    main()

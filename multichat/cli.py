@@ -14,14 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn, TextIO
 
-import trio
 import typer
 
-from multichat.console import Console
+from multichat.config import DEFAULT_PORT, ServerConfig, Slow
 from multichat.errors import MultichatError
 from multichat.log import open_log
-from multichat.room import Slow
-from multichat.server import ServerConfig, serve_until_signal
 
 __all__ = ["LogLevel", "client_main", "connect", "main", "serve", "server_main"]
 
@@ -40,7 +37,7 @@ class LogLevel(Enum):
 def serve(
     port: Annotated[
         int, typer.Argument(min=0, max=65535, help="TCP port; 0 lets the system choose.")
-    ] = 9000,
+    ] = DEFAULT_PORT,
     host: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,19 +99,26 @@ def serve(
 
     Anybody on the network can join: with `multichat connect HOST PORT`, or with `nc HOST PORT`.
     """
-    config = ServerConfig(
-        max_line_bytes=max_line,
-        mailbox_batches=mailbox,
-        slow=slow,
-        patience_seconds=patience,
-        max_clients=max_clients,
-        grace_seconds=grace,
-    )
+    try:
+        config = ServerConfig(
+            max_line_bytes=max_line,
+            mailbox_batches=mailbox,
+            slow=slow,
+            patience_seconds=patience,
+            max_clients=max_clients,
+            grace_seconds=grace,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     level = getattr(logging, log_level.name)
     with (
         _one_line_errors(),
         open_log(_fileno(sys.stdout), level=level, file=log_file),
     ):
+        import trio
+
+        from multichat.server import serve_until_signal
+
         trio.run(partial(serve_until_signal, port, host=host, config=config))
 
 
@@ -144,6 +148,10 @@ def connect(
     """
     del plain  # until there is another voice
     with _one_line_errors(), open_log(_fileno(sys.stdout)) as writer:
+        import trio
+
+        from multichat.console import Console
+
         input_fd = None if listen else _fileno(sys.stdin)
         trio.run(Console(host, port, writer=writer, input_fd=input_fd).run)
 
@@ -163,8 +171,9 @@ def _one_line_errors() -> Iterator[None]:
     except MultichatError as error:
         reason = str(error)
     except OSError as error:
-        # The one file without a name is what the log goes to.
-        reason = f"{error.filename or 'standard output'}: {(error.strerror or str(error)).lower()}"
+        reason = (error.strerror or str(error)).lower()
+        if error.filename:
+            reason = f"{error.filename}: {reason}"
     else:
         return
     typer.echo(f"multichat: {reason}", err=True)

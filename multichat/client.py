@@ -19,28 +19,33 @@ from multichat.errors import (
     LocalProtocolError,
     lone_exception,
 )
-from multichat.framing import LineDecoder, Part, clean
+from multichat.framing import LineDecoder, clean
 from multichat.mailbox import Mailbox, Offer
 from multichat.messages import Event, Goodbye, Notice
 from multichat.voices import TEXT
 
 __all__ = ["Chat", "connect", "open_chat"]
 
+# A paste of some thousand lines is taken at once; what waits is joined into few writes anyway.
+_OUTBOX_BATCHES = 64
+
 # A server's line is longer than a client's: a tag, and three bytes for every control character.
 MAX_LINE_BYTES = 1024 * 1024
 
-# How many reads' events wait for a program that is busy: 16 MiB of text, after which we stop
-# reading and the server's patience begins.
-_EVENT_BATCHES = 256
+# How many reads wait for a program that is busy: 16 MiB as they came on the wire, after which we
+# stop reading and the server's patience begins.
+_WAITING_READS = 256
 _READ_BYTES = 64 * 1024
 
 # How long the other side may be silent after our end of input before we take it that there is
 # nothing more to come; a server of ours closes as soon as it has said everything.
 FINISH_SECONDS = 2.0
 
-# The same while the kernel still holds something of ours: a room may wait for a slow member and
-# not read us meanwhile.
+# The same while there is something of ours that it has not taken: a room may wait for slow
+# members and not read us meanwhile.
 STUCK_SECONDS = 30.0
+
+_WATCH_SECONDS = 0.5
 
 _CONNECT_SECONDS = 30.0
 
@@ -54,23 +59,27 @@ class Chat:
     """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
-        self.goodbye: str | None = None
+        self.goodbye: str | None = None  # the reason, if that was the last thing we were told
         self._stream = stream
-        self._outbox = Mailbox(stream, spell_missed=TEXT.spell_missed)
-        self._arriving, self._arrived = trio.open_memory_channel[list[Event]](_EVENT_BATCHES)
+        self._outbox = Mailbox(stream, max_batches=_OUTBOX_BATCHES, spell_missed=TEXT.spell_missed)
+        self._arriving, self._arrived = trio.open_memory_channel[bytes | bytearray](_WAITING_READS)
+        self._decoder = LineDecoder(MAX_LINE_BYTES)
         self._events: list[Event] = []  # of one read, the next one last
         self._received_bytes = 0
-        self._finished = self._reset = self._told_lost = self._discarding = False
-        self._lost = ""
-        self._sending_over = trio.Event()
-        self._receiving_over = trio.Event()
-        self._sending = trio.CancelScope()
-        self._receiving = trio.CancelScope()
+        self._listening = False  # waiting for the peer, and not for our own program to hear
+        self._finished = self._broken = self._told_lost = False
+        self._lost = ""  # why the other side is gone
+        self._tasks = trio.CancelScope()
+        self._tasks_over = trio.Event()
 
     @property
     def moved_bytes(self) -> int:
         """A number that changes whenever the peer has taken or given something."""
-        return self._received_bytes + self._outbox.sent_bytes - transport.unsent_bytes(self._stream)
+        return self._received_bytes + self._outbox.sent_bytes - self._unsent_bytes()
+
+    def _unsent_bytes(self) -> int:
+        # Our end of input takes a place in the kernel's count until it is acknowledged.
+        return max(0, transport.unsent_bytes(self._stream) - self._outbox.drained)
 
     @property
     def waiting_bytes(self) -> int:
@@ -108,16 +117,28 @@ class Chat:
 
         Raises `ConnectionLost` when it ended without a goodbye and `finish` was not called.
         """
-        if self._events:
+        events, self._events = self._events[::-1], []
+        if events:
             await trio.lowlevel.checkpoint()
-            events, self._events = self._events[::-1], []
             return events
-        try:
-            return await self._arrived.receive()
-        except trio.EndOfChannel:
-            if self.goodbye is None and not self._finished:
-                raise self._connection_lost() from None
-            return []
+        while not events:
+            try:
+                parts = self._decoder.feed(await self._arrived.receive())
+            except trio.EndOfChannel:
+                parts = self._decoder.finish()
+                if not parts:
+                    break
+            for part in parts:
+                if isinstance(part, LineTooLong):
+                    events.append(Notice(str(part)))
+                else:
+                    events += map(TEXT.parse_event, part)
+        if events:
+            last = events[-1]
+            self.goodbye = last.reason if isinstance(last, Goodbye) else None
+        elif self.goodbye is None and not self._finished:
+            raise self._connection_lost()
+        return events
 
     def __aiter__(self) -> AsyncIterator[Event]:
         """Iterate over the events as they come."""
@@ -140,22 +161,21 @@ class Chat:
         """
         self._finished = True
         self._outbox.close()
-        await self._wait_while_moving(self._sending_over, self._sending)
-        if self._outbox.drained:
-            await self._wait_while_moving(self._receiving_over, self._receiving)
-        if not self._outbox.drained or (self._reset and self._outbox.sent_bytes):
-            raise self._connection_lost()
-
-    async def _wait_while_moving(self, over: trio.Event, task: trio.CancelScope) -> None:
-        while not over.is_set():
-            moved = self.moved_bytes
-            all_sent = self._sending_over.is_set() and not transport.unsent_bytes(self._stream)
-            with trio.move_on_after(FINISH_SECONDS if all_sent else STUCK_SECONDS):
-                await over.wait()
-            if self.moved_bytes == moved and not over.is_set():
+        moved, since = self.moved_bytes, trio.current_time()
+        stuck = False
+        while not self._tasks_over.is_set():
+            with trio.move_on_after(_WATCH_SECONDS):
+                await self._tasks_over.wait()
+            now = trio.current_time()
+            if self.moved_bytes != moved or not self._listening:
+                moved, since = self.moved_bytes, now
+            unsent = self._outbox.waiting_bytes or self._unsent_bytes()
+            if now - since >= (STUCK_SECONDS if unsent else FINISH_SECONDS):
+                stuck = unsent > 0
                 self._lost = self._lost or "the server has stopped reading"
-                task.cancel(reason="nothing moves any more")
-                await over.wait()
+                self._tasks.cancel(reason="nothing moves any more")
+        if stuck or not self._outbox.drained or (self._broken and self._outbox.sent_bytes):
+            raise self._connection_lost()
 
     def _connection_lost(self) -> ConnectionLost:
         self._told_lost = True
@@ -163,50 +183,46 @@ class Chat:
             return ConnectionLost(transport.reason_of(self._outbox.failure))
         return ConnectionLost(self._lost or "the conversation is over")
 
+    async def _run(self) -> None:
+        with self._tasks:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_all)
+                nursery.start_soon(self._receive_all)
+        self._tasks_over.set()
+
     async def _send_all(self) -> None:
-        with self._sending:
-            await self._outbox.run()
+        await self._outbox.run()
         if self._outbox.drained and isinstance(self._stream, trio.abc.HalfCloseableStream):
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._stream.send_eof()
-        self._sending_over.set()
 
     async def _receive_all(self) -> None:
-        decoder = LineDecoder(MAX_LINE_BYTES)
-        with self._arriving, self._receiving:
+        with self._arriving:
             try:
-                while data := await self._stream.receive_some(_READ_BYTES):
+                while data := await self._receive_some():
                     self._received_bytes += len(data)
-                    await self._arrive(decoder.feed(data))
-                await self._arrive(decoder.finish())
+                    await self._arriving.send(data)
                 self._lost = "the server closed the connection"
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._reset = True
+                self._broken = True
                 self._lost = transport.reason_of(error)
                 self._outbox.close()  # nobody is left to read what we would say
-        self._receiving_over.set()
 
-    async def _arrive(self, parts: list[Part]) -> None:
-        events: list[Event] = []
-        for part in parts:
-            if isinstance(part, LineTooLong):
-                events.append(Notice(str(part)))
-            else:
-                events += map(TEXT.parse_event, part)
-        for event in events:
-            if isinstance(event, Goodbye):
-                self.goodbye = event.reason
-        if events and not self._discarding:
-            await self._arriving.send(events)
+    async def _receive_some(self) -> bytes | bytearray:
+        self._listening = True
+        data = await self._stream.receive_some(_READ_BYTES)
+        self._listening = bool(not data)  # after its end we wait for nothing but the peer
+        return data
 
-    async def _leave(self) -> None:
+    async def _leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
-        self._discarding = True
-        with suppress(trio.WouldBlock, trio.EndOfChannel):  # for a receiver that waits for room
-            while True:
-                self._arrived.receive_nowait()
+        nursery.start_soon(self._hear_out)
         if self.goodbye is None and not self._told_lost:  # else nobody listens to us any more
             await self.finish()
+
+    async def _hear_out(self) -> None:
+        async for _ in self._arrived:
+            pass
 
 
 @asynccontextmanager
@@ -220,10 +236,9 @@ async def open_chat(stream: trio.abc.Stream) -> AsyncGenerator[Chat]:
     try:
         with lone_exception():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(chat._send_all)  # noqa: SLF001 - the tasks are the chat's own
-                nursery.start_soon(chat._receive_all)  # noqa: SLF001
+                nursery.start_soon(chat._run)  # noqa: SLF001 - the tasks are the chat's own
                 yield chat
-                await chat._leave()  # noqa: SLF001
+                await chat._leave(nursery)  # noqa: SLF001
                 nursery.cancel_scope.cancel(reason="the chat was closed")
     finally:
         await trio.aclose_forcefully(stream)

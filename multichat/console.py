@@ -6,13 +6,20 @@ is told to the shell.  A terminal and a pipe are read the same way.
 
 import logging
 import os
+import select
 import signal
 from collections.abc import AsyncIterator
 
 import trio
 
 from multichat.client import MAX_LINE_BYTES, Chat, connect
-from multichat.errors import ConnectionLost, LineTooLong, lone_exception
+from multichat.errors import (
+    ConnectionLost,
+    LineTooLong,
+    MultichatError,
+    OutputLost,
+    lone_exception,
+)
 from multichat.framing import LineDecoder, Part
 from multichat.log import Log, LogWriter
 from multichat.transport import spell_address
@@ -52,18 +59,22 @@ class Console:
         self._log = Log("client")
         self._sent = self._received = 0
         self._connected_at = 0.0
-        self._failure: ConnectionLost | OSError | None = None
+        self._failure: MultichatError | None = None
 
     async def run(self) -> None:
         """Connect and talk until the input ends, the server closes, or SIGINT or SIGTERM comes.
 
         Raises `ConnectFailed`; `ConnectionLost` if the conversation ended otherwise than by our
-        wish or the server's goodbye; `OSError` if standard output is gone.
+        wish or the server's goodbye; `OutputLost`.  Unless a signal came, all that was logged has
+        been written when it returns.
         """
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-                await self._converse()
+                try:
+                    await self._converse()
+                finally:
+                    await self._wait_for_output(at_most_bytes=0)
                 nursery.cancel_scope.cancel(reason="the conversation is over")
 
     async def _converse(self) -> None:
@@ -88,8 +99,8 @@ class Console:
             except ConnectionLost as lost:
                 if not await self._last_input_was_sent(chat):
                     self._fail(lost)
-            except OSError as error:
-                self._fail(error)
+            except OutputLost as lost:
+                self._fail(lost)
             nursery.cancel_scope.cancel(reason="the conversation is over")
         if chat.waiting_bytes:
             self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
@@ -98,7 +109,7 @@ class Console:
         if self._failure is not None:
             raise self._failure
 
-    def _fail(self, error: ConnectionLost | OSError) -> None:
+    def _fail(self, error: MultichatError) -> None:
         self._failure = self._failure or error
 
     async def _show_events(self, chat: Chat) -> None:
@@ -127,10 +138,10 @@ class Console:
             else:
                 await self._take(chat, decoder.finish())
             await chat.finish()
-        except (ConnectionLost, OSError) as error:
+        except MultichatError as error:
             self._fail(error)
-            if isinstance(error, OSError):
-                scope.cancel(reason="standard output is gone")
+            if isinstance(error, OutputLost):
+                scope.cancel(reason=str(error))
         self._input_over.set()
 
     async def _take(self, chat: Chat, parts: list[Part]) -> bool:
@@ -167,13 +178,13 @@ class Console:
             f"{self._sent} sent, {self._received} received",
         )
 
-    async def _wait_for_output(self) -> None:
-        if self._writer.failure is not None:
-            raise self._writer.failure
-        if self._writer.waiting_bytes > _UNWRITTEN_BYTES:
+    async def _wait_for_output(self, at_most_bytes: int = _UNWRITTEN_BYTES) -> None:
+        if self._writer.waiting_bytes > at_most_bytes:
             await trio.to_thread.run_sync(
-                self._writer.wait_below, _UNWRITTEN_BYTES // 2, abandon_on_cancel=True
+                self._writer.wait_below, at_most_bytes // 2, abandon_on_cancel=True
             )
+        if self._writer.failure is not None:
+            raise OutputLost((self._writer.failure.strerror or "").lower())
 
 
 async def _read(fd: int) -> AsyncIterator[bytes]:
@@ -181,14 +192,19 @@ async def _read(fd: int) -> AsyncIterator[bytes]:
 
     A read that is under way when we leave is abandoned; its thread does not keep the process.
     """
+    while data := await trio.to_thread.run_sync(_read_some, fd, abandon_on_cancel=True):
+        yield data
+
+
+def _read_some(fd: int) -> bytes:
     while True:
         try:
-            data = await trio.to_thread.run_sync(os.read, fd, _READ_BYTES, abandon_on_cancel=True)
+            return os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            # Somebody shares this terminal or pipe and made it non-blocking.
+            select.select([fd], [], [], 1.0)
         except OSError:
-            return  # closed, or a terminal that is not ours any more
-        if not data:
-            return
-        yield data
+            return b""  # closed, or a terminal that is not ours any more
 
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -9,7 +9,8 @@ The tree::
     │   └── LineTooLong         … with a line above our limit
     ├── ConnectFailed           nobody could be reached at that address
     ├── ListenFailed            the system does not let us listen there
-    └── ConnectionLost          the conversation ended without a goodbye
+    ├── ConnectionLost          the conversation ended without a goodbye
+    └── OutputLost              our own standard output is gone
 
 Any other exception out of a decoder or a session is our own bug.
 """
@@ -24,6 +25,7 @@ __all__ = [
     "ListenFailed",
     "LocalProtocolError",
     "MultichatError",
+    "OutputLost",
     "RemoteProtocolError",
     "UnknownClient",
     "lone_exception",
@@ -80,6 +82,14 @@ class ConnectionLost(MultichatError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"connection lost: {reason}")
+        self.reason = reason
+
+
+class OutputLost(MultichatError):
+    """Our standard output cannot be written to any more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"cannot write to standard output: {reason}")
         self.reason = reason
 
 

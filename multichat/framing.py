@@ -18,10 +18,7 @@ from typing import TypeAlias
 
 from multichat.errors import LineTooLong
 
-__all__ = ["DEFAULT_MAX_LINE_BYTES", "LineDecoder", "Part", "clean"]
-
-# Room for a pasted stack trace, while a thousand clients stalled in mid-line fit in 64 MiB.
-DEFAULT_MAX_LINE_BYTES = 64 * 1024
+__all__ = ["LineDecoder", "Part", "clean"]
 
 Part: TypeAlias = list[str] | LineTooLong
 """What a decoder returns in sequence: a run of whole lines, or the place of one it dropped."""
@@ -90,7 +87,7 @@ class LineDecoder:
     Not safe for use by several tasks at once; it never blocks and owns nothing to close.
     """
 
-    def __init__(self, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> None:
+    def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes
         self._partial = bytearray()
         self._discarding = False

@@ -1,9 +1,6 @@
 """Budgets of time.  Pure: whoever has a clock says how many seconds went by."""
 
-__all__ = ["DEFAULT_PATIENCE_SECONDS", "Patience"]
-
-# Long enough for a phone to change its cell, short enough that a conversation survives it.
-DEFAULT_PATIENCE_SECONDS = 2.0
+__all__ = ["Patience"]
 
 # A member that is slow one second in eleven is an ordinary one; slower than that, it sets the
 # room's pace.

@@ -9,6 +9,7 @@ lines of one batch stand together; a line is written whole or skipped, and skipp
 """
 
 import logging
+import math
 import os
 import queue
 import select
@@ -29,6 +30,9 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 # How long a regular file may hold up the event loop, once so much waits for it, before its lines
 # are skipped too.  Its log is worth more than a moment; a terminal's or a pipe's is not.
 FILE_SECONDS = 1.0
+
+# How often trio may tell of the same trouble with the listeners.
+REPEAT_SECONDS = 60.0
 
 # How long the end of the program waits for a slow standard output.
 CLOSE_SECONDS = 1.0
@@ -104,8 +108,11 @@ class LineFormatter(logging.Formatter):
         message = record.msg
         if isinstance(message, Lines):
             return message.spell(start)
-        text = start + clean(record.getMessage())
-        if record.exc_info and package == "multichat":
+        text = clean(record.getMessage())
+        if package != "multichat":
+            return f"{start}[STATE] {text}"
+        text = start + text
+        if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text
 
@@ -125,9 +132,9 @@ class LogWriter(logging.Handler):
     """Writes records to file descriptor *fd* from a thread, which `emit` does not wait for.
 
     Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
-    skipped as soon as there is room; a regular file is given `FILE_SECONDS` first.  A descriptor
-    that cannot be written to any more (a closed pipe, a full disk) costs its lines and nothing
-    else; `failure` says why.
+    skipped as soon as there is room; a regular file is given `FILE_SECONDS` first.  A pipe that is
+    closed and a disk that is full cost their lines and nothing else; `failure` says why.  The disk
+    is tried again with each batch.
 
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """
@@ -142,7 +149,10 @@ class LogWriter(logging.Handler):
         self._changed = threading.Condition()
         self._waiting_bytes = 0
         self._skipped = 0
-        self._skipped_name = ""
+        self._name = "multichat.server"  # whose log it is, for our own notices
+        self._lost = 0
+        self._torn = False
+        self._ending = False
         self._thread = threading.Thread(target=self._write_all, name="multichat log", daemon=True)
 
     def start(self) -> None:
@@ -151,12 +161,12 @@ class LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Spell *record* and queue it; called with the handler's lock held."""
+        self._name = record.name
         data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         with self._changed:
             # Once lines are skipped they all are, until the thread has told of it in their place.
             if self._skipped or not (self._has_room(len(data)) or self._wait_for_file(len(data))):
                 self._skipped += data.count(b"\n")
-                self._skipped_name = record.name
                 return
             self._waiting_bytes += len(data)
         self._queue.put(data)
@@ -181,7 +191,8 @@ class LogWriter(logging.Handler):
 
     def close(self) -> None:
         """Write what waits, for at most `CLOSE_SECONDS`; the rest is lost with the process."""
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._ending:
+            self._ending = True  # `logging` closes what is left once more, at exit
             self._queue.put(None)
             self._thread.join(CLOSE_SECONDS)
         super().close()
@@ -197,29 +208,63 @@ class LogWriter(logging.Handler):
                     pieces.append(self._queue.get_nowait())
             end = pieces[-1] is None
             data = b"".join(filter(None, pieces))
-            self._write_or_fail(data)
+            self._write(data, formatter)
             with self._changed:
                 self._waiting_bytes -= len(data)
                 skipped = 0 if self._waiting_bytes else self._skipped
                 self._skipped -= skipped
                 self._changed.notify_all()
             if skipped:
-                text = f"[LOG] {skipped} lines skipped: the output is too slow"
-                notice = logging.LogRecord(
-                    self._skipped_name, logging.WARNING, "", 0, text, (), None
-                )
-                self._write_or_fail(f"{formatter.format(notice)}\n".encode())
+                notice = self._notice(formatter, f"{skipped} lines skipped: the output is too slow")
+                self._write(notice, formatter)
 
-    def _write_or_fail(self, data: bytes) -> None:
+    def _notice(self, formatter: LineFormatter, text: str) -> bytes:
+        record = logging.LogRecord(self._name, logging.WARNING, "", 0, f"[LOG] {text}", (), None)
+        return f"{formatter.format(record)}\n".encode()
+
+    def _write(self, data: bytes, formatter: LineFormatter) -> None:
+        if self.failure is not None:
+            if not self._is_file:
+                return  # nobody will ever read it again
+            # A disk that was full may have room by now; a line that was torn is ended first.
+            why = os.strerror(self.failure.errno or 0).lower()
+            notice = self._notice(formatter, f"{self._lost} lines lost: {why}")
+            if self._put(b"\n" * self._torn + notice):
+                self._lost += data.count(b"\n")
+                return
+            self._lost = 0
+        self._lost += self._put(data)
+
+    def _put(self, data: bytes) -> int:
+        """Write *data* and return how many lines of it could not be written."""
         rest = memoryview(data)
+        self.failure = None
         while rest and self.failure is None:
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
-                # Somebody shares this terminal or pipe and made it non-blocking.
-                select.select([], [self._fd], [])
+                # Somebody shares this terminal or pipe and made it non-blocking; a closed one
+                # is ready too, and the next write says so.
+                select.select([], [self._fd], [], 1.0)
             except OSError as error:
                 self.failure = error
+        written = data[: len(data) - len(rest)]
+        self._torn = self._torn if not written else not written.endswith(b"\n")
+        return bytes(rest).count(b"\n")
+
+
+class _Thinned(logging.Filter):
+    """Lets one record through in a while: an accept that fails is tried ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created - self._last < REPEAT_SECONDS:
+            return False
+        self._last = record.created
+        return True
 
 
 @contextmanager
@@ -237,6 +282,9 @@ def open_log(
             stack.callback(os.close, file_fd)
             writers.append(LogWriter(file_fd))
         loggers = [logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners")]
+        thinned = _Thinned()
+        loggers[1].addFilter(thinned)
+        stack.callback(loggers[1].removeFilter, thinned)
         for writer in writers:
             writer.start()
             stack.callback(writer.close)

@@ -15,16 +15,14 @@ Invariants:
 import enum
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
-from multichat.limits import DEFAULT_PATIENCE_SECONDS, Patience
+from multichat.limits import Patience
 from multichat.transport import eager_write
 
-__all__ = ["DEFAULT_MAILBOX_BATCHES", "Mailbox", "Offer"]
-
-# A burst of 64 reads from one sender, or a word each from 64 people, before anybody is waited for.
-DEFAULT_MAILBOX_BATCHES = 64
+__all__ = ["Mailbox", "Offer"]
 
 # A thousand members all stalled at once hold 4 GiB at worst, and each gets its patience's worth.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
@@ -53,7 +51,8 @@ class Mailbox:
     to *stream* while anything waits.  The stream is not closed here.
 
     *max_batches* bounds how many offers wait, `MAX_WAITING_BYTES` how many bytes; a single offer
-    above that is taken when nothing else waits.  *spell_missed* says how the member is told that
+    above that is taken when nothing else waits.  *patience_seconds* is for a room, which is the one
+    to spend it.  *spell_missed* says how the member is told that
     it missed that many messages.
     """
 
@@ -61,8 +60,8 @@ class Mailbox:
         self,
         stream: trio.abc.Stream,
         *,
-        max_batches: int = DEFAULT_MAILBOX_BATCHES,
-        patience_seconds: float = DEFAULT_PATIENCE_SECONDS,
+        max_batches: int,
+        patience_seconds: float = 0.0,
         spell_missed: Callable[[int], bytes],
     ) -> None:
         self.patience = Patience(patience_seconds)
@@ -120,7 +119,11 @@ class Mailbox:
         while (offer := self.offer(data)) is _FULL:
             space = trio.Event()
             self.call_when_space(space.set)
-            await space.wait()
+            try:
+                await space.wait()
+            finally:
+                with suppress(ValueError):
+                    self._space_callbacks.remove(space.set)
         await trio.lowlevel.cancel_shielded_checkpoint()
         return offer
 

@@ -13,31 +13,23 @@ Invariants:
 4. Who leaves is out at once: nobody waits for, and nothing is queued to, who is gone.
 """
 
-import enum
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
+from multichat.config import Slow
 from multichat.log import Log
 from multichat.mailbox import Mailbox, Offer
 from multichat.messages import Goodbye
 from multichat.voices import TEXT
 
-__all__ = ["Batch", "Member", "Receipt", "Room", "Slow", "cut"]
+__all__ = ["Batch", "Member", "Receipt", "Room", "cut"]
 
 # What one publish may add to a mailbox in one piece; more is cut between two messages, so that
 # members take turns and a mailbox's bound in bytes means something.
 MAX_BATCH_BYTES = 256 * 1024
-
-
-class Slow(enum.Enum):
-    """What a room does about members whose mailbox is full."""
-
-    WAIT = "wait"  # as long as their patience lasts; the sender is not read from meanwhile
-    DROP = "drop"  # they miss the batch and are told how much they missed
-    DISCONNECT = "disconnect"  # they have to go at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +99,7 @@ class Room:
         self._slow = slow
         self._members: dict[int, Member] = {}
         self._order = trio.Lock()
+        self._deadlines: dict[Member, float] = {}  # of those who are being waited for
 
     @property
     def members(self) -> list[Member]:
@@ -141,15 +134,20 @@ class Room:
     async def close(self, reason: str) -> None:
         """Let what is being said reach everyone, then dismiss all; nobody can join any more.
 
-        Cancelled while it waits, it has dismissed them all the same.
+        Cancelled while it waits, it has done the same but for those who were being waited for:
+        they are dismissed first.
         """
         try:
             async with self._order:
                 pass
         finally:
-            self.closed = reason
-            for member in self.members:
+            self.closed = reason  # from here on nobody is waited for
+            for member in list(self._deadlines):
                 self.dismiss(member, reason)
+            with trio.CancelScope(shield=True):
+                async with self._order:
+                    for member in self.members:
+                        self.dismiss(member, reason)
 
     async def say(
         self, name: str, texts: list[str], *, sender: Member | None = None, tag: str = "RX"
@@ -158,10 +156,11 @@ class Room:
 
         Returns when every member has it in its mailbox or its socket, under `Slow.WAIT` after
         waiting for the slow ones.  Cancelled while it waits for its turn, nothing was said; after
-        that it is finished first.  A sender that left meanwhile says nothing.
+        that it is finished first.  A sender that left meanwhile says nothing, and in a closed room
+        nobody does.
         """
         async with self._order:
-            if sender is not None and sender.client not in self._members:
+            if self.closed or (sender is not None and sender.client not in self._members):
                 return Receipt()
             self._log.said(name, texts, len(self._members), tag)
             self.messages += len(texts)
@@ -171,24 +170,29 @@ class Room:
         total_delivered = total_queued = total_dropped = 0
         with trio.CancelScope(shield=True):  # bounded by the patience with the slow ones
             for batch in batches:
-                delivered, queued, full = self._offer_to_all(batch, sender)
-                dropped = await self._treat_slow(full, batch) if full else 0
-                queued += len(full) - dropped
+                delivered, queued, dropped, full = self._offer_to_all(batch, sender)
+                if full:
+                    without = await self._treat_slow(full, batch)
+                    queued += len(full) - without
+                    dropped += without
                 self.deliveries += batch.messages * (delivered + queued)
                 total_delivered += delivered
                 total_queued += queued
                 total_dropped += dropped
         return Receipt(delivered=total_delivered, queued=total_queued, dropped=total_dropped)
 
-    def _offer_to_all(self, batch: Batch, sender: Member | None) -> tuple[int, int, list[Member]]:
+    def _offer_to_all(
+        self, batch: Batch, sender: Member | None
+    ) -> tuple[int, int, int, list[Member]]:
         """Put *batch* in every mailbox that has room.
 
-        Returns how many had it sent, how many have it queued, and whose mailbox was full.
+        Returns how many had it sent, how many have it queued, how many are broken off and take
+        nothing any more, and whose mailbox was full.
 
         Membership cannot change half-way, and whoever keeps up has the batch before anybody is
         waited for.
         """
-        delivered = queued = 0
+        delivered = queued = broken = 0
         full: list[Member] = []
         text = batch.text
         for member in self._members.values():
@@ -201,7 +205,9 @@ class Room:
                 queued += 1
             elif offer is Offer.FULL:
                 full.append(member)
-        return delivered, queued, full
+            else:
+                broken += 1
+        return delivered, queued, broken, full
 
     async def _treat_slow(self, full: list[Member], batch: Batch) -> int:
         """Do what the policy says about *full*; return how many did not get *batch*."""
@@ -220,7 +226,7 @@ class Room:
     async def _wait_for(self, full: list[Member], batch: Batch) -> int:
         """Wait for all of *full* together; return how many left before they took *batch*."""
         started = trio.current_time()
-        deadlines = {m: started + m.mailbox.patience.left_seconds for m in full}
+        deadlines = self._deadlines
         missed = 0
         freed: list[Member] = []
         woken = trio.Event()
@@ -230,6 +236,8 @@ class Room:
             woken.set()
 
         for member in full:
+            patience = 0 if self.closed else member.mailbox.patience.left_seconds
+            deadlines[member] = started + patience
             member.mailbox.call_when_space(partial(wake, member))
         while deadlines:
             with trio.move_on_at(min(deadlines.values())):
@@ -255,4 +263,4 @@ class Room:
 
     def _dismiss_slow(self, member: Member) -> None:
         self.too_slow += 1
-        self.dismiss(member, "too slow")
+        self.dismiss(member, self.closed or "too slow")

@@ -4,6 +4,7 @@ Knows every client by its number; what they say to each other is the room's busi
 of them is spoken to the session's.
 """
 
+import errno
 import signal
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -12,56 +13,22 @@ from functools import partial
 import trio
 
 from multichat import transport
+from multichat.config import DEFAULT_PORT, ServerConfig
 from multichat.errors import ListenFailed, LocalProtocolError, UnknownClient, lone_exception
-from multichat.framing import DEFAULT_MAX_LINE_BYTES, clean
-from multichat.limits import DEFAULT_PATIENCE_SECONDS
+from multichat.framing import clean
 from multichat.log import Log
-from multichat.mailbox import DEFAULT_MAILBOX_BATCHES
 from multichat.messages import Goodbye
-from multichat.room import Member, Receipt, Room, Slow
+from multichat.room import Member, Receipt, Room
 from multichat.session import Session
 from multichat.voices import SERVER_NAME, TEXT
 
-__all__ = [
-    "MemberInfo",
-    "Server",
-    "ServerConfig",
-    "ServerStatistics",
-    "serve",
-    "serve_until_signal",
-]
+__all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_signal"]
 
-# What an ordinary limit of open files (1,024) allows, give or take the server's own.
-DEFAULT_MAX_CLIENTS = 1024
+# How a machine without IPv6 refuses to listen on it.
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 # Listeners, the log, standard input and output, the loop itself, clients on their way out.
 _FILES_OF_OUR_OWN = 256
-
-# As long as a person waits for a program that was told to stop before pressing Ctrl+C again.
-DEFAULT_GRACE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """How a server treats its clients; every value has the default of the command line.
-
-    Raises `ValueError` for a value that makes no sense.
-    """
-
-    max_line_bytes: int = DEFAULT_MAX_LINE_BYTES
-    mailbox_batches: int = DEFAULT_MAILBOX_BATCHES
-    slow: Slow = Slow.WAIT
-    patience_seconds: float = DEFAULT_PATIENCE_SECONDS
-    max_clients: int = DEFAULT_MAX_CLIENTS
-    grace_seconds: float = DEFAULT_GRACE_SECONDS
-
-    def __post_init__(self) -> None:
-        for name in ("max_line_bytes", "mailbox_batches", "max_clients"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        for name in ("patience_seconds", "grace_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +65,15 @@ class Server:
     `run` serves TCP ports.  Somebody who has streams of their own gives each to `handle`, in a task
     of its own, and calls `close` in the end.  All other methods may be called by any task of the
     same trio run; `broadcast` alone waits.
+
+    *port* is the first TCP port that is listened on and *addresses* are all of them, spelled
+    `0.0.0.0:9000`, `[::]:9000`; 0 and none until it listens.
     """
 
     def __init__(self, config: ServerConfig | None = None) -> None:
         self.config = config or ServerConfig()
-        self.listeners: Sequence[trio.SocketListener] = ()
+        self.port = 0
+        self.addresses: list[str] = []
         self._log = Log("server")
         self._room = Room(self._log, slow=self.config.slow)
         self._shutdown = trio.Event()
@@ -110,7 +81,7 @@ class Server:
 
     async def run(
         self,
-        port: int = 9000,
+        port: int = DEFAULT_PORT,
         *,
         host: str | Sequence[str] | None = None,
         task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
@@ -127,10 +98,19 @@ class Server:
 
         Raises `ListenFailed` if the system does not let us listen.
         """
+        listeners = await self._listen(port, host)
+        names = [listener.socket.getsockname() for listener in listeners]
+        self.port = names[0][1]
+        self.addresses = [transport.spell_address(name) for name in names]
+        # Before anybody can connect: these are the first lines of the log.
+        self._log.line("start", f"Starting multi-chat server on port {self.port}")
+        for address in self.addresses:
+            self._log.line("start", f"Listening on {address}")
         with lone_exception():
             async with trio.open_nursery() as clients:  # ends last
                 async with trio.open_nursery() as acceptors:  # stops first
-                    await self._listen(port, host, acceptors=acceptors, clients=clients)
+                    accept = partial(trio.serve_listeners, handler_nursery=clients)
+                    await acceptors.start(accept, self.handle, listeners)
                     task_status.started(self)
                     await self._shutdown.wait()
                     acceptors.cancel_scope.cancel(reason="the server is shutting down")
@@ -141,43 +121,25 @@ class Server:
                 clients.cancel_scope.deadline = deadline + transport.LINGER_SECONDS
 
     async def _listen(
-        self,
-        port: int,
-        host: str | Sequence[str] | None,
-        *,
-        acceptors: trio.Nursery,
-        clients: trio.Nursery,
-    ) -> None:
+        self, port: int, host: str | Sequence[str] | None
+    ) -> list[trio.SocketListener]:
         everywhere = host is None
         if host is None:
             hosts: Sequence[str | None] = ("0.0.0.0", "::") if port == 0 else (None,)  # noqa: S104
         else:
             hosts = (host,) if isinstance(host, str) else host
+        listeners: list[trio.SocketListener] = []
         for each in hosts:
-            listen = partial(trio.serve_tcp, self.handle, host=each, handler_nursery=clients)
             try:
-                opened: list[trio.SocketListener] = await acceptors.start(listen, port)
+                listeners += await trio.open_tcp_listeners(port, host=each)
             except (OSError, ValueError) as error:
-                if everywhere and self.listeners:
-                    break  # a machine without IPv6
+                if everywhere and listeners and getattr(error, "errno", None) in _NO_IPV6:
+                    break
+                for listener in listeners:
+                    listener.socket.close()
                 raise ListenFailed(each, port, transport.reason_of(error)) from error
-            self.listeners = [*self.listeners, *opened]
-            port = port or self.port
-        self._log.line("start", f"Starting multi-chat server on port {port}")
-        for address in self.addresses:
-            self._log.line("start", f"Listening on {address}")
-
-    @property
-    def port(self) -> int:
-        """The first TCP port that is listened on; raises `LookupError` if there is none."""
-        return int(self.listeners[0].socket.getsockname()[1])
-
-    @property
-    def addresses(self) -> list[str]:
-        """Where the server listens: `0.0.0.0:9000`, `[::]:9000`."""
-        return [
-            transport.spell_address(listener.socket.getsockname()) for listener in self.listeners
-        ]
+            port = port or listeners[0].socket.getsockname()[1]
+        return listeners
 
     @property
     def members(self) -> list[MemberInfo]:
@@ -223,7 +185,7 @@ class Server:
 
         Raises `UnknownClient` if it is not connected.
         """
-        self._room.dismiss(self._member(client), clean(reason))
+        self._room.dismiss(self._member(client), clean(reason) or "kicked")
 
     def _member(self, client: int) -> Member:
         for member in self._room.members:
@@ -243,6 +205,7 @@ class Server:
     async def close(self) -> None:
         """Let what is being said reach everyone, then say goodbye to all.
 
+        Cancelled, it no longer waits for the slow ones, and has done the rest all the same.
         Sessions end by themselves, in the tasks that called `handle`, within the grace period
         and what it takes to hang up.
         """
@@ -288,7 +251,7 @@ class Server:
 
 
 async def serve(
-    port: int = 9000,
+    port: int = DEFAULT_PORT,
     *,
     host: str | Sequence[str] | None = None,
     config: ServerConfig | None = None,

@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 import trio
 import trio.testing
 
+from multichat.config import ServerConfig
 from multichat.errors import lone_exception
-from multichat.server import Server, ServerConfig
+from multichat.server import Server
 
 __all__ = ["MemoryServer", "ScriptedClient", "memory_server"]
 

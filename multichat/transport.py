@@ -7,6 +7,7 @@ behind a function with an honest answer for the rest.
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable
 
 import trio
@@ -63,8 +64,8 @@ def eager_write(stream: trio.abc.Stream) -> Callable[[bytes], int] | None:
     It MUST NOT be called while a task is in `stream.send_all`, or while bytes that were meant to
     go first still wait.
     """
-    if type(stream) is not trio.SocketStream:
-        return None
+    if type(stream) is not trio.SocketStream or sys.platform == "win32":
+        return None  # there, a socket is no file
     fileno, write = stream.socket.fileno, os.write
 
     def write_now(data: bytes) -> int:

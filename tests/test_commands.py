@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -334,7 +335,7 @@ async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path)
             while client.process.poll() is None:
                 await other.send_all(b"hello\n")
                 await trio.sleep(0.05)
-            assert client.err == "multichat: standard output: broken pipe\n"
+            assert client.err == "multichat: cannot write to standard output: broken pipe\n"
 
 
 async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None:
@@ -416,6 +417,93 @@ async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: P
             "[WARNING] [client] [STATE] What was typed last has not been sent",
             "[INFO] [client] [STATE] Disconnected",
         ]
+
+
+def impatient(port: int) -> list[str]:
+    """The real command, but for how long it waits for a server that has stopped reading."""
+    code = "from multichat import cli, client; client.STUCK_SECONDS = 1.0; cli.main()"
+    return [sys.executable, "-c", code, "connect", LOOPBACK, str(port)]
+
+
+async def test_a_server_that_stops_reading_is_given_up_on(tmp_path: Path) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        argv = impatient(listener.socket.getsockname()[1])
+        async with Command(tmp_path, *argv) as client, await listener.accept():
+            await client.type("".join(f"{i}\n" for i in range(600_000)))
+            client.end_input()
+            assert await client.wait() == 1
+            assert client.err == "multichat: connection lost: the server has stopped reading\n"
+
+
+async def test_a_server_that_reads_and_stays_is_left_after_two_seconds(tmp_path: Path) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        port = str(listener.socket.getsockname()[1])
+        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port) as client:
+            await client.type("x\n")
+            client.end_input()
+            async with await listener.accept() as stream:
+                assert await stream.receive_some() == b"x\n"
+                assert await stream.receive_some() == b""
+                started = trio.current_time()
+                assert await client.wait() == 0
+                assert trio.current_time() - started < 10  # two, and a shared machine's
+
+
+async def test_what_was_told_is_shown_however_late_the_output_is_read(tmp_path: Path) -> None:
+    """At the end of its own input, after the server has gone, with megabytes still to print."""
+    count, text = 30_000, "x" * 1000
+    read, write = os.pipe()
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        port = str(listener.socket.getsockname()[1])
+        argv = [MULTICHAT, "connect", LOOPBACK, port]
+        client = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=write)
+        os.close(write)
+        async with await listener.accept() as stream, trio.open_nursery() as nursery:
+
+            async def tell() -> None:
+                for i in range(count):
+                    await stream.send_all(f"{i} {text}\n".encode())
+                await stream.send_eof()
+
+            nursery.start_soon(tell)
+            await trio.sleep(4)  # more than it would wait for a silent server
+            assert client.poll() is None
+            out = await trio.to_thread.run_sync(Path(f"/dev/fd/{read}").read_text, "utf-8")
+        assert client.wait(30) == 0
+        os.close(read)
+    said = [line.rpartition("[RX] ")[2] for line in out.splitlines() if "[RX]" in line]
+    assert said == [f"{i} {text}" for i in range(count)]
+
+
+async def test_an_input_that_somebody_made_non_blocking_is_waited_for(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    async with serve(tmp_path) as server:
+        argv = [MULTICHAT, "connect", LOOPBACK, str(server.port)]
+        async with Command(tmp_path, *argv, stdin=read) as client:
+            await client.wait_for("Connected")
+            os.write(write, b"patience\n")
+            os.close(write)
+            assert await client.wait() == 0
+            assert "[INFO] [client] [TX] patience" in client.lines
+        os.close(read)
+
+
+def test_ctrl_c_while_it_is_still_being_imported_is_a_quiet_end() -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Interrupt(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from multichat.__main__ import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 # --- The server ------------------------------------------------------------------------------
@@ -548,12 +636,37 @@ async def test_out_of_files_it_goes_on_and_says_so(tmp_path: Path) -> None:
         async with AsyncExitStack() as stack:
             for _ in range(30):
                 await stack.enter_async_context(tcp(server))
-            await server.wait_for("[ERROR] [server] accept returned")
+            await server.wait_for("[ERROR] [server] [STATE] accept returned")
         assert "Traceback" not in server.out
         async with tcp(server) as late:  # those who left made room
             await late.send_all(b"/ping\n")
             assert await late.receive_some() == b"[Server] pong\n"
         await stop(server)
+
+
+async def test_a_log_that_does_not_fit_goes_on_when_there_is_room_again(tmp_path: Path) -> None:
+    """A limit of the file's size stands for a full disk: writing fails, in mid-line."""
+    log = tmp_path / "log"
+    script = f"ulimit -f 8; exec {MULTICHAT} serve 0 --host {LOOPBACK} --log-file {log}"
+    async with (
+        ServerCommand(tmp_path, "/bin/sh", "-c", script) as server,
+        tcp(server) as a,
+        tcp(server) as b,
+    ):
+        await server.wait_for("Client 2 connected")
+        for i in range(20):
+            await a.send_all(b"%d " % i + b"x" * 1000 + b"\n")
+            assert await b.receive_some()  # the chat does not care
+        os.truncate(log, 0)
+        await a.send_all(b"room again\n")
+        assert await b.receive_some() == b"[Client 1] room again\n"
+        await stop(server)
+    lines = log.read_text("utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if "[LOG]" in line)
+    assert re.search(
+        r"\[WARNING\] \[server\] \[LOG\] \d+ lines lost: file too large$", lines[start]
+    )
+    assert lines[start + 1].endswith("[RX] [Client 1] room again")
 
 
 async def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
@@ -580,6 +693,7 @@ async def test_a_log_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> 
         ("serve", "70000"),
         ("serve", "--slow", "maybe"),
         ("serve", "--mailbox", "0"),
+        ("serve", "--patience", "nan"),
         ("connect", LOOPBACK),
         ("connect", LOOPBACK, "0"),
         ("nonsense",),

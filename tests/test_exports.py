@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +48,27 @@ def test_every_public_class_and_function_is_documented(name: str) -> None:
 
 def test_the_package_exports_what_it_says_and_nothing_else() -> None:
     assert list(multichat.__all__) == sorted(multichat.__all__)
-    names = {
-        name
-        for name, value in vars(multichat).items()
-        if not name.startswith("_") and type(value).__name__ != "module"
+    for name in multichat.__all__:
+        value = getattr(multichat, name)
+        assert getattr(multichat, name) is value
+        assert name in dir(multichat)
+    with pytest.raises(AttributeError, match="module 'multichat' has no attribute 'Mailbox'"):
+        multichat.Mailbox  # noqa: B018
+
+
+def test_type_checkers_are_told_the_same() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    told = {
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("multichat.")
+        for alias in node.names
     }
-    assert names == set(multichat.__all__)
+    assert {name for _, name in told} == set(multichat.__all__)
+    for module, name in told:
+        assert getattr(multichat, name) is getattr(importlib.import_module(str(module)), name)
+
+
+def test_asking_for_help_imports_nothing_that_waits() -> None:
+    code = "import sys, multichat.cli; sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,10 +7,12 @@ import pytest
 
 import multichat
 
-PURE = ("errors", "framing", "limits", "messages", "voices")
+PURE = ("config", "errors", "framing", "limits", "messages", "voices")
 ALLOWED = {
     "collections.abc",
     "contextlib",
+    "dataclasses",
+    "enum",
     "msgspec",
     "re",
     "typing",

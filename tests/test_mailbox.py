@@ -128,6 +128,7 @@ async def test_put_waits_for_room_and_cancelled_has_taken_nothing(
         with trio.move_on_after(1) as scope:
             await mailbox.put(b"never")
         assert scope.cancelled_caught
+        assert not mailbox._space_callbacks  # nothing is left behind
         nursery.start_soon(mailbox.put, b"3")
         await trio.testing.wait_all_tasks_blocked()
         received = b""

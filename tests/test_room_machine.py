@@ -23,9 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from multichat.config import Slow
 from multichat.log import Log
 from multichat.mailbox import Mailbox
-from multichat.room import Member, Room, Slow
+from multichat.room import Member, Room
 from multichat.voices import TEXT
 
 T = TypeVar("T")

@@ -1,5 +1,6 @@
 """The server: its nursery tree, its limits, what the library offers, and how it ends."""
 
+import errno
 import socket
 from functools import partial
 
@@ -23,6 +24,7 @@ from multichat.testing import ScriptedClient, memory_server
 from .conftest import LogRecorder
 
 LOOPBACK = "127.0.0.1"
+GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
 async def settle() -> None:
@@ -85,7 +87,7 @@ async def test_kick(log: LogRecorder) -> None:
             network.server.kick(1)
         await b.send("/ping")
         assert await b.line() == "[Server] pong"
-        network.server.kick(2)
+        network.server.kick(2, "")
         assert await b.rest() == ["[Server] goodbye: kicked"]
     assert "[INFO] [server] [STATE] Client 1 disconnected (be ␛nice)" in log.lines
     assert "[INFO] [server] [STATE] Client 2 disconnected (kicked)" in log.lines
@@ -306,15 +308,53 @@ async def test_a_host_that_is_none_of_ours_is_an_error_of_ours() -> None:
 
 
 async def test_it_lives_on_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve_tcp = trio.serve_tcp
+    open_tcp_listeners = trio.open_tcp_listeners
 
-    async def without_ipv6(*args: object, host: str, **kwargs: object) -> None:
+    async def without_ipv6(port: int, *, host: str) -> list[trio.SocketListener]:
         if host == "::":
-            raise OSError(97, "Address family not supported by protocol")
-        await serve_tcp(*args, host=host, **kwargs)  # type: ignore[arg-type]
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return await open_tcp_listeners(port, host=host)
 
-    monkeypatch.setattr(trio, "serve_tcp", without_ipv6)
+    monkeypatch.setattr(trio, "open_tcp_listeners", without_ipv6)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat.serve, 0)
         assert server.addresses == [f"0.0.0.0:{server.port}"]
         server.shutdown()
+
+
+async def test_a_server_that_fails_to_start_serves_nobody(log: LogRecorder) -> None:
+    with pytest.raises(ListenFailed, match=r"cannot listen on no-such-host\.invalid port \d+: "):
+        await multichat.serve(0, host=[LOOPBACK, "no-such-host.invalid"])
+    assert log.lines == []
+
+
+async def test_addresses_are_known_before_and_after() -> None:
+    server = Server()
+    assert (server.port, server.addresses) == (0, [])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(server.run, 0, host=LOOPBACK))
+        server.shutdown()
+    assert server.addresses == [f"{LOOPBACK}:{server.port}"]
+
+
+async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    """Cut in the middle of a publish of several batches, for one who has stalled."""
+    count = 30_000
+    patient = ServerConfig(patience_seconds=600, grace_seconds=2, mailbox_batches=4)
+    async with memory_server(patient) as network:
+        healthy = await network.join()
+        await network.join(lockstep=True)
+        sender = await network.join()
+        for _ in range(4):
+            await sender.send("x" * 1000)
+            await settle()
+        await sender.send(*["y"] * count)
+        await settle()
+        with trio.move_on_after(2):
+            await network.server.close()
+        lines = await healthy.rest()
+        assert lines[4:-1] == ["[Client 3] y"] * count
+        assert lines[-1] == GOODBYE
+    assert log.lines.count("[INFO] [server] [RX] [Client 3] y") == count

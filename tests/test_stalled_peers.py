@@ -58,7 +58,7 @@ async def _flood(
 
     async def listen() -> None:
         nonlocal longest_silence
-        decoder = LineDecoder()
+        decoder = LineDecoder(10_000)
         accounted = 0
         while accounted < lines:
             asked = trio.current_time()
