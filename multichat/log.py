@@ -261,6 +261,7 @@ class _Thinned(logging.Filter):
         self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether *record* may pass."""
         if record.created - self._last < REPEAT_SECONDS:
             return False
         self._last = record.created
