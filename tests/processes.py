@@ -85,7 +85,7 @@ class Command:
             while self.out.count(text) < count:
                 await trio.sleep(0.01)
             return
-        pytest.fail(f"{self.argv} never printed {text!r}, but {self.out!r} {self.err!r}")
+        pytest.fail(f"{self.argv} never printed {text!r}, but {self.out[-2000:]!r} {self.err!r}")
 
     async def type(self, text: str) -> None:
         """Write *text* to its standard input."""
@@ -106,7 +106,7 @@ class Command:
             while self.process.poll() is None:
                 await trio.sleep(0.01)
             return self.process.returncode
-        pytest.fail(f"{self.argv} never ended: {self.out!r} {self.err!r}")
+        pytest.fail(f"{self.argv} never ended: {self.out[-2000:]!r} {self.err!r}")
 
 
 class ServerCommand(Command):

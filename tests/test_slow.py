@@ -175,8 +175,9 @@ async def test_room_that_somebody_else_took_is_waited_for_again(
         slow = await stall_and_fill(network, sender)
         nursery.start_soon(slow.send, "/ping")
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(_read_after, 1.0, slow)
-        assert await say_all(sender, ["2"]) == 1.0
+        async with trio.open_nursery() as reading:
+            reading.start_soon(_read_after, 1.0, slow)
+            assert await say_all(sender, ["2"]) == 1.0
         assert await slow.line() in ("[Server] pong", "[Client 1] 2")
 
 
