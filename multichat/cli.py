@@ -5,6 +5,7 @@ An expected failure is one line on standard error and exit status 1; a usage err
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -164,6 +165,8 @@ def _connect_plain(host: _Host, port: _Port) -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Turn what can be expected to go wrong into one line on standard error and status 1."""
+    # Where trio does not listen for it, before and after its run, SIGTERM is a quiet end too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:  # before trio took over, or after it let go

@@ -7,7 +7,7 @@ which does not read because it is saying something, cannot lock each other up.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -67,14 +67,14 @@ class Chat:
         self._events: list[Event] = []  # of one read, the next one last
         self._received_bytes = 0
         self._listening = False  # waiting for the peer, and not for our own program to hear
-        self._finished = self._broken = self._told_lost = False
+        self._finished = self._broken = self._stuck = self._told_lost = False
         self._lost = ""  # why the other side is gone
         self._tasks = trio.CancelScope()
         self._tasks_over = trio.Event()
 
     @property
     def moved_bytes(self) -> int:
-        """A number that changes whenever the peer has taken or given something."""
+        """A number that changes as the peer takes and gives: twice the same, nothing moves."""
         return self._received_bytes + self._outbox.sent_bytes - self._unsent_bytes()
 
     def _unsent_bytes(self) -> int:
@@ -156,25 +156,30 @@ class Chat:
         """Have what was said sent, then the end of input, and wait for the server to close.
 
         Waits until the server closes or nothing moves any more: for `STUCK_SECONDS` while there is
-        something to send, then for `FINISH_SECONDS`.  Events go on arriving and may be iterated
-        meanwhile.  Raises `ConnectionLost` if something that was said could not be sent.
+        something to send, then for `FINISH_SECONDS`.  Events go on arriving and MUST be iterated
+        meanwhile by some task: time in which the program does not hear does not count as silence.
+        Raises `ConnectionLost` if something that was said did not arrive, as far as can be known.
         """
         self._finished = True
         self._outbox.close()
         moved, since = self.moved_bytes, trio.current_time()
-        stuck = False
-        while not self._tasks_over.is_set():
+        while not (self._tasks_over.is_set() and not self._unsent_bytes()) and not self._stuck:
             with trio.move_on_after(_WATCH_SECONDS):
                 await self._tasks_over.wait()
+            if self._tasks_over.is_set() and self._unsent_bytes():
+                await trio.sleep(_WATCH_SECONDS / 10)  # the kernel tells nobody when it has sent
             now = trio.current_time()
             if self.moved_bytes != moved or not self._listening:
                 moved, since = self.moved_bytes, now
             unsent = self._outbox.waiting_bytes or self._unsent_bytes()
             if now - since >= (STUCK_SECONDS if unsent else FINISH_SECONDS):
-                stuck = unsent > 0
+                self._stuck = unsent > 0
                 self._lost = self._lost or "the server has stopped reading"
                 self._tasks.cancel(reason="nothing moves any more")
-        if stuck or not self._outbox.drained or (self._broken and self._outbox.sent_bytes):
+        if error := transport.pending_error(self._stream):
+            self._broken, self._lost = True, transport.reason_of(error)
+        sent = self._outbox.sent_bytes > 0
+        if self._stuck or not self._outbox.drained or (self._broken and sent):
             raise self._connection_lost()
 
     def _connection_lost(self) -> ConnectionLost:
@@ -193,8 +198,10 @@ class Chat:
     async def _send_all(self) -> None:
         await self._outbox.run()
         if self._outbox.drained and isinstance(self._stream, trio.abc.HalfCloseableStream):
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            try:
                 await self._stream.send_eof()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                self._broken, self._lost = True, transport.reason_of(error)
 
     async def _receive_all(self) -> None:
         with self._arriving:
@@ -217,7 +224,8 @@ class Chat:
     async def _leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
         nursery.start_soon(self._hear_out)
-        if self.goodbye is None and not self._told_lost:  # else nobody listens to us any more
+        nobody_listens = self.goodbye is not None or (self._told_lost and not self.can_send)
+        if not nobody_listens:
             await self.finish()
 
     async def _hear_out(self) -> None:

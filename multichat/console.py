@@ -183,8 +183,8 @@ class Console:
             await trio.to_thread.run_sync(
                 self._writer.wait_below, at_most_bytes // 2, abandon_on_cancel=True
             )
-        if self._writer.failure is not None:
-            raise OutputLost((self._writer.failure.strerror or "").lower())
+        if (failure := self._writer.first_failure) is not None:
+            raise OutputLost((failure.strerror or "").lower())
 
 
 async def _read(fd: int) -> AsyncIterator[bytes]:

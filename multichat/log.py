@@ -134,7 +134,7 @@ class LogWriter(logging.Handler):
     Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
     skipped as soon as there is room; a regular file is given `FILE_SECONDS` first.  A pipe that is
     closed and a disk that is full cost their lines and nothing else; `failure` says why.  The disk
-    is tried again with each batch.
+    is tried again with each batch, `first_failure` remembers.
 
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """
@@ -143,6 +143,7 @@ class LogWriter(logging.Handler):
         super().__init__()
         self.setFormatter(LineFormatter())
         self.failure: OSError | None = None
+        self.first_failure: OSError | None = None
         self._fd = fd
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -248,6 +249,7 @@ class LogWriter(logging.Handler):
                 select.select([], [self._fd], [], 1.0)
             except OSError as error:
                 self.failure = error
+                self.first_failure = self.first_failure or error
         written = data[: len(data) - len(rest)]
         self._torn = self._torn if not written else not written.endswith(b"\n")
         return bytes(rest).count(b"\n")

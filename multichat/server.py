@@ -89,8 +89,8 @@ class Server:
         """Serve clients on TCP *port* until `shutdown` is called; once.
 
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
-        port 0 the system chooses one, the same for each *host*.  Hands the server itself to
-        `task_status` when connections are accepted.
+        port 0 the system chooses one for the first address, and further hosts share it.  Hands the
+        server itself to `task_status` when connections are accepted.
 
         Ends in two phases after `shutdown`: it stops accepting; what is being said reaches
         everyone; all are told goodbye and get what waits for them, for at most the grace period.
@@ -128,6 +128,8 @@ class Server:
             hosts: Sequence[str | None] = ("0.0.0.0", "::") if port == 0 else (None,)  # noqa: S104
         else:
             hosts = (host,) if isinstance(host, str) else host
+        if not hosts:
+            raise ValueError("there is no host to listen on")
         listeners: list[trio.SocketListener] = []
         for each in hosts:
             try:

@@ -17,6 +17,7 @@ __all__ = [
     "hang_up",
     "keep_alive",
     "peer_address",
+    "pending_error",
     "reason_of",
     "spell_address",
     "unsent_bytes",
@@ -125,10 +126,22 @@ def unsent_bytes(stream: trio.abc.Stream) -> int:
     if isinstance(stream, trio.SocketStream):
         try:
             answer = fcntl.ioctl(stream.socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-            return int.from_bytes(answer, "little")
+            return int.from_bytes(answer, sys.byteorder)
         except (OSError, ValueError):
             pass
     return 0
+
+
+def pending_error(stream: trio.abc.Stream) -> OSError | None:
+    """Return what went wrong on a socket since the last call on it, and forget it."""
+    if isinstance(stream, trio.SocketStream):
+        try:
+            number = stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError as error:
+            return error
+        if number:
+            return OSError(number, os.strerror(number))
+    return None
 
 
 async def hang_up(stream: trio.abc.Stream) -> None:

@@ -437,6 +437,43 @@ async def test_a_server_that_stops_reading_is_given_up_on(tmp_path: Path) -> Non
             assert client.err == "multichat: connection lost: the server has stopped reading\n"
 
 
+async def test_what_fits_into_the_sockets_of_a_server_that_does_not_read_is_no_success(
+    tmp_path: Path,
+) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with listener:
+        argv = impatient(listener.socket.getsockname()[1])
+        async with Command(tmp_path, *argv) as client, await listener.accept():
+            await client.type("x" * 999 + "\n" + ("y" * 999 + "\n") * 40)
+            client.end_input()
+            assert await client.wait() == 1
+            assert client.err == "multichat: connection lost: the server has stopped reading\n"
+
+
+async def test_a_server_that_has_gone_before_anything_was_said_is_lost(tmp_path: Path) -> None:
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        port = str(listener.socket.getsockname()[1])
+        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port) as client:
+            await (await listener.accept()).aclose()
+            await client.wait_for("Connected")
+            await client.type("done\n")
+            client.end_input()
+            assert await client.wait() == 1
+            assert client.err.startswith("multichat: connection lost: ")
+
+
+async def test_many_signals_are_no_more_than_two(tmp_path: Path) -> None:
+    for _ in range(3):
+        async with serve(tmp_path) as server, tcp(server):
+            await server.wait_for("Client 1 connected")
+            for _ in range(5):
+                server.signal(signal.SIGTERM)
+            assert await server.wait() == 0
+            assert server.err == ""
+
+
 async def test_a_server_that_reads_and_stays_is_left_after_two_seconds(tmp_path: Path) -> None:
     [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
     async with listener:

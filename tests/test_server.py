@@ -328,6 +328,11 @@ async def test_a_server_that_fails_to_start_serves_nobody(log: LogRecorder) -> N
     assert log.lines == []
 
 
+async def test_there_has_to_be_a_host() -> None:
+    with pytest.raises(ValueError, match="no host"):
+        await multichat.serve(0, host=[])
+
+
 async def test_addresses_are_known_before_and_after() -> None:
     server = Server()
     assert (server.port, server.addresses) == (0, [])
