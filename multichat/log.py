@@ -150,7 +150,7 @@ class LogWriter(logging.Handler):
         self._changed = threading.Condition()
         self._waiting_bytes = 0
         self._skipped = 0
-        self._name = "multichat.server"  # whose log it is, for our own notices
+        self._logger_name = "multichat.server"  # whose log it is, for our own notices
         self._lost = 0
         self._torn = False
         self._ending = False
@@ -162,7 +162,7 @@ class LogWriter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Spell *record* and queue it; called with the handler's lock held."""
-        self._name = record.name
+        self._logger_name = record.name
         data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         with self._changed:
             # Once lines are skipped they all are, until the thread has told of it in their place.
@@ -220,7 +220,8 @@ class LogWriter(logging.Handler):
                 self._write(notice, formatter)
 
     def _notice(self, formatter: LineFormatter, text: str) -> bytes:
-        record = logging.LogRecord(self._name, logging.WARNING, "", 0, f"[LOG] {text}", (), None)
+        name = self._logger_name
+        record = logging.LogRecord(name, logging.WARNING, "", 0, f"[LOG] {text}", (), None)
         return f"{formatter.format(record)}\n".encode()
 
     def _write(self, data: bytes, formatter: LineFormatter) -> None:
@@ -250,8 +251,8 @@ class LogWriter(logging.Handler):
             except OSError as error:
                 self.failure = error
                 self.first_failure = self.first_failure or error
-        written = data[: len(data) - len(rest)]
-        self._torn = self._torn if not written else not written.endswith(b"\n")
+        if written := len(data) - len(rest):
+            self._torn = data[written - 1] != ord("\n")
         return bytes(rest).count(b"\n")
 
 

@@ -106,6 +106,14 @@ class Room:
         """Who is here now, in the order of their coming."""
         return list(self._members.values())
 
+    def __len__(self) -> int:
+        """How many are here now."""
+        return len(self._members)
+
+    def find(self, client: int) -> Member | None:
+        """Return the member with that number, if it is here."""
+        return self._members.get(client)
+
     def join(self, member: Member) -> None:
         """Let *member* in: it sees all that is said from now on.  A closed room sends it away."""
         self._members[member.client] = member
@@ -119,7 +127,7 @@ class Room:
         *reason* is for the log, and empty if it was the member's own wish.  What waits in the
         mailbox, and then *last_words*, may still be written.
         """
-        if self._members.get(member.client) is not member:
+        if self.find(member.client) is not member:
             return
         del self._members[member.client]
         member.mailbox.close(last_words)

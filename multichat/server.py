@@ -18,7 +18,7 @@ from multichat.errors import ListenFailed, LocalProtocolError, UnknownClient, lo
 from multichat.framing import clean
 from multichat.log import Log
 from multichat.messages import Goodbye
-from multichat.room import Member, Receipt, Room
+from multichat.room import Receipt, Room
 from multichat.session import Session
 from multichat.voices import SERVER_NAME, TEXT
 
@@ -160,7 +160,7 @@ class Server:
         """Return a snapshot."""
         room = self._room
         return ServerStatistics(
-            clients=len(room.members),
+            clients=len(room),
             clients_ever=self._clients_ever,
             refused=self._refused,
             messages=room.messages,
@@ -187,13 +187,10 @@ class Server:
 
         Raises `UnknownClient` if it is not connected.
         """
-        self._room.dismiss(self._member(client), clean(reason) or "kicked")
-
-    def _member(self, client: int) -> Member:
-        for member in self._room.members:
-            if member.client == client:
-                return member
-        raise UnknownClient(client)
+        member = self._room.find(client)
+        if member is None:
+            raise UnknownClient(client)
+        self._room.dismiss(member, clean(reason) or "kicked")
 
     def shutdown(self) -> None:
         """Ask the server to end: `run` goes through its shutdown and returns.  Idempotent."""
@@ -220,7 +217,7 @@ class Server:
         """
         try:
             transport.keep_alive(stream)
-            if len(self._room.members) >= self.config.max_clients:
+            if len(self._room) >= self.config.max_clients:
                 await self._refuse(stream)
                 return
             self._clients_ever += 1

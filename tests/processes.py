@@ -139,3 +139,11 @@ async def tcp(server: ServerCommand) -> AsyncIterator[trio.SocketStream]:
         yield stream
     finally:
         await trio.aclose_forcefully(stream)
+
+
+@asynccontextmanager
+async def listening() -> AsyncIterator[tuple[trio.SocketListener, int]]:
+    """A bare listener, and its port: the test itself is the server."""
+    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+    async with listener:
+        yield listener, listener.socket.getsockname()[1]

@@ -20,6 +20,7 @@ from .processes import (
     Command,
     ServerCommand,
     connect,
+    listening,
     program,
     serve,
     tcp,
@@ -394,9 +395,10 @@ async def test_an_input_that_cannot_be_read_is_at_its_end(tmp_path: Path) -> Non
 
 
 async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: Path) -> None:
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    port = listener.socket.getsockname()[1]
-    async with listener, Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
+    async with (
+        listening() as (listener, port),
+        Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client,
+    ):
         server = await listener.accept()
         await client.type("x" * 1000 + "\n")
         assert await server.receive_some()
@@ -427,24 +429,23 @@ def impatient(port: int) -> list[str]:
 
 
 async def test_a_server_that_stops_reading_is_given_up_on(tmp_path: Path) -> None:
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    async with listener:
-        argv = impatient(listener.socket.getsockname()[1])
-        async with Command(tmp_path, *argv) as client, await listener.accept():
-            await client.type("".join(f"{i}\n" for i in range(600_000)))
-            client.end_input()
-            assert await client.wait() == 1
-            assert client.err == "multichat: connection lost: the server has stopped reading\n"
+    async with (
+        listening() as (listener, port),
+        Command(tmp_path, *impatient(port)) as client,
+        await listener.accept(),
+    ):
+        await client.type("".join(f"{i}\n" for i in range(600_000)))
+        client.end_input()
+        assert await client.wait() == 1
+        assert client.err == "multichat: connection lost: the server has stopped reading\n"
 
 
 async def test_what_fits_into_the_sockets_of_a_server_that_does_not_read_is_no_success(
     tmp_path: Path,
 ) -> None:
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    async with listener:
-        argv = impatient(listener.socket.getsockname()[1])
-        async with Command(tmp_path, *argv) as client, await listener.accept():
+    async with listening() as (listener, port):
+        listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with Command(tmp_path, *impatient(port)) as client, await listener.accept():
             await client.type("x" * 999 + "\n" + ("y" * 999 + "\n") * 40)
             client.end_input()
             assert await client.wait() == 1
@@ -452,16 +453,16 @@ async def test_what_fits_into_the_sockets_of_a_server_that_does_not_read_is_no_s
 
 
 async def test_a_server_that_has_gone_before_anything_was_said_is_lost(tmp_path: Path) -> None:
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    async with listener:
-        port = str(listener.socket.getsockname()[1])
-        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port) as client:
-            await (await listener.accept()).aclose()
-            await client.wait_for("Connected")
-            await client.type("done\n")
-            client.end_input()
-            assert await client.wait() == 1
-            assert client.err.startswith("multichat: connection lost: ")
+    async with (
+        listening() as (listener, port),
+        Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client,
+    ):
+        await (await listener.accept()).aclose()
+        await client.wait_for("Connected")
+        await client.type("done\n")
+        client.end_input()
+        assert await client.wait() == 1
+        assert client.err.startswith("multichat: connection lost: ")
 
 
 async def test_many_signals_are_no_more_than_two(tmp_path: Path) -> None:
@@ -475,28 +476,26 @@ async def test_many_signals_are_no_more_than_two(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_reads_and_stays_is_left_after_two_seconds(tmp_path: Path) -> None:
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    async with listener:
-        port = str(listener.socket.getsockname()[1])
-        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port) as client:
-            await client.type("x\n")
-            client.end_input()
-            async with await listener.accept() as stream:
-                assert await stream.receive_some() == b"x\n"
-                assert await stream.receive_some() == b""
-                started = trio.current_time()
-                assert await client.wait() == 0
-                assert trio.current_time() - started < 10  # two, and a shared machine's
+    async with (
+        listening() as (listener, port),
+        Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client,
+    ):
+        await client.type("x\n")
+        client.end_input()
+        async with await listener.accept() as stream:
+            assert await stream.receive_some() == b"x\n"
+            assert await stream.receive_some() == b""
+            started = trio.current_time()
+            assert await client.wait() == 0
+            assert trio.current_time() - started < 10  # two, and a shared machine's
 
 
 async def test_what_was_told_is_shown_however_late_the_output_is_read(tmp_path: Path) -> None:
     """At the end of its own input, after the server has gone, with megabytes still to print."""
     count, text = 30_000, "x" * 1000
     read, write = os.pipe()
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    async with listener:
-        port = str(listener.socket.getsockname()[1])
-        argv = [MULTICHAT, "connect", LOOPBACK, port]
+    async with listening() as (listener, port):
+        argv = [MULTICHAT, "connect", LOOPBACK, str(port)]
         client = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=write)
         os.close(write)
         async with await listener.accept() as stream, trio.open_nursery() as nursery:
