@@ -5,6 +5,11 @@ nox -s types     mypy --strict
 nox -s tests     the tests, with coverage, on every Python from 3.11 on that is here
 nox -s install   the built wheel alone, in an environment of its own, doing its job
 nox -s docs      the command reference and the documents' own tests
+
+By hand, because they take long or want a quiet machine:
+
+nox -s bench     multichat beside its peers, about three quarters of an hour: docs/performance.md
+nox -s bench -- --quick     instructions for each piece of work, beside the previous commit's
 """
 
 import os
@@ -127,3 +132,12 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".", *requirements("test"))
     session.run("python", "docs/make_commands.py", *session.posargs or ["--check"])
     session.run("pytest", "-q", "tests/test_docs.py", "tests/test_examples.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure multichat side by side with what a user would pick instead, or count instructions."""
+    session.install(".", *requirements("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)
+    if "--quick" in session.posargs:
+        session.run("pytest", "-q", "benchmarks/micro", "--benchmark-columns=median,iqr,ops")

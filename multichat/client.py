@@ -6,7 +6,7 @@ waits for the other, so that a server which holds us back because we do not read
 which does not read because it is saying something, cannot lock each other up.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
@@ -65,7 +65,7 @@ class Chat:
         self._arriving, self._arrived = trio.open_memory_channel[bytes | bytearray](_WAITING_READS)
         self._decoder = LineDecoder(MAX_LINE_BYTES)
         self._events: list[Event] = []  # of one read, the next one last
-        self._received_bytes = 0
+        self._received_bytes = self._taken_bytes = 0
         self._listening = False  # waiting for the peer, and not for our own program to hear
         self._finished = self._broken = self._stuck = self._told_lost = False
         self._lost = ""  # why the other side is gone
@@ -75,7 +75,8 @@ class Chat:
     @property
     def moved_bytes(self) -> int:
         """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        return self._received_bytes + self._outbox.sent_bytes - self._unsent_bytes()
+        sent = self._taken_bytes - self._outbox.waiting_bytes
+        return self._received_bytes + sent - self._unsent_bytes()
 
     def _unsent_bytes(self) -> int:
         # Our end of input takes a place in the kernel's count until it is acknowledged.
@@ -101,16 +102,18 @@ class Chat:
         text = clean(text)
         if not text:
             raise LocalProtocolError("an empty message cannot be said")
-        await self.send([TEXT.spell_say(text)])
+        await self.send(TEXT.spell_say(text))
 
-    async def send(self, lines: Sequence[str]) -> None:
-        """Send *lines* as if they had been typed, commands and all, in one piece.
+    async def send(self, run: str) -> None:
+        """Send a run of lines as if they had been typed, commands and all, in one piece.
 
         They MUST be clean and not empty, as `multichat.framing` returns them.  For the rest see
         `say`.
         """
-        if await self._outbox.put(("\n".join(lines) + "\n").encode()) is Offer.CLOSED:
+        data = f"{run}\n".encode()
+        if await self._outbox.put(data) is Offer.CLOSED:
             raise self._connection_lost()
+        self._taken_bytes += len(data)
 
     async def receive(self) -> list[Event]:
         """Wait for the events of one read; an empty list when the conversation is over.
@@ -132,7 +135,7 @@ class Chat:
                 if isinstance(part, LineTooLong):
                     events.append(Notice(str(part)))
                 else:
-                    events += map(TEXT.parse_event, part)
+                    events += map(TEXT.parse_event, part.split("\n"))
         if events:
             last = events[-1]
             self.goodbye = last.reason if isinstance(last, Goodbye) else None
@@ -178,8 +181,7 @@ class Chat:
                 self._tasks.cancel(reason="nothing moves any more")
         if error := transport.pending_error(self._stream):
             self._broken, self._lost = True, transport.reason_of(error)
-        sent = self._outbox.sent_bytes > 0
-        if self._stuck or not self._outbox.drained or (self._broken and sent):
+        if self._stuck or not self._outbox.drained or (self._broken and self._taken_bytes):
             raise self._connection_lost()
 
     def _connection_lost(self) -> ConnectionLost:

@@ -115,7 +115,7 @@ class Console:
     async def _show_events(self, chat: Chat) -> None:
         while events := await chat.receive():
             self._received += len(events)
-            self._log.lines("RX", [TEXT.line(event) for event in events])
+            self._log.lines("RX", "\n".join(map(TEXT.line, events)))
             await self._wait_for_output()
 
     async def _last_input_was_sent(self, chat: Chat) -> bool:
@@ -151,7 +151,7 @@ class Console:
             if isinstance(part, LineTooLong):
                 self._log.line("STATE", str(part), logging.WARNING)
                 continue
-            for line in part:
+            for line in part.split("\n"):
                 if line not in _LOCAL_COMMANDS:
                     lines.append(line)
                     continue
@@ -165,9 +165,10 @@ class Console:
 
     async def _send(self, chat: Chat, lines: list[str]) -> None:
         if lines:
-            await chat.send(lines)
+            run = "\n".join(lines)
+            await chat.send(run)
             self._sent += len(lines)
-            self._log.lines("TX", lines)
+            self._log.lines("TX", run)
             await self._wait_for_output()
 
     def _show_status(self) -> None:

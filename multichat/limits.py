@@ -15,6 +15,8 @@ class Patience:
     and one that was away for a moment is forgiven.
     """
 
+    __slots__ = ("_full", "_left")
+
     def __init__(self, seconds: float) -> None:
         self._full = self._left = seconds
 

@@ -16,7 +16,7 @@ import select
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -31,6 +31,11 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024
 # are skipped too.  Its log is worth more than a moment; a terminal's or a pipe's is not.
 FILE_SECONDS = 1.0
 
+# While little waits, a line is followed by others: each of them would wake the thread, which then
+# takes the interpreter from a loop that is in the middle of its deliveries.
+LINGER_BYTES = 64 * 1024
+LINGER_SECONDS = 0.005
+
 # How often trio may tell of the same trouble with the listeners.
 REPEAT_SECONDS = 60.0
 
@@ -39,22 +44,23 @@ CLOSE_SECONDS = 1.0
 
 
 class Lines:
-    """The lines of one batch, not yet spelled: for each text, *before* + text, then *after*.
+    """The lines of one batch, not yet spelled: for each line of *run*, *before* + it, then *after*.
 
-    Without *after* each text makes one line.  As a record's message it spells itself for handlers
-    that are not ours, without times.
+    Without *after* each makes one line.  As a record's message it spells itself for handlers that
+    are not ours, without times.
     """
 
-    __slots__ = ("after", "before", "texts")
+    __slots__ = ("after", "before", "run")
 
-    def __init__(self, before: str, texts: Sequence[str], after: str = "") -> None:
-        self.before, self.texts, self.after = before, texts, after
+    def __init__(self, before: str, run: str, after: str = "") -> None:
+        self.before, self.run, self.after = before, run, after
 
     def spell(self, start: str) -> str:
         """Spell all lines, each starting with *start*; no line break at the end."""
         tail = f"\n{start}{self.after}" if self.after else ""
         head = f"{start}{self.before}"
-        return head + f"{tail}\n{head}".join(self.texts) + tail
+        lines = self.run.replace("\n", f"{tail}\n{head}")
+        return f"{head}{lines}{tail}"
 
     def __str__(self) -> str:
         return self.spell("")
@@ -68,16 +74,16 @@ class Log:
 
     def line(self, tag: str, text: str, level: int = logging.INFO) -> None:
         """Log one line; *text* is cleaned."""
-        self._lines(Lines(f"[{tag}] ", (clean(text),)), level)
+        self._lines(Lines(f"[{tag}] ", clean(text)), level)
 
-    def lines(self, tag: str, texts: Sequence[str]) -> None:
-        """Log one line for each of *texts*, which are clean."""
-        self._lines(Lines(f"[{tag}] ", texts))
+    def lines(self, tag: str, run: str) -> None:
+        """Log one line for each line of *run*, which is clean."""
+        self._lines(Lines(f"[{tag}] ", run))
 
-    def said(self, name: str, texts: Sequence[str], clients: int, tag: str = "RX") -> None:
+    def said(self, name: str, run: str, clients: int, tag: str = "RX") -> None:
         """Log the messages of one publish, which are clean, and that each goes to so many."""
         after = f"[BROADCAST] Broadcasting to {clients} clients"
-        self._lines(Lines(f"[{tag}] [{name}] ", texts, after))
+        self._lines(Lines(f"[{tag}] [{name}] ", run, after))
 
     def crash(self, text: str, error: BaseException) -> None:
         """Log our own bug in one line, and at level DEBUG with its traceback."""
@@ -204,6 +210,8 @@ class LogWriter(logging.Handler):
         while not end:
             # All that waits in one write: the thread gets few turns while the loop is busy.
             pieces = [self._queue.get()]
+            if self._waiting_bytes < LINGER_BYTES and not self._ending:
+                time.sleep(LINGER_SECONDS)
             with suppress(queue.Empty):
                 while pieces[-1] is not None:
                     pieces.append(self._queue.get_nowait())

@@ -25,11 +25,11 @@ __all__ = [
 class Say(msgspec.Struct, frozen=True, tag="say"):
     """Say something to everybody else in the room.
 
-    *texts* are messages that came in one read, in order: a run of them is one request, so that
-    nothing down the line has to be done per message.
+    *run* is the messages that came in one read, in order, with an LF between two: they are one
+    request, so that nothing down the line has to be done per message.
     """
 
-    texts: list[str]
+    run: str
 
 
 class Help(msgspec.Struct, frozen=True, tag="help"):

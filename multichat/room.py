@@ -13,7 +13,7 @@ Invariants:
 4. Who leaves is out at once: nobody waits for, and nothing is queued to, who is gone.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,8 @@ from multichat.messages import Goodbye
 from multichat.voices import TEXT
 
 __all__ = ["Batch", "Member", "Receipt", "Room", "cut"]
+
+_SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
 
 # What one publish may add to a mailbox in one piece; more is cut between two messages, so that
 # members take turns and a mailbox's bound in bytes means something.
@@ -70,18 +72,20 @@ class Member:
     on_leave: Callable[[str], None]
 
 
-def cut(name: str, texts: list[str]) -> Iterator[Batch]:
-    """Spell *texts* as said by *name*, in batches of at most `MAX_BATCH_BYTES`.
+def cut(name: str, run: str) -> Iterator[Batch]:
+    """Spell the messages of *run* as said by *name*, in batches of at most `MAX_BATCH_BYTES`.
 
     A single message above that is a batch of its own.
     """
-    spelled = TEXT.spell_said(name, texts)
-    if len(spelled) <= MAX_BATCH_BYTES or len(texts) == 1:
-        yield Batch(len(texts), spelled)
+    spelled = TEXT.spell_said(name, run)
+    messages = run.count("\n") + 1
+    if len(spelled) <= MAX_BATCH_BYTES or messages == 1:
+        yield Batch(messages, spelled)
     else:
-        middle = len(texts) // 2
-        yield from cut(name, texts[:middle])
-        yield from cut(name, texts[middle:])
+        texts = run.split("\n")
+        middle = messages // 2
+        yield from cut(name, "\n".join(texts[:middle]))
+        yield from cut(name, "\n".join(texts[middle:]))
 
 
 class Room:
@@ -158,35 +162,43 @@ class Room:
                         self.dismiss(member, reason)
 
     async def say(
-        self, name: str, texts: list[str], *, sender: Member | None = None, tag: str = "RX"
+        self, name: str, run: str, *, sender: Member | None = None, tag: str = "RX"
     ) -> Receipt:
-        """Publish *texts*, clean and not empty, as said by *name*, to everybody but *sender*.
+        """Publish a run of messages, clean and not empty, as said by *name*, to all but *sender*.
 
         Returns when every member has it in its mailbox or its socket, under `Slow.WAIT` after
-        waiting for the slow ones.  Cancelled while it waits for its turn, nothing was said; after
-        that it is finished first.  A sender that left meanwhile says nothing, and in a closed room
-        nobody does.
+        waiting for the slow ones.  Where nobody has to be waited for, that is at once, without a
+        checkpoint.  Cancelled while it waits for its turn, nothing was said; after that it is
+        finished first.  A sender that left meanwhile says nothing, and in a closed room nobody
+        does.
         """
-        async with self._order:
+        try:
+            self._order.acquire_nowait()
+        except trio.WouldBlock:
+            await self._order.acquire()
+        try:
             if self.closed or (sender is not None and sender.client not in self._members):
                 return Receipt()
-            self._log.said(name, texts, len(self._members), tag)
-            self.messages += len(texts)
-            return await self._publish(cut(name, texts), sender)
+            return await self._publish(name, run, sender, tag)
+        finally:
+            self._order.release()
 
-    async def _publish(self, batches: Iterable[Batch], sender: Member | None) -> Receipt:
+    async def _publish(self, name: str, run: str, sender: Member | None, tag: str) -> Receipt:
         total_delivered = total_queued = total_dropped = 0
-        with trio.CancelScope(shield=True):  # bounded by the patience with the slow ones
-            for batch in batches:
-                delivered, queued, dropped, full = self._offer_to_all(batch, sender)
-                if full:
-                    without = await self._treat_slow(full, batch)
-                    queued += len(full) - without
-                    dropped += without
-                self.deliveries += batch.messages * (delivered + queued)
-                total_delivered += delivered
-                total_queued += queued
-                total_dropped += dropped
+        clients = len(self._members)
+        for i, batch in enumerate(cut(name, run)):
+            delivered, queued, dropped, full = self._offer_to_all(batch, sender)
+            self.messages += batch.messages
+            if i == 0:  # nobody waits for the log, and yet it has this before all that follows
+                self._log.said(name, run, clients, tag)
+            if full:
+                without = await self._treat_slow(full, batch)
+                queued += len(full) - without
+                dropped += without
+            self.deliveries += batch.messages * (delivered + queued)
+            total_delivered += delivered
+            total_queued += queued
+            total_dropped += dropped
         return Receipt(delivered=total_delivered, queued=total_queued, dropped=total_dropped)
 
     def _offer_to_all(
@@ -207,11 +219,11 @@ class Room:
             if member is sender:
                 continue
             offer = member.mailbox.offer(text)
-            if offer is Offer.SENT:
+            if offer is _SENT:
                 delivered += 1
-            elif offer is Offer.QUEUED:
+            elif offer is _QUEUED:
                 queued += 1
-            elif offer is Offer.FULL:
+            elif offer is _FULL:
                 full.append(member)
             else:
                 broken += 1
@@ -221,7 +233,8 @@ class Room:
         """Do what the policy says about *full*; return how many did not get *batch*."""
         match self._slow:
             case Slow.WAIT:
-                return await self._wait_for(full, batch)
+                with trio.CancelScope(shield=True):  # bounded by their patience
+                    return await self._wait_for(full, batch)
             case Slow.DROP:
                 for member in full:
                     member.mailbox.miss(batch.messages)
@@ -257,11 +270,11 @@ class Room:
                 if member not in deadlines:
                     continue
                 offer = member.mailbox.offer(batch.text)
-                if offer is Offer.FULL:
+                if offer is _FULL:
                     member.mailbox.call_when_space(partial(wake, member))
                     continue
                 del deadlines[member]
-                missed += offer is Offer.CLOSED
+                missed += offer is _CLOSED
                 member.mailbox.patience.spend(now - started)
             for member in [m for m, deadline in deadlines.items() if deadline <= now]:
                 del deadlines[member]

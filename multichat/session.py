@@ -2,7 +2,7 @@
 
 Owns a client from its first byte to its last: reads what it asks, has it said or answers it, and
 closes so that nothing that was written is thrown away.  One nursery: the reader is the task that
-called `run`, the writer is its mailbox's.
+called `run`, the writer is its mailbox's and begins when something has to wait for the first time.
 
 How it ends, whoever wished it: the member leaves the room (synchronously; the mailbox takes
 nothing more), the writer finishes within the grace period, EOF, what still comes is discarded for
@@ -22,8 +22,9 @@ from multichat.voices import HTTP_ANSWER, TEXT, looks_like_http, looks_like_tls
 __all__ = ["Session"]
 
 # One read, one batch: enough that a flood costs per batch and not per message, little enough that
-# senders take turns and a thousand members each get it written in one go.
-READ_BYTES = 64 * 1024
+# senders take turns, and that it fits, with its tags, into the 64 KiB that the kernel hands on as
+# one piece: what spills over costs every member a second one (docs/performance.md).
+READ_BYTES = 48 * 1024
 
 
 class _Leave(Exception):
@@ -39,6 +40,19 @@ class Session:
 
     `run` is called once, by one task.  The stream is closed when it returns or raises.
     """
+
+    __slots__ = (
+        "_decoder",
+        "_first_line",
+        "_grace_seconds",
+        "_mailbox",
+        "_nursery",
+        "_reading",
+        "_room",
+        "_stream",
+        "_writing",
+        "member",
+    )
 
     def __init__(
         self,
@@ -57,11 +71,14 @@ class Session:
         self._decoder = LineDecoder(max_line_bytes)
         self._reading = trio.CancelScope()
         self._first_line = True
+        self._nursery: trio.Nursery | None = None
+        self._writing = False
         self._mailbox = Mailbox(
             stream,
             max_batches=mailbox_batches,
             patience_seconds=patience_seconds,
             spell_missed=TEXT.spell_missed,
+            on_waiting=self._start_writing,
         )
         self.member = Member(
             client=client,
@@ -81,19 +98,28 @@ class Session:
         stream is closed, and what was still queued for it is lost.
         """
         try:
-            self._room.join(self.member)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                with self._reading:
-                    await self._read()
-                if self._mailbox.failure is not None:  # and nothing came after it
-                    self._room.leave(self.member, transport.reason_of(self._mailbox.failure))
-                nursery.cancel_scope.deadline = trio.current_time() + self._grace_seconds
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    self._room.join(self.member)
+                    with self._reading:
+                        await self._read()
+                    if self._mailbox.failure is not None:  # and nothing came after it
+                        self._room.leave(self.member, transport.reason_of(self._mailbox.failure))
+                finally:  # while the nursery is open: who is in the room may need a writer
+                    self._room.leave(self.member, "the server ended the session")
+                deadline = trio.current_time() + self._grace_seconds
+                self._nursery.cancel_scope.deadline = deadline
+                if not self._writing:
+                    await self._mailbox.run()  # only the last words are left
             if self._mailbox.drained:
                 await transport.hang_up(self._stream)
         finally:
-            self._room.leave(self.member, "the server ended the session")
             await trio.aclose_forcefully(self._stream)
+
+    def _start_writing(self) -> None:
+        if self._nursery is not None:  # who has joined has one
+            self._writing = True
+            self._nursery.start_soon(self._write)
 
     async def _write(self) -> None:
         await self._mailbox.run()
@@ -130,12 +156,12 @@ class Session:
                 continue
             if self._first_line:
                 self._first_line = False
-                if looks_like_http(part[0]):
+                if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in TEXT.parse_requests(part):
                 match request:
-                    case Say(texts):
-                        await self._room.say(self.member.name, texts, sender=self.member)
+                    case Say(run):
+                        await self._room.say(self.member.name, run, sender=self.member)
                     case Ping(token):
                         await self._answer(TEXT.spell_pong(token))
                     case Help():

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import trio
 
 __all__ = [
-    "eager_write",
+    "eager_fileno",
     "hang_up",
     "keep_alive",
     "peer_address",
@@ -57,26 +57,17 @@ def reason_of(error: BaseException) -> str:
     return str(error)
 
 
-def eager_write(stream: trio.abc.Stream) -> Callable[[bytes], int] | None:
-    """Return a function that hands bytes to the kernel at once, or None if *stream* has none.
+def eager_fileno(stream: trio.abc.Stream) -> Callable[[], int] | None:
+    """Return what says the number to hand bytes to at once, with `os.write`; None if there is none.
 
-    The function never waits and never raises: it returns how many bytes were taken, and none
-    when there is no room or the connection is broken; the next ordinary write meets the error.
-    It MUST NOT be called while a task is in `stream.send_all`, or while bytes that were meant to
-    go first still wait.
+    It MUST be asked anew for each write: it is -1 once the stream is closed, and a number that was
+    kept may be somebody else's by then.  The socket does not block: a write takes what fits, and an
+    `OSError` means that it took nothing.  One MUST NOT write while a task is in `send_all` of the
+    same stream, or while bytes that were meant to go first still wait.
     """
     if type(stream) is not trio.SocketStream or sys.platform == "win32":
         return None  # there, a socket is no file
-    fileno, write = stream.socket.fileno, os.write
-
-    def write_now(data: bytes) -> int:
-        try:
-            # Asked anew each time: a number that was kept may be somebody else's by now.
-            return write(fileno(), data)
-        except OSError:
-            return 0
-
-    return write_now
+    return stream.socket.fileno
 
 
 def peer_address(stream: trio.abc.Stream) -> str:

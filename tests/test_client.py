@@ -54,7 +54,7 @@ async def test_saying_and_hearing() -> None:
 
 async def test_lines_are_sent_as_typed() -> None:
     async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
-        await a.send(["//usr", "/ping"])
+        await a.send("//usr\n/ping")
         assert await anext(b) == Said("Client 1", "/usr")
         assert await anext(a) == Notice("pong")
 

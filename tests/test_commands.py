@@ -699,6 +699,10 @@ async def test_a_log_that_does_not_fit_goes_on_when_there_is_room_again(tmp_path
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (8192, limit[1]))
         for i in range(20):
             await say(f"{i} " + "x" * 1000)  # the chat does not care
+        with trio.fail_after(10):
+            while log.stat().st_size < 8192:
+                await trio.sleep(0.01)
+        await trio.sleep(0.1)  # and a line that has no room
         resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limit)
         await say("room again")
         await stop(server)

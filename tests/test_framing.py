@@ -26,7 +26,7 @@ def decode(chunks: list[bytes], limit: int = LIMIT) -> list[str]:
             lines.append(TOO_LONG)
         else:
             assert part, "a run of lines is never empty"
-            lines += part
+            lines += part.split("\n")
     assert decoder.buffered_bytes == 0
     return lines
 
@@ -184,14 +184,14 @@ def test_an_endless_line_is_reported_once_and_never_buffered() -> None:
     parts = [part for _ in range(1000) for part in decoder.feed(b"z" * 1000)]
     assert [type(part) for part in parts] == [LineTooLong]
     assert decoder.buffered_bytes == 0
-    assert decoder.feed(b"end\nhello\n") == [["hello"]]
+    assert decoder.feed(b"end\nhello\n") == ["hello"]
 
 
 def test_what_follows_the_last_line_end_is_a_line_at_the_end_of_input() -> None:
     decoder = LineDecoder(LIMIT)
-    assert decoder.feed(b"one\ntw") == [["one"]]
+    assert decoder.feed(b"one\ntw") == ["one"]
     assert decoder.feed(b"o\r") == []
-    assert decoder.finish() == [["two"]]
+    assert decoder.finish() == ["two"]
     assert decoder.finish() == []
 
 
@@ -201,4 +201,4 @@ def test_a_line_that_was_being_discarded_at_the_end_of_input_is_gone() -> None:
         "the line was longer than 40 bytes and was dropped"
     ]
     assert decoder.finish() == []
-    assert decoder.feed(b"new\n") == [["new"]]
+    assert decoder.feed(b"new\n") == ["new"]

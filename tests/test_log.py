@@ -34,17 +34,17 @@ def record(message: object, name: str = "multichat.server") -> logging.LogRecord
 def test_the_letters_of_the_specification() -> None:
     format_ = LineFormatter().format
     start = "2025-01-15 10:30:45.123 [INFO] "
-    assert format_(record(Lines("[STATE] ", ["Client 1 connected"]))) == (
+    assert format_(record(Lines("[STATE] ", "Client 1 connected"))) == (
         start + "[server] [STATE] Client 1 connected"
     )
-    said = Lines("[RX] [Client 1] ", ["a", "b"], "[BROADCAST] Broadcasting to 2 clients")
+    said = Lines("[RX] [Client 1] ", "a\nb", "[BROADCAST] Broadcasting to 2 clients")
     assert format_(record(said)).split("\n") == [
         start + "[server] [RX] [Client 1] a",
         start + "[server] [BROADCAST] Broadcasting to 2 clients",
         start + "[server] [RX] [Client 1] b",
         start + "[server] [BROADCAST] Broadcasting to 2 clients",
     ]
-    assert format_(record(Lines("[TX] ", ["Hello back!"]), "multichat.client")) == (
+    assert format_(record(Lines("[TX] ", "Hello back!"), "multichat.client")) == (
         start + "[client] [TX] Hello back!"
     )
 
@@ -69,7 +69,7 @@ def test_nothing_ends_a_line_but_us() -> None:
 
 def test_other_handlers_get_readable_messages(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "multichat"):
-        Log("server").said("Client 1", ["a"], 2)
+        Log("server").said("Client 1", "a", 2)
     assert caplog.messages == ["[RX] [Client 1] a\n[BROADCAST] Broadcasting to 2 clients"]
 
 
@@ -140,7 +140,7 @@ class Pipe:
         self.writer.start()
 
     def emit(self, text: str) -> None:
-        self.writer.emit(record(Lines("[X] ", [text])))
+        self.writer.emit(record(Lines("[X] ", text)))
 
     def read_all(self) -> list[str]:
         """Read to the end, which is there once the writer has closed."""
@@ -211,7 +211,7 @@ def test_the_lines_of_a_file_are_never_skipped(tmp_path: Path) -> None:
     """However fast they come: the log's own thread is given the time that it needs."""
     file = tmp_path / "log"
     text = "x" * 1000
-    texts = [text] * 1000
+    texts = "\n".join([text] * 1000)
     with open_file_log(file):
         for _ in range(100):
             Log("server").lines("RX", texts)

@@ -199,7 +199,8 @@ class RoomMachine(RuleBasedStateMachine):
         async def say_all(sender: Guest) -> None:
             for i in range(publishes):
                 texts = [f"{len(self.everybody)}.{i}.{j}" for j in range(count)]
-                await self.room.say(sender.member.name, texts, sender=sender.member)
+                await trio.lowlevel.checkpoint()  # as every session does before it reads on
+                await self.room.say(sender.member.name, "\n".join(texts), sender=sender.member)
 
         async def say() -> float:
             started = trio.current_time()

@@ -116,11 +116,11 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
         a, b = [await network.join() for _ in range(2)]
         await a.send(*["x"] * count)
         assert await b.lines(count) == ["[Client 1] x"] * count
-    spelled = [len(batch.text) for batch in cut("Client 1", ["x"] * count)]
+    spelled = [len(batch.text) for batch in cut("Client 1", "\n".join(["x"] * count))]
     assert len(spelled) > 1
     assert max(spelled) <= MAX_BATCH_BYTES
     assert sum(spelled) == count * len("[Client 1] x\n")
-    [alone] = cut("Client 1", ["x" * 2 * MAX_BATCH_BYTES])  # a single message is never cut
+    [alone] = cut("Client 1", "x" * 2 * MAX_BATCH_BYTES)  # a single message is never cut
     assert alone.messages == 1
 
 

@@ -66,8 +66,8 @@ async def _flood(
             longest_silence = max(longest_silence, trio.current_time() - asked)
             assert data
             for run in decoder.feed(data):
-                assert isinstance(run, list)
-                for line in run:
+                assert isinstance(run, str)
+                for line in run.split("\n"):
                     skipped = SKIPPED.fullmatch(line)
                     assert skipped or line == f"[Client 4] {LINE.decode()}".rstrip("\n")
                     accounted += int(skipped[1]) if skipped else 1

@@ -25,23 +25,22 @@ clean_lines = st.text(min_size=1).map(clean).filter(bool)
 @pytest.mark.parametrize(
     ("lines", "requests"),
     [
-        ([], []),
-        (["hello", "again"], [Say(["hello", "again"])]),
-        (["//usr is full", "ok"], [Say(["/usr is full", "ok"])]),
-        (["///x"], [Say(["//x"])]),
-        (["a", "/ping", "b", "c"], [Say(["a"]), Ping(), Say(["b", "c"])]),
+        (["hello", "again"], [Say("hello\nagain")]),
+        (["//usr is full", "ok"], [Say("/usr is full\nok")]),
+        (["///x"], [Say("//x")]),
+        (["a", "/ping", "b", "c"], [Say("a"), Ping(), Say("b\nc")]),
         (["/ping 1 2 "], [Ping("1 2 ")]),
         (["/HELP"], [Help()]),
         (["/help me"], [Help()]),
-        (["/quit", "lost"], [Quit(), Say(["lost"])]),
+        (["/quit", "lost"], [Quit(), Say("lost")]),
         (["/foo bar"], [Unknown("/foo")]),
         (["/"], [Unknown("/")]),
         (["/\tx"], [Unknown("/")]),
-        ([" /help"], [Say([" /help"])]),
+        ([" /help"], [Say(" /help")]),
     ],
 )
 def test_requests(lines: list[str], requests: list[Request]) -> None:
-    assert list(TEXT.parse_requests(lines)) == requests
+    assert list(TEXT.parse_requests("\n".join(lines))) == requests
 
 
 @pytest.mark.parametrize(
@@ -66,14 +65,14 @@ def test_any_line_is_an_event_that_is_shown_as_it_came(line: str) -> None:
 
 @given(st.lists(clean_lines, min_size=1))
 def test_whatever_is_said_arrives_as_one_request_and_unchanged(texts: list[str]) -> None:
-    lines = [TEXT.spell_say(text) for text in texts]
-    assert list(TEXT.parse_requests(lines)) == [Say(texts)]
+    run = "\n".join(TEXT.spell_say(text) for text in texts)
+    assert list(TEXT.parse_requests(run)) == [Say("\n".join(texts))]
 
 
 @given(st.lists(clean_lines, min_size=1))
 def test_a_publish_is_one_tagged_line_for_each_message(texts: list[str]) -> None:
-    wire = TEXT.spell_said("Client 1", texts)
-    assert LineDecoder(10_000).feed(wire) == [[f"[Client 1] {text}" for text in texts]]
+    wire = TEXT.spell_said("Client 1", "\n".join(texts))
+    assert LineDecoder(10_000).feed(wire) == ["\n".join(f"[Client 1] {text}" for text in texts)]
 
 
 def test_answers() -> None:

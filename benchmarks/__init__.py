@@ -1,0 +1,1 @@
+"""What multichat costs, beside what people would pick instead."""

@@ -1,0 +1,391 @@
+"""From measurements to what people read: tables, pictures, and what came of what was promised.
+
+Writes only between `<!-- bench:NAME -->` and `<!-- /bench -->` in `docs/performance.md`; the words
+around are ours.
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pictures
+from benchmarks.servers import SERVERS, Server
+from benchmarks.workloads import WORKLOADS, Workload
+
+__all__ = ["Results", "table", "write"]
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+class Results:
+    """Measurements of one run of the benchmark: `data` is what `results.json` holds."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+        self._runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for run in data["runs"]:
+            self._runs.setdefault((run["workload"], run["server"]), []).append(run)
+
+    @property
+    def servers(self) -> list[Server]:
+        """The servers that were measured, in our order."""
+        names = {run["server"] for run in self.data["runs"]}
+        return [server for server in SERVERS if server.name in names]
+
+    def values(self, workload: str, server: str, figure: str) -> list[float]:
+        """One figure of every run that came to an end."""
+        runs = self._runs.get((workload, server), [])
+        return [float(run[figure]) for run in runs if figure in run]
+
+    def median(self, workload: str, server: str, figure: str) -> float | None:
+        """Return the median of a figure, or None where no run came to an end."""
+        values = self.values(workload, server, figure)
+        return statistics.median(values) if values else None
+
+    def error(self, workload: str, server: str) -> str:
+        """Why there is no figure."""
+        runs = self._runs.get((workload, server), [])
+        return next((run["error"] for run in runs if "error" in run), "not measured")
+
+
+def spell(value: float | None) -> str:
+    """Two significant digits or three, and k or M."""
+    if value is None:
+        return "–"
+    for size, suffix in ((1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{_digits(value / size)}{suffix}"
+    return _digits(value)
+
+
+def _digits(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median, lowest and highest."""
+    if not values:
+        return "–"
+    middle = spell(statistics.median(values))
+    return f"{middle} ({spell(min(values))} … {spell(max(values))})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Spell a table in Markdown; the first column is words, the rest figures."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _workloads(prefix: str) -> list[Workload]:
+    return [workload for workload in WORKLOADS if workload.key.startswith(prefix)]
+
+
+LIMIT = "limit: 64 KiB writes"
+
+
+def throughput(results: Results) -> str:
+    """Deliveries a second, the share of the limit, losses."""
+    workloads = _workloads("throughput")
+    rows = []
+    for server in results.servers:
+        row = [_name(server)]
+        for workload in workloads:
+            values = results.values(workload.key, server.name, "deliveries_per_second")
+            share = _ratio(results, workload.key, "bytes_per_second", server.name, LIMIT)
+            row.append(f"{spread(values)} · {share:.2f}" if share is not None else spread(values))
+        rows.append(row)
+    head = ["deliveries a second · share of the limit", *(w.title for w in workloads)]
+    return table(head, rows)
+
+
+def losses(results: Results) -> str:
+    """List what did not arrive, over all throughput runs of a server."""
+    rows = []
+    for server in results.servers:
+        if server.name.startswith("limit"):
+            continue
+        runs = [run for run in results.data["runs"] if run["server"] == server.name]
+        runs = [run for run in runs if run["workload"].startswith("throughput") and "sent" in run]
+        drained = [run for run in runs if run["drained"]]
+        rows.append(
+            [
+                _name(server),
+                f"{len(drained)} of {len(runs)}",
+                f"{sum(run['lost'] for run in drained):,.0f}",
+                f"{sum(run['torn'] for run in runs):,}",
+                f"{sum(run['disordered'] for run in runs):,}",
+                f"{sum(run['dead'] for run in runs):,}",
+            ]
+        )
+    head = ["", "runs that emptied", "messages lost", "torn", "out of order", "evicted"]
+    return table(head, rows)
+
+
+def latency(results: Results) -> str:
+    """Milliseconds from the scheduled time to the arrival."""
+    workloads = _workloads("latency")
+    rows = []
+    for server in results.servers:
+        if server.name.startswith("limit"):
+            continue
+        row = [_name(server)]
+        for workload in workloads:
+            figures = [
+                results.median(workload.key, server.name, name)
+                for name in ("p50", "p99", "p999", "max")
+            ]
+            lost = sum(results.values(workload.key, server.name, "lost"))
+            text = " / ".join(spell(figure) for figure in figures)
+            row.append("–" if figures[0] is None else text + (f", {lost:,.0f} lost" * (lost > 0)))
+        rows.append(row)
+    return table(["ms: p50 / p99 / p99.9 / max", *(w.title for w in workloads)], rows)
+
+
+def connections(results: Results) -> str:
+    """How long 5,000 clients take to come in, and what each of them costs."""
+    rows = []
+    for server in results.servers:
+        if server.name.startswith("limit"):
+            continue
+        seconds = results.values("connections", server.name, "reached_seconds")
+        memory = results.values("connections", server.name, "kib_per_client")
+        if not seconds:
+            rows.append([_name(server), results.error("connections", server.name), "", ""])
+            continue
+        rate = spell(5001 / statistics.median(seconds))
+        rows.append([_name(server), spread(seconds), rate, spread(memory)])
+    head = ["", "seconds until all had a broadcast", "clients a second", "KiB per idle client"]
+    return table(head, rows)
+
+
+def stalled(results: Results) -> str:
+    """400,000 messages to twenty receivers, with and without two who stop reading."""
+    rows = []
+    for server in results.servers:
+        if server.name.startswith("limit"):
+            continue
+        row = [_name(server)]
+        for key in ("stalled-0", "stalled-2"):
+            seconds = results.values(key, server.name, "seconds")
+            least = results.median(key, server.name, "least_share")
+            peak = results.median(key, server.name, "peak_kib")
+            row.append(spread(seconds))
+            row.append("–" if least is None else f"{min(least, 1):.1%}")
+            row.append("–" if peak is None else f"{peak / 1024:.1f}")
+        rows.append(row)
+    head = ["", "all read: seconds", "got", "MiB", "two stopped: seconds", "healthy got", "MiB"]
+    return table(head, rows)
+
+
+def machine(results: Results) -> str:
+    """Say what it was measured on, and with."""
+    lines = [f"- {key}: {value}" for key, value in results.data["machine"].items()]
+    missing = results.data["missing"]
+    lines.append(f"- not installed and left out: {', '.join(missing) or 'nothing'}")
+    return "\n".join(lines)
+
+
+def peers(results: Results) -> str:
+    """Every server with its version, how it is installed, and the reasons of its settings."""
+    rows = []
+    for server in results.servers:
+        install = f"`apt-get install {server.package}`" if server.package else "here"
+        version = results.data["versions"].get(server.name, "")
+        rows.append([_name(server), version, install, server.why])
+    lines = ["| server | version | from | settings |", "|---|---|---|---|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def generator(results: Results) -> str:
+    """Show that the load generator is not what is measured."""
+    rows = []
+    for workload in _workloads("throughput"):
+        used = results.median(workload.key, LIMIT, "load_cpu")
+        drained = results.median(workload.key, LIMIT, "deliveries_per_second")
+        ours = results.median(workload.key, "multichat", "load_cpu")
+        if not used or drained is None:
+            continue
+        rows.append(
+            [workload.title, spell(drained), f"{used:.0%}", spell(drained / used), f"{ours:.0%}"]
+            if ours is not None
+            else [workload.title, spell(drained), f"{used:.0%}", spell(drained / used), "–"]
+        )
+    head = ["", "it drained", "with this much of a core", "its ceiling", "of a core for multichat"]
+    return table(head, rows)
+
+
+# --- What was promised. -------------------------------------------------------------------------
+
+FRAMING_PEERS = ("nats-server", "redis", "valkey", "inspircd", "ngircd", "mosquitto")
+
+
+def _ratio(results: Results, key: str, figure: str, one: str, other: str) -> float | None:
+    above, below = results.median(key, one, figure), results.median(key, other, figure)
+    return above / below if above is not None and below else None
+
+
+def _best(results: Results, key: str, names: Iterable[str]) -> float:
+    rates = (results.median(key, name, "deliveries_per_second") for name in names)
+    return max((rate for rate in rates if rate is not None), default=0.0)
+
+
+def promises(results: Results) -> str:
+    """Every target with what was measured; the words say which way is better."""
+    rows: list[list[str]] = []
+
+    def add(what: str, wanted: float, got: float | None, *, at_least: bool) -> None:
+        kept = got is not None and (got >= wanted if at_least else got <= wanted)
+        sign = "≥" if at_least else "≤"
+        row = [what, f"{sign} {wanted:g}", spell(got), "yes" if kept else "**no**"]
+        rows.append(row)
+
+    for key, wanted in (("100", 3.0), ("1000", 3.0), ("ten-senders", 3.0), ("10", 2.0)):
+        workload = f"throughput-{key}"
+        ours = results.median(workload, "multichat", "deliveries_per_second")
+        best = _best(results, workload, FRAMING_PEERS)
+        title = next(w.title for w in WORKLOADS if w.key == workload)
+        got = ours / best if ours is not None and best else None
+        add(f"throughput, {title}: times the best peer that frames", wanted, got, at_least=True)
+    rate = "deliveries_per_second"
+    got = _ratio(results, "throughput-100", rate, "multichat", "ncat --chat")
+    add("throughput, 100 receivers: times `ncat --chat`", 1.5, got, at_least=True)
+    for key in ("100", "1000"):
+        share = _ratio(results, f"throughput-{key}", "bytes_per_second", "multichat", LIMIT)
+        add(f"throughput, {int(key):,} receivers: share of the limit", 0.6, share, at_least=True)
+    for key, figures, wanted in (
+        ("100-100", ("p50", "p99"), 1.25),
+        ("1000-20", ("p50", "p99"), 1.25),
+        ("100-1000", ("p99",), 1.5),
+    ):
+        for figure in figures:
+            workload = f"latency-{key}"
+            title = next(w.title for w in WORKLOADS if w.key == workload)
+            share = _ratio(results, workload, figure, "multichat", "C loop")
+            add(f"latency, {title}: {figure} to the C loop's", wanted, share, at_least=False)
+            if wanted == 1.25:
+                share = _ratio(results, workload, figure, "multichat", "nats-server")
+                add(f"latency, {title}: {figure} to nats-server's", 1.0, share, at_least=False)
+    share = _ratio(results, "connections", "reached_seconds", "multichat", "nats-server")
+    add("5,000 clients in and reached: time to nats-server's", 1.0, share, at_least=False)
+    memory = results.median("connections", "multichat", "kib_per_client")
+    add("KiB per idle client", 10.0, memory, at_least=False)
+    got = results.median("stalled-2", "multichat", "least_share")
+    add("two of twenty stopped: what the healthy got", 1.0, got, at_least=True)
+    longer, usual = (results.median(f"stalled-{n}", "multichat", "seconds") for n in (2, 0))
+    got = longer - usual if longer is not None and usual is not None else None
+    add("two of twenty stopped: seconds longer (patience: 2)", 2.0, got, at_least=False)
+    peak = results.median("stalled-2", "multichat", "peak_kib")
+    got = peak / 1024 if peak is not None else None
+    add("two of twenty stopped: MiB above idle", 64.0, got, at_least=False)
+    got = _ratio(results, "throughput-100", rate, "multichat", "multichat")
+    slow = results.median("throughput-1000", "multichat", rate)
+    fast = results.median("throughput-100", "multichat", rate)
+    got = fast / slow if fast and slow else None
+    add("cost of a delivery, 1,000 receivers to 100", 1.5, got, at_least=False)
+    return table(["", "wanted", "measured", "kept"], rows)
+
+
+# --- Pictures. ----------------------------------------------------------------------------------
+
+
+def draw(results: Results) -> dict[str, str]:
+    """Draw the pictures; by file name."""
+    servers = results.servers
+
+    def bar(server: Server, key: str, figure: str) -> pictures.Bar:
+        values = [value for value in results.values(key, server.name, figure) if value > 0]
+        return pictures.Bar(server.name, values, server.ours, server.limit)
+
+    def sorted_bars(key: str, figure: str, chosen: list[Server], sign: int) -> list[pictures.Bar]:
+        bars = [bar(server, key, figure) for server in chosen]
+        return sorted(
+            bars, key=lambda b: sign * statistics.median(b.values) if b.values else float("inf")
+        )
+
+    real = [server for server in servers if not server.name.startswith("limit")]
+    groups = [
+        pictures.Group(w.title, sorted_bars(w.key, "deliveries_per_second", servers, -1))
+        for w in _workloads("throughput")
+    ]
+    ranges = []
+    for workload in _workloads("latency"):
+        rows = []
+        for server in real:
+            figures = [
+                results.median(workload.key, server.name, name)
+                for name in ("p50", "p99", "p999", "max")
+            ]
+            points = [max(f, 0.001) for f in figures if f is not None]
+            points = [max(points[: i + 1]) for i in range(len(points))]
+            rows.append(pictures.Range(server.name, points, server.ours, server.limit))
+        rows.sort(key=lambda row: row.points[0] if row.points else float("inf"))
+        ranges.append(pictures.RangeGroup(workload.title, rows))
+    come_in = sorted_bars("connections", "reached_seconds", real, 1)
+    weights = sorted_bars("connections", "kib_per_client", real, 1)
+    return {
+        "throughput.svg": pictures.bars(
+            "Throughput",
+            "messages of 64 bytes delivered a second; logarithmic; longer is better",
+            groups,
+            unit="deliveries/s",
+            log=True,
+        ),
+        "latency.svg": pictures.ranges(
+            "Latency",
+            "from the time a message was due to its arrival; shorter is better",
+            ranges,
+            unit="ms",
+        ),
+        "connections.svg": pictures.bars(
+            "5,000 clients connected and reached by a broadcast",
+            "seconds; logarithmic; shorter is better",
+            [pictures.Group("seconds", come_in)],
+            unit="s",
+            log=True,
+        ),
+        "memory.svg": pictures.bars(
+            "Memory of an idle client",
+            "resident memory of the server with 5,000 clients, less without, for each; "
+            "what the kernel holds is not in it; shorter is better",
+            [pictures.Group("KiB per client", weights)],
+            unit="KiB",
+        ),
+    }
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "machine": machine,
+    "promises": promises,
+    "throughput": throughput,
+    "losses": losses,
+    "latency": latency,
+    "connections": connections,
+    "stalled": stalled,
+    "generator": generator,
+    "peers": peers,
+}
+
+
+def write(results: Results) -> None:
+    """Put the tables into `docs/performance.md` and the pictures beside it."""
+    page = DOCS / "performance.md"
+    text = page.read_text("utf-8")
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- bench:{name} -->\n).*?(<!-- /bench -->)", re.DOTALL)
+        block = make(results)
+        text, count = pattern.subn(lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"{page.name} has {count} places for bench:{name}")
+    page.write_text(text, "utf-8")
+    for name, picture in draw(results).items():
+        (DOCS / name).write_text(picture, "utf-8")
+
+
+def _name(server: Server) -> str:
+    name = f"**{server.name}**" if server.ours else server.name
+    return f"*{name}*" if server.limit else name

@@ -1,0 +1,227 @@
+"""What is measured, and how one measurement is taken: start, load, weigh, stop."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.servers import Server
+
+__all__ = ["WORKLOADS", "Tools", "Workload", "measure"]
+
+START_SECONDS = 10.0
+STOP_SECONDS = 10.0
+LOAD_SECONDS = 120.0
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One row of measurements; *mode* and *arguments* are the load generator's."""
+
+    key: str
+    title: str
+    mode: str
+    receivers: int
+    senders: int = 1
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def clients(self) -> int:
+        """How many connections it takes."""
+        return self.receivers + self.senders
+
+
+def _throughput(key: str, title: str, receivers: int, senders: int = 1) -> Workload:
+    return Workload(
+        key=f"throughput-{key}",
+        title=title,
+        mode="throughput",
+        receivers=receivers,
+        senders=senders,
+        arguments=("seconds=1.5",),
+    )
+
+
+def _latency(receivers: int, rate: int) -> Workload:
+    return Workload(
+        key=f"latency-{receivers}-{rate}",
+        title=f"{receivers:,} receivers × {rate:,}/s",
+        mode="latency",
+        receivers=receivers,
+        arguments=(f"rate={rate}", "seconds=3"),
+    )
+
+
+def _stalled(stalled: int) -> Workload:
+    return Workload(
+        key=f"stalled-{stalled}",
+        title=f"{stalled} of 20 stopped" if stalled else "all 20 read",
+        mode="throughput",
+        receivers=20,
+        # 30 MB for each receiver: more than all buffers on the way to one that has stopped.
+        arguments=("count=400000", "seconds=6", f"stalled={stalled}"),
+    )
+
+
+WORKLOADS = [
+    _throughput("10", "10 receivers", 10),
+    _throughput("100", "100 receivers", 100),
+    _throughput("1000", "1,000 receivers", 1000),
+    _throughput("ten-senders", "ten senders, 100 receivers", 100, 10),
+    _latency(100, 100),
+    _latency(100, 1000),
+    _latency(1000, 20),
+    Workload(key="connections", title="5,000 clients", mode="connections", receivers=5000),
+    _stalled(0),
+    _stalled(2),
+]
+
+
+class Tools:
+    """The two C programs, built into *folder*; raises `FileNotFoundError` without a compiler."""
+
+    def __init__(self, folder: Path) -> None:
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise FileNotFoundError("no C compiler (Debian package: gcc)")
+        for name in ("load", "reference"):
+            source = _HERE / f"{name}.c"
+            subprocess.run([compiler, "-O2", "-o", folder / name, source], check=True)
+        self.load, self.reference = folder / "load", folder / "reference"
+
+
+def measure(server: Server, workload: Workload, tools: Tools, port: int) -> dict[str, Any]:
+    """Take one measurement; returns its figures, or `{"error": …}` in one line.
+
+    The server is started on *port* and ended by its process id, whatever happens.
+    """
+    if workload.clients > server.max_clients:
+        return {"error": "not measured, see its settings"}
+    if server.program == "reference" and server.name.startswith("limit"):
+        workload = _without_senders(workload)
+    try:
+        with _running(server, workload, tools, port) as pid:
+            before = _memory(pid)
+            command = [
+                *(str(tools.load), workload.mode, f"port={port}", f"pid={pid}"),
+                *(f"receivers={workload.receivers}", f"senders={workload.senders}"),
+                *(f"outstanding={server.outstanding}", *server.dialect.arguments()),
+                *workload.arguments,
+            ]
+            return _load(command, pid, before, workload)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return {"error": str(error).strip().splitlines()[-1][:200]}
+
+
+def _without_senders(workload: Workload) -> Workload:
+    return Workload(
+        key=workload.key,
+        title=workload.title,
+        mode=workload.mode,
+        receivers=workload.receivers,
+        senders=0,
+        arguments=workload.arguments,
+    )
+
+
+@contextmanager
+def _running(server: Server, workload: Workload, tools: Tools, port: int) -> Iterator[int]:
+    program = str(tools.reference) if server.program == "reference" else server.path
+    if program is None:
+        raise OSError("not installed")
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        arguments = server.command(folder, port, workload.clients)
+        with (folder / "output.log").open("wb") as output, _cores_for(workload):
+            process = subprocess.Popen(
+                [program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+            )
+        try:
+            _wait_listening(process, port)
+            yield process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def _cores_for(workload: Workload) -> Iterator[None]:
+    """Have what is started in the block leave the load generator's core alone, for latency.
+
+    Else chance decides which of two idle cores a server wakes up on: medians of one program were
+    0.7 or 1.2 ms.  Where it is busy, it may use what it finds.
+    """
+    cores = os.sched_getaffinity(0)
+    if workload.mode == "latency" and len(cores) > 1:
+        os.sched_setaffinity(0, sorted(cores)[:-1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
+    # Looked up and not tried: a connection would be the first client.
+    listening = re.compile(rf":{port:04X} \S+ 0A ")
+    deadline = time.monotonic() + START_SECONDS
+    while not listening.search(Path("/proc/net/tcp").read_text("ascii")):
+        if process.poll() is not None:
+            raise OSError(f"ended with status {process.returncode} before it listened")
+        if time.monotonic() > deadline:
+            raise OSError("does not listen")
+        time.sleep(0.02)
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """KiB that a process holds now (VmRSS) and held at most (VmHWM)."""
+    status = Path(f"/proc/{pid}/status").read_text("utf-8")
+    return {name: int(size) for name, size in re.findall(r"(VmRSS|VmHWM):\s+(\d+)", status)}
+
+
+def _load(
+    command: list[str], pid: int, before: dict[str, int], workload: Workload
+) -> dict[str, Any]:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as load:
+        assert load.stdin and load.stdout  # noqa: PT018, S101 - for the type checker
+        try:
+            if workload.mode == "connections":
+                line = load.stdout.readline()
+                time.sleep(0.5)  # what was written is freed, garbage is collected
+                after = _memory(pid)
+                load.stdin.write("\n")
+                _, errors = load.communicate(timeout=LOAD_SECONDS)
+            else:
+                line, errors = load.communicate(timeout=LOAD_SECONDS)
+                after = _memory(pid)
+        except BaseException:
+            load.kill()
+            raise
+    if load.returncode or not line:
+        raise OSError(errors or f"the load generator ended with status {load.returncode}")
+    figures: dict[str, Any] = json.loads(line)
+    figures["idle_kib"] = before["VmRSS"]
+    figures["peak_kib"] = after["VmHWM"] - before["VmRSS"]
+    if workload.mode == "connections":
+        figures["kib_per_client"] = (after["VmRSS"] - before["VmRSS"]) / workload.clients
+    return figures
