@@ -79,9 +79,8 @@ class TextVoice:
 
     def spell_said(self, name: str, run: str) -> bytes:
         """Spell the messages of one publish, each on a line tagged with *name*."""
-        tag = f"[{name}] "
-        tagged = run.replace("\n", f"\n{tag}")
-        return f"{tag}{tagged}\n".encode()
+        tag = f"[{name}] ".encode()
+        return b"".join((tag, run.encode().replace(b"\n", b"\n" + tag), b"\n"))
 
     def line(self, event: Event) -> str:
         """Spell one event as the line that it is."""
