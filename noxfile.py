@@ -8,7 +8,7 @@ nox -s docs      the command reference and the documents' own tests
 
 By hand, because they take long or want a quiet machine:
 
-nox -s bench     multichat beside its peers, about three quarters of an hour: docs/performance.md
+nox -s bench     multichat beside its peers, about 40 minutes: docs/performance.md
 nox -s bench -- --quick     instructions for each piece of work, beside the previous commit's
 """
 
@@ -30,7 +30,7 @@ nox.options.sessions = ["lint", "types", "tests", "install", "docs"]
 nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-PROGRAMS = {"nc": "netcat-openbsd", "ncat": "ncat", "tmux": "tmux"}
+PROGRAMS = {"nc": "netcat-openbsd", "ncat": "ncat", "tmux": "tmux", "cc": "gcc"}
 
 
 def pythons() -> list[str]:
@@ -66,7 +66,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, strictly."""
-    session.install("-e", ".", *requirements("types", "test"), "nox")
+    session.install("-e", ".", *requirements("types", "test", "bench"), "nox")
     session.run("mypy")
 
 

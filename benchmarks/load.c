@@ -10,7 +10,7 @@
  *     |m07 000000000042rstuvwxyzabc...        m message, p probe, e the sender's last
  *
  * Nothing that a server adds contains a '|'.  In throughput runs receiver 0 is the witness: it
- * reads and checks everything (order, gaps, torn messages) and so learns how many bytes a message
+ * reads and checks everything (order, torn messages) and so learns how many bytes a message
  * takes here; of the others the kernel discards the bytes and says how many (MSG_TRUNC), which
  * costs next to nothing.  In latency runs everybody reads.
  */
@@ -43,7 +43,6 @@ typedef struct {
 typedef struct {
     int fd, step, sending, reached, stalled;
     long long bytes;           /* received since the run began */
-    long long end;             /* what `bytes` was when the last sender's end was seen */
     char carry[PAYLOAD];       /* the beginning of a payload whose rest has not come yet */
     int carried;
     char tail[16];             /* the last bytes of a handshake's answer */
@@ -56,7 +55,7 @@ typedef struct {
 
 static Bytes hello[2][MAX_STEPS], ready[2][MAX_STEPS], prefix, suffix; /* [0] receiver, [1] sender */
 static int steps[2];
-static int port, receivers, senders, stalled, server_pid;
+static int core = -1, port, receivers, senders, stalled, server_pid;
 static int outstanding = 128; /* handshakes at a time: a crowd at the door, not a flood of SYNs */
 static double seconds = 2, warm_up = 0.5, rate, patience = 3;
 static long long count;
@@ -152,12 +151,14 @@ static void spell(char *place, char kind, int sender, long long number) {
 
 /* --- Looking at what comes. ----------------------------------------------------------------- */
 
-static void look_at(Client *client, const char *payload) {
+/* Returns how much of it is dealt with: of a torn message the mark alone, for another may stand
+ * in the middle of it. */
+static int look_at(Client *client, const char *payload) {
     long long number = get_number(payload + 5, 12);
     int sender = (int)get_number(payload + 2, 2);
     if (number < 0 || sender < 0 || memcmp(payload + HEADER, filler + HEADER, PAYLOAD - HEADER)) {
         torn++;
-        return;
+        return 1;
     }
     if (payload[1] == 'p') {
         client->reached = 1;
@@ -165,7 +166,7 @@ static void look_at(Client *client, const char *payload) {
         ends++;
     } else if (bins) {
         double late = (now() - start_ns * 1e-9) - number * 1e-6;
-        if (number * 1000 < count_from_ns) return;
+        if (number * 1000 < count_from_ns) return PAYLOAD;
         long long bin = (long long)(late * 1e6);
         bins[bin < 0 ? 0 : bin >= BINS ? BINS - 1 : bin]++;
         samples++;
@@ -175,6 +176,7 @@ static void look_at(Client *client, const char *payload) {
         if (number < seen[sender]) disordered++;
         seen[sender] = number + 1;
     }
+    return PAYLOAD;
 }
 
 static void scan(Client *client, const char *data, size_t size) {
@@ -184,8 +186,14 @@ static void scan(Client *client, const char *data, size_t size) {
         client->carried += (int)some;
         if (client->carried < PAYLOAD) return;
         client->carried = 0;
-        look_at(client, client->carry);
         data += some, size -= some;
+        if (look_at(client, client->carry) == 1) { /* look for the next one in the rest of it */
+            char rest[PAYLOAD];
+            memcpy(rest, client->carry + 1, PAYLOAD - 1);
+            scan(client, rest, PAYLOAD - 1);
+            scan(client, data, size);
+            return;
+        }
     }
     const char *end = data + size, *at;
     while ((at = memchr(data, '|', end - data))) {
@@ -194,8 +202,7 @@ static void scan(Client *client, const char *data, size_t size) {
             memcpy(client->carry, at, end - at);
             return;
         }
-        look_at(client, at);
-        data = at + PAYLOAD;
+        data = at + look_at(client, at);
     }
 }
 
@@ -333,6 +340,14 @@ static void settle(void) {
         for (int k = 0; k < n; k++) receive(&clients[events[k].data.u32], 0);
 }
 
+/* One message, whole or not at all; returns whether it went. */
+static int send_whole(const Client *sender, const char *message) {
+    ssize_t size = send(sender->fd, message, frame, MSG_NOSIGNAL);
+    if (size < 0 && errno == EAGAIN) return 0;
+    if (size != (ssize_t)frame) fail("send");
+    return 1;
+}
+
 /* --- Throughput: senders that never pause, until the time or the count is over. ------------- */
 
 static void fill(Client *sender) {
@@ -355,7 +370,7 @@ static void flood(Client *sender, int stop) {
     if (!left) {
         char end[4096];
         spell(end, 'e', (int)(sender - clients) - receivers, whole);
-        if (send(sender->fd, end, frame, MSG_NOSIGNAL) == (ssize_t)frame) {
+        if (send_whole(sender, end)) {
             sender->done = 1;
             sender->number = whole;
             want(sender, EPOLLIN);
@@ -442,16 +457,17 @@ static void run_throughput(void) {
            "\"load_cpu\": %.4f, \"server_cpu\": %.4f, \"message_bytes\": %.3f}\n",
            size ? window / size / (to - from) : 0, window / (to - from), sent,
            drained ? "true" : "false", size && senders ? wanted - got / size : 0, disordered, torn,
-           dead, finished - start, size && sent ? least / size / (sent + senders) : 0,
+           dead, finished - start, size && sent ? least / size / ((count ? count * senders : sent) + senders) : 0,
            ours / (to - from), theirs / (to - from), size);
 }
 
 /* --- Latency: messages at scheduled times, so that waiting to be sent counts too. ------------ */
 
-static double percentile(double share) {
-    long long wanted = (long long)(share * samples), sum = 0;
+/* Of all that was to come, so that what was lost counts as later than everything that came. */
+static double percentile(double share, long long wanted) {
+    long long rank = (long long)(share * wanted), sum = 0;
     for (int i = 0; i < BINS; i++)
-        if ((sum += bins[i]) > wanted) return i / 1e3;
+        if ((sum += bins[i]) > rank) return i / 1e3;
     return worst * 1e3;
 }
 
@@ -472,9 +488,7 @@ static void run_latency(void) {
         double due = start + next / rate, left;
         while (next < planned && (left = due - now()) <= 0) {
             spell(message, 'm', 0, (long long)((due - start) * 1e6 + 0.5));
-            ssize_t size = send(sender->fd, message, frame, MSG_NOSIGNAL);
-            if (size < 0 && errno == EAGAIN) break; /* it goes on waiting, and that counts */
-            if (size != (ssize_t)frame) fail("send");
+            if (!send_whole(sender, message)) break; /* it goes on waiting, and that counts */
             due = start + ++next / rate;
         }
         left = next < planned ? due - now() : 0.05;
@@ -486,15 +500,15 @@ static void run_latency(void) {
             if (client->fd >= 0) receive(client, !role_of(client));
             if (next < planned && now() >= due) { /* the schedule goes before our reading */
                 spell(message, 'm', 0, (long long)((due - start) * 1e6 + 0.5));
-                if (send(sender->fd, message, frame, MSG_NOSIGNAL) == (ssize_t)frame)
-                    due = start + ++next / rate;
+                if (send_whole(sender, message)) due = start + ++next / rate;
             }
         }
     }
     double took = now() - start;
+    if (!samples) fprintf(stderr, "load: nothing arrived\n"), exit(1);
     printf("{\"p50\": %.4f, \"p99\": %.4f, \"p999\": %.4f, \"max\": %.4f, \"samples\": %lld, "
            "\"lost\": %lld, \"dead\": %lld, \"load_cpu\": %.4f, \"server_cpu\": %.4f}\n",
-           percentile(0.5), percentile(0.99), percentile(0.999), worst * 1e3, samples,
+           percentile(0.5, wanted), percentile(0.99, wanted), percentile(0.999, wanted), worst * 1e3, samples,
            wanted - samples, dead, (cpu_seconds(0) - ours) / took,
            (cpu_seconds(server_pid) - theirs) / took);
 }
@@ -510,6 +524,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(name, "receivers")) receivers = atoi(value);
         else if (!strcmp(name, "senders")) senders = atoi(value);
         else if (!strcmp(name, "stalled")) stalled = atoi(value);
+        else if (!strcmp(name, "core")) core = atoi(value);
         else if (!strcmp(name, "outstanding")) outstanding = atoi(value);
         else if (!strcmp(name, "seconds")) seconds = atof(value);
         else if (!strcmp(name, "rate")) rate = atof(value);
@@ -522,10 +537,12 @@ int main(int argc, char **argv) {
         else return fprintf(stderr, "load: unknown %s\n", name), 2;
     }
     prctl(PR_SET_TIMERSLACK, 1);
-    cpu_set_t last; /* a core of our own: else the scheduler puts us beside whoever wakes us, and */
-    CPU_ZERO(&last); /* we are not able to read what the server writes until it is through */
-    CPU_SET(sysconf(_SC_NPROCESSORS_ONLN) - 1, &last);
-    sched_setaffinity(0, sizeof last, &last);
+    if (core >= 0) { /* our own: else the scheduler puts us beside whoever wakes us, and we are */
+        cpu_set_t ours; /* not able to read what the server writes until it is through */
+        CPU_ZERO(&ours);
+        CPU_SET(core, &ours);
+        if (sched_setaffinity(0, sizeof ours, &ours)) fail("sched_setaffinity");
+    }
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;

@@ -29,6 +29,11 @@ class Results:
             self._runs.setdefault((run["workload"], run["server"]), []).append(run)
 
     @property
+    def rounds(self) -> int:
+        """How often everything was measured."""
+        return max((run["round"] for run in self.data["runs"]), default=0)
+
+    @property
     def servers(self) -> list[Server]:
         """The servers that were measured, in our order."""
         names = {run["server"] for run in self.data["runs"]}
@@ -66,12 +71,13 @@ def _digits(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, lowest and highest."""
+def spread(values: Sequence[float], rounds: int) -> str:
+    """Median, lowest and highest, and how many of the *rounds* there are if not all."""
     if not values:
         return "–"
     middle = spell(statistics.median(values))
-    return f"{middle} ({spell(min(values))} … {spell(max(values))})"
+    missing = "" if len(values) == rounds else f", {len(values)} of {rounds} runs"
+    return f"{middle} ({spell(min(values))} … {spell(max(values))}{missing})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -97,7 +103,8 @@ def throughput(results: Results) -> str:
         for workload in workloads:
             values = results.values(workload.key, server.name, "deliveries_per_second")
             share = _ratio(results, workload.key, "bytes_per_second", server.name, LIMIT)
-            row.append(f"{spread(values)} · {share:.2f}" if share is not None else spread(values))
+            text = spread(values, results.rounds)
+            row.append(text if share is None else f"{text} · {share:.2f}")
         rows.append(row)
     head = ["deliveries a second · share of the limit", *(w.title for w in workloads)]
     return table(head, rows)
@@ -107,7 +114,7 @@ def losses(results: Results) -> str:
     """List what did not arrive, over all throughput runs of a server."""
     rows = []
     for server in results.servers:
-        if server.name.startswith("limit"):
+        if server.only_writes:
             continue
         runs = [run for run in results.data["runs"] if run["server"] == server.name]
         runs = [run for run in runs if run["workload"].startswith("throughput") and "sent" in run]
@@ -131,7 +138,7 @@ def latency(results: Results) -> str:
     workloads = _workloads("latency")
     rows = []
     for server in results.servers:
-        if server.name.startswith("limit"):
+        if server.only_writes:
             continue
         row = [_name(server)]
         for workload in workloads:
@@ -150,7 +157,7 @@ def connections(results: Results) -> str:
     """How long 5,000 clients take to come in, and what each of them costs."""
     rows = []
     for server in results.servers:
-        if server.name.startswith("limit"):
+        if server.only_writes:
             continue
         seconds = results.values("connections", server.name, "reached_seconds")
         memory = results.values("connections", server.name, "kib_per_client")
@@ -158,7 +165,9 @@ def connections(results: Results) -> str:
             rows.append([_name(server), results.error("connections", server.name), "", ""])
             continue
         rate = spell(5001 / statistics.median(seconds))
-        rows.append([_name(server), spread(seconds), rate, spread(memory)])
+        rows.append(
+            [_name(server), spread(seconds, results.rounds), rate, spread(memory, results.rounds)]
+        )
     head = ["", "seconds until all had a broadcast", "clients a second", "KiB per idle client"]
     return table(head, rows)
 
@@ -167,14 +176,14 @@ def stalled(results: Results) -> str:
     """400,000 messages to twenty receivers, with and without two who stop reading."""
     rows = []
     for server in results.servers:
-        if server.name.startswith("limit"):
+        if server.only_writes:
             continue
         row = [_name(server)]
         for key in ("stalled-0", "stalled-2"):
             seconds = results.values(key, server.name, "seconds")
             least = results.median(key, server.name, "least_share")
             peak = results.median(key, server.name, "peak_kib")
-            row.append(spread(seconds))
+            row.append(spread(seconds, results.rounds))
             row.append("–" if least is None else f"{min(least, 1):.1%}")
             row.append("–" if peak is None else f"{peak / 1024:.1f}")
         rows.append(row)
@@ -221,8 +230,6 @@ def generator(results: Results) -> str:
 
 # --- What was promised. -------------------------------------------------------------------------
 
-FRAMING_PEERS = ("nats-server", "redis", "valkey", "inspircd", "ngircd", "mosquitto")
-
 
 def _ratio(results: Results, key: str, figure: str, one: str, other: str) -> float | None:
     above, below = results.median(key, one, figure), results.median(key, other, figure)
@@ -247,7 +254,8 @@ def promises(results: Results) -> str:
     for key, wanted in (("100", 3.0), ("1000", 3.0), ("ten-senders", 3.0), ("10", 2.0)):
         workload = f"throughput-{key}"
         ours = results.median(workload, "multichat", "deliveries_per_second")
-        best = _best(results, workload, FRAMING_PEERS)
+        framing = [s.name for s in results.servers if s.frames and s.package]
+        best = _best(results, workload, framing)
         title = next(w.title for w in WORKLOADS if w.key == workload)
         got = ours / best if ours is not None and best else None
         add(f"throughput, {title}: times the best peer that frames", wanted, got, at_least=True)
@@ -282,7 +290,6 @@ def promises(results: Results) -> str:
     peak = results.median("stalled-2", "multichat", "peak_kib")
     got = peak / 1024 if peak is not None else None
     add("two of twenty stopped: MiB above idle", 64.0, got, at_least=False)
-    got = _ratio(results, "throughput-100", rate, "multichat", "multichat")
     slow = results.median("throughput-1000", "multichat", rate)
     fast = results.median("throughput-100", "multichat", rate)
     got = fast / slow if fast and slow else None
@@ -307,7 +314,7 @@ def draw(results: Results) -> dict[str, str]:
             bars, key=lambda b: sign * statistics.median(b.values) if b.values else float("inf")
         )
 
-    real = [server for server in servers if not server.name.startswith("limit")]
+    real = [server for server in servers if not server.only_writes]
     groups = [
         pictures.Group(w.title, sorted_bars(w.key, "deliveries_per_second", servers, -1))
         for w in _workloads("throughput")

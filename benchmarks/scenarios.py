@@ -34,7 +34,7 @@ Repeat: TypeAlias = Callable[[int], None]
 RepeatAsync: TypeAlias = Callable[[int], Awaitable[None]]
 Prepared: TypeAlias = AbstractContextManager[Repeat] | AbstractAsyncContextManager[RepeatAsync]
 
-CHUNK_BYTES = 64 * 1024  # what a session reads at once
+CHUNK_BYTES = 64 * 1024
 MEMBERS = 100
 NAME = "Client 1"
 TEXT_63 = "Sphinx of black quartz, judge my vow; pack my box, lazy dog 1-2"  # 64 bytes with its LF
@@ -81,8 +81,10 @@ def logging(messages: int) -> Iterator[Repeat]:
     Batch by batch: who waits until nothing waits hands the interpreter to the thread and gets it
     back, always at the same place.  Left to run, the two share it out by the clock.
     """
+    import multichat.log
     from multichat.log import Log, open_log
 
+    multichat.log.LINGER_SECONDS = 0.0  # or the waiting is what is measured
     log = Log("server")
     texts = "\n".join([TEXT_63] * messages)
     with tempfile.TemporaryFile("ab") as file, open_log(file.fileno()) as writer:
@@ -97,8 +99,8 @@ def logging(messages: int) -> Iterator[Repeat]:
 
 
 @asynccontextmanager
-async def publish(messages: int) -> AsyncGenerator[RepeatAsync]:
-    """Say so many *messages* at once to 100 members who keep up, on real sockets; no log.
+async def publish(messages: int, members: int) -> AsyncGenerator[RepeatAsync]:
+    """Say so many *messages* at once to *members* who keep up, on real sockets; no log.
 
     From the bytes that a sender writes to the bytes that every member reads.
     """
@@ -113,7 +115,7 @@ async def publish(messages: int) -> AsyncGenerator[RepeatAsync]:
     with ExitStack() as stack:
         far_ends: list[socket.socket] = []
         async with trio.open_nursery() as nursery:
-            for _ in range(MEMBERS + 1):
+            for _ in range(members + 1):
                 near, far = socket.socketpair()
                 far_ends.append(stack.enter_context(far))
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
@@ -195,8 +197,10 @@ SCENARIOS = {
     "spelling_1000": Scenario(partial(spelling, 1000), "message", 1000, 220),
     "logging_1": Scenario(partial(logging, 1), "message", 1, 1020),
     "logging_1000": Scenario(partial(logging, 1000), "message", 1000, 120),
-    "publish_1": Scenario(partial(publish, 1), "delivery", MEMBERS, 120),
-    "publish_1000": Scenario(partial(publish, 1000), "delivery", 1000 * MEMBERS, 120),
+    "alone_1": Scenario(partial(publish, 1, 0), "message", 1, 520),
+    "alone_500": Scenario(partial(publish, 500, 0), "message", 500, 120),
+    "publish_1": Scenario(partial(publish, 1, MEMBERS), "delivery", MEMBERS, 120),
+    "publish_500": Scenario(partial(publish, 500, MEMBERS), "delivery", 500 * MEMBERS, 120),
     "idle_client": Scenario(idle_client, "client", 1, 120),
     "start": Scenario(start, "process", 1, 1, few=0),
 }

@@ -51,7 +51,7 @@ class Server:
 
     *command* is given a folder of its own for configuration, the port, and how many clients will
     come; it returns the arguments that follow *program*.  *package* is Debian's; a server of ours
-    has none.
+    has none.  A *limit* is no product; one that *only_writes* has no senders.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Server:
     version: tuple[str, ...] = ()
     ours: bool = False
     limit: bool = False
+    only_writes: bool = False
     frames: bool = True
     max_clients: int = CLIENTS
     outstanding: int = 128
@@ -308,6 +309,7 @@ SERVERS = [
         dialect=Dialect(),
         why="`benchmarks/reference.c`: ready-made bytes, 64 KiB a write, nothing read.",
         limit=True,
+        only_writes=True,
     ),
     Server(
         name="limit: one message a write",
@@ -316,5 +318,6 @@ SERVERS = [
         dialect=Dialect(),
         why="The same, one message a write.",
         limit=True,
+        only_writes=True,
     ),
 ]

@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,22 +101,24 @@ class Tools:
         self.load, self.reference = folder / "load", folder / "reference"
 
 
-def measure(server: Server, workload: Workload, tools: Tools, port: int) -> dict[str, Any]:
+def measure(server: Server, workload: Workload, tools: Tools) -> dict[str, Any]:
     """Take one measurement; returns its figures, or `{"error": …}` in one line.
 
-    The server is started on *port* and ended by its process id, whatever happens.
+    The server is started on a free port and ended by its process id, whatever happens.
     """
     if workload.clients > server.max_clients:
         return {"error": "not measured, see its settings"}
-    if server.program == "reference" and server.name.startswith("limit"):
-        workload = _without_senders(workload)
+    if server.only_writes:
+        workload = replace(workload, senders=0)  # it has nothing to read
+    port = _free_port()
     try:
         with _running(server, workload, tools, port) as pid:
             before = _memory(pid)
             command = [
                 *(str(tools.load), workload.mode, f"port={port}", f"pid={pid}"),
                 *(f"receivers={workload.receivers}", f"senders={workload.senders}"),
-                *(f"outstanding={server.outstanding}", *server.dialect.arguments()),
+                *(f"outstanding={server.outstanding}", f"core={max(os.sched_getaffinity(0))}"),
+                *server.dialect.arguments(),
                 *workload.arguments,
             ]
             return _load(command, pid, before, workload)
@@ -123,15 +126,11 @@ def measure(server: Server, workload: Workload, tools: Tools, port: int) -> dict
         return {"error": str(error).strip().splitlines()[-1][:200]}
 
 
-def _without_senders(workload: Workload) -> Workload:
-    return Workload(
-        key=workload.key,
-        title=workload.title,
-        mode=workload.mode,
-        receivers=workload.receivers,
-        senders=0,
-        arguments=workload.arguments,
-    )
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager
@@ -194,7 +193,10 @@ def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
 def _memory(pid: int) -> dict[str, int]:
     """KiB that a process holds now (VmRSS) and held at most (VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text("utf-8")
-    return {name: int(size) for name, size in re.findall(r"(VmRSS|VmHWM):\s+(\d+)", status)}
+    sizes = {name: int(size) for name, size in re.findall(r"(VmRSS|VmHWM):\s+(\d+)", status)}
+    if not sizes:
+        raise OSError("the server ended during the run")
+    return sizes
 
 
 def _load(
@@ -207,7 +209,7 @@ def _load(
         try:
             if workload.mode == "connections":
                 line = load.stdout.readline()
-                time.sleep(0.5)  # what was written is freed, garbage is collected
+                time.sleep(0.5)  # what was written is freed
                 after = _memory(pid)
                 load.stdin.write("\n")
                 _, errors = load.communicate(timeout=LOAD_SECONDS)

@@ -63,7 +63,7 @@ class Lines:
         return f"{head}{lines}{tail}"
 
     def spell_bytes(self, start: str) -> bytes:
-        """Spell them in UTF-8 and with the last line break; for bytes that takes a third as long."""
+        """Spell them in UTF-8 and with the last line break, in a third of the time."""
         head = f"{start}{self.before}".encode()
         tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
         return b"".join((head, self.run.encode().replace(b"\n", tail + head), tail))
@@ -158,14 +158,14 @@ class LogWriter(logging.Handler):
     closed and a disk that is full cost their lines and nothing else; `failure` says why.  The disk
     is tried again with each batch, `first_failure` remembers.
 
+    The lines are those of `LineFormatter`, and another formatter is not asked.
+
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        formatter = LineFormatter()
-        self.setFormatter(formatter)
-        self._spell = formatter.format_bytes
+        self._spell = LineFormatter().format_bytes
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
         self._fd = fd

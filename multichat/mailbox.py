@@ -131,6 +131,8 @@ class Mailbox:
             self.patience.earn(now - self._empty_since)
         elif self.waiting_bytes + len(data) > MAX_WAITING_BYTES:
             return _FULL
+        if self._send is None and self._on_waiting is not None:
+            self._on_waiting()
         try:
             self._open_channel().send_nowait(rest)
         except trio.WouldBlock:
@@ -142,8 +144,6 @@ class Mailbox:
     def _open_channel(self) -> trio.MemorySendChannel[bytes | memoryview]:
         if self._send is None:
             self._send, self._receive = trio.open_memory_channel(self._max_batches)
-            if self._on_waiting is not None:
-                self._on_waiting()
         return self._send
 
     async def put(self, data: bytes) -> Offer:
@@ -191,7 +191,7 @@ class Mailbox:
     async def run(self) -> None:
         """Write what is offered until the mailbox is closed, then what waits and the last words.
 
-        Whoever calls it after `close` because nothing ever had to wait has the last words written.
+        Called after `close`, where nothing ever had to wait, it writes the last words alone.
 
         Sets `drained` when all of it was handed to the stream, `failure` when the stream broke;
         either way the mailbox is closed.  So it is after cancellation: then the stream may have

@@ -28,9 +28,8 @@ __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_sig
 # How a machine without IPv6 refuses to listen on it.
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
-# With Python's own threshold of 700 the collector goes through everything for every few clients
-# that come in: a fifth to a third of the time that 5,000 took.  So much is what some 800 clients
-# leave behind, about 8 MiB.
+# With Python's own threshold of 700 the collector runs for every dozen clients that come in: a
+# fifth to a third of the time that 5,000 took.  Clients who leave don't wait for it.
 _GARBAGE_OBJECTS = 50_000
 
 # Listeners, the log, standard input and output, the loop itself, clients on their way out.

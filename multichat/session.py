@@ -2,7 +2,8 @@
 
 Owns a client from its first byte to its last: reads what it asks, has it said or answers it, and
 closes so that nothing that was written is thrown away.  One nursery: the reader is the task that
-called `run`, the writer is its mailbox's and begins when something has to wait for the first time.
+called `run`, the writer is its mailbox's and begins when something has to wait for the first time,
+or with the last words.
 
 How it ends, whoever wished it: the member leaves the room (synchronously; the mailbox takes
 nothing more), the writer finishes within the grace period, EOF, what still comes is discarded for
@@ -22,8 +23,8 @@ from multichat.voices import HTTP_ANSWER, TEXT, looks_like_http, looks_like_tls
 __all__ = ["Session"]
 
 # One read, one batch: enough that a flood costs per batch and not per message, little enough that
-# senders take turns, and that it fits, with its tags, into the 64 KiB that the kernel hands on as
-# one piece: what spills over costs every member a second one (docs/performance.md).
+# senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB that
+# the kernel hands on as one piece: what spills over costs every member a second one.
 READ_BYTES = 48 * 1024
 
 
@@ -71,7 +72,7 @@ class Session:
         self._decoder = LineDecoder(max_line_bytes)
         self._reading = trio.CancelScope()
         self._first_line = True
-        self._nursery: trio.Nursery | None = None
+        self._nursery: trio.Nursery
         self._writing = False
         self._mailbox = Mailbox(
             stream,
@@ -89,6 +90,7 @@ class Session:
         )
 
     def _stop_reading(self, reason: str) -> None:
+        self._start_writing()  # the last words: our own task may be waiting for somebody slow
         self._reading.cancel(reason=reason or "the client left")
 
     async def run(self) -> None:
@@ -109,15 +111,15 @@ class Session:
                     self._room.leave(self.member, "the server ended the session")
                 deadline = trio.current_time() + self._grace_seconds
                 self._nursery.cancel_scope.deadline = deadline
-                if not self._writing:
-                    await self._mailbox.run()  # only the last words are left
             if self._mailbox.drained:
                 await transport.hang_up(self._stream)
         finally:
+            # They refer to us: what is left of a client is to go with it, not with the collector.
+            del self.member, self._mailbox, self._nursery
             await trio.aclose_forcefully(self._stream)
 
     def _start_writing(self) -> None:
-        if self._nursery is not None:  # who has joined has one
+        if not self._writing:
             self._writing = True
             self._nursery.start_soon(self._write)
 

@@ -95,7 +95,8 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_are_named_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "commands.md").read_text("utf-8")))
-    known |= {"--write", "--chat"}  # ours to nox, ncat's
+    known |= {"--write", "--chat", "--max-conns"}  # ours to nox, ncat's
+    known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
     named -= {option for option in named if f"pip install {option}" in page.read_text("utf-8")}
     assert named <= known

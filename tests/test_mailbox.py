@@ -183,3 +183,28 @@ async def test_cancelling_the_writer_closes_the_mailbox() -> None:
     assert not mailbox.drained
     assert mailbox.failure is None
     assert mailbox.waiting_bytes == 0
+
+
+async def test_a_task_is_asked_for_when_something_waits_for_the_first_time() -> None:
+    ours, _ = trio.testing.memory_stream_pair()
+    asked: list[str] = []
+    mailbox = Mailbox(
+        ours,
+        max_batches=2,
+        spell_missed=TEXT.spell_missed,
+        on_waiting=lambda: asked.append("now"),
+    )
+    assert asked == []
+    assert mailbox.offer(b"a\n") is Offer.QUEUED
+    assert mailbox.offer(b"b\n") is Offer.QUEUED
+    assert asked == ["now"]
+
+
+async def test_the_last_words_are_written_where_nothing_ever_waited() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours)
+    mailbox.close(b"bye\n")
+    await mailbox.run()
+    assert mailbox.drained
+    await ours.send_eof()
+    assert await read_until_eof(theirs) == b"bye\n"

@@ -12,6 +12,7 @@ from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT
 
 from .conftest import LogRecorder
+from .test_transport import tcp_pair
 
 
 async def settle() -> None:
@@ -357,3 +358,43 @@ async def test_a_bug_in_one_session_is_logged_and_hurts_nobody_else(
     assert crash.startswith("[ERROR] [server] [STATE] a session crashed: ")
     assert "RuntimeError('boo')" in crash
     assert "Traceback" not in "".join(log.lines)
+
+
+async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
+    def tasks() -> list[int]:
+        return [
+            1 + sum(len(nursery.child_tasks) for nursery in task.child_nurseries)
+            for task in sorted(network._nursery.child_tasks, key=lambda task: task._counter)
+        ]
+
+    async with memory_server() as network:
+        ours, theirs = await tcp_pair()
+        network.accept(ours)
+        await settle()
+        talker = await network.join()
+        await talker.send("hello")
+        assert await theirs.receive_some() == b"[Client 2] hello\n"
+        assert tasks() == [1, 1]
+        await theirs.send_all(b"hello yourself\n")
+        assert await talker.line() == "[Client 1] hello yourself"  # memory has no socket
+        assert tasks() == [1, 2]
+        network.server.kick(1)
+        assert await theirs.receive_some() == b"[Server] goodbye: kicked\n"
+        assert await theirs.receive_some() == b""
+        await theirs.aclose()
+
+
+async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
+    config = ServerConfig(patience_seconds=600, mailbox_batches=1)
+    async with memory_server(config) as network:
+        ours, theirs = await tcp_pair()
+        network.accept(ours)
+        await settle()
+        await network.join(lockstep=True)  # and never reads
+        with trio.fail_after(10):
+            while network.server.statistics().messages < 3:  # one on its way, one waits, one more
+                await theirs.send_all(b"x\n")
+                await trio.sleep(0.01)
+            network.server.kick(1)
+            assert await theirs.receive_some() == b"[Server] goodbye: kicked\n"
+        await theirs.aclose()

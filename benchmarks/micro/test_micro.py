@@ -29,7 +29,7 @@ def test_one_piece_of_work(name: str, benchmark: BenchmarkFixture) -> None:
         benchmark(repeat, 1)
 
 
-@pytest.mark.parametrize("name", ["publish_1", "publish_1000"])
+@pytest.mark.parametrize("name", ["alone_1", "alone_500", "publish_1", "publish_500"])
 async def test_fifty_publishes(name: str, benchmark: BenchmarkFixture) -> None:
     prepared = SCENARIOS[name].prepare()
     assert isinstance(prepared, AbstractAsyncContextManager)
