@@ -123,7 +123,8 @@ def losses(results: Results) -> str:
             [
                 _name(server),
                 f"{len(drained)} of {len(runs)}",
-                f"{sum(run['lost'] for run in drained):,.0f}",
+                # Less than none: a ping of the server's own was among what came.
+                f"{max(0, sum(run['lost'] for run in drained)):,.0f}",
                 f"{sum(run['torn'] for run in runs):,}",
                 f"{sum(run['disordered'] for run in runs):,}",
                 f"{sum(run['dead'] for run in runs):,}",
