@@ -1,4 +1,4 @@
-"""How long one piece of work takes, by the clock: `pytest benchmarks/micro`.
+"""How long one piece of work takes, by the clock: `python -m pytest benchmarks/micro`.
 
 The work is that of `benchmarks.scenarios`; setting it up is not measured.  Needs pytest-benchmark
 and a machine that has nothing else to do: `benchmarks.quick` is what repeats on any.
