@@ -14,7 +14,7 @@ from benchmarks import pictures
 from benchmarks.servers import SERVERS, Server
 from benchmarks.workloads import WORKLOADS, Workload
 
-__all__ = ["Results", "table", "write"]
+__all__ = ["BLOCKS", "DOCS", "Results", "draw", "promises", "spell", "write"]
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -38,6 +38,11 @@ class Results:
         """The servers that were measured, in our order."""
         names = {run["server"] for run in self.data["runs"]}
         return [server for server in SERVERS if server.name in names]
+
+    @property
+    def chats(self) -> list[Server]:
+        """Those of them that clients can talk through: all but the bare limits."""
+        return [server for server in self.servers if not server.only_writes]
 
     def values(self, workload: str, server: str, figure: str) -> list[float]:
         """One figure of every run that came to an end."""
@@ -113,9 +118,7 @@ def throughput(results: Results) -> str:
 def losses(results: Results) -> str:
     """List what did not arrive, over all throughput runs of a server."""
     rows = []
-    for server in results.servers:
-        if server.only_writes:
-            continue
+    for server in results.chats:
         runs = [run for run in results.data["runs"] if run["server"] == server.name]
         runs = [run for run in runs if run["workload"].startswith("throughput") and "sent" in run]
         drained = [run for run in runs if run["drained"]]
@@ -138,15 +141,10 @@ def latency(results: Results) -> str:
     """Milliseconds from the scheduled time to the arrival."""
     workloads = _workloads("latency")
     rows = []
-    for server in results.servers:
-        if server.only_writes:
-            continue
+    for server in results.chats:
         row = [_name(server)]
         for workload in workloads:
-            figures = [
-                results.median(workload.key, server.name, name)
-                for name in ("p50", "p99", "p999", "max")
-            ]
+            figures = _percentiles(results, workload, server)
             lost = sum(results.values(workload.key, server.name, "lost"))
             text = " / ".join(spell(figure) for figure in figures)
             row.append("–" if figures[0] is None else text + (f", {lost:,.0f} lost" * (lost > 0)))
@@ -154,12 +152,15 @@ def latency(results: Results) -> str:
     return table(["ms: p50 / p99 / p99.9 / max", *(w.title for w in workloads)], rows)
 
 
+def _percentiles(results: Results, workload: Workload, server: Server) -> list[float | None]:
+    names = ("p50", "p99", "p999", "max")
+    return [results.median(workload.key, server.name, name) for name in names]
+
+
 def connections(results: Results) -> str:
     """How long 5,000 clients take to come in, and what each of them costs."""
     rows = []
-    for server in results.servers:
-        if server.only_writes:
-            continue
+    for server in results.chats:
         seconds = results.values("connections", server.name, "reached_seconds")
         memory = results.values("connections", server.name, "kib_per_client")
         if not seconds:
@@ -176,9 +177,7 @@ def connections(results: Results) -> str:
 def stalled(results: Results) -> str:
     """400,000 messages to twenty receivers, with and without two who stop reading."""
     rows = []
-    for server in results.servers:
-        if server.only_writes:
-            continue
+    for server in results.chats:
         row = [_name(server)]
         for key in ("stalled-0", "stalled-2"):
             seconds = results.values(key, server.name, "seconds")
@@ -220,11 +219,8 @@ def generator(results: Results) -> str:
         ours = results.median(workload.key, "multichat", "load_cpu")
         if not used or drained is None:
             continue
-        rows.append(
-            [workload.title, spell(drained), f"{used:.0%}", spell(drained / used), f"{ours:.0%}"]
-            if ours is not None
-            else [workload.title, spell(drained), f"{used:.0%}", spell(drained / used), "–"]
-        )
+        share = "–" if ours is None else f"{ours:.0%}"
+        rows.append([workload.title, spell(drained), f"{used:.0%}", spell(drained / used), share])
     head = ["", "it drained", "with this much of a core", "its ceiling", "of a core for multichat"]
     return table(head, rows)
 
@@ -315,7 +311,6 @@ def draw(results: Results) -> dict[str, str]:
             bars, key=lambda b: sign * statistics.median(b.values) if b.values else float("inf")
         )
 
-    real = [server for server in servers if not server.only_writes]
     groups = [
         pictures.Group(w.title, sorted_bars(w.key, "deliveries_per_second", servers, -1))
         for w in _workloads("throughput")
@@ -323,18 +318,15 @@ def draw(results: Results) -> dict[str, str]:
     ranges = []
     for workload in _workloads("latency"):
         rows = []
-        for server in real:
-            figures = [
-                results.median(workload.key, server.name, name)
-                for name in ("p50", "p99", "p999", "max")
-            ]
+        for server in results.chats:
+            figures = _percentiles(results, workload, server)
             points = [max(f, 0.001) for f in figures if f is not None]
             points = [max(points[: i + 1]) for i in range(len(points))]
             rows.append(pictures.Range(server.name, points, server.ours, server.limit))
         rows.sort(key=lambda row: row.points[0] if row.points else float("inf"))
         ranges.append(pictures.RangeGroup(workload.title, rows))
-    come_in = sorted_bars("connections", "reached_seconds", real, 1)
-    weights = sorted_bars("connections", "kib_per_client", real, 1)
+    come_in = sorted_bars("connections", "reached_seconds", results.chats, 1)
+    weights = sorted_bars("connections", "kib_per_client", results.chats, 1)
     return {
         "throughput.svg": pictures.bars(
             "Throughput",

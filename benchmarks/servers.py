@@ -161,10 +161,11 @@ dir {folder}
     return [_write(folder, "redis.conf", text)]
 
 
-_IRC = (
+_IRC_HELLO = (
     (b"NICK n#####\r\nUSER u 0 * :bench\r\n", b" 001 "),
     (b"JOIN #c\r\n", b" 366 "),
 )
+_IRC = Dialect(receiver=_IRC_HELLO, sender=_IRC_HELLO, prefix=b"PRIVMSG #c :", suffix=b"\r\n")
 _JOINS = "5,000 in one channel are 12.5 million lines about who joins, a minute of them: not tried."
 _NATS_HELLO = b'CONNECT {"verbose":false,"pedantic":false,"echo":false}\r\n'
 _MQTT_CONNECT = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05#####"
@@ -238,7 +239,7 @@ SERVERS = [
         name="inspircd",
         program="inspircd",
         command=_inspircd,
-        dialect=Dialect(receiver=_IRC, sender=_IRC, prefix=b"PRIVMSG #c :", suffix=b"\r\n"),
+        dialect=_IRC,
         why=(
             "No flood control (it would end the sender), no name lookups, a send queue of 64 MiB, "
             "the largest read buffer: with the default it takes 10 KB a second from a sender that "
@@ -252,7 +253,7 @@ SERVERS = [
         name="ngircd",
         program="ngircd",
         command=_ngircd,
-        dialect=Dialect(receiver=_IRC, sender=_IRC, prefix=b"PRIVMSG #c :", suffix=b"\r\n"),
+        dialect=_IRC,
         why=(
             "No flood penalty, no limit of connections, no name or ident lookups; its clients come "
             f"eight at a time, more made it stand still. {_JOINS}"
