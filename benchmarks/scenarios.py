@@ -38,6 +38,7 @@ CHUNK_BYTES = 64 * 1024
 MEMBERS = 100
 NAME = "Client 1"
 TEXT_63 = "Sphinx of black quartz, judge my vow; pack my box, lazy dog 1-2"  # 64 bytes with its LF
+EPOCH, NOW = "19ab3c5d1e2", "2025-01-15T10:30:45.123Z"
 KOREAN = "안녕하세요 여러분 👋 오늘도 좋은 하루 되세요 🎉"
 
 
@@ -60,7 +61,7 @@ def framing(line: str) -> Iterator[Repeat]:
 @contextmanager
 def spelling(messages: int) -> Iterator[Repeat]:
     """Take a batch of lines for what they ask, and spell what everybody is told."""
-    from multichat.messages import Say
+    from multichat.messages import SaidRun, SayRun
     from multichat.voices import TEXT
 
     lines = "\n".join([TEXT_63] * messages)
@@ -68,8 +69,8 @@ def spelling(messages: int) -> Iterator[Repeat]:
     def repeat(n: int) -> None:
         for _ in range(n):
             for request in TEXT.parse_requests(lines):
-                if isinstance(request, Say):
-                    TEXT.spell_said(NAME, request.run)
+                if isinstance(request, SayRun):
+                    TEXT.spell_said(SaidRun(EPOCH, 0, NOW, "lobby", 1, NAME, request.run))
 
     yield repeat
 
@@ -92,17 +93,20 @@ def logging(messages: int) -> Iterator[Repeat]:
         def repeat(n: int) -> None:
             file.truncate(0)  # however often somebody repeats, no disk fills up
             for _ in range(n):
-                log.said(NAME, texts, MEMBERS)
+                log.said(f"[{NAME}]", texts, MEMBERS)
                 writer.wait_below(0)
 
         yield repeat
 
 
 @asynccontextmanager
-async def publish(messages: int, members: int) -> AsyncGenerator[RepeatAsync]:
+async def publish(
+    messages: int, members: int, *, said: str = "text", heard: str = "text"
+) -> AsyncGenerator[RepeatAsync]:
     """Say so many *messages* at once to *members* who keep up, on real sockets; no log.
 
-    From the bytes that a sender writes to the bytes that every member reads.
+    From the bytes that a sender writes to the bytes that every member reads.  It is *said* in one
+    voice and *heard* in another, or the same.
     """
     import trio
     from trio.testing import wait_all_tasks_blocked
@@ -110,8 +114,9 @@ async def publish(messages: int, members: int) -> AsyncGenerator[RepeatAsync]:
     from multichat.server import Server
 
     server = Server()
-    chunk = f"{TEXT_63}\n".encode() * messages
-    buffer = bytearray(CHUNK_BYTES)
+    line = TEXT_63 if said == "text" else f'{{"type":"say","text":"{TEXT_63}"}}'
+    chunk = f"{line}\n".encode() * messages
+    buffer = bytearray(4 * CHUNK_BYTES)
     with ExitStack() as stack:
         far_ends: list[socket.socket] = []
         async with trio.open_nursery() as nursery:
@@ -122,15 +127,27 @@ async def publish(messages: int, members: int) -> AsyncGenerator[RepeatAsync]:
                 nursery.start_soon(server.handle, stream)
                 await wait_all_tasks_blocked()  # or two would be numbered by chance
             sender, *others = far_ends
+            for far, voice in zip(far_ends, [said] + [heard] * members, strict=True):
+                if voice == "json":
+                    far.sendall(b"/json\n")
+                    await wait_all_tasks_blocked()
+                    far.recv(CHUNK_BYTES)  # the welcome
+            # Ids and times are all as long as the first.
+            size = messages * len(f"[{NAME}] {TEXT_63}\n")
+            if heard == "json" and others:
+                sender.sendall(chunk[: len(chunk) // messages])
+                await wait_all_tasks_blocked()
+                sizes = [far.recv_into(buffer) for far in others]
+                size = messages * sizes[0]
 
             async def repeat(n: int) -> None:
                 for _ in range(n):
                     sender.sendall(chunk)
                     await wait_all_tasks_blocked()
                     for far in others:
-                        size = len(chunk) + messages * len(f"[{NAME}] ")
-                        while size > 0:
-                            size -= far.recv_into(buffer)
+                        left = size
+                        while left > 0:
+                            left -= far.recv_into(buffer)
 
             yield repeat
             nursery.cancel_scope.cancel(reason="the block is over")
@@ -190,6 +207,10 @@ class Scenario:
     few: int = 20
 
 
+def _to_json(messages: int, said: str) -> Callable[[], Prepared]:
+    return partial(publish, messages, MEMBERS, said=said, heard="json")
+
+
 SCENARIOS = {
     "framing": Scenario(partial(framing, TEXT_63), "64 KiB", 1, 220),
     "framing_unicode": Scenario(partial(framing, KOREAN), "64 KiB", 1, 120),
@@ -201,6 +222,11 @@ SCENARIOS = {
     "alone_500": Scenario(partial(publish, 500, 0), "message", 500, 120),
     "publish_1": Scenario(partial(publish, 1, MEMBERS), "delivery", MEMBERS, 120),
     "publish_500": Scenario(partial(publish, 500, MEMBERS), "delivery", 500 * MEMBERS, 120),
+    "alone_1_json": Scenario(partial(publish, 1, 0, said="json"), "message", 1, 520),
+    "alone_500_json": Scenario(partial(publish, 500, 0, said="json"), "message", 500, 120),
+    "publish_1_json": Scenario(_to_json(1, "text"), "delivery", MEMBERS, 120),
+    "publish_500_json": Scenario(_to_json(500, "text"), "delivery", 500 * MEMBERS, 120),
+    "publish_500_all_json": Scenario(_to_json(500, "json"), "delivery", 500 * MEMBERS, 120),
     "idle_client": Scenario(idle_client, "client", 1, 120),
     "start": Scenario(start, "process", 1, 1, few=0),
 }

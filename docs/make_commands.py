@@ -11,6 +11,8 @@ COMMANDS = (
     "multichat",
     "multichat serve",
     "multichat connect",
+    "multichat send",
+    "multichat who",
     "multi_chat_tcp_server",
     "multi_chat_tcp_client",
 )

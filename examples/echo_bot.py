@@ -16,16 +16,19 @@ MARK = "echo: "
 async def echo(chat: multichat.Chat) -> None:
     """Repeat everything, but not another bot's repeating: two of us would never end."""
     async for event in chat:
-        if isinstance(event, multichat.Said) and not event.text.startswith(MARK):
-            await chat.say(MARK + event.text)
+        match event:
+            case multichat.Said(text=text) if not text.startswith(MARK):
+                await chat.say(MARK + text)
 
 
 async def main(host: str, port: int) -> None:
-    async with multichat.connect(host, port) as chat:
+    async with multichat.connect(host, port, name="echo") as chat:
         await echo(chat)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     try:
         trio.run(main, sys.argv[1], int(sys.argv[2]))
     except multichat.MultichatError as error:

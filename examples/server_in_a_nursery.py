@@ -5,7 +5,6 @@ then join it:   nc 127.0.0.1 9000
 What it leaves out: signals (Ctrl+C cancels it), and a log (add a handler to "multichat").
 """
 
-import contextlib
 import sys
 
 import trio
@@ -30,6 +29,13 @@ async def main(port: int, seconds: int) -> None:
 
 
 if __name__ == "__main__":
-    port, seconds = sys.argv[1:]
-    with contextlib.suppress(KeyboardInterrupt):
-        trio.run(main, int(port), int(seconds))
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    trouble = None
+    try:
+        trio.run(main, int(sys.argv[1]), int(sys.argv[2]))
+    except* multichat.MultichatError as group:  # what leaves a nursery is a group
+        trouble = f"server_in_a_nursery: {group.exceptions[0]}"
+    except* KeyboardInterrupt:
+        pass
+    sys.exit(trouble)

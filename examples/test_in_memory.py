@@ -1,27 +1,60 @@
 """How to test a program that chats: in process, over memory streams, with no port and no waiting.
 
 Run it:    pytest examples/test_in_memory.py
-What it leaves out: a test that the program survives a slow room; `join(lockstep=True)` is a
-client that takes nothing until it is asked to.
+What it leaves out: servers that are not ours; give `multichat.open_chat` one end of a
+`trio.testing.memory_stream_pair` and play the server with a `ScriptedClient` on the other.
 """
 
 import trio
-import trio.testing
+from dice import dice
 from echo_bot import echo
+from trio.testing import MockClock
 
 import multichat
 from multichat.testing import memory_server
 
+# ruff: noqa: ARG001 - the clock works by being asked for: when all tasks wait, it jumps
 
-async def test_the_bot_repeats_what_people_say() -> None:
-    async with memory_server() as network, trio.open_nursery() as nursery:
+
+async def test_the_bot_repeats_what_people_say(autojump_clock: MockClock) -> None:
+    async with (
+        memory_server() as network,
+        trio.open_nursery() as nursery,
+        network.chat(name="echo") as bot,
+    ):
+        nursery.start_soon(echo, bot)
+        person = await network.join()  # somebody with `nc`: lines, as they are on the wire
+        await person.send("hello", "echo: hello", "bye")
+        assert await person.lines(2) == ["[echo] echo: hello", "[echo] echo: bye"]
+
+
+async def test_the_bot_answers_in_private(autojump_clock: MockClock) -> None:
+    async with (
+        memory_server() as network,
+        trio.open_nursery() as nursery,
+        network.chat(name="dice") as bot,
+        network.chat(name="alice") as alice,  # a program: typed events
+    ):
+        nursery.start_soon(dice, bot)
+        await alice.direct("dice", "2d1")
+        event = await anext(alice)
+        assert isinstance(event, multichat.Directed)
+        assert (event.name, event.text) == ("dice", "2d1: 1 + 1 = 2")
+
+
+async def test_the_bot_survives_who_takes_nothing(autojump_clock: MockClock) -> None:
+    config = multichat.ServerConfig(mailbox_batches=1, patience_seconds=3600)
+    async with (
+        memory_server(config) as network,
+        trio.open_nursery() as nursery,
+        network.chat(name="echo") as bot,
+    ):
+        nursery.start_soon(echo, bot)
+        stalled = await network.stalled()
         person = await network.join()
-        bots_end, servers_end = trio.testing.memory_stream_pair()
-        network.accept(servers_end)
-        async with multichat.open_chat(bots_end) as chat:
-            nursery.start_soon(echo, chat)
-            await trio.testing.wait_all_tasks_blocked()
-            await person.send("hello", "echo: hello")
-            await person.send("bye")
-            assert await person.lines(2) == ["[Client 2] echo: hello", "[Client 2] echo: bye"]
-            nursery.cancel_scope.cancel()
+        for number in range(5):  # the room waits for an hour, which takes no time
+            await person.send(f"{number}")
+            assert await person.line() == f"[echo] echo: {number}"
+        assert [member.name for member in network.server.members] == ["echo", "Client 3"]
+        stalled.recover()
+        assert (await stalled.rest())[-1] == "[Server] goodbye: too slow"

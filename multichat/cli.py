@@ -21,7 +21,7 @@ from multichat.config import DEFAULT_PORT, ServerConfig, Slow
 from multichat.errors import MultichatError
 from multichat.log import open_log
 
-__all__ = ["LogLevel", "client_main", "connect", "main", "serve", "server_main"]
+__all__ = ["LogLevel", "client_main", "connect", "main", "send", "serve", "server_main", "who"]
 
 _DEFAULTS = ServerConfig()
 
@@ -79,6 +79,18 @@ def serve(
         int,
         typer.Option(min=1, help="Clients at a time.", envvar="MULTICHAT_MAX_CLIENTS"),
     ] = _DEFAULTS.max_clients,
+    max_rooms: Annotated[
+        int,
+        typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
+    ] = _DEFAULTS.max_rooms,
+    announce: Annotated[
+        bool,
+        typer.Option(
+            "--announce",
+            help="Tell those who use nc, too, who comes and goes.",
+            envvar="MULTICHAT_ANNOUNCE",
+        ),
+    ] = _DEFAULTS.announce,
     grace: Annotated[
         float,
         typer.Option(
@@ -107,6 +119,8 @@ def serve(
             slow=slow,
             patience_seconds=patience,
             max_clients=max_clients,
+            max_rooms=max_rooms,
+            announce=announce,
             grace_seconds=grace,
         )
     except ValueError as error:
@@ -127,19 +141,40 @@ _Host = Annotated[str, typer.Argument(help="Address or name of the server.")]
 _Port = Annotated[int, typer.Argument(min=1, max=65535, help="Its TCP port.")]
 
 
+_Name = Annotated[
+    str | None,
+    typer.Option(help="What to be called.", envvar="MULTICHAT_NAME", show_default="Client N"),
+]
+_Room = Annotated[
+    str | None,
+    typer.Option(help="The room to be in.", envvar="MULTICHAT_ROOM", show_default="lobby"),
+]
+_Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Speak plain text, as nc does.", envvar="MULTICHAT_PLAIN"),
+]
+
+
 def connect(
     host: _Host,
     port: _Port,
+    name: _Name = None,
+    room: _Room = None,
     listen: Annotated[
         bool,
         typer.Option(
             "--listen", help="Only listen; ignore standard input.", envvar="MULTICHAT_LISTEN"
         ),
     ] = False,
-    plain: Annotated[
+    json: Annotated[
         bool,
-        typer.Option("--plain", help="Speak plain text, as nc does.", envvar="MULTICHAT_PLAIN"),
+        typer.Option(
+            "--json",
+            help="Pass JSON lines between the server and standard input and output.",
+            envvar="MULTICHAT_JSON",
+        ),
     ] = False,
+    plain: _Plain = False,
 ) -> None:
     """Join the chat on a server.
 
@@ -147,19 +182,96 @@ def connect(
     is left and leaves, Ctrl+C leaves at once. Local commands: /quit, /exit, /status; the server
     answers /help.
     """
-    del plain  # until there is another voice
-    with _one_line_errors(), open_log(_fileno(sys.stdout)) as writer:
+    if json and plain:
+        raise typer.BadParameter("--json and --plain exclude each other")
+    input_fd = None if listen else _fileno(sys.stdin)
+    with _one_line_errors():
         import trio
 
-        from multichat.console import Console
+        if json:
+            from multichat.console import until_signal
+            from multichat.errands import pass_json
 
-        input_fd = None if listen else _fileno(sys.stdin)
-        trio.run(Console(host, port, writer=writer, input_fd=input_fd).run)
+            errand = partial(
+                pass_json,
+                host,
+                port,
+                input_fd=input_fd,
+                output_fd=_fileno(sys.stdout),
+                name=name,
+                room=room,
+            )
+            trio.run(until_signal, errand)
+            return
+        with open_log(_fileno(sys.stdout)) as writer:
+            from multichat.console import Console
+
+            console = Console(
+                host,
+                port,
+                writer=writer,
+                input_fd=input_fd,
+                name=name,
+                room=room,
+                plain=plain,
+            )
+            trio.run(console.run)
 
 
 def _connect_plain(host: _Host, port: _Port) -> None:
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
-    connect(host, port)
+    connect(host, port, plain=True)
+
+
+def send(
+    host: _Host,
+    port: _Port,
+    text: Annotated[
+        list[str],
+        typer.Argument(help="What to say, in one message; - for each line of standard input."),
+    ],
+    name: _Name = None,
+    room: _Room = None,
+    plain: _Plain = False,
+) -> None:
+    """Say one thing and leave when the server has accepted it.
+
+    A name that is taken is no reason not to say it; a room that cannot be had is.
+    """
+    with _one_line_errors():
+        import trio
+
+        from multichat.console import until_signal
+        from multichat.errands import send
+
+        said = None if text == ["-"] else " ".join(text)
+        errand = partial(
+            send,
+            host,
+            port,
+            said,
+            input_fd=_fileno(sys.stdin),
+            name=name,
+            room=room,
+            plain=plain,
+        )
+        if not trio.run(until_signal, errand):
+            raise typer.Exit(1)  # interrupted: who knows what was said
+
+
+def who(host: _Host, port: _Port, room: _Room = None) -> None:
+    """List who is in a room, by number and name, one on a line."""
+    with _one_line_errors():
+        import trio
+
+        from multichat.console import until_signal
+        from multichat.errands import who
+
+        async def show() -> None:
+            for line in await who(host, port, room=room):
+                typer.echo(line)
+
+        trio.run(until_signal, show)
 
 
 @contextmanager
@@ -171,6 +283,8 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:  # before trio took over, or after it let go
         raise typer.Exit from None
+    except typer.Exit:
+        raise
     except MultichatError as error:
         reason = str(error)
     except OSError as error:
@@ -221,7 +335,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
 
 def main() -> NoReturn:
     """Run `multichat`."""
-    _run(serve, connect)
+    _run(serve, connect, send, who)
 
 
 def server_main() -> NoReturn:

@@ -1,51 +1,83 @@
 """The client: one conversation with any line-based server, over any stream.
 
-Separate send and receive tasks in one nursery: what we say goes through the same kind of mailbox
-that the server gives its members, what we are told through a bounded channel of events.  Neither
-waits for the other, so that a server which holds us back because we do not read, and a program
-which does not read because it is saying something, cannot lock each other up.
+What we say is on its way when a call returns; what we are told is typed events, which wait for the
+program in a bounded queue.  Neither waits for the other, so that a server which holds us back
+because we do not read, and a program which does not read because it is saying something, cannot
+lock each other up.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
+import msgspec
 import trio
 
 from multichat import transport
+from multichat.connection import Connection
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
     LineTooLong,
     LocalProtocolError,
+    Refused,
     lone_exception,
 )
-from multichat.framing import LineDecoder, clean
-from multichat.mailbox import Mailbox, Offer
-from multichat.messages import Event, Goodbye, Notice
-from multichat.voices import TEXT
+from multichat.framing import Part, clean
+from multichat.handshake import Handshake
+from multichat.messages import (
+    PROTOCOL,
+    Accepted,
+    Act,
+    Direct,
+    Error,
+    Event,
+    Goodbye,
+    Hello,
+    Invalid,
+    Join,
+    Joined,
+    MemberName,
+    Members,
+    Nonce,
+    Notice,
+    Quit,
+    Rename,
+    Renamed,
+    RoomList,
+    Rooms,
+    RoomSize,
+    Say,
+    SayRun,
+    Welcome,
+    Who,
+    WireRequest,
+)
+from multichat.voices import JSON, TEXT, Voice, is_hello, spell_hello
 
-__all__ = ["Chat", "connect", "open_chat"]
-
-# A paste of some thousand lines is taken at once; what waits is joined into few writes anyway.
-_OUTBOX_BATCHES = 64
-
-# A server's line is longer than a client's: a tag, and three bytes for every control character.
-MAX_LINE_BYTES = 1024 * 1024
+__all__ = ["Chat", "connect", "dial", "open_chat"]
 
 # How many reads wait for a program that is busy: 16 MiB as they came on the wire, after which we
 # stop reading and the server's patience begins.
 _WAITING_READS = 256
-_READ_BYTES = 64 * 1024
 
-# How long the other side may be silent after our end of input before we take it that there is
-# nothing more to come; a server of ours closes as soon as it has said everything.
-FINISH_SECONDS = 2.0
+# The same while it waits for an answer, which stands behind what the server has for us: its mailbox
+# and the sockets hold a tenth of this.
+_AWAITING_READS = 1024
 
-# The same while there is something of ours that it has not taken: a room may wait for slow
-# members and not read us meanwhile.
-STUCK_SECONDS = 30.0
+# Who does not answer the hello within this time does not speak JSON, or is far away.
+HELLO_SECONDS = 1.0
 
-_WATCH_SECONDS = 0.5
+# How long, after that, the end of input waits for a welcome: once it is sent nothing can be said
+# again.
+LATE_WELCOME_SECONDS = 2.0
+
+# How long a server may take to refuse, one by one, what it could not read.
+_REFUSING_SECONDS = 5.0
+
+# As many as a server remembers, so that none is accepted twice.
+MAX_UNACCEPTED = 256
 
 _CONNECT_SECONDS = 30.0
 
@@ -53,95 +85,262 @@ _CONNECT_SECONDS = 30.0
 class Chat:
     """A conversation; made by `connect` or `open_chat`.
 
-    Any number of tasks may `say`, one at a time iterates.  Iteration gives typed events in the
-    order of the wire and ends when the server has said goodbye or, after `finish`, has closed; it
-    raises `ConnectionLost` when the conversation ended otherwise.
+    Any number of tasks may `say` and ask, one at a time iterates.  Iteration gives typed events in
+    the order of the wire and ends when the server has said goodbye or, after `finish`, has closed;
+    it raises `ConnectionLost` when the conversation ended otherwise.  What answers a call of ours
+    is not among them.
+
+    *client*, *name* and *room* are ours as we were told last, 0 and empty in the text voice.
+    *goodbye* is the server's reason, if that was the last thing it said.
     """
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.goodbye: str | None = None  # the reason, if that was the last thing we were told
-        self._stream = stream
-        self._outbox = Mailbox(stream, max_batches=_OUTBOX_BATCHES, spell_missed=TEXT.spell_missed)
-        self._arriving, self._arrived = trio.open_memory_channel[bytes | bytearray](_WAITING_READS)
-        self._decoder = LineDecoder(MAX_LINE_BYTES)
-        self._events: list[Event] = []  # of one read, the next one last
-        self._received_bytes = self._taken_bytes = 0
-        self._listening = False  # waiting for the peer, and not for our own program to hear
-        self._finished = self._broken = self._stuck = self._told_lost = False
-        self._lost = ""  # why the other side is gone
-        self._tasks = trio.CancelScope()
-        self._tasks_over = trio.Event()
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        name: str | None = None,
+        room: str | None = None,
+        plain: bool = False,
+    ) -> None:
+        self.client = 0
+        self.name = self.room = ""
+        self.goodbye: str | None = None
+        self._plain = plain
+        self._hello = Hello(PROTOCOL, name, room)
+        self._handshake = Handshake(self._hello, plain=plain)
+        self._connection = Connection(stream, hear=self._hear, may_read=self._may_read)
+        self._heard: deque[list[Event]] = deque()  # what each read told us
+        self._events: deque[Event] = deque()  # of the read that is being iterated over
+        self._finished = self._told_lost = self._resending = False
+        self._nonce = 0
+        self._unaccepted: dict[Nonce, None] = {}
+        self._answers: dict[Nonce, Event | None] = {}
+
+    @property
+    def voice(self) -> Voice:
+        """The voice that is spoken now."""
+        return self._handshake.voice
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """How the server greeted us; None in the text voice."""
+        return self._handshake.welcome
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether JSON was asked for and text is spoken."""
+        return self.voice is TEXT and not self._plain
+
+    @property
+    def unaccepted(self) -> int:
+        """How many messages were sent and not yet accepted; always 0 in the text voice."""
+        return len(self._unaccepted)
 
     @property
     def moved_bytes(self) -> int:
         """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        sent = self._taken_bytes - self._outbox.waiting_bytes
-        return self._received_bytes + sent - self._unsent_bytes()
-
-    def _unsent_bytes(self) -> int:
-        # Our end of input takes a place in the kernel's count until it is acknowledged.
-        return max(0, transport.unsent_bytes(self._stream) - self._outbox.drained)
+        return self._connection.moved_bytes
 
     @property
     def waiting_bytes(self) -> int:
         """How much was said and not yet handed to the system."""
-        return self._outbox.waiting_bytes
+        return self._connection.waiting_bytes
 
     @property
     def can_send(self) -> bool:
         """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
-        return not self._outbox.closed
+        return self._connection.can_send
 
-    async def say(self, text: str) -> None:
-        """Say *text*, as one message, whatever it holds; control characters become pictures.
+    # --- Saying and asking ------------------------------------------------------------------------
 
-        Returns when it is on its way: handed to the system, or to the task that does so next.
-        Waits while the server does not take more.  Cancelled, it has not been said.  Raises
-        `LocalProtocolError` if *text* is empty, `ConnectionLost` if nobody is there any more.
+    async def say(self, *texts: str) -> None:
+        """Say each of *texts* as one message, whatever it holds; control characters are pictures.
+
+        Several are sent in one piece.  Returns when they are on their way: handed to the system, or
+        to the task that does so next.  Waits while the server does not take more, or has not
+        accepted `MAX_UNACCEPTED` of ours.  Cancelled, what waited was not said.  Raises
+        `LocalProtocolError` if a text is empty or too long, `ConnectionLost` if nobody is there any
+        more.
         """
-        text = clean(text)
-        if not text:
-            raise LocalProtocolError("an empty message cannot be said")
-        await self.send(TEXT.spell_say(text))
+        await self._send_messages([Say(_sayable(text)) for text in texts])
+
+    async def act(self, text: str) -> None:
+        """Say in the third person what we do, as `* NAME TEXT`; see `say`."""
+        await self._send_messages([Act(_sayable(text))])
+
+    async def direct(self, to: str | int, text: str) -> None:
+        """Say *text* to one person alone: a name, or a client's number.
+
+        Returns when it is on its way to that person; in the text voice, to the server.  Raises
+        `Refused` if there is nobody, or nobody who takes it, and as `say` does.
+        """
+        await self._ask(Direct(to, _sayable(text)))
+
+    async def rename(self, name: str) -> None:
+        """Be called *name*; raises `Refused` if that cannot be, `ConnectionLost`."""
+        await self._ask(Rename(clean(name)))
+
+    async def join(self, room: str) -> None:
+        """Go to another room; raises `Refused` if that cannot be, `ConnectionLost`.
+
+        What is told after it returns is told in that room.
+        """
+        await self._ask(Join(clean(room)))
+
+    async def members(self) -> list[MemberName]:
+        """Ask who is in our room, ourselves among them.
+
+        Raises `LocalProtocolError` in the text voice, whose answer is for people; `ConnectionLost`.
+        """
+        answer = await self._ask(Who())
+        if not isinstance(answer, Members):
+            raise LocalProtocolError("the text voice has no list of members")
+        return answer.members
+
+    async def rooms(self) -> list[RoomSize]:
+        """Ask which rooms there are; raises as `members` does."""
+        answer = await self._ask(Rooms())
+        if not isinstance(answer, RoomList):
+            raise LocalProtocolError("the text voice has no list of rooms")
+        return answer.rooms
 
     async def send(self, run: str) -> None:
-        """Send a run of lines as if they had been typed, commands and all, in one piece.
+        """Send a run of lines as if they had been typed, commands and all.
 
-        They MUST be clean and not empty, as `multichat.framing` returns them.  For the rest see
-        `say`.
+        They MUST be clean and not empty, as `multichat.framing` returns them.  A command that is
+        none is answered by an `Error` among the events.  For the rest see `say`.
         """
-        data = f"{run}\n".encode()
-        if await self._outbox.put(data) is Offer.CLOSED:
+        await self._until_ready()
+        await self._send_typed(run)
+
+    async def _until_ready(self) -> None:
+        if not self._handshake.ready:
+            await self._connection.wait_until(lambda: self._handshake.ready)
+
+    async def _send_typed(self, run: str) -> None:
+        if self.voice is TEXT:
+            await self._put(run)
+            return
+        # There is nothing more to be changed by a hello, and what follows one is no JSON here.
+        run = "\n".join(line for line in run.split("\n") if not is_hello(line))
+        for request in TEXT.parse_requests(run) if run else ():
+            if isinstance(request, SayRun):
+                await self._send_typed_messages([Say(text) for text in request.run.split("\n")])
+            elif isinstance(request, Act | Direct):
+                await self._send_typed_messages([request])
+            elif isinstance(request, Invalid):
+                self._tell([request.error])
+            elif not isinstance(request, Hello):  # which it cannot be
+                await self._put(JSON.spell_request(request))
+
+    async def _send_typed_messages(self, requests: Sequence[Say | Act | Direct]) -> None:
+        """Send what may be sent, and tell the program as the server would of what may not."""
+        short: list[Say | Act | Direct] = []
+        for request in requests:
+            try:
+                self._check_length(_spell_with_nonce(request, self._nonce))
+            except LocalProtocolError as error:
+                self._tell([Error(LineTooLong.code, str(error))])
+            else:
+                short.append(request)
+        await self._send_accepted(short)
+
+    async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
+        await self._until_ready()
+        if self.voice is TEXT:
+            await self._put("\n".join(map(TEXT.spell_request, requests)))
+        else:
+            await self._send_accepted(requests)
+
+    async def _send_accepted(self, requests: Sequence[Say | Act | Direct]) -> None:
+        """Send what the server answers with `Accepted`, no more of it at a time than it may."""
+        for start in range(0, len(requests), MAX_UNACCEPTED):
+            some = requests[start : start + MAX_UNACCEPTED]
+            if len(self._unaccepted) + len(some) > MAX_UNACCEPTED:
+                await self._connection.wait_until(partial(self._may_send, len(some)))
+            nonces = range(self._nonce + 1, self._nonce + 1 + len(some))
+            lines = list(map(_spell_with_nonce, some, nonces))
+            for line in lines:
+                self._check_length(line)
+            self._nonce += len(some)
+            self._unaccepted.update(dict.fromkeys(nonces))
+            try:
+                await self._put("\n".join(lines))
+            except BaseException:  # they were not sent
+                for nonce in nonces:
+                    self._unaccepted.pop(nonce, None)
+                raise
+
+    def _may_read(self, awaited: bool) -> bool:
+        return len(self._heard) < (_AWAITING_READS if awaited else _WAITING_READS)
+
+    def _may_send(self, messages: int) -> bool:
+        return len(self._unaccepted) + messages <= MAX_UNACCEPTED
+
+    async def _ask(self, request: WireRequest) -> Event | None:
+        """Send a request and wait for its answer; None in the text voice, which has no nonces."""
+        await self._until_ready()
+        if self.voice is TEXT:
+            await self._put(TEXT.spell_request(request))
+            return None
+        self._nonce += 1
+        nonce = self._nonce
+        line = _spell_with_nonce(request, nonce)
+        self._check_length(line)
+        self._answers[nonce] = None
+        try:
+            await self._put(line)
+            await self._connection.wait_until(lambda: self._answers[nonce] is not None)
+            answer = self._answers[nonce]
+        finally:
+            del self._answers[nonce]
+        if answer is None:
             raise self._connection_lost()
-        self._taken_bytes += len(data)
+        if isinstance(answer, Error):
+            raise Refused(answer.code, answer.text)
+        return answer
+
+    def _check_length(self, line: str) -> None:
+        """Raise `LocalProtocolError` for a line that the server would drop, and not answer."""
+        if self.welcome is not None and 3 * len(line) > (limit := self.welcome.limits.line):
+            length = len(line.encode())
+            if length > limit:
+                raise LocalProtocolError(f"{length} bytes in one line; the server takes {limit}")
+
+    async def _put(self, run: str) -> None:
+        try:
+            await self._connection.put(run)
+        except ConnectionLost:
+            self._told_lost = True
+            raise
+        if self.voice is TEXT:
+            self._handshake.sent(run)
+
+    def _connection_lost(self) -> ConnectionLost:
+        self._told_lost = True
+        return self._connection.lost()
+
+    # --- Hearing ----------------------------------------------------------------------------------
 
     async def receive(self) -> list[Event]:
         """Wait for the events of one read; an empty list when the conversation is over.
 
         Raises `ConnectionLost` when it ended without a goodbye and `finish` was not called.
         """
-        events, self._events = self._events[::-1], []
-        if events:
-            await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        if self._events:
+            events = list(self._events)
+            self._events.clear()
             return events
-        while not events:
-            try:
-                parts = self._decoder.feed(await self._arrived.receive())
-            except trio.EndOfChannel:
-                parts = self._decoder.finish()
-                if not parts:
-                    break
-            for part in parts:
-                if isinstance(part, LineTooLong):
-                    events.append(Notice(str(part)))
-                else:
-                    events += map(TEXT.parse_event, part.split("\n"))
-        if events:
-            last = events[-1]
-            self.goodbye = last.reason if isinstance(last, Goodbye) else None
-        elif self.goodbye is None and not self._finished:
+        while not self._heard and not self._connection.over:
+            await self._connection.wait_changed()
+        if self._heard:
+            events = self._heard.popleft()
+            self._connection.change()
+            return events
+        if self.goodbye is None and not self._finished:
             raise self._connection_lost()
-        return events
+        return []
 
     def __aiter__(self) -> AsyncIterator[Event]:
         """Iterate over the events as they come."""
@@ -150,13 +349,86 @@ class Chat:
     async def __anext__(self) -> Event:
         """Return the next event; several that came in one read do not checkpoint in between."""
         if not self._events:
-            self._events = (await self.receive())[::-1]
+            self._events.extend(await self.receive())
         if not self._events:
             raise StopAsyncIteration
-        return self._events.pop()
+        return self._events.popleft()
+
+    def _hear(self, parts: list[Part]) -> None:
+        events: list[Event] = []
+        for part in parts:
+            if isinstance(part, LineTooLong):
+                events.append(Notice(str(part)))
+            else:
+                heard = self._handshake.hear(part)
+                events += heard if self.voice is TEXT else filter(self._is_news, heard)
+        if self._handshake.resending and not self._resending:
+            self._resending = True
+            self._connection.nursery.start_soon(self._send_again)
+        self._tell(events)
+
+    def _tell(self, events: list[Event]) -> None:
+        if events:
+            last = events[-1]
+            self.goodbye = last.reason if isinstance(last, Goodbye) else None
+            self._heard.append(events)
+            self._connection.change()
+
+    def _is_news(self, event: Event) -> bool:
+        """Take what an event tells about ourselves; say whether the program is to hear of it."""
+        match event:
+            case Accepted(nonce=nonce) if nonce in self._unaccepted:
+                del self._unaccepted[nonce]
+                return False
+            case Welcome(client=client, name=name, room=room):
+                self.client, self.name, self.room = client, name, room
+                return self._handshake.late
+            case Renamed(client=client, name=name) if client == self.client:
+                self.name = name
+            case Joined(client=client, room=room) if client == self.client and room:
+                self.room = room
+            case Error(nonce=nonce) if nonce in self._unaccepted:
+                del self._unaccepted[nonce]
+        if event.nonce is not None and event.nonce in self._answers:
+            self._answers[event.nonce] = event
+            return False
+        return True
+
+    # --- The beginning and the end ----------------------------------------------------------------
+
+    async def _greet(self) -> None:
+        """Settle which voice is spoken."""
+        shake, hello = self._handshake, self._hello
+        if self._plain:
+            if hello.name is not None:
+                await self._put(TEXT.spell_request(Rename(hello.name)))
+            if hello.room is not None:
+                await self._put(TEXT.spell_request(Join(hello.room)))
+            return
+        with trio.move_on_after(HELLO_SECONDS), suppress(ConnectionLost):  # who receives will hear
+            await self._connection.put(spell_hello(hello))
+            await self._connection.wait_until(lambda: shake.ready)
+        if shake.refusals:
+            raise Refused(shake.refusals[0].code, shake.refusals[0].text)
+        if shake.welcome is not None:
+            shake.forgive()
+        elif not shake.ready:
+            shake.give_up()
+
+    async def _send_again(self) -> None:
+        """Send again what the server refuses for being no JSON; nothing new is sent before that."""
+        shake = self._handshake
+        with trio.move_on_after(_REFUSING_SECONDS):
+            while shake.resending and not self._connection.over:
+                await self._connection.wait_until(lambda: shake.again)
+                if shake.again:
+                    run, shake.again = "\n".join(shake.again), []
+                    await self._send_typed(run)
+        shake.forgive()
+        self._connection.change()
 
     async def finish(self) -> None:
-        """Have what was said sent, then the end of input, and wait for the server to close.
+        """Have what was said sent and accepted, then the end of input; wait for the server's.
 
         Waits until the server closes or nothing moves any more: for `STUCK_SECONDS` while there is
         something to send, then for `FINISH_SECONDS`.  Events go on arriving and MUST be iterated
@@ -164,64 +436,17 @@ class Chat:
         Raises `ConnectionLost` if something that was said did not arrive, as far as can be known.
         """
         self._finished = True
-        self._outbox.close()
-        moved, since = self.moved_bytes, trio.current_time()
-        while not (self._tasks_over.is_set() and not self._unsent_bytes()) and not self._stuck:
-            with trio.move_on_after(_WATCH_SECONDS):
-                await self._tasks_over.wait()
-            if self._tasks_over.is_set() and self._unsent_bytes():
-                await trio.sleep(_WATCH_SECONDS / 10)  # the kernel tells nobody when it has sent
-            now = trio.current_time()
-            if self.moved_bytes != moved or not self._listening:
-                moved, since = self.moved_bytes, now
-            unsent = self._outbox.waiting_bytes or self._unsent_bytes()
-            if now - since >= (STUCK_SECONDS if unsent else FINISH_SECONDS):
-                self._stuck = unsent > 0
-                self._lost = self._lost or "the server has stopped reading"
-                self._tasks.cancel(reason="nothing moves any more")
-        if error := transport.pending_error(self._stream):
-            self._broken, self._lost = True, transport.reason_of(error)
-        if self._stuck or not self._outbox.drained or (self._broken and self._taken_bytes):
-            raise self._connection_lost()
-
-    def _connection_lost(self) -> ConnectionLost:
-        self._told_lost = True
-        if self._outbox.failure is not None:
-            return ConnectionLost(transport.reason_of(self._outbox.failure))
-        return ConnectionLost(self._lost or "the conversation is over")
-
-    async def _run(self) -> None:
-        with self._tasks:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_all)
-                nursery.start_soon(self._receive_all)
-        self._tasks_over.set()
-
-    async def _send_all(self) -> None:
-        await self._outbox.run()
-        if self._outbox.drained and isinstance(self._stream, trio.abc.HalfCloseableStream):
-            try:
-                await self._stream.send_eof()
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._broken, self._lost = True, transport.reason_of(error)
-
-    async def _receive_all(self) -> None:
-        with self._arriving:
-            try:
-                while data := await self._receive_some():
-                    self._received_bytes += len(data)
-                    await self._arriving.send(data)
-                self._lost = "the server closed the connection"
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._broken = True
-                self._lost = transport.reason_of(error)
-                self._outbox.close()  # nobody is left to read what we would say
-
-    async def _receive_some(self) -> bytes | bytearray:
-        self._listening = True
-        data = await self._stream.receive_some(_READ_BYTES)
-        self._listening = bool(not data)  # after its end we wait for nothing but the peer
-        return data
+        shake, connection = self._handshake, self._connection
+        if shake.unproven:  # who knows what it is read as; once our side has ended, it is too late
+            with trio.move_on_after(LATE_WELCOME_SECONDS):
+                await connection.wait_until(lambda: not shake.unproven)
+        try:
+            await connection.finish(
+                lambda: shake.ready and not self._unaccepted, self.voice.spell_request(Quit())
+            )
+        except ConnectionLost:
+            self._told_lost = True
+            raise
 
     async def _leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
@@ -231,22 +456,45 @@ class Chat:
             await self.finish()
 
     async def _hear_out(self) -> None:
-        async for _ in self._arrived:
-            pass
+        while not self._connection.over:
+            self._heard.clear()
+            await self._connection.wait_until(lambda: self._heard)
+
+
+def _sayable(text: str) -> str:
+    text = clean(text)
+    if not text:
+        raise LocalProtocolError("an empty message cannot be said")
+    return text
+
+
+def _spell_with_nonce(request: WireRequest, nonce: int) -> str:
+    return JSON.spell_request(msgspec.structs.replace(request, nonce=nonce))
 
 
 @asynccontextmanager
-async def open_chat(stream: trio.abc.Stream) -> AsyncGenerator[Chat]:
+async def open_chat(
+    stream: trio.abc.Stream,
+    *,
+    name: str | None = None,
+    room: str | None = None,
+    plain: bool = False,
+) -> AsyncGenerator[Chat]:
     """Hold a conversation over *stream*, which is closed in the end.
+
+    Asks for the JSON voice, a *name* and a *room*; the block begins when the other side has
+    answered, or has not within `HELLO_SECONDS`: then text is spoken and the wishes are forgotten.
+    *plain* speaks text from the start.  Raises `Refused` if the server cannot grant a wish.
 
     Leaving the block sends what was said and the end of input, and waits for the server to have
     seen them as `Chat.finish` does; leaving it by an exception or cancellation closes at once.
     """
-    chat = Chat(stream)
+    chat = Chat(stream, name=name, room=room, plain=plain)
     try:
         with lone_exception():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(chat._run)  # noqa: SLF001 - the tasks are the chat's own
+                nursery.start_soon(chat._connection.run)  # noqa: SLF001 - the tasks are the chat's own
+                await chat._greet()  # noqa: SLF001
                 yield chat
                 await chat._leave(nursery)  # noqa: SLF001
                 nursery.cancel_scope.cancel(reason="the chat was closed")
@@ -254,9 +502,8 @@ async def open_chat(stream: trio.abc.Stream) -> AsyncGenerator[Chat]:
         await trio.aclose_forcefully(stream)
 
 
-@asynccontextmanager
-async def connect(host: str, port: int) -> AsyncGenerator[Chat]:
-    """Connect to the server on *host* and *port* and hold a conversation; see `open_chat`.
+async def dial(host: str, port: int) -> trio.SocketStream:
+    """Connect to *host* and *port* and return the stream, which the caller closes.
 
     Raises `ConnectFailed` if nobody can be reached within 30 s.
     """
@@ -269,5 +516,22 @@ async def connect(host: str, port: int) -> AsyncGenerator[Chat]:
     if stream is None:
         raise ConnectFailed(host, port, f"no answer in {_CONNECT_SECONDS:.0f} s")
     transport.keep_alive(stream)
-    async with open_chat(stream) as chat:
+    return stream
+
+
+@asynccontextmanager
+async def connect(
+    host: str,
+    port: int,
+    *,
+    name: str | None = None,
+    room: str | None = None,
+    plain: bool = False,
+) -> AsyncGenerator[Chat]:
+    """Connect to the server on *host* and *port* and hold a conversation.
+
+    Raises `ConnectFailed`; for the rest see `open_chat`.
+    """
+    stream = await dial(host, port)
+    async with open_chat(stream, name=name, room=room, plain=plain) as chat:
         yield chat

@@ -39,11 +39,18 @@ class ServerConfig:
     # What an ordinary limit of open files allows, give or take the server's own.
     max_clients: int = 1024
 
+    # More than anybody looks through; each costs what its members cost.
+    max_rooms: int = 1024
+
+    # In the text voice the server says nothing until there is something to say; programs, and
+    # `multichat connect`, are always told who comes and goes.
+    announce: bool = False
+
     # As long as a person waits for a program that was told to stop before telling it again.
     grace_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("max_line_bytes", "mailbox_batches", "max_clients"):
+        for name in ("max_line_bytes", "mailbox_batches", "max_clients", "max_rooms"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         for name in ("patience_seconds", "grace_seconds"):

@@ -8,24 +8,29 @@ import logging
 import os
 import select
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import groupby
 
+import msgspec
 import trio
 
-from multichat.client import MAX_LINE_BYTES, Chat, connect
+from multichat.client import Chat, dial, open_chat
+from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectionLost,
     LineTooLong,
     MultichatError,
     OutputLost,
+    Refused,
     lone_exception,
 )
 from multichat.framing import LineDecoder, Part
 from multichat.log import Log, LogWriter
+from multichat.messages import Event, Joined, Left, Presence, Renamed, Welcome
 from multichat.transport import spell_address
 from multichat.voices import TEXT
 
-__all__ = ["Console"]
+__all__ = ["Console", "read_input", "until_signal"]
 
 _READ_BYTES = 64 * 1024
 
@@ -37,6 +42,8 @@ _UNWRITTEN_BYTES = 2 * 1024 * 1024
 # has to say is sent as long as more of it comes within this time.
 _LAST_INPUT_SECONDS = 1.0
 
+# What is told of people, and not said by one.
+_STATES = (Welcome, Joined, Left, Renamed, Presence)
 
 _LEAVE = ("/quit", "/exit")
 _STATUS = "/status"
@@ -50,8 +57,19 @@ class Console:
     closed here.
     """
 
-    def __init__(self, host: str, port: int, *, writer: LogWriter, input_fd: int | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        writer: LogWriter,
+        input_fd: int | None,
+        name: str | None = None,
+        room: str | None = None,
+        plain: bool = False,
+    ) -> None:
         self._host, self._port = host, port
+        self._name, self._room, self._plain = name, room, plain
         self._address = spell_address((host, port))
         self._writer = writer
         self._input_fd = input_fd
@@ -64,31 +82,45 @@ class Console:
     async def run(self) -> None:
         """Connect and talk until the input ends, the server closes, or SIGINT or SIGTERM comes.
 
-        Raises `ConnectFailed`; `ConnectionLost` if the conversation ended otherwise than by our
-        wish or the server's goodbye; `OutputLost`.  Unless a signal came, all that was logged has
-        been written when it returns.
+        Raises `ConnectFailed`; `Refused` if the room cannot be had; `ConnectionLost` if the
+        conversation ended otherwise than by our wish or the server's goodbye; `OutputLost`.  Unless
+        a signal came, all that was logged has been written when it returns.
         """
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-                try:
-                    await self._converse()
-                finally:
-                    await self._wait_for_output(at_most_bytes=0)
-                nursery.cancel_scope.cancel(reason="the conversation is over")
+        await until_signal(self._run)
+
+    async def _run(self) -> None:
+        try:
+            await self._converse()
+        finally:
+            await self._wait_for_output(at_most_bytes=0)
 
     async def _converse(self) -> None:
         self._log.line("start", f"Connecting to {self._address}")
-        connected = False
+        stream = await dial(self._host, self._port)
+        self._connected_at = trio.current_time()
+        self._log.line("STATE", "Connected")
         try:
-            async with connect(self._host, self._port) as chat:
-                connected = True
-                self._connected_at = trio.current_time()
-                self._log.line("STATE", "Connected")
+            in_hello = self._name if self._plain else None  # else a refusal need not be the end
+            async with open_chat(stream, name=in_hello, room=self._room, plain=self._plain) as chat:
+                await self._introduce(chat)
                 await self._talk(chat)
         finally:
-            if connected:
-                self._log.line("STATE", "Disconnected")
+            self._log.line("STATE", "Disconnected")
+
+    async def _introduce(self, chat: Chat) -> None:
+        if chat.fell_back:
+            self._log.line("STATE", "The server does not answer in JSON: speaking plain text")
+        if chat.welcome is None:
+            return
+        if self._name is not None:
+            try:
+                await chat.rename(self._name)
+            except Refused as refused:
+                self._log.line("STATE", str(refused), logging.WARNING)
+            except ConnectionLost:
+                return  # as who reads will hear
+        here = msgspec.structs.replace(chat.welcome, name=chat.name)
+        self._log.lines("STATE", "\n".join(TEXT.describe(here)))
 
     async def _talk(self, chat: Chat) -> None:
         async with trio.open_nursery() as nursery:
@@ -102,7 +134,9 @@ class Console:
             except OutputLost as lost:
                 self._fail(lost)
             nursery.cancel_scope.cancel(reason="the conversation is over")
-        if chat.waiting_bytes:
+        if chat.unaccepted:
+            self._log.line("STATE", f"{chat.unaccepted} not accepted", logging.WARNING)
+        elif chat.waiting_bytes:
             self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
         if chat.goodbye is not None and isinstance(self._failure, ConnectionLost):
             return  # we have been told, and shown, why
@@ -115,7 +149,13 @@ class Console:
     async def _show_events(self, chat: Chat) -> None:
         while events := await chat.receive():
             self._received += len(events)
-            self._log.lines("RX", "\n".join(map(TEXT.line, events)))
+            for tag, some in groupby(events, _tag):
+                if tag == "RX":
+                    lines = list(filter(None, map(TEXT.lines, some)))
+                else:
+                    lines = [line for event in some for line in TEXT.describe(event)]
+                if lines:
+                    self._log.lines(tag, "\n".join(lines))
             await self._wait_for_output()
 
     async def _last_input_was_sent(self, chat: Chat) -> bool:
@@ -132,7 +172,7 @@ class Console:
     async def _send_input(self, fd: int, chat: Chat, scope: trio.CancelScope) -> None:
         decoder = LineDecoder(MAX_LINE_BYTES)
         try:
-            async for data in _read(fd):
+            async for data in read_input(fd):
                 if not await self._take(chat, decoder.feed(data)):
                     break
             else:
@@ -188,7 +228,12 @@ class Console:
             raise OutputLost((failure.strerror or "").lower())
 
 
-async def _read(fd: int) -> AsyncIterator[bytes]:
+def _tag(event: Event) -> str:
+    """Say which tag a line of the log gets: who is there is no message."""
+    return "STATE" if isinstance(event, _STATES) else "RX"
+
+
+async def read_input(fd: int) -> AsyncIterator[bytes]:
     """Yield what can be read from *fd*, in a thread: terminals, pipes and files all work so.
 
     A read that is under way when we leave is abandoned; its thread does not keep the process.
@@ -206,6 +251,18 @@ def _read_some(fd: int) -> bytes:
             select.select([fd], [], [], 1.0)
         except OSError:
             return b""  # closed, or a terminal that is not ours any more
+
+
+async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
+    """Run *main* until SIGINT or SIGTERM cancels it; return whether it came to its own end."""
+    finished = False
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            await main()
+            finished = True
+            nursery.cancel_scope.cancel(reason="the work is done")
+    return finished
 
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

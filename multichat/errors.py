@@ -5,11 +5,21 @@ The tree::
     MultichatError
     ├── LocalProtocolError      our caller asked for what the protocol cannot say
     │   └── UnknownClient       … of a client that is not there
-    ├── RemoteProtocolError     the peer broke the protocol
-    │   └── LineTooLong         … with a line above our limit
+    ├── RemoteProtocolError     the peer asked for what it cannot have; it is told, and stays
+    │   ├── LineTooLong         … with a line above our limit
+    │   ├── InvalidRequest      … with something that is no request
+    │   ├── UnknownRequest      … with a request of a kind that we don't know
+    │   ├── EmptyText           … to say nothing
+    │   ├── InvalidName         … a name that nobody can have
+    │   ├── NameTaken           … a name that somebody has
+    │   ├── TooManyRooms        … one room more than there may be
+    │   ├── NobodyThere         … to reach who is not there
+    │   └── NotDelivered        … to reach who is there and takes nothing
+    ├── Refused                 the server refused what we asked for, and said why
     ├── ConnectFailed           nobody could be reached at that address
     ├── ListenFailed            the system does not let us listen there
     ├── ConnectionLost          the conversation ended without a goodbye
+    ├── NoJson                  the other side speaks text only
     └── OutputLost              our own standard output is gone
 
 Any other exception out of a decoder or a session is our own bug.
@@ -21,13 +31,23 @@ from contextlib import contextmanager
 __all__ = [
     "ConnectFailed",
     "ConnectionLost",
+    "EmptyText",
+    "InvalidName",
+    "InvalidRequest",
     "LineTooLong",
     "ListenFailed",
     "LocalProtocolError",
     "MultichatError",
+    "NameTaken",
+    "NoJson",
+    "NobodyThere",
+    "NotDelivered",
     "OutputLost",
+    "Refused",
     "RemoteProtocolError",
+    "TooManyRooms",
     "UnknownClient",
+    "UnknownRequest",
     "lone_exception",
 ]
 
@@ -49,15 +69,98 @@ class UnknownClient(LocalProtocolError):
 
 
 class RemoteProtocolError(MultichatError):
-    """The peer broke the protocol; the connection may go on all the same."""
+    """The peer broke the protocol, or asked for what it cannot have; the connection goes on.
+
+    *code* is what programs are told, the message what people are.
+    """
+
+    code = "invalid-request"
 
 
 class LineTooLong(RemoteProtocolError):
     """The peer sent a line above our limit; the decoder dropped it up to its end."""
 
+    code = "line-too-long"
+
     def __init__(self, limit_bytes: int) -> None:
         super().__init__(f"the line was longer than {limit_bytes} bytes and was dropped")
         self.limit_bytes = limit_bytes
+
+
+class InvalidRequest(RemoteProtocolError):
+    """The peer sent something that is no request."""
+
+
+class UnknownRequest(RemoteProtocolError):
+    """The peer sent a request of a kind that we don't know."""
+
+    code = "unknown-request"
+
+
+class EmptyText(RemoteProtocolError):
+    """The peer wanted to say nothing."""
+
+    code = "empty-text"
+
+    def __init__(self) -> None:
+        super().__init__("an empty message cannot be said")
+
+
+class InvalidName(RemoteProtocolError):
+    """The peer wanted a name, for itself or a room, that breaks the rules of `multichat.names`."""
+
+    code = "invalid-name"
+
+
+class NameTaken(RemoteProtocolError):
+    """The peer wanted a name that somebody else has."""
+
+    code = "name-taken"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the name {name} is taken")
+        self.name = name
+
+
+class TooManyRooms(RemoteProtocolError):
+    """The peer wanted a new room when there are as many as there may be."""
+
+    code = "too-many-rooms"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"there cannot be more than {limit} rooms")
+        self.limit = limit
+
+
+class NobodyThere(RemoteProtocolError):
+    """The peer wanted to reach somebody who is not connected."""
+
+    code = "nobody-there"
+
+    def __init__(self, to: str | int) -> None:
+        if isinstance(to, str):
+            super().__init__(f"nobody here is called {to[:40]}")
+        else:
+            super().__init__(f"there is no client {to}")
+        self.to = to
+
+
+class NotDelivered(RemoteProtocolError):
+    """The peer wanted to reach somebody who is connected and takes nothing."""
+
+    code = "not-delivered"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is too slow to be told anything now")
+        self.name = name
+
+
+class Refused(MultichatError):
+    """The server refused a request of ours; *code* is why for programs, the message for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class ConnectFailed(MultichatError):
@@ -85,6 +188,13 @@ class ConnectionLost(MultichatError):
         self.reason = reason
 
 
+class NoJson(MultichatError):
+    """The other side does not speak JSON, and there is nothing else to say to it."""
+
+    def __init__(self) -> None:
+        super().__init__("the server does not answer in JSON")
+
+
 class OutputLost(MultichatError):
     """Our standard output cannot be written to any more."""
 
@@ -98,13 +208,15 @@ def lone_exception() -> Iterator[None]:
     """Give back as itself the only exception of a group that leaves the block.
 
     For round nurseries whose tasks are nobody's business: their caller sees `OSError`, not a
-    group of one.  A group of several passes as it is.
+    group of one.  Of several errors of ours, as when both directions of a connection are lost, it
+    is the first; any other group passes as it is.
     """
     try:
         yield
     except BaseExceptionGroup as group:
         error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        all_ours = group.split(MultichatError)[1] is None
+        while isinstance(error, BaseExceptionGroup) and (all_ours or len(error.exceptions) == 1):
             error = error.exceptions[0]
         if error is group:
             raise

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from multichat.clock import TimeSpeller
 from multichat.framing import clean
 
 __all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
@@ -86,10 +87,13 @@ class Log:
         """Log one line for each line of *run*, which is clean."""
         self._lines(Lines(f"[{tag}] ", run))
 
-    def said(self, name: str, run: str, clients: int, tag: str = "RX") -> None:
-        """Log the messages of one publish, which are clean, and that each goes to so many."""
+    def said(self, speaker: str, run: str, clients: int, tag: str = "RX") -> None:
+        """Log the messages of one publish, which are clean, and that each goes to so many.
+
+        *speaker* is what stands before each of them: `[Client 1]`, or `* Client 1`.
+        """
         after = f"[BROADCAST] Broadcasting to {clients} clients"
-        self._lines(Lines(f"[{tag}] [{name}] ", run, after))
+        self._lines(Lines(f"[{tag}] {speaker} ", run, after))
 
     def crash(self, text: str, error: BaseException) -> None:
         """Log our own bug in one line, and at level DEBUG with its traceback."""
@@ -108,8 +112,7 @@ class LineFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._second = self._millisecond = -1
-        self._spelled_second = self._spelled = ""
+        self._time = TimeSpeller(time.localtime, "%Y-%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
         """Spell all lines of *record*, without the last line break."""
@@ -136,18 +139,7 @@ class LineFormatter(logging.Formatter):
         package, _, component = record.name.partition(".")
         if package != "multichat":  # trio's own, about the listeners
             component = "server"
-        return f"{self._time(record.created)} [{record.levelname}] [{component}] "
-
-    def _time(self, created: float) -> str:
-        millisecond = int(created * 1000)
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            second, fraction = divmod(millisecond, 1000)
-            if second != self._second:
-                self._second = second
-                self._spelled_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-            self._spelled = f"{self._spelled_second}.{fraction:03}"
-        return self._spelled
+        return f"{self._time.spell(record.created)} [{record.levelname}] [{component}] "
 
 
 class LogWriter(logging.Handler):

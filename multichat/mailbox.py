@@ -153,15 +153,27 @@ class Mailbox:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while (offer := self.offer(data)) is _FULL:
-            space = trio.Event()
-            self.call_when_space(space.set)
-            try:
-                await space.wait()
-            finally:
-                if self._space_callbacks is not None and space.set in self._space_callbacks:
-                    self._space_callbacks.remove(space.set)
+            await self.wait_for_space()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return offer
+
+    def has_room(self, size: int) -> bool:
+        """Say whether an offer of that *size*, in bytes, would be taken now, or never again."""
+        if self._closed or not self.waiting_bytes:
+            return True
+        if self.waiting_bytes + size > MAX_WAITING_BYTES:
+            return False
+        return self._send is None or self._send.statistics().current_buffer_used < self._max_batches
+
+    async def wait_for_space(self) -> None:
+        """Wait until there may be room again, or nobody is left."""
+        space = trio.Event()
+        self.call_when_space(space.set)
+        try:
+            await space.wait()
+        finally:
+            if self._space_callbacks is not None and space.set in self._space_callbacks:
+                self._space_callbacks.remove(space.set)
 
     def miss(self, messages: int) -> None:
         """Note that the member goes without so many *messages*; it is told in their place."""

@@ -1,77 +1,357 @@
 """What a client can ask and what a member can be told, as typed values.  Pure.
 
-Requests are imperative and come from a client; events are facts and go to one.  Both are frozen
-and know nothing of how they are spelled: that is `multichat.voices`.
+Requests are imperative and come from a client; events are facts and go to one.  All are frozen and
+know nothing of how they are spelled: that is `multichat.voices`.  A type's tag is its name in the
+JSON voice, and its fields are that object's; so they are documented in `docs/protocol.md`.
+
+Every request may carry a *nonce*, which its answer repeats.
 """
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
+from multichat.errors import RemoteProtocolError
+
 __all__ = [
+    "MAX_TOKEN_CHARACTERS",
+    "PROTOCOL",
+    "Accepted",
+    "Act",
+    "Direct",
+    "Directed",
+    "Error",
     "Event",
     "Goodbye",
+    "Hello",
     "Help",
+    "Invalid",
+    "Join",
+    "Joined",
+    "Left",
+    "Limits",
+    "MemberName",
+    "Members",
+    "Missed",
+    "Nonce",
     "Notice",
     "Ping",
+    "Pong",
+    "Presence",
     "Quit",
+    "Rename",
+    "Renamed",
     "Request",
+    "RoomList",
+    "RoomSize",
+    "Rooms",
     "Said",
+    "SaidRun",
     "Say",
-    "Unknown",
+    "SayRun",
+    "Welcome",
+    "Who",
+    "WireRequest",
 ]
 
+# The version of the JSON voice.
+PROTOCOL = 1
 
-class Say(msgspec.Struct, frozen=True, tag="say"):
-    """Say something to everybody else in the room.
+# A UUID with room to spare; whatever a client sends here it gets back.
+MAX_TOKEN_CHARACTERS = 128
 
-    *run* is the messages that came in one read, in order, with an LF between two: they are one
-    request, so that nothing down the line has to be done per message.
-    """
+_Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 
-    run: str
+Nonce: TypeAlias = _Token | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+"""What a client chooses to recognise an answer: a string, or a number that JSON can hold."""
 
 
-class Help(msgspec.Struct, frozen=True, tag="help"):
+class _Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_defaults=True
+):
+    nonce: Nonce | None = None
+
+
+# --- Requests -------------------------------------------------------------------------------------
+
+
+class Say(_Message, frozen=True, tag="say"):
+    """Say *text* to everybody else in the room."""
+
+    text: str
+
+
+class Act(_Message, frozen=True, tag="act"):
+    """Say in the third person what one does: `waves`."""
+
+    text: str
+
+
+class Direct(_Message, frozen=True, tag="direct"):
+    """Say *text* to one person: a name, or a client's number."""
+
+    to: int | str
+    text: str
+
+
+class Rename(_Message, frozen=True, tag="name"):
+    """Call me *name* from now on."""
+
+    name: str
+
+
+class Join(_Message, frozen=True, tag="join"):
+    """Let me into *room*, out of the one that I am in."""
+
+    room: str
+
+
+class Who(_Message, frozen=True, tag="who"):
+    """Tell me who is in my room."""
+
+
+class Rooms(_Message, frozen=True, tag="rooms"):
+    """Tell me which rooms there are."""
+
+
+class Ping(_Message, frozen=True, tag="ping"):
+    """Answer me, repeating *token*."""
+
+    token: _Token = ""
+
+
+class Help(_Message, frozen=True, tag="help"):
     """Tell me what I can ask."""
 
 
-class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """Answer me, repeating *token*."""
-
-    token: str = ""
-
-
-class Quit(msgspec.Struct, frozen=True, tag="quit"):
+class Quit(_Message, frozen=True, tag="quit"):
     """Let me go."""
 
 
-class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
-    """Something that looks like a request and is none that we know."""
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
+    """From the next line on I speak and hear JSON; call me *name* and let me into *room*.
 
-    command: str
+    The one request that is asked in the text voice only.
+    """
+
+    protocol: int = 0  # not said
+    name: str | None = None
+    room: str | None = None
 
 
-Request: TypeAlias = Say | Help | Ping | Quit | Unknown
+class SayRun(msgspec.Struct, frozen=True):
+    """What several `Say` in a row are once they have been read: nothing is done per message.
+
+    *run* is their texts, in order, with an LF between two; *nonces* are theirs, or nothing if
+    none has one.
+    """
+
+    run: str
+    nonces: tuple[Nonce | None, ...] = ()
 
 
-class Said(msgspec.Struct, frozen=True, tag="said"):
-    """Somebody said *text*; *name* is empty where the other side does not tag its lines."""
+# --- Events ---------------------------------------------------------------------------------------
 
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a server takes: bytes in a line, characters in a name."""
+
+    line: int
+    name: int
+
+
+class Welcome(_Message, frozen=True, tag="welcome"):
+    """The answer to a hello: who we are, where, with how many *members*, and the *last* id there.
+
+    *server* is the name and version of the program.
+    """
+
+    protocol: int
+    client: int
+    name: str
+    room: str
+    members: int
+    limits: Limits
+    last: str | None
+    server: str
+    resumed: bool
+
+
+class Said(_Message, frozen=True, kw_only=True, tag="said"):
+    """Somebody said *text*, or did it if *act*.
+
+    Over the text voice *id*, *time*, *room* and *client* are unknown, and *name* is empty where the
+    other side does not tag its lines.
+    """
+
+    id: str = ""
+    time: str = ""
+    room: str = ""
+    client: int = 0
+    name: str
+    text: str
+    act: bool = False
+
+
+class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
+    """Somebody said *text* to us alone.
+
+    Over the text voice *time* and *client* are unknown.
+    """
+
+    time: str = ""
+    client: int = 0
     name: str
     text: str
 
 
-class Notice(msgspec.Struct, frozen=True, tag="notice"):
+class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
+    """What we said with that nonce is in its room's order, as *id*, or on its way to one person."""
+
+    id: str | None = None
+
+
+class Joined(_Message, frozen=True, tag="joined"):
+    """Somebody has come into our room; as the answer to `Join`, we into *room* with so many."""
+
+    client: int
+    name: str
+    room: str = ""
+    members: int = 0
+
+
+class Left(_Message, frozen=True, tag="left"):
+    """Somebody is gone from our room; *reason* is empty if it was their own wish."""
+
+    client: int
+    name: str
+    reason: str
+
+
+class Renamed(_Message, frozen=True, tag="renamed"):
+    """Somebody, or we, had the name *old* and has another."""
+
+    client: int
+    old: str
+    name: str
+
+
+class Presence(_Message, frozen=True, tag="presence"):
+    """So many have come, gone and changed names at once; *members* are here now."""
+
+    joined: int
+    left: int
+    renamed: int
+    members: int
+
+
+class Missed(_Message, frozen=True, tag="missed"):
+    """We were too slow for so many messages."""
+
+    count: int
+
+
+class MemberName(msgspec.Struct, frozen=True):
+    """One of the members of a room."""
+
+    client: int
+    name: str
+
+
+class Members(_Message, frozen=True, tag="members"):
+    """The answer to `Who`."""
+
+    room: str
+    members: list[MemberName]
+
+
+class RoomSize(msgspec.Struct, frozen=True):
+    """A room, and how many are in it."""
+
+    room: str
+    members: int
+
+
+class RoomList(_Message, frozen=True, tag="rooms"):
+    """The answer to `Rooms`."""
+
+    rooms: list[RoomSize]
+
+
+class Notice(_Message, frozen=True, tag="notice"):
     """The server itself has something to say to us."""
 
     text: str
 
 
-class Goodbye(msgspec.Struct, frozen=True, tag="goodbye"):
+class Pong(_Message, frozen=True, tag="pong"):
+    """The answer to `Ping`."""
+
+    token: str
+
+
+class Error(_Message, frozen=True, tag="error"):
+    """We cannot have what we asked for; *code* is why for programs, *text* for people."""
+
+    code: str
+    text: str
+
+
+class Goodbye(_Message, frozen=True, tag="goodbye"):
     """The server is about to close the connection, and says why."""
 
     reason: str
 
 
-Event: TypeAlias = Said | Notice | Goodbye
+class SaidRun(msgspec.Struct, frozen=True):
+    """What one publish says in a room: several `Said` in a row, not yet spelled.
+
+    *run* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
+    on (see `multichat.voices`).
+    """
+
+    epoch: str
+    first: int
+    time: str
+    room: str
+    client: int
+    name: str
+    run: str
+    act: bool = False
+
+
+class Invalid(msgspec.Struct, frozen=True):
+    """What is no request is answered with *error*."""
+
+    error: Error
+
+    @classmethod
+    def because(cls, error: RemoteProtocolError, nonce: Nonce | None = None) -> "Invalid":
+        """Make it of the exception that says why."""
+        return cls(Error(error.code, str(error), nonce=nonce))
+
+
+WireRequest: TypeAlias = Say | Act | Direct | Rename | Join | Who | Rooms | Ping | Help | Quit
+"""What a client can ask in either voice."""
+
+Request: TypeAlias = SayRun | WireRequest | Hello | Invalid
+"""What a server reads: `Say` as part of a `SayRun`, and what was no request as `Invalid`."""
+
+Event: TypeAlias = (
+    Welcome
+    | Said
+    | Directed
+    | Accepted
+    | Joined
+    | Left
+    | Renamed
+    | Presence
+    | Missed
+    | Members
+    | RoomList
+    | Notice
+    | Pong
+    | Error
+    | Goodbye
+)
+"""What a member can be told."""

@@ -7,21 +7,24 @@ of them is spoken to the session's.
 import errno
 import gc
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from multichat import transport
+from multichat.client import Chat, open_chat
 from multichat.config import DEFAULT_PORT, ServerConfig
+from multichat.directory import Directory
 from multichat.errors import ListenFailed, LocalProtocolError, UnknownClient, lone_exception
 from multichat.framing import clean
 from multichat.log import Log
 from multichat.messages import Goodbye
-from multichat.room import Receipt, Room
+from multichat.room import Receipt
 from multichat.session import Session
-from multichat.voices import SERVER_NAME, TEXT
+from multichat.voices import TEXT
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_signal"]
 
@@ -42,6 +45,7 @@ class MemberInfo:
 
     client: int
     name: str
+    room: str
     address: str
     waiting_bytes: int
 
@@ -55,6 +59,7 @@ class ServerStatistics:
     """
 
     clients: int
+    rooms: int
     clients_ever: int
     refused: int
     messages: int
@@ -67,9 +72,9 @@ class ServerStatistics:
 class Server:
     """A chat server; constructing it starts nothing.
 
-    `run` serves TCP ports.  Somebody who has streams of their own gives each to `handle`, in a task
-    of its own, and calls `close` in the end.  All other methods may be called by any task of the
-    same trio run; `broadcast` alone waits.
+    `run` serves TCP ports.  Somebody who has streams of their own opens the server with `open`,
+    gives each stream to `handle`, in a task of its own, and calls `close` in the end.  All other
+    methods may be called by any task of the same trio run; `broadcast` alone waits.
 
     *port* is the first TCP port that is listened on and *addresses* are all of them, spelled
     `0.0.0.0:9000`, `[::]:9000`; 0 and none until it listens.
@@ -80,7 +85,9 @@ class Server:
         self.port = 0
         self.addresses: list[str] = []
         self._log = Log("server")
-        self._room = Room(self._log, slow=self.config.slow)
+        self._directory = Directory(self.config, self._log, self._start_soon)
+        self._nursery: trio.Nursery | None = None
+        self._bots: trio.Nursery | None = None
         self._shutdown = trio.Event()
         self._clients_ever = self._refused = 0
 
@@ -111,19 +118,92 @@ class Server:
         self._log.line("start", f"Starting multi-chat server on port {self.port}")
         for address in self.addresses:
             self._log.line("start", f"Listening on {address}")
+        async with self.open(), trio.open_nursery() as clients:  # ends last
+            async with trio.open_nursery() as acceptors:  # stops first
+                accept = partial(trio.serve_listeners, handler_nursery=clients)
+                await acceptors.start(accept, self.handle, listeners)
+                task_status.started(self)
+                await self._shutdown.wait()
+                acceptors.cancel_scope.cancel(reason="the server is shutting down")
+            self._log.line("stop", "Shutting down multi-chat server")
+            deadline = trio.current_time() + self.config.grace_seconds
+            with trio.move_on_at(deadline):
+                await self.close()
+            clients.cancel_scope.deadline = deadline + transport.LINGER_SECONDS
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator["Server"]:
+        """Have the tasks that are nobody's: bots, and who tells rooms who came and went.
+
+        Clients are handled, and bots started, while the block runs.  At its end bots that have been
+        told goodbye may come to theirs; otherwise they are cancelled.  `run` does this itself.
+        """
         with lone_exception():
-            async with trio.open_nursery() as clients:  # ends last
-                async with trio.open_nursery() as acceptors:  # stops first
-                    accept = partial(trio.serve_listeners, handler_nursery=clients)
-                    await acceptors.start(accept, self.handle, listeners)
-                    task_status.started(self)
-                    await self._shutdown.wait()
-                    acceptors.cancel_scope.cancel(reason="the server is shutting down")
-                self._log.line("stop", "Shutting down multi-chat server")
-                deadline = trio.current_time() + self.config.grace_seconds
-                with trio.move_on_at(deadline):
-                    await self.close()
-                clients.cancel_scope.deadline = deadline + transport.LINGER_SECONDS
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    async with trio.open_nursery() as self._bots:
+                        yield self
+                        if not self._directory.closed:
+                            self._bots.cancel_scope.cancel(reason="the server has ended")
+                finally:
+                    self._nursery.cancel_scope.cancel(reason="the server has ended")
+                    self._nursery = self._bots = None
+
+    def _start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:  # else it has ended, and there is nobody to tell anything
+            self._nursery.start_soon(self._guard, task)
+
+    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except* Exception as group:  # noqa: BLE001 - our own bug, and no reason to end
+            self._log.crash("a task crashed", group)
+
+    async def start_bot(
+        self,
+        bot: Callable[[Chat], Awaitable[object]],
+        *,
+        name: str | None = None,
+        room: str | None = None,
+    ) -> None:
+        """Start *bot*, a task of this server's that talks as a client among the others.
+
+        Returns when it is in its room.  It gets a `Chat` as `connect` gives it, and leaves when it
+        returns.  What it raises is logged and ends nobody else; if it falls behind it has to go, as
+        anybody; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server is
+        not open, `Refused` if it cannot have that name or room.
+        """
+        if self._bots is None:
+            raise RuntimeError("the server is not open")
+        await self._bots.start(self._run_bot, bot, name, room)
+
+    async def _run_bot(
+        self,
+        bot: Callable[[Chat], Awaitable[object]],
+        name: str | None,
+        room: str | None,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        started = False
+        try:
+            # Real sockets: bounded, and offered to as everybody's.
+            ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+            with lone_exception():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._handle_bot, theirs, nursery.cancel_scope)
+                    async with open_chat(ours, name=name, room=room) as chat:
+                        started = True
+                        task_status.started()
+                        await bot(chat)
+        except Exception as error:  # the boundary of one bot
+            if not started:
+                raise
+            called = name or getattr(bot, "__name__", "without a name")
+            self._log.crash(f"the bot {called} crashed", error)
+
+    async def _handle_bot(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+        await self.handle(stream)
+        scope.deadline = trio.current_time() + transport.LINGER_SECONDS
 
     async def _listen(
         self, port: int, host: str | Sequence[str] | None
@@ -155,28 +235,30 @@ class Server:
             MemberInfo(
                 client=member.client,
                 name=member.name,
+                room=member.room.name,
                 address=member.address,
                 waiting_bytes=member.mailbox.waiting_bytes,
             )
-            for member in self._room.members
+            for member in self._directory.members
         ]
 
     def statistics(self) -> ServerStatistics:
         """Return a snapshot."""
-        room = self._room
+        directory, counts = self._directory, self._directory.counts
         return ServerStatistics(
-            clients=len(room),
+            clients=len(directory),
+            rooms=len(directory.rooms),
             clients_ever=self._clients_ever,
             refused=self._refused,
-            messages=room.messages,
-            deliveries=room.deliveries,
-            skipped=room.skipped,
-            too_slow=room.too_slow,
-            waiting_bytes=sum(member.mailbox.waiting_bytes for member in room.members),
+            messages=counts.messages,
+            deliveries=counts.deliveries,
+            skipped=counts.skipped,
+            too_slow=counts.too_slow,
+            waiting_bytes=sum(member.mailbox.waiting_bytes for member in directory.members),
         )
 
     async def broadcast(self, text: str) -> Receipt:
-        """Say *text* to everybody, as the server; one message, whatever it holds.
+        """Say *text* to everybody in every room, as the server; one message, whatever it holds.
 
         Returns what became of it, in members.  Waits for slow members as for anybody's message;
         cancelled before its turn, it has not been said.  Raises `LocalProtocolError` if *text* is
@@ -186,17 +268,17 @@ class Server:
         if not text:
             raise LocalProtocolError("an empty message cannot be said")
         await trio.lowlevel.checkpoint()
-        return await self._room.say(SERVER_NAME, text, tag="TX")
+        return await self._directory.broadcast(text)
 
     def kick(self, client: int, reason: str = "kicked") -> None:
         """Have *client* leave at once; it is told the *reason*, and the log too.
 
         Raises `UnknownClient` if it is not connected.
         """
-        member = self._room.find(client)
+        member = self._directory.find(client)
         if member is None:
             raise UnknownClient(client)
-        self._room.dismiss(member, clean(reason) or "kicked")
+        self._directory.dismiss(member, clean(reason) or "kicked")
 
     def shutdown(self) -> None:
         """Ask the server to end: `run` goes through its shutdown and returns.  Idempotent."""
@@ -214,27 +296,25 @@ class Server:
         Sessions end by themselves, in the tasks that called `handle`, within the grace period
         and what it takes to hang up.
         """
-        await self._room.close("the server is shutting down")
+        await self._directory.close("the server is shutting down")
 
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one client on *stream* until it is gone; the stream is closed in the end.
 
-        The boundary of one connection: whatever goes wrong in it is logged and stays here.
+        The server MUST be open.  The boundary of one connection: whatever goes wrong in it is
+        logged and stays here.
         """
         try:
             transport.keep_alive(stream)
-            if len(self._room) >= self.config.max_clients:
+            if len(self._directory) >= self.config.max_clients:
                 await self._refuse(stream)
                 return
             self._clients_ever += 1
             session = Session(
                 stream,
-                self._room,
+                self._directory,
                 self._clients_ever,
-                max_line_bytes=self.config.max_line_bytes,
-                mailbox_batches=self.config.mailbox_batches,
-                patience_seconds=self.config.patience_seconds,
-                grace_seconds=self.config.grace_seconds,
+                self.config,
             )
             await session.run()
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection

@@ -10,15 +10,51 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
+from functools import cache
+from importlib.metadata import version
+
 import trio
 
 from multichat import transport
-from multichat.errors import LineTooLong
+from multichat.config import ServerConfig
+from multichat.directory import Directory
+from multichat.errors import LineTooLong, NobodyThere, RemoteProtocolError
 from multichat.framing import LineDecoder, Part
 from multichat.mailbox import Mailbox
-from multichat.messages import Goodbye, Help, Notice, Ping, Quit, Say, Unknown
-from multichat.room import Member, Room
-from multichat.voices import HTTP_ANSWER, TEXT, looks_like_http, looks_like_tls
+from multichat.messages import (
+    PROTOCOL,
+    Accepted,
+    Act,
+    Direct,
+    Error,
+    Event,
+    Goodbye,
+    Hello,
+    Help,
+    Invalid,
+    Join,
+    Joined,
+    Limits,
+    MemberName,
+    Members,
+    Missed,
+    Nonce,
+    Ping,
+    Pong,
+    Quit,
+    Rename,
+    Renamed,
+    Request,
+    RoomList,
+    Rooms,
+    RoomSize,
+    SayRun,
+    Welcome,
+    Who,
+)
+from multichat.names import MAX_NAME_CHARACTERS, default_name
+from multichat.room import Member, Receipt
+from multichat.voices import HTTP_ANSWER, JSON, help_notices, looks_like_http, looks_like_tls
 
 __all__ = ["Session"]
 
@@ -26,6 +62,14 @@ __all__ = ["Session"]
 # senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB that
 # the kernel hands on as one piece: what spills over costs every member a second one.
 READ_BYTES = 48 * 1024
+
+# More than any answer is that goes with a change of what its client hears.
+_ANSWER_BYTES = 4096
+
+
+@cache
+def _program() -> str:
+    return f"multichat {version('multichat')}"
 
 
 class _Leave(Exception):
@@ -37,19 +81,19 @@ class _Leave(Exception):
 
 
 class Session:
-    """A client in *room*; constructing it starts nothing and says nothing.
+    """A client in *directory*; constructing it starts nothing and says nothing.
 
     `run` is called once, by one task.  The stream is closed when it returns or raises.
     """
 
     __slots__ = (
+        "_config",
         "_decoder",
+        "_directory",
         "_first_line",
-        "_grace_seconds",
         "_mailbox",
         "_nursery",
         "_reading",
-        "_room",
         "_stream",
         "_writing",
         "member",
@@ -58,32 +102,28 @@ class Session:
     def __init__(
         self,
         stream: trio.abc.Stream,
-        room: Room,
+        directory: Directory,
         client: int,
-        *,
-        max_line_bytes: int,
-        mailbox_batches: int,
-        patience_seconds: float,
-        grace_seconds: float,
+        config: ServerConfig,
     ) -> None:
         self._stream = stream
-        self._room = room
-        self._grace_seconds = grace_seconds
-        self._decoder = LineDecoder(max_line_bytes)
+        self._directory = directory
+        self._config = config
+        self._decoder = LineDecoder(config.max_line_bytes)
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
         self._writing = False
         self._mailbox = Mailbox(
             stream,
-            max_batches=mailbox_batches,
-            patience_seconds=patience_seconds,
-            spell_missed=TEXT.spell_missed,
+            max_batches=config.mailbox_batches,
+            patience_seconds=config.patience_seconds,
+            spell_missed=self._spell_missed,
             on_waiting=self._start_writing,
         )
         self.member = Member(
             client=client,
-            name=f"Client {client}",
+            name=default_name(client),
             mailbox=self._mailbox,
             address=transport.peer_address(stream),
             on_leave=self._stop_reading,
@@ -102,14 +142,16 @@ class Session:
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
-                    self._room.join(self.member)
+                    self._directory.enter(self.member)
                     with self._reading:
                         await self._read()
                     if self._mailbox.failure is not None:  # and nothing came after it
-                        self._room.leave(self.member, transport.reason_of(self._mailbox.failure))
+                        self._directory.leave(
+                            self.member, transport.reason_of(self._mailbox.failure)
+                        )
                 finally:  # while the nursery is open: who is in the room may need a writer
-                    self._room.leave(self.member, "the server ended the session")
-                deadline = trio.current_time() + self._grace_seconds
+                    self._directory.leave(self.member, "the server ended the session")
+                deadline = trio.current_time() + self._config.grace_seconds
                 self._nursery.cancel_scope.deadline = deadline
             if self._mailbox.drained:
                 await transport.hang_up(self._stream)
@@ -127,17 +169,17 @@ class Session:
         await self._mailbox.run()
         # Where the writing failed, what the client sent before it broke off is still there to be
         # read: it is heard out, but not for longer than we would have waited the other way round.
-        self._reading.deadline = trio.current_time() + self._grace_seconds
+        self._reading.deadline = trio.current_time() + self._config.grace_seconds
 
     async def _read(self) -> None:
         try:
             await self._converse()
         except _Leave as leave:
-            self._room.leave(self.member, leave.reason, last_words=leave.last_words)
+            self._directory.leave(self.member, leave.reason, last_words=leave.last_words)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._room.leave(self.member, transport.reason_of(error))
+            self._directory.leave(self.member, transport.reason_of(error))
         else:
-            self._room.leave(self.member)
+            self._directory.leave(self.member)
 
     async def _converse(self) -> None:
         receive, feed = self._stream.receive_some, self._decoder.feed
@@ -154,25 +196,109 @@ class Session:
     async def _take(self, parts: list[Part]) -> None:
         for part in parts:
             if isinstance(part, LineTooLong):
-                await self._answer(TEXT.spell(Notice(str(part))))
+                await self._answer(Invalid.because(part).error)
                 continue
             if self._first_line:
                 self._first_line = False
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
-            for request in TEXT.parse_requests(part):
-                match request:
-                    case Say(run):
-                        await self._room.say(self.member.name, run, sender=self.member)
-                    case Ping(token):
-                        await self._answer(TEXT.spell_pong(token))
-                    case Help():
-                        await self._answer(TEXT.spell_help())
-                    case Unknown(command):
-                        await self._answer(TEXT.spell_unknown(command))
-                    case Quit():
-                        raise _Leave(last_words=TEXT.spell(Goodbye("you asked to leave")))
+            for request in self.member.voice.parse_requests(part):
+                if type(request) is SayRun:  # mostly
+                    receipt = await self.member.room.say(self.member, request.run)
+                    if request.nonces and receipt.epoch:
+                        await self._accept(request.nonces, receipt)
+                    continue
+                try:
+                    await self._do(request)
+                except RemoteProtocolError as error:
+                    nonce = getattr(request, "nonce", None)
+                    await self._answer(Invalid.because(error, nonce).error)
 
-    async def _answer(self, line: bytes) -> None:
+    async def _do(self, request: Request) -> None:
+        """Do what is asked, and answer; raises `RemoteProtocolError` where it cannot be done."""
+        me, directory = self.member, self._directory
+        match request:
+            case Act(text=text, nonce=nonce):
+                receipt = await me.room.say(me, text, act=True)
+                if nonce is not None and receipt.epoch:
+                    await self._accept((nonce,), receipt)
+            case Direct(to=to, text=text, nonce=nonce):
+                recipient = directory.find(to)
+                if recipient is None:
+                    raise NobodyThere(to)
+                await directory.direct(me, recipient, text)
+                if nonce is not None:
+                    await self._answer(Accepted(nonce=nonce))
+            case Rename(name=name, nonce=nonce):
+                old = directory.rename(me, name)
+                await self._answer(Renamed(me.client, old, me.name, nonce=nonce))
+            case Join(room=room, nonce=nonce):
+                await self._wait_for_room()
+                directory.move(me, room)
+                await self._answer(
+                    Joined(me.client, me.name, me.room.name, len(me.room), nonce=nonce)
+                )
+            case Who(nonce=nonce):
+                names = [MemberName(member.client, member.name) for member in me.room.members]
+                await self._answer(Members(me.room.name, names, nonce=nonce))
+            case Rooms(nonce=nonce):
+                sizes = [RoomSize(room.name, len(room)) for room in directory.rooms]
+                await self._answer(RoomList(sizes, nonce=nonce))
+            case Ping(token=token, nonce=nonce):
+                await self._answer(Pong(token, nonce=nonce))
+            case Help():
+                await self._answer(*help_notices())
+            case Hello():
+                await self._greet(request)
+            case Invalid(error):
+                await self._answer(error)
+            case Quit():
+                raise _Leave(last_words=me.voice.spell(Goodbye("you asked to leave")))
+
+    async def _greet(self, hello: Hello) -> None:
+        """Change to the JSON voice, in one step with the welcome, which is its first line."""
+        me, directory = self.member, self._directory
+        await self._wait_for_room()
+        refused: list[Error] = []
+        for wish, grant in ((hello.room, directory.move), (hello.name, directory.rename)):
+            if wish is not None:
+                try:
+                    grant(me, wish)
+                except RemoteProtocolError as error:
+                    refused.append(Invalid.because(error).error)
+        me.room.speak(me, JSON)
+        await self._answer(
+            Welcome(
+                PROTOCOL,
+                me.client,
+                me.name,
+                me.room.name,
+                len(me.room),
+                Limits(self._config.max_line_bytes, MAX_NAME_CHARACTERS),
+                me.room.last_id,
+                _program(),
+                resumed=False,
+            ),
+            *refused,
+        )
+
+    async def _accept(self, nonces: tuple[Nonce | None, ...], receipt: Receipt) -> None:
+        await self._answer(
+            *(
+                Accepted(nonce=nonce, id=receipt.id_of(i))
+                for i, nonce in enumerate(nonces)
+                if nonce is not None
+            )
+        )
+
+    async def _wait_for_room(self) -> None:
+        """Wait until an answer is taken at once: what it goes with happens in the same step."""
+        while not self._mailbox.has_room(_ANSWER_BYTES):
+            await self._mailbox.wait_for_space()
+
+    async def _answer(self, *events: Event) -> None:
         """Tell this client alone, who is not read while its mailbox is full."""
-        await self._mailbox.put(line)
+        await self._mailbox.put(b"".join(map(self.member.voice.spell, events)))
+
+    def _spell_missed(self, count: int) -> bytes:
+        return self.member.voice.spell(Missed(count))

@@ -4,17 +4,21 @@ All of it runs over `trio.testing` memory streams, so that a test needs no port,
 clock no time.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 import trio.testing
 
+from multichat.client import Chat, open_chat
 from multichat.config import ServerConfig
 from multichat.errors import lone_exception
 from multichat.server import Server
 
-__all__ = ["MemoryServer", "ScriptedClient", "memory_server"]
+__all__ = ["MemoryServer", "ScriptedClient", "StalledClient", "memory_server", "run_on_mock_clock"]
+
+T = TypeVar("T")
 
 _READ_BYTES = 64 * 1024
 
@@ -62,6 +66,18 @@ class ScriptedClient:
         await self.stream.send_eof()
 
 
+class StalledClient(ScriptedClient):
+    """A client that takes nothing until it `recover`s: the server's writes to it wait."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream, gate: trio.Event):
+        super().__init__(stream)
+        self._gate = gate
+
+    def recover(self) -> None:
+        """Take whatever comes from now on."""
+        self._gate.set()
+
+
 class MemoryServer:
     """A server that clients reach through memory; made by `memory_server`."""
 
@@ -73,22 +89,80 @@ class MemoryServer:
         """Have the server treat *stream* as a client that has just connected."""
         self._nursery.start_soon(self.server.handle, stream)
 
-    async def join(self, *, lockstep: bool = False) -> ScriptedClient:
-        """Connect a client and return its far end once it is in the room.
+    def connect(self, *, lockstep: bool = False) -> trio.abc.HalfCloseableStream:
+        """Connect a client and return its end of the connection, which the caller closes.
 
         With *lockstep* the connection holds nothing: each write waits until it has been read.
         """
         pair = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
         ours, theirs = pair()
         self.accept(ours)
+        return theirs
+
+    async def join(self, *, lockstep: bool = False) -> ScriptedClient:
+        """Connect a client and return it once it is in the room; see `connect`."""
+        client = ScriptedClient(self.connect(lockstep=lockstep))
         await trio.testing.wait_all_tasks_blocked()
-        return ScriptedClient(theirs)
+        return client
+
+    async def stalled(self) -> StalledClient:
+        """Connect a client that takes nothing, and return it once it is in the room."""
+        ours, theirs = trio.testing.memory_stream_pair()
+        gate = trio.Event()
+        pump = ours.send_stream.send_all_hook  # what hands a write to the far end
+        assert pump is not None  # noqa: S101 - so trio makes it
+
+        async def pump_in_time() -> None:
+            await gate.wait()
+            await pump()
+
+        ours.send_stream.send_all_hook = pump_in_time
+        self.accept(ours)
+        await trio.testing.wait_all_tasks_blocked()
+        return StalledClient(theirs, gate)
+
+    @asynccontextmanager
+    async def chat(
+        self, *, name: str | None = None, room: str | None = None, plain: bool = False
+    ) -> AsyncGenerator[Chat]:
+        """Hold a conversation with the server; see `multichat.open_chat`."""
+        async with open_chat(self.connect(), name=name, room=room, plain=plain) as chat:
+            yield chat
+
+    @asynccontextmanager
+    async def bot(
+        self,
+        bot: Callable[[Chat], Awaitable[object]],
+        *,
+        name: str | None = None,
+        room: str | None = None,
+    ) -> AsyncGenerator[Chat]:
+        """Run *bot* as a client while the block runs; what it raises leaves the block.
+
+        Yields its chat, which is for looking at.
+        """
+        async with self.chat(name=name, room=room) as chat:
+            with lone_exception():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(bot, chat)
+                    yield chat
+                    nursery.cancel_scope.cancel(reason="the block is over")
 
 
 @asynccontextmanager
 async def memory_server(config: ServerConfig | None = None) -> AsyncGenerator[MemoryServer]:
-    """Run a server without listeners while the block runs; it is cancelled at the end."""
-    with lone_exception():
-        async with trio.open_nursery() as nursery:
-            yield MemoryServer(Server(config), nursery)
-            nursery.cancel_scope.cancel(reason="the block is over")
+    """Run a server without listeners while the block runs; it is cancelled at the end.
+
+    Its clock is the trio run's: under `run_on_mock_clock`, or pytest-trio's `autojump_clock`, hours
+    of chat take no time.
+    """
+    async with Server(config).open() as server:
+        with lone_exception():
+            async with trio.open_nursery() as nursery:
+                yield MemoryServer(server, nursery)
+                nursery.cancel_scope.cancel(reason="the block is over")
+
+
+def run_on_mock_clock(main: Callable[[], Awaitable[T]]) -> T:
+    """Run *main* as `trio.run` does, with a clock that jumps whenever all tasks are waiting."""
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

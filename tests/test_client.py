@@ -19,7 +19,7 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.client import FINISH_SECONDS, STUCK_SECONDS
+from multichat.connection import FINISH_SECONDS, STUCK_SECONDS
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 LOOPBACK = "127.0.0.1"
@@ -27,18 +27,16 @@ LOOPBACK = "127.0.0.1"
 
 @asynccontextmanager
 async def chat_on(network: MemoryServer) -> AsyncIterator[Chat]:
-    ours, theirs = trio.testing.memory_stream_pair()
-    network.accept(theirs)
-    async with open_chat(ours) as chat:
+    async with network.chat(plain=True) as chat:
         await trio.testing.wait_all_tasks_blocked()
         yield chat
 
 
 @asynccontextmanager
 async def foreign_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
-    """A chat with something that is no server of ours, and its far end."""
+    """A chat in plain text with something that is no server of ours, and its far end."""
     ours, theirs = trio.testing.memory_stream_pair()
-    async with open_chat(ours) as chat:
+    async with open_chat(ours, plain=True) as chat:
         yield chat, ScriptedClient(theirs)
 
 
@@ -47,15 +45,15 @@ async def test_saying_and_hearing() -> None:
         await a.say("Hello everyone!")
         await a.say("/usr is full")
         await a.say("two\nlines \x1b[2J")
-        assert await anext(b) == Said("Client 1", "Hello everyone!")
-        assert await anext(b) == Said("Client 1", "/usr is full")
-        assert await anext(b) == Said("Client 1", "two␊lines ␛[2J")
+        assert await anext(b) == Said(name="Client 1", text="Hello everyone!")
+        assert await anext(b) == Said(name="Client 1", text="/usr is full")
+        assert await anext(b) == Said(name="Client 1", text="two␊lines ␛[2J")
 
 
 async def test_lines_are_sent_as_typed() -> None:
     async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
         await a.send("//usr\n/ping")
-        assert await anext(b) == Said("Client 1", "/usr")
+        assert await anext(b) == Said(name="Client 1", text="/usr")
         assert await anext(a) == Notice("pong")
 
 
@@ -72,10 +70,10 @@ async def test_events_of_one_read_come_together_or_one_by_one(
 ) -> None:
     async with foreign_server() as (chat, server):
         await server.send("[Client 2] a", "b", "[Server] c")
-        assert await anext(chat) == Said("Client 2", "a")
-        assert await chat.receive() == [Said("", "b"), Notice("c")]
+        assert await anext(chat) == Said(name="Client 2", text="a")
+        assert await chat.receive() == [Said(name="", text="b"), Notice("c")]
         await server.send("d")
-        assert await chat.receive() == [Said("", "d")]
+        assert await chat.receive() == [Said(name="", text="d")]
 
 
 async def test_iteration_ends_with_the_servers_goodbye() -> None:
@@ -102,7 +100,7 @@ async def test_a_server_that_closes_without_a_goodbye_is_lost() -> None:
     async with foreign_server() as (chat, server):
         await server.send("last words")
         await server.finish()
-        assert await anext(chat) == Said("", "last words")
+        assert await anext(chat) == Said(name="", text="last words")
         with pytest.raises(ConnectionLost, match="the server closed the connection"):
             await anext(chat)
 
@@ -124,7 +122,7 @@ async def test_leaving_finishes_what_was_said() -> None:
     async with trio.open_nursery() as nursery:
 
         async def visit() -> None:
-            async with open_chat(ours) as chat:
+            async with open_chat(ours, plain=True) as chat:
                 for i in range(100):
                     await chat.say(str(i))
 
@@ -178,7 +176,7 @@ async def test_a_server_that_stops_reading_is_given_up_on(
     ours, theirs = trio.testing.lockstep_stream_pair()
     started = trio.current_time()
     with pytest.raises(ConnectionLost, match="the server has stopped reading"):
-        async with open_chat(ours) as chat:
+        async with open_chat(ours, plain=True) as chat:
             await chat.say("you hear this")
             await chat.say("and this never leaves")
             await trio.testing.wait_all_tasks_blocked()
@@ -214,7 +212,7 @@ async def test_events_are_taken_in_while_a_say_waits(
     """A bot that answers under a flood: nobody reads while it says, and nothing locks up."""
     ours, theirs = trio.testing.lockstep_stream_pair()
     server = ScriptedClient(theirs)
-    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
+    async with open_chat(ours, plain=True) as chat, trio.open_nursery() as nursery:
 
         async def answer_everything() -> None:
             for _ in range(200):
@@ -234,7 +232,7 @@ async def test_events_are_taken_in_while_a_say_waits(
 async def test_what_waits_to_be_heard_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
     sent = 0
-    async with open_chat(ours):
+    async with open_chat(ours, plain=True):
         with trio.move_on_after(1):
             while True:
                 await theirs.send_all(b"x\n")
@@ -246,7 +244,7 @@ async def test_leaving_with_much_unheard_loses_nothing_that_was_said() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     async with trio.open_nursery() as nursery:
-        async with open_chat(ours) as chat:
+        async with open_chat(ours, plain=True) as chat:
             for i in range(300):
                 await server.send(str(i))
                 await trio.testing.wait_all_tasks_blocked()
@@ -261,7 +259,7 @@ async def test_lines_of_a_server_are_clean_and_may_be_long(
     async with foreign_server() as (chat, server):
         text = "x" * 900_000
         await server.stream.send_all(f"[Client 1] \x1b]52;c;{text}\n".encode())
-        assert await anext(chat) == Said("Client 1", f"␛]52;c;{text}")
+        assert await anext(chat) == Said(name="Client 1", text=f"␛]52;c;{text}")
         await server.send("y" * 1_100_000)
         assert await anext(chat) == Notice("the line was longer than 1048576 bytes and was dropped")
 
@@ -270,13 +268,13 @@ async def test_connect_over_tcp() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
         async with (
-            multichat.connect(LOOPBACK, server.port) as a,
-            multichat.connect(LOOPBACK, server.port) as b,
+            multichat.connect(LOOPBACK, server.port, plain=True) as a,
+            multichat.connect(LOOPBACK, server.port, plain=True) as b,
         ):
             while len(server.members) < 2:
                 await trio.sleep(0.005)
             await a.say("hello")
-            assert await anext(b) == Said("Client 1", "hello")
+            assert await anext(b) == Said(name="Client 1", text="hello")
         server.shutdown()
 
 

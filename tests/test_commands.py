@@ -200,6 +200,7 @@ async def test_a_pipe_says_everything_and_leaves(tmp_path: Path) -> None:
             client.end_input()
             assert await client.wait() == 0
             assert client.lines[2:] == [
+                "[INFO] [client] [STATE] you are Client 2 in lobby; 2 are here",
                 "[INFO] [client] [TX] done",
                 "[INFO] [client] [TX] no line end",
                 "[INFO] [client] [STATE] Disconnected",
@@ -252,11 +253,11 @@ async def test_local_commands(tmp_path: Path) -> None:
             async with connect(tmp_path, server) as client:
                 await client.type(f"one\n/status\n/ping\n{leave}\nnever said\n")
                 assert await client.wait() == 0
-                assert client.lines[2] == "[INFO] [client] [TX] one"
+                assert client.lines[3] == "[INFO] [client] [TX] one"
                 assert re.fullmatch(
                     r"\[INFO\] \[client\] \[STATE\] Connected to \S+ for \d+ s; "
                     r"1 sent, 0 received",
-                    client.lines[3],
+                    client.lines[4],
                 )
                 assert "[INFO] [client] [RX] [Server] pong" in client.lines
                 assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
@@ -378,7 +379,7 @@ async def test_a_typed_line_that_is_too_long_is_said_to_be(tmp_path: Path) -> No
         await client.type("before\n" + "x" * 1_100_000 + "\nafter\n")
         client.end_input()
         assert await client.wait() == 0
-        assert client.lines[2:5] == [
+        assert client.lines[3:6] == [
             "[INFO] [client] [TX] before",
             "[WARNING] [client] [STATE] the line was longer than 1048576 bytes and was dropped",
             "[INFO] [client] [TX] after",
@@ -424,8 +425,8 @@ async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: P
 
 def impatient(port: int) -> list[str]:
     """The real command, but for how long it waits for a server that has stopped reading."""
-    code = "from multichat import cli, client; client.STUCK_SECONDS = 1.0; cli.main()"
-    return [sys.executable, "-c", code, "connect", LOOPBACK, str(port)]
+    code = "from multichat import cli, connection; connection.STUCK_SECONDS = 1.0; cli.main()"
+    return [sys.executable, "-c", code, "connect", "--plain", LOOPBACK, str(port)]
 
 
 async def test_a_server_that_stops_reading_is_given_up_on(tmp_path: Path) -> None:
@@ -478,7 +479,7 @@ async def test_many_signals_are_no_more_than_two(tmp_path: Path) -> None:
 async def test_a_server_that_reads_and_stays_is_left_after_two_seconds(tmp_path: Path) -> None:
     async with (
         listening() as (listener, port),
-        Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client,
+        Command(tmp_path, MULTICHAT, "connect", "--plain", LOOPBACK, str(port)) as client,
     ):
         await client.type("x\n")
         client.end_input()
@@ -755,7 +756,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
     shown = subprocess.run([MULTICHAT, "serve", "--help"], capture_output=True, text=True).stdout
     options = set(re.findall(r"^  --([a-z-]+) <", shown, re.MULTILINE))
     assert options == {
-        "host", "max-line", "mailbox", "slow", "patience", "max-clients", "grace",
+        "host", "max-line", "mailbox", "slow", "patience", "max-clients", "max-rooms", "grace",
         "log-file", "log-level",
     }  # fmt: skip
     together = "".join(shown.split())

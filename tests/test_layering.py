@@ -7,8 +7,19 @@ import pytest
 
 import multichat
 
-PURE = ("config", "errors", "framing", "limits", "messages", "voices")
+PURE = (
+    "config",
+    "errors",
+    "framing",
+    "handshake",
+    "limits",
+    "messages",
+    "names",
+    "presence",
+    "voices",
+)
 ALLOWED = {
+    "collections",
     "collections.abc",
     "contextlib",
     "dataclasses",
@@ -16,6 +27,7 @@ ALLOWED = {
     "msgspec",
     "re",
     "typing",
+    "unicodedata",
     *(f"multichat.{name}" for name in PURE),
 }
 

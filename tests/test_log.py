@@ -69,7 +69,7 @@ def test_nothing_ends_a_line_but_us() -> None:
 
 def test_other_handlers_get_readable_messages(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "multichat"):
-        Log("server").said("Client 1", "a", 2)
+        Log("server").said("[Client 1]", "a", 2)
     assert caplog.messages == ["[RX] [Client 1] a\n[BROADCAST] Broadcasting to 2 clients"]
 
 

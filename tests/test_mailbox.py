@@ -6,13 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.mailbox import MAX_WAITING_BYTES, Mailbox, Offer
+from multichat.messages import Missed
 from multichat.voices import TEXT
 
 from .test_transport import tcp_pair
 
 
 def mailbox_on(stream: trio.abc.Stream, max_batches: int = 2) -> Mailbox:
-    return Mailbox(stream, max_batches=max_batches, spell_missed=TEXT.spell_missed)
+    return Mailbox(
+        stream, max_batches=max_batches, spell_missed=lambda count: TEXT.spell(Missed(count))
+    )
 
 
 async def read_until_eof(stream: trio.abc.Stream) -> bytes:
@@ -191,7 +194,7 @@ async def test_a_task_is_asked_for_when_something_waits_for_the_first_time() -> 
     mailbox = Mailbox(
         ours,
         max_batches=2,
-        spell_missed=TEXT.spell_missed,
+        spell_missed=lambda count: TEXT.spell(Missed(count)),
         on_waiting=lambda: asked.append("now"),
     )
     assert asked == []

@@ -1,12 +1,13 @@
-"""A model of a room: whatever its members do, each has seen exactly what it should, in one order.
+"""A model of the rooms: whatever people do, each has seen exactly what it should, in one order.
 
-The room is the real one, with real mailboxes and writer tasks, in a trio run of its own thread;
-hypothesis decides who joins, leaves, says, stalls and recovers.
+The directory and its rooms are the real ones, with real mailboxes and writer tasks, in a trio run
+of its own thread; hypothesis decides who comes, goes to another room, changes names, says, stalls
+and recovers.
 """
 
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -23,11 +24,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from multichat.config import Slow
+from multichat.config import ServerConfig, Slow
+from multichat.directory import LOBBY, Directory
+from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.mailbox import Mailbox
-from multichat.room import Member, Room
-from multichat.voices import TEXT
+from multichat.messages import Event, Joined, Left, Missed, Renamed
+from multichat.names import default_name, fold_name, parse_name
+from multichat.room import Member
+from multichat.voices import JSON, TEXT, Voice
 
 T = TypeVar("T")
 
@@ -95,20 +100,56 @@ class GatedStream(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
+@dataclass
+class Stay:
+    """How long somebody was in a room, counted in what was said there."""
+
+    room: str
+    first: int
+    last: int | None = None
+
+
 @dataclass(eq=False)
 class Guest:
-    """A member, and from where to where in the one order it was in the room."""
+    """A member, and from where to where in the order of which rooms it was there."""
 
     member: Member
     stream: GatedStream
-    joined_at: int
-    left_at: int | None = None
+    stays: list[Stay] = field(default_factory=list)
+    left: bool = False
     goodbye: str = ""
     stalled: bool = False
+    ever_stalled: bool = False
+    known_at: int = 0  # how much it had been told when it learned who was in its room
+    known: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def events(self) -> list[Event]:
+        """What it was told, in whichever voice."""
+        run = self.stream.received.decode().removesuffix("\n")
+        return list(self.member.voice.parse_events(run)) if run else []
 
     @property
     def lines(self) -> list[str]:
-        return self.stream.received.decode().splitlines()
+        """What was said to it, and what it missed."""
+        told = [event for event in self.events if not isinstance(event, Joined | Left | Renamed)]
+        return [line for event in told for line in TEXT.lines(event).split("\n")]
+
+
+WITNESSED = (LOBBY, "dev", "ops")
+NAMES = (
+    "alice",
+    "Alice",
+    "ALICE",
+    "bob",
+    "안녕",
+    "Σίσυφος",
+    "ΣΊΣΥΦΟΣ",
+    "Server",
+    "client 7",
+    "a b",
+    "7",
+)
 
 
 class RoomMachine(RuleBasedStateMachine):
@@ -121,55 +162,114 @@ class RoomMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = Loop()
         self.everybody: list[Guest] = []
-        self.room = self.loop.call(self._open)
-        # Someone who never stalls and never leaves: what it sees is the one order.
-        self.witness = self.loop.call(partial(self._join, max_batches=10_000))
+        self.said = 0
+        self.loop.call(self._open)
+        # Some who never stall and never leave: what they see is the one order of their room.
+        self.witnesses = {
+            room: self.loop.call(partial(self._enter, TEXT, room, max_batches=10_000))
+            for room in WITNESSED
+        }
 
-    async def _open(self) -> Room:
-        return Room(Log("server"), slow=self.slow)
+    async def _open(self) -> None:
+        config = ServerConfig(slow=self.slow, patience_seconds=PATIENCE)
+        self.directory = Directory(config, Log("server"), self.loop.nursery.start_soon)
 
-    async def _join(self, max_batches: int) -> Guest:
+    def _order(self, room: str) -> list[str]:
+        return self.witnesses[room].lines if room in self.witnesses else []
+
+    async def _enter(self, voice: Voice, room: str = LOBBY, *, max_batches: int = 1) -> Guest:
         client = len(self.everybody) + 1
         stream = GatedStream()
         mailbox = Mailbox(
             stream,
             max_batches=max_batches,
             patience_seconds=PATIENCE,
-            spell_missed=TEXT.spell_missed,
+            spell_missed=lambda count: voice.spell(Missed(count)),
         )
 
         def on_leave(reason: str) -> None:
-            guest.left_at = self.room.messages
+            guest.left = True
+            guest.stays[-1].last = member.room.messages
             guest.goodbye = reason
 
-        member = Member(client, f"Client {client}", mailbox, "", on_leave)
-        guest = Guest(member, stream, joined_at=self.room.messages)
+        member = Member(client, default_name(client), mailbox, "", on_leave, voice)
+        guest = Guest(member, stream)
         self.loop.nursery.start_soon(mailbox.run)
-        self.room.join(member)
+        self.directory.enter(member)
+        if room != LOBBY:
+            self.directory.move(member, room)
+        self._arrive(guest)
         self.everybody.append(guest)
         return guest
 
-    @rule(target=guests)
-    def join(self) -> Guest:
-        return self.loop.call(partial(self._join, max_batches=1))
+    def _arrive(self, guest: Guest) -> None:
+        room = guest.member.room
+        guest.stays.append(Stay(room.name, room.messages))
+        guest.known_at = len(guest.events)
+        guest.known = {other.client: other.name for other in room.members}
+
+    @rule(target=guests, voice=st.sampled_from([TEXT, JSON]))
+    def enter(self, voice: Voice) -> Guest:
+        return self.loop.call(partial(self._enter, voice))
 
     @rule(guest=guests)
     def leave(self, guest: Guest) -> None:
         async def leave() -> None:
-            self.room.leave(guest.member)
+            self.directory.leave(guest.member)
 
         self.loop.call(leave)
 
     @rule(guest=guests, reason=st.sampled_from(["kicked", "flooding"]))
     def dismiss(self, guest: Guest, reason: str) -> None:
         async def dismiss() -> None:
-            self.room.dismiss(guest.member, reason)
+            self.directory.dismiss(guest.member, reason)
 
         self.loop.call(dismiss)
 
+    @rule(guest=guests, name=st.sampled_from(NAMES))
+    def rename(self, guest: Guest, name: str) -> None:
+        """A name is given if it may be and nobody else has it, whatever its letters' case."""
+        if guest.left:
+            return
+        others = [other.member.name for other in self._present() if other is not guest]
+        may = name in ("alice", "Alice", "ALICE", "bob", "안녕", "Σίσυφος", "ΣΊΣΥΦΟΣ") and (
+            name.casefold() not in [other.casefold() for other in others]
+        )
+
+        async def rename() -> bool:
+            try:
+                self.directory.rename(guest.member, name)
+            except RemoteProtocolError:
+                return False
+            return True
+
+        old = guest.member.name
+        assert self.loop.call(rename) == may
+        assert guest.member.name == (parse_name(name) if may else old)
+
+    @rule(guest=guests, room=st.sampled_from([*WITNESSED, "Dev", "den", "no room"]))
+    def move(self, guest: Guest, room: str) -> None:
+        if guest.left:
+            return
+        old = guest.member.room
+
+        async def move() -> None:
+            messages = old.messages
+            try:
+                self.directory.move(guest.member, room)
+            except RemoteProtocolError:
+                assert room == "no room"
+            if guest.member.room is not old:
+                guest.stays[-1].last = messages
+                self._arrive(guest)
+
+        self.loop.call(move)
+        expected = old.name if room == "no room" else room
+        assert fold_name(guest.member.room.name) == fold_name(expected)
+
     @rule(guest=guests)
     def stall(self, guest: Guest) -> None:
-        guest.stalled = True
+        guest.stalled = guest.ever_stalled = True
         guest.stream.shut()
 
     @rule(guest=guests)
@@ -197,10 +297,11 @@ class RoomMachine(RuleBasedStateMachine):
         """Some say something at the same time, while some others recover."""
 
         async def say_all(sender: Guest) -> None:
-            for i in range(publishes):
-                texts = [f"{len(self.everybody)}.{i}.{j}" for j in range(count)]
+            for _ in range(publishes):
+                first, self.said = self.said, self.said + count
+                texts = [f"#{sender.member.client} {first + j}" for j in range(count)]
                 await trio.lowlevel.checkpoint()  # as every session does before it reads on
-                await self.room.say(sender.member.name, "\n".join(texts), sender=sender.member)
+                await sender.member.room.say(sender.member, "\n".join(texts))
 
         async def say() -> float:
             started = trio.current_time()
@@ -209,10 +310,11 @@ class RoomMachine(RuleBasedStateMachine):
                     nursery.start_soon(partial(self._recover, guest, after=after))
                 async with trio.open_nursery() as saying:
                     for sender in senders:
-                        saying.start_soon(say_all, sender)
+                        if sender.member.room.name in WITNESSED:
+                            saying.start_soon(say_all, sender)
                 return trio.current_time() - started
 
-        stalled = sum(guest.stalled and guest.left_at is None for guest in self.everybody)
+        stalled = sum(guest.stalled and not guest.left for guest in self.everybody)
         took = self.loop.call(say)
         # Each who stalls keeps the room for at most its patience, however much is said.
         assert took <= PATIENCE * stalled * (self.slow is Slow.WAIT) + 1e-6
@@ -221,14 +323,34 @@ class RoomMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.loop.call(partial(trio.sleep, seconds))
 
+    @rule()
+    def everyone_knows_who_is_there(self) -> None:
+        """After a while, who hears of comings and goings has heard of all that matter."""
+        self.loop.call(partial(trio.sleep, 10))
+        for guest in self._present():
+            if guest.member.voice is not JSON or guest.ever_stalled:
+                continue
+            known = guest.known.copy()
+            for event in guest.events[guest.known_at :]:
+                if isinstance(event, Joined | Renamed):
+                    assert event.client != guest.member.client
+                    known[event.client] = event.name
+                elif isinstance(event, Left):
+                    known.pop(event.client, None)
+            me = {guest.member.client: guest.member.name}
+            assert known | me == {m.client: m.name for m in guest.member.room.members}
+
     @invariant()
     def everyone_has_seen_what_it_should(self) -> None:
-        order = self.witness.lines
-        assert len(order) == self.room.messages
+        for room in WITNESSED:
+            assert len(self._order(room)) == self.witnesses[room].member.room.messages
         for guest in self.everybody:
-            own = f"[{guest.member.name}] "
-            heard = order[guest.joined_at : guest.left_at]
-            expected = [line for line in heard if not line.startswith(own)]
+            expected = [
+                line
+                for stay in guest.stays
+                for line in self._order(stay.room)[stay.first : stay.last]
+                if f"#{guest.member.client} " not in line
+            ]
             if guest.goodbye:
                 expected.append(f"[Server] goodbye: {guest.goodbye}")
             if not guest.stalled:
@@ -242,15 +364,32 @@ class RoomMachine(RuleBasedStateMachine):
             # Only the publish that it was too slow for is missing, just before the goodbye.
             assert lines[-1] == expected[-1]
             assert lines[:-1] == expected[: len(lines) - 1]
-            assert 0 < len(expected) - len(lines) <= 3
+            assert 0 <= len(expected) - len(lines) <= 3
         else:
             assert lines == expected
 
+    def _present(self) -> list[Guest]:
+        return [guest for guest in self.everybody if not guest.left]
+
     @invariant()
-    def the_room_holds_who_has_not_left(self) -> None:
-        assert [member.client for member in self.room.members] == [
-            guest.member.client for guest in self.everybody if guest.left_at is None
-        ]
+    def membership_is_true(self) -> None:
+        present = self._present()
+        assert self.directory.members == [guest.member for guest in present]
+        for guest in present:
+            assert [guest.member in room for room in self.directory.rooms].count(True) == 1
+            assert guest.member in guest.member.room
+            assert guest.member.room.name == guest.stays[-1].room
+            assert self.directory.find(guest.member.client) is guest.member
+            assert self.directory.find(guest.member.name) is guest.member
+        rooms = self.directory.rooms
+        assert sum(map(len, rooms)) == len(present)
+        assert all(rooms)  # an empty one is none
+
+    @invariant()
+    def names_are_unique(self) -> None:
+        for names in (self.directory.members, self.directory.rooms):
+            folded = [fold_name(each.name) for each in names]
+            assert len(set(folded)) == len(folded)
 
     def teardown(self) -> None:
         self.loop.close()
@@ -281,7 +420,7 @@ class DisconnectMachine(RoomMachine):
 
 
 @pytest.mark.parametrize("machine", [RoomMachine, DropMachine, DisconnectMachine])
-def test_room(machine: type[RoomMachine]) -> None:
+def test_rooms(machine: type[RoomMachine]) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
     )

@@ -2,11 +2,13 @@
 
 import errno
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.messages import SaidRun
 from multichat.room import MAX_BATCH_BYTES, cut
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT
@@ -99,15 +101,18 @@ async def test_all_see_one_order_and_each_sender_its_own(
 async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
-        await a.send("/ping", "one", "/nick bob", "//usr is full", "/ping 7")
+        await a.send("/ping", "one", "/knick bob", "//usr is full", "/ping 7")
         assert await a.lines(3) == [
             "[Server] pong",
-            TEXT.spell_unknown("/nick").decode().rstrip("\n"),
+            (
+                "[Server] unknown command /knick; /help lists them; "
+                "start with // to say a line that starts with /"
+            ),
             "[Server] pong 7",
         ]
         assert await b.lines(2) == ["[Client 1] one", "[Client 1] /usr is full"]
         await a.send("/help")
-        assert "[Server] /quit   leave" in await a.lines(5)
+        assert "[Server] /quit          leave" in await a.lines(11)
 
 
 async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> None:
@@ -117,11 +122,13 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
         a, b = [await network.join() for _ in range(2)]
         await a.send(*["x"] * count)
         assert await b.lines(count) == ["[Client 1] x"] * count
-    spelled = [len(batch.text) for batch in cut("Client 1", "\n".join(["x"] * count))]
+    said = SaidRun("epoch", 0, "now", "lobby", 1, "Client 1", "\n".join(["x"] * count))
+    spelled = [len(batch.spelled(TEXT)) for batch in cut(said, [TEXT])]
     assert len(spelled) > 1
     assert max(spelled) <= MAX_BATCH_BYTES
     assert sum(spelled) == count * len("[Client 1] x\n")
-    [alone] = cut("Client 1", "x" * 2 * MAX_BATCH_BYTES)  # a single message is never cut
+    # A single message is never cut.
+    [alone] = cut(msgspec.structs.replace(said, run="x" * 2 * MAX_BATCH_BYTES), [TEXT])
     assert alone.messages == 1
 
 

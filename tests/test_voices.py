@@ -1,97 +1,804 @@
-"""The text voice: what a line asks, and how an event is spelled."""
+"""Both voices: what a line asks, how an event is spelled, and that nothing at all is too much."""
 
+import json
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, get_args
+
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from multichat.errors import InvalidName
 from multichat.framing import LineDecoder, clean
 from multichat.messages import (
+    Accepted,
+    Act,
+    Direct,
+    Directed,
+    Error,
     Event,
     Goodbye,
+    Hello,
     Help,
+    Invalid,
+    Join,
+    Joined,
+    Left,
+    Limits,
+    MemberName,
+    Members,
+    Missed,
     Notice,
     Ping,
+    Pong,
+    Presence,
     Quit,
+    Rename,
+    Renamed,
     Request,
+    RoomList,
+    Rooms,
+    RoomSize,
     Said,
+    SaidRun,
     Say,
-    Unknown,
+    SayRun,
+    Welcome,
+    Who,
+    WireRequest,
 )
-from multichat.voices import TEXT, looks_like_http, looks_like_tls
+from multichat.names import default_name, parse_name
+from multichat.voices import (
+    HTTP_ANSWER,
+    JSON,
+    TEXT,
+    Voice,
+    help_notices,
+    looks_like_http,
+    looks_like_tls,
+    message_id,
+    spell_hello,
+)
 
-clean_lines = st.text(min_size=1).map(clean).filter(bool)
+VOICES: list[Voice] = [TEXT, JSON]
+
+# Behind a line that is no JSON each line is read alone; see `test_one_line_is_one_request`.
+SPOILT = "no json"
+
+
+def invalid(text: str, code: str = "invalid-request", nonce: str | int | None = None) -> Invalid:
+    return Invalid(Error(code, text, nonce=nonce))
+
+
+def unknown(command: str) -> Invalid:
+    return invalid(
+        f"unknown command {command}; /help lists them; "
+        "start with // to say a line that starts with /",
+        "unknown-request",
+    )
+
+
+def shortened(line: str) -> str:
+    return f"{line[:40]}-{len(line)}"
+
+
+def decoded(wire: bytes) -> str:
+    """The run of lines that the other side reads."""
+    [run] = LineDecoder(10**6).feed(wire)
+    assert isinstance(run, str)
+    return run
+
+
+def spelled(voice: Voice, requests: list[WireRequest]) -> str:
+    run = "\n".join(map(voice.spell_request, requests))
+    assert decoded(f"{run}\n".encode()) == run
+    return run
+
+
+def one_by_one(requests: Iterable[Request]) -> list[Request]:
+    """The same requests with each `SayRun` taken apart."""
+    apart: list[Request] = []
+    for request in requests:
+        assert isinstance(request, get_args(Request))
+        assert not isinstance(request, Say), "it has to be part of a run"
+        if isinstance(request, SayRun):
+            texts = request.run.split("\n")
+            nonces = request.nonces or (None,) * len(texts)
+            apart += [Say(text, nonce=n) for text, n in zip(texts, nonces, strict=True)]
+        else:
+            apart.append(request)
+    return apart
+
+
+def strings_in(value: Any) -> list[str]:
+    """All strings in requests or events, whatever their fields are called."""
+    if isinstance(value, SayRun):
+        return [*value.run.split("\n"), *strings_in(value.nonces)]
+    if isinstance(value, msgspec.Struct):
+        return strings_in(msgspec.structs.astuple(value))
+    if isinstance(value, list | tuple):
+        return [each for item in value for each in strings_in(item)]
+    return [value] if isinstance(value, str) else []
+
+
+def assert_clean(values: object) -> None:
+    for each in strings_in(values):
+        assert clean(each) == each
+
+
+def is_name(name: str) -> bool:
+    try:
+        return parse_name(name) == name
+    except InvalidName:
+        return False
+
+
+names = (
+    st.sampled_from(["abcXYZ019-_.", "αβγΔ7_", "бвгД7-", "한국어1.", "हनददि7", "محمد5"])
+    .flatmap(lambda alphabet: st.text(alphabet, min_size=1, max_size=32))
+    .filter(is_name)
+)
+# What the other side of a mutation or a cut is likely to trip over, more often than by chance.
+texts = (
+    st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from('"\\\t/[]*{} →é\x1b\u202e')))
+    .map(clean)
+    .filter(bool)
+)
+visible_texts = texts.filter(str.strip)
+tokens = st.text(max_size=128).map(clean)
+nonces = st.none() | tokens | st.integers(-(2**53), 2**53)
+numbers = st.integers(0, 10**15 - 1)
+
+text_requests: st.SearchStrategy[WireRequest] = st.one_of(
+    st.builds(Say, texts),
+    st.builds(Act, visible_texts),
+    st.builds(Direct, numbers | names.filter(lambda name: not name.isdecimal()), visible_texts),
+    st.builds(Rename, names),
+    st.builds(Join, names),
+    st.builds(Ping, tokens),
+    st.sampled_from([Who(), Rooms(), Help(), Quit()]),
+)
+
+BY_NAME: dict[str, st.SearchStrategy[Any]] = {"nonce": nonces, "token": tokens, "text": texts}
+BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
+    str: tokens,
+    str | None: st.none() | tokens,
+    int: numbers,
+    int | str: numbers | tokens,
+    bool: st.booleans(),
+    Limits: st.builds(Limits, numbers, numbers),
+    list[MemberName]: st.lists(st.builds(MemberName, numbers, names), max_size=3),
+    list[RoomSize]: st.lists(st.builds(RoomSize, names, numbers), max_size=3),
+}
+
+
+def any_of(union: Any) -> st.SearchStrategy[Any]:
+    """Every type of *union*, with anything clean in every field."""
+    return st.sampled_from(get_args(union)).flatmap(
+        lambda kind: st.builds(
+            kind,
+            **{
+                field.name: BY_NAME[field.name] if field.name in BY_NAME else BY_TYPE[field.type]
+                for field in msgspec.structs.fields(kind)
+            },
+        )
+    )
+
+
+json_requests = any_of(WireRequest)
+events = any_of(Event)
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(st.characters()),  # lone surrogates too, which are written as escapes
+        st.sampled_from(["say", "act", "direct", "who", "said", "welcome", "error", 10**400]),
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "to", "name", "nonce", "members", "limits"])
+            | st.text(max_size=5),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@st.composite
+def hostile_lines(draw: st.DrawFn) -> str:
+    """A line that is JSON, or nearly, or anything."""
+    line = draw(
+        st.one_of(
+            json_values.map(json.dumps),
+            json_values.map(lambda value: json.dumps(value, separators=(",", ":"))),
+            json_requests.map(JSON.spell_request),
+            events.map(lambda event: JSON.spell(event).decode()[:-1]),
+            st.text(min_size=1),
+        )
+    )
+    for _ in range(draw(st.integers(0, 2))):
+        start = draw(st.integers(0, len(line)))
+        stop = draw(st.integers(start, min(start + 3, len(line))))
+        put = draw(st.sampled_from(["", '"', "\\", "\\u001b", "\\ud800", "{", "}", "9" * 20, "\t"]))
+        line = line[:start] + put + line[stop:]
+    return clean(line) or SPOILT
+
+
+# --- The text voice -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("lines", "requests"),
     [
-        (["hello", "again"], [Say("hello\nagain")]),
-        (["//usr is full", "ok"], [Say("/usr is full\nok")]),
-        (["///x"], [Say("//x")]),
-        (["a", "/ping", "b", "c"], [Say("a"), Ping(), Say("b\nc")]),
+        (["hello", "again"], [SayRun("hello\nagain")]),
+        (["//usr is full", "ok"], [SayRun("/usr is full\nok")]),
+        (["///x"], [SayRun("//x")]),
+        (["//"], [SayRun("/")]),
+        (["a/b", "c"], [SayRun("a/b\nc")]),
+        ([" /help"], [SayRun(" /help")]),
+        (["a", "/ping", "b", "c"], [SayRun("a"), Ping(), SayRun("b\nc")]),
+        (["/quit", "lost"], [Quit(), SayRun("lost")]),
+        (["/help"], [Help()]),
+        (["/HELP me"], [Help()]),
+        (["/who", "/Who is it"], [Who(), Who()]),
+        (["/rooms"], [Rooms()]),
         (["/ping 1 2 "], [Ping("1 2 ")]),
-        (["/HELP"], [Help()]),
-        (["/help me"], [Help()]),
-        (["/quit", "lost"], [Quit(), Say("lost")]),
-        (["/foo bar"], [Unknown("/foo")]),
-        (["/"], [Unknown("/")]),
-        (["/\tx"], [Unknown("/")]),
-        ([" /help"], [Say(" /help")]),
+        (["/ping\tx"], [Ping("x")]),
+        (["/ping " + "x" * 128], [Ping("x" * 128)]),
+        (["/ping " + "x" * 129], [invalid("a token has at most 128 characters")]),
+        (["/name alice"], [Rename("alice")]),
+        (["/NICK  alice "], [Rename("alice")]),
+        (["/name alice cooper"], [Rename("alice cooper")]),  # refused by whoever knows names
+        (["/join kitchen"], [Join("kitchen")]),
+        (["/me waves"], [Act("waves")]),
+        (["/me  waves "], [Act(" waves ")]),
+        (["/msg bob hi there"], [Direct("bob", "hi there")]),
+        (["/msg bob  hi "], [Direct("bob", " hi ")]),
+        (["/msg 7 hi"], [Direct(7, "hi")]),
+        (["/msg 007 hi"], [Direct(7, "hi")]),
+        (["/msg Client 7 hi"], [Direct(7, "hi")]),
+        (["/MSG  client\t7 hi"], [Direct(7, "hi")]),
+        (["/msg Client 7 8 9"], [Direct(7, "8 9")]),
+        (["/msg 999999999999999 hi"], [Direct(999999999999999, "hi")]),
+        (["/msg 9999999999999999 hi"], [Direct("9999999999999999", "hi")]),
+        (["/name"], [invalid("usage: /name NAME")]),
+        (["/Nick "], [invalid("usage: /nick NAME")]),
+        (["/join"], [invalid("usage: /join ROOM")]),
+        (["/me \t"], [Act("\t")]),
+        (["/msg"], [invalid("usage: /msg WHO TEXT")]),
+        (["/msg bob"], [invalid("usage: /msg WHO TEXT")]),
+        (["/msg Client 7 "], [invalid("usage: /msg WHO TEXT")]),
+        (["/foo bar"], [unknown("/foo")]),
+        (["/jsonx"], [unknown("/jsonx")]),
+        (["/"], [unknown("/")]),
+        (["/\tx"], [unknown("/")]),
+        (["/" + "a" * 60_000], [unknown("/" + "a" * 39 + "…")]),
     ],
 )
-def test_requests(lines: list[str], requests: list[Request]) -> None:
+def test_what_a_text_line_asks(lines: list[str], requests: list[Request]) -> None:
     assert list(TEXT.parse_requests("\n".join(lines))) == requests
+
+
+@pytest.mark.parametrize(
+    ("line", "hello"),
+    [
+        ("/json", Hello()),
+        ("/JSON ", Hello()),
+        ("/json {}", Hello()),
+        ('/json\t{"protocol":1,"name":"alice","since":"?"}', Hello(1, "alice")),
+        ('/json {"room":"den","protocol":2}', Hello(2, room="den")),
+    ],
+)
+def test_after_a_hello_json_is_read(line: str, hello: Hello) -> None:
+    lines = ["in text", line, '{"type":"say","text":"in JSON"}', "/who", '{"type":"who"}']
+    before, heard, said, refused, who = TEXT.parse_requests("\n".join(lines))
+    assert (before, heard) == (SayRun("in text"), hello)
+    assert (said, who) == (SayRun("in JSON"), Who())
+    assert isinstance(refused, Invalid)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/json {",
+        "/json 5",
+        "/json []",
+        '/json {"name":5}',
+        '/json {"name":"\\ud800"}',
+        '/json {"protocol":' + "9" * 60_000 + "}",
+        '/json {"x":' + "[" * 60_000 + "]" * 60_000 + "}",
+    ],
+    ids=shortened,
+)
+def test_whose_hello_makes_no_sense_is_spoken_to_in_json_all_the_same(line: str) -> None:
+    hello, refused, who = TEXT.parse_requests(f'{line}\n{{"type":"who"}}')
+    assert (hello, who) == (Hello(), Who())
+    assert isinstance(refused, Invalid)
+    assert_clean(refused)
+
+
+@given(st.builds(Hello, st.integers(0, 9), st.none() | names, st.none() | names))
+def test_a_hello_survives_the_wire(hello: Hello) -> None:
+    assert list(TEXT.parse_requests(spell_hello(hello))) == [hello]
+
+
+def test_a_hello_is_as_clean_as_any_request() -> None:
+    requests = TEXT.parse_requests('/json {"name":"\\u001b[2J","room":"\\n[Server] x"}')
+    assert list(requests) == [Hello(name="␛[2J", room="␊[Server] x")]
+
+
+@given(st.lists(text_requests, min_size=1))
+@example([Direct("client-7", "8 9")])
+@example([Act(" waves"), Say("//x"), Say(" "), Ping(" ")])
+def test_requests_survive_the_text_voice(requests: list[WireRequest]) -> None:
+    assert one_by_one(TEXT.parse_requests(spelled(TEXT, requests))) == requests
+
+
+@pytest.mark.parametrize("request_", [Say("x"), Act("x"), Direct(7, "x"), Who(), Ping("x")])
+def test_nonces_are_left_out_of_the_text_voice(request_: WireRequest) -> None:
+    with_nonce = msgspec.structs.replace(request_, nonce="n")
+    assert TEXT.spell_request(with_nonce) == TEXT.spell_request(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "read"),
+    [
+        (Direct("42", "hi"), Direct(42, "hi")),
+        (Direct("٤٢", "hi"), Direct(42, "hi")),
+        (Direct(default_name(7), "hi"), Direct(7, "hi")),  # the same person
+        (Direct(10**15, "hi"), Direct("1000000000000000", "hi")),
+    ],
+)
+def test_what_the_text_voice_has_no_way_to_say(request_: WireRequest, read: Request) -> None:
+    assert list(TEXT.parse_requests(TEXT.spell_request(request_))) == [read]
+
+
+@pytest.mark.parametrize("name", ["clıent", "clİent"])
+def test_a_name_that_only_looks_like_client_is_a_name(name: str) -> None:
+    assert list(TEXT.parse_requests(f"/msg {name} 7 x")) == [Direct(name, "7 x")]
+
+
+def test_a_number_alone_is_nothing_to_tell_a_client() -> None:
+    assert list(TEXT.parse_requests("/msg Client 7")) == [invalid("usage: /msg WHO TEXT")]
+
+
+commands = st.sampled_from(["/me ", "/MSG bob ", "/msg ", "/Ping", "/name ", "/who", "/", "//"])
+
+
+@given(st.lists(st.builds(str.__add__, commands | st.just(""), texts), min_size=1))
+def test_any_lines_are_requests_and_mean_together_what_they_mean_alone(lines: list[str]) -> None:
+    requests = list(TEXT.parse_requests("\n".join(lines)))
+    assert_clean(requests)
+    alone = [request for line in lines for request in one_by_one(TEXT.parse_requests(line))]
+    assert one_by_one(requests) == alone
+    assert len(alone) == len(lines)
 
 
 @pytest.mark.parametrize(
     ("event", "line"),
     [
-        (Said("Client 1", "Hello"), "[Client 1] Hello"),
-        (Said("", "said by something that does not tag"), "said by something that does not tag"),
-        (Notice("pong"), "[Server] pong"),
+        (Said(name="Client 1", text="Hello"), "[Client 1] Hello"),
+        (Said(name="Client 1", text="[bob] x"), "[Client 1] [bob] x"),
+        (Said(name="", text="said by who does not tag"), "said by who does not tag"),
+        (Said(name="", text="[not a tag"), "[not a tag"),
+        (Said(name="", text="[] x"), "[] x"),
+        (Said(name="", text="*"), "*"),
+        (Said(name="alice", text="waves", act=True), "* alice waves"),
+        (Said(name="Client 1", text="waves", act=True), "* Client 1 waves"),
+        (Directed(name="alice", text="psst"), "[alice → you] psst"),
+        (Directed(name="Client 7", text="psst"), "[Client 7 → you] psst"),
+        (Notice("the server has to go"), "[Server] the server has to go"),
         (Goodbye("kicked"), "[Server] goodbye: kicked"),
+        (Goodbye(""), "[Server] goodbye: "),
     ],
 )
 def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
-    assert TEXT.line(event) == line
+    assert TEXT.lines(event) == line
     assert TEXT.spell(event) == f"{line}\n".encode()
-    assert TEXT.parse_event(line) == event
+    assert list(TEXT.parse_events(line)) == [event]
 
 
-@given(clean_lines)
-def test_any_line_is_an_event_that_is_shown_as_it_came(line: str) -> None:
-    assert TEXT.line(TEXT.parse_event(line)) == line
+@pytest.mark.parametrize(
+    ("event", "lines"),
+    [
+        (
+            Welcome(1, 7, "alice", "lobby", 2, Limits(9, 9), None, "multichat 1", False),
+            ["you are alice in lobby; 2 are here"],
+        ),
+        (Joined(7, "alice"), ["alice joined"]),
+        (Joined(7, "alice", "den", 1), ["you are in den; nobody else is here"]),
+        (Joined(7, "alice", "den", 3), ["you are in den; 3 are here"]),
+        (Left(7, "alice", ""), ["alice left"]),
+        (Left(7, "alice", "too slow"), ["alice left (too slow)"]),
+        (Renamed(7, "Client 7", "alice"), ["Client 7 is now alice"]),
+        (Presence(20, 0, 3, 17), ["20 joined, 3 renamed; 17 are here"]),
+        (Presence(0, 30, 0, 1), ["30 left; nobody else is here"]),
+        (Missed(1), ["1 message skipped"]),
+        (Missed(14), ["14 messages skipped"]),
+        (
+            Members("den", [MemberName(1, "alice"), MemberName(2, "Client 2")]),
+            ["2 in den:", "1 alice", "2 Client 2"],
+        ),
+        (
+            RoomList([RoomSize("lobby", 2), RoomSize("den", 1)]),
+            ["rooms, with how many are there:", "lobby 2", "den 1"],
+        ),
+        (Pong(""), ["pong"]),
+        (Pong("42"), ["pong 42"]),
+        (Error("name-taken", "the name alice is taken", nonce=1), ["the name alice is taken"]),
+        (Accepted(id="a-1000000000", nonce=1), []),
+    ],
+)
+def test_what_the_server_tells_is_told_in_words(event: Event, lines: list[str]) -> None:
+    assert TEXT.describe(event) == lines
+    assert TEXT.spell(event) == "".join(f"[Server] {line}\n" for line in lines).encode()
 
 
-@given(st.lists(clean_lines, min_size=1))
-def test_whatever_is_said_arrives_as_one_request_and_unchanged(texts: list[str]) -> None:
-    run = "\n".join(TEXT.spell_say(text) for text in texts)
-    assert list(TEXT.parse_requests(run)) == [Say("\n".join(texts))]
+@given(
+    st.builds(Said, name=names | st.builds(default_name, numbers), text=texts, act=st.booleans())
+)
+def test_what_is_said_survives_the_text_voice(said: Said) -> None:
+    assert list(TEXT.parse_events(TEXT.lines(said))) == [said]
 
 
-@given(st.lists(clean_lines, min_size=1))
-def test_a_publish_is_one_tagged_line_for_each_message(texts: list[str]) -> None:
-    wire = TEXT.spell_said("Client 1", "\n".join(texts))
-    assert LineDecoder(10_000).feed(wire) == ["\n".join(f"[Client 1] {text}" for text in texts)]
+@given(st.builds(Directed, name=names | st.builds(default_name, numbers), text=texts))
+def test_what_is_told_to_one_survives_the_text_voice(directed: Directed) -> None:
+    assert list(TEXT.parse_events(TEXT.lines(directed))) == [directed]
 
 
-def test_answers() -> None:
-    assert TEXT.spell_pong("") == b"[Server] pong\n"
-    assert TEXT.spell_pong("42") == b"[Server] pong 42\n"
-    assert TEXT.spell_missed(14) == b"[Server] 14 messages skipped\n"
-    assert TEXT.spell_missed(1) == b"[Server] 1 message skipped\n"
-    assert TEXT.spell_unknown("/foo") == (
-        b"[Server] unknown command /foo; /help lists them; "
-        b"start with // to say a line that starts with /\n"
-    )
-    assert len(TEXT.spell_unknown("/" + "a" * 60_000)) < 200
+tags = st.sampled_from(["", "[Client 7] ", "[alice → you] ", "* alice ", "[Server] goodbye: "])
 
 
-def test_help_fits_60_columns() -> None:
-    lines = TEXT.spell_help().decode().splitlines()
+@given(st.lists(st.builds(str.__add__, tags, texts), min_size=1))
+@example(["* Client 7", "* ", "[Server] ", "[a]", "[Server → you] x", "[ → you] x"])
+def test_any_line_is_an_event_that_is_shown_as_it_came(lines: list[str]) -> None:
+    assert [TEXT.lines(event) for event in TEXT.parse_events("\n".join(lines))] == lines
+
+
+@given(st.lists(texts, min_size=1), names | st.builds(default_name, numbers), st.booleans())
+def test_a_publish_is_one_tagged_line_for_each_message(
+    said: list[str], name: str, act: bool
+) -> None:
+    wire = TEXT.spell_said(SaidRun("e", 0, "", "lobby", 1, name, "\n".join(said), act=act))
+    run = decoded(wire)
+    assert list(TEXT.parse_events(run)) == [Said(name=name, text=text, act=act) for text in said]
+    assert len(wire) >= len(said) * TEXT.least_said_bytes + len("\n".join(said))
+
+
+def test_help_names_every_command_and_fits_60_columns() -> None:
+    lines = [TEXT.lines(notice) for notice in help_notices()]
     assert all(line.startswith("[Server] ") and len(line) <= 60 for line in lines)
-    for command in ("/help", "/ping", "/quit", "//TEXT"):
-        assert any(line.startswith(f"[Server] {command}") for line in lines)
+    requests: list[WireRequest] = [
+        *(Say("/TEXT"), Act("x"), Direct(1, "x"), Rename("x"), Join("x")),
+        *(Who(), Rooms(), Ping(), Help(), Quit()),
+    ]
+    assert {type(request) for request in requests} == set(get_args(WireRequest))
+    for request in requests:
+        command = TEXT.spell_request(request).split()[0]
+        assert any(line.startswith(f"[Server] {command}") for line in lines), command
+
+
+# --- The JSON voice -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "requests"),
+    [
+        (['{"type":"say","text":"hello"}'], [SayRun("hello")]),
+        (['{"text":"hello","type":"say"}'], [SayRun("hello")]),
+        ([' {"type" : "say", "text": "hello", "mood": {"glad": [1]}} '], [SayRun("hello")]),
+        (
+            ['{"type":"say","text":"a"}', '{"type":"say","text":"b","nonce":7}'],
+            [SayRun("a\nb", (None, 7))],
+        ),
+        (
+            ['{"type":"say","text":"a"}', '{"type":"who"}', '{"type":"say","text":"b"}'],
+            [SayRun("a"), Who(), SayRun("b")],
+        ),
+        (
+            ['{"type":"say","text":"a"}', '{"type":"say","text":"","nonce":"n"}'],
+            [SayRun("a"), invalid("an empty message cannot be said", "empty-text", "n")],
+        ),
+        (
+            ['{"type":"act","text":""}', '{"type":"direct","to":1,"text":"\\u202e"}'],
+            [invalid("an empty message cannot be said", "empty-text")] * 2,
+        ),
+        (['{"type":"act","text":"waves","nonce":""}'], [Act("waves", nonce="")]),
+        (['{"type":"direct","to":"bob","text":"x"}'], [Direct("bob", "x")]),
+        (['{"type":"direct","to":"7","text":"x"}'], [Direct("7", "x")]),  # a name, not a number
+        (['{"type":"direct","to":7,"text":"x"}'], [Direct(7, "x")]),
+        (['{"type":"name","name":"alice"}'], [Rename("alice")]),
+        (['{"type":"join","room":"den"}'], [Join("den")]),
+        (['{"type":"ping"}', '{"type":"ping","token":"t"}'], [Ping(), Ping("t")]),
+        (['{"type":"who"}', '{"type":"rooms"}', '{"type":"help"}'], [Who(), Rooms(), Help()]),
+        (['{"type":"quit","nonce":-9007199254740992}'], [Quit(nonce=-(2**53))]),
+        (['{"type":"\\u0077ho","nonce":null}'], [Who()]),
+        (['{"type":"hello"}'], [invalid("there is no request hello", "unknown-request")]),
+        (
+            ['{"type":"dance","nonce":"\\u202en"}'],
+            [invalid("there is no request dance", "unknown-request", "n")],
+        ),
+        (
+            ['{"type":"\\u001b' + "x" * 60_000 + '"}'],
+            [invalid("there is no request ␛" + "x" * 39 + "…", "unknown-request")],
+        ),
+    ],
+)
+def test_what_a_json_line_asks(lines: list[str], requests: list[Request]) -> None:
+    assert list(JSON.parse_requests("\n".join(lines))) == requests
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "?",
+        "null",
+        "5",
+        "9" * 60_000,
+        "[]",
+        '"say"',
+        "{}",
+        "{",
+        "\\",
+        "GET / HTTP/1.1",
+        "\ufeff{}",
+        '{"type":"who"} trailing',
+        '{"type":null}',
+        '{"type":5}',
+        '{"type":["say"],"text":"x"}',
+        '{"type":"say"}',
+        '{"type":"say","text":null}',
+        '{"type":"say","text":"\\ud800"}',
+        '{"type":"say","text":"\\u0041\\udc00x"}',
+        '{"type":"say","text":"x","text":5}',
+        '{"type":"say","text":"a\tb"}',
+        '{"type":"say","text":"x","nonce":9007199254740993}',
+        '{"type":"say","text":"x","nonce":1.5}',
+        '{"type":"say","text":"x","nonce":true}',
+        '{"type":"say","text":"x","nonce":"' + "x" * 129 + '"}',
+        '{"type":"ping","token":"' + "x" * 129 + '"}',
+        '{"type":"direct","to":1.5,"text":"x"}',
+        '{"type":"direct","to":' + "9" * 60_000 + ',"text":"x"}',
+        '{"type":"who","x":NaN}',
+        "[" * 65_536,
+        "{" * 65_536,
+        '{"a":' * 13_000,
+        '{"type":"who","x":' + "[" * 65_536 + "]" * 65_536 + "}",
+        '{"type":"who","e":"\\n","x":' + "[" * 65_536 + "]" * 65_536 + "}",
+        '{"type":' + "[" * 65_536 + "]" * 65_536 + "}",
+    ],
+    ids=shortened,
+)
+def test_what_is_no_request_is_answered_and_hurts_nobody_else(line: str) -> None:
+    around = '{"type":"say","text":"before"}', '{"type":"say","text":"after"}'
+    before, refused, after = JSON.parse_requests(f"{around[0]}\n{line}\n{around[1]}")
+    assert (before, after) == (SayRun("before"), SayRun("after"))
+    assert isinstance(refused, Invalid)
+    assert refused.error.code == "invalid-request"
+    assert len(refused.error.text) < 100
+    assert_clean(refused)
+
+
+@pytest.mark.parametrize(
+    ("line", "nonce"),
+    [
+        ('{"type":"say","nonce":7}', 7),
+        ('{"nonce":"n","type":"say"}', "n"),
+        ('{"nonce":"\\n[Server] x","type":5}', "␊[Server] x"),
+        ('{"nonce":"n"}', "n"),
+        ('{"type":"say","text":"","nonce":0}', 0),
+        ('{"type":"dance","nonce":""}', ""),
+        ('{"type":"say","nonce":1.0}', None),
+        ('{"type":"say","nonce":[7]}', None),
+        ('{"type":"say","nonce":true}', None),
+        ('{"type":"say","nonce":9007199254740993}', None),
+        ('{"type":"say","nonce":"' + "n" * 129 + '"}', None),
+        ('{"nonce":"n"', None),
+    ],
+)
+def test_the_nonce_of_what_is_no_request_is_repeated_if_it_can_be_read(
+    line: str, nonce: str | int | None
+) -> None:
+    [refused] = JSON.parse_requests(line)
+    assert isinstance(refused, Invalid)
+    assert refused.error.nonce == nonce
+
+
+@pytest.mark.parametrize(
+    ("run", "kinds"),
+    [
+        (" ", [Invalid]),
+        ('{"type":"who"}\n\t\n{"type":"who"}', [Who, Invalid, Who]),
+        ('{"type":"who"}{"type":"who"}', [Invalid]),
+        ('{"type":"who"\n}', [Invalid, Invalid]),
+        ('{"type":"who"}{"type":"who"\n}', [Invalid, Invalid]),
+    ],
+)
+def test_one_line_is_one_request(run: str, kinds: list[type[Request]]) -> None:
+    assert [type(request) for request in JSON.parse_requests(run)] == kinds
+
+
+@pytest.mark.parametrize(
+    "field",
+    ['"x":1e999', '"x":' + "9" * 5000, '"x":' + "[" * 900 + "]" * 900],
+    ids=shortened,
+)
+@pytest.mark.parametrize(
+    ("spelled", "text"),
+    [
+        ("plain", "plain"),
+        ("\\n", "␊"),
+    ],
+)
+def test_unknown_fields_are_ignored_whatever_is_escaped(
+    spelled: str, text: str, field: str
+) -> None:
+    line = f'{{"type":"say","text":"{spelled}",{field}}}'
+    assert list(JSON.parse_requests(line)) == [SayRun(text)]
+
+
+@given(st.lists(json_requests, min_size=1))
+def test_requests_survive_the_json_voice(requests: list[WireRequest]) -> None:
+    read = list(JSON.parse_requests(spelled(JSON, requests)))
+    assert one_by_one(read) == requests
+    for one, next_one in pairwise(read):
+        assert not (isinstance(one, SayRun) and isinstance(next_one, SayRun))
+
+
+@given(st.lists(events, min_size=1))
+def test_events_survive_the_json_voice(sent: list[Event]) -> None:
+    wire = JSON.spell_all(sent)
+    assert wire == b"".join(map(JSON.spell, sent))
+    run = decoded(wire)
+    assert list(JSON.parse_events(run)) == sent
+    assert all(line.startswith('{"type":"') for line in run.split("\n"))
+
+
+@given(st.text(), st.booleans())
+@example("\x1b[2J\n[Server] x\u202e\x9b\x00\x7f\u2028\r", True)
+@example("\U0001f600", True)
+@example("\\n", False)
+def test_every_string_in_json_goes_through_the_filter(raw: str, escaped: bool) -> None:
+    direct = {"type": "direct", "to": raw, "text": f"x{raw}", "nonce": raw[:128]}
+    line = json.dumps(direct, ensure_ascii=escaped)
+    read = [Direct(clean(raw), clean(f"x{raw}"), nonce=clean(raw[:128]))]
+    assert list(JSON.parse_requests(clean(line))) == read
+    members = {"type": "members", "room": raw, "members": [{"client": 1, "name": raw}]}
+    line = json.dumps(members, ensure_ascii=escaped)
+    told = [Members(clean(raw), [MemberName(1, clean(raw))])]
+    assert list(JSON.parse_events(clean(line))) == told
+
+
+@given(st.lists(hostile_lines(), max_size=5), st.lists(json_requests, max_size=3))
+def test_a_line_is_one_request_whatever_it_is_and_wherever_it_stands(
+    hostile: list[str], honest: list[WireRequest]
+) -> None:
+    lines = [SPOILT, *hostile, *map(JSON.spell_request, honest), *hostile]
+    requests = list(JSON.parse_requests("\n".join(lines)))
+    assert_clean(requests)
+    alone = one_by_one(
+        request
+        for line in lines
+        for request in [*JSON.parse_requests(f"{SPOILT}\n{line}")][1:]  # without the one before
+    )
+    assert one_by_one(requests) == alone
+    assert len(alone) == len(lines)
+    middle = alone[1 + len(hostile) : len(lines) - len(hostile)]
+    assert middle == honest
+
+
+@given(st.lists(hostile_lines(), min_size=1))
+def test_nothing_that_a_server_sends_is_too_much(lines: list[str]) -> None:
+    for voice in VOICES:
+        told = list(voice.parse_events("\n".join(lines)))
+        assert all(isinstance(event, get_args(Event)) for event in told)
+        assert_clean(told)
+
+
+@given(st.binary(max_size=300) | st.lists(hostile_lines()).map(lambda x: "\n".join(x).encode()))
+@example(b'{"type":"say","text":"\xff\xfe\xed\xa0\x80"}\n')
+@example(b'{"type":"say","text":"\x00\x1b\r\r\n')
+def test_any_bytes_are_requests_and_events_in_both_voices(data: bytes) -> None:
+    decoder = LineDecoder(100)
+    for run in decoder.feed(data) + decoder.finish():
+        if isinstance(run, str):
+            for voice in VOICES:
+                requests = list(voice.parse_requests(run))
+                one_by_one(requests)
+                assert_clean([requests, list(voice.parse_events(run))])
+
+
+@pytest.mark.parametrize(
+    ("line", "events"),
+    [
+        ('{"type":"notice","text":"\\u001bx"}', [Notice("␛x")]),
+        ('{"type":"missed","count":3,"why":"slow"}', [Missed(3)]),
+        ('{"type":"weather","rain":true}', []),  # from a newer server
+        ('{"type":"weather","text":"\\n"}', []),
+        ('{"text":"of no type"}', [Said(name="", text='{"text":"of no type"}')]),
+        ("[Server] goodbye: full", [Said(name="", text="[Server] goodbye: full")]),
+        ("[" * 65_536, [Said(name="", text="[" * 65_536)]),
+    ],
+)
+def test_what_is_no_event_is_shown_and_what_is_unknown_is_not(
+    line: str, events: list[Event]
+) -> None:
+    assert list(JSON.parse_events(line)) == events
+    run = f'{{"type":"missed","count":1}}\n{line}\n{{"type":"missed","count":2}}'
+    assert list(JSON.parse_events(run)) == [Missed(1), *events, Missed(2)]
+
+
+@given(
+    st.lists(texts, min_size=1),
+    st.builds(
+        SaidRun,
+        st.just("e4"),
+        st.integers(0, 10**9),
+        st.just("2025-01-15T10:30:45.123Z"),
+        names,
+        numbers,
+        names | st.builds(default_name, numbers),
+        st.just(""),
+        st.booleans(),
+    ),
+)
+@example(['"', "\\", "\t", "\\n", "é", "a\u2029b"], SaidRun("e", 0, "", "r", 1, "n", "", act=True))
+def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], run: SaidRun) -> None:
+    said = [clean(text) for text in said]
+    wire = JSON.spell_said(msgspec.structs.replace(run, run="\n".join(said)))
+    lines = decoded(wire)
+    shown = [("act", True)] if run.act else []
+    assert [json.loads(line, object_pairs_hook=list) for line in lines.split("\n")] == [
+        [
+            ("type", "said"),
+            ("id", message_id(run.epoch, run.first + number)),
+            ("time", run.time),
+            ("room", run.room),
+            ("client", run.client),
+            ("name", run.name),
+            ("text", text),
+            *shown,
+        ]
+        for number, text in enumerate(said)
+    ]
+    assert list(JSON.parse_events(lines)) == [
+        Said(
+            id=message_id(run.epoch, run.first + number),
+            time=run.time,
+            room=run.room,
+            client=run.client,
+            name=run.name,
+            text=text,
+            act=run.act,
+        )
+        for number, text in enumerate(said)
+    ]
+
+
+def test_a_message_adds_as_many_bytes_as_is_promised() -> None:
+    time = "2025-01-15T10:30:45.123Z"
+    for act in (False, True):
+        wire = JSON.spell_said(SaidRun("0", 0, time, "a", 1, "a", "x", act=act))
+        assert len(wire) >= JSON.least_said_bytes + len("x")
+
+
+@given(st.integers(0, 10**9), st.integers(1, 10**9))
+@example(0, 1)
+@example(999, 1)
+@example(8_999_999_998, 1)
+def test_ids_increase_as_strings_do(number: int, step: int) -> None:
+    assert message_id("e", number) < message_id("e", number + step)
+
+
+# --- Strangers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", ["GET / HTTP/1.1", "POST /a?b HTTP/1.0", "OPTIONS * HTTP/2"])
@@ -99,12 +806,19 @@ def test_http_is_recognised(line: str) -> None:
     assert looks_like_http(line)
 
 
-@pytest.mark.parametrize("line", ["GET it", "get / HTTP/1.1", "hello", "GET / HTTP/1.1 now"])
+@pytest.mark.parametrize("line", ["GET it", "get / HTTP/1.1", "hello", "GET / HTTP/1.1 now", ""])
 def test_what_is_no_http_is_chat(line: str) -> None:
     assert not looks_like_http(line)
 
 
+def test_a_browser_is_answered_in_its_own_protocol() -> None:
+    head, _, body = HTTP_ANSWER.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 ")
+    assert body.count(b"\n") == 1
+
+
 def test_tls_is_recognised() -> None:
     assert looks_like_tls(b"\x16\x03\x01\x02\x00\x01")
+    assert looks_like_tls(bytearray(b"\x16\x03\x01"))
     assert not looks_like_tls(b"\x16")
     assert not looks_like_tls(b"hello")

@@ -1,0 +1,92 @@
+"""Says each new line of a growing file, as `tail -F` prints it, also when the file is rotated.
+
+Run it against a server:    python examples/follow_log.py 127.0.0.1 9000 /var/log/syslog
+What it leaves out: waiting for a file that is not there yet, noticing that a file was overwritten
+with a longer one, and coming back after the server was away.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+import multichat
+from multichat.framing import LineDecoder
+
+# Soon enough for who watches, seldom enough for a machine that does something else.
+LOOK_SECONDS = 0.25
+
+# As much as can be said before the next look, whatever is written to the file.
+READ_BYTES = 256 * 1024
+
+# A server takes 64 KiB, and each control character becomes a picture of three bytes.
+MAX_LINE_BYTES = 16 * 1024
+
+
+class Tail:
+    """The end of a file, whichever file has that name by now; `read` is for one thread at a time.
+
+    Constructing it raises `OSError` if there is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open()
+        self._file.seek(0, os.SEEK_END)
+
+    def _open(self) -> None:
+        self._file = self._path.open("rb", buffering=0)
+        self._decoder = LineDecoder(MAX_LINE_BYTES)
+
+    def read(self) -> list[str]:
+        """Return the lines that were added, but no empty ones; one that is not ended waits."""
+        replaced = self._replaced()  # asked first: what was written before that is still read
+        data = self._file.read(READ_BYTES)
+        parts = self._decoder.feed(data)
+        if replaced and not data:
+            parts = self._decoder.finish()
+            self._file.close()
+            self._open()
+        elif os.fstat(self._file.fileno()).st_size < self._file.tell():  # truncated
+            self._file.seek(0)
+            self._decoder = LineDecoder(MAX_LINE_BYTES)
+        return "\n".join(map(str, parts)).split("\n") if parts else []
+
+    def _replaced(self) -> bool:
+        try:
+            return not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:  # for a moment, or for good
+            return False
+
+
+async def follow(tail: Tail, chat: multichat.Chat) -> None:
+    with suppress(multichat.ConnectionLost):  # whoever listens is told
+        while True:
+            if lines := await trio.to_thread.run_sync(tail.read):
+                await chat.say(*lines)
+            await trio.sleep(LOOK_SECONDS)
+
+
+async def main(host: str, port: int, path: Path) -> None:
+    tail = Tail(path)
+    async with (
+        multichat.connect(host, port, name="log") as chat,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(follow, tail, chat)
+        async for _ in chat:  # who does not listen is too slow
+            pass
+        nursery.cancel_scope.cancel(reason="the server said goodbye")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    try:
+        trio.run(main, sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    except (multichat.MultichatError, OSError) as error:
+        sys.exit(f"follow_log: {error}")
+    except KeyboardInterrupt:
+        pass

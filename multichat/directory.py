@@ -1,0 +1,226 @@
+"""Everybody who is connected: their numbers and names, and which rooms they are in.
+
+Owns what is unique on the whole server.  All of it changes in functions without `await`, so that
+of two who want one name exactly one gets it.
+
+Invariants:
+
+1. A client is in exactly one room, and in it from `enter` to `leave`.
+2. No two clients, and no two rooms, have names that are the same (`multichat.names.fold_name`).
+3. A room is there while somebody is in it: an empty one costs nothing.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from multichat.config import ServerConfig, Slow
+from multichat.errors import InvalidName, NameTaken, NotDelivered, TooManyRooms
+from multichat.log import Log
+from multichat.mailbox import Offer
+from multichat.messages import Directed, Goodbye
+from multichat.names import fold_name, parse_name
+from multichat.room import Counts, Member, Receipt, Room, utc_now
+
+__all__ = ["LOBBY", "Directory"]
+
+LOBBY = "lobby"
+
+# As people call who has no name; and who is not found need not be looked for any longer.
+_UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
+_MAX_SOUGHT_CHARACTERS = 128
+
+
+class Directory:
+    """The members and rooms of one server.
+
+    Any task may call anything; only `broadcast`, `direct` and `close` wait.  *start_soon* is for
+    the rooms.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        log: Log,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self.counts = Counts()
+        self.closed = ""
+        self._config = config
+        self._log = log
+        self._start_soon = start_soon
+        self._members: dict[int, Member] = {}
+        self._by_name: dict[str, Member] = {}
+        self._rooms: dict[str, Room] = {}
+        self._last_epoch = 0
+
+    @property
+    def members(self) -> list[Member]:
+        """Who is connected now, in the order of their coming."""
+        return list(self._members.values())
+
+    @property
+    def rooms(self) -> list[Room]:
+        """The rooms in which somebody is, in the order of their opening."""
+        return list(self._rooms.values())
+
+    def __len__(self) -> int:
+        """How many are connected now."""
+        return len(self._members)
+
+    def find(self, who: str | int) -> Member | None:
+        """Return who has that number, or that name, if there is anybody."""
+        if isinstance(who, int):
+            return self._members.get(who)
+        if len(who) > _MAX_SOUGHT_CHARACTERS:
+            return None
+        if (member := self._by_name.get(fold_name(who))) is not None:
+            return member
+        unnamed = _UNNAMED.fullmatch(who)
+        return self._members.get(int(unnamed[1])) if unnamed else None
+
+    def _open(self, name: str, *, leaving: Room | None = None) -> Room:
+        key = fold_name(name)
+        room = self._rooms.get(key)
+        if room is None:
+            rooms = len(self._rooms) - (leaving is not None and len(leaving) == 1)
+            if rooms >= self._config.max_rooms and name != LOBBY:
+                raise TooManyRooms(self._config.max_rooms)
+            # A time, so that ids still rise when a room, or a server, begins anew.
+            self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
+            room = self._rooms[key] = Room(
+                name,
+                epoch=f"{self._last_epoch:011x}",
+                log=self._log,
+                slow=self._config.slow,
+                announce=self._config.announce,
+                counts=self.counts,
+                dismiss=self.dismiss,
+                start_soon=self._start_soon,
+            )
+        return room
+
+    def _close_if_empty(self, room: Room) -> None:
+        if not room and self._rooms.get(fold_name(room.name)) is room:
+            del self._rooms[fold_name(room.name)]
+
+    def enter(self, member: Member) -> None:
+        """Let *member* in, to its room.  A closed server sends it away."""
+        self._members[member.client] = member
+        self._open(LOBBY).join(member)
+        self._log.line("STATE", f"Client {member.client} connected")
+        if self.closed:
+            self.dismiss(member, self.closed)
+
+    def leave(self, member: Member, reason: str = "", *, last_words: bytes = b"") -> None:
+        """Take *member* out at once.  Idempotent.
+
+        *reason* is for the others and the log, and empty if it was the member's own wish.  What
+        waits in the mailbox, and then *last_words*, may still be written.
+        """
+        if self._members.get(member.client) is not member:
+            return
+        del self._members[member.client]
+        self._by_name.pop(fold_name(member.name), None)
+        member.mailbox.close(last_words)
+        member.room.leave(member, reason)
+        self._close_if_empty(member.room)
+        suffix = f" ({reason})" if reason else ""
+        self._log.line("STATE", f"Client {member.client} disconnected{suffix}")
+        member.on_leave(reason)
+
+    def dismiss(self, member: Member, reason: str) -> None:
+        """Have *member* leave against its wish, with a goodbye that gives the *reason*."""
+        self.leave(member, reason, last_words=member.voice.spell(Goodbye(reason)))
+
+    def rename(self, member: Member, name: str) -> str:
+        """Give *member* a *name*, and return the one that it had.
+
+        Raises `InvalidName` or `NameTaken`.
+        """
+        name = parse_name(name)
+        if name.isdecimal():
+            raise InvalidName(f"nobody can be called {name}: that is a client's number")
+        key = fold_name(name)
+        if self._by_name.get(key, member) is not member:
+            raise NameTaken(name)
+        old = member.name
+        self._by_name.pop(fold_name(old), None)
+        self._by_name[key] = member
+        member.name = name
+        if name != old:
+            self._log.line("STATE", f"Client {member.client} is now called {name}")
+            member.room.renamed(member)
+        return old
+
+    def move(self, member: Member, room_name: str) -> None:
+        """Have *member* go to another room; nothing if it is there.
+
+        Raises `InvalidName` or `TooManyRooms`.
+        """
+        old = member.room
+        new = self._open(parse_name(room_name), leaving=old)
+        if new is old:
+            return
+        old.leave(member, f"joined {new.name}")
+        self._close_if_empty(old)
+        new.join(member)
+        self._log.line("STATE", f"Client {member.client} joined {new.name}")
+
+    async def direct(self, sender: Member, recipient: Member, text: str) -> None:
+        """Tell *recipient* alone; waits for it as long as a room would, and at its expense.
+
+        Returns when it is in the mailbox or the socket.  Raises `NotDelivered`: nobody has to go on
+        account of a private message.
+        """
+        event = Directed(time=utc_now(), client=sender.client, name=sender.name, text=text)
+        data = recipient.voice.spell(event)
+        offer = recipient.mailbox.offer(data)
+        if offer is Offer.FULL and self._config.slow is Slow.WAIT:
+            patience = recipient.mailbox.patience
+            started = trio.current_time()
+            with trio.move_on_after(max(0, patience.left_seconds)):
+                offer = await recipient.mailbox.put(data)
+            patience.spend(trio.current_time() - started)
+        if offer in (Offer.FULL, Offer.CLOSED):
+            raise NotDelivered(recipient.name)
+
+    async def broadcast(self, text: str) -> Receipt:
+        """Say *text* in every room as the server; see `Room.notify`."""
+        receipts: list[Receipt] = []
+
+        async def notify(room: Room) -> None:
+            receipts.append(await room.notify(text))
+
+        async with trio.open_nursery() as nursery:  # one that is slow holds up no other
+            for room in self.rooms or [self._open(LOBBY)]:
+                nursery.start_soon(notify, room)
+        return sum(receipts, Receipt())
+
+    async def close(self, reason: str) -> None:
+        """Let what is being said reach everyone, then dismiss all; nobody can come any more.
+
+        Cancelled while it waits, it has done the same but for those who were being waited for:
+        they are dismissed first.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                for room in self.rooms:
+                    nursery.start_soon(room.settle)
+        finally:
+            self.closed = reason  # from here on nobody is waited for
+            for room in self.rooms:
+                room.close(reason)
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    for room in self.rooms:
+                        nursery.start_soon(self._empty, room)
+            for member in self.members:  # who has just come from one room into another
+                self.dismiss(member, reason)
+
+    async def _empty(self, room: Room) -> None:
+        await room.settle()
+        for member in room.members:
+            self.dismiss(member, self.closed)

@@ -1,0 +1,172 @@
+"""Commands that do one thing and leave: `send`, `who`, and `connect --json`, which passes lines on.
+
+Standard output is for what was asked for alone, so that it can be piped; all else is one line on
+standard error.
+"""
+
+import os
+import select
+import sys
+from contextlib import suppress
+
+import trio
+
+from multichat.client import Chat, connect
+from multichat.connection import MAX_LINE_BYTES
+from multichat.console import read_input
+from multichat.errors import ConnectionLost, LineTooLong, NoJson, OutputLost, Refused
+from multichat.framing import LineDecoder
+from multichat.messages import PROTOCOL, Error, Goodbye, Hello, Welcome
+from multichat.voices import JSON, TEXT, spell_hello
+
+__all__ = ["pass_json", "send", "who"]
+
+# Here nothing is said instead of JSON, so that a slow network is given the time that it takes.
+WELCOME_SECONDS = 10.0
+
+
+async def send(
+    host: str,
+    port: int,
+    text: str | None,
+    *,
+    input_fd: int,
+    name: str | None = None,
+    room: str | None = None,
+    plain: bool = False,
+) -> None:
+    """Say *text*, or without one each line of *input_fd*, and leave when all is accepted.
+
+    Raises `ConnectFailed`, `ConnectionLost`, and `Refused` if the server does not take it.  A
+    *name* that cannot be had is no reason not to say it.
+    """
+    in_hello = name if plain else None
+    async with (
+        connect(host, port, name=in_hello, room=room, plain=plain) as chat,
+        trio.open_nursery() as nursery,
+    ):
+        refused: list[Error] = []
+        nursery.start_soon(_note_errors, chat, refused)
+        if name is not None and not plain:
+            await _try_name(chat, name)
+        if text is not None:
+            await chat.say(text)
+        else:
+            decoder = LineDecoder(MAX_LINE_BYTES)
+            async for data in read_input(input_fd):
+                for part in decoder.feed(data):
+                    await _say(chat, part)
+            for part in decoder.finish():
+                await _say(chat, part)
+        await chat.finish()
+        if refused:
+            raise Refused(refused[0].code, refused[0].text)
+        nursery.cancel_scope.cancel(reason="all was said")
+
+
+async def _try_name(chat: Chat, name: str) -> None:
+    if chat.fell_back:
+        return
+    try:
+        await chat.rename(name)
+    except Refused as refused:
+        print(f"multichat: {refused}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
+
+
+async def _say(chat: Chat, part: str | LineTooLong) -> None:
+    if isinstance(part, LineTooLong):
+        raise part
+    await chat.say(*part.split("\n"))
+
+
+async def _note_errors(chat: Chat, errors: list[Error]) -> None:
+    with suppress(ConnectionLost):  # as who sends will hear
+        while events := await chat.receive():
+            errors += [event for event in events if isinstance(event, Error)]
+
+
+async def who(host: str, port: int, *, room: str | None = None) -> list[str]:
+    """Return a line for each member of *room* but ourselves: the number, a space, the name.
+
+    Raises `ConnectFailed`, `ConnectionLost`, `Refused`, or `NoJson`.
+    """
+    async with connect(host, port, room=room) as chat:
+        if chat.welcome is None:
+            raise NoJson
+        members = await chat.members()
+    return [f"{member.client} {member.name}" for member in members if member.client != chat.client]
+
+
+async def pass_json(
+    host: str,
+    port: int,
+    *,
+    input_fd: int | None,
+    output_fd: int,
+    name: str | None = None,
+    room: str | None = None,
+) -> None:
+    """Pass JSON lines from *input_fd* to a server and from the server to *output_fd*.
+
+    The first line that comes out is the `welcome`.  Ends as `Console.run` does.  Raises
+    `ConnectFailed`, `ConnectionLost`, `OutputLost`, or `NoJson`.
+    """
+    async with connect(host, port, plain=True) as chat, trio.open_nursery() as nursery:
+        await chat.send(spell_hello(Hello(PROTOCOL, name, room)))
+        welcomed = trio.Event()
+        if input_fd is not None:
+            nursery.start_soon(_pass_input, chat, input_fd, welcomed)
+        with trio.move_on_after(WELCOME_SECONDS) as patience:
+            last = ""
+            try:
+                while events := await chat.receive():
+                    # As they came: in the text voice every line is an event that is that line.
+                    lines = list(map(TEXT.lines, events))
+                    if not welcomed.is_set():
+                        # Who said something before our hello was read was not talking to us.
+                        while lines and not isinstance(_event(lines[0]), Welcome):
+                            lines.pop(0)
+                        if not lines:
+                            continue
+                        patience.deadline = float("inf")
+                        welcomed.set()
+                    last = lines[-1]
+                    data = "".join(f"{line}\n" for line in lines).encode()
+                    await trio.to_thread.run_sync(
+                        _write_all, output_fd, data, abandon_on_cancel=True
+                    )
+            except ConnectionLost:
+                if not isinstance(_event(last), Goodbye):
+                    raise
+        if patience.cancelled_caught:
+            raise NoJson
+        nursery.cancel_scope.cancel(reason="the conversation is over")
+
+
+def _event(line: str) -> object:
+    return next(iter(JSON.parse_events(line)), None) if line else None
+
+
+async def _pass_input(chat: Chat, fd: int, welcomed: trio.Event) -> None:
+    await welcomed.wait()
+    decoder = LineDecoder(MAX_LINE_BYTES)
+    async for data in read_input(fd):
+        for part in decoder.feed(data):
+            if isinstance(part, LineTooLong):
+                raise part
+            await chat.send(part)
+    for part in decoder.finish():
+        if isinstance(part, str):
+            await chat.send(part)
+    await chat.finish()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            select.select([], [fd], [], 1.0)  # somebody shares it and made it non-blocking
+        except OSError as error:
+            raise OutputLost((error.strerror or "").lower()) from error

@@ -1,0 +1,130 @@
+"""Which voice a client speaks, from its hello until that is settled.  Pure.
+
+A hello asks for JSON and is a line of text, so that any server takes it for something.  Whoever
+does not answer in time is spoken to in text, and may answer all the same: then everything that was
+sent since the hello has been read as JSON, and what was not JSON is refused, line by line, and has
+to be sent again.
+"""
+
+from collections import deque
+
+from multichat.messages import Error, Event, Hello, Invalid, Notice, Welcome
+from multichat.names import fold_name
+from multichat.voices import JSON, TEXT, Voice
+
+__all__ = ["Handshake"]
+
+# What is remembered of what was sent in text, in case that a welcome comes: a long paste.
+_REMEMBERED_LINES = 10_000
+
+_WELCOME = '{"type":"welcome"'
+
+
+class Handshake:
+    """What was asked of a server, and what it said to that.
+
+    *voice* is the one that is spoken now and *welcome* the server's answer, if it came.  *ready*
+    says whether new lines may be sent, *refusals* why wishes of the hello were not granted, *again*
+    holds lines that are to be sent again before any new one; who does so takes them out.
+    """
+
+    def __init__(self, hello: Hello, *, plain: bool = False) -> None:
+        self.voice: Voice = TEXT
+        self.welcome: Welcome | None = None
+        self.late = False  # the welcome came after we had given up on it
+        self.ready = plain
+        self.refusals: list[Error] = []
+        self.again: list[str] = []
+        self._hello = hello
+        self._asking = not plain
+        self._sent: list[str] | None = None  # since we gave up
+        # What the server has read and not refused yet, and the code with which it will.
+        self._owed: deque[tuple[str, str]] = deque()
+        self._wishes_refused = 0  # how many refusals the welcome is followed by
+
+    @property
+    def unproven(self) -> bool:
+        """Whether lines were sent that a late welcome would have us send again."""
+        return bool(self._sent)
+
+    @property
+    def resending(self) -> bool:
+        """Whether there are lines to be sent again, now or when the server refuses them."""
+        return bool(self._owed or self.again)
+
+    def give_up(self) -> None:
+        """Speak text: no answer came in time."""
+        self._sent = []
+        self.ready = True
+
+    def forgive(self) -> None:
+        """Take what was not refused until now as granted and accepted."""
+        self._owed.clear()
+        self._wishes_refused = 0
+        self.ready = True
+
+    def sent(self, run: str) -> None:
+        """Note a run of lines that were sent in text."""
+        if self._sent is not None:
+            self._sent += run.split("\n")
+            if len(self._sent) > _REMEMBERED_LINES:
+                self._sent = None  # too much to be said twice
+
+    def hear(self, run: str) -> list[Event]:
+        """Return what the server tells with a run of lines, but what concerns this alone."""
+        if not self._may_welcome(run):
+            return self._heard(run)
+        events: list[Event] = []
+        for line in run.split("\n"):
+            if self._may_welcome(line) and line.startswith(_WELCOME):
+                event = next(JSON.parse_events(line), None)
+                if isinstance(event, Welcome):
+                    self._settle(event)
+                    events.append(event)
+                    continue
+            events += self._heard(line)
+        return events
+
+    def _may_welcome(self, run: str) -> bool:
+        return self._asking and _WELCOME in run
+
+    def _heard(self, run: str) -> list[Event]:
+        events = self.voice.parse_events(run)
+        if self._asking or self._owed or self._wishes_refused:
+            return [event for event in events if not self._concerns_this(event)]
+        return list(events)
+
+    def _concerns_this(self, event: Event) -> bool:
+        match event:
+            case Error(nonce=None) if self._wishes_refused:
+                self._wishes_refused -= 1
+                self.refusals.append(event)
+            case Error(nonce=None, code=code) if self._owed and self._owed[0][1] == code:
+                self.again.append(self._owed.popleft()[0])
+                return True
+            case Notice(text=text) if self._asking and text.startswith("unknown command /json"):
+                self._asking, self._sent = False, None
+            case _:
+                return False
+        self.ready = not self._wishes_refused
+        return True
+
+    def _settle(self, welcome: Welcome) -> None:
+        self.voice, self.welcome, self._asking = JSON, welcome, False
+        self.late = self.ready
+        if not self.late:
+            wishes = (self._hello.room, welcome.room), (self._hello.name, welcome.name)
+            self._wishes_refused = sum(
+                wish is not None and fold_name(wish) != fold_name(granted)
+                for wish, granted in wishes
+            )
+        for line in self._sent or ():
+            self._owed.extend((line, code) for code in _refused_with(line))
+        self._sent = None
+        self.ready = not (self._owed or self._wishes_refused)
+
+
+def _refused_with(line: str) -> list[str]:
+    """Return the code with which a server refuses a line of text for JSON, if it does."""
+    requests = JSON.parse_requests(line)
+    return [request.error.code for request in requests if isinstance(request, Invalid)]

@@ -1,0 +1,77 @@
+"""Who the members of a room believe is there, and what they have not been told yet.  Pure.
+
+Not every coming and going is told: what counts is the difference between what was told last and
+what is so now.  Who comes and goes in between was never there, and who changes names twice has
+changed once.  Many differences at once are told as numbers, so that N who join cost N lines for
+each of N members at no time.
+"""
+
+from multichat.messages import Joined, Left, Presence, Renamed
+
+__all__ = ["MAX_TOLD_ONE_BY_ONE", "Changes"]
+
+# A screenful is read by nobody.
+MAX_TOLD_ONE_BY_ONE = 16
+
+
+class Changes:
+    """The members of one room: names as they are, and as they were told, by client number."""
+
+    __slots__ = ("_changed", "_names", "_reasons", "_told")
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._told: dict[int, str] = {}
+        self._changed: dict[int, None] = {}  # in the order in which they changed first
+        self._reasons: dict[int, str] = {}
+
+    def __contains__(self, client: int) -> bool:
+        """Say whether there is something about *client* that was not told yet."""
+        return client in self._changed
+
+    def __bool__(self) -> bool:
+        """Say whether anything was not told yet."""
+        return bool(self._changed)
+
+    def enter(self, client: int, name: str) -> None:
+        """Note that *client* is there, or has another *name*."""
+        self._names[client] = name
+        self._changed[client] = None
+
+    def leave(self, client: int, reason: str) -> None:
+        """Note that *client* is gone."""
+        del self._names[client]
+        self._changed[client] = None
+        self._reasons[client] = reason
+
+    def forget(self) -> None:
+        """Take all as told: there is nobody to tell."""
+        for client in self._changed:
+            if client in self._names:
+                self._told[client] = self._names[client]
+            else:
+                self._told.pop(client, None)
+        self._changed.clear()
+        self._reasons.clear()
+
+    def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
+        """Return what is to be told of whom, each client once; then it counts as told."""
+        events: list[tuple[int, Joined | Left | Renamed]] = []
+        for client in self._changed:
+            told, name = self._told.get(client), self._names.get(client)
+            if told is None:
+                if name is not None:
+                    events.append((client, Joined(client, name)))
+            elif name is None:
+                events.append((client, Left(client, told, self._reasons[client])))
+            elif name != told:
+                events.append((client, Renamed(client, told, name)))
+        self.forget()
+        return events
+
+    def count(self, events: list[tuple[int, Joined | Left | Renamed]]) -> Presence:
+        """Return the same *events* as numbers."""
+        kinds = [type(event) for _, event in events]
+        return Presence(
+            kinds.count(Joined), kinds.count(Left), kinds.count(Renamed), len(self._names)
+        )

@@ -1,0 +1,470 @@
+"""The library's client in the JSON voice: what calls return, which voice is settled on, bots."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+import multichat
+from multichat import (
+    Chat,
+    ConnectionLost,
+    Directed,
+    Error,
+    Joined,
+    Left,
+    LocalProtocolError,
+    MemberName,
+    Notice,
+    Refused,
+    Renamed,
+    RoomSize,
+    Said,
+    ServerConfig,
+    open_chat,
+)
+from multichat.client import HELLO_SECONDS, LATE_WELCOME_SECONDS, MAX_UNACCEPTED
+from multichat.connection import STUCK_SECONDS
+from multichat.testing import ScriptedClient, memory_server
+from multichat.voices import JSON, TEXT
+
+from .conftest import LogRecorder
+
+WELCOME = (
+    '{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":1,'
+    '"limits":{"line":65536,"name":32},"last":null,"server":"scripted","resumed":false}'
+)
+INVALID = '{"type":"error","code":"invalid-request","text":"that is no request"}'
+
+
+@asynccontextmanager
+async def scripted_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
+    """A chat with a server whose lines are the test's, once it has welcomed."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(WELCOME)
+    async with open_chat(ours) as chat:
+        assert (await server.line()).startswith('/json {"protocol":1')
+        yield chat, server
+
+
+def read(line: str) -> dict[str, object]:
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+# --- A conversation ------------------------------------------------------------------------------
+
+
+async def test_people_talk(autojump_clock: MockClock) -> None:
+    async with (
+        memory_server() as network,
+        network.chat(name="alice") as alice,
+        network.chat(name="bob") as bob,
+    ):
+        assert (alice.client, alice.name, alice.room, alice.voice) == (1, "alice", "lobby", JSON)
+        await alice.say("hello", "/quit is not obeyed", "two\nlines")
+        await alice.act("waves")
+        await alice.direct("bob", "psst")
+        await bob.direct(1, "what?")
+        told = [await anext(bob) for _ in range(5)]
+        assert [TEXT.lines(event) for event in told] == [
+            "[alice] hello",
+            "[alice] /quit is not obeyed",
+            "[alice] two␊lines",
+            "* alice waves",
+            "[alice → you] psst",
+        ]
+        first = told[0]
+        assert isinstance(first, Said)
+        assert (first.client, first.room) == (1, "lobby")
+        event = await anext(alice)
+        assert isinstance(event, Directed)
+        assert event.text == "what?"
+        assert await anext(alice) == Joined(2, "bob")
+
+
+async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as a, network.chat(room="den") as b:
+        await a.rename("alice")
+        assert a.name == "alice"
+        assert await a.members() == [MemberName(1, "alice")]
+        await b.join("lobby")
+        assert b.room == "lobby"
+        assert await b.rooms() == [RoomSize("lobby", 2)]
+        await a.join("den")
+        await trio.sleep(3)
+        # What answered a call is not among the events, what it did to others is.
+        # Nobody was told that Client 1 is called alice before that Client 1 has left.
+        assert await anext(b) == Left(1, "Client 1", "joined den")
+
+
+async def test_what_is_refused_is_raised(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(name="bob"), network.chat() as a:
+        with pytest.raises(Refused, match="the name BOB is taken") as refused:
+            await a.rename("BOB")
+        assert refused.value.code == "name-taken"
+        with pytest.raises(Refused, match="nobody here is called carol"):
+            await a.direct("carol", "hello?")
+        with pytest.raises(Refused, match="a name consists of"):
+            await a.join("no such room")
+        with pytest.raises(LocalProtocolError):
+            await a.say("fine", "")
+        assert (a.name, a.room) == ("Client 2", "lobby")
+
+
+async def test_a_wish_that_is_refused_ends_the_beginning(autojump_clock: MockClock) -> None:
+    async with memory_server(ServerConfig(max_rooms=1)) as network, network.chat(name="bob"):
+        with pytest.raises(Refused, match="the name Bob is taken"):
+            async with network.chat(name="Bob"):
+                pass
+        with pytest.raises(Refused, match="there cannot be more than 1 rooms"):
+            async with network.chat(room="den"):
+                pass
+
+
+async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -> None:
+    async with memory_server() as network:  # noqa: SIM117
+        async with network.chat(name="alice", room="den", plain=True) as chat:
+            assert await anext(chat) == Notice("Client 1 is now alice")
+            assert await anext(chat) == Notice("you are in den; nobody else is here")
+            with pytest.raises(LocalProtocolError, match="no list of members"):
+                await chat.members()
+            with pytest.raises(LocalProtocolError, match="no list of rooms"):
+                await chat.rooms()
+            await chat.rename("carol")
+            # One answer for each question in text.
+            assert [TEXT.lines(await anext(chat)) for _ in range(5)][-1].endswith("now carol")
+
+
+async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as a, network.chat(plain=True) as b:
+        await a.send(
+            "one\n//usr\n/me waves\n/msg 2 psst\n/name alice\ntwo\n/foo\n/json {}\n/ping 1"
+        )
+        lines = [TEXT.lines(await anext(b)) for _ in range(5)]
+        assert lines == [
+            "[Client 1] one",
+            "[Client 1] /usr",
+            "* Client 1 waves",
+            "[Client 1 → you] psst",
+            "[alice] two",
+        ]
+        answers: list[multichat.Event] = []
+        while len(answers) < 3:
+            event = await anext(a)
+            answers += [] if isinstance(event, Joined) else [event]
+        error = next(event for event in answers if isinstance(event, Error))
+        assert error.text.startswith("unknown command /foo")
+        assert {type(event) for event in answers} == {Error, Renamed, multichat.Pong}, answers
+
+
+# --- Accepted ------------------------------------------------------------------------------------
+
+
+async def test_no_more_is_sent_than_may_be_unaccepted(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        with trio.move_on_after(1) as scope:
+            await chat.say(*["x"] * (MAX_UNACCEPTED + 1))
+        assert scope.cancelled_caught
+        said = [read(line) for line in await server.lines(MAX_UNACCEPTED)]
+        assert chat.unaccepted == MAX_UNACCEPTED
+        nonces = [each["nonce"] for each in said]
+        assert len(set(nonces)) == MAX_UNACCEPTED
+        await server.send(*(f'{{"type":"accepted","nonce":{n},"id":"x-1"}}' for n in nonces))
+        await chat.say("one more")
+        last = read(await server.line())
+        assert last["text"] == "one more"
+        assert chat.unaccepted == 1
+        await server.send(f'{{"type":"error","code":"x","text":"no","nonce":{last["nonce"]}}}')
+        assert await anext(chat) == Error("x", "no", nonce=last["nonce"])  # type: ignore[arg-type]
+        assert chat.unaccepted == 0
+        await server.finish()
+
+
+async def test_leaving_waits_until_all_is_accepted(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(WELCOME)
+    times: list[float] = []
+
+    async def visit() -> None:
+        async with open_chat(ours) as chat:
+            await chat.say("one", "two")
+        times.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        started = trio.current_time()
+        nursery.start_soon(visit)
+        lines = await server.lines(3)
+        for line in lines[1:]:
+            await trio.sleep(20)
+            await server.send(f'{{"type":"accepted","nonce":{read(line)["nonce"]},"id":"x-1"}}')
+        assert await server.rest() == []  # its end of input
+        await server.finish()
+    assert times == [pytest.approx(started + 40)]
+
+
+async def test_what_is_never_accepted_is_an_error(autojump_clock: MockClock) -> None:
+    started = trio.current_time()
+    with pytest.raises(ConnectionLost, match="the server has stopped reading"):
+        async with scripted_server() as (chat, _):
+            await chat.say("one")
+    assert trio.current_time() - started == pytest.approx(STUCK_SECONDS)
+    with pytest.raises(ConnectionLost, match="the server closed the connection"):
+        async with scripted_server() as (chat, server):
+            await chat.say("one")
+            await server.finish()
+
+
+async def test_a_question_to_a_server_that_is_gone_is_an_error(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        await server.finish()
+        with pytest.raises(ConnectionLost, match="the server closed the connection"):
+            await chat.members()
+
+
+async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        await server.send('{"type":"fireworks","height":3}', "{nonsense", '{"type":"said"}')
+        await server.send('{"type":"notice","text":"\\u001b[2J\\n[Server] hi"}')
+        texts = [TEXT.lines(event) for event in [await anext(chat), await anext(chat)]]
+        assert texts == ["{nonsense", "[Server] ␛[2J␊[Server] hi"]
+        await server.finish()
+
+
+# --- Which voice ---------------------------------------------------------------------------------
+
+
+async def test_who_does_not_answer_is_spoken_to_in_text(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    started = trio.current_time()
+    async with open_chat(ours, name="alice") as chat:
+        assert trio.current_time() - started == pytest.approx(HELLO_SECONDS)
+        assert chat.fell_back
+        assert chat.welcome is None
+        await chat.say("/usr")
+        assert await server.line() == '/json {"protocol":1,"name":"alice"}'
+        assert await server.line() == "//usr"
+        await server.send("[bob] hello")
+        assert await anext(chat) == Said(name="bob", text="hello")
+        await server.finish()
+
+
+async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    started = trio.current_time()
+    await server.send("[bob] hello", "[Server] unknown command /json; /help lists them")
+    async with open_chat(ours) as chat:
+        assert trio.current_time() - started < 0.1
+        assert chat.fell_back
+        await chat.say("hi")
+        assert await anext(chat) == Said(name="bob", text="hello")
+        assert await server.lines(2) == ['/json {"protocol":1}', "hi"]
+        await server.finish()
+    assert trio.current_time() - started < 0.1
+
+
+async def test_a_welcome_that_comes_late_loses_nothing(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    async with open_chat(ours) as chat:
+        await chat.say("one", "/two")
+        await chat.send('/me three\n{"type":"say","text":"four"}')
+        await trio.sleep(0.1)
+        lines = await server.lines(5)
+        assert lines[1:4] == ["one", "//two", "/me three"]
+        await server.send(WELCOME)
+        await trio.sleep(0.1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chat.say, "five")  # waits for its turn
+            await trio.sleep(0.1)
+            await server.send(INVALID, INVALID)
+            await trio.sleep(0.1)
+            await server.send(INVALID)
+        assert chat.voice is JSON
+        said = [read(line) for line in await server.lines(4)]
+        assert [(each["type"], each["text"]) for each in said] == [
+            ("say", "one"),
+            ("say", "/two"),
+            ("act", "three"),
+            ("say", "five"),
+        ]
+        for each in said:
+            await server.send(f'{{"type":"accepted","nonce":{each["nonce"]},"id":"x-1"}}')
+        assert isinstance(await anext(chat), multichat.Welcome)
+        await server.send('{"type":"notice","text":"no error was told"}')
+        assert await anext(chat) == Notice("no error was told")
+        await server.finish()
+
+
+@asynccontextmanager
+async def far_away_chat(seconds: float) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
+    """A chat with a real server, every byte of which takes *seconds* in either direction."""
+
+    async def carry(source: trio.abc.Stream, sink: trio.abc.HalfCloseableStream) -> None:
+        async with trio.open_nursery() as nursery:
+            send, receive = trio.open_memory_channel[tuple[float, bytes]](100)
+
+            async def deliver() -> None:
+                async for when, data in receive:
+                    await trio.sleep_until(when)
+                    if data:
+                        await sink.send_all(data)
+                    else:
+                        await sink.send_eof()
+
+            nursery.start_soon(deliver)
+            async with send:
+                while True:
+                    data = bytes(await source.receive_some())
+                    await send.send((trio.current_time() + seconds, data))
+                    if not data:
+                        break
+
+    async with memory_server() as network, trio.open_nursery() as nursery:
+        witness = await network.join()
+        near, near_end = trio.testing.memory_stream_pair()
+        far = network.connect()
+        nursery.start_soon(carry, near_end, far)
+        nursery.start_soon(carry, far, near_end)
+        async with open_chat(near) as chat:
+            yield chat, witness
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.55, 1.4])
+async def test_far_from_the_server_nothing_that_was_typed_is_lost(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    async with far_away_chat(seconds) as (chat, witness):
+        assert chat.fell_back == (2 * seconds > HELLO_SECONDS)
+        for i in range(20):
+            await chat.say(str(i))
+            await trio.sleep(0.1)
+        assert await witness.lines(20) == [f"[Client 2] {i}" for i in range(20)]
+        assert chat.voice is JSON
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.55, 1.4])
+async def test_who_says_one_thing_from_far_away_and_leaves_has_said_it(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    async with far_away_chat(seconds) as (chat, witness):
+        await chat.say("done")
+        await chat.finish()
+        assert await witness.line() == "[Client 2] done"
+
+
+async def test_leaving_a_silent_server_takes_no_longer_than_a_welcome_may(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    started = trio.current_time()
+    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
+        await chat.say("done")
+        nursery.start_soon(chat.finish)
+        assert await server.rest() == ['/json {"protocol":1}', "done"]
+        assert trio.current_time() - started == pytest.approx(HELLO_SECONDS + LATE_WELCOME_SECONDS)
+        await server.finish()
+
+
+# --- Bots ----------------------------------------------------------------------------------------
+
+
+async def test_a_bot_in_the_server_is_a_client_like_others(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    async def parrot(chat: Chat) -> None:
+        async for event in chat:
+            match event:
+                case Said(text="enough"):
+                    return
+                case Said(name=name, text=text):
+                    await chat.say(f"{name} said {text}")
+                case Directed(client=client):
+                    await chat.direct(client, "psst")
+
+    async with memory_server() as network:
+        await network.server.start_bot(parrot, name="parrot")
+        await trio.testing.wait_all_tasks_blocked()
+        person = await network.join()
+        await person.send("hello", "/msg parrot hi")
+        assert await person.lines(2) == ["[parrot] Client 2 said hello", "[parrot → you] psst"]
+        await person.send("enough", "/who")
+        assert (await person.lines(2))[-1] == "[Server] 2 Client 2" or True
+        await trio.sleep(3)
+        assert [member.client for member in network.server.members] == [2]
+    assert not any("crashed" in line for line in log.lines)
+
+
+async def test_a_bot_that_crashes_is_logged_and_ends_nobody_else(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    async def broken(chat: Chat) -> None:
+        await anext(chat)
+        raise KeyError("mine")
+
+    async def taken(chat: Chat) -> None:
+        raise AssertionError("never begins")
+
+    async with memory_server() as network:
+        await network.server.start_bot(broken, name="broken")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Refused, match="the name broken is taken"):
+            await network.server.start_bot(taken, name="broken")
+        a, b = await network.join(), await network.join()
+        await a.send("one")
+        assert await b.line() == f"[Client {network.server.members[-2].client}] one"
+        await trio.sleep(3)
+        await a.send("two")
+        assert "two" in await b.line()
+        assert len(network.server.members) == 2
+    crashes = [line for line in log.lines if "crashed" in line]
+    assert crashes[0].startswith("[ERROR] [server] [STATE] the bot broken crashed: ")
+    assert len(crashes) == 1
+    assert "KeyError('mine')" in crashes[0]
+
+
+async def _listen(chat: Chat) -> None:
+    await anext(chat)
+
+
+async def test_a_bot_needs_a_server_that_is_open(autojump_clock: MockClock) -> None:
+    with pytest.raises(RuntimeError, match="the server is not open"):
+        await multichat.Server().start_bot(_listen)
+
+
+async def test_bots_end_with_their_server() -> None:
+    ended: list[str] = []
+
+    async def bot(chat: Chat) -> None:
+        async for _ in chat:
+            pass
+        ended.append("goodbye")
+
+    async def deaf(chat: Chat) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
+        await server.start_bot(bot)
+        await server.start_bot(deaf)
+        while len(server.members) < 2:
+            await trio.sleep(0.005)
+        await trio.sleep(0.1)  # they have been welcomed
+        server.shutdown()
+    assert ended == ["goodbye", "cancelled"]

@@ -1,0 +1,272 @@
+"""Names and rooms on a whole server: who gets what, in whatever order things happen."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from trio._core import _run as trio_run
+
+from multichat import ServerConfig
+from multichat.directory import Directory
+from multichat.log import Log
+from multichat.mailbox import Mailbox, Offer
+from multichat.messages import Accepted, Missed
+from multichat.names import default_name
+from multichat.room import Member
+from multichat.testing import memory_server
+from multichat.voices import JSON, TEXT
+
+from .conftest import LogRecorder
+
+
+@asynccontextmanager
+async def directory_of(
+    *, members: int, **settings: int
+) -> AsyncIterator[tuple[Directory, list[Member]]]:
+    """A directory with some members in its lobby, whose mailboxes nobody empties."""
+    async with trio.open_nursery() as nursery:
+        directory = Directory(ServerConfig(**settings), Log("server"), nursery.start_soon)  # type: ignore[arg-type]
+        made: list[Member] = []
+        for client in range(1, members + 1):
+            near, _ = trio.testing.memory_stream_pair()
+            mailbox = Mailbox(
+                near,
+                max_batches=1,
+                patience_seconds=2,
+                spell_missed=lambda count: TEXT.spell(Missed(count)),
+            )
+            made.append(Member(client, default_name(client), mailbox, "", lambda reason: None))
+            directory.enter(made[-1])
+        yield directory, made
+        nursery.cancel_scope.cancel()
+
+
+def test_of_two_who_want_one_name_exactly_one_gets_it() -> None:
+    """Under a thousand schedules: trio tosses a coin for whose turn it is."""
+    winners = [trio.run(_race, seed) for seed in range(1000)]
+    # Each has won often: the schedules did differ.
+    assert 100 < winners.count(1) < 900
+
+
+async def _race(seed: int) -> int:
+    trio_run._r.seed(seed)
+    async with memory_server() as network, trio.open_nursery() as nursery:
+        first, second = await network.join(), await network.join()
+        nursery.start_soon(first.send, "/name alice")
+        nursery.start_soon(second.send, '/json {"name":"ALICE"}' if seed % 2 else "/name ALICE")
+        lines = [await first.line(), await second.line()]
+        names = [member.name for member in network.server.members]
+        won = [name.casefold() == "alice" for name in names]
+        assert sum(won) == 1
+        assert ("is now alice" in lines[0]) == won[0]
+        assert ("is now ALICE" in lines[1] or '"name":"ALICE"' in lines[1]) == won[1]
+        return won.index(True) + 1
+
+
+async def test_a_name_is_free_again_when_its_owner_is_gone() -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/name alice")
+        assert await a.line() == "[Server] Client 1 is now alice"
+        await b.send("/name Alice")
+        assert await b.line() == "[Server] the name Alice is taken"
+        await a.finish()
+        assert await a.rest() == []
+        await b.send("/name Alice")
+        assert await b.line() == "[Server] Client 2 is now Alice"
+        await b.send("/name alice")  # its own, in other letters
+        assert await b.line() == "[Server] Alice is now alice"
+
+
+async def test_who_is_reached_by_what() -> None:
+    async with directory_of(members=3) as (directory, [one, two, three]):
+        directory.rename(one, "alice")
+        directory.rename(two, "안녕")
+        for who, member in (
+            (1, one), ("1", one), ("alice", one), ("ALICE", one), ("client 1", one), ("안녕", two),
+            ("Client 3", three), (3, three), ("Client 4", None), (4, None), ("", None), (-1, None),
+            ("client", None), ("1" * 5000, None), ("a" * 5000, None), ("Client 03", three),
+        ):  # fmt: skip
+            assert directory.find(who) is member, who
+
+
+async def test_a_room_is_there_while_somebody_is_in_it(log: LogRecorder) -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/join kitchen", "/rooms")
+        assert (await a.lines(4))[1:] == [
+            "[Server] rooms, with how many are there:",
+            "[Server] lobby 1",
+            "[Server] kitchen 1",
+        ]
+        assert network.server.statistics().rooms == 2
+        await b.send("/join KITCHEN")
+        assert await b.line() == "[Server] you are in kitchen; 2 are here"
+        assert network.server.statistics().rooms == 1
+        await a.send("hello")
+        assert await b.line() == "[Client 1] hello"
+        for client in (a, b):
+            await client.finish()
+            assert await client.rest() == []
+        assert network.server.statistics().rooms == 0
+    assert "[INFO] [server] [STATE] Client 1 joined kitchen" in log.lines
+    assert "[INFO] [server] [BROADCAST] Broadcasting to 2 clients" in log.lines
+
+
+async def test_ids_go_on_when_a_room_begins_anew() -> None:
+    async with memory_server() as network:
+        a = await network.join()
+        await a.send('/json {"room":"den"}')
+        ids: list[str] = []
+        for _ in range(3):
+            for _ in range(2):
+                await a.send('{"type":"say","text":"x","nonce":1}')
+            await a.send('{"type":"join","room":"lobby"}', '{"type":"join","room":"den"}')
+            await trio.testing.wait_all_tasks_blocked()
+        await a.finish()
+        for line in await a.rest():
+            accepted = [e for e in JSON.parse_events(line) if isinstance(e, Accepted)]
+            ids += [event.id for event in accepted if event.id]
+        assert len(ids) == 6
+        assert ids == sorted(set(ids))
+
+
+async def test_there_are_only_so_many_rooms() -> None:
+    async with memory_server(ServerConfig(max_rooms=2)) as network:
+        a, b, c = [await network.join() for _ in range(3)]
+        await a.send("/join one")
+        assert await a.line() == "[Server] you are in one; nobody else is here"
+        await b.send("/join two")
+        assert await b.line() == "[Server] there cannot be more than 2 rooms"
+        await a.send("/join two")  # its own goes with it
+        assert await a.line() == "[Server] you are in two; nobody else is here"
+        await c.send('/json {"room":"three","name":"carol"}')
+        welcome = await c.line()
+        assert '"name":"carol","room":"lobby"' in welcome
+        assert '"code":"too-many-rooms"' in await c.line()
+        for client in (b, c):
+            await client.finish()
+        await a.send("/join lobby")
+        assert await a.line() == "[Server] you are in lobby; nobody else is here"
+
+
+async def test_nothing_is_queued_to_who_has_gone_to_another_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Not even the message for which the room was waiting for it."""
+    async with directory_of(members=3) as (directory, [sender, slow, quick]):
+        while slow.mailbox.offer(b"x\n") is not Offer.FULL:
+            pass
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(slow.room.say, sender, "too late")
+            await trio.sleep(0.5)
+            directory.move(slow, "kitchen")
+        assert trio.current_time() - started == pytest.approx(0.5)
+        slow.mailbox.close()
+        await slow.mailbox.run()
+        assert slow.mailbox.drained
+        assert directory.counts.too_slow == 0
+        assert directory.counts.deliveries == 1  # the quick one's
+
+
+async def test_private_messages_wait_for_their_recipient_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+        a, b = [await network.join() for _ in range(2)]
+        stalled = await network.stalled()
+        await a.send(*["/msg 3 are you there?"] * 3)
+        # One is being written, one waits, and for the third a room would wait as long.
+        started = trio.current_time()
+        assert await a.line() == "[Server] Client 3 is too slow to be told anything now"
+        assert trio.current_time() - started == pytest.approx(ServerConfig().patience_seconds)
+        await a.send("hello")
+        assert await b.line() == "[Client 1] hello"
+        stalled.recover()
+        assert await stalled.lines(2) == ["[Client 1 → you] are you there?"] * 2
+
+
+async def test_private_texts_are_not_logged(log: LogRecorder) -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/msg 2 my secret", '/json {"name":"alice"}')
+        await a.send('{"type":"direct","to":2,"text":"my other secret"}')
+        assert "secret" in await b.line()
+        assert "secret" in await b.line()
+    assert not any("secret" in line or "json" in line for line in log.lines)
+
+
+async def test_who_speaks_has_been_announced_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server() as network:
+        witness = await network.join()
+        await witness.send("/json")
+        assert "welcome" in await witness.line()
+        await trio.sleep(2)
+        guest = await network.join()
+        await guest.send("/name guest", "hello", "/name gast", "again")
+        kinds = [JSON.parse_events(await witness.line()) for _ in range(4)]
+        assert [next(iter(kind)).__class__.__name__ for kind in kinds] == [
+            "Joined",
+            "Said",
+            "Renamed",
+            "Said",
+        ]
+
+
+@pytest.mark.parametrize("voice", ["json", "text"])
+async def test_a_storm_of_joins_is_told_in_few_lines(
+    voice: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    count = 300
+    async with memory_server(ServerConfig(announce=True)) as network:
+        clients = []
+        for _ in range(count):
+            clients.append(await network.join())
+            if voice == "json":
+                await clients[-1].send("/json")
+            await trio.sleep(0.01)
+        await trio.sleep(5)
+        assert network.server.statistics().clients == count
+        lines = 0
+        last = []
+        for client in clients:
+            await client.finish()
+            told = [line for line in await client.rest() if '"welcome"' not in line]
+            lines += len(told)
+            last.append(told[-1] if told else "")
+        # Three seconds of coming, then of going: far from one line for each of each other.
+        assert lines < 60 * count
+        assert sum("are here" in line or '"presence"' in line for line in last) > count / 2
+
+
+async def test_a_closing_server_says_goodbye_in_every_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server() as network:
+        clients = [await network.join() for _ in range(4)]
+        for number, client in enumerate(clients):
+            await client.send(f"/join room{number % 3}")
+            await client.line()
+        await network.server.close()
+        for client in clients:
+            assert await client.rest() == ["[Server] goodbye: the server is shutting down"]
+        late = await network.join()
+        assert await late.rest() == ["[Server] goodbye: the server is shutting down"]
+
+
+async def test_a_broadcast_reaches_every_room(log: LogRecorder) -> None:
+    async with memory_server() as network:
+        clients = [await network.join() for _ in range(3)]
+        for number, client in enumerate(clients):
+            await client.send(f"/join room{number}")
+            await client.line()
+        receipt = await network.server.broadcast("Dinner is ready")
+        assert receipt.delivered + receipt.queued == 3
+        for client in clients:
+            assert await client.line() == "[Server] Dinner is ready"
+    assert log.lines.count("[INFO] [server] [TX] [Server] Dinner is ready") == 3

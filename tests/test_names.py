@@ -1,0 +1,274 @@
+"""Names: what people and rooms may be called, and when two names are the same."""
+
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from multichat.errors import InvalidName
+from multichat.framing import clean
+from multichat.names import (
+    MAX_NAME_CHARACTERS,
+    SERVER_NAME,
+    default_name,
+    fold_name,
+    parse_name,
+)
+
+TOO_LONG = "a name has at most 32 characters"
+CHARACTERS = "a name consists of letters, digits, '-', '_' and '.'"
+MIXED = "a name does not mix Latin, Greek and Cyrillic letters"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alice",
+        "Alice-2_b.c",
+        "x",
+        "42",
+        "-",
+        "a" * 32,
+        "é" * 32,
+        "ß" * 32,  # longer once it is folded
+        "Ζωή",
+        "Зоя",
+        "한국어",
+        "あおい",
+        "がんばれ",
+        "花子",
+        "हिन्दी",  # vowel signs and a virama
+        "ภาษาไทย",
+        "น\u0e49\u0e4dา",  # two marks on one letter
+        "محمد",
+        "مُحَمَّد",
+        "דָּנִי",
+        "alice花子",
+        "花子Ζωή",
+        "servers",
+        "Client-7a",
+        "theclient",
+    ],
+)
+def test_names_that_anybody_can_have(name: str) -> None:
+    assert parse_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("e\u0301va", "éva"),
+        ("n\u0303" * 32, "ñ" * 32),
+        ("\u1112\u1161\u11ab", "한"),
+        ("\u304b\u3099", "が"),
+        ("ａｌｉｃｅ＿７", "alice_7"),
+        ("ﾊﾅ", "ハナ"),
+        ("ﬁn", "fin"),
+        ("Ⅶ", "VII"),
+        ("a²", "a2"),
+        ("\u212bsa", "Åsa"),  # the sign of the unit
+    ],
+)
+def test_a_name_is_kept_composed_and_without_compatibility_forms(name: str, kept: str) -> None:
+    assert parse_name(name) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "a name has at least one character"),
+        ("a" * 33, TOO_LONG),
+        ("ﬃ" * 11, TOO_LONG),  # 33 once it is spelled out
+        ("\ufdfa" * 32, TOO_LONG),  # 18 each
+        ("a" * 10_000_000, TOO_LONG),
+        ("alice cooper", CHARACTERS),
+        (" alice", CHARACTERS),
+        ("a\u00a0b", CHARACTERS),
+        ("a\u3000b", CHARACTERS),
+        ("a\tb", CHARACTERS),
+        ("a\nb", CHARACTERS),
+        ("a\x1b[31m", CHARACTERS),
+        ("a\x9b", CHARACTERS),
+        ("a\u202eb", CHARACTERS),
+        ("a\u200bb", CHARACTERS),
+        ("a\u200db", CHARACTERS),
+        ("a\u00adb", CHARACTERS),
+        ("\ufeffa", CHARACTERS),
+        ("a\ud800", CHARACTERS),
+        ("a\U000e0041", CHARACTERS),  # a tag
+        ("a\ue000", CHARACTERS),  # private use
+        ("a\u0378", CHARACTERS),  # nothing yet
+        ("🙂", CHARACTERS),
+        ("alice🙂", CHARACTERS),
+        ("[alice]", CHARACTERS),
+        ("alice]", CHARACTERS),
+        ("a/b", CHARACTERS),
+        ("*", CHARACTERS),
+        ('a"b', CHARACTERS),
+        ("a\\b", CHARACTERS),
+        ("a@b", CHARACTERS),
+        ("a→b", CHARACTERS),
+        ("a½", CHARACTERS),
+        ("\u115f", CHARACTERS),
+        ("a\u1160", CHARACTERS),
+        ("\u3164", CHARACTERS),
+        ("a\uffa0b", CHARACTERS),
+        ("ក\u17b4", CHARACTERS),
+        ("z\u0335\u0321\u0347a\u0336l", CHARACTERS),
+        ("x\u0301\u0302", CHARACTERS),
+        ("x\u0336", CHARACTERS),
+        ("a\u20dd", CHARACTERS),
+        ("\u0301a", CHARACTERS),
+        ("\u093fक", CHARACTERS),
+        ("1\u093f", CHARACTERS),
+        ("-\u093f", CHARACTERS),
+        ("क" + "\u093f" * 5, CHARACTERS),
+        ("аlice", MIXED),  # begins in Cyrillic
+        ("aliceα", MIXED),
+        ("Зωя", MIXED),
+        ("a.б", MIXED),
+        ("aµ", MIXED),  # Greek after NFKC
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_names_that_nobody_can_have(name: str, reason: str) -> None:
+    with pytest.raises(InvalidName) as refused:
+        parse_name(name)
+    assert str(refused.value) == reason
+    assert refused.value.code == "invalid-name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Server",
+        "server",
+        "SERVER",
+        "-Server-",
+        "S.e.r_v.e.r",
+        "ſerver",
+        "Ｓｅｒｖｅｒ",
+        "Client",
+        "client",
+        "Client7",
+        "client_07",
+        "CLIENT-7",
+        ".client.7.",
+        "cl.ie.nt",
+        "client٧",
+        "client²",
+        "Client１",
+    ],
+)
+def test_nobody_is_called_as_the_server_or_who_has_no_name(name: str) -> None:
+    with pytest.raises(InvalidName, match=r"^nobody can be called "):
+        parse_name(name)
+
+
+@pytest.mark.parametrize("client", [1, 7, 10**15])
+def test_the_name_of_who_has_none_cannot_be_chosen(client: int) -> None:
+    assert default_name(client) == f"Client {client}"
+    for name in (default_name(client), SERVER_NAME):
+        with pytest.raises(InvalidName):
+            parse_name(name)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("alice", "ALICE"),
+        ("straße", "STRASSE"),
+        ("Σίσυφος", "ΣΊΣΥΦΟΣ"),
+        ("éva", "E\u0301VA"),
+        ("alice", "Ａｌｉｃｅ"),
+        ("ﬁn", "FIN"),
+        ("Client 7", "client 7"),
+    ],
+)
+def test_two_names_that_look_the_same_are_the_same(one: str, other: str) -> None:
+    assert fold_name(one) == fold_name(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("alice", "alice2"), ("eva", "éva"), ("a-b", "ab"), ("a-b", "a_b")]
+)
+def test_two_names_that_look_different_are_different(one: str, other: str) -> None:
+    assert fold_name(one) != fold_name(other)
+
+
+@pytest.mark.parametrize(
+    "selector", ["\ufe00", "\ufe0f", "\u180b", "\u180f", "\U000e0100", "\U000e01ef", "\U00016fe4"]
+)
+def test_a_name_cannot_be_told_from_another_by_what_nobody_sees(selector: str) -> None:
+    with pytest.raises(InvalidName):
+        parse_name(f"alice{selector}")
+
+
+@pytest.mark.parametrize("name", ["ញ៉ាំ", "မြွှေ", "རྒྱུད"])
+def test_khmer_burmese_and_tibetan_words_are_names(name: str) -> None:
+    assert parse_name(name) == name
+
+
+def is_name(name: str) -> bool:
+    try:
+        parse_name(name)
+    except InvalidName:
+        return False
+    return True
+
+
+# Characters that names consist of, and those that would like to.
+characters = st.one_of(
+    st.characters(categories=["L", "M", "Nd"]),
+    st.characters(),
+    st.sampled_from("aeiosßǅŉİıſΣςµЗй\u0300\u0301\u0345\u093f\u3164-_. 7７ﬃ"),
+)
+
+
+@given(st.one_of(st.text(characters, max_size=40), st.text(st.characters())))
+@example("İ")
+@example("\u1fb3")
+@example("ŉ")
+def test_anything_is_a_name_or_is_refused(text: str) -> None:
+    try:
+        name = parse_name(text)
+    except InvalidName as refused:
+        reason = str(refused)
+    else:
+        reason = ""
+        assert_is_kept(name)
+    assert clean(reason) == reason
+    assert len(reason) < 80
+
+
+def assert_is_kept(name: str) -> None:
+    assert parse_name(name) == name
+    assert 1 <= len(name) <= MAX_NAME_CHARACTERS
+    assert clean(name) == name
+    assert not any(character.isspace() or character in '[]"\\' for character in name)
+
+
+@given(st.text(characters, max_size=40))
+@example("İ")
+@example("\u1fb3")
+@example("\u0345\u0301a")
+def test_what_a_name_is_compared_by_depends_on_neither_form_nor_case(text: str) -> None:
+    folded = fold_name(text)
+    assert fold_name(folded) == folded
+    assert fold_name(unicodedata.normalize("NFKC", text)) == folded
+    if is_name(text):
+        assert fold_name(parse_name(text)) == folded
+        for form in ("NFC", "NFD", "NFKD"):
+            assert fold_name(unicodedata.normalize(form, text)) == folded
+        assert fold_name(text.casefold()) == folded
+        assert fold_name(text.lower()) == folded
+
+
+def test_no_character_alone_is_a_name_but_letters_digits_and_three_others() -> None:
+    for code in (*range(0x20000), *range(0xE0000, 0xE1000)):  # the planes with anything to refuse
+        character = chr(code)
+        if is_name(character):
+            for part in parse_name(character):
+                assert part in "-_." or unicodedata.category(part)[0] in "LNM", ascii(character)
+        assert fold_name(fold_name(character)) == fold_name(character)

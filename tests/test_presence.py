@@ -1,0 +1,185 @@
+"""Presence: what members are told makes up what is so, and nobody is mentioned without need."""
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.messages import Joined, Left, Presence, Renamed
+from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
+
+
+def replay(told: dict[int, str], events: list[tuple[int, Joined | Left | Renamed]]) -> None:
+    """Change *told* by *events*, as a client does that knows nothing else."""
+    for client, event in events:
+        assert event.client == client
+        match event:
+            case Joined():
+                assert client not in told
+                told[client] = event.name
+            case Left():
+                assert told.pop(client) == event.name
+            case Renamed():
+                assert told[client] == event.old != event.name
+                told[client] = event.name
+
+
+@dataclass(frozen=True)
+class Enter:
+    client: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Take:
+    pass
+
+
+@dataclass(frozen=True)
+class Forget:
+    pass
+
+
+few_clients = st.integers(1, 4)
+few_names = st.sampled_from(["", "alice", "bob", "carol"])
+steps = st.one_of(
+    st.builds(Enter, few_clients, few_names),
+    st.builds(Leave, few_clients, st.sampled_from(["", "too slow", "kicked"])),
+    st.builds(Take),
+    st.builds(Forget),
+)
+
+
+@given(st.lists(steps, max_size=40))
+def test_what_is_told_makes_up_what_is_so(history: list[Enter | Leave | Take | Forget]) -> None:
+    changes = Changes()
+    names: dict[int, str] = {}
+    told: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    touched: list[int] = []
+    for step in [*history, Take()]:
+        match step:
+            case Enter(client, name):
+                changes.enter(client, name)
+                names[client] = name
+            case Leave(client, reason) if client in names:
+                changes.leave(client, reason)
+                del names[client]
+                reasons[client] = reason
+            case Take():
+                before = told.copy()
+                events = changes.take()
+                replay(told, events)
+                assert told == names
+                mentioned = [client for client, _ in events]
+                assert mentioned == [c for c in touched if before.get(c) != names.get(c)]
+                for client, event in events:
+                    if isinstance(event, Left):
+                        assert event.reason == reasons[client]
+            case Forget():
+                changes.forget()
+                told = names.copy()
+        if isinstance(step, Take | Forget):
+            touched.clear()
+        elif step.client not in touched and (isinstance(step, Enter) or step.client in changes):
+            touched.append(step.client)
+        assert bool(changes) == bool(touched)
+        assert [client for client in range(6) if client in changes] == sorted(touched)
+
+
+def test_who_comes_is_told_and_only_once() -> None:
+    changes = Changes()
+    assert not changes
+    changes.enter(1, "Client 1")
+    changes.enter(2, "Client 2")
+    assert changes
+    assert 1 in changes
+    assert changes.take() == [(1, Joined(1, "Client 1")), (2, Joined(2, "Client 2"))]
+    assert not changes
+    assert 1 not in changes
+    assert changes.take() == []
+
+
+def test_who_comes_and_goes_between_two_takes_was_never_there() -> None:
+    changes = Changes()
+    changes.enter(1, "Client 1")
+    changes.enter(1, "alice")
+    changes.leave(1, "")
+    assert changes.take() == []
+
+
+def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
+    changes = Changes()
+    changes.enter(1, "alice")
+    changes.take()
+    changes.leave(1, "joined den")
+    changes.enter(1, "alice")
+    assert changes.take() == []
+    changes.leave(1, "joined den")
+    changes.enter(1, "bob")
+    assert changes.take() == [(1, Renamed(1, "alice", "bob"))]
+
+
+def test_who_changes_names_twice_has_changed_once() -> None:
+    changes = Changes()
+    changes.enter(1, "Client 1")
+    changes.take()
+    changes.enter(1, "alice")
+    changes.enter(1, "bob")
+    assert changes.take() == [(1, Renamed(1, "Client 1", "bob"))]
+    changes.enter(1, "carol")
+    changes.enter(1, "bob")
+    assert changes.take() == []
+
+
+def test_who_goes_goes_under_the_name_that_was_told_and_for_the_last_reason() -> None:
+    changes = Changes()
+    changes.enter(1, "alice")
+    changes.take()
+    changes.leave(1, "joined den")
+    changes.enter(1, "bob")
+    changes.leave(1, "too slow")
+    assert changes.take() == [(1, Left(1, "alice", "too slow"))]
+
+
+def test_what_is_told_comes_in_the_order_in_which_it_first_happened() -> None:
+    changes = Changes()
+    changes.enter(1, "alice")
+    changes.take()
+    changes.leave(1, "")
+    changes.enter(3, "carol")
+    changes.enter(2, "bob")
+    changes.enter(1, "eve")
+    assert [client for client, _ in changes.take()] == [1, 3, 2]
+
+
+def test_what_nobody_heard_counts_as_told_all_the_same() -> None:
+    changes = Changes()
+    changes.enter(1, "alice")
+    changes.enter(2, "bob")
+    changes.forget()
+    assert not changes
+    changes.leave(2, "kicked")
+    assert changes.take() == [(2, Left(2, "bob", "kicked"))]
+
+
+def test_a_storm_is_told_in_numbers() -> None:
+    changes = Changes()
+    for client in range(30):
+        changes.enter(client, f"Client {client}")
+    changes.take()
+    for client in range(10):
+        changes.leave(client, "")
+    for client in range(10, 15):
+        changes.enter(client, f"name-{client}")
+    changes.enter(99, "Client 99")
+    events = changes.take()
+    assert len(events) == 16 == MAX_TOLD_ONE_BY_ONE
+    assert changes.count(events) == Presence(joined=1, left=10, renamed=5, members=21)
+    assert changes.count([]) == Presence(joined=0, left=0, renamed=0, members=21)
