@@ -216,7 +216,7 @@ async def test_what_is_never_accepted_is_an_error(autojump_clock: MockClock) -> 
     with pytest.raises(ConnectionLost, match="the server has stopped reading"):
         async with scripted_server() as (chat, _):
             await chat.say("one")
-    assert trio.current_time() - started == pytest.approx(STUCK_SECONDS)
+    assert 0 <= trio.current_time() - started - STUCK_SECONDS <= 1
     with pytest.raises(ConnectionLost, match="the server closed the connection"):
         async with scripted_server() as (chat, server):
             await chat.say("one")

@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -206,6 +209,58 @@ async def test_without_json_it_says_so_and_speaks_text(tmp_path: Path) -> None:
             assert heard == b'/json {"protocol":1}\nhello\n'
             await stream.send_all(b"[bob] hi\n")
             await client.wait_for("[RX] [bob] hi")
+
+
+@asynccontextmanager
+async def far_away(server: ServerCommand, seconds: float) -> AsyncIterator[str]:
+    """A port that leads to *server*, whose every answer takes *seconds*."""
+
+    async def answer(far: trio.SocketStream, near: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+            while data := await far.receive_some():
+                nursery.start_soon(later, near.send_all, data)
+                await trio.sleep(0.01)  # or two would be sent at once
+            await trio.sleep(seconds + 0.1)
+        await near.send_eof()
+
+    async def later(send: Callable[[bytes], Awaitable[None]], data: bytes) -> None:
+        await trio.sleep(seconds)
+        await send(data)
+
+    async def carry(near: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with near, tcp(server) as far, trio.open_nursery() as nursery:
+                nursery.start_soon(answer, far, near)
+                while data := await near.receive_some():
+                    await far.send_all(data)
+                await far.send_eof()
+
+    async with trio.open_nursery() as nursery, await _silent() as listener:
+        nursery.start_soon(partial(trio.serve_listeners, carry, [listener]))
+        yield str(listener.socket.getsockname()[1])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_welcome_that_comes_after_more_than_a_second_loses_nothing(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, far_away(server, 1.1) as port:
+        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port) as client:
+            await client.type("one\n/me two\n")
+            await client.wait_for("speaking plain text")
+            await client.type("three\n")
+            await client.wait_for("you are Client 1 in lobby")
+            await client.type("four\n")
+            client.end_input()
+            assert await client.wait() == 0
+        async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, port, "five") as client:
+            assert await client.wait() == 0
+        said = [line.split("[RX] ")[1] for line in server.lines if "[RX]" in line]
+        assert said == [
+            "[Client 1] one",
+            "* Client 1 two",
+            "[Client 1] three",
+            "[Client 1] four",
+            "[Client 2] five",
+        ]
 
 
 # --- connect --json ------------------------------------------------------------------------------
