@@ -271,7 +271,8 @@ def who(host: _Host, port: _Port, room: _Room = None) -> None:
             for line in await who(host, port, room=room):
                 typer.echo(line)
 
-        trio.run(until_signal, show)
+        if not trio.run(until_signal, show):
+            raise typer.Exit(1)
 
 
 @contextmanager

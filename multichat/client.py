@@ -6,6 +6,7 @@ because we do not read, and a program which does not read because it is saying s
 lock each other up.
 """
 
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -62,9 +63,9 @@ __all__ = ["Chat", "connect", "dial", "open_chat"]
 # stop reading and the server's patience begins.
 _WAITING_READS = 256
 
-# The same while it waits for an answer, which stands behind what the server has for us: its mailbox
-# and the sockets hold a tenth of this.
-_AWAITING_READS = 1024
+# The same while it waits for an answer, which stands behind what the server has for us.  Whoever
+# falls behind by more than this while it asks is not held up any longer, so that it can hear.
+_AWAITING_CHARACTERS = 64 * 1024 * 1024
 
 # Who does not answer the hello within this time does not speak JSON, or is far away.
 HELLO_SECONDS = 1.0
@@ -73,7 +74,10 @@ HELLO_SECONDS = 1.0
 # again.
 LATE_WELCOME_SECONDS = 2.0
 
-# How long a server may take to refuse, one by one, what it could not read.
+# A welcome that comes later than this is not taken for one.
+_FORGET_SECONDS = 10.0
+
+# How long a server may take to refuse the next of what it could not read.
 _REFUSING_SECONDS = 5.0
 
 # As many as a server remembers, so that none is accepted twice.
@@ -101,20 +105,29 @@ class Chat:
         name: str | None = None,
         room: str | None = None,
         plain: bool = False,
+        hello_seconds: float = HELLO_SECONDS,
     ) -> None:
         self.client = 0
         self.name = self.room = ""
         self.goodbye: str | None = None
         self._plain = plain
-        self._hello = Hello(PROTOCOL, name, room)
+        self._hello = Hello(
+            PROTOCOL,
+            None if name is None else clean(name),
+            None if room is None else clean(room),
+        )
         self._handshake = Handshake(self._hello, plain=plain)
         self._connection = Connection(stream, hear=self._hear, may_read=self._may_read)
-        self._heard: deque[list[Event]] = deque()  # what each read told us
+        self._heard: deque[tuple[int, list[Event]]] = deque()  # what each read told, in so much
+        self._heard_characters = 0
         self._events: deque[Event] = deque()  # of the read that is being iterated over
         self._finished = self._told_lost = self._resending = False
         self._nonce = 0
         self._unaccepted: dict[Nonce, None] = {}
         self._answers: dict[Nonce, Event | None] = {}
+        self._abandoned: set[Nonce] = set()  # asked for, and nobody waits for the answer
+        self._hello_seconds = hello_seconds
+        self._forget_at = math.inf
 
     @property
     def voice(self) -> Voice:
@@ -171,9 +184,14 @@ class Chat:
     async def direct(self, to: str | int, text: str) -> None:
         """Say *text* to one person alone: a name, or a client's number.
 
-        Returns when it is on its way to that person; in the text voice, to the server.  Raises
-        `Refused` if there is nobody, or nobody who takes it, and as `say` does.
+        Returns when it is on its way to that person; in the text voice, to the server, where people
+        have no numbers that we know of.  Raises `Refused` if there is nobody, or nobody who takes
+        it, and as `say` does.
         """
+        if isinstance(to, str):
+            to = clean(to)
+            if self.voice is TEXT and len(to.split()) != 1:
+                raise LocalProtocolError("a name is one word")
         await self._ask(Direct(to, _sayable(text)))
 
     async def rename(self, name: str) -> None:
@@ -272,10 +290,12 @@ class Chat:
                 raise
 
     def _may_read(self, awaited: bool) -> bool:
-        return len(self._heard) < (_AWAITING_READS if awaited else _WAITING_READS)
+        if awaited:
+            return self._heard_characters < _AWAITING_CHARACTERS
+        return len(self._heard) < _WAITING_READS
 
     def _may_send(self, messages: int) -> bool:
-        return len(self._unaccepted) + messages <= MAX_UNACCEPTED
+        return len(self._unaccepted) + messages <= MAX_UNACCEPTED or not self._may_read(True)
 
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text voice, which has no nonces."""
@@ -290,10 +310,15 @@ class Chat:
         self._answers[nonce] = None
         try:
             await self._put(line)
-            await self._connection.wait_until(lambda: self._answers[nonce] is not None)
-            answer = self._answers[nonce]
+            await self._connection.wait_until(
+                lambda: self._answers[nonce] is not None or not self._may_read(True)
+            )
         finally:
-            del self._answers[nonce]
+            answer = self._answers.pop(nonce)
+            if answer is None:
+                self._abandoned.add(nonce)
+        if answer is None and not self._connection.over:
+            raise LocalProtocolError("too much waits to be heard")
         if answer is None:
             raise self._connection_lost()
         if isinstance(answer, Error):
@@ -308,13 +333,30 @@ class Chat:
                 raise LocalProtocolError(f"{length} bytes in one line; the server takes {limit}")
 
     async def _put(self, run: str) -> None:
+        shake = self._handshake
+        if shake.full and await self._was_welcomed():  # and this was meant to be text
+            await self._send_typed(run)
+            return
+        in_text = self.voice is TEXT
+        if in_text:
+            shake.sent(run)
         try:
             await self._connection.put(run)
-        except ConnectionLost:
-            self._told_lost = True
+        except BaseException as error:
+            if in_text:
+                shake.not_sent(run)
+            self._told_lost = self._told_lost or isinstance(error, ConnectionLost)
             raise
-        if self.voice is TEXT:
-            self._handshake.sent(run)
+
+    async def _was_welcomed(self) -> bool:
+        """Wait, before more is sent than could be sent again, for as long as one may come."""
+        with trio.move_on_at(self._forget_at):
+            await self._connection.wait_until(lambda: self.welcome)
+        if self.welcome is None:
+            self._handshake.conclude()
+            return False
+        await self._until_ready()
+        return True
 
     def _connection_lost(self) -> ConnectionLost:
         self._told_lost = True
@@ -335,7 +377,8 @@ class Chat:
         while not self._heard and not self._connection.over:
             await self._connection.wait_changed()
         if self._heard:
-            events = self._heard.popleft()
+            characters, events = self._heard.popleft()
+            self._heard_characters -= characters
             self._connection.change()
             return events
         if self.goodbye is None and not self._finished:
@@ -356,22 +399,28 @@ class Chat:
 
     def _hear(self, parts: list[Part]) -> None:
         events: list[Event] = []
+        characters = 0
+        if trio.current_time() > self._forget_at:
+            self._handshake.conclude()
+            self._forget_at = math.inf
         for part in parts:
             if isinstance(part, LineTooLong):
                 events.append(Notice(str(part)))
             else:
+                characters += len(part)
                 heard = self._handshake.hear(part)
                 events += heard if self.voice is TEXT else filter(self._is_news, heard)
         if self._handshake.resending and not self._resending:
             self._resending = True
             self._connection.nursery.start_soon(self._send_again)
-        self._tell(events)
+        self._tell(events, characters)
 
-    def _tell(self, events: list[Event]) -> None:
+    def _tell(self, events: list[Event], characters: int = 0) -> None:
         if events:
             last = events[-1]
             self.goodbye = last.reason if isinstance(last, Goodbye) else None
-            self._heard.append(events)
+            self._heard.append((characters, events))
+            self._heard_characters += characters
             self._connection.change()
 
     def _is_news(self, event: Event) -> bool:
@@ -389,6 +438,9 @@ class Chat:
                 self.room = room
             case Error(nonce=nonce) if nonce in self._unaccepted:
                 del self._unaccepted[nonce]
+        if event.nonce in self._abandoned:
+            self._abandoned.discard(event.nonce)
+            return False
         if event.nonce is not None and event.nonce in self._answers:
             self._answers[event.nonce] = event
             return False
@@ -405,7 +457,8 @@ class Chat:
             if hello.room is not None:
                 await self._put(TEXT.spell_request(Join(hello.room)))
             return
-        with trio.move_on_after(HELLO_SECONDS), suppress(ConnectionLost):  # who receives will hear
+        # Of a connection that is lost whoever receives will hear.
+        with trio.move_on_after(self._hello_seconds), suppress(ConnectionLost):
             await self._connection.put(spell_hello(hello))
             await self._connection.wait_until(lambda: shake.ready)
         if shake.refusals:
@@ -414,16 +467,19 @@ class Chat:
             shake.forgive()
         elif not shake.ready:
             shake.give_up()
+            self._forget_at = trio.current_time() + _FORGET_SECONDS
 
     async def _send_again(self) -> None:
         """Send again what the server refuses for being no JSON; nothing new is sent before that."""
         shake = self._handshake
-        with trio.move_on_after(_REFUSING_SECONDS):
+        with suppress(ConnectionLost):  # as who says more, or receives, will hear
             while shake.resending and not self._connection.over:
-                await self._connection.wait_until(lambda: shake.again)
-                if shake.again:
-                    run, shake.again = "\n".join(shake.again), []
-                    await self._send_typed(run)
+                with trio.move_on_after(_REFUSING_SECONDS):
+                    await self._connection.wait_until(lambda: shake.again)
+                if not shake.again:
+                    break
+                run, shake.again = "\n".join(shake.again), []
+                await self._send_typed(run)
         shake.forgive()
         self._connection.change()
 
@@ -458,6 +514,7 @@ class Chat:
     async def _hear_out(self) -> None:
         while not self._connection.over:
             self._heard.clear()
+            self._heard_characters = 0
             await self._connection.wait_until(lambda: self._heard)
 
 
@@ -479,17 +536,18 @@ async def open_chat(
     name: str | None = None,
     room: str | None = None,
     plain: bool = False,
+    hello_seconds: float = HELLO_SECONDS,
 ) -> AsyncGenerator[Chat]:
     """Hold a conversation over *stream*, which is closed in the end.
 
     Asks for the JSON voice, a *name* and a *room*; the block begins when the other side has
-    answered, or has not within `HELLO_SECONDS`: then text is spoken and the wishes are forgotten.
+    answered, or has not within *hello_seconds*: then text is spoken and the wishes are forgotten.
     *plain* speaks text from the start.  Raises `Refused` if the server cannot grant a wish.
 
     Leaving the block sends what was said and the end of input, and waits for the server to have
     seen them as `Chat.finish` does; leaving it by an exception or cancellation closes at once.
     """
-    chat = Chat(stream, name=name, room=room, plain=plain)
+    chat = Chat(stream, name=name, room=room, plain=plain, hello_seconds=hello_seconds)
     try:
         with lone_exception():
             async with trio.open_nursery() as nursery:
@@ -527,11 +585,13 @@ async def connect(
     name: str | None = None,
     room: str | None = None,
     plain: bool = False,
+    hello_seconds: float = HELLO_SECONDS,
 ) -> AsyncGenerator[Chat]:
     """Connect to the server on *host* and *port* and hold a conversation.
 
     Raises `ConnectFailed`; for the rest see `open_chat`.
     """
     stream = await dial(host, port)
-    async with open_chat(stream, name=name, room=room, plain=plain) as chat:
+    wishes = partial(open_chat, name=name, room=room, plain=plain, hello_seconds=hello_seconds)
+    async with wishes(stream) as chat:
         yield chat

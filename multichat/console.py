@@ -30,7 +30,7 @@ from multichat.messages import Event, Joined, Left, Presence, Renamed, Welcome
 from multichat.transport import spell_address
 from multichat.voices import TEXT
 
-__all__ = ["Console", "read_input", "until_signal"]
+__all__ = ["ANSWER_SECONDS", "Console", "read_input", "until_signal"]
 
 _READ_BYTES = 64 * 1024
 
@@ -41,6 +41,9 @@ _UNWRITTEN_BYTES = 2 * 1024 * 1024
 # A server that closes its side first may still be reading (`ncat -l </dev/null`): what a pipe
 # has to say is sent as long as more of it comes within this time.
 _LAST_INPUT_SECONDS = 1.0
+
+# A server that has welcomed us and then says nothing is not waited for any longer.
+ANSWER_SECONDS = 10.0
 
 # What is told of people, and not said by one.
 _STATES = (Welcome, Joined, Left, Renamed, Presence)
@@ -113,14 +116,18 @@ class Console:
         if chat.welcome is None:
             return
         if self._name is not None:
-            try:
-                await chat.rename(self._name)
-            except Refused as refused:
-                self._log.line("STATE", str(refused), logging.WARNING)
-            except ConnectionLost:
-                return  # as who reads will hear
+            await self._try_name(chat, self._name)
         here = msgspec.structs.replace(chat.welcome, name=chat.name)
         self._log.lines("STATE", "\n".join(TEXT.describe(here)))
+
+    async def _try_name(self, chat: Chat, name: str) -> None:
+        try:
+            with trio.move_on_after(ANSWER_SECONDS):
+                await chat.rename(name)
+        except Refused as refused:
+            self._log.line("STATE", str(refused), logging.WARNING)
+        except ConnectionLost:
+            pass  # as who reads will hear
 
     async def _talk(self, chat: Chat) -> None:
         async with trio.open_nursery() as nursery:
@@ -149,6 +156,8 @@ class Console:
     async def _show_events(self, chat: Chat) -> None:
         while events := await chat.receive():
             self._received += len(events)
+            if self._name is not None and any(isinstance(each, Welcome) for each in events):
+                await self._try_name(chat, self._name)  # the welcome came late
             for tag, some in groupby(events, _tag):
                 if tag == "RX":
                     lines = list(filter(None, map(TEXT.lines, some)))

@@ -21,8 +21,9 @@ from multichat.errors import InvalidName, NameTaken, NotDelivered, TooManyRooms
 from multichat.log import Log
 from multichat.mailbox import Offer
 from multichat.messages import Directed, Goodbye
-from multichat.names import fold_name, parse_name
+from multichat.names import SERVER_NAME, fold_name, parse_name
 from multichat.room import Counts, Member, Receipt, Room, utc_now
+from multichat.voices import TEXT
 
 __all__ = ["LOBBY", "Directory"]
 
@@ -85,6 +86,7 @@ class Directory:
         key = fold_name(name)
         room = self._rooms.get(key)
         if room is None:
+            name = LOBBY if key == LOBBY else name
             rooms = len(self._rooms) - (leaving is not None and len(leaving) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
@@ -176,26 +178,30 @@ class Directory:
         account of a private message.
         """
         event = Directed(time=utc_now(), client=sender.client, name=sender.name, text=text)
-        data = recipient.voice.spell(event)
-        offer = recipient.mailbox.offer(data)
+        mailbox, patience = recipient.mailbox, recipient.mailbox.patience
+        offer = mailbox.offer(recipient.voice.spell(event))
         if offer is Offer.FULL and self._config.slow is Slow.WAIT:
-            patience = recipient.mailbox.patience
             started = trio.current_time()
             with trio.move_on_after(max(0, patience.left_seconds)):
-                offer = await recipient.mailbox.put(data)
-            patience.spend(trio.current_time() - started)
+                while offer is Offer.FULL:
+                    await mailbox.wait_for_space()
+                    offer = mailbox.offer(recipient.voice.spell(event))  # which may have changed
+            patience.spend_together(started, trio.current_time())
         if offer in (Offer.FULL, Offer.CLOSED):
             raise NotDelivered(recipient.name)
 
     async def broadcast(self, text: str) -> Receipt:
         """Say *text* in every room as the server; see `Room.notify`."""
         receipts: list[Receipt] = []
+        self.counts.messages += 1
+        if not self.rooms:
+            self._log.said(TEXT.speaker(SERVER_NAME, act=False), text, 0, "TX")
 
         async def notify(room: Room) -> None:
             receipts.append(await room.notify(text))
 
         async with trio.open_nursery() as nursery:  # one that is slow holds up no other
-            for room in self.rooms or [self._open(LOBBY)]:
+            for room in self.rooms:
                 nursery.start_soon(notify, room)
         return sum(receipts, Receipt())
 

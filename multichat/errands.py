@@ -7,15 +7,16 @@ standard error.
 import os
 import select
 import sys
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from multichat.client import Chat, connect
+from multichat.client import HELLO_SECONDS, Chat, connect
 from multichat.connection import MAX_LINE_BYTES
-from multichat.console import read_input
+from multichat.console import ANSWER_SECONDS, read_input
 from multichat.errors import ConnectionLost, LineTooLong, NoJson, OutputLost, Refused
-from multichat.framing import LineDecoder
+from multichat.framing import LineDecoder, clean
 from multichat.messages import PROTOCOL, Error, Goodbye, Hello, Welcome
 from multichat.voices import JSON, TEXT, spell_hello
 
@@ -41,10 +42,15 @@ async def send(
     *name* that cannot be had is no reason not to say it.
     """
     in_hello = name if plain else None
+    # What is meant for a room is said nowhere else, however far away the server is.
+    hello_seconds = HELLO_SECONDS if room is None else WELCOME_SECONDS
     async with (
-        connect(host, port, name=in_hello, room=room, plain=plain) as chat,
+        connect(
+            host, port, name=in_hello, room=room, plain=plain, hello_seconds=hello_seconds
+        ) as chat,
         trio.open_nursery() as nursery,
     ):
+        _check(chat, needs_json=room is not None and not plain)
         refused: list[Error] = []
         nursery.start_soon(_note_errors, chat, refused)
         if name is not None and not plain:
@@ -59,16 +65,34 @@ async def send(
             for part in decoder.finish():
                 await _say(chat, part)
         await chat.finish()
+        if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
+            raise ConnectionLost(chat.goodbye)
         if refused:
             raise Refused(refused[0].code, refused[0].text)
         nursery.cancel_scope.cancel(reason="all was said")
+
+
+def _check(chat: Chat, *, needs_json: bool) -> None:
+    if chat.goodbye is not None:
+        raise ConnectionLost(chat.goodbye)
+    if needs_json and chat.welcome is None:
+        raise NoJson
+
+
+@asynccontextmanager
+async def _answer_in_time() -> AsyncGenerator[None]:
+    with trio.move_on_after(ANSWER_SECONDS) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise ConnectionLost("the server does not answer")
 
 
 async def _try_name(chat: Chat, name: str) -> None:
     if chat.fell_back:
         return
     try:
-        await chat.rename(name)
+        async with _answer_in_time():
+            await chat.rename(name)
     except Refused as refused:
         print(f"multichat: {refused}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
 
@@ -90,10 +114,10 @@ async def who(host: str, port: int, *, room: str | None = None) -> list[str]:
 
     Raises `ConnectFailed`, `ConnectionLost`, `Refused`, or `NoJson`.
     """
-    async with connect(host, port, room=room) as chat:
-        if chat.welcome is None:
-            raise NoJson
-        members = await chat.members()
+    async with connect(host, port, room=room, hello_seconds=WELCOME_SECONDS) as chat:
+        _check(chat, needs_json=True)
+        async with _answer_in_time():
+            members = await chat.members()
     return [f"{member.client} {member.name}" for member in members if member.client != chat.client]
 
 
@@ -112,7 +136,8 @@ async def pass_json(
     `ConnectFailed`, `ConnectionLost`, `OutputLost`, or `NoJson`.
     """
     async with connect(host, port, plain=True) as chat, trio.open_nursery() as nursery:
-        await chat.send(spell_hello(Hello(PROTOCOL, name, room)))
+        wishes = [None if wish is None else clean(wish) for wish in (name, room)]
+        await chat.send(spell_hello(Hello(PROTOCOL, *wishes)))
         welcomed = trio.Event()
         if input_fd is not None:
             nursery.start_soon(_pass_input, chat, input_fd, welcomed)
@@ -127,6 +152,7 @@ async def pass_json(
                         while lines and not isinstance(_event(lines[0]), Welcome):
                             lines.pop(0)
                         if not lines:
+                            _check(chat, needs_json=False)
                             continue
                         patience.deadline = float("inf")
                         welcomed.set()
@@ -138,6 +164,7 @@ async def pass_json(
             except ConnectionLost:
                 if not isinstance(_event(last), Goodbye):
                     raise
+            _check(chat, needs_json=False)
         if patience.cancelled_caught:
             raise NoJson
         nursery.cancel_scope.cancel(reason="the conversation is over")

@@ -128,7 +128,7 @@ class TooManyRooms(RemoteProtocolError):
     code = "too-many-rooms"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"there cannot be more than {limit} rooms")
+        super().__init__(f"there are as many rooms as there may be: {limit}")
         self.limit = limit
 
 

@@ -8,6 +8,7 @@ to be sent again.
 
 from collections import deque
 
+from multichat.errors import LineTooLong
 from multichat.messages import Error, Event, Hello, Invalid, Notice, Welcome
 from multichat.names import fold_name
 from multichat.voices import JSON, TEXT, Voice
@@ -15,7 +16,7 @@ from multichat.voices import JSON, TEXT, Voice
 __all__ = ["Handshake"]
 
 # What is remembered of what was sent in text, in case that a welcome comes: a long paste.
-_REMEMBERED_LINES = 10_000
+_REMEMBERED_CHARACTERS = 1024 * 1024
 
 _WELCOME = '{"type":"welcome"'
 
@@ -37,7 +38,8 @@ class Handshake:
         self.again: list[str] = []
         self._hello = hello
         self._asking = not plain
-        self._sent: list[str] | None = None  # since we gave up
+        self._sent: list[str] = []  # since we gave up
+        self._sent_characters = 0
         # What the server has read and not refused yet, and the code with which it will.
         self._owed: deque[tuple[str, str]] = deque()
         self._wishes_refused = 0  # how many refusals the welcome is followed by
@@ -52,10 +54,23 @@ class Handshake:
         """Whether there are lines to be sent again, now or when the server refuses them."""
         return bool(self._owed or self.again)
 
+    @property
+    def full(self) -> bool:
+        """Whether as much was sent as can be remembered: more would be lost by a late welcome."""
+        return self._asking and self._sent_characters >= _REMEMBERED_CHARACTERS
+
     def give_up(self) -> None:
         """Speak text: no answer came in time."""
-        self._sent = []
         self.ready = True
+
+    def conclude(self) -> None:
+        """Speak text for good: a welcome that comes now is not for us."""
+        self._asking = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._sent.clear()
+        self._sent_characters = 0
 
     def forgive(self) -> None:
         """Take what was not refused until now as granted and accepted."""
@@ -64,11 +79,17 @@ class Handshake:
         self.ready = True
 
     def sent(self, run: str) -> None:
-        """Note a run of lines that were sent in text."""
-        if self._sent is not None:
+        """Note a run of lines that are being sent in text."""
+        if self._asking:
             self._sent += run.split("\n")
-            if len(self._sent) > _REMEMBERED_LINES:
-                self._sent = None  # too much to be said twice
+            self._sent_characters += len(run)
+
+    def not_sent(self, run: str) -> None:
+        """Note that the last of these were not sent after all."""
+        lines = run.split("\n")
+        if self._sent[-len(lines) :] == lines:
+            del self._sent[-len(lines) :]
+            self._sent_characters -= len(run)
 
     def hear(self, run: str) -> list[Event]:
         """Return what the server tells with a run of lines, but what concerns this alone."""
@@ -99,11 +120,14 @@ class Handshake:
             case Error(nonce=None) if self._wishes_refused:
                 self._wishes_refused -= 1
                 self.refusals.append(event)
-            case Error(nonce=None, code=code) if self._owed and self._owed[0][1] == code:
+            case Error(nonce=None, code=code) if self._owed and code in (
+                self._owed[0][1],
+                LineTooLong.code,
+            ):
                 self.again.append(self._owed.popleft()[0])
                 return True
             case Notice(text=text) if self._asking and text.startswith("unknown command /json"):
-                self._asking, self._sent = False, None
+                self.conclude()
             case _:
                 return False
         self.ready = not self._wishes_refused
@@ -118,9 +142,9 @@ class Handshake:
                 wish is not None and fold_name(wish) != fold_name(granted)
                 for wish, granted in wishes
             )
-        for line in self._sent or ():
+        for line in self._sent:
             self._owed.extend((line, code) for code in _refused_with(line))
-        self._sent = None
+        self._forget()
         self.ready = not (self._owed or self._wishes_refused)
 
 

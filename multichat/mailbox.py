@@ -179,6 +179,11 @@ class Mailbox:
         """Note that the member goes without so many *messages*; it is told in their place."""
         self._missed += messages
 
+    def tell_missed(self) -> None:
+        """Tell now of what was missed, if there is room for that."""
+        if self._missed:
+            self.offer(b"")
+
     def call_when_space(self, callback: Callable[[], object]) -> None:
         """Call *callback* once, synchronously, when there may be room again or nobody is left."""
         if self._closed:

@@ -28,7 +28,7 @@ _PUNCTUATION = "-_."
 
 # Letters and marks to Unicode, and nothing at all to whoever looks: fillers, variation selectors.
 _INVISIBLE = re.compile(
-    "[\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef]"
 )
 
 # Marks in a row on one letter: as many as Burmese words have.
@@ -66,18 +66,27 @@ def parse_name(name: str) -> str:
         raise InvalidName("a name consists of letters, digits, '-', '_' and '.'")
     if sum(any(_script(c) == script for c in name) for script in _LOOK_ALIKE) > 1:
         raise InvalidName("a name does not mix Latin, Greek and Cyrillic letters")
-    bare = fold_name(name).translate({**dict.fromkeys(map(ord, _PUNCTUATION), ""), ord("ı"): "i"})
-    if _RESERVED.fullmatch(bare):
+    if _RESERVED.fullmatch(_bare(name)):
         raise InvalidName(f"nobody can be called {name}")
     return name
 
 
+def _bare(name: str) -> str:
+    """Return the letters and digits of *name*, without what makes them look a little different."""
+    parts = unicodedata.normalize("NFD", fold_name(name)).replace("ı", "i")
+    return "".join(c for c in parts if unicodedata.category(c) in ("Ll", "Lo", "Lt", "Lu", "Nd"))
+
+
 def _are_letters(name: str) -> bool:
     marks = _MAX_MARKS  # that stand on one letter so far: there is none yet
+    western = False
     for character in name:
         category = unicodedata.category(character)
         if category[0] == "L":
             marks = 0
+            western = _script(character) in _LOOK_ALIKE
+        elif western and category == "Mn" and not _ACCENT.match(character):
+            return False  # a mark of another script's on a letter of ours
         elif category == "Nd" or character in _PUNCTUATION:
             marks = _MAX_MARKS
         elif category in ("Mn", "Mc") and marks < _MAX_MARKS:

@@ -332,7 +332,10 @@ class Room:
             self._order.release()
 
     async def notify(self, text: str) -> Receipt:
-        """Say *text*, which is clean and not empty, to all members as the server; see `say`."""
+        """Say *text*, which is clean and not empty, to all members as the server; see `say`.
+
+        It has no id, and is not among the messages that are counted.
+        """
         await self._take_turn()
         try:
             if self._closing:
@@ -359,8 +362,8 @@ class Room:
         logged = False
         for batch in batches:
             delivered, queued, dropped, full = self._offer_to_all(batch, sender)
-            counts.messages += batch.messages
             if sender is not None:
+                counts.messages += batch.messages
                 self.messages += batch.messages
             if not logged:  # nobody waits for the log, and yet it has this before all that follows
                 logged = True

@@ -6,6 +6,7 @@ of them is spoken to the session's.
 
 import errno
 import gc
+import math
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +19,13 @@ from multichat import transport
 from multichat.client import Chat, open_chat
 from multichat.config import DEFAULT_PORT, ServerConfig
 from multichat.directory import Directory
-from multichat.errors import ListenFailed, LocalProtocolError, UnknownClient, lone_exception
+from multichat.errors import (
+    ListenFailed,
+    LocalProtocolError,
+    Refused,
+    UnknownClient,
+    lone_exception,
+)
 from multichat.framing import clean
 from multichat.log import Log
 from multichat.messages import Goodbye
@@ -171,7 +178,7 @@ class Server:
         Returns when it is in its room.  It gets a `Chat` as `connect` gives it, and leaves when it
         returns.  What it raises is logged and ends nobody else; if it falls behind it has to go, as
         anybody; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server is
-        not open, `Refused` if it cannot have that name or room.
+        not open, `Refused` if it cannot have that name or room, or the server is full.
         """
         if self._bots is None:
             raise RuntimeError("the server is not open")
@@ -191,7 +198,11 @@ class Server:
             with lone_exception():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._handle_bot, theirs, nursery.cancel_scope)
-                    async with open_chat(ours, name=name, room=room) as chat:
+                    wishes = partial(open_chat, name=name, room=room, hello_seconds=math.inf)
+                    async with wishes(ours) as chat:
+                        if chat.welcome is None:
+                            reason = chat.goodbye or "the server has ended"
+                            raise Refused("refused", reason)  # noqa: TRY301 - for who started it
                         started = True
                         task_status.started()
                         await bot(chat)

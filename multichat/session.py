@@ -246,14 +246,15 @@ class Session:
                 await self._answer(RoomList(sizes, nonce=nonce))
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
-            case Help():
-                await self._answer(*help_notices())
+            case Help(nonce=nonce):
+                await self._answer(*help_notices(nonce))
             case Hello():
                 await self._greet(request)
             case Invalid(error):
                 await self._answer(error)
-            case Quit():
-                raise _Leave(last_words=me.voice.spell(Goodbye("you asked to leave")))
+            case Quit(nonce=nonce):
+                goodbye = Goodbye("you asked to leave", nonce=nonce)
+                raise _Leave(last_words=me.voice.spell(goodbye))
 
     async def _greet(self, hello: Hello) -> None:
         """Change to the JSON voice, in one step with the welcome, which is its first line."""
@@ -266,6 +267,7 @@ class Session:
                     grant(me, wish)
                 except RemoteProtocolError as error:
                     refused.append(Invalid.because(error).error)
+        self._mailbox.tell_missed()  # in the voice in which it was
         me.room.speak(me, JSON)
         await self._answer(
             Welcome(

@@ -9,7 +9,7 @@ here, so that every text that leaves this module is clean.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, get_args
 
 import msgspec
@@ -301,9 +301,9 @@ class TextVoice:
         return Said(name="", text=line)
 
 
-def help_notices() -> list[Notice]:
+def help_notices(nonce: Nonce | None = None) -> list[Notice]:
     """Return the answer to `Help`, within 60 columns."""
-    return [Notice(line) for line in _HELP.split("\n")]
+    return [Notice(line, nonce=nonce) for line in _HELP.split("\n")]
 
 
 def _are_here(members: int) -> str:
@@ -442,10 +442,6 @@ class JsonVoice:
     def spell(self, event: Event) -> bytes:
         """Spell one event as it stands on the wire."""
         return _encode(event) + b"\n"
-
-    def spell_all(self, events: Iterable[Event]) -> bytes:
-        """Spell several events in a row."""
-        return b"".join(map(self.spell, events))
 
     def spell_said(self, said: SaidRun) -> bytes:
         """Spell the messages of one publish, each as a `Said` of its own.

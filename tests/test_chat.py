@@ -124,7 +124,7 @@ async def test_a_wish_that_is_refused_ends_the_beginning(autojump_clock: MockClo
         with pytest.raises(Refused, match="the name Bob is taken"):
             async with network.chat(name="Bob"):
                 pass
-        with pytest.raises(Refused, match="there cannot be more than 1 rooms"):
+        with pytest.raises(Refused, match="there are as many rooms as there may be: 1"):
             async with network.chat(room="den"):
                 pass
 
@@ -363,6 +363,101 @@ async def test_who_says_one_thing_from_far_away_and_leaves_has_said_it(
         await chat.say("done")
         await chat.finish()
         assert await witness.line() == "[Client 2] done"
+
+
+async def test_a_long_paste_from_far_away_arrives_whole(autojump_clock: MockClock) -> None:
+    texts = [f"line {i} {'x' * 200}" for i in range(8000)]  # more than is remembered
+    async with far_away_chat(0.6) as (chat, witness), trio.open_nursery() as nursery:
+        heard: list[str] = []
+
+        async def hear() -> None:
+            heard.extend(await witness.lines(len(texts)))
+
+        nursery.start_soon(hear)
+        for start in range(0, len(texts), 100):
+            await chat.send("\n".join(texts[start : start + 100]))
+        await chat.finish()
+    assert heard == [f"[Client 2] {text}" for text in texts]
+
+
+async def test_a_line_that_is_too_long_from_far_away_costs_no_other(
+    autojump_clock: MockClock,
+) -> None:
+    async with far_away_chat(0.6) as (chat, witness):
+        await chat.send("x" * 70_000 + "\nB\nC")
+        await chat.finish()
+        assert await witness.lines(2) == ["[Client 2] B", "[Client 2] C"]
+        events = [event async for event in chat]
+        assert [e.code for e in events if isinstance(e, Error)] == ["line-too-long"]
+
+
+async def test_what_is_too_long_is_refused_before_it_is_sent(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as chat:
+        with pytest.raises(LocalProtocolError, match="bytes in one line; the server takes 65536"):
+            await chat.say("x" * 65_536)
+        with pytest.raises(LocalProtocolError, match="bytes in one line"):
+            await chat.direct(1, "é" * 40_000)
+        await chat.send("before\n" + "x" * 65_536 + "\nafter")
+        error = await anext(chat)
+        assert isinstance(error, Error)
+        assert error.code == "line-too-long"
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_no_event(
+    autojump_clock: MockClock,
+) -> None:
+    async with scripted_server() as (chat, server):
+        with trio.move_on_after(1):
+            await chat.members()
+        asked = read(await server.line())
+        await server.send(f'{{"type":"members","room":"x","members":[],"nonce":{asked["nonce"]}}}')
+        await server.send('{"type":"notice","text":"hi"}')
+        assert await anext(chat) == Notice("hi")
+        await server.finish()
+
+
+async def test_who_asks_under_a_flood_that_it_does_not_hear_is_not_stuck(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multichat.client, "_AWAITING_CHARACTERS", 10_000)
+    with pytest.raises(ConnectionLost):
+        await _ask_under_a_flood()
+
+
+async def _ask_under_a_flood() -> None:
+    async with scripted_server() as (chat, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(server.send, *['{"type":"notice","text":"x"}'] * 1000))
+            with pytest.raises(LocalProtocolError, match="too much waits to be heard"):
+                await chat.members()
+            await chat.say(*["not held up"] * (MAX_UNACCEPTED + 1))
+        heard = 0
+        while heard < 1000:
+            heard += len(await chat.receive())
+        assert (await server.lines(2))[1].startswith('{"type":"say"')
+        await server.stream.aclose()
+
+
+async def test_a_hello_cannot_forge_a_line(autojump_clock: MockClock) -> None:
+    async with memory_server() as network:
+        with pytest.raises(Refused, match="a name consists of"):
+            async with network.chat(name="x\n/join ops"):
+                pass
+        with pytest.raises(Refused, match="a name consists of"):
+            async with network.chat(room="\ud800"):
+                pass
+        async with network.chat(name="x\n/join ops", plain=True) as chat:
+            with pytest.raises(LocalProtocolError, match="a name is one word"):
+                await chat.direct("1 hi\nforged", "x")
+            await trio.sleep(1)
+            assert [member.room for member in network.server.members] == ["lobby"]
+
+
+async def test_a_bot_that_the_server_has_no_room_for_is_refused(autojump_clock: MockClock) -> None:
+    async with memory_server(ServerConfig(max_clients=1)) as network:
+        await network.join()
+        with pytest.raises(Refused, match="the server is full"):
+            await network.server.start_bot(_listen)
 
 
 async def test_leaving_a_silent_server_takes_no_longer_than_a_welcome_may(

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run
 
-from multichat import ServerConfig
+from multichat import ServerConfig, Slow
 from multichat.directory import Directory
 from multichat.log import Log
 from multichat.mailbox import Mailbox, Offer
@@ -139,7 +139,7 @@ async def test_there_are_only_so_many_rooms() -> None:
         await a.send("/join one")
         assert await a.line() == "[Server] you are in one; nobody else is here"
         await b.send("/join two")
-        assert await b.line() == "[Server] there cannot be more than 2 rooms"
+        assert await b.line() == "[Server] there are as many rooms as there may be: 2"
         await a.send("/join two")  # its own goes with it
         assert await a.line() == "[Server] you are in two; nobody else is here"
         await c.send('/json {"room":"three","name":"carol"}')
@@ -216,6 +216,55 @@ async def test_who_speaks_has_been_announced_before(
             "Renamed",
             "Said",
         ]
+
+
+async def test_what_was_missed_in_text_is_told_before_the_welcome(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1, slow=Slow.DROP)) as network:
+        stalled = await network.stalled()
+        talker = await network.join()
+        for i in range(5):
+            await talker.send(str(i))
+            await trio.testing.wait_all_tasks_blocked()
+        await stalled.send("/json")
+        await trio.testing.wait_all_tasks_blocked()
+        stalled.recover()
+        lines = await stalled.lines(4)
+        assert lines[:2] == ["[Client 2] 0", "[Client 2] 1"]
+        assert lines[2] == "[Server] 3 messages skipped"
+        assert lines[3].startswith('{"type":"welcome"')
+
+
+async def test_a_private_message_that_waits_is_told_in_the_voice_that_is_spoken_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+        stalled = await network.stalled()
+        whisperers = [await network.join() for _ in range(5)]
+        for whisperer in whisperers:
+            await whisperer.send("/msg 1 psst")
+        await stalled.send("/json")
+        await trio.sleep(1)
+        stalled.recover()
+        lines = await stalled.lines(6)
+        welcome = next(i for i, line in enumerate(lines) if "welcome" in line)
+        assert all(line.startswith("[") for line in lines[:welcome])
+        assert all(line.startswith("{") for line in lines[welcome:])
+        [member] = [each for each in network.server._directory.members if each.client == 1]
+        assert member.mailbox.patience.left_seconds > 0.5  # they waited together
+
+
+async def test_the_lobby_is_called_so(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_server(ServerConfig(max_rooms=1)) as network:
+        a = await network.join()
+        await a.send("/join den", "/join LOBBY")
+        assert (await a.lines(2))[1] == "[Server] you are in lobby; nobody else is here"
+        await network.server.broadcast("x")
+        await a.finish()
+        await a.rest()
+        await network.server.broadcast("nobody is here")
+        assert network.server.statistics().rooms == 0
 
 
 @pytest.mark.parametrize("voice", ["json", "text"])

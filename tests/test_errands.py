@@ -98,6 +98,34 @@ async def test_send_speaks_text_to_who_speaks_no_json(tmp_path: Path) -> None:
         assert nc.out == '/json {"protocol":1}\n//usr is full\n'
 
 
+@pytest.mark.parametrize(
+    "command", [("send",), ("send", "--plain"), ("who",), ("connect", "--json")]
+)
+async def test_a_full_server_is_an_error(command: tuple[str, ...], tmp_path: Path) -> None:
+    async with serve(tmp_path, "--max-clients", "1") as server, tcp(server):
+        await server.wait_for("Client 1 connected")
+        text = ["x"] if command[0] == "send" else []
+        argv = (MULTICHAT, *command, LOOPBACK, str(server.port), *text)
+        async with Command(tmp_path, *argv) as errand:
+            assert await errand.wait() == 1
+            assert errand.err == "multichat: connection lost: the server is full (1 clients)\n"
+            assert errand.out == ""
+
+
+@pytest.mark.parametrize("command", ["connect", "connect --json", "connect --plain", "send", "who"])
+async def test_a_wish_that_is_no_text_is_one_line(command: str, tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        text = "x" if command == "send" else ""
+        script = (
+            f"exec {MULTICHAT} {command} --room '\udcff' {LOOPBACK} {server.port} {text} </dev/null"
+        )
+        argv = ("/bin/sh", "-c", script)
+        async with Command(tmp_path, *argv) as errand:
+            await errand.wait()
+            assert "Traceback" not in errand.err
+            assert errand.err.count("\n") <= 1
+
+
 # --- who -----------------------------------------------------------------------------------------
 
 

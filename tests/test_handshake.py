@@ -32,7 +32,7 @@ def welcome(name: str = "Client 7", room: str = "lobby") -> Welcome:
 
 def spelled(*events: Event) -> str:
     """The run of lines that a server spells *events* with in JSON."""
-    return JSON.spell_all(events).decode().removesuffix("\n")
+    return b"".join(map(JSON.spell, events)).decode().removesuffix("\n")
 
 
 NO_JSON = Error("invalid-request", "that is no request")
@@ -227,14 +227,33 @@ def test_what_was_not_refused_in_time_counts_as_accepted() -> None:
     assert shake.again == ["one"]
 
 
-def test_more_than_is_remembered_is_not_sent_again() -> None:
-    shake = given_up(sent="\n".join(map(str, range(10_000))))
-    assert shake.unproven
-    shake.sent("one too many")
-    shake.sent("and another")
-    assert shake.hear(spelled(welcome(), NO_JSON)) == [welcome(), NO_JSON]
-    assert shake.ready
+def test_what_cannot_be_remembered_any_more_is_full_until_it_is_concluded() -> None:
+    shake = given_up(sent="x" * (1024 * 1024 - 1))
+    states = [shake.full]
+    shake.sent("y")
+    states.append(shake.full)
+    shake.conclude()
+    states.append(shake.full)
+    assert states == [False, True, False]
+    assert not shake.unproven
+    run = spelled(welcome(), NO_JSON)
+    assert shake.hear(run) == list(TEXT.parse_events(run))  # somebody's chat
     assert not shake.resending
+
+
+def test_what_was_not_sent_after_all_is_not_owed() -> None:
+    shake = given_up(sent="one")
+    shake.sent("two\nthree")
+    shake.not_sent("two\nthree")
+    shake.hear(spelled(welcome(), NO_JSON, NO_JSON))
+    assert shake.again == ["one"]
+
+
+def test_a_line_that_was_too_long_is_refused_in_its_place() -> None:
+    shake = given_up(sent="long\none\ntwo")
+    too_long = Error("line-too-long", "the line was longer than 65536 bytes and was dropped")
+    assert shake.hear(spelled(welcome(), too_long, NO_JSON, NO_JSON)) == [welcome()]
+    assert shake.again == ["long", "one", "two"]
 
 
 @pytest.mark.parametrize(

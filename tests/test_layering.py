@@ -24,6 +24,7 @@ ALLOWED = {
     "contextlib",
     "dataclasses",
     "enum",
+    "math",
     "msgspec",
     "re",
     "typing",

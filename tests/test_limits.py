@@ -33,3 +33,13 @@ def test_a_reader_that_trickles_cannot_set_the_pace_for_ever(
         earned += amount * (step == "earn")
         assert patience.left_seconds <= 2.0
         assert spent <= 2.0 + earned / 10 - patience.left_seconds + 1e-6
+
+
+def test_who_waits_together_spends_the_same_time() -> None:
+    patience = Patience(2)
+    patience.spend_together(10, 11)
+    patience.spend_together(10.5, 11)
+    patience.spend_together(10.5, 11.5)
+    assert patience.left_seconds == 0.5
+    patience.spend_together(12, 20)
+    assert patience.left_seconds == 0

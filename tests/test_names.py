@@ -205,6 +205,16 @@ def test_a_name_cannot_be_told_from_another_by_what_nobody_sees(selector: str) -
         parse_name(f"alice{selector}")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["al\u034fice", "Ser\u034fver", "Serv\u17d2er", "Se\u1a60rver", "S\u0951erver", "server\u02d1",
+     "Serve\u0640r", "clıent7", "Sérver"],
+)  # fmt: skip
+def test_nobody_looks_like_the_server_or_somebody_else(name: str) -> None:
+    with pytest.raises(InvalidName):
+        parse_name(name)
+
+
 @pytest.mark.parametrize("name", ["ញ៉ាំ", "မြွှေ", "རྒྱུད"])
 def test_khmer_burmese_and_tibetan_words_are_names(name: str) -> None:
     assert parse_name(name) == name

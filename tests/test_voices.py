@@ -655,8 +655,7 @@ def test_requests_survive_the_json_voice(requests: list[WireRequest]) -> None:
 
 @given(st.lists(events, min_size=1))
 def test_events_survive_the_json_voice(sent: list[Event]) -> None:
-    wire = JSON.spell_all(sent)
-    assert wire == b"".join(map(JSON.spell, sent))
+    wire = b"".join(map(JSON.spell, sent))
     run = decoded(wire)
     assert list(JSON.parse_events(run)) == sent
     assert all(line.startswith('{"type":"') for line in run.split("\n"))
