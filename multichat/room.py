@@ -272,9 +272,10 @@ class Room:
         subjects = {client for client, _ in events}
         others = [member for client, member in self._members.items() if client not in subjects]
         await self._tell(others, [event for _, event in events])
-        for subject in subjects & self._members.keys():  # nobody is told of itself
-            told = [event for client, event in events if client != subject]
-            await self._tell([self._members[subject]], told)
+        for subject in subjects:  # nobody is told of itself
+            if (member := self._members.get(subject)) is not None:
+                told = [event for client, event in events if client != subject]
+                await self._tell([member], told)
 
     async def _tell(
         self, members: Iterable[Member], events: Sequence[Joined | Left | Renamed | Presence]

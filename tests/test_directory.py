@@ -319,3 +319,22 @@ async def test_a_broadcast_reaches_every_room(log: LogRecorder) -> None:
         for client in clients:
             assert await client.line() == "[Server] Dinner is ready"
     assert log.lines.count("[INFO] [server] [TX] [Server] Dinner is ready") == 3
+
+
+async def test_somebody_leaves_while_others_are_told_who_came(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with directory_of(members=3) as (directory, [stalled, second, third]):
+        room = stalled.room
+        room.speak(stalled, JSON)
+        while stalled.mailbox.offer(b"x\n") is not Offer.FULL:
+            pass
+        directory.rename(stalled, "stalled")
+        directory.rename(second, "second")
+        directory.rename(third, "third")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(room.say, second, "hello")  # waits for the stalled one, to tell it
+            await trio.sleep(0.5)
+            directory.leave(third)
+        assert directory.members == [second]
+        assert room.messages == 1
