@@ -284,8 +284,6 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt:  # before trio took over, or after it let go
         raise typer.Exit from None
-    except typer.Exit:
-        raise
     except MultichatError as error:
         reason = str(error)
     except OSError as error:

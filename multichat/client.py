@@ -26,9 +26,8 @@ from multichat.errors import (
     lone_exception,
 )
 from multichat.framing import Part, clean
-from multichat.handshake import Handshake
+from multichat.handshake import Handshake, make_hello
 from multichat.messages import (
-    PROTOCOL,
     Accepted,
     Act,
     Direct,
@@ -111,11 +110,7 @@ class Chat:
         self.name = self.room = ""
         self.goodbye: str | None = None
         self._plain = plain
-        self._hello = Hello(
-            PROTOCOL,
-            None if name is None else clean(name),
-            None if room is None else clean(room),
-        )
+        self._hello = make_hello(name, room)
         self._handshake = Handshake(self._hello, plain=plain)
         self._connection = Connection(stream, hear=self._hear, may_read=self._may_read)
         self._heard: deque[tuple[int, list[Event]]] = deque()  # what each read told, in so much
@@ -243,25 +238,14 @@ class Chat:
         run = "\n".join(line for line in run.split("\n") if not is_hello(line))
         for request in TEXT.parse_requests(run) if run else ():
             if isinstance(request, SayRun):
-                await self._send_typed_messages([Say(text) for text in request.run.split("\n")])
+                says = [Say(text) for text in request.run.split("\n")]
+                await self._send_accepted(says, typed=True)
             elif isinstance(request, Act | Direct):
-                await self._send_typed_messages([request])
+                await self._send_accepted([request], typed=True)
             elif isinstance(request, Invalid):
                 self._tell([request.error])
             elif not isinstance(request, Hello):  # which it cannot be
                 await self._put(JSON.spell_request(request))
-
-    async def _send_typed_messages(self, requests: Sequence[Say | Act | Direct]) -> None:
-        """Send what may be sent, and tell the program as the server would of what may not."""
-        short: list[Say | Act | Direct] = []
-        for request in requests:
-            try:
-                self._check_length(_spell_with_nonce(request, self._nonce))
-            except LocalProtocolError as error:
-                self._tell([Error(LineTooLong.code, str(error))])
-            else:
-                short.append(request)
-        await self._send_accepted(short)
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
         await self._until_ready()
@@ -270,22 +254,37 @@ class Chat:
         else:
             await self._send_accepted(requests)
 
-    async def _send_accepted(self, requests: Sequence[Say | Act | Direct]) -> None:
-        """Send what the server answers with `Accepted`, no more of it at a time than it may."""
+    async def _send_accepted(
+        self, requests: Sequence[Say | Act | Direct], *, typed: bool = False
+    ) -> None:
+        """Send what the server answers with `Accepted`, no more of it at a time than it may.
+
+        One that is too long is an exception, or where it was *typed* left out and told of as the
+        server would.
+        """
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
             if len(self._unaccepted) + len(some) > MAX_UNACCEPTED:
                 await self._connection.wait_until(partial(self._may_send, len(some)))
-            nonces = range(self._nonce + 1, self._nonce + 1 + len(some))
-            lines = list(map(_spell_with_nonce, some, nonces))
-            for line in lines:
-                self._check_length(line)
-            self._nonce += len(some)
-            self._unaccepted.update(dict.fromkeys(nonces))
+            lines: dict[Nonce, str] = {}
+            for request in some:
+                self._nonce += 1
+                line = _spell_with_nonce(request, self._nonce)
+                try:
+                    self._check_length(line)
+                except LocalProtocolError as error:
+                    if not typed:
+                        raise
+                    self._tell([Error(LineTooLong.code, str(error))])
+                else:
+                    lines[self._nonce] = line
+            if not lines:
+                continue
+            self._unaccepted.update(dict.fromkeys(lines))
             try:
-                await self._put("\n".join(lines))
+                await self._put("\n".join(lines.values()))
             except BaseException:  # they were not sent
-                for nonce in nonces:
+                for nonce in lines:
                     self._unaccepted.pop(nonce, None)
                 raise
 

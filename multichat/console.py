@@ -179,13 +179,10 @@ class Console:
         return self._input_over.is_set()
 
     async def _send_input(self, fd: int, chat: Chat, scope: trio.CancelScope) -> None:
-        decoder = LineDecoder(MAX_LINE_BYTES)
         try:
-            async for data in read_input(fd):
-                if not await self._take(chat, decoder.feed(data)):
+            async for parts in read_input(fd):
+                if not await self._take(chat, parts):
                     break
-            else:
-                await self._take(chat, decoder.finish())
             await chat.finish()
         except MultichatError as error:
             self._fail(error)
@@ -242,13 +239,16 @@ def _tag(event: Event) -> str:
     return "STATE" if isinstance(event, _STATES) else "RX"
 
 
-async def read_input(fd: int) -> AsyncIterator[bytes]:
-    """Yield what can be read from *fd*, in a thread: terminals, pipes and files all work so.
+async def read_input(fd: int) -> AsyncIterator[list[Part]]:
+    """Yield what each read of *fd* brings, cut into lines, and in the end what has no line end.
 
-    A read that is under way when we leave is abandoned; its thread does not keep the process.
+    Read in a thread: terminals, pipes and files all work so.  A read that is under way when we
+    leave is abandoned; its thread does not keep the process.
     """
+    decoder = LineDecoder(MAX_LINE_BYTES)
     while data := await trio.to_thread.run_sync(_read_some, fd, abandon_on_cancel=True):
-        yield data
+        yield decoder.feed(data)
+    yield decoder.finish()
 
 
 def _read_some(fd: int) -> bytes:

@@ -7,17 +7,16 @@ standard error.
 import os
 import select
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import trio
 
 from multichat.client import HELLO_SECONDS, Chat, connect
-from multichat.connection import MAX_LINE_BYTES
 from multichat.console import ANSWER_SECONDS, read_input
 from multichat.errors import ConnectionLost, LineTooLong, NoJson, OutputLost, Refused
-from multichat.framing import LineDecoder, clean
-from multichat.messages import PROTOCOL, Error, Goodbye, Hello, Welcome
+from multichat.handshake import make_hello
+from multichat.messages import Error, Goodbye, Welcome
 from multichat.voices import JSON, TEXT, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
@@ -58,12 +57,8 @@ async def send(
         if text is not None:
             await chat.say(text)
         else:
-            decoder = LineDecoder(MAX_LINE_BYTES)
-            async for data in read_input(input_fd):
-                for part in decoder.feed(data):
-                    await _say(chat, part)
-            for part in decoder.finish():
-                await _say(chat, part)
+            async for run in _runs(input_fd):
+                await chat.say(*run.split("\n"))
         await chat.finish()
         if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
@@ -97,10 +92,12 @@ async def _try_name(chat: Chat, name: str) -> None:
         print(f"multichat: {refused}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
 
 
-async def _say(chat: Chat, part: str | LineTooLong) -> None:
-    if isinstance(part, LineTooLong):
-        raise part
-    await chat.say(*part.split("\n"))
+async def _runs(fd: int) -> AsyncIterator[str]:
+    async for parts in read_input(fd):
+        for part in parts:
+            if isinstance(part, LineTooLong):
+                raise part
+            yield part
 
 
 async def _note_errors(chat: Chat, errors: list[Error]) -> None:
@@ -136,8 +133,7 @@ async def pass_json(
     `ConnectFailed`, `ConnectionLost`, `OutputLost`, or `NoJson`.
     """
     async with connect(host, port, plain=True) as chat, trio.open_nursery() as nursery:
-        wishes = [None if wish is None else clean(wish) for wish in (name, room)]
-        await chat.send(spell_hello(Hello(PROTOCOL, *wishes)))
+        await chat.send(spell_hello(make_hello(name, room)))
         welcomed = trio.Event()
         if input_fd is not None:
             nursery.start_soon(_pass_input, chat, input_fd, welcomed)
@@ -176,15 +172,8 @@ def _event(line: str) -> object:
 
 async def _pass_input(chat: Chat, fd: int, welcomed: trio.Event) -> None:
     await welcomed.wait()
-    decoder = LineDecoder(MAX_LINE_BYTES)
-    async for data in read_input(fd):
-        for part in decoder.feed(data):
-            if isinstance(part, LineTooLong):
-                raise part
-            await chat.send(part)
-    for part in decoder.finish():
-        if isinstance(part, str):
-            await chat.send(part)
+    async for run in _runs(fd):
+        await chat.send(run)
     await chat.finish()
 
 

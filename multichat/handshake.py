@@ -9,16 +9,26 @@ to be sent again.
 from collections import deque
 
 from multichat.errors import LineTooLong
-from multichat.messages import Error, Event, Hello, Invalid, Notice, Welcome
+from multichat.framing import clean
+from multichat.messages import PROTOCOL, Error, Event, Hello, Invalid, Notice, Welcome
 from multichat.names import fold_name
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Handshake"]
+__all__ = ["Handshake", "make_hello"]
 
 # What is remembered of what was sent in text, in case that a welcome comes: a long paste.
 _REMEMBERED_CHARACTERS = 1024 * 1024
 
 _WELCOME = '{"type":"welcome"'
+
+
+def make_hello(name: str | None = None, room: str | None = None) -> Hello:
+    """Return a hello with these wishes, which may hold anything."""
+    return Hello(
+        PROTOCOL,
+        None if name is None else clean(name),
+        None if room is None else clean(room),
+    )
 
 
 class Handshake:

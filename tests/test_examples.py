@@ -166,6 +166,8 @@ async def test_who_asks_for_dice_and_goes_does_not_take_the_bot_along(tmp_path: 
     async with serve(tmp_path) as server, joined(tmp_path, server, "dice.py") as bot:
         async with person(server.port, "alice") as alice:
             await alice.send("!roll banana", "/msg dice banana", "/quit")
+            await alice.rest()
+        await server.wait_for("Client 2 disconnected")
         async with person(server.port, "bob") as bob:
             await bob.send("/msg dice 1d1")
             assert await bob.line() == "[dice → you] 1d1: 1"
@@ -224,6 +226,9 @@ async def test_a_bridge_whose_sides_break_off_says_so_in_one_line(tmp_path: Path
         serve(tmp_path) as there,
         bridged(tmp_path, here, there) as bridge,
     ):
+        async with person(here.port, "alice") as alice, person(there.port, "bob") as bob:
+            await alice.send("does it stand?")
+            assert await bob.line() == "[bridge] <alice> does it stand?"
         bridge.signal(signal.SIGSTOP)  # so that it hears of both at once
         for server in here, there:
             server.process.kill()
@@ -343,14 +348,14 @@ async def test_the_notifier_says_how_it_is_used(tmp_path: Path) -> None:
 
 
 async def test_a_server_lives_in_somebody_elses_nursery(tmp_path: Path) -> None:
-    async with example(tmp_path, "server_in_a_nursery.py", 0, 2) as server:
+    async with example(tmp_path, "server_in_a_nursery.py", 0, 5) as server:
         port = await port_of(server)
         async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
-            await client.wait_for("[RX] [Server] 2 seconds")
+            await client.wait_for("[RX] [Server] 5 seconds")
             await client.wait_for("[RX] [Server] goodbye: the server is shutting down")
             assert await client.wait() == 0
         assert await server.wait() == 0
-        assert "told 1 clients: 2 seconds" in server.out
+        assert "told 1 clients: 5 seconds" in server.out
         assert server.err == ""
 
 
