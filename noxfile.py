@@ -2,9 +2,14 @@
 
 nox -s lint      style
 nox -s types     mypy --strict
-nox -s tests     the tests, with coverage, on every Python from 3.11 on that is here
+nox -s tests     the tests on every Python from 3.11 on that is here, on one with coverage
 nox -s install   the built wheel alone, in an environment of its own, doing its job
 nox -s docs      the command reference and the documents' own tests
+nox -s sim       500 simulated schedules of a whole server with its clients and faults
+nox -s fuzz      a minute of hostile bytes for everything that reads them
+nox -s soak      two minutes in which 500 clients come, talk, stall and go
+
+Longer: nox -s sim -- --seeds 10000, nox -s fuzz -- --seconds 3600, nox -s soak -- --minutes 10
 
 By hand, because they take long or want a quiet machine:
 
@@ -26,7 +31,7 @@ import nox
 
 nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "tests", "install", "docs"]
+nox.options.sessions = ["lint", "types", "tests", "install", "docs", "sim", "fuzz", "soak"]
 nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
@@ -72,7 +77,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(python=pythons())
 def tests(session: nox.Session) -> None:
-    """All tests; prints the branch coverage."""
+    """All tests, on the first Python with the branch coverage, which takes twice the time."""
     missing = [
         f"{name} ({package})" for name, package in PROGRAMS.items() if not shutil.which(name)
     ]
@@ -82,6 +87,9 @@ def tests(session: nox.Session) -> None:
             session.error(message)
         session.warn(f"{message}; the tests that need them are skipped")
     session.install("-e", ".", *requirements("test"))
+    if session.python != pythons()[0]:
+        session.run("pytest", *session.posargs)
+        return
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "--quiet")
@@ -132,6 +140,27 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".", *requirements("test"))
     session.run("python", "docs/make_commands.py", *session.posargs or ["--check"])
     session.run("pytest", "-q", "tests/test_docs.py", "tests/test_examples.py")
+
+
+@nox.session
+def sim(session: nox.Session) -> None:
+    """Simulate a server with hundreds of clients and faults, one schedule for each seed."""
+    session.install("-e", ".", *requirements("test"))
+    session.run("python", "-m", "tests.simulation", *session.posargs or ["--seeds", "500"])
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Feed hostile bytes to everything that reads them, guided by coverage where it can."""
+    session.install("-e", ".", *requirements("fuzz"))
+    session.run("python", "-m", "tests.fuzz", *session.posargs or ["--seconds", "60"])
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Have clients come, talk, stall and go, and look at what the server keeps of them."""
+    session.install("-e", ".", *requirements("test"))
+    session.run("python", "-m", "tests.soak", *session.posargs or ["--minutes", "2"])
 
 
 @nox.session

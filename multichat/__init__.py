@@ -4,12 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from multichat.client import Chat, connect, open_chat
-    from multichat.config import ServerConfig, Slow
+    from multichat.bans import Ban, parse_duration, parse_target
+    from multichat.chat import Chat
+    from multichat.client import client_tls, connect, dial, dial_unix, open_chat
+    from multichat.config import Filter, Message, ServerConfig, Slow
     from multichat.errors import (
+        BadCertificate,
+        Banned,
         ConnectFailed,
         ConnectionLost,
         EmptyText,
+        InvalidBan,
+        InvalidBanFile,
         InvalidName,
         InvalidRequest,
         LineTooLong,
@@ -19,12 +25,15 @@ if TYPE_CHECKING:
         NameTaken,
         NobodyThere,
         NotDelivered,
+        NotLetThrough,
         Refused,
         RemoteProtocolError,
+        TooManyBans,
         TooManyRooms,
         UnknownClient,
         UnknownRequest,
     )
+    from multichat.listen import server_tls
     from multichat.messages import (
         Accepted,
         Directed,
@@ -50,6 +59,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accepted",
+    "BadCertificate",
+    "Ban",
+    "Banned",
     "Chat",
     "ConnectFailed",
     "ConnectionLost",
@@ -57,7 +69,10 @@ __all__ = [
     "EmptyText",
     "Error",
     "Event",
+    "Filter",
     "Goodbye",
+    "InvalidBan",
+    "InvalidBanFile",
     "InvalidName",
     "InvalidRequest",
     "Joined",
@@ -68,11 +83,13 @@ __all__ = [
     "MemberInfo",
     "MemberName",
     "Members",
+    "Message",
     "Missed",
     "MultichatError",
     "NameTaken",
     "NobodyThere",
     "NotDelivered",
+    "NotLetThrough",
     "Notice",
     "Pong",
     "Presence",
@@ -87,18 +104,35 @@ __all__ = [
     "ServerConfig",
     "ServerStatistics",
     "Slow",
+    "TooManyBans",
     "TooManyRooms",
     "UnknownClient",
     "UnknownRequest",
     "Welcome",
+    "client_tls",
     "connect",
+    "dial",
+    "dial_unix",
     "open_chat",
+    "parse_duration",
+    "parse_target",
     "serve",
+    "server_tls",
 ]
 
 # Imported when first asked for: `multichat --help` needs no trio, and the command's own entry
 # point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
-_HOMES = ("client", "config", "errors", "messages", "room", "server")
+_HOMES = (
+    "bans",
+    "chat",
+    "client",
+    "config",
+    "errors",
+    "listen",
+    "messages",
+    "room",
+    "server",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -1,12 +1,26 @@
 """How a server treats its clients: every setting, its default, and the reason for it.  Pure."""
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-__all__ = ["DEFAULT_PORT", "ServerConfig", "Slow"]
+from multichat.framing import clean
+from multichat.messages import Directed, Said
+
+__all__ = ["DEFAULT_PORT", "Filter", "Message", "ServerConfig", "Slow"]
+
+Message: TypeAlias = Said | Directed
+"""What somebody says, to a room or to one person, before anybody is told."""
+
+Filter: TypeAlias = Callable[[Message], Message | Awaitable[Message | None] | None]
+"""Returns a message as it is, a changed one, or None if nobody is to have it; see `filters`."""
 
 # The specification's.
 DEFAULT_PORT = 9000
+
+# Shorter than any line that a client may send.
+MAX_PASSWORD_CHARACTERS = 1024
 
 
 class Slow(enum.Enum):
@@ -39,6 +53,37 @@ class ServerConfig:
     # What an ordinary limit of open files allows, give or take the server's own.
     max_clients: int = 1024
 
+    # Many people may share an address: a company, a campus, a mobile network.  Of IPv6 a network of
+    # 64 bits counts as one: that is what one customer gets.
+    max_clients_per_address: int | None = None
+
+    # Messages, or other requests, that a client may send a second, and how many at once: a paste of
+    # 500 lines arrives without a pause.  Whoever sends faster is read more slowly.
+    rate: float | None = None
+    burst: int = 500
+
+    # The same in bytes as they come, whatever they are; at least one read goes at once.
+    byte_rate: float | None = None
+
+    # What may wait in all mailboxes together.  A thousand members who stall in one room share what
+    # was said there; this is for those who ask for answers and do not take them.
+    memory_bytes: int = 512 * 1024 * 1024
+
+    # Who only listens says nothing for days; TCP itself notices who is dead.
+    idle_seconds: float | None = None
+
+    # What everybody has to say before anything else; None lets anybody in.
+    password: str | None = field(default=None, repr=False)
+
+    # As long as a person takes to type a password, and a slow phone for its handshake.
+    auth_seconds: float = 10.0
+    handshake_seconds: float = 10.0
+
+    # What every message goes through, in order, and what a read's messages may take for that: after
+    # it they go on as they are, as nobody waits for a filter that hangs.
+    filters: tuple[Filter, ...] = ()
+    filter_seconds: float = 1.0
+
     # More than anybody looks through; each costs what its members cost.
     max_rooms: int = 1024
 
@@ -50,9 +95,28 @@ class ServerConfig:
     grace_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("max_line_bytes", "mailbox_batches", "max_clients", "max_rooms"):
+        for name in ("max_line_bytes", "mailbox_batches", "max_clients", "max_rooms", "burst"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        for name in ("patience_seconds", "grace_seconds"):
+        if self.max_clients_per_address is not None and self.max_clients_per_address < 1:
+            raise ValueError("max_clients_per_address must be at least 1")
+        for name in ("patience_seconds", "grace_seconds", "memory_bytes"):
             if not getattr(self, name) >= 0:  # NaN is not either
                 raise ValueError(f"{name} must be 0 or more")
+        for name in (
+            "rate",
+            "byte_rate",
+            "idle_seconds",
+            "auth_seconds",
+            "handshake_seconds",
+            "filter_seconds",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be more than 0")
+        if self.password is not None and "\n" in self.password:
+            raise ValueError("a password has one line")
+        # Of those that anybody can type; see `multichat.framing`.
+        typed = None if self.password is None else len(clean(self.password))
+        if typed is not None and not 0 < typed <= MAX_PASSWORD_CHARACTERS:
+            raise ValueError(f"a password has 1 to {MAX_PASSWORD_CHARACTERS} characters")

@@ -14,7 +14,8 @@ from itertools import groupby
 import msgspec
 import trio
 
-from multichat.client import Chat, dial, open_chat
+from multichat.chat import Chat
+from multichat.client import Endpoint, open_chat
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectionLost,
@@ -27,7 +28,7 @@ from multichat.errors import (
 from multichat.framing import LineDecoder, Part
 from multichat.log import Log, LogWriter
 from multichat.messages import Event, Joined, Left, Presence, Renamed, Welcome
-from multichat.transport import spell_address
+from multichat.preamble import read_password
 from multichat.voices import TEXT
 
 __all__ = ["ANSWER_SECONDS", "Console", "read_input", "until_signal"]
@@ -62,18 +63,18 @@ class Console:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        endpoint: Endpoint,
         *,
         writer: LogWriter,
         input_fd: int | None,
         name: str | None = None,
         room: str | None = None,
+        password: str | None = None,
         plain: bool = False,
     ) -> None:
-        self._host, self._port = host, port
+        self._endpoint = endpoint
         self._name, self._room, self._plain = name, room, plain
-        self._address = spell_address((host, port))
+        self._password = password
         self._writer = writer
         self._input_fd = input_fd
         self._input_over = trio.Event()
@@ -85,9 +86,10 @@ class Console:
     async def run(self) -> None:
         """Connect and talk until the input ends, the server closes, or SIGINT or SIGTERM comes.
 
-        Raises `ConnectFailed`; `Refused` if the room cannot be had; `ConnectionLost` if the
-        conversation ended otherwise than by our wish or the server's goodbye; `OutputLost`.  Unless
-        a signal came, all that was logged has been written when it returns.
+        Raises `ConnectFailed`; `Refused` if the room, or the server, is closed to us;
+        `ConnectionLost` if the conversation ended otherwise than by our wish or the server's
+        goodbye; `OutputLost`.  Unless a signal came, all that was logged has been written when it
+        returns.
         """
         await until_signal(self._run)
 
@@ -98,13 +100,19 @@ class Console:
             await self._wait_for_output(at_most_bytes=0)
 
     async def _converse(self) -> None:
-        self._log.line("start", f"Connecting to {self._address}")
-        stream = await dial(self._host, self._port)
+        self._log.line("start", f"Connecting to {self._endpoint}")
+        stream = await self._endpoint.dial()
         self._connected_at = trio.current_time()
         self._log.line("STATE", "Connected")
         try:
             in_hello = self._name if self._plain else None  # else a refusal need not be the end
-            async with open_chat(stream, name=in_hello, room=self._room, plain=self._plain) as chat:
+            async with open_chat(
+                stream,
+                name=in_hello,
+                room=self._room,
+                password=self._password,
+                plain=self._plain,
+            ) as chat:
                 await self._introduce(chat)
                 await self._talk(chat)
         finally:
@@ -214,14 +222,15 @@ class Console:
             run = "\n".join(lines)
             await chat.send(run)
             self._sent += len(lines)
-            self._log.lines("TX", run)
+            if shown := [line for line in lines if read_password(line) is None]:
+                self._log.lines("TX", "\n".join(shown))
             await self._wait_for_output()
 
     def _show_status(self) -> None:
         seconds = trio.current_time() - self._connected_at
         self._log.line(
             "STATE",
-            f"Connected to {self._address} for {seconds:.0f} s; "
+            f"Connected to {self._endpoint} for {seconds:.0f} s; "
             f"{self._sent} sent, {self._received} received",
         )
 

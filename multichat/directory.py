@@ -17,10 +17,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from multichat.config import ServerConfig, Slow
-from multichat.errors import InvalidName, NameTaken, NotDelivered, TooManyRooms
+from multichat.errors import Banned, InvalidName, NameTaken, NotDelivered, TooManyRooms
+from multichat.limits import Budget, Turns
 from multichat.log import Log
 from multichat.mailbox import Offer
-from multichat.messages import Directed, Goodbye
+from multichat.messages import Directed, Goodbye, Notice
 from multichat.names import SERVER_NAME, fold_name, parse_name
 from multichat.room import Counts, Member, Receipt, Room, utc_now
 from multichat.voices import TEXT
@@ -37,8 +38,11 @@ _MAX_SOUGHT_CHARACTERS = 128
 class Directory:
     """The members and rooms of one server.
 
-    Any task may call anything; only `broadcast`, `direct` and `close` wait.  *start_soon* is for
-    the rooms.
+    Any task may call anything; only `broadcast`, `direct`, `tell` and `close` wait.  *start_soon*
+    is for the rooms.  *is_banned* says whether nobody may have that name.
+
+    *budget* is what all mailboxes together may hold: whoever is furthest behind has to go first.
+    *turns* are what those who flood have of the event loop.
     """
 
     def __init__(
@@ -46,9 +50,14 @@ class Directory:
         config: ServerConfig,
         log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+        is_banned: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.counts = Counts()
         self.closed = ""
+        self.budget = Budget(config.memory_bytes, self._shed_soon)
+        self.turns = Turns()
+        self._shedding = False
+        self._is_banned = is_banned
         self._config = config
         self._log = log
         self._start_soon = start_soon
@@ -137,10 +146,31 @@ class Directory:
         """Have *member* leave against its wish, with a goodbye that gives the *reason*."""
         self.leave(member, reason, last_words=member.voice.spell(Goodbye(reason)))
 
+    def _shed_soon(self) -> None:
+        # Not now: a publish is in the middle of its members.
+        if not self._shedding:
+            self._shedding = True
+            self._start_soon(self._shed)
+
+    async def _shed(self) -> None:
+        """Dismiss who is furthest behind until what waits fits again."""
+        leaving = 0  # what is being written to those who go, for the grace period at most
+        try:
+            while self.budget.held_bytes - leaving > self.budget.limit_bytes and self._members:
+                member = max(self._members.values(), key=lambda each: each.mailbox.waiting_bytes)
+                if not member.mailbox.waiting_bytes:
+                    return
+                self.counts.too_slow += 1
+                member.mailbox.forget()
+                leaving += member.mailbox.waiting_bytes
+                self.dismiss(member, "too far behind")
+        finally:
+            self._shedding = False
+
     def rename(self, member: Member, name: str) -> str:
         """Give *member* a *name*, and return the one that it had.
 
-        Raises `InvalidName` or `NameTaken`.
+        Raises `InvalidName`, `NameTaken` or `Banned`.
         """
         name = parse_name(name)
         if name.isdecimal():
@@ -148,6 +178,8 @@ class Directory:
         key = fold_name(name)
         if self._by_name.get(key, member) is not member:
             raise NameTaken(name)
+        if self._is_banned(name):
+            raise Banned(name)
         old = member.name
         self._by_name.pop(fold_name(old), None)
         self._by_name[key] = member
@@ -177,7 +209,16 @@ class Directory:
         Returns when it is in the mailbox or the socket.  Raises `NotDelivered`: nobody has to go on
         account of a private message.
         """
-        event = Directed(time=utc_now(), client=sender.client, name=sender.name, text=text)
+        await self._tell(
+            recipient,
+            Directed(time=utc_now(), client=sender.client, name=sender.name, text=text),
+        )
+
+    async def tell(self, recipient: Member, text: str) -> None:
+        """Tell *recipient* alone as the server; see `direct`."""
+        await self._tell(recipient, Notice(text))
+
+    async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
         mailbox, patience = recipient.mailbox, recipient.mailbox.patience
         offer = mailbox.offer(recipient.voice.spell(event))
         if offer is Offer.FULL and self._config.slow is Slow.WAIT:

@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from multichat.client import HELLO_SECONDS, Chat, connect
+from multichat.chat import HELLO_SECONDS, Chat
+from multichat.client import Endpoint, open_chat
 from multichat.console import ANSWER_SECONDS, read_input
 from multichat.errors import ConnectionLost, LineTooLong, NoJson, OutputLost, Refused
 from multichat.handshake import make_hello
 from multichat.messages import Error, Goodbye, Welcome
-from multichat.voices import JSON, TEXT, spell_hello
+from multichat.voices import JSON, TEXT, clean_json, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
 
@@ -26,13 +27,13 @@ WELCOME_SECONDS = 10.0
 
 
 async def send(
-    host: str,
-    port: int,
+    endpoint: Endpoint,
     text: str | None,
     *,
     input_fd: int,
     name: str | None = None,
     room: str | None = None,
+    password: str | None = None,
     plain: bool = False,
 ) -> None:
     """Say *text*, or without one each line of *input_fd*, and leave when all is accepted.
@@ -44,8 +45,13 @@ async def send(
     # What is meant for a room is said nowhere else, however far away the server is.
     hello_seconds = HELLO_SECONDS if room is None else WELCOME_SECONDS
     async with (
-        connect(
-            host, port, name=in_hello, room=room, plain=plain, hello_seconds=hello_seconds
+        open_chat(
+            await endpoint.dial(),
+            name=in_hello,
+            room=room,
+            password=password,
+            plain=plain,
+            hello_seconds=hello_seconds,
         ) as chat,
         trio.open_nursery() as nursery,
     ):
@@ -106,12 +112,17 @@ async def _note_errors(chat: Chat, errors: list[Error]) -> None:
             errors += [event for event in events if isinstance(event, Error)]
 
 
-async def who(host: str, port: int, *, room: str | None = None) -> list[str]:
+async def who(
+    endpoint: Endpoint, *, room: str | None = None, password: str | None = None
+) -> list[str]:
     """Return a line for each member of *room* but ourselves: the number, a space, the name.
 
     Raises `ConnectFailed`, `ConnectionLost`, `Refused`, or `NoJson`.
     """
-    async with connect(host, port, room=room, hello_seconds=WELCOME_SECONDS) as chat:
+    stream = await endpoint.dial()
+    async with open_chat(
+        stream, room=room, password=password, hello_seconds=WELCOME_SECONDS
+    ) as chat:
         _check(chat, needs_json=True)
         async with _answer_in_time():
             members = await chat.members()
@@ -119,20 +130,25 @@ async def who(host: str, port: int, *, room: str | None = None) -> list[str]:
 
 
 async def pass_json(
-    host: str,
-    port: int,
+    endpoint: Endpoint,
     *,
     input_fd: int | None,
     output_fd: int,
     name: str | None = None,
     room: str | None = None,
+    password: str | None = None,
 ) -> None:
     """Pass JSON lines from *input_fd* to a server and from the server to *output_fd*.
 
-    The first line that comes out is the `welcome`.  Ends as `Console.run` does.  Raises
-    `ConnectFailed`, `ConnectionLost`, `OutputLost`, or `NoJson`.
+    The first line that comes out is the `welcome`.  Strings are filtered: a server may be hostile,
+    too.  Ends as `Console.run` does.  Raises `ConnectFailed`, `ConnectionLost`, `Refused`,
+    `OutputLost`, or `NoJson`.
     """
-    async with connect(host, port, plain=True) as chat, trio.open_nursery() as nursery:
+    stream = await endpoint.dial()
+    async with (
+        open_chat(stream, password=password, plain=True) as chat,
+        trio.open_nursery() as nursery,
+    ):
         await chat.send(spell_hello(make_hello(name, room)))
         welcomed = trio.Event()
         if input_fd is not None:
@@ -144,6 +160,7 @@ async def pass_json(
                     # As they came: in the text voice every line is an event that is that line.
                     lines = list(map(TEXT.lines, events))
                     if not welcomed.is_set():
+                        chat.check_admitted()
                         # Who said something before our hello was read was not talking to us.
                         while lines and not isinstance(_event(lines[0]), Welcome):
                             lines.pop(0)
@@ -153,7 +170,7 @@ async def pass_json(
                         patience.deadline = float("inf")
                         welcomed.set()
                     last = lines[-1]
-                    data = "".join(f"{line}\n" for line in lines).encode()
+                    data = "".join(f"{clean_json(line)}\n" for line in lines).encode()
                     await trio.to_thread.run_sync(
                         _write_all, output_fd, data, abandon_on_cancel=True
                     )

@@ -4,7 +4,9 @@ The tree::
 
     MultichatError
     ├── LocalProtocolError      our caller asked for what the protocol cannot say
-    │   └── UnknownClient       … of a client that is not there
+    │   ├── UnknownClient       … of a client that is not there
+    │   ├── InvalidBan          … a ban of what cannot be banned
+    │   └── TooManyBans         … one ban more than there may be
     ├── RemoteProtocolError     the peer asked for what it cannot have; it is told, and stays
     │   ├── LineTooLong         … with a line above our limit
     │   ├── InvalidRequest      … with something that is no request
@@ -14,10 +16,14 @@ The tree::
     │   ├── NameTaken           … a name that somebody has
     │   ├── TooManyRooms        … one room more than there may be
     │   ├── NobodyThere         … to reach who is not there
-    │   └── NotDelivered        … to reach who is there and takes nothing
+    │   ├── NotDelivered        … to reach who is there and takes nothing
+    │   ├── NotLetThrough       … to say what the server's own filter does not let through
+    │   └── Banned              … a name that the operator does not allow
     ├── Refused                 the server refused what we asked for, and said why
     ├── ConnectFailed           nobody could be reached at that address
     ├── ListenFailed            the system does not let us listen there
+    ├── InvalidBanFile          a file of bans has a line that cannot be understood
+    ├── BadCertificate          … or not with that certificate, or trust that one
     ├── ConnectionLost          the conversation ended without a goodbye
     ├── NoJson                  the other side speaks text only
     └── OutputLost              our own standard output is gone
@@ -29,9 +35,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = [
+    "BadCertificate",
+    "Banned",
     "ConnectFailed",
     "ConnectionLost",
     "EmptyText",
+    "InvalidBan",
+    "InvalidBanFile",
     "InvalidName",
     "InvalidRequest",
     "LineTooLong",
@@ -42,9 +52,11 @@ __all__ = [
     "NoJson",
     "NobodyThere",
     "NotDelivered",
+    "NotLetThrough",
     "OutputLost",
     "Refused",
     "RemoteProtocolError",
+    "TooManyBans",
     "TooManyRooms",
     "UnknownClient",
     "UnknownRequest",
@@ -66,6 +78,18 @@ class UnknownClient(LocalProtocolError):
     def __init__(self, client: int) -> None:
         super().__init__(f"no client {client} is connected")
         self.client = client
+
+
+class InvalidBan(LocalProtocolError):
+    """Our caller, or an operator, wanted to ban what cannot be banned, or for no possible time."""
+
+
+class TooManyBans(LocalProtocolError):
+    """Our caller wanted one ban more than there may be."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"there are as many bans as there may be: {limit}")
+        self.limit = limit
 
 
 class RemoteProtocolError(MultichatError):
@@ -155,6 +179,27 @@ class NotDelivered(RemoteProtocolError):
         self.name = name
 
 
+class NotLetThrough(RemoteProtocolError):
+    """The peer said what the server's own filter does not let through."""
+
+    code = "not-let-through"
+
+    def __init__(self, messages: int = 1) -> None:
+        what = "that was" if messages == 1 else f"{messages} messages were"
+        super().__init__(f"{what} not let through")
+        self.messages = messages
+
+
+class Banned(RemoteProtocolError):
+    """The peer wanted a name that the operator has banned."""
+
+    code = "banned"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the name {name} is banned")
+        self.name = name
+
+
 class Refused(MultichatError):
     """The server refused a request of ours; *code* is why for programs, the message for people."""
 
@@ -166,18 +211,35 @@ class Refused(MultichatError):
 class ConnectFailed(MultichatError):
     """Nobody could be reached: refused, unreachable, unresolvable or silent."""
 
-    def __init__(self, host: str, port: int, reason: str) -> None:
-        super().__init__(f"cannot connect to {host} port {port}: {reason}")
+    def __init__(self, host: str, port: int | None, reason: str) -> None:
+        where = host if port is None else f"{host} port {port}"
+        super().__init__(f"cannot connect to {where}: {reason}")
         self.host, self.port, self.reason = host, port, reason
 
 
 class ListenFailed(MultichatError):
     """The system does not let us listen: the address is in use, not ours, or no address at all."""
 
-    def __init__(self, host: str | None, port: int, reason: str) -> None:
-        where = f"{host} port {port}" if host else f"port {port}"
+    def __init__(self, host: str | None, port: int | None, reason: str) -> None:
+        where = " ".join(filter(None, (host, None if port is None else f"port {port}")))
         super().__init__(f"cannot listen on {where}: {reason}")
         self.host, self.port, self.reason = host, port, reason
+
+
+class InvalidBanFile(MultichatError):
+    """A line of a file of bans cannot be understood."""
+
+    def __init__(self, file: str, line: int, reason: str) -> None:
+        super().__init__(f"{file} line {line}: {reason}")
+        self.file, self.line, self.reason = file, line, reason
+
+
+class BadCertificate(MultichatError):
+    """A certificate, or a key, that we were given cannot be used."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
 
 
 class ConnectionLost(MultichatError):

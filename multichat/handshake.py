@@ -1,4 +1,4 @@
-"""Which voice a client speaks, from its hello until that is settled.  Pure.
+"""Which voice a client speaks, from its hello until that is settled, and the password.  Pure.
 
 A hello asks for JSON and is a line of text, so that any server takes it for something.  Whoever
 does not answer in time is spoken to in text, and may answer all the same: then everything that was
@@ -12,12 +12,15 @@ from multichat.errors import LineTooLong
 from multichat.framing import clean
 from multichat.messages import PROTOCOL, Error, Event, Hello, Invalid, Notice, Welcome
 from multichat.names import fold_name
+from multichat.preamble import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
 from multichat.voices import JSON, TEXT, Voice
 
 __all__ = ["Handshake", "make_hello"]
 
 # What is remembered of what was sent in text, in case that a welcome comes: a long paste.
 _REMEMBERED_CHARACTERS = 1024 * 1024
+
+_OF_PASSWORD = (PASSWORD_REQUIRED, PASSWORD_ACCEPTED, WRONG_PASSWORD)
 
 _WELCOME = '{"type":"welcome"'
 
@@ -37,6 +40,9 @@ class Handshake:
     *voice* is the one that is spoken now and *welcome* the server's answer, if it came.  *ready*
     says whether new lines may be sent, *refusals* why wishes of the hello were not granted, *again*
     holds lines that are to be sent again before any new one; who does so takes them out.
+
+    *password_asked* says that the server wants a password, and has not accepted one;
+    *password_refused* that the one that it was told is wrong.
     """
 
     def __init__(self, hello: Hello, *, plain: bool = False) -> None:
@@ -46,6 +52,7 @@ class Handshake:
         self.ready = plain
         self.refusals: list[Error] = []
         self.again: list[str] = []
+        self.password_asked = self.password_refused = False
         self._hello = hello
         self._asking = not plain
         self._sent: list[str] = []  # since we gave up
@@ -120,10 +127,22 @@ class Handshake:
         return self._asking and _WELCOME in run
 
     def _heard(self, run: str) -> list[Event]:
-        events = self.voice.parse_events(run)
+        events = list(self.voice.parse_events(run))
+        if self.voice is TEXT and "password" in run:
+            for event in events:
+                self._hear_of_password(event)
         if self._asking or self._owed or self._wishes_refused:
             return [event for event in events if not self._concerns_this(event)]
-        return list(events)
+        return events
+
+    def _hear_of_password(self, event: Event) -> None:
+        match event:
+            case Notice(text=text) if text == PASSWORD_REQUIRED:
+                self.password_asked = True
+            case Notice(text=text) if text == PASSWORD_ACCEPTED:
+                self.password_asked = self.password_refused = False
+            case Notice(text=text) if text == WRONG_PASSWORD and self.password_asked:
+                self.password_refused = True
 
     def _concerns_this(self, event: Event) -> bool:
         match event:
@@ -135,6 +154,8 @@ class Handshake:
                 LineTooLong.code,
             ):
                 self.again.append(self._owed.popleft()[0])
+                return True
+            case Notice(text=text) if not self.ready and text in _OF_PASSWORD:
                 return True
             case Notice(text=text) if self._asking and text.startswith("unknown command /json"):
                 self.conclude()

@@ -1,8 +1,9 @@
-"""Budgets of time.  Pure: whoever has a clock says how many seconds went by."""
+"""Budgets: of time, messages, memory, guesses, turns.  Pure: whoever has a clock says `now`."""
 
 import math
+from collections.abc import Callable, Hashable
 
-__all__ = ["Patience"]
+__all__ = ["Attempts", "Bucket", "Budget", "Patience", "Turns"]
 
 # A member that is slow one second in eleven is an ordinary one; slower than that, it sets the
 # room's pace.
@@ -44,3 +45,163 @@ class Patience:
     def earn(self, seconds: float) -> None:
         """Give back a tenth of *seconds* in which nothing waited for this member."""
         self._left = min(self._full, self._left + seconds * _EARNED_PER_SECOND)
+
+
+class Bucket:
+    """A token bucket: *rate* a second flow in, up to *burst* are kept for when they are needed.
+
+    Whoever spends more than there is has to wait until the debt is paid.  `now` is any clock that
+    does not go back, in seconds.
+    """
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._tokens = burst
+        self._at = -math.inf
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+
+    def take(self, wanted: int, now: float) -> int:
+        """Take as many whole tokens as there are, at most *wanted*; return how many."""
+        self._fill(now)
+        taken = max(0, min(wanted, int(self._tokens)))
+        self._tokens -= taken
+        return taken
+
+    def spend(self, tokens: float, now: float) -> float:
+        """Take *tokens* whether they are there or not; return for how many seconds to wait."""
+        self._fill(now)
+        self._tokens -= tokens
+        return max(0.0, -self._tokens / self._rate)
+
+    def seconds_until_one(self) -> float:
+        """Return how long after the last call there is a token to take, give or take a moment."""
+        # The least for which a clock goes on: what lacks by a rounding error would take no time.
+        moment = 4 * math.ulp(self._at)
+        return max(moment, (1 - self._tokens) / self._rate)
+
+
+class Budget:
+    """How many bytes wait in all mailboxes together, what several of them share counted once.
+
+    *on_over* is called, synchronously and perhaps often, while more than *limit_bytes* are held.
+    """
+
+    __slots__ = ("_holders", "_on_over", "held_bytes", "limit_bytes")
+
+    def __init__(self, limit_bytes: float = math.inf, on_over: Callable[[], object] = int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._on_over = on_over
+        self._holders: dict[int, int] = {}  # by the identity of what is held, and so stays itself
+
+    @property
+    def over(self) -> bool:
+        """Whether more is held than may be."""
+        return self.held_bytes > self.limit_bytes
+
+    def hold(self, data: bytes) -> None:
+        """Note that one more holds *data*."""
+        holders = self._holders.get(id(data), 0)
+        self._holders[id(data)] = holders + 1
+        if not holders:
+            self.held_bytes += len(data)
+            if self.over:
+                self._on_over()
+
+    def release(self, data: bytes) -> None:
+        """Note that one of those who held *data* does not any more."""
+        holders = self._holders[id(data)] - 1
+        if holders:
+            self._holders[id(data)] = holders
+        else:
+            del self._holders[id(data)]
+            self.held_bytes -= len(data)
+
+
+class Attempts:
+    """Who has tried a password from where: each wrong one delays the next from the same place.
+
+    The delay doubles from `FIRST_DELAY_SECONDS` to `MAX_DELAY_SECONDS`, whichever connection the
+    next one comes by, and is forgotten after `FORGET_SECONDS` without a try.  *places* are bounded:
+    the one that was quiet for longest makes room.
+    """
+
+    FIRST_DELAY_SECONDS = 0.5
+    MAX_DELAY_SECONDS = 8.0  # 450 tries an hour, while who merely mistyped still waits
+    FORGET_SECONDS = 600.0
+
+    __slots__ = ("_max_places", "_places")
+
+    def __init__(self, max_places: int = 10_000) -> None:
+        self._max_places = max_places
+        self._places: dict[Hashable, tuple[int, float]] = {}  # wrong tries, and when the next is
+
+    def reserve(self, place: Hashable, now: float) -> float:
+        """Return for how many seconds the next try from *place* has to wait, and take its turn."""
+        wrong, next_at = self._recall(place, now)
+        at = max(now, next_at)
+        self._remember(place, wrong, at + self._delay(wrong))
+        return at - now
+
+    def waiting_seconds(self, place: Hashable, now: float) -> float:
+        """Return how long the next try would have to wait."""
+        return max(0.0, self._recall(place, now)[1] - now)
+
+    def failed(self, place: Hashable, now: float) -> None:
+        """Note that a try from *place* was wrong."""
+        wrong, next_at = self._recall(place, now)
+        wrong += 1
+        self._remember(place, wrong, max(next_at, now + self._delay(wrong)))
+
+    def succeeded(self, place: Hashable) -> None:
+        """Forget what was wrong before."""
+        self._places.pop(place, None)
+
+    def _recall(self, place: Hashable, now: float) -> tuple[int, float]:
+        wrong, next_at = self._places.get(place, (0, now))
+        return (0, now) if now - next_at > self.FORGET_SECONDS else (wrong, next_at)
+
+    def _remember(self, place: Hashable, wrong: int, next_at: float) -> None:
+        self._places.pop(place, None)
+        self._places[place] = wrong, next_at  # as the last one
+        if len(self._places) > self._max_places:
+            del self._places[next(iter(self._places))]
+
+    def _delay(self, wrong: int) -> float:
+        if not wrong:
+            return 0.0
+        return min(self.MAX_DELAY_SECONDS, self.FIRST_DELAY_SECONDS * 2.0 ** min(wrong - 1, 10))
+
+
+class Turns:
+    """How much of the event loop is for those who flood while others say a word.
+
+    Work for whoever sends as fast as it is read, and for newcomers, is *heavy*: it has a tenth of
+    the time, one after the other, while anybody has done light work in the last moment.  Otherwise
+    it has all of it.
+    """
+
+    MOMENT_SECONDS = 0.05
+    HEAVY_SHARE = 0.1
+
+    __slots__ = ("_free_at", "_light_at")
+
+    def __init__(self) -> None:
+        self._light_at = self._free_at = -math.inf
+
+    def light(self, now: float) -> None:
+        """Note that somebody who does not flood was heard."""
+        self._light_at = now
+
+    def reserve(self, seconds: float, now: float) -> float:
+        """Take a turn for about so many *seconds* of heavy work; return when, in seconds."""
+        if now - self._light_at > self.MOMENT_SECONDS:
+            return 0.0
+        start = max(now, self._free_at)
+        self._free_at = start + seconds / self.HEAVY_SHARE
+        return start - now

@@ -150,13 +150,16 @@ class LogWriter(logging.Handler):
     closed and a disk that is full cost their lines and nothing else; `failure` says why.  The disk
     is tried again with each batch, `first_failure` remembers.
 
-    The lines are those of `LineFormatter`, and another formatter is not asked.
+    The lines are those of `LineFormatter`, and another formatter is not asked.  Those in *others*
+    are told of the first failure; *name* is what ours is called there.
 
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, name: str = "the output") -> None:
         super().__init__()
+        self.others: list[LogWriter] = []  # who are told of our first failure
+        self._name = name
         self._spell = LineFormatter().format_bytes
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
@@ -184,6 +187,18 @@ class LogWriter(logging.Handler):
             # Once lines are skipped they all are, until the thread has told of it in their place.
             if self._skipped or not (self._has_room(len(data)) or self._wait_for_file(len(data))):
                 self._skipped += data.count(b"\n")
+                return
+            self._waiting_bytes += len(data)
+        self._queue.put(data)
+
+    def show(self, line: str) -> None:
+        """Write *line* as it is among the log's lines, for whoever looks at this terminal."""
+        self.queue(f"{line}\n".encode("utf-8", "backslashreplace"))
+
+    def queue(self, data: bytes) -> None:
+        """Write whole lines that are no record, if there is room for them."""
+        with self._changed:
+            if not self._has_room(len(data)):
                 return
             self._waiting_bytes += len(data)
         self._queue.put(data)
@@ -255,6 +270,12 @@ class LogWriter(logging.Handler):
             self._lost = 0
         self._lost += self._put(data)
 
+    def _tell_others(self, error: OSError) -> None:
+        why = os.strerror(error.errno or 0).lower()
+        for other in self.others:
+            notice = self._notice(LineFormatter(), f"{self._name} cannot be written to: {why}")
+            other.queue(notice)
+
     def _put(self, data: bytes) -> int:
         """Write *data* and return how many lines of it could not be written."""
         rest = memoryview(data)
@@ -268,7 +289,9 @@ class LogWriter(logging.Handler):
                 select.select([], [self._fd], [], 1.0)
             except OSError as error:
                 self.failure = error
-                self.first_failure = self.first_failure or error
+                if self.first_failure is None:
+                    self.first_failure = error
+                    self._tell_others(error)
         if written := len(data) - len(rest):
             self._torn = data[written - 1] != ord("\n")
         return bytes(rest).count(b"\n")
@@ -298,11 +321,12 @@ def open_log(
     Yields the writer of *fd*.  Raises `OSError` if *file* cannot be opened.
     """
     with ExitStack() as stack:
-        writers = [LogWriter(fd)]
+        writers = [LogWriter(fd, "standard output")]
         if file is not None:
             file_fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
             stack.callback(os.close, file_fd)
-            writers.append(LogWriter(file_fd))
+            writers.append(LogWriter(file_fd, str(file)))
+            writers[0].others, writers[1].others = [writers[1]], [writers[0]]
         loggers = [logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners")]
         thinned = _Thinned()
         loggers[1].addFilter(thinned)

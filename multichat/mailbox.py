@@ -16,11 +16,12 @@ Invariants:
 import enum
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from os import write
 
 import trio
 
-from multichat.limits import Patience
+from multichat.limits import Budget, Patience
 from multichat.transport import eager_fileno
 
 __all__ = ["Mailbox", "Offer"]
@@ -54,11 +55,13 @@ class Mailbox:
     *max_batches* bounds how many offers wait, `MAX_WAITING_BYTES` how many bytes; a single offer
     above that is taken when nothing else waits.  *patience_seconds* is for a room, which is the one
     to spend it.  *spell_missed* says how the member is told that it missed that many messages.
+    *budget* is what all mailboxes of a server share; what waits here counts in it.
     *on_waiting* is called once, synchronously, when something has to wait and nobody runs `run`
     yet: it has a task do so.
     """
 
     __slots__ = (
+        "_budget",
         "_closed",
         "_empty_since",
         "_fileno",
@@ -71,6 +74,7 @@ class Mailbox:
         "_space_callbacks",
         "_spell_missed",
         "_stream",
+        "_torn",
         "drained",
         "failure",
         "patience",
@@ -85,11 +89,13 @@ class Mailbox:
         patience_seconds: float = 0.0,
         spell_missed: Callable[[int], bytes],
         on_waiting: Callable[[], object] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.patience = Patience(patience_seconds)
         self.waiting_bytes = 0
         self.drained = False
         self.failure: Exception | None = None
+        self._budget = budget or Budget()
         self._stream = stream
         self._fileno = eager_fileno(stream)
         self._spell_missed = spell_missed
@@ -100,6 +106,7 @@ class Mailbox:
         self._missed = 0
         self._closed = False
         self._last_words = b""
+        self._torn: memoryview | None = None
         self._empty_since = -math.inf
         self._space_callbacks: list[Callable[[], object]] | None = None
 
@@ -138,6 +145,7 @@ class Mailbox:
         except trio.WouldBlock:
             return _FULL
         self.waiting_bytes += len(rest)
+        self._budget.hold(_whole(rest))
         self._missed = 0
         return _QUEUED
 
@@ -193,6 +201,18 @@ class Mailbox:
         else:
             self._space_callbacks.append(callback)
 
+    def forget(self) -> None:
+        """Drop what waits, but for the rest of what is half written; `close` MUST follow."""
+        if self._receive is not None:
+            with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                while True:
+                    piece = self._receive.receive_nowait()
+                    if isinstance(piece, memoryview):
+                        self._torn = piece
+                    else:
+                        self.waiting_bytes -= len(piece)
+                        self._budget.release(piece)
+
     def close(self, last_words: bytes = b"") -> None:
         """Take nothing more; what waits, and then *last_words*, is still written.  Idempotent."""
         if self._closed:
@@ -219,6 +239,8 @@ class Mailbox:
                 self._open_channel()
             if self._receive is not None:
                 await self._write_what_comes(self._receive)
+            if self._torn is not None:
+                await self._stream.send_all(self._torn)
             if self._last_words:
                 await self._stream.send_all(self._last_words)
             self.drained = True
@@ -226,6 +248,9 @@ class Mailbox:
             self.failure = error
         finally:
             self.close()
+            self.forget()
+            if self._torn is not None:
+                self._budget.release(_whole(self._torn))
             if self._receive is not None:
                 self._receive.close()
             self.waiting_bytes = 0
@@ -234,13 +259,37 @@ class Mailbox:
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview]
     ) -> None:
         async for piece in receive:
-            joined = _join_waiting(receive, piece)
+            joined = self._join_waiting(receive, piece)
             self._notify()  # there are free slots in the channel
-            await self._stream.send_all(joined)
+            try:
+                await self._stream.send_all(joined)
+            finally:
+                self._budget.release(_whole(joined))
             self.waiting_bytes -= len(joined)
             if not self.waiting_bytes:
                 self._empty_since = trio.current_time()
             self._notify()
+
+    def _join_waiting(
+        self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview
+    ) -> bytes | memoryview:
+        """Return *piece* and what waits behind it, in one; it is held as that."""
+        pieces = [piece]
+        size = len(piece)
+        while size < _WRITE_BYTES:
+            try:
+                piece = receive.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+            pieces.append(piece)
+            size += len(piece)
+        if len(pieces) == 1:
+            return piece
+        joined = b"".join(pieces)
+        for each in pieces:
+            self._budget.release(_whole(each))
+        self._budget.hold(joined)
+        return joined
 
     def _notify(self) -> None:
         if self._space_callbacks:
@@ -249,16 +298,6 @@ class Mailbox:
                 callback()
 
 
-def _join_waiting(
-    receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview
-) -> bytes | memoryview:
-    pieces = [piece]
-    size = len(piece)
-    while size < _WRITE_BYTES:
-        try:
-            piece = receive.receive_nowait()
-        except (trio.WouldBlock, trio.EndOfChannel):
-            break
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces) if len(pieces) > 1 else pieces[0]
+def _whole(piece: bytes | memoryview) -> bytes:
+    """Return what is kept alive by a piece."""
+    return piece.obj if isinstance(piece, memoryview) else piece  # type: ignore[return-value]

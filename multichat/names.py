@@ -64,7 +64,9 @@ def parse_name(name: str) -> str:
         raise InvalidName(f"a name has at most {MAX_NAME_CHARACTERS} characters")
     if _INVISIBLE.search(name) or _OVERLAY.search(name) or not _are_letters(name):
         raise InvalidName("a name consists of letters, digits, '-', '_' and '.'")
-    if sum(any(_script(c) == script for c in name) for script in _LOOK_ALIKE) > 1:
+    # Folded, too: of an iota below a letter, and of a Roman numeral, folding makes a letter.
+    scripts = set(map(_script, name + fold_name(name)))
+    if len(scripts.intersection(_LOOK_ALIKE)) > 1:
         raise InvalidName("a name does not mix Latin, Greek and Cyrillic letters")
     if _RESERVED.fullmatch(_bare(name)):
         raise InvalidName(f"nobody can be called {name}")

@@ -1,9 +1,9 @@
 """Who the members of a room believe is there, and what they have not been told yet.  Pure.
 
 Not every coming and going is told: what counts is the difference between what was told last and
-what is so now.  Who comes and goes in between was never there, and who changes names twice has
-changed once.  Many differences at once are told as numbers, so that N who join cost N lines for
-each of N members at no time.
+what is so now.  Who comes and goes in between was never there, unless somebody has asked who is
+there, and who changes names twice has changed once.  Many differences at once are told as numbers,
+so that N who join cost N lines for each of N members at no time.
 """
 
 from multichat.messages import Joined, Left, Presence, Renamed
@@ -17,13 +17,14 @@ MAX_TOLD_ONE_BY_ONE = 16
 class Changes:
     """The members of one room: names as they are, and as they were told, by client number."""
 
-    __slots__ = ("_changed", "_names", "_reasons", "_told")
+    __slots__ = ("_changed", "_names", "_reasons", "_shown", "_told")
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._told: dict[int, str] = {}
         self._changed: dict[int, None] = {}  # in the order in which they changed first
         self._reasons: dict[int, str] = {}
+        self._shown: dict[int, str] = {}  # who was not told, and yet somebody knows of
 
     def __contains__(self, client: int) -> bool:
         """Say whether there is something about *client* that was not told yet."""
@@ -44,6 +45,12 @@ class Changes:
         self._changed[client] = None
         self._reasons[client] = reason
 
+    def show(self) -> None:
+        """Note that somebody was shown all who are there: also of those not told yet it knows."""
+        for client in self._changed:
+            if client in self._names and client not in self._told:
+                self._shown[client] = self._names[client]
+
     def forget(self) -> None:
         """Take all as told: there is nobody to tell."""
         for client in self._changed:
@@ -53,12 +60,15 @@ class Changes:
                 self._told.pop(client, None)
         self._changed.clear()
         self._reasons.clear()
+        self._shown.clear()
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
         """Return what is to be told of whom, each client once; then it counts as told."""
         events: list[tuple[int, Joined | Left | Renamed]] = []
         for client in self._changed:
             told, name = self._told.get(client), self._names.get(client)
+            if name is None:
+                told = told or self._shown.get(client)
             if told is None:
                 if name is not None:
                     events.append((client, Joined(client, name)))

@@ -26,7 +26,7 @@ from multichat.clock import TimeSpeller
 from multichat.config import Slow
 from multichat.log import Log
 from multichat.mailbox import Mailbox, Offer
-from multichat.messages import Joined, Left, Notice, Presence, Renamed, SaidRun
+from multichat.messages import Joined, Left, MemberName, Notice, Presence, Renamed, SaidRun
 from multichat.names import SERVER_NAME
 from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
 from multichat.voices import JSON, TEXT, Voice, message_id
@@ -209,6 +209,11 @@ class Room:
     def __contains__(self, member: Member) -> bool:
         """Say whether *member* is here now."""
         return self._members.get(member.client) is member
+
+    def show_members(self) -> list[MemberName]:
+        """Return who is here for somebody to be told; of whoever leaves it will be told, too."""
+        self._changes.show()
+        return [MemberName(member.client, member.name) for member in self._members.values()]
 
     @property
     def last_id(self) -> str | None:

@@ -4,46 +4,59 @@ Knows every client by its number; what they say to each other is the room's busi
 of them is spoken to the session's.
 """
 
-import errno
 import gc
 import math
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import ssl
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from logging import ERROR
+from pathlib import Path
 
 import trio
 
 from multichat import transport
-from multichat.client import Chat, open_chat
+from multichat.ban_file import BanFile
+from multichat.bans import Ban, Bans
+from multichat.chat import Chat
+from multichat.client import open_chat
 from multichat.config import DEFAULT_PORT, ServerConfig
 from multichat.directory import Directory
+from multichat.entrance import Entrance, Greeted, TurnedAway
 from multichat.errors import (
-    ListenFailed,
     LocalProtocolError,
+    MultichatError,
     Refused,
     UnknownClient,
     lone_exception,
 )
-from multichat.framing import clean
+from multichat.filters import Filters
+from multichat.framing import LineDecoder, clean
+from multichat.listen import beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
-from multichat.messages import Goodbye
-from multichat.room import Receipt
+from multichat.room import Member, Receipt
 from multichat.session import Session
-from multichat.voices import TEXT
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_signal"]
-
-# How a machine without IPv6 refuses to listen on it.
-_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 # With Python's own threshold of 700 the collector runs for every dozen clients that come in: a
 # fifth to a third of the time that 5,000 took.  Clients who leave don't wait for it.
 _GARBAGE_OBJECTS = 50_000
 
-# Listeners, the log, standard input and output, the loop itself, clients on their way out.
-_FILES_OF_OUR_OWN = 256
+# What it costs to let somebody in, and out again: those who come in a storm take turns.
+_ARRIVAL_SECONDS = 0.00025
+
+# Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
+_FILES_OF_OUR_OWN = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +105,12 @@ class Server:
         self.port = 0
         self.addresses: list[str] = []
         self._log = Log("server")
-        self._directory = Directory(self.config, self._log, self._start_soon)
+        self._bans = Bans()
+        self._ban_file: BanFile | None = None
+        self._bans_changed = self._saving_bans = False
+        self._directory = Directory(self.config, self._log, self._start_soon, self._is_banned)
+        self._entrance = Entrance(self.config)
+        self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
         self._nursery: trio.Nursery | None = None
         self._bots: trio.Nursery | None = None
         self._shutdown = trio.Event()
@@ -100,16 +118,20 @@ class Server:
 
     async def run(
         self,
-        port: int = DEFAULT_PORT,
+        port: int | None = DEFAULT_PORT,
         *,
         host: str | Sequence[str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        unix: Path | None = None,
+        unix_mode: int = 0o600,
         task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve clients on TCP *port* until `shutdown` is called; once.
+        """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
 
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
-        port 0 the system chooses one for the first address, and further hosts share it.  Hands the
-        server itself to `task_status` when connections are accepted.
+        port 0 the system chooses one for the first address, and further hosts share it.  With *tls*
+        nothing else is spoken on that port.  The socket at *unix* has *unix_mode* and is removed in
+        the end.  Hands the server itself to `task_status` when connections are accepted.
 
         Ends in two phases after `shutdown`: it stops accepting; what is being said reaches
         everyone; all are told goodbye and get what waits for them, for at most the grace period.
@@ -117,18 +139,52 @@ class Server:
 
         Raises `ListenFailed` if the system does not let us listen.
         """
-        listeners = await self._listen(port, host)
-        names = [listener.socket.getsockname() for listener in listeners]
-        self.port = names[0][1]
+        if port is None and unix is None:
+            raise ValueError("there is nowhere to listen")
+        with ExitStack() as stack:
+            listeners: list[trio.SocketListener] = []
+            if unix is not None:
+                listeners.append(await listen_unix(unix, unix_mode))
+                stack.callback(listeners[0].socket.close)
+                stack.enter_context(unlinked_at_end(unix))
+            tcp = [] if port is None else await listen_tcp(port, host)
+            # The log's first lines come before anybody can connect.
+            self._log_start(tcp, unix, encrypted=tls is not None)
+            await self._serve(tcp, listeners, tls, task_status)
+
+    def _log_start(
+        self, tcp: list[trio.SocketListener], unix: Path | None, *, encrypted: bool
+    ) -> None:
+        names = [listener.socket.getsockname() for listener in tcp]
+        self.port = names[0][1] if names else 0
         self.addresses = [transport.spell_address(name) for name in names]
-        # Before anybody can connect: these are the first lines of the log.
-        self._log.line("start", f"Starting multi-chat server on port {self.port}")
+        if unix is not None:
+            self.addresses.append(str(unix))
+        where = f"port {self.port}" if tcp else str(unix)
+        self._log.line("start", f"Starting multi-chat server on {where}")
         for address in self.addresses:
             self._log.line("start", f"Listening on {address}")
+        if not encrypted and self.config.password is None and any(map(beyond_loopback, tcp)):
+            # Not as a warning: the specification's log is of one level, this far.
+            warning = "Listening beyond this machine with neither TLS nor a password: "
+            self._log.line("start", f"{warning}anybody can read and join")
+
+    async def _serve(
+        self,
+        tcp: list[trio.SocketListener],
+        local: list[trio.SocketListener],
+        tls: ssl.SSLContext | None,
+        task_status: trio.TaskStatus["Server"],
+    ) -> None:
         async with self.open(), trio.open_nursery() as clients:  # ends last
             async with trio.open_nursery() as acceptors:  # stops first
                 accept = partial(trio.serve_listeners, handler_nursery=clients)
-                await acceptors.start(accept, self.handle, listeners)
+                for handle, listeners in (
+                    (partial(self.handle, tls=tls), tcp),
+                    (self.handle, local),
+                ):
+                    if listeners:
+                        await acceptors.start(accept, handle, listeners)
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
@@ -216,29 +272,6 @@ class Server:
         await self.handle(stream)
         scope.deadline = trio.current_time() + transport.LINGER_SECONDS
 
-    async def _listen(
-        self, port: int, host: str | Sequence[str] | None
-    ) -> list[trio.SocketListener]:
-        everywhere = host is None
-        if host is None:
-            hosts: Sequence[str | None] = ("0.0.0.0", "::") if port == 0 else (None,)  # noqa: S104
-        else:
-            hosts = (host,) if isinstance(host, str) else host
-        if not hosts:
-            raise ValueError("there is no host to listen on")
-        listeners: list[trio.SocketListener] = []
-        for each in hosts:
-            try:
-                listeners += await trio.open_tcp_listeners(port, host=each)
-            except (OSError, ValueError) as error:
-                if everywhere and listeners and getattr(error, "errno", None) in _NO_IPV6:
-                    break
-                for listener in listeners:
-                    listener.socket.close()
-                raise ListenFailed(each, port, transport.reason_of(error)) from error
-            port = port or listeners[0].socket.getsockname()[1]
-        return listeners
-
     @property
     def members(self) -> list[MemberInfo]:
         """Who is connected now, in the order of their coming."""
@@ -252,6 +285,11 @@ class Server:
             )
             for member in self._directory.members
         ]
+
+    def find(self, who: str | int) -> int | None:
+        """Return the number of who has that number, or that name, if there is anybody."""
+        member = self._directory.find(who)
+        return None if member is None else member.client
 
     def statistics(self) -> ServerStatistics:
         """Return a snapshot."""
@@ -281,15 +319,93 @@ class Server:
         await trio.lowlevel.checkpoint()
         return await self._directory.broadcast(text)
 
+    async def tell(self, client: int, text: str) -> None:
+        """Tell *client* alone, as the server; waits for it as for anybody's private message.
+
+        Raises `UnknownClient`; `NotDelivered` if it takes nothing; `LocalProtocolError` if *text*
+        is empty.
+        """
+        text = clean(text)
+        if not text:
+            raise LocalProtocolError("an empty message cannot be said")
+        await trio.lowlevel.checkpoint()
+        await self._directory.tell(self._member(client), text)
+
     def kick(self, client: int, reason: str = "kicked") -> None:
         """Have *client* leave at once; it is told the *reason*, and the log too.
 
         Raises `UnknownClient` if it is not connected.
         """
+        self._directory.dismiss(self._member(client), clean(reason) or "kicked")
+
+    def _member(self, client: int) -> Member:
         member = self._directory.find(client)
         if member is None:
             raise UnknownClient(client)
-        self._directory.dismiss(member, clean(reason) or "kicked")
+        return member
+
+    @property
+    def bans(self) -> list[Ban]:
+        """Who may not come in, as it stands now."""
+        return self._bans.current(time.time())
+
+    def ban(self, ban: Ban) -> list[int]:
+        """Have nobody come in, or be called so, whom *ban* is about; return who had to go.
+
+        Raises `TooManyBans`.
+        """
+        now = time.time()
+        self._bans.add(ban, now)
+        self._log.line("STATE", f"Banned {ban.describe(now)}")
+        self._save_bans_soon()
+        gone = [
+            member for member in self._directory.members if ban.covers(member.address, member.name)
+        ]
+        for member in gone:
+            self._directory.dismiss(member, ban.refusal(now))
+        return [member.client for member in gone]
+
+    def unban(self, target: str) -> bool:
+        """Lift the ban of just that target (see `multichat.bans`); return whether there was one.
+
+        Raises `InvalidBan` if nothing could be called so.
+        """
+        lifted = self._bans.remove(target)
+        if lifted is None:
+            return False
+        self._log.line("STATE", f"Unbanned {lifted.subject}")
+        self._save_bans_soon()
+        return True
+
+    def keep_bans(self, path: Path) -> None:
+        """Begin with the bans in the file at *path*, and have it hold those that there are.
+
+        Raises `OSError` if it cannot be read, `InvalidBanFile` if a line of it cannot.
+        """
+        self._ban_file = BanFile(path)
+        for ban in self._ban_file.load():
+            self._bans.add(ban, time.time())
+
+    def _save_bans_soon(self) -> None:
+        self._bans_changed = True
+        if self._ban_file is not None and not self._saving_bans and self._nursery is not None:
+            self._saving_bans = True
+            self._start_soon(partial(self._save_bans, self._ban_file))
+
+    async def _save_bans(self, file: BanFile) -> None:
+        try:
+            with trio.CancelScope(shield=True):  # bounded by the disk
+                while self._bans_changed:
+                    self._bans_changed = False
+                    await trio.to_thread.run_sync(file.save, self.bans)
+        except (OSError, MultichatError) as error:
+            reason = str(error) if isinstance(error, MultichatError) else transport.reason_of(error)
+            self._log.line("STATE", f"The bans hold, but are not saved: {reason}", ERROR)
+        finally:
+            self._saving_bans = False
+
+    def _is_banned(self, name: str) -> bool:
+        return self._bans.find_name(name, time.time()) is not None
 
     def shutdown(self) -> None:
         """Ask the server to end: `run` goes through its shutdown and returns.  Idempotent."""
@@ -307,49 +423,77 @@ class Server:
         Sessions end by themselves, in the tasks that called `handle`, within the grace period
         and what it takes to hang up.
         """
+        self._entrance.close()
         await self._directory.close("the server is shutting down")
 
-    async def handle(self, stream: trio.abc.Stream) -> None:
+    async def handle(self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None) -> None:
         """Serve one client on *stream* until it is gone; the stream is closed in the end.
 
-        The server MUST be open.  The boundary of one connection: whatever goes wrong in it is
-        logged and stays here.
+        With *tls*, it is spoken on it.  The server MUST be open.  The boundary of one connection:
+        whatever goes wrong in it is logged and stays here.
         """
         try:
-            transport.keep_alive(stream)
-            if len(self._directory) >= self.config.max_clients:
-                await self._refuse(stream)
-                return
-            self._clients_ever += 1
-            session = Session(
-                stream,
-                self._directory,
-                self._clients_ever,
-                self.config,
-            )
-            await session.run()
+            await self._handle(stream, tls)
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _refuse(self, stream: trio.abc.Stream) -> None:
-        self._refused += 1
-        reason = f"the server is full ({self.config.max_clients} clients)"
-        address = transport.peer_address(stream) or "a client"
-        self._log.line("STATE", f"Refused {address}: {reason}")
+    async def _handle(self, stream: trio.abc.Stream, tls: ssl.SSLContext | None) -> None:
+        address = transport.peer_address(stream)
+        transport.keep_alive(stream, self.config.patience_seconds)
+        if address:  # and not of this process
+            await trio.sleep(self._directory.turns.reserve(_ARRIVAL_SECONDS, trio.current_time()))
         try:
-            with trio.move_on_after(transport.LINGER_SECONDS):
-                await stream.send_all(TEXT.spell(Goodbye(reason)))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            with self._entrance.counted(address) as too_many:
+                if tls is not None:
+                    with self._entrance.at_the_door(address):
+                        stream = await self._entrance.shake_hands(stream, tls)
+                self._check(address, too_many)
+                greeted = await self._greet(stream, address)
+                self._check(address, too_many)
+                self._clients_ever += 1
+                session = Session(
+                    greeted, self._directory, self._clients_ever, self.config, self._filters
+                )
+                await session.run()
+        except TurnedAway as refusal:
+            await self._turn_away(stream, address, refusal)
+
+    async def _greet(self, stream: trio.abc.Stream, address: str) -> Greeted:
+        if not self._entrance.asks_password:
+            return Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
+        with self._entrance.at_the_door(address):
+            return await self._entrance.ask_password(stream, address)
+
+    def _check(self, address: str, too_many: str) -> None:
+        """Raise `TurnedAway` if who has come from *address* cannot come in now."""
+        if (ban := self._bans.find_address(address, now := time.time())) is not None:
+            raise TurnedAway.politely(ban.refusal(now))
+        if too_many:
+            raise TurnedAway.politely(too_many)
+        if len(self._directory) >= self.config.max_clients:
+            raise TurnedAway.politely(f"the server is full ({self.config.max_clients} clients)")
+
+    async def _turn_away(self, stream: trio.abc.Stream, address: str, refusal: TurnedAway) -> None:
+        self._refused += 1
+        self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
+        if not refusal.last_words:
             return
-        await transport.hang_up(stream)
+        try:
+            with self._entrance.at_the_door(address), trio.move_on_after(transport.LINGER_SECONDS):
+                await stream.send_all(refusal.last_words)
+                await transport.hang_up(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, TurnedAway):
+            pass  # it is gone, or has to make room
 
 
 async def serve(
-    port: int = DEFAULT_PORT,
+    port: int | None = DEFAULT_PORT,
     *,
     host: str | Sequence[str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    unix: Path | None = None,
     config: ServerConfig | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -358,24 +502,26 @@ async def serve(
     Hands its `Server` to `task_status` when connections are accepted.  For the rest see
     `Server.run`.
     """
-    await Server(config).run(port, host=host, task_status=task_status)
+    await Server(config).run(port, host=host, tls=tls, unix=unix, task_status=task_status)
 
 
 async def serve_until_signal(
-    port: int, *, host: Sequence[str] | None, config: ServerConfig
+    server: Server, serve: Callable[[], Awaitable[None]], *tasks: Callable[[], Awaitable[None]]
 ) -> None:
-    """Run a chat server as a process of its own: SIGINT or SIGTERM shuts it down.
+    """Have *server* `serve` as a process of its own: SIGINT or SIGTERM shuts it down.
 
-    A second signal ends it at once.  Raises as `Server.run` does.
+    *tasks* run beside it and are cancelled in the end.  A second signal ends it at once.  Raises
+    as `Server.run` does.
     """
-    _allow_files(config.max_clients)
+    _allow_files(server.config.max_clients)
     gc.freeze()  # what has been imported stays
     gc.set_threshold(_GARBAGE_OBJECTS)
-    server = Server(config)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, server, nursery.cancel_scope)
-            await server.run(port, host=host)
+            for task in tasks:
+                nursery.start_soon(task)
+            await serve()
             nursery.cancel_scope.cancel(reason="the server has ended")
 
 

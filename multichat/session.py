@@ -16,16 +16,20 @@ from importlib.metadata import version
 import trio
 
 from multichat import transport
-from multichat.config import ServerConfig
+from multichat.config import Message, ServerConfig
 from multichat.directory import Directory
-from multichat.errors import LineTooLong, NobodyThere, RemoteProtocolError
-from multichat.framing import LineDecoder, Part
+from multichat.entrance import Greeted
+from multichat.errors import LineTooLong, NobodyThere, NotLetThrough, RemoteProtocolError
+from multichat.filters import Filters
+from multichat.framing import Part
+from multichat.limits import Bucket
 from multichat.mailbox import Mailbox
 from multichat.messages import (
     PROTOCOL,
     Accepted,
     Act,
     Direct,
+    Directed,
     Error,
     Event,
     Goodbye,
@@ -35,10 +39,10 @@ from multichat.messages import (
     Join,
     Joined,
     Limits,
-    MemberName,
     Members,
     Missed,
     Nonce,
+    Notice,
     Ping,
     Pong,
     Quit,
@@ -48,13 +52,15 @@ from multichat.messages import (
     RoomList,
     Rooms,
     RoomSize,
+    Said,
     SayRun,
     Welcome,
     Who,
 )
 from multichat.names import MAX_NAME_CHARACTERS, default_name
+from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
 from multichat.room import Member, Receipt
-from multichat.voices import HTTP_ANSWER, JSON, help_notices, looks_like_http, looks_like_tls
+from multichat.voices import JSON, help_notices
 
 __all__ = ["Session"]
 
@@ -62,6 +68,20 @@ __all__ = ["Session"]
 # senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB that
 # the kernel hands on as one piece: what spills over costs every member a second one.
 READ_BYTES = 48 * 1024
+
+# The same where messages are counted: what was read is said before anything else is noticed, even
+# the end of the connection.
+SLOW_READ_BYTES = 4096
+
+# Who has so much to say at once may have to wait for those who have less, and is then read in
+# pieces of that size: nobody who says a word waits for long.
+HEAVY_BYTES = 8 * 1024
+
+# For what is not known yet; a turn that took longer has waited for somebody.
+_MOST_TURN_SECONDS = 0.005
+
+# How often somebody is told that it is too fast, and goes on being.
+_TELL_SLOWED_SECONDS = 60.0
 
 # More than any answer is that goes with a change of what its client hears.
 _ANSWER_BYTES = 4096
@@ -83,49 +103,67 @@ class _Leave(Exception):
 class Session:
     """A client in *directory*; constructing it starts nothing and says nothing.
 
-    `run` is called once, by one task.  The stream is closed when it returns or raises.
+    *greeted* is its connection, and what was read from it before.  `run` is called once, by one
+    task.  The stream is closed when it returns or raises.
     """
 
     __slots__ = (
+        "_bytes",
         "_config",
-        "_decoder",
         "_directory",
+        "_filters",
         "_first_line",
+        "_greeted",
         "_mailbox",
+        "_messages",
+        "_most_bytes",
         "_nursery",
+        "_read_bytes",
         "_reading",
+        "_slowed_at",
         "_stream",
+        "_turn_seconds",
         "_writing",
         "member",
     )
 
     def __init__(
         self,
-        stream: trio.abc.Stream,
+        greeted: Greeted,
         directory: Directory,
         client: int,
         config: ServerConfig,
+        filters: Filters,
     ) -> None:
-        self._stream = stream
+        self._greeted = greeted
+        self._stream = greeted.stream
         self._directory = directory
         self._config = config
-        self._decoder = LineDecoder(config.max_line_bytes)
+        self._filters = filters
+        rate, byte_rate = config.rate, config.byte_rate
+        self._messages = Bucket(rate, config.burst) if rate is not None else None
+        self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
+        self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
+        self._read_bytes = self._most_bytes
+        self._turn_seconds = _MOST_TURN_SECONDS
+        self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
         self._writing = False
         self._mailbox = Mailbox(
-            stream,
+            self._stream,
             max_batches=config.mailbox_batches,
             patience_seconds=config.patience_seconds,
             spell_missed=self._spell_missed,
             on_waiting=self._start_writing,
+            budget=directory.budget,
         )
         self.member = Member(
             client=client,
             name=default_name(client),
             mailbox=self._mailbox,
-            address=transport.peer_address(stream),
+            address=transport.peer_address(self._stream),
             on_leave=self._stop_reading,
         )
 
@@ -157,7 +195,7 @@ class Session:
                 await transport.hang_up(self._stream)
         finally:
             # They refer to us: what is left of a client is to go with it, not with the collector.
-            del self.member, self._mailbox, self._nursery
+            del self.member, self._mailbox, self._nursery, self._greeted
             await trio.aclose_forcefully(self._stream)
 
     def _start_writing(self) -> None:
@@ -182,20 +220,48 @@ class Session:
             self._directory.leave(self.member)
 
     async def _converse(self) -> None:
-        receive, feed = self._stream.receive_some, self._decoder.feed
-        data = await receive(READ_BYTES)
+        receive, decoder = self._receive, self._greeted.decoder
+        await self._take(self._greeted.parts)
+        data = await receive()
         if data == b"\x16":  # the first byte of a TLS record, cut off from its second
-            data += await receive(READ_BYTES)
+            data += await receive()
         if looks_like_tls(data):
             raise _Leave("it speaks TLS, this port does not")
+        turns = self._directory.turns
         while data:
-            await self._take(feed(data))
-            data = await receive(READ_BYTES)
-        await self._take(self._decoder.finish())
+            now = trio.current_time()
+            if len(data) < HEAVY_BYTES:
+                turns.light(now)
+                self._read_bytes = self._most_bytes
+            elif delay := turns.reserve(self._turn_seconds, now):
+                self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
+                await trio.sleep(delay)
+                now = trio.current_time()
+            await self._take(decoder.feed(data))
+            self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
+            data = await receive()
+        await self._take(decoder.finish())
+
+    async def _receive(self) -> bytes | bytearray:
+        size = self._read_bytes
+        if self._config.idle_seconds is None:
+            data = await self._stream.receive_some(size)
+        else:
+            with trio.move_on_after(self._config.idle_seconds) as idle:
+                data = await self._stream.receive_some(size)
+            if idle.cancelled_caught:
+                reason = f"nothing said for {self._config.idle_seconds:g} s"
+                raise _Leave(reason, self.member.voice.spell(Goodbye(reason)))
+        if self._bytes is not None:
+            debt = self._bytes.spend(len(data), trio.current_time())
+            if debt:
+                await self._slow_down(debt, f"{self._config.byte_rate:g} bytes")
+        return data
 
     async def _take(self, parts: list[Part]) -> None:
         for part in parts:
             if isinstance(part, LineTooLong):
+                await self._may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
             if self._first_line:
@@ -204,21 +270,84 @@ class Session:
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
                 if type(request) is SayRun:  # mostly
-                    receipt = await self.member.room.say(self.member, request.run)
-                    if request.nonces and receipt.epoch:
-                        await self._accept(request.nonces, receipt)
+                    if self._messages is None and not self._filters:
+                        await self._say(request)
+                    else:
+                        await self._say_in_time(request)
                     continue
+                await self._may_ask(1)
                 try:
                     await self._do(request)
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
                     await self._answer(Invalid.because(error, nonce).error)
 
+    async def _say(self, said: SayRun) -> None:
+        receipt = await self.member.room.say(self.member, said.run)
+        if said.nonces and receipt.epoch:
+            await self._accept(said.nonces, receipt)
+
+    async def _say_in_time(self, said: SayRun) -> None:
+        """Say what this client may say now, what the filters leave of it, and then the rest."""
+        texts, nonces = said.run.split("\n"), said.nonces
+        while texts:
+            some = await self._may_ask(len(texts))
+            if self._filters:
+                await self._say_filtered(texts[:some], nonces[:some])
+            else:
+                await self._say(SayRun("\n".join(texts[:some]), nonces[:some]))
+            texts, nonces = texts[some:], nonces[some:]
+
+    async def _say_filtered(self, texts: list[str], nonces: tuple[Nonce | None, ...]) -> None:
+        results = await self._filters.apply([self._said(text) for text in texts])
+        kept = [i for i, result in enumerate(results) if result is not None]
+        if kept:
+            run = "\n".join(results[i].text for i in kept)  # type: ignore[union-attr]
+            await self._say(SayRun(run, tuple(nonces[i] for i in kept) if nonces else ()))
+        dropped = [i for i, result in enumerate(results) if result is None]
+        named = [nonces[i] for i in dropped if nonces and nonces[i] is not None]
+        errors = [Invalid.because(NotLetThrough(), nonce).error for nonce in named]
+        if len(dropped) > len(named):
+            errors.append(Invalid.because(NotLetThrough(len(dropped) - len(named))).error)
+        if errors:
+            await self._answer(*errors)
+
+    def _said(self, text: str, *, act: bool = False) -> Said:
+        me = self.member
+        return Said(room=me.room.name, client=me.client, name=me.name, text=text, act=act)
+
+    async def _filtered(self, message: Message) -> str:
+        """Return what the filters leave of it; raises `NotLetThrough` for nothing."""
+        [result] = await self._filters.apply([message])
+        if result is None:
+            raise NotLetThrough
+        return result.text
+
+    async def _may_ask(self, wanted: int) -> int:
+        """Wait until at least one of *wanted* requests may be made; return how many."""
+        if self._messages is None:
+            return wanted
+        while not (granted := self._messages.take(wanted, trio.current_time())):
+            seconds = self._messages.seconds_until_one()
+            await self._slow_down(seconds, f"{self._config.rate:g} messages")
+        return granted
+
+    async def _slow_down(self, seconds: float, limit: str) -> None:
+        """Do not read this client for so long, and now and then tell it why."""
+        now = trio.current_time()
+        if now - self._slowed_at >= _TELL_SLOWED_SECONDS:
+            self._slowed_at = now
+            await self._answer(Notice(f"slowed down: {limit} a second are taken from a client"))
+        await trio.sleep(seconds)
+
     async def _do(self, request: Request) -> None:
         """Do what is asked, and answer; raises `RemoteProtocolError` where it cannot be done."""
+        await self._stay()
         me, directory = self.member, self._directory
         match request:
             case Act(text=text, nonce=nonce):
+                if self._filters:
+                    text = await self._filtered(self._said(text, act=True))
                 receipt = await me.room.say(me, text, act=True)
                 if nonce is not None and receipt.epoch:
                     await self._accept((nonce,), receipt)
@@ -226,6 +355,8 @@ class Session:
                 recipient = directory.find(to)
                 if recipient is None:
                     raise NobodyThere(to)
+                if self._filters:
+                    text = await self._filtered(Directed(client=me.client, name=me.name, text=text))
                 await directory.direct(me, recipient, text)
                 if nonce is not None:
                     await self._answer(Accepted(nonce=nonce))
@@ -239,8 +370,7 @@ class Session:
                     Joined(me.client, me.name, me.room.name, len(me.room), nonce=nonce)
                 )
             case Who(nonce=nonce):
-                names = [MemberName(member.client, member.name) for member in me.room.members]
-                await self._answer(Members(me.room.name, names, nonce=nonce))
+                await self._answer(Members(me.room.name, me.room.show_members(), nonce=nonce))
             case Rooms(nonce=nonce):
                 sizes = [RoomSize(room.name, len(room)) for room in directory.rooms]
                 await self._answer(RoomList(sizes, nonce=nonce))
@@ -297,6 +427,11 @@ class Session:
         """Wait until an answer is taken at once: what it goes with happens in the same step."""
         while not self._mailbox.has_room(_ANSWER_BYTES):
             await self._mailbox.wait_for_space()
+        await self._stay()
+
+    async def _stay(self) -> None:
+        """End here if we were sent away while we waited: who is gone asks for nothing."""
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _answer(self, *events: Event) -> None:
         """Tell this client alone, who is not read while its mailbox is full."""

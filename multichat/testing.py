@@ -11,7 +11,8 @@ from typing import TypeVar
 import trio
 import trio.testing
 
-from multichat.client import Chat, open_chat
+from multichat.chat import Chat
+from multichat.client import open_chat
 from multichat.config import ServerConfig
 from multichat.errors import lone_exception
 from multichat.server import Server

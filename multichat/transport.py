@@ -7,6 +7,7 @@ behind a function with an honest answer for the rest.
 import errno
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import trio
 
 __all__ = [
     "eager_fileno",
+    "encrypt",
     "hang_up",
     "keep_alive",
     "peer_address",
@@ -26,11 +28,17 @@ __all__ = [
 # A peer that vanished without a word is noticed after about four of these.
 KEEP_ALIVE_SECONDS = 30
 
+# Bytes that a peer does not acknowledge for so long are not waited for any longer: without this the
+# kernel tries again for a quarter of an hour.
+USER_TIMEOUT_SECONDS = 120
+
 # How long we go on reading from somebody who has been told that we are closing: what arrives
 # after a close makes the kernel send a reset, which throws away what the peer has not read yet.
 LINGER_SECONDS = 1.0
 
 _DISCARD_BYTES = 64 * 1024
+
+_AF_UNIX = getattr(socket, "AF_UNIX", None)
 
 _REASONS = {
     errno.ECONNRESET: "connection reset",
@@ -48,6 +56,8 @@ def reason_of(error: BaseException) -> str:
         return ", ".join(dict.fromkeys(reason_of(each) for each in error.exceptions))
     if isinstance(error, socket.gaierror):
         return (error.strerror or str(error)).lower()
+    if isinstance(error, ssl.SSLError):
+        return _tls_reason(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _REASONS.get(error.errno) or os.strerror(error.errno).lower()
     if error.__cause__ is not None:
@@ -55,6 +65,63 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return "connection broken"
     return str(error)
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message.rstrip('.').lower()}"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the TLS connection broke off"
+    said = (error.reason or str(error)).lower().replace("_", " ")
+    _, alert, words = said.partition(" alert ")  # what the other side says of us
+    return f"TLS: the other side says {words}" if alert else f"TLS: {said}"
+
+
+class _HangingUp(trio.abc.Stream):
+    """A stream that is closed as `hang_up` does, for the layer above it that closes it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Do as the stream does."""
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Do as the stream does."""
+        await self.stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Do as the stream does."""
+        return await self.stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        await hang_up(self.stream)
+
+
+def encrypt(
+    stream: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str | None = None
+) -> "trio.SSLStream[trio.abc.Stream]":
+    """Return TLS over *stream*: a client's if it has a *server_hostname*, else a server's.
+
+    `do_handshake` is the caller's.  Closing it says goodbye in TLS too, and closes *stream*.
+    """
+    return trio.SSLStream(
+        _HangingUp(stream),
+        context,
+        server_hostname=server_hostname,
+        server_side=server_hostname is None,
+    )
+
+
+def _socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
+    """Return the socket beneath a stream, if there is one."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    if isinstance(stream, _HangingUp):
+        stream = stream.stream
+    return stream if isinstance(stream, trio.SocketStream) else None
 
 
 def eager_fileno(stream: trio.abc.Stream) -> Callable[[], int] | None:
@@ -75,9 +142,9 @@ def peer_address(stream: trio.abc.Stream) -> str:
 
     Taken once, at accept: a peer that has just left has no address any more.
     """
-    if isinstance(stream, trio.SocketStream):
+    if (below := _socket_of(stream)) is not None and below.socket.family != _AF_UNIX:
         try:
-            return spell_address(stream.socket.getpeername())
+            return spell_address(below.socket.getpeername())
         except OSError:
             pass
     return ""
@@ -91,20 +158,28 @@ def spell_address(name: object) -> str:
     return str(name)
 
 
-def keep_alive(stream: trio.abc.Stream) -> None:
-    """Have the kernel ask a silent peer whether it is still there."""
-    if not isinstance(stream, trio.SocketStream):
+def keep_alive(stream: trio.abc.Stream, patience_seconds: float = 0.0) -> None:
+    """Have the kernel ask a silent peer whether it is there, and give up on one that is not.
+
+    Nor does it wait for one that takes nothing for `USER_TIMEOUT_SECONDS` more than the patience
+    that we have with it ourselves.
+    """
+    below = _socket_of(stream)
+    if below is None or below.socket.family == _AF_UNIX:
         return
     try:
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        below.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
             if hasattr(socket, option):
                 value = getattr(socket, option)
-                stream.setsockopt(socket.IPPROTO_TCP, value, KEEP_ALIVE_SECONDS)
+                below.setsockopt(socket.IPPROTO_TCP, value, KEEP_ALIVE_SECONDS)
         if hasattr(socket, "TCP_KEEPCNT"):
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+            below.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = min(2**31 - 1, int((USER_TIMEOUT_SECONDS + patience_seconds) * 1000))
+            below.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     except OSError:
-        pass  # a Unix socket, or a peer that has just left
+        pass  # a peer that has just left
 
 
 def unsent_bytes(stream: trio.abc.Stream) -> int:
@@ -114,9 +189,9 @@ def unsent_bytes(stream: trio.abc.Stream) -> int:
         import termios
     except ImportError:  # Windows
         return 0
-    if isinstance(stream, trio.SocketStream):
+    if (below := _socket_of(stream)) is not None:
         try:
-            answer = fcntl.ioctl(stream.socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            answer = fcntl.ioctl(below.socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
             return int.from_bytes(answer, sys.byteorder)
         except (OSError, ValueError):
             pass
@@ -125,9 +200,9 @@ def unsent_bytes(stream: trio.abc.Stream) -> int:
 
 def pending_error(stream: trio.abc.Stream) -> OSError | None:
     """Return what went wrong on a socket since the last call on it, and forget it."""
-    if isinstance(stream, trio.SocketStream):
+    if (below := _socket_of(stream)) is not None:
         try:
-            number = stream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            number = below.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except OSError as error:
             return error
         if number:
@@ -146,6 +221,8 @@ async def hang_up(stream: trio.abc.Stream) -> None:
                 await stream.send_eof()
                 while await stream.receive_some(_DISCARD_BYTES):
                     pass
+            else:
+                await stream.aclose()
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
         pass  # gone already
     finally:

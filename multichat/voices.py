@@ -54,16 +54,14 @@ from multichat.messages import (
 from multichat.names import SERVER_NAME
 
 __all__ = [
-    "HTTP_ANSWER",
     "JSON",
     "TEXT",
     "JsonVoice",
     "TextVoice",
     "Voice",
+    "clean_json",
     "help_notices",
     "is_hello",
-    "looks_like_http",
-    "looks_like_tls",
     "message_id",
     "spell_hello",
 ]
@@ -171,6 +169,8 @@ class TextVoice:
         match command.lower():
             case "/help":
                 return Help()
+            case "/auth":
+                return Invalid.because(InvalidRequest("nobody asks for a password"))
             case "/ping":
                 if len(rest) > MAX_TOKEN_CHARACTERS:
                     reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"
@@ -518,6 +518,33 @@ def _parse_hello(rest: str) -> Iterator[Request]:
         yield Invalid.because(InvalidRequest(_reason(error)))
 
 
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{0,4}|.)"
+)
+_SHORT_ESCAPES = {"\\n": "\n", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
+
+
+def clean_json(line: str) -> str:
+    """Return a line of JSON with its strings filtered, for whoever decodes and shows them.
+
+    Escape by escape, not by a decoder: what ours refuses another one may take.
+    """
+    return _ESCAPE.sub(_clean_escape, line) if "\\" in line else line
+
+
+def _clean_escape(match: re.Match[str]) -> str:
+    escape = match[0]
+    if not escape.startswith("\\u") or len(escape) > len("\\u0000"):
+        # Two surrogates are one character, and none that is filtered.
+        character = _SHORT_ESCAPES.get(escape, "")
+    elif len(escape) == len("\\u0000"):
+        character = chr(int(escape.removeprefix("\\u"), 16))
+    else:  # to nobody an escape yet, and it must not become one by what is dropped behind it
+        return "\ufffd"
+    cleaned = clean(character)
+    return escape if cleaned == character else cleaned
+
+
 def is_hello(line: str) -> bool:
     """Whether *line*, of the text voice, is a hello."""
     return line[:5].lower() == "/json" and not line[5:6].strip()
@@ -542,23 +569,3 @@ def _is_nonce(value: object) -> bool:
 
 TEXT = TextVoice()
 JSON = JsonVoice()
-
-# --- Strangers: clients that opened the right port with the wrong protocol. ---------------------
-
-_HTTP = re.compile(r"[A-Z]{3,20} \S+ HTTP/[0-9.]+")
-
-HTTP_ANSWER = (
-    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"
-    b"This is a multichat server, not a web server: use nc or multichat connect.\n"
-)
-"""One line to whoever looks, behind the header without which a browser would show nothing."""
-
-
-def looks_like_http(line: str) -> bool:
-    """Whether a client's first *line* is an HTTP request."""
-    return _HTTP.fullmatch(line) is not None
-
-
-def looks_like_tls(data: bytes | bytearray) -> bool:
-    """Whether a client's first bytes are a TLS handshake record (RFC 8446, section 5.1)."""
-    return data.startswith(b"\x16\x03")

@@ -299,7 +299,14 @@ LABEL = st.text(max_size=24)
 
 
 @given(
-    st.lists(st.builds(Group, LABEL, st.lists(st.builds(Bar, LABEL, st.lists(POSITIVE))))),
+    st.lists(
+        st.builds(
+            Group,
+            LABEL,
+            st.lists(st.builds(Bar, LABEL, st.lists(POSITIVE, max_size=4)), max_size=4),
+        ),
+        max_size=4,
+    ),
     st.booleans(),
 )
 def test_any_values_give_bars_inside_of_the_picture(groups: list[Group], log: bool) -> None:
@@ -309,7 +316,12 @@ def test_any_values_give_bars_inside_of_the_picture(groups: list[Group], log: bo
 POINTS = st.lists(POSITIVE, max_size=4).filter(lambda points: len(points) != 1).map(sorted)
 
 
-@given(st.lists(st.builds(RangeGroup, LABEL, st.lists(st.builds(Range, LABEL, POINTS)))))
+@given(
+    st.lists(
+        st.builds(RangeGroup, LABEL, st.lists(st.builds(Range, LABEL, POINTS), max_size=4)),
+        max_size=4,
+    )
+)
 def test_any_values_give_ranges_inside_of_the_picture(groups: list[RangeGroup]) -> None:
     assert_all_inside(draw_ranges(groups))
 

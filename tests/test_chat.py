@@ -27,8 +27,9 @@ from multichat import (
     Said,
     ServerConfig,
     open_chat,
+    transport,
 )
-from multichat.client import HELLO_SECONDS, LATE_WELCOME_SECONDS, MAX_UNACCEPTED
+from multichat.chat import HELLO_SECONDS, LATE_WELCOME_SECONDS, MAX_UNACCEPTED
 from multichat.connection import STUCK_SECONDS
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
@@ -419,7 +420,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_no_event(
 async def test_who_asks_under_a_flood_that_it_does_not_hear_is_not_stuck(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multichat.client, "_AWAITING_CHARACTERS", 10_000)
+    monkeypatch.setattr(multichat.chat, "_AWAITING_CHARACTERS", 10_000)
     with pytest.raises(ConnectionLost):
         await _ask_under_a_flood()
 
@@ -540,7 +541,8 @@ async def test_a_bot_needs_a_server_that_is_open(autojump_clock: MockClock) -> N
         await multichat.Server().start_bot(_listen)
 
 
-async def test_bots_end_with_their_server() -> None:
+async def test_bots_end_with_their_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "LINGER_SECONDS", 0.2)
     ended: list[str] = []
 
     async def bot(chat: Chat) -> None:
@@ -558,8 +560,5 @@ async def test_bots_end_with_their_server() -> None:
         server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
         await server.start_bot(bot)
         await server.start_bot(deaf)
-        while len(server.members) < 2:
-            await trio.sleep(0.005)
-        await trio.sleep(0.1)  # they have been welcomed
         server.shutdown()
     assert ended == ["goodbye", "cancelled"]

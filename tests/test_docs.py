@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 import multichat
+from multichat import ServerConfig
 from multichat.testing import ScriptedClient, memory_server
 
 from .processes import program
@@ -40,12 +41,22 @@ def wire_bytes(text: str) -> bytes:
 
 
 WIRE = blocks(ROOT / "docs" / "protocol.md", "wire")
+WITH_PASSWORD = blocks(ROOT / "docs" / "protocol.md", "wire password")
 
 
 @pytest.mark.parametrize("block", WIRE, ids=range(len(WIRE)))
 async def test_the_examples_of_the_wire(block: str, autojump_clock: trio.testing.MockClock) -> None:
+    await run_example(block, ServerConfig())
+
+
+async def test_the_example_with_a_password(autojump_clock: trio.testing.MockClock) -> None:
+    [block] = WITH_PASSWORD
+    await run_example(block, ServerConfig(password="swordfish"))
+
+
+async def run_example(block: str, config: ServerConfig) -> None:
     steps = [re.fullmatch(r"(\d)([<>|.]) ?(.*)", line) for line in block.splitlines()]
-    async with memory_server() as network:
+    async with memory_server(config) as network:
         clients = [await network.join(), await network.join()]
         received = [bytearray(), bytearray()]
         for step in steps:
@@ -101,6 +112,7 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
 def test_options_that_are_named_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "commands.md").read_text("utf-8")))
     known |= {"--write", "--chat", "--max-conns"}  # ours to nox, ncat's
+    known |= {"--seed", "--seeds", "--seconds", "--minutes"}  # of the simulation, fuzzing, the soak
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
     named -= {option for option in named if f"pip install {option}" in page.read_text("utf-8")}

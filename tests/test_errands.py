@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import pytest
 import trio
 
 from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
@@ -60,23 +59,22 @@ async def test_a_name_that_is_taken_is_no_reason_not_to_say_it(tmp_path: Path) -
         assert await listener.receive_some() == b"[Client 2] done\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        (("--room=no such", "x"), "a name consists of letters, digits, '-', '_' and '.'"),
-        ((" ",), ""),
-        (("",), "an empty message cannot be said"),
-        (("x" * 70_000,), "bytes in one line; the server takes 65536"),
-    ],
-)
-async def test_what_cannot_be_said_is_one_line(
-    arguments: tuple[str, ...], error: str, tmp_path: Path
-) -> None:
-    async with serve(tmp_path) as server, multichat(tmp_path, server, "send", *arguments) as send:
-        assert await send.wait() == (1 if error else 0)
-        assert error in send.err
-        assert send.err.count("\n") == bool(error)
-        assert "Traceback" not in send.err
+async def test_what_cannot_be_said_is_one_line(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, AsyncExitStack() as stack:
+        commands: list[tuple[Command, str]] = []
+        for arguments, error in (
+            (("--room=no such", "x"), "a name consists of letters, digits, '-', '_' and '.'"),
+            ((" ",), ""),
+            (("",), "an empty message cannot be said"),
+            (("x" * 70_000,), "bytes in one line; the server takes 65536"),
+        ):
+            send = multichat(tmp_path, server, "send", *arguments)
+            commands.append((await stack.enter_async_context(send), error))
+        for send, error in commands:
+            assert await send.wait() == (1 if error else 0), send.err
+            assert error in send.err
+            assert send.err.count("\n") == bool(error)
+            assert "Traceback" not in send.err
 
 
 async def test_send_to_nobody_is_one_line(tmp_path: Path) -> None:
@@ -89,41 +87,48 @@ async def test_send_speaks_text_to_who_speaks_no_json(tmp_path: Path) -> None:
     with trio.socket.socket() as probe:
         await probe.bind((LOOPBACK, 0))
         port = str(probe.getsockname()[1])
-    async with Command(tmp_path, program("nc"), "-l", LOOPBACK, port) as nc:
+    async with Command(tmp_path, program("nc"), "-N", "-l", LOOPBACK, port) as nc:
         while f"{int(port):04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text("ascii"):
             await trio.sleep(0.02)
         async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, port, "/usr is full") as send:
             await nc.wait_for("//usr is full\n")
+            nc.end_input()
             assert await send.wait() == 0
         assert nc.out == '/json {"protocol":1}\n//usr is full\n'
 
 
-@pytest.mark.parametrize(
-    "command", [("send",), ("send", "--plain"), ("who",), ("connect", "--json")]
-)
-async def test_a_full_server_is_an_error(command: tuple[str, ...], tmp_path: Path) -> None:
-    async with serve(tmp_path, "--max-clients", "1") as server, tcp(server):
+async def test_a_full_server_is_an_error(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path, "--max-clients", "1") as server,
+        tcp(server),
+        AsyncExitStack() as stack,
+    ):
         await server.wait_for("Client 1 connected")
-        text = ["x"] if command[0] == "send" else []
-        argv = (MULTICHAT, *command, LOOPBACK, str(server.port), *text)
-        async with Command(tmp_path, *argv) as errand:
-            assert await errand.wait() == 1
+        errands: list[Command] = []
+        for command in ("send", "send --plain", "who", "connect --json"):
+            name, *options = command.split()
+            text = ["x"] if name == "send" else []
+            errand = multichat(tmp_path, server, name, *options, *text)
+            errands.append(await stack.enter_async_context(errand))
+        for errand in errands:
+            assert await errand.wait() == 1, errand.argv
             assert errand.err == "multichat: connection lost: the server is full (1 clients)\n"
             assert errand.out == ""
 
 
-@pytest.mark.parametrize("command", ["connect", "connect --json", "connect --plain", "send", "who"])
-async def test_a_wish_that_is_no_text_is_one_line(command: str, tmp_path: Path) -> None:
-    async with serve(tmp_path) as server:
-        text = "x" if command == "send" else ""
-        script = (
-            f"exec {MULTICHAT} {command} --room '\udcff' {LOOPBACK} {server.port} {text} </dev/null"
-        )
-        argv = ("/bin/sh", "-c", script)
-        async with Command(tmp_path, *argv) as errand:
+async def test_a_wish_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, AsyncExitStack() as stack:
+        errands: list[Command] = []
+        for command in ("connect", "connect --json", "connect --plain", "send", "who"):
+            text = "x" if command == "send" else ""
+            to = f"{LOOPBACK} {server.port} {text}"
+            script = f"exec {MULTICHAT} {command} --room '\udcff' {to} </dev/null"
+            errand = Command(tmp_path, "/bin/sh", "-c", script)
+            errands.append(await stack.enter_async_context(errand))
+        for errand in errands:
             await errand.wait()
-            assert "Traceback" not in errand.err
-            assert errand.err.count("\n") <= 1
+            assert "Traceback" not in errand.err, errand.argv
+            assert errand.err.count("\n") <= 1, errand.argv
 
 
 # --- who -----------------------------------------------------------------------------------------
@@ -133,6 +138,7 @@ async def test_who_lists_who_is_there(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, tcp(server) as a, tcp(server) as b:
         for client, lines in ((a, b"/name alice\n"), (b, b"/join kitchen\n/name bob\n")):
             await client.send_all(lines)
+        await server.wait_for("is now called alice")
         await server.wait_for("is now called bob")
         for options, out in (
             ((), "1 alice\n"),
@@ -147,10 +153,16 @@ async def test_who_lists_who_is_there(tmp_path: Path) -> None:
 async def test_who_of_who_speaks_no_json_is_one_line(tmp_path: Path) -> None:
     async with await _silent() as listener:
         port = str(listener.socket.getsockname()[1])
-        async with Command(tmp_path, MULTICHAT, "who", LOOPBACK, port) as who:
+        async with Command(tmp_path, *impatient("who", port)) as who:
             async with await listener.accept():
                 assert await who.wait() == 1
             assert who.err == "multichat: the server does not answer in JSON\n"
+
+
+def impatient(command: str, port: str) -> list[str]:
+    """The real command, but for how long it waits for a welcome."""
+    code = "from multichat import cli, errands; errands.WELCOME_SECONDS = 0.2; cli.main()"
+    return [sys.executable, "-c", code, *command.split(), LOOPBACK, port]
 
 
 async def _silent() -> trio.SocketListener:
@@ -240,27 +252,30 @@ async def test_without_json_it_says_so_and_speaks_text(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def far_away(server: ServerCommand, seconds: float) -> AsyncIterator[str]:
-    """A port that leads to *server*, whose every answer takes *seconds*."""
+async def far_away(server: ServerCommand) -> AsyncIterator[str]:
+    """A port that leads to *server*, whose every answer comes late.
 
-    async def answer(far: trio.SocketStream, near: trio.SocketStream) -> None:
-        async with trio.open_nursery() as nursery:
-            while data := await far.receive_some():
-                nursery.start_soon(later, near.send_all, data)
-                await trio.sleep(0.01)  # or two would be sent at once
-            await trio.sleep(seconds + 0.1)
+    The first comes after the client has given up waiting for it, and said something in text.
+    """
+
+    async def answer(far: trio.SocketStream, near: trio.SocketStream, given_up: trio.Event) -> None:
+        while data := await far.receive_some():
+            await given_up.wait()
+            await trio.sleep(0.2)
+            await near.send_all(data)
         await near.send_eof()
-
-    async def later(send: Callable[[bytes], Awaitable[None]], data: bytes) -> None:
-        await trio.sleep(seconds)
-        await send(data)
 
     async def carry(near: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             async with near, tcp(server) as far, trio.open_nursery() as nursery:
-                nursery.start_soon(answer, far, near)
+                given_up = trio.Event()
+                nursery.start_soon(answer, far, near, given_up)
+                sent = b""
                 while data := await near.receive_some():
                     await far.send_all(data)
+                    sent += data
+                    if sent.count(b"\n") > 1:  # more than its hello
+                        given_up.set()
                 await far.send_eof()
 
     async with trio.open_nursery() as nursery, await _silent() as listener:
@@ -270,7 +285,7 @@ async def far_away(server: ServerCommand, seconds: float) -> AsyncIterator[str]:
 
 
 async def test_a_welcome_that_comes_after_more_than_a_second_loses_nothing(tmp_path: Path) -> None:
-    async with serve(tmp_path) as server, far_away(server, 1.1) as port:
+    async with serve(tmp_path) as server, far_away(server) as port:
         async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port) as client:
             await client.type("one\n/me two\n")
             await client.wait_for("speaking plain text")
@@ -281,6 +296,7 @@ async def test_a_welcome_that_comes_after_more_than_a_second_loses_nothing(tmp_p
             assert await client.wait() == 0
         async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, port, "five") as client:
             assert await client.wait() == 0
+        await server.wait_for("[RX] [Client 2] five\n")
         said = [line.split("[RX] ")[1] for line in server.lines if "[RX]" in line]
         assert said == [
             "[Client 1] one",
@@ -311,7 +327,7 @@ async def test_json_lines_pass_through(tmp_path: Path) -> None:
         assert bot.err == ""
         kinds = [each["type"] for each in objects(bot)]
         assert kinds == ["welcome", "joined", "said", "accepted", "error", "pong"]
-        assert "[RX] [bot] hi" in server.out
+        await server.wait_for("[RX] [bot] hi\n")  # accepted, and written a moment later
 
 
 async def test_json_ends_with_the_servers_goodbye(tmp_path: Path) -> None:
@@ -338,10 +354,9 @@ async def test_json_of_a_server_that_is_killed_is_an_error(tmp_path: Path) -> No
 
 
 async def test_json_of_who_speaks_none_is_one_line(tmp_path: Path) -> None:
-    code = "from multichat import cli, errands; errands.WELCOME_SECONDS = 0.2; cli.main()"
     async with await _silent() as listener:
         port = str(listener.socket.getsockname()[1])
-        argv = (sys.executable, "-c", code, "connect", "--json", LOOPBACK, port)
+        argv = impatient("connect --json", port)
         async with Command(tmp_path, *argv) as bot, await listener.accept() as stream:
             await stream.send_all(b"no json here\n")
             assert await bot.wait() == 1

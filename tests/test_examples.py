@@ -17,7 +17,6 @@ from multichat.testing import ScriptedClient
 from .processes import (
     BIN,
     LOOPBACK,
-    MULTICHAT,
     WAIT_SECONDS,
     Command,
     ServerCommand,
@@ -348,14 +347,13 @@ async def test_the_notifier_says_how_it_is_used(tmp_path: Path) -> None:
 
 
 async def test_a_server_lives_in_somebody_elses_nursery(tmp_path: Path) -> None:
-    async with example(tmp_path, "server_in_a_nursery.py", 0, 5) as server:
+    async with example(tmp_path, "server_in_a_nursery.py", 0, 3) as server:
         port = await port_of(server)
-        async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
-            await client.wait_for("[RX] [Server] 5 seconds")
-            await client.wait_for("[RX] [Server] goodbye: the server is shutting down")
-            assert await client.wait() == 0
+        async with person(port) as client:
+            goodbye = "[Server] goodbye: the server is shutting down"
+            assert (await client.rest())[-2:] == ["[Server] 3 seconds", goodbye]
         assert await server.wait() == 0
-        assert "told 1 clients: 5 seconds" in server.out
+        assert "told 1 clients: 3 seconds" in server.out
         assert server.err == ""
 
 
@@ -418,11 +416,12 @@ async def test_each_ends_quietly_on_ctrl_c(tmp_path: Path, name: str) -> None:
         assert command.err == ""
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-async def test_each_says_how_it_is_run(tmp_path: Path, name: str) -> None:
-    async with example(tmp_path, name) as command:
-        assert await command.wait() == 1
-        assert f"python examples/{name} " in command.err
+async def test_each_says_how_it_is_run(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        commands = [await stack.enter_async_context(example(tmp_path, name)) for name in PROGRAMS]
+        for name, command in zip(PROGRAMS, commands, strict=True):
+            assert await command.wait() == 1, name
+            assert f"python examples/{name} " in command.err
 
 
 def test_the_examples_of_tests_pass() -> None:

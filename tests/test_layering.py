@@ -8,6 +8,7 @@ import pytest
 import multichat
 
 PURE = (
+    "bans",
     "config",
     "errors",
     "framing",
@@ -15,6 +16,7 @@ PURE = (
     "limits",
     "messages",
     "names",
+    "preamble",
     "presence",
     "voices",
 )
@@ -23,7 +25,9 @@ ALLOWED = {
     "collections.abc",
     "contextlib",
     "dataclasses",
+    "datetime",
     "enum",
+    "ipaddress",
     "math",
     "msgspec",
     "re",

@@ -1,12 +1,14 @@
-"""Budgets of time."""
+"""Budgets: of time, of messages, of memory, of guesses."""
 
 import math
+from collections import Counter, deque
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.limits import Patience
+from multichat.limits import Attempts, Bucket, Budget, Patience
 
 seconds = st.floats(min_value=0, max_value=1000)
 
@@ -43,3 +45,251 @@ def test_who_waits_together_spends_the_same_time() -> None:
     assert patience.left_seconds == 0.5
     patience.spend_together(12, 20)
     assert patience.left_seconds == 0
+
+
+# --- Bucket --------------------------------------------------------------------------------------
+
+# Powers of two, so that nothing is rounded and every bound can be an equality.
+rates = st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0, 64.0])
+pauses = st.integers(0, 80).map(lambda eighths: eighths / 8)
+
+
+@given(rates, st.integers(1, 20), st.lists(st.tuples(pauses, st.integers(0, 30)), max_size=40))
+def test_a_bucket_grants_what_it_may_and_never_more(
+    rate: float, burst: int, steps: list[tuple[float, int]]
+) -> None:
+    """Over any stretch of time at most the burst and what flowed in; and all of that."""
+    bucket = Bucket(rate, burst)
+    now = 0.0
+    granted: list[tuple[float, int]] = []
+    for pause, wanted in steps:
+        now += pause
+        taken = bucket.take(wanted, now)
+        assert 0 <= taken <= wanted
+        granted.append((now, taken))
+        left = math.inf  # for the stretch that has the least
+        total = 0
+        for since, some in reversed(granted):
+            total += some
+            left = min(left, burst + rate * (now - since) - total)
+        assert left >= 0
+        assert taken == wanted or left < 1  # one more would have been too much
+
+
+@given(rates, st.integers(1, 20), st.lists(st.tuples(pauses, st.integers(0, 200)), max_size=40))
+def test_a_debt_is_paid_at_the_rate(
+    rate: float, burst: int, steps: list[tuple[float, int]]
+) -> None:
+    """Who waits as long as it is told never gets ahead by more than the burst."""
+    bucket = Bucket(rate, burst)
+    now = 0.0
+    spent: list[tuple[float, int]] = []
+    for pause, tokens in steps:
+        now += pause
+        spent.append((now, tokens))
+        wait = bucket.spend(tokens, now)
+        now += wait
+        total, left = 0, math.inf
+        for since, some in reversed(spent):
+            total += some
+            left = min(left, burst + rate * (now - since) - total)
+        assert left >= 0
+        assert wait == 0 or left == 0  # no longer than it has to
+        if wait:
+            assert bucket.take(1, now) == 0
+            assert bucket.seconds_until_one() == 1 / rate
+
+
+def test_a_debt_keeps_anything_from_being_taken() -> None:
+    bucket = Bucket(10, 5)
+    assert bucket.spend(5, 100.0) == 0
+    assert bucket.spend(5, 100.0) == 0.5
+    assert bucket.spend(5, 100.0) == 1.0
+    assert bucket.take(5, 100.0) == 0
+    assert bucket.seconds_until_one() == pytest.approx(1.1)
+    assert bucket.take(5, 101.0) == 0
+    assert bucket.take(5, 101.25) == 2
+    assert bucket.take(100, 1e9) == 5
+
+
+def test_a_bucket_is_full_at_first_whatever_the_clock_says() -> None:
+    for now in (-1e9, 0.0, 1e9):
+        assert Bucket(1e-3, 7).take(100, now) == 7
+
+
+@example(3.0, 1, 1.0, [1, 1])
+@given(st.floats(1e-3, 1e6), st.integers(1, 1000), st.floats(0, 1e6), st.lists(st.integers(1, 50)))
+def test_who_waits_until_there_is_one_gets_it(
+    rate: float, burst: int, now: float, takes: list[int]
+) -> None:
+    """The rounding of the clock costs a turn or two more, and is not waited for for ever."""
+    bucket = Bucket(rate, burst)
+    for wanted in takes:
+        turns = 0
+        while not bucket.take(wanted, now):
+            # As trio does: a deadline of no time at all is one that has passed.
+            now = max(now + bucket.seconds_until_one(), now)
+            turns += 1
+            assert turns < 10
+
+
+# --- Budget --------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.binary(min_size=2, max_size=20), min_size=1, max_size=5),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=60),
+    st.integers(0, 60),
+)
+def test_a_budget_counts_what_is_shared_once(
+    datas: list[bytes], steps: list[tuple[bool, int]], limit: int
+) -> None:
+    datas = [bytes(bytearray(data)) for data in datas]  # objects of their own
+    told: list[int] = []
+    budget = Budget(limit, lambda: told.append(budget.held_bytes))
+    holders = Counter[int]()
+    for hold, which in steps:
+        data = datas[which % len(datas)]
+        before = budget.held_bytes
+        told.clear()
+        if hold:
+            holders[id(data)] += 1
+            budget.hold(data)
+        elif holders[id(data)]:
+            holders[id(data)] -= 1
+            budget.release(data)
+        distinct = {id(each): len(each) for each in datas if holders[id(each)]}
+        assert budget.held_bytes == sum(distinct.values())
+        assert budget.over == (budget.held_bytes > limit)
+        # Told whenever it has grown beyond the limit, of what is held by then.
+        grown = budget.held_bytes > before
+        assert told == ([budget.held_bytes] if budget.over and grown else [])
+
+
+def test_two_that_are_equal_are_not_one() -> None:
+    one, other = bytes(bytearray(b"xx")), bytes(bytearray(b"xx"))
+    budget = Budget()
+    budget.hold(one)
+    budget.hold(one)
+    assert budget.held_bytes == 2
+    budget.hold(other)
+    assert budget.held_bytes == 4
+    budget.release(one)
+    assert budget.held_bytes == 4
+    budget.release(one)
+    budget.release(other)
+    assert budget.held_bytes == 0
+    assert not budget.over
+
+
+def test_who_is_told_may_let_go_at_once() -> None:
+    data = bytes(1000)
+    budget = Budget(999, lambda: budget.release(data))
+    budget.hold(data)
+    assert (budget.held_bytes, budget.over) == (0, False)
+
+
+# --- Attempts ------------------------------------------------------------------------------------
+
+
+def test_each_wrong_password_doubles_the_delay_of_the_next() -> None:
+    attempts = Attempts()
+    now, delays = 50.0, []
+    for _ in range(8):
+        delays.append(attempts.reserve("here", now))
+        now += delays[-1]
+        attempts.failed("here", now)
+    assert delays == [0, 0.5, 1, 2, 4, 8, 8, 8]
+    assert attempts.waiting_seconds("here", now) == 8
+    assert attempts.waiting_seconds("here", now + 5) == 3
+    assert attempts.waiting_seconds("here", now + 9) == 0
+    assert attempts.waiting_seconds("elsewhere", now) == attempts.reserve("elsewhere", now) == 0
+
+
+def test_a_right_password_and_time_are_forgotten_with() -> None:
+    attempts = Attempts()
+    for _ in range(5):
+        attempts.failed("here", 0.0)
+    attempts.succeeded("here")
+    assert attempts.reserve("here", 0.0) == 0
+    for _ in range(5):
+        attempts.failed("here", 0.0)
+    assert attempts.waiting_seconds("here", 0.0) == 8
+    assert attempts.reserve("here", 8 + Attempts.FORGET_SECONDS) == 0
+    attempts.failed("here", 8 + Attempts.FORGET_SECONDS)
+    assert attempts.waiting_seconds("here", 8 + Attempts.FORGET_SECONDS) == 8
+    assert attempts.reserve("here", 16 + 2 * Attempts.FORGET_SECONDS + 1) == 0
+    attempts.failed("here", 1e4)
+    assert attempts.waiting_seconds("here", 1e4) == Attempts.FIRST_DELAY_SECONDS
+    attempts.succeeded("never seen")
+
+
+def test_a_thousand_failures_are_no_number_too_large() -> None:
+    attempts = Attempts()
+    for _ in range(5000):
+        attempts.failed("here", 0.0)
+    assert attempts.waiting_seconds("here", 0.0) == Attempts.MAX_DELAY_SECONDS
+
+
+def test_many_connections_from_one_place_take_turns() -> None:
+    """Else a thousand at once would try a thousand passwords in the time of one."""
+    attempts = Attempts()
+    for _ in range(3):
+        attempts.failed("here", 0.0)
+    assert [attempts.reserve("here", 0.0) for _ in range(4)] == [2, 4, 6, 8]
+    assert attempts.waiting_seconds("here", 0.0) == 10
+    assert attempts.reserve("elsewhere", 0.0) == 0
+
+
+@given(st.lists(st.floats(0, 30), min_size=1, max_size=30))
+def test_one_connection_after_the_other_waits_longer_and_longer(pauses: list[float]) -> None:
+    attempts = Attempts()
+    now = 0.0
+    times: list[float] = []
+    for pause in pauses:
+        now += pause
+        now += attempts.reserve("here", now)
+        times.append(now)
+        attempts.failed("here", now)
+    delays = [0.5, 1, 2, 4, *[8] * len(pauses)]
+    for (one, other), delay in zip(pairwise(times), delays, strict=False):
+        assert other - one >= delay - 1e-9
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), min_size=1, max_size=40))
+def test_however_many_try_at_once_only_so_many_guesses_are_made(
+    visits: list[tuple[float, int]],
+) -> None:
+    """*visits*: a pause, and how many connections then want to try; all of them are wrong."""
+    patience = 10.0  # who would have to wait longer is sent away
+    attempts = Attempts()
+    now = 0.0
+    guesses = 0
+    waiting: deque[float] = deque()  # when who has reserved may try
+    for pause, connections in visits:
+        now += pause
+        while waiting and waiting[0] <= now:
+            guesses += 1
+            attempts.failed("here", waiting.popleft())
+        for _ in range(connections):
+            if attempts.waiting_seconds("here", now) > patience:
+                continue
+            if delay := attempts.reserve("here", now):
+                waiting.append(now + delay)
+            else:
+                guesses += 1
+                attempts.failed("here", now)
+    # What the first ones reserved before anything was known to be wrong, and one in eight seconds.
+    assert guesses <= 22 + now / Attempts.MAX_DELAY_SECONDS
+
+
+def test_places_are_bounded_and_the_quietest_is_forgotten_first() -> None:
+    attempts = Attempts(max_places=3)
+    for place in "abc":
+        attempts.failed(place, 0.0)
+    attempts.failed("a", 0.0)
+    attempts.failed("d", 0.0)  # b was quiet for longest
+    assert [attempts.waiting_seconds(place, 0.0) for place in "abcd"] == [1, 0, 0.5, 0.5]
+    for number in range(1000):
+        attempts.reserve(number, 0.0)
+    assert len(attempts._places) == 3

@@ -5,6 +5,7 @@ of its own thread; hypothesis decides who comes, goes to another room, changes n
 and recovers.
 """
 
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from hypothesis import settings
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
+    initialize,
     invariant,
     rule,
     run_state_machine_as_test,
 )
+from trio._core import _run as trio_run
 
 from multichat.config import ServerConfig, Slow
 from multichat.directory import LOBBY, Directory
@@ -44,9 +47,10 @@ class Loop:
 
     def __init__(self) -> None:
         self._started = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._main,), kwargs={
-            "clock": trio.testing.MockClock(autojump_threshold=0),
-        })  # fmt: skip
+        self._clock = trio.testing.MockClock()
+        self._thread = threading.Thread(
+            target=trio.run, args=(self._main,), kwargs={"clock": self._clock}
+        )
         self._thread.start()
         self._started.wait()
 
@@ -58,10 +62,17 @@ class Loop:
             await self._end.wait()
             self.nursery.cancel_scope.cancel(reason="the example is over")
 
+    def toss_coins(self, seed: int) -> None:
+        """Decide how trio tosses its coins for whose turn it is."""
+        trio_run._r.seed(seed)
+
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         async def and_settle() -> T:
+            # It jumps in here alone: between two calls, how far would be up to the threads.
+            self._clock.autojump_threshold = 0
             result = await function()
             await trio.testing.wait_all_tasks_blocked()
+            self._clock.autojump_threshold = math.inf
             return result
 
         return trio.from_thread.run(and_settle, trio_token=self._token)
@@ -122,18 +133,28 @@ class Guest:
     ever_stalled: bool = False
     known_at: int = 0  # how much it had been told when it learned who was in its room
     known: dict[int, str] = field(default_factory=dict)
+    _events: list[Event] = field(default_factory=list)
+    _lines: list[str] = field(default_factory=list)
 
     @property
     def events(self) -> list[Event]:
         """What it was told, in whichever voice."""
-        run = self.stream.received.decode().removesuffix("\n")
-        return list(self.member.voice.parse_events(run)) if run else []
+        self._take()
+        return self._events
 
     @property
     def lines(self) -> list[str]:
         """What was said to it, and what it missed."""
-        told = [event for event in self.events if not isinstance(event, Joined | Left | Renamed)]
-        return [line for event in told for line in TEXT.lines(event).split("\n")]
+        self._take()
+        return self._lines
+
+    def _take(self) -> None:
+        run = self.stream.received.decode().removesuffix("\n")
+        self.stream.received.clear()  # all of it at every step would take most of the time
+        for event in self.member.voice.parse_events(run) if run else ():
+            self._events.append(event)
+            if not isinstance(event, Joined | Left | Renamed):
+                self._lines += TEXT.lines(event).split("\n")
 
 
 WITNESSED = (LOBBY, "dev", "ops")
@@ -161,6 +182,7 @@ class RoomMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = Loop()
+        self.loop.toss_coins(0)
         self.everybody: list[Guest] = []
         self.said = 0
         self.loop.call(self._open)
@@ -169,6 +191,10 @@ class RoomMachine(RuleBasedStateMachine):
             room: self.loop.call(partial(self._enter, TEXT, room, max_batches=10_000))
             for room in WITNESSED
         }
+
+    @initialize(seed=st.integers(0, 99))
+    def toss_coins(self, seed: int) -> None:
+        self.loop.toss_coins(seed)
 
     async def _open(self) -> None:
         config = ServerConfig(slow=self.slow, patience_seconds=PATIENCE)
@@ -206,7 +232,7 @@ class RoomMachine(RuleBasedStateMachine):
         room = guest.member.room
         guest.stays.append(Stay(room.name, room.messages))
         guest.known_at = len(guest.events)
-        guest.known = {other.client: other.name for other in room.members}
+        guest.known = {other.client: other.name for other in room.show_members()}
 
     @rule(target=guests, voice=st.sampled_from([TEXT, JSON]))
     def enter(self, voice: Voice) -> Guest:

@@ -155,6 +155,7 @@ async def test_hanging_up_lets_the_peer_read_everything() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert await theirs.receive_some(100) == b"last words\n"
         assert await theirs.receive_some(100) == b""
+        await theirs.aclose()  # else it is a second more
 
 
 async def test_hanging_up_on_someone_who_stays_takes_a_second(

@@ -50,17 +50,8 @@ from multichat.messages import (
     WireRequest,
 )
 from multichat.names import default_name, parse_name
-from multichat.voices import (
-    HTTP_ANSWER,
-    JSON,
-    TEXT,
-    Voice,
-    help_notices,
-    looks_like_http,
-    looks_like_tls,
-    message_id,
-    spell_hello,
-)
+from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
+from multichat.voices import JSON, TEXT, Voice, help_notices, message_id, spell_hello
 
 VOICES: list[Voice] = [TEXT, JSON]
 

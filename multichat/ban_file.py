@@ -1,0 +1,68 @@
+"""The file in which an operator's bans are kept; what stands in it is `multichat.bans`'s.
+
+A new file takes the old one's place in one step, so that there is always a whole one: a full disk
+costs the change and not the bans that were there.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from multichat.bans import Ban, read_bans, spell_bans
+
+__all__ = ["BanFile"]
+
+# Addresses are other people's data.
+_MODE = 0o600
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system has folders that can be opened
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class BanFile:
+    """The file at *path*, which need not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> list[Ban]:
+        """Return the bans in it; raises `OSError`, or `InvalidBanFile` which names the line."""
+        try:
+            return read_bans(self.path.read_bytes(), str(self.path))
+        except FileNotFoundError:
+            return []
+
+    def save(self, bans: Sequence[Ban]) -> None:
+        """Have just *bans* in it, its comments kept; blocks until they are on the disk.
+
+        Raises as `load` does, and then has changed nothing.
+        """
+        path = self.path.resolve()  # of a link, what it stands for is replaced
+        try:
+            old = path.read_bytes()
+            mode = path.stat().st_mode & 0o777
+            data = spell_bans(bans, old)
+        except FileNotFoundError:
+            mode = _MODE
+            data = spell_bans(bans)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            Path(name).chmod(mode)
+            Path(name).replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                Path(name).unlink()
+            raise

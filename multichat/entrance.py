@@ -1,0 +1,283 @@
+"""Who may come in: what stands between an accepted connection and its session.
+
+Everything here is in the connection's own task and under a deadline: the TLS handshake, the
+password, and the words for those who are sent away.  So the accept loop waits for nobody.
+
+Invariants:
+
+1. At most `MAX_AT_THE_DOOR` connections are neither in nor gone; of more, the oldest has to go of
+   those from the address from which most come.
+2. Nothing but the password is listened to before it was said, and nothing is told but that.
+3. What a password, or a try at one, was is in no log, no error and no exception.
+"""
+
+import hashlib
+import hmac
+import ssl
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from multichat import transport
+from multichat.bans import network_of
+from multichat.config import ServerConfig
+from multichat.errors import LineTooLong
+from multichat.framing import LineDecoder, Part, clean
+from multichat.limits import Attempts
+from multichat.messages import Event, Goodbye, Notice
+from multichat.preamble import (
+    HTTP_ANSWER,
+    PASSWORD_ACCEPTED,
+    PASSWORD_REQUIRED,
+    WRONG_PASSWORD,
+    looks_like_http,
+    looks_like_tls,
+    read_password,
+)
+from multichat.voices import TEXT
+
+__all__ = ["Entrance", "Greeted", "TurnedAway"]
+
+# Handshakes under way, people typing a password, and refusals being read, at any moment.  An honest
+# handshake takes milliseconds, so that a flood of others would have to be of thousands a second to
+# push it out.
+MAX_AT_THE_DOOR = 256
+
+MAX_TRIES = 3
+
+# What may be said before the password: a hello, and what somebody pastes who has not looked.
+_MAX_STRAY_LINES = 16
+
+_READ_BYTES = 4096
+
+_LEFT_WITHOUT = "it left without a password"
+
+# What OpenSSL calls bytes that are no TLS, in its several versions.
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+
+
+class TurnedAway(Exception):
+    """Somebody cannot come in; *reason* is for the log, *last_words* are what it is told."""
+
+    def __init__(self, reason: str, last_words: bytes = b"") -> None:
+        super().__init__(reason)
+        self.reason, self.last_words = reason, last_words
+
+    @classmethod
+    def politely(cls, reason: str) -> "TurnedAway":
+        """Make it of a reason that is for both."""
+        return cls(reason, TEXT.spell(Goodbye(reason)))
+
+
+class Greeted:
+    """A connection that may come in: its stream, and what was read from it already."""
+
+    def __init__(self, stream: trio.abc.Stream, decoder: LineDecoder, parts: list[Part]) -> None:
+        self.stream, self.decoder, self.parts = stream, decoder, parts
+
+
+class Entrance:
+    """The door of one server."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._at_the_door: dict[trio.CancelScope, Hashable] = {}  # and where each comes from
+        self._closed = ""
+        self._connections: Counter[Hashable] = Counter()
+        self._attempts = Attempts()
+        self._key = None if config.password is None else _digest(clean(config.password))
+
+    @contextmanager
+    def counted(self, address: str) -> Iterator[str]:
+        """Count a connection from *address* while the block runs.
+
+        Yields why that is one too many, if it is.
+        """
+        limit = self._config.max_clients_per_address
+        place = None if limit is None else network_of(address)
+        if limit is None or place is None:  # a Unix socket, or memory
+            yield ""
+            return
+        self._connections[place] += 1
+        try:
+            too_many = self._connections[place] > limit
+            yield f"too many clients from your address (at most {limit})" if too_many else ""
+        finally:
+            self._connections[place] -= 1
+            if not self._connections[place]:
+                del self._connections[place]
+
+    @contextmanager
+    def at_the_door(self, address: str) -> Iterator[None]:
+        """Be one of those who are not in yet while the block runs; raises `TurnedAway`."""
+        self._check_open()
+        if len(self._at_the_door) >= MAX_AT_THE_DOOR:
+            self._make_room()
+        with trio.CancelScope() as scope:
+            self._at_the_door[scope] = network_of(address)
+            try:
+                yield
+            finally:
+                self._at_the_door.pop(scope, None)
+        if scope.cancelled_caught:
+            self._check_open()
+            raise TurnedAway("too many others wait to come in")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TurnedAway(self._closed)
+
+    def _make_room(self) -> None:
+        """Send away the oldest of those who are from where most are."""
+        [(crowd, _)] = Counter(self._at_the_door.values()).most_common(1)
+        oldest = next(scope for scope, place in self._at_the_door.items() if place == crowd)
+        del self._at_the_door[oldest]
+        oldest.cancel(reason="somebody newer is at the door")
+
+    def close(self) -> None:
+        """Send away who is not in yet, and whoever comes."""
+        self._closed = "the server is shutting down"
+        for scope in list(self._at_the_door):
+            scope.cancel(reason=self._closed)
+
+    async def shake_hands(
+        self, stream: trio.abc.Stream, context: ssl.SSLContext
+    ) -> trio.abc.Stream:
+        """Return the encrypted stream over *stream*; raises `TurnedAway`."""
+        encrypted = transport.encrypt(stream, context)
+        try:
+            with trio.fail_after(self._config.handshake_seconds):
+                await encrypted.do_handshake()
+        except trio.TooSlowError:
+            seconds = self._config.handshake_seconds
+            raise TurnedAway(f"no TLS handshake in {seconds:g} s") from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            if getattr(error.__cause__, "reason", None) in _NO_TLS:
+                words = TEXT.spell(Goodbye("this server speaks TLS: multichat connect --tls"))
+                raise TurnedAway("it does not speak TLS, this port does", words) from None
+            if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
+                raise TurnedAway("it broke off the TLS handshake: does it trust us?") from None
+            raise TurnedAway(transport.reason_of(error)) from None
+        return encrypted
+
+    @property
+    def asks_password(self) -> bool:
+        """Whether one has to be said."""
+        return self._key is not None
+
+    async def ask_password(self, stream: trio.abc.Stream, address: str) -> Greeted:
+        """Return once the password was said, with what came behind it; raises `TurnedAway`.
+
+        Waits for what is said for `auth_seconds` in all; the delay of wrong ones does not count.
+        """
+        decoder = LineDecoder(self._config.max_line_bytes)
+        asking = _Asking(self._config.auth_seconds, stream, decoder)
+        await asking.tell(Notice(PASSWORD_REQUIRED))
+        place = network_of(address)
+        tries = strays = 0
+        while strays < _MAX_STRAY_LINES:
+            try:
+                password = await asking.hear()
+            except TurnedAway as refusal:
+                if tries:
+                    raise TurnedAway("wrong password", refusal.last_words) from None
+                raise
+            if password is None:
+                strays += 1
+                await asking.tell(Notice(PASSWORD_REQUIRED))
+            elif await self._is_right(password, place):
+                await asking.tell(Notice(PASSWORD_ACCEPTED))
+                return Greeted(stream, decoder, asking.rest())
+            else:
+                tries += 1
+                if tries == MAX_TRIES:
+                    raise TurnedAway.politely(WRONG_PASSWORD)
+                await asking.tell(Notice(WRONG_PASSWORD))
+        raise TurnedAway.politely(PASSWORD_REQUIRED)
+
+    async def _is_right(self, password: str, place: Hashable) -> bool:
+        """Say whether that is it, no sooner than those from there may try again."""
+        assert self._key is not None  # noqa: S101 - else nobody is asked
+        if place is None:  # by a Unix socket, whose permissions say who may try
+            return hmac.compare_digest(_digest(password), self._key)
+        now = trio.current_time()
+        if self._attempts.waiting_seconds(place, now) > self._config.auth_seconds:
+            raise TurnedAway.politely("too many wrong passwords from your address; try again later")
+        if delay := self._attempts.reserve(place, now):
+            await trio.sleep(delay)
+        if hmac.compare_digest(_digest(password), self._key):
+            self._attempts.succeeded(place)
+            return True
+        self._attempts.failed(place, trio.current_time())
+        return False
+
+
+def _digest(password: str) -> bytes:
+    # Of one length, so that a comparison in constant time does not tell it.
+    return hashlib.sha256(password.encode("utf-8", "surrogatepass")).digest()
+
+
+class _Asking:
+    """A conversation in which nothing but passwords counts, for *seconds* of listening."""
+
+    def __init__(self, seconds: float, stream: trio.abc.Stream, decoder: LineDecoder) -> None:
+        self._seconds = self._left = seconds
+        self._stream = stream
+        self._decoder = decoder
+        self._lines: list[str] = []
+        self._parts: list[Part] = []
+        self._first = True
+        self._over = False
+
+    async def tell(self, event: Event) -> None:
+        """Tell the other side; raises `TurnedAway` if it does not take it."""
+        try:
+            with self._in_time():
+                await self._stream.send_all(TEXT.spell(event))
+        except TurnedAway as refusal:  # with half a line on its way, which is the last
+            raise TurnedAway(refusal.reason) from None
+
+    async def hear(self) -> str | None:
+        """Return the next line's password, or None if it holds none; raises `TurnedAway`."""
+        while not self._lines:
+            if self._parts:
+                part = self._parts.pop(0)
+                self._lines = [""] if isinstance(part, LineTooLong) else part.split("\n")[::-1]
+            elif self._over:
+                raise TurnedAway(_LEFT_WITHOUT)
+            else:
+                await self._read()
+        line = self._lines.pop()
+        if self._first and looks_like_http(line):
+            raise TurnedAway("it speaks HTTP, this is a chat server", HTTP_ANSWER)
+        self._first = False
+        return read_password(line)
+
+    async def _read(self) -> None:
+        with self._in_time():
+            data = await self._stream.receive_some(_READ_BYTES)
+            if data == b"\x16":  # the first byte of a TLS record, cut off from its second
+                data += await self._stream.receive_some(_READ_BYTES)
+        if self._first and looks_like_tls(data):
+            raise TurnedAway("it speaks TLS, this port does not")
+        self._over = not data
+        self._parts = self._decoder.feed(data) if data else self._decoder.finish()
+
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
+        started = trio.current_time()
+        try:
+            with trio.fail_after(max(0.0, self._left)):
+                yield
+        except trio.TooSlowError:
+            raise TurnedAway.politely(f"no password in {self._seconds:g} s") from None
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise TurnedAway(_LEFT_WITHOUT) from None
+        self._left -= trio.current_time() - started
+
+    def rest(self) -> list[Part]:
+        """Return what was read and not heard."""
+        lines = "\n".join(reversed(self._lines))
+        return [lines, *self._parts] if lines else self._parts

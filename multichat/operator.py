@@ -1,0 +1,352 @@
+"""The operator's console: what whoever runs a server types into its terminal, and is shown there.
+
+Owns the operator's commands and nothing that they do: all of that is the server's.
+
+1. A command is obeyed at once, whoever is slow: what is said waits in a queue of its own, in the
+   order in which it was typed, and the end of the server behind it.
+2. Whatever is typed, the answer is a line or a few; a mistake is one, and ends nothing.
+3. What is shown is clean: names and reasons are other people's.
+"""
+
+import os
+import signal
+import sys
+import time
+import unicodedata
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from multichat.bans import (
+    Ban,
+    Target,
+    host_of,
+    network_of,
+    parse_duration,
+    parse_target,
+    split_target,
+)
+from multichat.console import read_input
+from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
+from multichat.framing import Part, clean
+from multichat.log import Log
+
+if TYPE_CHECKING:  # who starts us
+    from multichat.server import MemberInfo, Server
+
+__all__ = ["Operator", "console_fd", "run_console"]
+
+# A pasted page or ten; each takes a moment, and two seconds where somebody has to be waited for.
+MAX_WAITING_LINES = 1000
+
+# A narrow terminal's: tables are cut to it.
+_COLUMNS = 60
+_GAP = "  "
+_LEAST_COLUMN = 8
+
+_HELP = """\
+What you type is said to everybody; //x says /x. Commands:
+/clients                   who is connected
+/send WHO TEXT             tell one client
+/kick WHO [REASON]         have a client leave
+/ban WHAT [TIME] [REASON]  have it leave, and stay out
+/unban WHAT                let it in again
+/bans                      what is banned
+/help                      this
+/quit                      end the server
+WHO is a client's number or name. WHAT is that (then its
+address is banned), an address, a network such as
+203.0.113.0/24, or: name NAME. TIME is 90s, 10m, 2h, 1d, 3w
+or forever, which is the default; a number is minutes."""
+
+_USAGE = {
+    line.split(maxsplit=1)[0]: line.partition("  ")[0]
+    for line in _HELP.split("\n")
+    if line.startswith("/")
+}
+
+
+class Operator:
+    """One operator of a *server*; `run` is called once.
+
+    *show* is called with each line of an answer, which is clean, and must not wait.  *clock* says
+    how many seconds have gone by since 1970.
+    """
+
+    def __init__(
+        self,
+        server: "Server",
+        show: Callable[[str], object],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._server = server
+        self._show_line = show
+        self._clock = clock
+        self._queue, self._queued = trio.open_memory_channel[Callable[[], Awaitable[object]]](
+            MAX_WAITING_LINES
+        )
+
+    async def run(self, lines: AsyncIterable[list[Part]]) -> None:
+        """Obey *lines* to their end, and return when all that was to be said has been.
+
+        Cancelled, what still waits is not said.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work)
+            with self._queue:
+                async for parts in lines:
+                    for part in parts:
+                        if isinstance(part, str):
+                            for line in part.split("\n"):
+                                self._obey(line)
+                        else:
+                            self._show(str(part))
+
+    async def _work(self) -> None:
+        async for task in self._queued:
+            try:
+                await task()
+            except Exception as error:  # noqa: BLE001 - the boundary of what is said
+                self._fail(error)
+
+    def _soon(self, task: Callable[[], Awaitable[object]]) -> None:
+        try:
+            self._queue.send_nowait(task)
+        except trio.WouldBlock:
+            raise LocalProtocolError("too much waits to be said; that was not taken") from None
+
+    def _show(self, text: str) -> None:
+        self._show_line(clean(text))
+
+    def _obey(self, line: str) -> None:
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                self._command(line)
+            else:
+                text = line.removeprefix("/") if line.startswith("//") else line
+                self._soon(partial(self._server.broadcast, text))
+        except Exception as error:  # noqa: BLE001 - the boundary of one line
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, MultichatError):
+            self._show(str(error))
+        else:  # our own bug, which ends neither the console nor the server
+            Log("server").crash("a command of the operator's crashed", error)
+            self._show("that failed, and the log says how")
+
+    def _command(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match command.lower():
+            case "/clients":
+                self._show_clients()
+            case "/send" if _split_who(rest)[1]:
+                who, text = _split_who(rest)
+                self._soon(partial(self._server.tell, self._client(who), text))
+            case "/kick" if rest:
+                self._kick(*_split_who(rest))
+            case "/ban" if rest:
+                self._ban(rest)
+            case "/unban" if rest:
+                self._unban(rest)
+            case "/bans":
+                self._show_bans()
+            case "/help":
+                for text in _HELP.split("\n"):
+                    self._show(text)
+            case "/quit":
+                self._soon(self._shut_down)
+            case known if known in _USAGE:
+                self._show(f"say {_USAGE[known]}")
+            case _:
+                self._show(f"unknown command {command[:40]}; /help lists them; // says a /")
+
+    async def _shut_down(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._server.shutdown()
+
+    def _client(self, who: str) -> int:
+        """Return the number of *who* is connected; raises `LocalProtocolError`."""
+        client = self._server.find(who)
+        if client is None:
+            nobody = "no client" if who.isdecimal() else "nobody called"
+            raise LocalProtocolError(f"{nobody} {who[:40]} is connected")
+        return client
+
+    def _kick(self, who: str, reason: str) -> None:
+        client = self._client(who)
+        self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
+        self._show(f"client {client} had to go")
+
+    def _ban(self, rest: str) -> None:
+        target, terms = self._split_target(rest)
+        until, reason = self._parse_terms(terms)
+        ban = Ban(target=target, until=until, reason=reason)
+        gone = len(self._server.ban(ban))
+        went = {0: "nobody", 1: "one client"}.get(gone, f"{gone} clients")
+        self._show(f"banned {ban.describe(self._clock())} ({went} had to go)")
+
+    def _split_target(self, rest: str) -> tuple[Target, str]:
+        """Split off what is banned; an address, and `name NAME`, even if somebody is called so."""
+        what, terms = split_target(rest)
+        if " " in what or _is_network(what):
+            return parse_target(what), terms
+        who, terms = _split_who(rest)
+        if " " in who or who.isdecimal() or self._server.find(who) is not None:
+            return self._target(self._client(who)), terms
+        return parse_target(who), terms
+
+    def _target(self, client: int) -> Target:
+        """Return what keeps *client* out: its address, or the name of who comes without one."""
+        info = next(each for each in self._server.members if each.client == client)
+        if (network := network_of(info.address)) is not None:
+            return network
+        try:
+            return parse_target(f"name {info.name}")
+        except InvalidBan:
+            raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
+
+    def _parse_terms(self, terms: str) -> tuple[float | None, str]:
+        """Return until when, and why; what begins with a digit is a time, or a mistake."""
+        word, _, rest = terms.partition(" ")
+        if not (word[:1].isdecimal() or word.lower() == "forever"):
+            return None, terms
+        seconds = parse_duration(word)
+        return None if seconds is None else self._clock() + seconds, rest
+
+    def _unban(self, text: str) -> None:
+        subject = Ban(target=parse_target(text)).subject
+        if self._server.unban(text):
+            self._show(f"{subject} is no longer banned")
+        else:
+            self._show(f"there is no ban of {subject}; /bans lists them")
+
+    def _show_bans(self) -> None:
+        now = self._clock()
+        for ban in self._server.bans:
+            self._show(ban.describe(now))
+        if not self._server.bans:
+            self._show("nobody is banned")
+
+    def _show_clients(self) -> None:
+        members = self._server.members
+        if not members:
+            self._show("nobody is connected")
+            return
+        for line in _table([("#", "name", "room", "address", "waiting"), *map(_row, members)]):
+            self._show(line)
+
+
+def _split_who(text: str) -> tuple[str, str]:
+    """Split off who is meant: a number, a name, or two words as in `Client 7`."""
+    who, _, rest = text.partition(" ")
+    rest = rest.lstrip()
+    if who.lower() == "client" and rest:
+        number, _, others = rest.partition(" ")
+        if number.isdecimal():
+            return f"{who} {number}", others.lstrip()
+    return who, rest
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return not isinstance(parse_target(text), str)
+    except InvalidBan:
+        return False
+
+
+def _row(member: "MemberInfo") -> tuple[str, ...]:
+    host = host_of(member.address) or member.address or "-"
+    waiting = _spell_bytes(member.waiting_bytes)
+    return str(member.client), member.name, member.room, host, waiting
+
+
+def _spell_bytes(count: int) -> str:
+    for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
+        if count >= size:
+            return f"{count // size} {unit}"
+    return f"{count} B"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align *rows*, the first and last column to the right; what is widest is cut to fit."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
+        widest = max(widths)
+        if widest <= _LEAST_COLUMN:
+            break
+        widths[widths.index(widest)] -= 1
+    lines: list[str] = []
+    for row in rows:
+        cells = [_fit(text, width) for text, width in zip(row, widths, strict=True)]
+        for right in (0, -1):
+            cells[right] = cells[right].rstrip().rjust(widths[right])
+        lines.append(_GAP.join(cells))
+    return lines
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal *text* takes."""
+    return sum(
+        0
+        if unicodedata.category(character) in ("Mn", "Me")
+        else 1 + (unicodedata.east_asian_width(character) in ("W", "F"))
+        for character in text
+    )
+
+
+def _fit(text: str, width: int) -> str:
+    if _width(text) > width:
+        while _width(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _width(text))
+
+
+def console_fd() -> int | None:
+    """Return the number of standard input if an operator types there, and to us; else None.
+
+    It has to be a terminal in whose foreground we are: reading in the background stops a process.
+    """
+    try:
+        fd = sys.stdin.fileno()
+        if not os.isatty(fd):
+            return None
+        if sys.platform != "win32" and os.tcgetpgrp(fd) != os.getpgrp():
+            return None
+    except (AttributeError, OSError, ValueError):  # none at all, closed, or not our terminal
+        return None
+    return fd
+
+
+@contextmanager
+def _reading_stops_nobody() -> Iterator[None]:
+    """Have a read of the terminal fail, and not stop us, once we are in its background."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTTIN, before)
+
+
+async def run_console(server: "Server", show: Callable[[str], object]) -> None:
+    """Have whoever sits at our terminal operate *server*; return at once if nobody does.
+
+    In the main thread only.  *show* is as `Operator` has it.  Returns at the end of the input, and
+    when we were put into the background; the server goes on.
+    """
+    fd = console_fd()
+    if fd is None:
+        await trio.lowlevel.checkpoint()
+        return
+    with _reading_stops_nobody():
+        await Operator(server, show).run(read_input(fd))
+    show("The console has ended, the server goes on")

@@ -1,0 +1,49 @@
+"""What is said before anybody has a voice: the password, and what strangers say.  Pure."""
+
+import re
+
+__all__ = [
+    "HTTP_ANSWER",
+    "PASSWORD_ACCEPTED",
+    "PASSWORD_REQUIRED",
+    "WRONG_PASSWORD",
+    "looks_like_http",
+    "looks_like_tls",
+    "read_password",
+    "spell_password",
+]
+
+# What a server says that asks for a password, before anybody has a voice.
+PASSWORD_REQUIRED = "a password is asked for: /auth PASSWORD"  # noqa: S105 - words, not one
+WRONG_PASSWORD = "wrong password"  # noqa: S105
+PASSWORD_ACCEPTED = "password accepted"  # noqa: S105
+
+
+def read_password(line: str) -> str | None:
+    """Return the password that *line* says, if it says one."""
+    command, space, password = line.partition(" ")
+    return password if command.lower() == "/auth" and space else None
+
+
+def spell_password(password: str) -> str:
+    """Spell it as the line that a server waits for which asked for it."""
+    return f"/auth {password}"
+
+
+_HTTP = re.compile(r"[A-Z]{3,20} \S+ HTTP/[0-9.]+")
+
+HTTP_ANSWER = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"
+    b"This is a multichat server, not a web server: use nc or multichat connect.\n"
+)
+"""One line to whoever looks, behind the header without which a browser would show nothing."""
+
+
+def looks_like_http(line: str) -> bool:
+    """Whether a client's first *line* is an HTTP request."""
+    return _HTTP.fullmatch(line) is not None
+
+
+def looks_like_tls(data: bytes | bytearray) -> bool:
+    """Whether a client's first bytes are a TLS handshake record (RFC 8446, section 5.1)."""
+    return data.startswith(b"\x16\x03")

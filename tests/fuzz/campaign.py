@@ -1,0 +1,211 @@
+"""One target, fuzzed for a time by either engine, and what came of it.
+
+Owns the corpus on disk, the child process of the guided engine and what libFuzzer says, and what
+counts as a failure: whatever a target raises, and taking far too long.
+"""
+
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from random import Random
+
+from tests.fuzz.mutation import MAX_INPUT_BYTES, mutants, shrunk
+from tests.fuzz.targets import TARGETS, Target
+
+__all__ = [
+    "CORPUS",
+    "Failure",
+    "Report",
+    "TookTooLong",
+    "can_be_guided",
+    "failure_of",
+    "fuzz_guided",
+    "fuzz_plainly",
+    "read_corpus",
+]
+
+CORPUS = Path(__file__).parent / "corpus"
+
+_ROOT = CORPUS.parents[2]
+
+# An input takes about a millisecond: this is not a slow machine, this is quadratic.
+_SLOW_SECONDS = 5
+
+# Importing, reading the corpus, and the one input that is being tried when time is up.
+_CHILD_SECONDS = 120
+
+
+class TookTooLong(AssertionError):
+    """A target did not fail, but came back far too late."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input on which a target failed, and why; *data* is None if not even the engine ran."""
+
+    data: bytes | None
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one target was put through; *coverage* is libFuzzer's, before and after."""
+
+    executions: int
+    seconds: float
+    corpus: int
+    coverage: tuple[int, int] | None = None
+    found: int = 0
+    kept: int = 0
+    failure: Failure | None = None
+
+
+def can_be_guided() -> bool:
+    """Whether atheris is here."""
+    return find_spec("atheris") is not None
+
+
+def read_corpus(folder: Path) -> dict[str, bytes]:
+    """Return the inputs of one target, by the names of their files."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*"))}
+
+
+def failure_of(target: Target, data: bytes) -> Exception | None:
+    """Try one input."""
+    began = time.perf_counter()
+    try:
+        target.check(data)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what we look for
+        return error
+    seconds = time.perf_counter() - began
+    if seconds < _SLOW_SECONDS:
+        return None
+    return TookTooLong(f"{len(data)} bytes took {seconds:.1f} s")
+
+
+def fuzz_plainly(
+    name: str,
+    folder: Path,
+    *,
+    seconds: float,
+    random: Random,
+    max_executions: float = float("inf"),
+) -> Report:
+    """Try the corpus, then what chance makes of it."""
+    target = TARGETS[name]
+    seeds = list(read_corpus(folder).values())
+    began = time.perf_counter()
+    for executions, data in enumerate(chain(seeds, mutants(seeds, target.words, random)), 1):
+        failure = _shrunk_failure(target, data)
+        took = time.perf_counter() - began
+        time_is_up = executions >= max_executions or (executions > len(seeds) and took >= seconds)
+        if failure or time_is_up:
+            break
+    return Report(executions=executions, seconds=took, corpus=len(seeds), failure=failure)
+
+
+def _shrunk_failure(target: Target, data: bytes) -> Failure | None:
+    error = failure_of(target, data)
+    if error is None:
+        return None
+    if not isinstance(error, TookTooLong):  # of which a thousand more would take for ever
+        kind = type(error)
+        data = shrunk(data, lambda smaller: type(failure_of(target, smaller)) is kind)
+        error = failure_of(target, data)
+    return Failure(data, f"{type(error).__name__}: {error}")
+
+
+# --- Guided by coverage ---------------------------------------------------------------------------
+
+
+def fuzz_guided(name: str, folder: Path, *, seconds: float, seed: int, keep: bool) -> Report:
+    """Have atheris look for what reaches code that the corpus does not.
+
+    With *keep*, of what it found the smallest inputs that reach all of it come into the corpus.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        finds, dictionary = Path(scratch, "finds"), Path(scratch, "words")
+        finds.mkdir()
+        dictionary.write_text(_dictionary(TARGETS[name].words), "ascii")
+        folder.mkdir(parents=True, exist_ok=True)
+        prefix = Path(scratch, "artifact-")
+        began = time.perf_counter()
+        options = (f"-max_total_time={max(1, round(seconds))}", f"-seed={seed}")
+        ran = _run_child(
+            name,
+            (*options, f"-dict={dictionary}", f"-artifact_prefix={prefix}", finds, folder),
+            seconds,
+        )
+        seconds = time.perf_counter() - began
+        failure = _failure_of_child(name, ran, prefix) if ran.returncode else None
+        found = len(list(finds.iterdir()))
+        kept = _keep(name, finds, folder) if keep and found and not failure else 0
+        return Report(
+            executions=_last_number(r"stat::number_of_executed_units: (\d+)", ran.stderr),
+            seconds=seconds,
+            corpus=len(list(folder.iterdir())),
+            coverage=(
+                _last_number(r"INITED +cov: (\d+)", ran.stderr),
+                _last_number(r" cov: (\d+)", ran.stderr),
+            ),
+            found=found,
+            kept=kept,
+            failure=failure,
+        )
+
+
+def _run_child(
+    name: str, arguments: Sequence[str | Path], seconds: float
+) -> subprocess.CompletedProcess[str]:
+    options = (f"-max_len={MAX_INPUT_BYTES}", f"-timeout={_SLOW_SECONDS}", "-print_final_stats=1")
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.guided", name, *options, *arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds + _CHILD_SECONDS,
+        check=False,
+    )
+
+
+def _failure_of_child(name: str, ran: subprocess.CompletedProcess[str], prefix: Path) -> Failure:
+    said = f"{ran.stdout}\n{ran.stderr}".strip()
+    # `slow-unit` is no failure, and may stand beside one.
+    artifacts = list(prefix.parent.glob(f"{prefix.name}[!s]*"))
+    if not artifacts:
+        return Failure(None, f"the child ended with status {ran.returncode}:\n{said}")
+    data = artifacts[0].read_bytes()
+    # What hung the child would hang us as well, so that only what raises is tried again.
+    if artifacts[0].name.startswith(f"{prefix.name}crash"):
+        return _shrunk_failure(TARGETS[name], data) or Failure(data, f"not repeatable:\n{said}")
+    return Failure(data, said)
+
+
+def _keep(name: str, finds: Path, folder: Path) -> int:
+    """Add to the corpus the smallest finds that reach what nothing in it does; return how many."""
+    before = set(read_corpus(folder))
+    _run_child(name, ("-merge=1", "-use_counters=0", folder, finds), _CHILD_SECONDS)
+    new = set(read_corpus(folder)) - before
+    for file in new:
+        path = folder / file
+        path.rename(folder / f"found-{hashlib.sha1(path.read_bytes()).hexdigest()[:10]}")
+    return len(new)
+
+
+def _dictionary(words: Sequence[bytes]) -> str:
+    escaped = ("".join(f"\\x{byte:02x}" for byte in word) for word in words)
+    return "".join(f'"{word}"\n' for word in escaped)
+
+
+def _last_number(pattern: str, text: str) -> int:
+    numbers = re.findall(pattern, text)
+    return int(numbers[-1]) if numbers else 0

@@ -1,0 +1,126 @@
+"""What several targets check, and how they read and take apart what is checked."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, get_args
+
+import msgspec
+
+from multichat.errors import InvalidName
+from multichat.framing import LineDecoder, clean
+from multichat.messages import Directed, Event, Said, SayRun
+from multichat.names import parse_name
+from multichat.voices import JSON, TEXT, Voice
+from tests.fuzz import reference
+
+__all__ = [
+    "SPOILT",
+    "assert_as_the_standard_library_reads",
+    "assert_harmless",
+    "assert_same",
+    "check_event",
+    "cut",
+    "kept",
+    "run_of",
+    "strings_in",
+    "told_by",
+]
+
+SPOILT = "no json"
+"""Behind a line that is no JSON every line of a run is read alone."""
+
+# What our own client takes.
+_CLIENT_LINE_BYTES = 1024 * 1024
+
+
+def assert_same(got: object, expected: object, why: str) -> None:
+    if got != expected:
+        raise AssertionError(f"{why}:\n     got {got!r}\nexpected {expected!r}")
+
+
+def assert_harmless(text: str) -> None:
+    assert not (obeyed := reference.obeyed(text)), f"{obeyed} in {text!r}"
+
+
+def cut(data: bytes, cuts: Iterable[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+def run_of(data: bytes) -> str:
+    """Return all lines of a connection as one run; empty if there are none."""
+    decoder = LineDecoder(_CLIENT_LINE_BYTES)
+    parts = decoder.feed(data) + decoder.finish()
+    return "\n".join(part for part in parts if isinstance(part, str))
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Yield all strings in requests or events, whatever their fields are called."""
+    if isinstance(value, SayRun):
+        yield from value.run.split("\n")
+        yield from strings_in(value.nonces)
+    elif isinstance(value, msgspec.Struct):
+        yield from strings_in(msgspec.structs.astuple(value))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings_in(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def kept(wish: str) -> tuple[str, str]:
+    """Return the name that is kept for *wish*, or nothing and why."""
+    try:
+        return parse_name(wish), ""
+    except InvalidName as refused:
+        return "", str(refused)
+
+
+def check_event(event: Event) -> None:
+    assert isinstance(event, get_args(Event)), f"{event} is no event"
+    for text in strings_in(event):
+        assert_harmless(text)
+    lines = TEXT.lines(event).split("\n")
+    for line in lines:
+        assert_harmless(line)
+    if not isinstance(event, Said | Directed):
+        assert_same(len(lines), max(1, len(TEXT.describe(event))), "an LF only between lines")
+    assert_same(told_by(JSON, JSON.spell(event)), [event], "an event survives the JSON voice")
+
+
+def told_by(voice: Voice, wire: bytes) -> list[Event]:
+    """Return what our client hears."""
+    assert all(len(line) <= _CLIENT_LINE_BYTES for line in wire.split(b"\n")), "it is too long"
+    run = run_of(wire)
+    assert_same(f"{run}\n".encode(), wire, "a server's line survives framing")
+    return list(voice.parse_events(run))
+
+
+def assert_as_the_standard_library_reads(line: str, value: msgspec.Struct) -> None:
+    try:
+        said = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise AssertionError(f"{value} was read from what is no JSON: {line!r}") from error
+    except (ValueError, RecursionError):  # a number or a depth beyond what it takes
+        return
+    _assert_says(said, value)
+
+
+def _assert_says(said: Any, value: Any) -> None:
+    """Check that *value* was made from what *said* holds, cleaned, and from nothing else."""
+    if isinstance(value, msgspec.Struct):
+        assert_same(type(said), dict, f"{value} was read from {said!r}")
+        for field in msgspec.structs.fields(value):
+            read = getattr(value, field.name)
+            if field.name in said:
+                _assert_says(said[field.name], read)
+            else:
+                assert_same(read, field.default, f"{field.name} was not said")
+    elif isinstance(value, list):
+        for one_said, one in zip(said, value, strict=True):
+            _assert_says(one_said, one)
+    elif isinstance(value, str):
+        assert_same(value, clean(said), "a string is read through the filter")
+    else:
+        assert_same((type(value), value), (type(said), said), "a value is read as it was said")

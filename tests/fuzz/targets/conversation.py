@@ -1,0 +1,135 @@
+"""The whole way: from one client's socket to what the terminals of the others are given."""
+
+from multichat.errors import LineTooLong
+from multichat.framing import LineDecoder
+from multichat.messages import (
+    Act,
+    Direct,
+    Directed,
+    Error,
+    Event,
+    Hello,
+    Invalid,
+    Join,
+    Joined,
+    Ping,
+    Pong,
+    Rename,
+    Renamed,
+    Request,
+    Said,
+    SaidRun,
+    SayRun,
+)
+from multichat.names import default_name
+from multichat.voices import JSON, TEXT, Voice, message_id
+from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
+
+__all__ = ["check_conversation"]
+
+_EPOCH, _TIME, _CLIENT = "e4", "2025-01-15T10:30:45.123Z", 7
+
+
+def check_conversation(data: bytes) -> None:
+    """What one client sends, from its socket to the terminals of the others.
+
+    The first four bytes are the limit, a multiple of 16, and three places where a packet ends.
+    """
+    limit, *cuts = data[:4].ljust(4, b"\0")
+    sender = _Sender()
+    decoder = LineDecoder(16 * limit)
+    parts = [part for chunk in cut(data[4:], cuts) for part in decoder.feed(chunk)]
+    for part in [*parts, *decoder.finish()]:
+        if isinstance(part, LineTooLong):
+            _check_heard(Invalid.because(part).error)
+        else:
+            for request in sender.voice.parse_requests(part):
+                sender.ask(request)
+
+
+class _Sender:
+    """As much of a session as there is without anybody else: who speaks, and how."""
+
+    def __init__(self) -> None:
+        self.voice: Voice = TEXT
+        self.name = default_name(_CLIENT)
+        self.room = "lobby"
+
+    def ask(self, request: Request) -> None:
+        match request:
+            case SayRun(run=run):
+                self._say(run, act=False)
+            case Act(text=text):
+                self._say(text, act=True)
+            case Direct(text=text):
+                directed = Directed(time=_TIME, client=_CLIENT, name=self.name, text=text)
+                _check_heard(directed)
+                assert_same(TEXT.lines(directed), f"[{self.name} → you] {text}", "as it is shown")
+            case Rename(name=name):
+                self._rename(name)
+            case Ping(token=token, nonce=nonce):
+                _check_heard(Pong(token, nonce=nonce))
+            case Invalid(error=error):
+                _check_heard(error)
+            case Join(room=room):
+                self._join(room)
+            case Hello(name=name, room=room):
+                self.voice = JSON
+                if room is not None:
+                    self._join(room)
+                if name is not None:
+                    self._rename(name)
+
+    def _join(self, wish: str) -> None:
+        room, refusal = kept(wish)
+        if room:
+            self.room = room
+            _check_heard(Joined(_CLIENT, self.name, room, 2))
+        else:
+            _check_heard(Error("invalid-name", refusal))
+
+    def _rename(self, wish: str) -> None:
+        name, refusal = kept(wish)
+        if name:
+            old, self.name = self.name, name
+            _check_heard(Renamed(_CLIENT, old, name))
+            _check_heard(Joined(_CLIENT, name))
+        else:
+            _check_heard(Error("invalid-name", refusal))
+
+    def _say(self, run: str, *, act: bool) -> None:
+        said = SaidRun(_EPOCH, 998, _TIME, self.room, _CLIENT, self.name, run, act=act)
+        texts = run.split("\n")
+        for voice in (TEXT, JSON):
+            wire = voice.spell_said(said)
+            assert len(wire) >= len(texts) * voice.least_said_bytes + len(run), "as is promised"
+            told = told_by(voice, wire)
+            expected = [
+                self._said(voice, number, text, act=act) for number, text in enumerate(texts, 998)
+            ]
+            assert_same(told, expected, f"what is said in the {voice.name} voice")
+            tag = f"* {self.name} " if act else f"[{self.name}] "
+            shown = [TEXT.lines(event) for event in told]
+            assert_same(shown, [f"{tag}{text}" for text in texts], "every line has its tag")
+            for line in shown:
+                assert_harmless(line)
+
+    def _said(self, voice: Voice, number: int, text: str, *, act: bool) -> Said:
+        if voice is TEXT:
+            return Said(name=self.name, text=text, act=act)
+        return Said(
+            id=message_id(_EPOCH, number),
+            time=_TIME,
+            room=self.room,
+            client=_CLIENT,
+            name=self.name,
+            text=text,
+            act=act,
+        )
+
+
+def _check_heard(event: Event) -> None:
+    check_event(event)
+    if wire := TEXT.spell(event):
+        shown = [TEXT.lines(each) for each in told_by(TEXT, wire)]
+        assert_same(shown, TEXT.lines(event).split("\n"), "what is told is shown")

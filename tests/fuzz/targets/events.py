@@ -1,0 +1,93 @@
+"""Events in both voices, from any server: whatever it sends, nothing obeys it."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from multichat.framing import clean
+from multichat.messages import Said
+from multichat.voices import JSON, TEXT, clean_json
+from tests.fuzz.targets.checks import (
+    SPOILT,
+    assert_as_the_standard_library_reads,
+    assert_harmless,
+    assert_same,
+    check_event,
+    run_of,
+)
+
+__all__ = ["check_json_events", "check_json_passed_on", "check_text_events"]
+
+
+def check_text_events(data: bytes) -> None:
+    """Lines of a server, ours or hostile, to somebody who hears the text voice."""
+    if run := run_of(data):
+        events = list(TEXT.parse_events(run))
+        shown = [TEXT.lines(event) for event in events]
+        assert_same(shown, run.split("\n"), "any line is one event, shown as it came")
+        for event in events:
+            check_event(event)
+
+
+def check_json_events(data: bytes) -> None:
+    """Lines of a server, ours or hostile, to somebody who hears the JSON voice."""
+    if run := run_of(data):
+        alone = [(line, event) for line in run.split("\n") for event in JSON.parse_events(line)]
+        events = [event for _, event in alone]
+        assert_same(list(JSON.parse_events(run)), events, "together and alone")
+        assert_same(
+            list(JSON.parse_events(f"{SPOILT}\n{run}"))[1:], events, "behind what is no JSON"
+        )
+        for line, event in alone:
+            check_event(event)
+            if event != Said(name="", text=line):
+                assert_as_the_standard_library_reads(line, event)
+
+
+def check_json_passed_on(data: bytes) -> None:
+    """Lines of a server, ours or hostile, for a program that has a decoder of its own."""
+    for line in run_of(data).split("\n"):
+        passed = clean_json(line)
+        assert_harmless(passed)
+        assert_same(clean_json(passed), passed, "what is clean is passed on as it is")
+        meant = _decoded_elsewhere(line, clean_key=clean)
+        understood = _decoded_elsewhere(passed, clean_key=str)
+        for text in _strings_in_json(understood):
+            assert_harmless(text)
+        if meant is not None:
+            # As they are shown, because there are numbers that differ from themselves.
+            assert_same(repr(understood), repr(_cleaned(meant)), f"{line!r} passed as {passed!r}")
+
+
+def _decoded_elsewhere(line: str, *, clean_key: Callable[[str], str]) -> Any:
+    """Return what a decoder makes of a line that minds neither surrogates nor NaN, or nothing.
+
+    Of keys that are the same, once they are clean, the last one counts.
+    """
+    try:
+        return json.loads(
+            line, object_pairs_hook=lambda pairs: {clean_key(key): value for key, value in pairs}
+        )
+    except (ValueError, RecursionError):
+        return None
+
+
+def _strings_in_json(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings_in_json(each)
+    elif isinstance(value, dict):
+        yield from _strings_in_json([*value, *value.values()])
+
+
+def _cleaned(value: Any) -> Any:
+    """Return *value*, whose keys are clean, with everything else in it cleaned as well."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_cleaned(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _cleaned(each) for key, each in value.items()}
+    return value

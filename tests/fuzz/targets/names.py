@@ -1,0 +1,83 @@
+"""Names: what is one, who may not be called so, and which two are the same."""
+
+import re
+import unicodedata
+
+from multichat.framing import clean
+from multichat.messages import Direct, Join, Rename, Said
+from multichat.names import MAX_NAME_CHARACTERS, fold_name, parse_name
+from multichat.voices import TEXT
+from tests.fuzz.targets.checks import assert_harmless, assert_same, kept
+
+__all__ = ["check_names"]
+
+_WESTERN = ("LATIN", "GREEK", "CYRILLIC")
+
+
+def check_names(data: bytes) -> None:
+    """A name that somebody would like to have."""
+    wish = data.decode("utf-8", "surrogateescape")
+    folded = fold_name(wish)
+    assert_same(fold_name(folded), folded, "folding twice is folding once")
+    name, refusal = kept(wish)
+    assert_harmless(refusal)
+    assert len(refusal) < 100, "a refusal is short"
+    if name:
+        _check_name(wish, name)
+
+
+def _check_name(wish: str, name: str) -> None:
+    assert_same(parse_name(name), name, "a name that is kept is kept as it is")
+    assert len(name) <= MAX_NAME_CHARACTERS, f"{name!r} is too long"
+    assert_same(clean(name), name, "a name is clean")
+    for character in name:
+        assert character in "-_." or unicodedata.category(character) in (
+            *("Ll", "Lm", "Lo", "Lt", "Lu"),
+            *("Mn", "Mc", "Nd"),
+        ), f"{character!r} is neither letter nor digit"
+    _check_nobody_else(name)
+    _check_folding(wish, name)
+    _check_name_in_text(name)
+
+
+def _check_nobody_else(name: str) -> None:
+    for form in (name, fold_name(name)):
+        scripts = {unicodedata.name(character, "").split(" ")[0] for character in form}
+        assert len(scripts.intersection(_WESTERN)) <= 1, f"{form!r} mixes {scripts}"
+    # Whether marks are left out before or after folding, which makes a letter of one of them.
+    for bare in (_bare(fold_name(name)), fold_name(_bare(name))):
+        assert not re.fullmatch(r"server|client\d*", bare), f"{name!r} looks like somebody else"
+
+
+def _bare(name: str) -> str:
+    """Return the letters and digits of a name without what stands on or between them."""
+    return "".join(
+        character
+        for character in unicodedata.normalize("NFKD", name).replace("ı", "i")
+        if character.isalnum() and unicodedata.category(character) != "Lm"
+    )
+
+
+def _check_folding(wish: str, name: str) -> None:
+    """Check that whatever is the same name for a reader is the same name for us."""
+    folded = fold_name(name)
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert_same(fold_name(unicodedata.normalize(form, wish)), folded, f"a wish in {form}")
+        assert_same(fold_name(unicodedata.normalize(form, name)), folded, f"a name in {form}")
+    # Of the name, not of the wish: folding marks that are in no canonical order is not defined.
+    assert_same(fold_name(name.casefold()), folded, "a name without its capitals")
+    assert_same(fold_name(name.lower()), folded, "a name in lower case")
+
+
+def _check_name_in_text(name: str) -> None:
+    """Check that a name can be said and told in the voice that has no quotes."""
+    for request in (Rename(name), Join(name)):
+        read = list(TEXT.parse_requests(TEXT.spell_request(request)))
+        assert_same(read, [request], "a name survives a command")
+    for act in (False, True):
+        said = Said(name=name, text=" x ", act=act)
+        assert_same(list(TEXT.parse_events(TEXT.lines(said))), [said], "a name survives a tag")
+    if not name.isdecimal():
+        direct = Direct(name, "7 x")
+        read = list(TEXT.parse_requests(TEXT.spell_request(direct)))
+        assert_same(read, [direct], "one can be told something by name")

@@ -1,0 +1,68 @@
+"""What inputs are likely to hold: words that chance would take too long to spell.
+
+Owns nothing but lists.  Both engines put them where they like; none of them has to be of any use.
+"""
+
+from typing import get_args
+
+import msgspec
+
+from multichat.messages import Event, WireRequest
+
+__all__ = ["CHARACTERS", "COMMANDS", "EVENTS", "LETTERS", "REQUESTS", "STEPS", "TAGS", "TELNET"]
+
+
+def _utf8(*texts: str) -> tuple[bytes, ...]:
+    return tuple(text.encode("utf-8", "surrogatepass") for text in texts)
+
+
+def _types_and_fields(union: object) -> tuple[bytes, ...]:
+    """Return every type of *union* and every field of theirs as JSON has them."""
+    kinds = get_args(union)
+    types = {f'"type":"{kind.__struct_config__.tag}"' for kind in kinds}
+    fields = {f'"{field.name}":' for kind in kinds for field in msgspec.structs.fields(kind)}
+    return _utf8(*sorted(types | fields))
+
+
+CHARACTERS = (
+    *(b"\n", b"\r\n", b"\r", b"\t", b" ", b"\0", b"\x1b[2J", b"\x7f", b"\xc2\x9b", b"\x9b"),
+    *_utf8("\u2028", "\u202e", "\u2066", "\ud800", "é→😀"),
+)
+
+TELNET = (b"\xff", b"\xff\xf0", b"\xff\xf4", b"\xff\xfa", b"\xff\xfb", b"\xff\xfe", b"\xff\xff")
+
+COMMANDS = _utf8(
+    *("/name ", "/nick ", "/me ", "/msg ", "/join ", "/ping ", "/who", "/rooms", "/help", "/quit"),
+    *("/auth ", "//", "/", "Client 7 ", "bob ", "0042 ", "\u0664\u0662 "),
+    *("/json", '/json {"protocol":1}\n', '"protocol":1', '"name":"alice"', '"room":"den"'),
+)
+
+TAGS = _utf8("[Client 7] ", "[Server] ", "[Server] goodbye: ", "[bob → you] ", "* bob ")
+
+_JSON = _utf8(
+    *('{"', '":"', '","', '"}', '"}\n{"', "[", "]", "{}", '""', "null", "true", "-1", "1.0", "1e3"),
+    *("NaN", "1e999", "9007199254740993", "18446744073709551616", "9" * 40, "[" * 40),
+    *("\\", '\\"', r"\n", r"\u001b", r"\u202e", r"\u2028", r"\ud83d\ude00", r"\ud800"),
+    *('"nonce":1,', '"nonce":"n",'),
+)
+
+REQUESTS = (*_JSON, *_types_and_fields(WireRequest))
+
+EVENTS = (*_JSON, *_types_and_fields(Event))
+
+# Of the scripts that `targets` plays to a handshake.
+STEPS = _utf8(
+    *("\n>", "\n<", "\n|\n", "\n!\n", "\n?\n", "\n.\n", "\n-\n", "\n^\n", "\n#", "=", "~\n"),
+    '<{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":2,'
+    '"limits":{"line":65536,"name":32},"last":null,"server":"multichat 1","resumed":false}\n',
+    *('<{"type":"error","code":"', '","text":"x"}\n', "name-taken", "empty-text"),
+    *("invalid-request", "line-too-long", '>{"type":"who"}\n', "<[Server] unknown command /json\n"),
+    *("<[Server] a password is asked for: /auth PASSWORD\n", "<[Server] wrong password\n"),
+    "<[Server] password accepted\n",
+)
+
+LETTERS = _utf8(
+    *("Server", "client", "7", "-", "_", ".", "ſ", "İ", "ı", "ß", "ŉ", "ﬃ", "Ⅶ", "Ａ", "µ", "ς"),
+    *("α", "Я", "е", "ل", "한", "\u1112\u1161", "क", "\u093f", "\u094d", "\u0301", "\u0345"),
+    *("\u034f", "\u20dd", "\u0336", "\u3164", "\ufe0f", "\u200d", "\ufdfa", "\u0640", "\ud800"),
+)

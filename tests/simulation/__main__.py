@@ -1,0 +1,151 @@
+"""Run many schedules, or one again.
+
+    python -m tests.simulation --seeds 500            seeds 0 to 499, in as many processes as cores
+    python -m tests.simulation --seeds 500 --start N  from N on
+    python -m tests.simulation --seed N               one, with its log
+
+Exit status 1 if any of them violates an invariant; each that does is printed with the command that
+replays it.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import FrameType
+
+from .plan import make_plan
+from .world import Outcome, simulate
+
+# Of the processor, so that a busy machine fails nothing; most runs take a tenth of a second.
+_RUN_SECONDS = 120
+
+# How many seeds a process takes at once, and how often the progress is told.
+_CHUNK = 4
+_PROGRESS_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What came of one seed, small enough to go from one process to another."""
+
+    seed: int
+    seconds: float
+    people: int
+    messages: int
+    deliveries: int
+    evictions: int
+    violations: tuple[str, ...]
+
+
+def _figures(outcome: Outcome) -> Figures:
+    history = outcome.history
+    reasons = [departure.reason for departure in history.chronicle.departures.values()]
+    return Figures(
+        seed=history.plan.seed,
+        seconds=history.seconds,
+        people=len(history.people),
+        messages=history.messages,
+        deliveries=sum(len(person.heard_said) for person in history.people),
+        evictions=sum(reason in ("too slow", "too far behind") for reason in reasons),
+        violations=tuple(map(str, outcome.violations)),
+    )
+
+
+def _run_seed(seed: int) -> Figures:
+    def give_up(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"no end after {_RUN_SECONDS} s of work")
+
+    signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _RUN_SECONDS)
+    try:
+        return _figures(simulate(make_plan(seed)))
+    except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
+        return Figures(seed, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _run_seeds(seeds: range, jobs: int) -> Iterator[Figures]:
+    if jobs == 1:
+        yield from map(_run_seed, seeds)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(_run_seed, seeds, chunksize=_CHUNK)
+
+
+def _tell(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _tell_failure(figures: Figures) -> None:
+    for violation in figures.violations:
+        _tell(f"seed {figures.seed}: {violation}")
+    _tell(f"replay it: python -m tests.simulation --seed {figures.seed}")
+
+
+def _summary(all_figures: list[Figures], seconds: float) -> str:
+    failed = sum(bool(each.violations) for each in all_figures)
+    return (
+        f"{len(all_figures)} schedules, {sum(each.seconds for each in all_figures) / 60:.0f} "
+        f"virtual minutes, {sum(each.people for each in all_figures)} clients, "
+        f"{sum(each.messages for each in all_figures)} messages, "
+        f"{sum(each.deliveries for each in all_figures)} deliveries, "
+        f"{sum(each.evictions for each in all_figures)} evictions, "
+        f"{failed} with violations; {seconds:.1f} s"
+    )
+
+
+def run_many(seeds: range, jobs: int) -> int:
+    """Run all *seeds*; return the exit status."""
+    started = told_at = time.perf_counter()
+    done: list[Figures] = []
+    for figures in _run_seeds(seeds, jobs):
+        done.append(figures)
+        if figures.violations:
+            _tell_failure(figures)
+        now = time.perf_counter()
+        if now - told_at > _PROGRESS_SECONDS:
+            told_at = now
+            _tell(f"… {_summary(done, now - started)}")
+    _tell(_summary(done, time.perf_counter() - started))
+    return int(any(each.violations for each in done))
+
+
+def replay(seed: int) -> int:
+    """Run one *seed* and tell all about it; return the exit status."""
+    plan = make_plan(seed)
+    _tell(plan.config)
+    _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
+    outcome = simulate(plan)
+    for person in outcome.history.people:
+        each = person.plan
+        _tell(f"{person}: {each.reading.name}, {each.ending.name}, {each.actions} actions")
+    for position, entry in enumerate(outcome.history.log):
+        _tell(f"{position:5} {entry.seconds:9.4f} {entry.text}")
+    _tell(f"digest {outcome.digest}")
+    if outcome.violations:
+        _tell_failure(_figures(outcome))
+    return int(bool(outcome.violations))
+
+
+def main() -> int:
+    """Parse the command line and do what it says."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation")
+    parser.add_argument("--seeds", type=int, default=500, help="how many schedules")
+    parser.add_argument("--start", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="replay this one alone, with its log")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return replay(options.seed)
+    return run_many(range(options.start, options.start + options.seeds), options.jobs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Clients that follow a `PersonPlan` over one end of a connection.
+
+They know how requests are spelled and nothing of what the server makes of them: who checks reads
+what went over the wire.  Every message is tagged with who said it and the how manieth it is:
+`c7.12: …`, a private one `d7.13: …`; so whoever finds it anywhere knows where it is from.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from random import Random
+
+import trio
+
+from .plan import HUSH, SHOUT, SLEEPY, Ending, PersonPlan, Reading
+from .wire import End
+
+__all__ = ["Client"]
+
+NAMES = ("ann", "bob", "cem", "Ann", "ÉVA", "éva", "Server", "7", "Client 7")
+
+# What a deaf client waits after it has said its last word: longer than the server waits for it.
+_DEAF_SECONDS = 60.0
+
+# Then it closes, though the server goes on: who reads a few bytes at a time reads for long.
+_LAST_SECONDS = 200.0
+
+# Of a read, where it does not matter how much.
+_READ_BYTES = 64 * 1024
+
+_WORDS = (
+    "well",
+    "you know",
+    "naïve café",
+    "안녕",
+    '"quoted"',
+    "back\\slash",
+    "[Client 1] hi",
+    "[x] y",
+)
+# What is in none of these is IAC: what it does to a line is the framing's own tests' business.
+_NOISE = bytes(range(0x20)).replace(b"\n", b"").replace(b"\r", b"") + bytes(range(0x7F, 0xFF))
+
+
+class Client:
+    """One client; `run` is its life.
+
+    *everybody_leaves* is set when the run is over.  `heard_the_end` is whether it read everything
+    up to the server's end of input.
+    """
+
+    def __init__(
+        self,
+        plan: PersonPlan,
+        end: End,
+        rooms: Sequence[str],
+        everybody_leaves: trio.Event,
+        *,
+        max_line_bytes: int,
+        rng: Random,
+    ) -> None:
+        self._plan = plan
+        self._end = end
+        self._rooms = rooms
+        self._everybody_leaves = everybody_leaves
+        self._max_line_bytes = max_line_bytes
+        self._rng = rng
+        self.heard_the_end = False
+        self._said = 0
+        self._heard_all = trio.Event()
+        self._talking = trio.CancelScope()
+        self._actions: dict[str, Callable[[], bytes]] = {
+            "say": self._say,
+            "paste": lambda: self._many(self._rng.randint(2, 12)),
+            "flood": lambda: self._many(self._rng.randint(50, 200)),
+            "act": self._act,
+            "whisper": self._whisper,
+            "rename": lambda: self._ask("name", name=self._rng.choice(NAMES)),
+            "join": lambda: self._ask("join", room=self._rng.choice(self._rooms)),
+            "who": lambda: self._ask("who"),
+            "rooms": lambda: self._ask("rooms"),
+            "ping": lambda: self._ask("ping"),
+            "help": lambda: self._ask("help"),
+            "forge": self._forge,
+            "noise": self._noise,
+            "overlong": self._overlong,
+            "nonsense": lambda: self._line(self._rng.choice(("", "/frobnicate", "/name", "/"))),
+        }
+
+    async def run(self) -> None:
+        """Talk and listen as planned, until the connection is closed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                with self._talking:
+                    nursery.start_soon(self._stop_talking)
+                    await self._talk()
+                await self._leave()
+                with trio.move_on_after(_LAST_SECONDS):
+                    await self._heard_all.wait()
+                nursery.cancel_scope.cancel(reason="the conversation is over")
+        finally:
+            self._end.close()
+
+    async def _stop_talking(self) -> None:
+        await self._everybody_leaves.wait()
+        self._talking.cancel(reason="everybody leaves")
+
+    # --- Listening --------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        plan = self._plan
+        if plan.reading is Reading.DEAF:
+            return
+        trickles = plan.reading is Reading.TRICKLING
+        stalls_at = trio.current_time() + plan.stalls_after_seconds
+        try:
+            while await self._end.receive_some(plan.reads_bytes if trickles else _READ_BYTES):
+                if trickles:
+                    await trio.sleep(plan.pauses_seconds)
+                elif plan.reading is Reading.STALLING and trio.current_time() >= stalls_at:
+                    await trio.sleep(plan.stalls_seconds)
+                    stalls_at = float("inf")
+            self.heard_the_end = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        self._heard_all.set()
+        if not plan.ignores_eof:
+            self._talking.cancel(reason="the server has closed")
+
+    # --- Talking ----------------------------------------------------------------------------------
+
+    async def _talk(self) -> None:
+        plan, rng = self._plan, self._rng
+        kinds, weights = zip(*plan.inclinations, strict=True)
+        try:
+            if plan.speaks_json:
+                wishes = {"name": rng.choice(NAMES)} if rng.random() < 0.3 else {}
+                await self._send(f"/json {json.dumps(wishes)}\n".encode())
+            for _ in range(plan.actions):
+                await trio.sleep(rng.uniform(0, 2 * plan.talkativeness_seconds))
+                await self._send(self._actions[rng.choices(kinds, weights)[0]]())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async def _send(self, data: bytes) -> None:
+        if not self._plan.types_slowly:
+            await self._end.send_all(data)
+            return
+        pieces = self._rng.randint(1, 5)
+        size = max(1, len(data) // pieces)
+        for start in range(0, len(data), size):
+            await self._end.send_all(data[start : start + size])
+            await trio.sleep(self._rng.uniform(0, 0.2))
+
+    async def _leave(self) -> None:
+        ending = self._plan.ending
+        try:
+            match ending:
+                case Ending.STAYS:
+                    with trio.CancelScope() as scope:
+                        await self._wait_for_the_end(scope)
+                    await self._end.send_eof()
+                case Ending.HALF_CLOSES:
+                    await self._end.send_eof()
+                case Ending.QUITS:
+                    with trio.move_on_after(_DEAF_SECONDS):
+                        await self._end.send_all(self._ask("quit"))
+                    await self._end.send_eof()
+                case Ending.RESETS_IN_MID_LINE:
+                    with trio.move_on_after(1):
+                        await self._end.send_all(self._say()[:-3])
+                    self._end.abort()
+                case Ending.RESETS:
+                    self._end.abort()
+                case Ending.CLOSES:
+                    self._end.close()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        if self._plan.reading is Reading.DEAF and not self._end.closed:
+            await trio.sleep(_DEAF_SECONDS)
+        if self._end.closed or self._plan.reading is Reading.DEAF:
+            self._heard_all.set()
+
+    async def _wait_for_the_end(self, scope: trio.CancelScope) -> None:
+        async with trio.open_nursery() as nursery:
+            for event in (self._everybody_leaves, self._heard_all):
+                nursery.start_soon(_cancel_when, event, scope)
+
+    # --- What it sends ----------------------------------------------------------------------------
+
+    def _line(self, text: str) -> bytes:
+        return f"{text}\n".encode()
+
+    def _text(self, kind: str = "c") -> str:
+        rng = self._rng
+        self._said += 1
+        words = [*rng.choices(_WORDS, k=rng.choice((1, 2, 10)))]
+        words += [mark for mark in (HUSH, SHOUT, SLEEPY) if rng.random() < 0.1]
+        return f"{kind}{self._plan.number}.{self._said}: {' '.join(words)}"
+
+    def _ask(self, request: str, **fields: str | int) -> bytes:
+        if self._plan.speaks_json:
+            nonce = {"nonce": self._said} if self._rng.random() < 0.8 else {}
+            return self._line(json.dumps({"type": request, **fields, **nonce}))
+        words = {"say": "", "act": "/me ", "direct": "/msg "}.get(request, f"/{request} ")
+        return self._line(words + " ".join(map(str, fields.values())))
+
+    def _say(self) -> bytes:
+        return self._ask("say", text=self._text())
+
+    def _many(self, count: int) -> bytes:
+        return b"".join(self._say() for _ in range(count))
+
+    def _act(self) -> bytes:
+        return self._ask("act", text=self._text())
+
+    def _whisper(self) -> bytes:
+        return self._ask("direct", to=self._rng.randint(1, 12), text=self._text("d"))
+
+    def _forge(self) -> bytes:
+        """Say what would be somebody else's message if a control could end a line."""
+        ending = self._rng.choice(("\r", "\x0b", "\x0c", "\x85", "\u2028", "\x1b[1G"))
+        return self._ask("say", text=f"{self._text()}{ending}[Client 1] c1.1: forged")
+
+    def _noise(self) -> bytes:
+        noise = bytes(self._rng.choices(_NOISE, k=self._rng.randint(1, 50)))
+        return self._text().encode() + noise + b"\n"
+
+    def _overlong(self) -> bytes:
+        length = self._rng.choice((self._max_line_bytes - 40, self._max_line_bytes, 3000))
+        return self._ask("say", text=f"{self._text()} {'x' * min(length, 100_000)}")
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel(reason="it happened")

@@ -1,0 +1,238 @@
+"""What is to happen in a run, drawn from its seed: settings, people, faults.
+
+Pure values: a plan has no stream and no clock.  Two plans of one seed are equal, and a test may
+replace a part of one (`dataclasses.replace`).
+"""
+
+import enum
+import math
+from dataclasses import dataclass
+from random import Random
+
+import msgspec
+import trio
+
+from multichat import ServerConfig, Slow
+from multichat.config import Message
+
+__all__ = [
+    "HUSH",
+    "SHOUT",
+    "SHOUTED",
+    "SLEEPY",
+    "Ending",
+    "PersonPlan",
+    "Plan",
+    "Reading",
+    "ServerEnding",
+    "make_plan",
+]
+
+# What in a message has the filters of a run do something about it.
+HUSH, SHOUT, SLEEPY = "(hush)", "(shout)", "(sleepy)"
+SHOUTED = "(SHOUTED)"
+
+_FILTER_SECONDS = 0.2
+
+
+class Reading(enum.Enum):
+    """How a client takes what it is told."""
+
+    ATTENTIVE = "at once, always"
+    TRICKLING = "a few bytes at a time, with pauses"
+    STALLING = "at once, but for one long pause"
+    DEAF = "never"
+
+
+class Ending(enum.Enum):
+    """How a client goes, once it has done what it came for."""
+
+    STAYS = "half-closes when the run is over"
+    HALF_CLOSES = "half-closes"
+    QUITS = "asks to leave"
+    RESETS = "resets the connection"
+    RESETS_IN_MID_LINE = "resets it in the middle of a line"
+    CLOSES = "closes without reading the rest"
+
+
+class ServerEnding(enum.Enum):
+    """What becomes of the server."""
+
+    OUTLIVES = "everybody leaves before it"
+    SHUTS_DOWN = "it is shut down while they talk"
+    IS_CANCELLED = "its tasks are cancelled while they talk"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonPlan:
+    """One client: when it comes, how it reads, what it does and how it goes."""
+
+    number: int
+    arrives_seconds: float
+    speaks_json: bool
+    reading: Reading
+    reads_bytes: int
+    pauses_seconds: float
+    stalls_after_seconds: float
+    stalls_seconds: float
+    actions: int
+    talkativeness_seconds: float  # the pause between two actions, about
+    inclinations: tuple[tuple[str, int], ...]  # an action of `clients` and its weight
+    types_slowly: bool  # its lines arrive in pieces
+    ignores_eof: bool  # goes on sending when the server has said goodbye
+    ending: Ending
+    to_server_bytes: int
+    to_client_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run."""
+
+    seed: int
+    config: ServerConfig
+    people: tuple[PersonPlan, ...]
+    rooms: tuple[str, ...]
+    seconds: float  # after so many, who is still there leaves
+    server_ending: ServerEnding
+    server_ends_seconds: float
+    kicks: tuple[tuple[float, int], ...]  # when, and the number of a client that may be there
+    announcements: tuple[float, ...]  # when the server itself says something
+    eager: bool  # bytes are offered to the connection at once, as to a socket
+    full_disk: bool  # under the log
+
+    @property
+    def patient_seconds(self) -> float:
+        """After how long a run has to be over: everybody slow in turn, then all limits at once."""
+        each = self.config.patience_seconds + self.config.filter_seconds + 1
+        return 600 + self.seconds + len(self.people) * each + self.config.grace_seconds
+
+
+# --- The server -----------------------------------------------------------------------------------
+
+
+async def _sleepy_filter(message: Message) -> Message | None:
+    """Do what the marks in *message* say, some of it after a while."""
+    if SLEEPY in message.text:
+        await trio.sleep(_FILTER_SECONDS * 0.4 * (1 + len(message.text) % 5))
+    if HUSH in message.text:
+        return None
+    if SHOUT in message.text:
+        return msgspec.structs.replace(message, text=message.text.replace(SHOUT, SHOUTED))
+    return message
+
+
+def _make_config(rng: Random, people: int) -> ServerConfig:
+    return ServerConfig(
+        slow=rng.choice([Slow.WAIT, Slow.WAIT, Slow.DROP, Slow.DISCONNECT]),
+        mailbox_batches=rng.choice([1, 1, 2, 3, 8, 64]),
+        patience_seconds=rng.choice([0.0, 0.3, 1.0, 2.0, 3.0]),
+        grace_seconds=rng.choice([0.0, 0.5, 2.0, 5.0]),
+        announce=rng.random() < 0.4,
+        max_line_bytes=rng.choice([80, 300, 2000, 64 * 1024]),
+        max_clients=people - rng.randint(1, people // 2) if _one_in(rng, 8) else 1024,
+        max_rooms=2 if _one_in(rng, 8) else 1024,
+        rate=rng.choice([5.0, 50.0, 1000.0]) if _one_in(rng, 4) else None,
+        burst=rng.choice([1, 10, 500]),
+        byte_rate=rng.choice([2e3, 2e4, 1e6]) if _one_in(rng, 5) else None,
+        memory_bytes=rng.choice([500, 5_000, 50_000]) if _one_in(rng, 6) else 2**30,
+        idle_seconds=rng.choice([1.0, 10.0]) if _one_in(rng, 8) else None,
+        filters=(_sleepy_filter,) if _one_in(rng, 4) else (),
+        filter_seconds=_FILTER_SECONDS,
+    )
+
+
+def _one_in(rng: Random, count: int) -> bool:
+    return rng.random() < 1 / count
+
+
+# --- The people -----------------------------------------------------------------------------------
+
+_INCLINATIONS: dict[str, tuple[tuple[str, int], ...]] = {
+    "talker": (("say", 8), ("paste", 1), ("act", 1)),
+    "chatterbox": (("say", 4), ("paste", 3), ("flood", 1), ("ping", 1)),
+    "flooder": (("flood", 1),),
+    "wanderer": (("say", 3), ("join", 4), ("who", 1), ("rooms", 1)),
+    "impostor": (("say", 2), ("rename", 4), ("forge", 2)),
+    "whisperer": (("whisper", 5), ("say", 1)),
+    "curious": (("who", 3), ("help", 3), ("ping", 3), ("rooms", 1)),
+    "vandal": (("noise", 3), ("overlong", 3), ("say", 2), ("nonsense", 2)),
+    "listener": (("ping", 1),),
+}
+_CHARACTERS = [*_INCLINATIONS]
+_WEIGHTS = [6, 4, 1, 3, 2, 2, 1, 2, 4]
+
+
+def _make_person(rng: Random, number: int, *, crowd: bool, seconds: float) -> PersonPlan:
+    character = rng.choices(_CHARACTERS, _WEIGHTS)[0]
+    readings, endings = list(Reading), list(Ending)
+    most = 3 if crowd else 8
+    return PersonPlan(
+        number=number,
+        arrives_seconds=_arrival(rng, crowd=crowd, seconds=seconds),
+        speaks_json=rng.random() < 0.4,
+        reading=rng.choices(readings, [90, 4, 4, 2] if crowd else [60, 15, 15, 10])[0],
+        reads_bytes=rng.choice([16, 100, 1000]),
+        pauses_seconds=rng.choice([0.02, 0.1, 0.5]),
+        stalls_after_seconds=rng.uniform(0, seconds / 2),
+        stalls_seconds=rng.choice([0.2, 1.0, 4.0, 20.0]),
+        actions=rng.randint(0, most),
+        talkativeness_seconds=rng.choice([0.0, 0.1, seconds / most]),
+        inclinations=_INCLINATIONS[character],
+        types_slowly=_one_in(rng, 10),
+        ignores_eof=_one_in(rng, 10),
+        ending=rng.choices(endings, [6, 3, 2, 1, 1, 1])[0],
+        # Narrow pipes in a crowd would be most of what a run costs.
+        to_server_bytes=rng.choice([4000 if crowd else 64, 1000, 64 * 1024]),
+        to_client_bytes=rng.choice(
+            [4000 if crowd else 64, 4000 if crowd else 1000, 4000, 64 * 1024]
+        ),
+    )
+
+
+def _arrival(rng: Random, *, crowd: bool, seconds: float) -> float:
+    if crowd:  # in storms
+        return rng.choice([0.0, 0.0, seconds / 3]) + rng.random()
+    return rng.choice([0.0, 0.0, rng.uniform(0, seconds)])
+
+
+# --- The run --------------------------------------------------------------------------------------
+
+_ROOMS = ("lobby", "den", "attic", "cellar")
+
+
+def make_plan(seed: int) -> Plan:
+    """Draw a run from its *seed*."""
+    rng = Random(f"multichat {seed}")
+    smallest, largest = rng.choices([(2, 8), (9, 30), (31, 80), (150, 300)], [60, 34, 5, 1])[0]
+    count = rng.randint(smallest, largest)
+    crowd = count > 30
+    seconds = rng.uniform(3, 90)
+    rooms = _ROOMS[: rng.choice([1, 2, 4])]
+    ending = rng.choices(list(ServerEnding), [5, 4, 2])[0]
+    people = [
+        _make_person(rng, number, crowd=crowd, seconds=seconds) for number in range(1, count + 1)
+    ]
+    return Plan(
+        seed=seed,
+        config=_make_config(rng, count),
+        people=tuple(people),
+        rooms=rooms,
+        seconds=seconds,
+        server_ending=ending,
+        server_ends_seconds=_some_time(rng, seconds),
+        kicks=tuple(
+            (_some_time(rng, seconds), rng.randint(1, count)) for _ in range(rng.choice([0, 0, 3]))
+        ),
+        # In several rooms it has no place in one order, and the log does not say which room.
+        announcements=tuple(
+            _some_time(rng, seconds) for _ in range(rng.choice([0, 4]) if len(rooms) == 1 else 0)
+        ),
+        eager=rng.random() < 0.6,
+        full_disk=_one_in(rng, 10),
+    )
+
+
+def _some_time(rng: Random, seconds: float) -> float:
+    # Most happens at the beginning.
+    return seconds * math.pow(rng.random(), 3)

@@ -1,0 +1,348 @@
+"""Runs a plan: the server, its clients and what goes wrong, on a mock clock; and records it.
+
+`simulate` is all there is to call.  A run depends on nothing but its plan: trio's scheduler is
+seeded, the time of day is the mock clock's, and nothing iterates over what is hashed by identity.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from unittest import mock
+
+import trio
+import trio.testing
+from trio._core import _run as trio_run
+
+from multichat import Server
+from multichat.errors import UnknownClient
+from multichat.log import LogWriter
+from multichat.transport import LINGER_SECONDS
+
+from .clients import Client
+from .history import Heard, History, LogEntry, Person
+from .invariants import Violation, violations
+from .plan import PersonPlan, Plan, ServerEnding
+from .wire import Connection, Kernel
+
+__all__ = ["Outcome", "simulate"]
+
+# 2023-11-14T22:13:20Z: the time of day at which every run begins.
+_EPOCH_SECONDS = 1_700_000_000
+
+# How long after the server's end the clients that are left go on.
+_AFTERMATH_SECONDS = 2.0
+
+# Of those that a listener hands over: each is a client, or refused, before the next comes.
+_MOST_STEPS_TO_ACCEPT = 100
+
+
+# Of the scheduler, at one moment of virtual time; the busiest runs take a few thousand.
+_MOST_STEPS_AT_ONCE = 100_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run; two runs of one plan have the same *digest*."""
+
+    history: History
+    violations: list[Violation]
+    digest: str
+
+
+def simulate(plan: Plan) -> Outcome:
+    """Run *plan*, and say which invariants its history violates."""
+    history = History(plan)
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_same_schedule(plan.seed))
+        stack.enter_context(_time_of_day(clock))
+        world = _World(plan, history)
+        stack.enter_context(_log_to(_Recorder(world)))
+        if plan.full_disk:
+            stack.enter_context(_log_on_full_disk())
+        if plan.eager:
+            stack.enter_context(_kernel(world.kernel))
+        try:
+            trio.run(world.run, clock=clock)
+        except Exception:  # noqa: BLE001 - that is what we are here to find
+            history.crash = traceback.format_exc()
+    cache: dict[bytes, Heard] = {}
+    for person in history.people:
+        person.read(cache, plan.config.max_line_bytes)
+    return Outcome(history, violations(history), _digest(history))
+
+
+@contextlib.contextmanager
+def _same_schedule(seed: int) -> Iterator[None]:
+    with mock.patch.object(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True):
+        trio_run._r.seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def _time_of_day(clock: trio.testing.MockClock) -> Iterator[None]:
+    def now() -> float:
+        return _EPOCH_SECONDS + clock.current_time()
+
+    with mock.patch.object(time, "time", now):
+        yield
+
+
+@contextlib.contextmanager
+def _log_to(handler: logging.Handler) -> Iterator[None]:
+    logger = logging.getLogger("multichat")
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG)  # where the tracebacks are
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _log_on_full_disk() -> Iterator[None]:
+    fd = os.open("/dev/full", os.O_WRONLY)
+    writer = LogWriter(fd)
+    writer.start()
+    try:
+        with _log_to(writer):
+            yield
+    finally:
+        writer.close()
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _kernel(kernel: Kernel) -> Iterator[None]:
+    """Have mailboxes offer bytes to our connections as they do to sockets."""
+    with (
+        mock.patch("multichat.mailbox.eager_fileno", kernel.eager_fileno),
+        mock.patch("multichat.mailbox.write", kernel.write),
+    ):
+        yield
+
+
+def _digest(history: History) -> str:
+    """Return what differs when anything that anybody could observe differs."""
+    digest = hashlib.sha256()
+    for person in history.people:
+        if person.connection is not None:
+            digest.update(person.connection.to_server.written)
+            digest.update(person.connection.to_client.written)
+            digest.update(repr(person.connection.server.cut_off_at).encode())
+        what = person.server_number, person.heard_the_end, person.session_ended_seconds
+        digest.update(repr(what).encode())
+    for entry in history.log:
+        digest.update(f"{entry.seconds} {entry.text}\n".encode())
+    digest.update(repr((history.peak_bytes, history.seconds)).encode())
+    return digest.hexdigest()
+
+
+class _Recorder(logging.Handler):
+    """Keeps the log, and looks at the mailboxes whenever something is logged."""
+
+    def __init__(self, world: "_World") -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            text += "\n" + "".join(traceback.format_exception(record.exc_info[1]))
+        self._world.note(record.levelno, text)
+
+
+class _StandstillGuard(trio.abc.Instrument):
+    """Cancels *scope* when tasks go on and on and the clock does not: it would be for ever."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+        self._seconds = 0.0
+        self._steps = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        now = trio.current_time()
+        self._steps = self._steps + 1 if now == self._seconds else 0
+        self._seconds = now
+        if self._steps > _MOST_STEPS_AT_ONCE:
+            self._scope.cancel(reason="the clock stands still")
+
+
+class _World:
+    """One run of a plan."""
+
+    def __init__(self, plan: Plan, history: History) -> None:
+        self.kernel = Kernel()
+        self._plan = plan
+        self._history = history
+        self._server = Server(plan.config)
+        self._accepting = True
+        self._entrance = trio.Lock()
+        self._everybody_leaves = trio.Event()
+        self._everybody_left = trio.Event()
+        self._gone = 0
+        self._sample_every = 1 + len(plan.people) // 20
+
+    # --- What is recorded -------------------------------------------------------------------------
+
+    def note(self, level: int, text: str) -> None:
+        """Record what was logged; called from inside of the server's steps."""
+        self._history.log.append(LogEntry(trio.current_time(), level, text))
+        if len(self._history.log) % self._sample_every == 0:
+            self._sample()
+
+    def _sample(self) -> None:
+        peaks = self._history.peak_bytes
+        for member in self._server.members:
+            peaks[member.client] = max(peaks.get(member.client, 0), member.waiting_bytes)
+
+    # --- The run ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the plan and record it."""
+        history, plan = self._history, self._plan
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        with trio.move_on_after(plan.patient_seconds) as patience:
+            trio.lowlevel.add_instrument(_StandstillGuard(patience))
+            async with trio.open_nursery() as world:
+                for each in plan.people:
+                    history.people.append(Person(each))
+                await self._serve(world)
+                await trio.sleep(_AFTERMATH_SECONDS)
+                self._everybody_leaves.set()
+        history.ended_in_time = not patience.cancelled_caught
+        history.seconds = trio.current_time()
+        await trio.testing.wait_all_tasks_blocked()
+        self._look_for_what_is_left(tasks)
+        counts = self._server.statistics()
+        history.messages, history.too_slow = counts.messages, counts.too_slow
+
+    def _look_for_what_is_left(self, tasks_before: int) -> None:
+        counts = self._server.statistics()
+        found = {
+            "tasks": trio.lowlevel.current_statistics().tasks_living - tasks_before,
+            "clients": counts.clients,
+            "rooms": counts.rooms,
+            "waiting bytes": counts.waiting_bytes,
+            "connections open": sum(
+                person.connection is not None and not person.connection.server.closed
+                for person in self._history.people
+            ),
+        }
+        self._history.left_behind = [f"{count} {what}" for what, count in found.items() if count]
+
+    async def _serve(self, world: trio.Nursery) -> None:
+        """Run the server until it ends as planned; clients and faults are started in *world*."""
+        plan = self._plan
+        async with (
+            self._server.open(),
+            trio.open_nursery() as sessions,
+            trio.open_nursery() as faults,
+        ):
+            for person in self._history.people:
+                world.start_soon(self._live, person, sessions)
+            for kick in plan.kicks:
+                faults.start_soon(self._kick, *kick)
+            for number, seconds in enumerate(plan.announcements, 1):
+                faults.start_soon(self._announce, number, seconds)
+            await self._end(sessions)
+            faults.cancel_scope.cancel(reason="the server has ended")
+
+    async def _end(self, sessions: trio.Nursery) -> None:
+        """Have the server end as planned; its last sessions may still be at it then."""
+        plan = self._plan
+        if plan.server_ending is ServerEnding.OUTLIVES:
+            await trio.sleep(plan.seconds)
+            self._everybody_leaves.set()
+            await self._everybody_left.wait()
+            return
+        await trio.sleep(plan.server_ends_seconds)
+        self._accepting = False
+        if plan.server_ending is ServerEnding.SHUTS_DOWN:
+            # As `Server.run` does it.
+            deadline = trio.current_time() + plan.config.grace_seconds
+            with trio.move_on_at(deadline):
+                await self._server.close()
+            self._history.cancelled_seconds = deadline + LINGER_SECONDS
+            sessions.cancel_scope.deadline = deadline + LINGER_SECONDS
+        else:
+            self._history.cancelled_seconds = trio.current_time()
+            sessions.cancel_scope.cancel(reason="the server is cancelled")
+
+    # --- Faults -----------------------------------------------------------------------------------
+
+    async def _kick(self, seconds: float, number: int) -> None:
+        await trio.sleep(seconds)
+        with contextlib.suppress(UnknownClient):
+            self._server.kick(number, f"kicked at {seconds:g}")
+
+    async def _announce(self, number: int, seconds: float) -> None:
+        await trio.sleep(seconds)
+        await self._server.broadcast(f"s0.{number}: dinner is ready")
+
+    # --- People -----------------------------------------------------------------------------------
+
+    async def _live(self, person: Person, sessions: trio.Nursery) -> None:
+        """Have *person* come, talk and go."""
+        plan = person.plan
+        with trio.move_on_after(plan.arrives_seconds):
+            await self._everybody_leaves.wait()
+        async with self._entrance:
+            if self._accepting and not self._everybody_leaves.is_set():
+                person.connection = await self._connect(person, sessions)
+        if person.connection is not None:
+            client = Client(
+                plan,
+                person.connection.client,
+                self._plan.rooms,
+                self._everybody_leaves,
+                max_line_bytes=self._plan.config.max_line_bytes,
+                rng=self._rng("client", plan),
+            )
+            await client.run()
+            person.heard_the_end = client.heard_the_end
+        self._gone += 1
+        if self._gone == len(self._plan.people):
+            self._everybody_left.set()
+
+    def _rng(self, purpose: str, plan: PersonPlan) -> Random:
+        return Random(f"{self._plan.seed} {purpose} {plan.number}")
+
+    async def _connect(self, person: Person, sessions: trio.Nursery) -> Connection:
+        """Connect as a listener does, one after another, so that we know everybody's number."""
+        plan = person.plan
+        connection = Connection(
+            to_server_bytes=plan.to_server_bytes,
+            to_client_bytes=plan.to_client_bytes,
+            rng=self._rng("connection", plan),
+        )
+        if self._plan.eager:
+            self.kernel.register(connection.server)
+        before = self._server.statistics()
+        sessions.start_soon(self._handle, person, connection)
+        for _ in range(_MOST_STEPS_TO_ACCEPT):
+            now = self._server.statistics()
+            if now.clients_ever > before.clients_ever:
+                person.server_number = now.clients_ever
+                break
+            if now.refused > before.refused:
+                person.refused = True
+                break
+            await trio.lowlevel.checkpoint()
+        return connection
+
+    async def _handle(self, person: Person, connection: Connection) -> None:
+        try:
+            await self._server.handle(connection.server)
+        finally:
+            person.session_ended_seconds = trio.current_time()

@@ -1,0 +1,118 @@
+"""What a process uses, once a second, and whether that stays what it was."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import trio
+
+# Of the medians of two windows.
+GROWTH = 0.05
+
+# Clients on their way out, which the server has not closed yet, or in.
+_ON_THEIR_WAY = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One moment."""
+
+    seconds: float
+    clients: int
+    open_files: int
+    threads: int
+    memory_bytes: int
+
+
+@dataclass
+class Samples:
+    """All of them, in order, and the open files while nobody was there.
+
+    The first quarter is the warm-up.  The rest is cut into three windows of one length, and what
+    counts is the median of the last beside that of the first: one sample more or less, and who
+    stalls at the moment, does not change it, and a leak of less than a twentieth is no leak in
+    minutes but noise.
+    """
+
+    open_files_before: int
+    open_files_after: int = 0
+    all: list[Sample] = field(default_factory=list)
+
+    def windows(self) -> list[list[Sample]]:
+        """Return the three of them."""
+        rest = self.all[len(self.all) // 4 :]
+        third = len(rest) // 3
+        return [rest[:third], rest[third : 2 * third], rest[2 * third :]]
+
+    def growth(self) -> float:
+        """Return by which share memory has grown, from the first window to the last."""
+        first, _, last = (median(each.memory_bytes for each in w) for w in self.windows())
+        return last / first - 1
+
+    def table(self) -> list[str]:
+        """Return lines for somebody to read."""
+        names = ["warm-up", "first", "middle", "last"]
+        windows = [self.all[: len(self.all) // 4], *self.windows()]
+        lines = [f"{'window':8} {'clients':>8} {'files':>7} {'threads':>8} {'MiB':>7} {'most':>7}"]
+        lines += [
+            f"{name:8} {median(s.clients for s in w):8.0f} {median(s.open_files for s in w):7.0f} "
+            f"{max(s.threads for s in w):8} {median(s.memory_bytes for s in w) / 2**20:7.1f} "
+            f"{max(s.memory_bytes for s in w) / 2**20:7.1f}"
+            for name, w in zip(names, windows, strict=True)
+        ]
+        return [
+            *lines,
+            f"memory: {self.growth():+.1%} from the first window to the last",
+            f"open files: {self.open_files_before} before, {self.open_files_after} after",
+        ]
+
+    def troubles(self) -> list[str]:
+        """Return what is not as it should be."""
+        found = []
+        if self.growth() > GROWTH:
+            found.append(f"memory grew by {self.growth():.1%}; {GROWTH:.0%} are allowed")
+        if self.open_files_after > self.open_files_before:
+            found.append(
+                f"{self.open_files_after} open files when all had left, "
+                f"{self.open_files_before} before they came"
+            )
+        # Nothing but the log has a thread, and a file or two are asked for in one.
+        first, _, last = self.windows()
+        if max(s.threads for s in last) > max(s.threads for s in first):
+            found.append("more threads in the last window than in the first")
+        surplus = [s.open_files - s.clients - self.open_files_before for s in last]
+        if median(surplus) > _ON_THEIR_WAY:
+            found.append(f"{median(surplus):.0f} more files are open than clients are there")
+        return found
+
+
+class Watch:
+    """Takes samples of the process *pid*; *clients* says how many are connected."""
+
+    def __init__(self, pid: int, clients: Callable[[], int]) -> None:
+        self._proc = Path(f"/proc/{pid}")
+        self._clients = clients
+        self.samples = Samples(self.open_files())
+
+    def open_files(self) -> int:
+        """Return how many it has now."""
+        return len(list((self._proc / "fd").iterdir()))
+
+    async def run(self) -> None:
+        """Take one each second until cancelled."""
+        started = trio.current_time()
+        while True:
+            fields = dict(
+                line.split(":", 1)
+                for line in (self._proc / "status").read_text("ascii", "replace").splitlines()
+            )
+            sample = Sample(
+                trio.current_time() - started,
+                self._clients(),
+                self.open_files(),
+                int(fields["Threads"]),
+                int(fields["VmRSS"].split()[0]) * 1024,
+            )
+            self.samples.all.append(sample)
+            await trio.sleep(1)

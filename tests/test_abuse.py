@@ -1,0 +1,40 @@
+"""Each row of docs/abuse.md names a test, and there is one of that name."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "abuse.md"
+
+ROWS = [
+    line
+    for line in PAGE.read_text("utf-8").splitlines()
+    if line.startswith("|") and not re.match(r"\|[-|]+$|\| (attack|fault)", line)
+]
+
+
+def names_of_tests(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text("utf-8"))
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return {node.name for node in tree.body if isinstance(node, kinds)}
+
+
+def test_there_are_rows() -> None:
+    assert len(ROWS) > 40
+    assert len(set(ROWS)) == len(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip()[:40])
+def test_each_row_names_a_test_that_there_is(row: str) -> None:
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert len(cells) == 5
+    attack, happens, setting, _, test = cells
+    assert attack
+    assert happens
+    assert setting
+    named = re.fullmatch(r"`(test_\w+)::(test_\w+)`", test)
+    assert named, test
+    assert named[2] in names_of_tests(TESTS / f"{named[1]}.py")

@@ -1,0 +1,510 @@
+"""Bans: what counts as one address, what is typed, what is found, and the text of the file."""
+
+import math
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from multichat import bans as bans_module
+from multichat.bans import (
+    MAX_BANS,
+    Ban,
+    Bans,
+    Network,
+    host_of,
+    network_of,
+    parse_duration,
+    parse_target,
+    read_bans,
+    spell_bans,
+    split_target,
+)
+from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
+from multichat.framing import clean
+from multichat.names import fold_name, parse_name
+from multichat.transport import spell_address
+
+NOW = 1_736_937_045.25  # 2025-01-15T10:30:45.25Z
+FILE = "bans.txt"
+
+
+def is_name(text: str) -> bool:
+    try:
+        return not parse_name(text).isdecimal()
+    except InvalidName:
+        return False
+
+
+NAMES = st.one_of(
+    st.sampled_from(["bob", "name", "until", "because", "forever", "10m", "1.2.3.4", "Straße"]),
+    st.text(st.characters(categories=["L", "Nd", "Pd"]), min_size=1, max_size=32),
+).filter(is_name)
+NETWORKS = st.one_of(
+    st.builds(
+        lambda ip, length: IPv4Network((ip, length), strict=False),
+        st.integers(0, 2**32 - 1),
+        st.integers(0, 32),
+    ),
+    st.builds(
+        lambda ip, length: IPv6Network((ip, length), strict=False),
+        st.one_of(
+            st.integers(0, 2**128 - 1),
+            st.integers(0, 2**64),
+            st.integers(0xFE80 << 112, (0xFE80 << 112) + 9),
+            st.integers(0xFFFF << 32, (0x10000 << 32) - 1),
+        ),
+        st.integers(0, 128),
+    ),
+)
+BANS = st.builds(
+    lambda target, until, reason: Ban(target=target, until=until, reason=reason),
+    st.one_of(NAMES, NETWORKS),
+    st.one_of(st.none(), st.floats(0, 253402300799)),
+    st.text(max_size=200),
+)
+
+
+def key_of(ban: Ban) -> object:
+    return fold_name(ban.target) if isinstance(ban.target, str) else ban.target
+
+
+def peer(ip: IPv4Address | IPv6Address) -> str:
+    return spell_address((str(ip), 51234))
+
+
+# What counts as one address
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.7:51234", "203.0.113.7/32"),
+        ("[2001:db8:1:2:3:4:5:6]:51234", "2001:db8:1:2::/64"),
+        ("[::ffff:203.0.113.7]:51234", "203.0.113.7/32"),
+        ("[::1]:9000", "::1/128"),
+        ("[fe80::1%eth0]:9000", "fe80::1/128"),
+    ],
+)
+def test_what_counts_as_one_address(address: str, network: str) -> None:
+    assert network_of(address) == ip_network(network)
+
+
+@pytest.mark.parametrize("address", ["", "/run/chat", "/run/a:b", "@abstract", "bob:1", "[bob]:1"])
+def test_who_has_no_address_is_in_no_network(address: str) -> None:
+    assert network_of(address) is None
+    assert Bans([Ban(target=ip_network("0.0.0.0/0"))]).find_address(address, NOW) is None
+
+
+@given(NETWORKS.map(lambda network: network.network_address))
+def test_an_address_is_in_its_network_however_it_is_written(ip: IPv4Address | IPv6Address) -> None:
+    network = network_of(peer(ip))
+    assert network is not None
+    mapped = isinstance(ip, IPv6Address) and ip.ipv4_mapped
+    assert (mapped or ip) in network
+    assert host_of(peer(ip)) == str(ip)
+    if isinstance(ip, IPv4Address):
+        assert network_of(peer(IPv6Address(f"::ffff:{ip}"))) == network
+
+
+# What is typed
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        (" 203.0.113.7 ", "203.0.113.7"),
+        ("203.0.113.7:51234", "203.0.113.7"),
+        ("203.0.113.7/32", "203.0.113.7"),
+        ("203.0.113.7/24", "203.0.113.0/24"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("[2001:db8::1]:51234", "2001:db8::/64"),
+        ("[2001:db8::1]", "2001:db8::/64"),
+        ("2001:DB8::1/128", "2001:db8::1/128"),
+        ("2001:db8:1::/32", "2001:db8::/32"),
+        ("::/64", "::/64"),
+        ("::1", "::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("[fe80::1%eth0]:51234", "fe80::1"),
+        ("fe80::1/64", "fe80::/64"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7/120", "203.0.113.0/24"),
+        ("::ffff:203.0.113.7/95", "::fffe:0:0/95"),
+        ("bob", "name bob"),
+        ("name bob", "name bob"),
+        ("ｂｏｂ", "name bob"),
+        ("name", "name name"),
+        ("name name", "name name"),
+        ("name 203.0.113.7", "name 203.0.113.7"),
+        ("name ...", "name ..."),
+    ],
+)
+def test_what_an_operator_may_mean(text: str, subject: str) -> None:
+    ban = Ban(target=parse_target(text))
+    assert ban.subject == subject
+    assert parse_target(ban.subject) == ban.target
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "nothing is no address, network or name"),
+        ("a b", "a b is no address, network or name"),
+        ("a\x1b[2J", "a␛[2J is no address, network or name"),
+        ("name a b", "a b is no address, network or name"),
+        ("Client", "Client is no address, network or name"),
+        ("x" * 99, f"{'x' * 44}… is no address, network or name"),
+        ("[bob]:51234", "[bob]:51234 is no address, network or name"),
+        ("203.0.113.7:port", "203.0.113.7:port is no address, network or name"),
+        ("[2001:db8::]/32", "[2001:db8::]/32 is no network"),
+        ("3", "3 is a client's number, and nobody's name"),
+        ("name ٣", "٣ is a client's number, and nobody's name"),
+        ("203.0.113.256", "203.0.113.256 is no address"),
+        ("203.0.113", "203.0.113 is no address"),
+        ("bob/24", "bob/24 is no network"),
+        ("203.0.113.0/", "203.0.113.0/: the length of a network is 0 to 32"),
+        ("203.0.113.0/33", "203.0.113.0/33: the length of a network is 0 to 32"),
+        ("203.0.113.0/٣", "203.0.113.0/٣: the length of a network is 0 to 32"),
+        ("203.0.113.0/0.0.0.255", "203.0.113.0/0.0.0.255: the length of a network is 0 to 32"),
+        ("2001:db8::/129", "2001:db8::/129: the length of a network is 0 to 128"),
+    ],
+)
+def test_what_nobody_can_mean(text: str, reason: str) -> None:
+    with pytest.raises(InvalidBan) as caught:
+        parse_target(text)
+    assert str(caught.value) == reason
+
+
+@given(st.one_of(st.text(), st.text("0123456789.:/[]% abcdefname")))
+@example("\ud800")
+@example("::%")
+@example("1.2.3.4/1_0")
+def test_any_text_is_a_target_or_a_clear_error(text: str) -> None:
+    reason = ""
+    try:
+        ban = Ban(target=parse_target(text))
+    except InvalidBan as error:
+        reason = str(error)
+    else:
+        assert parse_target(ban.subject) == ban.target
+    assert clean(reason) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ("", "")),
+        ("bob", ("bob", "")),
+        ("  bob  10m  too loud ", ("bob", "10m  too loud")),
+        ("name", ("name", "")),
+        ("name bob", ("name bob", "")),
+        ("name  bob 10m", ("name bob", "10m")),
+    ],
+)
+def test_a_target_is_split_off_the_front(text: str, parts: tuple[str, str]) -> None:
+    assert split_target(text) == parts
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("10m", 600),
+        ("10min", 600),
+        ("30", 1800),
+        ("2h", 7200),
+        ("1D", 86400),
+        ("3w", 1_814_400),
+        ("36500d", 3_153_600_000),
+        ("forever", None),
+    ],
+)
+def test_a_time_is_typed(text: str, seconds: int | None) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "10x", "1.5h", "-1m", "٣m", "10 m", "10m10s", "\x1b"])
+def test_what_is_no_time(text: str) -> None:
+    message = f"{clean(text)} is no time: say 90s, 10m, 2h, 1d or forever"
+    with pytest.raises(InvalidBan) as caught:
+        parse_duration(text)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "36501d", "9999999999"])
+def test_no_time_at_all_and_too_much_of_it(text: str) -> None:
+    message = "a ban is for a second at least, and for 100 years at most, or forever"
+    with pytest.raises(InvalidBan, match=message):
+        parse_duration(text)
+
+
+# A ban
+
+
+@pytest.mark.parametrize(
+    ("until", "words"),
+    [
+        (None, "for ever"),
+        (NOW - 1, "for 0 s"),
+        (math.floor(NOW) + 1, "for 1 s"),
+        (NOW + 88, "for 89 s"),
+        (NOW + 90, "for 2 min"),
+        (NOW + 9 * 60, "for 9 min"),
+        (NOW + 3600, "for 60 min"),
+        (NOW + 2 * 3600, "for 2 h"),
+        (NOW + 86400, "for 24 h"),
+        (NOW + 30 * 86400, "for 30 d"),
+    ],
+)
+def test_the_time_that_is_left_in_words(until: float | None, words: str) -> None:
+    ban = Ban(target="bob", until=until)
+    assert ban.describe(NOW) == f"name bob {words}"
+    assert ban.refusal(NOW) == f"banned {words}"
+
+
+def test_a_reason_is_told() -> None:
+    ban = Ban(target=parse_target("203.0.113.7"), reason=" too\x1b[2J\n \u202eloud ")
+    assert ban.describe(NOW) == "203.0.113.7 for ever: too␛[2J␊ loud"
+    assert ban.refusal(NOW) == "banned for ever: too␛[2J␊ loud"
+
+
+def test_a_long_reason_is_cut() -> None:
+    assert Ban(target="bob", reason="x" * 120).reason == "x" * 120
+    assert Ban(target="bob", reason="x" * 121).reason == "x" * 119 + "…"
+
+
+@pytest.mark.parametrize("until", [math.nan, math.inf, -1, 253402300800])
+def test_a_ban_ends_in_a_year_of_four_digits(until: float) -> None:
+    message = "a ban ends between the years 1970 and 9999, or never"
+    with pytest.raises(InvalidBan, match=message):
+        Ban(target="bob", until=until)
+
+
+@pytest.mark.parametrize("name", ["", "bob smith", "Server", "7"])
+def test_a_ban_is_of_a_possible_name(name: str) -> None:
+    with pytest.raises(InvalidBan):
+        Ban(target=name)
+
+
+@given(BANS)
+def test_a_ban_is_kept_in_one_form_that_is_fit_to_be_shown(ban: Ban) -> None:
+    assert Ban(target=ban.target, until=ban.until, reason=ban.reason) == ban
+    for shown in (ban.subject, ban.describe(NOW), ban.refusal(NOW)):
+        assert shown == clean(shown)
+    assert Ban(target=parse_target(ban.subject)).subject == ban.subject
+
+
+# Looking up
+
+
+def test_an_address_is_found_in_the_narrowest_network_that_holds() -> None:
+    wide = Ban(target=parse_target("203.0.0.0/16"))
+    narrow = Ban(target=parse_target("203.0.113.0/24"), until=NOW + 60)
+    bans = Bans([wide, narrow], now=NOW)
+    assert bans.find_address("203.0.113.7:1", NOW) is narrow
+    assert bans.find_address("[::ffff:203.0.113.7]:1", NOW) is narrow
+    assert bans.find_address("203.0.113.7:1", NOW + 61) is wide
+    assert bans.find_address("203.1.113.7:1", NOW) is None
+    assert bans.find_address("[2001:db8::1]:1", NOW) is None
+
+
+def test_an_address_of_ipv6_is_banned_with_its_neighbours() -> None:
+    ban = Ban(target=parse_target("2001:db8::1"))
+    bans = Bans([ban], now=NOW)
+    assert bans.find_address("[2001:db8::2]:1", NOW) is ban
+    assert bans.find_address("[2001:db8:0:1::1]:1", NOW) is None
+
+
+def test_a_name_is_found_as_the_server_compares_names() -> None:
+    ban = Ban(target="Straße", until=NOW + 60)
+    bans = Bans([ban], now=NOW)
+    assert bans.find_name("STRASSE", NOW) is ban
+    assert bans.find_name("Client 7", NOW) is None
+    assert bans.find_name("STRASSE", NOW + 61) is None
+    assert ban.covers("", "strasse")
+    assert not ban.covers("203.0.113.7:1", "Client 7")
+
+
+def test_the_last_ban_of_a_target_holds() -> None:
+    first, second = (Ban(target=name, reason=name) for name in ("bob", "BOB"))
+    bans = Bans([first], now=NOW)
+    bans.add(second, NOW)
+    assert bans.current(NOW) == [second]
+
+
+def test_bans_are_removed_by_what_people_type() -> None:
+    texts = ["203.0.113.7", "203.0.113.0/24", "2001:db8::/64", "name bob"]
+    bans = Bans([Ban(target=parse_target(text)) for text in texts], now=NOW)
+    for text in ("203.0.113.8", "2001:db8::/65", "alice"):
+        assert bans.remove(text) is None
+    for text in ("203.0.113.7:51234", "203.0.113.99/24", "2001:db8::5", "BOB"):
+        assert bans.remove(text) is not None
+        assert bans.remove(text) is None
+    assert not len(bans)
+    assert bans.find_address("203.0.113.7:1", NOW) is None
+    with pytest.raises(InvalidBan):
+        bans.remove("3")
+
+
+def test_a_ban_that_is_over_is_forgotten() -> None:
+    short = Ban(target=parse_target("203.0.113.7"), until=NOW + 60)
+    long = Ban(target="bob")
+    bans = Bans([short, long], now=NOW)
+    assert bans.current(NOW + 59) == [short, long]
+    assert len(bans) == 2
+    assert bans.current(NOW + 61) == [long]
+    assert len(bans) == 1
+
+
+def test_there_may_be_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bans_module, "MAX_BANS", 2)
+    bans = Bans([Ban(target="a", until=NOW + 60), Ban(target="b")], now=NOW)
+    with pytest.raises(TooManyBans, match="there are as many bans as there may be: 2"):
+        bans.add(Ban(target="c"), NOW)
+    bans.add(Ban(target="b", reason="again"), NOW)
+    bans.add(Ban(target="c"), NOW + 61)
+    assert [ban.target for ban in bans.current(NOW)] == ["b", "c"]
+
+
+def test_a_look_up_does_not_pay_for_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    bans = Bans((Ban(target=IPv4Network((i << 8, 24))) for i in range(MAX_BANS)), now=NOW)
+    looked_at: list[Ban] = []
+
+    def is_over(ban: Ban, now: float) -> bool:
+        looked_at.append(ban)
+        return False
+
+    monkeypatch.setattr(Ban, "is_over", is_over)
+    assert bans.find_address("0.0.99.1:1", NOW) is not None
+    assert bans.find_address("203.0.113.7:1", NOW) is None
+    assert len(looked_at) == 1
+
+
+@given(st.lists(NETWORKS, max_size=8), NETWORKS, st.data())
+def test_it_finds_what_looking_through_them_all_would(
+    networks: list[Network], other: Network, data: st.DataObject
+) -> None:
+    network = data.draw(st.sampled_from([*networks, other]))
+    ip = network[data.draw(st.integers(0, network.num_addresses - 1))]
+    bans = Bans((Ban(target=each) for each in networks), now=NOW)
+    found = bans.find_address(peer(ip), NOW)
+    covering = [ban for ban in bans.current(NOW) if ban.covers(peer(ip), "")]
+    if found is None:
+        assert not covering
+    else:
+        assert found in covering
+        lengths = [ban.target.prefixlen for ban in covering if not isinstance(ban.target, str)]
+        assert not isinstance(found.target, str)
+        assert found.target.prefixlen == max(lengths)
+
+
+# The file
+
+
+def test_a_file_as_somebody_writes_it() -> None:
+    data = (
+        "\ufeff# spammers\r\n"
+        "\n"
+        "203.0.113.7\r\n"
+        "  203.0.113.0/24   until 2025-01-15T10:30:45Z  because   of # 3  \n"
+        "2001:db8::1 until 2025-01-15\n"
+        "name until until 2025-01-15T12:30:45+02:00 because because\n"
+        "bob because until 2025"
+    ).encode()
+    moment = datetime(2025, 1, 15, 10, 30, 45, tzinfo=UTC).timestamp()
+    assert read_bans(data, FILE) == [
+        Ban(target=IPv4Network("203.0.113.7")),
+        Ban(target=IPv4Network("203.0.113.0/24"), until=moment, reason="of # 3"),
+        Ban(target=IPv6Network("2001:db8::/64"), until=moment - 37845),
+        Ban(target="until", until=moment, reason="because"),
+        Ban(target="bob", reason="until 2025"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\xff\xfe", "this is not UTF-8"),
+        (b"203.0.113.256", "203.0.113.256 is no address"),
+        (b"bob flooding", "after bob comes [until TIME] [because REASON]"),
+        (b"bob because", "after bob comes [until TIME] [because REASON]"),
+        (b"name bob # why", "after name bob comes [until TIME] [because REASON]"),
+        (b"bob because x until 2025-01-15", None),
+        (b"bob until tomorrow", "tomorrow is no time like 2025-01-15T10:30:45Z"),
+        (b"bob until 1969-12-31", "a ban ends between the years 1970 and 9999, or never"),
+        (b"bob until 2025-01-15 10:30", "after bob comes [until TIME] [because REASON]"),
+        (b"ALICE", "name ALICE is banned in line 2 already"),
+    ],
+)
+def test_a_line_that_is_not_understood_is_named(line: bytes, reason: str | None) -> None:
+    data = b"# why\nalice\n%b\n" % line
+    if reason is None:
+        assert len(read_bans(data, FILE)) == 2
+        return
+    with pytest.raises(InvalidBanFile) as caught:
+        read_bans(data, FILE)
+    assert str(caught.value) == f"bans.txt line 3: {reason}"
+    assert (caught.value.file, caught.value.line) == (FILE, 3)
+
+
+def test_a_new_file_says_how_it_is_read() -> None:
+    bans = [
+        Ban(target=parse_target("203.0.113.7"), until=NOW, reason="flooding the lobby"),
+        Ban(target="bob"),
+    ]
+    *header, first, second = spell_bans(bans).decode().splitlines()
+    assert all(line.startswith("# ") for line in header)
+    assert first == "203.0.113.7 until 2025-01-15T10:30:46Z because flooding the lobby"
+    assert second == "name bob"
+
+
+def test_what_somebody_wrote_stays_as_it_is() -> None:
+    data = b"# from Monday\n\n  BOB  because of # 3\n\n203.0.113.7\r\n# Tuesday\n2001:db8::/32\n\n"
+    bob, address, network = read_bans(data, FILE)
+    assert spell_bans([network, address, bob], data) == data.rstrip(b"\n") + b"\n"
+    until = Ban(target=address.target, until=NOW)
+    assert spell_bans([Ban(target="alice"), until, bob], data) == (
+        b"# from Monday\n\n  BOB  because of # 3\n\n"
+        b"203.0.113.7 until 2025-01-15T10:30:46Z\n# Tuesday\nname alice\n"
+    )
+
+
+@given(st.lists(BANS, unique_by=key_of), st.lists(BANS, unique_by=key_of))
+def test_what_is_spelled_is_read_as_it_was(bans: list[Ban], later: list[Ban]) -> None:
+    data = spell_bans(bans)
+    assert read_bans(data, FILE) == bans
+    assert spell_bans(bans, data) == data
+    changed = read_bans(spell_bans(later, data), FILE)
+    assert {key_of(ban): ban for ban in changed} == {key_of(ban): ban for ban in later}
+
+
+WORDS = ["name", "bob", "203.0.113.7", "::1/64", "until", "2025-01-15", "because", "#", "\n", "\r"]
+
+
+@given(st.one_of(st.binary(), st.text().map(lambda t: t.encode("utf-8", "replace"))))
+@example(b"bob until 0001-01-01T00:00:00+23:59")
+@example(b"bob until 9999-12-31T23:59:59-23:59")
+@example(b"bob until 9999-12-31T23:59:59.5Z")
+@example(b"a\x1cuntil\x852025")
+def test_any_bytes_are_bans_or_a_clear_error(data: bytes) -> None:
+    assert_is_read_or_refused(data)
+
+
+@given(st.lists(st.sampled_from(WORDS)))
+def test_any_words_are_bans_or_a_clear_error(words: list[str]) -> None:
+    assert_is_read_or_refused(" ".join(words).encode())
+
+
+def assert_is_read_or_refused(data: bytes) -> None:
+    reason = ""
+    try:
+        bans = read_bans(data, FILE)
+    except InvalidBanFile as error:
+        reason = str(error)
+    else:
+        assert read_bans(spell_bans(bans, data), FILE) == bans
+    assert clean(reason) == reason

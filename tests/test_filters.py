@@ -1,0 +1,267 @@
+"""Filters change and drop messages, and nothing that they do hurts the chat."""
+
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from multichat import Error, Refused, Said, ServerConfig
+from multichat.config import Filter, Message
+from multichat.filters import Filters, load_filter
+from multichat.log import Log
+from multichat.testing import memory_server
+
+from .conftest import LogRecorder
+from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect
+
+
+def shout(message: Message) -> Message:
+    return msgspec.structs.replace(message, text=message.text.upper())
+
+
+async def no_spam(message: Message) -> Message | None:
+    await trio.lowlevel.checkpoint()
+    return None if "spam" in message.text.lower() else message
+
+
+async def loudly(message: Message) -> Message:
+    await trio.lowlevel.checkpoint()
+    return shout(message)  # a thread and a clock that jumps do not go together
+
+
+def broken(message: Message) -> Message:
+    raise LookupError(f"no {message.text}")
+
+
+def said(text: str) -> Said:
+    return Said(name="alice", text=text)
+
+
+async def run(*filters: Filter, texts: list[str], seconds: float = 1.0) -> list[str | None]:
+    results = await Filters(filters, seconds, Log("server")).apply([said(t) for t in texts])
+    return [None if result is None else result.text for result in results]
+
+
+async def test_plain_and_async_functions_work_one_after_the_other() -> None:
+    assert await run(shout, no_spam, texts=["hello", "Spam", "bye"]) == ["HELLO", None, "BYE"]
+    assert await run(no_spam, shout, texts=["hello", "Spam", "bye"]) == ["HELLO", None, "BYE"]
+
+
+async def test_what_a_filter_returns_is_as_clean_as_what_anybody_says() -> None:
+    def hostile(message: Message) -> Message:
+        return msgspec.structs.replace(message, text="\x1b[2J\n[Server] forged")
+
+    def silence(message: Message) -> Message:
+        return msgspec.structs.replace(message, text="")
+
+    assert await run(hostile, texts=["x"]) == ["␛[2J␊[Server] forged"]
+    assert await run(silence, texts=["x"]) == [None]
+
+
+async def test_only_the_text_of_what_it_returns_counts() -> None:
+    def forge(message: Message) -> Message:
+        return Said(name="Server", room="elsewhere", client=7, text=message.text + "!")
+
+    [result] = await Filters([forge], 1, Log("server")).apply([said("x")])
+    assert result == said("x!")
+
+
+async def test_a_filter_that_raises_drops_nothing_and_is_logged_once_for_each_kind(
+    log: LogRecorder,
+) -> None:
+    def moody(message: Message) -> Message:
+        raise (KeyError if message.text == "a" else SystemExit)("no")
+
+    filters = Filters([broken, moody, shout], 1, Log("server"))
+    for _ in range(3):
+        results = await filters.apply([said("a"), said("b")])
+        assert [result and result.text for result in results] == ["A", "B"]
+    assert [line.split("; ")[1] for line in log.lines] == ["messages go on without it"] * 3
+    assert "broken raised LookupError('no a')" in log.lines[0]
+    assert "raised KeyError('no')" in log.lines[1]
+    assert "raised SystemExit('no')" in log.lines[2]
+
+
+@pytest.mark.parametrize("result", [7, "text", ...])
+async def test_what_is_no_message_is_no_answer(result: object, log: LogRecorder) -> None:
+    assert await run(lambda _: result, texts=["a"]) == ["a"]  # type: ignore[arg-type, return-value]
+    assert "which is no message" in log.lines[0]
+
+
+async def test_an_async_filter_that_hangs_is_left_behind(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async def slow(message: Message) -> Message:
+        await trio.sleep(0.4)
+        return shout(message)
+
+    started = trio.current_time()
+    # Two of the four were done in time; the others go on as they are, through the next filter too.
+    filters = Filters([slow, no_spam], 1, Log("server"))
+    results = await filters.apply([said(text) for text in ("a", "b", "c", "spam")])
+    assert [result and result.text for result in results] == ["A", "B", "c", None]
+    assert trio.current_time() - started == 1
+    await filters.apply([said(text) for text in ("a", "b", "c", "spam")])
+    [line] = log.lines
+    assert "slow is not waited for beyond 1 s; messages go on without it" in line
+
+
+async def test_a_plain_filter_that_hangs_is_left_behind_however_often(log: LogRecorder) -> None:
+    release = threading.Event()
+
+    def hang(message: Message) -> Message:
+        if message.text.startswith("hang"):
+            release.wait(10)
+        return shout(message)
+
+    filters = Filters([hang], 0.05, Log("server"))
+    try:
+        for n in range(6):  # more than there are threads
+            results = await filters.apply([said("a"), said(f"hang {n}"), said("c")])
+            texts = [result and result.text for result in results]
+            assert texts in (["A", f"hang {n}", "c"], ["a", f"hang {n}", "c"])
+    finally:
+        release.set()
+    assert len(log.lines) == 1
+    while (await run(hang, texts=["b"])) != ["B"]:
+        await trio.sleep(0.01)
+
+
+async def test_a_plain_filter_that_is_slow_does_not_stop_the_loop() -> None:
+    def slow(message: Message) -> Message:
+        time.sleep(0.2)
+        return message
+
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        assert await run(slow, texts=["a"]) == ["a"]
+        nursery.cancel_scope.cancel()
+    assert turns > 5
+
+
+# --- In a room ------------------------------------------------------------------------------------
+
+
+async def test_a_room_hears_what_the_filters_leave(autojump_clock: trio.testing.MockClock) -> None:
+    config = ServerConfig(filters=(no_spam, loudly))
+    async with memory_server(config) as server:
+        alice, bob = await server.join(), await server.join()
+        await alice.send("one", "spam", "SPAM again", "/me waves", "/me spams", "two")
+        assert await bob.lines(3) == ["[Client 1] ONE", "* Client 1 WAVES", "[Client 1] TWO"]
+        assert await alice.lines(2) == [
+            "[Server] 2 messages were not let through",
+            "[Server] that was not let through",
+        ]
+        await alice.send("/msg 2 psst", "/msg 2 spam", "/ping")
+        assert await bob.line() == "[Client 1 → you] PSST"
+        assert await alice.lines(2) == ["[Server] that was not let through", "[Server] pong"]
+
+
+async def test_every_nonce_is_answered(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_server(ServerConfig(filters=(no_spam,))) as server:
+        bob = await server.join()
+        async with server.chat(name="alice") as alice:
+            await alice.say("one", "spam", "two", "spam")
+            assert await bob.lines(2) == ["[alice] one", "[alice] two"]
+            for _ in range(2):
+                event = await anext(alice)
+                assert isinstance(event, Error)
+                assert event.code == "not-let-through"
+            with pytest.raises(Refused, match="not let through"):
+                await alice.direct(1, "spam")
+            assert not alice.unaccepted
+
+
+async def test_a_slow_filter_holds_up_its_sender_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def slow_for_alice(message: Message) -> Message:
+        if message.name == "alice":
+            await trio.sleep(0.9)
+        return message
+
+    async with memory_server(ServerConfig(filters=(slow_for_alice,))) as server:
+        alice, bob, carol = [await server.join() for _ in range(3)]
+        await alice.send("/name alice")
+        await alice.line()
+        started = trio.current_time()
+        await alice.send("first")
+        await bob.send("second")
+        assert await carol.line() == "[Client 2] second"
+        assert trio.current_time() == started
+        assert await carol.line() == "[alice] first"
+        assert trio.current_time() == started + 0.9
+
+
+async def test_who_leaves_while_a_filter_works_says_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def slow(message: Message) -> Message:
+        await trio.sleep(0.5)
+        return message
+
+    async with memory_server(ServerConfig(filters=(slow,))) as server:
+        alice, bob = await server.join(), await server.join()
+        await alice.send("too late")
+        await trio.testing.wait_all_tasks_blocked()
+        server.server.kick(1)
+        await trio.sleep(1)
+        await server.server.broadcast("done")
+        assert await bob.line() == "[Server] done"
+
+
+# --- On the command line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing", "a filter is named as package.module:function"),
+        ("os:", "a filter is named as package.module:function"),
+        ("no.such:module", "ModuleNotFoundError"),
+        ("os:nothing", "os has no function nothing"),
+        ("os:sep", "os has no function sep"),
+    ],
+)
+def test_what_is_no_filter_is_said_in_one_line(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        load_filter(name)
+    assert load_filter("os.path:join").__name__ == "join"
+
+
+async def test_filters_of_the_folder_in_which_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "house_rules.py").write_text(
+        "import msgspec\n"
+        "def polite(message):\n"
+        "    return msgspec.structs.replace(message, text=message.text.replace('damn', 'oh'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = "serve", "0", "--host", LOOPBACK, "--filter", "house_rules:polite"
+    async with (
+        ServerCommand(tmp_path, MULTICHAT, *options) as server,
+        connect(tmp_path, server) as alice,
+        connect(tmp_path, server) as bob,
+    ):
+        await server.wait_for("connected\n", 2)
+        await bob.wait_for("you are")
+        await alice.type("damn it\n")
+        await bob.wait_for("] oh it\n")
+        assert "damn" not in server.out
+
+    async with Command(tmp_path, MULTICHAT, "serve", "0", "--filter", "house_rules:rude") as wrong:
+        assert await wrong.wait() == 2
+        assert "house_rules has no function rude" in wrong.err
+        assert "Traceback" not in wrong.err

@@ -1,0 +1,144 @@
+"""Ten honest clients keep half of their message rate while ten hostile ones do their worst.
+
+Everybody is where it would be: the server in a process of its own, the hostile in another, the
+honest in this one.  The honest talk in closed loops: each says a line, waits until all others have
+it, and says the next; so what the others cost them is what the rate shows.  Undisturbed and
+disturbed moments take turns, and only their ratio counts: the machine is shared, and what it does
+meanwhile is done to both.
+"""
+
+import select
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import pytest
+import trio
+
+from .processes import LOOPBACK, WAIT_SECONDS, Command, ServerCommand, serve
+from .soak.hostile import KINDS
+
+HONEST = 10
+HOSTILE = Path(__file__).parent / "soak" / "hostile.py"
+
+TURNS = 5
+TURN_SECONDS = 0.4
+
+KEPT = 0.5
+
+
+class Honest:
+    """Ten who talk with each other, all in one loop over bare sockets: cheap beside the server.
+
+    Raises `AssertionError` where one of them misses a line, or has it twice or out of order.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._stack = ExitStack()
+        self._poll = self._stack.enter_context(select.epoll())
+        self._sockets = [
+            self._stack.enter_context(socket.create_connection((LOOPBACK, port)))
+            for _ in range(HONEST)
+        ]
+        self._by_fd = {each.fileno(): i for i, each in enumerate(self._sockets)}
+        self._halves = [b""] * HONEST
+        self._said = [0] * HONEST
+        self._missing = [0] * HONEST  # who has not got the last line of each
+        self._heard = [[0] * HONEST for _ in range(HONEST)]
+        for i, each in enumerate(self._sockets):
+            each.settimeout(WAIT_SECONDS)
+            each.sendall(b"/name honest-%d\n" % i)
+            assert each.recv(1000) == b"[Server] Client %d is now honest-%d\n" % (i + 1, i)
+            each.setblocking(False)
+            self._poll.register(each, select.EPOLLIN)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def talk(self, seconds: float) -> float:
+        """Talk for so long, until everybody has everything; return the rate, in lines a second."""
+        started = time.monotonic()
+        before = sum(self._said)
+        talking = set(range(HONEST))
+        for i in range(HONEST):
+            self._say(i)
+        while talking:
+            elapsed = time.monotonic() - started
+            assert elapsed < seconds + WAIT_SECONDS, f"{talking} still wait for the others"
+            for i in self._listen():
+                if elapsed < seconds:
+                    self._say(i)
+                else:
+                    talking.remove(i)
+        return (sum(self._said) - before) / (time.monotonic() - started)
+
+    def listen(self, seconds: float) -> None:
+        """Say nothing for so long, and hear what the others still say."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert not self._listen(seconds)
+
+    def _say(self, i: int) -> None:
+        line = b"%d\n" % self._said[i]
+        assert self._sockets[i].send(line) == len(line)
+        self._said[i] += 1
+        self._missing[i] = HONEST - 1
+
+    def _listen(self, seconds: float = 1.0) -> list[int]:
+        """Return whose last line everybody has by now, after so long at the latest."""
+        finished = []
+        for fd, _ in self._poll.poll(seconds):
+            listener = self._by_fd[fd]
+            data = self._sockets[listener].recv(1 << 20)
+            assert data, f"honest-{listener} was disconnected"
+            lines = (self._halves[listener] + data).split(b"\n")
+            self._halves[listener] = lines.pop()
+            for line in lines:
+                if line.startswith(b"[honest-"):
+                    i, number = int(line[8:9]), int(line[11:])
+                    assert number == self._heard[listener][i]
+                    self._heard[listener][i] += 1
+                    self._missing[i] -= 1
+                    if not self._missing[i]:
+                        finished.append(i)
+        return finished
+
+
+def open_files(server: ServerCommand) -> int:
+    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "room"), [*((kind, "lobby") for kind in (*KINDS, "all")), ("all", "elsewhere")]
+)
+async def test_the_honest_keep_half_of_their_rate_and_lose_nothing(
+    kind: str, room: str, tmp_path: Path
+) -> None:
+    undisturbed, disturbed = [], []
+    async with serve(tmp_path) as server:
+        honest = Honest(server.port)
+        try:
+            honest.talk(0.2)  # until what has to warm up has
+            before = open_files(server)
+            for _ in range(TURNS):
+                undisturbed.append(await trio.to_thread.run_sync(honest.talk, TURN_SECONDS))
+                argv = [sys.executable, str(HOSTILE), str(server.port), kind, room]
+                async with Command(tmp_path, *argv) as hostile:
+                    await hostile.wait_for("flooding")
+                    disturbed.append(await trio.to_thread.run_sync(honest.talk, TURN_SECONDS))
+                    assert hostile.process.poll() is None, hostile.err
+                # Thousands who came and went may still wait to be let in, and what was sent to be
+                # read: until then nobody is undisturbed.
+                with trio.fail_after(WAIT_SECONDS):
+                    while open_files(server) > before:
+                        await trio.to_thread.run_sync(honest.listen, 0.05)
+        finally:
+            honest.close()
+        assert server.err == ""
+    kept = median(disturbed) / median(undisturbed)
+    rates = f"{[*map(round, undisturbed)]} undisturbed, {[*map(round, disturbed)]} disturbed"
+    sys.stdout.write(f"{kind} in {room}: {kept:.0%} kept; lines a second: {rates}\n")  # with -rA
+    assert kept >= KEPT, rates
