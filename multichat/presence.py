@@ -24,7 +24,7 @@ class Changes:
         self._told: dict[int, str] = {}
         self._changed: dict[int, None] = {}  # in the order in which they changed first
         self._reasons: dict[int, str] = {}
-        self._shown: dict[int, str] = {}  # who was not told, and yet somebody knows of
+        self._shown: dict[int, str] = {}  # names not told, and yet known to somebody
 
     def __contains__(self, client: int) -> bool:
         """Say whether there is something about *client* that was not told yet."""
@@ -46,9 +46,9 @@ class Changes:
         self._reasons[client] = reason
 
     def show(self) -> None:
-        """Note that somebody was shown all who are there: also of those not told yet it knows."""
+        """Note that somebody was shown all who are there, by the names that they have now."""
         for client in self._changed:
-            if client in self._names and client not in self._told:
+            if client in self._names:
                 self._shown[client] = self._names[client]
 
     def forget(self) -> None:
@@ -67,8 +67,9 @@ class Changes:
         events: list[tuple[int, Joined | Left | Renamed]] = []
         for client in self._changed:
             told, name = self._told.get(client), self._names.get(client)
-            if name is None:
-                told = told or self._shown.get(client)
+            shown = self._shown.get(client)
+            if (told is None and name is None) or (told == name and shown is not None):
+                told = shown
             if told is None:
                 if name is not None:
                     events.append((client, Joined(client, name)))

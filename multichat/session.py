@@ -77,6 +77,9 @@ SLOW_READ_BYTES = 4096
 # pieces of that size: nobody who says a word waits for long.
 HEAVY_BYTES = 8 * 1024
 
+# Whoever floods has a short read now and then, and has not become somebody who says a word.
+_HEAVY_SECONDS = 1.0
+
 # For what is not known yet; a turn that took longer has waited for somebody.
 _MOST_TURN_SECONDS = 0.005
 
@@ -114,6 +117,7 @@ class Session:
         "_filters",
         "_first_line",
         "_greeted",
+        "_heavy_at",
         "_mailbox",
         "_messages",
         "_most_bytes",
@@ -146,6 +150,7 @@ class Session:
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
         self._read_bytes = self._most_bytes
         self._turn_seconds = _MOST_TURN_SECONDS
+        self._heavy_at = -_HEAVY_SECONDS
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -230,13 +235,15 @@ class Session:
         turns = self._directory.turns
         while data:
             now = trio.current_time()
-            if len(data) < HEAVY_BYTES:
-                turns.light(now)
+            if len(data) >= HEAVY_BYTES:
+                self._heavy_at = now
                 self._read_bytes = self._most_bytes
-            elif delay := turns.reserve(self._turn_seconds, now):
-                self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
-                await trio.sleep(delay)
-                now = trio.current_time()
+                if delay := turns.reserve(self._turn_seconds, now):
+                    self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
+                    await trio.sleep(delay)
+                    now = trio.current_time()
+            elif now - self._heavy_at > _HEAVY_SECONDS:  # else it is the rest of a flood
+                turns.light(now)
             await self._take(decoder.feed(data))
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
             data = await receive()

@@ -9,7 +9,7 @@ from trio.lowlevel import current_statistics
 
 import multichat
 
-from .people import Circle, Visitor
+from .soak.people import Circle, Visitor
 
 VISITORS = 60
 STAYING = 5
