@@ -53,7 +53,7 @@ __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_sig
 _GARBAGE_OBJECTS = 50_000
 
 # What it costs to let somebody in, and out again: those who come in a storm take turns.
-_ARRIVAL_SECONDS = 0.00025
+_ARRIVAL_SECONDS = 0.000125
 
 # Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
 _FILES_OF_OUR_OWN = 512

@@ -6,6 +6,7 @@ things in two orders, or does not stop as it should.
 """
 
 import argparse
+import faulthandler
 import random
 import signal
 import subprocess
@@ -27,6 +28,9 @@ _PROGRESS_SECONDS = 10.0
 
 # For what was said last to arrive, and for what is being closed to be closed.
 _SETTLE_SECONDS = 30.0
+
+# A soak that hangs tells where.
+_SPARE_SECONDS = 20.0
 
 # The server's own five seconds of grace, one of lingering, and a shared machine's.
 _STOP_SECONDS = 10.0
@@ -120,6 +124,7 @@ def main() -> int:
         try:
             port = _port(process, log)
             seconds = 60 * options.minutes
+            faulthandler.dump_traceback_later(seconds + 2 * _SETTLE_SECONDS + _SPARE_SECONDS)
             samples, troubles = trio.run(
                 _live, port, process, seconds, options.clients, options.seed
             )
