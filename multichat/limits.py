@@ -181,9 +181,9 @@ class Attempts:
 class Turns:
     """How much of the event loop is for those who flood while others say a word.
 
-    Work for whoever sends as fast as it is read, and for newcomers, is *heavy*: it has a twentieth
-    of the time, one after the other, while anybody has done light work in the last moment.
-    Otherwise it has all of it.
+    Work for whoever sends as fast as it is read is *heavy*: it has a twentieth of the time, one
+    after the other, while anybody has done light work in the last moment.  Otherwise it has all of
+    it.
     """
 
     MOMENT_SECONDS = 0.05

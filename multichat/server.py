@@ -52,9 +52,6 @@ __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_sig
 # fifth to a third of the time that 5,000 took.  Clients who leave don't wait for it.
 _GARBAGE_OBJECTS = 50_000
 
-# What it costs to let somebody in, and out again: those who come in a storm take turns.
-_ARRIVAL_SECONDS = 0.000125
-
 # Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
 _FILES_OF_OUR_OWN = 512
 
@@ -442,8 +439,6 @@ class Server:
     async def _handle(self, stream: trio.abc.Stream, tls: ssl.SSLContext | None) -> None:
         address = transport.peer_address(stream)
         transport.keep_alive(stream, self.config.patience_seconds)
-        if address:  # and not of this process
-            await trio.sleep(self._directory.turns.reserve(_ARRIVAL_SECONDS, trio.current_time()))
         try:
             with self._entrance.counted(address) as too_many:
                 if tls is not None:

@@ -51,7 +51,7 @@ KEPT_MEMORY = 24 * MIB
 # Between two lines of those who talk.
 PAUSE_SECONDS = 0.005
 
-# The same where thousands come, who are let in at leisure as long as anybody talks.
+# The same where thousands come.
 LEISURE_SECONDS = 0.1
 
 
