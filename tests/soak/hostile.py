@@ -37,8 +37,10 @@ class _Client:
         self.connect()
 
     def connect(self) -> None:
-        self.socket = socket.create_connection(self._address)
-        self.socket.setblocking(False)
+        self.socket = socket.socket()
+        self.socket.setblocking(False)  # from here on: the others go on reading meanwhile
+        with suppress(BlockingIOError):
+            self.socket.connect(self._address)
         self._rest = memoryview(self._first + self._payload)
 
     def step(self) -> bool:
@@ -59,7 +61,7 @@ class _Client:
 
 
 def main(port: int, kind: str, room: str) -> None:
-    """Flood until killed, or until nobody listens any more."""
+    """Flood until killed."""
     os.nice(_NICE)
     payloads = _payloads()
     kinds = cycle(KINDS if kind == "all" else (kind,))
@@ -82,5 +84,5 @@ def main(port: int, kind: str, room: str) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(ConnectionRefusedError, KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
