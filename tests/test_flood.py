@@ -26,7 +26,7 @@ HOSTILE = Path(__file__).parent / "soak" / "hostile.py"
 TURNS = 3
 TURN_SECONDS = 0.4
 
-# Without any defence it is a twentieth, with ours a third to three quarters; how much of that is the
+# Without any defence it is a twentieth, with ours a third to three quarters; how much of it is the
 # machine's doing differs from run to run, so that a test can only tell the two apart.
 KEPT = 0.15
 
