@@ -18,11 +18,14 @@ The tree::
     │   ├── NobodyThere         … to reach who is not there
     │   ├── NotDelivered        … to reach who is there and takes nothing
     │   ├── NotLetThrough       … to say what the server's own filter does not let through
-    │   └── Banned              … a name that the operator does not allow
+    │   ├── Banned              … a name that the operator does not allow
+    │   ├── UnknownId           … what was said after something that nobody said there
+    │   └── NotKept             … to say something when the journal cannot keep it
     ├── Refused                 the server refused what we asked for, and said why
     ├── ConnectFailed           nobody could be reached at that address
     ├── ListenFailed            the system does not let us listen there
     ├── InvalidBanFile          a file of bans has a line that cannot be understood
+    ├── JournalFailed           a file that is to be a journal cannot be used
     ├── BadCertificate          … or not with that certificate, or trust that one
     ├── ConnectionLost          the conversation ended without a goodbye
     ├── NoJson                  the other side speaks text only
@@ -44,6 +47,7 @@ __all__ = [
     "InvalidBanFile",
     "InvalidName",
     "InvalidRequest",
+    "JournalFailed",
     "LineTooLong",
     "ListenFailed",
     "LocalProtocolError",
@@ -52,6 +56,7 @@ __all__ = [
     "NoJson",
     "NobodyThere",
     "NotDelivered",
+    "NotKept",
     "NotLetThrough",
     "OutputLost",
     "Refused",
@@ -59,6 +64,7 @@ __all__ = [
     "TooManyBans",
     "TooManyRooms",
     "UnknownClient",
+    "UnknownId",
     "UnknownRequest",
     "lone_exception",
 ]
@@ -200,6 +206,25 @@ class Banned(RemoteProtocolError):
         self.name = name
 
 
+class UnknownId(RemoteProtocolError):
+    """The peer named a message that its room has not, or not any more, any idea of."""
+
+    code = "unknown-id"
+
+    def __init__(self) -> None:
+        super().__init__("no message of this room has that id")
+
+
+class NotKept(RemoteProtocolError):
+    """The peer said something that the journal cannot keep, so that it was not said."""
+
+    code = "not-kept"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"nothing can be said now: {reason}")
+        self.reason = reason
+
+
 class Refused(MultichatError):
     """The server refused a request of ours; *code* is why for programs, the message for people."""
 
@@ -232,6 +257,14 @@ class InvalidBanFile(MultichatError):
     def __init__(self, file: str, line: int, reason: str) -> None:
         super().__init__(f"{file} line {line}: {reason}")
         self.file, self.line, self.reason = file, line, reason
+
+
+class JournalFailed(MultichatError):
+    """A file that is to be a journal cannot be used: locked, corrupt, somebody else's, no room."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
 
 
 class BadCertificate(MultichatError):

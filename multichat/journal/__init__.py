@@ -1,0 +1,175 @@
+"""Where what rooms say is kept: the interface, and what every journal promises.
+
+A journal owns the numbers of a room's messages, the sessions of those who may come back, and the
+numbers that clients have had.  It knows nothing of who is connected.
+
+1. `RoomJournal.append` numbers a run of messages at once, and in the order of the calls; what it
+   returns says when they are kept as durably as that journal promises.
+2. Where one cannot be kept, none that was appended after it, and not been reported kept, is either:
+   numbers have no gaps.
+3. What is read was kept, in order, each once; what retention has taken is missing from the front.
+4. A session that was kept before a message was appended is kept by the time that message is.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from multichat.errors import NotKept
+from multichat.messages import Nonce, SaidRun
+
+__all__ = ["Journal", "Keeping", "RoomJournal", "SessionRecord", "part_of", "within"]
+
+
+class Keeping:
+    """Something on its way into a journal; whoever writes it calls `resolve` once."""
+
+    __slots__ = ("_done", "_failure")
+
+    def __init__(self) -> None:
+        self._done = trio.Event()
+        self._failure = ""
+
+    def resolve(self, failure: str = "") -> None:
+        """Say that it is kept, or in a few words why it never will be."""
+        self._failure = failure
+        self._done.set()
+
+    async def wait(self) -> None:
+        """Wait until it is kept; raises `NotKept` if it never will be."""
+        await self._done.wait()
+        if self._failure:
+            raise NotKept(self._failure)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionRecord:
+    """Somebody who may come back: the *digest* of its token, and how it was when last *seen*.
+
+    *client* is its number; *name* is empty where it had none.  *seen* is in seconds since 1970.
+    """
+
+    digest: bytes
+    client: int
+    name: str
+    room: str
+    seen: float
+
+
+class RoomJournal(ABC):
+    """One room's part of a journal.
+
+    Its messages have the numbers from *first*, the oldest that is left, up to *next*, which is the
+    next one's; none is left where they are the same.  *epoch* and a number are a message's id (see
+    `multichat.voices.message_id`): no other room has or had that epoch.
+
+    Not to be made but by `Journal.room`.
+    """
+
+    epoch: str
+    first: int
+    next: int
+
+    @abstractmethod
+    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+        """Take *said*, whose epoch and first number MUST be ours, and move *next* on, at once.
+
+        Returns None if it is kept already.  *nonces* are those that its messages were said with, or
+        none at all.  Raises `NotKept` if nothing can be kept now; then nothing has changed.
+        """
+
+    @abstractmethod
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+        """Return messages with numbers from *start* up to, and without, *stop*, oldest first.
+
+        Of runs that are only partly asked for that part.  Ends early, between two messages, when
+        more than *max_bytes* of text are read, but not before one message is.  What is not kept, or
+        not kept any more, is left out.  Raises `NotKept` if it cannot be read.
+        """
+
+
+class Journal(ABC):
+    """What a server keeps.  Any task of one trio run may call anything, but for `run`: that is one.
+
+    *clients_ever* is the highest number that a client may have had.
+    """
+
+    clients_ever: int = 0
+
+    @abstractmethod
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open it, say that it is open, and keep what comes until cancelled.
+
+        Nothing else may be called before it is open.  Cancelled, it first keeps what it has taken,
+        for as long as that is bounded by the disk; then everything is resolved.  Raises
+        `JournalFailed` if it cannot be opened; then it has changed nothing.
+        """
+
+    @abstractmethod
+    def room(self, name: str) -> RoomJournal:
+        """Return the part of the room of that *name*, folded as names are; it may be a new one.
+
+        While one room is there, asked once: two of one new room would not know of each other.
+        """
+
+    @abstractmethod
+    async def give_numbers(self, clients_ever: int) -> None:
+        """Have no server, after a restart, give a client a number up to *clients_ever*.
+
+        Raises `NotKept`.
+        """
+
+    @abstractmethod
+    def keep_session(self, record: SessionRecord) -> None:
+        """Keep, or keep anew, a session; what goes wrong shows in what is appended next."""
+
+    @abstractmethod
+    def forget_session(self, digest: bytes) -> None:
+        """Forget a session, if it is there, and the nonces of its client."""
+
+    @abstractmethod
+    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
+        """Return the sessions that were seen since then, at most *limit*, the oldest first."""
+
+    @abstractmethod
+    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
+        """Return the last *limit* nonces that *client* said something with, the oldest first.
+
+        Each with the epoch and the number of what was said.  None if the journal does not outlive
+        its server: then the session itself knows them.
+        """
+
+
+def part_of(said: SaidRun, start: int, stop: int) -> SaidRun | None:
+    """Return the messages of *said* with numbers from *start* up to *stop*; None if none has."""
+    texts = said.run.split("\n")
+    from_, to = max(0, start - said.first), min(len(texts), stop - said.first)
+    if from_ >= to:
+        return None
+    if to - from_ == len(texts):
+        return said
+    return msgspec.structs.replace(said, first=said.first + from_, run="\n".join(texts[from_:to]))
+
+
+def within(runs: list[SaidRun], max_bytes: int) -> list[SaidRun]:
+    """Return the first messages of *runs* with at most so many bytes of text, but one at least."""
+    taken: list[SaidRun] = []
+    for said in runs:
+        size = len(said.run.encode())
+        if size <= max_bytes:
+            taken.append(said)
+            max_bytes -= size
+            continue
+        texts = said.run.split("\n")
+        count = 0
+        for text in texts:
+            max_bytes -= len(text.encode()) + 1
+            if max_bytes < 0 and (taken or count):
+                break
+            count += 1
+        if count and (part := part_of(said, said.first, said.first + count)):
+            taken.append(part)
+        break
+    return taken
