@@ -14,6 +14,7 @@ import msgspec
 from multichat.errors import RemoteProtocolError
 
 __all__ = [
+    "HISTORY_MESSAGES",
     "MAX_TOKEN_CHARACTERS",
     "PROTOCOL",
     "Accepted",
@@ -25,6 +26,8 @@ __all__ = [
     "Goodbye",
     "Hello",
     "Help",
+    "History",
+    "HistoryPage",
     "Invalid",
     "Join",
     "Joined",
@@ -59,6 +62,9 @@ PROTOCOL = 1
 
 # A UUID with room to spare; whatever a client sends here it gets back.
 MAX_TOKEN_CHARACTERS = 128
+
+# A screenful, for who does not say how much.
+HISTORY_MESSAGES = 20
 
 _Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 
@@ -101,9 +107,10 @@ class Rename(_Message, frozen=True, tag="name"):
 
 
 class Join(_Message, frozen=True, tag="join"):
-    """Let me into *room*, out of the one that I am in."""
+    """Let me into *room*, out of the one that I am in; and tell me what was said *since* that id."""
 
     room: str
+    since: str | None = None
 
 
 class Who(_Message, frozen=True, tag="who"):
@@ -112,6 +119,13 @@ class Who(_Message, frozen=True, tag="who"):
 
 class Rooms(_Message, frozen=True, tag="rooms"):
     """Tell me which rooms there are."""
+
+
+class History(_Message, frozen=True, tag="history"):
+    """Tell me the last *limit* messages of my room, or the last *before* the one of that id."""
+
+    limit: Annotated[int, msgspec.Meta(ge=1)] = HISTORY_MESSAGES
+    before: str | None = None
 
 
 class Ping(_Message, frozen=True, tag="ping"):
@@ -131,12 +145,16 @@ class Quit(_Message, frozen=True, tag="quit"):
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     """From the next line on I speak and hear JSON; call me *name* and let me into *room*.
 
-    The one request that is asked in the text voice only.
+    I am who was given this *session*; tell me what was said *since* that id, or the last *replay*
+    messages.  The one request that is asked in the text voice only.
     """
 
     protocol: int = 0  # not said
     name: str | None = None
     room: str | None = None
+    session: str | None = None
+    since: str | None = None
+    replay: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class SayRun(msgspec.Struct, frozen=True):
@@ -163,7 +181,8 @@ class Limits(msgspec.Struct, frozen=True):
 class Welcome(_Message, frozen=True, tag="welcome"):
     """The answer to a hello: who we are, where, with how many *members*, and the *last* id there.
 
-    *server* is the name and version of the program.
+    *server* is the name and version of the program.  *session* is what we say in a hello to be who
+    we are, should we lose the connection; *resumed* whether we are, by that, who we were.
     """
 
     protocol: int
@@ -174,6 +193,7 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     limits: Limits
     last: str | None
     server: str
+    session: str
     resumed: bool
 
 
@@ -265,6 +285,13 @@ class Members(_Message, frozen=True, tag="members"):
     members: list[MemberName]
 
 
+class HistoryPage(_Message, frozen=True, tag="history"):
+    """The answer to `History`, oldest first; *more* says whether there is something before it."""
+
+    messages: list[Said]
+    more: bool
+
+
 class RoomSize(msgspec.Struct, frozen=True):
     """A room, and how many are in it."""
 
@@ -331,7 +358,9 @@ class Invalid(msgspec.Struct, frozen=True):
         return cls(Error(error.code, str(error), nonce=nonce))
 
 
-WireRequest: TypeAlias = Say | Act | Direct | Rename | Join | Who | Rooms | Ping | Help | Quit
+WireRequest: TypeAlias = (
+    Say | Act | Direct | Rename | Join | Who | Rooms | History | Ping | Help | Quit
+)
 """What a client can ask in either voice."""
 
 Request: TypeAlias = SayRun | WireRequest | Hello | Invalid
@@ -349,6 +378,7 @@ Event: TypeAlias = (
     | Missed
     | Members
     | RoomList
+    | HistoryPage
     | Notice
     | Pong
     | Error

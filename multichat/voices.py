@@ -26,6 +26,8 @@ from multichat.messages import (
     Goodbye,
     Hello,
     Help,
+    History,
+    HistoryPage,
     Invalid,
     Join,
     Joined,
@@ -105,6 +107,7 @@ commands, each on a line of its own:
 /who           who is here, with their numbers
 /rooms         which rooms there are
 /join ROOM     go to another room
+/history [N]   what was said here last
 /ping          is anybody there?
 /help          this list
 /quit          leave
@@ -116,6 +119,7 @@ _USAGE = {
     "/me": "/me TEXT",
     "/msg": "/msg WHO TEXT",
     "/join": "/join ROOM",
+    "/history": "/history [N]",
 }
 
 _COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
@@ -188,6 +192,10 @@ class TextVoice:
                 return Join(argument)
             case "/me" if rest:
                 return Act(rest)
+            case "/history" if not argument:
+                return History()
+            case "/history" if (limit := _count(argument)) is not None:
+                return History(limit)
             case "/msg" if not _UNNAMED.fullmatch(rest) and (to := _ADDRESSED.fullmatch(rest)):
                 return Direct(_person(to[1]), to[2])
             case known if known in _USAGE:
@@ -218,6 +226,8 @@ class TextVoice:
                 return "/who"
             case Rooms():
                 return "/rooms"
+            case History(limit=limit):
+                return f"/history {limit}"
             case Help():
                 return "/help"
             case Quit():
@@ -261,13 +271,18 @@ class TextVoice:
                 changes = [f"{n} {kind}" for kind in kinds if (n := getattr(event, kind))]
                 return [f"{', '.join(changes)}; {_are_here(members)}"]
             case Missed(count=count):
-                return [f"{count} message{'' if count == 1 else 's'} skipped"]
+                return [f"{_messages(count)} skipped"]
             case Members(room=room, members=names):
                 return [f"{len(names)} in {room}:", *(f"{m.client} {m.name}" for m in names)]
             case RoomList(rooms=rooms):
                 return [
                     "rooms, with how many are there:",
                     *(f"{r.room} {r.members}" for r in rooms),
+                ]
+            case HistoryPage(messages=messages):
+                return [
+                    f"{_messages(len(messages))}, times in UTC:",
+                    *(f"{_spell_time(said.time)} {self.lines(said)}" for said in messages),
                 ]
             case Pong(token=token):
                 return [f"pong {token}".rstrip(" ")]
@@ -308,6 +323,22 @@ def help_notices(nonce: Nonce | None = None) -> list[Notice]:
 
 def _are_here(members: int) -> str:
     return "nobody else is here" if members == 1 else f"{members} are here"
+
+
+def _messages(count: int) -> str:
+    return f"{count} message{'' if count == 1 else 's'}"
+
+
+def _spell_time(time: str) -> str:
+    """Return a time on the wire as people read it, without its fraction."""
+    return f"{time[:10]} {time[11:19]}"
+
+
+def _count(word: str) -> int | None:
+    """Return the number, from 1 on, that *word* is; None if it is none."""
+    if word.isdecimal() and len(word) <= _MAX_NUMBER_DIGITS and int(word):
+        return int(word)
+    return None
 
 
 def _person(word: str) -> str | int:

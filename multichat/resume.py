@@ -1,0 +1,189 @@
+"""Who may come back, and what they have said with which nonce.
+
+Owns session tokens and the windows of nonces: what makes a client the one that it was, and a
+message that is said again the one that was said.  Knows nothing of connections and rooms.
+
+1. A token is 128 random bits; kept is only its digest, so that nobody can read it out of us, and
+   whoever guesses learns nothing from how long the answer takes.
+2. Who is connected is never forgotten; of the others whoever left first.
+3. A nonce stands in its window from the moment in which its message was numbered.
+"""
+
+import hmac
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import sha256
+
+from multichat.errors import NotKept
+from multichat.journal import Journal, Keeping, SessionRecord
+from multichat.messages import Nonce
+from multichat.voices import message_id
+
+__all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
+
+# Four times what a client keeps that was not accepted, and so could say again.
+MAX_NONCES = 1024
+
+# For a laptop that sleeps over night.
+SESSION_SECONDS = 24 * 3600.0
+
+# Ten times as many as may be connected.
+MAX_SESSIONS = 10_000
+
+# Of those who are away, together: 70 MiB at worst, where a full window for each were 2.5 GiB.
+MAX_NONCES_AWAY = 256 * 1024
+
+_TOKEN_BYTES = 16
+
+
+class Taken:
+    """Where messages that were said with nonces stand: in their room's journal, or soon.
+
+    *epoch* is empty for a private message, which is in none.
+    """
+
+    __slots__ = ("_keeping", "epoch", "first")
+
+    def __init__(self, epoch: str = "", first: int = 0, keeping: Keeping | None = None) -> None:
+        self.epoch, self.first = epoch, first
+        self._keeping = keeping
+
+    async def is_kept(self) -> bool:
+        """Wait until it is known whether they are kept; return that."""
+        if self._keeping is not None:
+            try:
+                await self._keeping.wait()
+            except NotKept:
+                return False
+            self._keeping = None
+        return True
+
+    def id_of(self, message: int) -> str | None:
+        """Return the id of the message of that number among them, from 0."""
+        return message_id(self.epoch, self.first + message) if self.epoch else None
+
+
+class Resumable:
+    """One who may come back: *client* is its number, *name* is empty where it has none.
+
+    *here* says whether it is connected.  *restored* that its window is all that there is: after a
+    restart the journal has to be asked.
+    """
+
+    __slots__ = ("client", "digest", "here", "name", "restored", "room", "seen", "window")
+
+    def __init__(self, record: SessionRecord, *, restored: bool) -> None:
+        self.digest, self.client = record.digest, record.client
+        self.name, self.room, self.seen = record.name, record.room, record.seen
+        self.here = False
+        self.restored = restored
+        self.window: dict[Nonce, tuple[Taken, int]] = {}
+
+    def record(self) -> SessionRecord:
+        """Return what a journal keeps of it."""
+        return SessionRecord(
+            digest=self.digest, client=self.client, name=self.name, room=self.room, seen=self.seen
+        )
+
+
+class Resumables:
+    """All of a server's, and what *journal* is to keep of them."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._here: dict[bytes, Resumable] = {}
+        self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
+        self._nonces = 0  # in the windows of those who are away
+
+    async def load(self, now: float) -> None:
+        """Take over those that the journal has kept; *now* is in seconds since 1970."""
+        for record in await self._journal.sessions(now - SESSION_SECONDS, MAX_SESSIONS):
+            self._away[record.digest] = Resumable(record, restored=False)
+
+    def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
+        """Make one for who has just come; return its token, too, which is kept nowhere."""
+        token = secrets.token_hex(_TOKEN_BYTES)
+        record = SessionRecord(digest=_digest(token), client=client, name=name, room=room, seen=now)
+        one = self._here[record.digest] = Resumable(record, restored=True)
+        one.here = True
+        self._journal.keep_session(record)
+        return token, one
+
+    def find(self, token: str, now: float) -> Resumable | None:
+        """Return whose that token is, if it is anybody's and not too old."""
+        digest = _digest(token)
+        one = self._here.get(digest) or self._away.get(digest)
+        if one is None or not hmac.compare_digest(one.digest, digest):
+            return None
+        if not one.here and now - one.seen > SESSION_SECONDS:
+            self.forget(one)
+            return None
+        return one
+
+    async def restore(self, one: Resumable) -> None:
+        """Have the window of *one* hold what the journal knows of it."""
+        if not one.restored:
+            kept = await self._journal.nonces(one.client, MAX_NONCES)
+            if not one.restored:  # nobody else has done it meanwhile
+                one.restored = True
+                one.window = {n: (Taken(epoch, number), 0) for n, epoch, number in kept}
+                self._nonces += 0 if one.here else len(one.window)
+
+    def come(self, one: Resumable) -> None:
+        """Note that *one* is connected."""
+        self._leave_away(one)
+        self._here[one.digest] = one
+        one.here = True
+
+    def changed(self, one: Resumable, name: str, room: str, now: float) -> None:
+        """Note what *one* is called now, and where it is."""
+        one.name, one.room, one.seen = name, room, now
+        if one.here:
+            self._journal.keep_session(one.record())
+
+    def go(self, one: Resumable, now: float) -> None:
+        """Note that *one* is not connected any more, and may come back."""
+        if self._here.pop(one.digest, None) is None:
+            return
+        one.here, one.seen = False, now
+        self._away[one.digest] = one
+        self._nonces += len(one.window)
+        self._journal.keep_session(one.record())
+        self._make_room(now)
+
+    def _make_room(self, now: float) -> None:
+        away = self._away
+        while away:
+            oldest = next(iter(away.values()))
+            if (
+                len(away) <= MAX_SESSIONS
+                and self._nonces <= MAX_NONCES_AWAY
+                and now - oldest.seen <= SESSION_SECONDS
+            ):
+                return
+            self.forget(oldest)
+
+    def forget(self, one: Resumable) -> None:
+        """Let nobody come back as *one*."""
+        self._here.pop(one.digest, None)
+        self._leave_away(one)
+        one.here = False
+        self._journal.forget_session(one.digest)
+
+    def _leave_away(self, one: Resumable) -> None:
+        if self._away.pop(one.digest, None) is not None:
+            self._nonces -= len(one.window)
+
+    def take(self, one: Resumable, nonces: Iterable[Nonce | None], taken: Taken) -> None:
+        """Note with which *nonces* the messages of *taken* were said, one for each."""
+        window = one.window
+        for i, nonce in enumerate(nonces):
+            if nonce is not None:
+                window[nonce] = taken, i
+        while len(window) > MAX_NONCES:
+            del window[next(iter(window))]
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode("utf-8", "surrogatepass")).digest()
