@@ -107,7 +107,7 @@ class Rename(_Message, frozen=True, tag="name"):
 
 
 class Join(_Message, frozen=True, tag="join"):
-    """Let me into *room*, out of the one that I am in; and tell me what was said *since* that id."""
+    """Let me into *room*, out of mine; and tell me what was said there *since* that id."""
 
     room: str
     since: str | None = None
@@ -334,7 +334,7 @@ class SaidRun(msgspec.Struct, frozen=True):
     """What one publish says in a room: several `Said` in a row, not yet spelled.
 
     *run* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
-    on (see `multichat.voices`).
+    on (see `multichat.ids`).
     """
 
     epoch: str

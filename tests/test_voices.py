@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from multichat.errors import InvalidName
 from multichat.framing import LineDecoder, clean
+from multichat.ids import message_id
 from multichat.messages import (
     Accepted,
     Act,
@@ -51,7 +52,7 @@ from multichat.messages import (
 )
 from multichat.names import default_name, parse_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.voices import JSON, TEXT, Voice, help_notices, message_id, spell_hello
+from multichat.voices import JSON, TEXT, Voice, help_notices, spell_hello
 
 VOICES: list[Voice] = [TEXT, JSON]
 
@@ -401,7 +402,7 @@ def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
     ("event", "lines"),
     [
         (
-            Welcome(1, 7, "alice", "lobby", 2, Limits(9, 9), None, "multichat 1", False),
+            Welcome(1, 7, "alice", "lobby", 2, Limits(9, 9), None, "multichat 1", "", False),
             ["you are alice in lobby; 2 are here"],
         ),
         (Joined(7, "alice"), ["alice joined"]),
