@@ -14,9 +14,11 @@ Invariants:
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
+from multichat.batch import Receipt
 from multichat.config import ServerConfig, Slow
 from multichat.errors import (
     Banned,
@@ -34,7 +36,7 @@ from multichat.mailbox import Offer
 from multichat.messages import Directed, Goodbye, Notice
 from multichat.names import SERVER_NAME, default_name, fold_name, parse_name
 from multichat.resume import Resumable, Resumables
-from multichat.room import Counts, Member, Receipt, Room, utc_now
+from multichat.room import Counts, Member, Room, utc_now
 from multichat.voices import TEXT
 
 __all__ = ["LOBBY", "Directory"]
@@ -44,6 +46,27 @@ LOBBY = "lobby"
 # As people call who has no name; and who is not found need not be looked for any longer.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
 _MAX_SOUGHT_CHARACTERS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """Who may come back, to which room and from where, and *until* when its name is kept for it."""
+
+    client: int
+    room: Room
+    place: str
+    until: float
+
+    def gives_way_to(self, other: Member, now: float) -> bool:
+        """Say whether *other* may have the name: who comes from the same place is likely the same.
+
+        A program that was killed and started again asks for its name and knows no session.
+        """
+        return other.client == self.client or _place(other) == self.place or self.until <= now
+
+
+def _place(member: Member) -> str:
+    return member.address.rpartition(":")[0]
 
 
 class Directory:
@@ -79,8 +102,8 @@ class Directory:
         self._members: dict[int, Member] = {}
         self._by_name: dict[str, Member] = {}
         self._rooms: dict[str, Room] = {}
-        # Names of those who are away, whose they are and until when; who left first is first.
-        self._away: dict[str, tuple[int, float]] = {}
+        # By the names of those who are away, who left first as the first.
+        self._away: dict[str, _Away] = {}
 
     @property
     def members(self) -> list[Member]:
@@ -172,11 +195,12 @@ class Directory:
 
     def _keep_name(self, member: Member) -> None:
         now = trio.current_time()
-        while self._away and (oldest := next(iter(self._away.items())))[1][1] <= now:
+        while self._away and (oldest := next(iter(self._away.items())))[1].until <= now:
             del self._away[oldest[0]]
         key = fold_name(member.name)
         self._away.pop(key, None)
-        self._away[key] = member.client, now + self._config.away_seconds
+        until = now + self._config.away_seconds
+        self._away[key] = _Away(member.client, member.room, _place(member), until)
 
     def dismiss(self, member: Member, reason: str, *, for_good: bool = False) -> None:
         """Have *member* leave against its wish, with a goodbye that gives the *reason*."""
@@ -216,8 +240,7 @@ class Directory:
             except RemoteProtocolError as error:
                 refused.append(error)
             else:
-                self._by_name[fold_name(name)] = member
-                member.name = name
+                self._take_name(member, name)
         room.join(member)
         self._note_change(member)
         return refused
@@ -263,21 +286,28 @@ class Directory:
         self._check_name(member, name)
         old = member.name
         self._by_name.pop(fold_name(old), None)
-        self._by_name[fold_name(name)] = member
-        member.name = name
+        self._take_name(member, name)
         if name != old:
             self._log.line("STATE", f"Client {member.client} is now called {name}")
             member.room.renamed(member)
             self._note_change(member)
         return old
 
+    def _take_name(self, member: Member, name: str) -> None:
+        key = fold_name(name)
+        self._by_name[key] = member
+        member.name = name
+        away = self._away.pop(key, None)
+        if away is not None and away.client != member.client:
+            away.room.give_up(away.client)
+
     def _check_name(self, member: Member, name: str) -> None:
         """Raise `NameTaken` or `Banned` if *member* cannot have that *name*."""
         key = fold_name(name)
         if self._by_name.get(key, member) is not member:
             raise NameTaken(name)
-        whose, until = self._away.get(key, (member.client, 0.0))
-        if whose != member.client and trio.current_time() < until:
+        away = self._away.get(key)
+        if away is not None and not away.gives_way_to(member, trio.current_time()):
             raise NameTaken(name)
         if self._is_banned(name):
             raise Banned(name)

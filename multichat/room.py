@@ -19,13 +19,14 @@ Invariants:
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import msgspec
 import trio
 
+from multichat import past
+from multichat.batch import MAX_BATCH_BYTES, Batch, Receipt, cut
 from multichat.clock import TimeSpeller
 from multichat.config import Slow
 from multichat.errors import NotKept, UnknownId
@@ -45,7 +46,6 @@ from multichat.messages import (
     Notice,
     Presence,
     Renamed,
-    Said,
     SaidRun,
 )
 from multichat.names import SERVER_NAME
@@ -53,26 +53,15 @@ from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
 from multichat.resume import Resumable
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Batch", "Counts", "Member", "Receipt", "Room", "cut", "utc_now"]
+__all__ = ["Counts", "Member", "Room", "utc_now"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
-
-# What one publish may add to a mailbox in one piece; more is cut between two messages, so that
-# members take turns and a mailbox's bound in bytes means something.
-MAX_BATCH_BYTES = 256 * 1024
 
 # Who comes in says hello next, and is announced by the name that it gives there.
 PRESENCE_SECONDS = 0.1
 
 # Not more often than this are members told who came and went.
 PRESENCE_PAUSE_SECONDS = 1.0
-
-# What is told of the past in one piece: a page of it, or what one publish may be.
-PAGE_MESSAGES = 500
-
-# The same for who asks for a page.
-MAX_HISTORY_MESSAGES = 100
-MAX_HISTORY_BYTES = 256 * 1024
 
 # Who has so much left to be told is told it while nobody else says anything: it takes one read of
 # the journal, and then it has caught up, however fast the others talk.
@@ -84,57 +73,6 @@ _utc = TimeSpeller(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
 def utc_now() -> str:
     """Spell the time as it stands on the wire: RFC 3339, in UTC, with milliseconds."""
     return _utc.spell(time.time())
-
-
-class Batch:
-    """Events that are delivered in one piece: spelled once for each voice, shared by all members.
-
-    *messages* is what a member misses who does not get it.
-    """
-
-    __slots__ = ("_spell", "_spelled", "messages")
-
-    def __init__(self, messages: int, spell: Callable[[Voice], bytes]) -> None:
-        self.messages = messages
-        self._spell = spell
-        self._spelled: dict[Voice, bytes] = {}
-
-    def spelled(self, voice: Voice) -> bytes:
-        """Return its bytes in *voice*; none if that voice is not told of it."""
-        data = self._spelled.get(voice)
-        if data is None:
-            self._spelled[voice] = data = self._spell(voice)
-        return data
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
-    """What became of a publish: one for each member, and for each of the batches it was cut into.
-
-    A single message is always one batch, so that for it these are members.
-
-    *delivered*: the operating system has all of it.  *queued*: it waits in the member's mailbox.
-    *dropped*: the member missed it, or had to go because of it.  *epoch* and *first* are what the
-    messages' ids are made of; empty if nothing was said, or nothing that has an id.
-    """
-
-    delivered: int = 0
-    queued: int = 0
-    dropped: int = 0
-    epoch: str = field(default="", compare=False)
-    first: int = field(default=0, compare=False)
-
-    def id_of(self, message: int) -> str:
-        """Return the id of the publish's message of that number, from 0."""
-        return message_id(self.epoch, self.first + message)
-
-    def __add__(self, other: "Receipt") -> "Receipt":
-        """Return what became of the same words in two rooms."""
-        return Receipt(
-            delivered=self.delivered + other.delivered,
-            queued=self.queued + other.queued,
-            dropped=self.dropped + other.dropped,
-        )
 
 
 @dataclass(slots=True)
@@ -163,30 +101,6 @@ class Member:
     voice: Voice = TEXT
     resumable: Resumable | None = None  # by which it may come back
     room: "Room" = field(init=False)
-
-
-def cut(said: SaidRun, voices: Iterable[Voice]) -> Iterator[Batch]:
-    """Make batches of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
-
-    A single message above that is a batch of its own.
-    """
-    messages = said.run.count("\n") + 1
-    batch = Batch(messages, lambda voice: voice.spell_said(said))
-    if messages == 1 or all(_fits(batch, voice, len(said.run)) for voice in voices):
-        yield batch
-    else:
-        texts = said.run.split("\n")
-        middle = messages // 2
-        halves = (said.first, texts[:middle]), (said.first + middle, texts[middle:])
-        for first, half in halves:
-            part = msgspec.structs.replace(said, first=first, run="\n".join(half))
-            yield from cut(part, voices)
-
-
-def _fits(batch: Batch, voice: Voice, characters: int) -> bool:
-    # Most that does not fit is seen without spelling it in vain.
-    least_bytes = characters + batch.messages * voice.least_said_bytes
-    return least_bytes <= MAX_BATCH_BYTES and len(batch.spelled(voice)) <= MAX_BATCH_BYTES
 
 
 class Room:
@@ -306,12 +220,16 @@ class Room:
     async def _tell_away(self) -> None:
         """Have the others told of those who were away for too long."""
         while self._away:  # the first is who has to be told of first: all have the same time
-            client, (deadline, reason) = next(iter(self._away.items()))
+            client, (deadline, _) = next(iter(self._away.items()))
             if trio.current_time() < deadline:
                 await trio.sleep_until(deadline)
-                continue
-            del self._away[client]
-            self._changes.leave(client, reason)
+            else:
+                self.give_up(client)
+
+    def give_up(self, client: int) -> None:
+        """Have the others told of one who is away that it left, if it is away."""
+        if (away := self._away.pop(client, None)) is not None:
+            self._changes.leave(client, away[1])
             self._have_told()
 
     def renamed(self, member: Member) -> None:
@@ -607,18 +525,7 @@ class Room:
         Raises `UnknownId` and `NotKept`.
         """
         stop = self._told if before is None else self.number_of(before)
-        start = max(self._journal.first, stop - min(limit, MAX_HISTORY_MESSAGES))
-        # A page of the longest lines is read whole before it is cut: 6.4 MiB.
-        runs = await self._journal.read(start, stop, max_bytes=1 << 62)
-        messages = [said for run in runs for said in _each(run)]
-        size, kept = 0, len(messages)
-        while kept:
-            size += len(JSON.spell(messages[kept - 1]))
-            if size > MAX_HISTORY_BYTES and kept < len(messages):
-                break
-            kept -= 1
-        first = start + kept
-        return HistoryPage(messages[kept:], first > self._journal.first, nonce=nonce)
+        return await past.read_history(self._journal, stop, limit, nonce)
 
     async def catch_up(self, member: Member, position: int) -> None:
         """Tell *member*, who is here and not live, what was said from number *position* on.
@@ -658,34 +565,9 @@ class Room:
                 return
 
     async def _page(self, member: Member, position: int) -> tuple[bytes, int]:
-        """Return what *member* is told next from *position* on, and the position behind it."""
-        stop = min(self._told, position + PAGE_MESSAGES)
-        runs = await self._journal.read(position, stop, max_bytes=MAX_BATCH_BYTES // 2)
-        told: list[bytes] = []
-        for run in runs:
-            if run.first > position:  # retention was faster
-                told.append(member.voice.spell(Missed(run.first - position)))
-            position = run.first + run.run.count("\n") + 1
-            if run.client != member.client:
-                told.append(member.voice.spell_said(run))
-        if not runs:
-            told.append(member.voice.spell(Missed(stop - position)))
-            position = stop
-        return b"".join(told), position
+        stop = min(self._told, position + past.PAGE_MESSAGES)
+        return await past.spell_page(self._journal, position, stop, member.voice, member.client)
 
     def _go_live(self, member: Member) -> None:
         if member in self:
             self._by_voice[member.voice][member.client] = member
-
-
-def _each(run: SaidRun) -> Iterator[Said]:
-    for number, text in enumerate(run.run.split("\n"), run.first):
-        yield Said(
-            id=message_id(run.epoch, number),
-            time=run.time,
-            room=run.room,
-            client=run.client,
-            name=run.name,
-            text=text,
-            act=run.act,
-        )

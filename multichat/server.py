@@ -27,6 +27,7 @@ import trio
 from multichat import transport
 from multichat.ban_file import BanFile
 from multichat.bans import Ban, Bans
+from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
 from multichat.config import DEFAULT_PORT, ServerConfig
@@ -46,7 +47,7 @@ from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.listen import beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
-from multichat.room import Member, Receipt
+from multichat.room import Member
 from multichat.session import Session
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_signal"]

@@ -17,6 +17,7 @@ from importlib.metadata import version
 import trio
 
 from multichat import transport
+from multichat.batch import Receipt
 from multichat.config import Message, ServerConfig
 from multichat.directory import Directory
 from multichat.entrance import Greeted
@@ -69,7 +70,7 @@ from multichat.messages import (
 from multichat.names import MAX_NAME_CHARACTERS, default_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
 from multichat.resume import Taken
-from multichat.room import Member, Receipt
+from multichat.room import Member
 from multichat.voices import JSON, help_notices
 
 __all__ = ["Session"]
