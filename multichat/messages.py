@@ -182,7 +182,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     """The answer to a hello: who we are, where, with how many *members*, and the *last* id there.
 
     *server* is the name and version of the program.  *session* is what we say in a hello to be who
-    we are, should we lose the connection; *resumed* whether we are, by that, who we were.
+    we are, should we lose the connection, empty where nobody can; *resumed* whether we are, by
+    that, who we were.
     """
 
     protocol: int
@@ -193,8 +194,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     limits: Limits
     last: str | None
     server: str
-    session: str
     resumed: bool
+    session: str = ""
 
 
 class Said(_Message, frozen=True, kw_only=True, tag="said"):

@@ -48,8 +48,9 @@ async def spell_page(
 ) -> tuple[bytes, int]:
     """Return what *client* is told next, and the position behind it.
 
-    That is from number *position* to before *stop*.  What it said itself is left out; of what is not kept any more it is told that it missed it.
-    Ends early where that is more than one piece.  Raises `NotKept` if it cannot be read.
+    That is from number *position* to before *stop*, or less where that is more than one piece.
+    What it said itself is left out; of what is not kept any more it is told that it missed it.
+    Raises `NotKept` if it cannot be read.
     """
     runs = await journal.read(position, stop, max_bytes=_PAGE_BYTES)
     told: list[bytes] = []

@@ -538,8 +538,8 @@ class Session:
                 Limits(self._config.max_line_bytes, MAX_NAME_CHARACTERS),
                 me.room.last_id,
                 _program(),
-                token,
                 resumed=resumed is not None,
+                session=token,
             ),
             *refused,
         )

@@ -26,7 +26,7 @@ UNKNOWN = "[Server] unknown command /json; /help lists them; start with // to sa
 
 def welcome(name: str = "Client 7", room: str = "lobby") -> Welcome:
     return Welcome(
-        PROTOCOL, 7, name, room, 2, Limits(65536, 32), None, "multichat 1", "", resumed=False
+        PROTOCOL, 7, name, room, 2, Limits(65536, 32), None, "multichat 1", resumed=False
     )
 
 

@@ -410,7 +410,7 @@ def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
     ("event", "lines"),
     [
         (
-            Welcome(1, 7, "alice", "lobby", 2, Limits(9, 9), None, "multichat 1", "", False),
+            Welcome(1, 7, "alice", "lobby", 2, Limits(9, 9), None, "multichat 1", False),
             ["you are alice in lobby; 2 are here"],
         ),
         (Joined(7, "alice"), ["alice joined"]),
