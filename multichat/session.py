@@ -188,10 +188,8 @@ class Session:
                     self._directory.enter(self.member)
                     with self._reading:
                         await self._read()
-                    if self._mailbox.failure is not None:  # and nothing came after it
-                        self._directory.leave(
-                            self.member, transport.reason_of(self._mailbox.failure)
-                        )
+                    if self._mailbox.failure:  # and nothing came after it
+                        self._directory.leave(self.member, self._mailbox.failure)
                 finally:  # while the nursery is open: who is in the room may need a writer
                     self._directory.leave(self.member, "the server ended the session")
                 deadline = trio.current_time() + self._config.grace_seconds
