@@ -41,7 +41,7 @@ from multichat.errors import (
 )
 from multichat.filters import Filters
 from multichat.framing import LineDecoder, clean
-from multichat.listen import beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
+from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
 from multichat.room import Member, Receipt
 from multichat.session import Session
@@ -181,7 +181,8 @@ class Server:
                     (self.handle, local),
                 ):
                     if listeners:
-                        await acceptors.start(accept, handle, listeners)
+                        doorsteps = [Doorstep(each, self._directory.turns) for each in listeners]
+                        await acceptors.start(accept, handle, doorsteps)
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")

@@ -10,6 +10,7 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
+import math
 from functools import cache
 from importlib.metadata import version
 
@@ -150,7 +151,7 @@ class Session:
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
         self._read_bytes = self._most_bytes
         self._turn_seconds = _MOST_TURN_SECONDS
-        self._heavy_at = -_HEAVY_SECONDS
+        self._heavy_at = -math.inf
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -231,6 +232,7 @@ class Session:
         if looks_like_tls(data):
             raise _Leave("it speaks TLS, this port does not")
         turns = self._directory.turns
+        is_newcomer = True  # one who comes, says a word and goes has nobody wait
         while data:
             now = trio.current_time()
             if len(data) >= HEAVY_BYTES:
@@ -240,8 +242,9 @@ class Session:
                     self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
                     await trio.sleep(delay)
                     now = trio.current_time()
-            elif now - self._heavy_at > _HEAVY_SECONDS:  # else it is the rest of a flood
+            elif now - self._heavy_at > _HEAVY_SECONDS and not is_newcomer:
                 turns.light(now)
+            is_newcomer = False
             await self._take(decoder.feed(data))
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
             data = await receive()
