@@ -149,7 +149,7 @@ class Session:
         self._messages = Bucket(rate, config.burst) if rate is not None else None
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
-        self._read_bytes = self._most_bytes
+        self._read_bytes = min(self._most_bytes, HEAVY_BYTES)  # until its turn is known
         self._turn_seconds = _MOST_TURN_SECONDS
         self._heavy_at = -math.inf
         self._slowed_at = -_TELL_SLOWED_SECONDS
