@@ -45,7 +45,7 @@ from multichat.filters import Filters
 from multichat.framing import LineDecoder, clean
 from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
-from multichat.listen import beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
+from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
 from multichat.room import Member
 from multichat.session import Session
@@ -197,7 +197,8 @@ class Server:
                     (self.handle, local),
                 ):
                     if listeners:
-                        await acceptors.start(accept, handle, listeners)
+                        doorsteps = [Doorstep(each, self._directory.turns) for each in listeners]
+                        await acceptors.start(accept, handle, doorsteps)
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
