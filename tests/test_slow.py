@@ -304,7 +304,6 @@ async def test_the_grace_period_begins_when_one_leaves_even_if_what_it_said_has_
         await trio.testing.wait_all_tasks_blocked()
         network.server.kick(3)
         await trio.sleep(1.5)
+        said = [*(f"[Client 1] {i}" for i in range(3)), "[Client 3] in its turn"]
+        assert await stalled.lines(4) == said
         assert not any("goodbye" in line for line in await deaf.rest())
-        assert await stalled.lines(4) == [f"[Client 1] {i}" for i in range(3)] + [
-            "[Client 3] in its turn"
-        ]
