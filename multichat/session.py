@@ -191,6 +191,8 @@ class Session:
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
+        deadline = trio.current_time() + self._config.grace_seconds
+        self._nursery.cancel_scope.deadline = deadline
         self._reading.cancel(reason=reason or "the client left")
 
     async def run(self) -> None:
@@ -209,8 +211,6 @@ class Session:
                         self._directory.leave(self.member, self._mailbox.failure)
                 finally:  # while the nursery is open: who is in the room may need a writer
                     self._directory.leave(self.member, "the server ended the session")
-                deadline = trio.current_time() + self._config.grace_seconds
-                self._nursery.cancel_scope.deadline = deadline
             if self._mailbox.drained:
                 await transport.hang_up(self._stream)
         finally:
