@@ -21,6 +21,7 @@ from multichat.messages import (
     Act,
     Direct,
     Directed,
+    Disconnected,
     Error,
     Event,
     Goodbye,
@@ -40,6 +41,7 @@ from multichat.messages import (
     Pong,
     Presence,
     Quit,
+    Reconnected,
     Rename,
     Renamed,
     Request,
@@ -51,6 +53,7 @@ from multichat.messages import (
     SayRun,
     Welcome,
     Who,
+    WireEvent,
     WireRequest,
 )
 from multichat.names import SERVER_NAME
@@ -290,6 +293,11 @@ class TextVoice:
                 return [f"{_GOODBYE}{reason}"]
             case Notice(text=text) | Error(text=text):
                 return [text]
+            case Disconnected(reason=reason, retry_seconds=seconds, failures=failures):
+                what = "Cannot connect" if failures else "Connection lost"
+                return [f"{what}: {reason}; trying again in {seconds:.1f} s"]
+            case Reconnected():
+                return _describe_reconnected(event)
         return []
 
     def spell(self, event: Event) -> bytes:
@@ -314,6 +322,17 @@ class TextVoice:
         if acted := _ACTED.fullmatch(line):
             return Said(name=acted[1], text=acted[2], act=True)
         return Said(name="", text=line)
+
+
+def _describe_reconnected(event: Reconnected) -> list[str]:
+    lines = ["Connected again"]
+    if not event.resumed:
+        lines[0] += ", as somebody new: the server has forgotten who we were"
+        if event.again:
+            lines.append("What it had not accepted is sent again, and may be said twice")
+    if event.unsure:
+        lines.append(f"{_messages(event.unsure)} may not have been said")
+    return lines
 
 
 def help_notices(nonce: Nonce | None = None) -> list[Notice]:
@@ -412,7 +431,7 @@ def _clean_strings(value: Any) -> Any:
 
 
 _REQUESTS = _Wire(WireRequest)
-_EVENTS = _Wire(Event)
+_EVENTS = _Wire(WireEvent)
 _HELLO = _Wire(Hello)
 _REQUEST_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(WireRequest))
 _encode = msgspec.json.Encoder().encode
