@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multichat.bans import Ban, parse_duration, parse_target
+    from multichat.batch import Receipt
     from multichat.chat import Chat
     from multichat.client import client_tls, connect, dial, dial_unix, open_chat
     from multichat.config import Filter, Message, ServerConfig, Slow
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
         Said,
         Welcome,
     )
-    from multichat.room import Receipt
     from multichat.server import MemberInfo, Server, ServerStatistics, serve
 
 __all__ = [
@@ -140,13 +140,15 @@ __all__ = [
 # point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
 _HOMES = (
     "bans",
+    "batch",
     "chat",
     "client",
     "config",
     "errors",
+    "journal",
+    "journal.memory",
     "listen",
     "messages",
-    "room",
     "server",
 )
 

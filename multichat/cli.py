@@ -1,300 +1,22 @@
-"""The command line: parse, build the configuration, run.  No logic.
+"""The command line: parse, build what is asked for, run.  No logic."""
 
-An expected failure is one line on standard error and exit status 1; a usage error is status 2.
-"""
-
-import logging
-import os
-import re
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import Enum
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
-from multichat.errors import MultichatError
+from multichat.cli_serve import serve
 from multichat.log import open_log
+from multichat.shell import PasswordFile, checked_password, fileno, one_line_errors
 
 if TYPE_CHECKING:
     from multichat.client import Endpoint
 
-__all__ = ["LogLevel", "client_main", "connect", "main", "send", "serve", "server_main", "who"]
-
-_DEFAULTS = ServerConfig()
-_MIB = 1024 * 1024
-
-_PasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="The password is in this file; or in the variable MULTICHAT_PASSWORD.",
-        envvar="MULTICHAT_PASSWORD_FILE",
-    ),
-]
-
-
-class LogLevel(Enum):
-    """What is logged: this and whatever is worse."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-def serve(
-    context: typer.Context,
-    port: Annotated[
-        int,
-        typer.Argument(
-            min=0,
-            max=65535,
-            help="TCP port; 0 lets the system choose, and with --unix it may be left out.",
-        ),
-    ] = DEFAULT_PORT,
-    host: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Address or name to listen on; may be repeated.",
-            envvar="MULTICHAT_HOST",
-            show_default="all, IPv4 and IPv6",
-        ),
-    ] = None,
-    unix: Annotated[
-        Path | None,
-        typer.Option(help="Listen on this Unix socket.", envvar="MULTICHAT_UNIX"),
-    ] = None,
-    unix_mode: Annotated[
-        str,
-        typer.Option(help="Its permissions, in octal.", envvar="MULTICHAT_UNIX_MODE"),
-    ] = "0600",
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(
-            help="Speak TLS on the port, with this certificate (PEM, the whole chain).",
-            envvar="MULTICHAT_TLS_CERT",
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Path | None,
-        typer.Option(
-            help="Its private key.",
-            envvar="MULTICHAT_TLS_KEY",
-            show_default="in the same file",
-        ),
-    ] = None,
-    password_file: _PasswordFile = None,
-    max_line: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Longest line taken from a client, in bytes.", envvar="MULTICHAT_MAX_LINE"
-        ),
-    ] = _DEFAULTS.max_line_bytes,
-    mailbox: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Batches that may wait for one client.", envvar="MULTICHAT_MAILBOX"
-        ),
-    ] = _DEFAULTS.mailbox_batches,
-    slow: Annotated[
-        Slow,
-        typer.Option(
-            help="What to do when a client's mailbox is full: make the sender wait, "
-            "skip messages and say so, or disconnect it.",
-            envvar="MULTICHAT_SLOW",
-        ),
-    ] = _DEFAULTS.slow,
-    patience: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds that a slow client may keep the others waiting.",
-            envvar="MULTICHAT_PATIENCE",
-        ),
-    ] = _DEFAULTS.patience_seconds,
-    max_clients: Annotated[
-        int,
-        typer.Option(min=1, help="Clients at a time.", envvar="MULTICHAT_MAX_CLIENTS"),
-    ] = _DEFAULTS.max_clients,
-    max_clients_per_address: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Clients at a time from one address; of IPv6, from one /64.",
-            envvar="MULTICHAT_MAX_CLIENTS_PER_ADDRESS",
-            show_default="as many as in all",
-        ),
-    ] = _DEFAULTS.max_clients_per_address,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Messages a second taken from a client; faster ones are slowed down.",
-            envvar="MULTICHAT_RATE",
-            show_default="as they come",
-        ),
-    ] = _DEFAULTS.rate,
-    burst: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="With --rate, messages that may come at once.",
-            envvar="MULTICHAT_BURST",
-        ),
-    ] = _DEFAULTS.burst,
-    byte_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Bytes a second taken from a client.",
-            envvar="MULTICHAT_BYTE_RATE",
-            show_default="as they come",
-        ),
-    ] = _DEFAULTS.byte_rate,
-    memory: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="MiB that may wait for all clients together; beyond, who is furthest behind goes.",
-            envvar="MULTICHAT_MEMORY",
-        ),
-    ] = _DEFAULTS.memory_bytes // _MIB,
-    idle: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds after which a client that says nothing has to go.",
-            envvar="MULTICHAT_IDLE",
-            show_default="never",
-        ),
-    ] = _DEFAULTS.idle_seconds,
-    filter_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            help="Function that each message goes through, as package.module:function; "
-            "may be repeated.",
-            envvar="MULTICHAT_FILTER",
-        ),
-    ] = None,
-    ban_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep the operator's bans in this file.",
-            envvar="MULTICHAT_BAN_FILE",
-            show_default="until the server ends",
-        ),
-    ] = None,
-    max_rooms: Annotated[
-        int,
-        typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
-    ] = _DEFAULTS.max_rooms,
-    announce: Annotated[
-        bool,
-        typer.Option(
-            "--announce",
-            help="Tell those who use nc, too, who comes and goes.",
-            envvar="MULTICHAT_ANNOUNCE",
-        ),
-    ] = _DEFAULTS.announce,
-    grace: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds to deliver what waits to clients that leave.",
-            envvar="MULTICHAT_GRACE",
-        ),
-    ] = _DEFAULTS.grace_seconds,
-    log_file: Annotated[
-        Path | None,
-        typer.Option(help="Append the log to this file too.", envvar="MULTICHAT_LOG_FILE"),
-    ] = None,
-    log_level: Annotated[
-        LogLevel,
-        typer.Option(help="The least serious lines to log.", envvar="MULTICHAT_LOG_LEVEL"),
-    ] = LogLevel.INFO,
-) -> None:
-    """Run a chat server until Ctrl+C.
-
-    Anybody on the network can join: with `multichat connect HOST PORT`, or with `nc HOST PORT`;
-    with --password-file, or the password itself in MULTICHAT_PASSWORD, who knows the password.
-
-    In a terminal what you type is told to everybody as [Server]; /help lists what else you can do.
-    """
-    if tls_key is not None and tls_cert is None:
-        raise typer.BadParameter("--tls-key needs --tls-cert")
-    source = context.get_parameter_source("port")
-    is_said = source is not None and source.name != "DEFAULT"
-    try:
-        config = ServerConfig(
-            max_line_bytes=max_line,
-            mailbox_batches=mailbox,
-            slow=slow,
-            patience_seconds=patience,
-            max_clients=max_clients,
-            max_clients_per_address=max_clients_per_address,
-            rate=rate,
-            burst=burst,
-            byte_rate=byte_rate,
-            memory_bytes=memory * _MIB,
-            idle_seconds=idle,
-            password=_password(password_file),
-            filters=_filters(filter_ or []),
-            max_rooms=max_rooms,
-            announce=announce,
-            grace_seconds=grace,
-        )
-        if not re.fullmatch("0?[0-7]{3}", unix_mode):
-            raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    level = getattr(logging, log_level.name)
-    with (
-        _one_line_errors(),
-        open_log(_fileno(sys.stdout), level=level, file=log_file) as writer,
-    ):
-        import trio
-
-        from multichat.listen import server_tls
-        from multichat.operator import run_console
-        from multichat.server import Server, serve_until_signal
-
-        server = Server(config)
-        show = writer.show if sys.stdout.isatty() else partial(typer.echo, err=True)
-        tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
-        if ban_file is not None:
-            server.keep_bans(ban_file)
-        tcp_port = port if is_said or unix is None else None
-        run = partial(
-            server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
-        )
-        trio.run(serve_until_signal, server, run, partial(run_console, server, show))
-
-
-def _filters(names: list[str]) -> tuple[Filter, ...]:
-    if not names:
-        return ()
-    from multichat.filters import load_filter
-
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
-    return tuple(map(load_filter, names))
-
-
-def _password(file: Path | None) -> str | None:
-    """Return the password that a file or the environment holds; raises `ValueError`."""
-    if file is None:
-        return os.environ.get("MULTICHAT_PASSWORD") or None
-    try:
-        password = file.read_text("utf-8")
-    except OSError as error:
-        raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: not UTF-8") from None
-    return password.removesuffix("\n").removesuffix("\r")
-
+__all__ = ["client_main", "connect", "main", "send", "server_main", "who"]
 
 _Host = Annotated[str, typer.Argument(help="Address or name of the server.")]
 _Port = Annotated[int, typer.Argument(min=1, max=65535, help="Its TCP port.")]
@@ -350,7 +72,7 @@ def connect(
     ] = None,
     name: _Name = None,
     room: _Room = None,
-    password_file: _PasswordFile = None,
+    password_file: PasswordFile = None,
     tls: _Tls = False,
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
@@ -382,8 +104,8 @@ def connect(
         raise typer.BadParameter("HOST and PORT, or --unix PATH, are missing")
     if host is not None and port is None:
         raise typer.BadParameter("PORT is missing")
-    input_fd = None if listen else _fileno(sys.stdin)
-    with _one_line_errors():
+    input_fd = None if listen else fileno(sys.stdin)
+    with one_line_errors():
         import trio
 
         from multichat.client import Endpoint
@@ -392,7 +114,7 @@ def connect(
             endpoint = _endpoint(host, port, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
         else:
             endpoint = Endpoint(unix=unix)
-        password = _checked_password(password_file)
+        password = checked_password(password_file)
         if json:
             from multichat.console import until_signal
             from multichat.errands import pass_json
@@ -401,14 +123,14 @@ def connect(
                 pass_json,
                 endpoint,
                 input_fd=input_fd,
-                output_fd=_fileno(sys.stdout),
+                output_fd=fileno(sys.stdout),
                 name=name,
                 room=room,
                 password=password,
             )
             trio.run(until_signal, errand)
             return
-        with open_log(_fileno(sys.stdout)) as writer:
+        with open_log(fileno(sys.stdout)) as writer:
             from multichat.console import Console
 
             console = Console(
@@ -437,7 +159,7 @@ def send(
     ],
     name: _Name = None,
     room: _Room = None,
-    password_file: _PasswordFile = None,
+    password_file: PasswordFile = None,
     tls: _Tls = False,
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
@@ -447,7 +169,7 @@ def send(
 
     A name that is taken is no reason not to say it; a room that cannot be had is.
     """
-    with _one_line_errors():
+    with one_line_errors():
         import trio
 
         from multichat.console import until_signal
@@ -458,10 +180,10 @@ def send(
             send,
             _endpoint(host, port, tls=tls, tls_ca=tls_ca, tls_name=tls_name),
             said,
-            input_fd=_fileno(sys.stdin),
+            input_fd=fileno(sys.stdin),
             name=name,
             room=room,
-            password=_checked_password(password_file),
+            password=checked_password(password_file),
             plain=plain,
         )
         if not trio.run(until_signal, errand):
@@ -472,20 +194,20 @@ def who(
     host: _Host,
     port: _Port,
     room: _Room = None,
-    password_file: _PasswordFile = None,
+    password_file: PasswordFile = None,
     tls: _Tls = False,
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
 ) -> None:
     """List who is in a room, by number and name, one on a line."""
-    with _one_line_errors():
+    with one_line_errors():
         import trio
 
         from multichat.console import until_signal
         from multichat.errands import who
 
         endpoint = _endpoint(host, port, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
-        password = _checked_password(password_file)
+        password = checked_password(password_file)
 
         async def show() -> None:
             for line in await who(endpoint, room=room, password=password):
@@ -493,39 +215,6 @@ def who(
 
         if not trio.run(until_signal, show):
             raise typer.Exit(1)
-
-
-def _checked_password(file: Path | None) -> str | None:
-    try:
-        return _password(file)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what can be expected to go wrong into one line on standard error and status 1."""
-    # Where trio does not listen for it, before and after its run, SIGTERM is a quiet end too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:  # before trio took over, or after it let go
-        raise typer.Exit from None
-    except MultichatError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if error.filename:
-            reason = f"{error.filename}: {reason}"
-    else:
-        return
-    typer.echo(f"multichat: {reason}", err=True)
-    raise typer.Exit(1)
-
-
-def _fileno(stream: TextIO | None) -> int:
-    """Return the descriptor of a standard stream, or of nothing if it was closed before us."""
-    return os.open(os.devnull, os.O_RDWR) if stream is None else stream.fileno()
 
 
 def _print_version(wanted: bool) -> None:

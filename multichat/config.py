@@ -91,6 +91,10 @@ class ServerConfig:
     # `multichat connect`, are always told who comes and goes.
     announce: bool = False
 
+    # Whoever may come back is away for so long before the others hear that it left, and so long its
+    # name is nobody else's: what it takes to notice a broken connection and make a new one.
+    away_seconds: float = 5.0
+
     # As long as a person waits for a program that was told to stop before telling it again.
     grace_seconds: float = 5.0
 
@@ -100,7 +104,7 @@ class ServerConfig:
                 raise ValueError(f"{name} must be at least 1")
         if self.max_clients_per_address is not None and self.max_clients_per_address < 1:
             raise ValueError("max_clients_per_address must be at least 1")
-        for name in ("patience_seconds", "grace_seconds", "memory_bytes"):
+        for name in ("patience_seconds", "grace_seconds", "away_seconds", "memory_bytes"):
             if not getattr(self, name) >= 0:  # NaN is not either
                 raise ValueError(f"{name} must be 0 or more")
         for name in (

@@ -7,23 +7,36 @@ Invariants:
 
 1. A client is in exactly one room, and in it from `enter` to `leave`.
 2. No two clients, and no two rooms, have names that are the same (`multichat.names.fold_name`).
-3. A room is there while somebody is in it: an empty one costs nothing.
+3. A room is there while somebody is in it: an empty one costs nothing but what its journal keeps.
+4. The name of who is away for a moment is kept for it.
 """
 
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
+from multichat.batch import Receipt
 from multichat.config import ServerConfig, Slow
-from multichat.errors import Banned, InvalidName, NameTaken, NotDelivered, TooManyRooms
+from multichat.errors import (
+    Banned,
+    InvalidName,
+    NameTaken,
+    NotDelivered,
+    RemoteProtocolError,
+    TooManyRooms,
+)
+from multichat.journal import Journal
+from multichat.journal.memory import MemoryJournal
 from multichat.limits import Budget, Turns
 from multichat.log import Log
 from multichat.mailbox import Offer
 from multichat.messages import Directed, Goodbye, Notice
-from multichat.names import SERVER_NAME, fold_name, parse_name
-from multichat.room import Counts, Member, Receipt, Room, utc_now
+from multichat.names import SERVER_NAME, default_name, fold_name, parse_name
+from multichat.resume import Resumable, Resumables
+from multichat.room import Counts, Member, Room, utc_now
 from multichat.voices import TEXT
 
 __all__ = ["LOBBY", "Directory"]
@@ -35,11 +48,33 @@ _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
 _MAX_SOUGHT_CHARACTERS = 128
 
 
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """Who may come back, to which room and from where, and *until* when its name is kept for it."""
+
+    client: int
+    room: Room
+    place: str
+    until: float
+
+    def gives_way_to(self, other: Member, now: float) -> bool:
+        """Say whether *other* may have the name: who comes from the same place is likely the same.
+
+        A program that was killed and started again asks for its name and knows no session.
+        """
+        return other.client == self.client or _place(other) == self.place or self.until <= now
+
+
+def _place(member: Member) -> str:
+    return member.address.rpartition(":")[0]
+
+
 class Directory:
     """The members and rooms of one server.
 
     Any task may call anything; only `broadcast`, `direct`, `tell` and `close` wait.  *start_soon*
-    is for the rooms.  *is_banned* says whether nobody may have that name.
+    is for the rooms.  *is_banned* says whether nobody may have that name.  *journal*, which is
+    open, keeps what is said; *resumables* are those who may come back.
 
     *budget* is what all mailboxes together may hold: whoever is furthest behind has to go first.
     *turns* are what those who flood have of the event loop.
@@ -51,7 +86,10 @@ class Directory:
         log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
         is_banned: Callable[[str], bool] = lambda _: False,
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal or MemoryJournal()
+        self.resumables = Resumables(self._journal)
         self.counts = Counts()
         self.closed = ""
         self.budget = Budget(config.memory_bytes, self._shed_soon)
@@ -64,7 +102,8 @@ class Directory:
         self._members: dict[int, Member] = {}
         self._by_name: dict[str, Member] = {}
         self._rooms: dict[str, Room] = {}
-        self._last_epoch = 0
+        # By the names of those who are away, who left first as the first.
+        self._away: dict[str, _Away] = {}
 
     @property
     def members(self) -> list[Member]:
@@ -99,14 +138,13 @@ class Directory:
             rooms = len(self._rooms) - (leaving is not None and len(leaving) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
-            # A time, so that ids still rise when a room, or a server, begins anew.
-            self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
             room = self._rooms[key] = Room(
                 name,
-                epoch=f"{self._last_epoch:011x}",
+                journal=self._journal.room(key),
                 log=self._log,
                 slow=self._config.slow,
                 announce=self._config.announce,
+                away_seconds=self._config.away_seconds,
                 counts=self.counts,
                 dismiss=self.dismiss,
                 start_soon=self._start_soon,
@@ -125,26 +163,96 @@ class Directory:
         if self.closed:
             self.dismiss(member, self.closed)
 
-    def leave(self, member: Member, reason: str = "", *, last_words: bytes = b"") -> None:
+    def leave(
+        self, member: Member, reason: str = "", *, last_words: bytes = b"", for_good: bool = False
+    ) -> None:
         """Take *member* out at once.  Idempotent.
 
         *reason* is for the others and the log, and empty if it was the member's own wish.  What
-        waits in the mailbox, and then *last_words*, may still be written.
+        waits in the mailbox, and then *last_words*, may still be written.  Unless it leaves *for
+        good*, one who was given a session may come back with it.
         """
         if self._members.get(member.client) is not member:
             return
-        del self._members[member.client]
-        self._by_name.pop(fold_name(member.name), None)
+        resumable = member.resumable
+        if resumable is not None and for_good:
+            self.resumables.forget(resumable)
+            resumable = None
+        elif resumable is not None:
+            self.resumables.go(resumable, time.time())
         member.mailbox.close(last_words)
-        member.room.leave(member, reason)
-        self._close_if_empty(member.room)
+        self._take_out(member, reason, away=resumable is not None)
         suffix = f" ({reason})" if reason else ""
         self._log.line("STATE", f"Client {member.client} disconnected{suffix}")
         member.on_leave(reason)
 
-    def dismiss(self, member: Member, reason: str) -> None:
+    def _take_out(self, member: Member, reason: str, *, away: bool = False) -> None:
+        del self._members[member.client]
+        if self._by_name.pop(fold_name(member.name), None) is not None and away:
+            self._keep_name(member)
+        member.room.leave(member, reason, away=away)
+        self._close_if_empty(member.room)
+
+    def _keep_name(self, member: Member) -> None:
+        now = trio.current_time()
+        while self._away and (oldest := next(iter(self._away.items())))[1].until <= now:
+            del self._away[oldest[0]]
+        key = fold_name(member.name)
+        self._away.pop(key, None)
+        until = now + self._config.away_seconds
+        self._away[key] = _Away(member.client, member.room, _place(member), until)
+
+    def dismiss(self, member: Member, reason: str, *, for_good: bool = False) -> None:
         """Have *member* leave against its wish, with a goodbye that gives the *reason*."""
-        self.leave(member, reason, last_words=member.voice.spell(Goodbye(reason)))
+        last_words = member.voice.spell(Goodbye(reason))
+        self.leave(member, reason, last_words=last_words, for_good=for_good)
+
+    def give_session(self, member: Member) -> str:
+        """Let *member* come back, should it lose its connection; return the token for that."""
+        token, member.resumable = self.resumables.issue(
+            member.client, self._own_name(member), member.room.name, time.time()
+        )
+        return token
+
+    def resume(self, member: Member, resumable: Resumable) -> list[RemoteProtocolError]:
+        """Have *member*, who has just come, be who has that session: number, name and room.
+
+        Whoever is that now has to go, and nobody is told.  Returns what it cannot have any more.
+        """
+        refused: list[RemoteProtocolError] = []
+        name, room_name, old = resumable.name, resumable.room, self._members.get(resumable.client)
+        self._log.line("STATE", f"Client {member.client} is Client {resumable.client} again")
+        self._take_out(member, "")
+        if old is not None:
+            self.dismiss(old, "taken over by a new connection")
+        self.resumables.come(resumable)
+        member.client, member.resumable = resumable.client, resumable
+        member.name = default_name(member.client)
+        self._members[member.client] = member
+        try:
+            room = self._open(room_name)
+        except TooManyRooms as error:
+            refused.append(error)
+            room = self._open(LOBBY)
+        if name:
+            try:
+                self._check_name(member, name)
+            except RemoteProtocolError as error:
+                refused.append(error)
+            else:
+                self._take_name(member, name)
+        room.join(member)
+        self._note_change(member)
+        return refused
+
+    def _own_name(self, member: Member) -> str:
+        return "" if fold_name(member.name) not in self._by_name else member.name
+
+    def _note_change(self, member: Member) -> None:
+        if member.resumable is not None:
+            self.resumables.changed(
+                member.resumable, self._own_name(member), member.room.name, time.time()
+            )
 
     def _shed_soon(self) -> None:
         # Not now: a publish is in the middle of its members.
@@ -175,19 +283,34 @@ class Directory:
         name = parse_name(name)
         if name.isdecimal():
             raise InvalidName(f"nobody can be called {name}: that is a client's number")
-        key = fold_name(name)
-        if self._by_name.get(key, member) is not member:
-            raise NameTaken(name)
-        if self._is_banned(name):
-            raise Banned(name)
+        self._check_name(member, name)
         old = member.name
         self._by_name.pop(fold_name(old), None)
-        self._by_name[key] = member
-        member.name = name
+        self._take_name(member, name)
         if name != old:
             self._log.line("STATE", f"Client {member.client} is now called {name}")
             member.room.renamed(member)
+            self._note_change(member)
         return old
+
+    def _take_name(self, member: Member, name: str) -> None:
+        key = fold_name(name)
+        self._by_name[key] = member
+        member.name = name
+        away = self._away.pop(key, None)
+        if away is not None and away.client != member.client:
+            away.room.give_up(away.client)
+
+    def _check_name(self, member: Member, name: str) -> None:
+        """Raise `NameTaken` or `Banned` if *member* cannot have that *name*."""
+        key = fold_name(name)
+        if self._by_name.get(key, member) is not member:
+            raise NameTaken(name)
+        away = self._away.get(key)
+        if away is not None and not away.gives_way_to(member, trio.current_time()):
+            raise NameTaken(name)
+        if self._is_banned(name):
+            raise Banned(name)
 
     def move(self, member: Member, room_name: str) -> None:
         """Have *member* go to another room; nothing if it is there.
@@ -202,6 +325,7 @@ class Directory:
         self._close_if_empty(old)
         new.join(member)
         self._log.line("STATE", f"Client {member.client} joined {new.name}")
+        self._note_change(member)
 
     async def direct(self, sender: Member, recipient: Member, text: str) -> None:
         """Tell *recipient* alone; waits for it as long as a room would, and at its expense.

@@ -110,7 +110,7 @@ class Rename(_Message, frozen=True, tag="name"):
 
 
 class Join(_Message, frozen=True, tag="join"):
-    """Let me into *room*, out of the one that I am in; and tell me what was said *since* that id."""
+    """Let me into *room*, out of mine; and tell me what was said there *since* that id."""
 
     room: str
     since: str | None = None
@@ -185,7 +185,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     """The answer to a hello: who we are, where, with how many *members*, and the *last* id there.
 
     *server* is the name and version of the program.  *session* is what we say in a hello to be who
-    we are, should we lose the connection; *resumed* whether we are, by that, who we were.
+    we are, should we lose the connection, empty where nobody can; *resumed* whether we are, by
+    that, who we were.
     """
 
     protocol: int
@@ -196,8 +197,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     limits: Limits
     last: str | None
     server: str
-    session: str
     resumed: bool
+    session: str = ""
 
 
 class Said(_Message, frozen=True, kw_only=True, tag="said"):
@@ -365,7 +366,7 @@ class SaidRun(msgspec.Struct, frozen=True):
     """What one publish says in a room: several `Said` in a row, not yet spelled.
 
     *run* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
-    on (see `multichat.voices`).
+    on (see `multichat.ids`).
     """
 
     epoch: str

@@ -45,6 +45,16 @@ class Changes:
         self._changed[client] = None
         self._reasons[client] = reason
 
+    def announce(self, client: int, name: str) -> Joined | None:
+        """Return what is to be told of one who has left and is about to be heard, if anything is.
+
+        Of its leaving will be told after it.
+        """
+        if client in self._names or client in self._told or client in self._shown:
+            return None
+        self._shown[client] = name
+        return Joined(client, name)
+
     def show(self) -> None:
         """Note that somebody was shown all who are there, by the names that they have now."""
         for client in self._changed:

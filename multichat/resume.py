@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from hashlib import sha256
 
 from multichat.errors import NotKept
+from multichat.ids import message_id
 from multichat.journal import Journal, Keeping, SessionRecord
 from multichat.messages import Nonce
-from multichat.voices import message_id
 
 __all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
 

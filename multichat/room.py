@@ -7,37 +7,55 @@ nothing of sockets, and of clients only what a `Member` says.
 Invariants:
 
 1. All members see the same messages in the same order, but for what they were told they missed.
-2. Once a publish has been logged, every member gets it, is told that it missed it, or leaves;
-   cancelling the sender does not change that.
+2. What is said is numbered by the journal at once, and told when that has kept it: first the
+   journal, then the members, then the sender.  From the first of the three on, neither cancelling
+   the sender nor its leaving changes that every member gets it, is told that it missed it, or
+   leaves.
 3. The room waits for full members together, and for each at most as long as its patience.
 4. Who leaves is out at once: nobody waits for, and nothing is queued to, who is gone.
 5. Who speaks has been announced before, to everybody who is told of such things.
+6. A member is *live*, or being told what was said before: it becomes live in the step in which
+   nothing lies between the two.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import msgspec
 import trio
 
+from multichat import past
+from multichat.batch import MAX_BATCH_BYTES, Batch, Receipt, cut
 from multichat.clock import TimeSpeller
 from multichat.config import Slow
+from multichat.errors import NotKept, UnknownId
+from multichat.ids import message_id, message_number
+from multichat.journal import Keeping, RoomJournal
 from multichat.log import Log
 from multichat.mailbox import Mailbox, Offer
-from multichat.messages import Joined, Left, MemberName, Notice, Presence, Renamed, SaidRun
+from multichat.messages import (
+    Error,
+    Event,
+    HistoryPage,
+    Joined,
+    Left,
+    MemberName,
+    Missed,
+    Nonce,
+    Notice,
+    Presence,
+    Renamed,
+    SaidRun,
+)
 from multichat.names import SERVER_NAME
 from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
-from multichat.voices import JSON, TEXT, Voice, message_id
+from multichat.resume import Resumable
+from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Batch", "Counts", "Member", "Receipt", "Room", "cut", "utc_now"]
+__all__ = ["Counts", "Member", "Room", "utc_now"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
-
-# What one publish may add to a mailbox in one piece; more is cut between two messages, so that
-# members take turns and a mailbox's bound in bytes means something.
-MAX_BATCH_BYTES = 256 * 1024
 
 # Who comes in says hello next, and is announced by the name that it gives there.
 PRESENCE_SECONDS = 0.1
@@ -45,63 +63,16 @@ PRESENCE_SECONDS = 0.1
 # Not more often than this are members told who came and went.
 PRESENCE_PAUSE_SECONDS = 1.0
 
+# Who has so much left to be told is told it while nobody else says anything: it takes one read of
+# the journal, and then it has caught up, however fast the others talk.
+_HAND_OVER_MESSAGES = 256
+
 _utc = TimeSpeller(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
 
 
 def utc_now() -> str:
     """Spell the time as it stands on the wire: RFC 3339, in UTC, with milliseconds."""
     return _utc.spell(time.time())
-
-
-class Batch:
-    """Events that are delivered in one piece: spelled once for each voice, shared by all members.
-
-    *messages* is what a member misses who does not get it.
-    """
-
-    __slots__ = ("_spell", "_spelled", "messages")
-
-    def __init__(self, messages: int, spell: Callable[[Voice], bytes]) -> None:
-        self.messages = messages
-        self._spell = spell
-        self._spelled: dict[Voice, bytes] = {}
-
-    def spelled(self, voice: Voice) -> bytes:
-        """Return its bytes in *voice*; none if that voice is not told of it."""
-        data = self._spelled.get(voice)
-        if data is None:
-            self._spelled[voice] = data = self._spell(voice)
-        return data
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Receipt:
-    """What became of a publish: one for each member, and for each of the batches it was cut into.
-
-    A single message is always one batch, so that for it these are members.
-
-    *delivered*: the operating system has all of it.  *queued*: it waits in the member's mailbox.
-    *dropped*: the member missed it, or had to go because of it.  *epoch* and *first* are what the
-    messages' ids are made of; empty if nothing was said, or nothing that has an id.
-    """
-
-    delivered: int = 0
-    queued: int = 0
-    dropped: int = 0
-    epoch: str = field(default="", compare=False)
-    first: int = field(default=0, compare=False)
-
-    def id_of(self, message: int) -> str:
-        """Return the id of the publish's message of that number, from 0."""
-        return message_id(self.epoch, self.first + message)
-
-    def __add__(self, other: "Receipt") -> "Receipt":
-        """Return what became of the same words in two rooms."""
-        return Receipt(
-            delivered=self.delivered + other.delivered,
-            queued=self.queued + other.queued,
-            dropped=self.dropped + other.dropped,
-        )
 
 
 @dataclass(slots=True)
@@ -128,62 +99,41 @@ class Member:
     address: str
     on_leave: Callable[[str], None]
     voice: Voice = TEXT
+    resumable: Resumable | None = None  # by which it may come back
     room: "Room" = field(init=False)
-
-
-def cut(said: SaidRun, voices: Iterable[Voice]) -> Iterator[Batch]:
-    """Make batches of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
-
-    A single message above that is a batch of its own.
-    """
-    messages = said.run.count("\n") + 1
-    batch = Batch(messages, lambda voice: voice.spell_said(said))
-    if messages == 1 or all(_fits(batch, voice, len(said.run)) for voice in voices):
-        yield batch
-    else:
-        texts = said.run.split("\n")
-        middle = messages // 2
-        halves = (said.first, texts[:middle]), (said.first + middle, texts[middle:])
-        for first, half in halves:
-            part = msgspec.structs.replace(said, first=first, run="\n".join(half))
-            yield from cut(part, voices)
-
-
-def _fits(batch: Batch, voice: Voice, characters: int) -> bool:
-    # Most that does not fit is seen without spelling it in vain.
-    least_bytes = characters + batch.messages * voice.least_said_bytes
-    return least_bytes <= MAX_BATCH_BYTES and len(batch.spelled(voice)) <= MAX_BATCH_BYTES
 
 
 class Room:
     """A conversation with one order.
 
-    Any task may call anything; `say`, `notify` and `settle` wait for the room's order, the rest
-    never waits.  *epoch* is the start of its messages' ids: no other room has or had the same.
+    Any task may call anything; `say`, `notify`, `settle`, `history` and `catch_up` wait, the rest
+    never does.  *journal* is where what is said here is kept.
 
     *dismiss* has a member leave the server against its wish.  *start_soon* starts a task that
     outlives the call: what tells members who came and went; *announce* has it told in the text
-    voice, too.
+    voice, too.  Who leaves and may come back is told to have left after *away_seconds*.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        epoch: str,
+        journal: RoomJournal,
         log: Log,
         slow: Slow,
         announce: bool,
+        away_seconds: float,
         counts: Counts,
         dismiss: Callable[[Member, str], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self.name = name
-        self.epoch = epoch
-        self.messages = 0
+        self._journal = journal
+        self._told = journal.next  # the number of what is told next
         self._log = log
         self._slow = slow
         self._announce = announce
+        self._away_seconds = away_seconds
         self._counts = counts
         self._dismiss = dismiss
         self._start_soon = start_soon
@@ -196,6 +146,7 @@ class Room:
         self._changes = Changes()
         self._telling = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
+        self._away: dict[int, tuple[float, str]] = {}  # until when, and why they left then
 
     @property
     def members(self) -> list[Member]:
@@ -217,25 +168,69 @@ class Room:
 
     @property
     def last_id(self) -> str | None:
-        """The id of what was said last, if anything was."""
-        return message_id(self.epoch, self.messages - 1) if self.messages else None
+        """The id of what was told last, if anything was."""
+        return message_id(self._journal.epoch, self._told - 1) if self._told else None
+
+    @property
+    def messages(self) -> int:
+        """How many messages were told here, ever."""
+        return self._told
+
+    def number_of(self, id_: str) -> int:
+        """Return the number of the message that has that id; raises `UnknownId`."""
+        number = message_number(self._journal.epoch, id_)
+        if number is None or number >= self._told:
+            raise UnknownId
+        return number
+
+    def number_of_last(self, messages: int) -> int:
+        """Return the number of the first of the last *messages* that are kept."""
+        return max(self._journal.first, self._told - messages)
 
     def join(self, member: Member) -> None:
-        """Let *member* in: it sees all that is said from now on."""
+        """Let *member* in: it is told all that is said from now on."""
         self._members[member.client] = member
         self._by_voice[member.voice][member.client] = member
         member.room = self
+        self._away.pop(member.client, None)
         self._changes.enter(member.client, member.name)
         self._have_told()
 
-    def leave(self, member: Member, reason: str = "") -> None:
-        """Take *member* out at once; *reason* is empty if it was the member's own wish."""
+    def pause(self, member: Member) -> None:
+        """From now on *member* is told nothing that is said, until it has caught up."""
+        self._by_voice[member.voice].pop(member.client, None)
+
+    def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
+        """Take *member* out at once; *reason* is empty if it was the member's own wish.
+
+        If it is only *away* the others hear of that when it has not come back after a while.
+        """
         del self._members[member.client]
-        del self._by_voice[member.voice][member.client]
+        self._by_voice[member.voice].pop(member.client, None)
         if self._deadlines.pop(member, None) is not None:
             self._woken.set()
+        if away and self._away_seconds and self._listeners and not self._closing:
+            if not self._away:
+                self._start_soon(self._tell_away)
+            self._away[member.client] = (trio.current_time() + self._away_seconds, reason)
+            return
         self._changes.leave(member.client, reason)
         self._have_told()
+
+    async def _tell_away(self) -> None:
+        """Have the others told of those who were away for too long."""
+        while self._away:  # the first is who has to be told of first: all have the same time
+            client, (deadline, _) = next(iter(self._away.items()))
+            if trio.current_time() < deadline:
+                await trio.sleep_until(deadline)
+            else:
+                self.give_up(client)
+
+    def give_up(self, client: int) -> None:
+        """Have the others told of one who is away that it left, if it is away."""
+        if (away := self._away.pop(client, None)) is not None:
+            self._changes.leave(client, away[1])
+            self._have_told()
 
     def renamed(self, member: Member) -> None:
         """Have the others told that *member* has another name now."""
@@ -244,15 +239,21 @@ class Room:
 
     def speak(self, member: Member, voice: Voice) -> None:
         """From now on *member* is told everything in *voice*."""
-        del self._by_voice[member.voice][member.client]
+        live = self._by_voice[member.voice].pop(member.client, None)
         member.voice = voice
-        self._by_voice[voice][member.client] = member
+        if live is not None:
+            self._by_voice[voice][member.client] = member
 
     # --- Who is here ------------------------------------------------------------------------------
 
+    @property
+    def _listeners(self) -> bool:
+        """Whether there is anybody who is told who comes and goes."""
+        return bool(self._by_voice[JSON] or (self._announce and self._members))
+
     def _have_told(self) -> None:
         """Have the members told what changed, soon; each change of membership ends with this."""
-        if not (self._by_voice[JSON] or (self._announce and self._members)):
+        if not self._listeners:
             self._changes.forget()
         elif not self._telling:
             self._telling = True
@@ -315,62 +316,93 @@ class Room:
         async with self._order:
             pass
 
-    async def say(self, sender: Member, run: str, *, act: bool = False) -> Receipt:
+    async def say(
+        self,
+        sender: Member,
+        run: str,
+        *,
+        act: bool = False,
+        nonces: tuple[Nonce | None, ...] = (),
+        on_taken: Callable[[str, int, Keeping | None], object] | None = None,
+    ) -> Receipt:
         """Publish a run of messages, clean and not empty, as said by *sender*, to all others.
 
-        Returns when every member has it in its mailbox or its socket, under `Slow.WAIT` after
-        waiting for the slow ones.  Where nobody has to be waited for, that is at once, without a
-        checkpoint.  Cancelled while it waits for its turn, nothing was said; after that it is
-        finished first.  A sender that left meanwhile says nothing, and in a closed room nobody
-        does.
+        Returns when the journal has kept it, and every member has it in its mailbox or its socket,
+        under `Slow.WAIT` after waiting for the slow ones.  Where nobody has to be waited for, that
+        is at once, without a checkpoint.  Cancelled before that, it is finished first.  A sender
+        that has left says nothing, and in a closed room nobody does.
+
+        *nonces* are those of the messages, if any has one.  *on_taken* is called in the step in
+        which they are numbered, with the epoch, the first number, and what says when they are kept
+        (see `RoomJournal.append`).  Raises `NotKept`: then nothing was said.
         """
-        await self._take_turn()
+        if self._closing or sender not in self:
+            await trio.lowlevel.checkpoint()
+            return Receipt()
+        journal, client, name = self._journal, sender.client, sender.name
+        said = SaidRun(journal.epoch, journal.next, utc_now(), self.name, client, name, run, act)
+        keeping = journal.append(said, nonces)
+        if on_taken is not None:
+            on_taken(said.epoch, said.first, keeping)
         try:
-            if sender.client in self._changes:
-                await self._tell_changes_now()
-            if self._closing or sender not in self:
-                return Receipt()
-            now, client, name = utc_now(), sender.client, sender.name
-            said = SaidRun(self.epoch, self.messages, now, self.name, client, name, run, act)
+            self._order.acquire_nowait()
+        except trio.WouldBlock:
+            with trio.CancelScope(shield=True):  # it is in the journal, and has to be told
+                await self._order.acquire()
+        try:
+            if keeping is not None:
+                with trio.CancelScope(shield=True):  # bounded by the disk, which others wait for
+                    await keeping.wait()
+            if client in self._changes:
+                await self._introduce(said)
             batches = cut(said, [voice for voice, them in self._by_voice.items() if them])
             return await self._publish(batches, said, sender, "RX")
         finally:
             self._order.release()
+
+    async def _introduce(self, said: SaidRun) -> None:
+        """Have who is about to speak told of before."""
+        if said.client in self._members:
+            await self._tell_changes_now()
+        elif (joined := self._changes.announce(said.client, said.name)) is not None:
+            await self._tell(self._members.values(), [joined])
 
     async def notify(self, text: str) -> Receipt:
         """Say *text*, which is clean and not empty, to all members as the server; see `say`.
 
         It has no id, and is not among the messages that are counted.
         """
-        await self._take_turn()
-        try:
+        async with self._order:
             if self._closing:
                 return Receipt()
             notice = Notice(text)
             said = SaidRun("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda voice: voice.spell(notice))
-            return await self._publish([batch], said, None, "TX")
-        finally:
-            self._order.release()
+            # The past that some are being told of has no notices in it.
+            past = [member for member in self._members.values() if not self._is_live(member)]
+            receipt = await self._publish([batch], said, None, "TX")
+            dropped = await self._offer_past(past, batch)
+            return receipt + Receipt(queued=len(past) - dropped, dropped=dropped)
 
-    async def _take_turn(self) -> None:
-        try:
-            self._order.acquire_nowait()
-        except trio.WouldBlock:
-            await self._order.acquire()
+    async def _offer_past(self, members: list[Member], batch: Batch) -> int:
+        """Offer *batch* to those who are not live; return how many do not get it."""
+        offers = [(member, member.mailbox.offer(batch.spelled(member.voice))) for member in members]
+        full = [member for member, offer in offers if offer is _FULL]
+        closed = sum(offer is _CLOSED for _, offer in offers)
+        return closed + (await self._treat_slow(full, batch) if full else 0)
 
     async def _publish(
         self, batches: Iterable[Batch], said: SaidRun, sender: Member | None, tag: str
     ) -> Receipt:
         total_delivered = total_queued = total_dropped = 0
-        clients = len(self._members)
+        clients = len(self._members) + (sender is not None and sender.client not in self._members)
         counts = self._counts
         logged = False
         for batch in batches:
             delivered, queued, dropped, full = self._offer_to_all(batch, sender)
             if sender is not None:
                 counts.messages += batch.messages
-                self.messages += batch.messages
+                self._told += batch.messages
             if not logged:  # nobody waits for the log, and yet it has this before all that follows
                 logged = True
                 self._log.said(TEXT.speaker(said.name, act=said.act), said.run, clients, tag)
@@ -403,8 +435,12 @@ class Room:
         """
         delivered = queued = broken = 0
         full: list[Member] = []
+        if sender is not None:
+            sender = self._members.get(sender.client)  # who may have come back meanwhile
         for voice, members in self._by_voice.items():
-            if len(members) <= (sender is not None and sender.voice is voice):
+            if sender is not None and len(members) == 1 and sender.client in members:
+                continue
+            if not members:
                 continue
             data = batch.spelled(voice)
             for member in members.values():
@@ -477,3 +513,61 @@ class Room:
     def _dismiss_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
         self._dismiss(member, self._closing or "too slow")
+
+    # --- What was said ----------------------------------------------------------------------------
+
+    def _is_live(self, member: Member) -> bool:
+        return member.client in self._by_voice[member.voice]
+
+    async def history(self, limit: int, before: str | None, nonce: Nonce | None) -> HistoryPage:
+        """Return the last *limit* messages, or those before that id, within the page's bounds.
+
+        Raises `UnknownId` and `NotKept`.
+        """
+        stop = self._told if before is None else self.number_of(before)
+        return await past.read_history(self._journal, stop, limit, nonce)
+
+    async def catch_up(self, member: Member, position: int) -> None:
+        """Tell *member*, who is here and not live, what was said from number *position* on.
+
+        Waits for it alone, and for nobody while the others talk; returns when it is live, or gone.
+        What it said itself is left out; what the journal has no more it is told that it missed.
+        """
+        mailbox = member.mailbox
+        while member in self and not mailbox.closed:
+            if position < self._journal.first:
+                await mailbox.put(member.voice.spell(Missed(self._journal.first - position)))
+                position = self._journal.first
+                continue
+            if position >= self._told or self._is_live(member):
+                self._go_live(member)
+                return
+            try:
+                if self._told - position > _HAND_OVER_MESSAGES:
+                    page, position = await self._page(member, position)
+                    await mailbox.put(page)
+                elif not mailbox.has_room(2 * MAX_BATCH_BYTES):  # more than a page is
+                    await mailbox.wait_for_space()
+                else:
+                    async with self._order:  # nobody says anything meanwhile
+                        page, reached = await self._page(member, position)
+                        if not page or mailbox.offer(page) is not _FULL:
+                            position = reached
+                        if position >= self._told:
+                            self._go_live(member)
+            except NotKept as error:
+                missed: list[Event] = [
+                    Error(error.code, str(error)),
+                    Missed(self._told - position),
+                ]
+                self._go_live(member)
+                await mailbox.put(b"".join(map(member.voice.spell, missed)))
+                return
+
+    async def _page(self, member: Member, position: int) -> tuple[bytes, int]:
+        stop = min(self._told, position + past.PAGE_MESSAGES)
+        return await past.spell_page(self._journal, position, stop, member.voice, member.client)
+
+    def _go_live(self, member: Member) -> None:
+        if member in self:
+            self._by_voice[member.voice][member.client] = member

@@ -16,7 +16,7 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from logging import ERROR
@@ -27,6 +27,7 @@ import trio
 from multichat import transport
 from multichat.ban_file import BanFile
 from multichat.bans import Ban, Bans
+from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
 from multichat.config import DEFAULT_PORT, ServerConfig
@@ -35,15 +36,18 @@ from multichat.entrance import Entrance, Greeted, TurnedAway
 from multichat.errors import (
     LocalProtocolError,
     MultichatError,
+    NotKept,
     Refused,
     UnknownClient,
     lone_exception,
 )
 from multichat.filters import Filters
 from multichat.framing import LineDecoder, clean
+from multichat.journal import Journal
+from multichat.journal.memory import MemoryJournal
 from multichat.listen import beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
-from multichat.room import Member, Receipt
+from multichat.room import Member
 from multichat.session import Session
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_signal"]
@@ -51,6 +55,9 @@ __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_sig
 # With Python's own threshold of 700 the collector runs for every dozen clients that come in: a
 # fifth to a third of the time that 5,000 took.  Clients who leave don't wait for it.
 _GARBAGE_OBJECTS = 50_000
+
+# Clients whose numbers are kept in one write; so many numbers a `kill -9` may leave out.
+_NUMBERS_AT_ONCE = 100
 
 # Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
 _FILES_OF_OUR_OWN = 512
@@ -89,6 +96,9 @@ class ServerStatistics:
 class Server:
     """A chat server; constructing it starts nothing.
 
+    *journal* keeps what is said; without one, memory does until the server ends.  The server runs
+    it; it is nobody else's.
+
     `run` serves TCP ports.  Somebody who has streams of their own opens the server with `open`,
     gives each stream to `handle`, in a task of its own, and calls `close` in the end.  All other
     methods may be called by any task of the same trio run; `broadcast` alone waits.
@@ -97,21 +107,26 @@ class Server:
     `0.0.0.0:9000`, `[::]:9000`; 0 and none until it listens.
     """
 
-    def __init__(self, config: ServerConfig | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig | None = None, *, journal: Journal | None = None
+    ) -> None:
         self.config = config or ServerConfig()
+        self._journal = journal or MemoryJournal()
         self.port = 0
         self.addresses: list[str] = []
         self._log = Log("server")
         self._bans = Bans()
         self._ban_file: BanFile | None = None
         self._bans_changed = self._saving_bans = False
-        self._directory = Directory(self.config, self._log, self._start_soon, self._is_banned)
+        self._directory = Directory(
+            self.config, self._log, self._start_soon, self._is_banned, self._journal
+        )
         self._entrance = Entrance(self.config)
         self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
         self._nursery: trio.Nursery | None = None
         self._bots: trio.Nursery | None = None
         self._shutdown = trio.Event()
-        self._clients_ever = self._refused = 0
+        self._clients_ever = self._clients_before = self._numbers_given = self._refused = 0
 
     async def run(
         self,
@@ -138,7 +153,8 @@ class Server:
         """
         if port is None and unix is None:
             raise ValueError("there is nowhere to listen")
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.open())
             listeners: list[trio.SocketListener] = []
             if unix is not None:
                 listeners.append(await listen_unix(unix, unix_mode))
@@ -173,7 +189,7 @@ class Server:
         tls: ssl.SSLContext | None,
         task_status: trio.TaskStatus["Server"],
     ) -> None:
-        async with self.open(), trio.open_nursery() as clients:  # ends last
+        async with trio.open_nursery() as clients:  # ends last
             async with trio.open_nursery() as acceptors:  # stops first
                 accept = partial(trio.serve_listeners, handler_nursery=clients)
                 for handle, listeners in (
@@ -193,14 +209,20 @@ class Server:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator["Server"]:
-        """Have the tasks that are nobody's: bots, and who tells rooms who came and went.
+        """Have the tasks that are nobody's: the journal, bots, who tells rooms who came and went.
 
         Clients are handled, and bots started, while the block runs.  At its end bots that have been
         told goodbye may come to theirs; otherwise they are cancelled.  `run` does this itself.
+
+        Raises `JournalFailed`.
         """
         with lone_exception():
             async with trio.open_nursery() as self._nursery:
+                await self._nursery.start(self._journal.run)
                 try:
+                    self._clients_before = self._journal.clients_ever
+                    self._clients_ever = self._numbers_given = self._clients_before
+                    await self._directory.resumables.load(time.time())
                     async with trio.open_nursery() as self._bots:
                         yield self
                         if not self._directory.closed:
@@ -294,7 +316,7 @@ class Server:
         return ServerStatistics(
             clients=len(directory),
             rooms=len(directory.rooms),
-            clients_ever=self._clients_ever,
+            clients_ever=self._clients_ever - self._clients_before,
             refused=self._refused,
             messages=counts.messages,
             deliveries=counts.deliveries,
@@ -333,7 +355,7 @@ class Server:
 
         Raises `UnknownClient` if it is not connected.
         """
-        self._directory.dismiss(self._member(client), clean(reason) or "kicked")
+        self._directory.dismiss(self._member(client), clean(reason) or "kicked", for_good=True)
 
     def _member(self, client: int) -> Member:
         member = self._directory.find(client)
@@ -359,7 +381,7 @@ class Server:
             member for member in self._directory.members if ban.covers(member.address, member.name)
         ]
         for member in gone:
-            self._directory.dismiss(member, ban.refusal(now))
+            self._directory.dismiss(member, ban.refusal(now), for_good=True)
         return [member.client for member in gone]
 
     def unban(self, target: str) -> bool:
@@ -447,13 +469,25 @@ class Server:
                 self._check(address, too_many)
                 greeted = await self._greet(stream, address)
                 self._check(address, too_many)
-                self._clients_ever += 1
-                session = Session(
-                    greeted, self._directory, self._clients_ever, self.config, self._filters
-                )
+                number = await self._give_number()
+                session = Session(greeted, self._directory, number, self.config, self._filters)
                 await session.run()
         except TurnedAway as refusal:
             await self._turn_away(stream, address, refusal)
+
+    async def _give_number(self) -> int:
+        """Return the number of a new client, which none had before, nor before a restart."""
+        self._clients_ever += 1
+        number = self._clients_ever
+        if number > self._numbers_given:
+            self._numbers_given = number + _NUMBERS_AT_ONCE - 1
+            try:
+                await self._journal.give_numbers(self._numbers_given)
+            except NotKept as error:
+                # Nobody is kept out by a full disk; the next one has it tried again.
+                self._numbers_given = number
+                self._log.line("STATE", f"The journal does not take numbers: {error.reason}", ERROR)
+        return number
 
     async def _greet(self, stream: trio.abc.Stream, address: str) -> Greeted:
         if not self._entrance.asks_password:
@@ -490,6 +524,7 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     unix: Path | None = None,
     config: ServerConfig | None = None,
+    journal: Journal | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a chat server on TCP *port* until it is told to shut down; for `nursery.start`.
@@ -497,7 +532,8 @@ async def serve(
     Hands its `Server` to `task_status` when connections are accepted.  For the rest see
     `Server.run`.
     """
-    await Server(config).run(port, host=host, tls=tls, unix=unix, task_status=task_status)
+    server = Server(config, journal=journal)
+    await server.run(port, host=host, tls=tls, unix=unix, task_status=task_status)
 
 
 async def serve_until_signal(

@@ -10,18 +10,27 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
+import time
 from functools import cache
 from importlib.metadata import version
 
 import trio
 
 from multichat import transport
+from multichat.batch import Receipt
 from multichat.config import Message, ServerConfig
 from multichat.directory import Directory
 from multichat.entrance import Greeted
-from multichat.errors import LineTooLong, NobodyThere, NotLetThrough, RemoteProtocolError
+from multichat.errors import (
+    LineTooLong,
+    NobodyThere,
+    NotKept,
+    NotLetThrough,
+    RemoteProtocolError,
+)
 from multichat.filters import Filters
 from multichat.framing import Part
+from multichat.journal import Keeping
 from multichat.limits import Bucket
 from multichat.mailbox import Mailbox
 from multichat.messages import (
@@ -35,6 +44,7 @@ from multichat.messages import (
     Goodbye,
     Hello,
     Help,
+    History,
     Invalid,
     Join,
     Joined,
@@ -59,7 +69,8 @@ from multichat.messages import (
 )
 from multichat.names import MAX_NAME_CHARACTERS, default_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.room import Member, Receipt
+from multichat.resume import Taken
+from multichat.room import Member
 from multichat.voices import JSON, help_notices
 
 __all__ = ["Session"]
@@ -96,11 +107,16 @@ def _program() -> str:
 
 
 class _Leave(Exception):
-    """The conversation is over; *reason* is for the log, *last_words* for the client."""
+    """The conversation is over; *reason* is for the log, *last_words* for the client.
 
-    def __init__(self, reason: str = "", last_words: bytes = b"") -> None:
+    Whoever leaves *for good* cannot come back as who it was.
+    """
+
+    def __init__(
+        self, reason: str = "", last_words: bytes = b"", *, for_good: bool = False
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.last_words = reason, last_words
+        self.reason, self.last_words, self.for_good = reason, last_words, for_good
 
 
 class Session:
@@ -218,7 +234,9 @@ class Session:
         try:
             await self._converse()
         except _Leave as leave:
-            self._directory.leave(self.member, leave.reason, last_words=leave.last_words)
+            self._directory.leave(
+                self.member, leave.reason, last_words=leave.last_words, for_good=leave.for_good
+            )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._directory.leave(self.member, transport.reason_of(error))
         else:
@@ -277,10 +295,10 @@ class Session:
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
                 if type(request) is SayRun:  # mostly
-                    if self._messages is None and not self._filters:
-                        await self._say(request)
+                    if request.nonces:
+                        await self._say_new(request)
                     else:
-                        await self._say_in_time(request)
+                        await self._say(request)
                     continue
                 await self._may_ask(1)
                 try:
@@ -290,9 +308,88 @@ class Session:
                     await self._answer(Invalid.because(error, nonce).error)
 
     async def _say(self, said: SayRun) -> None:
-        receipt = await self.member.room.say(self.member, said.run)
-        if said.nonces and receipt.epoch:
-            await self._accept(said.nonces, receipt)
+        if self._messages is None and not self._filters:
+            await self._say_now(said)
+        else:
+            await self._say_in_time(said)
+
+    async def _say_now(self, said: SayRun) -> None:
+        me, nonces = self.member, said.nonces
+        if not nonces:
+            try:
+                await me.room.say(me, said.run)
+            except NotKept as error:
+                await self._answer(Invalid.because(error).error)
+            return
+        try:
+            receipt = await self._say_once(said.run, nonces)
+        except NotKept as error:
+            named = [nonce for nonce in nonces if nonce is not None]
+            await self._answer(
+                *(Invalid.because(error, nonce).error for nonce in named),
+                *([Invalid.because(error).error] if len(named) < len(nonces) else []),
+            )
+        else:
+            if receipt.epoch:
+                await self._accept(nonces, receipt)
+
+    async def _say_once(
+        self, run: str, nonces: tuple[Nonce | None, ...], *, act: bool = False
+    ) -> Receipt:
+        """Say it, and remember its *nonces* from the moment on in which it is numbered."""
+
+        def on_taken(epoch: str, first: int, keeping: Keeping | None) -> None:
+            if me.resumable is not None:
+                self._directory.resumables.take(me.resumable, nonces, Taken(epoch, first, keeping))
+
+        me = self.member
+        return await me.room.say(me, run, act=act, nonces=nonces, on_taken=on_taken)
+
+    async def _say_new(self, said: SayRun) -> None:
+        """Say what was not said before; what was is answered as it was then."""
+        texts, nonces = said.run.split("\n"), said.nonces
+        while texts:
+            new = self._count_new(nonces)
+            if new:
+                whole = new == len(said.nonces)
+                await self._say(said if whole else SayRun("\n".join(texts[:new]), nonces[:new]))
+            else:
+                new = 1
+                if (answer := await self._was_accepted(nonces[0])) is None:
+                    continue
+                await self._answer(answer)
+            texts, nonces = texts[new:], nonces[new:]
+
+    def _count_new(self, nonces: tuple[Nonce | None, ...]) -> int:
+        """Return how many of them, from the first on, nothing was said with before."""
+        resumable = self.member.resumable
+        if resumable is None:
+            return len(nonces)
+        window = resumable.window
+        if window.keys().isdisjoint(nonces) and len(set(nonces)) == len(nonces):
+            return len(nonces)  # mostly
+        seen: set[Nonce] = set()
+        for number, nonce in enumerate(nonces):
+            if nonce is None:
+                continue
+            if nonce in seen or nonce in window:
+                return number
+            seen.add(nonce)
+        return len(nonces)
+
+    async def _was_accepted(self, nonce: Nonce | None) -> Accepted | None:
+        """Return the answer to what was said with that nonce before, once it is kept.
+
+        What cannot be kept was not said; then nothing was said with that nonce.
+        """
+        resumable = self.member.resumable
+        if nonce is None or resumable is None or nonce not in resumable.window:
+            return None
+        taken, number = resumable.window[nonce]
+        if await taken.is_kept():
+            return Accepted(nonce=nonce, id=taken.id_of(number))
+        resumable.window.pop(nonce, None)
+        return None
 
     async def _say_in_time(self, said: SayRun) -> None:
         """Say what this client may say now, what the filters leave of it, and then the rest."""
@@ -302,7 +399,7 @@ class Session:
             if self._filters:
                 await self._say_filtered(texts[:some], nonces[:some])
             else:
-                await self._say(SayRun("\n".join(texts[:some]), nonces[:some]))
+                await self._say_now(SayRun("\n".join(texts[:some]), nonces[:some]))
             texts, nonces = texts[some:], nonces[some:]
 
     async def _say_filtered(self, texts: list[str], nonces: tuple[Nonce | None, ...]) -> None:
@@ -310,7 +407,7 @@ class Session:
         kept = [i for i, result in enumerate(results) if result is not None]
         if kept:
             run = "\n".join(results[i].text for i in kept)  # type: ignore[union-attr]
-            await self._say(SayRun(run, tuple(nonces[i] for i in kept) if nonces else ()))
+            await self._say_now(SayRun(run, tuple(nonces[i] for i in kept) if nonces else ()))
         dropped = [i for i, result in enumerate(results) if result is None]
         named = [nonces[i] for i in dropped if nonces and nonces[i] is not None]
         errors = [Invalid.because(NotLetThrough(), nonce).error for nonce in named]
@@ -352,10 +449,16 @@ class Session:
         await self._stay()
         me, directory = self.member, self._directory
         match request:
+            case Act(nonce=nonce) | Direct(nonce=nonce) if (
+                answer := await self._was_accepted(nonce)
+            ) is not None:
+                await self._answer(answer)
             case Act(text=text, nonce=nonce):
                 if self._filters:
                     text = await self._filtered(self._said(text, act=True))
-                receipt = await me.room.say(me, text, act=True)
+                receipt = await self._say_once(
+                    text, (nonce,) if nonce is not None else (), act=True
+                )
                 if nonce is not None and receipt.epoch:
                     await self._accept((nonce,), receipt)
             case Direct(to=to, text=text, nonce=nonce):
@@ -366,21 +469,28 @@ class Session:
                     text = await self._filtered(Directed(client=me.client, name=me.name, text=text))
                 await directory.direct(me, recipient, text)
                 if nonce is not None:
+                    if me.resumable is not None:
+                        directory.resumables.take(me.resumable, (nonce,), Taken())
                     await self._answer(Accepted(nonce=nonce))
             case Rename(name=name, nonce=nonce):
                 old = directory.rename(me, name)
                 await self._answer(Renamed(me.client, old, me.name, nonce=nonce))
-            case Join(room=room, nonce=nonce):
+            case Join(room=room, since=since, nonce=nonce):
                 await self._wait_for_room()
                 directory.move(me, room)
+                refused: list[Error] = []
+                position = self._position(since, 0, refused)
                 await self._answer(
-                    Joined(me.client, me.name, me.room.name, len(me.room), nonce=nonce)
+                    Joined(me.client, me.name, me.room.name, len(me.room), nonce=nonce), *refused
                 )
+                await self._catch_up(position)
             case Who(nonce=nonce):
                 await self._answer(Members(me.room.name, me.room.show_members(), nonce=nonce))
             case Rooms(nonce=nonce):
                 sizes = [RoomSize(room.name, len(room)) for room in directory.rooms]
                 await self._answer(RoomList(sizes, nonce=nonce))
+            case History(limit=limit, before=before, nonce=nonce):
+                await self._answer(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
             case Help(nonce=nonce):
@@ -391,13 +501,24 @@ class Session:
                 await self._answer(error)
             case Quit(nonce=nonce):
                 goodbye = Goodbye("you asked to leave", nonce=nonce)
-                raise _Leave(last_words=me.voice.spell(goodbye))
+                raise _Leave(last_words=me.voice.spell(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:
         """Change to the JSON voice, in one step with the welcome, which is its first line."""
         me, directory = self.member, self._directory
+        resumables = directory.resumables
+        resumed = None
+        if hello.session is not None:
+            resumed = resumables.find(hello.session, time.time())
+            if resumed is not None:
+                await resumables.restore(resumed)
         await self._wait_for_room()
         refused: list[Error] = []
+        if resumed is not None and hello.session is not None:
+            token = hello.session
+            refused += [Invalid.because(error).error for error in directory.resume(me, resumed)]
+        else:
+            token = directory.give_session(me)
         for wish, grant in ((hello.room, directory.move), (hello.name, directory.rename)):
             if wish is not None:
                 try:
@@ -406,6 +527,7 @@ class Session:
                     refused.append(Invalid.because(error).error)
         self._mailbox.tell_missed()  # in the voice in which it was
         me.room.speak(me, JSON)
+        position = self._position(hello.since, hello.replay, refused)
         await self._answer(
             Welcome(
                 PROTOCOL,
@@ -416,10 +538,35 @@ class Session:
                 Limits(self._config.max_line_bytes, MAX_NAME_CHARACTERS),
                 me.room.last_id,
                 _program(),
-                resumed=False,
+                resumed=resumed is not None,
+                session=token,
             ),
             *refused,
         )
+        await self._catch_up(position)
+
+    def _position(self, since: str | None, replay: int, refused: list[Error]) -> int | None:
+        """Return from which message on this client is told what was said before it came.
+
+        None for no such wish.  From here on until it has caught up it is told nothing else that is
+        said.  An id that is none of the room is *refused*.
+        """
+        room, position = self.member.room, None
+        if since is not None:
+            try:
+                position = room.number_of(since) + 1
+            except RemoteProtocolError as error:
+                refused.append(Invalid.because(error).error)
+        elif replay:
+            position = room.number_of_last(replay)
+        if position is not None:
+            room.pause(self.member)
+        return position
+
+    async def _catch_up(self, position: int | None) -> None:
+        if position is not None:
+            await self.member.room.catch_up(self.member, position)
+            await self._stay()
 
     async def _accept(self, nonces: tuple[Nonce | None, ...], receipt: Receipt) -> None:
         await self._answer(

@@ -15,6 +15,7 @@ from multichat.chat import Chat
 from multichat.client import open_chat
 from multichat.config import ServerConfig
 from multichat.errors import lone_exception
+from multichat.journal import Journal
 from multichat.server import Server
 
 __all__ = ["MemoryServer", "ScriptedClient", "StalledClient", "memory_server", "run_on_mock_clock"]
@@ -151,13 +152,15 @@ class MemoryServer:
 
 
 @asynccontextmanager
-async def memory_server(config: ServerConfig | None = None) -> AsyncGenerator[MemoryServer]:
+async def memory_server(
+    config: ServerConfig | None = None, *, journal: Journal | None = None
+) -> AsyncGenerator[MemoryServer]:
     """Run a server without listeners while the block runs; it is cancelled at the end.
 
-    Its clock is the trio run's: under `run_on_mock_clock`, or pytest-trio's `autojump_clock`, hours
-    of chat take no time.
+    For *journal* see `Server`.  Its clock is the trio run's: under `run_on_mock_clock`, or
+    pytest-trio's `autojump_clock`, hours of chat take no time.
     """
-    async with Server(config).open() as server:
+    async with Server(config, journal=journal).open() as server:
         with lone_exception():
             async with trio.open_nursery() as nursery:
                 yield MemoryServer(server, nursery)

@@ -16,6 +16,7 @@ import msgspec
 
 from multichat.errors import EmptyText, InvalidRequest, UnknownRequest
 from multichat.framing import clean
+from multichat.ids import FIRST_ID
 from multichat.messages import (
     MAX_TOKEN_CHARACTERS,
     Act,
@@ -67,7 +68,6 @@ __all__ = [
     "clean_json",
     "help_notices",
     "is_hello",
-    "message_id",
     "spell_hello",
 ]
 
@@ -374,15 +374,7 @@ _MAX_NUMBER_DIGITS = 15
 
 # --- The JSON voice -------------------------------------------------------------------------------
 
-# Ids of a room are ordered as strings too: numbers of as many digits from the first on.
-_FIRST_ID = 1_000_000_000
 _LAST_DIGITS = [f"{digits:03}" for digits in range(1000)]  # spelling a number takes its time
-
-
-def message_id(epoch: str, number: int) -> str:
-    """Return the id of the message with that *number*, from 0, in the room of that *epoch*."""
-    return f"{epoch}-{_FIRST_ID + number}"
-
 
 # JSON's own escapes that may stand for something that the filter has not seen.
 _ESCAPED = re.compile(r"\\[nrbfu]")
@@ -510,7 +502,7 @@ class JsonVoice:
         )
         tail = '","act":true}\n' if said.act else '"}\n'
         pieces: list[str] = []
-        number = _FIRST_ID + said.first
+        number = FIRST_ID + said.first
         while texts:  # a thousand ids have all but their last digits in common
             thousands, digits = divmod(number, 1000)
             some, texts = texts[: 1000 - digits], texts[1000 - digits :]

@@ -120,9 +120,11 @@ async def test_ids_go_on_when_a_room_begins_anew() -> None:
         a = await network.join()
         await a.send('/json {"room":"den"}')
         ids: list[str] = []
+        nonce = 0
         for _ in range(3):
             for _ in range(2):
-                await a.send('{"type":"say","text":"x","nonce":1}')
+                nonce += 1
+                await a.send(f'{{"type":"say","text":"x","nonce":{nonce}}}')
             await a.send('{"type":"join","room":"lobby"}', '{"type":"join","room":"den"}')
             await trio.testing.wait_all_tasks_blocked()
         await a.finish()

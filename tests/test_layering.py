@@ -13,6 +13,7 @@ PURE = (
     "errors",
     "framing",
     "handshake",
+    "ids",
     "limits",
     "messages",
     "names",

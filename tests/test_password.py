@@ -15,9 +15,9 @@ from trio.testing import MockClock
 import multichat
 from multichat import Chat, Notice, Refused, Server, ServerConfig, errands, open_chat
 from multichat.chat import ASKING_SECONDS, HELLO_SECONDS, PASSWORD_SECONDS
-from multichat.cli import _password
 from multichat.client import Endpoint
 from multichat.limits import Attempts
+from multichat.shell import read_password_file
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
@@ -191,32 +191,32 @@ async def test_a_server_that_never_accepts_it_is_given_up_on(autojump_clock: Moc
 def test_a_file_holds_one_line(data: bytes, password: str, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_bytes(data)
-    assert _password(file) == password
+    assert read_password_file(file) == password
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     file = tmp_path / "password"
     with pytest.raises(ValueError, match=r"password: no such file or directory$"):
-        _password(file)
+        read_password_file(file)
     with pytest.raises(ValueError, match=r"is a directory$"):
-        _password(tmp_path)
+        read_password_file(tmp_path)
     file.write_bytes(b"caf\xe9\n")
     with pytest.raises(ValueError, match=r"password: not UTF-8$"):
-        _password(file)
+        read_password_file(file)
 
 
 def test_the_variable_counts_where_there_is_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MULTICHAT_PASSWORD", raising=False)
-    assert _password(None) is None
+    assert read_password_file(None) is None
     monkeypatch.setenv("MULTICHAT_PASSWORD", "")
-    assert _password(None) is None
+    assert read_password_file(None) is None
     monkeypatch.setenv("MULTICHAT_PASSWORD", SECRET)
-    assert _password(None) == SECRET
+    assert read_password_file(None) == SECRET
     file = tmp_path / "password"
     file.write_text("another\n")
-    assert _password(file) == "another"
+    assert read_password_file(file) == "another"
 
 
 # --- The commands --------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def forgets(server: Server) -> bool:
     return SECRET not in repr(vars(server)) and SECRET not in repr(vars(server._entrance))
 
 
-async def test_every_command_comes_in_with_the_password(
+async def test_every_command_comes_in_with_theread_password_file(
     monkeypatch: pytest.MonkeyPatch, log: LogRecorder, tmp_path: Path
 ) -> None:
     file = tmp_path / "password"

@@ -8,8 +8,8 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.batch import MAX_BATCH_BYTES, cut
 from multichat.messages import SaidRun
-from multichat.room import MAX_BATCH_BYTES, cut
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT
 

@@ -17,12 +17,13 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig, Slow
+from multichat.batch import Batch, Receipt
 from multichat.config import Message
 from multichat.directory import Directory
 from multichat.filters import Filters
 from multichat.mailbox import Mailbox, Offer
 from multichat.messages import SaidRun
-from multichat.room import Batch, Member, Receipt, Room
+from multichat.room import Member, Room
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JsonVoice, TextVoice
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from multichat.errors import InvalidName
 from multichat.framing import LineDecoder, clean
+from multichat.ids import message_id
 from multichat.messages import (
     Accepted,
     Act,
@@ -22,6 +23,7 @@ from multichat.messages import (
     Goodbye,
     Hello,
     Help,
+    History,
     Invalid,
     Join,
     Joined,
@@ -51,7 +53,7 @@ from multichat.messages import (
 )
 from multichat.names import default_name, parse_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.voices import JSON, TEXT, Voice, help_notices, message_id, spell_hello
+from multichat.voices import JSON, TEXT, Voice, help_notices, spell_hello
 
 VOICES: list[Voice] = [TEXT, JSON]
 
@@ -149,10 +151,16 @@ text_requests: st.SearchStrategy[WireRequest] = st.one_of(
     st.builds(Rename, names),
     st.builds(Join, names),
     st.builds(Ping, tokens),
+    st.builds(History, st.integers(1, 10**15 - 1)),
     st.sampled_from([Who(), Rooms(), Help(), Quit()]),
 )
 
-BY_NAME: dict[str, st.SearchStrategy[Any]] = {"nonce": nonces, "token": tokens, "text": texts}
+BY_NAME: dict[str, st.SearchStrategy[Any]] = {
+    "nonce": nonces,
+    "token": tokens,
+    "text": texts,
+    "limit": st.integers(1, 10**15 - 1),
+}
 BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     str: tokens,
     str | None: st.none() | tokens,
@@ -162,6 +170,7 @@ BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     Limits: st.builds(Limits, numbers, numbers),
     list[MemberName]: st.lists(st.builds(MemberName, numbers, names), max_size=3),
     list[RoomSize]: st.lists(st.builds(RoomSize, names, numbers), max_size=3),
+    list[Said]: st.lists(st.builds(Said, name=names, text=texts, act=st.booleans()), max_size=3),
 }
 
 
@@ -284,7 +293,7 @@ def test_what_a_text_line_asks(lines: list[str], requests: list[Request]) -> Non
         ("/json", Hello()),
         ("/JSON ", Hello()),
         ("/json {}", Hello()),
-        ('/json\t{"protocol":1,"name":"alice","since":"?"}', Hello(1, "alice")),
+        ('/json\t{"protocol":1,"name":"alice","since":"?"}', Hello(1, "alice", since="?")),
         ('/json {"room":"den","protocol":2}', Hello(2, room="den")),
     ],
 )
@@ -469,7 +478,7 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
     assert all(line.startswith("[Server] ") and len(line) <= 60 for line in lines)
     requests: list[WireRequest] = [
         *(Say("/TEXT"), Act("x"), Direct(1, "x"), Rename("x"), Join("x")),
-        *(Who(), Rooms(), Ping(), Help(), Quit()),
+        *(Who(), Rooms(), History(), Ping(), Help(), Quit()),
     ]
     assert {type(request) for request in requests} == set(get_args(WireRequest))
     for request in requests:

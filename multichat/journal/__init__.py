@@ -63,7 +63,7 @@ class RoomJournal(ABC):
 
     Its messages have the numbers from *first*, the oldest that is left, up to *next*, which is the
     next one's; none is left where they are the same.  *epoch* and a number are a message's id (see
-    `multichat.voices.message_id`): no other room has or had that epoch.
+    `multichat.ids.message_id`): no other room has or had that epoch.
 
     Not to be made but by `Journal.room`.
     """

@@ -11,8 +11,8 @@ from math import inf
 from typing import NamedTuple
 
 from multichat import Slow
+from multichat.batch import MAX_BATCH_BYTES
 from multichat.mailbox import MAX_WAITING_BYTES
-from multichat.room import MAX_BATCH_BYTES
 
 from .history import Heard, History, Person, Publish, Sent, Stay
 from .plan import HUSH, SHOUT, SHOUTED, SLEEPY, ServerEnding

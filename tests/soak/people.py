@@ -155,7 +155,7 @@ class Visitor:
                 nursery.start_soon(self._listen, stream, nursery.cancel_scope)
                 if self._chance.random() < 0.25:
                     await stream.send_all(b"/json {}\n")
-                    self._say = '{{"type":"say","text":"{}","nonce":1}}\n'
+                    self._say = '{{"type":"say","text":"{}"}}\n'
                     self._join = '{{"type":"join","room":"{}"}}\n'
                     self._rename = '{{"type":"name","name":"{}"}}\n'
                 else:

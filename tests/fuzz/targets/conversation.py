@@ -2,6 +2,7 @@
 
 from multichat.errors import LineTooLong
 from multichat.framing import LineDecoder
+from multichat.ids import message_id
 from multichat.messages import (
     Act,
     Direct,
@@ -22,7 +23,7 @@ from multichat.messages import (
     SayRun,
 )
 from multichat.names import default_name
-from multichat.voices import JSON, TEXT, Voice, message_id
+from multichat.voices import JSON, TEXT, Voice
 from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
 
 __all__ = ["check_conversation"]

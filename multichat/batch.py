@@ -1,0 +1,91 @@
+"""What one publish tells: cut into pieces, spelled once for each voice, and what became of it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from multichat.ids import message_id
+from multichat.messages import SaidRun
+from multichat.voices import Voice
+
+__all__ = ["MAX_BATCH_BYTES", "Batch", "Receipt", "cut"]
+
+# What one publish may add to a mailbox in one piece; more is cut between two messages, so that
+# members take turns and a mailbox's bound in bytes means something.
+MAX_BATCH_BYTES = 256 * 1024
+
+
+class Batch:
+    """Events that are delivered in one piece: spelled once for each voice, shared by all members.
+
+    *messages* is what a member misses who does not get it.
+    """
+
+    __slots__ = ("_spell", "_spelled", "messages")
+
+    def __init__(self, messages: int, spell: Callable[[Voice], bytes]) -> None:
+        self.messages = messages
+        self._spell = spell
+        self._spelled: dict[Voice, bytes] = {}
+
+    def spelled(self, voice: Voice) -> bytes:
+        """Return its bytes in *voice*; none if that voice is not told of it."""
+        data = self._spelled.get(voice)
+        if data is None:
+            self._spelled[voice] = data = self._spell(voice)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What became of a publish: one for each member, and for each of the batches it was cut into.
+
+    A single message is always one batch, so that for it these are members.
+
+    *delivered*: the operating system has all of it.  *queued*: it waits in the member's mailbox.
+    *dropped*: the member missed it, or had to go because of it.  *epoch* and *first* are what the
+    messages' ids are made of; empty if nothing was said, or nothing that has an id.
+    """
+
+    delivered: int = 0
+    queued: int = 0
+    dropped: int = 0
+    epoch: str = field(default="", compare=False)
+    first: int = field(default=0, compare=False)
+
+    def id_of(self, message: int) -> str:
+        """Return the id of the publish's message of that number, from 0."""
+        return message_id(self.epoch, self.first + message)
+
+    def __add__(self, other: "Receipt") -> "Receipt":
+        """Return what became of the same words in two rooms."""
+        return Receipt(
+            delivered=self.delivered + other.delivered,
+            queued=self.queued + other.queued,
+            dropped=self.dropped + other.dropped,
+        )
+
+
+def cut(said: SaidRun, voices: Iterable[Voice]) -> Iterator[Batch]:
+    """Make batches of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
+
+    A single message above that is a batch of its own.
+    """
+    messages = said.run.count("\n") + 1
+    batch = Batch(messages, lambda voice: voice.spell_said(said))
+    if messages == 1 or all(_fits(batch, voice, len(said.run)) for voice in voices):
+        yield batch
+    else:
+        texts = said.run.split("\n")
+        middle = messages // 2
+        halves = (said.first, texts[:middle]), (said.first + middle, texts[middle:])
+        for first, half in halves:
+            part = msgspec.structs.replace(said, first=first, run="\n".join(half))
+            yield from cut(part, voices)
+
+
+def _fits(batch: Batch, voice: Voice, characters: int) -> bool:
+    # Most that does not fit is seen without spelling it in vain.
+    least_bytes = characters + batch.messages * voice.least_said_bytes
+    return least_bytes <= MAX_BATCH_BYTES and len(batch.spelled(voice)) <= MAX_BATCH_BYTES

@@ -1,0 +1,264 @@
+"""The command `serve`: parse, build the configuration, run.  No logic."""
+
+import logging
+import re
+import sys
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
+from multichat.log import open_log
+from multichat.shell import PasswordFile, fileno, one_line_errors, read_password_file
+
+__all__ = ["LogLevel", "serve"]
+
+_DEFAULTS = ServerConfig()
+_MIB = 1024 * 1024
+
+
+class LogLevel(Enum):
+    """What is logged: this and whatever is worse."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def serve(
+    context: typer.Context,
+    port: Annotated[
+        int,
+        typer.Argument(
+            min=0,
+            max=65535,
+            help="TCP port; 0 lets the system choose, and with --unix it may be left out.",
+        ),
+    ] = DEFAULT_PORT,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or name to listen on; may be repeated.",
+            envvar="MULTICHAT_HOST",
+            show_default="all, IPv4 and IPv6",
+        ),
+    ] = None,
+    unix: Annotated[
+        Path | None,
+        typer.Option(help="Listen on this Unix socket.", envvar="MULTICHAT_UNIX"),
+    ] = None,
+    unix_mode: Annotated[
+        str,
+        typer.Option(help="Its permissions, in octal.", envvar="MULTICHAT_UNIX_MODE"),
+    ] = "0600",
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="Speak TLS on the port, with this certificate (PEM, the whole chain).",
+            envvar="MULTICHAT_TLS_CERT",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its private key.",
+            envvar="MULTICHAT_TLS_KEY",
+            show_default="in the same file",
+        ),
+    ] = None,
+    password_file: PasswordFile = None,
+    max_line: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Longest line taken from a client, in bytes.", envvar="MULTICHAT_MAX_LINE"
+        ),
+    ] = _DEFAULTS.max_line_bytes,
+    mailbox: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Batches that may wait for one client.", envvar="MULTICHAT_MAILBOX"
+        ),
+    ] = _DEFAULTS.mailbox_batches,
+    slow: Annotated[
+        Slow,
+        typer.Option(
+            help="What to do when a client's mailbox is full: make the sender wait, "
+            "skip messages and say so, or disconnect it.",
+            envvar="MULTICHAT_SLOW",
+        ),
+    ] = _DEFAULTS.slow,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds that a slow client may keep the others waiting.",
+            envvar="MULTICHAT_PATIENCE",
+        ),
+    ] = _DEFAULTS.patience_seconds,
+    max_clients: Annotated[
+        int,
+        typer.Option(min=1, help="Clients at a time.", envvar="MULTICHAT_MAX_CLIENTS"),
+    ] = _DEFAULTS.max_clients,
+    max_clients_per_address: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Clients at a time from one address; of IPv6, from one /64.",
+            envvar="MULTICHAT_MAX_CLIENTS_PER_ADDRESS",
+            show_default="as many as in all",
+        ),
+    ] = _DEFAULTS.max_clients_per_address,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Messages a second taken from a client; faster ones are slowed down.",
+            envvar="MULTICHAT_RATE",
+            show_default="as they come",
+        ),
+    ] = _DEFAULTS.rate,
+    burst: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="With --rate, messages that may come at once.",
+            envvar="MULTICHAT_BURST",
+        ),
+    ] = _DEFAULTS.burst,
+    byte_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Bytes a second taken from a client.",
+            envvar="MULTICHAT_BYTE_RATE",
+            show_default="as they come",
+        ),
+    ] = _DEFAULTS.byte_rate,
+    memory: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="MiB that may wait for all clients together; beyond, who is furthest behind goes.",
+            envvar="MULTICHAT_MEMORY",
+        ),
+    ] = _DEFAULTS.memory_bytes // _MIB,
+    idle: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which a client that says nothing has to go.",
+            envvar="MULTICHAT_IDLE",
+            show_default="never",
+        ),
+    ] = _DEFAULTS.idle_seconds,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="Function that each message goes through, as package.module:function; "
+            "may be repeated.",
+            envvar="MULTICHAT_FILTER",
+        ),
+    ] = None,
+    ban_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the operator's bans in this file.",
+            envvar="MULTICHAT_BAN_FILE",
+            show_default="until the server ends",
+        ),
+    ] = None,
+    max_rooms: Annotated[
+        int,
+        typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
+    ] = _DEFAULTS.max_rooms,
+    announce: Annotated[
+        bool,
+        typer.Option(
+            "--announce",
+            help="Tell those who use nc, too, who comes and goes.",
+            envvar="MULTICHAT_ANNOUNCE",
+        ),
+    ] = _DEFAULTS.announce,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds to deliver what waits to clients that leave.",
+            envvar="MULTICHAT_GRACE",
+        ),
+    ] = _DEFAULTS.grace_seconds,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(help="Append the log to this file too.", envvar="MULTICHAT_LOG_FILE"),
+    ] = None,
+    log_level: Annotated[
+        LogLevel,
+        typer.Option(help="The least serious lines to log.", envvar="MULTICHAT_LOG_LEVEL"),
+    ] = LogLevel.INFO,
+) -> None:
+    """Run a chat server until Ctrl+C.
+
+    Anybody on the network can join: with `multichat connect HOST PORT`, or with `nc HOST PORT`;
+    with --password-file, or the password itself in MULTICHAT_PASSWORD, who knows the password.
+
+    In a terminal what you type is told to everybody as [Server]; /help lists what else you can do.
+    """
+    if tls_key is not None and tls_cert is None:
+        raise typer.BadParameter("--tls-key needs --tls-cert")
+    source = context.get_parameter_source("port")
+    is_said = source is not None and source.name != "DEFAULT"
+    try:
+        config = ServerConfig(
+            max_line_bytes=max_line,
+            mailbox_batches=mailbox,
+            slow=slow,
+            patience_seconds=patience,
+            max_clients=max_clients,
+            max_clients_per_address=max_clients_per_address,
+            rate=rate,
+            burst=burst,
+            byte_rate=byte_rate,
+            memory_bytes=memory * _MIB,
+            idle_seconds=idle,
+            password=read_password_file(password_file),
+            filters=_filters(filter_ or []),
+            max_rooms=max_rooms,
+            announce=announce,
+            grace_seconds=grace,
+        )
+        if not re.fullmatch("0?[0-7]{3}", unix_mode):
+            raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    level = getattr(logging, log_level.name)
+    with (
+        one_line_errors(),
+        open_log(fileno(sys.stdout), level=level, file=log_file) as writer,
+    ):
+        import trio
+
+        from multichat.listen import server_tls
+        from multichat.operator import run_console
+        from multichat.server import Server, serve_until_signal
+
+        server = Server(config)
+        show = writer.show if sys.stdout.isatty() else partial(typer.echo, err=True)
+        tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
+        if ban_file is not None:
+            server.keep_bans(ban_file)
+        tcp_port = port if is_said or unix is None else None
+        run = partial(
+            server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
+        )
+        trio.run(serve_until_signal, server, run, partial(run_console, server, show))
+
+
+def _filters(names: list[str]) -> tuple[Filter, ...]:
+    if not names:
+        return ()
+    from multichat.filters import load_filter
+
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    return tuple(map(load_filter, names))

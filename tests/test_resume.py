@@ -1,0 +1,379 @@
+"""Who comes back: number, name and room, what was missed, and what was said already."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from multichat import ServerConfig
+from multichat.journal.memory import MemoryJournal
+from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
+
+from .conftest import LogRecorder
+
+
+class Program:
+    """A program that speaks JSON over memory."""
+
+    def __init__(self, client: ScriptedClient) -> None:
+        self.client = client
+        self.welcome: dict[str, Any] = {}
+
+    async def send(self, **request: object) -> None:
+        await self.client.send(json.dumps(request))
+
+    async def hear(self) -> dict[str, Any]:
+        return json.loads(await self.client.line())  # type: ignore[no-any-return]
+
+    async def hear_until(self, type_: str) -> list[dict[str, Any]]:
+        """Return the events up to one of that type."""
+        heard = [await self.hear()]
+        while heard[-1]["type"] != type_:
+            heard.append(await self.hear())
+        return heard
+
+    async def ask(self, **request: object) -> dict[str, Any]:
+        await self.send(**request)
+        return await self.hear()
+
+    async def say(self, *texts: str) -> str:
+        """Say them, and return the id of the last."""
+        for text in texts:
+            await self.send(type="say", text=text, nonce=f"{text}")
+            accepted = (await self.hear_until("accepted"))[-1]
+        return accepted["id"]  # type: ignore[no-any-return]
+
+    async def texts(self, count: int) -> list[str]:
+        """Return the texts of the next events, which are messages."""
+        return [(await self.hear())["text"] for _ in range(count)]
+
+    async def reset(self) -> None:
+        """Break the connection off."""
+        await trio.aclose_forcefully(self.client.stream)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def program(network: MemoryServer, **wishes: object) -> Program:
+    """Say hello with those wishes; return who was welcomed."""
+    one = Program(await network.join())
+    await one.client.send(f"/json {json.dumps(wishes)}")
+    while not (line := await one.client.line()).startswith("{"):
+        pass  # what was said in the lobby before the hello was read
+    one.welcome = json.loads(line)
+    assert one.welcome["type"] == "welcome"
+    return one
+
+
+async def again(network: MemoryServer, one: Program, **wishes: object) -> Program:
+    """Come back as *one*."""
+    return await program(network, session=one.welcome["session"], **wishes)
+
+
+@asynccontextmanager
+async def small_server(max_messages: int) -> AsyncGenerator[MemoryServer]:
+    """Run a server whose journal keeps no more than that."""
+    async with memory_server(journal=MemoryJournal(max_messages=max_messages)) as network:
+        yield network
+
+
+async def test_who_comes_back_is_who_it_was_and_gets_what_it_missed(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server() as network:
+        alice = await program(network, name="alice", room="den")
+        bob = await program(network, name="bob", room="den")
+        seen = await bob.say("one")
+        assert (await alice.hear_until("said"))[-1]["id"] == seen
+        await alice.reset()
+        await bob.say("two", "three")
+        alice = await again(network, alice, since=seen)
+        welcome = alice.welcome
+        assert (welcome["resumed"], welcome["client"], welcome["name"]) == (True, 1, "alice")
+        assert (welcome["room"], welcome["members"]) == ("den", 2)
+        assert await alice.texts(2) == ["two", "three"]
+        await bob.say("four")
+        assert await alice.texts(1) == ["four"]
+        assert network.server.find("alice") == 1
+    assert "[INFO] [server] [STATE] Client 3 is Client 1 again" in log.lines
+
+
+async def test_the_room_sees_neither_a_leave_nor_a_join_of_who_comes_back_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(away_seconds=30)) as network:
+        bob = await program(network, name="bob")
+        alice = await program(network, name="alice")
+        await bob.hear_until("joined")
+        await alice.reset()
+        await trio.sleep(20)
+        alice = await again(network, alice)
+        await trio.sleep(60)
+        assert (await bob.ask(type="ping"))["type"] == "pong"
+        await alice.reset()
+        await trio.sleep(29)
+        assert (await bob.ask(type="ping"))["type"] == "pong"
+        await trio.sleep(3)
+        left = await bob.hear()
+        assert (left["type"], left["name"], left["client"]) == ("left", "alice", 2)
+
+
+async def test_who_asks_to_leave_leaves_at_once_and_for_good(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(away_seconds=30)) as network:
+        bob = await program(network, name="bob")
+        alice = await program(network, name="alice")
+        await bob.hear_until("joined")
+        await alice.send(type="quit")
+        assert (await alice.hear())["type"] == "goodbye"
+        await trio.sleep(2)
+        assert (await bob.hear())["type"] == "left"
+        stranger = await again(network, alice)
+        assert not stranger.welcome["resumed"]
+        assert stranger.welcome["client"] == 3
+        assert stranger.welcome["session"] != alice.welcome["session"]
+
+
+@pytest.mark.parametrize("send_away", ["kick", "ban"])
+async def test_who_was_sent_away_cannot_come_back_as_who_it_was(send_away: str) -> None:
+    async with memory_server() as network:
+        alice = await program(network, name="alice")
+        network.server.kick(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not (await again(network, alice)).welcome["resumed"]
+
+
+async def test_a_new_connection_takes_over_from_the_old_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob")
+        old = await program(network, name="alice")
+        await bob.hear_until("joined")
+        new = await again(network, old)
+        assert new.welcome["resumed"]
+        goodbye = (await old.hear_until("goodbye"))[-1]
+        assert goodbye["reason"] == "taken over by a new connection"
+        await trio.sleep(60)
+        await new.say("still me")
+        said = await bob.hear()
+        assert (said["type"], said["client"], said["name"]) == ("said", 2, "alice")
+
+
+async def test_what_was_said_twice_with_one_nonce_is_said_once() -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob")
+        alice = await program(network, name="alice")
+        await alice.send(type="say", text="once", nonce="n")
+        first = await alice.hear()
+        await alice.send(type="say", text="once", nonce="n")
+        assert await alice.hear() == first
+        await alice.reset()
+        alice = await again(network, alice)
+        # Some of it again, some new, one of the new twice, in one piece.
+        says = [("once", "n"), ("two", "m"), ("three", "o"), ("two", "m"), ("four", None)]
+        lines = [json.dumps({"type": "say", "text": t, "nonce": n}) for t, n in says]
+        await alice.client.send(*lines)
+        answers = [await alice.hear() for _ in range(4)]
+        assert [answer["nonce"] for answer in answers] == ["n", "m", "o", "m"]
+        assert answers[0] == first
+        assert answers[1] == answers[3]
+        said = [(await bob.hear_until("said"))[-1]["text"] for _ in range(4)]
+        assert said == ["once", "two", "three", "four"]
+        await alice.send(type="act", text="waves", nonce="p")
+        await alice.send(type="act", text="waves", nonce="p")
+        assert await alice.hear() == await alice.hear()
+        await alice.send(type="direct", to="bob", text="psst", nonce="q")
+        await alice.send(type="direct", to="bob", text="psst", nonce="q")
+        assert await alice.hear() == await alice.hear() == {"type": "accepted", "nonce": "q"}
+        assert await bob.texts(2) == ["waves", "psst"]
+        assert (await bob.ask(type="ping"))["type"] == "pong"
+
+
+async def test_a_window_holds_the_last_nonces_and_no_more() -> None:
+    async with memory_server() as network:
+        alice = await program(network, name="alice")
+        first = await alice.say("first")
+        for number in range(MAX_NONCES):
+            await alice.send(type="say", text="x", nonce=number)
+            await alice.hear()
+        assert await alice.say("first") != first
+
+
+async def test_the_same_nonce_of_somebody_else_is_another() -> None:
+    async with memory_server() as network:
+        alice, bob = await program(network, name="alice"), await program(network, name="bob")
+        assert await alice.say("hello") != await bob.say("hello")
+
+
+async def test_what_the_journal_has_no_more_is_counted() -> None:
+    async with small_server(3) as network:
+        alice = await program(network, name="alice")
+        bob = await program(network, name="bob")
+        seen = await bob.say("0")
+        await alice.reset()
+        await bob.say(*map(str, range(1, 8)))
+        alice = await again(network, alice, since=seen)
+        assert await alice.hear() == {"type": "missed", "count": 4}
+        assert await alice.texts(3) == ["5", "6", "7"]
+
+
+async def test_an_id_that_is_none_of_the_room_is_an_error_and_nothing_else() -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob", room="den")
+        elsewhere = await bob.say("in the den")
+        await bob.send(type="join", room="lobby")
+        await bob.hear_until("joined")
+        here = await bob.say("in the lobby")
+        for since in (elsewhere, "", "x", here + "0", here[:-1] + "9", "-1000000000", "é-１"):
+            alice = await program(network, since=since)
+            assert (await alice.hear())["code"] == "unknown-id"
+            await bob.say(f"after {since}")
+            assert await alice.texts(1) == [f"after {since}"]
+            await alice.send(type="quit")
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_one_who_joins_may_ask_for_what_was_said_since_and_for_the_last() -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob", room="den")
+        first = await bob.say("1")
+        await bob.say("2", "3")
+        carol = await program(network, name="carol")
+        await carol.send(type="join", room="den", since=first, nonce="j")
+        assert (await carol.hear_until("joined"))[-1]["room"] == "den"
+        assert await carol.texts(2) == ["2", "3"]
+        dave = await program(network, name="dave", room="den", replay=2)
+        assert await dave.texts(2) == ["2", "3"]
+        eve = await program(network, name="eve", room="den", replay=10)
+        assert await eve.texts(3) == ["1", "2", "3"]
+
+
+async def test_history_comes_in_pages_from_the_last_to_the_first() -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob")
+        await bob.client.send(*(f'{{"type":"say","text":"{n}"}}' for n in range(250)))
+        page = await bob.ask(type="history", limit=1000, nonce=1)
+        assert (page["type"], page["more"], page["nonce"]) == ("history", True, 1)
+        assert [m["text"] for m in page["messages"]] == [*map(str, range(150, 250))]
+        assert page["messages"][0]["type"] == "said"
+        page = await bob.ask(type="history", limit=100, before=page["messages"][0]["id"])
+        assert [m["text"] for m in page["messages"]] == [*map(str, range(50, 150))]
+        page = await bob.ask(type="history", limit=100, before=page["messages"][0]["id"])
+        assert [m["text"] for m in page["messages"]] == [*map(str, range(50))]
+        assert not page["more"]
+        assert (await bob.ask(type="history", before="?"))["code"] == "unknown-id"
+        assert (await bob.ask(type="history", limit=0))["code"] == "invalid-request"
+
+
+async def test_a_page_of_long_lines_is_bounded_in_bytes() -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob")
+        for number in range(20):
+            await bob.send(type="say", text=f"{number} " + "x" * 60_000)
+        page = await bob.ask(type="history", limit=100)
+        assert page["more"]
+        assert [m["text"].split()[0] for m in page["messages"]] == ["16", "17", "18", "19"]
+
+
+async def test_a_room_that_everybody_left_is_remembered() -> None:
+    async with memory_server() as network:
+        bob = await program(network, name="bob", room="den")
+        first = await bob.say("1")
+        await bob.send(type="join", room="lobby")
+        await bob.hear_until("joined")
+        carol = await program(network, name="carol", room="Den")
+        assert carol.welcome["last"] == first
+        assert (await carol.ask(type="history"))["messages"][0]["id"] == first
+        assert await carol.say("2") > first
+
+
+@pytest.mark.parametrize("token", ["", "0" * 32, "é", "x" * 60_000])
+async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
+    async with memory_server() as network:
+        await program(network, name="alice")
+        stranger = await program(network, session=token)
+        assert not stranger.welcome["resumed"]
+        assert stranger.welcome["client"] == 2
+        assert network.server.find("alice") == 1
+
+
+async def test_an_expired_session_is_nobodys(log: LogRecorder) -> None:
+    resumables = Resumables(MemoryJournal())
+    token, one = resumables.issue(1, "alice", "lobby", 0.0)
+    resumables.go(one, 10.0)
+    assert resumables.find(token, 10.0 + SESSION_SECONDS) is one
+    assert resumables.find(token, 10.1 + SESSION_SECONDS) is None
+    assert resumables.find(token, 10.0) is None
+    assert token not in "\n".join(log.lines)
+
+
+async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:
+    async with memory_server() as network:
+        alice = await program(network, name="alice")
+        await alice.reset()
+        await again(network, alice)
+        assert alice.welcome["session"] not in "\n".join(log.lines)
+
+
+async def test_catching_up_and_the_live_talk_meet_without_gap_or_duplicate(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """While the room talks on and the one who comes back takes its time."""
+    async with memory_server() as network:
+        alice = await program(network, name="alice")
+        bob = await program(network, name="bob")
+        seen = await bob.say("0")
+        await alice.hear_until("said")
+        await alice.reset()
+        await bob.client.send(*(f'{{"type":"say","text":"{n}"}}' for n in range(1, 3000)))
+        await bob.hear_until("left")  # all of it was taken
+
+        async def go_on_talking() -> None:
+            for number in range(3000, 5000):
+                await bob.send(type="say", text=f"{number}")
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go_on_talking)
+            alice = await again(network, alice, since=seen)
+            heard = [int(text) for text in await alice.texts(4999)]
+        assert heard == [*range(1, 5000)]
+
+
+async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A program that was killed and started again has no session, and wants its name."""
+    async with memory_server(ServerConfig(away_seconds=30)) as network:
+        bob = await program(network, name="bob")
+        old = await program(network, name="alice")
+        await bob.hear_until("joined")
+        await old.reset()
+        new = await program(network, name="alice")
+        assert new.welcome["name"] == "alice"
+        await trio.sleep(2)
+        assert {(await bob.hear())["type"] for _ in range(2)} == {"left", "joined"}
+        back = await again(network, old)
+        assert (back.welcome["client"], back.welcome["name"]) == (2, "Client 2")
+        assert (await back.hear())["code"] == "name-taken"
+
+
+async def test_in_the_text_voice_history_is_lines_of_the_server() -> None:
+    async with memory_server() as network:
+        a, b = await network.join(), await network.join()
+        await a.send("one", "/me waves", "two")
+        await b.send("/history 2", "/history x", "/history")
+        assert (await b.lines(3))[1] == "* Client 1 waves"
+        header, acted, said = await b.lines(3)
+        assert header == "[Server] 2 messages, times in UTC:"
+        assert acted.startswith("[Server] 20")
+        assert acted.endswith(" * Client 1 waves")
+        assert said.endswith(" [Client 1] two")
+        assert await b.line() == "[Server] usage: /history [N]"
+        assert await b.line() == "[Server] 3 messages, times in UTC:"
