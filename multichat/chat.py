@@ -1,73 +1,54 @@
-"""A chat: one conversation with any line-based server, over one stream after the other.
+"""A chat: a conversation as a program has it, with any line-based server.
 
 What we say is on its way when a call returns; what we are told is typed events, which wait for the
 program in a bounded queue.  Neither waits for the other, so that a server which holds us back
 because we do not read, and a program which does not read because it is saying something, cannot
 lock each other up.
-
-Where there is a way to a new stream, a connection that is lost is no end: the program hears of it,
-and goes on saying and hearing.  Invariants of that:
-
-1. What is asked in JSON stands in the outbox until it is answered.  A new connection begins with
-   all of it, in order, each with the nonce that it had; nothing new goes before.
-2. Of a room nothing is handed on twice, nor is anything left out without a `Missed` or an `Error`.
 """
 
-import random
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import trio
 
-from multichat.comeback import Backoff, Place, may_return
-from multichat.connection import Bell
+from multichat.conversation import Conversation, Redial
 from multichat.errors import (
-    ConnectFailed,
-    ConnectionLost,
     LineTooLong,
     LocalProtocolError,
-    MultichatError,
     Refused,
 )
 from multichat.framing import clean
 from multichat.handshake import make_hello
-from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS, Link
+from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS
 from multichat.messages import (
     Accepted,
     Act,
     Direct,
-    Disconnected,
     Error,
     Event,
     Goodbye,
     Hello,
     Invalid,
     Join,
-    Joined,
     MemberName,
     Members,
     Nonce,
     Quit,
-    Reconnected,
     Rename,
-    Renamed,
     RoomList,
     Rooms,
     RoomSize,
-    Said,
     Say,
     SayRun,
     Welcome,
     Who,
     WireRequest,
 )
-from multichat.names import fold_name
-from multichat.outbox import MAX_UNACCEPTED, Outbox
+from multichat.outbox import MAX_UNACCEPTED
 from multichat.voices import JSON, TEXT, Voice, is_hello
 
-__all__ = ["HELLO_SECONDS", "LATE_WELCOME_SECONDS", "MAX_UNACCEPTED", "Chat", "Redial"]
+__all__ = ["HELLO_SECONDS", "LATE_WELCOME_SECONDS", "MAX_UNACCEPTED", "Chat"]
 
 # How many reads wait for a program that is busy: 16 MiB as they came on the wire, after which we
 # stop reading and the server's patience begins.
@@ -76,17 +57,6 @@ _WAITING_READS = 256
 # The same while it waits for an answer, which stands behind what the server has for us.  Whoever
 # falls behind by more than this while it asks is not held up any longer, so that it can hear.
 _AWAITING_CHARACTERS = 64 * 1024 * 1024
-
-# Who has welcomed us before speaks JSON; it may have much to do when all come back at once.
-_WELCOME_AGAIN_SECONDS = 10.0
-
-# How long the end waits, without a connection or with one by which nothing is accepted, for what
-# was said to be accepted: a machine that starts anew is back by then, and a job that is run by
-# nobody does not hang for ever.
-FINISH_AWAY_SECONDS = 120.0
-
-Redial = Callable[[], Awaitable[trio.abc.Stream]]
-"""Connects to the same server once more; raises `ConnectFailed`."""
 
 
 class Chat:
@@ -103,8 +73,6 @@ class Chat:
     speaks JSON, once it has welcomed us, or if we *wait* for that; a goodbye is an end, but for one
     that says that we were too slow.
 
-    *client*, *name* and *room* are ours as we were told last, 0 and empty in the text voice.
-    *goodbye* is the server's reason, if that was the last thing it said.
     """
 
     def __init__(
@@ -120,69 +88,55 @@ class Chat:
         redial: Redial | None = None,
         wait: bool = False,
     ) -> None:
-        self.goodbye: str | None = None
-        self.welcome: Welcome | None = None
         self._plain = plain
-        self._password = None if password is None else clean(password)
-        self._hello_seconds = hello_seconds
-        self._first_hello = make_hello(name, room, replay)
-        self._redial = redial
-        self._wait = wait
-        self._place = Place()
-        self._outbox = Outbox()
-        self._backoff = Backoff(random.random)
-        self._bell = Bell()
         self._heard: deque[tuple[int, list[Event]]] = deque()  # what each read told, in so much
         self._heard_characters = 0
         self._events: deque[Event] = deque()  # of the read that is being iterated over
-        self._finished = self._told_lost = False
         self._answers: dict[Nonce, Event | None] = {}
         self._abandoned: set[Nonce] = set()  # asked for, and nobody waits for the answer
-        self._quit_nonce: Nonce | None = None
-        self._progress_at = -1.0  # when something was answered last
-        # Of the connection that there is, or was: whether what we say goes there.
-        self._link = self._make_link(stream, self._first_hello)
-        self._connected = True
-        self._connected_at = 0.0
-        self._sent_away = ""  # why, by a server that may be called again
-        self._failures = 0  # to connect, since then
-        self._unsure = 0  # messages of which nobody knows whether they were said
-        self._begun = self._ended = False
-        self._failure: MultichatError | None = None  # with which the conversation ended
-        self._tasks = trio.CancelScope(shield=True)  # until our end has been said
-
-    def _make_link(self, stream: trio.abc.Stream, hello: Hello) -> Link:
-        return Link(
+        self._conversation = Conversation(
             stream,
-            hello,
-            password=self._password,
-            plain=self._plain,
-            news=self._news,
+            make_hello(name, room, replay),
+            password=None if password is None else clean(password),
+            plain=plain,
+            hello_seconds=hello_seconds,
+            redial=redial,
+            wait=wait,
             tell=self._tell,
-            say_again=self._say_again,
+            sort=self._sort,
+            send_typed=self._send_typed,
             may_read=self._may_read,
-            bell=self._bell,
         )
 
     @property
+    def goodbye(self) -> str | None:
+        """Why the server has sent us away, if that was the last thing it said."""
+        return self._conversation.goodbye
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """How the server greeted us last; None in the text voice."""
+        return self._conversation.welcome
+
+    @property
     def client(self) -> int:
-        """Our number."""
-        return self._place.client
+        """Our number; 0 in the text voice."""
+        return self._conversation.place.client
 
     @property
     def name(self) -> str:
-        """What we are called."""
-        return self._place.name
+        """What we are called, as we were told last; empty in the text voice."""
+        return self._conversation.place.name
 
     @property
     def room(self) -> str:
-        """The room that we are in."""
-        return self._place.room
+        """The room that we are in, as we were told last; empty in the text voice."""
+        return self._conversation.place.room
 
     @property
     def voice(self) -> Voice:
         """The voice that is spoken now."""
-        return JSON if self.welcome is not None else TEXT
+        return self._conversation.voice
 
     @property
     def fell_back(self) -> bool:
@@ -192,48 +146,27 @@ class Chat:
     @property
     def connected(self) -> bool:
         """Whether there is a connection, by which both sides can be heard."""
-        return self._connected and not self._link.connection.over
+        return self._conversation.connected
 
     @property
     def unaccepted(self) -> int:
         """How many messages were said and not yet accepted; always 0 in the text voice."""
-        return self._outbox.messages
+        return self._conversation.outbox.messages
 
     @property
     def moved_bytes(self) -> int:
         """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        return self._link.connection.moved_bytes
+        return self._conversation.link.connection.moved_bytes
 
     @property
     def waiting_bytes(self) -> int:
         """How much was said and not yet handed to the system."""
-        return self._link.connection.waiting_bytes
+        return self._conversation.link.connection.waiting_bytes
 
     @property
     def can_send(self) -> bool:
         """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
-        return self._link.connection.can_send or (self._returns and not self._finished)
-
-    @property
-    def _returns(self) -> bool:
-        """Whether a connection that is lost now is followed by another."""
-        return (
-            self._redial is not None
-            and bool(self._place.session or (self._wait and not self._begun))
-            and self.goodbye is None
-            and self._failure is None
-            and not self._ended
-            and not (self._finished and not self._outbox)
-        )
-
-    @property
-    def _over(self) -> bool:
-        """Whether nothing more will be heard."""
-        return self._ended or (self._link.connection.over and not self._returns)
-
-    async def _wait_until(self, condition: Callable[[], object]) -> None:
-        """Wait until *condition* holds or the conversation is over; meanwhile reading goes on."""
-        await self._bell.wait_until(lambda: self._over or condition())
+        return self._conversation.can_send
 
     # --- Saying and asking ------------------------------------------------------------------------
 
@@ -299,19 +232,8 @@ class Chat:
         They MUST be clean and not empty, as `multichat.framing` returns them.  A command that is
         none is answered by an `Error` among the events.  For the rest see `say`.
         """
-        await self._until_ready()
+        await self._conversation.wait_until_ready()
         await self._send_typed(run)
-
-    async def _until_ready(self) -> None:
-        """Wait until it is known which voice is spoken."""
-        if not self._is_ready():
-            await self._wait_until(self._is_ready)
-
-    def _is_ready(self) -> bool:
-        return self._link.handshake.ready or not self._connected
-
-    def _say_again(self, link: Link) -> None:
-        self._nursery.start_soon(link.send_again, self._send_typed)
 
     async def _send_typed(self, run: str) -> None:
         if self.voice is TEXT:
@@ -326,12 +248,12 @@ class Chat:
             elif isinstance(request, Invalid):
                 self._tell([request.error])
             elif isinstance(request, Quit):
-                await self._put(JSON.spell_request(request))
+                await self._conversation.put(JSON.spell_request(request))
             elif not isinstance(request, Hello):  # which it cannot be
                 await self._send_kept([request], typed=True)
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
-        await self._until_ready()
+        await self._conversation.wait_until_ready()
         if self.voice is TEXT:
             await self._put_text("\n".join(map(TEXT.spell_request, requests)))
         else:
@@ -345,11 +267,11 @@ class Chat:
         """
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
-            if len(self._outbox) + len(some) > MAX_UNACCEPTED:
-                await self._wait_until(partial(self._may_send, len(some)))
+            if len(self._conversation.outbox) + len(some) > MAX_UNACCEPTED:
+                await self._conversation.wait_until(partial(self._may_send, len(some)))
             lines: dict[int, tuple[WireRequest, str]] = {}
             for request in some:
-                nonce, line = self._outbox.number(request)
+                nonce, line = self._conversation.outbox.number(request)
                 try:
                     self._check_length(line)
                 except LocalProtocolError as error:
@@ -359,30 +281,7 @@ class Chat:
                 else:
                     lines[nonce] = request, line
             if lines:
-                await self._put_kept(lines)
-
-    async def _put_kept(self, lines: dict[int, tuple[WireRequest, str]]) -> None:
-        """Send, and keep until they are answered, requests that were numbered."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        for nonce, (request, line) in lines.items():
-            self._outbox.keep(nonce, request, line, self.room)
-        link = self._link
-        try:
-            if self._connected:
-                await link.put("\n".join(line for _, line in lines.values()))
-            elif not self._returns or self._finished:
-                raise self._connection_lost()  # noqa: TRY301
-            else:  # they go first where we are connected again
-                await trio.lowlevel.cancel_shielded_checkpoint()
-        except ConnectionLost:
-            if not self._returns or self._finished:
-                self._outbox.take_back(lines)
-                self._told_lost = True
-                raise
-        except BaseException:
-            if link is self._link:  # else they are on their way by the next one
-                self._outbox.take_back(lines)
-            raise
+                await self._conversation.put_kept(lines)
 
     def _may_read(self, awaited: bool) -> bool:
         if awaited:
@@ -390,31 +289,33 @@ class Chat:
         return len(self._heard) < _WAITING_READS
 
     def _may_send(self, messages: int) -> bool:
-        return len(self._outbox) + messages <= MAX_UNACCEPTED or not self._may_read(True)
+        return len(self._conversation.outbox) + messages <= MAX_UNACCEPTED or not self._may_read(
+            True
+        )
 
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text voice, which has no nonces."""
-        await self._until_ready()
+        await self._conversation.wait_until_ready()
         if self.voice is TEXT:
             await self._put_text(TEXT.spell_request(request))
             return None
-        nonce, line = self._outbox.number(request)
+        nonce, line = self._conversation.outbox.number(request)
         self._check_length(line)
         self._answers[nonce] = None
         try:
-            await self._put_kept({nonce: (request, line)})
-            await self._wait_until(
+            await self._conversation.put_kept({nonce: (request, line)})
+            await self._conversation.wait_until(
                 lambda: self._answers[nonce] is not None or not self._may_read(True)
             )
         finally:
             answer = self._answers.pop(nonce)
             if answer is None:
-                self._outbox.take_back([nonce])
+                self._conversation.outbox.take_back([nonce])
                 self._abandoned.add(nonce)
-        if answer is None and not self._over:
+        if answer is None and not self._conversation.over:
             raise LocalProtocolError("too much waits to be heard")
         if answer is None:
-            raise self._connection_lost()
+            raise self._conversation.lost()
         if isinstance(answer, Error):
             raise Refused(answer.code, answer.text)
         return answer
@@ -427,23 +328,10 @@ class Chat:
                 raise LocalProtocolError(f"{length} bytes in one line; the server takes {limit}")
 
     async def _put_text(self, run: str) -> None:
-        if await self._link.may_be_welcomed():  # and this was meant to be text
+        if await self._conversation.link.may_be_welcomed():  # and this was meant to be text
             await self._send_typed(run)
         else:
-            await self._put(run)
-
-    async def _put(self, run: str) -> None:
-        if not self._connected:
-            await self._wait_until(lambda: self._connected)
-        try:
-            await self._link.put(run)
-        except ConnectionLost:
-            self._told_lost = True
-            raise
-
-    def _connection_lost(self) -> ConnectionLost:
-        self._told_lost = True
-        return self._link.connection.lost()
+            await self._conversation.put(run)
 
     # --- Hearing ----------------------------------------------------------------------------------
 
@@ -458,18 +346,18 @@ class Chat:
             events = list(self._events)
             self._events.clear()
             return events
-        while not self._heard and not self._over:
-            await self._bell.wait()
+        while not self._heard and not self._conversation.over:
+            await self._conversation.bell.wait()
         if self._heard:
             characters, events = self._heard.popleft()
             self._heard_characters -= characters
-            self._bell.ring()
+            self._conversation.bell.ring()
             return events
-        if self._failure is not None:
-            self._told_lost = True
-            raise self._failure
-        if self.goodbye is None and not self._finished:
-            raise self._connection_lost()
+        if (failure := self._conversation.failure) is not None:
+            self._conversation.told_lost = True
+            raise failure
+        if self.goodbye is None and not self._conversation.finished:
+            raise self._conversation.lost()
         return []
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -487,153 +375,21 @@ class Chat:
     def _tell(self, events: list[Event], characters: int = 0) -> None:
         if events:
             last = events[-1]
-            self.goodbye = last.reason if isinstance(last, Goodbye) else None
+            self._conversation.goodbye = last.reason if isinstance(last, Goodbye) else None
             self._heard.append((characters, events))
             self._heard_characters += characters
-            self._bell.ring()
+            self._conversation.bell.ring()
 
-    def _news(self, event: Event) -> Event | None:
-        """Take what an event tells about ourselves; return what the program is to hear of it."""
+    def _sort(self, event: Event, ours: bool) -> Event | None:
+        """Take what answers a call; return what is left for the program to hear."""
         nonce = event.nonce
-        kept = self._outbox.settle(nonce)
-        if kept is not None:
-            self._progress_at = trio.current_time()
-            self._bell.ring()
-        match event:
-            case Accepted(id=id_) if kept is not None and nonce not in self._answers:
-                if id_ is not None:
-                    self._place.accepted(id_, kept.room)
-                return None
-            case Said() if not self._place.hear(event):
-                return None
-            case Welcome():
-                return self._welcomed(event)
-            case Renamed():
-                self._place.renamed(event)
-            case Joined():
-                self._place.joined(event)
-            case Error(code="unknown-id", nonce=None):
-                self._place.begin_anew()
-                return Error(event.code, "what was said here meanwhile is not known any more")
-            case Goodbye(reason=reason) if nonce is not None and nonce == self._quit_nonce:
-                return None
-            case Goodbye(reason=reason) if self._returns and may_return(reason):
-                self._sent_away = reason
-                return None
         if nonce in self._abandoned:
             self._abandoned.discard(nonce)
             return None
         if nonce is not None and nonce in self._answers:
             self._answers[nonce] = event
             return None
-        return event
-
-    def _welcomed(self, welcome: Welcome) -> Event | None:
-        came_back = bool(self._place.session)
-        self.welcome = welcome
-        self._place.welcomed(welcome)
-        if not came_back:
-            return welcome if self._link.handshake.late else None
-        unsure, self._unsure = self._unsure + self._outbox.forget_unsure(), 0
-        return Reconnected(welcome.resumed, len(self._outbox), unsure)
-
-    # --- One connection after the other -----------------------------------------------------------
-
-    async def _run(self) -> None:
-        """Hold one connection after the other until the conversation is over, or cancelled."""
-        try:
-            with self._tasks:
-                async with trio.open_nursery() as self._nursery:
-                    await self._hold(self._link)
-                    while self._returns:
-                        await self._dial_again()
-                        if self._returns:
-                            await self._hold(self._link)
-                    self._nursery.cancel_scope.cancel(reason="the conversation is over")
-        finally:
-            self._ended = True
-            self._bell.ring()
-
-    async def _hold(self, link: Link) -> None:
-        """Hold one connection, from its hello on, until it is over."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(link.connection.run)
-            try:
-                await (self._greet_again(link) if self._place.session else self._greet(link))
-            except (Refused, ConnectionLost) as error:
-                self._failure = error
-                self._bell.ring()
-            while self._failure is None and not link.connection.over:
-                await self._bell.wait()
-            if self._failure is not None or self._returns:  # nobody reads what we would say there
-                link.connection.abort("the conversation is over")
-
-    async def _greet(self, link: Link) -> None:
-        """Settle with which voice the conversation begins."""
-        await link.ask(self._hello_seconds)
-        if self._password is not None or not self._plain:
-            link.check_admitted(self.goodbye)
-        if link.connection.over and link.welcome is None and self._returns:
-            return
-        hello, refusals = link.hello, link.handshake.refusals
-        if refusals:
-            raise Refused(refusals[0].code, refusals[0].text)
-        if not self._plain:
-            link.settle()
-        if self._plain and hello.name is not None:
-            await self._put(TEXT.spell_request(Rename(hello.name)))
-        if self._plain and hello.room is not None:
-            await self._put(TEXT.spell_request(Join(hello.room)))
-        self._begun = True
-        self._note_connected()
-
-    async def _greet_again(self, link: Link) -> None:
-        """Go on where we were, with what was not answered first."""
-        await link.ask(_WELCOME_AGAIN_SECONDS)
-        link.check_admitted(self.goodbye)
-        if link.welcome is None:
-            link.connection.abort("the server does not answer")
-            return
-        link.settle()
-        refusals = link.handshake.refusals
-        if refusals and fold_name(self.room) != fold_name(link.hello.room or ""):
-            # What was meant for a room is said nowhere else.
-            raise Refused(refusals[0].code, refusals[0].text)
-        self._tell(list(refusals))  # of a name that somebody else has now
-        self._note_connected()
-        if lines := self._outbox.again():
-            with suppress(ConnectionLost):  # then they go by the next one
-                await link.connection.put("\n".join(lines))
-
-    def _note_connected(self) -> None:
-        self._connected, self._connected_at, self._failures = True, trio.current_time(), 0
-        self._bell.ring()
-
-    async def _dial_again(self) -> None:
-        """Wait and dial until there is a connection, or no use in it."""
-        link = self._link
-        reason = self._sent_away or link.connection.lost().reason
-        if self._connected:
-            self._backoff.held(trio.current_time() - self._connected_at)
-        self._connected, self._sent_away = False, ""
-        await trio.aclose_forcefully(link.stream)
-        while self._returns:
-            seconds = self._backoff.next_seconds()
-            self._tell([Disconnected(reason, seconds, self._failures)])
-            self._failures += 1
-            await trio.sleep(seconds)
-            try:
-                stream = await self._redial()  # type: ignore[misc]  # or we would not return
-            except ConnectFailed as error:
-                reason = error.reason
-                if error.lasting:
-                    self._failure = error
-                continue
-            self._unsure += link.handshake.unsaid
-            self._abandoned.clear()
-            hello = self._place.hello() if self._place.session else self._first_hello
-            self._link = self._make_link(stream, hello)
-            return
+        return None if ours and isinstance(event, Accepted) else event
 
     # --- The beginning and the end ----------------------------------------------------------------
 
@@ -642,10 +398,11 @@ class Chat:
 
         Raises `Refused`.  Called once, by `multichat.client.open_chat`, as are `leave` and `end`.
         """
-        nursery.start_soon(self._run)
-        await self._bell.wait_until(lambda: self._begun or self._failure or self._ended)
-        if not self._begun:
-            raise self._failure or self._connection_lost()
+        await self._conversation.begin(nursery)
+
+    def check_admitted(self) -> None:
+        """Raise `Refused` if the server wants a password and was not told the right one."""
+        self._conversation.link.check_admitted(self.goodbye)
 
     async def finish(self) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
@@ -658,65 +415,26 @@ class Chat:
         Raises `ConnectionLost` if something that was said did not arrive, as far as can be known;
         `Refused` if the server has asked for a password meanwhile.
         """
-        self._finished = True
-        self._link.check_admitted(self.goodbye)
-        await self._link.wait_until_proven()
-        self._progress_at = trio.current_time()
-        try:
-            while self._connected or self._returns:
-                if self._connected:
-                    try:
-                        await self._finish_link(self._link)
-                        break
-                    except ConnectionLost:
-                        if not self._returns:
-                            raise
-                deadline = self._progress_at + FINISH_AWAY_SECONDS
-                with trio.move_on_at(deadline) as patience:
-                    link = self._link
-                    await self._wait_until(lambda: self._connected and self._link is not link)
-                if patience.cancelled_caught:
-                    self._tasks.cancel(reason="what was said is not accepted")
-                    break
-            if self._outbox:
-                raise self._failure or self._connection_lost()
-        except ConnectionLost:
-            if self.voice is JSON and not self._outbox and self._link.handshake.ready:
-                return  # all was accepted, and how it ended does not matter
-            self._told_lost = True
-            self._link.check_admitted(self.goodbye)  # which may be known only now
-            raise
-        self._link.check_admitted(self.goodbye)
-
-    async def _finish_link(self, link: Link) -> None:
-        """Have all answered, and end the connection; raises `ConnectionLost`."""
-        self._quit_nonce, last_line = self._outbox.number(Quit())
-        await link.connection.finish(
-            lambda: link.handshake.ready and not self._outbox,
-            last_line if self.voice is JSON else "",
-            end_line=TEXT.spell_request(Quit()),
-        )
+        await self._conversation.finish()
 
     async def leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
         nursery.start_soon(self._hear_out)
-        nobody_listens = self.goodbye is not None or (self._told_lost and not self.can_send)
+        nobody_listens = self.goodbye is not None or (
+            self._conversation.told_lost and not self.can_send
+        )
         if not nobody_listens:
             await self.finish()
 
     async def _hear_out(self) -> None:
-        while not self._over:
+        while not self._conversation.over:
             self._heard.clear()
             self._heard_characters = 0
-            await self._wait_until(lambda: self._heard)
+            await self._conversation.wait_until(lambda: self._heard)
 
     async def end(self) -> None:
-        """End the conversation at once; that it is for good the server hears if nobody waits."""
-        connection = self._link.connection
-        if self.voice is JSON and self.connected and not connection.waiting_bytes:
-            connection.offer(JSON.spell_request(Quit()))
-        self._tasks.cancel(reason="the chat was closed")
-        await trio.aclose_forcefully(self._link.stream)
+        """End it at once; that it is for good the server hears, if that needs no waiting."""
+        await self._conversation.end()
 
 
 def _sayable(text: str) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 import trio
 
 from multichat import transport
-from multichat.chat import HELLO_SECONDS, Chat, Redial
+from multichat.chat import HELLO_SECONDS, Chat
 from multichat.comeback import Backoff
+from multichat.conversation import Redial
 from multichat.errors import BadCertificate, ConnectFailed, lone_exception
 
 __all__ = [

@@ -6,10 +6,27 @@ asked and not answered is in `multichat.outbox`.
 
 from collections.abc import Callable
 
-from multichat.messages import PROTOCOL, Hello, Joined, Renamed, Said, Welcome
+from multichat.messages import (
+    PROTOCOL,
+    Disconnected,
+    Hello,
+    Joined,
+    Reconnected,
+    Renamed,
+    Said,
+    Welcome,
+)
 from multichat.names import default_name, fold_name
 
-__all__ = ["EVERYTHING", "FIRST_SECONDS", "MOST_SECONDS", "Backoff", "Place", "may_return"]
+__all__ = [
+    "EVERYTHING",
+    "FIRST_SECONDS",
+    "MOST_SECONDS",
+    "Backoff",
+    "Place",
+    "describe_connection",
+    "may_return",
+]
 
 # A server that is restarted is back in a moment; nobody notices a quarter of a second.
 FIRST_SECONDS = 0.25
@@ -32,6 +49,22 @@ _TOO_SLOW = frozenset(("too slow", "too far behind"))
 def may_return(reason: str) -> bool:
     """Say whether a server that said goodbye for that *reason* may be called again at once."""
     return reason in _TOO_SLOW
+
+
+def describe_connection(event: Disconnected | Reconnected) -> list[str]:
+    """Say in words, one line each, what has become of our connection."""
+    if isinstance(event, Disconnected):
+        what = "Cannot connect" if event.failures else "Connection lost"
+        return [f"{what}: {event.reason}; trying again in {event.retry_seconds:.1f} s"]
+    if event.resumed:
+        lines = ["Connected again"]
+    else:
+        lines = ["Connected again, as somebody new: the server has forgotten us"]
+        if event.again:
+            lines.append("What was not accepted is sent again, and may be said twice")
+    if event.unsure:
+        lines.append(f"{event.unsure} said before may not have arrived")
+    return lines
 
 
 class Backoff:

@@ -70,7 +70,7 @@ class Bell:
     async def wait_until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* holds, counted among *awaited*."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        with self._bell.awaiting():
+        with self.awaiting():
             while not condition():
                 await self._rung.wait()
 

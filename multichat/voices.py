@@ -22,7 +22,6 @@ from multichat.messages import (
     Act,
     Direct,
     Directed,
-    Disconnected,
     Error,
     Event,
     Goodbye,
@@ -42,7 +41,6 @@ from multichat.messages import (
     Pong,
     Presence,
     Quit,
-    Reconnected,
     Rename,
     Renamed,
     Request,
@@ -293,11 +291,6 @@ class TextVoice:
                 return [f"{_GOODBYE}{reason}"]
             case Notice(text=text) | Error(text=text):
                 return [text]
-            case Disconnected(reason=reason, retry_seconds=seconds, failures=failures):
-                what = "Cannot connect" if failures else "Connection lost"
-                return [f"{what}: {reason}; trying again in {seconds:.1f} s"]
-            case Reconnected():
-                return _describe_reconnected(event)
         return []
 
     def spell(self, event: Event) -> bytes:
@@ -322,17 +315,6 @@ class TextVoice:
         if acted := _ACTED.fullmatch(line):
             return Said(name=acted[1], text=acted[2], act=True)
         return Said(name="", text=line)
-
-
-def _describe_reconnected(event: Reconnected) -> list[str]:
-    lines = ["Connected again"]
-    if not event.resumed:
-        lines[0] += ", as somebody new: the server has forgotten who we were"
-        if event.again:
-            lines.append("What it had not accepted is sent again, and may be said twice")
-    if event.unsure:
-        lines.append(f"{_messages(event.unsure)} may not have been said")
-    return lines
 
 
 def help_notices(nonce: Nonce | None = None) -> list[Notice]:
