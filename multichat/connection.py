@@ -83,7 +83,8 @@ class Connection:
     for an answer: that may stand behind much that nobody hears.  *bell* is rung for whatever
     happens.
 
-    *over* says that nothing more will come.
+    *ended* says that the peer has sent its end of input, and that *hear* is called with what stands
+    before that and is no line; *over* that nothing more will come.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Connection:
         may_read: Callable[[bool], bool],
         bell: Bell,
     ) -> None:
-        self.over = False
+        self.over = self.ended = False
         self.nursery: trio.Nursery  # of our tasks, for others that end with them
         self._stream = stream
         self._hear = hear
@@ -190,6 +191,7 @@ class Connection:
                 self._bell.ring()
                 while not self._may_read(self._bell.awaited > 0):
                     await self._bell.wait()
+            self.ended = True
             self._hear(self._decoder.finish())
             self._lost = "the server closed the connection"
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:

@@ -41,7 +41,7 @@ from multichat.names import fold_name
 from multichat.outbox import Outbox
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Conversation", "Redial"]
+__all__ = ["FINISH_AWAY_SECONDS", "Conversation", "Redial"]
 
 # Who has welcomed us before speaks JSON; it may have much to do when all come back at once.
 _WELCOME_AGAIN_SECONDS = 10.0
@@ -275,6 +275,7 @@ class Conversation:
                 await self.bell.wait()
             if self.failure is not None or self._returns:  # nobody reads what we would say there
                 link.connection.abort("the conversation is over")
+                await trio.aclose_forcefully(link.stream)
 
     async def _greet(self, link: Link) -> None:
         """Settle with which voice the conversation begins."""
@@ -324,7 +325,6 @@ class Conversation:
         if self._connected:
             self._backoff.held(trio.current_time() - self._connected_at)
         self._connected, self._sent_away = False, ""
-        await trio.aclose_forcefully(link.stream)
         while self._returns:
             seconds = self._backoff.next_seconds()
             self._tell([Disconnected(reason, seconds, self._failures)], 0)
@@ -357,6 +357,7 @@ class Conversation:
     async def finish(self) -> None:
         """Have all answered, then end it, and wait for the other side's end; see `Chat.finish`."""
         self.finished = True
+        self.bell.ring()  # there may be nothing to come back for
         self.link.check_admitted(self.goodbye)
         await self.link.wait_until_proven()
         self._progress_at = trio.current_time()

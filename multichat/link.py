@@ -14,7 +14,7 @@ from multichat.connection import Bell, Connection
 from multichat.errors import ConnectionLost, LineTooLong, Refused
 from multichat.framing import Part
 from multichat.handshake import Handshake
-from multichat.messages import Event, Hello, Notice, Welcome
+from multichat.messages import Event, Goodbye, Hello, Notice, Said, Welcome
 from multichat.preamble import WRONG_PASSWORD, spell_password
 from multichat.voices import TEXT, Voice, spell_hello
 
@@ -71,6 +71,9 @@ class Link:
         self._news, self._tell, self._say_again = news, tell, say_again
         self._bell = bell
         self._resending = False
+        # What is said in the lobby before our hello is read is among the past that we ask for.
+        self._asks_for_past = bool(hello.session or hello.replay)
+        self._early: list[Event] = []
         self._forget_at = math.inf
 
     @property
@@ -94,12 +97,26 @@ class Link:
                 events.append(Notice(str(part)))
             else:
                 characters += len(part)
-                heard = self.handshake.hear(part)
-                events += heard if self.voice is TEXT else filter(None, map(self._news, heard))
+                events += self._read(part)
         if self.handshake.resending and not self._resending:
             self._resending = True
             self._say_again(self)
         self._tell(events, characters)
+
+    def _read(self, run: str) -> list[Event]:
+        welcomed = self.welcome is not None
+        heard = self.handshake.hear(run)
+        if self._asks_for_past and not welcomed:
+            count = len(heard)
+            if self.welcome is not None:
+                count = next(i for i, event in enumerate(heard) if isinstance(event, Welcome))
+            self._early += [event for event in heard[:count] if not isinstance(event, Goodbye)]
+            heard = [*(e for e in heard[:count] if isinstance(e, Goodbye)), *heard[count:]]
+        if self.voice is TEXT:
+            return heard
+        if self.connection.ended:  # half a line: it comes whole by the next connection
+            heard = [event for event in heard if not isinstance(event, Said) or event.id]
+        return list(filter(None, map(self._news, heard)))
 
     async def put(self, run: str) -> None:
         """Send a run of lines in the voice that is spoken; see `Connection.put`."""
@@ -165,7 +182,9 @@ class Link:
         shake = self.handshake
         if shake.welcome is not None:
             shake.forgive()
-        elif not shake.ready:
+            return
+        self._tell(self._early, 0)
+        if not shake.ready:
             shake.give_up()
             self._forget_at = trio.current_time() + _FORGET_SECONDS
 
