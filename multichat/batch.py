@@ -67,12 +67,12 @@ class Receipt:
         )
 
 
-def cut(said: SaidRun, voices: Iterable[Voice]) -> Iterator[Batch]:
+def cut(said: SaidRun, messages: int, voices: Iterable[Voice]) -> Iterator[Batch]:
     """Make batches of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
 
-    A single message above that is a batch of its own.
+    That is so many *messages*: to count them takes as long as to tag them.  A single message above
+    that is a batch of its own.
     """
-    messages = said.run.count("\n") + 1
     batch = Batch(messages, lambda voice: voice.spell_said(said))
     if messages == 1 or all(_fits(batch, voice, len(said.run)) for voice in voices):
         yield batch
@@ -82,7 +82,7 @@ def cut(said: SaidRun, voices: Iterable[Voice]) -> Iterator[Batch]:
         halves = (said.first, texts[:middle]), (said.first + middle, texts[middle:])
         for first, half in halves:
             part = msgspec.structs.replace(said, first=first, run="\n".join(half))
-            yield from cut(part, voices)
+            yield from cut(part, len(half), voices)
 
 
 def _fits(batch: Batch, voice: Voice, characters: int) -> bool:

@@ -342,6 +342,7 @@ class Room:
         journal, client, name = self._journal, sender.client, sender.name
         said = SaidRun(journal.epoch, journal.next, utc_now(), self.name, client, name, run, act)
         keeping = journal.append(said, nonces)
+        messages = journal.next - said.first
         if on_taken is not None:
             on_taken(said.epoch, said.first, keeping)
         try:
@@ -355,7 +356,8 @@ class Room:
                     await keeping.wait()
             if client in self._changes:
                 await self._introduce(said)
-            batches = cut(said, [voice for voice, them in self._by_voice.items() if them])
+            spoken = [voice for voice, them in self._by_voice.items() if them]
+            batches = cut(said, messages, spoken)
             return await self._publish(batches, said, sender, "RX")
         finally:
             self._order.release()

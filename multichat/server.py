@@ -223,6 +223,7 @@ class Server:
                     self._clients_before = self._journal.clients_ever
                     self._clients_ever = self._numbers_given = self._clients_before
                     await self._directory.resumables.load(time.time())
+                    self._start_soon(self._directory.resumables.refresh)
                     async with trio.open_nursery() as self._bots:
                         yield self
                         if not self._directory.closed:

@@ -123,12 +123,12 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
         await a.send(*["x"] * count)
         assert await b.lines(count) == ["[Client 1] x"] * count
     said = SaidRun("epoch", 0, "now", "lobby", 1, "Client 1", "\n".join(["x"] * count))
-    spelled = [len(batch.spelled(TEXT)) for batch in cut(said, [TEXT])]
+    spelled = [len(batch.spelled(TEXT)) for batch in cut(said, count, [TEXT])]
     assert len(spelled) > 1
     assert max(spelled) <= MAX_BATCH_BYTES
     assert sum(spelled) == count * len("[Client 1] x\n")
     # A single message is never cut.
-    [alone] = cut(msgspec.structs.replace(said, run="x" * 2 * MAX_BATCH_BYTES), [TEXT])
+    [alone] = cut(msgspec.structs.replace(said, run="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT])
     assert alone.messages == 1
 
 
