@@ -159,9 +159,7 @@ class Connection:
 
     def lost(self) -> ConnectionLost:
         """Return the exception that says why the connection is of no use any more."""
-        if self._outbox.failure is not None:
-            return ConnectionLost(transport.reason_of(self._outbox.failure))
-        return ConnectionLost(self._lost or "the conversation is over")
+        return ConnectionLost(self._outbox.failure or self._lost or "the conversation is over")
 
     async def run(self) -> None:
         """Send and receive until both are over, or cancelled."""

@@ -104,6 +104,7 @@ class SqliteJournal(Journal):
         retention: Retention | None = None,
     ) -> None:
         self.path = path
+        self.place = str(path)
         self.commits = 0
         self._synchronous = durability.value.upper()
         self._retention = retention or Retention()
@@ -153,11 +154,17 @@ class SqliteJournal(Journal):
         if not jobs:
             return
         give_up_at = trio.current_time() + RETRY_SECONDS
-        while failure := await trio.to_thread.run_sync(self._write, jobs, limiter=self._writing):
-            if trio.current_time() >= give_up_at:
-                self._fail([*jobs, *self._take_waiting()], failure)
-                return
-            await trio.sleep(_PAUSE_SECONDS)
+        try:
+            while failure := await trio.to_thread.run_sync(
+                self._write, jobs, limiter=self._writing
+            ):
+                if trio.current_time() >= give_up_at:
+                    self._fail([*jobs, *self._take_waiting()], failure)
+                    return
+                await trio.sleep(_PAUSE_SECONDS)
+        except trio.Cancelled:  # before the thread had them: at the end they are written after all
+            self._waiting[:0] = jobs
+            raise
         for job in jobs:
             if isinstance(job, _Said):
                 job.room.kept = job.said.first + job.messages
