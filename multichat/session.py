@@ -481,9 +481,9 @@ class Session:
                 directory.move(me, room)
                 refused: list[Error] = []
                 position = self._position(since, 0, refused)
-                await self._answer(
-                    Joined(me.client, me.name, me.room.name, len(me.room), nonce=nonce), *refused
-                )
+                at = me.room
+                joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
+                await self._answer(joined, *refused)
                 await self._catch_up(position)
             case Who(nonce=nonce):
                 await self._answer(Members(me.room.name, me.room.show_members(), nonce=nonce))

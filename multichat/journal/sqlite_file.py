@@ -260,7 +260,7 @@ def _inspect(
     *beginning*: one that has no tables yet will do.
     """
     with _failing(path), closing(connect(real, mode)) as connection:
-        [tables] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         [application] = connection.execute("PRAGMA application_id").fetchone()
         [version] = connection.execute("PRAGMA user_version").fetchone()
         [pages] = connection.execute("PRAGMA page_count").fetchone()

@@ -201,12 +201,12 @@ class Rows:
 
     def forget_session(self, digest: bytes) -> None:
         """Forget that session, and the nonces of its client."""
-        row = self.connection.execute(
-            "DELETE FROM sessions WHERE digest = ? RETURNING client", (digest,)
-        ).fetchall()
-        for (client,) in row:
-            self.connection.execute("DELETE FROM nonces WHERE client = ?", (client,))
-            self._nonce_counts.pop(client, None)
+        execute = self.connection.execute
+        row = execute("SELECT client FROM sessions WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            execute("DELETE FROM sessions WHERE digest = ?", (digest,))
+            execute("DELETE FROM nonces WHERE client = ?", row)
+            self._nonce_counts.pop(row[0], None)
 
     def use_nonces(self, said: SaidRun, nonces: str, count: int) -> None:
         """Keep with which *nonces*, *count* of them spelled as JSON, *said* was said."""
