@@ -507,15 +507,13 @@ class Session:
         """Change to the JSON voice, in one step with the welcome, which is its first line."""
         me, directory = self.member, self._directory
         resumables = directory.resumables
-        resumed = None
-        if hello.session is not None:
-            resumed = resumables.find(hello.session, time.time())
-            if resumed is not None:
-                await resumables.restore(resumed)
+        token = hello.session or ""
+        if (known := resumables.find(token, time.time())) is not None:
+            await resumables.restore(known)
         await self._wait_for_room()
+        resumed = resumables.find(token, time.time())  # it may have been sent away meanwhile
         refused: list[Error] = []
-        if resumed is not None and hello.session is not None:
-            token = hello.session
+        if resumed is not None:
             refused += [Invalid.because(error).error for error in directory.resume(me, resumed)]
         else:
             token = directory.give_session(me)
