@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -114,7 +115,7 @@ class Directory:
     @property
     def rooms(self) -> list[Room]:
         """The rooms in which somebody is, in the order of their opening."""
-        return list(self._rooms.values())
+        return [room for room in self._rooms.values() if room]
 
     def __len__(self) -> int:
         """How many are connected now."""
@@ -136,7 +137,7 @@ class Directory:
         room = self._rooms.get(key)
         if room is None:
             name = LOBBY if key == LOBBY else name
-            rooms = len(self._rooms) - (leaving is not None and len(leaving) == 1)
+            rooms = len(self.rooms) - (leaving is not None and len(leaving) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
             room = self._rooms[key] = Room(
@@ -153,8 +154,18 @@ class Directory:
         return room
 
     def _close_if_empty(self, room: Room) -> None:
-        if not room and self._rooms.get(fold_name(room.name)) is room:
+        if room or self._rooms.get(fold_name(room.name)) is not room:
+            return
+        if (
+            room.busy and not self.closed
+        ):  # who comes next finds it as it is: what is on its way is not told yet
+            self._start_soon(partial(self._close_later, room))
+        else:
             del self._rooms[fold_name(room.name)]
+
+    async def _close_later(self, room: Room) -> None:
+        await room.settle()
+        self._close_if_empty(room)
 
     def enter(self, member: Member) -> None:
         """Let *member* in, to its room.  A closed server sends it away."""
@@ -393,6 +404,6 @@ class Directory:
                 self.dismiss(member, reason)
 
     async def _empty(self, room: Room) -> None:
-        await room.settle_kept()
+        await room.settle()
         for member in room.members:
             self.dismiss(member, self.closed)

@@ -63,8 +63,7 @@ PRESENCE_SECONDS = 0.1
 # Not more often than this are members told who came and went.
 PRESENCE_PAUSE_SECONDS = 1.0
 
-# Who has so much left to be told is told it while nobody else says anything: it takes one read of
-# the journal, and then it has caught up, however fast the others talk.
+# So much is told while nobody else says anything: it takes one read of the journal.
 _HAND_OVER_MESSAGES = 256
 
 
@@ -306,14 +305,17 @@ class Room:
         for member in list(self._deadlines):
             self._dismiss(member, reason)
 
-    async def settle(self) -> None:
-        """Wait until what is being said has reached everyone."""
-        async with self._order:
-            pass
+    @property
+    def busy(self) -> bool:
+        """Whether something is being said, or on its way."""
+        return self._order.locked()
 
-    async def settle_kept(self) -> None:
-        """Settle a closed room, but for what waits for the disk: nobody knows how long."""
-        while self._order.locked() and not self._at_disk:
+    async def settle(self) -> None:
+        """Wait until what is being said has reached everyone; a closed room waits for no disk."""
+        if not self._closing:
+            async with self._order:
+                return
+        while self.busy and not self._at_disk:
             await trio.lowlevel.checkpoint()  # nobody is waited for here, so these are few
 
     @contextmanager

@@ -291,7 +291,7 @@ class _World:
         found = {
             "tasks": trio.lowlevel.current_statistics().tasks_living - tasks_before,
             "clients": counts.clients,
-            "rooms": counts.rooms,
+            "rooms": len(self._server._directory._rooms),
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
                 visit.connection is not None and not visit.connection.server.closed
