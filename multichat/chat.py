@@ -97,6 +97,8 @@ class Chat:
     is not among them.
 
     *client*, *name* and *room* are ours as we were told last, 0 and empty in the text voice.
+    Where *tells_accepted* is set, each `Accepted` is among the events: what we said stands there in
+    its room's order, and in the order in which we said it.
     *goodbye* is the server's reason, if that was the last thing it said.
     """
 
@@ -112,6 +114,7 @@ class Chat:
     ) -> None:
         self.client = 0
         self.name = self.room = ""
+        self.tells_accepted = False
         self.goodbye: str | None = None
         self._plain = plain
         self._password = None if password is None else clean(password)
@@ -432,7 +435,7 @@ class Chat:
         match event:
             case Accepted(nonce=nonce) if nonce in self._unaccepted:
                 del self._unaccepted[nonce]
-                return False
+                return self.tells_accepted
             case Welcome(client=client, name=name, room=room):
                 self.client, self.name, self.room = client, name, room
                 return self._handshake.late

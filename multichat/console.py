@@ -5,6 +5,7 @@ is told to the shell.  A terminal and a pipe are read the same way.
 """
 
 import logging
+import math
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from multichat.chat import Chat
 from multichat.client import Endpoint, open_chat
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
+    ConnectFailed,
     ConnectionLost,
     LineTooLong,
     MultichatError,
@@ -58,7 +60,7 @@ class Console:
     """One run of `connect`; `run` is called once.
 
     *writer* is where the log goes, *input_fd* what is read, None for nothing at all.  Neither is
-    closed here.
+    closed here.  *timeout_seconds* is for connecting and being greeted.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Console:
         room: str | None = None,
         password: str | None = None,
         plain: bool = False,
+        timeout_seconds: float = math.inf,
     ) -> None:
         self._endpoint = endpoint
+        self._timeout_seconds = timeout_seconds
         self._name, self._room, self._plain = name, room, plain
         self._password = password
         self._writer = writer
@@ -101,6 +105,13 @@ class Console:
 
     async def _converse(self) -> None:
         self._log.line("start", f"Connecting to {self._endpoint}")
+        with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
+            await self._converse_once(patience)
+        if patience.cancelled_caught:
+            reason = f"no greeting in {self._timeout_seconds:g} s"
+            raise ConnectFailed(str(self._endpoint), None, reason)
+
+    async def _converse_once(self, patience: trio.CancelScope) -> None:
         stream = await self._endpoint.dial()
         self._connected_at = trio.current_time()
         self._log.line("STATE", "Connected")
@@ -113,6 +124,7 @@ class Console:
                 password=self._password,
                 plain=self._plain,
             ) as chat:
+                patience.deadline = math.inf
                 await self._introduce(chat)
                 await self._talk(chat)
         finally:
