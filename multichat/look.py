@@ -54,7 +54,7 @@ Fragments: TypeAlias = Sequence[tuple[str, str]]
 
 # Of the colours that every terminal with 256 has, those whose contrast is at least 4 to 1 on black
 # and on white alike (WCAG 2.1, 1.4.3 asks 3 of large text and 4.5 of small; 4.5 on both leaves
-# three), and that are neither grey nor the red of what went wrong.
+# three), and that are neither grey nor the red of what goes wrong.
 NAME_COLORS = (
     "#af5f5f", "#af5f00", "#5f8700", "#008700", "#00875f", "#008787", "#0087af", "#005fff",
     "#5f5fff", "#875fd7", "#875faf", "#af00ff", "#af5faf", "#d700af", "#d70087", "#af5f87",
@@ -62,7 +62,7 @@ NAME_COLORS = (
 
 # The grey in the middle: 4.5 to 1 on both.
 DIM = "#767676"
-WARNING = "#ff0000"
+WARNING = "#d7005f"
 
 _MENTION = "bold reverse"
 
@@ -151,7 +151,7 @@ class Look:
             case Act(text=text):
                 lines = [self._said(time, own, text, us, act=True, is_ours=True)]
             case Direct(to=to, text=text):
-                person = str(to)
+                person = _shown(str(to))
                 who = [("bold", "you"), (DIM, " → "), (f"{name_style(person)} bold", person)]
                 lines = [[*_start(time), *who, ("", "  "), *_text(text, "")]]
         if pending:

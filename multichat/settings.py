@@ -127,7 +127,7 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
         if expected is Path and isinstance(value, str):
             # As if one stood where the file is, wherever one stands.
             return path.parent / Path(value).expanduser()
-        raise msgspec.ValidationError("expected a path")
+        raise ValueError("expected a path")
 
     try:
         return msgspec.convert(table, kind, dec_hook=to_path)
@@ -143,4 +143,4 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
 
 
 def _lowered(reason: str) -> str:
-    return reason[:1].lower() + reason[1:].replace("`", "")
+    return reason[:1].lower() + reason[1:].replace("`", "").replace(" | null", "")
