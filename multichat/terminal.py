@@ -92,7 +92,6 @@ class TerminalChat:
         self._connected_at = 0.0
         self._sent = self._received = 0
         self._waiting: deque[Request] = deque()  # said and not accepted, the oldest first
-        self._sending = 0  # of these, the last ones, which are not on their way yet
         self._ignored: dict[str, str] = {}  # folded: as they were typed
         self._names: set[str] = set()
         self._rooms: set[str] = set()
@@ -188,7 +187,6 @@ class TerminalChat:
                 lines += self._take(event)
                 if isinstance(event, Welcome) and self._name is not None:
                     await self._try_name(chat, self._name)  # the welcome came late
-            lines += self._settle_up(chat)
             self._show(lines)
 
     def _show_event(self, event: Event) -> None:
@@ -202,7 +200,7 @@ class TerminalChat:
             case Accepted():
                 return self._settle()
             case Error(code=LineTooLong.code, nonce=None) if self._waiting:
-                self._waiting.pop()  # it was not sent at all
+                self._waiting.remove(max(self._waiting, key=_size))  # it was not sent at all
             case Error(nonce=nonce) if nonce is not None:
                 before = self._settle()
             case Said(name=name) | Directed(name=name):
@@ -215,13 +213,6 @@ class TerminalChat:
         if not self._waiting:
             return []
         return self._look.typed(self._waiting.popleft(), self._us, _now())
-
-    def _settle_up(self, chat: Chat) -> list[Line]:
-        """Show as said whatever the chat does not wait for any more."""
-        lines: list[Line] = []
-        while len(self._waiting) - self._sending > chat.unaccepted:
-            lines += self._settle()
-        return lines
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and whom one may want to name."""
@@ -303,14 +294,11 @@ class TerminalChat:
             each for each in TEXT.parse_requests(line) if isinstance(each, SayRun | Act | Direct)
         ]
         self._waiting += said
-        self._sending = len(said)
         self._prompt.refresh()
-        try:
-            await chat.send(line)
-        finally:
-            self._sending = 0
+        await chat.send(line)
         self._sent += len(said)
-        self._show(self._settle_up(chat))
+        if chat.voice is TEXT:  # in which nobody says what is accepted
+            self._show([line for _ in list(self._waiting) for line in self._settle()])
 
     def _ignore(self, name: str) -> None:
         if not name:
@@ -365,6 +353,10 @@ class TerminalChat:
 
     def _complete(self, before: str) -> list[Completion]:
         return complete(before, self._names - {self._us.name}, self._rooms)
+
+
+def _size(request: Request) -> int:
+    return len(msgspec.json.encode(request))
 
 
 def _now() -> datetime:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from .documents import load
 from .processes import WAIT_SECONDS, program
+
+_parse = load("make_pictures").parse
+
+# The grey of what is dimmed, among 256 colours.
+GREY = 243
 
 
 class Terminal:
@@ -16,7 +22,7 @@ class Terminal:
 
     def __init__(self, socket: Path) -> None:
         self._tmux = [program("tmux"), "-S", str(socket), "-f", os.devnull]
-        self._home = socket.parent
+        self.home = socket.parent
 
     async def run(self, *arguments: str) -> str:
         result = await trio.run_process(
@@ -29,7 +35,7 @@ class Terminal:
     ) -> None:
         """Run *command*, by itself and without our own variables, and then say its status."""
         places = {"MULTICHAT_CONFIG": "config.toml", "MULTICHAT_HISTORY": "history"}
-        variables = [f"{key}={self._home / value}" for key, value in places.items()]
+        variables = [f"{key}={self.home / value}" for key, value in places.items()]
         unset = [f"-u{key}" for key in os.environ if key.startswith("MULTICHAT_")]
         line = shlex.join(["env", *unset, *variables, *command])
         shell = f"{before}{line}; echo status=$?; exec sleep 600"
@@ -39,8 +45,8 @@ class Terminal:
         """Run a shell with job control, whose prompt is `$ `."""
         variables = {
             "PS1": "$ ",
-            "MULTICHAT_CONFIG": str(self._home / "config.toml"),
-            "MULTICHAT_HISTORY": str(self._home / "history"),
+            "MULTICHAT_CONFIG": str(self.home / "config.toml"),
+            "MULTICHAT_HISTORY": str(self.home / "history"),
         }
         shell = ["env", *(f"{key}={value}" for key, value in variables.items())]
         await self._new(name, columns, rows, shlex.join([*shell, program("bash"), "--norc"]))
@@ -69,8 +75,21 @@ class Terminal:
         shown = await self.run("capture-pane", "-p", "-t", name)
         return shown.rstrip("\n").split("\n")
 
-    async def styled(self, name: str) -> str:
-        return await self.run("capture-pane", "-p", "-e", "-J", "-t", name)
+    async def colors_of(self, name: str, text: str) -> set[int | None]:
+        """The colours, by their numbers, of the rows in which *text* stands; None is no colour."""
+        rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
+        return {
+            run.style.color
+            for row in rows
+            if text in "".join(run.text for run in row)
+            for run in row
+            if run.text.strip()
+        }
+
+    async def reversed(self, name: str) -> list[str]:
+        """What is highlighted."""
+        rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
+        return [run.text for row in rows for run in row if run.style.reverse]
 
     async def wait_for(self, name: str, text: str) -> None:
         await self.wait_for_match(name, re.escape(text))
