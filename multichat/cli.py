@@ -175,7 +175,7 @@ def connect(
             trio.run(until_signal, errand)
             return
         if not (listen or log_style) and _is_terminal():
-            from multichat.history import History
+            from multichat.recall import History
             from multichat.settings import history_path
             from multichat.terminal import TerminalChat
 

@@ -44,8 +44,8 @@ from prompt_toolkit.output import ColorDepth
 
 from multichat.framing import clean
 from multichat.guest import TerminalModes
-from multichat.history import keeps
 from multichat.look import DIM, Fragments
+from multichat.recall import keeps
 from multichat.screen import STYLE, Screen, make_output
 
 __all__ = ["Prompt", "Show", "open_prompt"]

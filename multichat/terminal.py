@@ -30,7 +30,6 @@ from multichat.errors import (
     Refused,
 )
 from multichat.guest import run_beside_prompt
-from multichat.history import History
 from multichat.look import DIM, WARNING, Fragments, Line, Look, Us
 from multichat.messages import (
     Accepted,
@@ -51,6 +50,7 @@ from multichat.messages import (
 )
 from multichat.names import fold_name
 from multichat.prompt import Prompt, Show, open_prompt
+from multichat.recall import History
 from multichat.voices import TEXT
 
 __all__ = ["TerminalChat"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multichat.history import MAX_LINES, History, keeps
+from multichat.recall import MAX_LINES, History, keeps
 
 
 def test_what_was_typed_comes_back_in_its_order(tmp_path: Path) -> None:
