@@ -61,6 +61,12 @@ _Plain = Annotated[
     bool,
     typer.Option("--plain", help="Speak plain text, as nc does.", envvar="MULTICHAT_PLAIN"),
 ]
+_Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait", help="Wait until the server is there, if it is not.", envvar="MULTICHAT_WAIT"
+    ),
+]
 
 
 def connect(
@@ -91,15 +97,37 @@ def connect(
         ),
     ] = False,
     plain: _Plain = False,
+    replay: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Show the last so many messages of the room first.",
+            envvar="MULTICHAT_REPLAY",
+        ),
+    ] = 0,
+    wait: _Wait = False,
+    no_reconnect: Annotated[
+        bool,
+        typer.Option(
+            "--no-reconnect",
+            help="End when the connection is lost, as --plain and --json always do.",
+            envvar="MULTICHAT_NO_RECONNECT",
+        ),
+    ] = False,
 ) -> None:
     """Join the chat on a server.
 
     What you type goes to everybody else, a line at a time. The end of input (Ctrl+D) sends what
     is left and leaves, Ctrl+C leaves at once. Local commands: /quit, /exit, /status; the server
     answers /help.
+
+    A connection that is lost is followed by another: what was said meanwhile is shown then, and
+    what you said is sent.
     """
     if json and plain:
         raise typer.BadParameter("--json and --plain exclude each other")
+    if replay and plain:
+        raise typer.BadParameter("--replay and --plain exclude each other")
     if host is None and unix is None:
         raise typer.BadParameter("HOST and PORT, or --unix PATH, are missing")
     if host is not None and port is None:
@@ -127,6 +155,8 @@ def connect(
                 name=name,
                 room=room,
                 password=password,
+                replay=replay,
+                wait=wait,
             )
             trio.run(until_signal, errand)
             return
@@ -141,6 +171,9 @@ def connect(
                 room=room,
                 password=password,
                 plain=plain,
+                replay=replay,
+                reconnect=not no_reconnect,
+                wait=wait,
             )
             trio.run(console.run)
 
@@ -164,10 +197,12 @@ def send(
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
     plain: _Plain = False,
+    wait: _Wait = False,
 ) -> None:
     """Say one thing and leave when the server has accepted it.
 
-    A name that is taken is no reason not to say it; a room that cannot be had is.
+    A name that is taken is no reason not to say it; a room that cannot be had is. If the connection
+    is lost it is said over another, and once.
     """
     with one_line_errors():
         import trio
@@ -185,6 +220,7 @@ def send(
             room=room,
             password=checked_password(password_file),
             plain=plain,
+            wait=wait,
         )
         if not trio.run(until_signal, errand):
             raise typer.Exit(1)  # interrupted: who knows what was said

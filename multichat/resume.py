@@ -11,9 +11,12 @@ message that is said again the one that was said.  Knows nothing of connections 
 
 import hmac
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
+
+import trio
 
 from multichat.errors import NotKept
 from multichat.ids import message_id
@@ -27,6 +30,9 @@ MAX_NONCES = 1024
 
 # For a laptop that sleeps over night.
 SESSION_SECONDS = 24 * 3600.0
+
+# How often the journal is told that who is connected still is.
+REFRESH_SECONDS = 3600.0
 
 # Ten times as many as may be connected.
 MAX_SESSIONS = 10_000
@@ -141,6 +147,13 @@ class Resumables:
         one.name, one.room, one.seen = name, room, now
         if one.here:
             self._journal.keep_session(one.record())
+
+    async def refresh(self) -> None:
+        """Have the journal know, for ever, that those who are here are seen."""
+        while True:
+            await trio.sleep(REFRESH_SECONDS)
+            for one in list(self._here.values()):
+                self.changed(one, one.name, one.room, time.time())
 
     def go(self, one: Resumable, now: float) -> None:
         """Note that *one* is not connected any more, and may come back."""

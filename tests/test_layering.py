@@ -9,6 +9,7 @@ import multichat
 
 PURE = (
     "bans",
+    "comeback",
     "config",
     "errors",
     "framing",
@@ -17,6 +18,7 @@ PURE = (
     "limits",
     "messages",
     "names",
+    "outbox",
     "preamble",
     "presence",
     "voices",

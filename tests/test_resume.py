@@ -246,7 +246,8 @@ async def test_one_who_joins_may_ask_for_what_was_said_since_and_for_the_last() 
         await bob.say("2", "3")
         carol = await program(network, name="carol")
         await carol.send(type="join", room="den", since=first, nonce="j")
-        assert (await carol.hear_until("joined"))[-1]["room"] == "den"
+        joined = (await carol.hear_until("joined"))[-1]
+        assert (joined["room"], joined["last"][-1]) == ("den", "2")
         assert await carol.texts(2) == ["2", "3"]
         dave = await program(network, name="dave", room="den", replay=2)
         assert await dave.texts(2) == ["2", "3"]

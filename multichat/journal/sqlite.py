@@ -111,6 +111,7 @@ class SqliteJournal(Journal):
         retention: Retention | None = None,
     ) -> None:
         self.path = Path(path)
+        self.place = str(path)
         self.durability = durability
         self.retention = retention or Retention()
         self.commits = 0
