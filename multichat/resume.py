@@ -34,9 +34,6 @@ SESSION_SECONDS = 24 * 3600.0
 # How often the journal is told that who is connected still is.
 REFRESH_SECONDS = 3600.0
 
-# Ten times as many as may be connected.
-MAX_SESSIONS = 10_000
-
 # Of those who are away, together: 70 MiB at worst, where a full window for each were 2.5 GiB.
 MAX_NONCES_AWAY = 256 * 1024
 
@@ -94,17 +91,21 @@ class Resumable:
 
 
 class Resumables:
-    """All of a server's, and what *journal* is to keep of them."""
+    """All of a server's, and what *journal* is to keep of them.
 
-    def __init__(self, journal: Journal) -> None:
+    Of those who are not connected there are at most *max_away*.
+    """
+
+    def __init__(self, journal: Journal, max_away: int) -> None:
         self._journal = journal
+        self._max_away = max_away
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
         self._nonces = 0  # in the windows of those who are away
 
     async def load(self, now: float) -> None:
         """Take over those that the journal has kept; *now* is in seconds since 1970."""
-        for record in await self._journal.sessions(now - SESSION_SECONDS, MAX_SESSIONS):
+        for record in await self._journal.sessions(now - SESSION_SECONDS, self._max_away):
             self._away[record.digest] = Resumable(record, restored=False)
 
     def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
@@ -170,7 +171,7 @@ class Resumables:
         while away:
             oldest = next(iter(away.values()))
             if (
-                len(away) <= MAX_SESSIONS
+                len(away) <= self._max_away
                 and self._nonces <= MAX_NONCES_AWAY
                 and now - oldest.seen <= SESSION_SECONDS
             ):
