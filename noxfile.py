@@ -7,12 +7,12 @@ nox -s install   the built wheel alone, in an environment of its own, doing its 
 nox -s docs      the command reference and the documents' own tests
 nox -s sim       500 simulated schedules of a whole server with its clients and faults
 nox -s fuzz      a minute of hostile bytes for everything that reads them
+nox -s soak      two minutes in which 500 clients come, talk, stall and go
 
-Longer: nox -s sim -- --seeds 10000, nox -s fuzz -- --seconds 3600
+Longer: nox -s sim -- --seeds 10000, nox -s fuzz -- --seconds 3600, nox -s soak -- --minutes 10
 
-By hand, because they take long or want a quiet machine:
+By hand, because it takes long and wants a quiet machine:
 
-nox -s soak      minutes in which 500 clients come, talk, stall and go
 nox -s bench     multichat beside its peers, about 40 minutes: docs/performance.md
 nox -s bench -- --quick     instructions for each piece of work, beside the previous commit's
 """
@@ -31,7 +31,7 @@ import nox
 
 nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "tests", "install", "docs", "sim", "fuzz"]
+nox.options.sessions = ["lint", "types", "tests", "install", "docs", "sim", "fuzz", "soak"]
 nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")

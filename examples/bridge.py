@@ -1,8 +1,8 @@
 """A bridge between two servers: what is said on the one is said on the other, names and all.
 
 Run it between two servers:    python examples/bridge.py 127.0.0.1 9000 127.0.0.1 9001
-What it leaves out: rooms but the lobby, who comes and goes, private messages, coming back after
-a server was away, and more than two servers: each has one bridge, as a second finds the name taken.
+What it leaves out: rooms but the lobby, who comes and goes, private messages, and more than two
+servers: each has one bridge, as a second finds the name taken.
 """
 
 import sys

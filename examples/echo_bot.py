@@ -1,7 +1,7 @@
 """A bot that repeats what people say.
 
 Run it against a server:    python examples/echo_bot.py 127.0.0.1 9000
-What it leaves out: coming back after the server was away, and manners.
+What it leaves out: manners.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Says each new line of a growing file, as `tail -F` prints it, also when the file is rotated.
 
 Run it against a server:    python examples/follow_log.py 127.0.0.1 9000 /var/log/syslog
-What it leaves out: waiting for a file that is not there yet, noticing that a file was overwritten
-with a longer one, and coming back after the server was away.
+What it leaves out: waiting for a file that is not there yet, and noticing that a file was
+overwritten with a longer one.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A chat: one conversation with any line-based server, over any stream.
+"""A chat: a conversation as a program has it, with any line-based server.
 
 What we say is on its way when a call returns; what we are told is typed events, which wait for the
 program in a bounded queue.  Neither waits for the other, so that a server which holds us back
@@ -6,24 +6,21 @@ because we do not read, and a program which does not read because it is saying s
 lock each other up.
 """
 
-import math
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from functools import partial
 
-import msgspec
 import trio
 
-from multichat.connection import Connection
+from multichat.conversation import Conversation, Redial
 from multichat.errors import (
-    ConnectionLost,
     LineTooLong,
     LocalProtocolError,
     Refused,
 )
-from multichat.framing import Part, clean
-from multichat.handshake import Handshake, make_hello
+from multichat.framing import clean
+from multichat.handshake import make_hello
+from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS
 from multichat.messages import (
     Accepted,
     Act,
@@ -34,14 +31,11 @@ from multichat.messages import (
     Hello,
     Invalid,
     Join,
-    Joined,
     MemberName,
     Members,
     Nonce,
-    Notice,
     Quit,
     Rename,
-    Renamed,
     RoomList,
     Rooms,
     RoomSize,
@@ -51,10 +45,10 @@ from multichat.messages import (
     Who,
     WireRequest,
 )
-from multichat.preamble import WRONG_PASSWORD, spell_password
-from multichat.voices import JSON, TEXT, Voice, is_hello, spell_hello
+from multichat.outbox import MAX_UNACCEPTED
+from multichat.voices import JSON, TEXT, Voice, is_hello
 
-__all__ = ["Chat"]
+__all__ = ["HELLO_SECONDS", "LATE_WELCOME_SECONDS", "MAX_UNACCEPTED", "Chat"]
 
 # How many reads wait for a program that is busy: 16 MiB as they came on the wire, after which we
 # stop reading and the server's patience begins.
@@ -64,42 +58,23 @@ _WAITING_READS = 256
 # falls behind by more than this while it asks is not held up any longer, so that it can hear.
 _AWAITING_CHARACTERS = 64 * 1024 * 1024
 
-# Who does not answer the hello within this time does not speak JSON, or is far away.
-HELLO_SECONDS = 1.0
-
-# How long, after that, the end of input waits for a welcome: once it is sent nothing can be said
-# again.
-LATE_WELCOME_SECONDS = 2.0
-
-# A welcome that comes later than this is not taken for one.
-_FORGET_SECONDS = 10.0
-
-# How long a server may take to refuse the next of what it could not read.
-_REFUSING_SECONDS = 5.0
-
-# As many as a server remembers, so that none is accepted twice.
-MAX_UNACCEPTED = 256
-
-# Who has a password waits for a server that is far away to ask for it.
-ASKING_SECONDS = 3.0
-
-# Who was told a password is not given up on so soon: the server lets those wait from whose address
-# wrong ones came.
-PASSWORD_SECONDS = 30.0
-
 
 class Chat:
     """A conversation; made by `multichat.client.connect` or `open_chat`.
 
     Any number of tasks may `say` and ask, one at a time iterates.  Iteration gives typed events in
     the order of the wire and ends when the server has said goodbye or, after `finish`, has closed;
-    it raises `ConnectionLost` when the conversation ended otherwise.  What answers a call of ours
-    is not among them.
+    it raises `ConnectionLost` when the conversation ended otherwise, or whatever else it ended
+    with.  What answers a call of ours is not among them.
 
-    *client*, *name* and *room* are ours as we were told last, 0 and empty in the text voice.
+    With *redial* a lost connection is followed by others until there is one again, and by the same
+    conversation: the events `Disconnected` and `Reconnected` tell of that, what was missed
+    meanwhile follows, and what was asked and not answered is asked again.  Only where the server
+    speaks JSON, once it has welcomed us, or if we *wait* for that; a goodbye is an end, but for one
+    that says that we were too slow.
+
     Where *tells_accepted* is set, each `Accepted` is among the events: what we said stands there in
     its room's order, and in the order in which we said it.
-    *goodbye* is the server's reason, if that was the last thing it said.
     """
 
     def __init__(
@@ -111,36 +86,60 @@ class Chat:
         password: str | None = None,
         plain: bool = False,
         hello_seconds: float = HELLO_SECONDS,
+        replay: int = 0,
+        redial: Redial | None = None,
+        wait: bool = False,
     ) -> None:
-        self.client = 0
-        self.name = self.room = ""
         self.tells_accepted = False
-        self.goodbye: str | None = None
         self._plain = plain
-        self._password = None if password is None else clean(password)
-        self._hello = make_hello(name, room)
-        self._handshake = Handshake(self._hello, plain=plain)
-        self._connection = Connection(stream, hear=self._hear, may_read=self._may_read)
         self._heard: deque[tuple[int, list[Event]]] = deque()  # what each read told, in so much
         self._heard_characters = 0
         self._events: deque[Event] = deque()  # of the read that is being iterated over
-        self._finished = self._told_lost = self._resending = False
-        self._nonce = 0
-        self._unaccepted: dict[Nonce, None] = {}
         self._answers: dict[Nonce, Event | None] = {}
         self._abandoned: set[Nonce] = set()  # asked for, and nobody waits for the answer
-        self._hello_seconds = hello_seconds
-        self._forget_at = math.inf
+        self._conversation = Conversation(
+            stream,
+            make_hello(name, room, replay),
+            password=None if password is None else clean(password),
+            plain=plain,
+            hello_seconds=hello_seconds,
+            redial=redial,
+            wait=wait,
+            tell=self._tell,
+            sort=self._sort,
+            send_typed=self._send_typed,
+            may_read=self._may_read,
+        )
+
+    @property
+    def goodbye(self) -> str | None:
+        """Why the server has sent us away, if that was the last thing it said."""
+        return self._conversation.goodbye
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """How the server greeted us last; None in the text voice."""
+        return self._conversation.welcome
+
+    @property
+    def client(self) -> int:
+        """Our number; 0 in the text voice."""
+        return self._conversation.place.client
+
+    @property
+    def name(self) -> str:
+        """What we are called, as we were told last; empty in the text voice."""
+        return self._conversation.place.name
+
+    @property
+    def room(self) -> str:
+        """The room that we are in, as we were told last; empty in the text voice."""
+        return self._conversation.place.room
 
     @property
     def voice(self) -> Voice:
         """The voice that is spoken now."""
-        return self._handshake.voice
-
-    @property
-    def welcome(self) -> Welcome | None:
-        """How the server greeted us; None in the text voice."""
-        return self._handshake.welcome
+        return self._conversation.voice
 
     @property
     def fell_back(self) -> bool:
@@ -148,24 +147,29 @@ class Chat:
         return self.voice is TEXT and not self._plain
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection, by which both sides can be heard."""
+        return self._conversation.connected
+
+    @property
     def unaccepted(self) -> int:
-        """How many messages were sent and not yet accepted; always 0 in the text voice."""
-        return len(self._unaccepted)
+        """How many messages were said and not yet accepted; always 0 in the text voice."""
+        return self._conversation.outbox.messages
 
     @property
     def moved_bytes(self) -> int:
         """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        return self._connection.moved_bytes
+        return self._conversation.link.connection.moved_bytes
 
     @property
     def waiting_bytes(self) -> int:
         """How much was said and not yet handed to the system."""
-        return self._connection.waiting_bytes
+        return self._conversation.link.connection.waiting_bytes
 
     @property
     def can_send(self) -> bool:
         """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
-        return self._connection.can_send
+        return self._conversation.can_send
 
     # --- Saying and asking ------------------------------------------------------------------------
 
@@ -173,10 +177,10 @@ class Chat:
         """Say each of *texts* as one message, whatever it holds; control characters are pictures.
 
         Several are sent in one piece.  Returns when they are on their way: handed to the system, or
-        to the task that does so next.  Waits while the server does not take more, or has not
-        accepted `MAX_UNACCEPTED` of ours.  Cancelled, what waited was not said.  Raises
-        `LocalProtocolError` if a text is empty or too long, `ConnectionLost` if nobody is there any
-        more.
+        to the task that does so next, or waiting for the next connection.  Waits while the server
+        does not take more, or has not accepted `MAX_UNACCEPTED` of ours.  Cancelled, what waited
+        was not said.  Raises `LocalProtocolError` if a text is empty or too long, `ConnectionLost`
+        if nobody is there any more.
         """
         await self._send_messages([Say(_sayable(text)) for text in texts])
 
@@ -225,59 +229,59 @@ class Chat:
             raise LocalProtocolError("the text voice has no list of rooms")
         return answer.rooms
 
-    async def send(self, run: str) -> None:
+    async def send(self, run: str) -> list[Nonce]:
         """Send a run of lines as if they had been typed, commands and all.
 
         They MUST be clean and not empty, as `multichat.framing` returns them.  A command that is
-        none is answered by an `Error` among the events.  For the rest see `say`.
+        none is answered by an `Error` among the events, as is what is too long.  Returns the nonces
+        of the others, which their answers have too; none in the text voice.  For the rest see
+        `say`.
         """
-        await self._until_ready()
-        await self._send_typed(run)
+        await self._conversation.wait_until_ready()
+        return await self._send_typed(run)
 
-    async def _until_ready(self) -> None:
-        if not self._handshake.ready:
-            await self._connection.wait_until(lambda: self._handshake.ready)
-
-    async def _send_typed(self, run: str) -> None:
+    async def _send_typed(self, run: str) -> list[Nonce]:
+        nonces: list[Nonce] = []
         if self.voice is TEXT:
-            await self._put(run)
-            return
+            await self._put_text(run)
+            return nonces
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
         run = "\n".join(line for line in run.split("\n") if not is_hello(line))
         for request in TEXT.parse_requests(run) if run else ():
             if isinstance(request, SayRun):
                 says = [Say(text) for text in request.run.split("\n")]
-                await self._send_accepted(says, typed=True)
-            elif isinstance(request, Act | Direct):
-                await self._send_accepted([request], typed=True)
+                nonces += await self._send_kept(says, typed=True)
             elif isinstance(request, Invalid):
                 self._tell([request.error])
+            elif isinstance(request, Quit):
+                await self._conversation.put(JSON.spell_request(request))
             elif not isinstance(request, Hello):  # which it cannot be
-                await self._put(JSON.spell_request(request))
+                nonces += await self._send_kept([request], typed=True)
+        return nonces
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
-        await self._until_ready()
+        await self._conversation.wait_until_ready()
         if self.voice is TEXT:
-            await self._put("\n".join(map(TEXT.spell_request, requests)))
+            await self._put_text("\n".join(map(TEXT.spell_request, requests)))
         else:
-            await self._send_accepted(requests)
+            await self._send_kept(requests)
 
-    async def _send_accepted(
-        self, requests: Sequence[Say | Act | Direct], *, typed: bool = False
-    ) -> None:
-        """Send what the server answers with `Accepted`, no more of it at a time than it may.
+    async def _send_kept(
+        self, requests: Sequence[WireRequest], *, typed: bool = False
+    ) -> list[Nonce]:
+        """Send what the server answers, no more of it at a time than it may; return the nonces.
 
         One that is too long is an exception, or where it was *typed* left out and told of as the
         server would.
         """
+        nonces: list[Nonce] = []
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
-            if len(self._unaccepted) + len(some) > MAX_UNACCEPTED:
-                await self._connection.wait_until(partial(self._may_send, len(some)))
-            lines: dict[Nonce, str] = {}
+            if len(self._conversation.outbox) + len(some) > MAX_UNACCEPTED:
+                await self._conversation.wait_until(partial(self._may_send, len(some)))
+            lines: dict[int, tuple[WireRequest, str]] = {}
             for request in some:
-                self._nonce += 1
-                line = _spell_with_nonce(request, self._nonce)
+                nonce, line = self._conversation.outbox.number(request)
                 try:
                     self._check_length(line)
                 except LocalProtocolError as error:
@@ -285,16 +289,11 @@ class Chat:
                         raise
                     self._tell([Error(LineTooLong.code, str(error))])
                 else:
-                    lines[self._nonce] = line
-            if not lines:
-                continue
-            self._unaccepted.update(dict.fromkeys(lines))
-            try:
-                await self._put("\n".join(lines.values()))
-            except BaseException:  # they were not sent
-                for nonce in lines:
-                    self._unaccepted.pop(nonce, None)
-                raise
+                    lines[nonce] = request, line
+            if lines:
+                await self._conversation.put_kept(lines)
+                nonces += lines
+        return nonces
 
     def _may_read(self, awaited: bool) -> bool:
         if awaited:
@@ -302,32 +301,33 @@ class Chat:
         return len(self._heard) < _WAITING_READS
 
     def _may_send(self, messages: int) -> bool:
-        return len(self._unaccepted) + messages <= MAX_UNACCEPTED or not self._may_read(True)
+        return len(self._conversation.outbox) + messages <= MAX_UNACCEPTED or not self._may_read(
+            True
+        )
 
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text voice, which has no nonces."""
-        await self._until_ready()
+        await self._conversation.wait_until_ready()
         if self.voice is TEXT:
-            await self._put(TEXT.spell_request(request))
+            await self._put_text(TEXT.spell_request(request))
             return None
-        self._nonce += 1
-        nonce = self._nonce
-        line = _spell_with_nonce(request, nonce)
+        nonce, line = self._conversation.outbox.number(request)
         self._check_length(line)
         self._answers[nonce] = None
         try:
-            await self._put(line)
-            await self._connection.wait_until(
+            await self._conversation.put_kept({nonce: (request, line)})
+            await self._conversation.wait_until(
                 lambda: self._answers[nonce] is not None or not self._may_read(True)
             )
         finally:
             answer = self._answers.pop(nonce)
             if answer is None:
+                self._conversation.outbox.take_back([nonce])
                 self._abandoned.add(nonce)
-        if answer is None and not self._connection.over:
+        if answer is None and not self._conversation.over:
             raise LocalProtocolError("too much waits to be heard")
         if answer is None:
-            raise self._connection_lost()
+            raise self._conversation.lost()
         if isinstance(answer, Error):
             raise Refused(answer.code, answer.text)
         return answer
@@ -339,57 +339,37 @@ class Chat:
             if length > limit:
                 raise LocalProtocolError(f"{length} bytes in one line; the server takes {limit}")
 
-    async def _put(self, run: str) -> None:
-        shake = self._handshake
-        if shake.full and await self._was_welcomed():  # and this was meant to be text
+    async def _put_text(self, run: str) -> None:
+        if await self._conversation.link.may_be_welcomed():  # and this was meant to be text
             await self._send_typed(run)
-            return
-        in_text = self.voice is TEXT
-        if in_text:
-            shake.sent(run)
-        try:
-            await self._connection.put(run)
-        except BaseException as error:
-            if in_text:
-                shake.not_sent(run)
-            self._told_lost = self._told_lost or isinstance(error, ConnectionLost)
-            raise
-
-    async def _was_welcomed(self) -> bool:
-        """Wait, before more is sent than could be sent again, for as long as one may come."""
-        with trio.move_on_at(self._forget_at):
-            await self._connection.wait_until(lambda: self.welcome)
-        if self.welcome is None:
-            self._handshake.conclude()
-            return False
-        await self._until_ready()
-        return True
-
-    def _connection_lost(self) -> ConnectionLost:
-        self._told_lost = True
-        return self._connection.lost()
+        else:
+            await self._conversation.put(run)
 
     # --- Hearing ----------------------------------------------------------------------------------
 
     async def receive(self) -> list[Event]:
         """Wait for the events of one read; an empty list when the conversation is over.
 
-        Raises `ConnectionLost` when it ended without a goodbye and `finish` was not called.
+        Raises `ConnectionLost` when it ended without a goodbye and `finish` was not called; after a
+        connection was lost, `Refused` or `ConnectFailed` if there can be no other.
         """
         await trio.lowlevel.checkpoint()
         if self._events:
             events = list(self._events)
             self._events.clear()
             return events
-        while not self._heard and not self._connection.over:
-            await self._connection.wait_changed()
+        while not self._heard and not self._conversation.over:
+            await self._conversation.bell.wait()
         if self._heard:
             characters, events = self._heard.popleft()
             self._heard_characters -= characters
-            self._connection.change()
+            self._conversation.bell.ring()
             return events
-        if self.goodbye is None and not self._finished:
-            raise self._connection_lost()
+        if (failure := self._conversation.failure) is not None:
+            self._conversation.told_lost = True
+            raise failure
+        if self.goodbye is None and not self._conversation.finished:
+            raise self._conversation.lost()
         return []
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -404,164 +384,70 @@ class Chat:
             raise StopAsyncIteration
         return self._events.popleft()
 
-    def _hear(self, parts: list[Part]) -> None:
-        events: list[Event] = []
-        characters = 0
-        if trio.current_time() > self._forget_at:
-            self._handshake.conclude()
-            self._forget_at = math.inf
-        for part in parts:
-            if isinstance(part, LineTooLong):
-                events.append(Notice(str(part)))
-            else:
-                characters += len(part)
-                heard = self._handshake.hear(part)
-                events += heard if self.voice is TEXT else filter(self._is_news, heard)
-        if self._handshake.resending and not self._resending:
-            self._resending = True
-            self._connection.nursery.start_soon(self._send_again)
-        self._tell(events, characters)
-
     def _tell(self, events: list[Event], characters: int = 0) -> None:
         if events:
             last = events[-1]
-            self.goodbye = last.reason if isinstance(last, Goodbye) else None
+            self._conversation.goodbye = last.reason if isinstance(last, Goodbye) else None
             self._heard.append((characters, events))
             self._heard_characters += characters
-            self._connection.change()
+            self._conversation.bell.ring()
 
-    def _is_news(self, event: Event) -> bool:
-        """Take what an event tells about ourselves; say whether the program is to hear of it."""
-        match event:
-            case Accepted(nonce=nonce) if nonce in self._unaccepted:
-                del self._unaccepted[nonce]
-                return self.tells_accepted
-            case Welcome(client=client, name=name, room=room):
-                self.client, self.name, self.room = client, name, room
-                return self._handshake.late
-            case Renamed(client=client, name=name) if client == self.client:
-                self.name = name
-            case Joined(client=client, room=room) if client == self.client and room:
-                self.room = room
-            case Error(nonce=nonce) if nonce in self._unaccepted:
-                del self._unaccepted[nonce]
-        if event.nonce in self._abandoned:
-            self._abandoned.discard(event.nonce)
-            return False
-        if event.nonce is not None and event.nonce in self._answers:
-            self._answers[event.nonce] = event
-            return False
-        return True
+    def _sort(self, event: Event, ours: bool) -> Event | None:
+        """Take what answers a call; return what is left for the program to hear."""
+        nonce = event.nonce
+        if nonce in self._abandoned:
+            self._abandoned.discard(nonce)
+            return None
+        if nonce is not None and nonce in self._answers:
+            self._answers[nonce] = event
+            return None
+        hidden = ours and isinstance(event, Accepted) and not self.tells_accepted
+        return None if hidden else event
 
     # --- The beginning and the end ----------------------------------------------------------------
 
-    async def _greet(self) -> None:
-        """Settle which voice is spoken, and say the password if the server wants it."""
-        shake, hello = self._handshake, self._hello
-        seconds = self._hello_seconds
-        if self._password is not None:
-            seconds = max(seconds, ASKING_SECONDS)
-        # Of a connection that is lost whoever receives will hear.
-        with suppress(ConnectionLost):
-            with trio.move_on_after(seconds):
-                if not self._plain:
-                    await self._connection.put(spell_hello(hello))
-                if self._password is not None or not self._plain:
-                    await self._connection.wait_until(self._is_answered)
-            if shake.password_asked and self._password is not None:
-                with trio.move_on_after(PASSWORD_SECONDS):
-                    await self._say_password(self._password)
-        if self._password is not None or not self._plain:
-            self.check_admitted()
-        if self._plain:
-            if hello.name is not None:
-                await self._put(TEXT.spell_request(Rename(hello.name)))
-            if hello.room is not None:
-                await self._put(TEXT.spell_request(Join(hello.room)))
-            return
-        if shake.refusals:
-            raise Refused(shake.refusals[0].code, shake.refusals[0].text)
-        if shake.welcome is not None:
-            shake.forgive()
-        elif not shake.ready:
-            shake.give_up()
-            self._forget_at = trio.current_time() + _FORGET_SECONDS
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Start the conversation in *nursery*; return when the other side has answered, or has not.
 
-    def _is_answered(self) -> bool:
-        shake = self._handshake
-        return shake.password_asked or (shake.ready and not self._plain)
-
-    async def _say_password(self, password: str) -> None:
-        shake = self._handshake
-        said = spell_password(password)
-        await self._connection.put(said if self._plain else f"{said}\n{spell_hello(self._hello)}")
-        await self._connection.wait_until(
-            lambda: (
-                shake.password_refused
-                or (not shake.password_asked and (shake.ready or self._plain))
-            )
-        )
+        Raises `Refused`.  Called once, by `multichat.client.open_chat`, as are `leave` and `end`.
+        """
+        await self._conversation.begin(nursery)
 
     def check_admitted(self) -> None:
         """Raise `Refused` if the server wants a password and was not told the right one."""
-        shake = self._handshake
-        if shake.password_refused:
-            raise Refused("wrong-password", WRONG_PASSWORD)
-        if shake.password_asked:
-            reason = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
-            raise Refused("password-required", self.goodbye or reason)
-
-    async def _send_again(self) -> None:
-        """Send again what the server refuses for being no JSON; nothing new is sent before that."""
-        shake = self._handshake
-        with suppress(ConnectionLost):  # as who says more, or receives, will hear
-            while shake.resending and not self._connection.over:
-                with trio.move_on_after(_REFUSING_SECONDS):
-                    await self._connection.wait_until(lambda: shake.again)
-                if not shake.again:
-                    break
-                run, shake.again = "\n".join(shake.again), []
-                await self._send_typed(run)
-        shake.forgive()
-        self._connection.change()
+        self._conversation.link.check_admitted(self.goodbye)
 
     async def finish(self) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
 
         Waits until the server closes or nothing moves any more: for `STUCK_SECONDS` while there is
-        something to send, then for `FINISH_SECONDS`.  Events go on arriving and MUST be iterated
-        meanwhile by some task: time in which the program does not hear does not count as silence.
+        something to send, then for `FINISH_SECONDS`; and over one connection after the other, for
+        `FINISH_AWAY_SECONDS` in which nothing is accepted.  Events go on arriving and MUST be
+        iterated meanwhile by some task: time in which the program does not hear does not count as
+        silence.  In JSON we cannot come back after that: the others see at once that we have left.
         Raises `ConnectionLost` if something that was said did not arrive, as far as can be known;
         `Refused` if the server has asked for a password meanwhile.
         """
-        self._finished = True
-        self.check_admitted()
-        shake, connection = self._handshake, self._connection
-        if shake.unproven:  # who knows what it is read as; once our side has ended, it is too late
-            with trio.move_on_after(LATE_WELCOME_SECONDS):
-                await connection.wait_until(lambda: not shake.unproven)
-        try:
-            await connection.finish(
-                lambda: shake.ready and not self._unaccepted, self.voice.spell_request(Quit())
-            )
-        except ConnectionLost:
-            self._told_lost = True
-            self.check_admitted()  # which may be known only now
-            raise
-        self.check_admitted()
+        await self._conversation.finish()
 
-    async def _leave(self, nursery: trio.Nursery) -> None:
+    async def leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
         nursery.start_soon(self._hear_out)
-        nobody_listens = self.goodbye is not None or (self._told_lost and not self.can_send)
+        nobody_listens = self.goodbye is not None or (
+            self._conversation.told_lost and not self.can_send
+        )
         if not nobody_listens:
             await self.finish()
 
     async def _hear_out(self) -> None:
-        while not self._connection.over:
+        while not self._conversation.over:
             self._heard.clear()
             self._heard_characters = 0
-            await self._connection.wait_until(lambda: self._heard)
+            await self._conversation.wait_until(lambda: self._heard)
+
+    async def end(self) -> None:
+        """End it at once; that it is for good the server hears, if that needs no waiting."""
+        await self._conversation.end()
 
 
 def _sayable(text: str) -> str:
@@ -569,7 +455,3 @@ def _sayable(text: str) -> str:
     if not text:
         raise LocalProtocolError("an empty message cannot be said")
     return text
-
-
-def _spell_with_nonce(request: WireRequest, nonce: int) -> str:
-    return JSON.spell_request(msgspec.structs.replace(request, nonce=nonce))

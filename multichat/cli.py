@@ -19,7 +19,7 @@ from multichat.shell import PasswordFile, checked_password, fileno, one_line_err
 if TYPE_CHECKING:
     from multichat.client import Endpoint
 
-__all__ = ["client_main", "connect", "main", "send", "server_main", "who"]
+__all__ = ["client_main", "connect", "history", "main", "send", "server_main", "who"]
 
 _Host = Annotated[str, typer.Argument(help="Address or name of the server.")]
 _Port = Annotated[int, typer.Argument(min=1, max=65535, help="Its TCP port.")]
@@ -64,6 +64,12 @@ _Plain = Annotated[
     bool,
     typer.Option("--plain", help="Speak plain text, as nc does.", envvar="MULTICHAT_PLAIN"),
 ]
+_Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait", help="Wait until the server is there, if it is not.", envvar="MULTICHAT_WAIT"
+    ),
+]
 
 
 def connect(
@@ -102,6 +108,23 @@ def connect(
         ),
     ] = False,
     plain: _Plain = False,
+    replay: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Show the last so many messages of the room first.",
+            envvar="MULTICHAT_REPLAY",
+        ),
+    ] = 0,
+    wait: _Wait = False,
+    no_reconnect: Annotated[
+        bool,
+        typer.Option(
+            "--no-reconnect",
+            help="End when the connection is lost, as --plain and --json always do.",
+            envvar="MULTICHAT_NO_RECONNECT",
+        ),
+    ] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -137,10 +160,15 @@ def connect(
     What you type goes to everybody else, a line at a time. The end of input (Ctrl+D) sends what
     is left and leaves, Ctrl+C leaves at once. /help lists the commands, the client's own first.
 
+    A connection that is lost is followed by another: what was said meanwhile is shown then, and
+    what you said is sent.
+
     Into a pipe, or from one, there is no prompt: it writes the lines of a log.
     """
     if json and plain:
         raise typer.BadParameter("--json and --plain exclude each other")
+    if replay and plain:
+        raise typer.BadParameter("--replay and --plain exclude each other")
     if host is None and unix is None:
         raise typer.BadParameter("HOST and PORT, or --unix PATH, are missing")
     if host is not None and port is None:
@@ -171,6 +199,8 @@ def connect(
                 name=name,
                 room=room,
                 password=password,
+                replay=replay,
+                wait=wait,
             )
             trio.run(until_signal, errand)
             return
@@ -186,6 +216,9 @@ def connect(
                 room=room,
                 password=password,
                 plain=plain,
+                replay=replay,
+                reconnect=not no_reconnect,
+                wait=wait,
                 color=is_colored(color),
                 bell=bell,
                 timeout_seconds=timeout_seconds,
@@ -202,6 +235,9 @@ def connect(
                 room=room,
                 password=password,
                 plain=plain,
+                replay=replay,
+                reconnect=not no_reconnect,
+                wait=wait,
                 timeout_seconds=timeout_seconds,
             )
             trio.run(console.run)
@@ -234,10 +270,12 @@ def send(
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
     plain: _Plain = False,
+    wait: _Wait = False,
 ) -> None:
     """Say one thing and leave when the server has accepted it.
 
-    A name that is taken is no reason not to say it; a room that cannot be had is.
+    A name that is taken is no reason not to say it; a room that cannot be had is. If the connection
+    is lost it is said over another, and once.
     """
     with one_line_errors():
         import trio
@@ -255,6 +293,7 @@ def send(
             room=room,
             password=checked_password(password_file),
             plain=plain,
+            wait=wait,
         )
         if not trio.run(until_signal, errand):
             raise typer.Exit(1)  # interrupted: who knows what was said
@@ -285,6 +324,54 @@ def who(
 
         if not trio.run(until_signal, show):
             raise typer.Exit(1)
+
+
+def history(
+    file: Annotated[Path, typer.Argument(help="The journal: a file of serve --journal.")],
+    room: Annotated[
+        str | None,
+        typer.Option(
+            help="What was said in this room alone.", envvar="MULTICHAT_ROOM", show_default="all"
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="What was said since then: a time, such as 2025-01-15T10:30, local unless it says "
+            "its zone; or after the message with this id.",
+            envvar="MULTICHAT_SINCE",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Messages at most: the last ones, or with --since the first.",
+            envvar="MULTICHAT_LIMIT",
+            show_default="all",
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="As programs hear it: one JSON object on a line, times in UTC.",
+            envvar="MULTICHAT_JSON",
+        ),
+    ] = False,
+) -> None:
+    """Show what was said, out of a server's journal, with local times.
+
+    The server may be running or not; nothing is written to the file.
+    """
+    from multichat.history import parse_since, show_history
+
+    try:
+        from_ = None if since is None else parse_since(since)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from None
+    with one_line_errors():
+        show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
 
 
 def _print_version(wanted: bool) -> None:
@@ -325,7 +412,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
 
 def main() -> NoReturn:
     """Run `multichat`."""
-    _run(serve, connect, send, who, config)
+    _run(serve, connect, send, who, history, config)
 
 
 def server_main() -> NoReturn:

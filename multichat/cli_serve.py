@@ -6,7 +6,7 @@ import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +14,21 @@ from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
 from multichat.log import open_log
 from multichat.shell import PasswordFile, fileno, one_line_errors, read_password_file
 
-__all__ = ["LogLevel", "serve"]
+if TYPE_CHECKING:
+    from multichat.journal import Journal
+
+__all__ = ["DurabilityOption", "LogLevel", "serve"]
 
 _DEFAULTS = ServerConfig()
 _MIB = 1024 * 1024
+_DAY_SECONDS = 24 * 3600.0
+
+
+class DurabilityOption(Enum):
+    """What a journal survives; see `multichat.journal.sqlite.Durability`."""
+
+    FULL = "full"
+    NORMAL = "normal"
 
 
 class LogLevel(Enum):
@@ -169,6 +180,61 @@ def serve(
             show_default="until the server ends",
         ),
     ] = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep what is said in this file, through a restart and a kill -9.",
+            envvar="MULTICHAT_JOURNAL",
+            show_default="in memory",
+        ),
+    ] = None,
+    durability: Annotated[
+        DurabilityOption,
+        typer.Option(
+            help="What --journal survives: a power cut too, or a kill -9.",
+            envvar="MULTICHAT_DURABILITY",
+        ),
+    ] = DurabilityOption.FULL,
+    keep_messages: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Messages kept of each room.",
+            envvar="MULTICHAT_KEEP_MESSAGES",
+            show_default="all with --journal, else 10000",
+        ),
+    ] = None,
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            help="With --journal, days for which a message is kept.",
+            envvar="MULTICHAT_KEEP_DAYS",
+            show_default="for ever",
+        ),
+    ] = None,
+    keep_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="MiB that is kept in all; beyond, the oldest goes.",
+            envvar="MULTICHAT_KEEP_MIB",
+            show_default="all with --journal, else 256",
+        ),
+    ] = None,
+    away: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds after which the others hear that a lost connection has not come back.",
+            envvar="MULTICHAT_AWAY",
+        ),
+    ] = _DEFAULTS.away_seconds,
+    max_sessions: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Lost connections that may come back.", envvar="MULTICHAT_MAX_SESSIONS"
+        ),
+    ] = _DEFAULTS.max_sessions,
     max_rooms: Annotated[
         int,
         typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
@@ -205,6 +271,8 @@ def serve(
 
     In a terminal what you type is told to everybody as [Server]; /help lists what else you can do.
     """
+    if keep_days is not None and (journal is None or not keep_days > 0):
+        raise typer.BadParameter("--keep-days needs --journal, and is more than 0")
     if tls_key is not None and tls_cert is None:
         raise typer.BadParameter("--tls-key needs --tls-cert")
     source = context.get_parameter_source("port")
@@ -226,6 +294,8 @@ def serve(
             filters=_filters(filter_ or []),
             max_rooms=max_rooms,
             announce=announce,
+            max_sessions=max_sessions,
+            away_seconds=away,
             grace_seconds=grace,
         )
         if not re.fullmatch("0?[0-7]{3}", unix_mode):
@@ -243,7 +313,14 @@ def serve(
         from multichat.operator import run_console
         from multichat.server import Server, serve_until_signal
 
-        server = Server(config)
+        kept = _journal(
+            journal,
+            durability.value,
+            max_messages=keep_messages,
+            max_age_seconds=keep_days and keep_days * _DAY_SECONDS,
+            max_bytes=keep_mib and keep_mib * _MIB,
+        )
+        server = Server(config, journal=kept)
         show = writer.show if sys.stdout.isatty() else partial(typer.echo, err=True)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         if ban_file is not None:
@@ -253,6 +330,29 @@ def serve(
             server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
         )
         trio.run(serve_until_signal, server, run, partial(run_console, server, show))
+
+
+def _journal(
+    path: Path | None,
+    durability: str,
+    *,
+    max_messages: int | None,
+    max_age_seconds: float | None,
+    max_bytes: int | None,
+) -> "Journal":
+    if path is None:
+        from multichat.journal import memory
+
+        return memory.MemoryJournal(
+            max_messages=max_messages or memory.MAX_MESSAGES,
+            max_bytes=max_bytes or memory.MAX_BYTES,
+        )
+    from multichat.journal.sqlite import Durability, Retention, SqliteJournal
+
+    retention = Retention(
+        max_messages=max_messages, max_age_seconds=max_age_seconds, max_bytes=max_bytes
+    )
+    return SqliteJournal(path, durability=Durability(durability), retention=retention)
 
 
 def _filters(names: list[str]) -> tuple[Filter, ...]:

@@ -3,8 +3,9 @@
 A stream that is returned is connected, and closed by whoever gets it.
 """
 
+import random
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,19 @@ import trio
 
 from multichat import transport
 from multichat.chat import HELLO_SECONDS, Chat
+from multichat.comeback import Backoff
+from multichat.conversation import Redial
 from multichat.errors import BadCertificate, ConnectFailed, lone_exception
 
-__all__ = ["Endpoint", "client_tls", "connect", "dial", "dial_unix", "open_chat"]
+__all__ = [
+    "Endpoint",
+    "client_tls",
+    "connect",
+    "dial",
+    "dial_unix",
+    "dial_until_there",
+    "open_chat",
+]
 
 _CONNECT_SECONDS = 30.0
 
@@ -36,7 +47,8 @@ async def dial(
         with trio.move_on_after(_CONNECT_SECONDS):
             stream = await trio.open_tcp_stream(host, port)
     except (OSError, ValueError) as error:  # a host that cannot be encoded is a ValueError
-        raise ConnectFailed(host, port, transport.reason_of(error)) from error
+        lasting = isinstance(error, ValueError)
+        raise ConnectFailed(host, port, transport.reason_of(error), lasting=lasting) from error
     if stream is None:
         raise ConnectFailed(host, port, f"no answer in {_CONNECT_SECONDS:.0f} s")
     transport.keep_alive(stream)
@@ -54,7 +66,8 @@ async def dial(
             reason = transport.reason_of(error)
         else:
             raise
-        raise ConnectFailed(host, port, reason) from error
+        lasting = isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        raise ConnectFailed(host, port, reason, lasting=lasting) from error
     return encrypted
 
 
@@ -103,6 +116,26 @@ class Endpoint:
         return await dial(self.host, self.port, tls=self.tls, tls_name=self.tls_name)
 
 
+async def dial_until_there(
+    dial: Redial,
+    tell: Callable[[ConnectFailed, float], object] = lambda *_: None,
+) -> trio.abc.Stream:
+    """Dial until somebody is there; *tell* is called with each failure, and when it goes on.
+
+    Raises `ConnectFailed` where it would be no use to go on.
+    """
+    backoff = Backoff(random.random)
+    while True:
+        try:
+            return await dial()
+        except ConnectFailed as error:
+            if error.lasting:
+                raise
+            seconds = backoff.next_seconds()
+            tell(error, seconds)
+        await trio.sleep(seconds)
+
+
 @asynccontextmanager
 async def open_chat(
     stream: trio.abc.Stream,
@@ -112,6 +145,9 @@ async def open_chat(
     password: str | None = None,
     plain: bool = False,
     hello_seconds: float = HELLO_SECONDS,
+    replay: int = 0,
+    redial: Redial | None = None,
+    wait: bool = False,
 ) -> AsyncGenerator[Chat]:
     """Hold a conversation over *stream*, which is closed in the end.
 
@@ -119,7 +155,12 @@ async def open_chat(
     answered, or has not within *hello_seconds*: then text is spoken and the wishes are forgotten.
     *plain* speaks text from the start.  The *password* is said to a server that asks for one, which
     is given half a minute for that.  Raises `Refused` if the server cannot grant a wish, or asks
-    for a password and has not got it.
+    for a password and has not got it.  The last *replay* messages of the room are told first, in
+    JSON.
+
+    *redial* returns another stream to the same server: with it the conversation outlives a
+    connection that is lost, as `Chat` says; with *wait*, also one that is lost before the server
+    has answered.  Those streams are closed here, too.
 
     Leaving the block sends what was said and the end of input, and waits for the server to have
     seen them as `Chat.finish` does; leaving it by an exception or cancellation closes at once.
@@ -131,17 +172,19 @@ async def open_chat(
         password=password,
         plain=plain,
         hello_seconds=hello_seconds,
+        replay=replay,
+        redial=redial,
+        wait=wait,
     )
-    try:
-        with lone_exception():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(chat._connection.run)  # noqa: SLF001 - the tasks are the chat's own
-                await chat._greet()  # noqa: SLF001
+    with lone_exception():
+        async with trio.open_nursery() as nursery:
+            try:
+                await chat.begin(nursery)
                 yield chat
-                await chat._leave(nursery)  # noqa: SLF001
-                nursery.cancel_scope.cancel(reason="the chat was closed")
-    finally:
-        await trio.aclose_forcefully(stream)
+                await chat.leave(nursery)
+            finally:
+                await chat.end()
+            nursery.cancel_scope.cancel(reason="the chat was closed")
 
 
 @asynccontextmanager
@@ -156,13 +199,18 @@ async def connect(
     password: str | None = None,
     plain: bool = False,
     hello_seconds: float = HELLO_SECONDS,
+    replay: int = 0,
+    reconnect: bool = True,
+    wait: bool = False,
 ) -> AsyncGenerator[Chat]:
     """Connect to the server on *host* and *port* and hold a conversation.
 
-    For *tls* and *tls_name* see `dial`, which raises `ConnectFailed`; for the rest
-    see `open_chat`.
+    For *tls* and *tls_name* see `dial`, which raises `ConnectFailed`, but not if we *wait* until
+    the server is there; for the rest see `open_chat`.  Unless *reconnect* is false a connection
+    that is lost is followed by another, and the program hears `Disconnected` and `Reconnected`.
     """
-    stream = await dial(host, port, tls=tls, tls_name=tls_name)
+    endpoint = Endpoint(host=host, port=port, tls=tls, tls_name=tls_name)
+    stream = await (dial_until_there(endpoint.dial) if wait else endpoint.dial())
     async with open_chat(
         stream,
         name=name,
@@ -170,5 +218,8 @@ async def connect(
         password=password,
         plain=plain,
         hello_seconds=hello_seconds,
+        replay=replay,
+        redial=endpoint.dial if reconnect else None,
+        wait=wait,
     ) as chat:
         yield chat

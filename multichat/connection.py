@@ -17,7 +17,7 @@ from multichat.errors import ConnectionLost
 from multichat.framing import LineDecoder, Part
 from multichat.mailbox import Mailbox, Offer
 
-__all__ = ["FINISH_SECONDS", "MAX_LINE_BYTES", "STUCK_SECONDS", "Connection"]
+__all__ = ["FINISH_SECONDS", "MAX_LINE_BYTES", "STUCK_SECONDS", "Bell", "Connection"]
 
 # A paste of some thousand lines is taken at once; what waits is joined into few writes anyway.
 _OUTBOX_BATCHES = 64
@@ -38,14 +38,53 @@ STUCK_SECONDS = 30.0
 _WATCH_SECONDS = 0.5
 
 
+class Bell:
+    """Rung whenever anything may have changed, for all who wait until something is so.
+
+    *awaited* is how many of them wait for something that has to be read first.
+    """
+
+    def __init__(self) -> None:
+        self.awaited = 0
+        self._rung = trio.Event()
+
+    def ring(self) -> None:
+        """Have all who wait look again at what they wait for."""
+        self._rung.set()
+        self._rung = trio.Event()
+
+    async def wait(self) -> None:
+        """Wait until it rings."""
+        await self._rung.wait()
+
+    @contextmanager
+    def awaiting(self) -> Iterator[None]:
+        """Count among *awaited* while the block runs."""
+        self.awaited += 1
+        self.ring()
+        try:
+            yield
+        finally:
+            self.awaited -= 1
+
+    async def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait until *condition* holds, counted among *awaited*."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with self.awaiting():
+            while not condition():
+                await self._rung.wait()
+
+
 class Connection:
     """Lines over *stream*, which is not closed here.
 
     One task calls `run`, once; any may do the rest.  *hear* is called with what each read brought
     and MUST NOT raise; the next read waits until *may_read*, which is told whether somebody waits
-    for an answer: that may stand behind much that nobody hears.
+    for an answer: that may stand behind much that nobody hears.  *bell* is rung for whatever
+    happens.
 
-    *over* says that nothing more will come, *changed* whatever happens is told by.
+    *ended* says that the peer has sent its end of input, and that *hear* is called with what stands
+    before that and is no line; *over* that nothing more will come.
     """
 
     def __init__(
@@ -54,16 +93,16 @@ class Connection:
         *,
         hear: Callable[[list[Part]], None],
         may_read: Callable[[bool], bool],
+        bell: Bell,
     ) -> None:
-        self.over = False
+        self.over = self.ended = False
         self.nursery: trio.Nursery  # of our tasks, for others that end with them
         self._stream = stream
         self._hear = hear
         self._may_read = may_read
         self._outbox = Mailbox(stream, max_batches=_OUTBOX_BATCHES, spell_missed=_nothing_is_missed)
         self._decoder = LineDecoder(MAX_LINE_BYTES)
-        self._changed = trio.Event()  # set, and made anew, whenever anything has changed
-        self._awaited = 0  # how many wait for an answer
+        self._bell = bell
         self._received_bytes = self._taken_bytes = 0
         self._listening = False  # waiting for the peer, and not for our own program to hear
         self._broken = self._stuck = False
@@ -93,31 +132,9 @@ class Connection:
         """Whether what is sent may still arrive: nothing has failed and `finish` was not called."""
         return not self._outbox.closed
 
-    def change(self) -> None:
-        """Have all who wait look again at what they wait for."""
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_changed(self) -> None:
-        """Wait until something has changed."""
-        await self._changed.wait()
-
-    @contextmanager
-    def awaiting(self) -> Iterator[None]:
-        """Go on reading while the block runs, however much waits to be heard."""
-        self._awaited += 1
-        self.change()
-        try:
-            yield
-        finally:
-            self._awaited -= 1
-
     async def wait_until(self, condition: Callable[[], object]) -> None:
         """Wait until *condition* holds or the connection is over; meanwhile reading goes on."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        with self.awaiting():
-            while not condition() and not self.over:
-                await self._changed.wait()
+        await self._bell.wait_until(lambda: self.over or condition())
 
     # --- Lines ------------------------------------------------------------------------------------
 
@@ -131,11 +148,18 @@ class Connection:
             raise self.lost()
         self._taken_bytes += len(data)
 
+    def offer(self, run: str) -> bool:
+        """Send a run of lines if that needs no waiting; say whether."""
+        return self._outbox.offer(f"{run}\n".encode()) in (Offer.SENT, Offer.QUEUED)
+
+    def abort(self, reason: str) -> None:
+        """Neither send nor read any more; *reason* is why, if nothing else was before."""
+        self._lost = self._lost or reason
+        self._tasks.cancel(reason=reason)
+
     def lost(self) -> ConnectionLost:
         """Return the exception that says why the connection is of no use any more."""
-        if self._outbox.failure is not None:
-            return ConnectionLost(transport.reason_of(self._outbox.failure))
-        return ConnectionLost(self._lost or "the conversation is over")
+        return ConnectionLost(self._outbox.failure or self._lost or "the conversation is over")
 
     async def run(self) -> None:
         """Send and receive until both are over, or cancelled."""
@@ -147,7 +171,7 @@ class Connection:
         finally:
             self.over = True
             self._tasks_over.set()
-            self.change()
+            self._bell.ring()
 
     async def _send_all(self) -> None:
         await self._outbox.run()
@@ -162,9 +186,10 @@ class Connection:
             while data := await self._receive_some():
                 self._received_bytes += len(data)
                 self._hear(self._decoder.feed(data))
-                self.change()
-                while not self._may_read(self._awaited > 0):
-                    await self._changed.wait()
+                self._bell.ring()
+                while not self._may_read(self._bell.awaited > 0):
+                    await self._bell.wait()
+            self.ended = True
             self._hear(self._decoder.finish())
             self._lost = "the server closed the connection"
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -173,7 +198,7 @@ class Connection:
             self._outbox.close()  # nobody is left to read what we would say
         finally:
             self.over = True
-            self.change()
+            self._bell.ring()
 
     async def _receive_some(self) -> bytes | bytearray:
         self._listening = True
@@ -183,18 +208,21 @@ class Connection:
 
     # --- The end ----------------------------------------------------------------------------------
 
-    async def finish(self, is_settled: Callable[[], bool], last_line: str) -> None:
+    async def finish(
+        self, is_settled: Callable[[], bool], last_line: str = "", *, end_line: str
+    ) -> None:
         """Wait until all *is_settled*, send the end of input, and wait for the peer's.
 
-        Where a stream has no end of input of its own, *last_line* asks for it.  Waits while
-        anything moves: at a standstill for `STUCK_SECONDS` while something is not settled or not
-        taken, then for `FINISH_SECONDS`.  Raises `ConnectionLost` if something that was sent did
-        not arrive, as far as can be known.
+        Before the end comes *last_line*, if there is one; else, where a stream has no end of input
+        of its own, *end_line* asks for it.  Waits while anything moves: at a standstill for
+        `STUCK_SECONDS` while something is not settled or not taken, then for `FINISH_SECONDS`.
+        Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known.
         """
-        with self.awaiting():
+        with self._bell.awaiting():
             await self._watch(lambda: is_settled() or self.over, is_settled)
-        can_end = isinstance(self._stream, trio.abc.HalfCloseableStream)
-        self._outbox.close(b"" if can_end else f"{last_line}\n".encode())
+        if not last_line and not isinstance(self._stream, trio.abc.HalfCloseableStream):
+            last_line = end_line
+        self._outbox.close(f"{last_line}\n".encode() if last_line else b"")
         await self._watch(
             lambda: self._tasks_over.is_set() and not self._unsent_bytes(), is_settled
         )
@@ -208,7 +236,7 @@ class Connection:
         moved, since = self.moved_bytes, trio.current_time()
         while not is_over() and not self._stuck:
             with trio.move_on_after(_WATCH_SECONDS):
-                await self._changed.wait()
+                await self._bell.wait()
             if self._tasks_over.is_set() and self._unsent_bytes():
                 await trio.sleep(_WATCH_SECONDS / 10)  # the kernel tells nobody when it has sent
             now = trio.current_time()

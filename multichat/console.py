@@ -16,7 +16,8 @@ import msgspec
 import trio
 
 from multichat.chat import Chat
-from multichat.client import Endpoint, open_chat
+from multichat.client import Endpoint, dial_until_there, open_chat
+from multichat.comeback import describe_connection
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectFailed,
@@ -29,7 +30,16 @@ from multichat.errors import (
 )
 from multichat.framing import LineDecoder, Part
 from multichat.log import Log, LogWriter
-from multichat.messages import Event, Joined, Left, Presence, Renamed, Welcome
+from multichat.messages import (
+    Disconnected,
+    Event,
+    Joined,
+    Left,
+    Presence,
+    Reconnected,
+    Renamed,
+    Welcome,
+)
 from multichat.preamble import read_password
 from multichat.voices import TEXT
 
@@ -49,7 +59,10 @@ _LAST_INPUT_SECONDS = 1.0
 ANSWER_SECONDS = 10.0
 
 # What is told of people, and not said by one.
-_STATES = (Welcome, Joined, Left, Renamed, Presence)
+_STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
+
+# What our own client tells.
+_OURS = (Disconnected, Reconnected)
 
 _LEAVE = ("/quit", "/exit")
 _STATUS = "/status"
@@ -59,8 +72,9 @@ _LOCAL_COMMANDS = frozenset((*_LEAVE, _STATUS))
 class Console:
     """One run of `connect`; `run` is called once.
 
-    *writer* is where the log goes, *input_fd* what is read, None for nothing at all.  Neither is
-    closed here.  *timeout_seconds* is for connecting and being greeted.
+    For *replay*, *reconnect* and *wait* see `multichat.client.connect`.  *writer* is where the log
+    goes, *input_fd* what is read, None for nothing at all.  Neither is closed here.
+    *timeout_seconds* is for connecting and being greeted.
     """
 
     def __init__(
@@ -73,10 +87,14 @@ class Console:
         room: str | None = None,
         password: str | None = None,
         plain: bool = False,
+        replay: int = 0,
+        reconnect: bool = True,
+        wait: bool = False,
         timeout_seconds: float = math.inf,
     ) -> None:
         self._endpoint = endpoint
         self._timeout_seconds = timeout_seconds
+        self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._name, self._room, self._plain = name, room, plain
         self._password = password
         self._writer = writer
@@ -92,8 +110,8 @@ class Console:
 
         Raises `ConnectFailed`; `Refused` if the room, or the server, is closed to us;
         `ConnectionLost` if the conversation ended otherwise than by our wish or the server's
-        goodbye; `OutputLost`.  Unless a signal came, all that was logged has been written when it
-        returns.
+        goodbye, and there is no way back; `OutputLost`.  Unless a signal came, all that was logged
+        has been written when it returns.
         """
         await until_signal(self._run)
 
@@ -106,13 +124,14 @@ class Console:
     async def _converse(self) -> None:
         self._log.line("start", f"Connecting to {self._endpoint}")
         with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
-            await self._converse_once(patience)
+            await self._converse_in_time(patience)
         if patience.cancelled_caught:
             reason = f"no greeting in {self._timeout_seconds:g} s"
             raise ConnectFailed(str(self._endpoint), None, reason)
 
-    async def _converse_once(self, patience: trio.CancelScope) -> None:
-        stream = await self._endpoint.dial()
+    async def _converse_in_time(self, patience: trio.CancelScope) -> None:
+        dial = self._endpoint.dial
+        stream = await (dial_until_there(dial, self._show_failure) if self._wait else dial())
         self._connected_at = trio.current_time()
         self._log.line("STATE", "Connected")
         try:
@@ -123,12 +142,18 @@ class Console:
                 room=self._room,
                 password=self._password,
                 plain=self._plain,
+                replay=self._replay,
+                redial=dial if self._reconnect else None,
+                wait=self._wait,
             ) as chat:
                 patience.deadline = math.inf
                 await self._introduce(chat)
                 await self._talk(chat)
         finally:
             self._log.line("STATE", "Disconnected")
+
+    def _show_failure(self, error: ConnectFailed, seconds: float) -> None:
+        self._log.lines("STATE", "\n".join(_describe(Disconnected(error.reason, seconds, 1))))
 
     async def _introduce(self, chat: Chat) -> None:
         if chat.fell_back:
@@ -155,11 +180,10 @@ class Console:
                 nursery.start_soon(self._send_input, self._input_fd, chat, nursery.cancel_scope)
             try:
                 await self._show_events(chat)
-            except ConnectionLost as lost:
-                if not await self._last_input_was_sent(chat):
-                    self._fail(lost)
-            except OutputLost as lost:
-                self._fail(lost)
+            except MultichatError as error:
+                lost = isinstance(error, ConnectionLost)
+                if not (lost and await self._last_input_was_sent(chat)):
+                    self._fail(error)
             nursery.cancel_scope.cancel(reason="the conversation is over")
         if chat.unaccepted:
             self._log.line("STATE", f"{chat.unaccepted} not accepted", logging.WARNING)
@@ -175,14 +199,16 @@ class Console:
 
     async def _show_events(self, chat: Chat) -> None:
         while events := await chat.receive():
-            self._received += len(events)
+            self._received += sum(not isinstance(event, _OURS) for event in events)
             if self._name is not None and any(isinstance(each, Welcome) for each in events):
                 await self._try_name(chat, self._name)  # the welcome came late
+            if any(isinstance(event, Reconnected) for event in events):
+                self._connected_at = trio.current_time()
             for tag, some in groupby(events, _tag):
                 if tag == "RX":
                     lines = list(filter(None, map(TEXT.lines, some)))
                 else:
-                    lines = [line for event in some for line in TEXT.describe(event)]
+                    lines = [line for event in some for line in _describe(event)]
                 if lines:
                     self._log.lines(tag, "\n".join(lines))
             await self._wait_for_output()
@@ -225,7 +251,7 @@ class Console:
                 lines = []
                 if line != _STATUS:
                     return False
-                self._show_status()
+                self._show_status(chat)
         await self._send(chat, lines)
         return True
 
@@ -238,7 +264,10 @@ class Console:
                 self._log.lines("TX", "\n".join(shown))
             await self._wait_for_output()
 
-    def _show_status(self) -> None:
+    def _show_status(self, chat: Chat) -> None:
+        if not chat.connected:
+            self._log.line("STATE", f"Not connected; {chat.unaccepted} wait to be sent")
+            return
         seconds = trio.current_time() - self._connected_at
         self._log.line(
             "STATE",
@@ -258,6 +287,10 @@ class Console:
 def _tag(event: Event) -> str:
     """Say which tag a line of the log gets: who is there is no message."""
     return "STATE" if isinstance(event, _STATES) else "RX"
+
+
+def _describe(event: Event) -> list[str]:
+    return describe_connection(event) if isinstance(event, _OURS) else TEXT.describe(event)
 
 
 async def read_input(fd: int) -> AsyncIterator[list[Part]]:

@@ -4,6 +4,7 @@ Standard output is for what was asked for alone, so that it can be piped; all el
 standard error.
 """
 
+import math
 import os
 import select
 import sys
@@ -13,11 +14,19 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 from multichat.chat import HELLO_SECONDS, Chat
-from multichat.client import Endpoint, open_chat
+from multichat.client import Endpoint, dial_until_there, open_chat
 from multichat.console import ANSWER_SECONDS, read_input
-from multichat.errors import ConnectionLost, LineTooLong, NoJson, OutputLost, Refused
+from multichat.conversation import FINISH_AWAY_SECONDS
+from multichat.errors import (
+    ConnectionLost,
+    LineTooLong,
+    MultichatError,
+    NoJson,
+    OutputLost,
+    Refused,
+)
 from multichat.handshake import make_hello
-from multichat.messages import Error, Goodbye, Welcome
+from multichat.messages import Disconnected, Error, Goodbye, Reconnected, Welcome
 from multichat.voices import JSON, TEXT, clean_json, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
@@ -35,8 +44,13 @@ async def send(
     room: str | None = None,
     password: str | None = None,
     plain: bool = False,
+    wait: bool = False,
 ) -> None:
     """Say *text*, or without one each line of *input_fd*, and leave when all is accepted.
+
+    A connection that is lost is followed by another, and what was not accepted is said again; if
+    there is none for `FINISH_AWAY_SECONDS`, that is the end.  For *wait* see
+    `multichat.client.connect`.
 
     Raises `ConnectFailed`, `ConnectionLost`, and `Refused` if the server does not take it.  A
     *name* that cannot be had is no reason not to say it.
@@ -46,26 +60,31 @@ async def send(
     hello_seconds = HELLO_SECONDS if room is None else WELCOME_SECONDS
     async with (
         open_chat(
-            await endpoint.dial(),
+            await _dial(endpoint, wait=wait),
             name=in_hello,
             room=room,
             password=password,
             plain=plain,
             hello_seconds=hello_seconds,
+            redial=endpoint.dial,
+            wait=wait,
         ) as chat,
         trio.open_nursery() as nursery,
     ):
         _check(chat, needs_json=room is not None and not plain)
         refused: list[Error] = []
-        nursery.start_soon(_note_errors, chat, refused)
-        if name is not None and not plain:
-            await _try_name(chat, name)
-        if text is not None:
-            await chat.say(text)
-        else:
-            async for run in _runs(input_fd):
-                await chat.say(*run.split("\n"))
-        await chat.finish()
+        with trio.CancelScope() as patience:
+            nursery.start_soon(_note_errors, chat, refused, patience)
+            if name is not None and not plain:
+                await _try_name(chat, name)
+            if text is not None:
+                await chat.say(text)
+            else:
+                async for run in _runs(input_fd):
+                    await chat.say(*run.split("\n"))
+            await chat.finish()
+        if patience.cancelled_caught:
+            raise ConnectionLost(f"none for {FINISH_AWAY_SECONDS:.0f} s")
         if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
         if refused:
@@ -106,10 +125,19 @@ async def _runs(fd: int) -> AsyncIterator[str]:
             yield part
 
 
-async def _note_errors(chat: Chat, errors: list[Error]) -> None:
-    with suppress(ConnectionLost):  # as who sends will hear
+async def _note_errors(chat: Chat, errors: list[Error], patience: trio.CancelScope) -> None:
+    with suppress(MultichatError):  # as who sends will hear
         while events := await chat.receive():
             errors += [event for event in events if isinstance(event, Error)]
+            for event in events:
+                if isinstance(event, Reconnected):
+                    patience.deadline = math.inf
+                elif isinstance(event, Disconnected) and not event.failures:
+                    patience.deadline = trio.current_time() + FINISH_AWAY_SECONDS
+
+
+async def _dial(endpoint: Endpoint, *, wait: bool) -> trio.abc.Stream:
+    return await (dial_until_there(endpoint.dial) if wait else endpoint.dial())
 
 
 async def who(
@@ -137,19 +165,22 @@ async def pass_json(
     name: str | None = None,
     room: str | None = None,
     password: str | None = None,
+    replay: int = 0,
+    wait: bool = False,
 ) -> None:
     """Pass JSON lines from *input_fd* to a server and from the server to *output_fd*.
 
     The first line that comes out is the `welcome`.  Strings are filtered: a server may be hostile,
-    too.  Ends as `Console.run` does.  Raises `ConnectFailed`, `ConnectionLost`, `Refused`,
-    `OutputLost`, or `NoJson`.
+    too.  Ends as `Console.run` does, and with the connection: nobody but the program knows what of
+    its lines was answered, so nobody can go on for it.  Raises `ConnectFailed`, `ConnectionLost`,
+    `Refused`, `OutputLost`, or `NoJson`.
     """
-    stream = await endpoint.dial()
+    stream = await _dial(endpoint, wait=wait)
     async with (
         open_chat(stream, password=password, plain=True) as chat,
         trio.open_nursery() as nursery,
     ):
-        await chat.send(spell_hello(make_hello(name, room)))
+        await chat.send(spell_hello(make_hello(name, room, replay)))
         welcomed = trio.Event()
         if input_fd is not None:
             nursery.start_soon(_pass_input, chat, input_fd, welcomed)

@@ -236,12 +236,16 @@ class Refused(MultichatError):
 
 
 class ConnectFailed(MultichatError):
-    """Nobody could be reached: refused, unreachable, unresolvable or silent."""
+    """Nobody could be reached: refused, unreachable, unresolvable or silent.
 
-    def __init__(self, host: str, port: int | None, reason: str) -> None:
+    *lasting* says that it would be no use to try again: nobody can be called that, or whoever is
+    there cannot be trusted.
+    """
+
+    def __init__(self, host: str, port: int | None, reason: str, *, lasting: bool = False) -> None:
         where = host if port is None else f"{host} port {port}"
         super().__init__(f"cannot connect to {where}: {reason}")
-        self.host, self.port, self.reason = host, port, reason
+        self.host, self.port, self.reason, self.lasting = host, port, reason, lasting
 
 
 class ListenFailed(MultichatError):

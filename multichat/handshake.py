@@ -25,12 +25,13 @@ _OF_PASSWORD = (PASSWORD_REQUIRED, PASSWORD_ACCEPTED, WRONG_PASSWORD)
 _WELCOME = '{"type":"welcome"'
 
 
-def make_hello(name: str | None = None, room: str | None = None) -> Hello:
+def make_hello(name: str | None = None, room: str | None = None, replay: int = 0) -> Hello:
     """Return a hello with these wishes, which may hold anything."""
     return Hello(
         PROTOCOL,
         None if name is None else clean(name),
         None if room is None else clean(room),
+        replay=replay,
     )
 
 
@@ -70,6 +71,11 @@ class Handshake:
     def resending(self) -> bool:
         """Whether there are lines to be sent again, now or when the server refuses them."""
         return bool(self._owed or self.again)
+
+    @property
+    def unsaid(self) -> int:
+        """How many of these lines have not been sent again yet."""
+        return len(self._owed) + len(self.again)
 
     @property
     def full(self) -> bool:

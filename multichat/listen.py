@@ -18,13 +18,45 @@ import trio
 
 from multichat import transport
 from multichat.errors import BadCertificate, ListenFailed
+from multichat.limits import Turns
 
-__all__ = ["beyond_loopback", "listen_tcp", "listen_unix", "server_tls", "unlinked_at_end"]
+__all__ = [
+    "Doorstep",
+    "beyond_loopback",
+    "listen_tcp",
+    "listen_unix",
+    "server_tls",
+    "unlinked_at_end",
+]
 
 # How a machine without IPv6 refuses to listen on it.
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 _BACKLOG = 1024
+
+
+class Doorstep(trio.abc.Listener[trio.SocketStream]):
+    """A *listener* whose newcomers take *turns* with those who talk.
+
+    Who has to wait does so in the kernel's queue, where it costs nothing.  Closing this closes the
+    listener; a cancelled `accept` has taken nobody.
+    """
+
+    def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
+        self._listener = listener
+        self._turns = turns
+
+    async def accept(self) -> trio.SocketStream:
+        """Return the next newcomer's connection when it is its turn; raises as the listener's."""
+        if delay := self._turns.until_next_newcomer(trio.current_time()):
+            await trio.sleep(delay)
+        stream = await self._listener.accept()
+        self._turns.let_in(trio.current_time())
+        return stream
+
+    async def aclose(self) -> None:
+        """Close the listener."""
+        await self._listener.aclose()
 
 
 async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.SocketListener]:

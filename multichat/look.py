@@ -16,11 +16,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import NamedTuple, TypeAlias
 
+from multichat.comeback import describe_connection
 from multichat.framing import clean
 from multichat.messages import (
     Act,
     Direct,
     Directed,
+    Disconnected,
     Error,
     Event,
     Goodbye,
@@ -28,6 +30,7 @@ from multichat.messages import (
     Left,
     Missed,
     Presence,
+    Reconnected,
     Renamed,
     Request,
     Said,
@@ -77,7 +80,7 @@ _TAB_COLUMNS = 4
 _FNV_OFFSET, _FNV_PRIME = 2166136261, 16777619
 
 # What is told of people, and not said by one.
-_STATES = (Welcome, Joined, Left, Renamed, Presence)
+_STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 
 class Us(NamedTuple):
@@ -126,13 +129,18 @@ class Look:
                 who = [(f"{name_style(name)} bold", _shown(name)), (DIM, " → "), ("bold", "you")]
                 shown = [*_start(time), *who, ("", "  "), *_text(text, us.name)]
                 return self._on_its_day(time, [Line(shown, calls=True)])
+            case Disconnected(failures=0):
+                style, sign = WARNING, "!"
             case Error() | Missed() | Goodbye():
                 style, sign = WARNING, "!"
             case _ if isinstance(event, _STATES):
                 style, sign = DIM, "·"
             case _:
                 style, sign = "", "·"
-        words = [text for line in TEXT.describe(event) for text in line.split("\n")]
+        if isinstance(event, Disconnected | Reconnected):
+            words = describe_connection(event)
+        else:
+            words = TEXT.describe(event)
         return self._on_its_day(time, [self._told(time, text, sign, style) for text in words])
 
     def typed(

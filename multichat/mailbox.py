@@ -22,7 +22,7 @@ from os import write
 import trio
 
 from multichat.limits import Budget, Patience
-from multichat.transport import eager_fileno
+from multichat.transport import eager_fileno, reason_of
 
 __all__ = ["Mailbox", "Offer"]
 
@@ -94,7 +94,7 @@ class Mailbox:
         self.patience = Patience(patience_seconds)
         self.waiting_bytes = 0
         self.drained = False
-        self.failure: Exception | None = None
+        self.failure = ""
         self._budget = budget or Budget()
         self._stream = stream
         self._fileno = eager_fileno(stream)
@@ -230,9 +230,9 @@ class Mailbox:
 
         Called after `close`, where nothing ever had to wait, it writes the last words alone.
 
-        Sets `drained` when all of it was handed to the stream, `failure` when the stream broke;
-        either way the mailbox is closed.  So it is after cancellation: then the stream may have
-        half a line on it and MUST NOT be written to again.
+        Sets `drained` when all of it was handed to the stream, `failure` to the reason when the
+        stream broke; either way the mailbox is closed.  So it is after cancellation: then the
+        stream may have half a line on it and MUST NOT be written to again.
         """
         try:
             if not self._closed:
@@ -245,7 +245,9 @@ class Mailbox:
                 await self._stream.send_all(self._last_words)
             self.drained = True
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.failure = error
+            # Not the error itself: its traceback refers to us, so that whoever left, with all that
+            # it was sent last, would wait for the collector.
+            self.failure = reason_of(error)
         finally:
             self.close()
             self.forget()

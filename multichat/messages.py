@@ -21,6 +21,7 @@ __all__ = [
     "Act",
     "Direct",
     "Directed",
+    "Disconnected",
     "Error",
     "Event",
     "Goodbye",
@@ -42,6 +43,7 @@ __all__ = [
     "Pong",
     "Presence",
     "Quit",
+    "Reconnected",
     "Rename",
     "Renamed",
     "Request",
@@ -54,6 +56,7 @@ __all__ = [
     "SayRun",
     "Welcome",
     "Who",
+    "WireEvent",
     "WireRequest",
 ]
 
@@ -233,12 +236,16 @@ class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
 
 
 class Joined(_Message, frozen=True, tag="joined"):
-    """Somebody has come into our room; as the answer to `Join`, we into *room* with so many."""
+    """Somebody has come into our room; as the answer to `Join`, we into *room* with so many.
+
+    *last* is, in that answer, the id of what was said last there, if anything was.
+    """
 
     client: int
     name: str
     room: str = ""
     members: int = 0
+    last: str | None = None
 
 
 class Left(_Message, frozen=True, tag="left"):
@@ -331,6 +338,30 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
     reason: str
 
 
+class Disconnected(_Message, frozen=True):
+    """The connection is lost, and will be tried again in so many seconds; is on no wire.
+
+    Told for the loss, with 0 *failures*, and for each try that failed, with their number.
+    """
+
+    reason: str
+    retry_seconds: float
+    failures: int = 0
+
+
+class Reconnected(_Message, frozen=True):
+    """The conversation goes on over a new connection; is on no wire.
+
+    What was missed meanwhile follows, as `Said`.  *resumed* says that we are who we were; else the
+    server has forgotten us, and what had not been accepted, *again* messages and questions, may
+    come to be said twice.  Of *unsure* messages nobody knows whether they were said.
+    """
+
+    resumed: bool
+    again: int = 0
+    unsure: int = 0
+
+
 class SaidRun(msgspec.Struct, frozen=True):
     """What one publish says in a room: several `Said` in a row, not yet spelled.
 
@@ -367,7 +398,7 @@ WireRequest: TypeAlias = (
 Request: TypeAlias = SayRun | WireRequest | Hello | Invalid
 """What a server reads: `Say` as part of a `SayRun`, and what was no request as `Invalid`."""
 
-Event: TypeAlias = (
+WireEvent: TypeAlias = (
     Welcome
     | Said
     | Directed
@@ -385,4 +416,7 @@ Event: TypeAlias = (
     | Error
     | Goodbye
 )
-"""What a member can be told."""
+"""What a server can tell a member."""
+
+Event: TypeAlias = WireEvent | Disconnected | Reconnected
+"""What a member can be told, by its server or by its own client."""

@@ -11,9 +11,12 @@ message that is said again the one that was said.  Knows nothing of connections 
 
 import hmac
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from hashlib import sha256
+
+import trio
 
 from multichat.errors import NotKept
 from multichat.ids import message_id
@@ -28,8 +31,8 @@ MAX_NONCES = 1024
 # For a laptop that sleeps over night.
 SESSION_SECONDS = 24 * 3600.0
 
-# Ten times as many as may be connected.
-MAX_SESSIONS = 10_000
+# How often the journal is told that who is connected still is.
+REFRESH_SECONDS = 3600.0
 
 # Of those who are away, together: 70 MiB at worst, where a full window for each were 2.5 GiB.
 MAX_NONCES_AWAY = 256 * 1024
@@ -88,17 +91,21 @@ class Resumable:
 
 
 class Resumables:
-    """All of a server's, and what *journal* is to keep of them."""
+    """All of a server's, and what *journal* is to keep of them.
 
-    def __init__(self, journal: Journal) -> None:
+    Of those who are not connected there are at most *max_away*.
+    """
+
+    def __init__(self, journal: Journal, max_away: int) -> None:
         self._journal = journal
+        self._max_away = max_away
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
         self._nonces = 0  # in the windows of those who are away
 
     async def load(self, now: float) -> None:
         """Take over those that the journal has kept; *now* is in seconds since 1970."""
-        for record in await self._journal.sessions(now - SESSION_SECONDS, MAX_SESSIONS):
+        for record in await self._journal.sessions(now - SESSION_SECONDS, self._max_away):
             self._away[record.digest] = Resumable(record, restored=False)
 
     def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
@@ -142,6 +149,13 @@ class Resumables:
         if one.here:
             self._journal.keep_session(one.record())
 
+    async def refresh(self) -> None:
+        """Have the journal know, for ever, that those who are here are seen."""
+        while True:
+            await trio.sleep(REFRESH_SECONDS)
+            for one in list(self._here.values()):
+                self.changed(one, one.name, one.room, time.time())
+
     def go(self, one: Resumable, now: float) -> None:
         """Note that *one* is not connected any more, and may come back."""
         if self._here.pop(one.digest, None) is None:
@@ -157,7 +171,7 @@ class Resumables:
         while away:
             oldest = next(iter(away.values()))
             if (
-                len(away) <= MAX_SESSIONS
+                len(away) <= self._max_away
                 and self._nonces <= MAX_NONCES_AWAY
                 and now - oldest.seen <= SESSION_SECONDS
             ):

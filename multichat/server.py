@@ -45,7 +45,7 @@ from multichat.filters import Filters
 from multichat.framing import LineDecoder, clean
 from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
-from multichat.listen import beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
+from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
 from multichat.room import Member
 from multichat.session import Session
@@ -55,9 +55,6 @@ __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_sig
 # With Python's own threshold of 700 the collector runs for every dozen clients that come in: a
 # fifth to a third of the time that 5,000 took.  Clients who leave don't wait for it.
 _GARBAGE_OBJECTS = 50_000
-
-# Clients whose numbers are kept in one write; so many numbers a `kill -9` may leave out.
-_NUMBERS_AT_ONCE = 100
 
 # Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
 _FILES_OF_OUR_OWN = 512
@@ -126,7 +123,8 @@ class Server:
         self._nursery: trio.Nursery | None = None
         self._bots: trio.Nursery | None = None
         self._shutdown = trio.Event()
-        self._clients_ever = self._clients_before = self._numbers_given = self._refused = 0
+        self._clients_ever = self._clients_before = self._refused = 0
+        self._numbers_lost = False
 
     async def run(
         self,
@@ -177,6 +175,8 @@ class Server:
         self._log.line("start", f"Starting multi-chat server on {where}")
         for address in self.addresses:
             self._log.line("start", f"Listening on {address}")
+        if kept := self._journal.place:
+            self._log.line("start", f"Keeping what is said in {kept}")
         if not encrypted and self.config.password is None and any(map(beyond_loopback, tcp)):
             # Not as a warning: the specification's log is of one level, this far.
             warning = "Listening beyond this machine with neither TLS nor a password: "
@@ -197,7 +197,8 @@ class Server:
                     (self.handle, local),
                 ):
                     if listeners:
-                        await acceptors.start(accept, handle, listeners)
+                        doorsteps = [Doorstep(each, self._directory.turns) for each in listeners]
+                        await acceptors.start(accept, handle, doorsteps)
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
@@ -221,8 +222,9 @@ class Server:
                 await self._nursery.start(self._journal.run)
                 try:
                     self._clients_before = self._journal.clients_ever
-                    self._clients_ever = self._numbers_given = self._clients_before
+                    self._clients_ever = self._clients_before
                     await self._directory.resumables.load(time.time())
+                    self._start_soon(self._directory.resumables.refresh)
                     async with trio.open_nursery() as self._bots:
                         yield self
                         if not self._directory.closed:
@@ -479,14 +481,14 @@ class Server:
         """Return the number of a new client, which none had before, nor before a restart."""
         self._clients_ever += 1
         number = self._clients_ever
-        if number > self._numbers_given:
-            self._numbers_given = number + _NUMBERS_AT_ONCE - 1
-            try:
-                await self._journal.give_numbers(self._numbers_given)
-            except NotKept as error:
-                # Nobody is kept out by a full disk; the next one has it tried again.
-                self._numbers_given = number
+        try:
+            await self._journal.give_numbers(number)
+        except NotKept as error:  # a full disk keeps nobody out
+            if not self._numbers_lost:
                 self._log.line("STATE", f"The journal does not take numbers: {error.reason}", ERROR)
+            self._numbers_lost = True
+        else:
+            self._numbers_lost = False
         return number
 
     async def _greet(self, stream: trio.abc.Stream, address: str) -> Greeted:

@@ -10,6 +10,7 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
+import math
 import time
 from functools import cache
 from importlib.metadata import version
@@ -91,8 +92,12 @@ HEAVY_BYTES = 8 * 1024
 # Whoever floods has a short read now and then, and has not become somebody who says a word.
 _HEAVY_SECONDS = 1.0
 
-# For what is not known yet; a turn that took longer has waited for somebody.
-_MOST_TURN_SECONDS = 0.005
+# For what is not known yet.
+_FIRST_TURN_SECONDS = 0.005
+
+# A full read of noise takes 9 ms, more where others want the processor, too; a turn that took much
+# longer has waited for somebody.
+_MOST_TURN_SECONDS = 0.025
 
 # How often somebody is told that it is too fast, and goes on being.
 _TELL_SLOWED_SECONDS = 60.0
@@ -164,9 +169,9 @@ class Session:
         self._messages = Bucket(rate, config.burst) if rate is not None else None
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
-        self._read_bytes = self._most_bytes
-        self._turn_seconds = _MOST_TURN_SECONDS
-        self._heavy_at = -_HEAVY_SECONDS
+        self._read_bytes = min(self._most_bytes, HEAVY_BYTES)  # until its turn is known
+        self._turn_seconds = _FIRST_TURN_SECONDS
+        self._heavy_at = -math.inf
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -190,6 +195,8 @@ class Session:
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
+        deadline = trio.current_time() + self._config.grace_seconds
+        self._nursery.cancel_scope.deadline = deadline
         self._reading.cancel(reason=reason or "the client left")
 
     async def run(self) -> None:
@@ -204,14 +211,10 @@ class Session:
                     self._directory.enter(self.member)
                     with self._reading:
                         await self._read()
-                    if self._mailbox.failure is not None:  # and nothing came after it
-                        self._directory.leave(
-                            self.member, transport.reason_of(self._mailbox.failure)
-                        )
+                    if self._mailbox.failure:  # and nothing came after it
+                        self._directory.leave(self.member, self._mailbox.failure)
                 finally:  # while the nursery is open: who is in the room may need a writer
                     self._directory.leave(self.member, "the server ended the session")
-                deadline = trio.current_time() + self._config.grace_seconds
-                self._nursery.cancel_scope.deadline = deadline
             if self._mailbox.drained:
                 await transport.hang_up(self._stream)
         finally:
@@ -251,17 +254,20 @@ class Session:
         if looks_like_tls(data):
             raise _Leave("it speaks TLS, this port does not")
         turns = self._directory.turns
+        is_newcomer = True  # one who comes, says a word and goes has nobody wait
         while data:
             now = trio.current_time()
             if len(data) >= HEAVY_BYTES:
                 self._heavy_at = now
-                self._read_bytes = self._most_bytes
+                # By and by: a pause between two words must not let all who flood have 48 KiB each.
+                self._read_bytes = min(self._most_bytes, 2 * self._read_bytes)
                 if delay := turns.reserve(self._turn_seconds, now):
                     self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
                     await trio.sleep(delay)
                     now = trio.current_time()
-            elif now - self._heavy_at > _HEAVY_SECONDS:  # else it is the rest of a flood
+            elif now - self._heavy_at > _HEAVY_SECONDS and not is_newcomer:
                 turns.light(now)
+            is_newcomer = False
             await self._take(decoder.feed(data))
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
             data = await receive()
@@ -480,9 +486,9 @@ class Session:
                 directory.move(me, room)
                 refused: list[Error] = []
                 position = self._position(since, 0, refused)
-                await self._answer(
-                    Joined(me.client, me.name, me.room.name, len(me.room), nonce=nonce), *refused
-                )
+                at = me.room
+                joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
+                await self._answer(joined, *refused)
                 await self._catch_up(position)
             case Who(nonce=nonce):
                 await self._answer(Members(me.room.name, me.room.show_members(), nonce=nonce))

@@ -9,7 +9,6 @@ the one order that everybody sees.
 """
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -18,13 +17,12 @@ import msgspec
 import trio
 
 from multichat.chat import Chat
-from multichat.client import Endpoint, open_chat
+from multichat.client import Endpoint, dial_until_there, open_chat
 from multichat.completion import LOCAL_COMMANDS, Completion, complete
 from multichat.console import ANSWER_SECONDS, until_signal
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
-    LineTooLong,
     LocalProtocolError,
     MultichatError,
     Refused,
@@ -36,12 +34,15 @@ from multichat.messages import (
     Act,
     Direct,
     Directed,
+    Disconnected,
     Error,
     Event,
     Joined,
     Left,
     Members,
+    Nonce,
     Presence,
+    Reconnected,
     Renamed,
     Request,
     Said,
@@ -63,8 +64,9 @@ _ASK_AGAIN_SECONDS = 10.0
 class TerminalChat:
     """One run of `connect` on a terminal; `run` is called once.
 
-    *history* is where what is typed is kept.  *bell* rings for what is meant for us in particular.
-    *timeout_seconds* is for connecting and being greeted.
+    For *replay*, *reconnect* and *wait* see `multichat.client.connect`.  *history* is where what is
+    typed is kept.  *bell* rings for what is meant for us in particular.  *timeout_seconds* is for
+    connecting and being greeted.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class TerminalChat:
         room: str | None = None,
         password: str | None = None,
         plain: bool = False,
+        replay: int = 0,
+        reconnect: bool = True,
+        wait: bool = False,
         color: bool = True,
         bell: bool = False,
         timeout_seconds: float = math.inf,
@@ -83,6 +88,7 @@ class TerminalChat:
         self._endpoint, self._history = endpoint, history
         self._name, self._room, self._plain = name, room, plain
         self._password = password
+        self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._color, self._bell = color, bell
         self._timeout_seconds = timeout_seconds
         self._look = Look()
@@ -91,7 +97,9 @@ class TerminalChat:
         self._state = "connecting"  # empty while all is well
         self._connected_at = 0.0
         self._sent = self._received = 0
-        self._waiting: deque[Request] = deque()  # said and not accepted, the oldest first
+        self._unsent: Sequence[Request] = ()  # what is on its way to be sent
+        self._waiting: dict[Nonce, Request] = {}  # sent and not answered, the oldest first
+        self._early: set[Nonce] = set()  # what was answered before it was known to be sent
         self._ignored: dict[str, str] = {}  # folded: as they were typed
         self._names: set[str] = set()
         self._rooms: set[str] = set()
@@ -119,7 +127,8 @@ class TerminalChat:
     async def _converse(self) -> None:
         self._told(f"Connecting to {self._endpoint}")
         with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
-            stream = await self._endpoint.dial()
+            dial = self._endpoint.dial
+            stream = await (dial_until_there(dial, self._tell_failure) if self._wait else dial())
             self._connected_at = trio.current_time()
             async with open_chat(
                 stream,
@@ -127,6 +136,9 @@ class TerminalChat:
                 room=self._room,
                 password=self._password,
                 plain=self._plain,
+                replay=self._replay,
+                redial=dial if self._reconnect else None,
+                wait=self._wait,
             ) as chat:
                 patience.deadline = math.inf
                 self._chat = chat
@@ -136,6 +148,9 @@ class TerminalChat:
         if patience.cancelled_caught:
             reason = f"no greeting in {self._timeout_seconds:g} s"
             raise ConnectFailed(str(self._endpoint), None, reason)
+
+    def _tell_failure(self, error: ConnectFailed, seconds: float) -> None:
+        self._show_event(Disconnected(error.reason, seconds, 1))
 
     async def _introduce(self, chat: Chat) -> None:
         self._state = ""
@@ -163,8 +178,8 @@ class TerminalChat:
             nursery.start_soon(self._ask_names, chat)
             try:
                 await self._show_events(chat)
-            except ConnectionLost as lost:
-                self._failure = self._failure or lost
+            except MultichatError as error:
+                self._failure = self._failure or error
             nursery.cancel_scope.cancel(reason="the conversation is over")
         if chat.goodbye is not None and isinstance(self._failure, ConnectionLost):
             return  # we have been told, and shown, why
@@ -172,11 +187,10 @@ class TerminalChat:
             raise self._failure
 
     def _tell_unaccepted(self) -> None:
-        for request in self._waiting:
+        for request in (*self._waiting.values(), *self._unsent):
             for line in self._look.typed(request, self._us, _now()):
                 text = "".join(text for _, text in line.fragments)
                 self._told(f"not accepted: {text}", warning=True)
-        self._waiting.clear()
 
     # --- What happens -----------------------------------------------------------------------------
 
@@ -197,22 +211,23 @@ class TerminalChat:
         self._note(event)
         before: list[Line] = []
         match event:
-            case Accepted():
-                return self._settle()
-            case Error(code=LineTooLong.code, nonce=None) if self._waiting:
-                self._waiting.remove(max(self._waiting, key=_size))  # it was not sent at all
+            case Accepted(nonce=nonce):
+                return self._settle(nonce)
             case Error(nonce=nonce) if nonce is not None:
-                before = self._settle()
+                before = self._settle(nonce)
             case Said(name=name) | Directed(name=name):
                 self._received += 1
                 if fold_name(name) in self._ignored:
                     return []
         return [*before, *self._look.event(event, self._us, _now())]
 
-    def _settle(self) -> list[Line]:
-        if not self._waiting:
-            return []
-        return self._look.typed(self._waiting.popleft(), self._us, _now())
+    def _settle(self, nonce: Nonce | None) -> list[Line]:
+        """Return how something looks that we said and that is not pending any more."""
+        if nonce in self._waiting:
+            return self._look.typed(self._waiting.pop(nonce), self._us, _now())
+        if nonce is not None and self._unsent:
+            self._early.add(nonce)
+        return []
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and whom one may want to name."""
@@ -234,6 +249,11 @@ class TerminalChat:
                 self._names.add(name)
             case Presence(members=members):
                 self._members = members
+                self._names_stale.set()
+            case Disconnected():
+                self._state = "reconnecting"
+            case Reconnected():
+                self._state, self._connected_at = "", trio.current_time()
                 self._names_stale.set()
             case Members(members=members):
                 self._members = len(members)
@@ -275,7 +295,7 @@ class TerminalChat:
             case "/quit" | "/exit":
                 return False
             case "/status":
-                self._told(self._describe())
+                self._told(self._describe(chat))
             case "/clear":
                 self._prompt.clear()
             case "/ignore":
@@ -293,12 +313,18 @@ class TerminalChat:
         said = [
             each for each in TEXT.parse_requests(line) if isinstance(each, SayRun | Act | Direct)
         ]
-        self._waiting += said
+        self._unsent = said
         self._prompt.refresh()
-        await chat.send(line)
+        nonces = await chat.send(line)
+        self._unsent = ()
         self._sent += len(said)
+        for request, nonce in zip(said, nonces, strict=False):  # what is too long has none
+            self._waiting[nonce] = request
+            if nonce in self._early:
+                self._show(self._settle(nonce))
+        self._early.clear()
         if chat.voice is TEXT:  # in which nobody says what is accepted
-            self._show([line for _ in list(self._waiting) for line in self._settle()])
+            self._show([line for each in said for line in self._look.typed(each, self._us, _now())])
 
     def _ignore(self, name: str) -> None:
         if not name:
@@ -325,9 +351,12 @@ class TerminalChat:
             self._prompt.ring()
         self._prompt.refresh()
 
-    def _describe(self) -> str:
+    def _describe(self, chat: Chat) -> str:
+        waiting = len(self._waiting) + len(self._unsent)
+        if not chat.connected:
+            return f"Not connected; {waiting} wait to be sent"
         seconds = trio.current_time() - self._connected_at
-        unaccepted = f", {len(self._waiting)} not accepted" if self._waiting else ""
+        unaccepted = f", {waiting} not accepted" if waiting else ""
         return (
             f"Connected to {self._endpoint} for {seconds:.0f} s; "
             f"{self._sent} sent, {self._received} received{unaccepted}"
@@ -347,16 +376,12 @@ class TerminalChat:
         now, us = _now(), self._us
         return [
             line.fragments
-            for request in self._waiting
+            for request in (*self._waiting.values(), *self._unsent)
             for line in self._look.typed(request, us, now, pending=True)
         ]
 
     def _complete(self, before: str) -> list[Completion]:
         return complete(before, self._names - {self._us.name}, self._rooms)
-
-
-def _size(request: Request) -> int:
-    return len(msgspec.json.encode(request))
 
 
 def _now() -> datetime:

@@ -52,6 +52,7 @@ from multichat.messages import (
     SayRun,
     Welcome,
     Who,
+    WireEvent,
     WireRequest,
 )
 from multichat.names import SERVER_NAME
@@ -404,7 +405,7 @@ def _clean_strings(value: Any) -> Any:
 
 
 _REQUESTS = _Wire(WireRequest)
-_EVENTS = _Wire(Event)
+_EVENTS = _Wire(WireEvent)
 _HELLO = _Wire(Hello)
 _REQUEST_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(WireRequest))
 _encode = msgspec.json.Encoder().encode

@@ -1,8 +1,10 @@
 """What every test lives with: bounded time, and the log at hand."""
 
 import faulthandler
+import gc
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +23,17 @@ def _bounded() -> Iterator[None]:
     faulthandler.dump_traceback_later(TEST_SECONDS, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def collector_off() -> Iterator[None]:
+    """Have nothing but reference counting free what is let go of in the block."""
+    gc.collect()  # what was there before
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class LogRecorder(logging.Handler):

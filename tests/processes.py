@@ -126,8 +126,8 @@ class ServerCommand(Command):
         return self
 
 
-def serve(folder: Path, *options: str) -> ServerCommand:
-    return ServerCommand(folder, MULTICHAT, "serve", "0", "--host", LOOPBACK, *options)
+def serve(folder: Path, *options: str, port: int = 0) -> ServerCommand:
+    return ServerCommand(folder, MULTICHAT, "serve", str(port), "--host", LOOPBACK, *options)
 
 
 def connect(folder: Path, server: ServerCommand, *options: str) -> Command:

@@ -318,7 +318,7 @@ async def test_who_cannot_be_reached_is_one_line(
 
 
 async def test_a_server_that_is_killed_is_one_line(tmp_path: Path) -> None:
-    async with serve(tmp_path) as server, connect(tmp_path, server) as client:
+    async with serve(tmp_path) as server, connect(tmp_path, server, "--no-reconnect") as client:
         await client.wait_for("Connected")
         await server.wait_for("Client 1 connected")
         server.process.kill()

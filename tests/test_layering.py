@@ -9,6 +9,7 @@ import multichat
 
 PURE = (
     "bans",
+    "comeback",
     "completion",
     "config",
     "errors",
@@ -19,6 +20,7 @@ PURE = (
     "look",
     "messages",
     "names",
+    "outbox",
     "preamble",
     "presence",
     "voices",

@@ -1,4 +1,4 @@
-"""Budgets: of time, of messages, of memory, of guesses."""
+"""Budgets: of time, of messages, of memory, of guesses, of turns."""
 
 import math
 from collections import Counter, deque
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.limits import Attempts, Bucket, Budget, Patience
+from multichat.limits import Attempts, Bucket, Budget, Patience, Turns
 
 seconds = st.floats(min_value=0, max_value=1000)
 
@@ -293,3 +293,41 @@ def test_places_are_bounded_and_the_quietest_is_forgotten_first() -> None:
     for number in range(1000):
         attempts.reserve(number, 0.0)
     assert len(attempts._places) == 3
+
+
+def test_who_floods_has_a_twentieth_of_the_time_while_somebody_talks() -> None:
+    turns = Turns()
+    turns.light(10.0)
+    waits = [turns.reserve(0.001, 10.0) for _ in range(4)]
+    assert waits == pytest.approx([0, 0.02, 0.04, 0.06])
+    turns.light(10.05)
+    assert turns.reserve(0.001, 10.05) == pytest.approx(0.03)
+
+
+def test_who_floods_has_all_of_the_time_while_nobody_talks() -> None:
+    turns = Turns()
+    assert [turns.reserve(0.001, 10.0) for _ in range(3)] == [0, 0, 0]
+    turns.light(10.0)
+    assert turns.reserve(0.001, 10.2) == 0
+
+
+def test_newcomers_wait_for_each_other_while_somebody_talks() -> None:
+    turns = Turns()
+    turns.light(10.0)
+    assert turns.until_next_newcomer(10.0) == 0
+    turns.let_in(10.0)
+    assert turns.until_next_newcomer(10.0) == pytest.approx(Turns.NEWCOMER_SECONDS)
+    turns.let_in(10.0)  # by another door
+    assert turns.until_next_newcomer(10.0) == pytest.approx(2 * Turns.NEWCOMER_SECONDS)
+    assert turns.until_next_newcomer(10.01) == 0
+
+
+def test_newcomers_do_not_wait_while_nobody_talks() -> None:
+    turns = Turns()
+    turns.let_in(10.0)
+    assert turns.until_next_newcomer(10.0) == 0
+    turns.light(10.0)
+    assert turns.until_next_newcomer(10.0) == 0  # nor for who came before that
+    for _ in range(100):
+        turns.let_in(10.0)
+    assert turns.until_next_newcomer(10.2) == 0

@@ -14,6 +14,7 @@ from multichat.messages import (
     Act,
     Direct,
     Directed,
+    Disconnected,
     Error,
     Event,
     Goodbye,
@@ -25,6 +26,7 @@ from multichat.messages import (
     Missed,
     Notice,
     Presence,
+    Reconnected,
     Renamed,
     Said,
     SayRun,
@@ -138,6 +140,17 @@ WELCOME = Welcome(
             DIM,
             "· 20 joined; 21 are here",
         ),
+        (
+            Disconnected(reason="reset", retry_seconds=0.25),
+            WARNING,
+            "! Connection lost: reset; trying again in 0.2 s",
+        ),
+        (
+            Disconnected(reason="refused", retry_seconds=1, failures=2),
+            DIM,
+            "· Cannot connect: refused; trying again in 1.0 s",
+        ),
+        (Reconnected(resumed=True), DIM, "· Connected again"),
         (Missed(count=3), WARNING, "! 3 messages skipped"),
         (
             Error(code="name-taken", text="the name bob is taken"),

@@ -1,5 +1,7 @@
 """A mailbox: order, bounds, and who is told when there is room."""
 
+import weakref
+
 import trio
 import trio.testing
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from multichat.mailbox import MAX_WAITING_BYTES, Mailbox, Offer
 from multichat.messages import Missed
 from multichat.voices import TEXT
 
+from .conftest import collector_off
 from .test_transport import tcp_pair
 
 
@@ -166,11 +169,24 @@ async def test_whoever_waits_for_room_is_woken_when_nobody_is_left() -> None:
         await theirs.aclose()
         await mailbox.run()
     assert offers == [Offer.CLOSED]
-    assert isinstance(mailbox.failure, trio.BrokenResourceError)
+    assert mailbox.failure == "connection broken"
     assert not mailbox.drained
     called: list[bool] = []
     mailbox.call_when_space(lambda: called.append(True))
     assert called == [True]
+
+
+async def test_what_is_left_of_a_broken_one_does_not_wait_for_the_collector() -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours)
+    mailbox.offer(b"1")
+    await theirs.aclose()
+    await mailbox.run()
+    assert mailbox.failure
+    stream = weakref.ref(ours)
+    with collector_off():
+        del ours, mailbox
+        assert stream() is None
 
 
 async def test_cancelling_the_writer_closes_the_mailbox() -> None:
@@ -184,7 +200,7 @@ async def test_cancelling_the_writer_closes_the_mailbox() -> None:
             scope.cancel()
     assert mailbox.closed
     assert not mailbox.drained
-    assert mailbox.failure is None
+    assert mailbox.failure == ""
     assert mailbox.waiting_bytes == 0
 
 

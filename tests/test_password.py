@@ -14,9 +14,9 @@ from trio.testing import MockClock
 
 import multichat
 from multichat import Chat, Notice, Refused, Server, ServerConfig, errands, open_chat
-from multichat.chat import ASKING_SECONDS, HELLO_SECONDS, PASSWORD_SECONDS
 from multichat.client import Endpoint
 from multichat.limits import Attempts
+from multichat.link import ASKING_SECONDS, HELLO_SECONDS, PASSWORD_SECONDS
 from multichat.shell import read_password_file
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT

@@ -306,7 +306,8 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(
         await terminal.open_shell("t", columns=80, rows=24)
         before = await modes(terminal)
         assert "-icanon" not in before
-        await terminal.type("t", f"{MULTICHAT} connect --name alice {LOOPBACK} {server.port}")
+        command = f"{MULTICHAT} connect --no-reconnect --name alice {LOOPBACK} {server.port}"
+        await terminal.type("t", command)
         await wait_for_input(terminal, "t", "")
         await terminal.type("t", "hello")
         await terminal.wait_for_match("t", "alice  hello$")

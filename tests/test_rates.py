@@ -6,6 +6,7 @@ import trio.testing
 
 from multichat import Notice, Said, Server, ServerConfig, Slow
 from multichat.mailbox import MAX_WAITING_BYTES
+from multichat.session import HEAVY_BYTES
 from multichat.testing import ScriptedClient, memory_server
 
 from .conftest import LogRecorder
@@ -240,3 +241,25 @@ async def test_nothing_is_held_for_who_is_gone(autojump_clock: trio.testing.Mock
         await trio.sleep(5)
         assert budget.held_bytes == 0
         assert not budget._holders
+
+
+@pytest.mark.parametrize("somebody_talks", [False, True])
+async def test_who_floods_gives_way_while_somebody_talks(
+    somebody_talks: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    flood = ("x" * 1000,) * (HEAVY_BYTES // 1000 + 1)
+    async with memory_server() as server:
+        alice, bob, *flooders = [await server.join() for _ in range(4)]
+        for _ in range(1 + somebody_talks):  # one word alone is a newcomer's, who has nobody wait
+            await alice.send("a word")
+            assert await bob.line() == "[Client 1] a word"
+        started = trio.current_time()
+        for flooder in flooders:
+            await flooder.send(*flood)
+        ended = []
+        for _ in range(len(flooders)):
+            for _ in flood:
+                await bob.line()
+            ended.append(trio.current_time() - started)
+        # The second waits for the first one's turn, and it is not known what that takes.
+        assert ended == pytest.approx([0, 0.1 if somebody_talks else 0])

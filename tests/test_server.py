@@ -19,9 +19,12 @@ from multichat import (
     Slow,
     UnknownClient,
 )
+from multichat.limits import Turns
+from multichat.listen import Doorstep
 from multichat.testing import ScriptedClient, memory_server
 
 from .conftest import LogRecorder
+from .processes import listening
 
 LOOPBACK = "127.0.0.1"
 GOODBYE = "[Server] goodbye: the server is shutting down"
@@ -352,8 +355,8 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
         healthy = await network.join()
         await network.join(lockstep=True)
         sender = await network.join()
-        for _ in range(4):
-            await sender.send("x" * 1000)
+        for _ in range(4):  # so much that the next read is a full one
+            await sender.send("x" * 40_000)
             await settle()
         await sender.send(*["y"] * count)
         await settle()
@@ -363,3 +366,24 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
         assert lines[4:-1] == ["[Client 3] y"] * count
         assert lines[-1] == GOODBYE
     assert log.lines.count("[INFO] [server] [RX] [Client 3] y") == count
+
+
+async def test_newcomers_are_let_in_one_by_one_while_somebody_talks(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with listening() as (listener, port):
+        turns = Turns()
+        doorstep = Doorstep(listener, turns)
+        for _ in range(6):
+            await trio.aclose_forcefully(await trio.open_tcp_stream(LOOPBACK, port))
+        turns.light(trio.current_time())
+        started, times = trio.current_time(), []
+        for _ in range(4):
+            await trio.aclose_forcefully(await doorstep.accept())
+            times.append(trio.current_time() - started)
+        assert times == pytest.approx([0, 0.004, 0.008, 0.012])
+        await trio.sleep(Turns.MOMENT_SECONDS)  # in which nobody says a word
+        started = trio.current_time()
+        for _ in range(2):
+            await trio.aclose_forcefully(await doorstep.accept())
+        assert trio.current_time() == started

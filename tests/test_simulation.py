@@ -261,8 +261,8 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(original: Any, room: Room, member: Member, reason: str = "") -> None:
-        original(room, member, reason)
+    def leave(original: Any, room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
+        original(room, member, *args, **kwargs)
         room._by_voice[member.voice][member.client] = member
 
     wrap(monkeypatch, Room, "leave", leave)
@@ -291,8 +291,10 @@ def cut_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evict_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dismiss(original: Any, directory: Directory, member: Member, reason: str) -> None:
-        directory.leave(member, reason)
+    def dismiss(
+        original: Any, directory: Directory, member: Member, reason: str, **kwargs: Any
+    ) -> None:
+        directory.leave(member, reason, **kwargs)
 
     wrap(monkeypatch, Directory, "dismiss", dismiss)
 

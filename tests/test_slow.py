@@ -287,3 +287,23 @@ async def test_memory_for_a_stalled_member_is_bounded_in_bytes(
         await trio.testing.wait_all_tasks_blocked()
         assert 3_000_000 < network.server.statistics().waiting_bytes <= 4 * 1024 * 1024
         assert network.server.statistics().skipped > 100
+
+
+async def test_the_grace_period_begins_when_one_leaves_even_if_what_it_said_has_to_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Simulation, seed 269: it began when what was numbered before had been told."""
+    patient = config(Slow.WAIT, patience_seconds=10, grace_seconds=1)
+    async with memory_server(patient) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        stalled = await stall_and_fill(network, sender)
+        deaf = await network.join(lockstep=True)
+        nursery.start_soon(say_all, sender, ["2"])
+        await trio.testing.wait_all_tasks_blocked()
+        await deaf.send("in its turn")
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(3)
+        await trio.sleep(1.5)
+        said = [*(f"[Client 1] {i}" for i in range(3)), "[Client 3] in its turn"]
+        assert await stalled.lines(4) == said
+        assert not any("goodbye" in line for line in await deaf.rest())

@@ -1,5 +1,6 @@
-"""The soak's people and a server in one process: a task that is left behind is counted."""
+"""The soak's people and a server in one process: what is left behind is counted."""
 
+import gc
 import random
 from functools import partial
 
@@ -8,7 +9,10 @@ import trio.testing
 from trio.lowlevel import current_statistics
 
 import multichat
+from multichat.mailbox import Mailbox
+from multichat.session import Session
 
+from .conftest import collector_off
 from .soak.people import Circle, Visitor
 
 VISITORS = 60
@@ -16,7 +20,25 @@ STAYING = 5
 SECONDS = 5.0
 
 
-async def test_who_came_and_went_left_no_task_behind() -> None:
+def in_cycles(*kinds: type) -> list[object]:
+    """Return all of those *kinds* that wait for the collector, and are in nobody's use."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return [each for each in gc.garbage if isinstance(each, kinds)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+async def test_who_came_and_went_left_no_task_and_no_garbage_behind() -> None:
+    with collector_off():
+        await _come_and_go()
+        # The server's collector looks seldom: in cycles, those who left would be its memory.
+        assert in_cycles(Session, Mailbox) == []
+
+
+async def _come_and_go() -> None:
     chance = random.Random(3)
     async with trio.open_nursery() as nursery:
         serve = partial(multichat.serve, 0, host="127.0.0.1")

@@ -12,7 +12,7 @@ import trio
 
 import multichat
 
-from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, listening, serve
+from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, listening, serve
 from .terminals import GREY, Terminal
 
 
@@ -103,10 +103,10 @@ async def test_what_is_not_accepted_looks_it_and_then_stands_where_the_room_has_
         await terminal.wait_for_match("t", pending)
         assert await terminal.colors_of("t", "alice  first") == {GREY}
         # Bob came before the first, and after the second nobody knows yet.
-        said = {"type": "said", "id": "x-1", "time": "", "room": "lobby", "client": 2}
-        await server.send(**said, name="bob", text="before")
+        said = {"type": "said", "time": "", "room": "lobby", "client": 2}
+        await server.send(**said, id="x-1", name="bob", text="before")
         await server.send(type="accepted", nonce=first["nonce"], id="x-2")
-        await server.send(**said, name="bob", text="between")
+        await server.send(**said, id="x-3", name="bob", text="between")
         await terminal.wait_for_match(
             "t",
             r"bob  before\n\d\d:\d\d alice  first\n\d\d:\d\d bob  between\n"
@@ -119,6 +119,32 @@ async def test_what_is_not_accepted_looks_it_and_then_stands_where_the_room_has_
             while await terminal.colors_of("t", "alice  second") == {GREY}:
                 await trio.sleep(0.02)
         await terminal.wait_for_match("t", r"bob  between\n\d\d:\d\d alice  second\n>")
+
+
+async def test_one_goes_on_typing_while_the_connection_is_lost(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        port = server.port
+        command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(port))
+        await terminal.open("t", *command)
+        await terminal.wait_for("t", "alice in lobby · 1 here")
+        await terminal.run("send-keys", "-t", "t", "-l", "while you were ")
+        server.process.kill()
+        await terminal.wait_for_match("t", r"! Connection lost: .*; trying again in 0\.\d s$")
+        await terminal.wait_for("t", "reconnecting · alice in lobby")
+        await terminal.type("t", "away")
+        await terminal.wait_for_match("t", r"alice  while you were away\s*\n>\s*\nreconnecting")
+        assert await terminal.colors_of("t", "while you were away") == {GREY}
+        await terminal.type("t", "/status")
+        await terminal.wait_for("t", "· Not connected; 1 wait to be sent")
+    async with ServerCommand(tmp_path, MULTICHAT, "serve", str(port), "--host", LOOPBACK) as again:
+        await again.wait_for("[RX] [alice] while you were away\n")
+        await terminal.wait_for("t", "· Connected again")
+        with trio.fail_after(WAIT_SECONDS):
+            while await terminal.colors_of("t", "while you were away") == {GREY}:
+                await trio.sleep(0.02)
+        await terminal.wait_for_match("t", r"^>\s*\nalice in lobby")
 
 
 async def test_many_that_wait_take_three_rows(terminal: Terminal) -> None:
@@ -235,12 +261,12 @@ async def test_what_is_meant_for_us_rings_if_that_is_wanted(
     options: tuple[str, ...], terminal: Terminal, tmp_path: Path
 ) -> None:
     raw = tmp_path / "raw"
-    said = {"type": "said", "id": "x-1", "time": "", "room": "lobby", "client": 2, "name": "bob"}
+    said = {"type": "said", "time": "", "room": "lobby", "client": 2, "name": "bob"}
     async with our_server(terminal, *options) as server:
         await terminal.run("pipe-pane", "-t", "t", f"cat > {raw}")
-        await server.send(**said, text="hello all")
+        await server.send(**said, id="x-1", text="hello all")
         await terminal.wait_for("t", "hello all")
-        await server.send(**said, text="and alice")
+        await server.send(**said, id="x-2", text="and alice")
         await server.send(type="notice", text="the end")
         await terminal.wait_for("t", "the end")
         with trio.fail_after(WAIT_SECONDS):

@@ -49,6 +49,7 @@ from multichat.messages import (
     SayRun,
     Welcome,
     Who,
+    WireEvent,
     WireRequest,
 )
 from multichat.names import default_name, parse_name
@@ -188,7 +189,7 @@ def any_of(union: Any) -> st.SearchStrategy[Any]:
 
 
 json_requests = any_of(WireRequest)
-events = any_of(Event)
+events = any_of(WireEvent)
 
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.one_of(

@@ -93,10 +93,12 @@ class RoomJournal(ABC):
 class Journal(ABC):
     """What a server keeps.  Any task of one trio run may call anything, but for `run`: that is one.
 
-    *clients_ever* is the highest number that a client may have had.
+    *clients_ever* is the highest number that a client may have had.  *place* is where people find
+    what is kept; empty where it is nowhere but in memory.
     """
 
     clients_ever: int = 0
+    place: str = ""
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

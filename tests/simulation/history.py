@@ -1,13 +1,16 @@
 """What happened in a run: what was sent, what was heard, what the log says; read, not judged.
 
 The log is the order of things: it says who came, who went to which room, who was called what and
-what was said, each in the step in which it happened.  From it follows who should have heard what.
+what was told, each in the step in which it happened.  From it follows who should have heard what.
+Between its lines stands what the journal took, from whom: what is told then, in its room's turn,
+may be from somebody who has left, and under a name that is somebody else's by now.
 What clients sent and heard are the bytes that went over their connections, whatever they believe.
 """
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -17,6 +20,7 @@ import msgspec
 
 from multichat.framing import clean
 
+from .journal import Taken
 from .plan import PersonPlan, Plan, Reading
 from .wire import Connection
 
@@ -265,8 +269,8 @@ class Publish:
     speaker: int | None
     name: str
     act: bool
-    keys: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
+    keys: list[str]
+    texts: list[str]
 
 
 @dataclass
@@ -292,23 +296,52 @@ _SAID = re.compile(r"\[(RX|TX)\] (?:\[([^\]]+)\]|(\*) (Client \d+|[^\s\]]+)) (.*
 
 
 class Chronicle:
-    """The log, read: who was where, who was called what, what was said in which order."""
+    """The log, read: who was where, who was called what, what was said in which order.
 
-    def __init__(self, log: list[LogEntry]) -> None:
+    *forged* is what was taken as somebody's who is not called so, or is not there; *ghosts* what
+    was done by who had left; *untaken* what was told that the journal had not taken, or not yet in
+    its room's turn.
+    """
+
+    def __init__(self, log: Sequence[LogEntry], taken: Sequence[Taken]) -> None:
         self.stays: dict[int, list[Stay]] = {}
         self.departures: dict[int, Departure] = {}
         self.publishes: list[Publish] = []
         self.by_room: dict[str, list[Publish]] = {}
         self.order: dict[str, int] = {}  # of each message: the how manieth it is
         self.shared_names: list[str] = []
-        self.ghosts: list[str] = []  # what was logged of who had left
+        self.ghosts: list[str] = []
+        self.forged: list[str] = []
+        self.untaken: list[str] = []
         self._names: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
+        self._turns: dict[str, deque[Taken]] = {}  # of each room: what is not told yet
+        to_come = deque(taken)
         for position, entry in enumerate(log):
+            while to_come and to_come[0].position <= position:
+                self._take(to_come.popleft())
             if state := _LINE.match(entry.text):
                 self._change(position, entry.seconds, int(state[1]), state[2], state[3])
             elif said := _SAID.match(entry.text):
                 self._say(position, entry.text, said)
+        for each in to_come:
+            self._take(each)
+
+    @property
+    def never_told(self) -> list[Taken]:
+        """What was taken and not told."""
+        return [taken for turns in self._turns.values() for taken in turns]
+
+    def _take(self, taken: Taken) -> None:
+        said = taken.said
+        room, client = said.room.lower(), said.client
+        self._turns.setdefault(room, deque()).append(taken)
+        if client in self.departures:
+            self.ghosts.append(f"client {client} said {said.run[:20]}")
+        elif self._names.get(client) != said.name:
+            self.forged.append(f"client {client} is {self._names.get(client)}, not {said.name}")
+        elif self.stays[client][-1].room != room:
+            self.forged.append(f"client {client} said {said.run[:20]} in {room}, and is elsewhere")
 
     def _change(self, position: int, seconds: float, client: int, what: str, rest: str) -> None:
         stays = self.stays.setdefault(client, [])
@@ -336,19 +369,30 @@ class Chronicle:
         self._numbers[name] = client
 
     def _say(self, position: int, record: str, said: re.Match[str]) -> None:
-        name = said[2] or said[4]
-        speaker = self._numbers.get(name) if said[1] == "RX" else None
-        room = "lobby" if speaker is None else self.stays[speaker][-1].room
-        publish = Publish(position, room, speaker, name, bool(said[3]))
+        name, act = said[2] or said[4], bool(said[3])
         start = record[: said.start(5)]
-        for line in record.split("\n"):
-            if line.startswith(start):
-                text = line.removeprefix(start)
-                publish.texts.append(text)
-                publish.keys.append(key_of(name, text))
-                self.order.setdefault(publish.keys[-1], len(self.order))
+        lines = record.split("\n")
+        texts = [line.removeprefix(start) for line in lines if line.startswith(start)]
+        taken = self._whose_turn(name, "\n".join(texts), act=act) if said[1] == "RX" else None
+        speaker = None if taken is None else taken.said.client
+        room = "lobby" if taken is None else taken.said.room.lower()
+        keys = [key_of(name, text) for text in texts]
+        publish = Publish(position, room, speaker, name, act, keys, texts)
+        for key in keys:
+            self.order.setdefault(key, len(self.order))
         self.publishes.append(publish)
         self.by_room.setdefault(room, []).append(publish)
+
+    def _whose_turn(self, name: str, run: str, *, act: bool) -> Taken | None:
+        for turns in self._turns.values():
+            if turns and (turns[0].said.name, turns[0].said.run, turns[0].said.act) == (
+                name,
+                run,
+                act,
+            ):
+                return turns.popleft()
+        self.untaken.append(f"{name}: {run[:20]}")
+        return None
 
     def said_during(self, stay: Stay) -> list[Publish]:
         """Return what was said in a room while somebody was there."""
@@ -379,6 +423,7 @@ class History:
     plan: Plan
     people: list[Person] = field(default_factory=list)
     log: list[LogEntry] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
     peak_bytes: dict[int, int] = field(default_factory=dict)
     left_behind: list[str] = field(default_factory=list)
     cancelled_seconds: float = inf
@@ -391,7 +436,7 @@ class History:
     @cached_property
     def chronicle(self) -> Chronicle:
         """The log, read."""
-        return Chronicle(self.log)
+        return Chronicle(self.log, self.taken)
 
     @cached_property
     def by_number(self) -> dict[int, Person]:

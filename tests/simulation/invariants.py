@@ -55,7 +55,9 @@ def violations(history: History) -> list[Violation]:
 
 
 def one_order(history: History) -> Iterator[str]:
-    """All members of a room, and the log, have its messages in the same order."""
+    """All members of a room, the log and the journal have its messages in the same order."""
+    for told in history.chronicle.untaken:
+        yield f"{told} was told, and it was not its turn in the journal"
     order = history.chronicle.order
     for person in history.people:
         last = Heard("said")
@@ -215,6 +217,8 @@ def all_is_said(history: History) -> Iterator[str]:
     From the moment of its shutdown on the server lets nobody say anything whose turn has not come.
     """
     plan = history.plan
+    for taken in history.chronicle.never_told:
+        yield f"{taken.said.run[:20]} was taken, and nobody was told"
     shutdown = inf if plan.server_ending is ServerEnding.OUTLIVES else plan.server_ends_seconds
     said = set(history.chronicle.order)
     for person in history.people:
@@ -318,9 +322,13 @@ def only_members_hear(history: History) -> Iterator[str]:
 
 
 def no_forged_tag(history: History) -> Iterator[str]:
-    """A message is tagged with who said it, whatever it holds; no two people have one name."""
+    """A message is tagged with who said it, whatever it holds; no two people have one name.
+
+    Its tag is its sender's name when it was taken; it may be somebody else's when it is told.
+    """
     for name in history.chronicle.shared_names:
         yield f"two people are called {name}"
+    yield from history.chronicle.forged
     publishes = {key: publish for publish in history.chronicle.publishes for key in publish.keys}
     for key, publish in publishes.items():
         sender = history.by_number.get(publish.speaker or 0)
@@ -412,7 +420,10 @@ def nobody_goes_without_reason(history: History) -> Iterator[str]:
 
 
 def gone_is_gone(history: History) -> Iterator[str]:
-    """Who has left does nothing any more: it takes no name and goes to no room."""
+    """Who has left does nothing any more: it says nothing, takes no name and goes to no room.
+
+    What was taken before is told all the same.
+    """
     for what in history.chronicle.ghosts:
         yield f"{what}, after it had left"
 
@@ -464,7 +475,7 @@ def counts_add_up(history: History) -> Iterator[str]:
     """The server's own figures are what happened."""
     if history.crash:
         return
-    said = sum(len(each.keys) for each in history.chronicle.publishes if each.speaker is not None)
+    said = sum(taken.said.run.count("\n") + 1 for taken in history.taken)
     # The server's own count, too, and one that is cancelled before its turn has been counted.
     if not said <= history.messages <= said + len(history.plan.announcements):
         yield f"{history.messages} messages were counted, {said} were said"

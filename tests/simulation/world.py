@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import secrets
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,12 +22,16 @@ from trio._core import _run as trio_run
 
 from multichat import Server
 from multichat.errors import UnknownClient
+from multichat.journal import Keeping
+from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
+from multichat.messages import Nonce, SaidRun
 from multichat.transport import LINGER_SECONDS
 
 from .clients import Client
 from .history import Heard, History, LogEntry, Person
 from .invariants import Violation, violations
+from .journal import Taken, Witness
 from .plan import PersonPlan, Plan, ServerEnding
 from .wire import Connection, Kernel
 
@@ -62,6 +67,7 @@ def simulate(plan: Plan) -> Outcome:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_same_schedule(plan.seed))
         stack.enter_context(_time_of_day(clock))
+        stack.enter_context(_tokens(plan.seed))
         world = _World(plan, history)
         stack.enter_context(_log_to(_Recorder(world)))
         if plan.full_disk:
@@ -91,6 +97,15 @@ def _time_of_day(clock: trio.testing.MockClock) -> Iterator[None]:
         return _EPOCH_SECONDS + clock.current_time()
 
     with mock.patch.object(time, "time", now):
+        yield
+
+
+@contextlib.contextmanager
+def _tokens(seed: int) -> Iterator[None]:
+    """Have those who may come back get tokens that are the seed's."""
+    rng = Random(f"{seed} tokens")
+
+    with mock.patch.object(secrets, "token_hex", lambda size: rng.randbytes(size).hex()):
         yield
 
 
@@ -185,7 +200,7 @@ class _World:
         self.kernel = Kernel()
         self._plan = plan
         self._history = history
-        self._server = Server(plan.config)
+        self._server = Server(plan.config, journal=Witness(MemoryJournal(), self._note_taken))
         self._accepting = True
         self._entrance = trio.Lock()
         self._everybody_leaves = trio.Event()
@@ -200,6 +215,12 @@ class _World:
         self._history.log.append(LogEntry(trio.current_time(), level, text))
         if len(self._history.log) % self._sample_every == 0:
             self._sample()
+
+    def _note_taken(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...], keeping: Keeping | None
+    ) -> None:
+        history = self._history
+        history.taken.append(Taken(len(history.log), said, nonces, keeping))
 
     def _sample(self) -> None:
         peaks = self._history.peak_bytes

@@ -1,0 +1,386 @@
+"""The journal in a SQLite file: what rooms say outlives the server, its end and its `kill -9`.
+
+Nothing is done per message: a run is a row.  What waits while the disk is busy is one transaction,
+so that many who speak at once wait for it once.
+
+Invariants:
+
+1. What waits is in one list, in the order of the calls, and leaves it when it is committed or has
+   failed, never in between: whoever is cancelled where, nothing is lost.
+2. A room's numbers go on from what is committed when what waited behind that has failed.
+3. One thread writes, another reads, and neither waits for the other.
+"""
+
+import enum
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import msgspec
+import trio
+
+from multichat.errors import JournalFailed, NotKept
+from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
+from multichat.journal.sqlite_file import open_file, open_for_reading, reason_of
+from multichat.journal.sqlite_rows import (
+    Head,
+    Retention,
+    Rows,
+    read_nonces,
+    read_runs,
+    read_sessions,
+)
+from multichat.messages import Nonce, SaidRun
+
+__all__ = ["Durability", "Retention", "SqliteJournal"]
+
+T = TypeVar("T")
+
+# A copy that holds the file, a disk that somebody is making room on: who speaks waits that long
+# before being told.  Afterwards each is told at once, until the disk takes something again.
+RETRY_SECONDS = 3.0
+_RETRY_PAUSE_SECONDS = 0.05
+
+# What may wait for the disk: four full reads from each of a thousand clients.
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+_RUN_BYTES = 300  # beside its text
+
+# How often what has to go is looked for; while there is more of it, one step follows each commit.
+TIDY_SECONDS = 5.0
+
+# A hundred times as many as there may be at a time; their heads take 30 MB.
+MAX_ROOMS = 100_000
+
+# At the end of a server, for what waits and cannot be written.
+CLOSE_SECONDS = 5.0
+
+# Sessions that could not be written wait for the next transaction; as many as a server has.
+_MAX_SESSIONS_WAITING = 20_000
+
+_CLOSED = "the server is closing its journal"
+
+
+class Durability(enum.Enum):
+    """What a message that is reported kept survives; see docs/journal.md."""
+
+    FULL = "full"  # a power cut: each transaction waits until the disk has it
+    NORMAL = "normal"  # a `kill -9`: the system has it; of a power cut, the last moments are lost
+
+
+@dataclass(slots=True, eq=False)
+class _Said:
+    room: "_SqliteRoom"
+    said: SaidRun
+    messages: int
+    size: int
+    nonces: str
+    nonce_count: int
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+@dataclass(slots=True, eq=False)
+class _Forget:
+    digest: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Numbers:
+    clients_ever: int
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+_Job: TypeAlias = _Said | SessionRecord | _Forget | _Numbers
+
+
+class SqliteJournal(Journal):
+    """Keeps everything in the file at *path*, which only one server at a time writes to.
+
+    *commits* counts the transactions in which something was kept.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        durability: Durability = Durability.FULL,
+        retention: Retention | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.place = str(path)
+        self.durability = durability
+        self.retention = retention or Retention()
+        self.commits = 0
+        self._rows: Rows  # the writer's thread alone uses it
+        self._lock: sqlite3.Connection
+        self._reader: sqlite3.Connection
+        self._writing = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(1)
+        self._open = False
+        self._failing = False
+        self._waiting: list[_Job] = []
+        self._waiting_bytes = 0
+        self._woken = trio.Event()
+        # Of those in which something was said; the one in which it was last is the last.
+        self._rooms: OrderedDict[str, _SqliteRoom] = OrderedDict()
+        self._untidy: set[_SqliteRoom] = set()  # that may have more messages than they may
+        self._last_room = self._last_epoch = 0
+
+    # --- Writing ----------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the file, say so, and write what comes until cancelled; see `Journal.run`."""
+        with trio.CancelScope(shield=True):  # bounded by the disk, and not left half done
+            await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
+        try:
+            self._open = True
+            task_status.started()
+            await self._write_for_ever()
+        finally:
+            self._open = False
+            with trio.CancelScope(shield=True):
+                try:
+                    await self._write_waiting(retry_seconds=CLOSE_SECONDS)
+                finally:
+                    self._fail(_CLOSED)
+                    await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
+
+    async def _write_for_ever(self) -> None:
+        tidy_at = trio.current_time()
+        while True:
+            with trio.move_on_at(tidy_at):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            await self._write_waiting(retry_seconds=0 if self._failing else RETRY_SECONDS)
+            if trio.current_time() >= tidy_at:
+                more = await self._tidy()
+                tidy_at = trio.current_time() + (0 if more else TIDY_SECONDS)
+
+    async def _write_waiting(self, *, retry_seconds: float) -> None:
+        """Keep what waits now, in one transaction, or have all that waits then fail."""
+        jobs = self._waiting.copy()
+        if not jobs:
+            return
+        give_up_at = trio.current_time() + retry_seconds
+        while failure := await trio.to_thread.run_sync(self._write, jobs, limiter=self._writing):
+            if trio.current_time() >= give_up_at:
+                self._fail(failure)
+                self._failing = True
+                return
+            await trio.sleep(_RETRY_PAUSE_SECONDS)
+        self._failing = False
+        self.commits += 1
+        del self._waiting[: len(jobs)]
+        for job in jobs:
+            if isinstance(job, _Said):
+                self._waiting_bytes -= job.size + _RUN_BYTES
+                job.room.kept = job.said.first + job.messages
+                self._untidy.add(job.room)
+        for job in jobs:
+            if isinstance(job, _Said | _Numbers):
+                job.keeping.resolve()
+
+    def _fail(self, failure: str) -> None:
+        """Have nothing that waits be kept, but for sessions, for which nobody waits."""
+        jobs, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        sessions: dict[bytes, _Job] = {}
+        for job in jobs:
+            if isinstance(job, _Said):
+                job.room.next = job.room.kept
+            elif isinstance(job, SessionRecord | _Forget):
+                sessions.pop(job.digest, None)
+                sessions[job.digest] = job
+        self._waiting += list(sessions.values())[-_MAX_SESSIONS_WAITING:]
+        for job in jobs:
+            if isinstance(job, _Said | _Numbers):
+                job.keeping.resolve(failure)
+
+    async def _tidy(self) -> bool:
+        """Take one step of what has to go; return whether there is more."""
+        most = self.retention.max_messages
+        full: dict[int, int] = {}
+        if most is not None:
+            self._untidy = {room for room in self._untidy if room.kept - room.first > most}
+            full = {room.id: room.kept - most for room in self._untidy}
+        else:
+            self._untidy.clear()
+        excess = len(self._rooms) - MAX_ROOMS
+        idle = next(iter(self._rooms.values())) if excess > 0 else None
+        tidied = await trio.to_thread.run_sync(
+            self._rows.tidy, full, None if idle is None else idle.id, limiter=self._writing
+        )
+        if tidied is None:  # the disk has no room even for that, or somebody else has the file
+            return False
+        if tidied.firsts:
+            for room in self._rooms.values():
+                room.first = tidied.firsts.get(room.id, room.first)
+        if idle is not None and tidied.is_idle_gone and idle.next == idle.kept:
+            # Whoever is in it does not notice: with the next word it is recorded again.
+            idle.first = idle.next
+            if self._rooms.get(idle.name) is idle:
+                del self._rooms[idle.name]
+        return tidied.more or excess > 1
+
+    # --- In the writer's thread -------------------------------------------------------------------
+
+    def _open_file(self) -> None:
+        opened = open_file(self.path, durable=self.durability is Durability.FULL)
+        self._lock = opened.lock
+        try:
+            self._rows = Rows(opened.connection, self.retention)
+            heads = self._rows.load()
+            self._reader = open_for_reading(self.path)
+        except BaseException as error:
+            opened.connection.close()
+            opened.lock.close()
+            if isinstance(error, sqlite3.Error):
+                raise JournalFailed(self.path, reason_of(error)) from error
+            raise
+        self.clients_ever, self._last_epoch = self._rows.clients_ever, self._rows.last_epoch
+        for head in heads:
+            self._rooms[head.name] = room = _SqliteRoom(self, head)
+            self._untidy.add(room)
+            self._last_room = max(self._last_room, head.id)
+
+    def _close_file(self) -> None:
+        for connection in (self._reader, self._rows.connection, self._lock):
+            # The last to close the file has all of it written back.
+            with suppress(sqlite3.Error):
+                connection.close()
+
+    def _write(self, jobs: list[_Job]) -> str:
+        """Write *jobs* in one transaction; return in a few words why that cannot be, if so."""
+        rows = self._rows
+        try:
+            with rows.transaction():
+                for job in jobs:
+                    match job:
+                        case _Said():
+                            rows.say(job.room, job.said, job.messages, job.size)
+                            if job.nonce_count:
+                                rows.use_nonces(job.said, job.nonces, job.nonce_count)
+                        case SessionRecord():
+                            rows.keep_session(job)
+                        case _Forget():
+                            rows.forget_session(job.digest)
+                        case _Numbers():
+                            rows.give_numbers(job.clients_ever)
+        except sqlite3.Error as error:
+            return reason_of(error)
+        return ""
+
+    # --- Asked by others --------------------------------------------------------------------------
+
+    def room(self, name: str) -> RoomJournal:
+        """Return the part of that room; a new one is in the file with its first message."""
+        room = self._rooms.get(name)
+        if room is None:
+            # A time, so that ids rise when a room begins anew, and never one that was before, also
+            # when the clock is set back.
+            self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
+            self._last_room += 1
+            epoch = f"{self._last_epoch:011x}"
+            room = _SqliteRoom(self, Head(self._last_room, name, epoch, 0, 0))
+        return room
+
+    def take(self, job: _Said) -> Keeping:
+        """Have *job* written; for our rooms alone.  Raises `NotKept`."""
+        size = job.size + _RUN_BYTES
+        if not self._open:
+            raise NotKept(_CLOSED)
+        if self._waiting_bytes + size > MAX_WAITING_BYTES and self._waiting:
+            raise NotKept("the disk does not keep up")
+        if self._rooms.setdefault(job.room.name, job.room) is not job.room:
+            raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
+        self._rooms.move_to_end(job.room.name)
+        self._waiting_bytes += size
+        self._put(job)
+        return job.keeping
+
+    def _put(self, job: _Job) -> None:
+        self._waiting.append(job)
+        self._woken.set()
+
+    async def give_numbers(self, clients_ever: int) -> None:
+        """See `Journal.give_numbers`."""
+        if not self._open:
+            raise NotKept(_CLOSED)
+        job = _Numbers(clients_ever)
+        self._put(job)
+        await job.keeping.wait()
+
+    def keep_session(self, record: SessionRecord) -> None:
+        """See `Journal.keep_session`."""
+        if self._open:
+            self._put(record)
+
+    def forget_session(self, digest: bytes) -> None:
+        """See `Journal.forget_session`."""
+        if self._open:
+            self._put(_Forget(digest))
+
+    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
+        """See `Journal.sessions`; of more than *limit* those that were seen last."""
+        return await self._read(lambda reader: read_sessions(reader, since, limit))
+
+    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
+        """See `Journal.nonces`."""
+        return await self._read(lambda reader: read_nonces(reader, client, limit))
+
+    async def read_room(
+        self, room: "_SqliteRoom", start: int, stop: int, max_bytes: int
+    ) -> list[SaidRun]:
+        """See `RoomJournal.read`; for our rooms alone."""
+
+        def read(reader: sqlite3.Connection) -> list[SaidRun]:
+            runs: list[SaidRun] = []
+            left = max_bytes
+            with closing(read_runs(reader, room.id, room.epoch, start, stop)) as found:
+                for said in found:
+                    if (part := part_of(said, start, stop)) is not None:
+                        runs.append(part)
+                        left -= len(part.run)  # at least
+                        if left < 0:
+                            break
+            return within(runs, max_bytes)
+
+        return await self._read(read)
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        if not self._open:
+            raise NotKept(_CLOSED)
+        try:
+            return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
+        except sqlite3.Error as error:
+            raise NotKept(f"the journal cannot be read: {reason_of(error)}") from error
+
+
+class _SqliteRoom(RoomJournal):
+    """*kept* is the number up to which everything is committed."""
+
+    __slots__ = ("_journal", "epoch", "first", "id", "kept", "name", "next")
+
+    def __init__(self, journal: SqliteJournal, head: Head) -> None:
+        self._journal = journal
+        self.id, self.name, self.epoch = head.id, head.name, head.epoch
+        self.first = head.first
+        self.next = self.kept = head.next
+
+    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+        # What cannot be spelled is found here, where it is one caller's mistake, and not in the
+        # transaction, where it would be everybody's.
+        run = said.run
+        size = len(run) if run.isascii() else len(run.encode())
+        count = len(nonces) - nonces.count(None)
+        spelled = msgspec.json.encode(nonces).decode() if count else ""
+        messages = run.count("\n") + 1
+        keeping = self._journal.take(_Said(self, said, messages, size, spelled, count))
+        self.next += messages
+        return keeping
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+        return await self._journal.read_room(self, start, stop, max_bytes)

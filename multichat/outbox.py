@@ -1,0 +1,89 @@
+"""What a client has asked and was not answered, in order, by whichever connection.  Pure.
+
+Owns the nonces of a conversation, which go on when a connection does not: a server knows by them
+what it was asked already.  What is here is sent again, with the nonce that it had and before
+anything new, on the next connection.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from multichat.messages import Act, Direct, Nonce, Say, WireRequest
+from multichat.voices import JSON
+
+__all__ = ["MAX_UNACCEPTED", "Kept", "Outbox"]
+
+# A quarter of what a server remembers of a session, so that none is accepted twice however they
+# are cut.
+MAX_UNACCEPTED = 256
+
+# Whoever does not hear what it is answered may go on speaking (see `multichat.chat`); but what the
+# server has forgotten that it said already would be said twice.
+_MAX_SENT_AGAIN = 1024
+
+
+@dataclass(slots=True)
+class Kept:
+    """A request as it was sent, from which *room*; an empty *line* cannot be sent again."""
+
+    line: str
+    room: str
+    is_message: bool
+
+
+class Outbox:
+    """The requests of one conversation that wait for their answer.
+
+    `number` a request, `keep` it in the step in which it is handed to a connection or left to the
+    next one, and `settle` it when its answer has come.
+    """
+
+    def __init__(self) -> None:
+        self._nonce = 0
+        self._kept: dict[Nonce, Kept] = {}
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._kept)
+
+    def __contains__(self, nonce: Nonce | None) -> bool:
+        """Say whether what has that nonce waits."""
+        return nonce in self._kept
+
+    @property
+    def messages(self) -> int:
+        """How many of them say something."""
+        return sum(kept.is_message for kept in self._kept.values())
+
+    def number(self, request: WireRequest) -> tuple[int, str]:
+        """Give a request the next nonce; return that, and how both are spelled."""
+        self._nonce += 1
+        return self._nonce, JSON.spell_request(msgspec.structs.replace(request, nonce=self._nonce))
+
+    def keep(self, nonce: int, request: WireRequest, line: str, room: str) -> None:
+        """Remember what was numbered until it is settled."""
+        if len(self._kept) >= _MAX_SENT_AGAIN:
+            oldest = next(kept for kept in self._kept.values() if kept.line)
+            oldest.line = ""
+        self._kept[nonce] = Kept(line, room, isinstance(request, Say | Act | Direct))
+
+    def settle(self, nonce: Nonce | None) -> Kept | None:
+        """Forget what has been answered; return it, if it waited."""
+        return None if nonce is None else self._kept.pop(nonce, None)
+
+    def take_back(self, nonces: Iterable[Nonce]) -> None:
+        """Forget what was not sent after all, or what nobody wants any more."""
+        for nonce in nonces:
+            self._kept.pop(nonce, None)
+
+    def forget_unsure(self) -> int:
+        """Forget what cannot be sent again; return how much: nobody knows what became of it."""
+        unsure = [nonce for nonce, kept in self._kept.items() if not kept.line]
+        self.take_back(unsure)
+        return len(unsure)
+
+    def again(self) -> list[str]:
+        """Return the lines that are to be sent first on a new connection."""
+        return [kept.line for kept in self._kept.values() if kept.line]

@@ -1,0 +1,135 @@
+"""A TCP proxy that cuts, stalls and resets what goes through it, at random but from a seed.
+
+What befalls a connection is decided when it is accepted, from the seed and its number alone, so
+that the same seed does the same to the first, the second, … connection; when that happens depends
+on the machine.
+"""
+
+import random
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+
+import trio
+
+__all__ = ["Proxy"]
+
+LOOPBACK = "127.0.0.1"
+
+_READ_BYTES = 16 * 1024
+
+# Longer than a room's patience with who takes nothing, and than that of a client with a server that
+# does not answer a hello: both happen.
+_STALL_SECONDS = 12.0
+
+
+class _Fate:
+    """What becomes of one connection, and after how long or how many bytes."""
+
+    def __init__(self, dice: random.Random, calm: bool) -> None:
+        self.kind = dice.choices(["cut", "reset", "torn", "stall", "pause"], [4, 4, 4, 1, 3])[0]
+        self.after_seconds = dice.expovariate(1 / 3)
+        # What is torn is so in the middle of a line, also of the hello and the welcome.
+        self.after_bytes = dice.choice([3, 40, 250, 1000, 5000, 20_000])
+        self.seconds = dice.uniform(0.1, _STALL_SECONDS if self.kind == "stall" else 1.5)
+        if calm:
+            self.kind = "none"
+
+
+class Proxy:
+    """Listens on `port` and passes on to whatever port *target* returns, on loopback.
+
+    `calm` is set for nothing to happen any more, to connections that there are either.  *faults*
+    counts what has happened.
+    """
+
+    def __init__(self, target: Callable[[], int], seed: int) -> None:
+        self.port = 0
+        self.calm = trio.Event()
+        self.faults: Counter[str] = Counter()
+        self._target = target
+        self._seed = seed
+        self._connections = 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled."""
+        [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+        self.port = listener.socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self._handle, [listener])
+
+    async def _handle(self, client: trio.SocketStream) -> None:
+        self._connections += 1
+        dice = random.Random(f"{self._seed} {self._connections}")
+        fate = _Fate(dice, self.calm.is_set())
+        try:
+            server = await trio.open_tcp_stream(LOOPBACK, self._target())
+        except OSError:
+            self.faults["no server"] += 1
+            await trio.aclose_forcefully(client)
+            return
+        async with client, server:
+            gate = _Gate()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pass, client, server, fate, gate, nursery.cancel_scope)
+                nursery.start_soon(self._pass, server, client, fate, gate, nursery.cancel_scope)
+                await self._befall(fate, gate)
+                if fate.kind in ("cut", "reset", "torn", "stall") and not self.calm.is_set():
+                    nursery.cancel_scope.cancel(reason="its fate")
+            if gate.torn or fate.kind == "reset":
+                for stream in client, server:
+                    _reset(stream)
+
+    async def _befall(self, fate: _Fate, gate: "_Gate") -> None:
+        with trio.move_on_after(fate.after_seconds):
+            await (gate.torn_now.wait() if fate.kind == "torn" else self.calm.wait())
+        if self.calm.is_set():
+            return
+        self.faults[fate.kind] += 1
+        if fate.kind in ("stall", "pause"):
+            gate.open = trio.Event()
+            with trio.move_on_after(fate.seconds):
+                await self.calm.wait()
+            gate.open.set()
+
+    async def _pass(
+        self,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        fate: _Fate,
+        gate: "_Gate",
+        scope: trio.CancelScope,
+    ) -> None:
+        passed = 0
+        try:
+            while data := await source.receive_some(_READ_BYTES):
+                await gate.open.wait()
+                if fate.kind == "torn" and not self.calm.is_set():
+                    data = data[: max(0, fate.after_bytes - passed)]
+                await sink.send_all(data)
+                passed += len(data)
+                if fate.kind == "torn" and passed >= fate.after_bytes and not self.calm.is_set():
+                    gate.torn = True
+                    gate.torn_now.set()
+                    return
+            await sink.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            scope.cancel(reason="one side has ended")
+
+
+class _Gate:
+    """Through what both directions of a connection go."""
+
+    def __init__(self) -> None:
+        self.open = trio.Event()
+        self.open.set()
+        self.torn = False
+        self.torn_now = trio.Event()
+
+
+def _reset(stream: trio.SocketStream) -> None:
+    """Have closing the stream be a reset, which throws away what waits for the peer."""
+    with suppress(OSError):  # closed already
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,250 @@
+"""What a client knows to come back: pauses, its place in a room, what was not answered."""
+
+import json
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.comeback import (
+    EVERYTHING,
+    FIRST_SECONDS,
+    MOST_SECONDS,
+    STEADY_SECONDS,
+    Backoff,
+    Place,
+    describe_connection,
+    may_return,
+)
+from multichat.messages import (
+    PROTOCOL,
+    Disconnected,
+    Hello,
+    Joined,
+    Limits,
+    Reconnected,
+    Renamed,
+    Said,
+    Say,
+    Welcome,
+    Who,
+)
+from multichat.outbox import MAX_UNACCEPTED, Outbox
+from multichat.resume import MAX_NONCES
+
+
+def welcome(
+    *, client: int = 7, name: str = "Client 7", room: str = "lobby", last: str | None = None
+) -> Welcome:
+    return Welcome(
+        PROTOCOL, client, name, room, 1, Limits(65536, 32), last, "x", session="token", resumed=True
+    )
+
+
+def said(number: int, room: str = "lobby") -> Said:
+    return Said(id=f"e-{number}", room=room, client=1, name="bob", text="hi")
+
+
+# --- When ----------------------------------------------------------------------------------------
+
+
+def test_pauses_double_up_to_a_bound() -> None:
+    backoff = Backoff(lambda: 1.0)
+    pauses = [backoff.next_seconds() for _ in range(10)]
+    assert pauses[:7] == [FIRST_SECONDS * 2**i for i in range(7)]
+    assert pauses[7:] == [MOST_SECONDS] * 3
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_no_pause_is_nothing_or_above_the_bound(dice: list[float]) -> None:
+    throws = iter(dice)
+    backoff = Backoff(lambda: next(throws))
+    for _ in dice:
+        assert FIRST_SECONDS / 2 <= backoff.next_seconds() <= MOST_SECONDS
+
+
+def test_pauses_begin_anew_after_a_conversation_and_not_after_a_visit() -> None:
+    backoff = Backoff(lambda: 1.0)
+    backoff.next_seconds()
+    backoff.held(STEADY_SECONDS - 0.1)
+    assert backoff.next_seconds() == 2 * FIRST_SECONDS
+    backoff.held(STEADY_SECONDS)
+    assert backoff.next_seconds() == FIRST_SECONDS
+
+
+def test_whoever_was_slow_may_return_and_nobody_else() -> None:
+    assert may_return("too slow")
+    assert may_return("too far behind")
+    for reason in ("kicked", "banned", "the server is shutting down", "taken over", ""):
+        assert not may_return(reason)
+
+
+def test_it_is_told_in_one_line_each() -> None:
+    assert describe_connection(Disconnected("connection reset", 0.26)) == [
+        "Connection lost: connection reset; trying again in 0.3 s"
+    ]
+    assert describe_connection(Disconnected("connection refused", 30, 3)) == [
+        "Cannot connect: connection refused; trying again in 30.0 s"
+    ]
+    assert describe_connection(Reconnected(resumed=True, again=3)) == ["Connected again"]
+    assert describe_connection(Reconnected(resumed=False, again=3, unsure=2)) == [
+        "Connected again, as somebody new: the server has forgotten us",
+        "What was not accepted is sent again, and may be said twice",
+        "2 said before may not have arrived",
+    ]
+
+
+# --- Where ---------------------------------------------------------------------------------------
+
+
+def test_it_goes_on_after_what_it_has_heard() -> None:
+    place = Place()
+    place.welcomed(welcome(last="e-1"))
+    assert place.hello() == Hello(PROTOCOL, None, "lobby", "token", "e-1")
+    assert place.hear(said(2))
+    assert place.hello().since == "e-2"
+    assert not place.hear(said(2))
+    assert not place.hear(said(1))
+    place.welcomed(welcome(last="e-9"))  # what is between the two comes now
+    assert place.hear(said(3))
+    assert place.hello().since == "e-3"
+
+
+def test_it_asks_for_its_name_and_room_again() -> None:
+    place = Place()
+    place.welcomed(welcome(last="e-1"))
+    place.renamed(Renamed(7, "Client 7", "alice"))
+    place.renamed(Renamed(8, "Client 8", "bob"))
+    place.joined(Joined(8, "bob"))
+    assert place.hello() == Hello(PROTOCOL, "alice", "lobby", "token", "e-1")
+    place.joined(Joined(7, "alice", "den", 2, "f-5"))
+    assert place.hello() == Hello(PROTOCOL, "alice", "den", "token", "f-5")
+    place.joined(Joined(7, "alice", "den", 2, "f-6"))  # where it was already
+    assert place.hello().since == "f-5"
+
+
+def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
+    place = Place()
+    place.welcomed(welcome(last=None))
+    assert (place.hello().since, place.hello().replay) == (None, EVERYTHING)
+    place.welcomed(welcome(last="e-4"))
+    assert (place.hello().since, place.hello().replay) == (None, EVERYTHING)
+    assert place.hear(said(1))
+    assert (place.hello().since, place.hello().replay) == ("e-1", 0)
+
+
+def test_what_was_accepted_there_need_not_be_asked_for() -> None:
+    place = Place()
+    place.welcomed(welcome(last="e-1"))
+    place.accepted("e-5", "lobby")
+    assert place.hello().since == "e-5"
+    place.accepted("e-4", "lobby")
+    place.accepted("f-9", "den")
+    assert place.hello().since == "e-5"
+
+
+def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
+    place = Place()
+    place.welcomed(welcome(last="z-8"))
+    assert place.hear(Said(id="z-9", room="lobby", name="bob", text="hi"))
+    place.welcomed(welcome(last="e-3"))
+    place.begin_anew()
+    assert place.hello().since == "e-3"
+    assert place.hear(said(4))
+
+
+def test_what_has_no_id_is_always_new() -> None:
+    place = Place()
+    place.welcomed(welcome())
+    assert place.hear(Said(name="bob", text="hi"))
+    assert place.hear(Said(name="bob", text="hi"))
+
+
+# --- What ----------------------------------------------------------------------------------------
+
+
+class Server:
+    """Says once what comes with the same nonce, as far as it remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[int] = []
+        self._window: dict[int, None] = {}
+
+    def take(self, line: str) -> int:
+        request = json.loads(line)
+        nonce: int = request["nonce"]
+        if nonce not in self._window:
+            self.said.append(int(request["text"]))
+            self._window[nonce] = None
+            if len(self._window) > MAX_NONCES:
+                del self._window[next(iter(self._window))]
+        return nonce
+
+
+@given(st.data())
+def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObject) -> None:
+    outbox, server = Outbox(), Server()
+    on_the_way: deque[str] = deque()
+    answers: deque[int] = deque()
+    connected, spoken = True, 0
+    steps = st.lists(
+        st.tuples(st.sampled_from(["say", "arrive", "answer", "cut", "again"]), st.integers(1, 90)),
+        max_size=60,
+    )
+    for step, count in [*data.draw(steps), ("again", 1), ("arrive", 999), ("answer", 999)]:
+        if step == "say":
+            for _ in range(min(count, MAX_UNACCEPTED - len(outbox))):
+                nonce, line = outbox.number(request := Say(str(spoken)))
+                outbox.keep(nonce, request, line, "lobby")
+                spoken += 1
+                if connected:
+                    on_the_way.append(line)
+        elif step == "arrive":
+            for _ in range(min(count, len(on_the_way))):
+                answers.append(server.take(on_the_way.popleft()))
+        elif step == "answer":
+            for _ in range(min(count, len(answers))):
+                assert outbox.settle(answers.popleft()) is not None
+        elif step == "cut":
+            connected = False
+            on_the_way.clear()
+            answers.clear()
+        elif not connected:
+            connected = True
+            on_the_way.extend(outbox.again())
+    assert server.said == list(range(spoken))
+    assert not outbox
+
+
+def test_nonces_go_on_and_what_is_answered_twice_was_answered() -> None:
+    outbox = Outbox()
+    first, line = outbox.number(say := Say("hi"))
+    outbox.keep(first, say, line, "den")
+    second, line = outbox.number(who := Who())
+    outbox.keep(second, who, line, "den")
+    assert (first, second, len(outbox), outbox.messages) == (1, 2, 2, 1)
+    kept = outbox.settle(first)
+    assert kept is not None
+    assert kept.room == "den"
+    assert outbox.settle(first) is None
+    assert outbox.settle(None) is None
+    outbox.take_back([second, 9])
+    assert not outbox
+    assert outbox.number(who)[0] == 3
+
+
+def test_what_the_server_has_forgotten_is_not_sent_again() -> None:
+    outbox = Outbox()
+    for i in range(MAX_NONCES + 10):
+        nonce, line = outbox.number(say := Say(str(i)))
+        outbox.keep(nonce, say, line, "lobby")
+    assert len(outbox.again()) == MAX_NONCES
+    assert outbox.forget_unsure() == 10
+    assert outbox.forget_unsure() == 0
+    assert len(outbox) == MAX_NONCES
+
+
+@pytest.mark.parametrize("nonce", [None, "x", 5])
+def test_what_was_not_asked_is_no_answer(nonce: str | int | None) -> None:
+    assert nonce not in Outbox()

@@ -1,0 +1,88 @@
+"""A server that is killed under load, again and again, and started anew on the same journal.
+
+MULTICHAT_KILL_SEED says what happens, as far as that can be said; the seed is printed.
+"""
+
+import os
+import random
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from multichat.journal.sqlite import SqliteJournal
+
+from .crowd import LOOPBACK, Crowd
+from .processes import MULTICHAT, Command
+
+KILLS = 20
+ROOMS, MEMBERS = 10, 5
+
+# With a start of half a second between two, about a minute.
+LIFE_SECONDS = (0.5, 3.0)
+
+# For the last to be called again, and to hear what it has missed.
+SETTLE_SECONDS = 90
+
+
+def server(folder: Path, port: int, journal: Path) -> Command:
+    return Command(
+        folder, MULTICHAT, "serve", str(port), "--host", LOOPBACK, "--journal", str(journal)
+    )
+
+
+async def run_and_kill(
+    folder: Path, port: int, crowd: Crowd, dice: random.Random, journal: Path
+) -> None:
+    """Run a server until it has been killed so often; the last one stays."""
+    for kills in range(KILLS + 1):
+        async with server(folder, port, journal) as one:
+            await one.wait_for("Listening on")
+            if kills == KILLS:
+                crowd.hush()
+                await trio.sleep_forever()
+            while not crowd.ready:
+                await trio.sleep(0.05)
+            await trio.sleep(dice.uniform(*LIFE_SECONDS))
+            one.process.kill()
+
+
+async def said_in(path: Path, room: str) -> list[str]:
+    """Return what *room* has said, as a journal has it."""
+    journal = SqliteJournal(path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(journal.run)
+        its = journal.room(room)
+        runs = await its.read(its.first, its.next, max_bytes=1 << 40)
+        nursery.cancel_scope.cancel(reason="all was read")
+    return [text for run in runs for text in run.run.split("\n")]
+
+
+async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    seed = int(os.environ.get("MULTICHAT_KILL_SEED") or random.randrange(10**6))
+    sys.stdout.write(f"seed {seed}\n")
+    path = tmp_path / "chat.db"
+    with socket.socket() as kept:  # a port that the system gives to nobody of its own accord
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind((LOOPBACK, 0))
+        port = kept.getsockname()[1]
+        crowd = Crowd(port, seed, rooms=ROOMS, members=MEMBERS, burst=20, pause_seconds=0.25)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                run_and_kill, tmp_path, port, crowd, random.Random(f"{seed} kills"), path
+            )
+            with trio.move_on_after(KILLS * 5 + SETTLE_SECONDS) as patience:
+                await crowd.run()
+            sys.stdout.write(f"{crowd.statistics()}\n")
+            if patience.cancelled_caught:
+                pytest.fail(f"seed {seed}: {crowd.waiting()}")
+            nursery.cancel_scope.cancel(reason="all was heard")
+    crowd.check()
+    for room in {talker.room for talker in crowd.talkers}:
+        texts = await said_in(path, room)
+        for talker in crowd.talkers:
+            if talker.room == room:
+                theirs = [text for text in texts if text.startswith(f"{talker.name} ")]
+                assert theirs == [f"{talker.name} {i}" for i in range(talker.said)]

@@ -1,0 +1,49 @@
+"""Connections that are cut, stalled and reset at random: nobody misses anything.
+
+MULTICHAT_PROXY_SECONDS says for how long, MULTICHAT_PROXY_SEED what happens; the seed is printed.
+"""
+
+import faulthandler
+import os
+import random
+import sys
+from functools import partial
+
+import pytest
+import trio
+
+import multichat
+
+from .crowd import LOOPBACK, Crowd
+from .proxy import Proxy
+
+SECONDS = float(os.environ.get("MULTICHAT_PROXY_SECONDS", "40"))
+
+# For what was stalled to come in, and the last to be called again.
+SETTLE_SECONDS = 60
+
+
+async def test_whatever_happens_to_connections_everybody_hears_everything_once() -> None:
+    faulthandler.dump_traceback_later(SECONDS + 3 * SETTLE_SECONDS, exit=True)
+    seed = int(os.environ.get("MULTICHAT_PROXY_SEED") or random.randrange(10**6))
+    sys.stdout.write(f"seed {seed}\n")
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
+        proxy = Proxy(lambda: server.port, seed)
+        await nursery.start(proxy.run)
+        crowd = Crowd(proxy.port, seed, rooms=3, members=4, burst=10, pause_seconds=0.25)
+
+        async def disturb() -> None:
+            await trio.sleep(SECONDS)
+            crowd.hush()
+            proxy.calm.set()
+
+        nursery.start_soon(disturb)
+        with trio.move_on_after(SECONDS + SETTLE_SECONDS) as patience:
+            await crowd.run()
+        sys.stdout.write(f"{crowd.statistics()}; {dict(proxy.faults)}\n")
+        if patience.cancelled_caught:
+            pytest.fail(f"seed {seed}: {crowd.waiting()}")
+        crowd.check()
+        assert proxy.faults.keys() >= {"cut", "reset", "torn", "pause"}
+        nursery.cancel_scope.cancel(reason="all was heard")

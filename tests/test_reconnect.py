@@ -1,0 +1,686 @@
+"""A chat that outlives its connection, with a server that follows a script."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+import multichat
+from multichat import (
+    Chat,
+    ConnectFailed,
+    ConnectionLost,
+    Disconnected,
+    Error,
+    Event,
+    Goodbye,
+    Missed,
+    Reconnected,
+    Refused,
+    Said,
+    open_chat,
+)
+from multichat.chat import MAX_UNACCEPTED
+from multichat.comeback import EVERYTHING, FIRST_SECONDS, MOST_SECONDS
+from multichat.conversation import FINISH_AWAY_SECONDS
+from multichat.testing import ScriptedClient, memory_server
+
+
+class Peer(ScriptedClient):
+    """The server's end of one connection."""
+
+    async def read(self) -> dict[str, Any]:
+        line = await self.line()
+        value: dict[str, Any] = json.loads(line.removeprefix("/json "))
+        return value
+
+    async def tell(self, type_: str, **fields: object) -> None:
+        await self.send(json.dumps({"type": type_, **fields}, separators=(",", ":")))
+
+    async def welcome(self, **fields: object) -> dict[str, Any]:
+        """Take the hello, and answer it; return it."""
+        hello = await self.read()
+        answer: dict[str, object] = {
+            "protocol": 1,
+            "client": 7,
+            "name": hello.get("name", "Client 7"),
+            "room": hello.get("room", "lobby"),
+            "members": 2,
+            "limits": {"line": 65536, "name": 32},
+            "last": "e-0001",
+            "server": "scripted",
+            "session": "token",
+            "resumed": "session" in hello,
+        }
+        await self.tell("welcome", **(answer | fields))
+        return hello
+
+    async def say(self, *numbers: int, room: str = "lobby") -> None:
+        for number in numbers:
+            await self.tell(
+                "said", id=f"e-{number:04}", room=room, client=1, name="bob", text=str(number)
+            )
+
+    async def accept(self, count: int = 1) -> list[dict[str, Any]]:
+        """Take so many requests, and accept them; return them."""
+        requests = [await self.read() for _ in range(count)]
+        for request in requests:
+            await self.tell("accepted", nonce=request["nonce"], id=f"e-{request['nonce']:02}00")
+        return requests
+
+    async def reset(self) -> None:
+        await trio.aclose_forcefully(self.stream)
+
+
+class Network:
+    """Where a chat dials, and its server is, in the hands of a test."""
+
+    def __init__(self) -> None:
+        self.down: ConnectFailed | None = None
+        self.dialled: list[float] = []
+        self._send, self._receive = trio.open_memory_channel[Peer](100)
+
+    async def dial(self) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        self.dialled.append(trio.current_time())
+        if self.down is not None:
+            raise self.down
+        ours, theirs = trio.testing.memory_stream_pair()
+        self._send.send_nowait(Peer(theirs))
+        return ours
+
+    async def peer(self) -> Peer:
+        """Return the server's end of the next connection."""
+        return await self._receive.receive()
+
+
+CLOSED = "the server closed the connection"
+REFUSED = ConnectFailed("x", 1, "connection refused")
+
+
+@asynccontextmanager
+async def conversation(**options: Any) -> AsyncIterator[tuple[Chat, Network, Peer]]:
+    """A chat that has been welcomed once."""
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.welcome)
+        async with open_chat(stream, redial=network.dial, **options) as chat:
+            yield chat, network, peer
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def numbers(chat: Chat, count: int) -> list[int]:
+    """Return the numbers of so many messages, and nothing else that was told."""
+    heard: list[int] = []
+    while len(heard) < count:
+        event = await anext(chat)
+        if isinstance(event, Said):
+            heard.append(int(event.text))
+    return heard
+
+
+# --- A connection is lost ------------------------------------------------------------------------
+
+
+async def test_what_was_missed_follows_and_nothing_is_heard_twice(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation(name="alice") as (chat, network, peer):
+        await peer.say(2, 3)
+        assert await numbers(chat, 2) == [2, 3]
+        await peer.reset()
+        lost = await anext(chat)
+        assert isinstance(lost, Disconnected)
+        assert lost.reason == CLOSED
+        assert FIRST_SECONDS / 2 <= lost.retry_seconds <= FIRST_SECONDS
+        connected = [chat.connected]
+        peer = await network.peer()
+        await peer.send("[bob] this is heard in text, and once more below")
+        hello = await peer.welcome()
+        assert hello == {
+            "protocol": 1,
+            "name": "alice",
+            "room": "lobby",
+            "session": "token",
+            "since": "e-0003",
+        }
+        await peer.tell("missed", count=5)
+        await peer.say(3, 9, 10, 9)
+        assert await anext(chat) == Reconnected(resumed=True)
+        assert [*connected, chat.connected] == [False, True]
+        assert await anext(chat) == Missed(5)
+        assert await numbers(chat, 2) == [9, 10]
+        await peer.say(11)
+        assert await numbers(chat, 1) == [11]
+        assert len(network.dialled) == 2
+
+
+async def test_what_was_not_accepted_is_said_again_before_anything_new(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await chat.say("one", "two", "three")
+        await peer.accept()
+        await peer.read()
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.reset()  # with the second taken and not accepted, the third in the socket
+        assert isinstance(await anext(chat), Disconnected)
+        await chat.say("four")  # does not wait
+        await chat.act("waves")
+        await chat.send("five\n/name bob")
+        assert chat.unaccepted == 5
+        peer = await network.peer()
+        await peer.welcome()
+        requests = await peer.accept(5)
+        assert [(each["type"], each["nonce"]) for each in requests] == [
+            ("say", 2),
+            ("say", 3),
+            ("say", 4),
+            ("act", 5),
+            ("say", 6),
+        ]
+        rename = await peer.read()
+        assert (rename["type"], rename["name"], rename["nonce"]) == ("name", "bob", 7)
+        await chat.say("six")
+        assert (await peer.accept())[0]["nonce"] == 8
+        await trio.testing.wait_all_tasks_blocked()
+        assert chat.unaccepted == 0
+
+
+async def test_who_asks_meanwhile_is_answered_by_the_next_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
+        answered: list[object] = []
+
+        async def ask() -> None:
+            answered.append(await chat.members())
+
+        async def talk() -> None:
+            await chat.direct("bob", "psst")
+            answered.append("direct")
+
+        nursery.start_soon(ask)
+        asked = await peer.read()
+        await peer.reset()
+        assert isinstance(await anext(chat), Disconnected)
+        nursery.start_soon(talk)
+        peer = await network.peer()
+        await peer.welcome()
+        assert await peer.read() == asked
+        await peer.tell("members", room="lobby", members=[], nonce=asked["nonce"])
+        await peer.accept()
+        await trio.testing.wait_all_tasks_blocked()
+        assert answered == [[], "direct"]
+
+
+async def test_what_waits_is_bounded_and_cancelled_it_was_not_said(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        network.down = REFUSED
+        await peer.reset()
+        assert isinstance(await anext(chat), Disconnected)
+        await chat.say(*["x"] * MAX_UNACCEPTED)
+        with trio.move_on_after(5) as scope:
+            await chat.say("one more")
+        assert scope.cancelled_caught
+        with trio.move_on_after(5) as scope:
+            await chat.members()
+        assert scope.cancelled_caught
+        assert chat.unaccepted == MAX_UNACCEPTED
+        network.down = None
+        peer = await network.peer()
+        await peer.welcome()
+        requests = await peer.accept(MAX_UNACCEPTED)
+        assert {request["text"] for request in requests} == {"x"}
+
+
+async def test_each_try_that_fails_is_told_and_the_pauses_grow(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        network.down = REFUSED
+        await peer.reset()
+        for failures in range(12):
+            event = await anext(chat)
+            assert isinstance(event, Disconnected)
+            assert event.failures == failures
+            most = min(FIRST_SECONDS * 2**failures, MOST_SECONDS)
+            assert most / 2 <= event.retry_seconds <= most
+            assert event.reason == ("connection refused" if failures else CLOSED)
+        network.down = None
+        peer = await network.peer()
+        await peer.welcome()
+        assert isinstance(await anext(chat), Reconnected)
+        await trio.sleep(2)
+        await peer.reset()
+        event = await anext(chat)
+        assert isinstance(event, Disconnected)
+        assert (event.failures, event.retry_seconds <= FIRST_SECONDS) == (0, True)
+
+
+@pytest.mark.parametrize("script", ["before the hello", "in the hello", "silent", "in the welcome"])
+async def test_a_connection_that_ends_before_it_is_one_is_a_try_that_failed(
+    script: str, autojump_clock: MockClock
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await chat.say("one")
+        await peer.reset()
+        event = await anext(chat)
+        peer = await network.peer()
+        match script:
+            case "in the hello":
+                await peer.stream.receive_some(5)
+            case "silent":
+                await trio.sleep(20)
+            case "in the welcome":
+                await peer.read()
+                await peer.stream.send_all(b'{"type":"welcome","protocol":1,')
+                await trio.testing.wait_all_tasks_blocked()
+        await peer.reset()
+        event = await anext(chat)
+        assert isinstance(event, Disconnected)
+        assert event.failures == 1
+        peer = await network.peer()
+        await peer.welcome()
+        assert await anext(chat) == Reconnected(resumed=True, again=1)
+        assert (await peer.accept())[0]["text"] == "one"
+
+
+async def test_half_a_line_is_not_heard(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        line = '{"type":"said","id":"e-0002","room":"lobby","client":1,"name":"bob","text":"2"}\n'
+        await peer.stream.send_all(line[:-5].encode())
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.reset()
+        peer = await network.peer()
+        assert (await peer.welcome())["since"] == "e-0001"
+        await peer.stream.send_all(line.encode())
+        heard: list[Event] = [await anext(chat) for _ in range(3)]
+        assert [type(event) for event in heard] == [Disconnected, Reconnected, Said]
+
+
+async def test_cut_again_in_the_past_it_goes_on_from_there(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        for first in (2, 5, 8):
+            await peer.say(first, first + 1, first + 2)
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.reset()
+            peer = await network.peer()
+            hello = await peer.welcome(last="e-0099")
+            assert hello["since"] == f"e-{first + 2:04}"
+        assert await numbers(chat, 9) == list(range(2, 11))
+
+
+async def test_of_a_room_in_which_nothing_had_been_said_all_was_missed(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(peer.welcome, last=None))
+        async with open_chat(stream, redial=network.dial) as chat:
+            await peer.reset()
+            peer = await network.peer()
+            hello = await peer.welcome(last="e-0005")
+            assert (hello.get("since"), hello["replay"]) == (None, EVERYTHING)
+            await peer.reset()
+            peer = await network.peer()
+            await peer.welcome(last="e-0005")
+            await peer.say(1, 2)
+            assert await numbers(chat, 2) == [1, 2]
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(peer.finish)
+
+
+async def test_those_who_were_too_slow_come_back(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason="too slow")
+        await peer.finish()
+        event = await anext(chat)
+        assert isinstance(event, Disconnected)
+        assert event.reason == "too slow"
+        assert chat.goodbye is None
+        peer = await network.peer()
+        await peer.welcome()
+        assert await anext(chat) == Reconnected(resumed=True)
+
+
+@pytest.mark.parametrize(
+    "reason", ["kicked", "taken over by a new connection", "the server is shutting down"]
+)
+async def test_any_other_goodbye_is_the_end(reason: str, autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason=reason)
+        await peer.finish()
+        assert [event async for event in chat] == [Goodbye(reason)]
+        assert chat.goodbye == reason
+        assert len(network.dialled) == 1
+
+
+async def test_a_goodbye_instead_of_a_welcome_is_the_end(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.reset()
+        peer = await network.peer()
+        await peer.send("[Server] goodbye: the server is full (1 clients)")
+        await peer.finish()
+        events = [event async for event in chat]
+        assert [type(event) for event in events] == [Disconnected, Goodbye]
+
+
+async def test_who_cannot_be_trusted_any_more_is_not_called_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        network.down = ConnectFailed("x", 1, "its certificate is not accepted", lasting=True)
+        await peer.reset()
+        assert isinstance(await anext(chat), Disconnected)
+        with pytest.raises(ConnectFailed, match="its certificate is not accepted"):
+            await anext(chat)
+        with pytest.raises(ConnectionLost):
+            await chat.say("anybody?")
+
+
+# --- A server that has forgotten us --------------------------------------------------------------
+
+
+async def test_who_is_somebody_new_says_again_what_was_not_accepted(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await chat.say("one")
+        await peer.reset()
+        peer = await network.peer()
+        await peer.welcome(client=9, name="Client 9", session="another", resumed=False)
+        assert isinstance(await anext(chat), Disconnected)
+        assert await anext(chat) == Reconnected(resumed=False, again=1)
+        assert (chat.client, chat.name) == (9, "Client 9")
+        await peer.accept()
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.reset()
+        peer = await network.peer()
+        hello = await peer.welcome()
+        assert (hello["session"], hello["since"]) == ("another", "e-0100")
+
+
+async def test_a_room_that_has_begun_anew_is_said_to_be(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.say(5)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.reset()
+        peer = await network.peer()
+        await peer.welcome(last="d-0003", resumed=False)
+        await peer.tell("error", code="unknown-id", text="no message of this room has that id")
+        await peer.tell("said", id="d-0004", room="lobby", client=1, name="bob", text="4")
+        events = [await anext(chat) for _ in range(5)]
+        assert events[2] == Reconnected(resumed=False)
+        assert events[3] == Error(
+            "unknown-id", "what was said here meanwhile is not known any more"
+        )
+        assert isinstance(events[4], Said)
+        await peer.reset()
+        peer = await network.peer()
+        assert (await peer.welcome())["since"] == "d-0004"
+
+
+async def test_a_name_that_somebody_else_has_now_is_no_reason_to_stay_out(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation(name="alice") as (chat, network, peer):
+        await peer.reset()
+        peer = await network.peer()
+        await peer.welcome(name="Client 9", client=9, resumed=False)
+        await peer.tell("error", code="name-taken", text="the name alice is taken")
+        events = [await anext(chat) for _ in range(3)]
+        assert events[2] == Error("name-taken", "the name alice is taken")
+        assert chat.name == "Client 9"
+        await chat.say("hi")
+        await peer.accept()
+
+
+async def test_what_was_meant_for_a_room_is_said_nowhere_else(autojump_clock: MockClock) -> None:
+    async with conversation(room="den") as (chat, network, peer):
+        await chat.say("for the den alone")
+        await peer.reset()
+        peer = await network.peer()
+        await peer.welcome(room="lobby", resumed=False)
+        await peer.tell("error", code="too-many-rooms", text="there are as many as there may be")
+        assert isinstance(await anext(chat), Disconnected)
+        assert isinstance(await anext(chat), Reconnected)
+        with pytest.raises(Refused, match="there are as many as there may be"):
+            await anext(chat)
+        assert '"say"' not in "".join(await peer.rest())
+
+
+# --- The end -------------------------------------------------------------------------------------
+
+
+async def test_leaving_waits_for_what_is_accepted_by_the_next_connection(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
+        await chat.say("one", "two")
+        nursery.start_soon(chat.finish)
+        await trio.sleep(1)
+        await peer.reset()
+        peer = await network.peer()
+        await peer.welcome()
+        await peer.accept()
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.reset()
+        peer = await network.peer()
+        await peer.welcome()
+        assert [request["text"] for request in await peer.accept()] == ["two"]
+        assert (await peer.read())["type"] == "quit"
+        await peer.finish()
+
+
+async def test_leaving_ends_when_nothing_is_accepted_for_long(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        await chat.say("one", "two")
+        started = trio.current_time()
+        network.down = REFUSED
+        await peer.accept()
+        await trio.sleep(1)
+        await peer.reset()
+        with pytest.raises(ConnectionLost):
+            await chat.finish()
+        assert trio.current_time() - started == pytest.approx(FINISH_AWAY_SECONDS + 1, abs=2)
+        assert [event async for event in chat]  # and it ends
+
+
+async def test_a_server_that_takes_nothing_any_more_is_called_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
+        await chat.say("one")
+        nursery.start_soon(chat.finish)
+        peer = await network.peer()
+        await peer.welcome()
+        await peer.accept()
+        assert (await peer.read())["type"] == "quit"
+        await peer.finish()
+
+
+async def test_who_has_said_all_need_not_come_back_to_leave(autojump_clock: MockClock) -> None:
+    async with conversation() as (chat, network, peer):
+        network.down = REFUSED
+        await peer.reset()
+        assert isinstance(await anext(chat), Disconnected)
+        await chat.finish()
+        assert all(isinstance(event, Disconnected) for event in [event async for event in chat])
+        with pytest.raises(ConnectionLost):
+            await chat.say("too late")
+
+
+async def test_cancelling_ends_the_waiting_at_once(autojump_clock: MockClock) -> None:
+    started = trio.current_time()
+    with trio.move_on_after(100):
+        async with conversation() as (chat, network, peer):
+            network.down = REFUSED
+            await peer.reset()
+            async for _ in chat:
+                pass
+    assert trio.current_time() - started == 100
+
+
+async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
+        async with multichat.connect("127.0.0.1", server.port) as watcher:
+            with trio.move_on_after(0.5):
+                async with multichat.connect("127.0.0.1", server.port) as chat:
+                    await chat.members()
+                    await trio.sleep_forever()
+            while True:
+                if isinstance(await anext(watcher), multichat.Left):
+                    break
+        server.shutdown()
+
+
+async def test_without_a_way_back_it_is_lost(autojump_clock: MockClock) -> None:
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.welcome)
+        async with open_chat(stream) as chat:
+            await peer.reset()
+            with pytest.raises(ConnectionLost, match="the server closed the connection"):
+                await anext(chat)
+
+
+async def test_in_text_there_is_no_way_back(autojump_clock: MockClock) -> None:
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    async with open_chat(stream, redial=network.dial, plain=True) as chat:
+        await peer.reset()
+        with pytest.raises(ConnectionLost):
+            await anext(chat)
+    assert len(network.dialled) == 1
+
+
+# --- The first connection ------------------------------------------------------------------------
+
+
+async def test_who_waits_is_not_put_off_by_what_ends_before_a_welcome(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network()
+    stream = await network.dial()
+
+    async def serve() -> None:
+        for _ in range(3):  # as of a proxy whose server is not there yet
+            await (await network.peer()).reset()
+        peer = await network.peer()
+        assert await peer.welcome() == {"protocol": 1, "name": "alice"}
+        await peer.say(2)
+        await peer.read()
+        await peer.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with open_chat(stream, redial=network.dial, wait=True, name="alice") as chat:
+            assert chat.name == "alice"
+            assert await numbers(chat, 1) == [2]
+
+
+async def test_who_does_not_wait_hears_of_it(autojump_clock: MockClock) -> None:
+    network = Network()
+    stream = await network.dial()
+    await (await network.peer()).reset()
+    async with open_chat(stream, redial=network.dial) as chat:
+        with pytest.raises(ConnectionLost):
+            await anext(chat)
+    assert len(network.dialled) == 1
+
+
+async def test_dialling_until_somebody_is_there(autojump_clock: MockClock) -> None:
+    network = Network()
+    network.down = REFUSED
+    told: list[float] = []
+
+    def tell(error: ConnectFailed, seconds: float) -> None:
+        assert error is REFUSED
+        told.append(seconds)
+        if len(told) == 4:
+            network.down = None
+
+    await multichat.client.dial_until_there(network.dial, tell)
+    assert len(network.dialled) == 5
+    network.down = ConnectFailed("x", 1, "no", lasting=True)
+    with pytest.raises(ConnectFailed):
+        await multichat.client.dial_until_there(network.dial)
+
+
+async def test_the_last_messages_are_told_to_who_asks_for_them(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(name="bob") as bob:
+        await bob.say(*map(str, range(10)))
+        await bob.members()
+        async with open_chat(network.connect(), replay=3) as chat:
+            assert await numbers(chat, 3) == [7, 8, 9]
+            await bob.say("10")
+            assert await numbers(chat, 1) == [10]
+
+
+# --- With a server of ours -----------------------------------------------------------------------
+
+
+async def test_everybody_hears_everything_once_however_often_it_is_cut(
+    autojump_clock: MockClock,
+) -> None:
+    count = 200
+    heard: dict[str, list[str]] = {}
+    async with memory_server() as network, trio.open_nursery() as nursery:
+        streams: list[trio.abc.Stream] = []
+
+        async def dial() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            streams.append(network.connect())
+            return streams[-1]
+
+        async def cut() -> None:
+            for i in range(30):
+                await trio.sleep(0.7)
+                await trio.aclose_forcefully(streams[-1 - i % min(3, len(streams))])
+
+        async def talk(name: str, names: int) -> None:
+            texts: list[str] = heard.setdefault(name, [])
+            async with (
+                open_chat(await dial(), name=name, redial=dial) as chat,
+                trio.open_nursery() as mine,
+            ):
+
+                async def listen() -> None:
+                    while events := await chat.receive():
+                        texts.extend(event.text for event in events if isinstance(event, Said))
+
+                mine.start_soon(listen)
+                await trio.sleep(1)
+                for i in range(count):
+                    await chat.say(f"{name} {i}")
+                    await trio.sleep(0.1)
+                while len(texts) < count * (names - 1):
+                    await trio.sleep(1)
+                await trio.sleep(5)
+                mine.cancel_scope.cancel(reason="all was heard")
+
+        nursery.start_soon(cut)
+        for name in ("a", "b", "c"):
+            nursery.start_soon(talk, name, 3)
+    for name, texts in heard.items():
+        assert len(texts) == len(set(texts)) == 2 * count
+        for other in {"a", "b", "c"} - {name}:
+            theirs = [text for text in texts if text.startswith(other)]
+            assert theirs == [f"{other} {i}" for i in range(count)]
+    of_c = [[text for text in heard[name] if text.startswith("c")] for name in ("a", "b")]
+    assert of_c[0] == of_c[1]

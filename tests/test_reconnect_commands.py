@@ -1,0 +1,141 @@
+"""`connect` and `send` while the server goes and comes back, end to end."""
+
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect, listening, serve, tcp
+
+LOST = r"\[STATE\] Connection lost: [a-z ]+; trying again in 0\.[0-9] s"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that nobody listens on, and that the system gives to nobody of its own accord."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who will listen does
+        kept.bind((LOOPBACK, 0))
+        yield kept.getsockname()[1]
+
+
+async def kill(server: ServerCommand) -> None:
+    server.process.kill()
+    await server.wait()
+
+
+async def test_connect_comes_back_and_says_so_in_a_line_each(port: int, tmp_path: Path) -> None:
+    async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
+        await client.wait_for("you are Client 1")
+        await kill(server)
+        await client.wait_for("Cannot connect: connection refused; trying again in 0.")
+        await client.type("said meanwhile\n/status\n")
+        await client.wait_for("Not connected; 1 wait to be sent")
+        async with serve(tmp_path, port=port) as server:
+            await client.wait_for("Connected again, as somebody new: the server has forgotten us")
+            await client.wait_for("What was not accepted is sent again, and may be said twice")
+            await server.wait_for("[RX] [Client 1] said meanwhile")
+            async with tcp(server) as other:
+                await other.send_all(b"welcome back\n")
+                await client.wait_for("[RX] [Client 2] welcome back")
+            client.signal(signal.SIGINT)
+            assert await client.wait() == 0
+            await server.wait_for("Client 1 disconnected")
+        assert client.err == ""
+    assert re.search(LOST, client.out)
+    assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_the_waiting_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server) as client:
+        await client.wait_for("you are Client 1")
+        await client.type("never said\n")
+        await server.wait_for("never said")
+        await kill(server)
+        await client.wait_for("Cannot connect", 4)
+        started = trio.current_time()
+        client.signal(number)
+        assert await client.wait() == 0
+        assert trio.current_time() - started < 2
+        assert client.err == ""
+
+
+async def test_a_pipe_loses_nothing_to_a_server_that_is_killed(port: int, tmp_path: Path) -> None:
+    journal = ("--journal", str(tmp_path / "chat.db"))
+    async with serve(tmp_path, *journal, port=port) as server:
+        await kill(server)
+    script = f"printf 'one\\ndone\\n' | {MULTICHAT} connect --wait {LOOPBACK} {port}"
+    async with Command(tmp_path, "/bin/sh", "-c", script) as client:
+        await client.wait_for("[STATE] Cannot connect: connection refused; trying again in")
+        async with serve(tmp_path, *journal, port=port) as server:
+            await server.wait_for("done")
+            assert await client.wait() == 0
+            assert [line for line in server.lines if "[RX]" in line] == [
+                "[INFO] [server] [RX] [Client 1] one",
+                "[INFO] [server] [RX] [Client 1] done",
+            ]
+
+
+async def test_the_end_of_input_waits_for_the_next_connection(port: int, tmp_path: Path) -> None:
+    """The first server takes what is said and is gone before it has accepted it."""
+    welcome = (
+        '{"type":"welcome","protocol":1,"client":5,"name":"Client 5","room":"lobby","members":1,'
+        '"limits":{"line":65536,"name":32},"last":null,"server":"x","resumed":false,"session":"a"}\n'
+    )
+    [listener] = await trio.open_tcp_listeners(port, host=LOOPBACK)
+    async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
+        await client.type("one\ndone\n")
+        client.end_input()
+        async with listener, await listener.accept() as stream:
+            await stream.receive_some(10_000)
+            await stream.send_all(welcome.encode())
+            taken = b""
+            while b"done" not in taken:
+                taken += await stream.receive_some(10_000)
+        async with serve(tmp_path, port=port) as server:
+            assert await client.wait() == 0
+            assert [line for line in server.lines if "[RX]" in line] == [
+                "[INFO] [server] [RX] [Client 1] one",
+                "[INFO] [server] [RX] [Client 1] done",
+            ]
+        assert client.err == ""
+
+
+async def test_send_waits_and_says_it_once(port: int, tmp_path: Path) -> None:
+    send = Command(tmp_path, MULTICHAT, "send", "--wait", LOOPBACK, str(port), "hello")
+    async with send as client:
+        await trio.sleep(1)
+        async with serve(tmp_path, port=port) as server:
+            assert await client.wait() == 0
+            assert (client.out, client.err) == ("", "")
+            assert server.out.count("[RX] [Client 1] hello") == 1
+
+
+async def test_without_reconnecting_it_ends(tmp_path: Path) -> None:
+    async with listening() as (listener, port):
+        command = Command(tmp_path, MULTICHAT, "connect", "--no-reconnect", LOOPBACK, str(port))
+        async with command as client, await listener.accept() as stream:
+            await stream.receive_some(1000)
+            await stream.aclose()
+            assert await client.wait() == 1
+            assert client.err == "multichat: connection lost: the server closed the connection\n"
+
+
+async def test_the_last_messages_are_shown_first(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server) as talker:
+        await talker.type("one\ntwo\nthree\n")
+        await server.wait_for("three")
+        async with connect(tmp_path, server, "--replay", "2") as client:
+            await client.wait_for("[RX] [Client 1] three")
+            assert [line for line in client.lines if "[RX]" in line] == [
+                "[INFO] [client] [RX] [Client 1] two",
+                "[INFO] [client] [RX] [Client 1] three",
+            ]
+        command = [MULTICHAT, "connect", "--plain", "--replay", "2", LOOPBACK, str(server.port)]
+        async with Command(tmp_path, *command) as client:
+            assert await client.wait() == 2
