@@ -13,7 +13,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 import trio
@@ -21,7 +21,7 @@ import trio
 from multichat.errors import NotKept
 from multichat.ids import message_id
 from multichat.journal import Journal, Keeping, SessionRecord
-from multichat.messages import Nonce
+from multichat.messages import Accepted, Nonce
 
 __all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
 
@@ -88,6 +88,33 @@ class Resumable:
         return SessionRecord(
             digest=self.digest, client=self.client, name=self.name, room=self.room, seen=self.seen
         )
+
+    def count_new(self, nonces: Sequence[Nonce | None]) -> int:
+        """Return how many of them, from the first on, nothing was said with before."""
+        window = self.window
+        if window.keys().isdisjoint(nonces) and len(set(nonces)) == len(nonces):
+            return len(nonces)  # mostly
+        seen: set[Nonce] = set()
+        for number, nonce in enumerate(nonces):
+            if nonce is None:
+                continue
+            if nonce in seen or nonce in window:
+                return number
+            seen.add(nonce)
+        return len(nonces)
+
+    async def answer(self, nonce: Nonce) -> Accepted | None:
+        """Return the answer to what was said with *nonce*, once it is kept.
+
+        None for nothing: also if it cannot be kept, for then it was not said.
+        """
+        if nonce not in self.window:
+            return None
+        taken, number = self.window[nonce]
+        if await taken.is_kept():
+            return Accepted(nonce=nonce, id=taken.id_of(number))
+        self.window.pop(nonce, None)
+        return None
 
 
 class Resumables:

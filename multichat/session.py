@@ -353,9 +353,10 @@ class Session:
 
     async def _say_new(self, said: SayRun) -> None:
         """Say what was not said before; what was is answered as it was then."""
+        resumable = self.member.resumable
         texts, nonces = said.run.split("\n"), said.nonces
         while texts:
-            new = self._count_new(nonces)
+            new = len(nonces) if resumable is None else resumable.count_new(nonces)
             if new:
                 whole = new == len(said.nonces)
                 await self._say(said if whole else SayRun("\n".join(texts[:new]), nonces[:new]))
@@ -366,36 +367,10 @@ class Session:
                 await self._answer(answer)
             texts, nonces = texts[new:], nonces[new:]
 
-    def _count_new(self, nonces: tuple[Nonce | None, ...]) -> int:
-        """Return how many of them, from the first on, nothing was said with before."""
-        resumable = self.member.resumable
-        if resumable is None:
-            return len(nonces)
-        window = resumable.window
-        if window.keys().isdisjoint(nonces) and len(set(nonces)) == len(nonces):
-            return len(nonces)  # mostly
-        seen: set[Nonce] = set()
-        for number, nonce in enumerate(nonces):
-            if nonce is None:
-                continue
-            if nonce in seen or nonce in window:
-                return number
-            seen.add(nonce)
-        return len(nonces)
-
     async def _was_accepted(self, nonce: Nonce | None) -> Accepted | None:
-        """Return the answer to what was said with that nonce before, once it is kept.
-
-        What cannot be kept was not said; then nothing was said with that nonce.
-        """
+        """Return the answer to what was said with that nonce before, once it is kept."""
         resumable = self.member.resumable
-        if nonce is None or resumable is None or nonce not in resumable.window:
-            return None
-        taken, number = resumable.window[nonce]
-        if await taken.is_kept():
-            return Accepted(nonce=nonce, id=taken.id_of(number))
-        resumable.window.pop(nonce, None)
-        return None
+        return None if nonce is None or resumable is None else await resumable.answer(nonce)
 
     async def _say_in_time(self, said: SayRun) -> None:
         """Say what this client may say now, what the filters leave of it, and then the rest."""
