@@ -16,7 +16,6 @@ import trio
 
 if sys.platform != "win32":
     import termios
-    import tty
 
 __all__ = ["TerminalModes", "run_beside_prompt"]
 
@@ -65,15 +64,8 @@ class TerminalModes:
         self._ours: Any = None
 
     def note(self) -> None:
-        """Remember how the prompt has them, and that the system passes on its output as it is.
-
-        Else it looks for line ends, and passes on what stands between two; a terminal that reads
-        in that moment has half a picture.  Whatever the prompt writes ends its lines by itself.
-        """
+        """Remember how the prompt has them."""
         self._ours = _modes()
-        if sys.platform != "win32" and self._ours is not None:
-            self._ours[tty.OFLAG] &= ~termios.OPOST
-        self.take()
 
     def restore(self) -> None:
         """Make them what they were in the beginning."""

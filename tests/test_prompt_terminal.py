@@ -119,7 +119,7 @@ async def test_no_screen_is_ever_half_drawn(terminal: Terminal, tmp_path: Path) 
         await wait_for_input(terminal, "t", "")
         await terminal.run("send-keys", "-t", "t", "-l", "half a sentence")
         await wait_for_input(terminal, "t", "half a sentence")
-        async with chatter(server, every_seconds=0.002):
+        async with chatter(server, every_seconds=0.02):
             for _ in range(300):
                 shown = await terminal.rows("t")
                 assert pieces_of_input(shown) == ["> half a sentence"], shown
