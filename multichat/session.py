@@ -81,8 +81,12 @@ HEAVY_BYTES = 8 * 1024
 # Whoever floods has a short read now and then, and has not become somebody who says a word.
 _HEAVY_SECONDS = 1.0
 
-# For what is not known yet; a turn that took longer has waited for somebody.
-_MOST_TURN_SECONDS = 0.005
+# For what is not known yet.
+_FIRST_TURN_SECONDS = 0.005
+
+# A full read of noise takes 9 ms, more where others want the processor, too; a turn that took much
+# longer has waited for somebody.
+_MOST_TURN_SECONDS = 0.025
 
 # How often somebody is told that it is too fast, and goes on being.
 _TELL_SLOWED_SECONDS = 60.0
@@ -150,7 +154,7 @@ class Session:
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
         self._read_bytes = min(self._most_bytes, HEAVY_BYTES)  # until its turn is known
-        self._turn_seconds = _MOST_TURN_SECONDS
+        self._turn_seconds = _FIRST_TURN_SECONDS
         self._heavy_at = -math.inf
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
@@ -237,7 +241,8 @@ class Session:
             now = trio.current_time()
             if len(data) >= HEAVY_BYTES:
                 self._heavy_at = now
-                self._read_bytes = self._most_bytes
+                # By and by: a pause between two words must not let all who flood have 48 KiB each.
+                self._read_bytes = min(self._most_bytes, 2 * self._read_bytes)
                 if delay := turns.reserve(self._turn_seconds, now):
                     self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
                     await trio.sleep(delay)
