@@ -92,6 +92,15 @@ def _multichat(_folder: Path, port: int, clients: int) -> list[str]:
     return ["-m", "multichat", "serve", str(port), "--host", "127.0.0.1", *more]
 
 
+def _with_journal(durability: str) -> Callable[[Path, int, int], list[str]]:
+    def command(folder: Path, port: int, clients: int) -> list[str]:
+        file = folder / f"{durability}-{port}.db"  # one for each run: a journal grows
+        journal = ["--journal", str(file), "--durability", durability]
+        return [*_multichat(folder, port, clients), *journal]
+
+    return command
+
+
 def _ngircd(folder: Path, port: int, _clients: int) -> list[str]:
     config = _write(
         folder,
@@ -188,6 +197,16 @@ SERVERS = [
         dialect=_line_chat(b"pong", hello=b"/ping\n"),
         why="Defaults; every message is logged, standard output is a file.",
         ours=True,
+    ),
+    *(
+        Server(
+            name=f"multichat, {durability} journal",
+            program=sys.executable,
+            command=_with_journal(durability),
+            dialect=_line_chat(b"pong", hello=b"/ping\n"),
+            why=f"The same with `--journal FILE --durability {durability}`.",
+        )
+        for durability in ("full", "normal")
     ),
     Server(
         name="ncat --chat",

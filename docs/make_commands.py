@@ -13,6 +13,7 @@ COMMANDS = (
     "multichat connect",
     "multichat send",
     "multichat who",
+    "multichat history",
     "multi_chat_tcp_server",
     "multi_chat_tcp_client",
 )

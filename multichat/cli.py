@@ -16,7 +16,7 @@ from multichat.shell import PasswordFile, checked_password, fileno, one_line_err
 if TYPE_CHECKING:
     from multichat.client import Endpoint
 
-__all__ = ["client_main", "connect", "main", "send", "server_main", "who"]
+__all__ = ["client_main", "connect", "history", "main", "send", "server_main", "who"]
 
 _Host = Annotated[str, typer.Argument(help="Address or name of the server.")]
 _Port = Annotated[int, typer.Argument(min=1, max=65535, help="Its TCP port.")]
@@ -253,6 +253,54 @@ def who(
             raise typer.Exit(1)
 
 
+def history(
+    file: Annotated[Path, typer.Argument(help="The journal: a file of serve --journal.")],
+    room: Annotated[
+        str | None,
+        typer.Option(
+            help="What was said in this room alone.", envvar="MULTICHAT_ROOM", show_default="all"
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="What was said since then: a time, such as 2025-01-15T10:30, local unless it says "
+            "its zone; or after the message with this id.",
+            envvar="MULTICHAT_SINCE",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Messages at most: the last ones, or with --since the first.",
+            envvar="MULTICHAT_LIMIT",
+            show_default="all",
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="As programs hear it: one JSON object on a line, times in UTC.",
+            envvar="MULTICHAT_JSON",
+        ),
+    ] = False,
+) -> None:
+    """Show what was said, out of a server's journal, with local times.
+
+    The server may be running or not; nothing is written to the file.
+    """
+    from multichat.history import parse_since, show_history
+
+    try:
+        from_ = None if since is None else parse_since(since)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from None
+    with one_line_errors():
+        show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"multichat {version('multichat')}")
@@ -286,7 +334,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
 
 def main() -> NoReturn:
     """Run `multichat`."""
-    _run(serve, connect, send, who)
+    _run(serve, connect, send, who, history)
 
 
 def server_main() -> NoReturn:

@@ -1,187 +1,320 @@
-"""What every journal promises: one suite for all of them."""
+"""What every journal promises: one suite, run on each of them."""
 
+import itertools
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.journal import Journal, RoomJournal, SessionRecord, part_of, within
+from multichat.errors import NotKept
+from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
 from multichat.journal.memory import MemoryJournal
-from multichat.journal.sqlite import Durability, SqliteJournal
+from multichat.journal.sqlite import Durability, Retention, SqliteJournal
 from multichat.messages import Nonce, SaidRun
 
-MANY_BYTES = 1 << 40
-
-MakeJournal: TypeAlias = Callable[[], Journal]
+LOTS = 1 << 40  # bytes
 
 
-@pytest.fixture(params=["memory", "sqlite full", "sqlite normal"])
-def make_journal(request: pytest.FixtureRequest, tmp_path: Path) -> MakeJournal:
-    """Return what makes a journal; those of SQLite are of one file."""
-    kind, _, durability = request.param.partition(" ")
-    if kind == "memory":
-        return MemoryJournal
-    return lambda: SqliteJournal(tmp_path / "chat.db", durability=Durability(durability))
+class Kind(NamedTuple):
+    """How a journal of one kind is made; *outlives*: another one of it is the same one later."""
+
+    make: Callable[..., Journal]
+    outlives: bool
+
+
+@pytest.fixture(params=["memory", "full", "normal"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    if request.param == "memory":
+        return Kind(MemoryJournal, outlives=False)
+
+    def make(max_messages: int | None = None) -> Journal:
+        return SqliteJournal(
+            tmp_path / "chat.db",
+            durability=Durability(request.param),
+            retention=Retention(max_messages=max_messages),
+        )
+
+    return Kind(make, outlives=True)
 
 
 @asynccontextmanager
-async def running(journal: Journal) -> AsyncGenerator[Journal]:
+async def running(journal: Journal) -> AsyncGenerator[Any]:
     async with trio.open_nursery() as nursery:
         await nursery.start(journal.run)
         yield journal
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def append(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidRun:
-    said = SaidRun(room.epoch, room.next, "now", "Lobby", 7, "alice", "\n".join(texts))
-    keeping = room.append(said, nonces)
+def spell(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -> SaidRun:
+    return SaidRun(room.epoch, room.next, time, "Lobby", client, "alice", "\n".join(texts))
+
+
+async def wait_kept(keeping: Keeping | None) -> None:
     if keeping is not None:
         await keeping.wait()
+
+
+async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidRun:
+    said = spell(room, *texts)
+    await wait_kept(room.append(said, nonces))
     return said
 
 
-async def texts(room: RoomJournal, start: int, stop: int, max_bytes: int = MANY_BYTES) -> list[str]:
+async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
+    """What is read, having looked that its numbers have no gaps."""
     runs = await room.read(start, stop, max_bytes=max_bytes)
-    number = start
+    for one, two in itertools.pairwise(runs):
+        assert two.first == one.first + one.run.count("\n") + 1
     for run in runs:
-        assert (run.epoch, run.first) == (room.epoch, number)
-        number += run.run.count("\n") + 1
+        assert run.epoch == room.epoch
+        assert start <= run.first < stop
     return [text for run in runs for text in run.run.split("\n")]
 
 
-async def test_what_is_appended_is_numbered_and_read_again(make_journal: MakeJournal) -> None:
-    async with running(make_journal()) as journal:
+# --- Numbers and pages ----------------------------------------------------------------------------
+
+
+async def test_what_is_appended_is_numbered_at_once_and_read_as_it_was(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
         room = journal.room("lobby")
         assert (room.first, room.next) == (0, 0)
-        assert await texts(room, 0, 10) == []
-        one = await append(room, "one")
-        acted = SaidRun(room.epoch, room.next, "then", "Lobby", 8, "bob", "waves", act=True)
-        keeping = room.append(acted)
-        if keeping is not None:
-            await keeping.wait()
-        await append(room, "three", "four", "")
+        assert await texts_of(room, 0, 10) == []
+        one = spell(room, "one", time="2025-01-15T10:30:45.123Z")
+        keepings = [room.append(one)]
+        assert room.next == 1
+        act = SaidRun(room.epoch, room.next, "then", "LOBBY", 8, "", "wïnks 😀", act=True)
+        keepings.append(room.append(act))
+        assert room.next == 2
+        more = spell(room, "three", "", "five")
+        keepings.append(room.append(more))
         assert (room.first, room.next) == (0, 5)
-        assert await texts(room, 0, 5) == ["one", "waves", "three", "four", ""]
-        assert (await room.read(0, 2, max_bytes=MANY_BYTES)) == [one, acted]
+        for keeping in keepings:
+            await wait_kept(keeping)
+        assert await room.read(0, 5, max_bytes=LOTS) == [one, act, more]
 
 
-async def test_pages_begin_and_end_within_runs(make_journal: MakeJournal) -> None:
-    async with running(make_journal()) as journal:
+async def test_pages_begin_and_end_within_runs(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        for start in range(0, 30, 3):
-            await append(room, *map(str, range(start, start + 3)))
-        for start in range(30):
-            for stop in range(start, 31):
-                assert await texts(room, start, stop) == [*map(str, range(start, stop))]
-        assert await texts(room, 28, 99) == ["28", "29"]
-        assert await texts(room, 30, 99) == []
+        for start in range(0, 12, 3):
+            await say(room, *(str(number) for number in range(start, start + 3)))
+        for start in range(13):
+            for stop in range(14):
+                wanted = [str(number) for number in range(start, min(stop, 12))]
+                assert await texts_of(room, start, stop) == wanted
 
 
-async def test_a_page_is_bounded_but_never_empty(make_journal: MakeJournal) -> None:
-    async with running(make_journal()) as journal:
+async def test_a_page_ends_at_its_bytes_but_holds_one_message(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        await append(room, *["é" * 50] * 10)
-        await append(room, "x" * 1000)
-        assert len(await texts(room, 0, 11, max_bytes=1)) == 1
-        assert len(await texts(room, 0, 11, max_bytes=101)) == 1
-        assert len(await texts(room, 0, 11, max_bytes=202)) == 2
-        assert len(await texts(room, 10, 11, max_bytes=1)) == 1
+        await say(room, *["é" * 50] * 10)
+        await say(room, "x" * 1000)
+        for max_bytes, count in ((1, 1), (201, 1), (202, 2), (1009, 10), (2009, 11), (LOTS, 11)):
+            assert len(await texts_of(room, 0, 20, max_bytes)) == count
+        assert len(await texts_of(room, 10, 20, 1)) == 1
+        assert len(await texts_of(room, 8, 20, 300)) == 2
 
 
-async def test_rooms_have_epochs_and_numbers_of_their_own(make_journal: MakeJournal) -> None:
-    async with running(make_journal()) as journal:
+async def test_reading_beyond_either_end_returns_what_there_is(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
+        room = journal.room("lobby")
+        await say(room, "a", "b")
+        assert await texts_of(room, 2, 100) == []
+        assert await texts_of(room, 100, 200) == []
+        assert await texts_of(room, 1, 1) == []
+        assert await texts_of(room, 1, 1 << 40) == ["b"]
+
+
+async def test_what_is_too_much_goes_from_the_front(kind: Kind) -> None:
+    async with running(kind.make(max_messages=5)) as journal:
+        room = journal.room("lobby")
+        for start in range(0, 40, 2):
+            await say(room, str(start), str(start + 1))
+        with trio.fail_after(30):
+            while room.first < 34:
+                # SQLite looks now and then; here that is now, which is what it does at its start.
+                if kind.outlives:
+                    await journal._tidy()
+                await trio.lowlevel.checkpoint()
+        assert 34 <= room.first <= 36  # whole runs go: a little more is left, or less
+        assert room.next == 40
+        wanted = [str(number) for number in range(room.first, 40)]
+        assert await texts_of(room, room.first, 40) == wanted
+        assert await texts_of(room, 0, 40) == wanted
+        await say(room, "40")
+        assert await texts_of(room, 39, 99) == ["39", "40"]
+
+
+# --- Rooms ----------------------------------------------------------------------------------------
+
+
+async def test_each_room_has_an_epoch_and_numbers_of_its_own(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
         rooms = [journal.room(name) for name in ("lobby", "den", "küche")]
         for room in rooms:
-            await append(room, "x")
-        assert len({room.epoch for room in rooms}) == 3
-        assert [room.epoch for room in rooms] == sorted(room.epoch for room in rooms)
-        assert [room.next for room in rooms] == [1, 1, 1]
+            await say(room, f"in {room.epoch}")
+        epochs = [room.epoch for room in rooms]
+        assert epochs == sorted(set(epochs))
+        assert all(len(epoch) == 11 and int(epoch, 16) for epoch in epochs)
+        for room in rooms:
+            assert room.next == 1
+            assert await texts_of(room, 0, 9) == [f"in {room.epoch}"]
 
 
-async def test_a_room_that_is_asked_for_again_goes_on(make_journal: MakeJournal) -> None:
-    async with running(make_journal()) as journal:
+async def test_a_room_that_is_asked_for_again_goes_on(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        await append(room, "one")
+        await say(room, "one")
         again = journal.room("lobby")
         assert (again.epoch, again.first, again.next) == (room.epoch, 0, 1)
-        await append(again, "two")
-        assert await texts(again, 0, 2) == ["one", "two"]
-        # Nothing was said in this one, so that nothing is kept of it.
-        assert journal.room("den").epoch != journal.room("den").epoch
+        # Where nothing was said there is nothing to go on with.
+        assert journal.room("den").epoch < journal.room("den").epoch
 
 
-async def test_many_who_append_at_once_are_kept_in_their_order(make_journal: MakeJournal) -> None:
-    async with running(make_journal()) as journal:
-        room = journal.room("lobby")
-        order: list[str] = []
+async def test_epochs_rise_also_when_the_clock_is_set_back(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = kind.make()
+    epochs: list[str] = []
+    for now in (1_700_000_000.0, 1_600_000_000.0, 1_700_000_000.0):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        if kind.outlives:
+            journal = kind.make()
+        async with running(journal):
+            for n in range(3):
+                room = journal.room(f"{len(epochs)}.{n}")
+                await say(room, "x")
+                epochs.append(room.epoch)
+    assert epochs == sorted(set(epochs))
+
+
+# --- Many at once, and the end --------------------------------------------------------------------
+
+
+async def test_those_who_append_at_once_are_kept_in_the_order_of_their_calls(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
+        rooms = [journal.room(name) for name in ("lobby", "den")]
+        called: list[list[str]] = [[], []]
 
         async def speak(who: int) -> None:
-            for number in range(20):
-                order.append(f"{who}.{number}")
-                await append(room, order[-1])
+            for number in range(10):
+                which = (who + number) % 2
+                text = f"{who}.{number}"
+                called[which].append(text)
+                await say(rooms[which], text)
 
         async with trio.open_nursery() as nursery:
-            for who in range(20):
+            for who in range(30):
                 nursery.start_soon(speak, who)
-        assert await texts(room, 0, 400) == order
+        for room, texts in zip(rooms, called, strict=True):
+            assert await texts_of(room, 0, 1000) == texts
 
 
-async def test_what_was_taken_is_kept_when_it_is_cancelled(make_journal: MakeJournal) -> None:
-    journal = make_journal()
+async def test_what_was_taken_is_kept_when_it_ends(kind: Kind) -> None:
+    journal = kind.make()
     async with running(journal):
         room = journal.room("lobby")
-        said = SaidRun(room.epoch, 0, "now", "lobby", 1, "a", "at the last moment")
-        keeping = room.append(said)
-    if keeping is not None:
-        await keeping.wait()
-    if isinstance(journal, SqliteJournal):
-        async with running(make_journal()) as again:
-            assert await texts(again.room("lobby"), 0, 1) == ["at the last moment"]
+        keepings = [room.append(spell(room, f"last words {n}")) for n in range(100)]
+    for keeping in keepings:
+        await wait_kept(keeping)
+    if kind.outlives:
+        with pytest.raises(NotKept, match="closing"):
+            room.append(spell(room, "too late"))
+        assert room.next == 100
+        async with running(kind.make()) as again:
+            room = again.room("lobby")
+            assert await texts_of(room, 0, 200) == [f"last words {n}" for n in range(100)]
 
 
-async def test_sessions_and_nonces_are_there_after_a_restart(make_journal: MakeJournal) -> None:
-    alice = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den", seen=1000.0)
-    bob = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby", seen=2000.0)
-    journal = make_journal()
+async def test_what_cannot_be_spelled_is_its_callers_mistake_alone(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
+        room = journal.room("lobby")
+        keeping = room.append(spell(room, "before"))
+        if kind.outlives:
+            with pytest.raises(UnicodeEncodeError):
+                room.append(spell(room, "half a pair: \ud83d"))
+            with pytest.raises(UnicodeEncodeError):
+                room.append(spell(room, "x"), ("\ud83d",))
+        await wait_kept(keeping)
+        await say(room, "after")
+        assert await texts_of(room, 0, 9) == ["before", "after"]
+
+
+# --- Sessions, nonces, numbers --------------------------------------------------------------------
+
+ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den", seen=4e9)
+BOB = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby", seen=5e9)
+
+
+async def test_sessions_and_numbers_outlive_the_server_or_there_are_none(kind: Kind) -> None:
+    journal = kind.make()
+    assert journal.clients_ever == 0
     async with running(journal):
-        journal.keep_session(bob)
-        journal.keep_session(alice)
-        await append(journal.room("den"), "x", "y", "z", nonces=("n", None, 5))
-        await append(journal.room("den"), "no nonce")
-        await append(journal.room("den"), "w", nonces=("5",))
+        journal.keep_session(BOB)
+        journal.keep_session(ALICE)
         await journal.give_numbers(200)
-    if isinstance(journal, MemoryJournal):
+        await journal.give_numbers(100)  # what was given stays given
+        found = await journal.sessions(0, 10)
+        assert found == ([ALICE, BOB] if kind.outlives else [])
+    if not kind.outlives:
         return
-    async with running(make_journal()) as again:
+    moved = SessionRecord(digest=ALICE.digest, client=7, name="al", room="lobby", seen=6e9)
+    async with running(kind.make()) as again:
         assert again.clients_ever == 200
-        assert await again.sessions(0, 10) == [alice, bob]
-        assert await again.sessions(0, 1) == [bob]
-        assert await again.sessions(1500, 10) == [bob]
-        epoch = again.room("den").epoch
-        assert await again.nonces(7, 10) == [("n", epoch, 0), (5, epoch, 2), ("5", epoch, 4)]
-        assert await again.nonces(7, 2) == [(5, epoch, 2), ("5", epoch, 4)]
-        assert await again.nonces(8, 10) == []
-        again.forget_session(alice.digest)
-        await append(again.room("den"), "later")
-        assert await again.sessions(0, 10) == [bob]
-        assert await again.nonces(7, 10) == []
+        assert await again.sessions(0, 10) == [ALICE, BOB]
+        assert await again.sessions(0, 1) == [BOB]
+        assert await again.sessions(5e9, 10) == [BOB]
+        again.keep_session(moved)
+        again.forget_session(BOB.digest)
+        again.forget_session(b"nobody's")
+        await say(again.room("lobby"), "x")  # by then they are kept, too
+        assert await again.sessions(0, 10) == [moved]
+    async with running(kind.make()) as again:
+        assert await again.sessions(0, 10) == [moved]
 
 
-async def test_memory_forgets_the_oldest_of_a_room_first() -> None:
-    async with running(MemoryJournal(max_messages=5)) as journal:
+async def test_no_number_that_somebody_spoke_with_is_given_again(kind: Kind) -> None:
+    if not kind.outlives:
+        pytest.skip("its numbers begin anew")
+    async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        for number in range(10):
-            await append(room, str(number))
-        assert (room.first, room.next) == (5, 10)
-        assert await texts(room, 5, 10) == ["5", "6", "7", "8", "9"]
-        assert (await room.read(0, 10, max_bytes=MANY_BYTES))[0].first == 5
-        await append(room, *map(str, range(10, 30)))  # more at once than there may be
-        assert (room.first, room.next) == (10, 30)
+        await wait_kept(room.append(spell(room, "x", client=300)))
+    async with running(kind.make()) as journal:
+        assert journal.clients_ever == 300
+        journal.keep_session(SessionRecord(digest=b"c", client=301, name="", room="x", seen=9e9))
+        await say(journal.room("lobby"), "y")
+    async with running(kind.make()) as journal:
+        assert journal.clients_ever == 301
+
+
+async def test_nonces_are_what_they_were_and_go_with_their_session(kind: Kind) -> None:
+    journal = kind.make()
+    async with running(journal):
+        den = journal.room("den")
+        journal.keep_session(ALICE)
+        await say(den, "x", "y", "z", nonces=("n", None, 5))
+        await say(den, "none")
+        await say(den, "w", nonces=("5",))
+        assert await journal.nonces(8, 10) == []
+        if not kind.outlives:
+            assert await journal.nonces(7, 10) == []
+            return
+    async with running(kind.make()) as journal:
+        den = journal.room("den")
+        wanted = [("n", den.epoch, 0), (5, den.epoch, 2), ("5", den.epoch, 4)]
+        assert await journal.nonces(7, 10) == wanted
+        assert await journal.nonces(7, 2) == wanted[1:]
+        journal.forget_session(ALICE.digest)
+        await say(den, "later")
+        assert await journal.nonces(7, 10) == []
+
+
+# --- Memory's own bounds --------------------------------------------------------------------------
 
 
 async def test_memory_is_bounded_for_each_room_and_for_all() -> None:
@@ -189,26 +322,43 @@ async def test_memory_is_bounded_for_each_room_and_for_all() -> None:
         rooms = [journal.room(name) for name in "abc"]
         for room in rooms:
             for number in range(20):
-                await append(room, f"{number} " + "x" * 1000)
+                await say(room, f"{number} " + "x" * 1000)
         quiet, _, loud = rooms
         assert quiet.first == quiet.next == 20  # the one in which nothing was said for longest
-        assert 12 <= loud.first < loud.next == 20
-        await append(quiet, "again")
-        assert await texts(quiet, 20, 21) == ["again"]
+        assert 10 <= loud.first < loud.next == 20
+        await say(quiet, "again")
+        assert await texts_of(quiet, 0, 30) == ["again"]
 
 
-@given(
-    st.lists(st.text(alphabet="aé😀", max_size=5), min_size=1, max_size=20),
-    st.integers(0, 100),
-    st.integers(0, 100),
-    st.integers(0, 60),
-)
-def test_parts_of_runs(lines: list[str], start: int, stop: int, max_bytes: int) -> None:
-    said = SaidRun("e", 40, "now", "lobby", 1, "a", "\n".join(lines))
-    wanted = [text for n, text in enumerate(lines, 40) if start <= n < stop]
+# --- What all of them build on --------------------------------------------------------------------
+
+lines = st.lists(st.text(alphabet="aé😀", max_size=5), min_size=1, max_size=20)
+
+
+@given(lines, st.integers(0, 100), st.integers(0, 100))
+def test_part_of_a_run_is_the_messages_with_those_numbers(
+    texts: list[str], start: int, stop: int
+) -> None:
+    said = SaidRun("e", 40, "now", "lobby", 1, "a", "\n".join(texts))
+    wanted = [text for number, text in enumerate(texts, 40) if start <= number < stop]
     part = part_of(said, start, stop)
     assert ([] if part is None else part.run.split("\n")) == wanted
     assert part is None or part.first == max(40, start)
-    [short] = within([said], max_bytes)
-    assert len(short.run.encode()) <= max_bytes or "\n" not in short.run
-    assert said.run.startswith(short.run)
+
+
+@given(st.lists(lines, min_size=1, max_size=4), st.integers(0, 80))
+def test_within_a_bound_is_as_much_as_fits_and_one_message(
+    runs: list[list[str]], max_bytes: int
+) -> None:
+    whole: list[SaidRun] = []
+    first = 0
+    for texts in runs:
+        whole.append(SaidRun("e", first, "now", "lobby", 1, "a", "\n".join(texts)))
+        first += len(texts)
+    taken = within(whole, max_bytes)
+    taken_texts = [text for said in taken for text in said.run.split("\n")]
+    all_texts = [text for texts in runs for text in texts]
+    assert taken_texts == all_texts[: len(taken_texts)]
+    assert taken_texts
+    size = sum(len(said.run.encode()) for said in taken)
+    assert size <= max_bytes or len(taken_texts) == 1

@@ -1,18 +1,22 @@
-"""The journal in a SQLite file: what rooms say outlives the server, and a `kill -9`.
+"""The journal in a SQLite file: what rooms say outlives the server, its end and its `kill -9`.
 
-`append` numbers a run at once and leaves it to the one task that writes.  Whatever waits by then is
-one transaction, so that many who speak pay for one wait for the disk.  Nothing is done per message:
-a run is a row.
+Nothing is done per message: a run is a row.  What waits while the disk is busy is one transaction,
+so that many who speak at once wait for it once.
 
-Invariants: what is reported kept is committed; where a transaction cannot be, all that waits for it
-or behind it fails, and numbers go on from what is committed; readers never wait for the writer.
+Invariants:
+
+1. What waits is in one list, in the order of the calls, and leaves it when it is committed or has
+   failed, never in between: whoever is cancelled where, nothing is lost.
+2. A room's numbers go on from what is committed when what waited behind that has failed.
+3. One thread writes, another reads, and neither waits for the other.
 """
 
 import enum
 import sqlite3
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -22,66 +26,69 @@ import trio
 
 from multichat.errors import JournalFailed, NotKept
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
-from multichat.journal import sqlite_rows as rows
-from multichat.journal.sqlite_file import Found, connect, open_file, reason_of
+from multichat.journal.sqlite_file import open_file, open_for_reading, reason_of
+from multichat.journal.sqlite_rows import (
+    Head,
+    Retention,
+    Rows,
+    read_nonces,
+    read_runs,
+    read_sessions,
+)
 from multichat.messages import Nonce, SaidRun
 
 __all__ = ["Durability", "Retention", "SqliteJournal"]
 
-# How long what cannot be written is tried again before those who said it are told: a disk that is
-# being cleaned up, a backup that holds the file.
-RETRY_SECONDS = 3.0
-_PAUSE_SECONDS = 0.1
-
-# How often what is too old or too much is looked for.
-TIDY_SECONDS = 5.0
-_VACUUM_PAGES = 1000
-
-# Heads of rooms in which nothing is left; each is 300 bytes in memory.
-MAX_ROOMS = 100_000
-
-# What the end of the server waits for the disk.
-CLOSE_SECONDS = 10.0
-
-# What sessions are kept for if their server does not come back; it decides for how long they count.
-_SESSION_SECONDS = 7 * 24 * 3600.0
-
 T = TypeVar("T")
 
-_RUN_COLUMNS = "first, messages, time, shown, client, name, act, text"
+# A copy that holds the file, a disk that somebody is making room on: who speaks waits that long
+# before being told.  Afterwards each is told at once, until the disk takes something again.
+RETRY_SECONDS = 3.0
+_RETRY_PAUSE_SECONDS = 0.05
+
+# What may wait for the disk: four full reads from each of a thousand clients.
+MAX_WAITING_BYTES = 256 * 1024 * 1024
+_RUN_BYTES = 300  # beside its text
+
+# How often what has to go is looked for; while there is more of it, one step follows each commit.
+TIDY_SECONDS = 5.0
+
+# A hundred times as many as there may be at a time; their heads take 30 MB.
+MAX_ROOMS = 100_000
+
+# At the end of a server, for what waits and cannot be written.
+CLOSE_SECONDS = 5.0
+
+# Sessions that could not be written wait for the next transaction; as many as a server has.
+_MAX_SESSIONS_WAITING = 20_000
+
+_CLOSED = "the server is closing its journal"
 
 
 class Durability(enum.Enum):
     """What a message that is reported kept survives; see docs/journal.md."""
 
-    FULL = "full"  # a power cut too: the disk is waited for with each transaction
-    NORMAL = "normal"  # a `kill -9`; of a power cut the last moments may be lost
+    FULL = "full"  # a power cut: each transaction waits until the disk has it
+    NORMAL = "normal"  # a `kill -9`: the system has it; of a power cut, the last moments are lost
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """What is kept: messages not older, not more of a room, a file not larger; None is no limit."""
-
-    max_age_seconds: float | None = None
-    max_messages: int | None = None
-    max_bytes: int | None = None
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Said:
     room: "_SqliteRoom"
     said: SaidRun
     messages: int
-    nonces: tuple[Nonce | None, ...]
+    size: int
+    nonces: str
+    nonce_count: int
     keeping: Keeping = field(default_factory=Keeping)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Forget:
     digest: bytes
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Numbers:
     clients_ever: int
     keeping: Keeping = field(default_factory=Keeping)
@@ -91,378 +98,289 @@ _Job: TypeAlias = _Said | SessionRecord | _Forget | _Numbers
 
 
 class SqliteJournal(Journal):
-    """Keeps everything in the file at *path*, which is one server's alone; see `Journal`.
+    """Keeps everything in the file at *path*, which only one server at a time writes to.
 
-    `commits` counts the transactions in which messages were kept.
+    *commits* counts the transactions in which something was kept.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         *,
         durability: Durability = Durability.FULL,
         retention: Retention | None = None,
     ) -> None:
-        self.path = path
+        self.path = Path(path)
         self.place = str(path)
+        self.durability = durability
+        self.retention = retention or Retention()
         self.commits = 0
-        self._synchronous = durability.value.upper()
-        self._retention = retention or Retention()
-        self._found: Found
+        self._rows: Rows  # the writer's thread alone uses it
+        self._lock: sqlite3.Connection
         self._reader: sqlite3.Connection
-        self._writing, self._reading = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
-        self._rooms: dict[str, _SqliteRoom] = {}
-        self._last_id = self._last_epoch = 0
+        self._writing = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(1)
+        self._open = False
+        self._failing = False
         self._waiting: list[_Job] = []
-        self._work = trio.Event()
-        self._closed = True
-        self._spoke: set[int] = (
-            set()
-        )  # with nonces, since these were trimmed; the writer's thread's
+        self._waiting_bytes = 0
+        self._woken = trio.Event()
+        # Of those in which something was said; the one in which it was last is the last.
+        self._rooms: OrderedDict[str, _SqliteRoom] = OrderedDict()
+        self._untidy: set[_SqliteRoom] = set()  # that may have more messages than they may
+        self._last_room = self._last_epoch = 0
 
-    # --- The task that writes ---------------------------------------------------------------------
+    # --- Writing ----------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the file, and write what comes until cancelled; see `Journal.run`."""
-        await trio.to_thread.run_sync(self._open, limiter=self._writing)
-        self._closed = False
+        """Open the file, say so, and write what comes until cancelled; see `Journal.run`."""
+        with trio.CancelScope(shield=True):  # bounded by the disk, and not left half done
+            await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
         try:
+            self._open = True
             task_status.started()
-            tidy_at = trio.current_time() + TIDY_SECONDS
-            while True:
-                with trio.move_on_at(tidy_at):
-                    await self._work.wait()
-                await self._write_waiting()
-                if trio.current_time() >= tidy_at:
-                    await self._tidy()
-                    tidy_at = trio.current_time() + TIDY_SECONDS
+            await self._write_for_ever()
         finally:
+            self._open = False
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(CLOSE_SECONDS):
-                    await self._write_waiting()
-                self._closed = True
-                self._fail(self._take_waiting(), "the server is closing its journal")
-                await trio.to_thread.run_sync(self._close, limiter=self._writing)
+                try:
+                    await self._write_waiting(retry_seconds=CLOSE_SECONDS)
+                finally:
+                    self._fail(_CLOSED)
+                    await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
-    def _take_waiting(self) -> list[_Job]:
-        jobs, self._waiting = self._waiting, []
-        self._work = trio.Event()
-        return jobs
+    async def _write_for_ever(self) -> None:
+        tidy_at = trio.current_time()
+        while True:
+            with trio.move_on_at(tidy_at):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            await self._write_waiting(retry_seconds=0 if self._failing else RETRY_SECONDS)
+            if trio.current_time() >= tidy_at:
+                more = await self._tidy()
+                tidy_at = trio.current_time() + (0 if more else TIDY_SECONDS)
 
-    async def _write_waiting(self) -> None:
-        jobs = self._take_waiting()
+    async def _write_waiting(self, *, retry_seconds: float) -> None:
+        """Keep what waits now, in one transaction, or have all that waits then fail."""
+        jobs = self._waiting.copy()
         if not jobs:
             return
-        give_up_at = trio.current_time() + RETRY_SECONDS
-        try:
-            while failure := await trio.to_thread.run_sync(
-                self._write, jobs, limiter=self._writing
-            ):
-                if trio.current_time() >= give_up_at:
-                    self._fail([*jobs, *self._take_waiting()], failure)
-                    return
-                await trio.sleep(_PAUSE_SECONDS)
-        except trio.Cancelled:  # before the thread had them: at the end they are written after all
-            self._waiting[:0] = jobs
-            raise
+        give_up_at = trio.current_time() + retry_seconds
+        while failure := await trio.to_thread.run_sync(self._write, jobs, limiter=self._writing):
+            if trio.current_time() >= give_up_at:
+                self._fail(failure)
+                self._failing = True
+                return
+            await trio.sleep(_RETRY_PAUSE_SECONDS)
+        self._failing = False
+        self.commits += 1
+        del self._waiting[: len(jobs)]
         for job in jobs:
             if isinstance(job, _Said):
+                self._waiting_bytes -= job.size + _RUN_BYTES
                 job.room.kept = job.said.first + job.messages
+                self._untidy.add(job.room)
+        for job in jobs:
             if isinstance(job, _Said | _Numbers):
                 job.keeping.resolve()
 
-    def _fail(self, jobs: list[_Job], failure: str) -> None:
+    def _fail(self, failure: str) -> None:
+        """Have nothing that waits be kept, but for sessions, for which nobody waits."""
+        jobs, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        sessions: dict[bytes, _Job] = {}
         for job in jobs:
             if isinstance(job, _Said):
                 job.room.next = job.room.kept
-        # Nobody waits for these, and the next transaction may have them: the last of each.
-        others: dict[bytes, SessionRecord | _Forget] = {}
+            elif isinstance(job, SessionRecord | _Forget):
+                sessions.pop(job.digest, None)
+                sessions[job.digest] = job
+        self._waiting += list(sessions.values())[-_MAX_SESSIONS_WAITING:]
         for job in jobs:
             if isinstance(job, _Said | _Numbers):
                 job.keeping.resolve(failure)
-            else:
-                others.pop(job.digest, None)
-                others[job.digest] = job
-        self._waiting += others.values()
 
-    async def _tidy(self) -> None:
-        more = True
-        while more:
-            firsts, more = await trio.to_thread.run_sync(self._tidy_up, limiter=self._writing)
-            for room in self._rooms.values() if firsts else ():
-                if (first := firsts.get(room.id)) is not None:
-                    room.first = max(room.first, min(first, room.kept))
-            await self._write_waiting()  # who speaks does not wait for all of it
-        if len(self._rooms) > MAX_ROOMS:
-            await self._forget_rooms()
+    async def _tidy(self) -> bool:
+        """Take one step of what has to go; return whether there is more."""
+        most = self.retention.max_messages
+        full: dict[int, int] = {}
+        if most is not None:
+            self._untidy = {room for room in self._untidy if room.kept - room.first > most}
+            full = {room.id: room.kept - most for room in self._untidy}
+        else:
+            self._untidy.clear()
+        excess = len(self._rooms) - MAX_ROOMS
+        idle = next(iter(self._rooms.values())) if excess > 0 else None
+        tidied = await trio.to_thread.run_sync(
+            self._rows.tidy, full, None if idle is None else idle.id, limiter=self._writing
+        )
+        if tidied is None:  # the disk has no room even for that, or somebody else has the file
+            return False
+        if tidied.firsts:
+            for room in self._rooms.values():
+                room.first = tidied.firsts.get(room.id, room.first)
+        if idle is not None and tidied.is_idle_gone and idle.next == idle.kept:
+            # Whoever is in it does not notice: with the next word it is recorded again.
+            idle.first = idle.next
+            if self._rooms.get(idle.name) is idle:
+                del self._rooms[idle.name]
+        return tidied.more or excess > 1
 
-    async def _forget_rooms(self) -> None:
-        """Forget rooms of which nothing is left, the first that there were.
+    # --- In the writer's thread -------------------------------------------------------------------
 
-        Whoever is in one does not notice: it is kept again with the next word.
-        """
-        empty = [room for room in self._rooms.values() if room.first == room.next]
-        gone = empty[: len(self._rooms) - MAX_ROOMS]
-        for room in gone:
-            del self._rooms[room.name]
-        ids = [(room.id,) for room in gone]
+    def _open_file(self) -> None:
+        opened = open_file(self.path, durable=self.durability is Durability.FULL)
+        self._lock = opened.lock
+        try:
+            self._rows = Rows(opened.connection, self.retention)
+            heads = self._rows.load()
+            self._reader = open_for_reading(self.path)
+        except BaseException as error:
+            opened.connection.close()
+            opened.lock.close()
+            if isinstance(error, sqlite3.Error):
+                raise JournalFailed(self.path, reason_of(error)) from error
+            raise
+        self.clients_ever, self._last_epoch = self._rows.clients_ever, self._rows.last_epoch
+        for head in heads:
+            self._rooms[head.name] = room = _SqliteRoom(self, head)
+            self._untidy.add(room)
+            self._last_room = max(self._last_room, head.id)
 
-        def forget() -> None:
+    def _close_file(self) -> None:
+        for connection in (self._reader, self._rows.connection, self._lock):
+            # The last to close the file has all of it written back.
             with suppress(sqlite3.Error):
-                self._found.connection.executemany("DELETE FROM rooms WHERE id = ?", ids)
+                connection.close()
 
-        await trio.to_thread.run_sync(forget, limiter=self._writing)
+    def _write(self, jobs: list[_Job]) -> str:
+        """Write *jobs* in one transaction; return in a few words why that cannot be, if so."""
+        rows = self._rows
+        try:
+            with rows.transaction():
+                for job in jobs:
+                    match job:
+                        case _Said():
+                            rows.say(job.room, job.said, job.messages, job.size)
+                            if job.nonce_count:
+                                rows.use_nonces(job.said, job.nonces, job.nonce_count)
+                        case SessionRecord():
+                            rows.keep_session(job)
+                        case _Forget():
+                            rows.forget_session(job.digest)
+                        case _Numbers():
+                            rows.give_numbers(job.clients_ever)
+        except sqlite3.Error as error:
+            return reason_of(error)
+        return ""
 
-    # --- What others ask for ----------------------------------------------------------------------
+    # --- Asked by others --------------------------------------------------------------------------
 
     def room(self, name: str) -> RoomJournal:
-        """Return the part of that room."""
+        """Return the part of that room; a new one is in the file with its first message."""
         room = self._rooms.get(name)
         if room is None:
-            # A time, and never one that was before, should the clock be set back.
+            # A time, so that ids rise when a room begins anew, and never one that was before, also
+            # when the clock is set back.
             self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
-            self._last_id += 1
-            room = _SqliteRoom(self, self._last_id, name, f"{self._last_epoch:011x}", 0, 0)
+            self._last_room += 1
+            epoch = f"{self._last_epoch:011x}"
+            room = _SqliteRoom(self, Head(self._last_room, name, epoch, 0, 0))
         return room
 
     def take(self, job: _Said) -> Keeping:
-        """Have *job* written; for the rooms of this journal."""
-        if self._closed:
-            raise NotKept("the server is closing its journal")
-        self._rooms.setdefault(job.room.name, job.room)
-        self._have_written(job)
+        """Have *job* written; for our rooms alone.  Raises `NotKept`."""
+        size = job.size + _RUN_BYTES
+        if not self._open:
+            raise NotKept(_CLOSED)
+        if self._waiting_bytes + size > MAX_WAITING_BYTES and self._waiting:
+            raise NotKept("the disk does not keep up")
+        if self._rooms.setdefault(job.room.name, job.room) is not job.room:
+            raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
+        self._rooms.move_to_end(job.room.name)
+        self._waiting_bytes += size
+        self._put(job)
         return job.keeping
 
-    def _have_written(self, job: _Job) -> None:
+    def _put(self, job: _Job) -> None:
         self._waiting.append(job)
-        self._work.set()
+        self._woken.set()
 
     async def give_numbers(self, clients_ever: int) -> None:
         """See `Journal.give_numbers`."""
-        if self._closed:
-            raise NotKept("the server is closing its journal")
+        if not self._open:
+            raise NotKept(_CLOSED)
         job = _Numbers(clients_ever)
-        self._have_written(job)
+        self._put(job)
         await job.keeping.wait()
 
     def keep_session(self, record: SessionRecord) -> None:
         """See `Journal.keep_session`."""
-        if not self._closed:
-            self._have_written(record)
+        if self._open:
+            self._put(record)
 
     def forget_session(self, digest: bytes) -> None:
         """See `Journal.forget_session`."""
-        if not self._closed:
-            self._have_written(_Forget(digest))
+        if self._open:
+            self._put(_Forget(digest))
 
     async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
-        """See `Journal.sessions`."""
-
-        def read() -> list[SessionRecord]:
-            query = (
-                "SELECT digest, client, name, room, seen FROM "
-                "(SELECT * FROM sessions WHERE seen >= ? ORDER BY seen DESC LIMIT ?) ORDER BY seen"
-            )
-            return [
-                SessionRecord(digest=digest, client=client, name=name, room=room, seen=seen)
-                for digest, client, name, room, seen in self._reader.execute(query, (since, limit))
-            ]
-
-        return await self._read(read)
+        """See `Journal.sessions`; of more than *limit* those that were seen last."""
+        return await self._read(lambda reader: read_sessions(reader, since, limit))
 
     async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
         """See `Journal.nonces`."""
-        return (await self._read(lambda: list(rows.nonces(self._reader, client, limit))))[::-1]
+        return await self._read(lambda reader: read_nonces(reader, client, limit))
 
-    async def read_runs(self, room: int, start: int, stop: int, max_bytes: int) -> list[SaidRun]:
-        """Read what `RoomJournal.read` returns; for the rooms of this journal."""
+    async def read_room(
+        self, room: "_SqliteRoom", start: int, stop: int, max_bytes: int
+    ) -> list[SaidRun]:
+        """See `RoomJournal.read`; for our rooms alone."""
 
-        def read() -> list[SaidRun]:
-            [before] = self._reader.execute(
-                "SELECT max(first) FROM runs WHERE room = ? AND first <= ?", (room, start)
-            ).fetchone()
-            [epoch] = self._reader.execute(
-                "SELECT epoch FROM rooms WHERE id = ?", (room,)
-            ).fetchone() or [""]
-            found = self._reader.execute(
-                f"SELECT {_RUN_COLUMNS} FROM runs "  # noqa: S608 - our own words
-                "WHERE room = ? AND first >= ? AND first < ? ORDER BY first",
-                (room, start if before is None else before, stop),
-            )
-            runs, size = [], 0
-            for first, _, said_at, shown, client, name, act, text in found:
-                said = SaidRun(epoch, first, said_at, shown, client, name, text, bool(act))
-                if (part := part_of(said, start, stop)) is not None:
-                    runs.append(part)
-                    size += len(part.run)
-                    if size > max_bytes:
-                        break
+        def read(reader: sqlite3.Connection) -> list[SaidRun]:
+            runs: list[SaidRun] = []
+            left = max_bytes
+            with closing(read_runs(reader, room.id, room.epoch, start, stop)) as found:
+                for said in found:
+                    if (part := part_of(said, start, stop)) is not None:
+                        runs.append(part)
+                        left -= len(part.run)  # at least
+                        if left < 0:
+                            break
             return within(runs, max_bytes)
 
         return await self._read(read)
 
-    async def _read(self, read: "Callable[[], list[T]]") -> "list[T]":
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        if not self._open:
+            raise NotKept(_CLOSED)
         try:
-            return await trio.to_thread.run_sync(read, limiter=self._reading)
+            return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
         except sqlite3.Error as error:
-            raise NotKept(f"what was kept cannot be read: {reason_of(error)}") from error
-
-    # --- In the writer's thread -------------------------------------------------------------------
-
-    def _open(self) -> None:
-        self._found = open_file(self.path, self._synchronous)
-        connection = self._found.connection
-        try:
-            self._reader = connect(self.path, read_only=True)
-            self._load(connection)
-        except BaseException as error:
-            self._close()
-            if isinstance(error, sqlite3.Error):
-                raise JournalFailed(self.path, reason_of(error)) from error
-            raise
-
-    def _load(self, connection: sqlite3.Connection) -> None:
-        [[self.clients_ever]] = connection.execute(
-            "SELECT max((SELECT clients_ever FROM numbers), "
-            "coalesce((SELECT max(client) FROM sessions), 0))"
-        )
-        heads = connection.execute(
-            "SELECT id, name, epoch, next, (SELECT min(first) FROM runs WHERE room = id) FROM rooms"
-        )
-        for id_, name, epoch, next_, first in heads:
-            first = next_ if first is None else first
-            self._rooms[name] = _SqliteRoom(self, id_, name, epoch, first, next_)
-            self._last_id = max(self._last_id, id_)
-            self._last_epoch = max(self._last_epoch, int(epoch, 16))
-
-    def _close(self) -> None:
-        with suppress(AttributeError, sqlite3.Error):
-            self._reader.close()
-        with suppress(sqlite3.Error):
-            self._found.connection.close()  # which writes the whole file, if it was the last
-        with suppress(sqlite3.Error):
-            self._found.lock.close()
-
-    def _write(self, jobs: list[_Job]) -> str:
-        """Write all of it in one transaction; return why it cannot be, if so."""
-        connection = self._found.connection
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._execute(connection, jobs)
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # some errors have done that themselves
-                    connection.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            return reason_of(error)
-        self.commits += any(isinstance(job, _Said) for job in jobs)
-        return ""
-
-    def _execute(
-        self,
-        connection: sqlite3.Connection,
-        jobs: list[_Job],
-    ) -> None:
-        heads: dict[int, tuple[int, str, str, int]] = {}
-        runs, nonces = [], []
-        for job in jobs:
-            if isinstance(job, _Said):
-                room, said = job.room, job.said
-                end = said.first + job.messages
-                heads[room.id] = room.id, room.name, room.epoch, end
-                runs.append(
-                    (
-                        *(room.id, said.first, job.messages, said.time, said.room),
-                        *(said.client, said.name, said.act, said.run),
-                    )
-                )
-                if job.nonces:
-                    spelled = msgspec.json.encode(job.nonces).decode()
-                    nonces.append((said.client, said.epoch, said.first, spelled))
-            elif isinstance(job, SessionRecord):
-                connection.execute(
-                    "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)",
-                    (job.digest, job.client, job.name, job.room, job.seen),
-                )
-            elif isinstance(job, _Forget):
-                rows.forget(connection, job.digest)
-            else:
-                connection.execute(
-                    "UPDATE numbers SET clients_ever = max(clients_ever, ?)", (job.clients_ever,)
-                )
-        connection.executemany("INSERT OR REPLACE INTO rooms VALUES (?, ?, ?, ?)", heads.values())
-        connection.executemany(
-            "INSERT INTO runs (room, first, messages, time, shown, client, name, act, text) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            runs,
-        )
-        connection.executemany(
-            "INSERT INTO nonces (client, epoch, first, nonces) VALUES (?, ?, ?, ?)", nonces
-        )
-        self._spoke.update(client for client, *_ in nonces)
-
-    def _tidy_up(self) -> tuple[dict[int, int], bool]:
-        """Delete some of what need not be kept.
-
-        Returns the first numbers of the rooms it was of, and whether there may be more.
-        """
-        connection = self._found.connection
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                for client in self._spoke:
-                    rows.trim_nonces(connection, client)
-                self._spoke.clear()
-                rows.forget_sessions(connection, time.time() - _SESSION_SECONDS)
-                deleted = self._delete(connection)
-                firsts = {room: rows.first_of(connection, room) for room in set(deleted)}
-                connection.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
-                raise
-            if deleted:
-                connection.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-        except sqlite3.Error:
-            return {}, False  # the next time then; what cannot be written says so itself
-        return firsts, len(deleted) >= rows.AT_ONCE
-
-    def _delete(self, connection: sqlite3.Connection) -> list[int]:
-        """Delete a bounded number of the oldest runs; return of which rooms they were, each."""
-        kept = self._retention
-        deleted: list[int] = []
-        if kept.max_messages is not None:
-            for room in list(self._rooms.values()):
-                if room.kept - room.first > kept.max_messages:
-                    deleted += rows.delete_of_room(
-                        connection, room.id, room.kept - kept.max_messages
-                    )
-        if kept.max_age_seconds is not None:
-            since = time.gmtime(time.time() - kept.max_age_seconds)
-            deleted += rows.delete_oldest(connection, time.strftime("%Y-%m-%dT%H:%M:%S", since))
-        if kept.max_bytes is not None and rows.used_bytes(connection) > kept.max_bytes:
-            deleted += rows.delete_oldest(connection, "9")  # later than any
-        return deleted
+            raise NotKept(f"the journal cannot be read: {reason_of(error)}") from error
 
 
 class _SqliteRoom(RoomJournal):
+    """*kept* is the number up to which everything is committed."""
+
     __slots__ = ("_journal", "epoch", "first", "id", "kept", "name", "next")
 
-    def __init__(
-        self, journal: SqliteJournal, id_: int, name: str, epoch: str, first: int, kept: int
-    ) -> None:
+    def __init__(self, journal: SqliteJournal, head: Head) -> None:
         self._journal = journal
-        self.id, self.name, self.epoch = id_, name, epoch
-        self.first = first
-        self.next = self.kept = kept  # up to which number it is committed
+        self.id, self.name, self.epoch = head.id, head.name, head.epoch
+        self.first = head.first
+        self.next = self.kept = head.next
 
     def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
-        messages = said.run.count("\n") + 1
-        keeping = self._journal.take(_Said(self, said, messages, nonces))
+        # What cannot be spelled is found here, where it is one caller's mistake, and not in the
+        # transaction, where it would be everybody's.
+        run = said.run
+        size = len(run) if run.isascii() else len(run.encode())
+        count = len(nonces) - nonces.count(None)
+        spelled = msgspec.json.encode(nonces).decode() if count else ""
+        messages = run.count("\n") + 1
+        keeping = self._journal.take(_Said(self, said, messages, size, spelled, count))
         self.next += messages
         return keeping
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
-        return await self._journal.read_runs(self.id, start, min(stop, self.kept), max_bytes)
+        return await self._journal.read_room(self, start, stop, max_bytes)

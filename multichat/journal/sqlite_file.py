@@ -1,235 +1,352 @@
-"""The file of a SQLite journal: its tables, how it is opened, and what makes it nobody else's.
+"""The file of a SQLite journal: its tables, how it is opened, and how its versions follow.
 
-Opens a file only if it is ours, whole as far as can be seen at once, and not in use by another
-server; where it is not, nothing in it is touched.
+Owns what is asked of a file before anything is written to it.  One that is not ours, is damaged as
+far as that can be seen at once, is in use or is newer than we are is refused with one line, and
+not a byte of it has changed.
 
-Source: https://www.sqlite.org/fileformat2.html and https://www.sqlite.org/wal.html
+1. What is looked at is looked at read-only.
+2. One process writes: it holds a lock on a file beside, which ends with the process.
+3. Nothing reads the whole file: opening takes as long for a million messages as for none.
+
+Source: https://www.sqlite.org/fileformat2.html, https://www.sqlite.org/wal.html
 """
 
 import os
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from multichat.errors import JournalFailed
 
-__all__ = ["Found", "connect", "open_file", "open_for_reading", "reason_of"]
+__all__ = [
+    "APPLICATION_ID",
+    "MIGRATIONS",
+    "OpenFile",
+    "connect",
+    "open_file",
+    "open_for_reading",
+    "reason_of",
+]
 
-# "mult", in the header of each of our files.
-APPLICATION_ID = 0x6D756C74
+# In the header of the file, where `file` and others look for whose it is: "mchj".
+APPLICATION_ID = 0x6D63686A
 
-_MAGIC = b"SQLite format 3\0"
+# Somebody else's look into the file, or a copy that is being made, is over by then; what waits
+# longer is tried again by the journal itself.
+BUSY_SECONDS = 0.25
 
-# A reader that has just begun, or another program that looks into the file.
-_BUSY_MILLISECONDS = 2000
+# What the WAL is cut back to after a burst: sixteen times what usually starts a checkpoint.
+_WAL_BYTES = 64 * 1024 * 1024
 
-# From each version to the next; those of older files are run when they are opened.
-MIGRATIONS = (
-    """
-    CREATE TABLE rooms (
-        id INTEGER PRIMARY KEY,
-        name TEXT NOT NULL UNIQUE,
-        epoch TEXT NOT NULL UNIQUE,
-        next INTEGER NOT NULL
-    );
-    CREATE TABLE runs (
-        seq INTEGER PRIMARY KEY,
-        room INTEGER NOT NULL,
-        first INTEGER NOT NULL,
-        messages INTEGER NOT NULL,
-        time TEXT NOT NULL,
-        shown TEXT NOT NULL,
-        client INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        act INTEGER NOT NULL,
-        text TEXT NOT NULL
-    );
-    CREATE UNIQUE INDEX runs_by_number ON runs (room, first);
-    CREATE TABLE sessions (
-        digest BLOB PRIMARY KEY,
-        client INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        room TEXT NOT NULL,
-        seen REAL NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX sessions_by_seen ON sessions (seen);
-    CREATE TABLE nonces (
-        seq INTEGER PRIMARY KEY,
-        client INTEGER NOT NULL,
-        epoch TEXT NOT NULL,
-        first INTEGER NOT NULL,
-        nonces TEXT NOT NULL
-    );
-    CREATE INDEX nonces_by_client ON nonces (client, seq);
-    CREATE TABLE numbers (clients_ever INTEGER NOT NULL);
-    INSERT INTO numbers VALUES (0);
-    """,
+# Each makes of a file of the version that is its place in this list, from 0, one of the next.  What
+# is here once released is never changed: files that were made by it exist.
+MIGRATIONS: tuple[Sequence[str], ...] = (
+    (
+        # One row: the highest number that a client may have, the highest epoch that a room had.
+        "CREATE TABLE heads (clients_ever INTEGER NOT NULL, last_epoch INTEGER NOT NULL)",
+        "INSERT INTO heads VALUES (0, 0)",
+        # `seq` is that of the last run: the room in which nothing was said for longest goes first.
+        """CREATE TABLE rooms (
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            epoch TEXT NOT NULL UNIQUE,
+            first INTEGER NOT NULL,
+            next INTEGER NOT NULL,
+            seq INTEGER NOT NULL
+        )""",
+        # `seq` is the order over all rooms.  The text is last, so that what is long is not read by
+        # those who want to know how much there is.
+        """CREATE TABLE runs (
+            seq INTEGER PRIMARY KEY,
+            room INTEGER NOT NULL,
+            first INTEGER NOT NULL,
+            messages INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            time TEXT NOT NULL,
+            shown TEXT NOT NULL,
+            client INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            act INTEGER NOT NULL,
+            text TEXT NOT NULL
+        )""",
+        "CREATE UNIQUE INDEX runs_by_number ON runs (room, first)",
+        """CREATE TABLE sessions (
+            digest BLOB PRIMARY KEY,
+            client INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            room TEXT NOT NULL,
+            seen REAL NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX sessions_by_seen ON sessions (seen)",
+        # One row for each run that was said with nonces: a JSON array of them, null for none.
+        """CREATE TABLE nonces (
+            seq INTEGER PRIMARY KEY,
+            client INTEGER NOT NULL,
+            count INTEGER NOT NULL,
+            epoch TEXT NOT NULL,
+            first INTEGER NOT NULL,
+            nonces TEXT NOT NULL
+        )""",
+        "CREATE INDEX nonces_by_client ON nonces (client, seq)",
+    ),
 )
 
+_DAMAGED = "the file is damaged"
+_NOT_OURS = "not a journal of multichat"
+
 _REASONS = {
+    "SQLITE_BUSY": "another program is using it",
+    "SQLITE_CANTOPEN": "cannot be opened",
+    "SQLITE_CORRUPT": _DAMAGED,
     "SQLITE_FULL": "the disk is full",
-    "SQLITE_BUSY": "it is in use by another program",
-    "SQLITE_LOCKED": "it is in use by another program",
-    "SQLITE_CORRUPT": "it is damaged",
-    "SQLITE_NOTADB": "it is no journal of multichat's",
-    "SQLITE_READONLY": "it may not be written to",
-    "SQLITE_CANTOPEN": "it cannot be opened",
-    "SQLITE_IOERR": "the disk has failed",
+    "SQLITE_IOERR": "the disk fails",
+    "SQLITE_LOCKED": "another program is using it",
+    "SQLITE_NOTADB": _NOT_OURS,
+    "SQLITE_PERM": "permission denied",
+    "SQLITE_READONLY": "cannot be written to",
 }
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a few lower-case words what SQLite, or the system, has to complain about."""
-    if isinstance(error, sqlite3.Error):
-        name = getattr(error, "sqlite_errorname", None) or ""
-        main = "_".join(name.split("_")[:2])  # SQLITE_IOERR_WRITE is one of SQLITE_IOERR
-        return _REASONS.get(main) or str(error).lower()
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno).lower()
-    return str(error)
+    """Say in a few words what SQLite, or the system, has against it."""
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    # "SQLITE_IOERR_WRITE" is one of "SQLITE_IOERR".
+    name = "_".join((getattr(error, "sqlite_errorname", None) or "").split("_")[:2])
+    return _REASONS.get(name) or str(error)
 
 
-class Found(NamedTuple):
-    """A file that is open: one *connection* to write, and the *lock*, which ends when it closes."""
+class OpenFile(NamedTuple):
+    """A journal that is ours to write: its connection, and the lock, which is closed last."""
 
     connection: sqlite3.Connection
     lock: sqlite3.Connection
 
 
-def open_file(path: Path, synchronous: str) -> Found:
-    """Open the journal at *path*, or begin one there; its *synchronous* is SQLite's word.
+def connect(path: Path, mode: str) -> sqlite3.Connection:
+    """Connect to *path*, for one thread at a time; *mode* is the end of SQLite's URI for it.
 
-    A new file can be read by nobody else.  Raises `JournalFailed`.
+    No transaction begins by itself.
     """
+    return sqlite3.connect(
+        f"{path.as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=64,
+    )
+
+
+@contextmanager
+def _failing(path: object) -> Iterator[None]:
     try:
-        is_new = not path.exists() or path.stat().st_size == 0
-        if not is_new:
-            _check(path)
-        lock = _lock(path)
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise JournalFailed(path, reason_of(error)) from error
+
+
+def open_file(
+    path: Path, *, durable: bool, migrations: Sequence[Sequence[str]] = MIGRATIONS
+) -> OpenFile:
+    """Open, or make, the journal at *path*, to write to it; the caller closes both of what it gets.
+
+    *durable*: each commit waits for the disk.  A new file can be read by its owner alone.  Raises
+    `JournalFailed`.
+    """
+    with _failing(path):
+        real = path.resolve()  # two names of one file have one lock
+        exists = _exists(path, real, writing=True)
+        if exists:
+            _look_from_afar(path, real, migrations)
+        lock = _lock(path, real)
         try:
-            if is_new:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            connection = connect(path)
+            if exists and _exists(path, real, writing=True):
+                _inspect(path, real, "ro", migrations, beginning=True)
+            else:
+                _create(real)
+            connection = connect(real, "rw")
             try:
-                _prepare(connection, synchronous, is_new=is_new)
+                _prepare(connection, durable=durable)
+                _migrate(connection, migrations)
             except BaseException:
                 connection.close()
                 raise
         except BaseException:
             lock.close()
             raise
-    except (OSError, sqlite3.Error) as error:
-        raise JournalFailed(path, reason_of(error)) from error
-    return Found(connection, lock)
+    return OpenFile(connection, lock)
+
+
+def _look_from_afar(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
+    """Inspect the file without so much as a lock: beside somebody else's we lay none of ours."""
+    try:
+        _inspect(path, real, "ro&immutable=1", migrations, beginning=True)
+    except JournalFailed as failure:
+        # Of what a killed server, or a running one, was about to write back, a part may be missing.
+        if not (isinstance(failure.__cause__, sqlite3.Error) and _wal_bytes(real)):
+            raise
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """Open the journal at *path* to read alone, while a server writes it or not.
+    """Open the journal at *path* to read it, whether a server writes to it or not.
 
-    Raises `JournalFailed`.
+    Also where nothing can be written.  The caller closes it.  Raises `JournalFailed`.
     """
+    with _failing(path):
+        real = path.resolve()
+        if not _exists(path, real, writing=False):
+            raise JournalFailed(path, _NOT_OURS if real.exists() else "no such file")
+        mode = "ro"
+        try:
+            _inspect(path, real, mode, MIGRATIONS)
+        except JournalFailed as failure:
+            cause = failure.__cause__
+            code = getattr(cause, "sqlite_errorname", "") or ""
+            if not code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+                raise
+            # Readers agree with writers in files beside, and here none can be made.  Nobody writes
+            # here, then; but what is only in the WAL must not be passed over in silence.
+            if _wal_bytes(real):
+                raise JournalFailed(
+                    path, "its server did not end well; copy it, with its -wal, to read it"
+                ) from cause
+            mode = "ro&immutable=1"
+            _inspect(path, real, mode, MIGRATIONS)
+        return connect(real, mode)
+
+
+def _exists(path: Path, real: Path, *, writing: bool) -> bool:
+    """Whether there is something in the file; raises where it can be seen that it is of no use."""
+    folder = real.parent
+    if not folder.is_dir():
+        raise JournalFailed(path, f"there is no directory {folder}")
+    if real.exists() and not real.is_file():
+        raise JournalFailed(path, "not a file")
+    if writing and not os.access(folder, os.W_OK | os.X_OK):
+        raise JournalFailed(path, f"nothing can be written to {folder}")
+    if not real.exists():
+        return False
+    if not os.access(real, os.R_OK):
+        raise JournalFailed(path, "permission denied")
+    if writing and not os.access(real, os.W_OK):
+        raise JournalFailed(path, _REASONS["SQLITE_READONLY"])
+    size = real.stat().st_size
+    if size == 1:  # SQLite would take it for an empty one
+        raise JournalFailed(path, _NOT_OURS)
+    if size:
+        return True
+    if _wal_bytes(real):  # what was in it is gone; SQLite would begin anew
+        raise JournalFailed(path, _DAMAGED)
+    return False
+
+
+def _wal_bytes(real: Path) -> int:
     try:
-        if not path.exists():
-            raise FileNotFoundError(2, "")
-        _check(path)
-        return _connect_read_only(path)
-    except (OSError, sqlite3.Error) as error:
-        raise JournalFailed(path, reason_of(error)) from error
+        return Path(f"{real}-wal").stat().st_size
+    except OSError:
+        return 0
 
 
-def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Connect; used by one thread at a time, whichever it is.  No transaction begins by itself."""
-    mode = "ro" if read_only else "rw"
-    connection = sqlite3.connect(
-        f"{path.resolve().as_uri()}?mode={mode}",
-        uri=True,
-        check_same_thread=False,
-        isolation_level=None,
-    )
-    connection.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
-    return connection
+def _inspect(
+    path: Path,
+    real: Path,
+    mode: str,
+    migrations: Sequence[Sequence[str]],
+    *,
+    beginning: bool = False,
+) -> None:
+    """Raise `JournalFailed` if it is seen that the file is not a whole journal of ours.
 
-
-def _connect_read_only(path: Path) -> sqlite3.Connection:
-    connection = connect(path, read_only=True)
-    try:
-        connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.OperationalError:
-        # A folder in which nothing may be written, not even what readers agree by.  Nobody writes
-        # there then, and without what a writer left behind the file stands for itself.
-        connection.close()
-        wal = Path(f"{path}-wal")
-        if wal.exists() and wal.stat().st_size:
-            raise
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-    return connection
-
-
-def _check(path: Path) -> None:
-    """Raise `JournalFailed` if that is not a journal that we can read, or one that is cut off."""
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise JournalFailed(path, _REASONS["SQLITE_NOTADB"])
-    connection = _connect_read_only(path)
-    try:
-        [[application]] = connection.execute("PRAGMA application_id")
-        [[version]] = connection.execute("PRAGMA user_version")
-        [[pages]] = connection.execute("PRAGMA page_count")
-        [[page_bytes]] = connection.execute("PRAGMA page_size")
-    finally:
-        connection.close()
-    if application != APPLICATION_ID:
-        raise JournalFailed(path, _REASONS["SQLITE_NOTADB"])
-    if version > len(MIGRATIONS):
-        raise JournalFailed(path, "it was made by a newer multichat")
-    wal = Path(f"{path}-wal")
-    # What has not been written back stands in the other file, and the first is shorter meanwhile.
-    is_whole = wal.exists() and wal.stat().st_size > 0
-    if not is_whole and path.stat().st_size < pages * page_bytes:
-        raise JournalFailed(path, "it is damaged: its end is missing")
-
-
-def _lock(path: Path) -> sqlite3.Connection:
-    """Be the only server that writes there, until the process ends or this is closed.
-
-    SQLite's own lock, on an empty file beside: it is let go of by a `kill -9`, works wherever
-    SQLite does, and keeps out no reader.
+    *beginning*: one that has no tables yet will do.
     """
-    beside = Path(f"{path}-lock")
+    with _failing(path), closing(connect(real, mode)) as connection:
+        [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        [application] = connection.execute("PRAGMA application_id").fetchone()
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        [pages] = connection.execute("PRAGMA page_count").fetchone()
+        [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
+    if not tables and application in (0, APPLICATION_ID):
+        # A server may have ended, or be, between making the file and its tables.
+        if not beginning:
+            raise JournalFailed(path, "nothing is in it yet")
+    elif application != APPLICATION_ID:
+        raise JournalFailed(path, _NOT_OURS)
+    if version > len(migrations):
+        reason = f"made by a newer multichat: version {version}, this one knows {len(migrations)}"
+        raise JournalFailed(path, reason)
+    # A page that is cut in two; of the others SQLite itself says that they are missing.  Where
+    # there is a WAL, what is missing may be in there.
+    if not _wal_bytes(real) and real.stat().st_size < pages * page_bytes:
+        raise JournalFailed(path, _DAMAGED)
+
+
+def _lock(path: Path, real: Path) -> sqlite3.Connection:
+    """Take the lock that all servers that write to *real* ask for.
+
+    It is SQLite's own, which every system has and the end of the process lets go, on a file that
+    stays empty: in the journal itself it would keep readers out.
+    """
+    beside = Path(f"{real}-lock")
     with suppress(FileExistsError):
         os.close(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    lock = sqlite3.connect(
-        f"{beside.resolve().as_uri()}?mode=rw",
-        uri=True,
-        timeout=0,
-        check_same_thread=False,
-        isolation_level=None,
-    )
+    lock = connect(beside, "rw")
     try:
+        lock.execute("PRAGMA busy_timeout=0")
+        lock.execute("PRAGMA journal_mode=MEMORY")  # no third file for what is never written
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         lock.close()
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY":
-            raise JournalFailed(path, "another server keeps its journal there") from error
-        raise
+        if error.sqlite_errorname.startswith("SQLITE_BUSY"):
+            raise JournalFailed(path, "another server is using it") from error
+        raise JournalFailed(beside, reason_of(error)) from error
     return lock
 
 
-def _prepare(connection: sqlite3.Connection, synchronous: str, *, is_new: bool) -> None:
-    if is_new:
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute(f"PRAGMA synchronous={synchronous}")
-    [[version]] = connection.execute("PRAGMA user_version")
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+def _create(real: Path) -> None:
+    """Make an empty file, for the owner alone; SQLite gives those beside it the same permissions.
+
+    After a power cut it is there: the directory is waited for.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        except OSError:  # some file systems cannot, and need not
+            pass
+        finally:
+            os.close(folder)
+
+
+def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
+    # Only before there is a table; in one that has any it does nothing.
+    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    [mode] = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":  # a file system on which processes cannot share memory
+        raise OSError(0, "SQLite cannot keep a WAL there")
+    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    if durable:  # where a plain fsync stops at the disk's own memory, as on macOS
+        connection.execute("PRAGMA fullfsync=1")
+    connection.execute("PRAGMA checkpoint_fullfsync=1")
+    connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
+    """Bring the tables to our version: each step is done whole or not at all."""
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    for number, statements in enumerate(migrations[version:], version + 1):
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for statement in script.split(";"):
+            for statement in statements:
                 connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={number}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
             raise

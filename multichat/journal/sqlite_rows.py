@@ -1,116 +1,412 @@
-"""What is deleted from a SQLite journal, a bounded number of rows at a time, and nonces."""
+"""The rows of a SQLite journal: what is written, what is read, and what has to go.
+
+For one thread at a time; nothing here knows of waiting, of trying again, or of numbering.
+Each statement finds its rows by an index: none takes longer because there is much in the file.
+"""
 
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from multichat.messages import Nonce
+from multichat.journal import SessionRecord
+from multichat.messages import Nonce, SaidRun
 
 __all__ = [
-    "AT_ONCE",
-    "MAX_NONCES",
-    "delete_of_room",
-    "delete_oldest",
-    "first_of",
-    "forget",
-    "forget_sessions",
-    "nonces",
-    "trim_nonces",
-    "used_bytes",
+    "Head",
+    "Retention",
+    "RoomHead",
+    "Rows",
+    "Tidied",
+    "read_nonces",
+    "read_runs",
+    "read_sessions",
 ]
 
-# In one transaction: a commit waits no longer for that than for any other.
-AT_ONCE = 500
-
-# Of each client's, as many as can be asked for.
+# Of each client's, as many as anybody asks for after a restart: `multichat.resume.MAX_NONCES`.
 MAX_NONCES = 1024
 
+# Clients whose nonces we have counted; of others they are counted anew.
+_MAX_COUNTED = 20_000
 
-def delete_of_room(connection: sqlite3.Connection, room: int, before: int) -> list[int]:
-    """Delete the first runs of a room that end before that number."""
-    rows = connection.execute(
-        "DELETE FROM runs WHERE seq IN (SELECT seq FROM runs WHERE room = ? AND first < ? "
-        "AND first + messages <= ? ORDER BY first LIMIT ?) RETURNING room",
-        (room, before, before, AT_ONCE),
-    )
-    return [room for (room,) in rows]
+# What one step of tidying takes away.  Deleting reads what it deletes: some 10 ms.
+STEP_RUNS = 500
+_STEP_BYTES = 4 * 1024 * 1024
+_STEP_PAGES = 256
 
+# A file gets smaller when it holds that much of nothing; less is soon filled again.
+_FREE_PART = 4
 
-def delete_oldest(connection: sqlite3.Connection, before: str) -> list[int]:
-    """Delete the first runs up to one that was said at that time or later; return whose."""
-    # Nothing but a beginning: should the clock have been set back, no room gets a gap.
-    connection.execute("CREATE TEMP TABLE IF NOT EXISTS oldest (seq INTEGER, time TEXT)")
-    connection.execute("DELETE FROM oldest")
-    connection.execute(
-        "INSERT INTO oldest SELECT seq, time FROM runs ORDER BY seq LIMIT ?", (AT_ONCE,)
-    )
-    rows = connection.execute(
-        "DELETE FROM runs WHERE seq IN (SELECT seq FROM oldest WHERE seq < "
-        "coalesce((SELECT min(seq) FROM oldest WHERE time >= ?), 1 << 62)) RETURNING room",
-        (before,),
-    )
-    return [room for (room,) in rows]
+# The tables alone take 60 KiB, and a step of tidying 4 MiB.
+MIN_BYTES = 1024 * 1024
+
+# Whoever keeps sessions decides for how long; these are of servers that never came back for them.
+_SESSION_SECONDS = 30 * 24 * 3600.0
+
+_RUN_COLUMNS = "first, time, shown, client, name, text, act"
 
 
-def used_bytes(connection: sqlite3.Connection) -> int:
-    """Return how much of the file holds something."""
-    [[pages]] = connection.execute("PRAGMA page_count")
-    [[free]] = connection.execute("PRAGMA freelist_count")
-    [[page_bytes]] = connection.execute("PRAGMA page_size")
-    return int((pages - free) * page_bytes)
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept: nothing older, no more of a room, no more in all; None is no limit.
+
+    What goes is whole runs, the oldest first, some seconds after it may: a room may have more than
+    *max_messages* by what was said in one piece.  *max_bytes* is of what is in use of the file
+    itself; its WAL is beside it.  Raises `ValueError` for a value that makes no sense.
+    """
+
+    max_age_seconds: float | None = None
+    max_messages: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_age_seconds is not None and not self.max_age_seconds > 0:
+            raise ValueError("max_age_seconds must be more than 0")
+        if self.max_messages is not None and self.max_messages < 1:
+            raise ValueError("max_messages must be at least 1")
+        if self.max_bytes is not None and self.max_bytes < MIN_BYTES:
+            raise ValueError(f"max_bytes must be at least {MIN_BYTES}")
 
 
-def forget_sessions(connection: sqlite3.Connection, before: float) -> None:
-    """Forget a bounded number of sessions that were last seen before that time."""
-    for (digest,) in connection.execute(
-        "SELECT digest FROM sessions WHERE seen < ? LIMIT ?", (before, AT_ONCE)
-    ).fetchall():
-        forget(connection, digest)
+class Head(NamedTuple):
+    """What is known of a room without reading what was said there."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
+    next: int
 
 
-def first_of(connection: sqlite3.Connection, room: int) -> int:
-    """Return the number of the first message that is left of a room, or of its next one."""
-    query = (
-        "SELECT coalesce((SELECT min(first) FROM runs WHERE room = id), next) "
-        "FROM rooms WHERE id = ?"
-    )
-    [[first]] = connection.execute(query, (room,))
-    return int(first)
+class RoomHead(Protocol):
+    """The same, of a room in which something is said."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
 
 
-def nonces(
-    connection: sqlite3.Connection, client: int, limit: int
-) -> Iterator[tuple[Nonce, str, int]]:
-    """Yield the last *limit* that *client* used, the last first."""
-    rows = connection.execute(
-        "SELECT epoch, first, nonces FROM nonces WHERE client = ? ORDER BY seq DESC", (client,)
-    )
-    for epoch, first, spelled in rows:
-        nonces = msgspec.json.decode(spelled, type=list[Nonce | None])
-        for number in reversed(range(len(nonces))):
-            if (nonce := nonces[number]) is None:
-                continue
-            if limit <= 0:
+@dataclass(slots=True)
+class Tidied:
+    """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
+
+    *is_idle_gone*: nothing is left of the room that was to be forgotten.
+    """
+
+    firsts: dict[int, int] = field(default_factory=dict)
+    more: bool = False
+    is_idle_gone: bool = False
+
+
+class Rows:
+    """What one thread writes, through *connection*, which it has for itself.
+
+    *clients_ever* and *last_epoch* are the highest that are in the file.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, retention: Retention) -> None:
+        self.connection = connection
+        self._retention = retention
+        self.clients_ever = self.last_epoch = 0
+        self._seq = 0
+        self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
+        # Of the transaction that is being made.
+        self._runs: list[tuple[object, ...]] = []
+        self._heads: dict[int, tuple[object, ...]] = {}
+        self._highest_client = self._highest_epoch = 0
+
+    def load(self) -> list[Head]:
+        """Read where the last server stopped; return all rooms, the longest silent first."""
+        execute = self.connection.execute
+        [self.clients_ever, self.last_epoch] = execute("SELECT * FROM heads").fetchone()
+        [self._seq] = execute(
+            "SELECT max(coalesce((SELECT max(seq) FROM runs), 0), "
+            "coalesce((SELECT max(seq) FROM rooms), 0))"
+        ).fetchone()
+        return [
+            Head(*row)
+            for row in execute("SELECT id, name, epoch, first, next FROM rooms ORDER BY seq")
+        ]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what is done in the block, or nothing of it; raises `sqlite3.Error`."""
+        execute = self.connection.execute
+        seq = self._seq
+        self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
+        execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._flush()
+            if (self._highest_client, self._highest_epoch) != (self.clients_ever, self.last_epoch):
+                highest = self._highest_client, self._highest_epoch
+                execute("UPDATE heads SET clients_ever = ?, last_epoch = ?", highest)
+            execute("COMMIT")
+        except BaseException:
+            self._seq = seq
+            self._runs.clear()
+            self._heads.clear()
+            self._nonce_counts.clear()
+            if self.connection.in_transaction:  # some failures have ended it already
+                with suppress(sqlite3.Error):
+                    execute("ROLLBACK")
+            raise
+        self.clients_ever, self.last_epoch = self._highest_client, self._highest_epoch
+
+    def say(self, room: RoomHead, said: SaidRun, messages: int, size: int) -> None:
+        """Keep *said*, which is so many *messages* and bytes, behind all that was said before."""
+        self._seq += 1
+        self._runs.append(
+            (
+                *(self._seq, room.id, said.first, messages, size, said.time),
+                *(said.room, said.client, said.name, said.act, said.run),
+            )
+        )
+        self._heads[room.id] = (
+            *(room.id, room.name, room.epoch, room.first),
+            *(said.first + messages, self._seq),
+        )
+        self._highest_client = max(self._highest_client, said.client)
+        self._highest_epoch = max(self._highest_epoch, int(room.epoch, 16))
+
+    def _flush(self) -> None:
+        if self._runs:
+            self.connection.executemany(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs
+            )
+            self.connection.executemany(
+                "INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
+                "first = excluded.first, next = excluded.next, seq = excluded.seq",
+                self._heads.values(),
+            )
+            self._runs.clear()
+            self._heads.clear()
+
+    # --- Clients and who may come back ------------------------------------------------------------
+
+    def give_numbers(self, clients_ever: int) -> None:
+        """Keep that numbers up to *clients_ever* are somebody's."""
+        self._highest_client = max(self._highest_client, clients_ever)
+
+    def keep_session(self, record: SessionRecord) -> None:
+        """Keep *record* instead of what was kept of it."""
+        self._highest_client = max(self._highest_client, record.client)
+        values = (record.digest, record.client, record.name, record.room, record.seen)
+        self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
+
+    def forget_session(self, digest: bytes) -> None:
+        """Forget that session, and the nonces of its client."""
+        execute = self.connection.execute
+        row = execute("SELECT client FROM sessions WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            execute("DELETE FROM sessions WHERE digest = ?", (digest,))
+            execute("DELETE FROM nonces WHERE client = ?", row)
+            self._nonce_counts.pop(row[0], None)
+
+    def use_nonces(self, said: SaidRun, nonces: str, count: int) -> None:
+        """Keep with which *nonces*, *count* of them spelled as JSON, *said* was said."""
+        client = said.client
+        self.connection.execute(
+            "INSERT INTO nonces (client, count, epoch, first, nonces) VALUES (?, ?, ?, ?, ?)",
+            (client, count, said.epoch, said.first, nonces),
+        )
+        # Of a client that we have not counted yet, there may be as many as may be.
+        counted = self._nonce_counts.get(client, MAX_NONCES) + count
+        if counted > MAX_NONCES:
+            self._trim_nonces(client)
+            counted = 0
+        if len(self._nonce_counts) >= _MAX_COUNTED:
+            self._nonce_counts.clear()
+        self._nonce_counts[client] = counted
+
+    def _trim_nonces(self, client: int) -> None:
+        total = 0
+        for seq, count in self.connection.execute(
+            "SELECT seq, count FROM nonces WHERE client = ? ORDER BY seq DESC", (client,)
+        ):
+            total += count
+            if total >= MAX_NONCES:
+                self.connection.execute(
+                    "DELETE FROM nonces WHERE client = ? AND seq < ?", (client, seq)
+                )
                 return
-            limit -= 1
-            yield nonce, epoch, first + number
+
+    # --- What has to go ---------------------------------------------------------------------------
+
+    def tidy(self, full: dict[int, int], idle: int | None) -> Tidied | None:
+        """Take away a bounded part of what has to go; None if that cannot be done now.
+
+        *full* says for rooms, by their ids, before which number their messages have to go; *idle*
+        is a room that has to go with all that it has.
+        """
+        tidied = Tidied()
+        step = _Step(self.connection)
+        kept = self._retention
+        try:
+            with self.transaction():
+                for room, before in full.items():
+                    step.delete(
+                        "WHERE room = ? AND first < ? AND first + messages <= ? ORDER BY first",
+                        (room, before, before),
+                    )
+                if idle is not None:
+                    step.delete("WHERE room = ? ORDER BY first", (idle,))
+                    if not step.is_over:
+                        self.connection.execute("DELETE FROM rooms WHERE id = ?", (idle,))
+                        tidied.is_idle_gone = True
+                if kept.max_age_seconds is not None:
+                    oldest = time.gmtime(time.time() - kept.max_age_seconds)
+                    # Up to the first that may stay: no room gets a gap should the clock have been
+                    # set back.
+                    step.delete("ORDER BY seq", (), before=time.strftime(_SECOND, oldest))
+                if kept.max_bytes is not None:
+                    excess = self._bytes(used=True) - kept.max_bytes
+                    if excess > 0:
+                        step.delete("ORDER BY seq", (), most_bytes=excess)
+                        step.is_over = True  # what it takes is known when it is done
+                self._forget_old_sessions()
+                self.connection.executemany(
+                    "UPDATE rooms SET first = ? WHERE id = ?",
+                    [(first, room) for room, first in step.firsts.items()],
+                )
+            tidied.firsts = step.firsts
+            tidied.more = bool(step.deleted and step.is_over) or self._shrink()
+        except sqlite3.Error:
+            return None
+        return tidied
+
+    def _forget_old_sessions(self) -> None:
+        for (digest,) in self.connection.execute(
+            "SELECT digest FROM sessions WHERE seen < ? LIMIT ?",
+            (time.time() - _SESSION_SECONDS, STEP_RUNS),
+        ).fetchall():
+            self.forget_session(digest)
+
+    def _shrink(self) -> bool:
+        """Give some of what is free in the file back; return whether there may be more."""
+        free = self._bytes(used=False)
+        size = free + self._bytes(used=True)
+        most = self._retention.max_bytes
+        is_too_large = most is not None and size > most
+        if not free or not (is_too_large or free > max(MIN_BYTES, size // _FREE_PART)):
+            return False
+        # As a script: `execute` takes a statement without rows one step far, which is one page.
+        self.connection.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
+        return True
+
+    def _bytes(self, *, used: bool) -> int:
+        [pages] = self.connection.execute("PRAGMA page_count").fetchone()
+        [free] = self.connection.execute("PRAGMA freelist_count").fetchone()
+        [page_bytes] = self.connection.execute("PRAGMA page_size").fetchone()
+        return int((pages - free if used else free) * page_bytes)
 
 
-def trim_nonces(connection: sqlite3.Connection, client: int) -> None:
-    """Forget the nonces of *client* that are too many."""
-    # One row holds at least one: what stands behind so many rows nobody will ask for.
-    connection.execute(
-        "DELETE FROM nonces WHERE client = ? AND seq < (SELECT seq FROM nonces WHERE client = ? "
-        "ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-        (client, client, MAX_NONCES - 1),
+class _Step:
+    """One bounded step of taking runs away; *firsts* says where their rooms begin then."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.firsts: dict[int, int] = {}
+        self.deleted = 0
+        self.is_over = False
+        self._connection = connection
+        self._bytes = 0
+
+    def delete(
+        self,
+        which: str,
+        parameters: tuple[object, ...],
+        *,
+        before: str | None = None,
+        most_bytes: int = 1 << 62,
+    ) -> None:
+        """Delete the first runs of *which*, before the first not said *before* that time."""
+        if self.is_over:
+            return
+        left = STEP_RUNS - self.deleted
+        found = self._connection.execute(
+            f"SELECT seq, room, first + messages, bytes, time FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
+            (*parameters, left),
+        ).fetchall()
+        gone: list[tuple[int]] = []
+        for seq, room, end, size, said_at in found:
+            if most_bytes <= 0 or (before is not None and said_at >= before):
+                break
+            if self._bytes > _STEP_BYTES:
+                self.is_over = True
+                break
+            self._bytes += size
+            most_bytes -= size
+            gone.append((seq,))
+            self.firsts[room] = max(end, self.firsts.get(room, 0))
+        self._connection.executemany("DELETE FROM runs WHERE seq = ?", gone)
+        self.deleted += len(gone)
+        self.is_over |= len(gone) == left
+
+
+_SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
+
+
+# --- Reading --------------------------------------------------------------------------------------
+
+
+def read_runs(
+    connection: sqlite3.Connection, room: int, epoch: str, start: int, stop: int
+) -> Generator[SaidRun, None, None]:
+    """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
+
+    To be closed by whoever does not read it to its end.
+    """
+    cursor = connection.execute(
+        f"SELECT {_RUN_COLUMNS} FROM runs WHERE room = ?1 AND first < ?3 AND first >= coalesce("  # noqa: S608 - our own words
+        "(SELECT max(first) FROM runs WHERE room = ?1 AND first <= ?2), ?2) ORDER BY first",
+        (room, start, stop),
     )
+    try:
+        for first, said_at, shown, client, name, text, act in cursor:
+            yield SaidRun(epoch, first, said_at, shown, client, name, text, bool(act))
+    finally:
+        cursor.close()
 
 
-def forget(connection: sqlite3.Connection, digest: bytes) -> None:
-    """Forget a session, if it is there, and the nonces of its client."""
-    connection.execute(
-        "DELETE FROM nonces WHERE client = (SELECT client FROM sessions WHERE digest = ?)",
-        (digest,),
-    )
-    connection.execute("DELETE FROM sessions WHERE digest = ?", (digest,))
+def read_sessions(connection: sqlite3.Connection, since: float, limit: int) -> list[SessionRecord]:
+    """Return the last *limit* sessions that were seen since then, the oldest first."""
+    found = connection.execute(
+        "SELECT digest, client, name, room, seen FROM sessions WHERE seen >= ? "
+        "ORDER BY seen DESC LIMIT ?",
+        (since, limit),
+    ).fetchall()
+    return [
+        SessionRecord(digest=digest, client=client, name=name, room=room, seen=seen)
+        for digest, client, name, room, seen in reversed(found)
+    ]
+
+
+def read_nonces(
+    connection: sqlite3.Connection, client: int, limit: int
+) -> list[tuple[Nonce, str, int]]:
+    """Return the last *limit* nonces of *client*, the oldest first, and where what was said is."""
+    found: list[tuple[Nonce, str, int]] = []
+    for epoch, first, spelled in connection.execute(
+        "SELECT epoch, first, nonces FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
+        (client, limit),
+    ).fetchall():
+        found += reversed(list(_located(epoch, first, _decode_nonces(spelled))))
+        if len(found) >= limit:
+            break
+    return found[:limit][::-1]
+
+
+_decode_nonces = msgspec.json.Decoder(list[Nonce | None]).decode
+
+
+def _located(
+    epoch: str, first: int, nonces: Iterable[Nonce | None]
+) -> Iterator[tuple[Nonce, str, int]]:
+    for number, nonce in enumerate(nonces, first):
+        if nonce is not None:
+            yield nonce, epoch, number

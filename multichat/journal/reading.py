@@ -1,0 +1,199 @@
+"""Reads a SQLite journal without its server, or beside it.
+
+A page at a time: no more of it is in memory, and a server that writes to the file meanwhile can
+have it cleaned up in between.  What is read ends with what was there at the beginning.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from multichat.errors import JournalFailed, UnknownId
+from multichat.framing import clean
+from multichat.ids import message_number
+from multichat.journal import part_of
+from multichat.journal.sqlite_file import open_for_reading, reason_of
+from multichat.messages import SaidRun
+from multichat.names import fold_name
+
+__all__ = ["Reader", "open_reader"]
+
+# A page: what one transaction reads.
+_PAGE_RUNS = 500
+_PAGE_BYTES = 1024 * 1024
+
+_FAR = 1 << 62
+
+# What no name has, and what would end a string in JSON.
+_QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
+
+
+@contextmanager
+def open_reader(path: Path) -> Iterator["Reader"]:
+    """Open the journal at *path* to read it; raises `JournalFailed`, in the block as well."""
+    with closing(open_for_reading(path)) as connection:
+        try:
+            yield Reader(path, connection)
+        except sqlite3.Error as error:
+            raise JournalFailed(path, reason_of(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The runs *where* they are, in the order of the column *key*, which is theirs alone."""
+
+    key: str
+    where: str
+    parameters: tuple[object, ...]
+
+    def sql(self, columns: str, condition: str, end: str = "", *, join: str = "") -> str:
+        return f"SELECT {columns} FROM runs {join} WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+
+
+class Reader:
+    """A journal that is open to be read; of one thread.  Made by `open_reader`."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._connection = connection
+
+    def has_several_rooms(self) -> bool:
+        """Whether something was said in more than one room."""
+        found = self._connection.execute("SELECT 1 FROM rooms LIMIT 2").fetchall()
+        return len(found) > 1
+
+    def read(
+        self, *, room: str | None = None, since: float | str | None = None, limit: int | None = None
+    ) -> Iterator[SaidRun]:
+        """Yield what was said, in the order in which it was kept.
+
+        In *room* alone, or in all of them.  *since* is a time, in seconds since 1970, or the id of
+        a message, which says the room, too: what was said after it.  At most *limit* messages: the
+        first since then, or without *since* the last that there are.  If the clock was set back,
+        what follows the first message since that time is all read.
+
+        Raises `JournalFailed` if there is no such room, `UnknownId` for an id of another one.
+        """
+        if isinstance(since, str):
+            room_id, start = self._locate(since, room)
+            order = self._order(room_id)
+            sql = order.sql("max(first)", "first <= ?")
+            [run] = self._connection.execute(sql, (*order.parameters, start)).fetchone()
+            return self._pages(order, start if run is None else run, start, limit)
+        order = self._order(None if room is None else self._find(room))
+        if since is not None:
+            return self._pages(order, self._first_since(order, since), 0, limit)
+        return self._last(order, limit)
+
+    def _find(self, room: str) -> int:
+        row = self._connection.execute(
+            "SELECT id FROM rooms WHERE name = ?", (fold_name(room),)
+        ).fetchone()
+        if row is None:
+            raise JournalFailed(self._path, f"nothing was said in a room {room}")
+        return int(row[0])
+
+    def _locate(self, id_: str, room: str | None) -> tuple[int, int]:
+        """Return the room of the message with that id, and the number of the next one."""
+        epoch = id_.partition("-")[0]
+        row = self._connection.execute(
+            "SELECT id, next FROM rooms WHERE epoch = ?", (epoch,)
+        ).fetchone()
+        number = message_number(epoch, id_)
+        if row is None or number is None or number >= row[1]:
+            raise UnknownId
+        if room is not None and row[0] != self._find(room):
+            raise UnknownId
+        return row[0], number + 1
+
+    def _order(self, room: int | None) -> _Order:
+        if room is None:
+            return _Order("seq", "1", ())
+        return _Order("first", "room = ?", (room,))
+
+    def _last(self, order: _Order, limit: int | None) -> Iterator[SaidRun]:
+        if limit is None:
+            return self._pages(order, 0, 0, None)
+        start, total = _FAR, 0
+        key = order.key
+        sql = order.sql(f"{key}, messages", f"{key} <= ?", f"ORDER BY {key} DESC")
+        with closing(self._connection.execute(sql, (*order.parameters, _FAR))) as rows:
+            for its_key, messages in rows:
+                start = its_key
+                total += messages
+                if total >= limit:
+                    break
+        return self._pages(order, start, 0, limit, skipped=max(0, total - limit))
+
+    def _first_since(self, order: _Order, since: float) -> int:
+        """Return the key of the first run that was said at *since* or later, by halving."""
+        moment = datetime.fromtimestamp(since, UTC)
+        spelled = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
+        key, execute = order.key, self._connection.execute
+        sql = order.sql(f"{key}, time", f"{key} >= ?", f"ORDER BY {key} LIMIT 1")
+        # Each of the two is at an end of an index; asked for together, all between them is read.
+        [low] = execute(order.sql(f"min({key})", "1"), order.parameters).fetchone()
+        [high] = execute(order.sql(f"max({key})", "1"), order.parameters).fetchone()
+        if low is None:
+            return 0
+        high += 1  # from there on all is since then; before low nothing is
+        while low < high:
+            middle = (low + high) // 2
+            found = execute(sql, (*order.parameters, middle)).fetchone()
+            if found is None or found[1] >= spelled:
+                high = middle
+            else:
+                low = found[0] + 1
+        return int(low)
+
+    def _pages(
+        self, order: _Order, key: int, start: int, limit: int | None, *, skipped: int = 0
+    ) -> Iterator[SaidRun]:
+        """Yield what was said from *key* on, and of it what is numbered *start* or more.
+
+        Of the first run so many messages are *skipped*.
+        """
+        left = _FAR if limit is None else limit
+        [last] = self._connection.execute("SELECT max(seq) FROM runs").fetchone()
+        sql = order.sql(
+            f"runs.{order.key}, rooms.epoch, runs.first, time, shown, client, runs.name, text, act",
+            f"runs.{order.key} >= ? AND runs.seq <= ?",
+            f"ORDER BY runs.{order.key} LIMIT {_PAGE_RUNS}",
+            join="CROSS JOIN rooms ON rooms.id = runs.room",  # in the order of the runs
+        )
+        while left > 0:
+            page: list[SaidRun] = []
+            size = 0
+            with closing(self._connection.execute(sql, (*order.parameters, key, last))) as rows:
+                for its_key, epoch, first, said_at, shown, client, name, text, act in rows:
+                    said = SaidRun(epoch, first, said_at, shown, client, name, text, bool(act))
+                    page.append(_tamed(said))
+                    key = its_key + 1
+                    size += len(text)
+                    if size > _PAGE_BYTES:
+                        break
+            if not page:
+                return
+            for said in page:
+                part = part_of(said, max(start, said.first + skipped), _FAR)
+                skipped = 0
+                if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
+                    left -= part.run.count("\n") + 1
+                    yield part
+
+
+def _tamed(said: SaidRun) -> SaidRun:
+    """Return *said* as a server has it: the file may be anybody's, and the terminal is ours."""
+    return SaidRun(
+        epoch=clean(said.epoch).translate(_QUOTES),
+        first=said.first,
+        time=clean(said.time).translate(_QUOTES),
+        room=clean(said.room).translate(_QUOTES),
+        client=int(said.client),
+        name=clean(said.name).translate(_QUOTES),
+        run="\n".join(map(clean, said.run.split("\n"))),
+        act=said.act,
+    )
