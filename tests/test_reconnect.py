@@ -569,6 +569,34 @@ async def test_in_text_there_is_no_way_back(autojump_clock: MockClock) -> None:
     assert len(network.dialled) == 1
 
 
+@pytest.mark.parametrize("password", ["swordfish", "another"])
+async def test_who_comes_back_says_the_password_again(
+    password: str, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.welcome)
+        async with open_chat(stream, redial=network.dial, password="swordfish") as chat:
+            await peer.reset()
+            assert isinstance(await anext(chat), Disconnected)
+            peer = await network.peer()
+            await peer.read()
+            await peer.send("[Server] a password is asked for: /auth PASSWORD")
+            assert await peer.line() == "/auth swordfish"
+            if password == "swordfish":
+                await peer.send("[Server] password accepted")
+                await peer.welcome()
+                assert await anext(chat) == Reconnected(resumed=True)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(peer.finish)
+            else:
+                await peer.send("[Server] wrong password")
+                with pytest.raises(Refused, match="wrong password"):
+                    await anext(chat)
+
+
 # --- The first connection ------------------------------------------------------------------------
 
 
