@@ -712,3 +712,28 @@ async def test_everybody_hears_everything_once_however_often_it_is_cut(
             assert theirs == [f"{other} {i}" for i in range(count)]
     of_c = [[text for text in heard[name] if text.startswith("c")] for name in ("a", "b")]
     assert of_c[0] == of_c[1]
+
+
+@pytest.mark.parametrize("before", [0, 3])
+async def test_who_has_just_joined_a_room_misses_nothing_of_it_and_no_more(
+    before: int, autojump_clock: MockClock
+) -> None:
+    async with memory_server() as network, network.chat(name="bob", room="den") as bob:
+        streams: list[trio.abc.Stream] = []
+
+        async def dial() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            streams.append(network.connect())
+            return streams[-1]
+
+        if before:
+            await bob.say(*map(str, range(before)))
+        await bob.members()
+        async with open_chat(await dial(), redial=dial) as chat:
+            await chat.join("den")
+            await trio.aclose_forcefully(streams[-1])
+            assert isinstance(await anext(chat), Disconnected)
+            await bob.say("10", "11")
+            assert await numbers(chat, 2) == [10, 11]
+            await bob.say("12")
+            assert await numbers(chat, 1) == [12]
