@@ -229,6 +229,12 @@ def serve(
             envvar="MULTICHAT_AWAY",
         ),
     ] = _DEFAULTS.away_seconds,
+    max_sessions: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Lost connections that may come back.", envvar="MULTICHAT_MAX_SESSIONS"
+        ),
+    ] = _DEFAULTS.max_sessions,
     max_rooms: Annotated[
         int,
         typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
@@ -288,6 +294,7 @@ def serve(
             filters=_filters(filter_ or []),
             max_rooms=max_rooms,
             announce=announce,
+            max_sessions=max_sessions,
             away_seconds=away,
             grace_seconds=grace,
         )

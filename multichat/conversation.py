@@ -79,7 +79,7 @@ class Conversation:
         wait: bool,
         tell: Callable[[list[Event], int], None],
         sort: Callable[[Event, bool], Event | None],
-        send_typed: Callable[[str], Awaitable[None]],
+        send_typed: Callable[[str], Awaitable[object]],
         may_read: Callable[[bool], bool],
     ) -> None:
         self.goodbye: str | None = None

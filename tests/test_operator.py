@@ -20,7 +20,7 @@ from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .conftest import LogRecorder
 from .processes import LOOPBACK, MULTICHAT
-from .test_terminal import Terminal
+from .terminals import Terminal
 from .test_terminal import terminal as terminal  # noqa: PLC0414 - a fixture
 
 NOW = 1_736_937_045.0

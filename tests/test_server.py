@@ -355,8 +355,8 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
         healthy = await network.join()
         await network.join(lockstep=True)
         sender = await network.join()
-        for _ in range(4):
-            await sender.send("x" * 1000)
+        for _ in range(4):  # so much that the next read is a full one
+            await sender.send("x" * 40_000)
             await settle()
         await sender.send(*["y"] * count)
         await settle()
