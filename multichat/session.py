@@ -522,7 +522,7 @@ class Session:
                 resumed=resumed is not None,
                 session=token,
             ),
-            *refused,
+            *dict.fromkeys(refused),  # a name that was ours and is wished for, too, but once
         )
         await self._catch_up(position)
 
