@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -376,6 +375,8 @@ def history(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # which imports what reads mail
+
         typer.echo(f"multichat {version('multichat')}")
         raise typer.Exit
 

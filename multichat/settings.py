@@ -9,7 +9,6 @@ where `host`, `port` or `unix` say which that is.
 """
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,13 +88,17 @@ def history_path() -> Path:
 def load_settings(path: Path) -> Settings:
     """Read the file at *path*; raises `InvalidSettings` for anything but a good one or none."""
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
         return Settings(path=path)
     except OSError as error:
         raise InvalidSettings(path, "", (error.strerror or "").lower()) from error
     except UnicodeDecodeError as error:
         raise InvalidSettings(path, "", "not UTF-8") from error
+    import tomllib  # most people have no such file
+
+    try:
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidSettings(path, "", str(error)) from error
     servers = tables.pop("servers", {})
