@@ -29,6 +29,7 @@ from multichat.messages import (
     Joined,
     Left,
     Missed,
+    Notice,
     Presence,
     Reconnected,
     Renamed,
@@ -37,7 +38,7 @@ from multichat.messages import (
     SayRun,
     Welcome,
 )
-from multichat.names import fold_name
+from multichat.names import SERVER_NAME, fold_name
 from multichat.voices import TEXT
 
 __all__ = [
@@ -129,6 +130,9 @@ class Look:
                 who = [(f"{name_style(name)} bold", _shown(name)), (DIM, " → "), ("bold", "you")]
                 shown = [*_start(time), *who, ("", "  "), *_text(text, us.name)]
                 return self._on_its_day(time, [Line(shown, calls=True)])
+            case Notice(text=text, nonce=None):  # nobody has asked: the server says something
+                shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, us.name)]
+                return self._on_its_day(time, [Line(shown, mentions(text, us.name))])
             case Disconnected(failures=0):
                 style, sign = WARNING, "!"
             case Error() | Missed() | Goodbye():

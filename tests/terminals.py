@@ -42,14 +42,17 @@ class Terminal:
         await self._new(name, columns, rows, shell)
 
     async def open_shell(self, name: str, *, columns: int = 60, rows: int = 15) -> None:
-        """Run a shell with job control, whose prompt is `$ `."""
+        """Run a shell with job control, whose prompt is `$ `.
+
+        Not bash, which puts a terminal right behind whoever leaves it as it should not be.
+        """
         variables = {
             "PS1": "$ ",
             "MULTICHAT_CONFIG": str(self.home / "config.toml"),
             "MULTICHAT_HISTORY": str(self.home / "history"),
         }
         shell = ["env", *(f"{key}={value}" for key, value in variables.items())]
-        await self._new(name, columns, rows, shlex.join([*shell, program("bash"), "--norc"]))
+        await self._new(name, columns, rows, shlex.join([*shell, program("dash"), "-i"]))
         await self.wait_for(name, "$ ")
 
     async def _new(self, name: str, columns: int, rows: int, shell: str) -> None:

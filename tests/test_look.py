@@ -158,7 +158,7 @@ WELCOME = Welcome(
             "! the name bob is taken",
         ),
         (Goodbye(reason="too slow"), WARNING, "! goodbye: too slow"),
-        (Notice(text="Lunch is ready"), "", "· Lunch is ready"),
+        (Notice(text="/who  who is here", nonce=7), "", "· /who  who is here"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -168,6 +168,13 @@ def test_who_comes_and_goes_is_dimmed_and_what_went_wrong_is_not(
     [line] = Look(UTC).event(event, US, NOW)
     assert line.fragments == [(DIM, "10:30 "), (style, text)]
     assert not line.calls
+
+
+def test_what_the_server_says_of_its_own_accord_is_its_own() -> None:
+    [line] = Look(UTC).event(Notice(text="Lunch, alice?"), US, NOW)
+    assert plain(line.fragments) == "10:30 Server  Lunch, alice?"
+    assert ("bold", "Server") in line.fragments
+    assert line.calls
 
 
 def test_a_list_has_a_line_for_each() -> None:

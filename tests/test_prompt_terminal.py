@@ -113,6 +113,19 @@ async def test_nothing_typed_is_lost_or_torn_while_lines_arrive(
             )
 
 
+async def test_no_screen_is_ever_half_drawn(terminal: Terminal, tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server, "--name", "alice"))
+        await wait_for_input(terminal, "t", "")
+        await terminal.run("send-keys", "-t", "t", "-l", "half a sentence")
+        await wait_for_input(terminal, "t", "half a sentence")
+        async with chatter(server, every_seconds=0.002):
+            for _ in range(300):
+                shown = await terminal.rows("t")
+                assert pieces_of_input(shown) == ["> half a sentence"], shown
+                assert sum(" in lobby · " in row for row in shown) == 1, shown
+
+
 async def test_nothing_typed_is_lost_while_the_window_is_resized(
     terminal: Terminal, tmp_path: Path
 ) -> None:
@@ -395,7 +408,7 @@ async def test_stopped_and_back(how: str, terminal: Terminal, tmp_path: Path) ->
         await terminal.wait_for("t", "Stopped")
         if how != "SIGSTOP":  # which leaves nobody the time to tidy up; the shell does, for itself
             assert await modes(terminal) == before
-        await terminal.type("t", "fg")
+        await terminal.type("t", "fg", "C-j")  # Enter is another key in a mode that is not ours
         await wait_for_input(terminal, "t", "half a sen")
         await terminal.type("t", "tence")
         await server.wait_for("[RX] [alice] half a sentence\n")

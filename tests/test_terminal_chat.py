@@ -210,7 +210,7 @@ async def test_a_hostile_server_reaches_no_terminal(terminal: Terminal, tmp_path
         await server.send(type="members", room=evil, members=members)
         await server.send(type="renamed", client=1, old="alice", name=evil)  # in the status
         await server.send(type="notice", text="the end")
-        await terminal.wait_for("t", "· the end")
+        await terminal.wait_for("t", "Server  the end")
         await terminal.wait_for("t", "forged")
         await terminal.type("t", "/clear")
         await terminal.press("t", "C-c")
