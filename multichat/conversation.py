@@ -135,6 +135,8 @@ class Conversation:
     @property
     def can_send(self) -> bool:
         """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
+        if self.failure is not None:
+            return False
         return self.link.connection.can_send or (self._returns and not self.finished)
 
     @property

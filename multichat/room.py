@@ -143,6 +143,7 @@ class Room:
         self._order = trio.Lock()
         self._deadlines: dict[Member, float] = {}  # of those who are being waited for
         self._woken = trio.Event()
+        self._passed = trio.Event()  # when some of them need not be waited for any more
         self._changes = Changes()
         self._telling = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
@@ -510,7 +511,18 @@ class Room:
             for member in [m for m, deadline in deadlines.items() if deadline <= now]:
                 del deadlines[member]
                 self._dismiss_slow(member)
+            self._passed.set()
+            self._passed = trio.Event()
         return len(full) - got
+
+    def is_waiting_for(self, member: Member) -> bool:
+        """Say whether *member* has still to take what was told last."""
+        return member in self._deadlines
+
+    async def wait_passed(self, member: Member) -> None:
+        """Wait until *member* has taken what was told last, or is gone."""
+        while member in self._deadlines:
+            await self._passed.wait()
 
     def _dismiss_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
@@ -537,9 +549,11 @@ class Room:
         """
         mailbox = member.mailbox
         while member in self and not mailbox.closed:
-            if position < self._journal.first:
-                await mailbox.put(member.voice.spell(Missed(self._journal.first - position)))
-                position = self._journal.first
+            # What is not told yet may be gone from the journal already: it is told all the same.
+            first = min(self._journal.first, self._told)
+            if position < first:
+                await mailbox.put(member.voice.spell(Missed(first - position)))
+                position = first
                 continue
             if position >= self._told or self._is_live(member):
                 self._go_live(member)

@@ -195,8 +195,7 @@ class Session:
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
-        deadline = trio.current_time() + self._config.grace_seconds
-        self._nursery.cancel_scope.deadline = deadline
+        self._nursery.cancel_scope.deadline = trio.current_time() + self._config.grace_seconds
         self._reading.cancel(reason=reason or "the client left")
 
     async def run(self) -> None:
@@ -522,7 +521,7 @@ class Session:
                 resumed=resumed is not None,
                 session=token,
             ),
-            *refused,
+            *dict.fromkeys(refused),  # a name that was ours and is wished for, too, but once
         )
         await self._catch_up(position)
 
@@ -559,9 +558,13 @@ class Session:
         )
 
     async def _wait_for_room(self) -> None:
-        """Wait until an answer is taken at once: what it goes with happens in the same step."""
-        while not self._mailbox.has_room(_ANSWER_BYTES):
-            await self._mailbox.wait_for_space()
+        """Wait until an answer is taken at once: what it goes with happens in the same step.
+
+        And until we have what was told before it: the past would bring it a second time.
+        """
+        me, room, mailbox = self.member, self.member.room, self._mailbox
+        while room.is_waiting_for(me) or not mailbox.has_room(_ANSWER_BYTES):
+            await (room.wait_passed(me) if room.is_waiting_for(me) else mailbox.wait_for_space())
         await self._stay()
 
     async def _stay(self) -> None:

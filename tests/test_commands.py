@@ -810,6 +810,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
         "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line", "mailbox",
         "slow", "patience", "max-clients", "max-clients-per-address", "rate", "burst", "byte-rate",
         "memory", "idle", "filter", "ban-file", "max-rooms", "grace", "log-file", "log-level",
+        "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
     }  # fmt: skip
     together = "".join(shown.split())
     for option in options:

@@ -452,3 +452,59 @@ async def test_a_room_talks_on_while_somebody_catches_up_with_a_hundred_thousand
     # that waited would wait for all two hundred.
     assert journal.reads >= 200
     assert max(after - before for before, after in pairwise(reads)) <= 50
+
+
+# --- What the simulation found --------------------------------------------------------------------
+
+
+async def lines_for(client: ScriptedClient, seconds: float = 1) -> list[str]:
+    """Return what *client* is told within so many seconds."""
+    told: list[str] = []
+    with trio.move_on_after(seconds):
+        while True:
+            told.append(await client.line())
+    return told
+
+
+async def test_who_is_waited_for_and_asks_for_the_past_is_told_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Seed 82: what it was waited for with came once more, after the past in which it was."""
+    config = ServerConfig(mailbox_batches=1, patience_seconds=60)
+    for _ in range(20):  # it depends on who comes first when there is room again
+        async with memory_server(config) as network, trio.open_nursery() as nursery:
+            sender = await network.join()
+            slow = await network.join(lockstep=True)
+            for text in "012":
+                nursery.start_soon(sender.send, text)
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(slow.send, '/json {"replay": 3}')
+            told = await lines_for(slow)
+            assert told[:3] == [f"[Client 1] {i}" for i in range(3)]
+            _, *past = map(json.loads, told[3:])
+            assert [(event["type"], event["text"]) for event in past] == [
+                ("said", i) for i in "012"
+            ]
+
+
+async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Seed 290: those who waited for their turn said more than was kept."""
+    config = ServerConfig(mailbox_batches=1, patience_seconds=60)
+    journal = MemoryJournal(max_messages=2)
+    async with memory_server(config, journal=journal) as network:
+        one = await program(network)
+        first = await one.say("a")
+        slow = await network.join(lockstep=True)
+        for text in "bcdefg":  # each of a person of its own: the third has to wait for the slow one
+            await (await network.join()).send(text)
+            await trio.testing.wait_all_tasks_blocked()
+        again_ = await again(network, one, since=first)
+        told = [json.loads(line) for line in await lines_for(again_.client)]
+        assert [event for event in told if event["type"] == "missed"] == [
+            {"type": "missed", "count": 3}
+        ]
+        await lines_for(slow)
+        told = [json.loads(line) for line in await lines_for(again_.client)]
+        assert [event["text"] for event in told if event["type"] == "said"] == ["e", "f", "g"]

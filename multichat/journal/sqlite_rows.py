@@ -180,8 +180,8 @@ class Rows:
                 "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs
             )
             self.connection.executemany(
-                "INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-                "first = excluded.first, next = excluded.next, seq = excluded.seq",
+                "INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET next = excluded.next, seq = excluded.seq",
                 self._heads.values(),
             )
             self._runs.clear()

@@ -38,6 +38,8 @@ class Figures:
     people: int
     messages: int
     deliveries: int
+    resumes: int
+    kills: int
     evictions: int
     violations: tuple[str, ...]
 
@@ -48,9 +50,11 @@ def _figures(outcome: Outcome) -> Figures:
     return Figures(
         seed=history.plan.seed,
         seconds=history.seconds,
-        people=len(history.people),
+        people=len(history.visits),
         messages=history.messages,
-        deliveries=sum(len(person.heard_said) for person in history.people),
+        deliveries=sum(len(visit.heard_said) for visit in history.visits),
+        resumes=len(history.chronicle.resumed),
+        kills=len(history.kills),
         evictions=sum(reason in ("too slow", "too far behind") for reason in reasons),
         violations=tuple(map(str, outcome.violations)),
     )
@@ -65,7 +69,7 @@ def _run_seed(seed: int) -> Figures:
     try:
         return _figures(simulate(make_plan(seed)))
     except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
-        return Figures(seed, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
+        return Figures(seed, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
@@ -96,6 +100,8 @@ def _summary(all_figures: list[Figures], seconds: float) -> str:
         f"virtual minutes, {sum(each.people for each in all_figures)} clients, "
         f"{sum(each.messages for each in all_figures)} messages, "
         f"{sum(each.deliveries for each in all_figures)} deliveries, "
+        f"{sum(each.resumes for each in all_figures)} resumes, "
+        f"{sum(each.kills for each in all_figures)} kills, "
         f"{sum(each.evictions for each in all_figures)} evictions, "
         f"{failed} with violations; {seconds:.1f} s"
     )
@@ -123,9 +129,10 @@ def replay(seed: int) -> int:
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
     outcome = simulate(plan)
-    for person in outcome.history.people:
-        each = person.plan
-        _tell(f"{person}: {each.reading.name}, {each.ending.name}, {each.actions} actions")
+    _tell(f"{plan.journal.name}, {plan.faults}, killed at {plan.kills}")
+    for visit in outcome.history.visits:
+        each = visit.plan
+        _tell(f"{visit}: {each.reading.name}, {each.ending.name}, {each.actions} actions")
     for position, entry in enumerate(outcome.history.log):
         _tell(f"{position:5} {entry.seconds:9.4f} {entry.text}")
     _tell(f"digest {outcome.digest}")

@@ -6,12 +6,14 @@ what went over the wire.  Every message is tagged with who said it and the how m
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
+import msgspec
 import trio
 
 from .plan import HUSH, SHOUT, SLEEPY, Ending, PersonPlan, Reading
+from .returning import LeftBehind, Notebook, Return, Since
 from .wire import End
 
 __all__ = ["Client"]
@@ -41,22 +43,31 @@ _WORDS = (
 _NOISE = bytes(range(0x20)).replace(b"\n", b"").replace(b"\r", b"") + bytes(range(0x7F, 0xFF))
 
 
-class Client:
-    """One client; `run` is its life.
+# Who comes back says nothing before it knows as whom.
+_WELCOME_SECONDS = 30.0
 
-    *everybody_leaves* is set when the run is over.  `heard_the_end` is whether it read everything
-    up to the server's end of input.
+
+class Client:
+    """One connection of a client; `run` is its life.
+
+    *everybody_leaves* is set when the run is over.  *coming* is how it comes back, if it has been
+    there before, *left* what becomes of this connection when it comes back with another; *notebook*
+    is what it knows from one to the next.  `heard_the_end` is whether it read everything up to the
+    server's end of input; `left_off` is set when it could be back.
     """
 
     def __init__(
         self,
         plan: PersonPlan,
         end: End,
-        rooms: Sequence[str],
+        rooms: tuple[str, ...],
         everybody_leaves: trio.Event,
         *,
         max_line_bytes: int,
         rng: Random,
+        notebook: Notebook,
+        coming: Return | None = None,
+        left: LeftBehind | None = None,
     ) -> None:
         self._plan = plan
         self._end = end
@@ -65,7 +76,13 @@ class Client:
         self._max_line_bytes = max_line_bytes
         self._rng = rng
         self.heard_the_end = False
-        self._said = 0
+        self.left_off = trio.Event()
+        self._notebook: Notebook | None = notebook
+        self._coming = coming
+        self._left = left
+        self._received = bytearray()
+        self._welcomed = trio.Event()
+        self._stalled = False
         self._heard_all = trio.Event()
         self._talking = trio.CancelScope()
         self._actions: dict[str, Callable[[], bytes]] = {
@@ -75,7 +92,8 @@ class Client:
             "act": self._act,
             "whisper": self._whisper,
             "rename": lambda: self._ask("name", name=self._rng.choice(NAMES)),
-            "join": lambda: self._ask("join", room=self._rng.choice(self._rooms)),
+            "join": self._join,
+            "history": self._ask_history,
             "who": lambda: self._ask("who"),
             "rooms": lambda: self._ask("rooms"),
             "ping": lambda: self._ask("ping"),
@@ -100,6 +118,11 @@ class Client:
                 nursery.cancel_scope.cancel(reason="the conversation is over")
         finally:
             self._end.close()
+            self.left_off.set()
+
+    def retire(self) -> None:
+        """Take no notes any more: there is another connection for that."""
+        self._notebook = None
 
     async def _stop_talking(self) -> None:
         await self._everybody_leaves.wait()
@@ -114,7 +137,12 @@ class Client:
         trickles = plan.reading is Reading.TRICKLING
         stalls_at = trio.current_time() + plan.stalls_after_seconds
         try:
-            while await self._end.receive_some(plan.reads_bytes if trickles else _READ_BYTES):
+            while data := await self._end.receive_some(
+                plan.reads_bytes if trickles else _READ_BYTES
+            ):
+                self._note(data)
+                if self._stalled:
+                    await trio.sleep_forever()
                 if trickles:
                     await trio.sleep(plan.pauses_seconds)
                 elif plan.reading is Reading.STALLING and trio.current_time() >= stalls_at:
@@ -127,20 +155,55 @@ class Client:
         if not plan.ignores_eof:
             self._talking.cancel(reason="the server has closed")
 
+    def _note(self, data: bytes) -> None:
+        if self._notebook is None or not self._plan.speaks_json:
+            return
+        *lines, rest = (self._received + data).split(b"\n")
+        self._received = bytearray(rest)
+        for line in lines:
+            if line.startswith(b"{"):
+                event = msgspec.json.decode(line)
+                self._notebook.hear(event)
+                if event["type"] == "welcome":
+                    self._welcomed.set()
+
     # --- Talking ----------------------------------------------------------------------------------
 
     async def _talk(self) -> None:
         plan, rng = self._plan, self._rng
         kinds, weights = zip(*plan.inclinations, strict=True)
         try:
-            if plan.speaks_json:
-                wishes = {"name": rng.choice(NAMES)} if rng.random() < 0.3 else {}
+            actions = plan.actions
+            if self._coming is not None:
+                actions = self._coming.actions
+                if not await self._come_back(self._coming):
+                    return
+            elif plan.speaks_json:
+                wishes: dict[str, object] = (
+                    {"name": rng.choice(NAMES)} if rng.random() < 0.3 else {}
+                )
+                if rng.random() < 0.2:
+                    wishes["replay"] = rng.choice([1, 10])
                 await self._send(f"/json {json.dumps(wishes)}\n".encode())
-            for _ in range(plan.actions):
+            for _ in range(actions):
                 await trio.sleep(rng.uniform(0, 2 * plan.talkativeness_seconds))
                 await self._send(self._actions[rng.choices(kinds, weights)[0]]())
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
+
+    async def _come_back(self, coming: Return) -> bool:
+        """Say hello, and once more what was not accepted; return whether there was a welcome."""
+        notebook = self._notebook
+        if notebook is None:
+            return False
+        await self._send(notebook.hello(coming, self._rng, self._rooms))
+        with trio.move_on_after(_WELCOME_SECONDS):
+            await self._welcomed.wait()
+            again = b"".join(notebook.again(coming, self._rng))
+            if again:
+                await self._send(again)
+            return True
+        return False
 
     async def _send(self, data: bytes) -> None:
         if not self._plan.types_slowly:
@@ -153,6 +216,9 @@ class Client:
             await trio.sleep(self._rng.uniform(0, 0.2))
 
     async def _leave(self) -> None:
+        if self._left is not None and not self._everybody_leaves.is_set():
+            await self._leave_behind(self._left)
+            return
         ending = self._plan.ending
         try:
             match ending:
@@ -181,6 +247,31 @@ class Client:
         if self._end.closed or self._plan.reading is Reading.DEAF:
             self._heard_all.set()
 
+    async def _leave_behind(self, left: LeftBehind) -> None:
+        """Have done with this connection, to come back with another."""
+        try:
+            match left:
+                case LeftBehind.RESET:
+                    self._end.abort()
+                case LeftBehind.RESET_IN_MID_LINE:
+                    with trio.move_on_after(1):
+                        await self._end.send_all(self._say()[:-3])
+                    self._end.abort()
+                case LeftBehind.CLOSED:
+                    self._end.close()
+                case LeftBehind.HALF_CLOSED:
+                    await self._end.send_eof()
+                case LeftBehind.STALLED | LeftBehind.OPEN:
+                    self._stalled = left is LeftBehind.STALLED
+                    self.left_off.set()
+                    with trio.CancelScope() as scope:
+                        await self._wait_for_the_end(scope)
+                    self._end.close()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        if self._end.closed:
+            self._heard_all.set()
+
     async def _wait_for_the_end(self, scope: trio.CancelScope) -> None:
         async with trio.open_nursery() as nursery:
             for event in (self._everybody_leaves, self._heard_all):
@@ -193,17 +284,47 @@ class Client:
 
     def _text(self, kind: str = "c") -> str:
         rng = self._rng
-        self._said += 1
+        if self._notebook is not None:
+            self._notebook.said += 1
         words = [*rng.choices(_WORDS, k=rng.choice((1, 2, 10)))]
         words += [mark for mark in (HUSH, SHOUT, SLEEPY) if rng.random() < 0.1]
         return f"{kind}{self._plan.number}.{self._said}: {' '.join(words)}"
 
+    @property
+    def _said(self) -> int:
+        return 0 if self._notebook is None else self._notebook.said
+
     def _ask(self, request: str, **fields: str | int) -> bytes:
         if self._plan.speaks_json:
             nonce = {"nonce": self._said} if self._rng.random() < 0.8 else {}
-            return self._line(json.dumps({"type": request, **fields, **nonce}))
+            line = self._line(json.dumps({"type": request, **nonce, **fields}))
+            if nonce and request in ("say", "act", "direct") and self._notebook is not None:
+                self._notebook.wrote(self._said, line)
+            return line
         words = {"say": "", "act": "/me ", "direct": "/msg "}.get(request, f"/{request} ")
         return self._line(words + " ".join(map(str, fields.values())))
+
+    def _join(self) -> bytes:
+        """Go to a room, perhaps to one where we have been, and go on from there."""
+        room = self._rng.choice(self._rooms)
+        notebook = self._notebook
+        if not self._plan.speaks_json or notebook is None or self._rng.random() < 0.4:
+            return self._ask("join", room=room)
+        notebook.joins += 1
+        known = [ids for ids in notebook.ids.values() if ids]
+        since = notebook.since(self._rng.choice(list(Since)), self._rng)
+        if known and self._rng.random() < 0.7:  # of which room it is we do not know
+            since = self._rng.choice(self._rng.choice(known)[-3:])
+        wish = {} if since is None else {"since": since}
+        return self._ask("join", room=room, nonce=f"j{notebook.joins}", **wish)
+
+    def _ask_history(self) -> bytes:
+        limit = self._rng.choice((1, 3, 20, 1000))
+        if not self._plan.speaks_json or self._notebook is None:
+            return self._ask("history", limit=limit)
+        ids = self._notebook.ids.get(self._notebook.epoch)
+        before = {"before": self._rng.choice(ids)} if ids and self._rng.random() < 0.5 else {}
+        return self._ask("history", limit=limit, **before)
 
     def _say(self) -> bytes:
         return self._ask("say", text=self._text())

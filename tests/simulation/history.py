@@ -1,16 +1,11 @@
 """What happened in a run: what was sent, what was heard, what the log says; read, not judged.
 
-The log is the order of things: it says who came, who went to which room, who was called what and
-what was told, each in the step in which it happened.  From it follows who should have heard what.
-Between its lines stands what the journal took, from whom: what is told then, in its room's turn,
-may be from somebody who has left, and under a name that is somebody else's by now.
-What clients sent and heard are the bytes that went over their connections, whatever they believe.
+What clients sent and heard are the bytes that went over their connections, whatever they believe;
+what should have been heard follows from the log (`chronicle`).
 """
 
 import re
-from bisect import bisect_left, bisect_right
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -18,19 +13,31 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from multichat import Slow
 from multichat.framing import clean
 
+from .chronicle import KILLED, Chronicle, Departure, Kill, LogEntry, Stay, key_of
 from .journal import Taken
 from .plan import PersonPlan, Plan, Reading
 from .wire import Connection
 
-__all__ = ["Chronicle", "Heard", "History", "LogEntry", "Person", "Publish", "Sent", "Stay"]
+__all__ = [
+    "CANCELLED",
+    "DAY_BEGINS_SECONDS",
+    "TOO_FAR_BEHIND",
+    "Heard",
+    "History",
+    "Section",
+    "Sent",
+    "Visit",
+    "read_id",
+]
+
+# 2023-11-14T22:13:20Z: the time of day at which every run begins.
+DAY_BEGINS_SECONDS = 1_700_000_000
 
 # Times that are sums of the same parts in another order.
 _SAME_SECONDS = 1e-6
-
-# `c7.12: …` is the twelfth message of client 7, `d7.12: …` a private one, `s0.1: …` the server's.
-_TAG = re.compile(r"([cds])(\d+)\.(\d+):")
 
 
 # --- What a client heard --------------------------------------------------------------------------
@@ -39,8 +46,10 @@ _TAG = re.compile(r"([cds])(\d+)\.(\d+):")
 class Heard(NamedTuple):
     """One line that a client was told.
 
-    *kind* is `said`, `direct`, `missed`, `accepted`, `goodbye`, `server` for whatever else the
-    server tells, or `broken` for what is no line of the protocol.  *key* names a message.
+    *kind* is `said`, `direct`, `missed`, `accepted`, `goodbye`, `error`, `welcome`, `joined`,
+    `left`, `history`, `server` for whatever else the server tells, or `broken` for what is no line
+    of the protocol.  *key* names a message.  Of a welcome, and where one is told that one has
+    joined, *id* is that of what was said last there.
     """
 
     kind: str
@@ -58,12 +67,6 @@ class Heard(NamedTuple):
 _TEXT_SAID = re.compile(r"(?:\[([^\]]+)\]|(\*) (Client \d+|[^\s\]]+)) (.*)", re.DOTALL)
 _TEXT_DIRECT = re.compile(r"\[([^\]]+) → you\] (.*)", re.DOTALL)
 _TEXT_MISSED = re.compile(r"(\d+) messages? skipped")
-
-
-def key_of(name: str, text: str) -> str:
-    """Return what names a message: its tag, or all of it where it has none."""
-    tag = _TAG.match(text)
-    return tag[0][:-1] if tag else f"{name}: {text}"
 
 
 def _read_text(line: str) -> Heard:
@@ -112,6 +115,23 @@ def _read_json(line: str) -> Heard:
             return Heard("accepted", id=event.get("id", ""), nonce=event["nonce"])
         case "goodbye":
             return Heard("goodbye", text=event["reason"])
+        case "welcome" | "joined" as kind:
+            return Heard(
+                kind,
+                name=event["name"],
+                text=event.get("session", ""),
+                act=event.get("resumed", False),
+                number=event["client"],
+                id=event.get("last") or "",
+                room=event.get("room", ""),
+                nonce=event.get("nonce"),
+            )
+        case "left":
+            return Heard("left", number=event["client"], text=event["reason"])
+        case "error":
+            return Heard("error", text=event["code"], nonce=event.get("nonce"))
+        case "history":
+            return Heard("history", text=line)
         case "notice" if text.startswith("s0."):
             return Heard("said", key_of("Server", text), "Server", text)
     return Heard("server", text=line)
@@ -183,25 +203,33 @@ def _read_text_request(text: str) -> Iterator[Sent]:
         yield Sent(key_of("", direct[2]), direct[2], to=int(direct[1]))
 
 
-# --- One person -----------------------------------------------------------------------------------
+# --- One connection -------------------------------------------------------------------------------
 
 
 @dataclass
-class Person:
-    """A client as the run recorded it; *server_number* is the one that the server gave it."""
+class Visit:
+    """One connection of a person, the how manieth, as the run recorded it.
+
+    *server_number* is the number that it got when it came; it may have become another.
+    """
 
     plan: PersonPlan
+    number: int
     connection: Connection | None = None
     server_number: int | None = None
     refused: bool = False
     heard_the_end: bool = False
     session_ended_seconds: float | None = None
+    killed: bool = False  # it was there when its server was
     heard: list[Heard] = field(default_factory=list)
     told: list[Heard] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
+    hello: dict[str, Any] = field(default_factory=dict)
+    joins: dict[str, str] = field(default_factory=dict)  # since when, by nonce
 
     def __str__(self) -> str:
-        return f"c{self.plan.number} (client {self.server_number})"
+        again = f", {self.number}" if self.number else ""
+        return f"c{self.plan.number} (client {self.server_number}{again})"
 
     @property
     def attentive(self) -> bool:
@@ -230,6 +258,23 @@ class Person:
         if not pipe.ended:  # what stands behind the last LF is no line
             lines.pop()
         self.sent = list(_read_requests(lines, max_line_bytes))
+        self._read_wishes(lines)
+
+    def _read_wishes(self, lines: list[bytes]) -> None:
+        """Read from where on it wished to be told what was said."""
+        for line in lines:
+            if not line.endswith(b"}"):
+                continue  # the rest of it was never written
+            if line.startswith(b"/json {"):
+                self.hello = msgspec.json.decode(line[6:])
+            elif line.startswith(b'{"type": "join"') and b'"since"' in line:
+                wish = msgspec.json.decode(line)
+                self.joins[wish["nonce"]] = wish["since"]
+
+    @property
+    def sent_bytes(self) -> bytes:
+        """All that it sent."""
+        return b"" if self.connection is None else bytes(self.connection.to_server.written)
 
     @cached_property
     def heard_said(self) -> list[Heard]:
@@ -245,167 +290,38 @@ def _read_lines(data: bytes, cache: dict[bytes, Heard]) -> list[Heard]:
     return [cache[line] for line in lines]
 
 
-# --- The log --------------------------------------------------------------------------------------
+# What the log says of who went when the server itself was cancelled: nobody is told anything then.
+CANCELLED = "the server ended the session"
+
+# Of who had to make room in memory for the others: what waited for it was dropped.
+TOO_FAR_BEHIND = "too far behind"
+
+_ID = re.compile(r"([0-9a-f]+)-(\d{10})")
+_FIRST_ID = 10**9
 
 
-@dataclass(frozen=True)
-class LogEntry:
-    """One record of the log, without its time of day."""
-
-    seconds: float
-    level: int
-    text: str
+def read_id(id_: str) -> tuple[str, int]:
+    """Return the epoch and the number that an id is made of; no epoch, where it is none."""
+    parts = _ID.fullmatch(id_)
+    return (parts[1], int(parts[2]) - _FIRST_ID) if parts else ("", -1)
 
 
-@dataclass
-class Publish:
-    """Messages that were said at once; *position* is where in the log.
+class Section(NamedTuple):
+    """What a client heard in one room, from when it was told that it is there.
 
-    *speaker* is the server's number of who said it, None for the server itself.
+    *start* is the number from which on it is told everything; None if that is not known, as it was
+    never told.  *caught_up* is whether it was told some of it later than the others; *at_least*
+    whether some of the first may have been too old to be kept.  *until* is how much had been told
+    in that room when it heard the next one's beginning; None if it did not, or not in that room.
     """
 
-    position: int
-    room: str
-    speaker: int | None
-    name: str
-    act: bool
-    keys: list[str]
-    texts: list[str]
-
-
-@dataclass
-class Stay:
-    """From where to where in the log a client was in a room."""
-
-    room: str
-    start: int
-    end: float = inf
-
-
-@dataclass(frozen=True)
-class Departure:
-    """Where in the log a client left, when, and why."""
-
-    position: int
-    seconds: float
-    reason: str
-
-
-_LINE = re.compile(r"\[STATE\] Client (\d+) (connected|disconnected|joined|is now called)(.*)")
-_SAID = re.compile(r"\[(RX|TX)\] (?:\[([^\]]+)\]|(\*) (Client \d+|[^\s\]]+)) (.*)", re.DOTALL)
-
-
-class Chronicle:
-    """The log, read: who was where, who was called what, what was said in which order.
-
-    *forged* is what was taken as somebody's who is not called so, or is not there; *ghosts* what
-    was done by who had left; *untaken* what was told that the journal had not taken, or not yet in
-    its room's turn.
-    """
-
-    def __init__(self, log: Sequence[LogEntry], taken: Sequence[Taken]) -> None:
-        self.stays: dict[int, list[Stay]] = {}
-        self.departures: dict[int, Departure] = {}
-        self.publishes: list[Publish] = []
-        self.by_room: dict[str, list[Publish]] = {}
-        self.order: dict[str, int] = {}  # of each message: the how manieth it is
-        self.shared_names: list[str] = []
-        self.ghosts: list[str] = []
-        self.forged: list[str] = []
-        self.untaken: list[str] = []
-        self._names: dict[int, str] = {}
-        self._numbers: dict[str, int] = {}
-        self._turns: dict[str, deque[Taken]] = {}  # of each room: what is not told yet
-        to_come = deque(taken)
-        for position, entry in enumerate(log):
-            while to_come and to_come[0].position <= position:
-                self._take(to_come.popleft())
-            if state := _LINE.match(entry.text):
-                self._change(position, entry.seconds, int(state[1]), state[2], state[3])
-            elif said := _SAID.match(entry.text):
-                self._say(position, entry.text, said)
-        for each in to_come:
-            self._take(each)
-
-    @property
-    def never_told(self) -> list[Taken]:
-        """What was taken and not told."""
-        return [taken for turns in self._turns.values() for taken in turns]
-
-    def _take(self, taken: Taken) -> None:
-        said = taken.said
-        room, client = said.room.lower(), said.client
-        self._turns.setdefault(room, deque()).append(taken)
-        if client in self.departures:
-            self.ghosts.append(f"client {client} said {said.run[:20]}")
-        elif self._names.get(client) != said.name:
-            self.forged.append(f"client {client} is {self._names.get(client)}, not {said.name}")
-        elif self.stays[client][-1].room != room:
-            self.forged.append(f"client {client} said {said.run[:20]} in {room}, and is elsewhere")
-
-    def _change(self, position: int, seconds: float, client: int, what: str, rest: str) -> None:
-        stays = self.stays.setdefault(client, [])
-        if client in self.departures:
-            self.ghosts.append(f"client {client} {what}{rest}")
-            return
-        if what in ("connected", "joined"):
-            if stays:
-                stays[-1].end = position
-            stays.append(Stay(rest.strip().lower() or "lobby", position))
-            if what == "connected":
-                self._call(client, f"Client {client}")
-        elif what == "disconnected":
-            stays[-1].end = position
-            self._numbers.pop(self._names.pop(client), None)
-            self.departures[client] = Departure(position, seconds, rest.strip(" ()"))
-        else:
-            self._call(client, rest.strip())
-
-    def _call(self, client: int, name: str) -> None:
-        if self._numbers.get(name, client) != client:
-            self.shared_names.append(name)
-        self._numbers.pop(self._names.get(client, ""), None)
-        self._names[client] = name
-        self._numbers[name] = client
-
-    def _say(self, position: int, record: str, said: re.Match[str]) -> None:
-        name, act = said[2] or said[4], bool(said[3])
-        start = record[: said.start(5)]
-        lines = record.split("\n")
-        texts = [line.removeprefix(start) for line in lines if line.startswith(start)]
-        taken = self._whose_turn(name, "\n".join(texts), act=act) if said[1] == "RX" else None
-        speaker = None if taken is None else taken.said.client
-        room = "lobby" if taken is None else taken.said.room.lower()
-        keys = [key_of(name, text) for text in texts]
-        publish = Publish(position, room, speaker, name, act, keys, texts)
-        for key in keys:
-            self.order.setdefault(key, len(self.order))
-        self.publishes.append(publish)
-        self.by_room.setdefault(room, []).append(publish)
-
-    def _whose_turn(self, name: str, run: str, *, act: bool) -> Taken | None:
-        for turns in self._turns.values():
-            if turns and (turns[0].said.name, turns[0].said.run, turns[0].said.act) == (
-                name,
-                run,
-                act,
-            ):
-                return turns.popleft()
-        self.untaken.append(f"{name}: {run[:20]}")
-        return None
-
-    def said_during(self, stay: Stay) -> list[Publish]:
-        """Return what was said in a room while somebody was there."""
-        publishes = self.by_room.get(stay.room, [])
-        start = bisect_left(publishes, stay.start, key=lambda publish: publish.position)
-        end = bisect_right(publishes, stay.end, key=lambda publish: publish.position)
-        return publishes[start:end]
-
-    def said_before(self, stay: Stay) -> Publish | None:
-        """Return what was said last before somebody came: it may still be going on."""
-        publishes = self.by_room.get(stay.room, [])
-        start = bisect_left(publishes, stay.start, key=lambda publish: publish.position)
-        return publishes[start - 1] if start else None
+    heard: list[Heard]
+    stay: Stay
+    client: int
+    start: int | None = None
+    caught_up: bool = False
+    at_least: bool = False
+    until: int | None = None
 
 
 # --- All of it ------------------------------------------------------------------------------------
@@ -421,9 +337,10 @@ class History:
     """
 
     plan: Plan
-    people: list[Person] = field(default_factory=list)
+    visits: list[Visit] = field(default_factory=list)
     log: list[LogEntry] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
+    kills: list[Kill] = field(default_factory=list)
     peak_bytes: dict[int, int] = field(default_factory=dict)
     left_behind: list[str] = field(default_factory=list)
     cancelled_seconds: float = inf
@@ -436,38 +353,128 @@ class History:
     @cached_property
     def chronicle(self) -> Chronicle:
         """The log, read."""
-        return Chronicle(self.log, self.taken)
+        return Chronicle(self.log, self.taken, self.kills, self.plan.config.max_rooms)
 
     @cached_property
-    def by_number(self) -> dict[int, Person]:
-        """The people by the numbers that the server gave them."""
+    def person_of(self) -> dict[int, int]:
+        """The numbers of people, by the numbers that the server gave them."""
         return {
-            person.server_number: person
-            for person in self.people
-            if person.server_number is not None
+            visit.server_number: visit.plan.number
+            for visit in self.visits
+            if visit.server_number is not None
         }
 
-    def departure(self, person: Person) -> Departure | None:
-        """Return when and why *person* left, as the log says."""
-        number = person.server_number
+    def stays(self, visit: Visit) -> list[Stay]:
+        """Return where *visit* was, as whom, one after the other."""
+        number = visit.server_number
+        return [] if number is None else self.chronicle.stays.get(number, [])
+
+    def sections(self, visit: Visit) -> list[Section]:
+        """Return what *visit* heard, room by room, if it wished to know what was said before.
+
+        None if it did not: then all of it is in the order of the log.
+        """
+        if not (visit.joins or visit.hello.keys() & {"since", "replay"}):
+            return []
+        return self._sections.setdefault(id(visit), [*self._cut(visit)])
+
+    @cached_property
+    def _sections(self) -> dict[int, list[Section]]:
+        return {}
+
+    def _cut(self, visit: Visit) -> Iterator[Section]:
+        stays = self.stays(visit)
+        if not stays:
+            return
+        where, begun = 0, 0
+        section = Section([], stays[0], stays[0].client)
+        for i, heard in enumerate(visit.heard):
+            since, replay = visit.joins.get(str(heard.nonce)), 0
+            if heard.kind == "welcome":
+                since, replay = visit.hello.get("since"), visit.hello.get("replay", 0)
+                where += heard.act  # it is who it was, and where it was
+            elif heard.kind != "joined" or not heard.room:
+                continue
+            where += heard.room.lower() != stays[min(where, len(stays) - 1)].room
+            told = read_id(heard.id)[1] + 1
+            stay = stays[min(where, len(stays) - 1)]
+            same = stay is section.stay
+            yield section._replace(heard=visit.heard[begun:i], until=told if same else None)
+            begun, start = i, told
+            epoch, number = read_id(since) if since is not None else ("", -1)
+            known = self.chronicle.rooms.get(epoch) == stay.room and number < told
+            if since is not None and known:
+                start = number + 1
+            elif since is None and replay:
+                start = max(0, told - replay)
+            section = Section(
+                [],
+                stay,
+                stay.client,
+                start,
+                caught_up=start < told,
+                at_least=since is None and bool(replay),
+            )
+        yield section._replace(heard=visit.heard[begun:])
+
+    def as_whom(self, visit: Visit) -> int | None:
+        """Return which client *visit* was in the end."""
+        stays = self.stays(visit)
+        return stays[-1].client if stays else None
+
+    def visits_of(self, client: int) -> list[Visit]:
+        """Return the visits that were, at some time, that *client*."""
+        return self._visits_of.get(client, [])
+
+    @cached_property
+    def _visits_of(self) -> dict[int, list[Visit]]:
+        visits: dict[int, list[Visit]] = {}
+        for visit in self.visits:
+            for client in dict.fromkeys(stay.client for stay in self.stays(visit)):
+                visits.setdefault(client, []).append(visit)
+        return visits
+
+    def departure(self, visit: Visit) -> Departure | None:
+        """Return when and why *visit* ended, as the log says."""
+        number = visit.server_number
         return None if number is None else self.chronicle.departures.get(number)
 
-    def had_its_time(self, person: Person) -> bool:
-        """Whether the server gave up writing to *person* when the grace period was over."""
-        departure, connection = self.departure(person), person.connection
+    def had_its_time(self, visit: Visit) -> bool:
+        """Whether the server gave up writing to *visit* when the grace period was over."""
+        departure, connection = self.departure(visit), visit.connection
         if departure is None or connection is None:
             return False
         until = min(departure.seconds + self.plan.config.grace_seconds, self.cancelled_seconds)
         # In the middle of a write, or between two in the very moment in which its time was over.
-        times = connection.server.cut_off_at, person.session_ended_seconds
-        return any(at is not None and abs(at - until) < _SAME_SECONDS for at in times)
+        times = connection.server.cut_off_at, visit.session_ended_seconds
+        if any(at is not None and abs(at - until) < _SAME_SECONDS for at in times):
+            return True
+        # Or its last message was to be told first, which ends a session no sooner.
+        busy = self.chronicle.busy_seconds.get(visit.server_number or 0, -inf)
+        ended = visit.session_ended_seconds
+        busy += self.plan.config.patience_seconds
+        return ended is not None and ended >= until and busy >= until - _SAME_SECONDS
 
-    def heard_all(self, person: Person) -> bool:
-        """Whether *person* heard all that the server had for it."""
+    def heard_all(self, visit: Visit) -> bool:
+        """Whether *visit* heard all that the server had for it."""
         return (
-            person.heard_the_end
-            and person.connection is not None
-            and person.connection.server.cut_off_at is None
-            and not person.broke_off
-            and not self.had_its_time(person)
+            visit.heard_the_end
+            and visit.connection is not None
+            and visit.connection.server.cut_off_at is None
+            and not visit.broke_off
+            and not visit.killed
+            and not self.had_its_time(visit)
         )
+
+    def heard_until_departure(self, visit: Visit) -> bool:
+        """Whether *visit* heard all that was said while it was there."""
+        departure = self.departure(visit)
+        return (
+            self.heard_all(visit)
+            and departure is not None
+            and departure.reason not in (KILLED, CANCELLED, TOO_FAR_BEHIND)
+        )
+
+    def may_be_cut_short(self, stay: Stay) -> bool:
+        """Whether what was said last in *stay* may have been told in part: who leaves misses it."""
+        return stay.end != inf and self.plan.config.slow is not Slow.DROP

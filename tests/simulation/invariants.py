@@ -5,7 +5,7 @@ is able to notice (`tests/test_simulation.py`).
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -14,7 +14,10 @@ from multichat import Slow
 from multichat.batch import MAX_BATCH_BYTES
 from multichat.mailbox import MAX_WAITING_BYTES
 
-from .history import Heard, History, Person, Publish, Sent, Stay
+from .chronicle import KILLED, Publish, key_of
+from .coming_back import COMING_BACK
+from .history import CANCELLED, TOO_FAR_BEHIND, Heard, History, Sent, Visit, read_id
+from .journal import Taken
 from .plan import HUSH, SHOUT, SHOUTED, SLEEPY, ServerEnding
 
 __all__ = ["INVARIANTS", "Violation", "violations"]
@@ -24,12 +27,6 @@ _MOST_TOLD = 3
 
 # How a connection breaks; whoever goes for another reason was sent away by the server.
 _BROKEN = ("connection reset", "connection broken", "connection timed out")
-
-# What the log says of who went when the server itself was cancelled: nobody is told anything then.
-_CANCELLED = "the server ended the session"
-
-# Of who had to make room in memory for the others: what waited for it was dropped.
-_TOO_FAR_BEHIND = "too far behind"
 
 
 class Violation(NamedTuple):
@@ -55,69 +52,95 @@ def violations(history: History) -> list[Violation]:
 
 
 def one_order(history: History) -> Iterator[str]:
-    """All members of a room, the log and the journal have its messages in the same order."""
-    for told in history.chronicle.untaken:
+    """All members of a room, the log and the journal have its messages in the same order.
+
+    Whoever wished to be told of the past is told of it in that order, too, from there on; the
+    server's own announcements, which are no part of it, it is told at once.
+    """
+    chronicle = history.chronicle
+    for told in chronicle.untaken:
         yield f"{told} was told, and it was not its turn in the journal"
-    order = history.chronicle.order
-    for person in history.people:
-        last = Heard("said")
-        for heard in person.heard_said:
-            if heard.key in order:
-                if last.key and order[heard.key] < order[last.key]:
-                    yield f"{person} heard {heard.key} after {last.key}, the log before it"
-                last = heard
+    yield from chronicle.misnumbered
+    order = chronicle.order
+    for visit in history.visits:
+        parts = [
+            [heard for heard in section.heard if not (section.caught_up and heard.key[:3] == "s0.")]
+            for section in history.sections(visit)
+        ] or [visit.heard_said]
+        for part in parts:
+            last = Heard("said")
+            for heard in part:
+                if heard.kind == "said" and heard.key in order:
+                    if last.key and order[heard.key] < order[last.key]:
+                        yield f"{visit} heard {heard.key} after {last.key}, the log before it"
+                    last = heard
 
 
 def ids_are_in_order(history: History) -> Iterator[str]:
-    """A message has one id for everybody, and ids of one room rise in the order of its messages."""
-    order = history.chronicle.order
-    ids: dict[str, str] = {}
-    for person in history.people:
-        for heard in person.heard_said:
-            if heard.id and ids.setdefault(heard.key, heard.id) != heard.id:
-                yield f"{heard.key} is {ids[heard.key]} and, for {person}, {heard.id}"
-    by_epoch: dict[str, list[tuple[str, int]]] = {}
-    for key, id_ in ids.items():
-        by_epoch.setdefault(id_.split("-")[0], []).append((id_, order.get(key, -1)))
-    for epoch, messages in by_epoch.items():
-        positions = [position for _, position in sorted(messages)]
-        if positions != sorted(positions) or len(dict(messages)) != len(messages):
-            yield f"the ids of {epoch} are not in the order of what was said"
+    """A message has one id for everybody, which is its room's and its number there."""
+    chronicle = history.chronicle
+    for visit in history.visits:
+        for heard in visit.heard_said:
+            if not heard.id:
+                continue
+            epoch, number = read_id(heard.id)
+            numbered = chronicle.numbered.get(chronicle.rooms.get(epoch, ""), [])
+            if not 0 <= number < len(numbered) or numbered[number] != heard.key:
+                yield f"{visit} heard {heard.key} as {heard.id}, which it is not"
+                break
 
 
 def sender_order(history: History) -> Iterator[str]:
-    """What somebody says is said in the order in which it was sent, with nothing left out."""
-    said = _said_by(history)
-    for number, person in history.by_number.items():
-        sent = iter(each for each in person.sent if each.to is None)
-        for key in said.get(number, []):
+    """What somebody says is said in the order in which it was sent, with nothing left out.
+
+    But for what was said already, and what could not be kept, as its sender was told.
+    """
+    places = {key: place for place, key in enumerate(_kept(history.taken))}
+    for visit in history.visits:
+        sent = iter(each for each in visit.sent if each.to is None)
+        for key in _kept(history.chronicle.taken_from.get(visit.server_number or 0, [])):
             skipped: list[str] = []
             for each in sent:
                 if each.key == key or _is_partial(key):
                     break
-                if not _may_be_dropped(history, each):
+                said = places.get(each.key, inf) < places[key]
+                if not (said or may_be_dropped(history, each) or was_refused(history, visit, each)):
                     skipped.append(each.key)
             else:
-                yield f"{person} did not send {key} after what was said before it"
+                yield f"{visit} did not send {key} after what was said before it"
                 break
             if skipped:
-                yield f"{person} sent {skipped[0]} before {key}, and it was not said before it"
+                yield f"{visit} sent {skipped[0]} before {key}, and it was not said before it"
                 break
 
 
-def _said_by(history: History) -> dict[int | None, list[str]]:
-    said: dict[int | None, list[str]] = {}
-    for publish in history.chronicle.publishes:
-        said.setdefault(publish.speaker, []).extend(publish.keys)
-    return said
+def _kept(taken: list[Taken]) -> Iterator[str]:
+    for each in taken:
+        if each.kept:
+            for text in each.said.run.split("\n"):
+                yield key_of(each.said.name, text)
 
 
 def _is_partial(key: str) -> bool:
     return ": " in key  # a message without a tag: the rest of a line at the end of input
 
 
-def _may_be_dropped(history: History, sent: Sent) -> bool:
+def may_be_dropped(history: History, sent: Sent) -> bool:
     return bool(history.plan.config.filters) and HUSH in sent.text
+
+
+def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
+    """Whether *visit* was told that *sent* cannot be kept: by its nonce, or at all.
+
+    Where not all that it was told went out that may have been among it.
+    """
+    if history.plan.faults.full and not history.heard_until_departure(visit):
+        return True
+    return any(
+        (told.kind == "error" and told.text == "not-kept" and told.nonce == sent.nonce)
+        or (told.kind == "server" and told.text.startswith("nothing can be said now"))
+        for told in visit.told
+    )
 
 
 # --- Loss -----------------------------------------------------------------------------------------
@@ -130,85 +153,74 @@ class _Expected(NamedTuple):
     maybe: set[str]
 
 
-def _expected(history: History, person: Person) -> _Expected:
-    """Follow *person* through the rooms and return what was said there by others.
+def _expected(history: History, visit: Visit) -> _Expected:
+    """Follow *visit* through the rooms and return what was said there by others.
 
     A publish may wait for slow members between two of its batches, and so be going on when somebody
     comes or goes: who comes has the rest of it, who goes the beginning.
     """
-    number = person.server_number
     sure: list[str] = []
     maybe: set[str] = set()
-    stays = history.chronicle.stays.get(number, []) if number is not None else []
-    for stay in stays:
-        publishes = [each for each in history.chronicle.said_during(stay) if each.speaker != number]
+    for stay in history.stays(visit):
+        publishes = [
+            each for each in history.chronicle.said_during(stay) if each.speaker != stay.client
+        ]
         before = history.chronicle.said_before(stay)
         if history.plan.config.slow is Slow.WAIT and before is not None:
             maybe.update(before.keys[1:])
-        if publishes and _may_be_cut_short(history, stay):
+        if publishes and history.may_be_cut_short(stay):
             maybe.update(publishes[-1].keys)
         sure += [key for publish in publishes for key in publish.keys]
     return _Expected(sure, maybe)
 
 
-def _may_be_cut_short(history: History, stay: Stay) -> bool:
-    return stay.end != inf and history.plan.config.slow is not Slow.DROP
-
-
 def nothing_lost(history: History) -> Iterator[str]:
     """Who was there has every message; who did not read to the end, all up to some message.
 
-    Under `drop` that is for `skips_add_up` to say.
+    Under `drop` that is for `skips_add_up` to say, and of who wished to be told of the past for
+    `nothing_missed_nor_twice`.
     """
     if history.plan.config.slow is Slow.DROP:
         return
     order = history.chronicle.order
-    for person in history.people:
-        if person.server_number is None:
+    for visit in history.visits:
+        if visit.server_number is None or history.sections(visit):
             continue
-        sure, maybe = _expected(history, person)
-        heard = {each.key for each in person.heard_said}
+        sure, maybe = _expected(history, visit)
+        heard = {each.key for each in visit.heard_said}
         last = max((order[key] for key in heard if key in order), default=-1)
         for key in sure:
             lost = key not in heard and key not in maybe
-            if lost and (order[key] < last or _heard_until_departure(history, person)):
-                yield f"{person} was there and did not hear {key}"
+            if lost and (order[key] < last or history.heard_until_departure(visit)):
+                yield f"{visit} was there and did not hear {key}"
                 break
-
-
-def _heard_until_departure(history: History, person: Person) -> bool:
-    departure = history.departure(person)
-    return (
-        history.heard_all(person)
-        and departure is not None
-        and departure.reason not in (_CANCELLED, _TOO_FAR_BEHIND)
-    )
 
 
 def skips_add_up(history: History) -> Iterator[str]:
     """Under `drop`, what somebody was told that it missed is exactly what it missed, there."""
+    visits = [visit for visit in history.visits if not history.sections(visit)]
     if history.plan.config.slow is not Slow.DROP:
-        for person in history.people:
-            if any(heard.kind == "missed" for heard in person.heard):
-                yield f"{person} was told that it missed something"
+        for visit in visits:
+            if any(heard.kind == "missed" for heard in visit.heard):
+                yield f"{visit} was told that it missed something"
         return
-    for person in history.people:
-        sure, _ = _expected(history, person)
+    for visit in visits:
+        sure, _ = _expected(history, visit)
         place = {key: i for i, key in enumerate(sure)}
         told = heard_until = 0
-        for heard in person.heard:
+        for heard in visit.heard:
             if heard.kind == "missed":
                 told += heard.messages
             elif heard.kind == "said" and heard.key in place:
                 missed = place[heard.key] - heard_until
                 if missed != told:
-                    yield f"{person} missed {missed} before {heard.key}, and was told of {told}"
+                    yield f"{visit} missed {missed} before {heard.key}, and was told of {told}"
                     break
                 heard_until, told = place[heard.key] + 1, 0
         else:
             missed = len(sure) - heard_until
-            if missed != told and _heard_until_departure(history, person):
-                yield f"{person} missed {missed} in the end, and was told of {told}"
+            if missed != told and history.heard_until_departure(visit):
+                yield f"{visit} missed {missed} in the end, and was told of {told}"
 
 
 def all_is_said(history: History) -> Iterator[str]:
@@ -221,51 +233,55 @@ def all_is_said(history: History) -> Iterator[str]:
         yield f"{taken.said.run[:20]} was taken, and nobody was told"
     shutdown = inf if plan.server_ending is ServerEnding.OUTLIVES else plan.server_ends_seconds
     said = set(history.chronicle.order)
-    for person in history.people:
-        departure = history.departure(person)
-        if departure is None or departure.reason or person.broke_off:
+    for visit in history.visits:
+        departure = history.departure(visit)
+        if departure is None or departure.reason or visit.broke_off:
             continue
         if departure.seconds >= shutdown:
             continue
-        for sent in person.sent:
+        for sent in visit.sent:
             if sent.to is not None or sent.key in said or _is_partial(sent.key):
                 continue
-            if not _may_be_dropped(history, sent):
-                yield f"{person} sent {sent.key}, which nobody was told"
+            if not (may_be_dropped(history, sent) or was_refused(history, visit, sent)):
+                yield f"{visit} sent {sent.key}, which nobody was told"
                 break
 
 
 def accepted_is_said(history: History) -> Iterator[str]:
-    """What was accepted was said, once, with that id, or is what its recipient was told."""
+    """What was accepted was said, with that id, or is what its recipient was told.
+
+    It is accepted as often as it was sent, at most: however often that is, with one id.
+    """
+    numbered = history.chronicle.numbered
     order = history.chronicle.order
-    ids = {
-        heard.key: heard.id for person in history.people for heard in person.heard_said if heard.id
-    }
-    for person in history.people:
-        sent = {each.nonce: each for each in person.sent if each.nonce is not None}
-        accepted = Counter(each.nonce for each in person.heard if each.kind == "accepted")
+    for visit in history.visits:
+        sent = {each.nonce: each for each in visit.sent if each.nonce is not None}
+        times = Counter(each.nonce for each in visit.sent if each.nonce is not None)
+        accepted = Counter(each.nonce for each in visit.heard if each.kind == "accepted")
         for nonce, count in accepted.items():
-            if count > 1 or nonce not in sent:
-                yield f"{person} had {nonce} accepted {count} times"
-        for heard in person.heard:
+            if count > times[nonce]:
+                yield f"{visit} had {nonce} accepted {count} times"
+        for heard in visit.heard:
             if heard.kind != "accepted" or heard.nonce not in sent:
                 continue
             message = sent[heard.nonce]
             if message.to is None:
+                epoch, number = read_id(heard.id)
+                keys = numbered.get(history.chronicle.rooms.get(epoch, ""), [])
                 if message.key not in order:
-                    yield f"{person} had {message.key} accepted, which was not said"
-                elif ids.get(message.key, heard.id) != heard.id:
-                    yield f"{message.key} was accepted as {heard.id}, and is {ids[message.key]}"
+                    yield f"{visit} had {message.key} accepted, which was not said"
+                elif not 0 <= number < len(keys) or keys[number] != message.key:
+                    yield f"{message.key} was accepted as {heard.id}, which it is not"
             elif not _was_told(history, message):
-                yield f"{person} had {message.key} accepted, and client {message.to} has nothing"
+                yield f"{visit} had {message.key} accepted, and client {message.to} has nothing"
 
 
 def _was_told(history: History, message: Sent) -> bool:
-    recipient = history.by_number.get(message.to or 0)
-    if recipient is None:
-        return False
-    return any(heard.key == message.key for heard in recipient.told) or not (
-        _heard_until_departure(history, recipient)
+    recipients = history.visits_of(message.to or 0)
+    return any(
+        any(heard.key == message.key for heard in recipient.told)
+        or not history.heard_until_departure(recipient)
+        for recipient in recipients
     )
 
 
@@ -273,49 +289,65 @@ def _was_told(history: History, message: Sent) -> bool:
 
 
 def nothing_twice(history: History) -> Iterator[str]:
-    """Nobody hears a message twice, and the log has none twice."""
+    """Nobody hears a message twice, but who wished to, and the log has none twice.
+
+    A private one, which is in no journal, may come twice from a server that was killed in between.
+    """
     logged = Counter(key for publish in history.chronicle.publishes for key in publish.keys)
     for key, count in logged.items():
         if count > 1 and not _is_partial(key):
             yield f"{key} was said {count} times"
-    for person in history.people:
-        heard = Counter(each.key for each in person.heard if each.kind in ("said", "direct"))
-        for key, count in heard.items():
-            if count > max(1, logged[key]):
-                yield f"{person} heard {key} {count} times"
+    directs: Counter[str] = Counter()
+    for visit in history.visits:
+        directs.update(each.key for each in visit.heard if each.kind == "direct")
+        for part in [section.heard for section in history.sections(visit)] or [visit.heard]:
+            heard = Counter(each.key for each in part if each.kind == "said")
+            for key, count in heard.items():
+                if count > max(1, logged[key]):
+                    yield f"{visit} heard {key} {count} times"
+    for key, count in directs.items():
+        if count > 1 + len(history.kills):
+            yield f"{key} was heard {count} times"
 
 
 def no_echo(history: History) -> Iterator[str]:
-    """The sender is left out."""
-    for publish in history.chronicle.publishes:
-        sender = history.by_number.get(publish.speaker or 0)
-        if sender is not None:
-            own = {each.key for each in sender.heard_said}
-            for key in publish.keys:
-                if key in own:
-                    yield f"{sender} heard its own {key}"
+    """The sender is left out, also when it comes back."""
+    speakers = {
+        key: publish.speaker for publish in history.chronicle.publishes for key in publish.keys
+    }
+    for visit in history.visits:
+        client = visit.server_number
+        for heard in visit.heard:
+            if heard.kind == "welcome":
+                client = heard.number
+            elif heard.kind == "said" and speakers.get(heard.key, 0) == client:
+                yield f"{visit} heard its own {heard.key}"
+                break
 
 
 def only_members_hear(history: History) -> Iterator[str]:
-    """Nobody hears what was said where it was not, and private messages reach one person."""
-    for person in history.people:
-        sure, maybe = _expected(history, person)
+    """Nobody hears what was said where it was not, and private messages reach one person.
+
+    Of who wished to be told of the past `nothing_missed_nor_twice` says that.
+    """
+    for visit in history.visits:
+        if history.sections(visit):
+            continue
+        sure, maybe = _expected(history, visit)
         there = maybe.union(sure)
-        own = {each.key for each in person.sent}
-        for heard in person.heard_said:
+        own = {each.key for each in visit.sent}
+        for heard in visit.heard_said:
             if heard.key not in there and heard.key not in own:
-                yield f"{person} heard {heard.key}, and was not there"
+                yield f"{visit} heard {heard.key}, and was not there"
                 break
     meant = {
-        sent.key: sent.to
-        for person in history.people
-        for sent in person.sent
-        if sent.to is not None
+        sent.key: sent.to for visit in history.visits for sent in visit.sent if sent.to is not None
     }
-    for person in history.people:
-        for heard in person.heard:
-            if heard.kind == "direct" and meant.get(heard.key) != person.server_number:
-                yield f"{person} heard {heard.key}, which is for {meant.get(heard.key)}"
+    for visit in history.visits:
+        for heard in visit.heard:
+            clients = {stay.client for stay in history.stays(visit)}
+            if heard.kind == "direct" and meant.get(heard.key) not in clients:
+                yield f"{visit} heard {heard.key}, which is for {meant.get(heard.key)}"
 
 
 # --- What was said --------------------------------------------------------------------------------
@@ -331,15 +363,14 @@ def no_forged_tag(history: History) -> Iterator[str]:
     yield from history.chronicle.forged
     publishes = {key: publish for publish in history.chronicle.publishes for key in publish.keys}
     for key, publish in publishes.items():
-        sender = history.by_number.get(publish.speaker or 0)
-        number = 0 if sender is None else sender.plan.number
+        number = history.person_of.get(publish.speaker or 0, 0)
         if not _is_partial(key) and key[1:].split(".")[0] != str(number):
             yield f"{key} was said as {publish.name}, who is client {publish.speaker}"
-    for person in history.people:
-        for heard in person.heard_said:
+    for visit in history.visits:
+        for heard in visit.heard_said:
             said = publishes.get(heard.key)
             if said is not None and not _is_tagged_as(said, heard):
-                yield f"{person} heard {heard.key} from {heard.name}; it is {said.name}'s"
+                yield f"{visit} heard {heard.key} from {heard.name}; it is {said.name}'s"
                 break
 
 
@@ -361,22 +392,22 @@ def texts_are_whole(history: History) -> Iterator[str]:
             may_be = may_be_said.get(key, [text] if publish.speaker is None else [])
             if not _is_partial(key) and text not in may_be:
                 yield f"{key} was said as {text!r}, and can only be {may_be}"
-    for person in history.people:
-        for heard in person.heard:
+    for visit in history.visits:
+        for heard in visit.heard:
             if heard.kind == "broken":
-                yield f"{person} was told {heard.text!r}"
+                yield f"{visit} was told {heard.text!r}"
             elif heard.kind == "said" and heard.text != texts.get(heard.key, heard.text):
-                yield f"{person} heard {heard.key} as {heard.text!r}; it is {texts[heard.key]!r}"
+                yield f"{visit} heard {heard.key} as {heard.text!r}; it is {texts[heard.key]!r}"
 
 
 def _may_be_said(history: History) -> dict[str, list[str]]:
     """Return for each message that was sent what it may be said as."""
     filtered = bool(history.plan.config.filters)
     may_be: dict[str, list[str]] = {}
-    for person in history.people:
+    for visit in history.visits:
         # A filter that takes too long lets through what was sent with the same read.
-        in_time = filtered and not any(SLEEPY in sent.text for sent in person.sent)
-        for sent in person.sent:
+        in_time = filtered and not any(SLEEPY in sent.text for sent in visit.sent)
+        for sent in visit.sent:
             may_be[sent.key] = [] if in_time else [sent.text]
             if filtered and HUSH not in sent.text:
                 may_be[sent.key].append(sent.text.replace(SHOUT, SHOUTED))
@@ -391,32 +422,34 @@ def evicted_are_told(history: History) -> Iterator[str]:
 
     Who was reading all the time has heard it, too.
     """
-    for person in history.people:
-        departure = history.departure(person)
-        if person.refused:
+    for visit in history.visits:
+        departure = history.departure(visit)
+        if visit.refused:
             reason = "full"
-        elif departure is None or departure.reason in ("", _CANCELLED, *_BROKEN):
+        elif departure is None or departure.reason in ("", KILLED, CANCELLED, *_BROKEN):
             continue
         else:
             reason = departure.reason
-        told = person.heard if person.attentive else person.told
+        told = visit.heard if visit.attentive else visit.told
         if told and told[-1].kind == "goodbye" and reason in told[-1].text:
             continue
-        if not (person.broke_off or history.had_its_time(person)):
-            yield f"{person} had to go ({reason}) and was not told"
+        if not (visit.broke_off or visit.killed or history.had_its_time(visit)):
+            yield f"{visit} had to go ({reason}) and was not told"
 
 
 def nobody_goes_without_reason(history: History) -> Iterator[str]:
     """A connection is called broken only if its client broke it, a session ended if all were."""
-    for person in history.people:
-        departure = history.departure(person)
+    for visit in history.visits:
+        departure = history.departure(visit)
         if departure is None:
-            if person.server_number is not None:
-                yield f"{person} never left"
-        elif departure.reason in _BROKEN and not person.broke_off:
-            yield f"{person} was said to be gone ({departure.reason}), and was not"
-        elif departure.reason == _CANCELLED and departure.seconds < history.cancelled_seconds:
-            yield f"{person}'s session ended before the server was cancelled"
+            ended = visit.session_ended_seconds
+            if visit.server_number is None or visit.killed or ended == history.cancelled_seconds:
+                continue  # it was on its way in
+            yield f"{visit} never left"
+        elif departure.reason in _BROKEN and not (visit.broke_off or visit.killed):
+            yield f"{visit} was said to be gone ({departure.reason}), and was not"
+        elif departure.reason == CANCELLED and departure.seconds < history.cancelled_seconds:
+            yield f"{visit}'s session ended before the server was cancelled"
 
 
 def gone_is_gone(history: History) -> Iterator[str]:
@@ -442,12 +475,15 @@ def mailboxes_bounded(history: History) -> Iterator[str]:
 
 def _largest_batch(history: History) -> int:
     """Return a bound for any one offer to a mailbox: of what is said, and of what is answered."""
-    largest = 0
+    largest = total = 0
     for publish in history.chronicle.publishes:
         # In JSON a message has about 200 bytes more, and some characters take two.
         sizes = [2 * len(text.encode()) + 250 for text in publish.texts]
         largest = max(largest, min(sum(sizes), max(MAX_BATCH_BYTES, *sizes)))
-    return 4096 + 64 * len(history.people) + largest
+        total += sum(sizes)
+    if any(history.sections(visit) or b'"history"' in visit.sent_bytes for visit in history.visits):
+        largest = max(largest, min(total, 2 * MAX_BATCH_BYTES))  # a page of the past
+    return 4096 + 64 * len(history.visits) + largest
 
 
 def nothing_left_behind(history: History) -> Iterator[str]:
@@ -475,16 +511,28 @@ def counts_add_up(history: History) -> Iterator[str]:
     """The server's own figures are what happened."""
     if history.crash:
         return
-    said = sum(taken.said.run.count("\n") + 1 for taken in history.taken)
+    publishes = [each for each in history.chronicle.publishes if each.speaker is not None]
+    kills = [kill.position for kill in history.kills]
+    said = sum(len(each.keys) for each in publishes if each.position not in kills)
+    # One is logged as a whole and counted in batches, and its server may be killed in between.
+    rooms = history.chronicle.by_room.values()
+    open_ = sum(len(each.keys) for each in _last_before(rooms, kills))
     # The server's own count, too, and one that is cancelled before its turn has been counted.
-    if not said <= history.messages <= said + len(history.plan.announcements):
+    if not said - open_ <= history.messages <= said + len(history.plan.announcements):
         yield f"{history.messages} messages were counted, {said} were said"
     slow = sum(
-        departure.reason in ("too slow", _TOO_FAR_BEHIND)
+        departure.reason in ("too slow", TOO_FAR_BEHIND)
         for departure in history.chronicle.departures.values()
     )
     if history.too_slow < slow:
         yield f"{history.too_slow} were counted as too slow, {slow} had to go for that"
+
+
+def _last_before(rooms: Iterable[list[Publish]], kills: list[int]) -> Iterator[Publish]:
+    for room in rooms:
+        for kill in kills:
+            before = [each for each in room if each.position < kill and len(each.keys) > 1]
+            yield from before[-1:]
 
 
 INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
@@ -508,4 +556,5 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     nothing_left_behind,
     ends_in_time,
     counts_add_up,
+    *COMING_BACK,
 )

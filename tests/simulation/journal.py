@@ -1,19 +1,30 @@
-"""What the journal of a run sees: the moment in which each message is numbered, and by whom.
+"""Journals for a run: one that is slow, full for a while or torn; and who watches any of them.
 
 The log says when a message is told, which may be after its sender has left, and its name is
 somebody else's.  Whose it is, where it stands in its room, and whether it is kept, is known where
 it is kept: `Witness` stands between a server and any journal, and writes that down.
+
+`FaultyJournal` keeps things on a `Disk`, in the order in which it took them and in groups.  Its
+disk outlives it: `kill` leaves on it what was reported kept and, of what was pending, the first so
+many, as a file does that is written from front to back.
 """
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
+from random import Random
 
 import trio
 
-from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
+from multichat.errors import NotKept
+from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
 from multichat.messages import Nonce, SaidRun
 
-__all__ = ["Taken", "Witness"]
+__all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
+
+# Ids rise with a server's time in life; here it is enough that no two rooms have the same.
+_FIRST_EPOCH = 0x18BCFE56800
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,280 @@ class Taken:
     said: SaidRun
     nonces: tuple[Nonce | None, ...]
     keeping: Keeping | None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether it is kept, as far as the journal knows."""
+        return self.keeping.kept if isinstance(self.keeping, _Pending) else True
+
+    @property
+    def known_seconds(self) -> float:
+        """When that was known; 0 if it was at once."""
+        return self.keeping.known_seconds if isinstance(self.keeping, _Pending) else 0.0
+
+
+# --- Faults ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What is wrong with a journal.
+
+    A write takes up to *slow_seconds*, a read half of that.  *full* are times from and until which
+    nothing can be written: what is pending then fails and, if *refuses*, nothing more is taken.
+    *max_messages* is what is kept of a room.
+    """
+
+    slow_seconds: float = 0.0
+    full: tuple[tuple[float, float], ...] = ()
+    refuses: bool = False
+    max_messages: int | None = None
+
+
+class _Pending(Keeping):
+    """Something on its way; *kept* is what has become of it on the disk, and since when it has."""
+
+    __slots__ = ("kept", "known_seconds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: bool | None = None
+        self.known_seconds = inf
+
+    def become(self, *, kept: bool) -> None:
+        """Note what has become of it."""
+        self.kept, self.known_seconds = kept, trio.current_time()
+
+
+@dataclass
+class _DiskRoom:
+    epoch: str
+    first: int = 0
+    next: int = 0
+    runs: deque[SaidRun] = field(default_factory=deque)
+
+
+@dataclass
+class Disk:
+    """What outlives a server."""
+
+    clients_ever: int = 0
+    epochs: int = 0  # that were ever made up
+    rooms: dict[str, _DiskRoom] = field(default_factory=dict)
+    sessions: dict[bytes, SessionRecord] = field(default_factory=dict)
+    nonces: dict[int, list[tuple[Nonce, str, int]]] = field(default_factory=dict)
+
+
+@dataclass
+class _Write:
+    """One thing to be written; what is *lasting* is tried again when it could not be."""
+
+    apply: Callable[[Disk], None]
+    pending: _Pending
+    lasting: bool = False
+
+
+class FaultyJournal(Journal):
+    """Keeps everything on *disk*, in the order of the calls, with such *faults*."""
+
+    def __init__(self, disk: Disk, faults: Faults, rng: Random) -> None:
+        self._disk = disk
+        self._faults = faults
+        self._rng = rng
+        self._queue: deque[_Write] = deque()
+        self._more = trio.Event()
+        self._rooms: dict[str, _FaultyRoom] = {}
+        self._dead = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write in groups what comes, and in the end what is left."""
+        self.clients_ever = self._disk.clients_ever
+        task_status.started()
+        try:
+            while True:
+                await self._more.wait()
+                group = len(self._queue)
+                await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds))
+                self._write(group)
+                if not self._queue:
+                    self._more = trio.Event()
+                elif self.is_full:
+                    await trio.sleep(0.1)
+        finally:
+            self._write(len(self._queue))
+            self._dead = True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing can be written now."""
+        now = trio.current_time()
+        return any(start <= now < end for start, end in self._faults.full)
+
+    def _write(self, group: int) -> None:
+        if self.is_full:
+            self._fail("the disk is full")
+            return
+        for _ in range(min(group, len(self._queue))):
+            write = self._queue.popleft()
+            self._apply(write)
+            write.pending.resolve()
+
+    def _apply(self, write: _Write) -> None:
+        write.apply(self._disk)
+        write.pending.become(kept=True)
+
+    def _fail(self, reason: str) -> None:
+        """Have everything that is pending fail, but for what is tried again."""
+        lasting = [write for write in self._queue if write.lasting]
+        failed = [write for write in self._queue if not write.lasting]
+        self._queue = deque(lasting)
+        for write in failed:
+            write.pending.become(kept=False)
+        for room in self._rooms.values():
+            room.rewind()
+        for write in failed:
+            write.pending.resolve(reason)
+
+    def kill(self) -> None:
+        """Be no more, as when the machine stops: some of what was pending is on the disk."""
+        self._dead = True
+        for _ in range(self._rng.randint(0, len(self._queue))):
+            self._apply(write := self._queue.popleft())
+            write.pending.resolve("the server was killed")
+        for write in self._queue:
+            write.lasting = False
+        self._fail("the server was killed")
+
+    def take(self, apply: Callable[[Disk], None], *, lasting: bool = False) -> _Pending:
+        """Have something written when it is its turn."""
+        pending = _Pending()
+        if self._dead:
+            pending.become(kept=False)
+            pending.resolve("the server was killed")
+        else:
+            self._queue.append(_Write(apply, pending, lasting))
+            self._more.set()
+        return pending
+
+    def check(self) -> None:
+        """Raise `NotKept` if nothing is taken now."""
+        if self._dead:
+            raise NotKept("the journal is closing")
+        if self._faults.refuses and self.is_full:
+            raise NotKept("the disk is full")
+
+    async def wait_to_read(self) -> None:
+        """Take the time that a read takes; raises `NotKept` if it cannot be done."""
+        await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
+        if self._dead or (self.is_full and self._faults.refuses and self._rng.random() < 0.2):
+            raise NotKept("it cannot be read")
+
+    def room(self, name: str) -> RoomJournal:
+        """Return the part of that room."""
+        room = self._rooms.get(name)
+        if room is None or not room.next:
+            on_disk = self._disk.rooms.get(name)
+            if on_disk is None:
+                self._disk.epochs += 1
+                on_disk = _DiskRoom(f"{_FIRST_EPOCH + self._disk.epochs:011x}")
+            room = _FaultyRoom(self, name, on_disk, self._faults.max_messages)
+            self._rooms[name] = room
+        return room
+
+    async def give_numbers(self, clients_ever: int) -> None:
+        """Keep that number; wait for it."""
+        self.check()
+
+        def apply(disk: Disk) -> None:
+            disk.clients_ever = max(disk.clients_ever, clients_ever)
+
+        await self.take(apply).wait()
+
+    def keep_session(self, record: SessionRecord) -> None:
+        """Keep it in its turn."""
+
+        def apply(disk: Disk) -> None:
+            disk.sessions[record.digest] = record
+            disk.clients_ever = max(disk.clients_ever, record.client)
+
+        self.take(apply, lasting=True)
+
+    def forget_session(self, digest: bytes) -> None:
+        """Forget it in its turn."""
+
+        def apply(disk: Disk) -> None:
+            if (record := disk.sessions.pop(digest, None)) is not None:
+                disk.nonces.pop(record.client, None)
+
+        self.take(apply, lasting=True)
+
+    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
+        """Return those on the disk."""
+        await trio.lowlevel.checkpoint()
+        known = [record for record in self._disk.sessions.values() if record.seen >= since]
+        return sorted(known, key=lambda record: record.seen)[-limit:]
+
+    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
+        """Return those on the disk."""
+        await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
+        return self._disk.nonces.get(client, [])[-limit:]
+
+
+class _FaultyRoom(RoomJournal):
+    def __init__(
+        self, journal: FaultyJournal, name: str, on_disk: _DiskRoom, max_messages: int | None
+    ) -> None:
+        self._journal = journal
+        self._name = name
+        self._on_disk = on_disk
+        self._max_messages = max_messages
+        self.epoch = on_disk.epoch
+        self.next = on_disk.next
+
+    @property
+    def first(self) -> int:  # type: ignore[override]
+        return self._on_disk.first
+
+    def rewind(self) -> None:
+        """Go back behind what is kept."""
+        self.next = self._on_disk.next
+
+    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+        self._journal.check()
+        if (said.epoch, said.first) != (self.epoch, self.next):
+            raise AssertionError(f"{said.epoch}-{said.first} is not {self.epoch}-{self.next}")
+        "".join((said.run, *(nonce for nonce in nonces if isinstance(nonce, str)))).encode()
+        self.next += said.run.count("\n") + 1
+
+        def apply(disk: Disk) -> None:
+            room = self._on_disk
+            disk.rooms[self._name] = room
+            room.runs.append(said)
+            room.next = said.first + said.run.count("\n") + 1
+            disk.clients_ever = max(disk.clients_ever, said.client)
+            known = disk.nonces.setdefault(said.client, [])
+            known += [
+                (nonce, said.epoch, number)
+                for number, nonce in enumerate(nonces, said.first)
+                if nonce is not None
+            ]
+            while (
+                self._max_messages is not None
+                and len(room.runs) > 1
+                and room.next - room.first > self._max_messages
+            ):
+                room.runs.popleft()
+                room.first = room.runs[0].first
+
+        return self._journal.take(apply)
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+        await self._journal.wait_to_read()
+        parts = [part for run in self._on_disk.runs if (part := part_of(run, start, stop))]
+        return within(parts, max_bytes)
+
+
+# --- The witness ----------------------------------------------------------------------------------
 
 
 class Witness(Journal):

@@ -6,7 +6,7 @@ replace a part of one (`dataclasses.replace`).
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import msgspec
@@ -15,12 +15,16 @@ import trio
 from multichat import ServerConfig, Slow
 from multichat.config import Message
 
+from .journal import Faults
+from .returning import Return, make_returns
+
 __all__ = [
     "HUSH",
     "SHOUT",
     "SHOUTED",
     "SLEEPY",
     "Ending",
+    "JournalKind",
     "PersonPlan",
     "Plan",
     "Reading",
@@ -63,9 +67,22 @@ class ServerEnding(enum.Enum):
     IS_CANCELLED = "its tasks are cancelled while they talk"
 
 
+class JournalKind(enum.Enum):
+    """What keeps what is said."""
+
+    MEMORY = "memory"
+    SMALL = "memory, and little of it"
+    SLOW = "a disk that takes its time"
+    FULL = "a disk that is full for a while"
+    TORN = "a slow disk, and the server is killed and started again on what is there"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PersonPlan:
-    """One client: when it comes, how it reads, what it does and how it goes."""
+    """One client: when it comes, how it reads, what it does and how it goes.
+
+    *returns* are its later connections, should the server be there.
+    """
 
     number: int
     arrives_seconds: float
@@ -83,6 +100,7 @@ class PersonPlan:
     ending: Ending
     to_server_bytes: int
     to_client_bytes: int
+    returns: tuple[Return, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +118,17 @@ class Plan:
     announcements: tuple[float, ...]  # when the server itself says something
     eager: bool  # bytes are offered to the connection at once, as to a socket
     full_disk: bool  # under the log
+    journal: JournalKind
+    faults: Faults
+    kills: tuple[float, ...]  # when the server is killed, in order
+    session_seconds: float  # who is away for longer has lost its session
 
     @property
     def patient_seconds(self) -> float:
         """After how long a run has to be over: everybody slow in turn, then all limits at once."""
         each = self.config.patience_seconds + self.config.filter_seconds + 1
-        return 600 + self.seconds + len(self.people) * each + self.config.grace_seconds
+        slow = sum(10 * each.slow_seconds for each in (self.faults,)) * len(self.people)
+        return 600 + slow + self.seconds + len(self.people) * each + self.config.grace_seconds
 
 
 # --- The server -----------------------------------------------------------------------------------
@@ -152,10 +175,10 @@ _INCLINATIONS: dict[str, tuple[tuple[str, int], ...]] = {
     "talker": (("say", 8), ("paste", 1), ("act", 1)),
     "chatterbox": (("say", 4), ("paste", 3), ("flood", 1), ("ping", 1)),
     "flooder": (("flood", 1),),
-    "wanderer": (("say", 3), ("join", 4), ("who", 1), ("rooms", 1)),
+    "wanderer": (("say", 3), ("join", 4), ("who", 1), ("rooms", 1), ("history", 1)),
     "impostor": (("say", 2), ("rename", 4), ("forge", 2)),
     "whisperer": (("whisper", 5), ("say", 1)),
-    "curious": (("who", 3), ("help", 3), ("ping", 3), ("rooms", 1)),
+    "curious": (("who", 3), ("help", 3), ("ping", 3), ("rooms", 1), ("history", 3)),
     "vandal": (("noise", 3), ("overlong", 3), ("say", 2), ("nonsense", 2)),
     "listener": (("ping", 1),),
 }
@@ -213,7 +236,7 @@ def make_plan(seed: int) -> Plan:
     people = [
         _make_person(rng, number, crowd=crowd, seconds=seconds) for number in range(1, count + 1)
     ]
-    return Plan(
+    plan = Plan(
         seed=seed,
         config=_make_config(rng, count),
         people=tuple(people),
@@ -230,6 +253,52 @@ def make_plan(seed: int) -> Plan:
         ),
         eager=rng.random() < 0.6,
         full_disk=_one_in(rng, 10),
+        journal=JournalKind.MEMORY,
+        faults=Faults(),
+        kills=(),
+        session_seconds=24 * 3600.0,
+    )
+    return _with_journal(plan, Random(f"multichat journal {seed}"), crowd=crowd)
+
+
+def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
+    """Have what is said in *plan* be kept somewhere, and some people come back for it."""
+    kind = rng.choices(list(JournalKind), [2, 2, 2, 2, 3])[0]
+    seconds = plan.seconds
+    full: list[tuple[float, float]] = []
+    if kind is JournalKind.FULL:
+        full = [
+            (start, start + rng.choice([0.05, 1.0, 10.0]))
+            for start in (_some_time(rng, seconds) for _ in range(rng.randint(1, 3)))
+        ]
+    slow = kind in (JournalKind.SLOW, JournalKind.FULL, JournalKind.TORN)
+    ends = seconds
+    if plan.server_ending is not ServerEnding.OUTLIVES:
+        ends = plan.server_ends_seconds
+    kills = [rng.uniform(0, ends) for _ in range(rng.randint(1, 3))]
+    return replace(
+        plan,
+        config=replace(plan.config, away_seconds=rng.choice([0.0, 1.0, 5.0, 5.0])),
+        people=tuple(
+            replace(each, returns=make_returns(rng, most=1 if crowd else 5))
+            # Nobody shows a token that it has not read, nor one that is too long for its line.
+            if each.speaks_json
+            and each.reading is not Reading.DEAF
+            and plan.config.max_line_bytes >= 300
+            else each
+            for each in plan.people
+        ),
+        journal=kind,
+        faults=Faults(
+            slow_seconds=rng.choice([0.01, 0.1, 1.0]) if slow else 0.0,
+            full=tuple(full),
+            refuses=rng.random() < 0.5,
+            max_messages=rng.choice([3, 10, 50])
+            if kind is JournalKind.SMALL or _one_in(rng, 4)
+            else None,
+        ),
+        kills=tuple(sorted(kills)) if kind is JournalKind.TORN else (),
+        session_seconds=rng.choice([3.0, 20.0]) if _one_in(rng, 5) else plan.session_seconds,
     )
 
 

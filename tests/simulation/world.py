@@ -8,10 +8,11 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import secrets
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from random import Random
 from unittest import mock
@@ -22,23 +23,22 @@ from trio._core import _run as trio_run
 
 from multichat import Server
 from multichat.errors import UnknownClient
-from multichat.journal import Keeping
+from multichat.journal import Journal, Keeping
 from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
 from multichat.messages import Nonce, SaidRun
 from multichat.transport import LINGER_SECONDS
 
+from .chronicle import KILLED, Kill, LogEntry
 from .clients import Client
-from .history import Heard, History, LogEntry, Person
+from .history import DAY_BEGINS_SECONDS, Heard, History, Visit
 from .invariants import Violation, violations
-from .journal import Taken, Witness
-from .plan import PersonPlan, Plan, ServerEnding
+from .journal import Disk, FaultyJournal, Taken, Witness
+from .plan import JournalKind, PersonPlan, Plan, ServerEnding
+from .returning import Notebook, Return
 from .wire import Connection, Kernel
 
 __all__ = ["Outcome", "simulate"]
-
-# 2023-11-14T22:13:20Z: the time of day at which every run begins.
-_EPOCH_SECONDS = 1_700_000_000
 
 # How long after the server's end the clients that are left go on.
 _AFTERMATH_SECONDS = 2.0
@@ -49,6 +49,9 @@ _MOST_STEPS_TO_ACCEPT = 100
 
 # Of the scheduler, at one moment of virtual time; the busiest runs take a few thousand.
 _MOST_STEPS_AT_ONCE = 100_000
+
+
+_CONNECTED = re.compile(r"\[STATE\] Client (\d+) connected")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def simulate(plan: Plan) -> Outcome:
         stack.enter_context(_same_schedule(plan.seed))
         stack.enter_context(_time_of_day(clock))
         stack.enter_context(_tokens(plan.seed))
+        stack.enter_context(_short_memory(plan.session_seconds))
         world = _World(plan, history)
         stack.enter_context(_log_to(_Recorder(world)))
         if plan.full_disk:
@@ -79,8 +83,8 @@ def simulate(plan: Plan) -> Outcome:
         except Exception:  # noqa: BLE001 - that is what we are here to find
             history.crash = traceback.format_exc()
     cache: dict[bytes, Heard] = {}
-    for person in history.people:
-        person.read(cache, plan.config.max_line_bytes)
+    for visit in history.visits:
+        visit.read(cache, plan.config.max_line_bytes)
     return Outcome(history, violations(history), _digest(history))
 
 
@@ -94,7 +98,7 @@ def _same_schedule(seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _time_of_day(clock: trio.testing.MockClock) -> Iterator[None]:
     def now() -> float:
-        return _EPOCH_SECONDS + clock.current_time()
+        return DAY_BEGINS_SECONDS + clock.current_time()
 
     with mock.patch.object(time, "time", now):
         yield
@@ -106,6 +110,12 @@ def _tokens(seed: int) -> Iterator[None]:
     rng = Random(f"{seed} tokens")
 
     with mock.patch.object(secrets, "token_hex", lambda size: rng.randbytes(size).hex()):
+        yield
+
+
+@contextlib.contextmanager
+def _short_memory(session_seconds: float) -> Iterator[None]:
+    with mock.patch("multichat.resume.SESSION_SECONDS", session_seconds):
         yield
 
 
@@ -150,12 +160,12 @@ def _kernel(kernel: Kernel) -> Iterator[None]:
 def _digest(history: History) -> str:
     """Return what differs when anything that anybody could observe differs."""
     digest = hashlib.sha256()
-    for person in history.people:
-        if person.connection is not None:
-            digest.update(person.connection.to_server.written)
-            digest.update(person.connection.to_client.written)
-            digest.update(repr(person.connection.server.cut_off_at).encode())
-        what = person.server_number, person.heard_the_end, person.session_ended_seconds
+    for visit in history.visits:
+        if visit.connection is not None:
+            digest.update(visit.connection.to_server.written)
+            digest.update(visit.connection.to_client.written)
+            digest.update(repr(visit.connection.server.cut_off_at).encode())
+        what = visit.server_number, visit.heard_the_end, visit.session_ended_seconds
         digest.update(repr(what).encode())
     for entry in history.log:
         digest.update(f"{entry.seconds} {entry.text}\n".encode())
@@ -200,19 +210,48 @@ class _World:
         self.kernel = Kernel()
         self._plan = plan
         self._history = history
-        self._server = Server(plan.config, journal=Witness(MemoryJournal(), self._note_taken))
-        self._accepting = True
+        self._disk = Disk()
+        self._faulty: FaultyJournal | None = None
+        self._server = self._start_server()
+        self._numbers_before = 0
+        self._sessions: trio.Nursery
+        self._doors = trio.Event()  # open
+        self._closed_for_good = False
+        self._killed = False
+        self._connected: set[int] = set()
         self._entrance = trio.Lock()
         self._everybody_leaves = trio.Event()
         self._everybody_left = trio.Event()
         self._gone = 0
         self._sample_every = 1 + len(plan.people) // 20
 
+    def _start_server(self) -> Server:
+        self._journal = Witness(self._make_journal(), self._note_taken)
+        return Server(self._plan.config, journal=self._journal)
+
+    def _make_journal(self) -> Journal:
+        plan = self._plan
+        match plan.journal:
+            case JournalKind.MEMORY:
+                return MemoryJournal()
+            case JournalKind.SMALL:
+                return MemoryJournal(max_messages=plan.faults.max_messages or 1)
+        rng = Random(f"{plan.seed} journal {len(self._history.kills)}")
+        self._faulty = FaultyJournal(self._disk, plan.faults, rng)
+        return self._faulty
+
     # --- What is recorded -------------------------------------------------------------------------
 
     def note(self, level: int, text: str) -> None:
-        """Record what was logged; called from inside of the server's steps."""
+        """Record what was logged; called from inside of the server's steps.
+
+        Of what goes on in a server that is dead nobody knows anything.
+        """
+        if self._killed and "crashed" not in text:
+            return
         self._history.log.append(LogEntry(trio.current_time(), level, text))
+        if connected := _CONNECTED.fullmatch(text):
+            self._connected.add(int(connected[1]))
         if len(self._history.log) % self._sample_every == 0:
             self._sample()
 
@@ -236,8 +275,6 @@ class _World:
         with trio.move_on_after(plan.patient_seconds) as patience:
             trio.lowlevel.add_instrument(_StandstillGuard(patience))
             async with trio.open_nursery() as world:
-                for each in plan.people:
-                    history.people.append(Person(each))
                 await self._serve(world)
                 await trio.sleep(_AFTERMATH_SECONDS)
                 self._everybody_leaves.set()
@@ -246,7 +283,8 @@ class _World:
         await trio.testing.wait_all_tasks_blocked()
         self._look_for_what_is_left(tasks)
         counts = self._server.statistics()
-        history.messages, history.too_slow = counts.messages, counts.too_slow
+        history.messages += counts.messages
+        history.too_slow += counts.too_slow
 
     def _look_for_what_is_left(self, tasks_before: int) -> None:
         counts = self._server.statistics()
@@ -256,8 +294,8 @@ class _World:
             "rooms": counts.rooms,
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
-                person.connection is not None and not person.connection.server.closed
-                for person in self._history.people
+                visit.connection is not None and not visit.connection.server.closed
+                for visit in self._history.visits
             ),
         }
         self._history.left_behind = [f"{count} {what}" for what, count in found.items() if count]
@@ -265,30 +303,64 @@ class _World:
     async def _serve(self, world: trio.Nursery) -> None:
         """Run the server until it ends as planned; clients and faults are started in *world*."""
         plan = self._plan
-        async with (
-            self._server.open(),
-            trio.open_nursery() as sessions,
-            trio.open_nursery() as faults,
-        ):
-            for person in self._history.people:
-                world.start_soon(self._live, person, sessions)
+        for person in plan.people:
+            world.start_soon(self._live, person)
+        async with trio.open_nursery() as faults:
             for kick in plan.kicks:
                 faults.start_soon(self._kick, *kick)
             for number, seconds in enumerate(plan.announcements, 1):
                 faults.start_soon(self._announce, number, seconds)
-            await self._end(sessions)
+            for seconds in plan.kills:
+                async with self._opened() as sessions:
+                    with trio.move_on_at(seconds):
+                        await self._everybody_left.wait()
+                    self._kill(sessions)
+                self._server = self._start_server()
+                self._killed = False
+            async with self._opened() as sessions:
+                await self._end(sessions)
             faults.cancel_scope.cancel(reason="the server has ended")
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[trio.Nursery]:
+        """Have a server that lets people in while the block runs, and wait until it is gone."""
+        async with self._server.open(), trio.open_nursery() as self._sessions:
+            self._numbers_before = self._journal.clients_ever
+            self._doors.set()
+            yield self._sessions
+            self._doors = trio.Event()
+
+    def _kill(self, sessions: trio.Nursery) -> None:
+        """End the server as `kill -9` does: what it does from here on nobody sees."""
+        history = self._history
+        self.note(logging.INFO, KILLED)
+        self._killed = True
+        self._doors = trio.Event()
+        if self._faulty is not None:
+            self._faulty.kill()
+        sessions_left = {each.client: each for each in self._disk.sessions.values()}
+        history.kills.append(Kill(len(history.log) - 1, trio.current_time(), sessions_left))
+        counts = self._server.statistics()
+        history.messages += counts.messages
+        history.too_slow += counts.too_slow
+        for visit in history.visits:
+            if visit.connection is not None and not visit.connection.server.closed:
+                visit.connection.reset(visit.connection.server)
+                visit.killed = True
+                if visit.server_number not in self._connected:
+                    visit.server_number = None  # it was on its way in, and the number is free
+        sessions.cancel_scope.cancel(reason="the server is killed")
 
     async def _end(self, sessions: trio.Nursery) -> None:
         """Have the server end as planned; its last sessions may still be at it then."""
         plan = self._plan
         if plan.server_ending is ServerEnding.OUTLIVES:
-            await trio.sleep(plan.seconds)
+            await trio.sleep_until(plan.seconds)
             self._everybody_leaves.set()
             await self._everybody_left.wait()
             return
-        await trio.sleep(plan.server_ends_seconds)
-        self._accepting = False
+        await trio.sleep_until(plan.server_ends_seconds)
+        self._closed_for_good = True
         if plan.server_ending is ServerEnding.SHUTS_DOWN:
             # As `Server.run` does it.
             deadline = trio.current_time() + plan.config.grace_seconds
@@ -313,57 +385,91 @@ class _World:
 
     # --- People -----------------------------------------------------------------------------------
 
-    async def _live(self, person: Person, sessions: trio.Nursery) -> None:
-        """Have *person* come, talk and go."""
-        plan = person.plan
-        with trio.move_on_after(plan.arrives_seconds):
-            await self._everybody_leaves.wait()
-        async with self._entrance:
-            if self._accepting and not self._everybody_leaves.is_set():
-                person.connection = await self._connect(person, sessions)
-        if person.connection is not None:
-            client = Client(
-                plan,
-                person.connection.client,
-                self._plan.rooms,
-                self._everybody_leaves,
-                max_line_bytes=self._plan.config.max_line_bytes,
-                rng=self._rng("client", plan),
-            )
-            await client.run()
-            person.heard_the_end = client.heard_the_end
+    async def _live(self, person: PersonPlan) -> None:
+        """Have *person* come, talk and go, and come again."""
+        notebook = Notebook()
+        comings: list[Return | None] = [None, *person.returns]
+        pause = person.arrives_seconds
+        async with trio.open_nursery() as connections:
+            for number, coming in enumerate(comings):
+                if coming is not None:
+                    pause = coming.pause_seconds
+                with trio.move_on_after(pause):
+                    await self._everybody_leaves.wait()
+                next_one = comings[number + 1] if number + 1 < len(comings) else None
+                left = None if next_one is None else next_one.left
+                visit = await self._come(person, number)
+                if visit.connection is None:
+                    break
+                client = Client(
+                    person,
+                    visit.connection.client,
+                    self._plan.rooms,
+                    self._everybody_leaves,
+                    max_line_bytes=self._plan.config.max_line_bytes,
+                    rng=self._rng("client", person, number),
+                    notebook=notebook,
+                    coming=coming,
+                    left=left,
+                )
+                connections.start_soon(self._hold, visit, client)
+                await client.left_off.wait()
+                client.retire()
         self._gone += 1
         if self._gone == len(self._plan.people):
             self._everybody_left.set()
 
-    def _rng(self, purpose: str, plan: PersonPlan) -> Random:
-        return Random(f"{self._plan.seed} {purpose} {plan.number}")
+    async def _come(self, person: PersonPlan, number: int) -> Visit:
+        """Have *person* connect, if it can; the record of that is kept in any case."""
+        visit = Visit(person, number)
+        self._history.visits.append(visit)
+        async with self._entrance:
+            while not (
+                self._doors.is_set() or self._everybody_leaves.is_set() or self._closed_for_good
+            ):
+                with trio.move_on_after(1):
+                    await self._everybody_leaves.wait()
+            if (
+                self._doors.is_set()
+                and not self._closed_for_good
+                and not self._everybody_leaves.is_set()
+            ):
+                visit.connection = await self._connect(visit)
+        return visit
 
-    async def _connect(self, person: Person, sessions: trio.Nursery) -> Connection:
+    async def _hold(self, visit: Visit, client: Client) -> None:
+        await client.run()
+        visit.heard_the_end = client.heard_the_end
+
+    def _rng(self, purpose: str, person: PersonPlan, number: int) -> Random:
+        again = f" {number}" if number else ""
+        return Random(f"{self._plan.seed} {purpose} {person.number}{again}")
+
+    async def _connect(self, visit: Visit) -> Connection:
         """Connect as a listener does, one after another, so that we know everybody's number."""
-        plan = person.plan
+        plan = visit.plan
         connection = Connection(
             to_server_bytes=plan.to_server_bytes,
             to_client_bytes=plan.to_client_bytes,
-            rng=self._rng("connection", plan),
+            rng=self._rng("connection", plan, visit.number),
         )
         if self._plan.eager:
             self.kernel.register(connection.server)
         before = self._server.statistics()
-        sessions.start_soon(self._handle, person, connection)
+        self._sessions.start_soon(self._handle, visit, connection, self._server)
         for _ in range(_MOST_STEPS_TO_ACCEPT):
             now = self._server.statistics()
             if now.clients_ever > before.clients_ever:
-                person.server_number = now.clients_ever
+                visit.server_number = self._numbers_before + now.clients_ever
                 break
             if now.refused > before.refused:
-                person.refused = True
+                visit.refused = True
                 break
             await trio.lowlevel.checkpoint()
         return connection
 
-    async def _handle(self, person: Person, connection: Connection) -> None:
+    async def _handle(self, visit: Visit, connection: Connection, server: Server) -> None:
         try:
-            await self._server.handle(connection.server)
+            await server.handle(connection.server)
         finally:
-            person.session_ended_seconds = trio.current_time()
+            visit.session_ended_seconds = trio.current_time()

@@ -1,0 +1,386 @@
+"""Servers that are broken on purpose: each is caught by the invariant that is there for it."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from multichat import Slow
+from multichat.batch import Batch, Receipt
+from multichat.config import Message
+from multichat.directory import Directory
+from multichat.errors import NotKept
+from multichat.filters import Filters
+from multichat.journal import Keeping
+from multichat.mailbox import Mailbox, Offer
+from multichat.messages import HistoryPage, Missed, SaidRun
+from multichat.past import read_history, spell_page
+from multichat.resume import Resumable, Resumables
+from multichat.room import Member, Room
+from multichat.voices import JsonVoice, TextVoice
+
+__all__ = ["MUTATIONS", "Break", "echo"]
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+def every(nth: int) -> Callable[[], bool]:
+    """Return what says yes once in so many calls."""
+    calls = count(1)
+    return lambda: next(calls) % nth == 0
+
+
+def wrap(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrapper: Any) -> None:
+    """Put *wrapper*, which gets the original first, in the place of a method."""
+    original = getattr(owner, name)
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, replacement)
+
+
+def reorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[Mailbox, bytes] = {}
+    now = every(3)
+
+    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
+        if mailbox in held:
+            offered = original(mailbox, data)
+            original(mailbox, held.pop(mailbox))
+            return offered
+        if now():
+            held[mailbox] = data
+            return Offer.QUEUED
+        return original(mailbox, data)
+
+    wrap(monkeypatch, Mailbox, "offer", offer)
+
+
+def say_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(original: Any, room: Room, sender: Member, run: str, **kwargs: Any) -> Any:
+        return original(room, sender, "\n".join(reversed(run.split("\n"))), **kwargs)
+
+    wrap(monkeypatch, Room, "say", say)
+
+
+def count_ids_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spell_said(original: Any, voice: JsonVoice, said: SaidRun) -> Any:
+        return original(voice, msgspec.structs.replace(said, first=100_000 - said.first))
+
+    wrap(monkeypatch, JsonVoice, "spell_said", spell_said)
+
+
+def lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = every(5)
+
+    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
+        return Offer.QUEUED if now() else original(mailbox, data)
+
+    wrap(monkeypatch, Mailbox, "offer", offer)
+
+
+def miscount_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap(monkeypatch, Mailbox, "miss", lambda original, box, count: original(box, count + 1))
+
+
+def swallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = every(3)
+
+    async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
+        return Receipt() if now() else await original(*args, **kwargs)
+
+    wrap(monkeypatch, Room, "say", say)
+
+
+def accept_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = every(3)
+
+    async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
+        return Receipt(epoch="0", first=1) if now() else await original(*args, **kwargs)
+
+    wrap(monkeypatch, Room, "say", say)
+
+
+def duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = every(5)
+
+    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
+        return original(mailbox, data * 2 if now() else data)
+
+    wrap(monkeypatch, Mailbox, "offer", offer)
+
+
+def echo(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offer_to_all(original: Any, room: Room, batch: Batch, sender: Member | None) -> Any:
+        return original(room, batch, None)
+
+    wrap(monkeypatch, Room, "_offer_to_all", offer_to_all)
+
+
+def forget_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(original: Any, room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
+        original(room, member, *args, **kwargs)
+        room._by_voice[member.voice][member.client] = member
+
+    wrap(monkeypatch, Room, "leave", leave)
+
+
+def forge(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spell_said(original: Any, voice: TextVoice, said: SaidRun) -> Any:
+        return original(voice, msgspec.structs.replace(said, name="Client 1"))
+
+    wrap(monkeypatch, TextVoice, "spell_said", spell_said)
+
+
+def filter_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def apply(original: Any, filters: Filters, messages: Sequence[Message]) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        return list(messages)
+
+    wrap(monkeypatch, Filters, "apply", apply)
+
+
+def cut_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
+        return original(mailbox, data[:-2] + data[-1:])
+
+    wrap(monkeypatch, Mailbox, "offer", offer)
+
+
+def evict_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dismiss(
+        original: Any, directory: Directory, member: Member, reason: str, **kwargs: Any
+    ) -> None:
+        directory.leave(member, reason, **kwargs)
+
+    wrap(monkeypatch, Directory, "dismiss", dismiss)
+
+
+def blame_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(
+        original: Any, directory: Directory, member: Member, reason: str = "", **kw: Any
+    ) -> None:
+        original(directory, member, reason or "connection reset", **kw)
+
+    wrap(monkeypatch, Directory, "leave", leave)
+
+
+def haunt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(original: Any, directory: Directory, member: Member, *args: Any, **kw: Any) -> None:
+        original(directory, member, *args, **kw)
+        if not member.name.startswith("ghost"):
+            directory.rename(member, f"ghost{member.client}")
+
+    wrap(monkeypatch, Directory, "leave", leave)
+
+
+def take_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(original: Any, *args: Any, max_batches: int, **kwargs: Any) -> None:
+        original(*args, max_batches=1000 * max_batches, **kwargs)
+
+    wrap(monkeypatch, Mailbox, "__init__", init)
+
+
+def leave_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(original: Any, room: Room, member: Member) -> None:
+        original(room, member)
+        trio.lowlevel.spawn_system_task(trio.sleep_forever)
+
+    wrap(monkeypatch, Room, "join", join)
+
+
+def keep_empty_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap(monkeypatch, Directory, "_close_if_empty", lambda original, directory, room: None)
+
+
+def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang_up(stream: trio.abc.Stream) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("multichat.transport.hang_up", hang_up)
+
+
+def crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = every(5)
+
+    async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
+        if now():
+            raise RuntimeError("on purpose")
+        return await original(*args, **kwargs)  # type: ignore[no-any-return]
+
+    wrap(monkeypatch, Room, "say", say)
+
+
+def count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def say(original: Any, room: Room, *args: Any, **kwargs: Any) -> Receipt:
+        room._counts.messages += 20
+        return await original(room, *args, **kwargs)  # type: ignore[no-any-return]
+
+    wrap(monkeypatch, Room, "say", say)
+
+
+# --- Those who come back, and the journal ---------------------------------------------------------
+
+
+def tell_the_past_from(offset: int) -> Break:
+    def shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+        def number_of(original: Any, room: Room, id_: str) -> int:
+            number: int = original(room, id_) + offset
+            return max(-1, number)
+
+        wrap(monkeypatch, Room, "number_of", number_of)
+
+    shifted.__name__ = "tell_the_past_one_too_late" if offset > 0 else "tell_the_past_one_too_early"
+    return shifted
+
+
+def go_live_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def catch_up(original: Any, room: Room, member: Member, position: int) -> None:
+        room._go_live(member)
+        page, _ = await room._page(member, position)
+        await member.mailbox.put(page)
+
+    wrap(monkeypatch, Room, "catch_up", catch_up)
+
+
+def go_live_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def catch_up(original: Any, room: Room, member: Member, position: int) -> None:
+        while position < (told := room._told):
+            page, position = await room._page(member, position)
+            await member.mailbox.put(page)
+            position = max(position, told)
+        await trio.sleep(0.1)
+        room._go_live(member)
+
+    wrap(monkeypatch, Room, "catch_up", catch_up)
+
+
+def tell_the_past_to_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page(original: Any, room: Room, member: Member, position: int) -> Any:
+        stop = min(room._told, position + 500)
+        return await spell_page(room._journal, position, stop, member.voice, 0)
+
+    wrap(monkeypatch, Room, "_page", page)
+
+
+def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multichat.room.Missed", lambda count: Missed(count + 1))
+
+
+def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("multichat.resume.MAX_NONCES", 0)
+
+
+def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def restore(original: Any, *args: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    wrap(monkeypatch, Resumables, "restore", restore)
+
+
+def tell_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(original: Any, keeping: Keeping) -> None:
+        await trio.lowlevel.checkpoint()
+
+    wrap(monkeypatch, Keeping, "wait", wait)
+
+
+def say_nothing_of_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
+        try:
+            return await original(*args, **kwargs)  # type: ignore[no-any-return]
+        except NotKept:
+            return Receipt()
+
+    wrap(monkeypatch, Room, "say", say)
+
+
+def let_anybody_be_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(original: Any, resumables: Resumables, token: str, now: float) -> Any:
+        known = [*resumables._here.values(), *resumables._away.values()]
+        return original(resumables, token, now) or next(iter(known), None)
+
+    wrap(monkeypatch, Resumables, "find", find)
+
+
+def let_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap(monkeypatch, Resumables, "find", lambda *_: None)
+
+
+def let_the_kicked_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(original: Any, *args: Any, for_good: bool = False, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+
+    wrap(monkeypatch, Directory, "leave", leave)
+
+
+def forget_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resume(original: Any, directory: Directory, member: Member, one: Resumable) -> Any:
+        one.room = "lobby"
+        return original(directory, member, one)
+
+    wrap(monkeypatch, Directory, "resume", resume)
+
+
+def tell_of_every_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(original: Any, room: Room, member: Member, reason: str = "", **kwargs: Any) -> None:
+        original(room, member, reason)
+
+    wrap(monkeypatch, Room, "leave", leave)
+
+
+def show_the_past_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(*args: Any) -> HistoryPage:
+        page = await read_history(*args)
+        return msgspec.structs.replace(page, messages=page.messages[::-1])
+
+    monkeypatch.setattr("multichat.past.read_history", read)
+
+
+MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
+    (reorder, "one_order", {"slow": Slow.WAIT}),
+    (say_backwards, "sender_order", {}),
+    (count_ids_backwards, "ids_are_in_order", {}),
+    (lose, "nothing_lost", {"slow": Slow.WAIT}),
+    (lose, "skips_add_up", {"slow": Slow.DROP}),
+    (miscount_what_was_missed, "skips_add_up", {"slow": Slow.DROP}),
+    (swallow, "all_is_said", {}),
+    (accept_in_vain, "accepted_is_said", {}),
+    (duplicate, "nothing_twice", {}),
+    (echo, "no_echo", {}),
+    (forget_who_leaves, "only_members_hear", {}),
+    (forge, "no_forged_tag", {}),
+    (cut_texts, "texts_are_whole", {}),
+    (filter_nothing, "texts_are_whole", {}),
+    (evict_silently, "evicted_are_told", {}),
+    (blame_the_connection, "nobody_goes_without_reason", {}),
+    (haunt, "gone_is_gone", {}),
+    (take_without_bound, "mailboxes_bounded", {"mailbox_batches": 1}),
+    (leave_a_task, "nothing_left_behind", {}),
+    (keep_empty_rooms, "nothing_left_behind", {}),
+    (hang_up_never, "ends_in_time", {}),
+    (crash, "nothing_crashes", {}),
+    (count_twice, "counts_add_up", {}),
+    (tell_the_past_from(1), "nothing_missed_nor_twice", {}),
+    (tell_the_past_from(-1), "nothing_missed_nor_twice", {}),
+    (go_live_too_early, "nothing_missed_nor_twice", {}),
+    (go_live_too_late, "nothing_missed_nor_twice", {}),
+    (miscount_what_is_too_old, "nothing_missed_nor_twice", {}),
+    (tell_the_past_to_its_sender, "no_echo", {}),
+    (forget_nonces, "nonces_are_once", {}),
+    (forget_nonces, "nothing_twice", {}),
+    (restore_no_nonces, "nonces_are_once", {}),
+    (tell_before_it_is_kept, "journal_first", {}),
+    (say_nothing_of_what_is_not_kept, "what_is_not_kept_is_not_said", {}),
+    (let_anybody_be_somebody, "sessions_hold", {}),
+    (let_nobody_back, "sessions_hold", {}),
+    (forget_the_room, "sessions_hold", {}),
+    (let_the_kicked_back, "sessions_hold", {}),
+    (tell_of_every_absence, "short_absences_are_not_told", {}),
+    (show_the_past_backwards, "history_is_what_was_said", {}),
+]

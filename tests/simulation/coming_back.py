@@ -1,0 +1,361 @@
+"""What has to be true of who comes back, and of the journal; see `invariants`.
+
+That every member has every message once and in one order, across its connections and its server's
+deaths, is the sum of these: each time somebody comes back it is told everything from the number on
+that it asked for (`nothing_missed_nor_twice`), which is what it heard last; it is who it was
+(`sessions_hold`); what it says again is what it said (`nonces_are_once`); and what anybody was
+told is in the journal, and stays there (`journal_first`).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from multichat import Slow
+
+from .chronicle import KILLED
+from .history import DAY_BEGINS_SECONDS, History, Section, Visit, read_id
+
+__all__ = ["COMING_BACK"]
+
+# What the log says of who was sent away for good, whatever it shows later.
+_FOR_GOOD = "kicked"
+
+# What somebody is told who asked for that.
+_QUIT = "you asked to leave"
+
+
+# --- The journal ----------------------------------------------------------------------------------
+
+
+def journal_first(history: History) -> Iterator[str]:
+    """Nothing is told, nor accepted, before the journal has kept it; what is kept is told."""
+    yield from history.chronicle.early
+    kept: dict[tuple[int, object], bool | None] = {
+        (each.said.client, nonce): each.kept
+        for each in history.taken
+        for nonce in each.nonces
+        if nonce is not None
+    }
+    for visit in history.visits:
+        private = {each.nonce for each in visit.sent if each.to is not None}
+        client = visit.server_number
+        for heard in visit.told:
+            if heard.kind == "welcome":
+                client = heard.number
+            elif (
+                heard.kind == "accepted"
+                and heard.nonce not in private
+                and kept.get((client or 0, heard.nonce)) is not True
+            ):
+                yield f"{visit} had {heard.nonce} accepted, and it is not kept"
+
+
+def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
+    """Who says what cannot be kept, and is still there, is told so, and nobody else is told."""
+    kept = {(each.said.client, each.said.run) for each in history.taken if each.kept}
+    logged = {"\n".join(each.texts) for each in history.chronicle.publishes}
+    for visit in history.visits:
+        told = {each.nonce for each in visit.told if each.text == "not-kept"}
+        if any(each.text.startswith("nothing can be said now") for each in visit.told):
+            told.add(None)
+        departure = history.departure(visit)
+        taken = history.chronicle.taken_from.get(visit.server_number or 0, [])
+        for each in taken:
+            said = each.said
+            if each.kept is not False:
+                continue
+            if said.run in logged and (said.client, said.run) not in kept:
+                yield f"{visit} said {said.run[:20]}, which was not kept, and is told"
+            if departure is None or (departure.reason and each is taken[-1]):
+                continue  # it may have had to go before that was known, or before its turn
+            if history.heard_until_departure(visit) and not told.issuperset(each.nonces or [None]):
+                yield f"{visit} was not told that {said.run[:20]} is not kept"
+
+
+# --- Coming back ----------------------------------------------------------------------------------
+
+
+def nothing_missed_nor_twice(history: History) -> Iterator[str]:
+    """Who asks for the past hears all from there on, once, in order, or how much it missed.
+
+    Live where the past ends: from the message it asked for up to its leaving there is no gap but
+    its own messages, and what it is told to have missed; and nothing twice.
+    """
+    for visit in history.visits:
+        sections = history.sections(visit)
+        for i, section in enumerate(sections):
+            if wrong := _follow(history, visit, section, last=i == len(sections) - 1):
+                yield f"{visit} in {section.stay.room}: {wrong}"
+
+
+def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> str:
+    """Go with what was heard through what was said; return what is wrong, if anything is."""
+    chronicle, stay = history.chronicle, section.stay
+    keys = chronicle.numbered.get(stay.room, [])
+    own = _own(history, section)
+    drops = history.plan.config.slow is Slow.DROP
+    places = _starts(history, section)
+    for heard in section.heard:
+        if heard.kind == "missed":
+            skipped = {place + heard.messages for place in places}
+            if drops:
+                skipped |= {_skip(place, heard.messages, own) for place in places}
+            places = skipped
+        elif heard.kind == "said" and heard.id:
+            epoch, number = read_id(heard.id)
+            if chronicle.rooms.get(epoch) != stay.room:
+                return f"heard {heard.key}, which was said elsewhere"
+            if not any(place <= number and _all_own(place, number, own) for place in places):
+                return f"heard {heard.key}, number {number}, where one of {sorted(places)} is next"
+            places = {number + 1}
+        elif heard.kind == "said" and heard.key in chronicle.order:
+            number = keys.index(heard.key) if heard.key in keys else -1
+            if number < 0:
+                continue  # the server's
+            if not any(place <= number and _all_own(place, number, own) for place in places):
+                return f"heard {heard.key}, number {number}, where one of {sorted(places)} is next"
+            places = {number + 1}
+    end = _must_reach(history, visit, section, last=last)
+    if not any(place >= end or _all_own(place, end, own) for place in places):
+        return f"heard all up to number {max(places)}, and {end} were told"
+    return ""
+
+
+def _starts(history: History, section: Section) -> set[int]:
+    """Return where what is heard in *section* may begin."""
+    start, stay, chronicle = section.start, section.stay, history.chronicle
+    if start is None:
+        start = chronicle.told(stay.room, stay.start)
+        before = chronicle.said_before(stay)
+        if before is not None and before.speaker is not None:
+            return {*range(before.first, start + 1)}  # it may be going on
+    if section.at_least and history.plan.faults.max_messages is not None:
+        return {*range(start, len(chronicle.numbered.get(stay.room, [])) + 1)}
+    return {start}
+
+
+def _own(history: History, section: Section) -> set[int]:
+    room = section.stay.room
+    return {
+        number
+        for publish in history.chronicle.by_room.get(room, [])
+        if publish.speaker == section.client
+        for number in range(publish.first, publish.first + len(publish.keys))
+    }
+
+
+def _all_own(start: int, end: int, own: set[int]) -> bool:
+    return all(number in own for number in range(start, end))
+
+
+def _skip(place: int, count: int, own: set[int]) -> int:
+    """Return where one is who has missed so many of the others' messages."""
+    while count:
+        count -= place not in own
+        place += 1
+    return place
+
+
+def _must_reach(history: History, visit: Visit, section: Section, *, last: bool) -> int:
+    """Return up to which number *visit* must have heard everything in *section*."""
+    chronicle, stay = history.chronicle, section.stay
+    if section.until is not None:
+        return section.until
+    if last:
+        departure = history.departure(visit)
+        if departure is None or not history.heard_until_departure(visit):
+            return 0
+        spoke = any(
+            taken.position > stay.start
+            for taken in chronicle.taken_from.get(visit.server_number or 0, [])
+        )
+        if section.caught_up and departure.reason and not spoke:
+            return 0  # it may have had to go before it had heard all of it
+    end = chronicle.told(stay.room, stay.end)
+    if history.may_be_cut_short(stay):
+        publishes = [each for each in chronicle.said_during(stay) if each.speaker is not None]
+        if publishes:
+            end = min(end, publishes[-1].first)
+    return end
+
+
+def sessions_hold(history: History) -> Iterator[str]:
+    """Who shows its token is who it was: a number, its name and its room; nobody else is.
+
+    A token that was never given, or is another's, or belongs to who has left for good, was away for
+    too long, or was not yet kept when its server was killed, gives nothing.
+    """
+    issued: dict[str, int] = {}
+    for visit in history.visits:
+        for heard in visit.told:
+            if heard.kind == "welcome" and not heard.act:
+                issued[heard.text] = heard.number or 0
+    for connection, client in history.chronicle.resumed.items():
+        whose, who = history.person_of.get(client), history.person_of.get(connection)
+        if whose != who:
+            yield f"client {connection}, who is c{who}, took over client {client}, who is c{whose}"
+        began = history.chronicle.stays[connection][1].start
+        for each in history.visits_of(client):
+            departure = history.departure(each)
+            if (
+                departure is not None
+                and departure.position < began
+                and _left_for_good(history, each)
+            ):
+                yield f"client {connection} is client {client}, who had left for good"
+    for visit in history.visits:
+        welcome = next((heard for heard in visit.told if heard.kind == "welcome"), None)
+        if welcome is None:
+            continue
+        token = visit.hello.get("session")
+        known = issued.get(token) if token is not None else None
+        as_whom = history.chronicle.resumed.get(visit.server_number or 0)
+        if welcome.act != (as_whom is not None):
+            yield f"{visit} was told {welcome.act} of coming back as {as_whom}"
+        elif welcome.act and (known != as_whom or welcome.number != as_whom):
+            yield f"{visit} came back as {as_whom} with the token of {known}"
+        elif not welcome.act and known is not None and not _is_lost(history, known, visit):
+            yield f"{visit} was not let back as client {known}"
+        stay = _first_stay(history, visit)
+        if stay is not None and welcome.room.lower() != stay:
+            yield f"{visit} was welcomed in {welcome.room}, and is in {stay}"
+
+
+def _first_stay(history: History, visit: Visit) -> str | None:
+    """Return where *visit* has to be when it is welcomed, if that is known."""
+    stays = history.stays(visit)
+    if not stays or visit.hello.get("room"):
+        return None
+    again = history.chronicle.resumed.get(visit.server_number or 0) is not None
+    return stays[min(int(again), len(stays) - 1)].room
+
+
+def _left_for_good(history: History, visit: Visit) -> bool:
+    departure = history.departure(visit)
+    if departure is not None and departure.reason.startswith(_FOR_GOOD):
+        return True
+    return any(heard.kind == "goodbye" and _QUIT in heard.text for heard in visit.told)
+
+
+def _is_lost(history: History, client: int, visit: Visit) -> bool:
+    """Whether *client* could not be somebody again when *visit* said hello."""
+    for kill in history.kills:
+        if client not in kill.sessions:
+            return True
+    seen = 0.0
+    for each in history.visits_of(client):
+        departure = history.departure(each)
+        if each is visit or departure is None:
+            continue
+        if _left_for_good(history, each):
+            return True
+        seen = max(seen, departure.seconds)
+        if departure.reason == KILLED:
+            # The next server knows when it was seen as the journal was told last.
+            kill = next(kill for kill in history.kills if kill.position == departure.position)
+            seen = min(seen, kill.sessions[client].seen - DAY_BEGINS_SECONDS)
+    ended = visit.session_ended_seconds or history.seconds
+    return ended - seen > history.plan.session_seconds
+
+
+def nonces_are_once(history: History) -> Iterator[str]:
+    """What is said with a nonce is said once, however often, and over how many connections."""
+    said = Counter(
+        (each.said.client, nonce)
+        for each in history.taken
+        if each.kept
+        for nonce in each.nonces
+        if nonce is not None
+    )
+    for (client, nonce), count in said.items():
+        if count > 1:
+            yield f"client {client} said {nonce} {count} times"
+    ids: dict[tuple[int, Any], str] = {}
+    for visit in history.visits:
+        whose = visit.server_number or 0
+        for heard in visit.told:
+            if heard.kind == "welcome":
+                whose = heard.number or 0
+            elif heard.kind == "accepted" and heard.id:
+                first = ids.setdefault((whose, heard.nonce), heard.id)
+                if first != heard.id:
+                    yield f"{visit} had {heard.nonce} accepted as {first} and as {heard.id}"
+
+
+def history_is_what_was_said(history: History) -> Iterator[str]:
+    """A page of the past holds messages as they were said, one after the other."""
+    chronicle = history.chronicle
+    for visit in history.visits:
+        for heard in visit.heard:
+            if heard.kind != "history":
+                continue
+            page: dict[str, Any] = msgspec.json.decode(heard.text)
+            numbers = []
+            for said in page["messages"]:
+                epoch, number = read_id(said["id"])
+                keys = chronicle.numbered.get(chronicle.rooms.get(epoch, ""), [])
+                numbers.append(number)
+                key = said["text"].partition(":")[0]
+                if not 0 <= number < len(keys) or keys[number].partition(":")[0] not in (
+                    key,
+                    said["name"],
+                ):
+                    yield f"{visit} was shown {key} as {said['id']}, which it is not"
+                    break
+            if numbers != [*range(min(numbers, default=0), max(numbers, default=-1) + 1)]:
+                yield f"{visit} was shown {numbers}"
+
+
+def short_absences_are_not_told(history: History) -> Iterator[str]:
+    """Nobody hears that somebody has left who is back within `away_seconds`, nor that it has come.
+
+    So nobody hears more comings and goings of a client than there were: into rooms, out of rooms,
+    and, where it was away for longer or its name went to somebody else, once more.
+    """
+    most = {client: _goings(history, client) for client in history.person_of}
+    for visit in history.visits:
+        heard = Counter(
+            (each.kind, each.number)
+            for each in visit.heard
+            if each.kind == "left" or (each.kind == "joined" and not each.room)
+        )
+        for (kind, client), count in heard.items():
+            if count > most.get(client or 0, 0):
+                yield f"{visit} heard {count} times that client {client} {kind}"
+
+
+def _goings(history: History, client: int) -> int:
+    """Return how many times *client* came into a room, or left one, for the others."""
+    chronicle, away = history.chronicle, history.plan.config.away_seconds
+    goings = 0
+    last_seconds, last_room = -1e9, ""
+    for visit in sorted(history.visits_of(client), key=lambda each: each.server_number or 0):
+        for stay in history.stays(visit):
+            if stay.client != client:
+                continue
+            began = history.log[stay.start].seconds
+            away_too_long = began - last_seconds >= away
+            if stay.room != last_room or away_too_long or stay.start in chronicle.renamed_away:
+                goings += 1
+            last_room = stay.room
+            end = history.chronicle.departures.get(visit.server_number or 0)
+            last_seconds = (
+                history.log[int(stay.end)].seconds
+                if stay.end < len(history.log)
+                else (end.seconds if end else history.seconds)
+            )
+    return goings + len(history.kills)
+
+
+COMING_BACK: tuple[Callable[[History], Iterator[str]], ...] = (
+    journal_first,
+    what_is_not_kept_is_not_said,
+    nothing_missed_nor_twice,
+    sessions_hold,
+    nonces_are_once,
+    history_is_what_was_said,
+    short_absences_are_not_told,
+)
