@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-__all__ = ["TimeSpeller"]
+__all__ = ["TimeSpeller", "utc_now"]
 
 
 class TimeSpeller:
@@ -34,3 +34,11 @@ class TimeSpeller:
                 self._start = time.strftime(self._form, self._convert(second))
             self._spelled = f"{self._start}.{fraction:03}{self._end}"
         return self._spelled
+
+
+_utc = TimeSpeller(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
+
+
+def utc_now() -> str:
+    """Spell the time as it stands on the wire: RFC 3339, in UTC, with milliseconds."""
+    return _utc.spell(time.time())

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import trio
 
 from multichat.batch import Receipt
+from multichat.clock import utc_now
 from multichat.config import ServerConfig, Slow
 from multichat.errors import (
     Banned,
@@ -36,7 +37,7 @@ from multichat.mailbox import Offer
 from multichat.messages import Directed, Goodbye, Notice
 from multichat.names import SERVER_NAME, default_name, fold_name, parse_name
 from multichat.resume import Resumable, Resumables
-from multichat.room import Counts, Member, Room, utc_now
+from multichat.room import Counts, Member, Room
 from multichat.voices import TEXT
 
 __all__ = ["LOBBY", "Directory"]
@@ -373,8 +374,8 @@ class Directory:
     async def close(self, reason: str) -> None:
         """Let what is being said reach everyone, then dismiss all; nobody can come any more.
 
-        Cancelled while it waits, it has done the same but for those who were being waited for:
-        they are dismissed first.
+        Cancelled while it waits, it has done the same but for those who were being waited for, who
+        are dismissed first, and for what the journal has not kept by then.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -392,6 +393,6 @@ class Directory:
                 self.dismiss(member, reason)
 
     async def _empty(self, room: Room) -> None:
-        await room.settle()
+        await room.settle_kept()
         for member in room.members:
             self.dismiss(member, self.closed)

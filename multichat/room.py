@@ -18,8 +18,8 @@ Invariants:
    nothing lies between the two.
 """
 
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,7 +27,7 @@ import trio
 
 from multichat import past
 from multichat.batch import MAX_BATCH_BYTES, Batch, Receipt, cut
-from multichat.clock import TimeSpeller
+from multichat.clock import utc_now
 from multichat.config import Slow
 from multichat.errors import NotKept, UnknownId
 from multichat.ids import message_id, message_number
@@ -53,7 +53,7 @@ from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
 from multichat.resume import Resumable
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Counts", "Member", "Room", "utc_now"]
+__all__ = ["Counts", "Member", "Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
 
@@ -66,13 +66,6 @@ PRESENCE_PAUSE_SECONDS = 1.0
 # Who has so much left to be told is told it while nobody else says anything: it takes one read of
 # the journal, and then it has caught up, however fast the others talk.
 _HAND_OVER_MESSAGES = 256
-
-_utc = TimeSpeller(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
-
-
-def utc_now() -> str:
-    """Spell the time as it stands on the wire: RFC 3339, in UTC, with milliseconds."""
-    return _utc.spell(time.time())
 
 
 @dataclass(slots=True)
@@ -141,6 +134,7 @@ class Room:
         self._members: dict[int, Member] = {}
         self._by_voice: dict[Voice, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
+        self._at_disk = False  # who has its turn
         self._deadlines: dict[Member, float] = {}  # of those who are being waited for
         self._woken = trio.Event()
         self._passed = trio.Event()  # when some of them need not be waited for any more
@@ -317,6 +311,19 @@ class Room:
         async with self._order:
             pass
 
+    async def settle_kept(self) -> None:
+        """Settle a closed room, but for what waits for the disk: nobody knows how long."""
+        while self._order.locked() and not self._at_disk:
+            await trio.lowlevel.checkpoint()  # nobody is waited for here, so these are few
+
+    @contextmanager
+    def _waiting_for_disk(self) -> Iterator[None]:
+        self._at_disk = True
+        try:
+            yield
+        finally:
+            self._at_disk = False
+
     async def say(
         self,
         sender: Member,
@@ -353,7 +360,7 @@ class Room:
                 await self._order.acquire()
         try:
             if keeping is not None:
-                with trio.CancelScope(shield=True):  # bounded by the disk, which others wait for
+                with trio.CancelScope(shield=True), self._waiting_for_disk():
                     await keeping.wait()
             if client in self._changes:
                 await self._introduce(said)
@@ -566,7 +573,8 @@ class Room:
                     await mailbox.wait_for_space()
                 else:
                     async with self._order:  # nobody says anything meanwhile
-                        page, reached = await self._page(member, position)
+                        with self._waiting_for_disk():
+                            page, reached = await self._page(member, position)
                         if not page or mailbox.offer(page) is not _FULL:
                             position = reached
                         if position >= self._told:

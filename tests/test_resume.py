@@ -12,8 +12,10 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.journal.memory import MemoryJournal
+from multichat.journal import Keeping
+from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite import Durability, SqliteJournal
+from multichat.messages import Nonce, SaidRun
 from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
@@ -508,3 +510,31 @@ async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_m
         await lines_for(slow)
         told = [json.loads(line) for line in await lines_for(again_.client)]
         assert [event["text"] for event in told if event["type"] == "said"] == ["e", "f", "g"]
+
+
+async def test_all_are_told_of_a_shutdown_though_the_disk_is_not_done(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seed 945: who was told after the grace period was cancelled before it had heard it."""
+    keeping = Keeping()
+    append = _MemoryRoom.append
+
+    def append_slowly(
+        room: _MemoryRoom, said: SaidRun, nonces: tuple[Nonce | None, ...]
+    ) -> Keeping:
+        append(room, said, nonces)
+        return keeping
+
+    monkeypatch.setattr(_MemoryRoom, "append", append_slowly)
+    async with memory_server(ServerConfig(grace_seconds=2)) as network:
+        one, other = [await network.join() for _ in range(2)]
+        await one.send("is on its way")
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            with trio.move_on_after(2):
+                await network.server.close()
+            assert trio.current_time() == 2
+            goodbye = ["[Server] goodbye: the server is shutting down"]
+            assert await lines_for(one, 0.5) == await other.rest() == goodbye
+        finally:
+            keeping.resolve()

@@ -97,12 +97,17 @@ def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> 
     keys = chronicle.numbered.get(stay.room, [])
     own = _own(history, section)
     drops = history.plan.config.slow is Slow.DROP
+    announced = sum(
+        publish.speaker is None and not {heard.key for heard in section.heard} >= {*publish.keys}
+        for publish in chronicle.said_during(stay)
+    )
     places = _starts(history, section)
     for heard in section.heard:
         if heard.kind == "missed":
             skipped = {place + heard.messages for place in places}
-            if drops:
-                skipped |= {_skip(place, heard.messages, own) for place in places}
+            if drops:  # of others' messages, and of what the server itself said
+                counts = {*range(max(0, heard.messages - announced), heard.messages + 1)}
+                skipped |= {_skip(place, count, own) for place in places for count in counts}
             places = skipped
         elif heard.kind == "said" and heard.id:
             epoch, number = read_id(heard.id)

@@ -6,6 +6,7 @@ what should have been heard follows from the log (`chronicle`).
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -263,13 +264,15 @@ class Visit:
     def _read_wishes(self, lines: list[bytes]) -> None:
         """Read from where on it wished to be told what was said."""
         for line in lines:
-            if not line.endswith(b"}"):
-                continue  # the rest of it was never written
-            if line.startswith(b"/json {"):
-                self.hello = msgspec.json.decode(line[6:])
-            elif line.startswith(b'{"type": "join"') and b'"since"' in line:
-                wish = msgspec.json.decode(line)
-                self.joins[wish["nonce"]] = wish["since"]
+            with suppress(msgspec.DecodeError):  # the rest of it was never written
+                self._read_wish(line)
+
+    def _read_wish(self, line: bytes) -> None:
+        if line.startswith(b"/json {"):
+            self.hello = msgspec.json.decode(line[6:])
+        elif line.startswith(b'{"type": "join"') and b'"since"' in line:
+            wish = msgspec.json.decode(line)
+            self.joins[wish["nonce"]] = wish["since"]
 
     @property
     def sent_bytes(self) -> bytes:

@@ -404,9 +404,15 @@ def _may_be_said(history: History) -> dict[str, list[str]]:
     """Return for each message that was sent what it may be said as."""
     filtered = bool(history.plan.config.filters)
     may_be: dict[str, list[str]] = {}
+    # A filter that takes too long lets through what was sent with the same read, whichever of its
+    # sender's connections that was.
+    too_late = {
+        visit.plan.number
+        for visit in history.visits
+        if any(SLEEPY in sent.text for sent in visit.sent)
+    }
     for visit in history.visits:
-        # A filter that takes too long lets through what was sent with the same read.
-        in_time = filtered and not any(SLEEPY in sent.text for sent in visit.sent)
+        in_time = filtered and visit.plan.number not in too_late
         for sent in visit.sent:
             may_be[sent.key] = [] if in_time else [sent.text]
             if filtered and HUSH not in sent.text:
