@@ -247,7 +247,8 @@ def _is_terminal() -> bool:
     if sys.stdin is None or sys.stdout is None:
         return False
     moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
-    return moves and sys.stdin.isatty() and sys.stdout.isatty()
+    streams = sys.stdin, sys.stdout  # None where it was closed
+    return moves and all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _connect_plain(host: _Host, port: _Port) -> None:

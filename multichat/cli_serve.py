@@ -321,7 +321,8 @@ def serve(
             max_bytes=keep_mib and keep_mib * _MIB,
         )
         server = Server(config, journal=kept)
-        show = writer.show if sys.stdout.isatty() else partial(typer.echo, err=True)
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
+        show = writer.show if is_terminal else partial(typer.echo, err=True)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         if ban_file is not None:
             server.keep_bans(ban_file)
