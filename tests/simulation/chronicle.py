@@ -129,7 +129,8 @@ class Chronicle:
         self.misnumbered: list[str] = []
         self.early: list[str] = []
         self.taken_from: dict[int, list[Taken]] = {}
-        self.renamed_away: set[int] = set()  # where who came back had lost its name
+        self.renamed_away: set[int] = set()  # where somebody came back whose name another had taken
+        self._replaced: set[int] = set()
         self.busy_seconds: dict[int, float] = {}
         self.resumed: dict[int, int] = {}  # who each connection that came back is
         self._max_rooms = max_rooms
@@ -206,7 +207,8 @@ class Chronicle:
         self.stays[connection].append(Stay(room, position, as_whom))
         free = _fold(name) not in self._numbers
         self._call(as_whom, name if name and free else f"Client {as_whom}")
-        if name and not free:
+        if as_whom in self._replaced:
+            self._replaced.remove(as_whom)
             self.renamed_away.add(position)
 
     def _go(self, client: int, position: int) -> None:
@@ -219,6 +221,11 @@ class Chronicle:
     def _call(self, client: int, name: str) -> None:
         if self._numbers.get(_fold(name), client) != client:
             self.shared_names.append(name)
+        self._replaced.update(
+            other
+            for other, (its_name, _) in self._away.items()
+            if other != client and _fold(its_name) == _fold(name)
+        )
         self._numbers.pop(_fold(self._names.get(client, "")), None)
         self._names[client] = name
         self._numbers[_fold(name)] = client
