@@ -46,6 +46,7 @@ class Tmux:
     """A tmux server on a socket of its own, with a terminal for each program."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", os.devnull]
 
     def run(self, *arguments: str) -> str:
@@ -55,6 +56,9 @@ class Tmux:
 
     def open(self, name: str, *command: str) -> None:
         """Run *command* in a terminal."""
+        # With nobody's own habits.
+        places = [f"MULTICHAT_{each}={self._folder / each}" for each in ("CONFIG", "HISTORY")]
+        command = ("env", *places, *command)
         self.run("new-session", "-d", "-s", name, "-x", "60", "-y", "30", shlex.join(command))
 
     def type(self, name: str, text: str) -> None:
@@ -128,6 +132,11 @@ def spell(screens: dict[str, str]) -> str:
         "`nc`, `multichat connect` and a bot in one room, in terminals of 60 columns.\n"
         "This page is what they showed, written down by `python docs/make_session.py`."
     )
+    # What time it was is of no interest, and would change with every run.
+    screens = {
+        name: re.sub(r"^\d\d:\d\d ", "10:30 ", shown, flags=re.MULTILINE)
+        for name, shown in screens.items()
+    }
     sections = [f"# A session\n\n{introduction}\n"]
     for name, command in PANES.items():
         if name == "parrot":
@@ -142,9 +151,7 @@ def spell(screens: dict[str, str]) -> str:
 def main() -> None:
     """Hold the session and write the page."""
     with tempfile.TemporaryDirectory() as folder:
-        page = spell(hold_session(Path(folder)))
-    # The day is of no interest, and would change with every run.
-    PAGE.write_text(re.sub(r"\d{4}-\d\d-\d\d (?=\d\d:)", "2025-01-15 ", page), "utf-8")
+        PAGE.write_text(spell(hold_session(Path(folder))), "utf-8")
 
 
 if __name__ == "__main__":

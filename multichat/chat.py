@@ -73,6 +73,8 @@ class Chat:
     speaks JSON, once it has welcomed us, or if we *wait* for that; a goodbye is an end, but for one
     that says that we were too slow.
 
+    Where *tells_accepted* is set, each `Accepted` is among the events: what we said stands there in
+    its room's order, and in the order in which we said it.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Chat:
         redial: Redial | None = None,
         wait: bool = False,
     ) -> None:
+        self.tells_accepted = False
         self._plain = plain
         self._heard: deque[tuple[int, list[Event]]] = deque()  # what each read told, in so much
         self._heard_characters = 0
@@ -226,31 +229,35 @@ class Chat:
             raise LocalProtocolError("the text voice has no list of rooms")
         return answer.rooms
 
-    async def send(self, run: str) -> None:
+    async def send(self, run: str) -> list[Nonce]:
         """Send a run of lines as if they had been typed, commands and all.
 
         They MUST be clean and not empty, as `multichat.framing` returns them.  A command that is
-        none is answered by an `Error` among the events.  For the rest see `say`.
+        none is answered by an `Error` among the events, as is what is too long.  Returns the nonces
+        of the others, which their answers have too; none in the text voice.  For the rest see
+        `say`.
         """
         await self._conversation.wait_until_ready()
-        await self._send_typed(run)
+        return await self._send_typed(run)
 
-    async def _send_typed(self, run: str) -> None:
+    async def _send_typed(self, run: str) -> list[Nonce]:
+        nonces: list[Nonce] = []
         if self.voice is TEXT:
             await self._put_text(run)
-            return
+            return nonces
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
         run = "\n".join(line for line in run.split("\n") if not is_hello(line))
         for request in TEXT.parse_requests(run) if run else ():
             if isinstance(request, SayRun):
                 says = [Say(text) for text in request.run.split("\n")]
-                await self._send_kept(says, typed=True)
+                nonces += await self._send_kept(says, typed=True)
             elif isinstance(request, Invalid):
                 self._tell([request.error])
             elif isinstance(request, Quit):
                 await self._conversation.put(JSON.spell_request(request))
             elif not isinstance(request, Hello):  # which it cannot be
-                await self._send_kept([request], typed=True)
+                nonces += await self._send_kept([request], typed=True)
+        return nonces
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
         await self._conversation.wait_until_ready()
@@ -259,12 +266,15 @@ class Chat:
         else:
             await self._send_kept(requests)
 
-    async def _send_kept(self, requests: Sequence[WireRequest], *, typed: bool = False) -> None:
-        """Send what the server answers, no more of it at a time than it may.
+    async def _send_kept(
+        self, requests: Sequence[WireRequest], *, typed: bool = False
+    ) -> list[Nonce]:
+        """Send what the server answers, no more of it at a time than it may; return the nonces.
 
         One that is too long is an exception, or where it was *typed* left out and told of as the
         server would.
         """
+        nonces: list[Nonce] = []
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
             if len(self._conversation.outbox) + len(some) > MAX_UNACCEPTED:
@@ -282,6 +292,8 @@ class Chat:
                     lines[nonce] = request, line
             if lines:
                 await self._conversation.put_kept(lines)
+                nonces += lines
+        return nonces
 
     def _may_read(self, awaited: bool) -> bool:
         if awaited:
@@ -389,7 +401,8 @@ class Chat:
         if nonce is not None and nonce in self._answers:
             self._answers[nonce] = event
             return None
-        return None if ours and isinstance(event, Accepted) else event
+        hidden = ours and isinstance(event, Accepted) and not self.tells_accepted
+        return None if hidden else event
 
     # --- The beginning and the end ----------------------------------------------------------------
 

@@ -1,14 +1,16 @@
 """The command line: parse, build what is asked for, run.  No logic."""
 
+import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from multichat.cli_config import ColorWhen, config, default_to_file, is_colored, list_servers
 from multichat.cli_serve import serve
 from multichat.log import open_log
 from multichat.shell import PasswordFile, checked_password, fileno, one_line_errors
@@ -70,7 +72,15 @@ _Wait = Annotated[
 
 
 def connect(
-    host: Annotated[str | None, typer.Argument(help="Address or name of the server.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Argument(
+            help="Address or name of the server, or what it is called in the configuration file.",
+            is_eager=True,  # what the file says of it are the defaults of all that follows
+            callback=default_to_file,
+            autocompletion=list_servers,
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Argument(min=1, max=65535, help="Its TCP port.")] = None,
     unix: Annotated[
         Path | None,
@@ -114,15 +124,45 @@ def connect(
             envvar="MULTICHAT_NO_RECONNECT",
         ),
     ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds in which to be connected and greeted.",
+            envvar="MULTICHAT_TIMEOUT",
+            show_default="30 to be connected",
+        ),
+    ] = None,
+    log_style: Annotated[
+        bool,
+        typer.Option(
+            "--log-style",
+            help="Write the lines of a log, as into a pipe.",
+            envvar="MULTICHAT_LOG_STYLE",
+        ),
+    ] = False,
+    color: Annotated[
+        ColorWhen,
+        typer.Option(
+            help="Whether names have colors; auto: unless NO_COLOR is set.",
+            envvar="MULTICHAT_COLOR",
+        ),
+    ] = ColorWhen.AUTO,
+    bell: Annotated[
+        bool,
+        typer.Option(
+            "--bell", help="Ring when somebody says your name to you.", envvar="MULTICHAT_BELL"
+        ),
+    ] = False,
 ) -> None:
     """Join the chat on a server.
 
     What you type goes to everybody else, a line at a time. The end of input (Ctrl+D) sends what
-    is left and leaves, Ctrl+C leaves at once. Local commands: /quit, /exit, /status; the server
-    answers /help.
+    is left and leaves, Ctrl+C leaves at once. /help lists the commands, the client's own first.
 
     A connection that is lost is followed by another: what was said meanwhile is shown then, and
     what you said is sent.
+
+    Into a pipe, or from one, there is no prompt: it writes the lines of a log.
     """
     if json and plain:
         raise typer.BadParameter("--json and --plain exclude each other")
@@ -131,7 +171,10 @@ def connect(
     if host is None and unix is None:
         raise typer.BadParameter("HOST and PORT, or --unix PATH, are missing")
     if host is not None and port is None:
-        raise typer.BadParameter("PORT is missing")
+        raise typer.BadParameter(f"PORT is missing, and no server is called {host}")
+    if timeout is not None and not timeout > 0:
+        raise typer.BadParameter("--timeout is more than 0 seconds")
+    timeout_seconds = math.inf if timeout is None else timeout
     input_fd = None if listen else fileno(sys.stdin)
     with one_line_errors():
         import trio
@@ -160,6 +203,26 @@ def connect(
             )
             trio.run(until_signal, errand)
             return
+        if not (listen or log_style) and _is_terminal():
+            from multichat.recall import History
+            from multichat.settings import history_path
+            from multichat.terminal import TerminalChat
+
+            TerminalChat(
+                endpoint,
+                history=History(history_path()),
+                name=name,
+                room=room,
+                password=password,
+                plain=plain,
+                replay=replay,
+                reconnect=not no_reconnect,
+                wait=wait,
+                color=is_colored(color),
+                bell=bell,
+                timeout_seconds=timeout_seconds,
+            ).run()
+            return
         with open_log(fileno(sys.stdout)) as writer:
             from multichat.console import Console
 
@@ -174,13 +237,23 @@ def connect(
                 replay=replay,
                 reconnect=not no_reconnect,
                 wait=wait,
+                timeout_seconds=timeout_seconds,
             )
             trio.run(console.run)
 
 
+def _is_terminal() -> bool:
+    """Say whether one can sit here, with an input line and a cursor that moves."""
+    if sys.stdin is None or sys.stdout is None:
+        return False
+    moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
+    streams = sys.stdin, sys.stdout  # None where it was closed
+    return moves and all(stream is not None and stream.isatty() for stream in streams)
+
+
 def _connect_plain(host: _Host, port: _Port) -> None:
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
-    connect(host, port, plain=True)
+    connect(host, port, plain=True, log_style=True)
 
 
 def send(
@@ -303,6 +376,8 @@ def history(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # which imports what reads mail
+
         typer.echo(f"multichat {version('multichat')}")
         raise typer.Exit
 
@@ -324,7 +399,12 @@ def _options(
 
 def _run(*commands: Callable[..., None]) -> NoReturn:
     # Plain help: rich costs a third of the start and draws boxes that no narrow terminal holds.
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(
+        # The specification's own two commands have nothing to complete.
+        add_completion=len(commands) > 1,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
     for command in commands:
         app.command()(command)
     if len(commands) > 1:
@@ -334,7 +414,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
 
 def main() -> NoReturn:
     """Run `multichat`."""
-    _run(serve, connect, send, who, history)
+    _run(serve, connect, send, who, history, config)
 
 
 def server_main() -> NoReturn:

@@ -229,6 +229,12 @@ def serve(
             envvar="MULTICHAT_AWAY",
         ),
     ] = _DEFAULTS.away_seconds,
+    max_sessions: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Lost connections that may come back.", envvar="MULTICHAT_MAX_SESSIONS"
+        ),
+    ] = _DEFAULTS.max_sessions,
     max_rooms: Annotated[
         int,
         typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
@@ -288,6 +294,7 @@ def serve(
             filters=_filters(filter_ or []),
             max_rooms=max_rooms,
             announce=announce,
+            max_sessions=max_sessions,
             away_seconds=away,
             grace_seconds=grace,
         )
@@ -314,7 +321,8 @@ def serve(
             max_bytes=keep_mib and keep_mib * _MIB,
         )
         server = Server(config, journal=kept)
-        show = writer.show if sys.stdout.isatty() else partial(typer.echo, err=True)
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
+        show = writer.show if is_terminal else partial(typer.echo, err=True)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         if ban_file is not None:
             server.keep_bans(ban_file)

@@ -91,6 +91,9 @@ class ServerConfig:
     # `multichat connect`, are always told who comes and goes.
     announce: bool = False
 
+    # Those who may come back: ten times as many as may be connected; 600 bytes each.
+    max_sessions: int = 10_000
+
     # Whoever may come back is away for so long before the others hear that it left, and so long its
     # name is nobody else's: what it takes to notice a broken connection and make a new one.
     away_seconds: float = 5.0
@@ -99,7 +102,14 @@ class ServerConfig:
     grace_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("max_line_bytes", "mailbox_batches", "max_clients", "max_rooms", "burst"):
+        for name in (
+            "max_line_bytes",
+            "mailbox_batches",
+            "max_clients",
+            "max_sessions",
+            "max_rooms",
+            "burst",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         if self.max_clients_per_address is not None and self.max_clients_per_address < 1:

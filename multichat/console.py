@@ -5,6 +5,7 @@ is told to the shell.  A terminal and a pipe are read the same way.
 """
 
 import logging
+import math
 import os
 import select
 import signal
@@ -73,6 +74,7 @@ class Console:
 
     For *replay*, *reconnect* and *wait* see `multichat.client.connect`.  *writer* is where the log
     goes, *input_fd* what is read, None for nothing at all.  Neither is closed here.
+    *timeout_seconds* is for connecting and being greeted.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class Console:
         replay: int = 0,
         reconnect: bool = True,
         wait: bool = False,
+        timeout_seconds: float = math.inf,
     ) -> None:
         self._endpoint = endpoint
+        self._timeout_seconds = timeout_seconds
         self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._name, self._room, self._plain = name, room, plain
         self._password = password
@@ -119,6 +123,13 @@ class Console:
 
     async def _converse(self) -> None:
         self._log.line("start", f"Connecting to {self._endpoint}")
+        with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
+            await self._converse_in_time(patience)
+        if patience.cancelled_caught:
+            reason = f"no greeting in {self._timeout_seconds:g} s"
+            raise ConnectFailed(str(self._endpoint), None, reason)
+
+    async def _converse_in_time(self, patience: trio.CancelScope) -> None:
         dial = self._endpoint.dial
         stream = await (dial_until_there(dial, self._show_failure) if self._wait else dial())
         self._connected_at = trio.current_time()
@@ -135,6 +146,7 @@ class Console:
                 redial=dial if self._reconnect else None,
                 wait=self._wait,
             ) as chat:
+                patience.deadline = math.inf
                 await self._introduce(chat)
                 await self._talk(chat)
         finally:

@@ -79,7 +79,7 @@ class Conversation:
         wait: bool,
         tell: Callable[[list[Event], int], None],
         sort: Callable[[Event, bool], Event | None],
-        send_typed: Callable[[str], Awaitable[None]],
+        send_typed: Callable[[str], Awaitable[object]],
         may_read: Callable[[bool], bool],
     ) -> None:
         self.goodbye: str | None = None
@@ -135,6 +135,8 @@ class Conversation:
     @property
     def can_send(self) -> bool:
         """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
+        if self.failure is not None:
+            return False
         return self.link.connection.can_send or (self._returns and not self.finished)
 
     @property

@@ -91,7 +91,7 @@ class Directory:
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal or MemoryJournal()
-        self.resumables = Resumables(self._journal)
+        self.resumables = Resumables(self._journal, config.max_sessions)
         self.counts = Counts()
         self.closed = ""
         self.budget = Budget(config.memory_bytes, self._shed_soon)

@@ -54,6 +54,9 @@ _READ_BYTES = 4096
 
 _LEFT_WITHOUT = "it left without a password"
 
+# With which whoever speaks TLS begins.
+_TLS_RECORD = b"\x16"
+
 # What OpenSSL calls bytes that are no TLS, in its several versions.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 
@@ -149,14 +152,16 @@ class Entrance:
         encrypted = transport.encrypt(stream, context)
         try:
             with trio.fail_after(self._config.handshake_seconds):
+                # A line of a word is shorter than what TLS waits for.
+                if await transport.peek(stream) not in (b"", _TLS_RECORD):
+                    raise _plain_on_tls()
                 await encrypted.do_handshake()
         except trio.TooSlowError:
             seconds = self._config.handshake_seconds
             raise TurnedAway(f"no TLS handshake in {seconds:g} s") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if getattr(error.__cause__, "reason", None) in _NO_TLS:
-                words = TEXT.spell(Goodbye("this server speaks TLS: multichat connect --tls"))
-                raise TurnedAway("it does not speak TLS, this port does", words) from None
+                raise _plain_on_tls() from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise TurnedAway("it broke off the TLS handshake: does it trust us?") from None
             raise TurnedAway(transport.reason_of(error)) from None
@@ -281,3 +286,8 @@ class _Asking:
         """Return what was read and not heard."""
         lines = "\n".join(reversed(self._lines))
         return [lines, *self._parts] if lines else self._parts
+
+
+def _plain_on_tls() -> TurnedAway:
+    words = TEXT.spell(Goodbye("this server speaks TLS: multichat connect --tls"))
+    return TurnedAway("it does not speak TLS, this port does", words)

@@ -128,9 +128,10 @@ async def _runs(fd: int) -> AsyncIterator[str]:
 async def _note_errors(chat: Chat, errors: list[Error], patience: trio.CancelScope) -> None:
     with suppress(MultichatError):  # as who sends will hear
         while events := await chat.receive():
-            errors += [event for event in events if isinstance(event, Error)]
             for event in events:
-                if isinstance(event, Reconnected):
+                if isinstance(event, Error) and event.nonce is not None:  # of what we said
+                    errors.append(event)
+                elif isinstance(event, Reconnected):
                     patience.deadline = math.inf
                 elif isinstance(event, Disconnected) and not event.failures:
                     patience.deadline = trio.current_time() + FINISH_AWAY_SECONDS

@@ -24,6 +24,7 @@ The tree::
     ├── Refused                 the server refused what we asked for, and said why
     ├── ConnectFailed           nobody could be reached at that address
     ├── ListenFailed            the system does not let us listen there
+    ├── InvalidSettings         our own configuration file has something that it cannot have
     ├── InvalidBanFile          a file of bans has a line that cannot be understood
     ├── JournalFailed           a file that is to be a journal cannot be used
     ├── BadCertificate          … or not with that certificate, or trust that one
@@ -47,6 +48,7 @@ __all__ = [
     "InvalidBanFile",
     "InvalidName",
     "InvalidRequest",
+    "InvalidSettings",
     "JournalFailed",
     "LineTooLong",
     "ListenFailed",
@@ -253,6 +255,14 @@ class ListenFailed(MultichatError):
         where = " ".join(filter(None, (host, None if port is None else f"port {port}")))
         super().__init__(f"cannot listen on {where}: {reason}")
         self.host, self.port, self.reason = host, port, reason
+
+
+class InvalidSettings(MultichatError):
+    """Our configuration file holds something that it cannot hold, or cannot be read."""
+
+    def __init__(self, path: object, key: str, reason: str) -> None:
+        super().__init__(": ".join(filter(None, (str(path), key, reason))))
+        self.path, self.key, self.reason = path, key, reason
 
 
 class InvalidBanFile(MultichatError):

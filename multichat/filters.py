@@ -5,10 +5,12 @@ it.  Only its text is taken from what it returns.  It stands between one sender 
 while it works its sender is not read, and nobody else waits.
 
 Whatever a filter does, the chat goes on: one that raises, and one that is too slow, lets the
-message through as it was, and is logged once for each kind of trouble.
+message through as it was, and is logged once for each kind of trouble.  Its time is each message's:
+else whoever says much at once would get past it.
 """
 
 import inspect
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -25,7 +27,10 @@ __all__ = ["Filters", "load_filter"]
 
 # Plain functions that hang keep a thread each; the others wait for one of the rest, and then for
 # no longer than any filter is waited for.
-_THREADS = 4
+_THREADS = 16
+
+# Of what somebody returned or raised; it may quote a message.
+_SHOWN_CHARACTERS = 200
 
 
 def load_filter(name: str) -> Filter:
@@ -65,47 +70,91 @@ class Filters:
     async def apply(self, messages: Sequence[Message]) -> list[Message | None]:
         """Return what became of each of *messages*; their texts are clean and not empty.
 
-        Takes each filter's deadline at most.  Cancelled, a plain function may go on in its thread.
+        Takes each filter's deadline at most for each message.  Cancelled, a plain function may go
+        on in its thread.
         """
         results: list[Message | None] = list(messages)
         for function in self._filters:
-            with trio.move_on_after(self._seconds) as scope:
-                if _is_async(function):
-                    await self._await_each(function, results)
-                else:
-                    await trio.to_thread.run_sync(
-                        partial(self._call_each, function, results, results.copy()),
-                        abandon_on_cancel=True,
-                        limiter=self._limiter,
-                    )
-            if scope.cancelled_caught:
-                self._tell(function, "is too slow", f"is not waited for beyond {self._seconds:g} s")
-                results = results.copy()  # what a thread still does is too late
+            if _is_async(function):
+                await self._await_each(function, results)
+            else:
+                await self._call_in_thread(function, results)
         return results
 
     async def _await_each(self, function: Filter, results: list[Message | None]) -> None:
         for i, message in enumerate(results):
             if message is not None:
-                try:
-                    results[i] = _checked(message, await function(message))  # type: ignore[misc]
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code
-                    self._tell(function, type(error).__name__, f"raised {error!r}")
+                with trio.move_on_after(self._seconds) as scope:
+                    try:
+                        results[i] = _checked(message, await function(message))  # type: ignore[misc]
+                    except BaseException as error:
+                        if _is_ours(error):
+                            raise
+                        self._tell_raised(function, error)
+                if scope.cancelled_caught:
+                    self._tell_slow(function)
 
-    def _call_each(
-        self, function: Filter, results: list[Message | None], messages: list[Message | None]
+    async def _call_in_thread(self, function: Filter, results: list[Message | None]) -> None:
+        """Have *function* called for each of *results*, many in one thread while that is fast."""
+        start = 0
+        while start < len(results):
+            messages = results[start:]
+            done: list[Message | None] = []
+            with trio.move_on_after(self._seconds) as scope:
+                await trio.to_thread.run_sync(
+                    partial(self._call_some, function, messages, done),
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                )
+            finished = done.copy()  # what a thread still does is too late
+            if scope.cancelled_caught:
+                self._tell_slow(function)
+                finished += messages[len(finished) :][:1]  # that one goes on as it was
+            results[start : start + len(finished)] = finished
+            start += len(finished)
+
+    def _call_some(
+        self, function: Filter, messages: list[Message | None], done: list[Message | None]
     ) -> None:
-        for i, message in enumerate(messages):
+        """Put into *done* what becomes of so many of *messages* as half of a deadline lets."""
+        until = time.monotonic() + self._seconds / 2
+        for message in messages:
+            result = message
             if message is not None:
                 try:
-                    results[i] = _checked(message, function(message))
-                except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code
-                    self._tell(function, type(error).__name__, f"raised {error!r}")
+                    result = _checked(message, function(message))
+                except BaseException as error:  # noqa: BLE001 - somebody else's code, in a thread
+                    self._tell_raised(function, error)
+            done.append(result)
+            if time.monotonic() > until:
+                return
+
+    def _tell_raised(self, function: Filter, error: BaseException) -> None:
+        self._tell(function, type(error).__name__, f"raised {_shown(error)}")
+
+    def _tell_slow(self, function: Filter) -> None:
+        self._tell(function, "is too slow", f"is not waited for beyond {self._seconds:g} s")
 
     def _tell(self, function: Filter, kind: str, what: str) -> None:
         if (function, kind) not in self._told:
             self._told.add((function, kind))
             name = getattr(function, "__qualname__", None) or repr(function)
             self._log.line("FILTER", f"{name} {what}; messages go on without it", WARNING)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Say whether that is not the filter's own doing: a cancellation of ours, or a Ctrl+C."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None
+    return isinstance(error, trio.Cancelled | KeyboardInterrupt)
+
+
+def _shown(value: object) -> str:
+    """Return a little of what somebody else's object says of itself, if it does."""
+    try:
+        return repr(value)[:_SHOWN_CHARACTERS]
+    except Exception:  # noqa: BLE001 - somebody else's code
+        return f"a {type(value).__name__}"
 
 
 def _is_async(function: Filter) -> bool:
@@ -116,12 +165,12 @@ def _is_async(function: Filter) -> bool:
 
 def _checked(message: Message, result: object) -> Message | None:
     """Return *message* with the text of what a filter returned, or None for nothing."""
-    if result is message:
-        return message
     if result is None:
         return None
     text = getattr(result, "text", None)
     if not isinstance(text, str):
-        raise TypeError(f"it returned {result!r}, which is no message")
+        raise TypeError(f"it returned {_shown(result)}, which is no message")
     text = clean(text)
+    if result is message and text == message.text:
+        return message
     return msgspec.structs.replace(message, text=text) if text else None

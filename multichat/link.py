@@ -211,7 +211,7 @@ class Link:
             with trio.move_on_after(LATE_WELCOME_SECONDS):
                 await self.connection.wait_until(lambda: not self.handshake.unproven)
 
-    async def send_again(self, send: Callable[[str], Awaitable[None]]) -> None:
+    async def send_again(self, send: Callable[[str], Awaitable[object]]) -> None:
         """Send again what the server refuses for being no JSON; nothing new is sent before that.
 
         *send* sends a run of lines as if it had been typed.

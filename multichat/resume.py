@@ -13,7 +13,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 import trio
@@ -21,7 +21,7 @@ import trio
 from multichat.errors import NotKept
 from multichat.ids import message_id
 from multichat.journal import Journal, Keeping, SessionRecord
-from multichat.messages import Nonce
+from multichat.messages import Accepted, Nonce
 
 __all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
 
@@ -33,9 +33,6 @@ SESSION_SECONDS = 24 * 3600.0
 
 # How often the journal is told that who is connected still is.
 REFRESH_SECONDS = 3600.0
-
-# Ten times as many as may be connected.
-MAX_SESSIONS = 10_000
 
 # Of those who are away, together: 70 MiB at worst, where a full window for each were 2.5 GiB.
 MAX_NONCES_AWAY = 256 * 1024
@@ -92,19 +89,50 @@ class Resumable:
             digest=self.digest, client=self.client, name=self.name, room=self.room, seen=self.seen
         )
 
+    def count_new(self, nonces: Sequence[Nonce | None]) -> int:
+        """Return how many of them, from the first on, nothing was said with before."""
+        window = self.window
+        if window.keys().isdisjoint(nonces) and len(set(nonces)) == len(nonces):
+            return len(nonces)  # mostly
+        seen: set[Nonce] = set()
+        for number, nonce in enumerate(nonces):
+            if nonce is None:
+                continue
+            if nonce in seen or nonce in window:
+                return number
+            seen.add(nonce)
+        return len(nonces)
+
+    async def answer(self, nonce: Nonce) -> Accepted | None:
+        """Return the answer to what was said with *nonce*, once it is kept.
+
+        None for nothing: also if it cannot be kept, for then it was not said.
+        """
+        if nonce not in self.window:
+            return None
+        taken, number = self.window[nonce]
+        if await taken.is_kept():
+            return Accepted(nonce=nonce, id=taken.id_of(number))
+        self.window.pop(nonce, None)
+        return None
+
 
 class Resumables:
-    """All of a server's, and what *journal* is to keep of them."""
+    """All of a server's, and what *journal* is to keep of them.
 
-    def __init__(self, journal: Journal) -> None:
+    Of those who are not connected there are at most *max_away*.
+    """
+
+    def __init__(self, journal: Journal, max_away: int) -> None:
         self._journal = journal
+        self._max_away = max_away
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
         self._nonces = 0  # in the windows of those who are away
 
     async def load(self, now: float) -> None:
         """Take over those that the journal has kept; *now* is in seconds since 1970."""
-        for record in await self._journal.sessions(now - SESSION_SECONDS, MAX_SESSIONS):
+        for record in await self._journal.sessions(now - SESSION_SECONDS, self._max_away):
             self._away[record.digest] = Resumable(record, restored=False)
 
     def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
@@ -170,7 +198,7 @@ class Resumables:
         while away:
             oldest = next(iter(away.values()))
             if (
-                len(away) <= MAX_SESSIONS
+                len(away) <= self._max_away
                 and self._nonces <= MAX_NONCES_AWAY
                 and now - oldest.seen <= SESSION_SECONDS
             ):

@@ -472,6 +472,7 @@ class Server:
                 greeted = await self._greet(stream, address)
                 self._check(address, too_many)
                 number = await self._give_number()
+                self._check(address, too_many)  # the disk took its time; from here on nothing does
                 session = Session(greeted, self._directory, number, self.config, self._filters)
                 await session.run()
         except TurnedAway as refusal:

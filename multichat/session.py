@@ -92,8 +92,12 @@ HEAVY_BYTES = 8 * 1024
 # Whoever floods has a short read now and then, and has not become somebody who says a word.
 _HEAVY_SECONDS = 1.0
 
-# For what is not known yet; a turn that took longer has waited for somebody.
-_MOST_TURN_SECONDS = 0.005
+# For what is not known yet.
+_FIRST_TURN_SECONDS = 0.005
+
+# A full read of noise takes 9 ms, more where others want the processor, too; a turn that took much
+# longer has waited for somebody.
+_MOST_TURN_SECONDS = 0.025
 
 # How often somebody is told that it is too fast, and goes on being.
 _TELL_SLOWED_SECONDS = 60.0
@@ -166,7 +170,7 @@ class Session:
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
         self._read_bytes = min(self._most_bytes, HEAVY_BYTES)  # until its turn is known
-        self._turn_seconds = _MOST_TURN_SECONDS
+        self._turn_seconds = _FIRST_TURN_SECONDS
         self._heavy_at = -math.inf
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
@@ -254,7 +258,8 @@ class Session:
             now = trio.current_time()
             if len(data) >= HEAVY_BYTES:
                 self._heavy_at = now
-                self._read_bytes = self._most_bytes
+                # By and by: a pause between two words must not let all who flood have 48 KiB each.
+                self._read_bytes = min(self._most_bytes, 2 * self._read_bytes)
                 if delay := turns.reserve(self._turn_seconds, now):
                     self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
                     await trio.sleep(delay)
@@ -347,9 +352,10 @@ class Session:
 
     async def _say_new(self, said: SayRun) -> None:
         """Say what was not said before; what was is answered as it was then."""
+        resumable = self.member.resumable
         texts, nonces = said.run.split("\n"), said.nonces
         while texts:
-            new = self._count_new(nonces)
+            new = len(nonces) if resumable is None else resumable.count_new(nonces)
             if new:
                 whole = new == len(said.nonces)
                 await self._say(said if whole else SayRun("\n".join(texts[:new]), nonces[:new]))
@@ -360,36 +366,10 @@ class Session:
                 await self._answer(answer)
             texts, nonces = texts[new:], nonces[new:]
 
-    def _count_new(self, nonces: tuple[Nonce | None, ...]) -> int:
-        """Return how many of them, from the first on, nothing was said with before."""
-        resumable = self.member.resumable
-        if resumable is None:
-            return len(nonces)
-        window = resumable.window
-        if window.keys().isdisjoint(nonces) and len(set(nonces)) == len(nonces):
-            return len(nonces)  # mostly
-        seen: set[Nonce] = set()
-        for number, nonce in enumerate(nonces):
-            if nonce is None:
-                continue
-            if nonce in seen or nonce in window:
-                return number
-            seen.add(nonce)
-        return len(nonces)
-
     async def _was_accepted(self, nonce: Nonce | None) -> Accepted | None:
-        """Return the answer to what was said with that nonce before, once it is kept.
-
-        What cannot be kept was not said; then nothing was said with that nonce.
-        """
+        """Return the answer to what was said with that nonce before, once it is kept."""
         resumable = self.member.resumable
-        if nonce is None or resumable is None or nonce not in resumable.window:
-            return None
-        taken, number = resumable.window[nonce]
-        if await taken.is_kept():
-            return Accepted(nonce=nonce, id=taken.id_of(number))
-        resumable.window.pop(nonce, None)
-        return None
+        return None if nonce is None or resumable is None else await resumable.answer(nonce)
 
     async def _say_in_time(self, said: SayRun) -> None:
         """Say what this client may say now, what the filters leave of it, and then the rest."""
@@ -539,7 +519,7 @@ class Session:
                 resumed=resumed is not None,
                 session=token,
             ),
-            *refused,
+            *dict.fromkeys(refused),  # a name that was ours and is wished for, too, but once
         )
         await self._catch_up(position)
 

@@ -18,6 +18,7 @@ __all__ = [
     "encrypt",
     "hang_up",
     "keep_alive",
+    "peek",
     "peer_address",
     "pending_error",
     "reason_of",
@@ -148,6 +149,20 @@ def peer_address(stream: trio.abc.Stream) -> str:
         except OSError:
             pass
     return ""
+
+
+async def peek(stream: trio.abc.Stream) -> bytes:
+    """Wait for the first byte that comes, and leave it there; nothing where nobody can, or at EOF.
+
+    Raises `trio.BrokenResourceError`.
+    """
+    if (below := _socket_of(stream)) is None:
+        await trio.lowlevel.checkpoint()
+        return b""
+    try:
+        return await below.socket.recv(1, socket.MSG_PEEK)
+    except OSError as error:
+        raise trio.BrokenResourceError from error
 
 
 def spell_address(name: object) -> str:

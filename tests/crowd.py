@@ -16,6 +16,9 @@ __all__ = ["Crowd", "Talker"]
 
 LOOPBACK = "127.0.0.1"
 
+# However long its first connection is stalled, nobody is to speak text, and so not come back.
+_HELLO_SECONDS = 60.0
+
 
 @dataclass
 class Talker:
@@ -67,7 +70,12 @@ class Crowd:
         dice = random.Random(f"{self._seed} {talker.name}")
         async with (
             multichat.connect(
-                LOOPBACK, self._port, name=talker.name, room=talker.room, wait=True
+                LOOPBACK,
+                self._port,
+                name=talker.name,
+                room=talker.room,
+                hello_seconds=_HELLO_SECONDS,
+                wait=True,
             ) as chat,
             trio.open_nursery() as nursery,
         ):

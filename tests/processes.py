@@ -48,6 +48,9 @@ class Command:
 
     async def __aenter__(self) -> Self:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MULTICHAT_")}
+        environment["MULTICHAT_CONFIG"] = (
+            os.devnull
+        )  # whoever runs the tests has habits of their own
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 self.argv, stdin=self._stdin, stdout=out, stderr=err, env=environment, bufsize=0

@@ -29,13 +29,16 @@ class _Fate:
     """What becomes of one connection, and after how long or how many bytes."""
 
     def __init__(self, dice: random.Random, calm: bool) -> None:
-        self.kind = dice.choices(["cut", "reset", "torn", "stall", "pause"], [4, 4, 4, 1, 3])[0]
-        self.after_seconds = dice.expovariate(1 / 3)
+        self.pauses = [
+            (dice.expovariate(1), dice.uniform(0.1, 1)) for _ in range(dice.choice([0, 2]))
+        ]
+        self.kind = dice.choices(["cut", "reset", "torn", "stall"], [4, 4, 4, 1])[0]
+        self.after_seconds = dice.expovariate(1 / 2)
         # What is torn is so in the middle of a line, also of the hello and the welcome.
         self.after_bytes = dice.choice([3, 40, 250, 1000, 5000, 20_000])
-        self.seconds = dice.uniform(0.1, _STALL_SECONDS if self.kind == "stall" else 1.5)
+        self.stall_seconds = dice.uniform(1, _STALL_SECONDS)
         if calm:
-            self.kind = "none"
+            self.pauses, self.kind = [], "none"
 
 
 class Proxy:
@@ -76,23 +79,33 @@ class Proxy:
                 nursery.start_soon(self._pass, client, server, fate, gate, nursery.cancel_scope)
                 nursery.start_soon(self._pass, server, client, fate, gate, nursery.cancel_scope)
                 await self._befall(fate, gate)
-                if fate.kind in ("cut", "reset", "torn", "stall") and not self.calm.is_set():
+                if gate.torn or not self.calm.is_set():
                     nursery.cancel_scope.cancel(reason="its fate")
             if gate.torn or fate.kind == "reset":
                 for stream in client, server:
                     _reset(stream)
 
     async def _befall(self, fate: _Fate, gate: "_Gate") -> None:
+        for after_seconds, seconds in fate.pauses:
+            await self._wait(after_seconds)
+            await self._pause("pause", seconds, gate)
         with trio.move_on_after(fate.after_seconds):
             await (gate.torn_now.wait() if fate.kind == "torn" else self.calm.wait())
-        if self.calm.is_set():
-            return
-        self.faults[fate.kind] += 1
-        if fate.kind in ("stall", "pause"):
+        if fate.kind == "stall":
+            await self._pause("stall", fate.stall_seconds, gate)
+        elif not self.calm.is_set():
+            self.faults[fate.kind] += 1
+
+    async def _pause(self, kind: str, seconds: float, gate: "_Gate") -> None:
+        if not self.calm.is_set():
+            self.faults[kind] += 1
             gate.open = trio.Event()
-            with trio.move_on_after(fate.seconds):
-                await self.calm.wait()
+            await self._wait(seconds)
             gate.open.set()
+
+    async def _wait(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self.calm.wait()
 
     async def _pass(
         self,

@@ -810,6 +810,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
         "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line", "mailbox",
         "slow", "patience", "max-clients", "max-clients-per-address", "rate", "burst", "byte-rate",
         "memory", "idle", "filter", "ban-file", "max-rooms", "grace", "log-file", "log-level",
+        "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
     }  # fmt: skip
     together = "".join(shown.split())
     for option in options:
@@ -838,6 +839,18 @@ async def test_log_levels(port: int, tmp_path: Path) -> None:
             server.signal(signal.SIGTERM)
             assert await server.wait() == 0
             assert len([line for line in server.lines if "start" in line]) == lines
+
+
+async def test_a_server_whose_standard_output_was_closed_before_it_began(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    script = f"exec {MULTICHAT} serve 0 --host {LOOPBACK} --log-file {log} >&-"
+    async with Command(tmp_path, "/bin/sh", "-c", script) as server:
+        with trio.fail_after(WAIT_SECONDS):
+            while not log.exists() or "Listening" not in log.read_text("utf-8"):
+                await trio.sleep(0.02)
+        server.signal(signal.SIGTERM)
+        assert await server.wait() == 0
+        assert server.err == ""
 
 
 async def test_version(tmp_path: Path) -> None:

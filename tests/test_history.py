@@ -207,8 +207,8 @@ async def test_it_reads_beside_a_server_what_is_kept_by_then(tmp_path: Path) -> 
 async def test_a_reader_of_much_holds_little_and_may_stop(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     text = "x" * 1000
-    run = "\n".join([text] * 50)
-    await write(path, *[("lobby", n, "a", run) for n in range(1000)])  # 50 MB
+    run = "\n".join([text] * 250)
+    await write(path, *[("lobby", n, "a", run) for n in range(300)])  # 75 MB
     program = subprocess.Popen(
         [MULTICHAT, "history", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

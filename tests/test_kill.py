@@ -68,7 +68,7 @@ async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind((LOOPBACK, 0))
         port = kept.getsockname()[1]
-        crowd = Crowd(port, seed, rooms=ROOMS, members=MEMBERS, burst=20, pause_seconds=0.25)
+        crowd = Crowd(port, seed, rooms=ROOMS, members=MEMBERS, burst=20, pause_seconds=0.05)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
                 run_and_kill, tmp_path, port, crowd, random.Random(f"{seed} kills"), path

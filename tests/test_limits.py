@@ -308,7 +308,7 @@ def test_who_floods_has_all_of_the_time_while_nobody_talks() -> None:
     turns = Turns()
     assert [turns.reserve(0.001, 10.0) for _ in range(3)] == [0, 0, 0]
     turns.light(10.0)
-    assert turns.reserve(0.001, 10.1) == 0
+    assert turns.reserve(0.001, 10.2) == 0
 
 
 def test_newcomers_wait_for_each_other_while_somebody_talks() -> None:
@@ -330,4 +330,4 @@ def test_newcomers_do_not_wait_while_nobody_talks() -> None:
     assert turns.until_next_newcomer(10.0) == 0  # nor for who came before that
     for _ in range(100):
         turns.let_in(10.0)
-    assert turns.until_next_newcomer(10.1) == 0
+    assert turns.until_next_newcomer(10.2) == 0

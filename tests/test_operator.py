@@ -20,7 +20,7 @@ from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .conftest import LogRecorder
 from .processes import LOOPBACK, MULTICHAT
-from .test_terminal import Terminal
+from .terminals import Terminal
 from .test_terminal import terminal as terminal  # noqa: PLC0414 - a fixture
 
 NOW = 1_736_937_045.0
@@ -428,7 +428,7 @@ async def test_the_operator_of_a_real_server(terminal: Terminal) -> None:
     await terminal.open("client", MULTICHAT, "connect", LOOPBACK, port, "--name", "alice")
     await terminal.wait_for("server", "Client 1 is now called alice")
     await terminal.type("server", "good evening")
-    await terminal.wait_for("client", "[Server] good evening")
+    await terminal.wait_for("client", "Server  good evening")
     await terminal.run("clear-history", "-t", "server")
     await terminal.type("server", "/clients")
     await terminal.wait_for("server", "1  alice  lobby  127.0.0.1")

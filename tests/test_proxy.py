@@ -45,5 +45,5 @@ async def test_whatever_happens_to_connections_everybody_hears_everything_once()
         if patience.cancelled_caught:
             pytest.fail(f"seed {seed}: {crowd.waiting()}")
         crowd.check()
-        assert proxy.faults.keys() >= {"cut", "reset", "torn", "pause"}
+        assert proxy.faults.keys() >= {"cut", "reset", "torn", "pause", "stall"}
         nursery.cancel_scope.cancel(reason="all was heard")

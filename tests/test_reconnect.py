@@ -569,6 +569,34 @@ async def test_in_text_there_is_no_way_back(autojump_clock: MockClock) -> None:
     assert len(network.dialled) == 1
 
 
+@pytest.mark.parametrize("password", ["swordfish", "another"])
+async def test_who_comes_back_says_the_password_again(
+    password: str, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(peer.welcome)
+        async with open_chat(stream, redial=network.dial, password="swordfish") as chat:
+            await peer.reset()
+            assert isinstance(await anext(chat), Disconnected)
+            peer = await network.peer()
+            await peer.read()
+            await peer.send("[Server] a password is asked for: /auth PASSWORD")
+            assert await peer.line() == "/auth swordfish"
+            if password == "swordfish":
+                await peer.send("[Server] password accepted")
+                await peer.welcome()
+                assert await anext(chat) == Reconnected(resumed=True)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(peer.finish)
+            else:
+                await peer.send("[Server] wrong password")
+                with pytest.raises(Refused, match="wrong password"):
+                    await anext(chat)
+
+
 # --- The first connection ------------------------------------------------------------------------
 
 
@@ -684,3 +712,28 @@ async def test_everybody_hears_everything_once_however_often_it_is_cut(
             assert theirs == [f"{other} {i}" for i in range(count)]
     of_c = [[text for text in heard[name] if text.startswith("c")] for name in ("a", "b")]
     assert of_c[0] == of_c[1]
+
+
+@pytest.mark.parametrize("before", [0, 3])
+async def test_who_has_just_joined_a_room_misses_nothing_of_it_and_no_more(
+    before: int, autojump_clock: MockClock
+) -> None:
+    async with memory_server() as network, network.chat(name="bob", room="den") as bob:
+        streams: list[trio.abc.Stream] = []
+
+        async def dial() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            streams.append(network.connect())
+            return streams[-1]
+
+        if before:
+            await bob.say(*map(str, range(before)))
+        await bob.members()
+        async with open_chat(await dial(), redial=dial) as chat:
+            await chat.join("den")
+            await trio.aclose_forcefully(streams[-1])
+            assert isinstance(await anext(chat), Disconnected)
+            await bob.say("10", "11")
+            assert await numbers(chat, 2) == [10, 11]
+            await bob.say("12")
+            assert await numbers(chat, 1) == [12]

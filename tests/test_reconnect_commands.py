@@ -3,6 +3,7 @@
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import pytest
 import trio
 
 from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect, listening, serve, tcp
+
+WELCOME = (
+    '{"type":"welcome","protocol":1,"client":5,"name":"Client 5","room":"lobby","members":1,'
+    '"limits":{"line":65536,"name":32},"last":null,"server":"x","resumed":false,"session":"a"}\n'
+)
 
 LOST = r"\[STATE\] Connection lost: [a-z ]+; trying again in 0\.[0-9] s"
 
@@ -83,17 +89,13 @@ async def test_a_pipe_loses_nothing_to_a_server_that_is_killed(port: int, tmp_pa
 
 async def test_the_end_of_input_waits_for_the_next_connection(port: int, tmp_path: Path) -> None:
     """The first server takes what is said and is gone before it has accepted it."""
-    welcome = (
-        '{"type":"welcome","protocol":1,"client":5,"name":"Client 5","room":"lobby","members":1,'
-        '"limits":{"line":65536,"name":32},"last":null,"server":"x","resumed":false,"session":"a"}\n'
-    )
     [listener] = await trio.open_tcp_listeners(port, host=LOOPBACK)
     async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
         await client.type("one\ndone\n")
         client.end_input()
         async with listener, await listener.accept() as stream:
             await stream.receive_some(10_000)
-            await stream.send_all(welcome.encode())
+            await stream.send_all(WELCOME.encode())
             taken = b""
             while b"done" not in taken:
                 taken += await stream.receive_some(10_000)
@@ -116,6 +118,21 @@ async def test_send_waits_and_says_it_once(port: int, tmp_path: Path) -> None:
             assert server.out.count("[RX] [Client 1] hello") == 1
 
 
+async def test_send_says_it_to_a_server_that_has_forgotten_it(port: int, tmp_path: Path) -> None:
+    """Nobody knows what was said meanwhile, which is no reason to fail."""
+    [listener] = await trio.open_tcp_listeners(port, host=LOOPBACK)
+    command = Command(tmp_path, MULTICHAT, "send", LOOPBACK, str(port), "hello")
+    async with command as client:
+        async with listener, await listener.accept() as stream:
+            await stream.receive_some(10_000)
+            await stream.send_all(WELCOME.replace("null", '"x-1000000000"').encode())
+            assert b"hello" in await stream.receive_some(10_000)
+        async with serve(tmp_path, port=port) as server:
+            assert await client.wait() == 0
+            assert (client.out, client.err) == ("", "")
+            assert server.out.count("[RX] [Client 1] hello") == 1
+
+
 async def test_without_reconnecting_it_ends(tmp_path: Path) -> None:
     async with listening() as (listener, port):
         command = Command(tmp_path, MULTICHAT, "connect", "--no-reconnect", LOOPBACK, str(port))
@@ -124,6 +141,12 @@ async def test_without_reconnecting_it_ends(tmp_path: Path) -> None:
             await stream.aclose()
             assert await client.wait() == 1
             assert client.err == "multichat: connection lost: the server closed the connection\n"
+
+
+def test_what_is_new_has_environment_variables() -> None:
+    shown = subprocess.run([MULTICHAT, "connect", "--help"], capture_output=True, text=True).stdout
+    for variable in ("WAIT", "REPLAY", "NO_RECONNECT"):
+        assert f"[envvar:MULTICHAT_{variable}" in "".join(shown.split())
 
 
 async def test_the_last_messages_are_shown_first(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import trio.testing
 from multichat import ServerConfig
 from multichat.journal import Keeping
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
+from multichat.journal.sqlite import Durability, SqliteJournal
 from multichat.messages import Nonce, SaidRun
 from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -307,13 +310,24 @@ async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
 
 
 async def test_an_expired_session_is_nobodys(log: LogRecorder) -> None:
-    resumables = Resumables(MemoryJournal())
+    resumables = Resumables(MemoryJournal(), 10)
     token, one = resumables.issue(1, "alice", "lobby", 0.0)
     resumables.go(one, 10.0)
     assert resumables.find(token, 10.0 + SESSION_SECONDS) is one
     assert resumables.find(token, 10.1 + SESSION_SECONDS) is None
     assert resumables.find(token, 10.0) is None
     assert token not in "\n".join(log.lines)
+
+
+async def test_of_too_many_who_might_come_back_whoever_left_first_is_forgotten() -> None:
+    async with memory_server(ServerConfig(max_sessions=2)) as network:
+        here = await program(network, name="here")
+        gone = [await program(network) for _ in range(3)]
+        for one in gone:
+            await one.reset()
+        back = [await again(network, one) for one in gone]
+        assert [one.welcome["resumed"] for one in back] == [False, True, True]
+        assert (await again(network, here)).welcome["resumed"]
 
 
 async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:
@@ -380,6 +394,66 @@ async def test_in_the_text_voice_history_is_lines_of_the_server() -> None:
         assert said.endswith(" [Client 1] two")
         assert await b.line() == "[Server] usage: /history [N]"
         assert await b.line() == "[Server] 3 messages, times in UTC:"
+
+
+class CountingJournal(SqliteJournal):
+    """Counts how often it is read."""
+
+    reads = 0
+
+    async def _read(self, read: Any) -> Any:
+        self.reads += 1
+        return await super()._read(read)
+
+
+async def test_a_room_talks_on_while_somebody_catches_up_with_a_hundred_thousand(
+    tmp_path: Path,
+) -> None:
+    """Nobody waits for all the pages: between a word and its answer there are some of them."""
+    journal = CountingJournal(tmp_path / "chat.db", durability=Durability.NORMAL)
+    said, talked, reads = 100_000, 0, [0]
+    async with memory_server(journal=journal) as network:
+        alice, bob, carol = [
+            await program(network, name=name, room="den") for name in ("alice", "bob", "carol")
+        ]
+        await alice.client.send('{"type":"join","room":"lobby"}')
+        await bob.client.send('{"type":"join","room":"lobby"}')
+        for start in range(0, said, 500):
+            lines = [json.dumps({"type": "say", "text": str(n)}) for n in range(start, start + 500)]
+            await carol.client.send(*lines)
+        await carol.send(type="ping")
+        await carol.hear_until("pong")
+        for one in (alice, bob):
+            await one.send(type="join", room="den", nonce="here")
+            while (await one.hear()).get("nonce") != "here":
+                pass
+        assert journal.room("den").next == said
+
+        async def talk() -> None:
+            nonlocal talked
+            while True:
+                await alice.send(type="say", text="ping")
+                assert (await bob.hear_until("said"))[-1]["text"] == "ping"
+                await bob.send(type="say", text="pong")
+                assert (await alice.hear_until("said"))[-1]["text"] == "pong"
+                talked += 1
+                reads.append(journal.reads)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            dave = await program(network, name="dave", room="den", replay=2 * said)
+            heard: list[str] = []
+            while len(heard) < said:
+                event = await dave.hear()
+                if event["type"] == "said" and event["client"] == 3:
+                    heard.append(event["text"])
+            nursery.cancel_scope.cancel(reason="dave has caught up")
+        assert heard == [*map(str, range(said))]
+    assert talked >= 10
+    # Two words are two waits for the disk, each of which is about as long as a few pages; a room
+    # that waited would wait for all two hundred.
+    assert journal.reads >= 200
+    assert max(after - before for before, after in pairwise(reads)) <= 50
 
 
 # --- What the simulation found --------------------------------------------------------------------

@@ -19,6 +19,7 @@ from multichat import (
     Slow,
     UnknownClient,
 )
+from multichat.journal.memory import MemoryJournal
 from multichat.limits import Turns
 from multichat.listen import Doorstep
 from multichat.testing import ScriptedClient, memory_server
@@ -121,6 +122,23 @@ async def test_numbers_are_never_reused() -> None:
             assert [member.client for member in network.server.members] == [number]
             await client.finish()
             await client.rest()
+
+
+class SlowJournal(MemoryJournal):
+    async def give_numbers(self, clients_ever: int) -> None:
+        await trio.sleep(0.1)
+
+
+async def test_a_server_whose_journal_takes_its_time_lets_in_no_more_than_it_may(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(max_clients=2), journal=SlowJournal()) as network:
+        clients = [ScriptedClient(network.connect()) for _ in range(5)]
+        await trio.sleep(1)
+        assert len(network.server.members) == 2
+        assert network.server.statistics().refused == 3
+        for client in clients:
+            await client.finish()
 
 
 async def test_a_full_server_says_so_and_takes_the_next_when_there_is_room(
@@ -355,8 +373,8 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
         healthy = await network.join()
         await network.join(lockstep=True)
         sender = await network.join()
-        for _ in range(4):
-            await sender.send("x" * 1000)
+        for _ in range(4):  # so much that the next read is a full one
+            await sender.send("x" * 40_000)
             await settle()
         await sender.send(*["y"] * count)
         await settle()

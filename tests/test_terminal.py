@@ -1,46 +1,13 @@
 """Three real terminals, in tmux: what people see."""
 
-import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, program, serve
-
-
-class Terminal:
-    """A tmux session of its own, 60 columns wide, on a socket of its own."""
-
-    def __init__(self, socket: Path) -> None:
-        self._tmux = [program("tmux"), "-S", str(socket), "-f", os.devnull]
-
-    async def run(self, *arguments: str) -> str:
-        result = await trio.run_process(
-            [*self._tmux, *arguments], capture_stdout=True, capture_stderr=True
-        )
-        return result.stdout.decode()
-
-    async def open(self, name: str, *command: str) -> None:
-        shell = f"{shlex.join(command)}; echo status=$?; exec sleep 600"
-        await self.run("new-session", "-d", "-s", name, "-x", "60", "-y", "15", shell)
-
-    async def type(self, name: str, text: str, key: str = "Enter") -> None:
-        await self.run("send-keys", "-t", name, "-l", text)
-        await self.run("send-keys", "-t", name, key)
-
-    async def screen(self, name: str) -> str:
-        # Joined, so that a line that wrapped is one line again.
-        return await self.run("capture-pane", "-p", "-J", "-t", name)
-
-    async def wait_for(self, name: str, text: str) -> None:
-        with trio.move_on_after(WAIT_SECONDS):
-            while text not in await self.screen(name):
-                await trio.sleep(0.02)
-            return
-        pytest.fail(f"{name} never showed {text!r}, but {await self.screen(name)!r}")
+from .processes import LOOPBACK, MULTICHAT, serve
+from .terminals import Terminal
 
 
 @pytest.fixture
@@ -52,7 +19,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 async def test_three_terminals_talk(terminal: Terminal, tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
-        connect = (MULTICHAT, "connect", LOOPBACK, str(server.port))
+        connect = (MULTICHAT, "connect", "--log-style", LOOPBACK, str(server.port))
         for number, command in enumerate((connect, connect, ("nc", LOOPBACK, str(server.port))), 1):
             await terminal.open(f"t{number}", *command)
             await server.wait_for(f"Client {number} connected")

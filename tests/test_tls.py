@@ -430,7 +430,7 @@ async def test_a_file_that_cannot_be_used_is_one_line_of_the_command(
 
 @pytest.mark.parametrize(
     "said",
-    [b"hello\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b'/json {"protocol":1}\n', b"\0" * 99],
+    [b"hi\n", b"hello\n", b"GET / HTTP/1.1\r\n\r\n", b'/json {"protocol":1}\n', b"\0" * 99],
 )
 async def test_who_does_not_speak_tls_is_told_in_plain_text(
     said: bytes, certificates: Certificates, log: LogRecorder

@@ -233,7 +233,10 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
         raise JournalFailed(path, "permission denied")
     if writing and not os.access(real, os.W_OK):
         raise JournalFailed(path, _REASONS["SQLITE_READONLY"])
-    if real.stat().st_size:
+    size = real.stat().st_size
+    if size == 1:  # SQLite would take it for an empty one
+        raise JournalFailed(path, _NOT_OURS)
+    if size:
         return True
     if _wal_bytes(real):  # what was in it is gone; SQLite would begin anew
         raise JournalFailed(path, _DAMAGED)
@@ -292,6 +295,7 @@ def _lock(path: Path, real: Path) -> sqlite3.Connection:
     lock = connect(beside, "rw")
     try:
         lock.execute("PRAGMA busy_timeout=0")
+        lock.execute("PRAGMA journal_mode=MEMORY")  # no third file for what is never written
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as error:
         lock.close()

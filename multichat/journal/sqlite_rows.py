@@ -180,8 +180,8 @@ class Rows:
                 "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs
             )
             self.connection.executemany(
-                "INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-                "first = excluded.first, next = excluded.next, seq = excluded.seq",
+                "INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET next = excluded.next, seq = excluded.seq",
                 self._heads.values(),
             )
             self._runs.clear()
@@ -292,9 +292,11 @@ class Rows:
         free = self._bytes(used=False)
         size = free + self._bytes(used=True)
         most = self._retention.max_bytes
-        if free < MIN_BYTES or not ((most and size > most) or free > size // _FREE_PART):
+        is_too_large = most is not None and size > most
+        if not free or not (is_too_large or free > max(MIN_BYTES, size // _FREE_PART)):
             return False
-        self.connection.execute(f"PRAGMA incremental_vacuum({_STEP_PAGES})").fetchall()
+        # As a script: `execute` takes a statement without rows one step far, which is one page.
+        self.connection.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
         return True
 
     def _bytes(self, *, used: bool) -> int:

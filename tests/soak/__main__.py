@@ -21,6 +21,9 @@ from .people import Circle, Visitor
 
 STAYING = 20
 
+# Little, so that all of it is there when the warm-up is over.
+KEPT = ("--keep-messages", "500", "--max-sessions", "500")
+
 # Everybody has connected at least once when the first quarter of two minutes is over.
 _ARRIVAL_SECONDS = 10.0
 
@@ -116,7 +119,7 @@ def main() -> int:
         argv = [sys.executable, "-m", "multichat", "serve", "0", "--host", "127.0.0.1"]
         with errors.open("wb") as err:
             process = subprocess.Popen(
-                [*argv, "--log-file", str(log), "--max-clients", str(2 * options.clients)],
+                [*argv, "--log-file", str(log), "--max-clients", str(2 * options.clients), *KEPT],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=err,

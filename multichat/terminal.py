@@ -1,0 +1,388 @@
+"""A chat on a terminal: what one types to the server, what happens to the screen.
+
+Owns what is local to whoever sits there: the commands of `completion.LOCAL_COMMANDS`, whom they do
+not want to hear, who and what can be completed, and what was said and is not yet accepted.  The
+terminal itself is `prompt`'s, the look of things `look`'s.
+
+What we say is shown pending until the server has accepted it, and then where the room has it, in
+the one order that everybody sees.
+"""
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+import trio
+
+from multichat.chat import Chat
+from multichat.client import Endpoint, dial_until_there, open_chat
+from multichat.completion import LOCAL_COMMANDS, Completion, complete
+from multichat.console import ANSWER_SECONDS, until_signal
+from multichat.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    LocalProtocolError,
+    MultichatError,
+    Refused,
+)
+from multichat.guest import run_beside_prompt
+from multichat.look import DIM, WARNING, Fragments, Line, Look, Us
+from multichat.messages import (
+    Accepted,
+    Act,
+    Direct,
+    Directed,
+    Disconnected,
+    Error,
+    Event,
+    Joined,
+    Left,
+    Members,
+    Nonce,
+    Presence,
+    Reconnected,
+    Renamed,
+    Request,
+    Said,
+    SayRun,
+    Welcome,
+)
+from multichat.names import fold_name
+from multichat.prompt import Prompt, Show, open_prompt
+from multichat.recall import History
+from multichat.voices import TEXT
+
+__all__ = ["TerminalChat"]
+
+# Who comes and goes in a storm is told as numbers, after which we ask for the names: a thousand of
+# them are 30 KiB, which nobody needs to complete a name every second.
+_ASK_AGAIN_SECONDS = 10.0
+
+
+class TerminalChat:
+    """One run of `connect` on a terminal; `run` is called once.
+
+    For *replay*, *reconnect* and *wait* see `multichat.client.connect`.  *history* is where what is
+    typed is kept.  *bell* rings for what is meant for us in particular.  *timeout_seconds* is for
+    connecting and being greeted.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        history: History,
+        name: str | None = None,
+        room: str | None = None,
+        password: str | None = None,
+        plain: bool = False,
+        replay: int = 0,
+        reconnect: bool = True,
+        wait: bool = False,
+        color: bool = True,
+        bell: bool = False,
+        timeout_seconds: float = math.inf,
+    ) -> None:
+        self._endpoint, self._history = endpoint, history
+        self._name, self._room, self._plain = name, room, plain
+        self._password = password
+        self._replay, self._reconnect, self._wait = replay, reconnect, wait
+        self._color, self._bell = color, bell
+        self._timeout_seconds = timeout_seconds
+        self._look = Look()
+        self._prompt: Prompt
+        self._chat: Chat | None = None
+        self._state = "connecting"  # empty while all is well
+        self._connected_at = 0.0
+        self._sent = self._received = 0
+        self._unsent: Sequence[Request] = ()  # what is on its way to be sent
+        self._waiting: dict[Nonce, Request] = {}  # sent and not answered, the oldest first
+        self._early: set[Nonce] = set()  # what was answered before it was known to be sent
+        self._ignored: dict[str, str] = {}  # folded: as they were typed
+        self._names: set[str] = set()
+        self._rooms: set[str] = set()
+        self._members = 0
+        self._names_stale = trio.Event()
+        self._failure: MultichatError | None = None
+
+    def run(self) -> None:
+        """Connect and talk until we leave, the server closes, or SIGINT or SIGTERM comes.
+
+        Not inside of trio: it begins and ends it.  Raises as `Console.run` does.  The terminal is
+        left as it was.
+        """
+        run_beside_prompt(partial(until_signal, self._run))
+
+    async def _run(self) -> None:
+        history = await trio.to_thread.run_sync(self._history.load)
+        show = Show(self._status, self._pending, self._complete)
+        async with open_prompt(show, history=history, color=self._color) as self._prompt:
+            try:
+                await self._converse()
+            finally:
+                self._tell_unaccepted()
+
+    async def _converse(self) -> None:
+        self._told(f"Connecting to {self._endpoint}")
+        with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
+            dial = self._endpoint.dial
+            stream = await (dial_until_there(dial, self._tell_failure) if self._wait else dial())
+            self._connected_at = trio.current_time()
+            async with open_chat(
+                stream,
+                name=self._name if self._plain else None,  # else a refusal need not be the end
+                room=self._room,
+                password=self._password,
+                plain=self._plain,
+                replay=self._replay,
+                redial=dial if self._reconnect else None,
+                wait=self._wait,
+            ) as chat:
+                patience.deadline = math.inf
+                self._chat = chat
+                chat.tells_accepted = True
+                await self._introduce(chat)
+                await self._talk(chat)
+        if patience.cancelled_caught:
+            reason = f"no greeting in {self._timeout_seconds:g} s"
+            raise ConnectFailed(str(self._endpoint), None, reason)
+
+    def _tell_failure(self, error: ConnectFailed, seconds: float) -> None:
+        self._show_event(Disconnected(error.reason, seconds, 1))
+
+    async def _introduce(self, chat: Chat) -> None:
+        self._state = ""
+        if chat.fell_back:
+            self._told("The server does not answer in JSON: speaking plain text")
+        if chat.welcome is not None:
+            if self._name is not None:
+                await self._try_name(chat, self._name)
+            self._show_event(msgspec.structs.replace(chat.welcome, name=chat.name))
+        else:
+            self._told("Connected")
+
+    async def _try_name(self, chat: Chat, name: str) -> None:
+        try:
+            with trio.move_on_after(ANSWER_SECONDS):
+                await chat.rename(name)
+        except Refused as refused:
+            self._told(str(refused), warning=True)
+        except ConnectionLost:
+            pass  # as who reads will hear
+
+    async def _talk(self, chat: Chat) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_typed, chat)
+            nursery.start_soon(self._ask_names, chat)
+            try:
+                await self._show_events(chat)
+            except MultichatError as error:
+                self._failure = self._failure or error
+            nursery.cancel_scope.cancel(reason="the conversation is over")
+        if chat.goodbye is not None and isinstance(self._failure, ConnectionLost):
+            return  # we have been told, and shown, why
+        if self._failure is not None:
+            raise self._failure
+
+    def _tell_unaccepted(self) -> None:
+        for request in (*self._waiting.values(), *self._unsent):
+            for line in self._look.typed(request, self._us, _now()):
+                text = "".join(text for _, text in line.fragments)
+                self._told(f"not accepted: {text}", warning=True)
+
+    # --- What happens -----------------------------------------------------------------------------
+
+    async def _show_events(self, chat: Chat) -> None:
+        while events := await chat.receive():
+            lines: list[Line] = []
+            for event in events:
+                lines += self._take(event)
+                if isinstance(event, Welcome) and self._name is not None:
+                    await self._try_name(chat, self._name)  # the welcome came late
+            self._show(lines)
+
+    def _show_event(self, event: Event) -> None:
+        self._show(self._take(event))
+
+    def _take(self, event: Event) -> list[Line]:
+        """Note what an event tells, and return how that looks."""
+        self._note(event)
+        before: list[Line] = []
+        match event:
+            case Accepted(nonce=nonce):
+                return self._settle(nonce)
+            case Error(nonce=nonce) if nonce is not None:
+                before = self._settle(nonce)
+            case Said(name=name) | Directed(name=name):
+                self._received += 1
+                if fold_name(name) in self._ignored:
+                    return []
+        return [*before, *self._look.event(event, self._us, _now())]
+
+    def _settle(self, nonce: Nonce | None) -> list[Line]:
+        """Return how something looks that we said and that is not pending any more."""
+        if nonce in self._waiting:
+            return self._look.typed(self._waiting.pop(nonce), self._us, _now())
+        if nonce is not None and self._unsent:
+            self._early.add(nonce)
+        return []
+
+    def _note(self, event: Event) -> None:
+        """Keep what the status shows, and whom one may want to name."""
+        match event:
+            case Welcome(members=members):
+                self._members = members
+                self._names_stale.set()
+            case Joined(room="", name=name):
+                self._members += 1
+                self._names.add(name)
+            case Joined(members=members):
+                self._members = members
+                self._names_stale.set()
+            case Left(name=name):
+                self._members -= 1
+                self._names.discard(name)
+            case Renamed(old=old, name=name):
+                self._names.discard(old)
+                self._names.add(name)
+            case Presence(members=members):
+                self._members = members
+                self._names_stale.set()
+            case Disconnected():
+                self._state = "reconnecting"
+            case Reconnected():
+                self._state, self._connected_at = "", trio.current_time()
+                self._names_stale.set()
+            case Members(members=members):
+                self._members = len(members)
+                self._names = {member.name for member in members}
+
+    async def _ask_names(self, chat: Chat) -> None:
+        """Ask who and what can be completed, when that has changed without our being told."""
+        while chat.welcome is not None:
+            await self._names_stale.wait()
+            self._names_stale = trio.Event()
+            try:
+                members, rooms = await chat.members(), await chat.rooms()
+            except (ConnectionLost, LocalProtocolError, Refused):
+                continue  # whoever reads hears of what matters
+            self._names = {member.name for member in members}
+            self._members = len(members)
+            self._rooms = {room.room for room in rooms}
+            self._prompt.refresh()
+            await trio.sleep(_ASK_AGAIN_SECONDS)
+
+    # --- What is typed ----------------------------------------------------------------------------
+
+    async def _send_typed(self, chat: Chat) -> None:
+        try:
+            async for line in self._prompt.typed:
+                if not await self._obey(chat, line):
+                    break
+                await trio.to_thread.run_sync(self._history.append, line)
+            self._state = "leaving"
+            self._prompt.refresh()
+            await chat.finish()
+        except MultichatError as error:
+            self._failure = self._failure or error
+
+    async def _obey(self, chat: Chat, line: str) -> bool:
+        """Do what a typed line asks for; return False when it is time to leave."""
+        command, _, rest = line.partition(" ")
+        match command.lower():
+            case "/quit" | "/exit":
+                return False
+            case "/status":
+                self._told(self._describe(chat))
+            case "/clear":
+                self._prompt.clear()
+            case "/ignore":
+                self._ignore(rest.strip())
+            case "/help":
+                width = max(map(len, LOCAL_COMMANDS))
+                for name, purpose in LOCAL_COMMANDS.items():
+                    self._told(f"{name:{width}}  {purpose}")
+                await self._say(chat, line)
+            case _:
+                await self._say(chat, line)
+        return True
+
+    async def _say(self, chat: Chat, line: str) -> None:
+        said = [
+            each for each in TEXT.parse_requests(line) if isinstance(each, SayRun | Act | Direct)
+        ]
+        self._unsent = said
+        self._prompt.refresh()
+        nonces = await chat.send(line)
+        self._unsent = ()
+        self._sent += len(said)
+        for request, nonce in zip(said, nonces, strict=False):  # what is too long has none
+            self._waiting[nonce] = request
+            if nonce in self._early:
+                self._show(self._settle(nonce))
+        self._early.clear()
+        if chat.voice is TEXT:  # in which nobody says what is accepted
+            self._show([line for each in said for line in self._look.typed(each, self._us, _now())])
+
+    def _ignore(self, name: str) -> None:
+        if not name:
+            listed = ", ".join(sorted(self._ignored.values())) or "nobody"
+            self._told(f"ignored: {listed}")
+        elif self._ignored.pop(fold_name(name), None) is not None:
+            self._told(f"{name} is not ignored any more")
+        else:
+            self._ignored[fold_name(name)] = name
+            self._told(f"{name} is ignored; the same again ends it")
+
+    # --- What is seen -----------------------------------------------------------------------------
+
+    @property
+    def _us(self) -> Us:
+        return Us() if self._chat is None else Us(self._chat.client, self._chat.name)
+
+    def _told(self, text: str, *, warning: bool = False) -> None:
+        self._show(self._look.told(text, _now(), warning=warning))
+
+    def _show(self, lines: Sequence[Line]) -> None:
+        self._prompt.show([line.fragments for line in lines])
+        if self._bell and any(line.calls for line in lines):
+            self._prompt.ring()
+        self._prompt.refresh()
+
+    def _describe(self, chat: Chat) -> str:
+        waiting = len(self._waiting) + len(self._unsent)
+        if not chat.connected:
+            return f"Not connected; {waiting} wait to be sent"
+        seconds = trio.current_time() - self._connected_at
+        unaccepted = f", {waiting} not accepted" if waiting else ""
+        return (
+            f"Connected to {self._endpoint} for {seconds:.0f} s; "
+            f"{self._sent} sent, {self._received} received{unaccepted}"
+        )
+
+    def _status(self) -> Fragments:
+        parts = [str(self._endpoint)]
+        if self._chat is not None and self._chat.room:
+            parts = [f"{self._us.name} in {self._chat.room}", f"{self._members} here", *parts]
+        where = " · ".join(parts)
+        if not self._state:
+            return [(DIM, where)]
+        # First, because a narrow terminal cuts off what stands last.
+        return [(f"{WARNING} bold", self._state), (DIM, f" · {where}")]
+
+    def _pending(self) -> list[Fragments]:
+        now, us = _now(), self._us
+        return [
+            line.fragments
+            for request in (*self._waiting.values(), *self._unsent)
+            for line in self._look.typed(request, us, now, pending=True)
+        ]
+
+    def _complete(self, before: str) -> list[Completion]:
+        return complete(before, self._names - {self._us.name}, self._rooms)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

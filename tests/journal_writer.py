@@ -1,0 +1,44 @@
+"""Writes to a journal until it is killed, and says on standard output what is kept.
+
+    python -m tests.journal_writer FILE full|normal SPEAKERS
+
+Each line is a room's number, the number of a message there that is kept, and its text.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import trio
+
+from multichat.journal.sqlite import Durability, SqliteJournal
+from multichat.messages import SaidRun
+
+
+async def main(path: str, durability: str, speakers: str) -> None:
+    async with trio.open_nursery() as nursery:
+        journal = SqliteJournal(Path(path), durability=Durability(durability))
+        await nursery.start(journal.run)
+        rooms = [journal.room(f"room-{n}") for n in range(3)]
+        os.write(1, b"ready\n")
+
+        async def speak(who: int) -> None:
+            which = who % len(rooms)
+            room = rooms[which]
+            while True:
+                first = room.next
+                texts = [f"{who}:{first + n}" for n in range(1 + who % 4)]
+                run = "\n".join(texts)
+                said = SaidRun(room.epoch, first, "now", room.epoch, who, "", run)
+                keeping = room.append(said, (f"nonce {first}",))
+                assert keeping is not None
+                await keeping.wait()
+                lines = [f"{which} {first + n} {text}\n" for n, text in enumerate(texts)]
+                os.write(1, "".join(lines).encode())
+
+        for who in range(int(speakers)):
+            nursery.start_soon(speak, who)
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])

@@ -1,0 +1,106 @@
+"""Real terminals, in tmux, for the end-to-end tests."""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import trio
+
+from .documents import load
+from .processes import WAIT_SECONDS, program
+
+_parse = load("make_pictures").parse
+
+# The grey of what is dimmed, among 256 colours.
+GREY = 243
+
+
+class Terminal:
+    """A tmux server of its own; each session of it is a terminal of its own."""
+
+    def __init__(self, socket: Path) -> None:
+        self._tmux = [program("tmux"), "-S", str(socket), "-f", os.devnull]
+        self.home = socket.parent
+
+    async def run(self, *arguments: str) -> str:
+        result = await trio.run_process(
+            [*self._tmux, *arguments], capture_stdout=True, capture_stderr=True
+        )
+        return result.stdout.decode()
+
+    async def open(
+        self, name: str, *command: str, columns: int = 60, rows: int = 15, before: str = ""
+    ) -> None:
+        """Run *command*, by itself and without our own variables, and then say its status."""
+        places = {"MULTICHAT_CONFIG": "config.toml", "MULTICHAT_HISTORY": "history"}
+        variables = [f"{key}={self.home / value}" for key, value in places.items()]
+        unset = [f"-u{key}" for key in os.environ if key.startswith("MULTICHAT_")]
+        line = shlex.join(["env", *unset, *variables, *command])
+        shell = f"{before}{line}; echo status=$?; exec sleep 600"
+        await self._new(name, columns, rows, shell)
+
+    async def open_shell(self, name: str, *, columns: int = 60, rows: int = 15) -> None:
+        """Run a shell with job control, whose prompt is `$ `.
+
+        Not bash, which puts a terminal right behind whoever leaves it as it should not be.
+        """
+        variables = {
+            "PS1": "$ ",
+            "MULTICHAT_CONFIG": str(self.home / "config.toml"),
+            "MULTICHAT_HISTORY": str(self.home / "history"),
+        }
+        shell = ["env", *(f"{key}={value}" for key, value in variables.items())]
+        await self._new(name, columns, rows, shlex.join([*shell, program("dash"), "-i"]))
+        await self.wait_for(name, "$ ")
+
+    async def _new(self, name: str, columns: int, rows: int, shell: str) -> None:
+        size = ("-x", str(columns), "-y", str(rows))
+        await self.run("new-session", "-d", "-s", name, *size, shell)
+
+    async def type(self, name: str, text: str, key: str = "Enter") -> None:
+        await self.run("send-keys", "-t", name, "-l", text)
+        await self.press(name, key)
+
+    async def press(self, name: str, *keys: str) -> None:
+        await self.run("send-keys", "-t", name, *keys)
+
+    async def resize(self, name: str, columns: int, rows: int) -> None:
+        await self.run("resize-window", "-t", name, "-x", str(columns), "-y", str(rows))
+
+    async def screen(self, name: str) -> str:
+        # Joined, so that a line that wrapped is one line again.
+        return await self.run("capture-pane", "-p", "-J", "-t", name)
+
+    async def rows(self, name: str) -> list[str]:
+        """What stands on the screen, row by row, without the blank ones at its end."""
+        shown = await self.run("capture-pane", "-p", "-t", name)
+        return shown.rstrip("\n").split("\n")
+
+    async def colors_of(self, name: str, text: str) -> set[int | None]:
+        """The colours, by their numbers, of the rows in which *text* stands; None is no colour."""
+        rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
+        return {
+            run.style.color
+            for row in rows
+            if text in "".join(run.text for run in row)
+            for run in row
+            if run.text.strip()
+        }
+
+    async def reversed(self, name: str) -> list[str]:
+        """What is highlighted."""
+        rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
+        return [run.text for row in rows for run in row if run.style.reverse]
+
+    async def wait_for(self, name: str, text: str) -> None:
+        await self.wait_for_match(name, re.escape(text))
+
+    async def wait_for_match(self, name: str, pattern: str) -> re.Match[str]:
+        """Wait until *pattern* is found on the screen."""
+        with trio.move_on_after(WAIT_SECONDS):
+            while not (match := re.search(pattern, await self.screen(name), re.MULTILINE)):
+                await trio.sleep(0.02)
+            return match
+        pytest.fail(f"{name} never showed {pattern!r}, but {await self.screen(name)!r}")

@@ -1,0 +1,52 @@
+"""What a word becomes when Tab is pressed."""
+
+import pytest
+
+from multichat.completion import COMMANDS, LOCAL_COMMANDS, complete
+
+NAMES = {"alice", "Alina", "bob", "Client 7", "Ζωή"}
+ROOMS = {"lobby", "Kitchen", "library"}
+
+
+def completed(before: str) -> list[str]:
+    """All that *before* may become, as a whole."""
+    found = complete(before, NAMES, ROOMS)
+    return [before[: len(before) - length] + text for text, length in found]
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("/wh", ["/who"]),
+        ("/WH", ["/who"]),
+        ("/jo", ["/join "]),
+        ("/ms", ["/msg "]),
+        ("/hi", ["/history"]),
+        ("/i", ["/ignore "]),
+        ("/q", ["/quit"]),
+        ("/nothing", []),
+        ("/join ", ["/join Kitchen", "/join library", "/join lobby"]),
+        ("/join k", ["/join Kitchen"]),
+        ("/join lobby l", []),
+        ("/msg a", ["/msg alice ", "/msg Alina "]),
+        ("/MSG b", ["/MSG bob "]),
+        ("/msg ", ["/msg 7 ", "/msg alice ", "/msg Alina ", "/msg bob ", "/msg Ζωή "]),
+        ("/ignore bo", ["/ignore bob"]),
+        ("/msg bob al", ["/msg bob alice", "/msg bob Alina"]),
+        ("al", ["alice: ", "Alina: "]),
+        ("ΖΩ", ["Ζωή: "]),
+        ("hello al", ["hello alice", "hello Alina"]),
+        ("hello @al", ["hello @alice", "hello @Alina"]),
+        ("hello /wh", []),
+        ("", []),
+        ("hello ", []),
+        ("xyz", []),
+    ],
+)
+def test_what_may_become_of_it(before: str, expected: list[str]) -> None:
+    assert completed(before) == expected
+
+
+def test_every_local_command_is_offered() -> None:
+    assert {name.split()[0] for name in LOCAL_COMMANDS} <= set(COMMANDS)
+    assert list(COMMANDS) == sorted(COMMANDS)

@@ -1,0 +1,99 @@
+"""docs/tour.md, followed to the letter: what it says is typed is typed, and seen what it says."""
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from .processes import BIN, LOOPBACK, program
+from .terminals import Terminal
+
+PAGE = Path(__file__).parent.parent / "docs" / "tour.md"
+KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab", "[y]": "y"}
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    made = Terminal(tmp_path / "tmux")
+    yield made
+    trio.run(made.run, "kill-server")
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """Kind, name and text of each block, in their order."""
+    found = re.findall(
+        r"^```(\w+) ?(\w+ ?\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return [(kind, name, text) for kind, name, text in found]
+
+
+def pattern(line: str) -> str:
+    """Match a row that shows *line*: white space as wide as it comes, `…` for anything."""
+    words = [".*" if word == "…" else re.escape(word).replace("…", ".*") for word in line.split()]
+    return r"^\s*" + r"\s+".join(words) + r"\s*$"
+
+
+async def type_into(terminal: Terminal, name: str, text: str) -> None:
+    for piece in re.split(r"(\[Tab\])", text):
+        if piece in KEYS:
+            await terminal.press(name, KEYS[piece])
+        elif piece:
+            await terminal.run("send-keys", "-t", name, "-l", piece)
+    await terminal.press(name, "Enter")
+
+
+async def follow(terminal: Terminal, name: str, text: str) -> None:
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            await terminal.wait_for_match(name, r"^\$\s*\Z")
+            await type_into(terminal, name, line[2:])
+        elif line.startswith("> "):
+            await type_into(terminal, name, line[2:])
+        elif line in KEYS:
+            await terminal.press(name, KEYS[line])
+        else:
+            await terminal.wait_for_match(name, pattern(line))
+
+
+async def test_the_tour(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program("nc")
+    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port = str(probe.getsockname()[1])
+    for name in ("server", "alice", "bob", "script"):
+        await terminal.open_shell(name, columns=110, rows=40)
+    for kind, names, text in blocks():
+        text = text.replace("9000", port)
+        match [kind, *names.split()]:
+            case ["console", name]:
+                await follow(terminal, name, text)
+            case ["toml", "config"]:
+                (tmp_path / "config.toml").write_text(text, "utf-8")
+            case ["text", "paste", name]:
+                (tmp_path / "pasted").write_text(text, "utf-8")
+                await terminal.run("load-buffer", str(tmp_path / "pasted"))
+                await terminal.run("paste-buffer", "-p", "-t", name)
+            case other:
+                pytest.fail(f"nobody knows what to do with {other}")
+    await terminal.wait_for_match("server", r"^\$\s*\Z")
+    for name in ("alice", "script"):
+        assert "Traceback" not in await terminal.screen(name)
+    assert "Nobody listens" not in await terminal.screen("alice")
+
+
+def test_the_tour_names_everything() -> None:
+    from multichat.completion import COMMANDS
+
+    page = PAGE.read_text("utf-8")
+    missing = {command for command in COMMANDS if command not in page}
+    assert missing == {"/nick", "/ping"}  # the same as /name, and of no use to people
+    assert {"--log-style", "--bell", "--timeout", "--install-completion"} <= set(
+        re.findall(r"--[a-z-]+", page)
+    )
