@@ -471,5 +471,8 @@ class _World:
     async def _handle(self, visit: Visit, connection: Connection, server: Server) -> None:
         try:
             await server.handle(connection.server)
+            if visit.server_number is not None and visit.server_number not in self._connected:
+                # There was room when it got its number, and none any more when that was kept.
+                visit.server_number, visit.refused = None, True
         finally:
             visit.session_ended_seconds = trio.current_time()
