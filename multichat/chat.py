@@ -20,7 +20,7 @@ from multichat.errors import (
 )
 from multichat.framing import clean
 from multichat.handshake import make_hello
-from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS
+from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS, SILENCE_SECONDS
 from multichat.messages import (
     Accepted,
     Act,
@@ -48,7 +48,13 @@ from multichat.messages import (
 from multichat.outbox import MAX_UNACCEPTED
 from multichat.voices import JSON, TEXT, Voice, is_hello
 
-__all__ = ["HELLO_SECONDS", "LATE_WELCOME_SECONDS", "MAX_UNACCEPTED", "Chat"]
+__all__ = [
+    "HELLO_SECONDS",
+    "LATE_WELCOME_SECONDS",
+    "MAX_UNACCEPTED",
+    "SILENCE_SECONDS",
+    "Chat",
+]
 
 # How many reads wait for a program that is busy: 16 MiB as they came on the wire, after which we
 # stop reading and the server's patience begins.
@@ -425,7 +431,8 @@ class Chat:
         `FINISH_AWAY_SECONDS` in which nothing is accepted.  Events go on arriving and MUST be
         iterated meanwhile by some task: time in which the program does not hear does not count as
         silence.  In JSON we cannot come back after that: the others see at once that we have left.
-        Raises `ConnectionLost` if something that was said did not arrive, as far as can be known;
+        Raises `ConnectionLost` if something that was said did not arrive, as far as can be known,
+        or if JSON was asked for and the other side neither says anything at all nor closes;
         `Refused` if the server has asked for a password meanwhile.
         """
         await self._conversation.finish()

@@ -19,6 +19,7 @@ from multichat.messages import (
 from multichat.names import default_name, fold_name
 
 __all__ = [
+    "ASKED_TO_LEAVE",
     "EVERYTHING",
     "FIRST_SECONDS",
     "MOST_SECONDS",
@@ -44,6 +45,9 @@ EVERYTHING = 2**31 - 1
 
 # Being slow is no offence: who comes back gets from the journal what it could not take in time.
 _TOO_SLOW = frozenset(("too slow", "too far behind"))
+
+ASKED_TO_LEAVE = "you asked to leave"
+"""As a server words it."""
 
 
 def may_return(reason: str) -> bool:

@@ -17,7 +17,7 @@ import trio
 
 from multichat.chat import Chat
 from multichat.client import Endpoint, dial_until_there, open_chat
-from multichat.comeback import describe_connection
+from multichat.comeback import ASKED_TO_LEAVE, describe_connection
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectFailed,
@@ -33,6 +33,7 @@ from multichat.log import Log, LogWriter
 from multichat.messages import (
     Disconnected,
     Event,
+    Goodbye,
     Joined,
     Left,
     Presence,
@@ -54,6 +55,10 @@ _UNWRITTEN_BYTES = 2 * 1024 * 1024
 # A server that closes its side first may still be reading (`ncat -l </dev/null`): what a pipe
 # has to say is sent as long as more of it comes within this time.
 _LAST_INPUT_SECONDS = 1.0
+
+# How long, after a goodbye, what is left of a pipe may take to be read: whoever writes into it had
+# written by then, or was not about to.
+_LEFT_INPUT_SECONDS = 0.25
 
 # A server that has welcomed us and then says nothing is not waited for any longer.
 ANSWER_SECONDS = 10.0
@@ -102,6 +107,8 @@ class Console:
         self._input_over = trio.Event()
         self._log = Log("client")
         self._sent = self._received = 0
+        self._sending = 0  # lines that were read and are not on their way
+        self._turned_away = False  # with a goodbye as the first thing that was said
         self._connected_at = 0.0
         self._failure: MultichatError | None = None
 
@@ -110,8 +117,8 @@ class Console:
 
         Raises `ConnectFailed`; `Refused` if the room, or the server, is closed to us;
         `ConnectionLost` if the conversation ended otherwise than by our wish or the server's
-        goodbye, and there is no way back; `OutputLost`.  Unless a signal came, all that was logged
-        has been written when it returns.
+        goodbye, and there is no way back, or if a goodbye came before all of a pipe was heard;
+        `OutputLost`.  Unless a signal came, all that was logged has been written when it returns.
         """
         await until_signal(self._run)
 
@@ -184,21 +191,36 @@ class Console:
                 lost = isinstance(error, ConnectionLost)
                 if not (lost and await self._last_input_was_sent(chat)):
                     self._fail(error)
+            if chat.goodbye is not None and self._is_piped():
+                with trio.move_on_after(_LEFT_INPUT_SECONDS):
+                    await self._input_over.wait()
             nursery.cancel_scope.cancel(reason="the conversation is over")
         if chat.unaccepted:
             self._log.line("STATE", f"{chat.unaccepted} not accepted", logging.WARNING)
         elif chat.waiting_bytes:
             self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
-        if chat.goodbye is not None and isinstance(self._failure, ConnectionLost):
+        if chat.goodbye is not None and isinstance(self._failure, ConnectionLost | None):
+            if self._is_piped() and (chat.unaccepted or self._is_unsaid(chat)):
+                raise ConnectionLost(f"{chat.goodbye}; not all of the input was heard")
             return  # we have been told, and shown, why
         if self._failure is not None:
             raise self._failure
+
+    def _is_piped(self) -> bool:
+        return self._input_fd is not None and not os.isatty(self._input_fd)
+
+    def _is_unsaid(self, chat: Chat) -> bool:
+        """Say, of a conversation that ended with a goodbye, whether lines are known to be lost."""
+        return bool(self._sending or (self._sent and (self._turned_away or chat.waiting_bytes)))
 
     def _fail(self, error: MultichatError) -> None:
         self._failure = self._failure or error
 
     async def _show_events(self, chat: Chat) -> None:
         while events := await chat.receive():
+            if not self._received and chat.welcome is None:
+                first = events[0]
+                self._turned_away = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
             self._received += sum(not isinstance(event, _OURS) for event in events)
             if self._name is not None and any(isinstance(each, Welcome) for each in events):
                 await self._try_name(chat, self._name)  # the welcome came late
@@ -214,7 +236,7 @@ class Console:
             await self._wait_for_output()
 
     async def _last_input_was_sent(self, chat: Chat) -> bool:
-        if self._input_fd is None or os.isatty(self._input_fd) or not chat.can_send:
+        if not (self._is_piped() and chat.can_send):
             return False
         while not self._input_over.is_set():
             moved = chat.moved_bytes
@@ -258,7 +280,10 @@ class Console:
     async def _send(self, chat: Chat, lines: list[str]) -> None:
         if lines:
             run = "\n".join(lines)
+            self._sending = len(lines)
             await chat.send(run)
+            if chat.goodbye is None:
+                self._sending = 0
             self._sent += len(lines)
             if shown := [line for line in lines if read_password(line) is None]:
                 self._log.lines("TX", "\n".join(shown))

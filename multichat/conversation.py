@@ -372,6 +372,11 @@ class Conversation:
             self.link.check_admitted(self.goodbye)  # which may be known only now
             raise
         self.link.check_admitted(self.goodbye)
+        try:
+            self.link.check_heard()
+        except ConnectionLost:
+            self.told_lost = True
+            raise
 
     async def _finish(self) -> None:
         tried: Link | None = None

@@ -15,14 +15,15 @@ from multichat.names import fold_name
 from multichat.preamble import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Handshake", "make_hello"]
+__all__ = ["WELCOME_BEGINS", "Handshake", "make_hello"]
 
 # What is remembered of what was sent in text, in case that a welcome comes: a long paste.
 _REMEMBERED_CHARACTERS = 1024 * 1024
 
 _OF_PASSWORD = (PASSWORD_REQUIRED, PASSWORD_ACCEPTED, WRONG_PASSWORD)
 
-_WELCOME = '{"type":"welcome"'
+WELCOME_BEGINS = '{"type":"welcome"'
+"""With which a line begins that is a welcome."""
 
 
 def make_hello(name: str | None = None, room: str | None = None, replay: int = 0) -> Hello:
@@ -120,7 +121,7 @@ class Handshake:
             return self._heard(run)
         events: list[Event] = []
         for line in run.split("\n"):
-            if self._may_welcome(line) and line.startswith(_WELCOME):
+            if self._may_welcome(line) and line.startswith(WELCOME_BEGINS):
                 event = next(JSON.parse_events(line), None)
                 if isinstance(event, Welcome):
                     self._settle(event)
@@ -130,7 +131,7 @@ class Handshake:
         return events
 
     def _may_welcome(self, run: str) -> bool:
-        return self._asking and _WELCOME in run
+        return self._asking and WELCOME_BEGINS in run
 
     def _heard(self, run: str) -> list[Event]:
         events = list(self.voice.parse_events(run))

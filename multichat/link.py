@@ -13,12 +13,12 @@ import trio
 from multichat.connection import Bell, Connection
 from multichat.errors import ConnectionLost, LineTooLong, Refused
 from multichat.framing import Part
-from multichat.handshake import Handshake
+from multichat.handshake import WELCOME_BEGINS, Handshake
 from multichat.messages import Event, Goodbye, Hello, Notice, Said, Welcome
 from multichat.preamble import WRONG_PASSWORD, spell_password
 from multichat.voices import TEXT, Voice, spell_hello
 
-__all__ = ["HELLO_SECONDS", "LATE_WELCOME_SECONDS", "Link"]
+__all__ = ["HELLO_SECONDS", "LATE_WELCOME_SECONDS", "SILENCE_SECONDS", "Link"]
 
 # Who does not answer the hello within this time does not speak JSON, or is far away.
 HELLO_SECONDS = 1.0
@@ -27,7 +27,12 @@ HELLO_SECONDS = 1.0
 # again.
 LATE_WELCOME_SECONDS = 2.0
 
-# A welcome that comes later than this is not taken for one.
+# The same where nothing at all has come: that is a plain listener, which has read what it was sent
+# by then, or a server that is late, which would refuse all of it when we have left.  As long as
+# `who` and `send --room` wait.
+SILENCE_SECONDS = 10.0
+
+# A welcome that comes later than this is not taken for one, unless nothing came before it.
 _FORGET_SECONDS = 10.0
 
 # How long a server may take to refuse the next of what it could not read.
@@ -71,6 +76,9 @@ class Link:
         self._news, self._tell, self._say_again = news, tell, say_again
         self._bell = bell
         self._resending = False
+        self._heard = False  # anything at all
+        self._in_doubt = False  # something was said in text, which a late server would refuse
+        self._unsaid = False  # and it has
         # What is said in the lobby before our hello is read is among the past that we ask for.
         self._asks_for_past = bool(hello.session or hello.replay)
         self._early: list[Event] = []
@@ -89,9 +97,15 @@ class Link:
     def _hear(self, parts: list[Part]) -> None:
         events: list[Event] = []
         characters = 0
-        if trio.current_time() > self._forget_at:
+        if self._heard and trio.current_time() > self._forget_at:
             self.handshake.conclude()
             self._forget_at = math.inf
+        if parts and not self._heard:
+            self._heard = True
+            first = parts[0]
+            is_welcome = isinstance(first, str) and first.startswith(WELCOME_BEGINS)
+            # Of more than can be remembered nothing is said again.
+            self._unsaid = is_welcome and self._in_doubt and not self.handshake.unproven
         for part in parts:
             if isinstance(part, LineTooLong):
                 events.append(Notice(str(part)))
@@ -123,6 +137,7 @@ class Link:
         in_text = self.voice is TEXT
         if in_text:
             self.handshake.sent(run)
+            self._in_doubt = self._in_doubt or not self._plain
         try:
             await self.connection.put(run)
         except BaseException:
@@ -207,9 +222,25 @@ class Link:
 
     async def wait_until_proven(self) -> None:
         """Wait for a late welcome as long as the end of input may."""
-        if self.handshake.unproven:
+        if not self.handshake.unproven:
+            return
+        if not self._heard:
+            with trio.move_on_after(SILENCE_SECONDS):
+                await self.connection.wait_until(lambda: self._heard)
+        if self._heard:  # what others say may come before the answer to a hello
             with trio.move_on_after(LATE_WELCOME_SECONDS):
                 await self.connection.wait_until(lambda: not self.handshake.unproven)
+
+    def check_heard(self) -> None:
+        """Raise `ConnectionLost` if what was said was refused, or nobody knows; after the end.
+
+        Who answers nothing and does not close either may be a server that has not read us yet, and
+        then refuses what was meant as text.
+        """
+        if self._unsaid:
+            raise ConnectionLost("the server answered too late, and has not heard what was said")
+        if self._in_doubt and not self._heard and not self.connection.ended:
+            raise ConnectionLost("no answer, and whether what was said was heard is not known")
 
     async def send_again(self, send: Callable[[str], Awaitable[object]]) -> None:
         """Send again what the server refuses for being no JSON; nothing new is sent before that.
@@ -217,7 +248,7 @@ class Link:
         *send* sends a run of lines as if it had been typed.
         """
         shake = self.handshake
-        with suppress(ConnectionLost):  # as who says more, or receives, will hear
+        try:
             while shake.resending and not self.connection.over:
                 with trio.move_on_after(_REFUSING_SECONDS):
                     await self.connection.wait_until(lambda: shake.again)
@@ -225,5 +256,8 @@ class Link:
                     break
                 run, shake.again = "\n".join(shake.again), []
                 await send(run)
+        except ConnectionLost:  # as who says more, or receives, will hear
+            self._unsaid = True
+        self._unsaid = self._unsaid or (shake.resending and self.connection.over)
         shake.forgive()
         self._bell.ring()

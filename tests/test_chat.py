@@ -26,10 +26,16 @@ from multichat import (
     RoomSize,
     Said,
     ServerConfig,
+    Welcome,
     open_chat,
     transport,
 )
-from multichat.chat import HELLO_SECONDS, LATE_WELCOME_SECONDS, MAX_UNACCEPTED
+from multichat.chat import (
+    HELLO_SECONDS,
+    LATE_WELCOME_SECONDS,
+    MAX_UNACCEPTED,
+    SILENCE_SECONDS,
+)
 from multichat.connection import STUCK_SECONDS
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
@@ -472,7 +478,74 @@ async def test_leaving_a_silent_server_takes_no_longer_than_a_welcome_may(
         await chat.say("done")
         nursery.start_soon(chat.finish)
         assert await server.rest() == ['/json {"protocol":1}', "done"]
+        assert trio.current_time() - started == pytest.approx(HELLO_SECONDS + SILENCE_SECONDS)
+        await server.finish()
+
+
+async def test_leaving_who_has_spoken_in_text_takes_two_seconds(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    started = trio.current_time()
+    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
+        await chat.say("done")
+        await server.send("[bob] hi")
+        nursery.start_soon(chat.finish)
+        assert await server.rest() == ['/json {"protocol":1}', "done"]
         assert trio.current_time() - started == pytest.approx(HELLO_SECONDS + LATE_WELCOME_SECONDS)
+    assert trio.current_time() - started < 6  # it does not close, and that is no error
+
+
+async def test_who_says_nothing_and_does_not_close_is_an_error(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    async with open_chat(ours) as chat:
+        await chat.say("done")
+        with pytest.raises(ConnectionLost, match="whether what was said was heard is not known"):
+            await chat.finish()
+    assert await server.rest() == ['/json {"protocol":1}', "done"]
+
+
+async def test_who_says_nothing_and_was_told_nothing_is_none(autojump_clock: MockClock) -> None:
+    ours, _theirs = trio.testing.memory_stream_pair()
+    async with open_chat(ours) as chat:
+        await chat.finish()
+
+
+@pytest.mark.parametrize("lines", [1, 1100])  # as many as are remembered, and more
+async def test_a_welcome_after_the_end_of_input_is_an_error(
+    lines: int, autojump_clock: MockClock
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+
+    async def answer() -> None:
+        await server.rest()
+        await server.send(WELCOME, *[INVALID] * lines)
+        await server.finish()
+
+    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        for _ in range(lines):
+            await chat.say("x" * 1000)
+        with pytest.raises(ConnectionLost, match="the server answered too late"):
+            await chat.finish()
+
+
+async def test_a_first_word_that_is_a_welcome_is_one_however_late(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    async with open_chat(ours) as chat:
+        await chat.say("done")
+        await trio.sleep(60)
+        await server.send(WELCOME, INVALID)
+        assert isinstance(await anext(chat), Welcome)
+        assert [await server.line() for _ in range(2)] == ['/json {"protocol":1}', "done"]
+        said = await server.line()
+        assert '"text":"done"' in said
+        nonce = read(said)["nonce"]
+        await server.send(f'{{"type":"accepted","nonce":{nonce},"id":"x-1"}}')
         await server.finish()
 
 

@@ -445,9 +445,11 @@ async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: P
             await server.send_all(b"[Server] goodbye: enough of this\n")
             await server.send_eof()
             status = await client.wait()
-        assert status == 0
+        assert status == 1
         await server.aclose()
-        assert client.err == ""
+        assert client.err == (
+            "multichat: connection lost: enough of this; not all of the input was heard\n"
+        )
         assert client.lines[-2:] == [
             "[WARNING] [client] [STATE] What was typed last has not been sent",
             "[INFO] [client] [STATE] Disconnected",

@@ -4,13 +4,23 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect, listening, serve, tcp
+from .processes import (
+    LOOPBACK,
+    MULTICHAT,
+    Command,
+    ServerCommand,
+    connect,
+    listening,
+    serve,
+    tcp,
+)
 
 WELCOME = (
     '{"type":"welcome","protocol":1,"client":5,"name":"Client 5","room":"lobby","members":1,'
@@ -162,3 +172,93 @@ async def test_the_last_messages_are_shown_first(tmp_path: Path) -> None:
         command = [MULTICHAT, "connect", "--plain", "--replay", "2", LOOPBACK, str(server.port)]
         async with Command(tmp_path, *command) as client:
             assert await client.wait() == 2
+
+
+# --- A server that is late -------------------------------------------------------------------
+
+
+def impatient(folder: Path, command: str, port: int, *options: str) -> Command:
+    """The real command, but for how long it waits for who says nothing at all."""
+    code = "from multichat import cli, link; link.SILENCE_SECONDS = 2.5; cli.main()"
+    return Command(folder, sys.executable, "-c", code, command, LOOPBACK, str(port), *options)
+
+
+async def test_a_pipe_loses_nothing_to_a_server_that_is_late(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, tcp(server) as other:
+        await server.wait_for("Client 1 connected")
+        server.signal(signal.SIGSTOP)
+        send = Command(tmp_path, MULTICHAT, "send", LOOPBACK, str(server.port), "sent")
+        async with connect(tmp_path, server) as client, send:
+            await client.type("deploy done\n")
+            client.end_input()
+            await client.wait_for("[TX] deploy done")
+            await trio.sleep(5)  # after which it once had left
+            assert client.process.poll() is None
+            server.signal(signal.SIGCONT)
+            assert await client.wait() == await send.wait() == 0
+            assert client.err == send.err == ""
+        heard = b""
+        while heard.count(b"\n") < 2:
+            heard += await other.receive_some()
+        assert sorted(line.split(b"] ")[1] for line in heard.splitlines()) == [
+            b"deploy done",
+            b"sent",
+        ]
+
+
+async def test_who_does_not_answer_at_all_is_an_error(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        server.signal(signal.SIGSTOP)
+        async with (
+            impatient(tmp_path, "connect", server.port) as client,
+            impatient(tmp_path, "send", server.port, "sent") as send,
+        ):
+            await client.type("deploy done\n")
+            client.end_input()
+            for command in (client, send):
+                assert await command.wait() == 1
+                assert command.err == (
+                    "multichat: connection lost: "
+                    "no answer, and whether what was said was heard is not known\n"
+                )
+            assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
+        server.signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_a_listener_that_says_nothing_hears_everything(closes: bool, tmp_path: Path) -> None:
+    """That it did is known only of the one that closes when it has heard the end."""
+    async with listening() as (listener, port), impatient(tmp_path, "connect", port) as client:
+        await client.type("one\ntwo\n")
+        client.end_input()
+        async with await listener.accept() as stream:
+            heard = b""
+            while data := await stream.receive_some():
+                heard += data
+            assert heard.endswith(b"\none\ntwo\n")
+            if closes:
+                await stream.aclose()
+            assert await client.wait() == (0 if closes else 1)
+            assert client.err.count("\n") == (0 if closes else 1)
+
+
+@pytest.mark.parametrize("options", [(), ("--plain",)])
+async def test_a_pipe_that_a_full_server_did_not_hear_is_an_error(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--max-clients", "1") as server, tcp(server):
+        await server.wait_for("Client 1 connected")
+        command = f"{MULTICHAT} connect {' '.join(options)} {LOOPBACK} {server.port}"
+        script = f"printf 'one\\ndone\\n' | {command}"
+        async with Command(tmp_path, "/bin/sh", "-c", script) as client:
+            assert await client.wait() == 1
+            assert client.err == (
+                "multichat: connection lost: the server is full (1 clients); "
+                "not all of the input was heard\n"
+            )
+        async with Command(tmp_path, "/bin/sh", "-c", f"{command} </dev/null") as client:
+            assert await client.wait() == 0
+            assert client.err == ""
+        async with Command(tmp_path, *command.split()) as client:  # a pipe in which nothing is
+            assert await client.wait() == 0
+            assert client.err == ""

@@ -454,13 +454,19 @@ async def test_nc_is_told_that_it_needs_tls(certificates: Certificates, tmp_path
             assert await plain.wait() in (0, 1)
             assert SPEAKS_TLS in plain.out + plain.err
             assert "Traceback" not in plain.out + plain.err
+        script = f"echo done | {MULTICHAT} connect {LOOPBACK} {server.port}"
+        async with Command(tmp_path, "/bin/sh", "-c", script) as pipe:
+            assert await pipe.wait() == 1
+            assert pipe.err == (
+                f"multichat: connection lost: {SPEAKS_TLS}; not all of the input was heard\n"
+            )
         async with Command(tmp_path, MULTICHAT, "who", LOOPBACK, str(server.port)) as who:
             assert await who.wait() == 1
             assert who.err == f"multichat: connection lost: {SPEAKS_TLS}\n"
         server.signal(signal.SIGINT)
         assert await server.wait() == 0
         assert server.err == ""
-        assert server.out.count("it does not speak TLS, this port does\n") == 3
+        assert server.out.count("it does not speak TLS, this port does\n") == 4
 
 
 # The first of what every TLS client says: a record of 200 bytes that holds a hello.
