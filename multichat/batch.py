@@ -9,7 +9,7 @@ from multichat.ids import message_id
 from multichat.messages import SaidRun
 from multichat.voices import Voice
 
-__all__ = ["MAX_BATCH_BYTES", "Batch", "Receipt", "cut"]
+__all__ = ["MAX_BATCH_BYTES", "Batch", "Counts", "Receipt", "cut"]
 
 # What one publish may add to a mailbox in one piece; more is cut between two messages, so that
 # members take turns and a mailbox's bound in bytes means something.
@@ -65,6 +65,16 @@ class Receipt:
             queued=self.queued + other.queued,
             dropped=self.dropped + other.dropped,
         )
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the rooms of a server have done since it began; see `ServerStatistics`."""
+
+    messages: int = 0
+    deliveries: int = 0
+    skipped: int = 0
+    too_slow: int = 0
 
 
 def cut(said: SaidRun, messages: int, voices: Iterable[Voice]) -> Iterator[Batch]:

@@ -22,6 +22,7 @@ __all__ = ["DurabilityOption", "LogLevel", "serve"]
 _DEFAULTS = ServerConfig()
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
+_MOST_DAYS = 36_500  # a century; what is longer is no time that a calendar has
 
 
 class DurabilityOption(Enum):
@@ -271,8 +272,8 @@ def serve(
 
     In a terminal what you type is told to everybody as [Server]; /help lists what else you can do.
     """
-    if keep_days is not None and (journal is None or not keep_days > 0):
-        raise typer.BadParameter("--keep-days needs --journal, and is more than 0")
+    if keep_days is not None and (journal is None or not 0 < keep_days <= _MOST_DAYS):
+        raise typer.BadParameter(f"--keep-days needs --journal, and is at most {_MOST_DAYS}")
     if tls_key is not None and tls_cert is None:
         raise typer.BadParameter("--tls-key needs --tls-cert")
     source = context.get_parameter_source("port")

@@ -16,10 +16,11 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from logging import ERROR
 
 import trio
 
-from multichat.batch import Receipt
+from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
 from multichat.config import ServerConfig, Slow
 from multichat.errors import (
@@ -27,6 +28,7 @@ from multichat.errors import (
     InvalidName,
     NameTaken,
     NotDelivered,
+    NotKept,
     RemoteProtocolError,
     TooManyRooms,
 )
@@ -38,7 +40,7 @@ from multichat.mailbox import Offer
 from multichat.messages import Directed, Goodbye, Notice
 from multichat.names import SERVER_NAME, default_name, fold_name, parse_name
 from multichat.resume import Resumable, Resumables
-from multichat.room import Counts, Member, Room
+from multichat.room import Member, Room
 from multichat.voices import TEXT
 
 __all__ = ["LOBBY", "Directory"]
@@ -69,6 +71,10 @@ class _Away:
 
 def _place(member: Member) -> str:
     return member.address.rpartition(":")[0]
+
+
+# How often the operator is told of a disk that is full, and goes on being.
+_TELL_NOT_KEPT_SECONDS = 60.0
 
 
 class Directory:
@@ -104,6 +110,7 @@ class Directory:
         self._members: dict[int, Member] = {}
         self._by_name: dict[str, Member] = {}
         self._rooms: dict[str, Room] = {}
+        self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # By the names of those who are away, who left first as the first.
         self._away: dict[str, _Away] = {}
 
@@ -218,6 +225,13 @@ class Directory:
         """Have *member* leave against its wish, with a goodbye that gives the *reason*."""
         last_words = member.voice.spell(Goodbye(reason))
         self.leave(member, reason, last_words=last_words, for_good=for_good)
+
+    def note_not_kept(self, error: NotKept) -> None:
+        """Tell the operator, now and then, that nothing can be said."""
+        now = trio.current_time()
+        if now - self._not_kept_at >= _TELL_NOT_KEPT_SECONDS:
+            self._not_kept_at = now
+            self._log.line("STATE", f"The journal keeps nothing: {error.reason}", ERROR)
 
     def give_session(self, member: Member) -> str:
         """Let *member* come back, should it lose its connection; return the token for that."""

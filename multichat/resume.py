@@ -31,6 +31,9 @@ MAX_NONCES = 1024
 # For a laptop that sleeps over night.
 SESSION_SECONDS = 24 * 3600.0
 
+# Between two times that the journal is told of new names and rooms.
+_PAUSE_SECONDS = 1.0
+
 # How often the journal is told that who is connected still is.
 REFRESH_SECONDS = 3600.0
 
@@ -43,23 +46,33 @@ _TOKEN_BYTES = 16
 class Taken:
     """Where messages that were said with nonces stand: in their room's journal, or soon.
 
-    *epoch* is empty for a private message, which is in none.
+    *epoch* is empty for a private message, which is in none.  *told* is set when it has been told
+    to the room: an answer says that, too.
     """
 
-    __slots__ = ("_keeping", "epoch", "first")
+    __slots__ = ("_keeping", "_told", "epoch", "first")
 
-    def __init__(self, epoch: str = "", first: int = 0, keeping: Keeping | None = None) -> None:
+    def __init__(
+        self,
+        epoch: str = "",
+        first: int = 0,
+        keeping: Keeping | None = None,
+        told: trio.Event | None = None,
+    ) -> None:
         self.epoch, self.first = epoch, first
-        self._keeping = keeping
+        self._keeping, self._told = keeping, told
 
     async def is_kept(self) -> bool:
-        """Wait until it is known whether they are kept; return that."""
+        """Wait until it is known whether they are kept, and told; return whether they are."""
         if self._keeping is not None:
             try:
                 await self._keeping.wait()
             except NotKept:
                 return False
             self._keeping = None
+        if self._told is not None:
+            await self._told.wait()
+            self._told = None
         return True
 
     def id_of(self, message: int) -> str | None:
@@ -128,6 +141,8 @@ class Resumables:
         self._max_away = max_away
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
+        self._dirty: dict[bytes, Resumable] = {}  # what the journal is to be told of
+        self._changed = trio.Event()
         self._nonces = 0  # in the windows of those who are away
 
     async def load(self, now: float) -> None:
@@ -173,15 +188,29 @@ class Resumables:
     def changed(self, one: Resumable, name: str, room: str, now: float) -> None:
         """Note what *one* is called now, and where it is."""
         one.name, one.room, one.seen = name, room, now
-        if one.here:
-            self._journal.keep_session(one.record())
+        self._dirty[one.digest] = one
+        self._changed.set()
 
     async def refresh(self) -> None:
-        """Have the journal know, for ever, that those who are here are seen."""
+        """Have the journal know, for ever, what changes, and that those who are here are seen.
+
+        Names and rooms not more often than once a second, however often somebody changes them.
+        """
+        refresh_at = trio.current_time() + REFRESH_SECONDS
         while True:
-            await trio.sleep(REFRESH_SECONDS)
-            for one in list(self._here.values()):
-                self.changed(one, one.name, one.room, time.time())
+            with trio.move_on_at(refresh_at):
+                await self._changed.wait()
+                await trio.sleep(_PAUSE_SECONDS)
+            if trio.current_time() >= refresh_at:
+                refresh_at = trio.current_time() + REFRESH_SECONDS
+                self._dirty.update(self._here)
+                for one in self._here.values():
+                    one.seen = time.time()
+            self._changed = trio.Event()
+            for one in self._dirty.values():
+                if one.here:
+                    self._journal.keep_session(one.record())
+            self._dirty.clear()
 
     def go(self, one: Resumable, now: float) -> None:
         """Note that *one* is not connected any more, and may come back."""

@@ -26,7 +26,7 @@ from functools import partial
 import trio
 
 from multichat import past
-from multichat.batch import MAX_BATCH_BYTES, Batch, Receipt, cut
+from multichat.batch import MAX_BATCH_BYTES, Batch, Counts, Receipt, cut
 from multichat.clock import utc_now
 from multichat.config import Slow
 from multichat.errors import NotKept, UnknownId
@@ -53,7 +53,7 @@ from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
 from multichat.resume import Resumable
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Counts", "Member", "Room"]
+__all__ = ["Member", "Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
 
@@ -65,16 +65,6 @@ PRESENCE_PAUSE_SECONDS = 1.0
 
 # So much is told while nobody else says anything: it takes one read of the journal.
 _HAND_OVER_MESSAGES = 256
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the rooms of a server have done since it began; see `ServerStatistics`."""
-
-    messages: int = 0
-    deliveries: int = 0
-    skipped: int = 0
-    too_slow: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -294,6 +284,8 @@ class Room:
             for member in members
             if (data := batch.spelled(member.voice)) and member.mailbox.offer(data) is _FULL
         ]
+        # Who takes its time over the past is not waited for: what it misses of this `who` tells.
+        full = [member for member in full if self._is_live(member)]
         if full:
             await self._treat_slow(full, batch)
 
@@ -393,15 +385,21 @@ class Room:
             # The past that some are being told of has no notices in it.
             past = [member for member in self._members.values() if not self._is_live(member)]
             receipt = await self._publish([batch], said, None, "TX")
-            dropped = await self._offer_past(past, batch)
+            dropped = self._offer_past(past, batch)
             return receipt + Receipt(queued=len(past) - dropped, dropped=dropped)
 
-    async def _offer_past(self, members: list[Member], batch: Batch) -> int:
-        """Offer *batch* to those who are not live; return how many do not get it."""
-        offers = [(member, member.mailbox.offer(batch.spelled(member.voice))) for member in members]
-        full = [member for member, offer in offers if offer is _FULL]
-        closed = sum(offer is _CLOSED for _, offer in offers)
-        return closed + (await self._treat_slow(full, batch) if full else 0)
+    def _offer_past(self, members: list[Member], batch: Batch) -> int:
+        """Offer *batch* to those who are not live; return how many do not get it.
+
+        They are not waited for: they are told that they missed it.
+        """
+        missed = 0
+        for member in members:
+            offer = member.mailbox.offer(batch.spelled(member.voice))
+            if offer is _FULL:
+                member.mailbox.miss(batch.messages)
+            missed += offer in (_FULL, _CLOSED)
+        return missed
 
     async def _publish(
         self, batches: Iterable[Batch], said: SaidRun, sender: Member | None, tag: str

@@ -241,6 +241,7 @@ class Session:
             )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._directory.leave(self.member, transport.reason_of(error))
+            transport.let_go(error)
         else:
             self._directory.leave(self.member)
 
@@ -324,11 +325,13 @@ class Session:
             try:
                 await me.room.say(me, said.run)
             except NotKept as error:
+                self._directory.note_not_kept(error)
                 await self._answer(Invalid.because(error).error)
             return
         try:
             receipt = await self._say_once(said.run, nonces)
         except NotKept as error:
+            self._directory.note_not_kept(error)
             named = [nonce for nonce in nonces if nonce is not None]
             await self._answer(
                 *(Invalid.because(error, nonce).error for nonce in named),
@@ -345,10 +348,14 @@ class Session:
 
         def on_taken(epoch: str, first: int, keeping: Keeping | None) -> None:
             if me.resumable is not None:
-                self._directory.resumables.take(me.resumable, nonces, Taken(epoch, first, keeping))
+                taken = Taken(epoch, first, keeping, told)
+                self._directory.resumables.take(me.resumable, nonces, taken)
 
-        me = self.member
-        return await me.room.say(me, run, act=act, nonces=nonces, on_taken=on_taken)
+        me, told = self.member, trio.Event()
+        try:
+            return await me.room.say(me, run, act=act, nonces=nonces, on_taken=on_taken)
+        finally:
+            told.set()
 
     async def _say_new(self, said: SayRun) -> None:
         """Say what was not said before; what was is answered as it was then."""

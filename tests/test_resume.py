@@ -200,6 +200,26 @@ async def test_what_was_said_twice_with_one_nonce_is_said_once() -> None:
         assert (await bob.ask(type="ping"))["type"] == "pong"
 
 
+async def test_what_is_said_again_is_accepted_when_the_room_has_been_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """And not before: what was said before it would be left out by who comes back after it."""
+    async with memory_server(ServerConfig(mailbox_batches=1, patience_seconds=30)) as network:
+        sender, alice = await network.join(), await program(network, name="alice")
+        await network.join(lockstep=True)  # and is never asked for a line
+        for text in "012":
+            await sender.send(text)
+            await trio.testing.wait_all_tasks_blocked()
+        await alice.send(type="say", text="mine", nonce="n")  # waits for its turn
+        await trio.testing.wait_all_tasks_blocked()
+        alice = await again(network, alice)
+        await alice.send(type="say", text="mine", nonce="n")
+        with trio.move_on_after(20):
+            assert (await alice.hear_until("accepted"))[0]["type"] == "said"
+            raise AssertionError("accepted before it was told")
+        assert (await alice.hear_until("accepted"))[-1]["nonce"] == "n"
+
+
 async def test_a_window_holds_the_last_nonces_and_no_more() -> None:
     async with memory_server() as network:
         alice = await program(network, name="alice")
