@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable
 
-__all__ = ["Attempts", "Bucket", "Budget", "Patience", "Turns"]
+__all__ = ["Attempts", "Bucket", "Budget", "Effort", "Patience", "Turns"]
 
 # A member that is slow one second in eleven is an ordinary one; slower than that, it sets the
 # room's pace.
@@ -178,6 +178,40 @@ class Attempts:
         return min(self.MAX_DELAY_SECONDS, self.FIRST_DELAY_SECONDS * 2.0 ** min(wrong - 1, 10))
 
 
+class Effort:
+    """How much work a client has given in the last moments, whatever the pieces it came in.
+
+    Work is counted in bytes; a line costs as much as `LINE_BYTES` more, a command as `ASK_BYTES`.
+    What one line takes, as people type them, is free however often it comes: so those who talk with
+    each other as fast as they hear are none who flood.  Beyond `MOST_BYTES` at once or
+    `BYTES_A_SECOND` for long a client *floods*, until it has been quiet for a second.
+    """
+
+    LINE_BYTES = 64
+    ASK_BYTES = 64
+    FREE_BYTES = 256
+    MOST_BYTES = 48 * 1024  # a paste of 500 lines
+    BYTES_A_SECOND = 8 * 1024
+
+    __slots__ = ("_at", "_bytes")
+
+    def __init__(self) -> None:
+        self._bytes = 0.0
+        self._at = -math.inf
+
+    def spend(self, work: int, now: float) -> None:
+        """Note a read that was so much *work*, and not free."""
+        self._bytes = min(self._left(now) + work, self.MOST_BYTES + self.BYTES_A_SECOND)
+        self._at = now
+
+    def floods(self, now: float) -> bool:
+        """Whether it has given more than one who talks."""
+        return self._bytes > self.MOST_BYTES and self._left(now) > self.MOST_BYTES
+
+    def _left(self, now: float) -> float:
+        return max(0.0, self._bytes - (now - self._at) * self.BYTES_A_SECOND)
+
+
 class Turns:
     """How much of the event loop is for those who flood while others say a word.
 
@@ -191,9 +225,10 @@ class Turns:
     MOMENT_SECONDS = 0.1
     HEAVY_SHARE = 0.05
 
-    # One who comes, says a word and goes costs half a millisecond: so they have an eighth of the
-    # time, and 250 a second come in, which is more than come to any chat by themselves.
-    NEWCOMER_SECONDS = 0.004
+    # One who comes, says a word and goes costs half a millisecond: so they have half of the time
+    # at most, and the 4,000 that the kernel's queue holds are in within four seconds.
+    NEWCOMER_SECONDS = 0.001
+    NEWCOMERS_AT_ONCE = 4  # a sleep is longer than asked for, and what is lost by it comes back
 
     __slots__ = ("_free_at", "_light_at", "_opens_at")
 
@@ -218,7 +253,8 @@ class Turns:
     def let_in(self, now: float) -> None:
         """Note that a newcomer was let in."""
         if self._somebody_talks(now):
-            self._opens_at = max(now, self._opens_at) + self.NEWCOMER_SECONDS
+            saved = (self.NEWCOMERS_AT_ONCE - 1) * self.NEWCOMER_SECONDS
+            self._opens_at = max(now - saved, self._opens_at) + self.NEWCOMER_SECONDS
 
     def until_next_newcomer(self, now: float) -> float:
         """Return how long the next newcomer has to wait, in seconds."""

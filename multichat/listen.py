@@ -38,8 +38,9 @@ _BACKLOG = 1024
 class Doorstep(trio.abc.Listener[trio.SocketStream]):
     """A *listener* whose newcomers take *turns* with those who talk.
 
-    Who has to wait does so in the kernel's queue, where it costs nothing.  Closing this closes the
-    listener; a cancelled `accept` has taken nobody.
+    Who has to wait does so in the kernel's queue, where it costs nothing.  Whoever has hung up
+    there without a word is nobody's newcomer.  Closing this closes the listener; a cancelled
+    `accept` has taken nobody.
     """
 
     def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
@@ -50,13 +51,30 @@ class Doorstep(trio.abc.Listener[trio.SocketStream]):
         """Return the next newcomer's connection when it is its turn; raises as the listener's."""
         if delay := self._turns.until_next_newcomer(trio.current_time()):
             await trio.sleep(delay)
-        stream = await self._listener.accept()
-        self._turns.let_in(trio.current_time())
-        return stream
+        while True:
+            stream = await self._listener.accept()
+            if not _has_gone(stream.socket):
+                self._turns.let_in(trio.current_time())
+                return stream
+            stream.socket.close()
 
     async def aclose(self) -> None:
         """Close the listener."""
         await self._listener.aclose()
+
+
+def _has_gone(connection: trio.socket.SocketType) -> bool:
+    """Whether the other end has hung up, and said nothing before it."""
+    # Trio's would wait, where this does not: the descriptor is one of its own.
+    plain = socket.socket(connection.family, connection.type, connection.proto, connection.fileno())
+    try:
+        return not plain.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        plain.detach()
 
 
 async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.SocketListener]:

@@ -10,7 +10,6 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
-import math
 import time
 from functools import cache
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from multichat.errors import (
 from multichat.filters import Filters
 from multichat.framing import Part
 from multichat.journal import Keeping
-from multichat.limits import Bucket
+from multichat.limits import Bucket, Effort
 from multichat.mailbox import Mailbox
 from multichat.messages import (
     PROTOCOL,
@@ -85,12 +84,12 @@ READ_BYTES = 48 * 1024
 # the end of the connection.
 SLOW_READ_BYTES = 4096
 
-# Who has so much to say at once may have to wait for those who have less, and is then read in
-# pieces of that size: nobody who says a word waits for long.
+# Whoever floods may have to wait for those who do not, and is then read in pieces of that size:
+# nobody who says a word waits for long.
 HEAVY_BYTES = 8 * 1024
 
-# Whoever floods has a short read now and then, and has not become somebody who says a word.
-_HEAVY_SECONDS = 1.0
+# A read that is so much work (see `Effort`) waits for its turn, too, whoever sent it.
+_MUCH_WORK_BYTES = 2 * 1024
 
 # For what is not known yet.
 _FIRST_TURN_SECONDS = 0.005
@@ -132,13 +131,14 @@ class Session:
     """
 
     __slots__ = (
+        "_asked",
         "_bytes",
         "_config",
         "_directory",
+        "_effort",
         "_filters",
         "_first_line",
         "_greeted",
-        "_heavy_at",
         "_mailbox",
         "_messages",
         "_most_bytes",
@@ -171,7 +171,8 @@ class Session:
         self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
         self._read_bytes = min(self._most_bytes, HEAVY_BYTES)  # until its turn is known
         self._turn_seconds = _FIRST_TURN_SECONDS
-        self._heavy_at = -math.inf
+        self._effort = Effort()
+        self._asked = 0
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -258,20 +259,29 @@ class Session:
         while data:
             now = trio.current_time()
             if len(data) >= HEAVY_BYTES:
-                self._heavy_at = now
                 # By and by: a pause between two words must not let all who flood have 48 KiB each.
                 self._read_bytes = min(self._most_bytes, 2 * self._read_bytes)
+            work = self._work(data)
+            if work > 0:
+                self._effort.spend(work, now)
+            if work > _MUCH_WORK_BYTES or self._effort.floods(now):
                 if delay := turns.reserve(self._turn_seconds, now):
                     self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
                     await trio.sleep(delay)
                     now = trio.current_time()
-            elif now - self._heavy_at > _HEAVY_SECONDS and not is_newcomer:
+            elif not is_newcomer:
                 turns.light(now)
             is_newcomer = False
             await self._take(decoder.feed(data))
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
             data = await receive()
         await self._take(decoder.finish())
+
+    def _work(self, data: bytes | bytearray) -> int:
+        """Return how much work *data* is, and what was asked before it, beyond what is free."""
+        lines, asked = data.count(b"\n"), self._asked
+        self._asked = 0
+        return len(data) + lines * Effort.LINE_BYTES + asked * Effort.ASK_BYTES - Effort.FREE_BYTES
 
     async def _receive(self) -> bytes | bytearray:
         size = self._read_bytes
@@ -306,6 +316,7 @@ class Session:
                     else:
                         await self._say(request)
                     continue
+                self._asked += 1
                 await self._may_ask(1)
                 try:
                     await self._do(request)

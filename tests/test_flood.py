@@ -133,7 +133,15 @@ def move(process: "subprocess.Popen[bytes]", processors: set[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "room"), [("noise", "lobby"), ("long", "lobby"), ("churn", "lobby"), ("all", "lobby")]
+    ("kind", "room"),
+    [
+        ("noise", "lobby"),
+        ("long", "lobby"),
+        ("churn", "lobby"),
+        ("all", "lobby"),
+        ("paced-noise", "lobby"),
+        ("paced-lines", "lobby"),
+    ],
 )
 async def test_the_honest_are_not_starved_and_lose_nothing(
     kind: str, room: str, tmp_path: Path
@@ -168,3 +176,32 @@ async def test_the_honest_are_not_starved_and_lose_nothing(
     rates = f"{[*map(round, undisturbed)]} undisturbed, {[*map(round, disturbed)]} disturbed"
     sys.stdout.write(f"{kind} in {room}: {kept:.0%} kept; lines a second: {rates}\n")  # with -rA
     assert kept >= KEPT, rates
+
+
+async def test_newcomers_come_in_while_hundreds_come_and_hang_up(tmp_path: Path) -> None:
+    argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK]
+    async with ServerCommand(tmp_path, *argv) as server:
+        honest = Honest(server.port)
+        try:
+            argv = [sys.executable, str(HOSTILE), str(server.port), "doors", ""]
+            async with Command(tmp_path, *argv) as hostile:
+                await hostile.wait_for("flooding")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.to_thread.run_sync, honest.talk, 2.0)
+                    for _ in range(3):
+                        await trio.sleep(0.5)
+                        with trio.fail_after(10):
+                            await trio.to_thread.run_sync(come_and_ask, server.port)
+                assert hostile.process.poll() is None, hostile.err
+        finally:
+            honest.close()
+
+
+def come_and_ask(port: int) -> None:
+    with socket.create_connection((LOOPBACK, port), 10) as newcomer:
+        newcomer.sendall(b"/ping\n")
+        answer = b""
+        while b"pong\n" not in answer:
+            data = newcomer.recv(1 << 16)
+            assert data
+            answer += data

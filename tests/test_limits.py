@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.limits import Attempts, Bucket, Budget, Patience, Turns
+from multichat.limits import Attempts, Bucket, Budget, Effort, Patience, Turns
 
 seconds = st.floats(min_value=0, max_value=1000)
 
@@ -295,6 +295,52 @@ def test_places_are_bounded_and_the_quietest_is_forgotten_first() -> None:
     assert len(attempts._places) == 3
 
 
+# --- Effort and turns -----------------------------------------------------------------------------
+
+
+def test_who_floods_in_small_pieces_floods_until_it_has_been_quiet_for_a_second() -> None:
+    effort = Effort()
+    now = 10.0
+    pieces = 0
+    while not effort.floods(now):
+        effort.spend(1024, now)
+        pieces += 1
+        now += 0.01
+    assert pieces <= Effort.MOST_BYTES / 1024 + 5
+    for _ in range(10_000):
+        effort.spend(1024, now)
+        now += 0.01
+        assert effort.floods(now)
+    assert effort.floods(now + 0.8)
+    assert not effort.floods(now + 1.1)
+
+
+def test_a_paste_of_500_lines_is_no_flood() -> None:
+    effort = Effort()
+    effort.spend(500 * (30 + Effort.LINE_BYTES), 10.0)
+    assert not effort.floods(10.0)
+    effort.spend(500 * (30 + Effort.LINE_BYTES), 20.0)
+    assert not effort.floods(20.0)
+    effort.spend(500 * (30 + Effort.LINE_BYTES), 20.5)
+    assert effort.floods(20.5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 100_000)), max_size=40))
+def test_whoever_stays_below_what_may_be_for_long_does_not_flood(
+    steps: list[tuple[float, int]],
+) -> None:
+    effort = Effort()
+    now, most = 0.0, 0.0
+    for pause, work in steps:
+        now += pause
+        effort.spend(work, now)
+        most = max(0.0, most - pause * Effort.BYTES_A_SECOND) + work
+        if most <= Effort.MOST_BYTES - 1:  # but for what is rounded
+            assert not effort.floods(now)
+        most = min(most, Effort.MOST_BYTES + Effort.BYTES_A_SECOND)
+        assert not effort.floods(now + 1.001)
+
+
 def test_who_floods_has_a_twentieth_of_the_time_while_somebody_talks() -> None:
     turns = Turns()
     turns.light(10.0)
@@ -314,8 +360,9 @@ def test_who_floods_has_all_of_the_time_while_nobody_talks() -> None:
 def test_newcomers_wait_for_each_other_while_somebody_talks() -> None:
     turns = Turns()
     turns.light(10.0)
-    assert turns.until_next_newcomer(10.0) == 0
-    turns.let_in(10.0)
+    for _ in range(Turns.NEWCOMERS_AT_ONCE):
+        assert turns.until_next_newcomer(10.0) == 0
+        turns.let_in(10.0)
     assert turns.until_next_newcomer(10.0) == pytest.approx(Turns.NEWCOMER_SECONDS)
     turns.let_in(10.0)  # by another door
     assert turns.until_next_newcomer(10.0) == pytest.approx(2 * Turns.NEWCOMER_SECONDS)

@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import struct
 from functools import partial
 
 import pytest
@@ -392,16 +393,47 @@ async def test_newcomers_are_let_in_one_by_one_while_somebody_talks(
     async with listening() as (listener, port):
         turns = Turns()
         doorstep = Doorstep(listener, turns)
-        for _ in range(6):
-            await trio.aclose_forcefully(await trio.open_tcp_stream(LOOPBACK, port))
+        waiting = [await trio.open_tcp_stream(LOOPBACK, port) for _ in range(10)]
         turns.light(trio.current_time())
+        for _ in range(4):  # as many at once
+            await trio.aclose_forcefully(await doorstep.accept())
         started, times = trio.current_time(), []
         for _ in range(4):
             await trio.aclose_forcefully(await doorstep.accept())
             times.append(trio.current_time() - started)
-        assert times == pytest.approx([0, 0.004, 0.008, 0.012])
+        pause = Turns.NEWCOMER_SECONDS
+        assert times == pytest.approx([pause, 2 * pause, 3 * pause, 4 * pause])
         await trio.sleep(Turns.MOMENT_SECONDS)  # in which nobody says a word
         started = trio.current_time()
         for _ in range(2):
             await trio.aclose_forcefully(await doorstep.accept())
         assert trio.current_time() == started
+        for each in waiting:
+            await trio.aclose_forcefully(each)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+async def test_who_has_hung_up_without_a_word_is_no_newcomer(
+    reset: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with listening() as (listener, port):
+        turns = Turns()
+        doorstep = Doorstep(listener, turns)
+        turns.light(trio.current_time())
+        started = trio.current_time()
+        for _ in range(100):
+            gone = await trio.open_tcp_stream(LOOPBACK, port)
+            if reset:
+                linger = struct.pack("ii", 1, 0)
+                gone.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            await trio.aclose_forcefully(gone)
+        async with await trio.open_tcp_stream(LOOPBACK, port) as spoke:
+            await spoke.send_all(b"a word and good night")
+        quiet = await trio.open_tcp_stream(LOOPBACK, port)
+        first = await doorstep.accept()
+        assert await first.receive_some(100) == b"a word and good night"
+        assert trio.current_time() == started
+        second = await doorstep.accept()
+        assert second.socket.getpeername() == quiet.socket.getsockname()
+        for each in (first, second, quiet):
+            await trio.aclose_forcefully(each)
