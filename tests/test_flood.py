@@ -156,7 +156,10 @@ async def test_the_honest_are_not_starved_and_lose_nothing(
         try:
             honest.talk(0.2)  # until what has to warm up has
             before = open_files(server)
-            for _ in range(TURNS):
+            # Where others have the machine for seconds, as many turns more tell them from us.
+            for turn in range(2 * TURNS):
+                if turn == TURNS and median(disturbed) >= KEPT * median(undisturbed):
+                    break
                 undisturbed.append(await trio.to_thread.run_sync(honest.talk, TURN_SECONDS))
                 argv = [*unmeasured, sys.executable, str(HOSTILE), str(server.port), kind, room]
                 async with Command(tmp_path, *argv) as hostile:
