@@ -146,7 +146,8 @@ def move(process: "subprocess.Popen[bytes]", processors: set[int]) -> None:
 async def test_the_honest_are_not_starved_and_lose_nothing(
     kind: str, room: str, tmp_path: Path
 ) -> None:
-    undisturbed, disturbed = [], []
+    undisturbed: list[float] = []
+    disturbed: list[float] = []
     # What coverage measures takes many times as long, and some of it more than the rest.
     unmeasured = ("env", "-u", "COVERAGE_PROCESS_START", "-u", "COVERAGE_PROCESS_CONFIG")
     argv = [*unmeasured, MULTICHAT, "serve", "0", "--host", LOOPBACK]
