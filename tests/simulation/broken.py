@@ -312,6 +312,11 @@ def let_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
     wrap(monkeypatch, Resumables, "find", lambda *_: None)
 
 
+def let_back_after_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap(monkeypatch, Resumables, "find", lambda original, one, token, now: original(one, token, 0))
+    wrap(monkeypatch, Resumables, "_make_room", lambda *_: None)
+
+
 def let_the_kicked_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(original: Any, *args: Any, for_good: bool = False, **kwargs: Any) -> None:
         original(*args, **kwargs)
@@ -379,6 +384,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (say_nothing_of_what_is_not_kept, "what_is_not_kept_is_not_said", {}),
     (let_anybody_be_somebody, "sessions_hold", {}),
     (let_nobody_back, "sessions_hold", {}),
+    (let_back_after_any_time, "sessions_hold", {}),
     (forget_the_room, "sessions_hold", {}),
     (let_the_kicked_back, "sessions_hold", {}),
     (tell_of_every_absence, "short_absences_are_not_told", {}),

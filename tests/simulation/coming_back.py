@@ -203,14 +203,18 @@ def sessions_hold(history: History) -> Iterator[str]:
         if whose != who:
             yield f"client {connection}, who is c{who}, took over client {client}, who is c{whose}"
         began = history.chronicle.stays[connection][1].start
-        for each in history.visits_of(client):
-            departure = history.departure(each)
-            if (
-                departure is not None
-                and departure.position < began
-                and _left_for_good(history, each)
-            ):
-                yield f"client {connection} is client {client}, who had left for good"
+        before = [
+            each
+            for each in history.visits_of(client)
+            if each.server_number != connection and history.stays(each)[0].start < began
+        ]
+        gone = [each for each in before if _has_left(history, each, began)]
+        if any(_left_for_good(history, each) for each in gone):
+            yield f"client {connection} is client {client}, who had left for good"
+        if before and gone == before:
+            away = history.log[began].seconds - max(_seen(history, client, each) for each in gone)
+            if away > history.plan.session_seconds + 1e-6:
+                yield f"client {connection} is client {client}, who was away for {away:.2f} s"
     for visit in history.visits:
         welcome = next((heard for heard in visit.told if heard.kind == "welcome"), None)
         if welcome is None:
@@ -238,6 +242,24 @@ def _first_stay(history: History, visit: Visit) -> str | None:
     return stays[min(int(again), len(stays) - 1)].room
 
 
+def _has_left(history: History, visit: Visit, position: int) -> bool:
+    departure = history.departure(visit)
+    return departure is not None and departure.position < position
+
+
+def _seen(history: History, client: int, visit: Visit) -> float:
+    """Return when *client* was last seen on *visit*, for whoever knows it afterwards."""
+    departure = history.departure(visit)
+    if departure is None:
+        return history.seconds
+    if departure.reason != KILLED:
+        return departure.seconds
+    # The next server knows what the journal was told last.
+    kill = next(kill for kill in history.kills if kill.position == departure.position)
+    record = kill.sessions.get(client)
+    return 0.0 if record is None else record.seen - DAY_BEGINS_SECONDS
+
+
 def _left_for_good(history: History, visit: Visit) -> bool:
     departure = history.departure(visit)
     if departure is not None and departure.reason.startswith(_FOR_GOOD):
@@ -257,11 +279,7 @@ def _is_lost(history: History, client: int, visit: Visit) -> bool:
             continue
         if _left_for_good(history, each):
             return True
-        seen = max(seen, departure.seconds)
-        if departure.reason == KILLED:
-            # The next server knows when it was seen as the journal was told last.
-            kill = next(kill for kill in history.kills if kill.position == departure.position)
-            seen = min(seen, kill.sessions[client].seen - DAY_BEGINS_SECONDS)
+        seen = max(seen, _seen(history, client, each))
     ended = visit.session_ended_seconds or history.seconds
     return ended - seen > history.plan.session_seconds
 
