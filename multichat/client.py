@@ -59,7 +59,7 @@ async def dial(
         with trio.fail_after(_HANDSHAKE_SECONDS):
             await encrypted.do_handshake()
     except BaseException as error:
-        await trio.aclose_forcefully(stream)
+        await transport.close(stream)
         if isinstance(error, trio.TooSlowError):
             reason = f"no TLS handshake in {_HANDSHAKE_SECONDS:.0f} s"
         elif isinstance(error, trio.BrokenResourceError | ValueError | ssl.SSLError):

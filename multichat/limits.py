@@ -217,7 +217,8 @@ class Turns:
 
     Work for whoever sends as fast as it is read is *heavy*: it has a twentieth of the time, one
     after the other, while anybody has done light work in the last moment.  Newcomers are let in one
-    after the other, too, with a pause between two.  While nobody says a word, both have all of it.
+    after the other, too, with a pause between two, which is longer while those who talk need much
+    of the time.  While nobody says a word, both have all of it.
     """
 
     # With half of it, on a machine that others wanted, too, those who talked were not heard for a
@@ -225,19 +226,28 @@ class Turns:
     MOMENT_SECONDS = 0.1
     HEAVY_SHARE = 0.05
 
-    # One who comes, says a word and goes costs half a millisecond: so they have half of the time
-    # at most, and the 4,000 that the kernel's queue holds are in within four seconds.
+    # One who comes, says a word and goes costs half a millisecond, and twice that where others have
+    # the processor's caches: so they have a quarter of the time of those who need it, and where
+    # these leave most of it, the 4,000 that the kernel's queue holds are in within four seconds.
     NEWCOMER_SECONDS = 0.001
+    NEWCOMER_SECONDS_BUSY = 0.004
+    BUSY_SHARE = 0.25
     NEWCOMERS_AT_ONCE = 4  # a sleep is longer than asked for, and what is lost by it comes back
 
-    __slots__ = ("_free_at", "_light_at", "_opens_at")
+    __slots__ = ("_busy", "_free_at", "_light_at", "_light_seconds", "_moment_at", "_opens_at")
 
     def __init__(self) -> None:
-        self._light_at = self._free_at = self._opens_at = -math.inf
+        self._light_at = self._free_at = self._opens_at = self._moment_at = -math.inf
+        self._light_seconds = 0.0
+        self._busy = False
 
-    def light(self, now: float) -> None:
-        """Note that somebody who does not flood was heard."""
+    def light(self, seconds: float, now: float) -> None:
+        """Note that somebody who does not flood was heard, whose last word took so long."""
         self._light_at = now
+        self._light_seconds += seconds
+        if (elapsed := now - self._moment_at) >= self.MOMENT_SECONDS:
+            self._busy = self._light_seconds >= self.BUSY_SHARE * elapsed
+            self._light_seconds, self._moment_at = 0.0, now
 
     def _somebody_talks(self, now: float) -> bool:
         return now - self._light_at <= self.MOMENT_SECONDS
@@ -253,8 +263,9 @@ class Turns:
     def let_in(self, now: float) -> None:
         """Note that a newcomer was let in."""
         if self._somebody_talks(now):
-            saved = (self.NEWCOMERS_AT_ONCE - 1) * self.NEWCOMER_SECONDS
-            self._opens_at = max(now - saved, self._opens_at) + self.NEWCOMER_SECONDS
+            pause = self.NEWCOMER_SECONDS_BUSY if self._busy else self.NEWCOMER_SECONDS
+            saved = (self.NEWCOMERS_AT_ONCE - 1) * pause
+            self._opens_at = max(now - saved, self._opens_at) + pause
 
     def until_next_newcomer(self, now: float) -> float:
         """Return how long the next newcomer has to wait, in seconds."""

@@ -458,7 +458,7 @@ class Server:
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
-            await trio.aclose_forcefully(stream)
+            await transport.close(stream)
 
     async def _handle(self, stream: trio.abc.Stream, tls: ssl.SSLContext | None) -> None:
         address = transport.peer_address(stream)

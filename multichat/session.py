@@ -220,7 +220,7 @@ class Session:
         finally:
             # They refer to us: what is left of a client is to go with it, not with the collector.
             del self.member, self._mailbox, self._nursery, self._greeted
-            await trio.aclose_forcefully(self._stream)
+            await transport.close(self._stream)
 
     def _start_writing(self) -> None:
         if not self._writing:
@@ -270,7 +270,7 @@ class Session:
                     await trio.sleep(delay)
                     now = trio.current_time()
             elif not is_newcomer:
-                turns.light(now)
+                turns.light(self._turn_seconds, now)
             is_newcomer = False
             await self._take(decoder.feed(data))
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)

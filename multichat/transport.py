@@ -15,6 +15,7 @@ from collections.abc import Callable
 import trio
 
 __all__ = [
+    "close",
     "eager_fileno",
     "encrypt",
     "hang_up",
@@ -256,4 +257,16 @@ async def hang_up(stream: trio.abc.Stream) -> None:
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
         let_go(error)  # it is gone already
     finally:
+        await close(stream)
+
+
+async def close(stream: trio.abc.Stream) -> None:
+    """Close *stream* at once, also where the caller was cancelled.  Idempotent.
+
+    Trio's own way does it for every kind of stream, by cancelling; that costs a twentieth of a
+    client's whole visit each time, and every layer closes what it was given.
+    """
+    if type(stream) is trio.SocketStream:
+        stream.socket.close()
+    else:
         await trio.aclose_forcefully(stream)

@@ -343,23 +343,23 @@ def test_whoever_stays_below_what_may_be_for_long_does_not_flood(
 
 def test_who_floods_has_a_twentieth_of_the_time_while_somebody_talks() -> None:
     turns = Turns()
-    turns.light(10.0)
+    turns.light(0.0, 10.0)
     waits = [turns.reserve(0.001, 10.0) for _ in range(4)]
     assert waits == pytest.approx([0, 0.02, 0.04, 0.06])
-    turns.light(10.05)
+    turns.light(0.0, 10.05)
     assert turns.reserve(0.001, 10.05) == pytest.approx(0.03)
 
 
 def test_who_floods_has_all_of_the_time_while_nobody_talks() -> None:
     turns = Turns()
     assert [turns.reserve(0.001, 10.0) for _ in range(3)] == [0, 0, 0]
-    turns.light(10.0)
+    turns.light(0.0, 10.0)
     assert turns.reserve(0.001, 10.2) == 0
 
 
 def test_newcomers_wait_for_each_other_while_somebody_talks() -> None:
     turns = Turns()
-    turns.light(10.0)
+    turns.light(0.0, 10.0)
     for _ in range(Turns.NEWCOMERS_AT_ONCE):
         assert turns.until_next_newcomer(10.0) == 0
         turns.let_in(10.0)
@@ -369,11 +369,30 @@ def test_newcomers_wait_for_each_other_while_somebody_talks() -> None:
     assert turns.until_next_newcomer(10.01) == 0
 
 
+def pause_between_newcomers(turns: Turns, now: float) -> float:
+    for _ in range(Turns.NEWCOMERS_AT_ONCE):
+        turns.let_in(now)
+    return turns.until_next_newcomer(now)
+
+
+def test_newcomers_wait_longer_while_those_who_talk_need_the_time() -> None:
+    turns = Turns()
+    for millisecond in range(200):  # a tenth of it
+        turns.light(0.0001, millisecond / 1000)
+    assert pause_between_newcomers(turns, 0.2) == pytest.approx(Turns.NEWCOMER_SECONDS)
+    for millisecond in range(200):  # half of it
+        turns.light(0.0005, 10 + millisecond / 1000)
+    assert pause_between_newcomers(turns, 10.2) == pytest.approx(Turns.NEWCOMER_SECONDS_BUSY)
+    for moment in range(3):  # and then a word now and then
+        turns.light(0.0005, 20 + moment / 10)
+    assert pause_between_newcomers(turns, 20.2) == pytest.approx(Turns.NEWCOMER_SECONDS)
+
+
 def test_newcomers_do_not_wait_while_nobody_talks() -> None:
     turns = Turns()
     turns.let_in(10.0)
     assert turns.until_next_newcomer(10.0) == 0
-    turns.light(10.0)
+    turns.light(0.0, 10.0)
     assert turns.until_next_newcomer(10.0) == 0  # nor for who came before that
     for _ in range(100):
         turns.let_in(10.0)

@@ -394,7 +394,7 @@ async def test_newcomers_are_let_in_one_by_one_while_somebody_talks(
         turns = Turns()
         doorstep = Doorstep(listener, turns)
         waiting = [await trio.open_tcp_stream(LOOPBACK, port) for _ in range(10)]
-        turns.light(trio.current_time())
+        turns.light(0.0, trio.current_time())
         for _ in range(4):  # as many at once
             await trio.aclose_forcefully(await doorstep.accept())
         started, times = trio.current_time(), []
@@ -419,7 +419,7 @@ async def test_who_has_hung_up_without_a_word_is_no_newcomer(
     async with listening() as (listener, port):
         turns = Turns()
         doorstep = Doorstep(listener, turns)
-        turns.light(trio.current_time())
+        turns.light(0.0, trio.current_time())
         started = trio.current_time()
         for _ in range(100):
             gone = await trio.open_tcp_stream(LOOPBACK, port)
