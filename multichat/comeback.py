@@ -17,6 +17,7 @@ from multichat.messages import (
     Welcome,
 )
 from multichat.names import default_name, fold_name
+from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 
 __all__ = [
     "ASKED_TO_LEAVE",
@@ -43,16 +44,18 @@ STEADY_SECONDS = 1.0
 # Whatever was said in a room in which nothing had been said when we came.
 EVERYTHING = 2**31 - 1
 
-# Being slow is no offence: who comes back gets from the journal what it could not take in time.
-_TOO_SLOW = frozenset(("too slow", "too far behind"))
+# Being slow is no offence: who comes back gets from the journal what it could not take in time.  And
+# where there is no room it may be our own last connection, of which the server does not know yet
+# that it is gone, that takes it.
+_MAY_RETURN = ("too slow", "too far behind", SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS)
 
 ASKED_TO_LEAVE = "you asked to leave"
 """As a server words it."""
 
 
 def may_return(reason: str) -> bool:
-    """Say whether a server that said goodbye for that *reason* may be called again at once."""
-    return reason in _TOO_SLOW
+    """Say whether a server that said goodbye for that *reason* may be called again."""
+    return reason.partition(" (")[0] in _MAY_RETURN
 
 
 def describe_connection(event: Disconnected | Reconnected) -> list[str]:

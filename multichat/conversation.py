@@ -116,7 +116,7 @@ class Conversation:
             password=self._password,
             plain=self._plain,
             news=self._news,
-            tell=self._tell,
+            tell=self._tell_rest,
             say_again=self._say_again,
             may_read=self._may_read,
             bell=self.bell,
@@ -233,10 +233,15 @@ class Conversation:
                 return Error(event.code, "what was said here meanwhile is not known any more")
             case Goodbye(nonce=nonce) if nonce is not None and nonce == self._quit_nonce:
                 return None
-            case Goodbye(reason=reason) if self._returns and may_return(reason):
-                self._sent_away = reason
-                return None
         return self._sort(event, kept is not None)
+
+    def _tell_rest(self, events: list[Event], characters: int) -> None:
+        """Tell the program what a read told, but for a goodbye that is none: we come back."""
+        last = events[-1] if events else None
+        if isinstance(last, Goodbye) and self._returns and may_return(last.reason):
+            self._sent_away = last.reason
+            events = events[:-1]
+        self._tell(events, characters)
 
     def _welcomed(self, welcome: Welcome) -> Event | None:
         came_back = bool(self.place.session)

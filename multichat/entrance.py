@@ -31,6 +31,7 @@ from multichat.preamble import (
     HTTP_ANSWER,
     PASSWORD_ACCEPTED,
     PASSWORD_REQUIRED,
+    TOO_MANY_FROM_ADDRESS,
     WRONG_PASSWORD,
     looks_like_http,
     looks_like_tls,
@@ -106,7 +107,7 @@ class Entrance:
         self._connections[place] += 1
         try:
             too_many = self._connections[place] > limit
-            yield f"too many clients from your address (at most {limit})" if too_many else ""
+            yield f"{TOO_MANY_FROM_ADDRESS} (at most {limit})" if too_many else ""
         finally:
             self._connections[place] -= 1
             if not self._connections[place]:

@@ -1,4 +1,4 @@
-"""What is said before anybody has a voice: the password, and what strangers say.  Pure."""
+"""What is said before anybody has a voice: the password, refusals, what strangers say.  Pure."""
 
 import re
 
@@ -6,6 +6,8 @@ __all__ = [
     "HTTP_ANSWER",
     "PASSWORD_ACCEPTED",
     "PASSWORD_REQUIRED",
+    "SERVER_IS_FULL",
+    "TOO_MANY_FROM_ADDRESS",
     "WRONG_PASSWORD",
     "looks_like_http",
     "looks_like_tls",
@@ -17,6 +19,10 @@ __all__ = [
 PASSWORD_REQUIRED = "a password is asked for: /auth PASSWORD"  # noqa: S105 - words, not one
 WRONG_PASSWORD = "wrong password"  # noqa: S105
 PASSWORD_ACCEPTED = "password accepted"  # noqa: S105
+
+# How a server begins to say that it has no room just now; how much it has comes after it.
+SERVER_IS_FULL = "the server is full"
+TOO_MANY_FROM_ADDRESS = "too many clients from your address"
 
 
 def read_password(line: str) -> str | None:

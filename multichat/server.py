@@ -47,6 +47,7 @@ from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
+from multichat.preamble import SERVER_IS_FULL
 from multichat.room import Member
 from multichat.session import Session
 
@@ -505,7 +506,7 @@ class Server:
         if too_many:
             raise TurnedAway.politely(too_many)
         if len(self._directory) >= self.config.max_clients:
-            raise TurnedAway.politely(f"the server is full ({self.config.max_clients} clients)")
+            raise TurnedAway.politely(f"{SERVER_IS_FULL} ({self.config.max_clients} clients)")
 
     async def _turn_away(self, stream: trio.abc.Stream, address: str, refusal: TurnedAway) -> None:
         self._refused += 1

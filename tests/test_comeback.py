@@ -73,9 +73,10 @@ def test_pauses_begin_anew_after_a_conversation_and_not_after_a_visit() -> None:
     assert backoff.next_seconds() == FIRST_SECONDS
 
 
-def test_whoever_was_slow_may_return_and_nobody_else() -> None:
-    assert may_return("too slow")
-    assert may_return("too far behind")
+def test_whoever_was_slow_or_found_no_room_may_return_and_nobody_else() -> None:
+    for reason in ("too slow", "too far behind", "the server is full (1024 clients)"):
+        assert may_return(reason)
+    assert may_return("too many clients from your address (at most 2)")
     for reason in ("kicked", "banned", "the server is shutting down", "taken over", ""):
         assert not may_return(reason)
 

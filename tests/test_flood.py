@@ -209,5 +209,5 @@ def come_and_ask(port: int) -> None:
         answer = b""
         while b"pong\n" not in answer:
             data = newcomer.recv(1 << 16)
-            assert data
+            assert data, answer[-1000:]
             answer += data

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, NotKept
-from multichat.journal import Keeping, SessionRecord
+from multichat.journal import Keeping, RoomJournal, SessionRecord
 from multichat.journal import sqlite as journal_sqlite
 from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal
@@ -64,6 +64,23 @@ async def test_a_clean_end_leaves_one_whole_file_and_the_empty_one_to_lock(tmp_p
     assert await all_texts(path) == ["one", "two"]
     await write(path, "three")
     assert await all_texts(path) == ["one", "two", "three"]
+
+
+async def test_who_reads_while_it_ends_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    fill(path, 2000)
+    read: list[int] = []
+
+    async def read_all(room: RoomJournal) -> None:
+        read.append(len(await texts_of(room, 0, LOTS)))
+
+    for _ in range(5):
+        async with trio.open_nursery() as readers:
+            async with running(SqliteJournal(path)) as journal:
+                for _ in range(5):
+                    readers.start_soon(read_all, journal.room("lobby"))
+                await trio.sleep(0.01)  # the first is being read, the others wait for it
+    assert read == [20_000] * 25
 
 
 def written_until_killed(path: Path, durability: Durability, milliseconds: float) -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -370,10 +371,30 @@ async def test_a_goodbye_instead_of_a_welcome_is_the_end(autojump_clock: MockClo
     async with conversation() as (chat, network, peer):
         await peer.reset()
         peer = await network.peer()
-        await peer.send("[Server] goodbye: the server is full (1 clients)")
+        await peer.send("[Server] goodbye: banned")
         await peer.finish()
         events = [event async for event in chat]
         assert [type(event) for event in events] == [Disconnected, Goodbye]
+
+
+async def test_who_finds_the_server_full_tries_again(autojump_clock: MockClock) -> None:
+    """It may be its own last connection that takes the place, which is not known to be gone."""
+    full = "the server is full (1 clients)"
+    async with conversation() as (chat, network, peer):
+        await peer.reset()
+        for _ in range(3):
+            peer = await network.peer()
+            await peer.send(f"[Server] goodbye: {full}")
+            await peer.finish()
+        peer = await network.peer()
+        await peer.welcome()
+        events = [await anext(chat) for _ in range(5)]
+        assert [type(event) for event in events] == [Disconnected] * 4 + [Reconnected]
+        reasons = [event.reason for event in events if isinstance(event, Disconnected)]
+        assert reasons == [CLOSED, full, full, full]
+        assert chat.goodbye is None
+        pauses = [after - before for before, after in pairwise(network.dialled)]
+        assert pauses == sorted(pauses)  # longer each time, as where nobody is there
 
 
 async def test_who_cannot_be_trusted_any_more_is_not_called_again(

@@ -66,6 +66,19 @@ async def test_connect_comes_back_and_says_so_in_a_line_each(port: int, tmp_path
     assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
 
 
+async def test_connect_waits_for_a_place_in_a_server_that_is_full(
+    port: int, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
+        await client.wait_for("you are Client 1")
+        await kill(server)
+        async with serve(tmp_path, "--max-clients", "1", port=port) as server:
+            async with tcp(server):
+                await client.wait_for("Cannot connect: the server is full (1 clients); trying")
+            await client.wait_for("Connected again, as somebody new")
+        assert client.err == ""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_the_waiting_at_once(number: signal.Signals, tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server) as client:

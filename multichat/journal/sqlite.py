@@ -147,7 +147,8 @@ class SqliteJournal(Journal):
                     await self._write_waiting(retry_seconds=CLOSE_SECONDS)
                 finally:
                     self._fail(_CLOSED)
-                    await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
+                    async with self._reading:  # who reads has to finish before
+                        await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
     async def _write_for_ever(self) -> None:
         tidy_at = trio.current_time()

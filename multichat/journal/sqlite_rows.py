@@ -362,9 +362,10 @@ def read_runs(
     To be closed by whoever does not read it to its end.
     """
     cursor = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM runs WHERE room = ?1 AND first < ?3 AND first >= coalesce("  # noqa: S608 - our own words
-        "(SELECT max(first) FROM runs WHERE room = ?1 AND first <= ?2), ?2) ORDER BY first",
-        (room, start, stop),
+        f"SELECT {_RUN_COLUMNS} FROM runs WHERE room = :room AND first < :stop AND "  # noqa: S608 - our own words
+        "first >= coalesce((SELECT max(first) FROM runs WHERE room = :room AND first <= :start), "
+        ":start) ORDER BY first",
+        {"room": room, "start": start, "stop": stop},
     )
     try:
         for first, said_at, shown, client, name, text, act in cursor:
