@@ -44,9 +44,9 @@ STEADY_SECONDS = 1.0
 # Whatever was said in a room in which nothing had been said when we came.
 EVERYTHING = 2**31 - 1
 
-# Being slow is no offence: who comes back gets from the journal what it could not take in time.  And
-# where there is no room it may be our own last connection, of which the server does not know yet
-# that it is gone, that takes it.
+# Being slow is no offence: who comes back gets from the journal what it could not take in time.
+# And where there is no room it may be our own last connection, of which the server does not know
+# yet that it is gone, that takes it.
 _MAY_RETURN = ("too slow", "too far behind", SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS)
 
 ASKED_TO_LEAVE = "you asked to leave"

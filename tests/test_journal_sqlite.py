@@ -75,11 +75,10 @@ async def test_who_reads_while_it_ends_is_waited_for(tmp_path: Path) -> None:
         read.append(len(await texts_of(room, 0, LOTS)))
 
     for _ in range(5):
-        async with trio.open_nursery() as readers:
-            async with running(SqliteJournal(path)) as journal:
-                for _ in range(5):
-                    readers.start_soon(read_all, journal.room("lobby"))
-                await trio.sleep(0.01)  # the first is being read, the others wait for it
+        async with trio.open_nursery() as readers, running(SqliteJournal(path)) as journal:
+            for _ in range(5):
+                readers.start_soon(read_all, journal.room("lobby"))
+            await trio.sleep(0.01)  # the first is being read, the others wait for it
     assert read == [20_000] * 25
 
 
