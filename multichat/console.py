@@ -44,7 +44,7 @@ from multichat.messages import (
 from multichat.preamble import read_password
 from multichat.voices import TEXT
 
-__all__ = ["ANSWER_SECONDS", "Console", "read_input", "until_signal"]
+__all__ = ["ANSWER_SECONDS", "LEAVES_WHEN_SENT", "Console", "read_input", "until_signal"]
 
 _READ_BYTES = 64 * 1024
 
@@ -68,6 +68,8 @@ _STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 # What our own client tells.
 _OURS = (Disconnected, Reconnected)
+
+LEAVES_WHEN_SENT = "Leaving when they are sent; Ctrl+C leaves at once"
 
 _LEAVE = ("/quit", "/exit")
 _STATUS = "/status"
@@ -271,9 +273,13 @@ class Console:
                     continue
                 await self._send(chat, lines)
                 lines = []
-                if line != _STATUS:
-                    return False
-                self._show_status(chat)
+                if line == _STATUS:
+                    self._show_status(chat)
+                    continue
+                if not chat.connected and chat.unaccepted:
+                    self._show_status(chat)
+                    self._log.line("STATE", LEAVES_WHEN_SENT)
+                return False
         await self._send(chat, lines)
         return True
 

@@ -381,6 +381,7 @@ class Session:
                 new = 1
                 if (answer := await self._was_accepted(nonces[0])) is None:
                     continue
+                await self._may_ask(1)
                 await self._answer(answer)
             texts, nonces = texts[new:], nonces[new:]
 

@@ -19,7 +19,7 @@ import trio
 from multichat.chat import Chat
 from multichat.client import Endpoint, dial_until_there, open_chat
 from multichat.completion import LOCAL_COMMANDS, Completion, complete
-from multichat.console import ANSWER_SECONDS, until_signal
+from multichat.console import ANSWER_SECONDS, LEAVES_WHEN_SENT, until_signal
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -293,6 +293,9 @@ class TerminalChat:
         command, _, rest = line.partition(" ")
         match command.lower():
             case "/quit" | "/exit":
+                if not chat.connected and chat.unaccepted:
+                    self._told(self._describe(chat))
+                    self._told(LEAVES_WHEN_SENT)
                 return False
             case "/status":
                 self._told(self._describe(chat))

@@ -47,6 +47,19 @@ async def test_a_burst_comes_at_once_and_the_rest_at_its_rate(
         assert told == SLOWED or "slowed down: 10 messages a second" in told
 
 
+async def test_what_is_said_again_has_a_rate_too(autojump_clock: trio.testing.MockClock) -> None:
+    async with memory_server(ServerConfig(rate=10, burst=50)) as server:
+        alice = await server.join()
+        await alice.send("/json")
+        await alice.line()
+        await alice.send(*100 * ['{"type":"say","text":"once","nonce":1}'])
+        started = trio.current_time()
+        accepted = 0
+        while accepted < 100:
+            accepted += '"accepted"' in await alice.line()
+        assert trio.current_time() - started == pytest.approx(5.1, abs=0.01)
+
+
 async def test_a_paste_of_500_lines_arrives_whole_and_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -66,6 +66,22 @@ async def test_connect_comes_back_and_says_so_in_a_line_each(port: int, tmp_path
     assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
 
 
+async def test_who_quits_while_the_server_is_away_is_told_why_it_stays(
+    port: int, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
+        await client.wait_for("you are Client 1")
+        await kill(server)
+        await client.wait_for("Cannot connect")
+        await client.type("last words\n/quit\n")
+        await client.wait_for("Not connected; 1 wait to be sent")
+        await client.wait_for("Leaving when they are sent; Ctrl+C leaves at once")
+        async with serve(tmp_path, port=port) as server:
+            await server.wait_for("[RX] [Client 1] last words")
+            assert await client.wait() == 0
+        assert client.err == ""
+
+
 async def test_connect_waits_for_a_place_in_a_server_that_is_full(
     port: int, tmp_path: Path
 ) -> None:

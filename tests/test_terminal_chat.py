@@ -147,6 +147,22 @@ async def test_one_goes_on_typing_while_the_connection_is_lost(
         await terminal.wait_for_match("t", r"^>\s*\nalice in lobby")
 
 
+async def test_who_quits_while_the_connection_is_lost_is_told_why_it_stays(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(server.port))
+        await terminal.wait_for("t", "1 here")
+        server.process.kill()
+        await terminal.wait_for("t", "reconnecting")
+        await terminal.type("t", "last words")
+        await terminal.type("t", "/quit")
+        await terminal.wait_for("t", "· Not connected; 1 wait to be sent")
+        await terminal.wait_for("t", "· Leaving when they are sent; Ctrl+C leaves at once")
+        await terminal.press("t", "C-c")
+        await terminal.wait_for("t", "status=0")
+
+
 async def test_many_that_wait_take_three_rows(terminal: Terminal) -> None:
     async with our_server(terminal) as server:
         for number in range(6):
