@@ -20,6 +20,7 @@ from logging import ERROR
 
 import trio
 
+from multichat.bans import network_of
 from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
 from multichat.config import ServerConfig, Slow
@@ -198,7 +199,7 @@ class Directory:
             self.resumables.forget(resumable)
             resumable = None
         elif resumable is not None:
-            self.resumables.go(resumable, time.time())
+            self.resumables.go(resumable, network_of(member.address), time.time())
         member.mailbox.close(last_words)
         self._take_out(member, reason, away=resumable is not None)
         suffix = f" ({reason})" if reason else ""

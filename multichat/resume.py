@@ -5,7 +5,8 @@ message that is said again the one that was said.  Knows nothing of connections 
 
 1. A token is 128 random bits; kept is only its digest, so that nobody can read it out of us, and
    whoever guesses learns nothing from how long the answer takes.
-2. Who is connected is never forgotten; of the others whoever left first.
+2. Who is connected is never forgotten; of the others whoever left first, but where there are many
+   from one place whoever left it first makes room for those who leave it.
 3. A nonce stands in its window from the moment in which its message was numbered.
 """
 
@@ -13,7 +14,8 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import trio
@@ -39,6 +41,10 @@ REFRESH_SECONDS = 3600.0
 
 # Of those who are away, together: 70 MiB at worst, where a full window for each were 2.5 GiB.
 MAX_NONCES_AWAY = 256 * 1024
+
+# From one place: of more, and where there is no room, only its own are forgotten.  Else one machine
+# that comes and goes for long enough would have all others forgotten.
+_SHARE_OF_A_PLACE = 0.1
 
 _TOKEN_BYTES = 16
 
@@ -83,16 +89,17 @@ class Taken:
 class Resumable:
     """One who may come back: *client* is its number, *name* is empty where it has none.
 
-    *here* says whether it is connected.  *restored* that its window is all that there is: after a
-    restart the journal has to be asked.
+    *here* says whether it is connected, *place* where it was last.  *restored* that its window is
+    all that there is: after a restart the journal has to be asked.
     """
 
-    __slots__ = ("client", "digest", "here", "name", "restored", "room", "seen", "window")
+    __slots__ = ("client", "digest", "here", "name", "place", "restored", "room", "seen", "window")
 
     def __init__(self, record: SessionRecord, *, restored: bool) -> None:
         self.digest, self.client = record.digest, record.client
         self.name, self.room, self.seen = record.name, record.room, record.seen
         self.here = False
+        self.place: Hashable = None
         self.restored = restored
         self.window: dict[Nonce, tuple[Taken, int]] = {}
 
@@ -130,6 +137,20 @@ class Resumable:
         return None
 
 
+@dataclass(slots=True)
+class _Crowd:
+    """Those who are away and were at one place; *nonces* are in their windows."""
+
+    members: OrderedDict[bytes, Resumable] = field(default_factory=OrderedDict)
+    nonces: int = 0
+
+    def is_large(self, max_away: int) -> bool:
+        return (
+            len(self.members) > _SHARE_OF_A_PLACE * max_away
+            or self.nonces > _SHARE_OF_A_PLACE * MAX_NONCES_AWAY
+        )
+
+
 class Resumables:
     """All of a server's, and what *journal* is to keep of them.
 
@@ -144,6 +165,7 @@ class Resumables:
         self._dirty: dict[bytes, Resumable] = {}  # what the journal is to be told of
         self._changed = trio.Event()
         self._nonces = 0  # in the windows of those who are away
+        self._crowds: dict[Hashable, _Crowd] = {}  # of those of whom it is known where they were
 
     async def load(self, now: float) -> None:
         """Take over those that the journal has kept; *now* is in seconds since 1970."""
@@ -177,7 +199,8 @@ class Resumables:
             if not one.restored:  # nobody else has done it meanwhile
                 one.restored = True
                 one.window = {n: (Taken(epoch, number), 0) for n, epoch, number in kept}
-                self._nonces += 0 if one.here else len(one.window)
+                if one.digest in self._away:
+                    self._count_nonces(one, len(one.window))
 
     def come(self, one: Resumable) -> None:
         """Note that *one* is connected."""
@@ -212,27 +235,38 @@ class Resumables:
                     self._journal.keep_session(one.record())
             self._dirty.clear()
 
-    def go(self, one: Resumable, now: float) -> None:
-        """Note that *one* is not connected any more, and may come back."""
+    def go(self, one: Resumable, place: Hashable, now: float) -> None:
+        """Note that *one*, who was at *place*, is not connected any more, and may come back.
+
+        None is no place: it is not known, or everybody may be there.
+        """
         if self._here.pop(one.digest, None) is None:
             return
-        one.here, one.seen = False, now
+        one.here, one.place, one.seen = False, place, now
         self._away[one.digest] = one
-        self._nonces += len(one.window)
+        if place is not None:
+            self._crowds.setdefault(place, _Crowd()).members[one.digest] = one
+        self._count_nonces(one, len(one.window))
         self._journal.keep_session(one.record())
-        self._make_room(now)
+        self._make_room(place, now)
 
-    def _make_room(self, now: float) -> None:
+    def _make_room(self, place: Hashable, now: float) -> None:
+        """Forget who was away for too long, and if there are too many, others for *place*."""
         away = self._away
         while away:
-            oldest = next(iter(away.values()))
-            if (
-                len(away) <= self._max_away
-                and self._nonces <= MAX_NONCES_AWAY
-                and now - oldest.seen <= SESSION_SECONDS
-            ):
-                return
-            self.forget(oldest)
+            victim = next(iter(away.values()))
+            if now - victim.seen <= SESSION_SECONDS:
+                if len(away) <= self._max_away and self._nonces <= MAX_NONCES_AWAY:
+                    return
+                crowd = self._crowds.get(place)
+                if crowd is not None and crowd.is_large(self._max_away):
+                    victim = next(iter(crowd.members.values()))
+            self.forget(victim)
+
+    def _count_nonces(self, one: Resumable, more: int) -> None:
+        self._nonces += more
+        if (crowd := self._crowds.get(one.place)) is not None:
+            crowd.nonces += more
 
     def forget(self, one: Resumable) -> None:
         """Let nobody come back as *one*."""
@@ -243,7 +277,11 @@ class Resumables:
 
     def _leave_away(self, one: Resumable) -> None:
         if self._away.pop(one.digest, None) is not None:
-            self._nonces -= len(one.window)
+            self._count_nonces(one, -len(one.window))
+            if (crowd := self._crowds.get(one.place)) is not None:
+                del crowd.members[one.digest]
+                if not crowd.members:
+                    del self._crowds[one.place]
 
     def take(self, one: Resumable, nonces: Iterable[Nonce | None], taken: Taken) -> None:
         """Note with which *nonces* the messages of *taken* were said, one for each."""

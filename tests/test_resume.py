@@ -16,7 +16,7 @@ from multichat.journal import Keeping
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite import Durability, SqliteJournal
 from multichat.messages import Nonce, SaidRun
-from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables
+from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .conftest import LogRecorder
@@ -332,7 +332,7 @@ async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
 async def test_an_expired_session_is_nobodys(log: LogRecorder) -> None:
     resumables = Resumables(MemoryJournal(), 10)
     token, one = resumables.issue(1, "alice", "lobby", 0.0)
-    resumables.go(one, 10.0)
+    resumables.go(one, "here", 10.0)
     assert resumables.find(token, 10.0 + SESSION_SECONDS) is one
     assert resumables.find(token, 10.1 + SESSION_SECONDS) is None
     assert resumables.find(token, 10.0) is None
@@ -348,6 +348,34 @@ async def test_of_too_many_who_might_come_back_whoever_left_first_is_forgotten()
         back = [await again(network, one) for one in gone]
         assert [one.welcome["resumed"] for one in back] == [False, True, True]
         assert (await again(network, here)).welcome["resumed"]
+
+
+async def test_who_comes_and_goes_from_one_place_has_nobody_elsewhere_forgotten() -> None:
+    resumables = Resumables(MemoryJournal(), 100)
+    tokens: dict[int, str] = {}
+
+    def come_and_go(client: int, place: str | None, nonces: int = 0) -> None:
+        tokens[client], one = resumables.issue(client, "", "lobby", 0.0)
+        resumables.take(one, range(nonces), Taken())
+        resumables.go(one, place, 0.0)
+
+    def known() -> list[int]:
+        return [client for client, token in tokens.items() if resumables.find(token, 0.0)]
+
+    for client in range(80):
+        come_and_go(client, f"place {client}" if client % 2 else None)
+    for client in range(100, 1100):
+        come_and_go(client, "one place")
+    assert known() == [*range(80), *range(1080, 1100)]
+    for client in range(200, 300):  # and from elsewhere whoever left first, as before
+        come_and_go(client, f"place {client}")
+    assert known() == [*range(200, 300)]
+    for client in range(1100, 1400):  # with windows that are full
+        come_and_go(client, "one place", MAX_NONCES)
+    kept = [client for client in known() if client < 300]
+    assert len(kept) == 90
+    come_and_go(1400, "another place")
+    assert known()[0] == kept[1]
 
 
 async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:
