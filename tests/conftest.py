@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,9 +19,16 @@ settings.register_profile("multichat", deadline=None, suppress_health_check=[Hea
 settings.load_profile("multichat")
 
 
+_STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # what pytest captures afterwards nobody would see
+
+
 @pytest.fixture(autouse=True)
-def _bounded() -> Iterator[None]:
-    faulthandler.dump_traceback_later(TEST_SECONDS, exit=True)
+def _bounded(pytestconfig: pytest.Config) -> Iterator[None]:
+    faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=pytestconfig.stash[_STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()
 
