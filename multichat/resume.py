@@ -145,6 +145,7 @@ class _Crowd:
     nonces: int = 0
 
     def is_large(self, max_away: int) -> bool:
+        """Say whether these are more than their share of *max_away*, or have more nonces."""
         return (
             len(self.members) > _SHARE_OF_A_PLACE * max_away
             or self.nonces > _SHARE_OF_A_PLACE * MAX_NONCES_AWAY
