@@ -20,7 +20,6 @@ from multichat.names import default_name, fold_name
 from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 
 __all__ = [
-    "ASKED_TO_LEAVE",
     "EVERYTHING",
     "FIRST_SECONDS",
     "MOST_SECONDS",
@@ -48,9 +47,6 @@ EVERYTHING = 2**31 - 1
 # And where there is no room it may be our own last connection, of which the server does not know
 # yet that it is gone, that takes it.
 _MAY_RETURN = ("too slow", "too far behind", SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS)
-
-ASKED_TO_LEAVE = "you asked to leave"
-"""As a server words it."""
 
 
 def may_return(reason: str) -> bool:

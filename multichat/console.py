@@ -17,7 +17,7 @@ import trio
 
 from multichat.chat import Chat
 from multichat.client import Endpoint, dial_until_there, open_chat
-from multichat.comeback import ASKED_TO_LEAVE, describe_connection
+from multichat.comeback import describe_connection
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectFailed,
@@ -31,6 +31,7 @@ from multichat.errors import (
 from multichat.framing import LineDecoder, Part
 from multichat.log import Log, LogWriter
 from multichat.messages import (
+    ASKED_TO_LEAVE,
     Disconnected,
     Event,
     Goodbye,

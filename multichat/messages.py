@@ -14,6 +14,7 @@ import msgspec
 from multichat.errors import RemoteProtocolError
 
 __all__ = [
+    "ASKED_TO_LEAVE",
     "HISTORY_MESSAGES",
     "MAX_TOKEN_CHARACTERS",
     "PROTOCOL",
@@ -330,6 +331,10 @@ class Error(_Message, frozen=True, tag="error"):
 
     code: str
     text: str
+
+
+ASKED_TO_LEAVE = "you asked to leave"
+"""The reason of a goodbye that answers `Quit`."""
 
 
 class Goodbye(_Message, frozen=True, tag="goodbye"):

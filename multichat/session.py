@@ -34,6 +34,7 @@ from multichat.journal import Keeping
 from multichat.limits import Bucket, Effort
 from multichat.mailbox import Mailbox
 from multichat.messages import (
+    ASKED_TO_LEAVE,
     PROTOCOL,
     Accepted,
     Act,
@@ -499,7 +500,7 @@ class Session:
             case Invalid(error):
                 await self._answer(error)
             case Quit(nonce=nonce):
-                goodbye = Goodbye("you asked to leave", nonce=nonce)
+                goodbye = Goodbye(ASKED_TO_LEAVE, nonce=nonce)
                 raise _Leave(last_words=me.voice.spell(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:

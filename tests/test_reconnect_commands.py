@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,17 @@ async def kill(server: ServerCommand) -> None:
     await server.wait()
 
 
-async def test_connect_comes_back_and_says_so_in_a_line_each(port: int, tmp_path: Path) -> None:
-    async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
+@asynccontextmanager
+async def left_alone(folder: Path, port: int) -> AsyncIterator[Command]:
+    """A `connect` that was welcomed as Client 1, by a server on *port* that was killed then."""
+    async with serve(folder, port=port) as server, connect(folder, server) as client:
         await client.wait_for("you are Client 1")
         await kill(server)
+        yield client
+
+
+async def test_connect_comes_back_and_says_so_in_a_line_each(port: int, tmp_path: Path) -> None:
+    async with left_alone(tmp_path, port) as client:
         await client.wait_for("Cannot connect: connection refused; trying again in 0.")
         await client.type("said meanwhile\n/status\n")
         await client.wait_for("Not connected; 1 wait to be sent")
@@ -69,9 +77,7 @@ async def test_connect_comes_back_and_says_so_in_a_line_each(port: int, tmp_path
 async def test_who_quits_while_the_server_is_away_is_told_why_it_stays(
     port: int, tmp_path: Path
 ) -> None:
-    async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
-        await client.wait_for("you are Client 1")
-        await kill(server)
+    async with left_alone(tmp_path, port) as client:
         await client.wait_for("Cannot connect")
         await client.type("last words\n/quit\n")
         await client.wait_for("Not connected; 1 wait to be sent")
@@ -85,11 +91,12 @@ async def test_who_quits_while_the_server_is_away_is_told_why_it_stays(
 async def test_connect_waits_for_a_place_in_a_server_that_is_full(
     port: int, tmp_path: Path
 ) -> None:
-    async with serve(tmp_path, port=port) as server, connect(tmp_path, server) as client:
-        await client.wait_for("you are Client 1")
-        await kill(server)
+    async with left_alone(tmp_path, port) as client:
+        client.signal(signal.SIGSTOP)  # until somebody else has the place
         async with serve(tmp_path, "--max-clients", "1", port=port) as server:
             async with tcp(server):
+                await server.wait_for("Client 1 connected")
+                client.signal(signal.SIGCONT)
                 await client.wait_for("Cannot connect: the server is full (1 clients); trying")
             await client.wait_for("Connected again, as somebody new")
         assert client.err == ""
