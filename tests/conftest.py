@@ -1,18 +1,22 @@
-"""What every test lives with: bounded time, and the log at hand."""
+"""Configuration of the tests: tiers, a time limit, fixtures that many modules use."""
 
 import faulthandler
-import gc
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import HealthCheck, settings
 
-from multichat.log import LineFormatter
+from .support.log import LogRecorder
+from .support.terminals import Terminal
 
-# A hanging test is a bug with a traceback, not a build that never ends.
+# Every test belongs to one of these; pyproject.toml says what each is for.
+TIERS = {"unit", "process", "stress"}
+
+# A test that hangs ends the run with the traceback of every thread.
 TEST_SECONDS = 300
 
 settings.register_profile("multichat", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,38 +27,31 @@ _STDERR = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_STDERR] = os.dup(2)  # what pytest captures afterwards nobody would see
+    config.stash[_STDERR] = os.dup(2)  # pytest captures the other one
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test exactly one tier: its own, or else that of its module."""
+    tiers = {
+        item: next((mark.name for mark in item.iter_markers() if mark.name in TIERS), None)
+        for item in items
+    }
+    if missing := sorted({item.nodeid.split("[")[0] for item, tier in tiers.items() if not tier}):
+        names = ", ".join(sorted(TIERS))
+        raise pytest.UsageError(f"mark these tests with one of {names}: {' '.join(missing)}")
+    for item, tier in tiers.items():
+        for node in item.iter_parents():
+            node.own_markers[:] = [mark for mark in node.own_markers if mark.name not in TIERS]
+        item.own_markers = [mark for mark in item.own_markers if mark.name not in TIERS]
+        item.add_marker(str(tier))
 
 
 @pytest.fixture(autouse=True)
-def _bounded(pytestconfig: pytest.Config) -> Iterator[None]:
+def _time_limit(pytestconfig: pytest.Config) -> Iterator[None]:
     faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=pytestconfig.stash[_STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Have nothing but reference counting free what is let go of in the block."""
-    gc.collect()  # what was there before
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-class LogRecorder(logging.Handler):
-    """Keeps the log's lines as the command would print them, without the time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(LineFormatter())
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # "2025-01-15 10:30:45.123 [INFO] [server] [STATE] …" from the level on
-        self.lines += [line[24:] for line in self.format(record).split("\n")]
 
 
 @pytest.fixture
@@ -66,3 +63,11 @@ def log() -> Iterator[LogRecorder]:
     yield recorder
     logger.removeHandler(recorder)
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    """Run a tmux server for this test alone."""
+    made = Terminal(tmp_path / "tmux")
+    yield made
+    trio.run(made.run, "kill-server")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.unit
+
 TESTS = Path(__file__).parent
 PAGE = TESTS.parent / "docs" / "abuse.md"
 

@@ -27,6 +27,8 @@ from multichat.framing import clean
 from multichat.names import fold_name, parse_name
 from multichat.transport import spell_address
 
+pytestmark = pytest.mark.unit
+
 NOW = 1_736_937_045.25  # 2025-01-15T10:30:45.25Z
 FILE = "bans.txt"
 

@@ -15,6 +15,8 @@ from benchmarks.scenarios import SCENARIOS
 from benchmarks.servers import SERVERS
 from benchmarks.workloads import WORKLOADS, Tools, measure
 
+pytestmark = pytest.mark.stress
+
 ROOT = Path(__file__).parent.parent
 SERVER = {server.name: server for server in SERVERS}
 WORKLOAD = {workload.key: workload for workload in WORKLOADS}

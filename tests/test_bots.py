@@ -3,12 +3,15 @@
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
 import multichat
 
-from .processes import LOOPBACK, Command, serve, tcp
+from .support.processes import LOOPBACK, Command, serve, tcp
+
+pytestmark = pytest.mark.process
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

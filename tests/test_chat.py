@@ -40,7 +40,9 @@ from multichat.connection import STUCK_SECONDS
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
-from .conftest import LogRecorder
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
 
 WELCOME = (
     '{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":1,'

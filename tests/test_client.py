@@ -22,6 +22,8 @@ from multichat import (
 from multichat.connection import FINISH_SECONDS, STUCK_SECONDS
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
+pytestmark = pytest.mark.unit
+
 LOOPBACK = "127.0.0.1"
 
 

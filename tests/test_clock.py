@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from multichat.clock import TimeSpeller
 
+pytestmark = pytest.mark.unit
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEXT_CENTURY = 2**32
 

@@ -33,6 +33,8 @@ from multichat.messages import (
 from multichat.outbox import MAX_UNACCEPTED, Outbox
 from multichat.resume import MAX_NONCES
 
+pytestmark = pytest.mark.unit
+
 
 def welcome(
     *, client: int = 7, name: str = "Client 7", room: str = "lobby", last: str | None = None

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from .processes import (
+from .support.processes import (
     BIN,
     LOOPBACK,
     MULTICHAT,
@@ -29,6 +29,8 @@ from .processes import (
     serve,
     tcp,
 )
+
+pytestmark = pytest.mark.process
 
 GOODBYE = "[Server] goodbye: the server is shutting down"
 

@@ -4,6 +4,8 @@ import pytest
 
 from multichat.completion import COMMANDS, LOCAL_COMMANDS, complete
 
+pytestmark = pytest.mark.unit
+
 NAMES = {"alice", "Alina", "bob", "Client 7", "Ζωή"}
 ROOMS = {"lobby", "Kitchen", "library"}
 

@@ -18,7 +18,9 @@ from multichat.room import Member
 from multichat.testing import memory_server
 from multichat.voices import JSON, TEXT
 
-from .conftest import LogRecorder
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
 
 
 @asynccontextmanager

@@ -15,8 +15,10 @@ import multichat
 from multichat import ServerConfig
 from multichat.testing import ScriptedClient, memory_server
 
-from .documents import load
-from .processes import program
+from .support.documents import load
+from .support.processes import program
+
+pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -20,7 +20,9 @@ from multichat.listen import beyond_loopback
 from multichat.preamble import looks_like_http, looks_like_tls, read_password, spell_password
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
-from .conftest import LogRecorder
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
 
 LOOPBACK = "127.0.0.1"
 SECRET = "correct horse"

@@ -8,9 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import pytest
 import trio
 
-from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
+from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
+
+pytestmark = pytest.mark.process
 
 
 def multichat(folder: Path, server: ServerCommand, name: str, *arguments: str) -> Command:

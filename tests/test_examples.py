@@ -14,7 +14,7 @@ import trio
 
 from multichat.testing import ScriptedClient
 
-from .processes import (
+from .support.processes import (
     BIN,
     LOOPBACK,
     WAIT_SECONDS,
@@ -24,6 +24,8 @@ from .processes import (
     program,
     serve,
 )
+
+pytestmark = pytest.mark.process
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -10,6 +10,8 @@ import pytest
 
 import multichat
 
+pytestmark = pytest.mark.unit
+
 PACKAGE = Path(multichat.__file__).parent
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__"))
 

@@ -14,6 +14,8 @@ from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .simulation.journal import Disk, Faults, FaultyJournal
 
+pytestmark = pytest.mark.unit
+
 
 async def come(network: MemoryServer, **wishes: object) -> tuple[ScriptedClient, dict[str, Any]]:
     """Come in, once there is a number, and say hello; return the welcome, too."""

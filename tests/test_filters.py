@@ -14,8 +14,10 @@ from multichat.filters import Filters, load_filter
 from multichat.log import Log
 from multichat.testing import memory_server
 
-from .conftest import LogRecorder
-from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect
+from .support.log import LogRecorder
+from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect
+
+pytestmark = pytest.mark.unit
 
 
 def shout(message: Message) -> Message:

@@ -21,7 +21,9 @@ from statistics import median
 import pytest
 import trio
 
-from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command, ServerCommand
+from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command, ServerCommand
+
+pytestmark = pytest.mark.stress
 
 HONEST = 10
 HOSTILE = Path(__file__).parent / "soak" / "hostile.py"

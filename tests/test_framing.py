@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from multichat.errors import LineTooLong
 from multichat.framing import LineDecoder, clean
 
+pytestmark = pytest.mark.unit
+
 LIMIT = 40
 TOO_LONG = "<too long>"
 

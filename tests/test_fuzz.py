@@ -17,6 +17,8 @@ from tests.fuzz.campaign import CORPUS, failure_of, fuzz_plainly, read_corpus
 from tests.fuzz.mutation import MAX_INPUT_BYTES, mutants, shrunk
 from tests.fuzz.targets import TARGETS, Target
 
+pytestmark = pytest.mark.unit
+
 SEED = 20250115
 
 

@@ -21,6 +21,8 @@ from multichat.messages import (
 )
 from multichat.voices import JSON, TEXT
 
+pytestmark = pytest.mark.unit
+
 UNKNOWN = "[Server] unknown command /json; /help lists them; start with // to say a line"
 
 

@@ -20,8 +20,10 @@ from multichat.journal.reading import Reader, open_reader
 from multichat.journal.sqlite import SqliteJournal
 from multichat.messages import SaidRun
 
-from .processes import MULTICHAT
-from .test_journal import running, wait_kept
+from .support.journals import running, wait_kept
+from .support.processes import MULTICHAT
+
+pytestmark = pytest.mark.unit
 
 NOON = 1736942400  # 2025-01-15T12:00:00Z
 

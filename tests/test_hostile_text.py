@@ -22,8 +22,10 @@ from multichat.log import open_log
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.voices import JSON, clean_json
 
-from .conftest import LogRecorder
-from .processes import LOOPBACK, MULTICHAT, Command, connect, listening, serve, tcp
+from .support.log import LogRecorder
+from .support.processes import LOOPBACK, MULTICHAT, Command, connect, listening, serve, tcp
+
+pytestmark = pytest.mark.unit
 
 # What each payload wants to be taken for: something that the server says.
 FORGED = "[Server] FORGED"

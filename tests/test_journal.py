@@ -1,11 +1,9 @@
 """What every journal promises: one suite, run on each of them."""
 
-import itertools
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import trio
@@ -13,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.errors import NotKept
-from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
+from multichat.journal import Journal, SessionRecord, part_of, within
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal
-from multichat.messages import Nonce, SaidRun
+from multichat.messages import SaidRun
 
 from .simulation.journal import Disk, Faults, FaultyJournal
+from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
 
-LOTS = 1 << 40  # bytes
+pytestmark = pytest.mark.unit
 
 
 class Kind(NamedTuple):
@@ -51,40 +50,6 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
         )
 
     return Kind(make, outlives=True)
-
-
-@asynccontextmanager
-async def running(journal: Journal) -> AsyncGenerator[Any]:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(journal.run)
-        yield journal
-        nursery.cancel_scope.cancel(reason="the test is over")
-
-
-def spell(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -> SaidRun:
-    return SaidRun(room.epoch, room.next, time, "Lobby", client, "alice", "\n".join(texts))
-
-
-async def wait_kept(keeping: Keeping | None) -> None:
-    if keeping is not None:
-        await keeping.wait()
-
-
-async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidRun:
-    said = spell(room, *texts)
-    await wait_kept(room.append(said, nonces))
-    return said
-
-
-async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
-    """What is read, having looked that its numbers have no gaps."""
-    runs = await room.read(start, stop, max_bytes=max_bytes)
-    for one, two in itertools.pairwise(runs):
-        assert two.first == one.first + one.run.count("\n") + 1
-    for run in runs:
-        assert run.epoch == room.epoch
-        assert start <= run.first < stop
-    return [text for run in runs for text in run.run.split("\n")]
 
 
 # --- Numbers and pages ----------------------------------------------------------------------------
@@ -258,7 +223,6 @@ async def test_what_cannot_be_spelled_is_its_callers_mistake_alone(kind: Kind) -
 
 # --- Sessions, nonces, numbers --------------------------------------------------------------------
 
-ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den", seen=4e9)
 BOB = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby", seen=5e9)
 
 

@@ -29,8 +29,10 @@ from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file,
 from multichat.journal.sqlite_rows import MAX_NONCES, Rows
 from multichat.messages import SaidRun
 
-from .processes import WAIT_SECONDS
-from .test_journal import ALICE, LOTS, running, say, spell, texts_of, wait_kept
+from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
+from .support.processes import WAIT_SECONDS
+
+pytestmark = pytest.mark.process
 
 BOTH = pytest.mark.parametrize("durability", list(Durability), ids=lambda each: each.value)
 
@@ -84,7 +86,14 @@ async def test_who_reads_while_it_ends_is_waited_for(tmp_path: Path) -> None:
 
 def written_until_killed(path: Path, durability: Durability, milliseconds: float) -> list[str]:
     """Have a process write, kill it, and return what it said is kept."""
-    command = [sys.executable, "-m", "tests.journal_writer", str(path), durability.value, "20"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.journal_writer",
+        str(path),
+        durability.value,
+        "20",
+    ]
     root = Path(__file__).parent.parent
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as writer:
         assert writer.stdout is not None

@@ -14,8 +14,10 @@ import trio
 
 from multichat.journal.sqlite import SqliteJournal
 
-from .crowd import LOOPBACK, Crowd
-from .processes import MULTICHAT, Command
+from .support.crowd import LOOPBACK, Crowd
+from .support.processes import MULTICHAT, Command
+
+pytestmark = pytest.mark.stress
 
 KILLS = 20
 ROOMS, MEMBERS = 10, 5

@@ -1,11 +1,14 @@
 """The pure modules import nothing that could wait, tell the time or roll dice."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 import multichat
+
+pytestmark = pytest.mark.unit
 
 PURE = (
     "bans",
@@ -44,6 +47,9 @@ ALLOWED = {
 PACKAGE = Path(multichat.__file__).parent
 
 
+TESTS = Path(__file__).parent
+
+
 def imported(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -76,3 +82,17 @@ def test_only_the_command_line_knows_the_command_line() -> None:
 def test_modules_stay_small() -> None:
     for path in PACKAGE.rglob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 600, path.name
+
+
+def test_no_test_module_imports_from_another_one() -> None:
+    for path in TESTS.rglob("*.py"):
+        modules: list[str] = []
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                modules += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                modules += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for module in modules:
+            for part in module.split("."):
+                assert not re.match(r"test_|conftest$", part), f"{path} imports {module}"

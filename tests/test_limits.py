@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from multichat.limits import Attempts, Bucket, Budget, Effort, Patience, Turns
 
+pytestmark = pytest.mark.unit
+
 seconds = st.floats(min_value=0, max_value=1000)
 
 

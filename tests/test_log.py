@@ -13,6 +13,8 @@ import pytest
 
 from multichat.log import MAX_WAITING_BYTES, LineFormatter, Lines, Log, LogWriter, open_log
 
+pytestmark = pytest.mark.unit
+
 LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[(DEBUG|INFO|WARNING|ERROR)\] "
     r"\[(server|client)\] \[\w+\] .*"

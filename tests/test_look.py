@@ -33,6 +33,8 @@ from multichat.messages import (
     Welcome,
 )
 
+pytestmark = pytest.mark.unit
+
 NOW = datetime(2025, 1, 15, 10, 30, 45, tzinfo=UTC)
 US = Us(1, "alice")
 

@@ -2,6 +2,7 @@
 
 import weakref
 
+import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ from multichat.mailbox import MAX_WAITING_BYTES, Mailbox, Offer
 from multichat.messages import Missed
 from multichat.voices import TEXT
 
-from .conftest import collector_off
-from .test_transport import tcp_pair
+from .support.collector import collector_off
+from .support.sockets import tcp_pair
+
+pytestmark = pytest.mark.unit
 
 
 def mailbox_on(stream: trio.abc.Stream, max_batches: int = 2) -> Mailbox:

@@ -16,6 +16,8 @@ from multichat.names import (
     parse_name,
 )
 
+pytestmark = pytest.mark.unit
+
 TOO_LONG = "a name has at most 32 characters"
 CHARACTERS = "a name consists of letters, digits, '-', '_' and '.'"
 MIXED = "a name does not mix Latin, Greek and Cyrillic letters"

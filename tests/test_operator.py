@@ -18,10 +18,11 @@ from multichat.operator import Operator, console_fd, run_console
 from multichat.server import MemberInfo, Server
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
-from .conftest import LogRecorder
-from .processes import LOOPBACK, MULTICHAT
-from .terminals import Terminal
-from .test_terminal import terminal as terminal  # noqa: PLC0414 - a fixture
+from .support.log import LogRecorder
+from .support.processes import LOOPBACK, MULTICHAT
+from .support.terminals import Terminal
+
+pytestmark = pytest.mark.unit
 
 NOW = 1_736_937_045.0
 

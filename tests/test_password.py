@@ -21,8 +21,10 @@ from multichat.shell import read_password_file
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
-from .conftest import LogRecorder
-from .processes import BIN, LOOPBACK, MULTICHAT, Command, ServerCommand, program
+from .support.log import LogRecorder
+from .support.processes import BIN, LOOPBACK, MULTICHAT, Command, ServerCommand, program
+
+pytestmark = pytest.mark.unit
 
 SECRET = "pässwörd of theirs"
 WRONG = "mellon, friend"

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.messages import Joined, Left, Presence, Renamed
 from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
+
+pytestmark = pytest.mark.unit
 
 
 def replay(told: dict[int, str], events: list[tuple[int, Joined | Left | Renamed]]) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,18 +15,13 @@ import trio
 
 import multichat
 
-from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, serve
-from .terminals import Terminal
+from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, serve
+from .support.terminals import Terminal
+
+pytestmark = pytest.mark.process
 
 # The input line and the status beneath it, wherever they stand on the screen.
 INPUT = r"^> ?{}\s*\n{} in {} · \d+ here · "
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    made = Terminal(tmp_path / "tmux")
-    yield made
-    trio.run(made.run, "kill-server")
 
 
 def connect(server: ServerCommand, *options: str) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ import trio
 
 import multichat
 
-from .crowd import LOOPBACK, Crowd
-from .proxy import Proxy
+from .support.crowd import LOOPBACK, Crowd
+from .support.proxy import Proxy
+
+pytestmark = pytest.mark.process
 
 SECONDS = float(os.environ.get("MULTICHAT_PROXY_SECONDS", "40"))
 

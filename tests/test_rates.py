@@ -10,8 +10,10 @@ from multichat.mailbox import MAX_WAITING_BYTES
 from multichat.session import HEAVY_BYTES
 from multichat.testing import ScriptedClient, memory_server
 
-from .conftest import LogRecorder
-from .test_server import open_client
+from .support.log import LogRecorder
+from .support.sockets import open_client
+
+pytestmark = pytest.mark.unit
 
 SLOWED = "[Server] slowed down: 10 messages a second are taken from a client"
 

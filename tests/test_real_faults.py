@@ -30,7 +30,7 @@ from multichat.listen import listen_tcp
 from multichat.log import open_log
 from multichat.preamble import PASSWORD_ACCEPTED
 
-from .processes import (
+from .support.processes import (
     LOOPBACK,
     MULTICHAT,
     WAIT_SECONDS,
@@ -42,6 +42,8 @@ from .processes import (
     serve,
     tcp,
 )
+
+pytestmark = pytest.mark.process
 
 MIB = 1024 * 1024
 

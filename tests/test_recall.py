@@ -7,6 +7,8 @@ import pytest
 
 from multichat.recall import MAX_LINES, History, keeps
 
+pytestmark = pytest.mark.unit
+
 
 def test_what_was_typed_comes_back_in_its_order(tmp_path: Path) -> None:
     path = tmp_path / "not" / "yet" / "there" / "history"

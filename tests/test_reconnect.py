@@ -32,6 +32,8 @@ from multichat.comeback import EVERYTHING, FIRST_SECONDS, MOST_SECONDS
 from multichat.conversation import FINISH_AWAY_SECONDS
 from multichat.testing import ScriptedClient, memory_server
 
+pytestmark = pytest.mark.unit
+
 
 class Peer(ScriptedClient):
     """The server's end of one connection."""

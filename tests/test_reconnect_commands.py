@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from .processes import (
+from .support.processes import (
     LOOPBACK,
     MULTICHAT,
     Command,
@@ -22,6 +22,8 @@ from .processes import (
     serve,
     tcp,
 )
+
+pytestmark = pytest.mark.process
 
 WELCOME = (
     '{"type":"welcome","protocol":1,"client":5,"name":"Client 5","room":"lobby","members":1,'

@@ -19,7 +19,9 @@ from multichat.messages import Nonce, SaidRun
 from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
-from .conftest import LogRecorder
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
 
 
 class Program:

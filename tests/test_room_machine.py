@@ -37,6 +37,8 @@ from multichat.names import default_name, fold_name, parse_name
 from multichat.room import Member
 from multichat.voices import JSON, TEXT, Voice
 
+pytestmark = pytest.mark.unit
+
 T = TypeVar("T")
 
 PATIENCE = 2.0

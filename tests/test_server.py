@@ -25,19 +25,17 @@ from multichat.limits import Turns
 from multichat.listen import Doorstep
 from multichat.testing import ScriptedClient, memory_server
 
-from .conftest import LogRecorder
-from .processes import listening
+from .support.log import LogRecorder
+from .support.processes import LOOPBACK, listening
+from .support.sockets import open_client
 
-LOOPBACK = "127.0.0.1"
+pytestmark = pytest.mark.unit
+
 GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
 async def settle() -> None:
     await trio.testing.wait_all_tasks_blocked()
-
-
-async def open_client(port: int, host: str = LOOPBACK) -> ScriptedClient:
-    return ScriptedClient(await trio.open_tcp_stream(host, port))
 
 
 async def test_broadcast_says_what_became_of_it(log: LogRecorder) -> None:

@@ -13,8 +13,10 @@ from multichat.messages import SaidRun
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT
 
-from .conftest import LogRecorder
-from .test_transport import tcp_pair
+from .support.log import LogRecorder
+from .support.sockets import tcp_pair
+
+pytestmark = pytest.mark.unit
 
 
 async def settle() -> None:

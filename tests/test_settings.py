@@ -16,7 +16,9 @@ from multichat.settings import (
     settings_path,
 )
 
-from .processes import MULTICHAT, connect, serve
+from .support.processes import MULTICHAT, connect, serve
+
+pytestmark = pytest.mark.unit
 
 FILE = """\
 name = "alice"

@@ -17,12 +17,14 @@ import trio.testing
 from multichat import ServerConfig, Slow
 from multichat.testing import ScriptedClient, memory_server
 
-from .conftest import LogRecorder
 from .simulation.broken import MUTATIONS, Break, echo
 from .simulation.invariants import INVARIANTS
 from .simulation.plan import Plan, make_plan
 from .simulation.wire import Connection, End
 from .simulation.world import simulate
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
 
 # In every build; `python -m tests.simulation` runs as many as one likes.
 SEEDS = range(24)

@@ -7,7 +7,9 @@ import trio.testing
 from multichat import ServerConfig, Slow
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
-from .conftest import LogRecorder
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
 
 # A mailbox of one batch, the writer holding another: the third batch finds it full.
 BATCHES_BEFORE_FULL = 2

@@ -4,6 +4,7 @@ import gc
 import random
 from functools import partial
 
+import pytest
 import trio
 import trio.testing
 from trio.lowlevel import current_statistics
@@ -12,8 +13,10 @@ import multichat
 from multichat.mailbox import Mailbox
 from multichat.session import Session
 
-from .conftest import collector_off
 from .soak.people import Circle, Visitor
+from .support.collector import collector_off
+
+pytestmark = pytest.mark.unit
 
 VISITORS = 60
 STAYING = 5

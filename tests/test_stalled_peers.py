@@ -8,7 +8,9 @@ import trio
 
 from multichat.framing import LineDecoder
 
-from .processes import ServerCommand, serve, tcp
+from .support.processes import ServerCommand, serve, tcp
+
+pytestmark = pytest.mark.process
 
 PATIENCE = 1.0
 LINE = b"x" * 999 + b"\n"

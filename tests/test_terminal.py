@@ -1,20 +1,13 @@
 """Three real terminals, in tmux: what people see."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 
-from .processes import LOOPBACK, MULTICHAT, serve
-from .terminals import Terminal
+from .support.processes import LOOPBACK, MULTICHAT, serve
+from .support.terminals import Terminal
 
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    made = Terminal(tmp_path / "tmux")
-    yield made
-    trio.run(made.run, "kill-server")
+pytestmark = pytest.mark.process
 
 
 async def test_three_terminals_talk(terminal: Terminal, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,15 +12,10 @@ import trio
 
 import multichat
 
-from .processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, listening, serve
-from .terminals import GREY, Terminal
+from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, listening, serve
+from .support.terminals import GREY, Terminal
 
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    made = Terminal(tmp_path / "tmux")
-    yield made
-    trio.run(made.run, "kill-server")
+pytestmark = pytest.mark.process
 
 
 class OurServer:

@@ -29,8 +29,10 @@ from multichat.messages import Goodbye
 from multichat.testing import ScriptedClient
 from multichat.voices import TEXT
 
-from .conftest import LogRecorder
-from .processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
+from .support.log import LogRecorder
+from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
+
+pytestmark = pytest.mark.process
 
 SPEAKS_TLS = "this server speaks TLS: multichat connect --tls"
 GOODBYE = "[Server] goodbye: the server is shutting down"

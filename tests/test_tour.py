@@ -3,24 +3,17 @@
 import os
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 
-from .processes import BIN, LOOPBACK, program
-from .terminals import Terminal
+from .support.processes import BIN, LOOPBACK, program
+from .support.terminals import Terminal
+
+pytestmark = pytest.mark.process
 
 PAGE = Path(__file__).parent.parent / "docs" / "tour.md"
 KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab", "[y]": "y"}
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    made = Terminal(tmp_path / "tmux")
-    yield made
-    trio.run(made.run, "kill-server")
 
 
 def blocks() -> list[tuple[str, str, str]]:

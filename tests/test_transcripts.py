@@ -11,6 +11,8 @@ from multichat.messages import Error, Event, Joined, Left, Presence, Renamed, We
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
+pytestmark = pytest.mark.unit
+
 # What is typed, and its twin.  Who asks is client 1; alice speaks text, bob JSON; carol is in dev.
 TWINS = [
     ("Hello everyone!", '{"type":"say","text":"Hello everyone!"}'),

@@ -11,14 +11,10 @@ import trio.testing
 
 from multichat import transport
 
-LOOPBACK = "127.0.0.1"
+from .support.processes import LOOPBACK
+from .support.sockets import tcp_pair
 
-
-async def tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-    async with listener:
-        ours = await trio.open_tcp_stream(LOOPBACK, listener.socket.getsockname()[1])
-        return ours, await listener.accept()
+pytestmark = pytest.mark.unit
 
 
 def eager(stream: trio.SocketStream) -> Callable[[bytes], int]:

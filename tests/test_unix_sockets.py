@@ -20,8 +20,10 @@ from multichat.client import Endpoint, dial_unix
 from multichat.listen import listen_unix, unlinked_at_end
 from multichat.testing import ScriptedClient
 
-from .conftest import LogRecorder
-from .processes import LOOPBACK, MULTICHAT, Command, program
+from .support.log import LogRecorder
+from .support.processes import LOOPBACK, MULTICHAT, Command, program
+
+pytestmark = pytest.mark.process
 
 IN_USE = "address already in use"
 

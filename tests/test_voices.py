@@ -56,6 +56,8 @@ from multichat.names import default_name, parse_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
 from multichat.voices import JSON, TEXT, Voice, help_notices, spell_hello
 
+pytestmark = pytest.mark.unit
+
 VOICES: list[Voice] = [TEXT, JSON]
 
 # Behind a line that is no JSON each line is read alone; see `test_one_line_is_one_request`.

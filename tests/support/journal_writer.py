@@ -1,6 +1,6 @@
 """Writes to a journal until it is killed, and says on standard output what is kept.
 
-    python -m tests.journal_writer FILE full|normal SPEAKERS
+    python -m tests.support.journal_writer FILE full|normal SPEAKERS
 
 Each line is a room's number, the number of a message there that is kept, and its text.
 """

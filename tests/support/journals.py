@@ -1,0 +1,48 @@
+"""Write to and read from any journal, in tests."""
+
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
+from multichat.messages import Nonce, SaidRun
+
+LOTS = 1 << 40  # bytes
+ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den", seen=4e9)
+
+
+@asynccontextmanager
+async def running(journal: Journal) -> AsyncGenerator[Any]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(journal.run)
+        yield journal
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+def spell(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -> SaidRun:
+    return SaidRun(room.epoch, room.next, time, "Lobby", client, "alice", "\n".join(texts))
+
+
+async def wait_kept(keeping: Keeping | None) -> None:
+    if keeping is not None:
+        await keeping.wait()
+
+
+async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidRun:
+    said = spell(room, *texts)
+    await wait_kept(room.append(said, nonces))
+    return said
+
+
+async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
+    """What is read, having looked that its numbers have no gaps."""
+    runs = await room.read(start, stop, max_bytes=max_bytes)
+    for one, two in itertools.pairwise(runs):
+        assert two.first == one.first + one.run.count("\n") + 1
+    for run in runs:
+        assert run.epoch == room.epoch
+        assert start <= run.first < stop
+    return [text for run in runs for text in run.run.split("\n")]
