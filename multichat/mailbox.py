@@ -22,7 +22,7 @@ from os import write
 import trio
 
 from multichat.limits import Budget, Patience
-from multichat.transport import eager_fileno, let_go, reason_of
+from multichat.transport import eager_fileno, reason_of
 
 __all__ = ["Mailbox", "Offer"]
 
@@ -248,7 +248,6 @@ class Mailbox:
             # Not the error itself: its traceback refers to us, so that whoever left, with all that
             # it was sent last, would wait for the collector.
             self.failure = reason_of(error)
-            let_go(error)
         finally:
             self.close()
             self.forget()

@@ -243,7 +243,6 @@ class Session:
             )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._directory.leave(self.member, transport.reason_of(error))
-            transport.let_go(error)
         else:
             self._directory.leave(self.member)
 

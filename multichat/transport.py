@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import sys
-import traceback
 from collections.abc import Callable
 
 import trio
@@ -20,7 +19,6 @@ __all__ = [
     "encrypt",
     "hang_up",
     "keep_alive",
-    "let_go",
     "peek",
     "peer_address",
     "pending_error",
@@ -69,19 +67,6 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return "connection broken"
     return str(error)
-
-
-def let_go(error: BaseException | None) -> None:
-    """Forget what the functions held that *error*, and what it came of, went through.
-
-    Since Python 3.12 such an error and the frame of a context manager hold each other, and by that
-    all that stood in those frames, until the collector comes.
-    """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 def _tls_reason(error: ssl.SSLError) -> str:
@@ -254,8 +239,8 @@ async def hang_up(stream: trio.abc.Stream) -> None:
                     pass
             else:
                 await stream.aclose()
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError) as error:
-        let_go(error)  # it is gone already
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+        pass  # it is gone already
     finally:
         await close(stream)
 
