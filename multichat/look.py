@@ -11,13 +11,13 @@ Invariants:
 3. A line that mentions us says so; whether anything rings is up to whoever shows it.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import NamedTuple, TypeAlias
 
 from multichat.comeback import describe_connection
 from multichat.framing import clean
+from multichat.mention import find_mentions
 from multichat.messages import (
     Act,
     Direct,
@@ -213,12 +213,8 @@ class Look:
 
 
 def mentions(text: str, name: str) -> bool:
-    """Say whether *text* has *name* in it as a word of its own."""
-    return bool(name and _mention(name).search(text))
-
-
-def _mention(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+    """Say whether *text* mentions *name*; see `multichat.mention`."""
+    return next(find_mentions(text, name), None) is not None
 
 
 def _start(time: datetime) -> Fragments:
@@ -242,7 +238,7 @@ def _text(text: str, own_name: str) -> Fragments:
         return [("", text)]
     fragments: list[tuple[str, str]] = []
     end = 0
-    for match in _mention(own_name).finditer(text):
-        fragments += [("", text[end : match.start()]), (_MENTION, match[0])]
-        end = match.end()
+    for start, stop in find_mentions(text, own_name):
+        fragments += [("", text[end:start]), (_MENTION, text[start:stop])]
+        end = stop
     return [*fragments, ("", text[end:])]
