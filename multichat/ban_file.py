@@ -4,27 +4,16 @@ A new file takes the old one's place in one step, so that there is always a whol
 costs the change and not the bans that were there.
 """
 
-import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from multichat.bans import Ban, read_bans, spell_bans
+from multichat.files import replace_file
 
 __all__ = ["BanFile"]
 
 # Addresses are other people's data.
 _MODE = 0o600
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system has folders that can be opened
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 class BanFile:
@@ -45,24 +34,11 @@ class BanFile:
 
         Raises as `load` does, and then has changed nothing.
         """
-        path = self.path.resolve()  # of a link, what it stands for is replaced
         try:
-            old = path.read_bytes()
-            mode = path.stat().st_mode & 0o777
+            old = self.path.read_bytes()
+            mode = self.path.stat().st_mode & 0o777
             data = spell_bans(bans, old)
         except FileNotFoundError:
             mode = _MODE
             data = spell_bans(bans)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-            Path(name).chmod(mode)
-            Path(name).replace(path)
-            _sync_folder(path.parent)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
+        replace_file(self.path, data, mode=mode)

@@ -392,7 +392,9 @@ def _read_lines(data: bytes, file: str) -> Iterator[tuple[bytes, Ban | None]]:
         try:
             yield line, _read_line(line.decode())
         except UnicodeDecodeError:
-            raise InvalidBanFile(file, number, "this is not UTF-8") from None
+            is_utf_16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+            reason = "UTF-16; save it as UTF-8" if is_utf_16 else "this is not UTF-8"
+            raise InvalidBanFile(file, number, reason) from None
         except InvalidBan as error:
             raise InvalidBanFile(file, number, str(error)) from None
 

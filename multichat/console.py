@@ -9,6 +9,7 @@ import math
 import os
 import select
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import groupby
 
@@ -22,6 +23,7 @@ from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
+    InputNotText,
     LineTooLong,
     MultichatError,
     OutputLost,
@@ -45,7 +47,14 @@ from multichat.messages import (
 from multichat.preamble import read_password
 from multichat.voices import TEXT
 
-__all__ = ["ANSWER_SECONDS", "LEAVES_WHEN_SENT", "Console", "read_input", "until_signal"]
+__all__ = [
+    "ANSWER_SECONDS",
+    "LEAVES_WHEN_SENT",
+    "Console",
+    "ending_signals",
+    "read_input",
+    "until_signal",
+]
 
 _READ_BYTES = 64 * 1024
 
@@ -257,7 +266,7 @@ class Console:
             await chat.finish()
         except MultichatError as error:
             self._fail(error)
-            if isinstance(error, OutputLost):
+            if isinstance(error, OutputLost | InputNotText):
                 scope.cancel(reason=str(error))
         self._input_over.set()
 
@@ -329,10 +338,15 @@ async def read_input(fd: int) -> AsyncIterator[list[Part]]:
     """Yield what each read of *fd* brings, cut into lines, and in the end what has no line end.
 
     Read in a thread: terminals, pipes and files all work so.  A read that is under way when we
-    leave is abandoned; its thread does not keep the process.
+    leave is abandoned; its thread does not keep the process.  Raises `InputNotText` for UTF-16,
+    as some programs write it.
     """
     decoder = LineDecoder(MAX_LINE_BYTES)
+    first = True
     while data := await trio.to_thread.run_sync(_read_some, fd, abandon_on_cancel=True):
+        if first and data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputNotText
+        first = False
         yield decoder.feed(data)
     yield decoder.finish()
 
@@ -348,10 +362,21 @@ def _read_some(fd: int) -> bytes:
             return b""  # closed, or a terminal that is not ours any more
 
 
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals that end a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored.
+
+    `nohup` starts a program with SIGHUP ignored, and it stays ignored.
+    """
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
+
+
 async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
-    """Run *main* until SIGINT or SIGTERM cancels it; return whether it came to its own end."""
+    """Run *main* until one of `ending_signals` cancels it; return whether it ended by itself."""
     finished = False
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
+    with trio.open_signal_receiver(*ending_signals()) as signals, lone_exception():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             await main()

@@ -30,6 +30,7 @@ The tree::
     ├── BadCertificate          … or not with that certificate, or trust that one
     ├── ConnectionLost          the conversation ended without a goodbye
     ├── NoJson                  the other side speaks text only
+    ├── InputNotText            our own standard input cannot be decoded
     └── OutputLost              our own standard output is gone
 
 Any other exception out of a decoder or a session is our own bug.
@@ -44,6 +45,7 @@ __all__ = [
     "ConnectFailed",
     "ConnectionLost",
     "EmptyText",
+    "InputNotText",
     "InvalidBan",
     "InvalidBanFile",
     "InvalidName",
@@ -302,6 +304,13 @@ class NoJson(MultichatError):
 
     def __init__(self) -> None:
         super().__init__("the server does not answer in JSON")
+
+
+class InputNotText(MultichatError):
+    """Our standard input is in an encoding that we do not read."""
+
+    def __init__(self) -> None:
+        super().__init__("standard input is UTF-16; convert it to UTF-8")
 
 
 class OutputLost(MultichatError):

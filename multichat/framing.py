@@ -47,17 +47,19 @@ _REPLACEMENTS: dict[int, str] = {
     **dict.fromkeys(range(128, 160), "�"),  # C1: CSI in one character
     **dict.fromkeys((8232, 8233), " "),  # line breaks to whoever believes in them
     **dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), ""),  # bidi controls
+    0xFEFF: "",  # a byte order mark, which has no meaning within UTF-8
     **dict.fromkeys(range(55296, 57344), "�"),  # surrogates: not text, and no UTF-8
 }
-_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def clean(text: str) -> str:
     """Return *text* with every character that could harm a reader made visible or harmless.
 
     Controls but TAB become their pictures (ESC becomes ␛, LF becomes ␊), C1 controls and lone
-    surrogates U+FFFD, line and paragraph separators a space; bidi overrides and isolates are
-    dropped.  White space is not trimmed.  Idempotent; what is clean comes back as it is.
+    surrogates U+FFFD, line and paragraph separators a space; bidi overrides, isolates and byte
+    order marks are dropped.  White space is not trimmed.  Idempotent; what is clean comes back as
+    it is.
     """
     return _clean_lines(text).replace("\n", "␊")
 

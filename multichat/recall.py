@@ -6,8 +6,11 @@ Blocks on the disk: call it from a thread.
 """
 
 import os
+import stat
+import sys
 from pathlib import Path
 
+from multichat.files import replace_file
 from multichat.preamble import read_password
 
 __all__ = ["MAX_LINES", "History", "keeps"]
@@ -17,6 +20,9 @@ MAX_LINES = 1000
 
 # A thousand of the longest lines that a server takes would be 64 MiB to read at each start.
 _MAX_BYTES = 1024 * 1024
+
+_MODE = 0o600
+_FOLDER_MODE = 0o700
 
 
 class History:
@@ -29,13 +35,17 @@ class History:
     def load(self) -> list[str]:
         """Return at most `MAX_LINES` lines, the oldest first; the file is cut down to them."""
         try:
-            data = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                data = file.read()
+                _make_private(file.fileno())
         except FileNotFoundError:
             return []
         except OSError as error:
             self.failure = error
             return []
-        lines = [line for line in data.decode("utf-8", "replace").split("\n") if line]
+        # With the byte order mark and the line ends of an editor, if one was used on it.
+        text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+        lines = [line for line in text.split("\n") if line]
         kept = lines[-MAX_LINES:]
         while sum(map(len, kept)) > _MAX_BYTES:
             kept = kept[1 + len(kept) // 10 :]
@@ -50,24 +60,32 @@ class History:
         if not text:
             return
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._write(self._path, os.O_APPEND, text)
+            self._path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            self._append(text)
         except OSError as error:
             self.failure = error
 
     def _rewrite(self, lines: list[str]) -> None:
-        # Beside it and then in its place: whoever reads meanwhile sees all or all.
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        text = "".join(f"{line}\n" for line in lines)
         try:
-            self._write(beside, os.O_TRUNC, "".join(f"{line}\n" for line in lines))
-            beside.replace(self._path)
+            replace_file(self._path, text.encode("utf-8", "replace"), mode=_MODE)
         except OSError as error:
             self.failure = error
 
-    def _write(self, path: Path, how: int, text: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | how
-        with open(os.open(path, flags, 0o600), "ab") as file:  # noqa: PTH123 - with its mode at once
+    def _append(self, text: str) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE)
+        with open(fd, "ab") as file:  # noqa: PTH123 - with its mode at once
+            _make_private(fd)
             file.write(text.encode("utf-8", "replace"))
+
+
+def _make_private(fd: int) -> None:
+    """Take away what others may do with a file of ours that was made without that care."""
+    if sys.platform == "win32":  # where the folder's permissions hold
+        return
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        os.fchmod(fd, _MODE)
 
 
 def keeps(line: str) -> bool:

@@ -31,6 +31,7 @@ from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
 from multichat.config import DEFAULT_PORT, ServerConfig
+from multichat.console import ending_signals
 from multichat.directory import Directory
 from multichat.entrance import Entrance, Greeted, TurnedAway
 from multichat.errors import (
@@ -543,15 +544,16 @@ async def serve(
 async def serve_until_signal(
     server: Server, serve: Callable[[], Awaitable[None]], *tasks: Callable[[], Awaitable[None]]
 ) -> None:
-    """Have *server* `serve` as a process of its own: SIGINT or SIGTERM shuts it down.
+    """Have *server* `serve` as a process of its own: SIGINT, SIGTERM or SIGHUP shuts it down.
 
-    *tasks* run beside it and are cancelled in the end.  A second signal ends it at once.  Raises
-    as `Server.run` does.
+    A SIGHUP that is ignored, as `nohup` has it, stays ignored.  *tasks* run beside the server and
+    are cancelled in the end.  A second SIGINT or SIGTERM ends it at once.  Raises as `Server.run`
+    does.
     """
     _allow_files(server.config.max_clients)
     gc.freeze()  # what has been imported stays
     gc.set_threshold(_GARBAGE_OBJECTS)
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals, lone_exception():
+    with trio.open_signal_receiver(*ending_signals()) as signals, lone_exception():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, server, nursery.cancel_scope)
             for task in tasks:
@@ -563,8 +565,9 @@ async def serve_until_signal(
 async def _obey_signals(
     signals: AsyncIterator[int], server: Server, scope: trio.CancelScope
 ) -> None:
-    async for _ in signals:
-        if server.shutting_down:
+    async for number in signals:
+        # A terminal that closes sends SIGHUP more than once: from the shell and from the system.
+        if server.shutting_down and number in (signal.SIGINT, signal.SIGTERM):
             scope.cancel(reason="a second signal")
         server.shutdown()
 

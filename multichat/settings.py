@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from multichat.errors import InvalidSettings
+from multichat.files import decode_text
 
 __all__ = ["Habits", "Server", "Settings", "history_path", "load_settings", "settings_path"]
 
@@ -88,13 +89,13 @@ def history_path() -> Path:
 def load_settings(path: Path) -> Settings:
     """Read the file at *path*; raises `InvalidSettings` for anything but a good one or none."""
     try:
-        text = path.read_text("utf-8")
+        text = decode_text(path.read_bytes())
     except FileNotFoundError:
         return Settings(path=path)
     except OSError as error:
         raise InvalidSettings(path, "", (error.strerror or "").lower()) from error
-    except UnicodeDecodeError as error:
-        raise InvalidSettings(path, "", "not UTF-8") from error
+    except ValueError as error:
+        raise InvalidSettings(path, "", str(error)) from error
     import tomllib  # most people have no such file
 
     try:

@@ -5,6 +5,7 @@ An expected failure is one line on standard error and exit status 1; a usage err
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, TextIO
 import typer
 
 from multichat.errors import MultichatError
+from multichat.files import decode_text
 
 __all__ = ["PasswordFile", "checked_password", "fileno", "one_line_errors", "read_password_file"]
 
@@ -30,12 +32,14 @@ def read_password_file(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get("MULTICHAT_PASSWORD") or None
     try:
-        password = file.read_text("utf-8")
+        password = decode_text(file.read_bytes()).rstrip("\r\n")
     except OSError as error:
         raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: not UTF-8") from None
-    return password.removesuffix("\n").removesuffix("\r")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if "\n" in password or "\r" in password:
+        raise ValueError(f"{file}: a password has one line")
+    return password
 
 
 def checked_password(file: Path | None) -> str | None:
@@ -49,8 +53,10 @@ def checked_password(file: Path | None) -> str | None:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what can be expected to go wrong into one line on standard error and status 1."""
-    # Where trio does not listen for it, before and after its run, SIGTERM is a quiet end too.
+    # Where trio does not listen for them, before and after its run, these are a quiet end too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:  # before trio took over, or after it let go

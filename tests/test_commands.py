@@ -271,7 +271,7 @@ async def test_local_commands(tmp_path: Path) -> None:
         assert "never said" not in server.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_leaves_at_once_with_status_0(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -502,6 +502,32 @@ async def test_a_server_that_has_gone_before_anything_was_said_is_lost(tmp_path:
         assert client.err.startswith("multichat: connection lost: ")
 
 
+async def test_a_repeated_sighup_does_not_cut_the_goodbyes_short(tmp_path: Path) -> None:
+    """A terminal that closes sends it from the shell and from the system."""
+    async with serve(tmp_path, "--journal", str(tmp_path / "journal")) as server, tcp(server) as a:
+        await server.wait_for("Client 1 connected")
+        for _ in range(3):
+            server.signal(signal.SIGHUP)
+        data = b""
+        while piece := await a.receive_some():
+            data += piece
+        assert data.decode() == f"{GOODBYE}\n"
+        assert await server.wait() == 0
+        assert server.err == ""
+    assert not (tmp_path / "journal-wal").exists(), "the journal was not closed"
+
+
+async def test_a_server_under_nohup_ignores_sighup(tmp_path: Path) -> None:
+    argv = (program("nohup"), MULTICHAT, "serve", "0", "--host", LOOPBACK)
+    async with ServerCommand(tmp_path, *argv) as server, tcp(server) as stream:
+        await server.wait_for("Client 1 connected")
+        server.signal(signal.SIGHUP)
+        await stream.send_all(b"still there?\n")
+        await server.wait_for("[RX] [Client 1] still there?")
+        server.signal(signal.SIGINT)
+        assert await server.wait() == 0
+
+
 async def test_many_signals_are_no_more_than_two(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(3):
@@ -620,7 +646,7 @@ async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
     assert server.out.count("Broadcasting to 200 clients") == count
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
     number: signal.Signals, tmp_path: Path
 ) -> None:

@@ -101,7 +101,7 @@ def test_clean_is_idempotent_and_encodable(text: str) -> None:
 
 
 def test_every_character_of_unicode_is_either_kept_or_made_harmless() -> None:
-    dropped = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+    dropped = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
 
     def harmless(code: int) -> str:
         if code in dropped:
@@ -141,6 +141,7 @@ def test_every_character_of_unicode_is_either_kept_or_made_harmless() -> None:
             ["naïve Ελλάδα 한국어 👩\u200d👩\u200d👧"],
         ),
         ("a\u2028b\u2029c\u202ed\u2066e\n".encode(), ["a b cde"]),
+        ("\ufeff/name bob\n\ufeff\n".encode(), ["/name bob"]),
         ("\u202e\u2069\n".encode(), []),  # nothing is left of it
         (b"\xe2\x82\nnext\n", ["\ufffd", "next"]),  # a character cut off by the line's end
         (b"\xed\xa0\x80\n", ["\ufffd\ufffd\ufffd"]),  # a surrogate, spelled in bytes

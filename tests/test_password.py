@@ -187,7 +187,7 @@ async def test_a_server_that_never_accepts_it_is_given_up_on(autojump_clock: Moc
         ("pässwörd\n".encode(), "pässwörd"),
         (b"", ""),
         (b"\n", ""),
-        (b"two\nlines\n", "two\nlines"),  # which the configuration refuses
+        (b"secret\n\r\n", "secret"),
     ],
 )
 def test_a_file_holds_one_line(data: bytes, password: str, tmp_path: Path) -> None:
@@ -204,6 +204,9 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         read_password_file(tmp_path)
     file.write_bytes(b"caf\xe9\n")
     with pytest.raises(ValueError, match=r"password: not UTF-8$"):
+        read_password_file(file)
+    file.write_bytes(b"two\nlines\n")
+    with pytest.raises(ValueError, match=r"password: a password has one line$"):
         read_password_file(file)
 
 

@@ -31,6 +31,49 @@ def test_who_may_read_it_does_not_depend_on_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "history").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_history_that_others_could_read_is_made_private(tmp_path: Path) -> None:
+    for use in (History.load, lambda history: history.append("two")):
+        path = tmp_path / "history"
+        path.write_text("one\n", "utf-8")
+        path.chmod(0o644)
+        use(History(path))
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_to_a_device_is_left_as_it_is() -> None:
+    mode = Path(os.devnull).stat().st_mode
+    history = History(Path(os.devnull))
+    history.append("one")
+    assert history.load() == []
+    assert history.failure is None
+    assert Path(os.devnull).stat().st_mode == mode
+
+
+def test_rewriting_never_writes_into_a_file_that_is_there_already(tmp_path: Path) -> None:
+    path, victim = tmp_path / "history", tmp_path / "victim"
+    victim.write_text("precious\n", "utf-8")
+    (tmp_path / f"history.{os.getpid()}").symlink_to(victim)
+    path.write_text("".join(f"line {number}\n" for number in range(2 * MAX_LINES + 1)), "utf-8")
+    assert len(History(path).load()) == MAX_LINES
+    assert victim.read_text("utf-8") == "precious\n"
+    assert len(path.read_text("utf-8").splitlines()) == MAX_LINES
+
+
+def test_rewriting_keeps_a_symbolic_link(tmp_path: Path) -> None:
+    path, target = tmp_path / "history", tmp_path / "elsewhere"
+    path.symlink_to(target)
+    target.write_text("".join(f"line {number}\n" for number in range(2 * MAX_LINES + 1)), "utf-8")
+    assert len(History(path).load()) == MAX_LINES
+    assert path.is_symlink()
+    assert len(target.read_text("utf-8").splitlines()) == MAX_LINES
+
+
+def test_an_editor_may_leave_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    path.write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    assert History(path).load() == ["one", "two"]
+
+
 def test_it_is_cut_down_to_its_newest_lines_when_it_has_twice_as_many(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.touch(0o600)

@@ -60,6 +60,9 @@ def _end_of_subnegotiation(line: bytes, at: int) -> int:
     return at
 
 
+_BYTE_ORDER_MARK = "\ufeff"
+
+
 def _visible(text: str) -> str:
     return "".join(map(_shown, text))
 
@@ -72,7 +75,7 @@ def _shown(character: str) -> str:
         return "␡"
     if unicodedata.category(character) in ("Zl", "Zp"):
         return " "
-    if unicodedata.bidirectional(character) in _BIDI:
+    if unicodedata.bidirectional(character) in _BIDI or character == _BYTE_ORDER_MARK:
         return ""
     return "�" if obeyed(character) else character
 
@@ -87,4 +90,5 @@ def _is_obeyed(character: str) -> bool:
     return character != "\t" and (
         unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
         or unicodedata.bidirectional(character) in _BIDI
+        or character == _BYTE_ORDER_MARK
     )

@@ -1,0 +1,77 @@
+"""Files of text that people edit, and files of ours that are replaced as a whole.
+
+Owns how the bytes of such a file become text, and that whoever opens one of ours finds either all
+of the old contents or all of the new.  Knows nothing of what stands in them.
+"""
+
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["decode_text", "is_readable_by_others", "replace_file"]
+
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def decode_text(data: bytes) -> str:
+    """Decode the UTF-8 of a file, without the byte order mark that some editors put first.
+
+    Raises `ValueError`, whose message says what *data* is instead.
+    """
+    if data.startswith(_UTF_16):
+        raise ValueError("UTF-16; save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    if "\0" in text:
+        raise ValueError("not text: it holds null characters; save it as UTF-8")
+    return text
+
+
+def replace_file(path: Path, data: bytes, *, mode: int) -> None:
+    """Give the file at *path* the contents *data* and the permissions *mode*, in one step.
+
+    The target of a symbolic link is replaced, not the link.  Returns when *data* is on the disk.
+    Raises `OSError`, and then has changed nothing.
+    """
+    path = path.resolve()
+    # A new name that nobody can guess, opened with O_EXCL: never a file or link that is there.
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        Path(name).chmod(mode)
+        Path(name).replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system has folders that can be opened
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def is_readable_by_others(path: Path) -> bool:
+    """Return whether users who do not own the file at *path* may read it.
+
+    A group counts only where the file is ours: a service reads another user's file by its group.
+    """
+    if sys.platform == "win32":  # whose permissions are not in the mode
+        return False
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return bool(status.st_mode & (0o044 if status.st_uid == os.geteuid() else 0o004))

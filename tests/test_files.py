@@ -1,0 +1,102 @@
+"""Files of text: which encodings are read, and how a file of ours is replaced."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.bans import read_bans
+from multichat.errors import InvalidBanFile, InvalidSettings
+from multichat.files import decode_text, is_readable_by_others, replace_file
+from multichat.settings import load_settings
+from multichat.shell import read_password_file
+
+pytestmark = pytest.mark.unit
+
+TEXT = 'name = "Jürgen"\n'
+
+
+@given(st.text(st.characters(blacklist_characters="\0\ufeff", blacklist_categories=["Cs"])))
+def test_utf_8_is_read_with_and_without_a_byte_order_mark(text: str) -> None:
+    assert decode_text(text.encode("utf-8")) == decode_text(text.encode("utf-8-sig")) == text
+
+
+@given(st.binary())
+def test_any_bytes_are_text_or_a_reason_why_not(data: bytes) -> None:
+    with suppress(ValueError):
+        assert data.removeprefix(b"\xef\xbb\xbf").decode() == decode_text(data)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "reason"),
+    [
+        ("utf-16", "UTF-16; save it as UTF-8"),
+        ("utf-16-le", "not UTF-8"),
+        ("utf-32", "UTF-16; save it as UTF-8"),
+        ("latin-1", "not UTF-8"),
+    ],
+)
+def test_each_kind_of_file_says_that_it_is_in_another_encoding(
+    encoding: str, reason: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(TEXT.encode(encoding))
+    with pytest.raises(ValueError, match=f"{reason}$"):
+        read_password_file(file)
+    with pytest.raises(InvalidSettings, match=f"{reason}$"):
+        load_settings(file)
+    with pytest.raises(InvalidBanFile):
+        read_bans(file.read_bytes(), "bans")
+
+
+def test_null_characters_are_no_text() -> None:
+    with pytest.raises(ValueError, match=r"null characters; save it as UTF-8$"):
+        decode_text("secret".encode("utf-16-le"))
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_editor_may_leave_a_byte_order_mark_and_its_line_ends(
+    start: str, end: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(f"{start}pässwörd{end}".encode())
+    assert read_password_file(file) == "pässwörd"
+    file.write_bytes(f'{start}name = "al"{end}[servers.work]{end}unix = "chat"{end}'.encode())
+    settings = load_settings(file)
+    assert settings.habits.name == "al"
+    assert settings.servers["work"].unix == tmp_path / "chat"
+    bans = f"{start}# Mine{end}203.0.113.0/24 because of spam{end}".replace("because of", "because")
+    [ban] = read_bans(bans.encode(), "bans")
+    assert ban.reason == "spam"
+
+
+def test_a_file_is_replaced_with_its_mode_and_through_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    replace_file(target, b"one", mode=0o640)
+    link.symlink_to(target)
+    replace_file(link, b"two", mode=0o600)
+    assert (target.read_bytes(), link.is_symlink()) == (b"two", True)
+    assert target.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileNotFoundError):
+        replace_file(tmp_path / "none" / "file", b"", mode=0o600)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "target"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "readable"),
+    [(0o600, False), (0o640, True), (0o644, True), (0o604, True), (0o622, False)],
+)
+def test_who_may_read_a_file_of_ours(mode: int, readable: bool, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    file.chmod(mode)
+    assert is_readable_by_others(file) is readable
+
+
+def test_a_file_that_is_not_there_is_read_by_nobody(tmp_path: Path) -> None:
+    assert not is_readable_by_others(tmp_path / "file")
+    assert not is_readable_by_others(Path(os.devnull, "file"))
