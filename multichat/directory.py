@@ -38,7 +38,7 @@ from multichat.journal.memory import MemoryJournal
 from multichat.limits import Budget, Turns
 from multichat.log import Log
 from multichat.mailbox import Offer
-from multichat.messages import Directed, Goodbye, Notice
+from multichat.messages import TAKEN_OVER, TOO_FAR_BEHIND, Directed, Goodbye, Notice
 from multichat.names import SERVER_NAME, default_name, fold_name, parse_name
 from multichat.resume import Resumable, Resumables
 from multichat.room import Member, Room
@@ -181,7 +181,7 @@ class Directory:
         self._open(LOBBY).join(member)
         self._log.line("STATE", f"Client {member.client} connected")
         if self.closed:
-            self.dismiss(member, self.closed)
+            self.dismiss(member, self._closing_goodbye)
 
     def leave(
         self, member: Member, reason: str = "", *, last_words: bytes = b"", for_good: bool = False
@@ -222,10 +222,19 @@ class Directory:
         until = now + self._config.away_seconds
         self._away[key] = _Away(member.client, member.room, _place(member), until)
 
-    def dismiss(self, member: Member, reason: str, *, for_good: bool = False) -> None:
-        """Have *member* leave against its wish, with a goodbye that gives the *reason*."""
-        last_words = member.voice.spell(Goodbye(reason))
-        self.leave(member, reason, last_words=last_words, for_good=for_good)
+    def dismiss(self, member: Member, goodbye: Goodbye) -> None:
+        """Disconnect *member* with this *goodbye*.
+
+        Its session ends if the goodbye does not allow it to reconnect, except where another
+        connection has taken that session over.
+        """
+        for_good = not (goodbye.reconnect or goodbye.code == "replaced")
+        last_words = member.voice.spell(goodbye)
+        self.leave(member, goodbye.reason, last_words=last_words, for_good=for_good)
+
+    @property
+    def _closing_goodbye(self) -> Goodbye:
+        return Goodbye.of("shutdown", self.closed)
 
     def note_not_kept(self, error: NotKept) -> None:
         """Tell the operator, now and then, that nothing can be said."""
@@ -251,7 +260,7 @@ class Directory:
         self._log.line("STATE", f"Client {member.client} is Client {resumable.client} again")
         self._take_out(member, "")
         if old is not None:
-            self.dismiss(old, "taken over by a new connection")
+            self.dismiss(old, Goodbye.of("replaced", TAKEN_OVER))
         self.resumables.come(resumable)
         member.client, member.resumable = resumable.client, resumable
         member.name = default_name(member.client)
@@ -298,7 +307,7 @@ class Directory:
                 self.counts.too_slow += 1
                 member.mailbox.forget()
                 leaving += member.mailbox.waiting_bytes
-                self.dismiss(member, "too far behind")
+                self.dismiss(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
         finally:
             self._shedding = False
 
@@ -416,9 +425,9 @@ class Directory:
                     for room in self.rooms:
                         nursery.start_soon(self._empty, room)
             for member in self.members:  # who has just come from one room into another
-                self.dismiss(member, reason)
+                self.dismiss(member, self._closing_goodbye)
 
     async def _empty(self, room: Room) -> None:
         await room.settle()
         for member in room.members:
-            self.dismiss(member, self.closed)
+            self.dismiss(member, self._closing_goodbye)

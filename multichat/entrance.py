@@ -26,7 +26,7 @@ from multichat.config import ServerConfig
 from multichat.errors import LineTooLong
 from multichat.framing import LineDecoder, Part, clean
 from multichat.limits import Attempts
-from multichat.messages import Event, Goodbye, Notice
+from multichat.messages import SHUTTING_DOWN, Event, Goodbye, Notice
 from multichat.preamble import (
     HTTP_ANSWER,
     PASSWORD_ACCEPTED,
@@ -142,7 +142,7 @@ class Entrance:
 
     def close(self) -> None:
         """Send away who is not in yet, and whoever comes."""
-        self._closed = "the server is shutting down"
+        self._closed = SHUTTING_DOWN
         for scope in list(self._at_the_door):
             scope.cancel(reason=self._closed)
 

@@ -12,12 +12,18 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from multichat.errors import RemoteProtocolError
+from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, WRONG_PASSWORD
 
 __all__ = [
     "ASKED_TO_LEAVE",
+    "GOODBYES",
     "HISTORY_MESSAGES",
     "MAX_TOKEN_CHARACTERS",
     "PROTOCOL",
+    "SHUTTING_DOWN",
+    "TAKEN_OVER",
+    "TOO_FAR_BEHIND",
+    "TOO_SLOW",
     "Accepted",
     "Act",
     "Direct",
@@ -337,10 +343,70 @@ ASKED_TO_LEAVE = "you asked to leave"
 """The reason of a goodbye that answers `Quit`."""
 
 
+GOODBYES = {
+    "shutdown": True,
+    "draining": True,
+    "too-slow": True,
+    "idle": True,
+    "full": True,
+    "kicked": False,
+    "banned": False,
+    "replaced": False,
+    "wrong-password": False,
+    "quit": False,
+}
+"""The codes of a goodbye, and whether the client may reconnect after it."""
+
+TOO_SLOW = "too slow"
+TOO_FAR_BEHIND = "too far behind"
+TAKEN_OVER = "taken over by a new connection"
+SHUTTING_DOWN = "the server is shutting down"
+
+# How the reasons of a goodbye begin: the text protocol, and a server of an older version, give a
+# reason and no code.  The first that fits counts.
+_CODES_BY_REASON = {
+    SHUTTING_DOWN: "shutdown",
+    TOO_SLOW: "too-slow",
+    TOO_FAR_BEHIND: "too-slow",
+    "nothing said for": "idle",
+    SERVER_IS_FULL: "full",
+    TOO_MANY_FROM_ADDRESS: "full",
+    "kicked": "kicked",
+    "banned": "banned",
+    TAKEN_OVER: "replaced",
+    WRONG_PASSWORD: "wrong-password",
+    "too many wrong passwords": "wrong-password",
+    ASKED_TO_LEAVE: "quit",
+}
+
+
 class Goodbye(_Message, frozen=True, tag="goodbye"):
-    """The server is about to close the connection, and says why."""
+    """The server is about to close the connection.
+
+    *reason* is for people, *code* is one of `GOODBYES`, and *reconnect* says whether the client may
+    come back, not before *after* seconds if that is given.  A server of an older version sends the
+    reason alone; see `known`.
+    """
 
     reason: str
+    code: str = ""
+    reconnect: bool | None = None
+    after: float | None = None
+
+    @classmethod
+    def of(cls, code: str, reason: str, *, nonce: Nonce | None = None) -> "Goodbye":
+        """Return the goodbye with this *code*, which MUST be one of `GOODBYES`."""
+        return cls(reason, code, GOODBYES[code], nonce=nonce)
+
+    def known(self) -> "Goodbye":
+        """Return the same goodbye with what can be concluded where it does not say it."""
+        code, reconnect = self.code, self.reconnect
+        if not code and reconnect is None:
+            known = (c for start, c in _CODES_BY_REASON.items() if self.reason.startswith(start))
+            code = next(known, "")
+        if reconnect is None:
+            reconnect = GOODBYES.get(code, False)
+        return msgspec.structs.replace(self, code=code, reconnect=reconnect)
 
 
 class Disconnected(_Message, frozen=True):

@@ -35,8 +35,10 @@ from multichat.journal import Keeping, RoomJournal
 from multichat.log import Log
 from multichat.mailbox import Mailbox, Offer
 from multichat.messages import (
+    TOO_SLOW,
     Error,
     Event,
+    Goodbye,
     HistoryPage,
     Joined,
     Left,
@@ -106,7 +108,7 @@ class Room:
         announce: bool,
         away_seconds: float,
         counts: Counts,
-        dismiss: Callable[[Member, str], None],
+        dismiss: Callable[[Member, Goodbye], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self.name = name
@@ -295,7 +297,7 @@ class Room:
         """From now on nothing is said here and nobody waited for: who is full has to go."""
         self._closing = reason
         for member in list(self._deadlines):
-            self._dismiss(member, reason)
+            self._dismiss(member, Goodbye.of("shutdown", reason))
 
     @property
     def busy(self) -> bool:
@@ -533,7 +535,10 @@ class Room:
 
     def _dismiss_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
-        self._dismiss(member, self._closing or "too slow")
+        if self._closing:
+            self._dismiss(member, Goodbye.of("shutdown", self._closing))
+        else:
+            self._dismiss(member, Goodbye.of("too-slow", TOO_SLOW))
 
     # --- What was said ----------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
+from multichat.messages import SHUTTING_DOWN, Goodbye
 from multichat.preamble import SERVER_IS_FULL
 from multichat.room import Member
 from multichat.session import Session
@@ -359,7 +360,8 @@ class Server:
 
         Raises `UnknownClient` if it is not connected.
         """
-        self._directory.dismiss(self._member(client), clean(reason) or "kicked", for_good=True)
+        goodbye = Goodbye.of("kicked", clean(reason) or "kicked")
+        self._directory.dismiss(self._member(client), goodbye)
 
     def _member(self, client: int) -> Member:
         member = self._directory.find(client)
@@ -385,7 +387,7 @@ class Server:
             member for member in self._directory.members if ban.covers(member.address, member.name)
         ]
         for member in gone:
-            self._directory.dismiss(member, ban.refusal(now), for_good=True)
+            self._directory.dismiss(member, Goodbye.of("banned", ban.refusal(now)))
         return [member.client for member in gone]
 
     def unban(self, target: str) -> bool:
@@ -447,7 +449,7 @@ class Server:
         and what it takes to hang up.
         """
         self._entrance.close()
-        await self._directory.close("the server is shutting down")
+        await self._directory.close(SHUTTING_DOWN)
 
     async def handle(self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None) -> None:
         """Serve one client on *stream* until it is gone; the stream is closed in the end.

@@ -10,6 +10,7 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
+import math
 import time
 from functools import cache
 from importlib.metadata import version
@@ -132,6 +133,7 @@ class Session:
     """
 
     __slots__ = (
+        "_active_at",
         "_asked",
         "_bytes",
         "_config",
@@ -174,6 +176,7 @@ class Session:
         self._turn_seconds = _FIRST_TURN_SECONDS
         self._effort = Effort()
         self._asked = 0
+        self._active_at = trio.current_time()
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -285,14 +288,16 @@ class Session:
 
     async def _receive(self) -> bytes | bytearray:
         size = self._read_bytes
+        if self._active_at == math.inf:  # something was asked since the last read
+            self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
             data = await self._stream.receive_some(size)
         else:
-            with trio.move_on_after(self._config.idle_seconds) as idle:
+            with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
                 data = await self._stream.receive_some(size)
             if idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
-                raise _Leave(reason, self.member.voice.spell(Goodbye(reason)))
+                raise _Leave(reason, self.member.voice.spell(Goodbye.of("idle", reason)))
         if self._bytes is not None:
             debt = self._bytes.spend(len(data), trio.current_time())
             if debt:
@@ -302,6 +307,7 @@ class Session:
     async def _take(self, parts: list[Part]) -> None:
         for part in parts:
             if isinstance(part, LineTooLong):
+                self._active_at = math.inf
                 await self._may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
@@ -310,6 +316,9 @@ class Session:
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
+                # A client's own keep-alive says nothing about whoever sits there.
+                if type(request) is not Ping or self.member.voice is not JSON:
+                    self._active_at = math.inf
                 if type(request) is SayRun:  # mostly
                     if request.nonces:
                         await self._say_new(request)
@@ -499,7 +508,7 @@ class Session:
             case Invalid(error):
                 await self._answer(error)
             case Quit(nonce=nonce):
-                goodbye = Goodbye(ASKED_TO_LEAVE, nonce=nonce)
+                goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
                 raise _Leave(last_words=me.voice.spell(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:

@@ -341,7 +341,12 @@ async def test_json_ends_with_the_servers_goodbye(tmp_path: Path) -> None:
         await bot.wait_for("welcome")
         server.process.terminate()
         assert await bot.wait() == 0
-        assert objects(bot)[-1] == {"type": "goodbye", "reason": "the server is shutting down"}
+        assert objects(bot)[-1] == {
+            "type": "goodbye",
+            "reason": "the server is shutting down",
+            "code": "shutdown",
+            "reconnect": True,
+        }
 
 
 async def test_json_of_a_server_that_is_killed_is_an_error(tmp_path: Path) -> None:

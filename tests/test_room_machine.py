@@ -32,7 +32,7 @@ from multichat.directory import LOBBY, Directory
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.mailbox import Mailbox
-from multichat.messages import Event, Joined, Left, Missed, Renamed
+from multichat.messages import Event, Goodbye, Joined, Left, Missed, Renamed
 from multichat.names import default_name, fold_name, parse_name
 from multichat.room import Member
 from multichat.voices import JSON, TEXT, Voice
@@ -250,7 +250,7 @@ class RoomMachine(RuleBasedStateMachine):
     @rule(guest=guests, reason=st.sampled_from(["kicked", "flooding"]))
     def dismiss(self, guest: Guest, reason: str) -> None:
         async def dismiss() -> None:
-            self.directory.dismiss(guest.member, reason)
+            self.directory.dismiss(guest.member, Goodbye.of("kicked", reason))
 
         self.loop.call(dismiss)
 

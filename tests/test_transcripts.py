@@ -134,7 +134,9 @@ async def test_events_that_no_request_asks_for(autojump_clock: trio.testing.Mock
         for client in (1, 2):
             network.server.kick(client, "enough")
         assert await text.rest() == ["[Server] goodbye: enough"]
-        assert (await json.rest())[-1] == '{"type":"goodbye","reason":"enough"}'
+        assert (await json.rest())[-1] == (
+            '{"type":"goodbye","reason":"enough","code":"kicked","reconnect":false}'
+        )
 
 
 async def test_presence_is_told_to_programs_and_with_announce_to_everybody(

@@ -170,6 +170,8 @@ BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     int: numbers,
     int | str: numbers | tokens,
     bool: st.booleans(),
+    bool | None: st.none() | st.booleans(),
+    float | None: st.none() | st.floats(0, 3600),
     Limits: st.builds(Limits, numbers, numbers),
     list[MemberName]: st.lists(st.builds(MemberName, numbers, names), max_size=3),
     list[RoomSize]: st.lists(st.builds(RoomSize, names, numbers), max_size=3),

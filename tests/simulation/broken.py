@@ -17,7 +17,7 @@ from multichat.errors import NotKept
 from multichat.filters import Filters
 from multichat.journal import Keeping
 from multichat.mailbox import Mailbox, Offer
-from multichat.messages import HistoryPage, Missed, SaidRun
+from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
 from multichat.past import read_history, spell_page
 from multichat.resume import Resumable, Resumables
 from multichat.room import Member, Room
@@ -153,10 +153,8 @@ def cut_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evict_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dismiss(
-        original: Any, directory: Directory, member: Member, reason: str, **kwargs: Any
-    ) -> None:
-        directory.leave(member, reason, **kwargs)
+    def dismiss(original: Any, directory: Directory, member: Member, goodbye: Goodbye) -> None:
+        directory.leave(member, goodbye.reason)
 
     wrap(monkeypatch, Directory, "dismiss", dismiss)
 
