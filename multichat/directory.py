@@ -419,7 +419,7 @@ class Directory:
         finally:
             self.closed = reason  # from here on nobody is waited for
             for room in self.rooms:
-                room.close(reason)
+                room.close(self._closing_goodbye)
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
                     for room in self.rooms:

@@ -121,7 +121,7 @@ class Room:
         self._counts = counts
         self._dismiss = dismiss
         self._start_soon = start_soon
-        self._closing = ""
+        self._closing: Goodbye | None = None
         self._members: dict[int, Member] = {}
         self._by_voice: dict[Voice, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
@@ -293,11 +293,11 @@ class Room:
 
     # --- What is said -----------------------------------------------------------------------------
 
-    def close(self, reason: str) -> None:
+    def close(self, goodbye: Goodbye) -> None:
         """From now on nothing is said here and nobody waited for: who is full has to go."""
-        self._closing = reason
+        self._closing = goodbye
         for member in list(self._deadlines):
-            self._dismiss(member, Goodbye.of("shutdown", reason))
+            self._dismiss(member, goodbye)
 
     @property
     def busy(self) -> bool:
@@ -535,10 +535,7 @@ class Room:
 
     def _dismiss_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
-        if self._closing:
-            self._dismiss(member, Goodbye.of("shutdown", self._closing))
-        else:
-            self._dismiss(member, Goodbye.of("too-slow", TOO_SLOW))
+        self._dismiss(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
     # --- What was said ----------------------------------------------------------------------------
 

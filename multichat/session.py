@@ -10,7 +10,6 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
-import math
 import time
 from functools import cache
 from importlib.metadata import version
@@ -176,7 +175,7 @@ class Session:
         self._turn_seconds = _FIRST_TURN_SECONDS
         self._effort = Effort()
         self._asked = 0
-        self._active_at = trio.current_time()
+        self._active_at: float | None = trio.current_time()
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -186,7 +185,7 @@ class Session:
             self._stream,
             max_batches=config.mailbox_batches,
             patience_seconds=config.patience_seconds,
-            spell_missed=self._spell_missed,
+            spell_missed=lambda count: self.member.voice.spell(Missed(count)),
             on_waiting=self._start_writing,
             budget=directory.budget,
         )
@@ -288,7 +287,7 @@ class Session:
 
     async def _receive(self) -> bytes | bytearray:
         size = self._read_bytes
-        if self._active_at == math.inf:  # something was asked since the last read
+        if self._active_at is None:  # something was asked since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
             data = await self._stream.receive_some(size)
@@ -307,7 +306,6 @@ class Session:
     async def _take(self, parts: list[Part]) -> None:
         for part in parts:
             if isinstance(part, LineTooLong):
-                self._active_at = math.inf
                 await self._may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
@@ -318,7 +316,7 @@ class Session:
             for request in self.member.voice.parse_requests(part):
                 # A client's own keep-alive says nothing about whoever sits there.
                 if type(request) is not Ping or self.member.voice is not JSON:
-                    self._active_at = math.inf
+                    self._active_at = None
                 if type(request) is SayRun:  # mostly
                     if request.nonces:
                         await self._say_new(request)
@@ -600,6 +598,3 @@ class Session:
     async def _answer(self, *events: Event) -> None:
         """Tell this client alone, who is not read while its mailbox is full."""
         await self._mailbox.put(b"".join(map(self.member.voice.spell, events)))
-
-    def _spell_missed(self, count: int) -> bytes:
-        return self.member.voice.spell(Missed(count))

@@ -1,4 +1,4 @@
-"""Goodbye codes: what the server tells a client that it disconnects, and what a client concludes."""
+"""Goodbye codes: what the server tells a disconnected client, and what the client concludes."""
 
 import json
 
