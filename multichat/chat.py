@@ -56,13 +56,17 @@ __all__ = [
     "Chat",
 ]
 
-# How many reads wait for a program that is busy: 16 MiB as they came on the wire, after which we
-# stop reading and the server's patience begins.
-_WAITING_READS = 256
+# How much memory (see `Link`) the events may take that wait for a busy program.  Above this we stop
+# reading, and the server waits for us.
+_WAITING_BYTES = 32 * 1024 * 1024
 
-# The same while it waits for an answer, which stands behind what the server has for us.  Whoever
-# falls behind by more than this while it asks is not held up any longer, so that it can hear.
-_AWAITING_CHARACTERS = 64 * 1024 * 1024
+# The same while the program waits for an answer, which comes behind these events.  Above this the
+# call is given up, so that the program can receive.
+_AWAITING_BYTES = 128 * 1024 * 1024
+
+# A read of tiny lines holds 30,000 events.  `receive` returns them in pieces, so that a program can
+# be cancelled between two.
+_EVENTS_AT_ONCE = 1000
 
 
 class Chat:
@@ -98,8 +102,8 @@ class Chat:
     ) -> None:
         self.tells_accepted = False
         self._plain = plain
-        self._heard: deque[tuple[int, list[Event]]] = deque()  # what each read told, in so much
-        self._heard_characters = 0
+        self._heard: deque[tuple[int, list[Event]]] = deque()  # events, and the memory they take
+        self._heard_bytes = 0
         self._events: deque[Event] = deque()  # of the read that is being iterated over
         self._answers: dict[Nonce, Event | None] = {}
         self._abandoned: set[Nonce] = set()  # asked for, and nobody waits for the answer
@@ -302,9 +306,7 @@ class Chat:
         return nonces
 
     def _may_read(self, awaited: bool) -> bool:
-        if awaited:
-            return self._heard_characters < _AWAITING_CHARACTERS
-        return len(self._heard) < _WAITING_READS
+        return self._heard_bytes < (_AWAITING_BYTES if awaited else _WAITING_BYTES)
 
     def _may_send(self, messages: int) -> bool:
         return len(self._conversation.outbox) + messages <= MAX_UNACCEPTED or not self._may_read(
@@ -354,7 +356,7 @@ class Chat:
     # --- Hearing ----------------------------------------------------------------------------------
 
     async def receive(self) -> list[Event]:
-        """Wait for the events of one read; an empty list when the conversation is over.
+        """Wait for at most 1000 events of one read; an empty list when the conversation is over.
 
         Raises `ConnectionLost` when it ended without a goodbye and `finish` was not called; after a
         connection was lost, `Refused` or `ConnectFailed` if there can be no other.
@@ -367,8 +369,8 @@ class Chat:
         while not self._heard and not self._conversation.over:
             await self._conversation.bell.wait()
         if self._heard:
-            characters, events = self._heard.popleft()
-            self._heard_characters -= characters
+            size, events = self._heard.popleft()
+            self._heard_bytes -= size
             self._conversation.bell.ring()
             return events
         if (failure := self._conversation.failure) is not None:
@@ -390,12 +392,14 @@ class Chat:
             raise StopAsyncIteration
         return self._events.popleft()
 
-    def _tell(self, events: list[Event], characters: int = 0) -> None:
+    def _tell(self, events: list[Event], size: int = 0) -> None:
         if events:
             last = events[-1]
             self._conversation.goodbye = last.reason if isinstance(last, Goodbye) else None
-            self._heard.append((characters, events))
-            self._heard_characters += characters
+            for start in range(0, len(events), _EVENTS_AT_ONCE):
+                self._heard.append((size, events[start : start + _EVENTS_AT_ONCE]))
+                self._heard_bytes += size
+                size = 0  # counted with the first piece
             self._conversation.bell.ring()
 
     def _sort(self, event: Event, ours: bool) -> Event | None:
@@ -449,7 +453,7 @@ class Chat:
     async def _hear_out(self) -> None:
         while not self._conversation.over:
             self._heard.clear()
-            self._heard_characters = 0
+            self._heard_bytes = 0
             await self._conversation.wait_until(lambda: self._heard)
 
     async def end(self) -> None:

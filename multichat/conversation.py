@@ -59,10 +59,10 @@ class Conversation:
     """With whoever is at the other end of *stream*, and of those that *redial* returns.
 
     Begins with *hello*, whose answer is waited for *hello_seconds*; for *password*, *plain* and
-    *wait* see `multichat.client.open_chat`.  *tell* is called with what a read told and how many
-    characters that was, *sort* with each event in JSON, and whether it answers something of ours:
-    it returns what the program is to hear of it.  *send_typed* sends a run of lines as if it had
-    been typed.  For *may_read* see `Connection`.
+    *wait* see `multichat.client.open_chat`.  *tell* is called with what a read told and about
+    how many bytes of memory that takes, *sort* with each event in JSON, and whether it answers
+    something of ours: it returns what the program is to hear of it.  *send_typed* sends a run of
+    lines as if it had been typed.  For *may_read* see `Connection`.
 
     *goodbye* is whoever *tell*s to set.
     """

@@ -45,14 +45,27 @@ ASKING_SECONDS = 3.0
 # wrong ones came.
 PASSWORD_SECONDS = 30.0
 
+# What is said before the welcome is hidden, as the past that we asked for repeats it.  Above this
+# it is told after all: a server may send such lines for ever.
+_MAX_EARLY = 10_000
+
+# What an event, or a member in a list of them, takes in memory besides its text: an object and the
+# strings in it.
+_OBJECT_BYTES = 200
+
+
+def _memory_of(run: str) -> int:
+    """Return about how many bytes the events of *run* take: one a line, or one a JSON object."""
+    return len(run) + _OBJECT_BYTES * (1 + run.count("\n") + run.count("{"))
+
 
 class Link:
     """A conversation's connection over *stream*, which is not closed here.
 
     One task runs `connection.run`, once, and one calls `ask`, once.  *news* is called with each
     event in JSON and returns what the program is to hear of it, *tell* with what a read told and
-    how many characters that was; *say_again* has `send_again` called.  For *may_read* and *bell*
-    see `Connection`.
+    about how many bytes of memory that takes; *say_again* has `send_again` called.  For *may_read*
+    and *bell* see `Connection`.
     """
 
     def __init__(
@@ -96,7 +109,7 @@ class Link:
 
     def _hear(self, parts: list[Part]) -> None:
         events: list[Event] = []
-        characters = 0
+        size = 0
         if self._heard and trio.current_time() > self._forget_at:
             self.handshake.conclude()
             self._forget_at = math.inf
@@ -110,12 +123,12 @@ class Link:
             if isinstance(part, LineTooLong):
                 events.append(Notice(str(part)))
             else:
-                characters += len(part)
+                size += _memory_of(part)
                 events += self._read(part)
         if self.handshake.resending and not self._resending:
             self._resending = True
             self._say_again(self)
-        self._tell(events, characters)
+        self._tell(events, size)
 
     def _read(self, run: str) -> list[Event]:
         welcomed = self.welcome is not None
@@ -126,6 +139,9 @@ class Link:
                 count = next(i for i, event in enumerate(heard) if isinstance(event, Welcome))
             self._early += [event for event in heard[:count] if not isinstance(event, Goodbye)]
             heard = [*(e for e in heard[:count] if isinstance(e, Goodbye)), *heard[count:]]
+            if len(self._early) > _MAX_EARLY:
+                self._asks_for_past = False
+                heard, self._early = [*self._early, *heard], []
         if self.voice is TEXT:
             return heard
         if self.connection.ended:  # half a line: it comes whole by the next connection

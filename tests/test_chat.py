@@ -427,24 +427,107 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_no_event(
 
 
 async def test_who_asks_under_a_flood_that_it_does_not_hear_is_not_stuck(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
 ) -> None:
-    monkeypatch.setattr(multichat.chat, "_AWAITING_CHARACTERS", 10_000)
     with pytest.raises(ConnectionLost):
         await _ask_under_a_flood()
 
 
 async def _ask_under_a_flood() -> None:
+    notices = [f'{{"type":"notice","text":"{"{" * 60_000}"}}'] * 20  # an object for each brace
     async with scripted_server() as (chat, server):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(server.send, *['{"type":"notice","text":"x"}'] * 1000))
+            nursery.start_soon(partial(server.send, *notices))
             with pytest.raises(LocalProtocolError, match="too much waits to be heard"):
                 await chat.members()
             await chat.say(*["not held up"] * (MAX_UNACCEPTED + 1))
         heard = 0
-        while heard < 1000:
+        while heard < len(notices):
             heard += len(await chat.receive())
         assert (await server.lines(2))[1].startswith('{"type":"say"')
+        await server.stream.aclose()
+
+
+MANY_MEMBERS = ",".join(['{"client":1,"name":""}'] * 40_000)
+MANY_ROOMS = ",".join(['{"room":"","members":1}'] * 40_000)
+MANY_MESSAGES = ",".join(['{"name":"","text":""}'] * 40_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "events"),
+    [
+        pytest.param("[]", 1, id="an empty array"),
+        pytest.param("{", 1, id="half an object"),
+        pytest.param('{"type":"notice","text":""}', 1, id="a notice"),
+        pytest.param('{"type":"unheard of"}', 1, id="an event that is not known"),
+        pytest.param(
+            '{"type":"members","room":"","members":[' + MANY_MEMBERS + "]}", 40_000, id="a member"
+        ),
+        pytest.param('{"type":"rooms","rooms":[' + MANY_ROOMS + "]}", 40_000, id="a room"),
+        pytest.param(
+            '{"type":"history","more":true,"messages":[' + MANY_MESSAGES + "]}",
+            40_000,
+            id="a message of the history",
+        ),
+    ],
+)
+async def test_a_client_stops_reading_when_many_small_events_wait_to_be_received(
+    line: str, events: int, autojump_clock: MockClock
+) -> None:
+    sent = 0
+    # Each send waits until all of it has been read.
+    ours, theirs = trio.testing.lockstep_stream_pair()
+
+    async def flood() -> None:
+        nonlocal sent
+        await theirs.send_all(f"{WELCOME}\n".encode())
+        count = max(1, 32_000 // len(line))
+        with suppress(trio.BrokenResourceError):  # the client has left
+            while sent < 1_000_000:
+                await theirs.send_all(f"{line}\n".encode() * count)
+                sent += events * count
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain, theirs)
+        nursery.start_soon(flood)
+        with trio.move_on_after(60):
+            async with open_chat(ours) as chat:
+                assert chat.welcome is not None
+                await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+    known = not line.startswith('{"type":"unheard of"')  # of the others nothing is kept
+    assert (sent < 250_000) == known, sent
+
+
+async def _drain(stream: trio.abc.ReceiveStream) -> None:
+    while await stream.receive_some():
+        pass
+
+
+async def test_a_read_of_many_events_is_received_in_pieces(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        await server.send(*["[]"] * 20_000)
+        received = 0
+        while received < 20_000:
+            events = await chat.receive()
+            assert 0 < len(events) <= 1000
+            received += len(events)
+        await server.stream.aclose()
+        with pytest.raises(ConnectionLost):
+            await chat.receive()
+
+
+async def test_what_is_said_before_the_welcome_is_hidden_only_up_to_a_bound(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(*["x"] * 15_000)
+    async with open_chat(ours, replay=1) as chat:
+        assert chat.welcome is None
+        received = 0
+        while received < 15_000:
+            received += len(await chat.receive())
         await server.stream.aclose()
 
 

@@ -237,9 +237,9 @@ async def test_what_waits_to_be_heard_is_bounded(autojump_clock: trio.testing.Mo
     async with open_chat(ours, plain=True):
         with trio.move_on_after(1):
             while True:
-                await theirs.send_all(b"x\n")
-                sent += 1
-        assert 256 <= sent <= 260
+                await theirs.send_all(b"x\n" * 10_000)
+                sent += 10_000
+        assert 100_000 <= sent <= 200_000
 
 
 async def test_leaving_with_much_unheard_loses_nothing_that_was_said() -> None:
