@@ -1,20 +1,22 @@
-"""What CI runs: `nox` alone runs all of it.
+"""The checks of this project.
 
-nox -s lint      style
-nox -s types     mypy --strict
-nox -s tests     the tests on every Python from 3.11 on that is here, on one with coverage
-nox -s install   the built wheel alone, in an environment of its own, doing its job
-nox -s docs      the command reference and the documents' own tests
-nox -s sim       500 simulated schedules of a whole server with its clients and faults
-nox -s fuzz      a minute of hostile bytes for everything that reads them
-nox -s soak      two minutes in which 500 clients come, talk, stall and go
+nox -l             list them
+nox                the README's test command: lint, types, unit and process tests, install, docs
+nox -s full        what CI runs besides: other Pythons, coverage, stress and random tests
+nox -s lint types  single ones, by name
 
-Longer: nox -s sim -- --seeds 10000, nox -s fuzz -- --seconds 3600, nox -s soak -- --minutes 10
+The sessions named here run in the environment in which nox itself is installed, which is made
+ready once a run.  Only another Python, the built wheel and the benchmark need environments of
+their own.
 
-By hand, because it takes long and wants a quiet machine:
+Arguments behind `--` go to the session's program:
 
-nox -s bench     multichat beside its peers, about 40 minutes: docs/performance.md
-nox -s bench -- --quick     instructions for each piece of work, beside the previous commit's
+nox -s tests -- tests/test_framing.py
+nox -s sim -- --seeds 10000
+nox -s fuzz -- --seconds 3600
+nox -s soak -- --minutes 10
+nox -s docs -- --write
+nox -s bench -- --quick
 """
 
 import os
@@ -25,109 +27,116 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2024.4"
-nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "tests", "install", "docs", "sim", "fuzz", "soak"]
-nox.options.error_on_missing_interpreters = True
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["environment", "lint", "types", "tests", "install", "docs"]
+
+FULL = ["other_pythons", "coverage", "stress", "search", "sim", "fuzz", "soak"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+# What the tests run, and the Debian packages that have it.
 PROGRAMS = {"nc": "netcat-openbsd", "ncat": "ncat", "tmux": "tmux", "cc": "gcc"}
 
-
-def pythons() -> list[str]:
-    """Every CPython from 3.11 on that is here and runs, one for each version."""
-    minor_versions = range(11, 30)
-    found: dict[tuple[int, ...], str] = {}
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates = [shutil.which(f"python3.{minor}") for minor in minor_versions]
-    candidates += [str(path) for path in sorted(pyenv.glob("versions/3.*/bin/python"))]
-    for python in [sys.executable, *filter(None, candidates)]:
-        code = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
-        probe = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-        if probe.returncode == 0:  # a shim may stand for nothing
-            version = tuple(map(int, probe.stdout.split()))
-            if version >= (3, 11):
-                found.setdefault(version, python)
-    return [found[version] for version in sorted(found)]
+# Many tests wait for processes, so that two for each processor keep it busy.
+WORKERS = min(2 * (os.cpu_count() or 1), 8)
+IN_PARALLEL = ("--numprocesses", str(WORKERS), "--dist", "loadgroup")
+FAST_TIERS = ("-m", "unit or process")
 
 
-def requirements(*groups: str) -> tuple[str, ...]:
+def requirements(group: str) -> tuple[str, ...]:
     """Read a dependency group of pyproject.toml."""
-    return nox.project.dependency_groups(PYPROJECT, *groups)
+    return nox.project.dependency_groups(PYPROJECT, group)
+
+
+@cache
+def _prepare() -> None:
+    """Install the project and all development tools into the environment that nox runs in."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--editable", ".", *requirements("dev")], check=True)
+
+
+def run(
+    session: nox.Session, module: str, *arguments: str, success_codes: Sequence[int] = (0,)
+) -> None:
+    """Run a Python module in the environment that nox runs in."""
+    _prepare()
+    session.run(sys.executable, "-m", module, *arguments, success_codes=success_codes)
+
+
+@nox.session
+def environment(session: nox.Session) -> None:
+    """Install the project and the development tools."""
+    session.log(f"into {sys.prefix}")
+    _prepare()
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, with the rules for async code."""
-    session.install(*requirements("lint"))
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", "--diff", ".")
+    run(session, "ruff", "check", ".")
+    run(session, "ruff", "format", "--check", "--diff", ".")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, strictly."""
-    session.install("-e", ".", *requirements("types", "test", "bench"), "nox")
-    session.run("mypy")
+    run(session, "mypy")
 
 
-@nox.session(python=pythons())
+@nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, on the first Python with the branch coverage, which takes twice the time."""
-    missing = [
-        f"{name} ({package})" for name, package in PROGRAMS.items() if not shutil.which(name)
-    ]
+    """Run the unit and process tests in parallel, or those that are named."""
+    _check_programs(session)
+    run(session, "pytest", *session.posargs or (*FAST_TIERS, *IN_PARALLEL))
+
+
+def _check_programs(session: nox.Session) -> None:
+    missing = [f"{name} ({deb})" for name, deb in PROGRAMS.items() if not shutil.which(name)]
     if missing:
         message = f"not installed (Debian's package in brackets): {', '.join(missing)}"
         if os.environ.get("CI"):
             session.error(message)
         session.warn(f"{message}; the tests that need them are skipped")
-    session.install("-e", ".", *requirements("test"))
-    if session.python != pythons()[0]:
-        session.run("pytest", *session.posargs)
-        return
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
-    session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report")
 
 
 @nox.session
 def install(session: nox.Session) -> None:
     """Install the built wheel alone, without development packages, and run its main job."""
-    session.install("build")
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), silent=True)
+    session.run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(dist), ".")
     [wheel] = dist.glob("*.whl")
-    room = dist / "venv"
-    session.run("python", "-m", "venv", str(room))
-    session.run(str(room / "bin" / "pip"), "install", "--quiet", str(wheel), external=True)
+    session.run(sys.executable, "-m", "venv", str(dist / "venv"))
+    programs = dist / "venv" / "bin"
+    session.run(str(programs / "pip"), "install", "--quiet", str(wheel))
     session.chdir(dist)  # nothing of the checkout is in reach
-    _talk(session, room / "bin")
+    _talk(session, programs)
 
 
-def _talk(session: nox.Session, bin_: Path) -> None:
+def _talk(session: nox.Session, programs: Path) -> None:
     """Have a server and a client talk, by the names that the specification gives them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     log = Path("server.log")
     with log.open("wb") as output:
-        server = subprocess.Popen([bin_ / "multi_chat_tcp_server", port], stdout=output)
+        server = subprocess.Popen([programs / "multi_chat_tcp_server", port], stdout=output)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while "Listening" not in log.read_text("utf-8") and time.monotonic() < deadline:
             time.sleep(0.02)
-        command = [bin_ / "multi_chat_tcp_client", "127.0.0.1", port]
-        subprocess.run([*map(str, command)], input=b"Hello everyone!\n", check=True, timeout=30)
+        command = [programs / "multi_chat_tcp_client", "127.0.0.1", port]
+        subprocess.run([*map(str, command)], input=b"Hello everyone!\n", check=True, timeout=60)
     finally:
         server.send_signal(signal.SIGINT)
-        status = server.wait(30)
+        status = server.wait(60)
     text = log.read_text("utf-8")
     session.log(text)
     if status or not re.search(r"\[RX\] \[Client 1\] Hello everyone!\n", text):
@@ -136,34 +145,101 @@ def _talk(session: nox.Session, bin_: Path) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Check that the command reference is what `--help` says and the examples are true."""
-    session.install("-e", ".", *requirements("test"))
-    session.run("python", "docs/make_commands.py", *session.posargs or ["--check"])
-    session.run("pytest", "-q", "tests/test_docs.py", "tests/test_examples.py")
+    """Compare the command reference with `--help`; the tests check the other pages."""
+    _prepare()
+    session.run(sys.executable, "docs/make_commands.py", *session.posargs or ["--check"])
 
 
-@nox.session
+# --- What CI runs besides -------------------------------------------------------------------------
+
+
+@nox.session(default=False)
+def full(session: nox.Session) -> None:
+    """Run everything that the README's test command does not."""
+    for name in FULL:
+        session.notify(name)
+
+
+def _other_pythons() -> list[str]:
+    """Return every CPython from 3.11 on that is here and runs, but for our own version."""
+    minor_versions = range(11, 30)
+    found: dict[tuple[int, ...], str] = {}
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [shutil.which(f"python3.{minor}") for minor in minor_versions]
+    candidates += [str(path) for path in sorted(pyenv.glob("versions/3.*/bin/python"))]
+    for python in filter(None, candidates):
+        code = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
+        probe = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        if probe.returncode == 0:  # pyenv has commands for versions that are not installed
+            version = tuple(map(int, probe.stdout.split()))
+            if version >= (3, 11):
+                found.setdefault(version, python)
+    found.pop(sys.version_info[:2], None)
+    return [found[version] for version in sorted(found)]
+
+
+@nox.session(default=False)
+def other_pythons(session: nox.Session) -> None:
+    """Run the unit and process tests on every other Python that is installed."""
+    for python in _other_pythons():
+        folder = Path(session.create_tmp()).resolve() / Path(python).name
+        session.run(python, "-m", "venv", "--clear", str(folder), external=True)
+        own = str(folder / "bin" / "python")
+        session.run(own, "-m", "pip", "install", "-q", "-e", ".", *requirements("test"))
+        session.run(own, "-m", "pytest", *session.posargs or (*FAST_TIERS, *IN_PARALLEL))
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """Run the unit and process tests with branch coverage, and print it."""
+    run(session, "coverage", "erase")
+    run(session, "coverage", "run", "-m", "pytest", *FAST_TIERS, *IN_PARALLEL)
+    run(session, "coverage", "combine", "--quiet")
+    run(session, "coverage", "report")
+
+
+@nox.session(default=False)
+def stress(session: nox.Session) -> None:
+    """Run floods, kills and long simulations, one after the other."""
+    _check_programs(session)
+    run(session, "pytest", "-m", "stress", *session.posargs)
+
+
+@nox.session(default=False)
+def search(session: nox.Session) -> None:
+    """Try the properties with random inputs; fail if a test fails again with what it failed on."""
+    cache = session.create_tmp()
+    pytest = ("pytest", "-o", f"cache_dir={cache}", "-m", "hypothesis", *IN_PARALLEL)
+    random = ("--hypothesis-profile", "random")
+    failed, nothing_to_run = 1, 5
+    run(session, *pytest, *random, "--cache-clear", *session.posargs, success_codes=[0, failed])
+    again = ("--last-failed", "--last-failed-no-failures", "none")
+    run(session, *pytest, *random, *again, success_codes=[0, nothing_to_run])
+
+
+@nox.session(default=False)
 def sim(session: nox.Session) -> None:
     """Simulate a server with hundreds of clients and faults, one schedule for each seed."""
-    session.install("-e", ".", *requirements("test"))
-    session.run("python", "-m", "tests.simulation", *session.posargs or ["--seeds", "500"])
+    run(session, "tests.simulation", *session.posargs or ["--seeds", "500"])
 
 
-@nox.session
+@nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
     """Feed hostile bytes to everything that reads them, guided by coverage where it can."""
-    session.install("-e", ".", *requirements("fuzz"))
-    session.run("python", "-m", "tests.fuzz", *session.posargs or ["--seconds", "60"])
+    run(session, "pip", "install", "--quiet", *requirements("fuzz"))
+    run(session, "tests.fuzz", *session.posargs or ["--seconds", "60"])
 
 
-@nox.session
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Have clients come, talk, stall and go, and look at what the server keeps of them."""
-    session.install("-e", ".", *requirements("test"))
-    session.run("python", "-m", "tests.soak", *session.posargs or ["--minutes", "2"])
+    run(session, "tests.soak", *session.posargs or ["--minutes", "2"])
 
 
-@nox.session
+# --- By hand: long, and wants a quiet machine -----------------------------------------------------
+
+
+@nox.session(default=False, venv_backend="venv")
 def bench(session: nox.Session) -> None:
     """Measure multichat side by side with what a user would pick instead, or count instructions."""
     session.install(".", *requirements("bench"))

@@ -21,6 +21,7 @@ from multichat.preamble import looks_like_http, looks_like_tls, read_password, s
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.log import LogRecorder
+from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
 
@@ -498,7 +499,7 @@ async def test_of_one_address_only_so_many(log: LogRecorder) -> None:
             return ScriptedClient(stream)
 
         async def until_there(count: int) -> None:
-            with trio.fail_after(5):
+            with trio.fail_after(WAIT_SECONDS):
                 while (
                     len(server.members) != count
                     or sum(server._entrance._connections.values()) != count

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
+from .support.processes import (
+    LOOPBACK,
+    MULTICHAT,
+    WAIT_SECONDS,
+    Command,
+    ServerCommand,
+    program,
+    serve,
+    tcp,
+)
 
 pytestmark = pytest.mark.process
 
@@ -376,7 +385,7 @@ async def test_json_into_a_pipe_that_is_closed_is_one_line(tmp_path: Path) -> No
         command = f"{MULTICHAT} connect --json --listen {LOOPBACK} {server.port} | head -n 1"
         async with Command(tmp_path, "/bin/sh", "-c", command) as pipe, tcp(server) as nc:
             await pipe.wait_for("welcome")
-            with trio.move_on_after(20):
+            with trio.move_on_after(WAIT_SECONDS):
                 while pipe.process.poll() is None:
                     await nc.send_all(b"hello\n")
                     await trio.sleep(0.05)

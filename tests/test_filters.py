@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.lowlevel
 
 from multichat import Error, Refused, Said, ServerConfig
 from multichat.config import Filter, Message
@@ -15,7 +16,7 @@ from multichat.log import Log
 from multichat.testing import memory_server
 
 from .support.log import LogRecorder
-from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect
+from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command, ServerCommand, connect
 
 pytestmark = pytest.mark.unit
 
@@ -113,10 +114,10 @@ async def test_an_async_filter_that_hangs_is_left_behind(
 
 async def test_nobody_gets_past_a_filter_by_saying_much_at_once(log: LogRecorder) -> None:
     def slow(message: Message) -> Message | None:
-        time.sleep(0.01)
+        time.sleep(0.05)
         return None if message.text == "bad" else message
 
-    filters = Filters([slow], 0.2, Log("server"))
+    filters = Filters([slow], 1, Log("server"))  # for each message: all of them take two
     results = await filters.apply([said(text) for text in ["ok"] * 40 + ["bad"] * 5])
     assert [result and result.text for result in results] == ["ok"] * 40 + [None] * 5
     assert log.lines == []
@@ -169,23 +170,21 @@ async def test_a_plain_filter_that_hangs_is_left_behind_however_often(log: LogRe
 
 
 async def test_a_plain_filter_that_is_slow_does_not_stop_the_loop() -> None:
+    working, turned = threading.Event(), threading.Event()
+
     def slow(message: Message) -> Message:
-        time.sleep(0.2)
+        working.set()
+        assert turned.wait(WAIT_SECONDS)
         return message
 
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await trio.sleep(0.01)
+    async def turn() -> None:
+        while not working.is_set():
+            await trio.lowlevel.checkpoint()
+        turned.set()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(count)
-        assert await run(slow, texts=["a"]) == ["a"]
-        nursery.cancel_scope.cancel()
-    assert turns > 5
+        nursery.start_soon(turn)
+        assert await run(slow, texts=["a"], seconds=WAIT_SECONDS) == ["a"]
 
 
 # --- In a room ------------------------------------------------------------------------------------

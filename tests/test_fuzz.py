@@ -11,7 +11,7 @@ import pytest
 
 from multichat.framing import LineDecoder
 from multichat.handshake import Handshake
-from tests.fuzz import campaign, reference
+from tests.fuzz import reference
 from tests.fuzz.__main__ import main
 from tests.fuzz.campaign import CORPUS, failure_of, fuzz_plainly, read_corpus
 from tests.fuzz.mutation import MAX_INPUT_BYTES, mutants, shrunk
@@ -161,8 +161,9 @@ def test_an_input_that_takes_for_ever_is_a_failure_and_tried_once(
 ) -> None:
     tried: list[bytes] = []
     monkeypatch.setitem(TARGETS, "names", Target(tried.append, (b"X",)))
-    monkeypatch.setattr(campaign, "_SLOW_SECONDS", 0)
-    report = fuzz_plainly("names", CORPUS / "names", seconds=60, random=Random(SEED))
+    report = fuzz_plainly(
+        "names", CORPUS / "names", seconds=60, random=Random(SEED), slow_seconds=0
+    )
     assert report.failure is not None
     assert re.fullmatch(r"TookTooLong: \d+ bytes took 0\.0 s", report.failure.why)
     assert tried == [report.failure.data]
@@ -184,22 +185,35 @@ def test_a_failure_is_shown_stored_and_replayed(
 ) -> None:
     crashes = tmp_path / "crashes"
     arguments = ["--plain", "--target", "names", "--crashes", str(crashes)]
-    assert main([*arguments, "--seconds", "60", "--corpus", str(tmp_path)]) == 1
+    arguments += ["--seconds", "60", "--corpus", str(tmp_path)]
+    assert main(arguments, repeats=lambda name, path: True) == 1
     _, summary, why, shown, again = capsys.readouterr().out.splitlines()
     assert summary.endswith(", FAILED")
     assert why == "AssertionError: there is an X"
     assert shown == "input: b'X'"
     [path] = crashes.glob("names-*")
     assert path.read_bytes() == b"X"
-    assert again == f"again: python -m tests.fuzz --target names --replay {path}"
+    assert again == f"replay it: python -m tests.fuzz --target names --replay {path}"
     assert (crashes / ".gitignore").read_text() == "*\n"
 
-    replay = again.removeprefix("again: python -m tests.fuzz ").split(" ")
+    replay = again.removeprefix("replay it: python -m tests.fuzz ").split(" ")
     assert main(replay) == 1
     assert "AssertionError: there is an X" in capsys.readouterr().err
     failing()
     assert main(replay) == 0
     assert capsys.readouterr().out == f"names: {path} is fine\n"
+
+
+def test_a_failure_that_does_not_repeat_in_a_new_process_is_reported_and_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: Callable[[], None]
+) -> None:
+    """The process in which it is replayed has the target that does not fail."""
+    arguments = ["--plain", "--target", "names", "--crashes", str(tmp_path / "crashes")]
+    assert main([*arguments, "--seconds", "60", "--corpus", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "AssertionError: there is an X" in out
+    assert "replay it: python -m tests.fuzz --target names --replay " in out
+    assert "did not fail again" in out
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,16 @@ from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.voices import JSON, clean_json
 
 from .support.log import LogRecorder
-from .support.processes import LOOPBACK, MULTICHAT, Command, connect, listening, serve, tcp
+from .support.processes import (
+    LOOPBACK,
+    MULTICHAT,
+    WAIT_SECONDS,
+    Command,
+    connect,
+    listening,
+    serve,
+    tcp,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -640,7 +649,7 @@ async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) ->
             await hostile.send_all(b'{"type":"join","room":"lobby"}\n')
         last = b'{"type":"say","text":"the last"}\n'
         await hostile.send_all(last)
-        with trio.move_on_after(20):
+        with trio.move_on_after(WAIT_SECONDS):
             async with trio.open_nursery() as nursery:
 
                 async def discard() -> None:

@@ -18,6 +18,7 @@ from multichat.messages import SaidRun
 
 from .simulation.journal import Disk, Faults, FaultyJournal
 from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
+from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
 
@@ -111,7 +112,7 @@ async def test_what_is_too_much_goes_from_the_front(kind: Kind) -> None:
         room = journal.room("lobby")
         for start in range(0, 40, 2):
             await say(room, str(start), str(start + 1))
-        with trio.fail_after(30):
+        with trio.fail_after(WAIT_SECONDS):
             while room.first < 34:
                 # SQLite looks now and then; here that is now, which is what it does at its start.
                 if isinstance(journal, SqliteJournal):

@@ -947,10 +947,15 @@ async def test_a_million_messages_take_no_longer_than_a_thousand(tmp_path: Path)
         return [opened - started, last - opened, read - last]
 
     # The best of several, in turns: the machine has other things to do.
-    times = [(await seconds(small, 1000), await seconds(large, 1_000_000)) for _ in range(7)]
-    for part in range(3):
-        fast = min(one[part] for one, _ in times)
-        assert min(two[part] for _, two in times) < 20 * fast + 0.01
+    times: list[tuple[list[float], list[float]]] = []
+    for _ in range(30):
+        times.append((await seconds(small, 1000), await seconds(large, 1_000_000)))
+        best = [
+            [min(parts) for parts in zip(*side, strict=True)] for side in zip(*times, strict=True)
+        ]
+        if all(slow < 20 * fast + 0.01 for fast, slow in zip(*best, strict=True)):
+            return
+    pytest.fail(f"{best} seconds")
 
 
 # --- A model --------------------------------------------------------------------------------------

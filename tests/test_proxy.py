@@ -17,7 +17,7 @@ import multichat
 from .support.crowd import LOOPBACK, Crowd
 from .support.proxy import Proxy
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.stress
 
 SECONDS = float(os.environ.get("MULTICHAT_PROXY_SECONDS", "40"))
 

@@ -11,6 +11,7 @@ from multichat.session import HEAVY_BYTES
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.log import LogRecorder
+from .support.processes import WAIT_SECONDS
 from .support.sockets import open_client
 
 pytestmark = pytest.mark.unit
@@ -178,7 +179,7 @@ async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder)
         async with trio.open_nursery() as asking:
             for client in greedy:
                 asking.start_soon(ask_and_never_read, client)
-            with trio.fail_after(30):
+            with trio.fail_after(WAIT_SECONDS):
                 while server.statistics().too_slow < 2:
                     assert server._directory.budget.held_bytes <= 3 * MAX_WAITING_BYTES
                     await trio.sleep(0.01)

@@ -26,7 +26,7 @@ from multichat.listen import Doorstep
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.log import LogRecorder
-from .support.processes import LOOPBACK, listening
+from .support.processes import LOOPBACK, WAIT_SECONDS, listening
 from .support.sockets import open_client
 
 pytestmark = pytest.mark.unit
@@ -76,7 +76,7 @@ async def test_over_tcp_a_broadcast_is_delivered_at_once() -> None:
 
 
 async def settle_on(server: Server, clients: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(WAIT_SECONDS):
         while len(server.members) != clients:
             await trio.sleep(0.005)
 

@@ -14,6 +14,7 @@ from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT
 
 from .support.log import LogRecorder
+from .support.processes import WAIT_SECONDS
 from .support.sockets import tcp_pair
 
 pytestmark = pytest.mark.unit
@@ -400,7 +401,7 @@ async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
         network.accept(ours)
         await settle()
         await network.join(lockstep=True)  # and never reads
-        with trio.fail_after(10):
+        with trio.fail_after(WAIT_SECONDS):
             while network.server.statistics().messages < 3:  # one on its way, one waits, one more
                 await theirs.send_all(b"x\n")
                 await trio.sleep(0.01)

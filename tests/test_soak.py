@@ -15,8 +15,9 @@ from multichat.session import Session
 
 from .soak.people import Circle, Visitor
 from .support.collector import collector_off
+from .support.processes import WAIT_SECONDS
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.stress
 
 VISITORS = 60
 STAYING = 5
@@ -57,11 +58,11 @@ async def _come_and_go() -> None:
                     guests.start_soon(visitor.run, chance.random())
                 await trio.sleep(SECONDS)
                 guests.cancel_scope.cancel()
-            with trio.fail_after(30):
+            with trio.fail_after(WAIT_SECONDS):
                 await circle.finish()
             assert circle.troubles() == []
             people.cancel_scope.cancel()
-        with trio.fail_after(30):
+        with trio.fail_after(WAIT_SECONDS):
             while current_statistics().tasks_living > before:
                 await trio.sleep(0.05)
         statistics = server.statistics()

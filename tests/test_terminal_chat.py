@@ -281,7 +281,7 @@ async def test_what_is_meant_for_us_rings_if_that_is_wanted(
         await server.send(type="notice", text="the end")
         await terminal.wait_for("t", "the end")
         with trio.fail_after(WAIT_SECONDS):
-            while b"the end" not in raw.read_bytes():
+            while not raw.exists() or b"the end" not in raw.read_bytes():
                 await trio.sleep(0.02)
         before, after = raw.read_bytes().split(b"hello all")
         assert b"\x07" not in before

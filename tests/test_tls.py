@@ -30,7 +30,16 @@ from multichat.testing import ScriptedClient
 from multichat.voices import TEXT
 
 from .support.log import LogRecorder
-from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve, tcp
+from .support.processes import (
+    LOOPBACK,
+    MULTICHAT,
+    WAIT_SECONDS,
+    Command,
+    ServerCommand,
+    program,
+    serve,
+    tcp,
+)
 
 pytestmark = pytest.mark.process
 
@@ -107,7 +116,7 @@ async def scripted(stream: trio.abc.Stream) -> AsyncIterator[ScriptedClient]:
 
 async def until_logged(log: LogRecorder, text: str, count: int = 1) -> list[str]:
     """Wait until *text* stands in so many of the log's lines, and return these."""
-    with trio.fail_after(10):
+    with trio.fail_after(WAIT_SECONDS):
         while len(found := [line for line in log.lines if text in line]) < count:
             await trio.sleep(0.005)
     return found
@@ -484,7 +493,7 @@ async def test_who_says_nothing_has_so_long(
         async with scripted(await trio.open_tcp_stream(LOOPBACK, server.port)) as silent:
             if said:
                 await silent.stream.send_all(said)
-            with trio.fail_after(5):
+            with trio.fail_after(WAIT_SECONDS):
                 assert await silent.rest() == []
         [line] = await until_logged(log, "Refused")
         assert line.endswith(": no TLS handshake in 0.2 s")
@@ -590,7 +599,7 @@ async def test_an_honest_client_gets_in_while_the_flood_goes_on(
         nursery.start_soon(flood)
         await until_logged(log, "too many others wait to come in")
         for _ in range(3):
-            with trio.fail_after(5):
+            with trio.fail_after(WAIT_SECONDS):
                 async with connect(LOOPBACK, server.port, tls=certificates.client()) as chat:
                     assert chat.welcome is not None
         nursery.cancel_scope.cancel(reason="all came in")
@@ -600,13 +609,12 @@ async def test_who_is_at_the_door_does_not_hold_up_the_end_of_the_server(
     certificates: Certificates,
 ) -> None:
     async with trio.open_nursery() as nursery:
-        config = ServerConfig(grace_seconds=1.5)
+        config = ServerConfig(grace_seconds=600)
         run = partial(multichat.serve, 0, host=LOOPBACK, tls=certificates.server(), config=config)
         server = await nursery.start(run)
         async with await trio.open_tcp_stream(LOOPBACK, server.port):
             await trio.sleep(0.1)
-            started = trio.current_time()
             server.shutdown()
-            while nursery.child_tasks:
-                await trio.sleep(0.01)
-            assert trio.current_time() - started < 1.5
+            with trio.fail_after(WAIT_SECONDS):
+                while nursery.child_tasks:
+                    await trio.sleep(0.01)

@@ -6,14 +6,15 @@
     python -m tests.fuzz --target names --replay FILE      one input again, with its traceback
 
 Guided by coverage where atheris is installed; otherwise inputs are plainly mutated.
-The exit status is 1 if anything failed; what it failed on is then a file in `.fuzz`.
+What a target failed on becomes a file in `.fuzz`, and is tried again in a new process.
+The exit status is 1 if that failed, too.
 """
 
 import argparse
 import hashlib
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -25,12 +26,15 @@ from tests.fuzz.campaign import (
     failure_of,
     fuzz_guided,
     fuzz_plainly,
+    repeats,
 )
 from tests.fuzz.targets import TARGETS
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit status."""
+def main(
+    arguments: Sequence[str] | None = None, *, repeats: Callable[[str, Path], bool] = repeats
+) -> int:
+    """Return the exit status; *repeats* tells whether a target fails again on a stored input."""
     options = _parse(arguments)
     if options.replay:
         return _replay(options.target, options.replay)
@@ -47,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = fuzz_plainly(name, folder, seconds=share, random=Random(seed))
         _say(_summary(name, report))
         if report.failure:
-            failed = True
-            _say(_account(name, report.failure, options.crashes))
+            path = _store(name, report.failure, options.crashes)
+            _say(_account(name, report.failure, path))
+            if path is None or repeats(name, path):
+                failed = True
+            else:
+                _say("it did not fail again, which is no failure: see how it could")
     return int(failed)
 
 
@@ -105,18 +113,25 @@ def _summary(name: str, report: Report) -> str:
     return f"{name}: {', '.join(parts)}"
 
 
-def _account(name: str, failure: Failure, folder: Path) -> str:
-    """Say what failed and how to see it again, after storing it."""
+def _store(name: str, failure: Failure, folder: Path) -> Path | None:
+    """Write the input that a target failed on to a file; return its path, if there is an input."""
     if failure.data is None:
-        return failure.why
+        return None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n", "ascii")
     path = folder / f"{name}-{hashlib.sha1(failure.data).hexdigest()[:10]}"
     path.write_bytes(failure.data)
+    return path
+
+
+def _account(name: str, failure: Failure, path: Path | None) -> str:
+    """Say what failed and how to replay it."""
+    if path is None:
+        return failure.why
     return (
         f"{failure.why}\n"
         f"input: {failure.data!r}\n"
-        f"again: python -m tests.fuzz --target {name} --replay {path}"
+        f"replay it: python -m tests.fuzz --target {name} --replay {path}"
     )
 
 

@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 MULTICHAT = str(BIN / "multichat")
 
 # Generous: these machines are shared.  Nothing waits that long unless something is wrong.
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 
 
 def program(name: str) -> str:
