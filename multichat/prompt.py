@@ -130,6 +130,8 @@ class Prompt:
     def _after_render(self, _: object) -> None:
         if self._app.render_counter == 1:
             self._modes.note()
+        if self._screen.gone:
+            self._typed_in.close()
 
     # --- The rows that are ours -------------------------------------------------------------------
 

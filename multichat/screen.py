@@ -35,12 +35,17 @@ if sys.platform != "win32":
         """Keeps what is written while it is *held*, so that no screen is ever seen half drawn."""
 
         held = False
+        gone = False  # the terminal was closed
 
         def flush(self) -> None:
             if self._buffer and not self.held:
                 # A terminal that knows these shows what is between them at once; others ignore it.
                 self._buffer = [_BEGIN_PICTURE, *self._buffer, _END_PICTURE]
-                super().flush()
+                try:
+                    super().flush()
+                except OSError:
+                    self.gone = True
+                    self._buffer = []
 
 
 __all__ = ["STYLE", "Screen", "make_output"]
@@ -83,6 +88,11 @@ class Screen:
         self._size: tuple[int, int] | None = None
         self._stale = False  # what stands there is not what we have written
         app.before_render += self._before_render
+
+    @property
+    def gone(self) -> bool:
+        """Whether the terminal was closed: nothing can be shown any more."""
+        return sys.platform != "win32" and getattr(self._output, "gone", False)
 
     def show(self, lines: Sequence[Fragments]) -> None:
         """Add *lines* to the conversation."""

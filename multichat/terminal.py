@@ -108,7 +108,7 @@ class TerminalChat:
         self._failure: MultichatError | None = None
 
     def run(self) -> None:
-        """Connect and talk until we leave, the server closes, or SIGINT or SIGTERM comes.
+        """Connect and talk until we leave, the server closes, or a signal ends it.
 
         Not inside of trio: it begins and ends it.  Raises as `Console.run` does.  The terminal is
         left as it was.

@@ -16,23 +16,13 @@ import trio
 import multichat
 
 from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, serve
-from .support.terminals import Terminal
+from .support.terminals import Terminal, paste, wait_for_input
 
 pytestmark = pytest.mark.process
-
-# The input line and the status beneath it, wherever they stand on the screen.
-INPUT = r"^> ?{}\s*\n{} in {} · \d+ here · "
 
 
 def connect(server: ServerCommand, *options: str) -> tuple[str, ...]:
     return (MULTICHAT, "connect", *options, LOOPBACK, str(server.port))
-
-
-async def wait_for_input(
-    terminal: Terminal, session: str, typed: str, *, name: str = "alice", room: str = "lobby"
-) -> None:
-    """Wait until the input line shows *typed*, and nothing else."""
-    await terminal.wait_for_match(session, INPUT.format(re.escape(typed), name, room))
 
 
 @asynccontextmanager
@@ -241,12 +231,6 @@ def password(folder: Path) -> Path:
 # --- Pasting ----------------------------------------------------------------------------------
 
 
-async def paste(terminal: Terminal, file: Path) -> None:
-    """Paste what *file* holds, as terminals do it that say so (bracketed)."""
-    await terminal.run("load-buffer", str(file))
-    await terminal.run("paste-buffer", "-p", "-t", "t")
-
-
 async def test_a_paste_of_many_lines_is_one_question(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "pasted"
     file.write_text("".join(f"pasted line {i}\n" for i in range(14)), "utf-8")
@@ -298,7 +282,7 @@ async def pid_of(name: str, port: int) -> int:
         while True:
             for folder in Path("/proc").glob("[0-9]*"):
                 try:
-                    argv = (folder / "cmdline").read_bytes().decode().split("\0")
+                    argv = (folder / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
                 except OSError:
                     continue
                 if name in argv and str(port) in argv and "connect" in argv:
@@ -306,7 +290,9 @@ async def pid_of(name: str, port: int) -> int:
             await trio.sleep(0.02)
 
 
-@pytest.mark.parametrize("way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "goodbye", "crash"])
+@pytest.mark.parametrize(
+    "way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGHUP", "goodbye", "crash"]
+)
 async def test_every_way_out_leaves_the_terminal_as_it_was(
     way: str, terminal: Terminal, tmp_path: Path
 ) -> None:
@@ -332,13 +318,40 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(
                 expected = 1
             case _:
                 os.kill(await pid_of("alice", server.port), signal.Signals[way])
-        await terminal.wait_for_match("t", r"^\$ *\n*\Z")  # the last row is the shell's
+        await terminal.wait_for_match("t", r"^\$\s*\Z")
         screen = await terminal.screen("t")
         assert "Traceback" not in screen
         assert "in lobby ·" not in screen, "our last rows are gone"
         await terminal.type("t", "echo status=$?")
         await terminal.wait_for_match("t", f"^status={expected}")
         assert await modes(terminal) == before
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["SIGHUP", "nohup"])
+async def test_a_closed_terminal_ends_the_client_in_order(
+    ignored: bool, terminal: Terminal, tmp_path: Path
+) -> None:
+    """As when a window is closed or ssh drops; where SIGHUP is ignored, reads and writes fail."""
+    async with (
+        serve(tmp_path) as server,
+        multichat.connect(LOOPBACK, server.port, name="bob") as bob,
+    ):
+        before = "trap '' HUP; " if ignored else ""
+        await terminal.open("kept", "true")  # so that the server of tmux stays
+        await terminal.open("t", *connect(server, "--name", "alice"), before=before)
+        await wait_for_input(terminal, "t", "")
+        pid = await pid_of("alice", server.port)
+        await terminal.run("send-keys", "-t", "t", "-l", "half a sentence")
+        await wait_for_input(terminal, "t", "half a sentence")
+        await terminal.run("kill-session", "-t", "t")
+        with trio.fail_after(WAIT_SECONDS):
+            # Not away, as after a crash: its connection was closed with a quit.
+            async for event in bob:
+                if isinstance(event, multichat.Left) and event.name == "alice":
+                    assert not event.reason
+                    break
+            while Path(f"/proc/{pid}/fd/0").exists():
+                await trio.sleep(0.02)
 
 
 async def test_an_exception_leaves_the_terminal_as_it_was(
@@ -360,7 +373,7 @@ async def test_an_exception_leaves_the_terminal_as_it_was(
         await wait_for_input(terminal, "t", "")
         await terminal.type("t", "/ignore bob")
         await terminal.wait_for("t", "RuntimeError: a bug of ours")
-        await terminal.wait_for_match("t", r"^\$\s*$")
+        await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before
 
 
@@ -383,7 +396,7 @@ async def test_a_bug_in_drawing_leaves_the_terminal_as_it_was(
         await wait_for_input(terminal, "t", "")
         await terminal.press("t", "b", "Tab")
         await terminal.wait_for("t", "RuntimeError: a bug of ours")
-        await terminal.wait_for_match("t", r"^\$\s*$")
+        await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before
 
 
@@ -409,7 +422,7 @@ async def test_stopped_and_back(how: str, terminal: Terminal, tmp_path: Path) ->
         await server.wait_for("[RX] [alice] half a sentence\n")
         await wait_for_input(terminal, "t", "")
         await terminal.press("t", "C-d")
-        await terminal.wait_for_match("t", r"^\$\s*$")
+        await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before
 
 
@@ -423,7 +436,7 @@ async def test_left_before_it_is_connected(terminal: Terminal) -> None:
         await terminal.type("t", f"{MULTICHAT} connect {LOOPBACK} {port}")
         await terminal.wait_for("t", "connecting · ")
         await terminal.press("t", "C-c")
-        await terminal.wait_for_match("t", r"^\$\s*$")
+        await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before
         await terminal.type(
             "t", f"{MULTICHAT} connect --password-file /dev/null --timeout 0.5 {LOOPBACK} {port}"

@@ -13,6 +13,9 @@ from .processes import WAIT_SECONDS, program
 
 _parse = load("make_pictures").parse
 
+# The input line and the status beneath it, wherever they stand on the screen.
+INPUT = r"^> ?{}\s*\n{} in {} · \d+ here · "
+
 # The grey of what is dimmed, among 256 colours.
 GREY = 243
 
@@ -104,3 +107,16 @@ class Terminal:
                 await trio.sleep(0.02)
             return match
         pytest.fail(f"{name} never showed {pattern!r}, but {await self.screen(name)!r}")
+
+
+async def wait_for_input(
+    terminal: Terminal, session: str, typed: str, *, name: str = "alice", room: str = "lobby"
+) -> None:
+    """Wait until the input line shows *typed*, and nothing else."""
+    await terminal.wait_for_match(session, INPUT.format(re.escape(typed), name, room))
+
+
+async def paste(terminal: Terminal, file: Path) -> None:
+    """Paste what *file* holds, as terminals do it that say so (bracketed)."""
+    await terminal.run("load-buffer", str(file))
+    await terminal.run("paste-buffer", "-p", "-t", "t")
