@@ -11,9 +11,9 @@ Invariants:
 3. A line that mentions us says so; whether anything rings is up to whoever shows it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, tzinfo
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from multichat.comeback import describe_connection
 from multichat.framing import clean
@@ -40,6 +40,7 @@ from multichat.messages import (
 )
 from multichat.names import SERVER_NAME, fold_name
 from multichat.voices import TEXT
+from multichat.wrap import Fragments
 
 __all__ = [
     "DIM",
@@ -52,9 +53,6 @@ __all__ = [
     "mentions",
     "name_style",
 ]
-
-Fragments: TypeAlias = Sequence[tuple[str, str]]
-"""One line: styles, and the text of each."""
 
 # Of the colours that every terminal with 256 has, those whose contrast is at least 4 to 1 on black
 # and on white alike (WCAG 2.1, 1.4.3 asks 3 of large text and 4.5 of small; 4.5 on both leaves

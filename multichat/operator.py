@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import unicodedata
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -33,6 +32,7 @@ from multichat.console import read_input
 from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
 from multichat.framing import Part, clean
 from multichat.log import Log
+from multichat.wrap import columns_of
 
 if TYPE_CHECKING:  # who starts us
     from multichat.server import MemberInfo, Server
@@ -275,7 +275,7 @@ def _spell_bytes(count: int) -> str:
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Align *rows*, the first and last column to the right; what is widest is cut to fit."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
         widest = max(widths)
         if widest <= _LEAST_COLUMN:
@@ -290,22 +290,12 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     return lines
 
 
-def _width(text: str) -> int:
-    """Return how many columns of a terminal *text* takes."""
-    return sum(
-        0
-        if unicodedata.category(character) in ("Mn", "Me")
-        else 1 + (unicodedata.east_asian_width(character) in ("W", "F"))
-        for character in text
-    )
-
-
 def _fit(text: str, width: int) -> str:
-    if _width(text) > width:
-        while _width(text) > width - 1:
+    if columns_of(text) > width:
+        while columns_of(text) > width - 1:
             text = text[:-1]
         text += "…"
-    return text + " " * (width - _width(text))
+    return text + " " * (width - columns_of(text))
 
 
 def console_fd() -> int | None:

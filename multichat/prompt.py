@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import trio
-from prompt_toolkit.application import Application
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.completion import Completion as Offer
@@ -46,7 +45,7 @@ from multichat.framing import clean
 from multichat.guest import TerminalModes
 from multichat.look import DIM, Fragments
 from multichat.recall import keeps
-from multichat.screen import STYLE, Screen, make_output
+from multichat.screen import ScreenApplication
 
 __all__ = ["Prompt", "Show", "open_prompt"]
 
@@ -92,19 +91,17 @@ class Prompt:
             enable_history_search=True,
             multiline=False,
         )
-        self._app: Application[None] = Application(
+        self._app = ScreenApplication(
             layout=self._lay_out(),
             key_bindings=self._bind_keys(),
-            style=STYLE,
             include_default_pygments_style=False,
             input=create_input(sys.stdin),
-            output=make_output(),
             color_depth=ColorDepth.DEPTH_8_BIT if color else ColorDepth.DEPTH_1_BIT,
             erase_when_done=True,
             # Where the system tells of a new size, nobody has to ask twice a second.
             terminal_size_polling_interval=None if hasattr(signal, "SIGWINCH") else 1.0,
         )
-        self._screen = Screen(self._app)
+        self._screen = self._app.screen
         self._app.after_render += self._after_render
 
     # --- What is seen -----------------------------------------------------------------------------
@@ -277,6 +274,7 @@ class Prompt:
         """Stop, with the terminal as it was, until somebody has us go on."""
         if sys.platform == "win32":
             return
+        self._screen.settle()
         self._app.renderer.erase()
         self._modes.restore()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -286,8 +284,7 @@ class Prompt:
 
     def _go_on(self) -> None:
         self._modes.take()
-        self._app.renderer.reset()
-        self._screen.repaint()
+        self._screen.go_on()
 
     async def _heed_stops(self) -> None:
         if sys.platform == "win32":

@@ -28,6 +28,7 @@ PURE = (
     "preamble",
     "presence",
     "voices",
+    "wrap",
 )
 ALLOWED = {
     "collections",

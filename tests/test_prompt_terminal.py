@@ -273,6 +273,7 @@ async def modes(terminal: Terminal) -> str:
     await terminal.wait_for_match("t", "^end=0")
     shown = await terminal.screen("t")
     await terminal.type("t", "clear")
+    await terminal.wait_for_match("t", r"\A\$\s*\Z")
     return shown[: shown.index("end=0")]
 
 

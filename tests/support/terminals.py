@@ -73,8 +73,9 @@ class Terminal:
         await self.run("resize-window", "-t", name, "-x", str(columns), "-y", str(rows))
 
     async def screen(self, name: str) -> str:
-        # Joined, so that a line that wrapped is one line again.
-        return await self.run("capture-pane", "-p", "-J", "-t", name)
+        # Joined, so that a line that wrapped is one line again, whoever has wrapped it.
+        joined = await self.run("capture-pane", "-p", "-J", "-t", name)
+        return re.sub(r"\n {8}(?=\S)", " ", joined)
 
     async def rows(self, name: str) -> list[str]:
         """What stands on the screen, row by row, without the blank ones at its end."""
