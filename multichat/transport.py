@@ -45,6 +45,7 @@ _AF_UNIX = getattr(socket, "AF_UNIX", None)
 _REASONS = {
     errno.ECONNRESET: "connection reset",
     errno.EPIPE: "connection reset",
+    errno.ENOTCONN: "connection reset",
     errno.ETIMEDOUT: "connection timed out",
 }
 
@@ -199,7 +200,10 @@ def keep_alive(stream: trio.abc.Stream, patience_seconds: float = 0.0) -> None:
 
 
 def unsent_bytes(stream: trio.abc.Stream) -> int:
-    """Return how much the kernel holds that the peer has not acknowledged; 0 if nobody knows."""
+    """Return how much the kernel holds that the peer has not acknowledged; 0 if nobody knows.
+
+    Also 0 after a reset: Linux goes on counting what was not acknowledged, but nothing will be.
+    """
     try:
         import fcntl
         import termios
@@ -207,6 +211,7 @@ def unsent_bytes(stream: trio.abc.Stream) -> int:
         return 0
     if (below := _socket_of(stream)) is not None:
         try:
+            below.socket.getpeername()  # raises once the connection was reset
             answer = fcntl.ioctl(below.socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
             return int.from_bytes(answer, sys.byteorder)
         except (OSError, ValueError):
