@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from multichat.batch import Receipt
     from multichat.chat import Chat
     from multichat.client import client_tls, connect, dial, dial_unix, open_chat
-    from multichat.config import Filter, Message, ServerConfig, Slow
+    from multichat.config import Filter, Message, ServerConfig, ServerTimeouts, Slow
     from multichat.errors import (
         BadCertificate,
         Banned,
@@ -118,6 +118,7 @@ __all__ = [
     "Server",
     "ServerConfig",
     "ServerStatistics",
+    "ServerTimeouts",
     "Slow",
     "TooManyBans",
     "TooManyRooms",

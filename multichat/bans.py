@@ -272,7 +272,7 @@ def _key(target: Target) -> _Key:
 
 
 class Bans:
-    """At most `MAX_BANS` bans, one of each target, in the order of their coming.
+    """At most *max_bans* bans, one of each target, in the order of their coming.
 
     A look-up of an address costs one look into a dictionary for each length that networks have,
     however many they are.  Bans that are over are not found, and are forgotten in time.
@@ -280,7 +280,10 @@ class Bans:
     Raises `TooManyBans`.
     """
 
-    def __init__(self, bans: Iterable[Ban] = (), *, now: float = 0) -> None:
+    def __init__(
+        self, bans: Iterable[Ban] = (), *, now: float = 0, max_bans: int = MAX_BANS
+    ) -> None:
+        self._max_bans = max_bans
         self._bans: dict[_Key, Ban] = {}
         # For addresses of so many bits: how many networks there are of each length.
         self._lengths: dict[int, Counter[int]] = {32: Counter(), 128: Counter()}
@@ -295,8 +298,9 @@ class Bans:
         """Take in *ban*, in place of one of the same target; raises `TooManyBans`."""
         key = _key(ban.target)
         if key not in self._bans:
-            if len(self._bans) >= MAX_BANS and len(self.current(now)) >= MAX_BANS:
-                raise TooManyBans(MAX_BANS)
+            most = self._max_bans
+            if len(self._bans) >= most and len(self.current(now)) >= most:
+                raise TooManyBans(most)
             if not isinstance(key, str):
                 self._lengths[key[0]][key[1]] += 1
         self._bans[key] = ban

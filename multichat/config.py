@@ -2,13 +2,13 @@
 
 import enum
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from multichat.framing import clean
 from multichat.messages import Directed, Said
 
-__all__ = ["DEFAULT_PORT", "Filter", "Message", "ServerConfig", "Slow"]
+__all__ = ["DEFAULT_PORT", "Filter", "Message", "ServerConfig", "ServerTimeouts", "Slow"]
 
 Message: TypeAlias = Said | Directed
 """What somebody says, to a room or to one person, before anybody is told."""
@@ -29,6 +29,31 @@ class Slow(enum.Enum):
     WAIT = "wait"  # as long as their patience lasts; the sender is not read from meanwhile
     DROP = "drop"  # they miss the batch and are told how much they missed
     DISCONNECT = "disconnect"  # they have to go at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerTimeouts:
+    """How long a server waits where no operator needs to choose; tests pass other values.
+
+    Raises `ValueError` for a negative value.
+    """
+
+    # A client that has been told goodbye is read for this long before its connection is closed: if
+    # data arrives after a close, the kernel sends a reset, which discards what the client has not
+    # read yet.
+    linger_seconds: float = 1.0
+
+    # After a wrong password the next attempt from the same address waits, at first for half a
+    # second and twice as long each time.  At the maximum that allows 450 attempts an hour, and does
+    # not keep out somebody who mistyped.  Without attempts the count is forgotten.
+    first_attempt_delay_seconds: float = 0.5
+    max_attempt_delay_seconds: float = 8.0
+    forget_attempts_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) >= 0:  # NaN is not either
+                raise ValueError(f"{each.name} must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +125,8 @@ class ServerConfig:
 
     # As long as a person waits for a program that was told to stop before telling it again.
     grace_seconds: float = 5.0
+
+    timeouts: ServerTimeouts = ServerTimeouts()
 
     def __post_init__(self) -> None:
         for name in (

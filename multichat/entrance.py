@@ -90,7 +90,7 @@ class Entrance:
         self._at_the_door: dict[trio.CancelScope, Hashable] = {}  # and where each comes from
         self._closed = ""
         self._connections: Counter[Hashable] = Counter()
-        self._attempts = Attempts()
+        self._attempts = Attempts(config.timeouts)
         self._key = None if config.password is None else _digest(clean(config.password))
 
     @contextmanager
@@ -150,7 +150,8 @@ class Entrance:
         self, stream: trio.abc.Stream, context: ssl.SSLContext
     ) -> trio.abc.Stream:
         """Return the encrypted stream over *stream*; raises `TurnedAway`."""
-        encrypted = transport.encrypt(stream, context)
+        linger_seconds = self._config.timeouts.linger_seconds
+        encrypted = transport.encrypt(stream, context, linger_seconds=linger_seconds)
         try:
             with trio.fail_after(self._config.handshake_seconds):
                 # A line of a word is shorter than what TLS waits for.

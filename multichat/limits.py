@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Hashable
 
+from multichat.config import ServerTimeouts
+
 __all__ = ["Attempts", "Bucket", "Budget", "Effort", "Patience", "Turns"]
 
 # A member that is slow one second in eleven is an ordinary one; slower than that, it sets the
@@ -124,20 +126,16 @@ class Budget:
 
 
 class Attempts:
-    """Who has tried a password from where: each wrong one delays the next from the same place.
+    """Counts wrong passwords by where they came from; each delays the next attempt from there.
 
-    The delay doubles from `FIRST_DELAY_SECONDS` to `MAX_DELAY_SECONDS`, whichever connection the
-    next one comes by, and is forgotten after `FORGET_SECONDS` without a try.  *places* are bounded:
-    the one that was quiet for longest makes room.
+    *timeouts* says for how long, whichever connection the next attempt comes by.  At most
+    *max_places* are remembered: of more, the one without an attempt for longest is forgotten.
     """
 
-    FIRST_DELAY_SECONDS = 0.5
-    MAX_DELAY_SECONDS = 8.0  # 450 tries an hour, while who merely mistyped still waits
-    FORGET_SECONDS = 600.0
+    __slots__ = ("_max_places", "_places", "_timeouts")
 
-    __slots__ = ("_max_places", "_places")
-
-    def __init__(self, max_places: int = 10_000) -> None:
+    def __init__(self, timeouts: ServerTimeouts, max_places: int = 10_000) -> None:
+        self._timeouts = timeouts
         self._max_places = max_places
         self._places: dict[Hashable, tuple[int, float]] = {}  # wrong tries, and when the next is
 
@@ -164,7 +162,8 @@ class Attempts:
 
     def _recall(self, place: Hashable, now: float) -> tuple[int, float]:
         wrong, next_at = self._places.get(place, (0, now))
-        return (0, now) if now - next_at > self.FORGET_SECONDS else (wrong, next_at)
+        forget_at = next_at + self._timeouts.forget_attempts_seconds
+        return (0, now) if now > forget_at else (wrong, next_at)
 
     def _remember(self, place: Hashable, wrong: int, next_at: float) -> None:
         self._places.pop(place, None)
@@ -175,7 +174,8 @@ class Attempts:
     def _delay(self, wrong: int) -> float:
         if not wrong:
             return 0.0
-        return min(self.MAX_DELAY_SECONDS, self.FIRST_DELAY_SECONDS * 2.0 ** min(wrong - 1, 10))
+        delay = self._timeouts.first_attempt_delay_seconds * 2.0 ** min(wrong - 1, 10)
+        return min(self._timeouts.max_attempt_delay_seconds, delay)
 
 
 class Effort:

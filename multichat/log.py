@@ -146,7 +146,7 @@ class LogWriter(logging.Handler):
     """Writes records to file descriptor *fd* from a thread, which `emit` does not wait for.
 
     Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
-    skipped as soon as there is room; a regular file is given `FILE_SECONDS` first.  A pipe that is
+    skipped as soon as there is room; a regular file is given *file_seconds* first.  A pipe that is
     closed and a disk that is full cost their lines and nothing else; `failure` says why.  The disk
     is tried again with each batch, `first_failure` remembers.
 
@@ -156,7 +156,9 @@ class LogWriter(logging.Handler):
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """
 
-    def __init__(self, fd: int, name: str = "the output") -> None:
+    def __init__(
+        self, fd: int, name: str = "the output", *, file_seconds: float = FILE_SECONDS
+    ) -> None:
         super().__init__()
         self.others: list[LogWriter] = []  # who are told of our first failure
         self._name = name
@@ -164,6 +166,7 @@ class LogWriter(logging.Handler):
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
         self._fd = fd
+        self._file_seconds = file_seconds
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -209,7 +212,9 @@ class LogWriter(logging.Handler):
     def _wait_for_file(self, size: int) -> bool:
         # A flood outruns our own thread sooner than a disk: letting go of the interpreter is what
         # it needs.  A disk that hangs is given up on once, and not again before it has moved.
-        return self._is_file and self._changed.wait_for(lambda: self._has_room(size), FILE_SECONDS)
+        return self._is_file and self._changed.wait_for(
+            lambda: self._has_room(size), self._file_seconds
+        )
 
     def wait_below(self, waiting_bytes: int) -> None:
         """Block the calling thread, never the event loop's, until at most so much waits."""

@@ -209,7 +209,7 @@ class Server:
             deadline = trio.current_time() + self.config.grace_seconds
             with trio.move_on_at(deadline):
                 await self.close()
-            clients.cancel_scope.deadline = deadline + transport.LINGER_SECONDS
+            clients.cancel_scope.deadline = deadline + self.config.timeouts.linger_seconds
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator["Server"]:
@@ -294,7 +294,7 @@ class Server:
 
     async def _handle_bot(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
         await self.handle(stream)
-        scope.deadline = trio.current_time() + transport.LINGER_SECONDS
+        scope.deadline = trio.current_time() + self.config.timeouts.linger_seconds
 
     @property
     def members(self) -> list[MemberInfo]:
@@ -517,9 +517,10 @@ class Server:
         if not refusal.last_words:
             return
         try:
-            with self._entrance.at_the_door(address), trio.move_on_after(transport.LINGER_SECONDS):
+            seconds = self.config.timeouts.linger_seconds
+            with self._entrance.at_the_door(address), trio.move_on_after(seconds):
                 await stream.send_all(refusal.last_words)
-                await transport.hang_up(stream)
+                await transport.hang_up(stream, seconds)
         except (trio.BrokenResourceError, trio.ClosedResourceError, TurnedAway):
             pass  # it is gone, or has to make room
 

@@ -83,8 +83,9 @@ def _tls_reason(error: ssl.SSLError) -> str:
 class _HangingUp(trio.abc.Stream):
     """A stream that is closed as `hang_up` does, for the layer above it that closes it."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, linger_seconds: float) -> None:
         self.stream = stream
+        self._linger_seconds = linger_seconds
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Do as the stream does."""
@@ -100,18 +101,23 @@ class _HangingUp(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Hang up."""
-        await hang_up(self.stream)
+        await hang_up(self.stream, self._linger_seconds)
 
 
 def encrypt(
-    stream: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str | None = None
+    stream: trio.abc.Stream,
+    context: ssl.SSLContext,
+    server_hostname: str | None = None,
+    *,
+    linger_seconds: float = LINGER_SECONDS,
 ) -> "trio.SSLStream[trio.abc.Stream]":
     """Return TLS over *stream*: a client's if it has a *server_hostname*, else a server's.
 
-    `do_handshake` is the caller's.  Closing it says goodbye in TLS too, and closes *stream*.
+    The caller calls `do_handshake`.  Closing it sends TLS's own goodbye and closes *stream* as
+    `hang_up` does, within *linger_seconds*.
     """
     return trio.SSLStream(
-        _HangingUp(stream),
+        _HangingUp(stream, linger_seconds),
         context,
         server_hostname=server_hostname,
         server_side=server_hostname is None,
@@ -231,13 +237,13 @@ def pending_error(stream: trio.abc.Stream) -> OSError | None:
     return None
 
 
-async def hang_up(stream: trio.abc.Stream) -> None:
-    """Send EOF, read and discard until the peer closes too or `LINGER_SECONDS` are over, close.
+async def hang_up(stream: trio.abc.Stream, linger_seconds: float = LINGER_SECONDS) -> None:
+    """Send EOF, read and discard until the peer closes too or *linger_seconds* are over, close.
 
     Never raises on account of the peer.  Cancelled, it has closed the stream.
     """
     try:
-        with trio.move_on_after(LINGER_SECONDS):
+        with trio.move_on_after(linger_seconds):
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 await stream.send_eof()
                 while await stream.receive_some(_DISCARD_BYTES):

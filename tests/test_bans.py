@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat import bans as bans_module
 from multichat.bans import (
     MAX_BANS,
     Ban,
@@ -362,9 +361,8 @@ def test_a_ban_that_is_over_is_forgotten() -> None:
     assert len(bans) == 1
 
 
-def test_there_may_be_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bans_module, "MAX_BANS", 2)
-    bans = Bans([Ban(target="a", until=NOW + 60), Ban(target="b")], now=NOW)
+def test_there_may_be_only_so_many() -> None:
+    bans = Bans([Ban(target="a", until=NOW + 60), Ban(target="b")], now=NOW, max_bans=2)
     with pytest.raises(TooManyBans, match="there are as many bans as there may be: 2"):
         bans.add(Ban(target="c"), NOW)
     bans.add(Ban(target="b", reason="again"), NOW)

@@ -26,9 +26,9 @@ from multichat import (
     RoomSize,
     Said,
     ServerConfig,
+    ServerTimeouts,
     Welcome,
     open_chat,
-    transport,
 )
 from multichat.chat import (
     HELLO_SECONDS,
@@ -700,8 +700,8 @@ async def test_a_bot_needs_a_server_that_is_open(autojump_clock: MockClock) -> N
         await multichat.Server().start_bot(_listen)
 
 
-async def test_bots_end_with_their_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "LINGER_SECONDS", 0.2)
+async def test_bots_end_with_their_server() -> None:
+    config = ServerConfig(timeouts=ServerTimeouts(linger_seconds=0.2))
     ended: list[str] = []
 
     async def bot(chat: Chat) -> None:
@@ -716,7 +716,8 @@ async def test_bots_end_with_their_server(monkeypatch: pytest.MonkeyPatch) -> No
             ended.append("cancelled")
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
+        serve = partial(multichat.serve, 0, host="127.0.0.1", config=config)
+        server = await nursery.start(serve)
         await server.start_bot(bot)
         await server.start_bot(deaf)
         server.shutdown()

@@ -13,9 +13,8 @@ import trio.testing
 from trio.testing import MockClock
 
 import multichat
-from multichat import Server, ServerConfig, server, transport
+from multichat import Server, ServerConfig, ServerTimeouts, server, transport
 from multichat.entrance import MAX_AT_THE_DOOR, MAX_TRIES
-from multichat.limits import Attempts
 from multichat.listen import beyond_loopback
 from multichat.preamble import looks_like_http, looks_like_tls, read_password, spell_password
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -386,7 +385,7 @@ async def test_each_wrong_one_makes_that_address_wait_longer(
         assert await door.seconds_of_a_try("203.0.113.7:1", SECRET) == pytest.approx(8)
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0  # it was forgiven
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0.5
-        await trio.sleep(Attempts.FORGET_SECONDS + 10)
+        await trio.sleep(ServerTimeouts().forget_attempts_seconds + 10)
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0
 
 

@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, NotKept
 from multichat.journal import Keeping, RoomJournal, SessionRecord
-from multichat.journal import sqlite as journal_sqlite
 from multichat.journal.reading import open_reader
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal
+from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file, open_for_reading
 from multichat.journal.sqlite_rows import MAX_NONCES, Rows
 from multichat.messages import SaidRun
@@ -462,13 +461,13 @@ def small_disk(kind: str, folder: Path) -> Iterator[tuple[Path, Callable[[int], 
     ("kind", "reason"), [("tmpfs", "the disk is full"), ("limit", "the disk fails")]
 )
 async def test_a_full_disk_is_said_and_it_goes_on_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, reason: str
+    tmp_path: Path, kind: str, reason: str
 ) -> None:
-    monkeypatch.setattr(journal_sqlite, "RETRY_SECONDS", 0.2)
+    limits = SqliteLimits(retry_seconds=0.2)
     with small_disk(kind, tmp_path / "disk") as (disk, add):
         path = disk / "chat.db"
         kept: list[str] = []
-        async with running(SqliteJournal(path)) as journal:
+        async with running(SqliteJournal(path, limits=limits)) as journal:
             room = journal.room("lobby")
             for cycle in range(2):
                 reasons: set[str] = set()
@@ -502,52 +501,50 @@ async def test_a_full_disk_is_said_and_it_goes_on_when_there_is_room(
         assert await all_texts(path) == kept
 
 
-async def test_a_file_that_somebody_holds_is_waited_for_and_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_messages_wait_while_another_program_holds_the_file(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     path = tmp_path / "chat.db"
-    async with running(SqliteJournal(path)) as journal:
+    async with running(SqliteJournal(path, limits=SqliteLimits(retry_seconds=1000))) as journal:
         room = journal.room("lobby")
         await say(room, "one")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             keeping = room.append(spell(room, "two"))
             assert keeping is not None
-            waiting = trio.Event()
+            kept = trio.Event()
 
             async def wait() -> None:
                 await keeping.wait()
-                waiting.set()
+                kept.set()
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 await trio.testing.wait_all_tasks_blocked()
-                assert not waiting.is_set()
+                assert not kept.is_set()
                 other.execute("ROLLBACK")
-            monkeypatch.setattr(journal_sqlite, "RETRY_SECONDS", 0)
-            other.execute("BEGIN IMMEDIATE")
+                mock_clock.rate = 1  # the journal tries again after a moment
+            mock_clock.rate = 0
             number = room.next
-            for _ in range(2):
-                keeping = room.append(spell(room, "lost"))
-                with (
-                    trio.fail_after(WAIT_SECONDS),
-                    pytest.raises(NotKept, match="another program is using it"),
-                ):
-                    await wait_kept(keeping)
-                assert room.next == number
-                # Nobody waits while it is known that it is of no use.
-                monkeypatch.setattr(journal_sqlite, "RETRY_SECONDS", 1000)
+            other.execute("BEGIN IMMEDIATE")
+            keeping = room.append(spell(room, "lost"))
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(1001)
+            with pytest.raises(NotKept, match="another program is using it"):
+                await wait_kept(keeping)
+            assert room.next == number
+            # The next one fails without waiting: the clock stands still.
+            with pytest.raises(NotKept, match="another program is using it"):
+                await wait_kept(room.append(spell(room, "lost")))
+            assert room.next == number
             other.execute("ROLLBACK")
         await say(room, "three")
     assert await all_texts(path) == ["one", "two", "three"]
 
 
-async def test_at_the_end_who_cannot_be_kept_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_sqlite, "CLOSE_SECONDS", 0)
+async def test_at_the_end_who_cannot_be_kept_is_told(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
-    with_it = SqliteJournal(path)
+    with_it = SqliteJournal(path, limits=SqliteLimits(close_seconds=0))
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other:
         async with running(with_it) as journal:
             room = journal.room("lobby")
@@ -574,11 +571,9 @@ async def test_what_is_damaged_in_the_middle_is_said_to_who_reads_it(tmp_path: P
         assert (await texts_of(room, 199, 200))[0].startswith("199 ")
 
 
-async def test_what_waits_for_the_disk_is_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_sqlite, "MAX_WAITING_BYTES", 10_000)
-    async with running(SqliteJournal(tmp_path / "chat.db")) as journal:
+async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
+    limits = SqliteLimits(waiting_bytes=10_000)
+    async with running(SqliteJournal(tmp_path / "chat.db", limits=limits)) as journal:
         room = journal.room("lobby")
         keepings = [room.append(spell(room, "x" * 20_000))]  # what is alone may be larger
         with pytest.raises(NotKept, match="the disk does not keep up"):
@@ -744,12 +739,9 @@ async def test_a_step_of_tidying_is_bounded(tmp_path: Path) -> None:
         assert len(taken) >= 2 + 30 // 5  # of a million bytes each
 
 
-async def test_rooms_of_long_ago_are_forgotten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal_sqlite, "MAX_ROOMS", 10)
+async def test_rooms_of_long_ago_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
-    async with running(SqliteJournal(path)) as journal:
+    async with running(SqliteJournal(path, limits=SqliteLimits(rooms=10))) as journal:
         rooms = {n: journal.room(f"{n}") for n in range(25)}
         for room in rooms.values():
             await say(room, "x")

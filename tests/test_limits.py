@@ -8,9 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from multichat.config import ServerTimeouts
 from multichat.limits import Attempts, Bucket, Budget, Effort, Patience, Turns
 
 pytestmark = pytest.mark.unit
+
+TIMEOUTS = ServerTimeouts()
 
 seconds = st.floats(min_value=0, max_value=1000)
 
@@ -195,7 +198,7 @@ def test_who_is_told_may_let_go_at_once() -> None:
 
 
 def test_each_wrong_password_doubles_the_delay_of_the_next() -> None:
-    attempts = Attempts()
+    attempts = Attempts(TIMEOUTS)
     now, delays = 50.0, []
     for _ in range(8):
         delays.append(attempts.reserve("here", now))
@@ -209,7 +212,7 @@ def test_each_wrong_password_doubles_the_delay_of_the_next() -> None:
 
 
 def test_a_right_password_and_time_are_forgotten_with() -> None:
-    attempts = Attempts()
+    attempts = Attempts(TIMEOUTS)
     for _ in range(5):
         attempts.failed("here", 0.0)
     attempts.succeeded("here")
@@ -217,25 +220,25 @@ def test_a_right_password_and_time_are_forgotten_with() -> None:
     for _ in range(5):
         attempts.failed("here", 0.0)
     assert attempts.waiting_seconds("here", 0.0) == 8
-    assert attempts.reserve("here", 8 + Attempts.FORGET_SECONDS) == 0
-    attempts.failed("here", 8 + Attempts.FORGET_SECONDS)
-    assert attempts.waiting_seconds("here", 8 + Attempts.FORGET_SECONDS) == 8
-    assert attempts.reserve("here", 16 + 2 * Attempts.FORGET_SECONDS + 1) == 0
+    assert attempts.reserve("here", 8 + TIMEOUTS.forget_attempts_seconds) == 0
+    attempts.failed("here", 8 + TIMEOUTS.forget_attempts_seconds)
+    assert attempts.waiting_seconds("here", 8 + TIMEOUTS.forget_attempts_seconds) == 8
+    assert attempts.reserve("here", 16 + 2 * TIMEOUTS.forget_attempts_seconds + 1) == 0
     attempts.failed("here", 1e4)
-    assert attempts.waiting_seconds("here", 1e4) == Attempts.FIRST_DELAY_SECONDS
+    assert attempts.waiting_seconds("here", 1e4) == TIMEOUTS.first_attempt_delay_seconds
     attempts.succeeded("never seen")
 
 
 def test_a_thousand_failures_are_no_number_too_large() -> None:
-    attempts = Attempts()
+    attempts = Attempts(TIMEOUTS)
     for _ in range(5000):
         attempts.failed("here", 0.0)
-    assert attempts.waiting_seconds("here", 0.0) == Attempts.MAX_DELAY_SECONDS
+    assert attempts.waiting_seconds("here", 0.0) == TIMEOUTS.max_attempt_delay_seconds
 
 
 def test_many_connections_from_one_place_take_turns() -> None:
     """Else a thousand at once would try a thousand passwords in the time of one."""
-    attempts = Attempts()
+    attempts = Attempts(TIMEOUTS)
     for _ in range(3):
         attempts.failed("here", 0.0)
     assert [attempts.reserve("here", 0.0) for _ in range(4)] == [2, 4, 6, 8]
@@ -245,7 +248,7 @@ def test_many_connections_from_one_place_take_turns() -> None:
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=30))
 def test_one_connection_after_the_other_waits_longer_and_longer(pauses: list[float]) -> None:
-    attempts = Attempts()
+    attempts = Attempts(TIMEOUTS)
     now = 0.0
     times: list[float] = []
     for pause in pauses:
@@ -264,7 +267,7 @@ def test_however_many_try_at_once_only_so_many_guesses_are_made(
 ) -> None:
     """*visits*: a pause, and how many connections then want to try; all of them are wrong."""
     patience = 10.0  # who would have to wait longer is sent away
-    attempts = Attempts()
+    attempts = Attempts(TIMEOUTS)
     now = 0.0
     guesses = 0
     waiting: deque[float] = deque()  # when who has reserved may try
@@ -282,11 +285,11 @@ def test_however_many_try_at_once_only_so_many_guesses_are_made(
                 guesses += 1
                 attempts.failed("here", now)
     # What the first ones reserved before anything was known to be wrong, and one in eight seconds.
-    assert guesses <= 22 + now / Attempts.MAX_DELAY_SECONDS
+    assert guesses <= 22 + now / TIMEOUTS.max_attempt_delay_seconds
 
 
 def test_places_are_bounded_and_the_quietest_is_forgotten_first() -> None:
-    attempts = Attempts(max_places=3)
+    attempts = Attempts(TIMEOUTS, max_places=3)
     for place in "abc":
         attempts.failed(place, 0.0)
     attempts.failed("a", 0.0)

@@ -222,10 +222,9 @@ def test_the_lines_of_a_file_are_never_skipped(tmp_path: Path) -> None:
     assert all(line.endswith(text) for line in lines)
 
 
-def test_a_file_that_hangs_is_given_up_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("multichat.log.FILE_SECONDS", 0.01)
+def test_a_file_that_hangs_is_given_up_on(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    writer = LogWriter(fd)  # its thread is not started: the disk that hangs
+    writer = LogWriter(fd, file_seconds=0.01)  # its thread is not started: the disk that hangs
     data = "x" * 1_000_000
     for _ in range(20):
         writer.emit(record(data))

@@ -13,9 +13,17 @@ import trio.testing
 from trio.testing import MockClock
 
 import multichat
-from multichat import Chat, Notice, Refused, Server, ServerConfig, errands, open_chat
+from multichat import (
+    Chat,
+    Notice,
+    Refused,
+    Server,
+    ServerConfig,
+    ServerTimeouts,
+    errands,
+    open_chat,
+)
 from multichat.client import Endpoint
-from multichat.limits import Attempts
 from multichat.link import ASKING_SECONDS, HELLO_SECONDS, PASSWORD_SECONDS
 from multichat.shell import read_password_file
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -228,11 +236,11 @@ def test_the_variable_counts_where_there_is_no_file(
 
 
 @asynccontextmanager
-async def running(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+async def running() -> AsyncIterator[Server]:
     """A server of this process that asks, and lets nobody wait for a wrong one."""
-    monkeypatch.setattr(Attempts, "FIRST_DELAY_SECONDS", 0.0)
     async with trio.open_nursery() as nursery:
-        config = ServerConfig(password=SECRET)
+        timeouts = ServerTimeouts(first_attempt_delay_seconds=0)
+        config = ServerConfig(password=SECRET, timeouts=timeouts)
         yield await nursery.start(partial(multichat.serve, 0, host=LOOPBACK, config=config))
         nursery.cancel_scope.cancel(reason="the block is over")
 
@@ -267,7 +275,7 @@ def forgets(server: Server) -> bool:
 
 
 async def test_every_command_comes_in_with_theread_password_file(
-    monkeypatch: pytest.MonkeyPatch, log: LogRecorder, tmp_path: Path
+    log: LogRecorder, tmp_path: Path
 ) -> None:
     file = tmp_path / "password"
     file.write_text(f"{SECRET}\n", "utf-8")
@@ -283,7 +291,7 @@ async def test_every_command_comes_in_with_theread_password_file(
             assert client.err == ""
             assert SECRET not in client.out
 
-    async with running(monkeypatch) as server, trio.open_nursery() as nursery:
+    async with running() as server, trio.open_nursery() as nursery:
         for number, line in enumerate(COMMANDS):
             # By the file and by the variable in turn; the specification's client has no options.
             from_file = number % 2 == 0 and not line.startswith("multi_")
@@ -295,7 +303,7 @@ async def test_every_command_comes_in_with_theread_password_file(
 
 
 async def test_every_command_that_says_a_wrong_one_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, log: LogRecorder, tmp_path: Path
+    log: LogRecorder, tmp_path: Path
 ) -> None:
     async def be_refused(line: str) -> None:
         async with command(tmp_path, server.port, line, password=WRONG) as client:
@@ -303,16 +311,14 @@ async def test_every_command_that_says_a_wrong_one_is_one_line(
             assert client.err == "multichat: wrong password\n"
             assert WRONG not in client.out
 
-    async with running(monkeypatch) as server, trio.open_nursery() as nursery:
+    async with running() as server, trio.open_nursery() as nursery:
         for line in COMMANDS:
             nursery.start_soon(be_refused, line)
     assert server.statistics().clients_ever == 0
     assert not [line for line in log.lines if WRONG in line]
 
 
-async def test_every_command_without_one_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, log: LogRecorder, tmp_path: Path
-) -> None:
+async def test_every_command_without_one_is_one_line(log: LogRecorder, tmp_path: Path) -> None:
     """But for people in plain text, who can type it."""
 
     async def be_refused(line: str) -> None:
@@ -336,7 +342,7 @@ async def test_every_command_without_one_is_one_line(
             assert SECRET not in client.out
             assert WRONG not in client.out
 
-    async with running(monkeypatch) as server, trio.open_nursery() as nursery:
+    async with running() as server, trio.open_nursery() as nursery:
         for line in COMMANDS:
             if line in ("send --plain", "connect --json"):
                 continue  # see below
@@ -347,12 +353,12 @@ async def test_every_command_without_one_is_one_line(
 
 @pytest.mark.parametrize("text", ["done", None])
 async def test_what_was_said_in_plain_text_to_a_server_that_asks_is_no_success(
-    text: str | None, monkeypatch: pytest.MonkeyPatch
+    text: str | None,
 ) -> None:
     read, write = os.pipe()
     os.write(write, b"done\n")
     os.close(write)
-    async with running(monkeypatch) as server:
+    async with running() as server:
         endpoint = Endpoint(host=LOOPBACK, port=server.port)
         try:
             with pytest.raises(Refused, match="password"):
@@ -362,10 +368,10 @@ async def test_what_was_said_in_plain_text_to_a_server_that_asks_is_no_success(
 
 
 async def test_json_lines_are_refused_at_once_by_a_server_that_asks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     with (tmp_path / "out").open("wb") as out:
-        async with running(monkeypatch) as server:
+        async with running() as server:
             endpoint = Endpoint(host=LOOPBACK, port=server.port)
             with trio.move_on_after(0.5) as waited, pytest.raises(Refused, match="password"):
                 await errands.pass_json(endpoint, input_fd=None, output_fd=out.fileno())

@@ -37,32 +37,39 @@ from multichat.journal.sqlite_rows import (
 )
 from multichat.messages import Nonce, SaidRun
 
-__all__ = ["Durability", "Retention", "SqliteJournal"]
+__all__ = ["Durability", "Retention", "SqliteJournal", "SqliteLimits"]
 
 T = TypeVar("T")
 
-# A copy that holds the file, a disk that somebody is making room on: who speaks waits that long
-# before being told.  Afterwards each is told at once, until the disk takes something again.
-RETRY_SECONDS = 3.0
 _RETRY_PAUSE_SECONDS = 0.05
 
-# What may wait for the disk: four full reads from each of a thousand clients.
-MAX_WAITING_BYTES = 256 * 1024 * 1024
-_RUN_BYTES = 300  # beside its text
-
-# How often what has to go is looked for; while there is more of it, one step follows each commit.
-TIDY_SECONDS = 5.0
-
-# A hundred times as many as there may be at a time; their heads take 30 MB.
-MAX_ROOMS = 100_000
-
-# At the end of a server, for what waits and cannot be written.
-CLOSE_SECONDS = 5.0
+_RUN_BYTES = 300  # in memory, beside its text
 
 # Sessions that could not be written wait for the next transaction; as many as a server has.
 _MAX_SESSIONS_WAITING = 20_000
 
 _CLOSED = "the server is closing its journal"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SqliteLimits:
+    """How long a journal waits for its file, and how much it holds; tests pass other values."""
+
+    # While the disk is full or another program holds the file, messages wait this long before their
+    # senders are told.  Later ones fail at once, until the disk accepts something again.
+    retry_seconds: float = 3.0
+
+    # The same when the journal is closed.
+    close_seconds: float = 5.0
+
+    # How often expired messages are looked for; while there are more, one step follows each commit.
+    tidy_seconds: float = 5.0
+
+    # What may wait for the disk: four full reads from each of a thousand clients.
+    waiting_bytes: int = 256 * 1024 * 1024
+
+    # A hundred times as many as a server has at a time; their heads take 30 MB.
+    rooms: int = 100_000
 
 
 class Durability(enum.Enum):
@@ -109,11 +116,13 @@ class SqliteJournal(Journal):
         *,
         durability: Durability = Durability.FULL,
         retention: Retention | None = None,
+        limits: SqliteLimits | None = None,
     ) -> None:
         self.path = Path(path)
         self.place = str(path)
         self.durability = durability
         self.retention = retention or Retention()
+        self._limits = limits or SqliteLimits()
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses it
         self._lock: sqlite3.Connection
@@ -144,7 +153,7 @@ class SqliteJournal(Journal):
             self._open = False
             with trio.CancelScope(shield=True):
                 try:
-                    await self._write_waiting(retry_seconds=CLOSE_SECONDS)
+                    await self._write_waiting(retry_seconds=self._limits.close_seconds)
                 finally:
                     self._fail(_CLOSED)
                     async with self._reading:  # who reads has to finish before
@@ -156,10 +165,12 @@ class SqliteJournal(Journal):
             with trio.move_on_at(tidy_at):
                 await self._woken.wait()
             self._woken = trio.Event()
-            await self._write_waiting(retry_seconds=0 if self._failing else RETRY_SECONDS)
+            await self._write_waiting(
+                retry_seconds=0 if self._failing else self._limits.retry_seconds
+            )
             if trio.current_time() >= tidy_at:
                 more = await self._tidy()
-                tidy_at = trio.current_time() + (0 if more else TIDY_SECONDS)
+                tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
 
     async def _write_waiting(self, *, retry_seconds: float) -> None:
         """Keep what waits now, in one transaction, or have all that waits then fail."""
@@ -209,7 +220,7 @@ class SqliteJournal(Journal):
             full = {room.id: room.kept - most for room in self._untidy}
         else:
             self._untidy.clear()
-        excess = len(self._rooms) - MAX_ROOMS
+        excess = len(self._rooms) - self._limits.rooms
         idle = next(iter(self._rooms.values())) if excess > 0 else None
         tidied = await trio.to_thread.run_sync(
             self._rows.tidy, full, None if idle is None else idle.id, limiter=self._writing
@@ -293,7 +304,7 @@ class SqliteJournal(Journal):
         size = job.size + _RUN_BYTES
         if not self._open:
             raise NotKept(_CLOSED)
-        if self._waiting_bytes + size > MAX_WAITING_BYTES and self._waiting:
+        if self._waiting_bytes + size > self._limits.waiting_bytes and self._waiting:
             raise NotKept("the disk does not keep up")
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")

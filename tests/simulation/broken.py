@@ -197,7 +197,7 @@ def keep_empty_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hang_up(stream: trio.abc.Stream) -> None:
+    async def hang_up(stream: trio.abc.Stream, linger_seconds: float) -> None:
         await trio.sleep_forever()
 
     monkeypatch.setattr("multichat.transport.hang_up", hang_up)
