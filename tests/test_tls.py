@@ -274,7 +274,8 @@ async def test_the_end_of_a_server_says_goodbye_over_tls(certificates: Certifica
         async with connect(LOOPBACK, server.port, tls=certificates.client()) as chat:
             await chat.members()
             server.shutdown()
-            assert [event async for event in chat] == [Goodbye("the server is shutting down")]
+            goodbye = Goodbye.of("shutdown", "the server is shutting down")
+            assert [event async for event in chat] == [goodbye]
             assert chat.goodbye == "the server is shutting down"
 
 
