@@ -3,7 +3,14 @@
 Imports nothing that takes time before Ctrl+C can be answered with a quiet end.
 """
 
+import os
 import sys
+
+# `python -m` looks for modules in the working directory first: no file there, whoever put it
+# there, must stand in for a module of ours or of Python's.
+if __name__ == "__main__" and sys.path[:1] in ([""], [os.getcwd()]):  # noqa: PTH109 - imports nothing
+    del sys.path[0]
+
 from typing import NoReturn
 
 __all__ = ["client_main", "main", "server_main"]

@@ -362,5 +362,6 @@ def _filters(names: list[str]) -> tuple[Filter, ...]:
         return ()
     from multichat.filters import load_filter
 
-    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    # Last: no file of the working directory stands in for a module of Python's or of ours.
+    sys.path.append(str(Path.cwd()))
     return tuple(map(load_filter, names))

@@ -11,10 +11,11 @@ else whoever says much at once would get past it.
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from logging import WARNING
+from typing import Any
 
 import msgspec
 import trio
@@ -36,21 +37,40 @@ _SHOWN_CHARACTERS = 200
 def load_filter(name: str) -> Filter:
     """Return the function that *name*, `package.module:function`, stands for.
 
-    Raises `ValueError` if there is none, or whatever goes wrong inside of the module is raised.
+    Raises `ValueError` with the reason if it cannot be imported or is no filter.
     """
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
         raise ValueError(f"{name}: a filter is named as package.module:function")
     try:
         module = import_module(module_name)
-    except Exception as error:  # whatever stands in there
+    except (Exception, SystemExit) as error:  # whatever stands in there
         raise ValueError(f"{name}: {error!r}") from error
-    function = module
+    function: Any = module
     for part in attribute.split("."):
-        function = getattr(function, part, None)  # type: ignore[assignment]
+        function = getattr(function, part, None)
     if not callable(function):
-        raise ValueError(f"{name}: {module_name} has no function {attribute}")  # noqa: TRY004
-    return function
+        where = getattr(module, "__file__", None) or "a part of Python"
+        raise ValueError(f"{name}: {module_name} has no function {attribute}; it is {where}")  # noqa: TRY004
+    if reason := _why_no_filter(function):
+        raise ValueError(f"{name}: {reason}")
+    found: Filter = function
+    return found
+
+
+def _why_no_filter(function: Callable[..., object]) -> str:
+    """Return why *function* cannot be a filter; empty if it can, as far as one can see."""
+    if inspect.isclass(function):
+        return "a class is no filter"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "a generator is no filter: a filter returns a message or None"
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return "a filter takes one argument, the message"
+    except ValueError:  # some functions in C have no signature
+        pass
+    return ""
 
 
 class Filters:

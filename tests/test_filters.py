@@ -1,5 +1,7 @@
 """Filters change and drop messages, and nothing that they do hurts the chat."""
 
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -268,13 +270,35 @@ async def test_who_leaves_while_a_filter_works_says_nothing(
         ("os:", "a filter is named as package.module:function"),
         ("no.such:module", "ModuleNotFoundError"),
         ("os:nothing", "os has no function nothing"),
-        ("os:sep", "os has no function sep"),
+        ("os:sep", r"os has no function sep; it is \S+os\.py$"),
+        ("sys:maxsize", "sys has no function maxsize; it is a part of Python$"),
+        ("os:getcwd", "os:getcwd: a filter takes one argument, the message$"),
+        ("operator:add", "operator:add: a filter takes one argument, the message$"),
+        ("decimal:Decimal", "decimal:Decimal: a class is no filter$"),
+        ("ast:walk", "a generator is no filter: a filter returns a message or None$"),
     ],
 )
 def test_what_is_no_filter_is_said_in_one_line(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         load_filter(name)
     assert load_filter("os.path:join").__name__ == "join"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", ["sqlite3", "typer", "trio", "json"])
+async def test_a_file_of_the_working_directory_stands_in_for_no_module(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('a file of mine was run')\n")
+    (tmp_path / "house_rules.py").write_text("def polite(message):\n    return message\n")
+    monkeypatch.chdir(tmp_path)
+    options = "--journal", str(tmp_path / "journal"), "--filter", "house_rules:polite"
+    for program in ([MULTICHAT], [sys.executable, "-m", "multichat"]):
+        argv = [*program, "serve", "0", "--host", LOOPBACK, *options]
+        async with ServerCommand(tmp_path, *argv) as server:
+            server.signal(signal.SIGINT)
+            assert await server.wait() == 0
+            assert server.err == ""
 
 
 async def test_filters_of_the_folder_in_which_one_is(
@@ -297,6 +321,11 @@ async def test_filters_of_the_folder_in_which_one_is(
         await alice.type("damn it\n")
         await bob.wait_for("] oh it\n")
         assert "damn" not in server.out
+
+    (tmp_path / "script.py").write_text("raise SystemExit(0)\n")
+    async with Command(tmp_path, MULTICHAT, "serve", "0", "--filter", "script:main") as script:
+        assert await script.wait() == 2
+        assert "SystemExit(0)" in script.err
 
     async with Command(tmp_path, MULTICHAT, "serve", "0", "--filter", "house_rules:rude") as wrong:
         assert await wrong.wait() == 2
