@@ -5,23 +5,70 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
-from multichat.cli_config import ColorWhen, config, default_to_file, is_colored, list_servers
+from multichat.cli_config import (
+    ColorWhen,
+    config,
+    default_to_file,
+    find_server,
+    is_colored,
+    list_servers,
+    parse_server,
+    split_port,
+)
+from multichat.cli_rules import CheckedCommand
 from multichat.cli_serve import serve
+from multichat.config import DEFAULT_PORT
 from multichat.log import open_log
-from multichat.shell import PasswordFile, checked_password, fileno, one_line_errors
+from multichat.shell import (
+    PasswordFile,
+    UsageMistake,
+    checked_password,
+    fileno,
+    one_line_errors,
+    with_password,
+)
 
 if TYPE_CHECKING:
     from multichat.client import Endpoint
 
-__all__ = ["client_main", "connect", "history", "main", "send", "server_main", "who"]
+__all__ = [
+    "COMMANDS",
+    "client_main",
+    "connect",
+    "history",
+    "main",
+    "make_app",
+    "send",
+    "server_main",
+    "who",
+]
 
-_Host = Annotated[str, typer.Argument(help="Address or name of the server.")]
-_Port = Annotated[int, typer.Argument(min=1, max=65535, help="Its TCP port.")]
+_T = TypeVar("_T")
+
+_HOST_HELP = (
+    "The server: its address or name, also as HOST:PORT or [IPV6]:PORT, or what it is called in "
+    "the configuration file."
+)
+_PORT_HELP = "Its TCP port."
+_Host = Annotated[
+    str,
+    typer.Argument(
+        help=_HOST_HELP,
+        is_eager=True,  # what the file says of it are the defaults of all that follows
+        callback=default_to_file,
+        autocompletion=list_servers,
+    ),
+]
+_Port = Annotated[
+    int | None,
+    typer.Argument(min=1, max=65535, help=_PORT_HELP, show_default=str(DEFAULT_PORT)),
+]
 _Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS.", envvar="MULTICHAT_TLS")]
 _TlsCa = Annotated[
     Path | None,
@@ -42,13 +89,33 @@ _TlsName = Annotated[
 
 
 def _endpoint(
-    host: str, port: int, *, tls: bool, tls_ca: Path | None, tls_name: str | None
+    host: str,
+    port: int,
+    unix: Path | None = None,
+    *,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_name: str | None,
 ) -> "Endpoint":
     from multichat.client import Endpoint, client_tls
 
+    if unix is not None:
+        return Endpoint(unix=unix)
     encrypted = tls or tls_ca is not None or tls_name is not None
     context = client_tls(tls_ca) if encrypted else None
     return Endpoint(host=host, port=port, tls=context, tls_name=tls_name)
+
+
+def _with_password(
+    run: Callable[[str | None], _T], endpoint: "Endpoint", password: str | None
+) -> _T:
+    """Call *run* with *password*, or with what is typed if one is missing and asked for."""
+    from multichat.address import is_loopback
+
+    in_plain_text = (
+        endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host)
+    )
+    return with_password(run, password, str(endpoint), in_plain_text=in_plain_text)
 
 
 _Name = Annotated[
@@ -72,16 +139,17 @@ _Wait = Annotated[
 
 
 def connect(
+    context: typer.Context,
     host: Annotated[
         str | None,
         typer.Argument(
-            help="Address or name of the server, or what it is called in the configuration file.",
-            is_eager=True,  # what the file says of it are the defaults of all that follows
+            help=_HOST_HELP,
+            is_eager=True,
             callback=default_to_file,
             autocompletion=list_servers,
         ),
     ] = None,
-    port: Annotated[int | None, typer.Argument(min=1, max=65535, help="Its TCP port.")] = None,
+    port: _Port = None,
     unix: Annotated[
         Path | None,
         typer.Option(help="Join at this Unix socket instead.", envvar="MULTICHAT_UNIX"),
@@ -164,82 +232,111 @@ def connect(
 
     Into a pipe, or from one, there is no prompt: it writes the lines of a log.
     """
-    if json and plain:
-        raise typer.BadParameter("--json and --plain exclude each other")
-    if replay and plain:
-        raise typer.BadParameter("--replay and --plain exclude each other")
-    if host is None and unix is None:
-        raise typer.BadParameter("HOST and PORT, or --unix PATH, are missing")
-    if host is not None and port is None:
-        raise typer.BadParameter(f"PORT is missing, and no server is called {host}")
     if timeout is not None and not timeout > 0:
-        raise typer.BadParameter("--timeout is more than 0 seconds")
-    timeout_seconds = math.inf if timeout is None else timeout
-    input_fd = None if listen else fileno(sys.stdin)
+        raise UsageMistake("--timeout is more than 0 seconds")
+    if host is not None:
+        name_or_address, tcp_port, socket = find_server(context, host, port)
+    elif unix is not None:
+        name_or_address, tcp_port, socket = "", 0, unix
+    else:
+        raise UsageMistake("HOST, or --unix PATH, is missing")
     with one_line_errors():
-        import trio
+        endpoint = _endpoint(
+            name_or_address, tcp_port, socket, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+        )
+        join = partial(
+            _join,
+            endpoint,
+            name=name,
+            room=room,
+            listen=listen,
+            json=json,
+            plain=plain,
+            replay=replay,
+            wait=wait,
+            reconnect=not no_reconnect,
+            timeout_seconds=math.inf if timeout is None else timeout,
+            log_style=log_style,
+            color=color,
+            bell=bell,
+        )
+        _with_password(join, endpoint, checked_password(password_file))
 
-        from multichat.client import Endpoint
 
-        if host is not None and port is not None:
-            endpoint = _endpoint(host, port, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
-        else:
-            endpoint = Endpoint(unix=unix)
-        password = checked_password(password_file)
-        if json:
-            from multichat.console import until_signal
-            from multichat.errands import pass_json
+def _join(
+    endpoint: "Endpoint",
+    password: str | None,
+    *,
+    name: str | None = None,
+    room: str | None = None,
+    listen: bool = False,
+    json: bool = False,
+    plain: bool = False,
+    replay: int = 0,
+    wait: bool = False,
+    reconnect: bool = True,
+    timeout_seconds: float = math.inf,
+    log_style: bool = False,
+    color: ColorWhen = ColorWhen.AUTO,
+    bell: bool = False,
+) -> None:
+    import trio
 
-            errand = partial(
-                pass_json,
-                endpoint,
-                input_fd=input_fd,
-                output_fd=fileno(sys.stdout),
-                name=name,
-                room=room,
-                password=password,
-                replay=replay,
-                wait=wait,
-            )
-            trio.run(until_signal, errand)
-            return
-        if not (listen or log_style) and _is_terminal():
-            from multichat.recall import History
-            from multichat.settings import history_path
-            from multichat.terminal import TerminalChat
+    input_fd = None if listen else fileno(sys.stdin)
+    if json:
+        from multichat.console import until_signal
+        from multichat.errands import pass_json
 
-            TerminalChat(
-                endpoint,
-                history=History(history_path()),
-                name=name,
-                room=room,
-                password=password,
-                plain=plain,
-                replay=replay,
-                reconnect=not no_reconnect,
-                wait=wait,
-                color=is_colored(color),
-                bell=bell,
-                timeout_seconds=timeout_seconds,
-            ).run()
-            return
-        with open_log(fileno(sys.stdout)) as writer:
-            from multichat.console import Console
+        errand = partial(
+            pass_json,
+            endpoint,
+            input_fd=input_fd,
+            output_fd=fileno(sys.stdout),
+            name=name,
+            room=room,
+            password=password,
+            replay=replay,
+            wait=wait,
+        )
+        trio.run(until_signal, errand)
+        return
+    if not (listen or log_style) and _is_terminal():
+        from multichat.recall import History
+        from multichat.settings import history_path
+        from multichat.terminal import TerminalChat
 
-            console = Console(
-                endpoint,
-                writer=writer,
-                input_fd=input_fd,
-                name=name,
-                room=room,
-                password=password,
-                plain=plain,
-                replay=replay,
-                reconnect=not no_reconnect,
-                wait=wait,
-                timeout_seconds=timeout_seconds,
-            )
-            trio.run(console.run)
+        TerminalChat(
+            endpoint,
+            history=History(history_path()),
+            name=name,
+            room=room,
+            password=password,
+            plain=plain,
+            replay=replay,
+            reconnect=reconnect,
+            wait=wait,
+            color=is_colored(color),
+            bell=bell,
+            timeout_seconds=timeout_seconds,
+        ).run()
+        return
+    with open_log(fileno(sys.stdout)) as writer:
+        from multichat.console import Console
+
+        console = Console(
+            endpoint,
+            writer=writer,
+            input_fd=input_fd,
+            name=name,
+            room=room,
+            password=password,
+            plain=plain,
+            replay=replay,
+            reconnect=reconnect,
+            wait=wait,
+            timeout_seconds=timeout_seconds,
+        )
+        trio.run(console.run)
 
 
 def _is_terminal() -> bool:
@@ -251,17 +348,30 @@ def _is_terminal() -> bool:
     return moves and all(stream is not None and stream.isatty() for stream in streams)
 
 
-def _connect_plain(host: _Host, port: _Port) -> None:
+def _connect_plain(
+    host: Annotated[
+        str, typer.Argument(help="Address or name of the server; also as HOST:PORT or [IPV6]:PORT.")
+    ],
+    port: _Port = None,
+) -> None:
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
-    connect(host, port, plain=True, log_style=True)
+    name_or_address, tcp_port = parse_server(host, port)
+    with one_line_errors():
+        endpoint = _endpoint(name_or_address, tcp_port, tls=False, tls_ca=None, tls_name=None)
+        join = partial(_join, endpoint, plain=True, log_style=True)
+        _with_password(join, endpoint, checked_password(None))
 
 
 def send(
+    context: typer.Context,
     host: _Host,
-    port: _Port,
     text: Annotated[
         list[str],
-        typer.Argument(help="What to say, in one message; - for each line of standard input."),
+        typer.Argument(
+            metavar="[PORT] TEXT...",
+            help="What to say, in one message; - for each line of standard input. A first word of "
+            "digits is the port, unless HOST says the port: send HOST:9000 42.",
+        ),
     ],
     name: _Name = None,
     room: _Room = None,
@@ -277,31 +387,40 @@ def send(
     A name that is taken is no reason not to say it; a room that cannot be had is. If the connection
     is lost it is said over another, and once.
     """
+    port, words = split_port(context, host, text)
+    name_or_address, tcp_port, unix = find_server(context, host, port)
     with one_line_errors():
         import trio
 
         from multichat.console import until_signal
         from multichat.errands import send
 
-        said = None if text == ["-"] else " ".join(text)
-        errand = partial(
-            send,
-            _endpoint(host, port, tls=tls, tls_ca=tls_ca, tls_name=tls_name),
-            said,
-            input_fd=fileno(sys.stdin),
-            name=name,
-            room=room,
-            password=checked_password(password_file),
-            plain=plain,
-            wait=wait,
+        endpoint = _endpoint(
+            name_or_address, tcp_port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
-        if not trio.run(until_signal, errand):
+
+        def say(password: str | None) -> bool:
+            errand = partial(
+                send,
+                endpoint,
+                None if words == ["-"] else " ".join(words),
+                input_fd=fileno(sys.stdin),
+                name=name,
+                room=room,
+                password=password,
+                plain=plain,
+                wait=wait,
+            )
+            return trio.run(until_signal, errand)
+
+        if not _with_password(say, endpoint, checked_password(password_file)):
             raise typer.Exit(1)  # interrupted: who knows what was said
 
 
 def who(
+    context: typer.Context,
     host: _Host,
-    port: _Port,
+    port: _Port = None,
     room: _Room = None,
     password_file: PasswordFile = None,
     tls: _Tls = False,
@@ -309,20 +428,25 @@ def who(
     tls_name: _TlsName = None,
 ) -> None:
     """List who is in a room, by number and name, one on a line."""
+    name_or_address, tcp_port, unix = find_server(context, host, port)
     with one_line_errors():
         import trio
 
         from multichat.console import until_signal
         from multichat.errands import who
 
-        endpoint = _endpoint(host, port, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
-        password = checked_password(password_file)
+        endpoint = _endpoint(
+            name_or_address, tcp_port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+        )
 
-        async def show() -> None:
-            for line in await who(endpoint, room=room, password=password):
-                typer.echo(line)
+        def ask(password: str | None) -> bool:
+            async def show() -> None:
+                for line in await who(endpoint, room=room, password=password):
+                    typer.echo(line)
 
-        if not trio.run(until_signal, show):
+            return trio.run(until_signal, show)
+
+        if not _with_password(ask, endpoint, checked_password(password_file)):
             raise typer.Exit(1)
 
 
@@ -369,7 +493,7 @@ def history(
     try:
         from_ = None if since is None else parse_since(since)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--since") from None
+        raise UsageMistake(f"--since: {error}") from None
     with one_line_errors():
         show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
 
@@ -397,7 +521,11 @@ def _options(
     """
 
 
-def _run(*commands: Callable[..., None]) -> NoReturn:
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+def make_app(*commands: Callable[..., None]) -> typer.Typer:
+    """Return the command line of these *commands*; one alone has no name of its own."""
     # Plain help: rich costs a third of the start and draws boxes that no narrow terminal holds.
     app = typer.Typer(
         # The specification's own two commands have nothing to complete.
@@ -406,15 +534,27 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
         rich_markup_mode=None,
     )
     for command in commands:
-        app.command()(command)
+        app.command(cls=CheckedCommand, context_settings=_HELP_OPTIONS)(command)
     if len(commands) > 1:
-        app.callback(no_args_is_help=True)(_options)
-    sys.exit(app())
+        app.callback(no_args_is_help=True, context_settings=_HELP_OPTIONS)(_options)
+    return app
+
+
+def _run(*commands: Callable[..., None]) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # an encoding that lacks a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(make_app(*commands)())
+
+
+COMMANDS = (serve, connect, send, who, history, config)
 
 
 def main() -> NoReturn:
     """Run `multichat`."""
-    _run(serve, connect, send, who, history, config)
+    _run(*COMMANDS)
 
 
 def server_main() -> NoReturn:

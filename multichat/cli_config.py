@@ -7,16 +7,30 @@ order is the command line's own, of which the file is one more layer.
 import os
 from collections.abc import Iterator
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multichat.shell import one_line_errors
+from multichat.config import DEFAULT_PORT
+from multichat.shell import UsageMistake, one_line_errors
 
 if TYPE_CHECKING:
-    from multichat.settings import Settings
+    from multichat.settings import Server, Settings
 
-__all__ = ["ColorWhen", "config", "default_to_file", "is_colored", "list_servers"]
+__all__ = [
+    "ColorWhen",
+    "config",
+    "default_to_file",
+    "find_server",
+    "is_colored",
+    "list_servers",
+    "parse_server",
+    "split_port",
+]
+
+# Where in a context's `meta` the server of the file stands that HOST names.
+_SERVER = "multichat.server"
 
 # What an empty place in the table of `config` says.
 _NOTHING = "-"
@@ -59,9 +73,63 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, (value, _) in values.items()
     }
-    if host in settings.servers:
-        return settings.servers[host].host
-    return host
+    if host is None or host not in settings.servers:
+        return host
+    context.meta[_SERVER] = server = settings.servers[host]
+    return host if server.host is None else server.host
+
+
+def find_server(
+    context: typer.Context, host: str, port: int | None
+) -> tuple[str, int, Path | None]:
+    """Return the host and port, or the Unix socket, that HOST and PORT of a command stand for.
+
+    Raises `UsageMistake`.
+    """
+    server: Server | None = context.meta.get(_SERVER)
+    if server is None:
+        return (*parse_server(host, port), None)
+    if server.unix is not None and port is not None:
+        raise UsageMistake(f"{host} is at {server.unix}, which has no PORT")
+    return host, port or server.port or 0, server.unix
+
+
+def parse_server(host: str, port: int | None) -> tuple[str, int]:
+    """Return the host and port that HOST, or HOST:PORT, and PORT say; raises `UsageMistake`."""
+    from multichat.address import split_address
+
+    try:
+        name, ours = split_address(host)
+    except ValueError as error:
+        raise UsageMistake(str(error)) from None
+    if ours is not None and port is not None:
+        raise UsageMistake(f"{host} has a port already; leave out {port}")
+    return name, ours or port or DEFAULT_PORT
+
+
+def split_port(context: typer.Context, host: str, words: list[str]) -> tuple[int | None, list[str]]:
+    """Return the port and the text of what stands behind HOST in `send`; raises `UsageMistake`.
+
+    A first word of digits is the port, and never text, unless HOST says the port: as HOST:PORT, or
+    as a server of the configuration file.
+    """
+    from multichat.address import parse_port, split_address
+
+    first, *others = words
+    try:
+        if _SERVER in context.meta or split_address(host)[1] is not None:
+            return None, words
+        if not (first.isascii() and first.isdigit()):
+            return None, words
+        port = parse_port(first)
+    except ValueError as error:
+        raise UsageMistake(str(error)) from None
+    if not others:
+        said = f"{host}:{DEFAULT_PORT}" if host.count(":") == 0 else f"[{host}]:{DEFAULT_PORT}"
+        raise UsageMistake(
+            f"TEXT is missing behind port {port}; to say a number, send {said} {port}"
+        )
+    return port, others
 
 
 def list_servers(incomplete: str) -> list[str]:

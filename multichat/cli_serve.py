@@ -1,6 +1,7 @@
 """The command `serve`: parse, build the configuration, run.  No logic."""
 
 import logging
+import os
 import re
 import sys
 from enum import Enum
@@ -12,13 +13,20 @@ import typer
 
 from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
 from multichat.log import open_log
-from multichat.shell import PasswordFile, fileno, one_line_errors, read_password_file
+from multichat.shell import (
+    PasswordFile,
+    UsageMistake,
+    fileno,
+    one_line_errors,
+    read_password_file,
+)
 
 if TYPE_CHECKING:
     from multichat.journal import Journal
 
 __all__ = ["DurabilityOption", "LogLevel", "serve"]
 
+_PASSWORD = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
 _DEFAULTS = ServerConfig()
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
@@ -272,10 +280,9 @@ def serve(
 
     In a terminal what you type is told to everybody as [Server]; /help lists what else you can do.
     """
-    if keep_days is not None and (journal is None or not 0 < keep_days <= _MOST_DAYS):
-        raise typer.BadParameter(f"--keep-days needs --journal, and is at most {_MOST_DAYS}")
-    if tls_key is not None and tls_cert is None:
-        raise typer.BadParameter("--tls-key needs --tls-cert")
+    _check_environment(context)
+    if keep_days is not None and not 0 < keep_days <= _MOST_DAYS:
+        raise UsageMistake(f"--keep-days is more than 0 and at most {_MOST_DAYS}")
     source = context.get_parameter_source("port")
     is_said = source is not None and source.name != "DEFAULT"
     try:
@@ -302,7 +309,7 @@ def serve(
         if not re.fullmatch("0?[0-7]{3}", unix_mode):
             raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise UsageMistake(str(error)) from None
     level = getattr(logging, log_level.name)
     with (
         one_line_errors(),
@@ -332,6 +339,17 @@ def serve(
             server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
         )
         trio.run(serve_until_signal, server, run, partial(run_console, server, show))
+
+
+def _check_environment(context: typer.Context) -> None:
+    """Raise `UsageMistake` for a variable that is set and empty.
+
+    Whoever sets it wants something, and must not get a server without its password, its TLS or
+    its journal.
+    """
+    for variable in (_PASSWORD, *(each.envvar for each in context.command.params)):
+        if isinstance(variable, str) and os.environ.get(variable) == "":
+            raise UsageMistake(f"{variable} is set but empty: unset it, or give it a value")
 
 
 def _journal(

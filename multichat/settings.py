@@ -5,7 +5,7 @@ nothing of options and the environment, which come before it.  A file that canno
 an error with its name and the key, never a guess.
 
 Keys are the options of `connect`, at the top for every server and in `[servers.NAME]` for one,
-where `host`, `port` or `unix` say which that is.
+where `host` (also as HOST:PORT), `port` or `unix` say which that is.
 """
 
 import os
@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from multichat.address import split_address
+from multichat.config import DEFAULT_PORT
 from multichat.errors import InvalidSettings
 from multichat.files import decode_text
 
@@ -118,10 +120,18 @@ def load_settings(path: Path) -> Settings:
 def _read_server(path: Path, table: object, where: str) -> Server:
     server: Server = _read(path, table, Server, where)
     if (server.host is None) == (server.unix is None):
-        raise InvalidSettings(path, where, "needs either host and port, or unix")
-    if server.host is not None and server.port is None:
-        raise InvalidSettings(path, f"{where}.port", "missing")
-    return server
+        raise InvalidSettings(path, where, "needs either host or unix")
+    if server.host is None:
+        if server.port is not None:
+            raise InvalidSettings(path, f"{where}.port", "a Unix socket has none")
+        return server
+    try:
+        host, port = split_address(server.host)
+    except ValueError as error:
+        raise InvalidSettings(path, f"{where}.host", str(error)) from None
+    if port is not None and server.port is not None:
+        raise InvalidSettings(path, f"{where}.port", "stands in host, too")
+    return msgspec.structs.replace(server, host=host, port=port or server.port or DEFAULT_PORT)
 
 
 def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:

@@ -6,17 +6,35 @@ An expected failure is one line on standard error and exit status 1; a usage err
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import IO, Annotated, Any, TextIO, TypeVar
 
 import typer
 
-from multichat.errors import MultichatError
+from multichat.errors import MultichatError, Refused
 from multichat.files import decode_text
+from multichat.framing import clean
 
-__all__ = ["PasswordFile", "checked_password", "fileno", "one_line_errors", "read_password_file"]
+__all__ = [
+    "PasswordFile",
+    "UsageMistake",
+    "checked_password",
+    "fileno",
+    "one_line_errors",
+    "read_password_file",
+    "utf8_text",
+    "warn",
+    "with_password",
+]
+
+_VARIABLE = "MULTICHAT_PASSWORD"
+
+# As many as a server takes from one connection.
+_MAX_TRIES = 3
+
+_T = TypeVar("_T")
 
 PasswordFile = Annotated[
     Path | None,
@@ -27,18 +45,58 @@ PasswordFile = Annotated[
 ]
 
 
-def read_password_file(file: Path | None) -> str | None:
-    """Return the password that *file*, or the environment, holds; raises `ValueError`."""
-    if file is None:
-        return os.environ.get("MULTICHAT_PASSWORD") or None
+class UsageMistake(typer.BadParameter):
+    """A command was called in a way that makes no sense: one line, and exit status 2."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the line to *file*, by default standard error."""
+        typer.echo(f"multichat: {clean(self.message)}", file=file, err=True)
+
+
+def warn(text: str) -> None:
+    """Write a warning of one line to standard error."""
+    typer.echo(f"multichat: warning: {clean(text)}", err=True)
+
+
+def utf8_text(value: str, name: str) -> str:
+    """Return *value*, an argument or a variable, as UTF-8 has it; raises `UsageMistake`.
+
+    What Python cannot decode in the locale's encoding it keeps as surrogates.
+    """
+    if value.isascii():
+        return value
     try:
-        password = decode_text(file.read_bytes()).rstrip("\r\n")
-    except OSError as error:
-        raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        value.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(value).decode()
+        except UnicodeError:
+            raise UsageMistake(f"{name} is not UTF-8") from None
+    return value
+
+
+def read_password_file(file: Path | None) -> str | None:
+    """Return the password that *file*, or the environment, holds; raises `ValueError`.
+
+    It is one line, whose line break at the end is left out; spaces belong to it.
+    """
+    if file is None:
+        where, password = _VARIABLE, utf8_text(os.environ.get(_VARIABLE, ""), _VARIABLE)
+        if not password:
+            return None
+    else:
+        where = str(file)
+        try:
+            password = decode_text(file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    password = password.rstrip("\r\n")
+    if not password.strip():
+        raise ValueError(f"{where}: there is no password in it")
     if "\n" in password or "\r" in password:
-        raise ValueError(f"{file}: a password has one line")
+        raise ValueError(f"{where}: a password has one line")
     return password
 
 
@@ -47,7 +105,58 @@ def checked_password(file: Path | None) -> str | None:
     try:
         return read_password_file(file)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise UsageMistake(str(error)) from None
+
+
+def with_password(
+    run: Callable[[str | None], _T], password: str | None, where: str, *, in_plain_text: bool
+) -> _T:
+    """Call *run* with *password*; on a terminal, ask for one that is missing, and run again.
+
+    *where* is the server.  Warns before a password is sent *in_plain_text*.  What is typed is not
+    shown; a wrong one may be tried again.  Raises as *run* does.
+    """
+    warning = f"the password is sent to {where} in plain text, where others can read it: add --tls"
+    if password is not None and in_plain_text:
+        warn(warning)
+    try:
+        return run(password)
+    except Refused as refused:
+        if refused.code != "password-required" or not _is_terminal():
+            raise
+        missing = refused
+    if in_plain_text:
+        warn(warning)
+    for left in reversed(range(_MAX_TRIES)):
+        typed = _ask(f"Password for {clean(where)}: ")
+        if not typed:
+            raise missing
+        try:
+            return run(typed)
+        except Refused as refused:
+            if refused.code != "wrong-password" or not left:
+                raise
+            typer.echo(f"multichat: {refused}", err=True)
+    raise AssertionError  # the last try returns or raises
+
+
+def _is_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def _ask(prompt: str) -> str:
+    """Return what is typed, without its being shown; nothing at the end of input."""
+    from getpass import getpass
+
+    try:
+        return getpass(prompt)
+    except UnicodeError:
+        raise UsageMistake("the password is not UTF-8") from None
+    except BaseException as error:
+        typer.echo(err=True)  # the cursor still stands behind the prompt
+        if isinstance(error, EOFError):
+            return ""
+        raise
 
 
 @contextmanager

@@ -819,7 +819,7 @@ async def test_usage_errors_have_status_2(tmp_path: Path) -> None:
             ("serve", "--slow", "maybe"),
             ("serve", "--mailbox", "0"),
             ("serve", "--patience", "nan"),
-            ("connect", LOOPBACK),
+            ("connect",),
             ("connect", LOOPBACK, "0"),
             ("nonsense",),
         ):

@@ -11,6 +11,7 @@ import multichat
 pytestmark = pytest.mark.unit
 
 PURE = (
+    "address",
     "bans",
     "comeback",
     "completion",

@@ -193,8 +193,6 @@ async def test_a_server_that_never_accepts_it_is_given_up_on(autojump_clock: Moc
         (b"secret\r\n", "secret"),
         (b" secret \n", " secret "),
         ("pässwörd\n".encode(), "pässwörd"),
-        (b"", ""),
-        (b"\n", ""),
         (b"secret\n\r\n", "secret"),
     ],
 )
@@ -431,7 +429,7 @@ async def test_a_password_file_that_cannot_be_used_is_a_mistake_in_the_usage(
     empty.write_bytes(b"\n")
     cases = {
         ("serve", "0", "--password-file", str(missing)): "no such file or directory",
-        ("serve", "0", "--password-file", str(empty)): "a password has 1 to 1024 characters",
+        ("serve", "0", "--password-file", str(empty)): "there is no password in it",
         ("send", "--password-file", str(missing), LOOPBACK, "1", "x"): "no such file or directory",
     }
     async with trio.open_nursery() as nursery:

@@ -89,13 +89,15 @@ def test_no_file_is_an_empty_one(tmp_path: Path) -> None:
         ("host = 'chat.example'", "host: there is no such setting"),
         ("servers = 7", "servers: expected tables [servers.NAME]"),
         ("[servers]\nwork = 7", "servers.work: expected object, got int"),
-        ("[servers.work]", "servers.work: needs either host and port, or unix"),
-        ("[servers.work]\nhost = 'a'", "servers.work.port: missing"),
+        ("[servers.work]", "servers.work: needs either host or unix"),
+        ("[servers.work]\nhost = 'a:b'", "servers.work.host: 'b' is no port: 1 to 65535"),
+        ("[servers.work]\nhost = 'a:1'\nport = 1", "servers.work.port: stands in host, too"),
+        ("[servers.work]\nunix = 'a'\nport = 1", "servers.work.port: a Unix socket has none"),
         ("[servers.work]\nhost = 'a'\nport = 0", "servers.work.port: expected int >= 1"),
         ("[servers.work]\nhost = 'a'\nport = '9000'", "servers.work.port: expected int, got str"),
         (
             "[servers.work]\nhost = 'a'\nport = 1\nunix = 'b'",
-            "servers.work: needs either host and port, or unix",
+            "servers.work: needs either host or unix",
         ),
         ("[servers.work]\nunix = 7", "servers.work.unix: expected a path"),
         (
@@ -210,10 +212,20 @@ def test_a_bad_file_is_one_line_and_status_1(command: str, tmp_path: Path) -> No
     assert shown.stderr == f"multichat: {path}: servers.work.port: expected int, got str\n"
 
 
-def test_a_server_that_is_not_in_the_file_is_said_to_be_none(tmp_path: Path) -> None:
-    shown = run(tmp_path, "connect", "work")
-    assert shown.returncode == 2
-    assert "PORT is missing, and no server is called work" in shown.stderr
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("chat.example", ("chat.example", 9000)),
+        ("chat.example:1", ("chat.example", 1)),
+        ("::1", ("::1", 9000)),
+        ("[::1]:1", ("::1", 1)),
+    ],
+)
+def test_the_host_of_a_server_may_bring_its_port(
+    host: str, expected: tuple[str, int], tmp_path: Path
+) -> None:
+    server = load_settings(written(tmp_path, f"[servers.work]\nhost = '{host}'\n")).servers["work"]
+    assert (server.host, server.port) == expected
 
 
 async def test_connect_to_a_server_by_its_name(tmp_path: Path) -> None:
