@@ -6,14 +6,15 @@ seconds since 1970, so that a ban outlives a restart.
 
 1. A network is kept without host bits, and IPv4 inside of IPv6 as IPv4, so that nobody gets past a
    ban by the way of writing an address.
-2. A name is compared as on the server (`multichat.names.fold_name`).
+2. Two bans are of the same name if the server says so (`multichat.names.fold_name`); a ban of a
+   name covers the names that look like it.
 3. Every ban is spelled so that it is read as the same ban, and all of it is fit to be shown.
 4. A file is read whole or not at all: a line that is not understood would be somebody let in.
 """
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,8 @@ from typing import TypeAlias
 
 from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
 from multichat.framing import clean
-from multichat.names import fold_name, parse_name
+from multichat.lookalikes import lookalike_keys
+from multichat.names import fold_name, normalize_name
 
 __all__ = [
     "MAX_BANS",
@@ -161,7 +163,7 @@ def parse_target(text: str) -> Target:
 
 def _parse_name(text: str) -> str:
     try:
-        name = parse_name(text)
+        name = normalize_name(text)
     except InvalidName:
         raise InvalidBan(f"{_shown(text) or 'nothing'} is no address, network or name") from None
     if name.isdecimal():
@@ -243,7 +245,7 @@ class Ban:
     def covers(self, address: str, name: str) -> bool:
         """Say whether it is of a client at *address* (see `network_of`) that is called *name*."""
         if isinstance(self.target, str):
-            return fold_name(name) == fold_name(self.target)
+            return not set(lookalike_keys(name)).isdisjoint(lookalike_keys(self.target))
         ip = _parse_ip(host_of(address))
         return ip is not None and ip in self.target
 
@@ -287,6 +289,8 @@ class Bans:
         self._bans: dict[_Key, Ban] = {}
         # For addresses of so many bits: how many networks there are of each length.
         self._lengths: dict[int, Counter[int]] = {32: Counter(), 128: Counter()}
+        # Bans of names, by how the names look.
+        self._lookalikes: defaultdict[str, dict[_Key, Ban]] = defaultdict(dict)
         for ban in bans:
             self.add(ban, now)
 
@@ -297,13 +301,25 @@ class Bans:
     def add(self, ban: Ban, now: float) -> None:
         """Take in *ban*, in place of one of the same target; raises `TooManyBans`."""
         key = _key(ban.target)
-        if key not in self._bans:
+        if (old := self._bans.get(key)) is not None:
+            self._unlink(key, old)
+        else:
             most = self._max_bans
             if len(self._bans) >= most and len(self.current(now)) >= most:
                 raise TooManyBans(most)
             if not isinstance(key, str):
                 self._lengths[key[0]][key[1]] += 1
         self._bans[key] = ban
+        if isinstance(ban.target, str):
+            for look in lookalike_keys(ban.target):
+                self._lookalikes[look][key] = ban
+
+    def _unlink(self, key: _Key, ban: Ban) -> None:
+        if isinstance(ban.target, str):
+            for look in lookalike_keys(ban.target):
+                del self._lookalikes[look][key]
+                if not self._lookalikes[look]:
+                    del self._lookalikes[look]
 
     def remove(self, text: str) -> Ban | None:
         """Take out the ban of just that target (see `parse_target`), and return it, if there is.
@@ -314,7 +330,10 @@ class Bans:
 
     def _pop(self, key: _Key) -> Ban | None:
         ban = self._bans.pop(key, None)
-        if ban is not None and not isinstance(key, str):
+        if ban is None:
+            return None
+        self._unlink(key, ban)
+        if not isinstance(key, str):
             bits, length, _ = key
             self._lengths[bits][length] -= 1
             if not self._lengths[bits][length]:
@@ -342,9 +361,14 @@ class Bans:
         return None
 
     def find_name(self, name: str, now: float) -> Ban | None:
-        """Return the ban of who is called *name*."""
-        ban = self._bans.get(fold_name(name))
-        return None if ban is None or ban.is_over(now) else ban
+        """Return a ban of *name*, or of one that looks like it."""
+        if not self._lookalikes:
+            return None
+        for look in lookalike_keys(name):
+            for ban in self._lookalikes.get(look, {}).values():
+                if not ban.is_over(now):
+                    return ban
+        return None
 
 
 def read_bans(data: bytes, file: str) -> list[Ban]:

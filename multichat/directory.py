@@ -6,7 +6,8 @@ of two who want one name exactly one gets it.
 Invariants:
 
 1. A client is in exactly one room, and in it from `enter` to `leave`.
-2. No two clients, and no two rooms, have names that are the same (`multichat.names.fold_name`).
+2. No two clients, and no two rooms, have names that are the same (`multichat.names.fold_name`),
+   and no two clients names that look alike (`multichat.lookalikes`).
 3. A room is there while somebody is in it: an empty one costs nothing but what its journal keeps.
 4. The name of who is away for a moment is kept for it.
 """
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from logging import ERROR
+from typing import TypeAlias
 
 import trio
 
@@ -37,9 +39,16 @@ from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.limits import Budget, Turns
 from multichat.log import Log
+from multichat.lookalikes import NameIndex, lookalike_keys
 from multichat.mailbox import Offer
 from multichat.messages import TAKEN_OVER, TOO_FAR_BEHIND, Directed, Goodbye, Notice
-from multichat.names import SERVER_NAME, default_name, fold_name, parse_name
+from multichat.names import (
+    SERVER_NAME,
+    default_name,
+    fold_name,
+    parse_name,
+    parse_person_name,
+)
 from multichat.resume import Resumable, Resumables
 from multichat.room import Member, Room
 from multichat.voices import TEXT
@@ -53,11 +62,12 @@ _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
 _MAX_SOUGHT_CHARACTERS = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Away:
     """Who may come back, to which room and from where, and *until* when its name is kept for it."""
 
     client: int
+    name: str
     room: Room
     place: str
     until: float
@@ -68,6 +78,9 @@ class _Away:
         A program that was killed and started again asks for its name and knows no session.
         """
         return other.client == self.client or _place(other) == self.place or self.until <= now
+
+
+_Holder: TypeAlias = Member | _Away
 
 
 def _place(member: Member) -> str:
@@ -109,11 +122,13 @@ class Directory:
         self._log = log
         self._start_soon = start_soon
         self._members: dict[int, Member] = {}
-        self._by_name: dict[str, Member] = {}
+        self._names: NameIndex[_Holder] = NameIndex()
+        # The lobby is not in it: that nobody opens one that looks like it needs no entry.
+        self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
-        # By the names of those who are away, who left first as the first.
-        self._away: dict[str, _Away] = {}
+        # Those who are away and whose names are kept, who left first as the first.
+        self._away: dict[_Away, None] = {}
 
     @property
     def members(self) -> list[Member]:
@@ -135,8 +150,9 @@ class Directory:
             return self._members.get(who)
         if len(who) > _MAX_SOUGHT_CHARACTERS:
             return None
-        if (member := self._by_name.get(fold_name(who))) is not None:
-            return member
+        holder = self._names.find(who)
+        if isinstance(holder, Member):
+            return holder
         unnamed = _UNNAMED.fullmatch(who)
         return self._members.get(int(unnamed[1])) if unnamed else None
 
@@ -148,9 +164,12 @@ class Directory:
             rooms = len(self.rooms) - (leaving is not None and len(leaving) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
+            journal = self._journal.room(key)
+            if name != LOBBY:
+                self._check_room_name(name, is_new=not journal.next)
             room = self._rooms[key] = Room(
                 name,
-                journal=self._journal.room(key),
+                journal=journal,
                 log=self._log,
                 slow=self._config.slow,
                 announce=self._config.announce,
@@ -159,7 +178,21 @@ class Directory:
                 dismiss=self.dismiss,
                 start_soon=self._start_soon,
             )
+            if name != LOBBY:
+                self._room_names.add(room, name)
         return room
+
+    def _check_room_name(self, name: str, *, is_new: bool) -> None:
+        """Raise `InvalidName` if *name* can be mistaken for that of another room.
+
+        A room in which something was said before is always opened: else whoever opens one that
+        looks like it would lock the others out of it.
+        """
+        keys = lookalike_keys(name)
+        if not set(keys).isdisjoint(lookalike_keys(LOBBY)):
+            raise InvalidName(f"the room {name} would look like {LOBBY}")
+        if is_new and (others := self._room_names.lookalikes(name)):
+            raise InvalidName(f"the room {name} would look like {others[0].name}, which is open")
 
     def _close_if_empty(self, room: Room) -> None:
         if room or self._rooms.get(fold_name(room.name)) is not room:
@@ -170,6 +203,7 @@ class Directory:
             self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[fold_name(room.name)]
+            self._room_names.discard(room)
 
     async def _close_later(self, room: Room) -> None:
         await room.settle()
@@ -208,19 +242,25 @@ class Directory:
 
     def _take_out(self, member: Member, reason: str, *, away: bool = False) -> None:
         del self._members[member.client]
-        if self._by_name.pop(fold_name(member.name), None) is not None and away:
-            self._keep_name(member)
+        if member in self._names:
+            self._names.discard(member)
+            if away:
+                self._keep_name(member)
         member.room.leave(member, reason, away=away)
         self._close_if_empty(member.room)
 
     def _keep_name(self, member: Member) -> None:
         now = trio.current_time()
-        while self._away and (oldest := next(iter(self._away.items())))[1].until <= now:
-            del self._away[oldest[0]]
-        key = fold_name(member.name)
-        self._away.pop(key, None)
+        while self._away and (oldest := next(iter(self._away))).until <= now:
+            self._give_name_up(oldest)
         until = now + self._config.away_seconds
-        self._away[key] = _Away(member.client, member.room, _place(member), until)
+        away = _Away(member.client, member.name, member.room, _place(member), until)
+        self._away[away] = None
+        self._names.add(away, away.name)
+
+    def _give_name_up(self, away: _Away) -> None:
+        del self._away[away]
+        self._names.discard(away)
 
     def dismiss(self, member: Member, goodbye: Goodbye) -> None:
         """Disconnect *member* with this *goodbye*.
@@ -267,12 +307,12 @@ class Directory:
         self._members[member.client] = member
         try:
             room = self._open(room_name)
-        except TooManyRooms as error:
+        except (InvalidName, TooManyRooms) as error:
             refused.append(error)
             room = self._open(LOBBY)
         if name:
             try:
-                self._check_name(member, name)
+                self._check_name(member, parse_person_name(name))  # the rules may have changed
             except RemoteProtocolError as error:
                 refused.append(error)
             else:
@@ -282,7 +322,7 @@ class Directory:
         return refused
 
     def _own_name(self, member: Member) -> str:
-        return "" if fold_name(member.name) not in self._by_name else member.name
+        return member.name if member in self._names else ""
 
     def _note_change(self, member: Member) -> None:
         if member.resumable is not None:
@@ -316,12 +356,9 @@ class Directory:
 
         Raises `InvalidName`, `NameTaken` or `Banned`.
         """
-        name = parse_name(name)
-        if name.isdecimal():
-            raise InvalidName(f"nobody can be called {name}: that is a client's number")
+        name = parse_person_name(name)
         self._check_name(member, name)
         old = member.name
-        self._by_name.pop(fold_name(old), None)
         self._take_name(member, name)
         if name != old:
             self._log.line("STATE", f"Client {member.client} is now called {name}")
@@ -330,21 +367,23 @@ class Directory:
         return old
 
     def _take_name(self, member: Member, name: str) -> None:
-        key = fold_name(name)
-        self._by_name[key] = member
+        """Give *member* a *name* that it can have (see `_check_name`)."""
+        for other in self._names.lookalikes(name):
+            if isinstance(other, _Away):  # it gives way
+                self._give_name_up(other)
+                if other.client != member.client:
+                    other.room.give_up(other.client)
+        self._names.add(member, name)
         member.name = name
-        away = self._away.pop(key, None)
-        if away is not None and away.client != member.client:
-            away.room.give_up(away.client)
 
     def _check_name(self, member: Member, name: str) -> None:
         """Raise `NameTaken` or `Banned` if *member* cannot have that *name*."""
-        key = fold_name(name)
-        if self._by_name.get(key, member) is not member:
-            raise NameTaken(name)
-        away = self._away.get(key)
-        if away is not None and not away.gives_way_to(member, trio.current_time()):
-            raise NameTaken(name)
+        now = trio.current_time()
+        for other in self._names.lookalikes(name):
+            if other is member or (isinstance(other, _Away) and other.gives_way_to(member, now)):
+                continue
+            is_same = fold_name(other.name) == fold_name(name)
+            raise NameTaken(name, "" if is_same else other.name)
         if self._is_banned(name):
             raise Banned(name)
 

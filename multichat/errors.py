@@ -147,13 +147,14 @@ class InvalidName(RemoteProtocolError):
 
 
 class NameTaken(RemoteProtocolError):
-    """The peer wanted a name that somebody else has."""
+    """The peer wanted a name that somebody else has, or that looks like *holder*'s."""
 
     code = "name-taken"
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the name {name} is taken")
-        self.name = name
+    def __init__(self, name: str, holder: str = "") -> None:
+        looks = f" looks like {holder}, which" if holder else ""
+        super().__init__(f"the name {name}{looks} is taken")
+        self.name, self.holder = name, holder
 
 
 class TooManyRooms(RemoteProtocolError):

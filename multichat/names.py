@@ -1,23 +1,38 @@
 """What people and rooms may be called, and when two names are the same.  Pure.
 
-A name is shown in other people's terminals in front of what is said, so that it has to be short,
-of one line, and not to be mistaken for somebody else's.
+A name is shown in other people's terminals in front of what its holder says.  It has to be short,
+on one line, and not mistakable for the name of somebody else, for the server, or for an argument of
+a command.
 
-1. A name is kept in its NFKC form: full-width letters and ligatures are the letters they stand for.
-2. Two names are the same if they are after case folding, too.
+1. A name is kept in its NFKC form: full-width letters and ligatures become ordinary letters.
+2. Two names are the same if they are equal after case folding.
 3. 1 to 32 letters, digits, `-`, `_` and `.`; marks only where a script writes its vowels with them.
-4. Letters of the Latin, Greek and Cyrillic alphabets, which look alike, do not mix.
-5. Nobody is called what the server calls itself, or those who have no name.
+4. Letters of different scripts do not mix, except those of Chinese, Japanese or Korean with Latin.
+5. A person's name has a letter, and looks like no name of the server's, no claim to run it, and no
+   number, address, duration or other argument of a command.
 
-Source: Unicode Technical Report 36, section 2, and Standard Annex 15.
+Which names look alike is in `multichat.lookalikes`.
+
+Sources: Unicode Technical Standard 39 (skeletons, the profile "highly restrictive"), Unicode
+Standard Annex 15, RFC 5893 (section 2, rule 1: a right-to-left name starts with its letters).
 """
 
 import re
 import unicodedata
+from functools import cache
 
 from multichat.errors import InvalidName
+from multichat.lookalikes import fold, lookalike_keys, may_mix, script_of
 
-__all__ = ["MAX_NAME_CHARACTERS", "SERVER_NAME", "default_name", "fold_name", "parse_name"]
+__all__ = [
+    "MAX_NAME_CHARACTERS",
+    "SERVER_NAME",
+    "default_name",
+    "fold_name",
+    "normalize_name",
+    "parse_name",
+    "parse_person_name",
+]
 
 SERVER_NAME = "Server"
 
@@ -26,21 +41,45 @@ MAX_NAME_CHARACTERS = 32
 
 _PUNCTUATION = "-_."
 
-# Letters and marks to Unicode, and nothing at all to whoever looks: fillers, variation selectors.
+# Letters and marks that are drawn as nothing: fillers, variation selectors.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef]"
 )
 
 # Marks in a row on one letter: as many as Burmese words have.
 _MAX_MARKS = 4
-# Of the accents that any letter can be made to drip with, one: that is what Yoruba needs.
+# Of the accents that any letter can carry, one: that is what Yoruba needs.
 _ACCENT = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
 _OVERLAY = re.compile("[\u0334-\u0338\u20d0-\u20ff]")  # and none that strikes it out
 
-_LOOK_ALIKE = ("LATIN", "GREEK", "CYRILLIC")
+# Scripts that no mark of another script is drawn on.
+_WESTERN = ("LATIN", "GREEK", "CYRILLIC")
 
-# After folding, and without punctuation: "Client 7", "client_07", "CLIENT", "-server-".
-_RESERVED = re.compile(r"client\d*|server")
+# Phonetic letters in the shape of small capitals, which are read as the ordinary letters.
+_PHONETIC = re.compile("[\u1d00-\u1dbf]")
+_SMALL_CAPITAL = "SMALL CAPITAL"
+
+# Words by which somebody claims to be, or to run, the server: alone, joined to one another, or as
+# one of the words of a name.
+_AUTHORITIES = (
+    "server", "system", "console", "multichat", "admin", "admins", "administrator", "sysadmin",
+    "operator", "sysop", "moderator",
+)  # fmt: skip
+
+# What commands, and people, mean by these words is not a person of that name.
+_WORDS = (
+    "all", "everyone", "everybody", "anyone", "anybody", "here", "nobody", "me", "you", "name",
+    "forever", "localhost",
+)  # fmt: skip
+
+# One word ends where another begins with a capital: ServerAdmin.
+_BETWEEN_WORDS = re.compile(r"[-_.\d]+|(?<=[a-z])(?=[A-Z])")
+
+# In a key (see `lookalike_keys`) 0 and 1 have become letters.  These are all spellings of an IPv4
+# address that `inet_aton` reads, numbers among them, and what `multichat.bans.parse_duration` does.
+_DIGIT = r"[\dlo]"
+_ADDRESS = re.compile(rf"(?:ox[\da-flo]*|{_DIGIT}+)(?:\.(?:ox[\da-flo]*|{_DIGIT}+))*\.?")
+_DURATION = re.compile(rf"{_DIGIT}+(?:s|rn|rnin|h|d|w)")
 
 
 def default_name(client: int) -> str:
@@ -50,12 +89,15 @@ def default_name(client: int) -> str:
 
 def fold_name(name: str) -> str:
     """Return what is equal for two names that are the same."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return fold(name)
 
 
-def parse_name(name: str) -> str:
-    """Return the name of a person or of a room as it is kept; raises `InvalidName`."""
-    if len(name) > 4 * MAX_NAME_CHARACTERS:  # what composes has no more parts than that
+def normalize_name(name: str) -> str:
+    """Return *name* in the form in which names are kept; raises `InvalidName`.
+
+    It has the characters of a name, but may be one that nobody can have: a ban may be of it.
+    """
+    if len(name) > 4 * MAX_NAME_CHARACTERS:  # before normalizing, whose time is not linear
         raise InvalidName(f"a name has at most {MAX_NAME_CHARACTERS} characters")
     name = unicodedata.normalize("NFKC", name)
     if not name:
@@ -64,19 +106,89 @@ def parse_name(name: str) -> str:
         raise InvalidName(f"a name has at most {MAX_NAME_CHARACTERS} characters")
     if _INVISIBLE.search(name) or _OVERLAY.search(name) or not _are_letters(name):
         raise InvalidName("a name consists of letters, digits, '-', '_' and '.'")
-    # Folded, too: of an iota below a letter, and of a Roman numeral, folding makes a letter.
-    scripts = set(map(_script, name + fold_name(name)))
-    if len(scripts.intersection(_LOOK_ALIKE)) > 1:
-        raise InvalidName("a name does not mix Latin, Greek and Cyrillic letters")
-    if _RESERVED.fullmatch(_bare(name)):
-        raise InvalidName(f"nobody can be called {name}")
     return name
 
 
-def _bare(name: str) -> str:
-    """Return the letters and digits of *name*, without what makes them look a little different."""
-    parts = unicodedata.normalize("NFD", fold_name(name)).replace("ı", "i")
+def parse_name(name: str) -> str:
+    """Return the name of a person or of a room as it is kept; raises `InvalidName`."""
+    name = normalize_name(name)
+    # Folded, too: an iota subscript, for one, becomes a letter.
+    if not may_mix(name + fold_name(name)):
+        raise InvalidName(
+            "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
+        )
+    if len({ord(digit) - int(digit) for digit in name if digit.isdecimal()}) > 1:
+        raise InvalidName("a name has digits of one script")
+    if any(map(_is_small_capital, name)):
+        raise InvalidName("a name has no phonetic letters that look like small capitals")
+    if name.startswith("-") or not any(map(str.isalnum, name)):
+        raise InvalidName("a name has a letter or a digit, and does not start with '-'")
+    if _is_right_to_left(name) and not _is_right_to_left(name[0]):
+        raise InvalidName("a name that is written from right to left starts with a letter")
+    return name
+
+
+def parse_person_name(name: str) -> str:
+    """Return the name of a person as it is kept; raises `InvalidName`."""
+    name = parse_name(name)
+    if taken_for := _taken_for(name):
+        raise InvalidName(f"nobody can be called {name}: it can be taken for {taken_for}")
+    return name
+
+
+def _taken_for(name: str) -> str:
+    """Return what a person of that *name* would be mistaken for; empty for nothing."""
+    keys = lookalike_keys(name)
+    if any(_unnamed().fullmatch(_bare(key)) for key in keys):
+        return "a client without a name"
+    words = [key for word in _BETWEEN_WORDS.split(name) for key in lookalike_keys(word)]
+    if any(_authorities().fullmatch(_bare(key)) for key in (*keys, *words)):
+        return "the server or its operator"
+    if _bare(keys[0]) in _words():
+        return "a word that commands use"
+    if not any(map(str.isalpha, name)):
+        return "a number or an address"
+    for key in keys:
+        # lol and ox are names, l0l and 0x are not.
+        if any(map(str.isdecimal, name + key)) and (
+            _ADDRESS.fullmatch(key) or _DURATION.fullmatch(key)
+        ):
+            return "a number, an address or a time"
+    return ""
+
+
+def _bare(key: str) -> str:
+    """Return the letters and digits of *key*, without what makes them look a little different."""
+    parts = unicodedata.normalize("NFD", key)
     return "".join(c for c in parts if unicodedata.category(c) in ("Ll", "Lo", "Lt", "Lu", "Nd"))
+
+
+def _keys_of(*words: str) -> set[str]:
+    """Return how *words* look in small and in capital letters."""
+    return {key for word in words for form in (word, word.upper()) for key in lookalike_keys(form)}
+
+
+@cache
+def _unnamed() -> re.Pattern[str]:
+    return re.compile(rf"(?:{'|'.join(_keys_of('client'))}){_DIGIT}*")
+
+
+@cache
+def _authorities() -> re.Pattern[str]:
+    return re.compile(rf"(?:{'|'.join(_keys_of(*_AUTHORITIES))})+{_DIGIT}*")
+
+
+@cache
+def _words() -> frozenset[str]:
+    return frozenset(lookalike_keys(word)[0] for word in _WORDS)
+
+
+def _is_small_capital(character: str) -> bool:
+    return bool(_PHONETIC.match(character)) or _SMALL_CAPITAL in unicodedata.name(character, "")
+
+
+def _is_right_to_left(text: str) -> bool:
+    return any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
 
 
 def _are_letters(name: str) -> bool:
@@ -86,7 +198,7 @@ def _are_letters(name: str) -> bool:
         category = unicodedata.category(character)
         if category[0] == "L":
             marks = 0
-            western = _script(character) in _LOOK_ALIKE
+            western = script_of(character) in _WESTERN
         elif western and category == "Mn" and not _ACCENT.match(character):
             return False  # a mark of another script's on a letter of ours
         elif category == "Nd" or character in _PUNCTUATION:
@@ -96,7 +208,3 @@ def _are_letters(name: str) -> bool:
         else:
             return False
     return True
-
-
-def _script(character: str) -> str:
-    return unicodedata.name(character, "").partition(" ")[0]

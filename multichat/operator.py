@@ -32,6 +32,7 @@ from multichat.console import read_input
 from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
 from multichat.framing import Part, clean
 from multichat.log import Log
+from multichat.names import parse_person_name
 from multichat.wrap import columns_of
 
 if TYPE_CHECKING:  # who starts us
@@ -185,6 +186,8 @@ class Operator:
 
     def _ban(self, rest: str) -> None:
         target, terms = self._split_target(rest)
+        if isinstance(target, str):
+            parse_person_name(target)  # a name that nobody can have is a mistake
         until, reason = self._parse_terms(terms)
         ban = Ban(target=target, until=until, reason=reason)
         gone = len(self._server.ban(ban))

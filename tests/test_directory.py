@@ -1,26 +1,43 @@
 """Names and rooms on a whole server: who gets what, in whatever order things happen."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 from trio._core import _run as trio_run
 
 from multichat import ServerConfig, Slow
 from multichat.directory import Directory
+from multichat.errors import InvalidName, NameTaken
 from multichat.log import Log
+from multichat.lookalikes import lookalike_keys
 from multichat.mailbox import Mailbox, Offer
 from multichat.messages import Accepted, Missed
 from multichat.names import default_name
 from multichat.room import Member
-from multichat.testing import memory_server
+from multichat.testing import memory_server, run_on_mock_clock
 from multichat.voices import JSON, TEXT
 
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
+
+MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
+
+
+def make_member(client: int, address: str = "") -> Member:
+    near, _ = trio.testing.memory_stream_pair()
+    mailbox = Mailbox(
+        near,
+        max_batches=1,
+        patience_seconds=2,
+        spell_missed=lambda count: TEXT.spell(Missed(count)),
+    )
+    return Member(client, default_name(client), mailbox, address, lambda reason: None)
 
 
 @asynccontextmanager
@@ -32,14 +49,7 @@ async def directory_of(
         directory = Directory(ServerConfig(**settings), Log("server"), nursery.start_soon)  # type: ignore[arg-type]
         made: list[Member] = []
         for client in range(1, members + 1):
-            near, _ = trio.testing.memory_stream_pair()
-            mailbox = Mailbox(
-                near,
-                max_batches=1,
-                patience_seconds=2,
-                spell_missed=lambda count: TEXT.spell(Missed(count)),
-            )
-            made.append(Member(client, default_name(client), mailbox, "", lambda reason: None))
+            made.append(make_member(client))
             directory.enter(made[-1])
         yield directory, made
         nursery.cancel_scope.cancel()
@@ -80,6 +90,88 @@ async def test_a_name_is_free_again_when_its_owner_is_gone() -> None:
         assert await b.line() == "[Server] Client 2 is now Alice"
         await b.send("/name alice")  # its own, in other letters
         assert await b.line() == "[Server] Alice is now alice"
+
+
+async def test_a_name_that_looks_like_one_in_use_is_refused() -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/name alice")
+        assert await a.line() == "[Server] Client 1 is now alice"
+        for name in ("аӏісе", "aIice", "ali\u0307ce", "AlIce"):
+            await b.send(f"/name {name}")
+            looks = " looks like alice, which" if name != "AlIce" else ""
+            assert await b.line() == f"[Server] the name {name}{looks} is taken"
+        await b.send("/msg ALICE hello", "/msg аӏісе hello")
+        assert await a.line() == "[Client 2 → you] hello"
+        assert await b.line() == "[Server] nobody here is called аӏісе"
+        await a.send("/name carol")  # which frees the name and all that look like it
+        assert await a.line() == "[Server] alice is now carol"
+        await b.send("/name аӏісе")
+        assert await b.line() == "[Server] Client 2 is now аӏісе"
+        await a.send('/json {"name":"alice"}')
+        assert '"name":"carol"' in await a.line()
+        assert "the name alice looks like аӏісе, which is taken" in await a.line()
+
+
+async def test_a_name_in_another_spelling_that_looks_the_same_is_ones_own() -> None:
+    async with memory_server() as network:
+        client = await network.join()
+        await client.send("/name alice", "/name aIice", "/name ALICE")
+        assert await client.lines(3) == [
+            "[Server] Client 1 is now alice",
+            "[Server] alice is now aIice",
+            "[Server] aIice is now ALICE",
+        ]
+        assert network.server.find("alice") == 1
+        assert network.server.find("aIice") is None
+
+
+NAMES = st.sampled_from(
+    ["alice", "аӏісе", "aIice", "ALICE", "bob", "b0b", "BOB", "mary", "rnary", "Server", "7", "zoe"]
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["name", "leave", "lose", "wait"]), NAMES),
+        max_size=30,
+    )
+)
+def test_no_two_clients_ever_have_names_that_look_alike(
+    steps: list[tuple[int, str, str]],
+) -> None:
+    async def run() -> None:
+        async with directory_of(members=0, away_seconds=5) as (directory, _):
+            clients: dict[int, Member] = {}
+            next_client = 0
+            for seat, step, name in steps:
+                member = clients.get(seat)
+                if member is None:
+                    next_client += 1
+                    address = f"192.0.2.{seat}:{next_client}"
+                    member = clients[seat] = make_member(next_client, address)
+                    directory.enter(member)
+                    directory.give_session(member)
+                match step:
+                    case "name":
+                        with suppress(InvalidName, NameTaken):
+                            directory.rename(member, name)
+                            assert directory.find(name) is member
+                    case "leave":
+                        directory.leave(clients.pop(seat), for_good=True)
+                    case "lose":
+                        directory.leave(clients.pop(seat))
+                    case "wait":
+                        await trio.sleep(3)
+                named = [
+                    each.name
+                    for each in directory.members
+                    if each.name != default_name(each.client)
+                ]
+                keys = [set(lookalike_keys(each)) for each in named]
+                assert len(set().union(*keys)) == sum(map(len, keys))
+
+    run_on_mock_clock(run)
 
 
 async def test_who_is_reached_by_what() -> None:
@@ -154,6 +246,44 @@ async def test_there_are_only_so_many_rooms() -> None:
             await client.finish()
         await a.send("/join lobby")
         assert await a.line() == "[Server] you are in lobby; nobody else is here"
+
+
+async def test_a_new_room_that_looks_like_an_open_one_is_refused() -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/join coco")
+        assert await a.line() == "[Server] you are in coco; nobody else is here"
+        for name in ("сосо", "c0co", "C0CO"):
+            await b.send(f"/join {name}")
+            assert await b.line() == (
+                f"[Server] the room {name} would look like coco, which is open"
+            )
+        await b.send("/join COCO")
+        assert await b.line() == "[Server] you are in coco; 2 are here"
+        await a.finish()
+        await b.send("/join lobby", "/join сосо")
+        assert (await b.lines(2))[1] == "[Server] you are in сосо; nobody else is here"
+
+
+async def test_no_room_looks_like_the_lobby() -> None:
+    async with memory_server() as network:
+        a = await network.join()
+        await a.send("/join den", "/join 1obby", "/join lоbby")
+        assert (await a.lines(3))[1:] == [
+            "[Server] the room 1obby would look like lobby",
+            f"[Server] {MIXED}",
+        ]
+
+
+async def test_nobody_is_locked_out_of_a_room_by_one_that_looks_like_it() -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/join random", "it has a history", "/join lobby")
+        await a.lines(2)
+        await b.send("/join randorn")
+        assert await b.line() == "[Server] you are in randorn; nobody else is here"
+        await a.send("/join random", "/history 1")
+        assert (await a.lines(3))[0] == "[Server] you are in random; nobody else is here"
 
 
 async def test_nothing_is_queued_to_who_has_gone_to_another_room(

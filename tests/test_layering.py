@@ -22,6 +22,7 @@ PURE = (
     "ids",
     "limits",
     "look",
+    "lookalikes",
     "mention",
     "messages",
     "names",
@@ -34,11 +35,13 @@ PURE = (
 ALLOWED = {
     "collections",
     "collections.abc",
+    "confusable_homoglyphs.categories",  # tables of Unicode
     "contextlib",
     "dataclasses",
     "datetime",
     "enum",
     "functools",
+    "importlib.resources",
     "ipaddress",
     "math",
     "msgspec",

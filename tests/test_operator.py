@@ -25,6 +25,7 @@ from .support.terminals import Terminal
 pytestmark = pytest.mark.unit
 
 NOW = 1_736_937_045.0
+MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
 
 
 async def settle() -> None:
@@ -277,9 +278,23 @@ async def test_the_name_of_who_has_an_address_can_be_banned_too(desk: Desk) -> N
     assert await desk.type("/ban name bob") == ["banned name bob for ever (one client had to go)"]
 
 
-async def test_an_address_is_an_address_though_somebody_is_called_so(desk: Desk) -> None:
-    await desk.join("203.0.113.7:51234", "203.0.113.8")
-    assert await desk.type("/ban 203.0.113.8") == ["banned 203.0.113.8 for ever (nobody had to go)"]
+@pytest.mark.parametrize(
+    "argument", ["203.0.113.8", "127.1", "0x7f.1", "name", "forever", "10m", "l0", "Client", "all"]
+)
+async def test_nobody_is_called_like_an_argument_of_a_command(desk: Desk, argument: str) -> None:
+    client = await desk.join()
+    await client.send(f"/name {argument}")
+    assert (await client.line()).startswith(f"[Server] nobody can be called {argument}: ")
+    [shown] = await desk.type(f"/kick {argument}")
+    assert shown == f"nobody called {argument} is connected"
+    assert desk.server.statistics().clients == 1
+
+
+async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
+    assert await desk.type("/ban alice") == ["banned name alice for ever (nobody had to go)"]
+    client = await desk.join()
+    await client.send("/name аӏісе")  # Cyrillic
+    assert await client.line() == "[Server] the name аӏісе is banned"
 
 
 @pytest.mark.parametrize(
@@ -293,6 +308,12 @@ async def test_an_address_is_an_address_though_somebody_is_called_so(desk: Desk)
         ("/ban 203.0.113.0/99", "203.0.113.0/99: the length of a network is 0 to 32"),
         ("/ban bob 10x", "10x is no time: say 90s, 10m, 2h, 1d or forever"),
         ("/ban bob 2nd time", "2nd is no time: say 90s, 10m, 2h, 1d or forever"),
+        (
+            "/ban 10m",
+            "nobody can be called 10m: it can be taken for a number, an address or a time",
+        ),
+        ("/ban Client", "nobody can be called Client: it can be taken for a client without a name"),
+        ("/ban name аlice", MIXED),
         ("/ban bob\x1b", "bob␛ is no address, network or name"),
         ("/unban 7", "7 is a client's number, and nobody's name"),
         ("/unban a b", "a b is no address, network or name"),

@@ -1,8 +1,10 @@
 """Who comes back: number, name and room, what was missed, and what was said already."""
 
 import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.journal import Keeping
+from multichat.journal import Keeping, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite import Durability, SqliteJournal
 from multichat.messages import Nonce, SaidRun
 from multichat.resume import MAX_NONCES, SESSION_SECONDS, Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
+from .support.journals import running
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -429,6 +432,54 @@ async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_ther
         back = await again(network, old)
         assert (back.welcome["client"], back.welcome["name"]) == (2, "Client 2")
         assert (await back.hear())["code"] == "name-taken"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Server-admin", "nobody can be called Server-admin: it can be taken for the server"),
+        ("花子Ζωή", "a name has letters of one script"),
+        ("127.0.0.1", "nobody can be called 127.0.0.1: it can be taken for a number or an address"),
+        ("x" * 1000, "a name has at most 32 characters"),
+        ("\x1b[2J", "a name consists of letters"),
+    ],
+)
+async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
+    name: str, reason: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As a journal has it that was kept under other rules, or was changed."""
+    token = "0" * 32
+    digest = sha256(token.encode()).digest()
+    async with running(SqliteJournal(tmp_path / "history")) as journal:
+        journal.keep_session(
+            SessionRecord(digest=digest, client=7, name=name, room="ไทยroom", seen=time.time())
+        )
+    async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
+        one = await program(network, session=token)
+        assert one.welcome["resumed"]
+        assert (one.welcome["name"], one.welcome["room"]) == ("Client 7", "ไทยroom")
+        error = await one.hear()
+        assert error["code"] == "invalid-name"
+        assert error["text"].startswith(reason)
+        assert (await one.ask(type="name", name="alice", nonce=1))["name"] == "alice"
+
+
+async def test_a_session_whose_name_now_looks_like_one_in_use_comes_back_without_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(away_seconds=5)) as network:
+        alice = await program(network, name="alice", room="coco")
+        await alice.reset()
+        other = await program(network, name="bob", room="сосо")
+        assert other.welcome["room"] == "сосо"
+        await trio.sleep(6)
+        assert (await other.ask(type="name", name="аӏісе", nonce=1))["type"] == "renamed"
+        back = await again(network, alice)
+        assert (back.welcome["name"], back.welcome["room"]) == ("Client 1", "lobby")
+        assert {(await back.hear())["text"] for _ in range(2)} == {
+            "the name alice looks like аӏісе, which is taken",
+            "the room coco would look like сосо, which is open",
+        }
 
 
 async def test_in_the_text_voice_history_is_lines_of_the_server() -> None:

@@ -1,0 +1,153 @@
+"""What a name looks like: skeletons and scripts, after Unicode Technical Standard 39.
+
+Two texts whose skeletons are equal can be mistaken for each other.  The tables of confusable
+characters and of scripts are those of `confusable_homoglyphs`; both are loaded on first use.
+
+`NameIndex` finds the holder of a name, and the holder of a name that looks like another.
+"""
+
+import re
+import unicodedata
+from collections.abc import Hashable
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Generic, TypeVar
+
+import msgspec
+
+__all__ = ["NameIndex", "fold", "lookalike_keys", "may_mix", "script_of", "skeleton"]
+
+# The profile "highly restrictive" of UTS 39, section 5.2: besides a script alone, these.
+_MIXES = (
+    frozenset(("LATIN", "HAN", "HIRAGANA", "KATAKANA")),
+    frozenset(("LATIN", "HAN", "BOPOMOFO")),
+    frozenset(("LATIN", "HAN", "HANGUL")),
+)
+_ANY_SCRIPT = frozenset(("COMMON", "INHERITED"))
+
+# The dot of an i or j is drawn once, whether or not a combining one follows; marks below the
+# letter may stand in between.
+_DOTTED = re.compile("([ij][\u0316-\u0333]*)\u0307+")
+
+# Folding and mapping can each enable the other; no character needs more than three rounds.
+_MAX_ROUNDS = 4
+
+# Later versions of the table have this one right: it is drawn like l, and not like i.
+_CORRECTIONS = {ord("\u04cf"): "l"}  # CYRILLIC SMALL LETTER PALOCHKA
+
+# Characters whose script is remembered; there are a million characters to choose from.
+_REMEMBERED_CHARACTERS = 4096
+_REMEMBERED_NAMES = 1024
+
+_Holder = TypeVar("_Holder", bound=Hashable)
+
+
+class _Lookalike(msgspec.Struct):
+    c: str
+
+
+@cache
+def _prototypes() -> dict[int, str]:
+    """Return what each confusable character is mapped to.
+
+    The file lists every pair in both directions, first from the character to its prototype.  A
+    prototype is mapped to nothing.
+    """
+    data = files("confusable_homoglyphs").joinpath("confusables.json").read_bytes()
+    # Marks that keep a table with right-to-left letters readable, and belong to no character.
+    data = data.replace(rb"\u200e", b"")
+    pairs = msgspec.json.decode(data, type=dict[str, list[_Lookalike]])
+    prototypes: dict[int, str] = {}
+    targets: set[str] = set()
+    for character, lookalikes in pairs.items():
+        if len(lookalikes) == 1 and character not in targets:
+            prototypes[ord(character)] = lookalikes[0].c
+            targets.add(lookalikes[0].c)
+    return prototypes | _CORRECTIONS
+
+
+def fold(text: str) -> str:
+    """Return *text* in the form that is equal for two names that differ only in case or NFKC."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def skeleton(text: str) -> str:
+    """Return the skeleton of *text*: equal for two texts that look alike, and not for display."""
+    mapped = unicodedata.normalize("NFD", text).translate(_prototypes())
+    return _DOTTED.sub(r"\1", unicodedata.normalize("NFD", mapped))
+
+
+def _folded_skeleton(text: str) -> str:
+    for _ in range(_MAX_ROUNDS):
+        before, text = text, fold(skeleton(text))
+        if text == before:
+            break
+    return text
+
+
+@lru_cache(_REMEMBERED_NAMES)
+def lookalike_keys(name: str) -> tuple[str, ...]:
+    """Return the keys of *name*: it can be mistaken for any name that shares one of them.
+
+    The first key is how it looks in lower case, so that all spellings of one name share it.  The
+    second, where it differs, is how it looks as it is written: `aIice`, with a capital I, is read
+    as alice.
+    """
+    folded, written = _folded_skeleton(fold(name)), _folded_skeleton(name)
+    return (folded,) if written == folded else (folded, written)
+
+
+@lru_cache(_REMEMBERED_CHARACTERS)
+def script_of(character: str) -> str:
+    """Return the script of *character* in capitals; COMMON or INHERITED if it is in many."""
+    from confusable_homoglyphs.categories import alias  # type: ignore[import-untyped]
+
+    script: str = alias(character)
+    return script
+
+
+def may_mix(text: str) -> bool:
+    """Say whether the scripts of *text* may stand together in one name."""
+    scripts = {script_of(character) for character in text} - _ANY_SCRIPT
+    return len(scripts) <= 1 or any(scripts <= mix for mix in _MIXES)
+
+
+class NameIndex(Generic[_Holder]):
+    """Holders of names, each of one; no two of the names can be mistaken for each other.
+
+    A look-up costs the same however many names there are.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[_Holder, str] = {}
+        self._by_name: dict[str, _Holder] = {}
+        self._by_key: dict[str, _Holder] = {}
+
+    def __contains__(self, holder: _Holder) -> bool:
+        """Say whether *holder* has a name."""
+        return holder in self._names
+
+    def find(self, name: str) -> _Holder | None:
+        """Return the holder of *name*, in any case or form; not of one that only looks like it."""
+        return self._by_name.get(fold(name))
+
+    def lookalikes(self, name: str) -> list[_Holder]:
+        """Return the holders of names that look like *name*, which are mostly none or one."""
+        found = (self._by_key.get(key) for key in lookalike_keys(name))
+        return list(dict.fromkeys(holder for holder in found if holder is not None))
+
+    def add(self, holder: _Holder, name: str) -> None:
+        """Give *name* to *holder*, in place of the name it had and of all lookalikes."""
+        for other in (holder, *self.lookalikes(name)):
+            self.discard(other)
+        self._names[holder] = name
+        self._by_name[fold(name)] = holder
+        self._by_key.update(dict.fromkeys(lookalike_keys(name), holder))
+
+    def discard(self, holder: _Holder) -> None:
+        """Take the name of *holder* from it, if it has one."""
+        name = self._names.pop(holder, None)
+        if name is not None:
+            del self._by_name[fold(name)]
+            for key in lookalike_keys(name):
+                del self._by_key[key]
