@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Hashable
 from functools import cache, lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
@@ -53,7 +53,9 @@ def _prototypes() -> dict[int, str]:
     The file lists every pair in both directions, first from the character to its prototype.  A
     prototype is mapped to nothing.
     """
-    data = files("confusable_homoglyphs").joinpath("confusables.json").read_bytes()
+    from confusable_homoglyphs.utils import path  # type: ignore[import-untyped]
+
+    data = Path(path("confusables.json")).read_bytes()
     # Marks that keep a table with right-to-left letters readable, and belong to no character.
     data = data.replace(rb"\u200e", b"")
     pairs = msgspec.json.decode(data, type=dict[str, list[_Lookalike]])

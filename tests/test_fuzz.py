@@ -75,8 +75,10 @@ NEVER = re.compile("(?!)")
         ("json-events", "multichat.voices.clean", as_it_came, "json-escaped-names"),
         ("text-requests", "multichat.voices._shortened", as_it_came, "command-unknown-long"),
         ("text-events", "multichat.voices._ACTED", re.compile(r"\* (\S+) ?(.*)"), "said-by-nobody"),
-        ("names", "multichat.names._RESERVED", NEVER, "server-long-s"),
-        ("names", "multichat.names._script", lambda character: "", "mixed-greek"),
+        ("names", "multichat.names._taken_for", lambda name: "", "server-long-s"),
+        ("names", "multichat.names._ADDRESS", NEVER, "address-hexadecimal"),
+        ("names", "multichat.names.lookalike_keys", lambda name: (name,), "client-capital-i"),
+        ("names", "multichat.names.may_mix", lambda text: True, "mixed-greek"),
     ],
 )
 def test_what_is_broken_is_found_by_the_corpus(

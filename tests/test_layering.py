@@ -36,15 +36,16 @@ ALLOWED = {
     "collections",
     "collections.abc",
     "confusable_homoglyphs.categories",  # tables of Unicode
+    "confusable_homoglyphs.utils",
     "contextlib",
     "dataclasses",
     "datetime",
     "enum",
     "functools",
-    "importlib.resources",
     "ipaddress",
     "math",
     "msgspec",
+    "pathlib",  # for those tables
     "re",
     "typing",
     "unicodedata",

@@ -1,7 +1,7 @@
 """What several targets check, and how they read and take apart what is checked."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -69,10 +69,10 @@ def strings_in(value: Any) -> Iterator[str]:
         yield value
 
 
-def kept(wish: str) -> tuple[str, str]:
+def kept(wish: str, parse: Callable[[str], str] = parse_name) -> tuple[str, str]:
     """Return the name that is kept for *wish*, or nothing and why."""
     try:
-        return parse_name(wish), ""
+        return parse(wish), ""
     except InvalidName as refused:
         return "", str(refused)
 

@@ -22,7 +22,7 @@ from multichat.messages import (
     SaidRun,
     SayRun,
 )
-from multichat.names import default_name
+from multichat.names import default_name, parse_person_name
 from multichat.voices import JSON, TEXT, Voice
 from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
 
@@ -90,7 +90,7 @@ class _Sender:
             _check_heard(Error("invalid-name", refusal))
 
     def _rename(self, wish: str) -> None:
-        name, refusal = kept(wish)
+        name, refusal = kept(wish, parse_person_name)
         if name:
             old, self.name = self.name, name
             _check_heard(Renamed(_CLIENT, old, name))

@@ -1,11 +1,14 @@
 """Names: what is one, who may not be called so, and which two are the same."""
 
 import re
+import socket
 import unicodedata
+from contextlib import suppress
 
+from multichat.bans import parse_target, split_target
 from multichat.framing import clean
 from multichat.messages import Direct, Join, Rename, Said
-from multichat.names import MAX_NAME_CHARACTERS, fold_name, parse_name
+from multichat.names import MAX_NAME_CHARACTERS, fold_name, parse_name, parse_person_name
 from multichat.voices import TEXT
 from tests.fuzz.targets.checks import assert_harmless, assert_same, kept
 
@@ -19,11 +22,14 @@ def check_names(data: bytes) -> None:
     wish = data.decode("utf-8", "surrogateescape")
     folded = fold_name(wish)
     assert_same(fold_name(folded), folded, "folding twice is folding once")
-    name, refusal = kept(wish)
-    assert_harmless(refusal)
-    assert len(refusal) < 100, "a refusal is short"
+    for parse in (parse_name, parse_person_name):
+        name, refusal = kept(wish, parse)
+        assert_harmless(refusal)
+        assert len(refusal) < 120, "a refusal is short"
+        if name:
+            _check_name(wish, name)
     if name:
-        _check_name(wish, name)
+        _check_person_name(name)
 
 
 def _check_name(wish: str, name: str) -> None:
@@ -35,18 +41,28 @@ def _check_name(wish: str, name: str) -> None:
             *("Ll", "Lm", "Lo", "Lt", "Lu"),
             *("Mn", "Mc", "Nd"),
         ), f"{character!r} is neither letter nor digit"
-    _check_nobody_else(name)
+    for form in (name, fold_name(name)):
+        scripts = {unicodedata.name(character, "").split(" ")[0] for character in form}
+        assert len(scripts.intersection(_WESTERN)) <= 1, f"{form!r} mixes {scripts}"
     _check_folding(wish, name)
     _check_name_in_text(name)
 
 
-def _check_nobody_else(name: str) -> None:
-    for form in (name, fold_name(name)):
-        scripts = {unicodedata.name(character, "").split(" ")[0] for character in form}
-        assert len(scripts.intersection(_WESTERN)) <= 1, f"{form!r} mixes {scripts}"
+def _check_person_name(name: str) -> None:
     # Whether marks are left out before or after folding, which makes a letter of one of them.
-    for bare in (_bare(fold_name(name)), fold_name(_bare(name))):
-        assert not re.fullmatch(r"server|client\d*", bare), f"{name!r} looks like somebody else"
+    for form in (name, name.replace("I", "l")):
+        for bare in (_bare(fold_name(form)), fold_name(_bare(form))):
+            assert not re.fullmatch(r"server|client\d*", bare), f"{name!r} looks like somebody else"
+    for act in (False, True):
+        said = Said(name=name, text=" x ", act=act)
+        assert_same(list(TEXT.parse_events(TEXT.lines(said))), [said], "a name survives a tag")
+    direct = Direct(name, "7 x")
+    read = list(TEXT.parse_requests(TEXT.spell_request(direct)))
+    assert_same(read, [direct], "one can be told something by name")
+    assert_same(parse_target(name), name, "no address")
+    assert_same(split_target(f"{name} 10m"), (name, "10m"), "no word of a command")
+    with suppress(OSError):
+        assert not socket.inet_aton(name), f"{name!r} is an address"
 
 
 def _bare(name: str) -> str:
@@ -74,10 +90,3 @@ def _check_name_in_text(name: str) -> None:
     for request in (Rename(name), Join(name)):
         read = list(TEXT.parse_requests(TEXT.spell_request(request)))
         assert_same(read, [request], "a name survives a command")
-    for act in (False, True):
-        said = Said(name=name, text=" x ", act=act)
-        assert_same(list(TEXT.parse_events(TEXT.lines(said))), [said], "a name survives a tag")
-    if not name.isdecimal():
-        direct = Direct(name, "7 x")
-        read = list(TEXT.parse_requests(TEXT.spell_request(direct)))
-        assert_same(read, [direct], "one can be told something by name")
