@@ -22,11 +22,12 @@ from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.completion import Completion as Offer
 from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition, has_completions, is_done
+from prompt_toolkit.filters import Condition, has_completions, is_done, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.bindings.search import abort_search
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import (
     BufferControl,
@@ -35,10 +36,12 @@ from prompt_toolkit.layout import (
     FormattedTextControl,
     HSplit,
     Layout,
+    SearchBufferControl,
     VerticalAlign,
     Window,
 )
 from prompt_toolkit.layout.menus import CompletionsMenu
+from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.output import ColorDepth
 
 from multichat.framing import clean
@@ -63,6 +66,9 @@ _CLOSE_SECONDS = 2.0
 
 _YES = ("enter", "y", "Y")
 _NO = ("escape", "n", "N", "c-g")
+
+# prompt_toolkit would put an old line into the input, one Enter away from being sent.
+_SCROLLING = [f"{held}{key}" for held in ("", "s-", "c-", "c-s-") for key in ("pageup", "pagedown")]
 
 
 class Show(NamedTuple):
@@ -141,8 +147,11 @@ class Prompt:
             height=Dimension(max=_MAX_PENDING_ROWS),
             dont_extend_height=True,
         )
+        search = SearchBufferControl(
+            input_processors=[BeforeInput("search: ", style="bold")], ignore_case=True
+        )
         typing = Window(
-            BufferControl(self._buffer),
+            BufferControl(self._buffer, search_buffer_control=search, preview_search=True),
             height=Dimension(min=1, max=_MAX_INPUT_ROWS),
             wrap_lines=True,
             dont_extend_height=True,
@@ -157,6 +166,7 @@ class Prompt:
             ConditionalContainer(pending, has_pending & ~is_done),
             typing,
             ConditionalContainer(question, asking & ~is_done),
+            ConditionalContainer(Window(search, height=1), is_searching & ~is_done),
             CompletionsMenu(max_height=_MAX_MENU_ROWS, scroll_offset=1),
             Window(FormattedTextControl(self._status), height=1, dont_extend_height=True),
         ]
@@ -184,17 +194,18 @@ class Prompt:
     def _bind_keys(self) -> KeyBindings:
         keys = KeyBindings()
         asking = self._asking
+        typing = ~asking & ~is_searching
 
-        @keys.add("enter", filter=~asking)
+        @keys.add("enter", filter=typing)
         def _(_: KeyPressEvent) -> None:
             if self._take([self._buffer.text]):
                 self._buffer.reset()
 
-        @keys.add("tab", filter=~asking & ~has_completions)
+        @keys.add("tab", filter=typing & ~has_completions)
         def _(_: KeyPressEvent) -> None:
             self._begin_completion()
 
-        @keys.add("c-d", filter=Condition(lambda: not self._buffer.text))
+        @keys.add("c-d", filter=typing & Condition(lambda: not self._buffer.text))
         def _(_: KeyPressEvent) -> None:
             self._typed_in.close()
 
@@ -210,7 +221,12 @@ class Prompt:
         def _(_: KeyPressEvent) -> None:
             self._screen.repaint()
 
-        @keys.add(Keys.BracketedPaste, filter=~asking)
+        keys.add("escape", filter=is_searching, eager=True)(abort_search)
+
+        for name in _SCROLLING:
+            keys.add(name)(lambda _: None)
+
+        @keys.add(Keys.BracketedPaste, filter=typing)
         def _(event: KeyPressEvent) -> None:
             self._paste(event.data)
 
