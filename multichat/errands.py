@@ -26,8 +26,9 @@ from multichat.errors import (
     Refused,
 )
 from multichat.handshake import make_hello
+from multichat.json_lines import clean_json
 from multichat.messages import Disconnected, Error, Goodbye, Reconnected, Welcome
-from multichat.voices import JSON, TEXT, clean_json, spell_hello
+from multichat.voices import JSON, TEXT, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
 

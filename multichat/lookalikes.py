@@ -35,6 +35,9 @@ _MAX_ROUNDS = 4
 # Later versions of the table have this one right: it is drawn like l, and not like i.
 _CORRECTIONS = {ord("\u04cf"): "l"}  # CYRILLIC SMALL LETTER PALOCHKA
 
+# Neither a name nor its skeleton is longer.
+_MAX_FOLDED = 256
+
 # Characters whose script is remembered; there are a million characters to choose from.
 _REMEMBERED_CHARACTERS = 4096
 _REMEMBERED_NAMES = 1024
@@ -69,7 +72,12 @@ def _prototypes() -> dict[int, str]:
 
 
 def fold(text: str) -> str:
-    """Return *text* in the form that is equal for two names that differ only in case or NFKC."""
+    """Return *text* in the form that is equal for two names that differ only in case or NFKC.
+
+    What is too long for a name comes back as it is: normalizing takes quadratic time.
+    """
+    if len(text) > _MAX_FOLDED:
+        return text
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from multichat.errors import RemoteProtocolError
+from multichat.names import MAX_DECOMPOSED
 from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, WRONG_PASSWORD
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "MemberName",
     "Members",
     "Missed",
+    "Name",
     "Nonce",
     "Notice",
     "Ping",
@@ -75,6 +77,12 @@ MAX_TOKEN_CHARACTERS = 128
 
 # A screenful, for who does not say how much.
 HISTORY_MESSAGES = 20
+
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_DECOMPOSED)]
+"""What a server calls a person or a room; an event with a longer one is left out.
+
+To compare, or to draw, a name of a million marks takes quadratic time.
+"""
 
 _Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 
@@ -198,8 +206,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
 
     protocol: int
     client: int
-    name: str
-    room: str
+    name: Name
+    room: Name
     members: int
     limits: Limits
     last: str | None
@@ -217,9 +225,9 @@ class Said(_Message, frozen=True, kw_only=True, tag="said"):
 
     id: str = ""
     time: str = ""
-    room: str = ""
+    room: Name = ""
     client: int = 0
-    name: str
+    name: Name
     text: str
     act: bool = False
 
@@ -232,7 +240,7 @@ class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
 
     time: str = ""
     client: int = 0
-    name: str
+    name: Name
     text: str
 
 
@@ -249,8 +257,8 @@ class Joined(_Message, frozen=True, tag="joined"):
     """
 
     client: int
-    name: str
-    room: str = ""
+    name: Name
+    room: Name = ""
     members: int = 0
     last: str | None = None
 
@@ -259,7 +267,7 @@ class Left(_Message, frozen=True, tag="left"):
     """Somebody is gone from our room; *reason* is empty if it was their own wish."""
 
     client: int
-    name: str
+    name: Name
     reason: str
 
 
@@ -267,8 +275,8 @@ class Renamed(_Message, frozen=True, tag="renamed"):
     """Somebody, or we, had the name *old* and has another."""
 
     client: int
-    old: str
-    name: str
+    old: Name
+    name: Name
 
 
 class Presence(_Message, frozen=True, tag="presence"):
@@ -290,13 +298,13 @@ class MemberName(msgspec.Struct, frozen=True):
     """One of the members of a room."""
 
     client: int
-    name: str
+    name: Name
 
 
 class Members(_Message, frozen=True, tag="members"):
     """The answer to `Who`."""
 
-    room: str
+    room: Name
     members: list[MemberName]
 
 
@@ -310,7 +318,7 @@ class HistoryPage(_Message, frozen=True, tag="history"):
 class RoomSize(msgspec.Struct, frozen=True):
     """A room, and how many are in it."""
 
-    room: str
+    room: Name
     members: int
 
 

@@ -25,6 +25,7 @@ from multichat.errors import InvalidName
 from multichat.lookalikes import fold, lookalike_keys, may_mix, script_of
 
 __all__ = [
+    "MAX_DECOMPOSED",
     "MAX_NAME_CHARACTERS",
     "SERVER_NAME",
     "default_name",
@@ -87,6 +88,10 @@ def default_name(client: int) -> str:
     return f"Client {client}"
 
 
+# The longest form of a name of 32 characters, with each of them decomposed.
+MAX_DECOMPOSED = 4 * MAX_NAME_CHARACTERS
+
+
 def fold_name(name: str) -> str:
     """Return what is equal for two names that are the same."""
     return fold(name)
@@ -97,7 +102,7 @@ def normalize_name(name: str) -> str:
 
     It has the characters of a name, but may be one that nobody can have: a ban may be of it.
     """
-    if len(name) > 4 * MAX_NAME_CHARACTERS:  # before normalizing, whose time is not linear
+    if len(name) > MAX_DECOMPOSED:
         raise InvalidName(f"a name has at most {MAX_NAME_CHARACTERS} characters")
     name = unicodedata.normalize("NFKC", name)
     if not name:

@@ -17,6 +17,7 @@ import msgspec
 from multichat.errors import EmptyText, InvalidRequest, UnknownRequest
 from multichat.framing import clean
 from multichat.ids import FIRST_ID
+from multichat.json_lines import JsonDecoder, NestedTooDeeply
 from multichat.messages import (
     MAX_TOKEN_CHARACTERS,
     Act,
@@ -55,7 +56,7 @@ from multichat.messages import (
     WireEvent,
     WireRequest,
 )
-from multichat.names import SERVER_NAME
+from multichat.names import MAX_DECOMPOSED, SERVER_NAME
 
 __all__ = [
     "JSON",
@@ -63,7 +64,6 @@ __all__ = [
     "JsonVoice",
     "TextVoice",
     "Voice",
-    "clean_json",
     "help_notices",
     "is_hello",
     "spell_hello",
@@ -128,9 +128,10 @@ _COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
 _ADDRESSED = re.compile(r"\s*(?:[Cc][Ll][Ii][Ee][Nn][Tt]\s+(?=\d+\s))?(\S+)\s(.+)", re.DOTALL)
 _UNNAMED = re.compile(r"\s*[Cc][Ll][Ii][Ee][Nn][Tt]\s+\d+\s*")
 
-_DIRECTED = re.compile(r"\[([^\]]+) → you\] (.*)", re.DOTALL)
-_TAGGED = re.compile(r"\[([^\]]+)\] (.*)", re.DOTALL)
-_ACTED = re.compile(r"\* (Client \d+|\S+) (.*)", re.DOTALL)
+# What is longer than any name is none; see `multichat.messages`.
+_DIRECTED = re.compile(rf"\[([^\]]{{1,{MAX_DECOMPOSED}}}) → you\] (.*)", re.DOTALL)
+_TAGGED = re.compile(rf"\[([^\]]{{1,{MAX_DECOMPOSED}}})\] (.*)", re.DOTALL)
+_ACTED = re.compile(rf"\* (Client \d{{1,15}}|\S{{1,{MAX_DECOMPOSED}}}) (.*)", re.DOTALL)
 
 
 class TextVoice:
@@ -358,8 +359,6 @@ _MAX_NUMBER_DIGITS = 15
 
 _LAST_DIGITS = [f"{digits:03}" for digits in range(1000)]  # spelling a number takes its time
 
-# JSON's own escapes that may stand for something that the filter has not seen.
-_ESCAPED = re.compile(r"\\[nrbfu]")
 # Of what the decoder says is wrong; it may quote the line.
 _REASON_CHARACTERS = 200
 
@@ -371,42 +370,9 @@ class _Kind(msgspec.Struct):
     nonce: Any = None
 
 
-class _Wire:
-    """Reads values of one type, strictly, and every string in them through the filter."""
-
-    def __init__(self, type_: Any) -> None:
-        self._type = type_
-        self._decode = msgspec.json.Decoder(type_).decode
-
-    def read_run(self, run: str) -> list[Any] | None:
-        """Return what each line of a run says, or None if one of them says nothing."""
-        # Not the decoder's own way to read lines, which takes whatever values stand there for such.
-        try:
-            return list(map(self.read if "\\" in run else self._decode, run.split("\n")))
-        except (msgspec.MsgspecError, RecursionError):
-            return None
-
-    def read(self, line: str) -> Any:
-        """Return what one line says; raises `msgspec.MsgspecError` or `RecursionError`."""
-        value = self._decode(line)
-        if "\\" in line and _ESCAPED.search(line):
-            value = msgspec.convert(_clean_strings(msgspec.to_builtins(value)), self._type)
-        return value
-
-
-def _clean_strings(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, list):
-        return [_clean_strings(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _clean_strings(each) for key, each in value.items()}
-    return value
-
-
-_REQUESTS = _Wire(WireRequest)
-_EVENTS = _Wire(WireEvent)
-_HELLO = _Wire(Hello)
+_REQUESTS = JsonDecoder(WireRequest)
+_EVENTS = JsonDecoder(WireEvent)
+_HELLO = JsonDecoder(Hello)
 _REQUEST_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(WireRequest))
 _encode = msgspec.json.Encoder().encode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
@@ -442,14 +408,14 @@ class JsonVoice:
     def _parse_request(self, line: str) -> Request | Say:
         try:
             return _REQUESTS.read(line)  # type: ignore[no-any-return]
-        except RecursionError:
-            return Invalid.because(InvalidRequest("that is nested too deeply"))
+        except NestedTooDeeply as error:
+            return Invalid.because(InvalidRequest(str(error)))
         except msgspec.MsgspecError as error:
             reason = _reason(error)
         nonce = None
         try:
             kind = _decode_kind(line)
-        except (msgspec.MsgspecError, RecursionError):
+        except msgspec.MsgspecError:
             pass
         else:
             if _is_nonce(kind.nonce):
@@ -511,7 +477,9 @@ class JsonVoice:
         for line in run.split("\n"):
             try:
                 yield _EVENTS.read(line)
-            except (msgspec.MsgspecError, RecursionError):
+            except NestedTooDeeply:
+                yield Said(name="", text=line)
+            except msgspec.MsgspecError:
                 if not _has_type(line):
                     yield Said(name="", text=line)
 
@@ -519,7 +487,7 @@ class JsonVoice:
 def _has_type(line: str) -> bool:
     try:
         return isinstance(_decode_kind(line).type, str)
-    except (msgspec.MsgspecError, RecursionError):
+    except msgspec.MsgspecError:
         return False
 
 
@@ -534,39 +502,12 @@ def _parse_hello(rest: str) -> Iterator[Request]:
         return
     try:
         yield _HELLO.read(rest)
-    except RecursionError:
+    except NestedTooDeeply as error:
         yield Hello()
-        yield Invalid.because(InvalidRequest("that is nested too deeply"))
+        yield Invalid.because(InvalidRequest(str(error)))
     except msgspec.MsgspecError as error:
         yield Hello()
         yield Invalid.because(InvalidRequest(_reason(error)))
-
-
-_ESCAPE = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{0,4}|.)"
-)
-_SHORT_ESCAPES = {"\\n": "\n", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
-
-
-def clean_json(line: str) -> str:
-    """Return a line of JSON with its strings filtered, for whoever decodes and shows them.
-
-    Escape by escape, not by a decoder: what ours refuses another one may take.
-    """
-    return _ESCAPE.sub(_clean_escape, line) if "\\" in line else line
-
-
-def _clean_escape(match: re.Match[str]) -> str:
-    escape = match[0]
-    if not escape.startswith("\\u") or len(escape) > len("\\u0000"):
-        # Two surrogates are one character, and none that is filtered.
-        character = _SHORT_ESCAPES.get(escape, "")
-    elif len(escape) == len("\\u0000"):
-        character = chr(int(escape.removeprefix("\\u"), 16))
-    else:  # to nobody an escape yet, and it must not become one by what is dropped behind it
-        return "\ufffd"
-    cleaned = clean(character)
-    return escape if cleaned == character else cleaned
 
 
 def is_hello(line: str) -> bool:

@@ -18,9 +18,10 @@ from trio.testing import MockClock
 from multichat import Event, MultichatError, errands, open_chat
 from multichat.client import Endpoint
 from multichat.console import Console
+from multichat.json_lines import clean_json
 from multichat.log import open_log
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
-from multichat.voices import JSON, clean_json
+from multichat.voices import JSON
 
 from .support.log import LogRecorder
 from .support.processes import (

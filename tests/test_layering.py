@@ -20,6 +20,7 @@ PURE = (
     "framing",
     "handshake",
     "ids",
+    "json_lines",
     "limits",
     "look",
     "lookalikes",
@@ -43,6 +44,7 @@ ALLOWED = {
     "enum",
     "functools",
     "ipaddress",
+    "itertools",
     "math",
     "msgspec",
     "pathlib",  # for those tables

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from multichat.bans import parse_duration, parse_target, split_target
 from multichat.errors import InvalidBan, InvalidName
 from multichat.framing import clean
+from multichat.lookalikes import NameIndex
 from multichat.names import (
     MAX_NAME_CHARACTERS,
     SERVER_NAME,
@@ -363,6 +364,16 @@ def test_no_name_is_an_argument_of_an_operators_command(text: str) -> None:
         parse_duration(name)
     with pytest.raises(OSError, match="illegal"):
         socket.inet_aton(name)
+
+
+def test_what_is_too_long_for_a_name_is_not_normalized() -> None:
+    assert fold_name("A" * 256) == "a" * 256
+    assert fold_name("A" * 257) == "A" * 257
+    marks = "A" + "\u0301\u0316" * 1_000_000  # sorted in quadratic time
+    assert fold_name(marks) == marks
+    assert NameIndex[int]().find(marks) is None
+    with pytest.raises(InvalidName, match=TOO_LONG):
+        parse_name(marks)
 
 
 def test_no_character_alone_is_a_name_but_letters_digits_and_three_others() -> None:

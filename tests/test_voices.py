@@ -1,9 +1,9 @@
 """Both voices: what a line asks, how an event is spelled, and that nothing at all is too much."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import pytest
@@ -32,6 +32,7 @@ from multichat.messages import (
     MemberName,
     Members,
     Missed,
+    Name,
     Notice,
     Ping,
     Pong,
@@ -52,11 +53,13 @@ from multichat.messages import (
     WireEvent,
     WireRequest,
 )
-from multichat.names import default_name, parse_name
+from multichat.names import MAX_DECOMPOSED, default_name, parse_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
 from multichat.voices import JSON, TEXT, Voice, help_notices, spell_hello
 
 pytestmark = pytest.mark.unit
+
+T = TypeVar("T")
 
 VOICES: list[Voice] = [TEXT, JSON]
 
@@ -166,6 +169,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
 }
 BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     str: tokens,
+    Name: tokens.filter(lambda name: len(name) <= MAX_DECOMPOSED),
     str | None: st.none() | tokens,
     int: numbers,
     int | str: numbers | tokens,
@@ -633,7 +637,7 @@ def test_one_line_is_one_request(run: str, kinds: list[type[Request]]) -> None:
 
 @pytest.mark.parametrize(
     "field",
-    ['"x":1e999', '"x":' + "9" * 5000, '"x":' + "[" * 900 + "]" * 900],
+    ['"x":1e999', '"x":' + "9" * 5000, '"x":' + "[" * 31 + "]" * 31],
     ids=shortened,
 )
 @pytest.mark.parametrize(
@@ -648,6 +652,52 @@ def test_unknown_fields_are_ignored_whatever_is_escaped(
 ) -> None:
     line = f'{{"type":"say","text":"{spelled}",{field}}}'
     assert list(JSON.parse_requests(line)) == [SayRun(text)]
+
+
+NESTED = [
+    pytest.param("[" * 31 + "]" * 31, False, id="32 levels"),
+    pytest.param("[" * 32 + "]" * 32, True, id="33 levels"),
+    pytest.param("[" * 900 + "]" * 900, True, id="901 levels"),
+    pytest.param('{"a":[' * 16 + "]}" * 16, True, id="arrays and objects"),
+    pytest.param("[" * 32 + "9" * 100, True, id="not closed"),
+    pytest.param("[" + "[[]]," * 500 + "[]]", False, id="wide"),
+    pytest.param('"' + "[{" * 500 + '"', False, id="in a string"),
+    pytest.param('"' + r"\"[{\\\" " * 500 + '"', False, id="in a string with escaped quotes"),
+]
+
+
+def at_depth(frames: int, act: Callable[[], T]) -> T:
+    """Return what *act* does with so many more frames on Python's stack."""
+    return act() if frames == 0 else at_depth(frames - 1, act)
+
+
+@pytest.mark.parametrize("frames", [0, 300, 600, 800])
+@pytest.mark.parametrize(
+    "beside", ["", '{"type":"who"}\n', "no json\n", '{"type":"who","x":"\\n"}\n']
+)
+@pytest.mark.parametrize(("value", "too_deep"), NESTED)
+def test_how_deep_json_may_be_nested_does_not_depend_on_the_stack(
+    value: str, too_deep: bool, beside: str, frames: int
+) -> None:
+    refusal = "that is nested too deeply: at most 32 levels"
+    request, event = f'{{"type":"who","x":{value}}}', f'{{"type":"pong","token":"","x":{value}}}'
+
+    *_, read = at_depth(frames, lambda: list(JSON.parse_requests(beside + request)))
+    assert read == invalid(refusal) if too_deep else read != invalid(refusal)
+    *_, told = at_depth(frames, lambda: list(JSON.parse_events(beside + event)))
+    assert told == (Said(name="", text=event) if too_deep else Pong(""))
+    *_, hello = at_depth(frames, lambda: list(TEXT.parse_requests(f'/json {{"x":{value}}}')))
+    assert hello == invalid(refusal) if too_deep else hello == Hello()
+
+
+@pytest.mark.parametrize("field", ["name", "room"])
+def test_an_event_with_a_name_that_is_too_long_is_left_out(field: str) -> None:
+    for length in (128, 129):
+        said = JSON.spell(Said(name="x", room="x", text="hi")).decode().rstrip("\n")
+        said = said.replace(f'"{field}":"x"', f'"{field}":"{"é" * length}"')
+        assert len(list(JSON.parse_events(said))) == (length == 128)
+        tagged = list(TEXT.parse_events(f"[{'é' * length}] hi"))
+        assert (tagged[0] == Said(name="é" * length, text="hi")) == (length == 128)
 
 
 @given(st.lists(json_requests, min_size=1))

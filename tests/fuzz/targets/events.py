@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from multichat.framing import clean
+from multichat.json_lines import clean_json
 from multichat.messages import Said
-from multichat.voices import JSON, TEXT, clean_json
+from multichat.voices import JSON, TEXT
 from tests.fuzz.targets.checks import (
     SPOILT,
     assert_as_the_standard_library_reads,
     assert_harmless,
     assert_same,
     check_event,
+    from_deeper,
     run_of,
 )
 
@@ -37,6 +39,9 @@ def check_json_events(data: bytes) -> None:
         assert_same(list(JSON.parse_events(run)), events, "together and alone")
         assert_same(
             list(JSON.parse_events(f"{SPOILT}\n{run}"))[1:], events, "behind what is no JSON"
+        )
+        assert_same(
+            from_deeper(lambda: list(JSON.parse_events(run))), events, "from a deeper stack"
         )
         for line, event in alone:
             check_event(event)

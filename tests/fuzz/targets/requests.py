@@ -11,6 +11,7 @@ from tests.fuzz.targets.checks import (
     assert_as_the_standard_library_reads,
     assert_harmless,
     assert_same,
+    from_deeper,
     run_of,
     strings_in,
 )
@@ -36,6 +37,11 @@ def check_json_requests(data: bytes) -> None:
         alone = [_apart(JSON.parse_requests(line)) for line in lines]
         assert all(len(each) == 1 for each in alone), f"a line is one request: {alone}"
         assert_same(_apart(requests), [each for [each] in alone], "together and alone")
+        assert_same(
+            from_deeper(lambda: list(JSON.parse_requests(run))),
+            requests,
+            "at any depth of the stack",
+        )
         spoilt = _apart(JSON.parse_requests(f"{SPOILT}\n{run}"))
         assert_same(_apart(requests), spoilt[1:], "with and without one that is refused")
         _check_spelled_again(requests, JSON)

@@ -1,0 +1,116 @@
+"""JSON as it stands on a line: decoded strictly, within bounds and through the filter.  Pure.
+
+Owns what is to be known of JSON before it means anything: how deep it may be nested, and that its
+escapes are no way around `multichat.framing`.
+
+1. Whether a line is nested too deeply depends on the line alone.
+2. No string that is decoded here holds a character that `multichat.framing.clean` would replace.
+"""
+
+import re
+from itertools import repeat
+from typing import Any
+
+import msgspec
+
+from multichat.framing import clean
+
+__all__ = ["MAX_NESTING", "JsonDecoder", "NestedTooDeeply", "clean_json"]
+
+# JSON's own escapes that may stand for something that the filter has not seen.
+_ESCAPED = re.compile(r"\\[nrbfu]")
+
+# What we send has three levels; unknown fields of later versions may have more.  The decoder's own
+# limit is the depth of Python's stack, which differs from call to call.
+MAX_NESTING = 32
+
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+
+
+class NestedTooDeeply(Exception):
+    """A line has more than `MAX_NESTING` arrays and objects in one another."""
+
+    def __init__(self) -> None:
+        super().__init__(f"that is nested too deeply: at most {MAX_NESTING} levels")
+
+
+def _most(lines: list[str], character: str) -> int:
+    return max(map(str.count, lines, repeat(character)))
+
+
+def _check_nesting(line: str) -> None:
+    if line.count("{") + line.count("[") <= MAX_NESTING:
+        return
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", line)):
+        depth += 1 if bracket in "{[" else -1
+        if depth > MAX_NESTING:
+            raise NestedTooDeeply
+
+
+class JsonDecoder:
+    """Reads values of one type, strictly, and every string in them through the filter."""
+
+    def __init__(self, type_: Any) -> None:
+        self._type = type_
+        self._decode = msgspec.json.Decoder(type_).decode
+
+    def read_run(self, run: str) -> list[Any] | None:
+        """Return what each line of a run says, or None if one of them says nothing."""
+        lines = run.split("\n")
+        # A line that says something has one bracket at least, which bounds those of any other line.
+        is_flat = run.count("{") + run.count("[") - len(lines) < MAX_NESTING or (
+            _most(lines, "{") + _most(lines, "[") <= MAX_NESTING
+        )
+        # Not the decoder's own way to read lines, which takes whatever values stand there for such.
+        try:
+            return list(map(self._decode if is_flat and "\\" not in run else self.read, lines))
+        except (msgspec.MsgspecError, NestedTooDeeply, RecursionError):
+            # The last, of a line that has more brackets beside one that has none.
+            return None
+
+    def read(self, line: str) -> Any:
+        """Return what one line says; raises `msgspec.MsgspecError` or `NestedTooDeeply`."""
+        _check_nesting(line)
+        value = self._decode(line)
+        if "\\" in line and _ESCAPED.search(line):
+            value = msgspec.convert(_clean_strings(msgspec.to_builtins(value)), self._type)
+        return value
+
+
+def _clean_strings(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_clean_strings(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _clean_strings(each) for key, each in value.items()}
+    return value
+
+
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{0,4}|.)"
+)
+_SHORT_ESCAPES = {"\\n": "\n", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
+
+
+def clean_json(line: str) -> str:
+    """Return a line of JSON with its strings filtered, for whoever decodes and shows them.
+
+    Escape by escape, not by a decoder: what ours refuses another one may take.
+    """
+    return _ESCAPE.sub(_clean_escape, line) if "\\" in line else line
+
+
+def _clean_escape(match: re.Match[str]) -> str:
+    escape = match[0]
+    if not escape.startswith("\\u") or len(escape) > len("\\u0000"):
+        # Two surrogates are one character, and none that is filtered.
+        character = _SHORT_ESCAPES.get(escape, "")
+    elif len(escape) == len("\\u0000"):
+        character = chr(int(escape.removeprefix("\\u"), 16))
+    else:  # to nobody an escape yet, and it must not become one by what is dropped behind it
+        return "\ufffd"
+    cleaned = clean(character)
+    return escape if cleaned == character else cleaned
