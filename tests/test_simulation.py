@@ -163,6 +163,7 @@ def small_plans(settings: dict[str, Any]) -> Iterator[Plan]:
             yield replace(plan, config=replace(plan.config, **settings))
 
 
+@pytest.mark.stress  # some of them need many schedules
 @pytest.mark.parametrize(
     ("break_it", "invariant", "settings"),
     [pytest.param(*each, id=f"{each[0].__name__}-{each[1]}") for each in MUTATIONS],
