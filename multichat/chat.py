@@ -14,6 +14,7 @@ import trio
 
 from multichat.conversation import Conversation, Redial
 from multichat.errors import (
+    InvalidRequest,
     LineTooLong,
     LocalProtocolError,
     Refused,
@@ -22,9 +23,11 @@ from multichat.framing import clean
 from multichat.handshake import make_hello
 from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS, SILENCE_SECONDS
 from multichat.messages import (
+    NO_SENDER,
     Accepted,
     Act,
     Direct,
+    Directed,
     Error,
     Event,
     Goodbye,
@@ -36,6 +39,7 @@ from multichat.messages import (
     Nonce,
     Quit,
     Rename,
+    Reply,
     RoomList,
     Rooms,
     RoomSize,
@@ -85,6 +89,8 @@ class Chat:
 
     Where *tells_accepted* is set, each `Accepted` is among the events: what we said stands there in
     its room's order, and in the order in which we said it.
+
+    *last_sender* is the number of the client that sent us a private message last, over JSON.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class Chat:
         wait: bool = False,
     ) -> None:
         self.tells_accepted = False
+        self.last_sender: int | None = None
         self._plain = plain
         self._heard: deque[tuple[int, list[Event]]] = deque()  # events, and the memory they take
         self._heard_bytes = 0
@@ -222,12 +229,12 @@ class Chat:
         """
         await self._ask(Join(clean(room)))
 
-    async def members(self) -> list[MemberName]:
-        """Ask who is in our room, ourselves among them.
+    async def members(self, room: str | None = None) -> list[MemberName]:
+        """Ask who is in *room*, or in ours, ourselves among them.
 
         Raises `LocalProtocolError` in the text voice, whose answer is for people; `ConnectionLost`.
         """
-        answer = await self._ask(Who())
+        answer = await self._ask(Who(None if room is None else clean(room)))
         if not isinstance(answer, Members):
             raise LocalProtocolError("the text voice has no list of members")
         return answer.members
@@ -263,6 +270,12 @@ class Chat:
                 nonces += await self._send_kept(says, typed=True)
             elif isinstance(request, Invalid):
                 self._tell([request.error])
+            elif isinstance(request, Reply):
+                if self.last_sender is None:
+                    self._tell([Error(InvalidRequest.code, NO_SENDER)])
+                else:
+                    direct = Direct(self.last_sender, request.text)
+                    nonces += await self._send_kept([direct], typed=True)
             elif isinstance(request, Quit):
                 await self._conversation.put(JSON.spell_request(request))
             elif not isinstance(request, Hello):  # which it cannot be
@@ -405,6 +418,8 @@ class Chat:
     def _sort(self, event: Event, ours: bool) -> Event | None:
         """Take what answers a call; return what is left for the program to hear."""
         nonce = event.nonce
+        if isinstance(event, Directed):
+            self.last_sender = event.client
         if nonce in self._abandoned:
             self._abandoned.discard(nonce)
             return None

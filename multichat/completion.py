@@ -3,30 +3,10 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from multichat.commands import COMMANDS, find_command
 from multichat.names import fold_name
 
-__all__ = ["COMMANDS", "LOCAL_COMMANDS", "Completion", "complete"]
-
-LOCAL_COMMANDS = {
-    "/quit": "leave when all is said",
-    "/exit": "the same",
-    "/status": "where we are, and since when",
-    "/clear": "an empty screen",
-    "/ignore NAME": "hide what NAME says, or show it again",
-    "/ignore": "who is hidden",
-    "/help": "this list, and the server's",
-}
-"""What the client does itself on a terminal, and what for."""
-
-# Of what our server knows; another one may know others, which can be typed.
-_SERVER_COMMANDS = ("/history", "/join", "/me", "/msg", "/name", "/nick", "/ping", "/rooms", "/who")
-
-COMMANDS = tuple(sorted({*_SERVER_COMMANDS, *(name.split()[0] for name in LOCAL_COMMANDS)}))
-
-_TAKE_NAME = frozenset(("/msg", "/ignore"))
-_TAKE_ROOM = frozenset(("/join",))
-# Followed by something: a space saves one key.
-_TAKE_MORE = _TAKE_NAME | _TAKE_ROOM | {"/me", "/name", "/nick"}
+__all__ = ["Completion", "complete"]
 
 
 class Completion(NamedTuple):
@@ -43,18 +23,23 @@ def complete(before: str, names: Iterable[str], rooms: Iterable[str]) -> list[Co
     line begins.  A word that is not begun yet becomes anything only behind a command.
     """
     word = before.rpartition(" ")[2]
-    command = before.split(" ", maxsplit=1)[0].lower()
+    command = find_command(before.split(" ", maxsplit=1)[0])
     first = " " not in before
     if first and word.startswith("/"):
-        found = [name for name in COMMANDS if name.startswith(word.lower())]
-        ends = {name: " " if name in _TAKE_MORE else "" for name in found}
-        return [Completion(name + ends[name], len(word)) for name in found]
-    second = before.count(" ") == 1 and command.startswith("/")
-    if second and command in _TAKE_ROOM:
-        return _matching(word, rooms, "")
-    if second and command in _TAKE_NAME:
+        # A space behind what goes on saves one key.
+        found = sorted(
+            each.name + " " * bool(each.takes)
+            for each in COMMANDS
+            if each.purpose and each.name.startswith(word.lower())
+        )
+        return [Completion(name, len(word)) for name in found]
+    second = command if before.count(" ") == 1 else None
+    if second is not None and second.takes == "room":
+        return _matching(word.lstrip("#"), rooms, "")
+    if second is not None and second.takes == "name":
         # Who has no name is called "Client 7"; a message to 7 arrives.
-        return _matching(word, (_addressed(name) for name in names), " " * (command == "/msg"))
+        end = "" if second.is_local else " "
+        return _matching(word.removeprefix("@"), (_addressed(name) for name in names), end)
     if not word:
         return []
     return _matching(word.removeprefix("@"), names, ": " if first else "")

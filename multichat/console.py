@@ -19,6 +19,7 @@ import trio
 from multichat.chat import Chat
 from multichat.client import Endpoint, dial_until_there, open_chat
 from multichat.comeback import describe_connection
+from multichat.commands import find_command, may_be_disguised, say_unless_command
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectFailed,
@@ -81,9 +82,7 @@ _OURS = (Disconnected, Reconnected)
 
 LEAVES_WHEN_SENT = "Leaving when they are sent; Ctrl+C leaves at once"
 
-_LEAVE = ("/quit", "/exit")
-_STATUS = "/status"
-_LOCAL_COMMANDS = frozenset((*_LEAVE, _STATUS))
+_LOCAL_COMMANDS = ("/quit", "/status")
 
 
 class Console:
@@ -278,12 +277,13 @@ class Console:
                 self._log.line("STATE", str(part), logging.WARNING)
                 continue
             for line in part.split("\n"):
-                if line not in _LOCAL_COMMANDS:
+                command = find_command(line.rstrip())
+                if command is None or command.name not in _LOCAL_COMMANDS:
                     lines.append(line)
                     continue
                 await self._send(chat, lines)
                 lines = []
-                if line == _STATUS:
+                if command.name == "/status":
                     self._show_status(chat)
                     continue
                 if not chat.connected and chat.unaccepted:
@@ -296,6 +296,8 @@ class Console:
     async def _send(self, chat: Chat, lines: list[str]) -> None:
         if lines:
             run = "\n".join(lines)
+            if self._is_piped() and chat.welcome is not None and may_be_disguised(run):
+                run = "\n".join(map(say_unless_command, lines))
             self._sending = len(lines)
             await chat.send(run)
             if chat.goodbye is None:

@@ -29,6 +29,7 @@ from multichat.config import ServerConfig, Slow
 from multichat.errors import (
     Banned,
     InvalidName,
+    InvalidRequest,
     NameTaken,
     NotDelivered,
     NotKept,
@@ -41,7 +42,20 @@ from multichat.limits import Budget, Turns
 from multichat.log import Log
 from multichat.lookalikes import NameIndex, lookalike_keys
 from multichat.mailbox import Offer
-from multichat.messages import TAKEN_OVER, TOO_FAR_BEHIND, Directed, Goodbye, Notice
+from multichat.messages import (
+    LOBBY,
+    NO_SENDER,
+    TAKEN_OVER,
+    TOO_FAR_BEHIND,
+    Direct,
+    Directed,
+    Goodbye,
+    Members,
+    Nonce,
+    Notice,
+    RoomList,
+    RoomSize,
+)
 from multichat.names import (
     SERVER_NAME,
     default_name,
@@ -53,9 +67,7 @@ from multichat.resume import Resumable, Resumables
 from multichat.room import Member, Room
 from multichat.voices import TEXT
 
-__all__ = ["LOBBY", "Directory"]
-
-LOBBY = "lobby"
+__all__ = ["Directory"]
 
 # As people call who has no name; and who is not found need not be looked for any longer.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
@@ -155,6 +167,23 @@ class Directory:
             return holder
         unnamed = _UNNAMED.fullmatch(who)
         return self._members.get(int(unnamed[1])) if unnamed else None
+
+    def members_of(self, room_name: str, nonce: Nonce | None) -> Members:
+        """Return who is in a room, which need not exist; raises `InvalidName`."""
+        room = self._rooms.get(fold_name(name := parse_name(room_name)))
+        if room is None:
+            return Members(name, [], nonce=nonce)
+        return Members(room.name, room.show_members(), nonce=nonce)
+
+    def reply(self, member: Member, text: str) -> Direct:
+        """Address *text* to who sent *member* a private message last; raises `InvalidRequest`."""
+        if member.last_sender is None:
+            raise InvalidRequest(NO_SENDER)
+        return Direct(member.last_sender, text)
+
+    def list_rooms(self, nonce: Nonce | None) -> RoomList:
+        """Return the rooms, with how many are in each."""
+        return RoomList([RoomSize(room.name, len(room)) for room in self.rooms], nonce=nonce)
 
     def _open(self, name: str, *, leaving: Room | None = None) -> Room:
         key = fold_name(name)
@@ -412,6 +441,7 @@ class Directory:
             recipient,
             Directed(time=utc_now(), client=sender.client, name=sender.name, text=text),
         )
+        recipient.last_sender = sender.client
 
     async def tell(self, recipient: Member, text: str) -> None:
         """Tell *recipient* alone as the server; see `direct`."""

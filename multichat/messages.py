@@ -19,7 +19,9 @@ __all__ = [
     "ASKED_TO_LEAVE",
     "GOODBYES",
     "HISTORY_MESSAGES",
+    "LOBBY",
     "MAX_TOKEN_CHARACTERS",
+    "NO_SENDER",
     "PROTOCOL",
     "SHUTTING_DOWN",
     "TAKEN_OVER",
@@ -55,6 +57,7 @@ __all__ = [
     "Reconnected",
     "Rename",
     "Renamed",
+    "Reply",
     "Request",
     "RoomList",
     "RoomSize",
@@ -71,6 +74,9 @@ __all__ = [
 
 # The version of the JSON voice.
 PROTOCOL = 1
+
+LOBBY = "lobby"
+"""The room that everybody is in at first."""
 
 # A UUID with room to spare; whatever a client sends here it gets back.
 MAX_TOKEN_CHARACTERS = 128
@@ -132,7 +138,9 @@ class Join(_Message, frozen=True, tag="join"):
 
 
 class Who(_Message, frozen=True, tag="who"):
-    """Tell me who is in my room."""
+    """Tell me who is in *room*, or in mine."""
+
+    room: str | None = None
 
 
 class Rooms(_Message, frozen=True, tag="rooms"):
@@ -173,6 +181,19 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     session: str | None = None
     since: str | None = None
     replay: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+NO_SENDER = "nobody has sent you a private message"
+"""Why a `Reply` is refused."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Say *text* to whoever has sent a private message last; typed only.
+
+    Not for programs: a private message that arrives meanwhile would change whom it is for.
+    """
+
+    text: str
 
 
 class SayRun(msgspec.Struct, frozen=True):
@@ -474,7 +495,7 @@ WireRequest: TypeAlias = (
 )
 """What a client can ask in either voice."""
 
-Request: TypeAlias = SayRun | WireRequest | Hello | Invalid
+Request: TypeAlias = SayRun | WireRequest | Hello | Reply | Invalid
 """What a server reads: `Say` as part of a `SayRun`, and what was no request as `Invalid`."""
 
 WireEvent: TypeAlias = (

@@ -84,6 +84,7 @@ class Member:
     on_leave: Callable[[str], None]
     voice: Voice = TEXT
     resumable: Resumable | None = None  # by which it may come back
+    last_sender: int | None = None  # of a private message
     room: "Room" = field(init=False)
 
 

@@ -50,7 +50,6 @@ from multichat.messages import (
     Join,
     Joined,
     Limits,
-    Members,
     Missed,
     Nonce,
     Notice,
@@ -59,10 +58,9 @@ from multichat.messages import (
     Quit,
     Rename,
     Renamed,
+    Reply,
     Request,
-    RoomList,
     Rooms,
-    RoomSize,
     Said,
     SayRun,
     Welcome,
@@ -490,11 +488,12 @@ class Session:
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
                 await self._answer(joined, *refused)
                 await self._catch_up(position)
-            case Who(nonce=nonce):
-                await self._answer(Members(me.room.name, me.room.show_members(), nonce=nonce))
+            case Reply(text=text):
+                await self._do(directory.reply(me, text))
+            case Who(room=room, nonce=nonce):
+                await self._answer(directory.members_of(room or me.room.name, nonce))
             case Rooms(nonce=nonce):
-                sizes = [RoomSize(room.name, len(room)) for room in directory.rooms]
-                await self._answer(RoomList(sizes, nonce=nonce))
+                await self._answer(directory.list_rooms(nonce))
             case History(limit=limit, before=before, nonce=nonce):
                 await self._answer(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):

@@ -1,6 +1,6 @@
 """A chat on a terminal: what one types to the server, what happens to the screen.
 
-Owns what is local to whoever sits there: the commands of `completion.LOCAL_COMMANDS`, whom they do
+Owns what is local to whoever sits there: the local commands of `multichat.commands`, whom they do
 not want to hear, who and what can be completed, and what was said and is not yet accepted.  The
 terminal itself is `prompt`'s, the look of things `look`'s.
 
@@ -18,7 +18,8 @@ import trio
 
 from multichat.chat import Chat
 from multichat.client import Endpoint, dial_until_there, open_chat
-from multichat.completion import LOCAL_COMMANDS, Completion, complete
+from multichat.commands import find_command, help_lines, split_command
+from multichat.completion import Completion, complete
 from multichat.console import ANSWER_SECONDS, LEAVES_WHEN_SENT, until_signal
 from multichat.errors import (
     ConnectFailed,
@@ -290,9 +291,10 @@ class TerminalChat:
 
     async def _obey(self, chat: Chat, line: str) -> bool:
         """Do what a typed line asks for; return False when it is time to leave."""
-        command, _, rest = line.partition(" ")
-        match command.lower():
-            case "/quit" | "/exit":
+        word, rest = split_command(line) if line.startswith("/") else ("", "")
+        command = find_command(word)
+        match command and command.name:
+            case "/quit":
                 if not chat.connected and chat.unaccepted:
                     self._told(self._describe(chat))
                     self._told(LEAVES_WHEN_SENT)
@@ -302,11 +304,10 @@ class TerminalChat:
             case "/clear":
                 self._prompt.clear()
             case "/ignore":
-                self._ignore(rest.strip())
+                self._ignore(rest.strip().removeprefix("@"))
             case "/help":
-                width = max(map(len, LOCAL_COMMANDS))
-                for name, purpose in LOCAL_COMMANDS.items():
-                    self._told(f"{name:{width}}  {purpose}")
+                for each in help_lines(local=True):
+                    self._told(each)
                 await self._say(chat, line)
             case _:
                 await self._say(chat, line)

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Protocol, get_args
 
 import msgspec
 
+from multichat.commands import help_lines, may_be_disguised, parse_line, say_literally, shortened
 from multichat.errors import EmptyText, InvalidRequest, UnknownRequest
 from multichat.framing import clean
 from multichat.ids import FIRST_ID
 from multichat.json_lines import JsonDecoder, NestedTooDeeply
 from multichat.messages import (
-    MAX_TOKEN_CHARACTERS,
     Act,
     Direct,
     Directed,
@@ -96,37 +96,6 @@ class Voice(Protocol):
 
 _GOODBYE = "goodbye: "
 
-# Enough of a mistyped command to recognise it; a 64 KiB "/aaaa…" need not come back whole.
-_SHOWN_CHARACTERS = 40
-
-# At most 51 characters a line: with the tag they fit 60 columns.
-_HELP = """\
-commands, each on a line of its own:
-/name NAME     be called NAME
-/me TEXT       say what you do: * NAME TEXT
-/msg WHO TEXT  tell one person, by name or number
-/who           who is here, with their numbers
-/rooms         which rooms there are
-/join ROOM     go to another room
-/history [N]   what was said here last
-/ping          is anybody there?
-/help          this list
-/quit          leave
-//TEXT         say a line that starts with /"""
-
-_USAGE = {
-    "/name": "/name NAME",
-    "/nick": "/nick NAME",
-    "/me": "/me TEXT",
-    "/msg": "/msg WHO TEXT",
-    "/join": "/join ROOM",
-    "/history": "/history [N]",
-}
-
-_COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
-# Who has no name is called "Client 7", in two words.
-_ADDRESSED = re.compile(r"\s*(?:[Cc][Ll][Ii][Ee][Nn][Tt]\s+(?=\d+\s))?(\S+)\s(.+)", re.DOTALL)
-_UNNAMED = re.compile(r"\s*[Cc][Ll][Ii][Ee][Nn][Tt]\s+\d+\s*")
 
 # What is longer than any name is none; see `multichat.messages`.
 _DIRECTED = re.compile(rf"\[([^\]]{{1,{MAX_DECOMPOSED}}}) → you\] (.*)", re.DOTALL)
@@ -145,75 +114,33 @@ class TextVoice:
 
         What follows a `Hello` is read in the JSON voice.
         """
-        # A slash anywhere is looked for first: that search is much the faster one.
-        if "/" not in run or not (run[0] == "/" or "\n/" in run):
+        if not may_be_disguised(run):
             yield SayRun(run)
             return
         said: list[str] = []
         lines = run.split("\n")
         for number, line in enumerate(lines, 1):
-            if line[0] != "/":
-                said.append(line)
-            elif line.startswith("//"):
-                said.append(line[1:])
-            else:
-                if said:
-                    yield SayRun("\n".join(said))
-                    said.clear()
-                command, rest = _COMMAND.findall(line)[0]
-                if is_hello(line):
-                    yield from _parse_hello(rest)
-                    if number < len(lines):
-                        yield from JSON.parse_requests("\n".join(lines[number:]))
-                    return
-                yield self._parse_command(command, rest)
+            request = None if is_hello(line) else parse_line(line)
+            if isinstance(request, str):
+                said.append(request)
+                continue
+            if said:
+                yield SayRun("\n".join(said))
+                said.clear()
+            if request is None:
+                yield from _parse_hello(line[len("/json") :])
+                if number < len(lines):
+                    yield from JSON.parse_requests("\n".join(lines[number:]))
+                return
+            yield request
         if said:
             yield SayRun("\n".join(said))
-
-    def _parse_command(self, command: str, rest: str) -> Request:
-        argument = rest.strip()
-        match command.lower():
-            case "/help":
-                return Help()
-            case "/auth":
-                return Invalid.because(InvalidRequest("nobody asks for a password"))
-            case "/ping":
-                if len(rest) > MAX_TOKEN_CHARACTERS:
-                    reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"
-                    return Invalid.because(InvalidRequest(reason))
-                return Ping(rest)
-            case "/quit":
-                return Quit()
-            case "/who":
-                return Who()
-            case "/rooms":
-                return Rooms()
-            case "/name" | "/nick" if argument:
-                return Rename(argument)
-            case "/join" if argument:
-                return Join(argument)
-            case "/me" if rest:
-                return Act(rest)
-            case "/history" if not argument:
-                return History()
-            case "/history" if (limit := _count(argument)) is not None:
-                return History(limit)
-            case "/msg" if not _UNNAMED.fullmatch(rest) and (to := _ADDRESSED.fullmatch(rest)):
-                return Direct(_person(to[1]), to[2])
-            case known if known in _USAGE:
-                return Invalid.because(InvalidRequest(f"usage: {_USAGE[known]}"))
-        return Invalid.because(
-            UnknownRequest(
-                f"unknown command {_shortened(command)}; /help lists them; "
-                "start with // to say a line that starts with /"
-            )
-        )
 
     def spell_request(self, request: WireRequest) -> str:
         """Spell one request as the line that one would type; its nonce is left out."""
         match request:
             case Say(text=text):
-                return f"/{text}" if text.startswith("/") else text
+                return say_literally(text)
             case Act(text=text):
                 return f"/me {text}"
             case Direct(to=to, text=text):
@@ -224,8 +151,8 @@ class TextVoice:
                 return f"/join {room}"
             case Ping(token=token):
                 return f"/ping {token}" if token else "/ping"
-            case Who():
-                return "/who"
+            case Who(room=room):
+                return f"/who {room}" if room else "/who"
             case Rooms():
                 return "/rooms"
             case History(limit=limit):
@@ -275,6 +202,8 @@ class TextVoice:
             case Missed(count=count):
                 return [f"{_messages(count)} skipped"]
             case Members(room=room, members=names):
+                if not names:
+                    return [f"nobody is in {room}"]
                 return [f"{len(names)} in {room}:", *(f"{m.client} {m.name}" for m in names)]
             case RoomList(rooms=rooms):
                 return [
@@ -320,7 +249,8 @@ class TextVoice:
 
 def help_notices(nonce: Nonce | None = None) -> list[Notice]:
     """Return the answer to `Help`, within 60 columns."""
-    return [Notice(line, nonce=nonce) for line in _HELP.split("\n")]
+    lines = ["commands, each on a line of its own:", *help_lines()]
+    return [Notice(line, nonce=nonce) for line in lines]
 
 
 def _are_here(members: int) -> str:
@@ -334,25 +264,6 @@ def _messages(count: int) -> str:
 def _spell_time(time: str) -> str:
     """Return a time on the wire as people read it, without its fraction."""
     return f"{time[:10]} {time[11:19]}"
-
-
-def _count(word: str) -> int | None:
-    """Return the number, from 1 on, that *word* is; None if it is none."""
-    if word.isdecimal() and len(word) <= _MAX_NUMBER_DIGITS and int(word):
-        return int(word)
-    return None
-
-
-def _person(word: str) -> str | int:
-    return int(word) if word.isdecimal() and len(word) <= _MAX_NUMBER_DIGITS else word
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-
-
-# No client has a longer number.
-_MAX_NUMBER_DIGITS = 15
 
 
 # --- The JSON voice -------------------------------------------------------------------------------
@@ -421,7 +332,7 @@ class JsonVoice:
             if _is_nonce(kind.nonce):
                 nonce = clean(kind.nonce) if isinstance(kind.nonce, str) else kind.nonce
             if isinstance(kind.type, str) and kind.type not in _REQUEST_TYPES:
-                shown = _shortened(clean(kind.type))
+                shown = shortened(clean(kind.type))
                 return Invalid.because(UnknownRequest(f"there is no request {shown}"), nonce)
         return Invalid.because(InvalidRequest(reason), nonce)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from multichat.framing import clean
+
 from .support.processes import (
     BIN,
     LOOPBACK,
@@ -269,6 +271,38 @@ async def test_local_commands(tmp_path: Path) -> None:
                 assert "[INFO] [client] [RX] [Server] pong" in client.lines
                 assert client.lines[-1] == "[INFO] [client] [STATE] Disconnected"
         assert "never said" not in server.out
+
+
+async def test_in_a_pipe_what_is_no_command_is_said_as_it_is(tmp_path: Path) -> None:
+    lines = [
+        "/usr/bin/ld: no such file",
+        "  /msg bob x",
+        "\\who is this",
+        "//x",
+        "/dev/null is full",
+    ]
+    async with serve(tmp_path) as server:
+        async with connect(tmp_path, server) as client:
+            await client.type("".join(f"{line}\n" for line in lines))
+            client.end_input()
+            assert await client.wait() == 0
+            assert [line for line in client.lines if "[TX]" in line] == [
+                f"[INFO] [client] [TX] {line}" for line in lines
+            ]
+            assert "unknown command" not in client.out
+        said = [line.partition("[Client 1] ")[2] for line in server.lines if "[RX]" in line]
+        assert said == [*lines[:3], "/x", lines[4]]
+
+
+async def test_send_says_each_line_as_it_is(tmp_path: Path) -> None:
+    lines = ["/usr/bin/ld: no such file", "/quit", " /msg bob x", "//x", "\ufeffx /who", "/json {}"]
+    async with serve(tmp_path) as server:
+        async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, str(server.port), "-") as client:
+            await client.type("".join(f"{line}\n" for line in lines))
+            client.end_input()
+            assert await client.wait() == 0
+        said = [line.partition("[Client 1] ")[2] for line in server.lines if "[RX]" in line]
+        assert said == [clean(line) for line in lines]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from multichat.completion import COMMANDS, LOCAL_COMMANDS, complete
+from multichat.commands import COMMANDS
+from multichat.completion import complete
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +31,9 @@ def completed(before: str) -> list[str]:
         ("/join ", ["/join Kitchen", "/join library", "/join lobby"]),
         ("/join k", ["/join Kitchen"]),
         ("/join lobby l", []),
+        ("/j #ki", ["/j #Kitchen"]),
+        ("/w @al", ["/w @alice ", "/w @Alina "]),
+        ("/query b", ["/query bob "]),
         ("/msg a", ["/msg alice ", "/msg Alina "]),
         ("/MSG b", ["/MSG bob "]),
         ("/msg ", ["/msg 7 ", "/msg alice ", "/msg Alina ", "/msg bob ", "/msg Ζωή "]),
@@ -49,6 +53,7 @@ def test_what_may_become_of_it(before: str, expected: list[str]) -> None:
     assert completed(before) == expected
 
 
-def test_every_local_command_is_offered() -> None:
-    assert {name.split()[0] for name in LOCAL_COMMANDS} <= set(COMMANDS)
-    assert list(COMMANDS) == sorted(COMMANDS)
+def test_every_command_of_the_help_is_offered() -> None:
+    offered = {each.text.strip() for each in complete("/", (), ())}
+    assert offered == {each.name for each in COMMANDS if each.purpose}
+    assert {"/ignore", "/msg", "/part", "/r"} <= offered

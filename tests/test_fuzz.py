@@ -73,7 +73,7 @@ NEVER = re.compile("(?!)")
         ("json-requests", "multichat.json_lines.clean", as_it_came, "json-escaped-lf"),
         ("json-requests", "multichat.json_lines._ESCAPED", NEVER, "json-escaped-controls"),
         ("json-events", "multichat.json_lines.clean", as_it_came, "json-escaped-names"),
-        ("text-requests", "multichat.voices._shortened", as_it_came, "command-unknown-long"),
+        ("text-requests", "multichat.commands.shortened", as_it_came, "command-unknown-long"),
         ("text-events", "multichat.voices._ACTED", re.compile(r"\* (\S+) ?(.*)"), "said-by-nobody"),
         ("names", "multichat.names._taken_for", lambda name: "", "server-long-s"),
         ("names", "multichat.names._ADDRESS", NEVER, "address-hexadecimal"),

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.unit
 PURE = (
     "address",
     "bans",
+    "commands",
     "comeback",
     "completion",
     "config",

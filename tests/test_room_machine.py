@@ -28,11 +28,11 @@ from hypothesis.stateful import (
 from trio._core import _run as trio_run
 
 from multichat.config import ServerConfig, Slow
-from multichat.directory import LOBBY, Directory
+from multichat.directory import Directory
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.mailbox import Mailbox
-from multichat.messages import Event, Goodbye, Joined, Left, Missed, Renamed
+from multichat.messages import LOBBY, Event, Goodbye, Joined, Left, Missed, Renamed
 from multichat.names import default_name, fold_name, parse_name
 from multichat.room import Member
 from multichat.voices import JSON, TEXT, Voice

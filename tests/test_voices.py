@@ -40,6 +40,7 @@ from multichat.messages import (
     Quit,
     Rename,
     Renamed,
+    Reply,
     Request,
     RoomList,
     Rooms,
@@ -158,6 +159,7 @@ text_requests: st.SearchStrategy[WireRequest] = st.one_of(
     st.builds(Join, names),
     st.builds(Ping, tokens),
     st.builds(History, st.integers(1, 10**15 - 1)),
+    st.builds(Who, names),
     st.sampled_from([Who(), Rooms(), Help(), Quit()]),
 )
 
@@ -252,12 +254,12 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["///x"], [SayRun("//x")]),
         (["//"], [SayRun("/")]),
         (["a/b", "c"], [SayRun("a/b\nc")]),
-        ([" /help"], [SayRun(" /help")]),
+        ([" /usr is full"], [SayRun(" /usr is full")]),
         (["a", "/ping", "b", "c"], [SayRun("a"), Ping(), SayRun("b\nc")]),
         (["/quit", "lost"], [Quit(), SayRun("lost")]),
         (["/help"], [Help()]),
         (["/HELP me"], [Help()]),
-        (["/who", "/Who is it"], [Who(), Who()]),
+        (["/who", "/Who den", "/names #den"], [Who(), Who("den"), Who("den")]),
         (["/rooms"], [Rooms()]),
         (["/ping 1 2 "], [Ping("1 2 ")]),
         (["/ping\tx"], [Ping("x")]),
@@ -285,6 +287,19 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["/msg"], [invalid("usage: /msg WHO TEXT")]),
         (["/msg bob"], [invalid("usage: /msg WHO TEXT")]),
         (["/msg Client 7 "], [invalid("usage: /msg WHO TEXT")]),
+        (["/join #kitchen", "/j ##kitchen"], [Join("kitchen"), Join("kitchen")]),
+        (["/part", "/leave #kitchen bye"], [Join("lobby"), Join("lobby")]),
+        (["/list", "/exit"], [Rooms(), Quit()]),
+        (["/msg @bob hi", "/query bob: hi"], [Direct("bob", "hi"), Direct("bob", "hi")]),
+        (["/msg @Client 7 hi", "/w @7 hi"], [Direct(7, "hi"), Direct(7, "hi")]),
+        (["/m bob  hi", "/tell bob hi"], [Direct("bob", " hi"), Direct("bob", "hi")]),
+        (["/msg @ hi"], [invalid("usage: /msg WHO TEXT")]),
+        (["/query bob"], [invalid("usage: /query WHO TEXT")]),
+        (["/r hi there", "/reply ok"], [Reply("hi there"), Reply("ok")]),
+        (["/r"], [invalid("usage: /r TEXT")]),
+        (["/say  /msg bob hi", "/say //x"], [SayRun(" /msg bob hi\n//x")]),
+        (["/say"], [invalid("usage: /say TEXT")]),
+        (["/topic x"], [invalid("rooms have no topic", "unknown-request")]),
         (["/foo bar"], [unknown("/foo")]),
         (["/jsonx"], [unknown("/jsonx")]),
         (["/"], [unknown("/")]),
@@ -347,6 +362,7 @@ def test_a_hello_is_as_clean_as_any_request() -> None:
 @given(st.lists(text_requests, min_size=1))
 @example([Direct("client-7", "8 9")])
 @example([Act(" waves"), Say("//x"), Say(" "), Ping(" ")])
+@example([Say(" /quit"), Say("\\msg bob hi"), Say("\u200b/me x"), Say("／help")])
 def test_requests_survive_the_text_voice(requests: list[WireRequest]) -> None:
     assert one_by_one(TEXT.parse_requests(spelled(TEXT, requests))) == requests
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import get_args
 
-from multichat.messages import Act, Direct, Hello, Invalid, Nonce, Request, Say, SayRun
+from multichat.messages import Act, Direct, Hello, Invalid, Nonce, Reply, Request, Say, SayRun
 from multichat.voices import JSON, TEXT, Voice, spell_hello
 from tests.fuzz.targets.checks import (
     SPOILT,
@@ -95,7 +95,7 @@ def _read_alone(run: str) -> list[Request]:
 
 
 def _check_spelled_again(requests: list[Request], voice: Voice) -> None:
-    understood = [each for each in _apart(requests) if not isinstance(each, Invalid)]
+    understood = [each for each in _apart(requests) if not isinstance(each, Invalid | Reply)]
     lines: list[str] = []
     speaking = voice
     for request in understood:

@@ -1,0 +1,304 @@
+"""The commands that people type: one table for both protocols, the help, completion and terminal.
+
+Owns which commands there are, under which names they can be typed, what a typed line asks, and
+which lines look like a command without being one.  Pure; requests are carried out elsewhere.
+
+A line is a command if its first character is a slash and its second is not.  A line that begins
+with something else and would read as a command to a person (` /msg bob secret`, with a space, an
+invisible character or another slash in front) is *disguised*: it must be neither run nor said
+without asking.
+"""
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+from multichat.errors import InvalidRequest, UnknownRequest
+from multichat.messages import (
+    LOBBY,
+    MAX_TOKEN_CHARACTERS,
+    Act,
+    Direct,
+    Help,
+    History,
+    Invalid,
+    Join,
+    Ping,
+    Quit,
+    Rename,
+    Reply,
+    Request,
+    Rooms,
+    Who,
+)
+
+__all__ = [
+    "COMMANDS",
+    "UNAVAILABLE",
+    "Command",
+    "disguised_command",
+    "find_command",
+    "help_lines",
+    "may_be_disguised",
+    "parse_line",
+    "say_literally",
+    "say_unless_command",
+    "shortened",
+    "split_command",
+    "usage",
+]
+
+
+class Command(NamedTuple):
+    """A command: its *name*, its *arguments* for the usage line, and what it is for.
+
+    *aliases* do the same.  *takes* says what the first argument is, for completion: `name`, `room`,
+    `text`, or empty for nothing that can be completed.  *is_local* commands are the terminal
+    client's own, the others the server's; without a *purpose* it is left out of the help.
+    """
+
+    name: str
+    arguments: str
+    purpose: str
+    aliases: tuple[str, ...] = ()
+    takes: str = ""
+    is_local: bool = False
+
+
+COMMANDS = (
+    Command("/name", "NAME", "be called NAME", ("/nick",), takes="text"),
+    Command("/me", "TEXT", "say what you do: * NAME TEXT", takes="text"),
+    Command(
+        "/msg",
+        "WHO TEXT",
+        "tell one person, by name or number",
+        ("/m", "/w", "/tell", "/query", "/whisper"),
+        takes="name",
+    ),
+    Command("/r", "TEXT", "answer your last private message", ("/reply",), takes="text"),
+    Command("/who", "[ROOM]", "who is here, with their numbers", ("/names",)),
+    Command("/rooms", "", "which rooms there are", ("/list",)),
+    Command("/join", "ROOM", "go to another room", ("/j",), takes="room"),
+    Command("/part", "", "go back to the lobby", ("/leave",)),
+    Command("/history", "[N]", "what was said here last"),
+    Command("/ping", "", "is anybody there?"),
+    Command("/help", "", "this list"),
+    Command("/quit", "", "leave", ("/exit",)),
+    Command("/say", "TEXT", "", takes="text"),
+    Command("/auth", "PASSWORD", ""),
+    Command("/json", "", ""),
+    Command("/status", "", "where we are, and since when", is_local=True),
+    Command("/clear", "", "an empty screen", is_local=True),
+    Command("/ignore", "NAME", "hide what NAME says, or show it again", takes="name",
+            is_local=True),
+)  # fmt: skip
+"""In the order of the help."""
+
+UNAVAILABLE = {
+    "/topic": "rooms have no topic",
+    "/whois": "there is no /whois; /who lists who is here",
+    "/away": "there is no /away; /name can say it",
+    "/kick": "only the server's operator can do that",
+    "/ban": "only the server's operator can do that",
+    "/mode": "only the server's operator can do that",
+    "/op": "only the server's operator can do that",
+}
+"""Commands of other chats that have no counterpart, and what to say about them."""
+
+# A line of the help fits 60 columns behind the tag.
+_MAX_HELP_CHARACTERS = 51
+
+_BY_NAME = {name: each for each in COMMANDS for name in (each.name, *each.aliases)}
+
+# Enough of a mistyped command to recognise it; a 64 KiB "/aaaa…" need not come back whole.
+_SHOWN_CHARACTERS = 40
+
+# No client has a longer number.
+_MAX_NUMBER_DIGITS = 15
+
+# Who has no name is called "Client 7", in two words.
+_ADDRESSED = re.compile(
+    r"\s*@?(?:[Cc][Ll][Ii][Ee][Nn][Tt]\s+(?=\d+\s))?([^\s@]\S*)\s(.+)", re.DOTALL
+)
+_UNNAMED = re.compile(r"\s*@?[Cc][Ll][Ii][Ee][Nn][Tt]\s+\d+\s*")
+
+_COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
+
+# What a terminal shows as nothing or as white space: spaces, format characters, fillers, variation
+# selectors, tags; U+FFFD, of bytes that are not UTF-8, and the pictures of control characters, of
+# which an arrow key leaves three.
+_BLANK = (
+    r"\t \xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
+    r"\u205f-\u206f\u2400-\u241a\u241c-\u2421\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffd"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# Slashes, and what looks like one or stands on the same key (Unicode, confusables.txt).
+_SLASHES = r"/\\\uff0f\uff3c\u2044\u2215\u2571\u27cb\u29f5\u29f8\u1735\u2041\u2cc6\u3033\u31d3"
+_KEY = r"\u241b(?:\[[0-9;?]*[@-~]|O[A-Z])?"  # an escape sequence, cleaned
+_LIKE = rf"[{_BLANK}]*(?:{_KEY}[{_BLANK}]*){{0,8}}[{_SLASHES}][{_BLANK}]*"
+_MAX_LETTERS = 12
+_DISGUISED = re.compile(rf"{_LIKE}(\w{{1,{_MAX_LETTERS}}})(?=[{_BLANK}]|$)")
+_DISGUISED_FIRST = re.compile(_LIKE)
+_DISGUISED_LATER = re.compile(rf"\n{_LIKE}")
+
+
+def parse_line(line: str) -> Request | str:
+    """Return what a typed line asks for, or the text that it says.
+
+    Nothing is raised: what cannot be asked for is `Invalid`.  A hello is not recognized here.
+    """
+    if line[0] != "/":
+        command = disguised_command(line)
+        return line if command is None else _not_said(command)
+    if line.startswith("//"):
+        return line[1:]
+    name, rest = split_command(line)
+    found = find_command(name)
+    if found is not None and found.name == "/say" and rest:
+        return rest
+    return _parse_command(name, rest)
+
+
+def _parse_command(name: str, rest: str) -> Request:
+    command, argument = find_command(name), rest.strip()
+    match command and command.name:
+        case "/help":
+            return Help()
+        case "/auth":
+            return Invalid.because(InvalidRequest("nobody asks for a password"))
+        case "/ping":
+            if len(rest) > MAX_TOKEN_CHARACTERS:
+                reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"
+                return Invalid.because(InvalidRequest(reason))
+            return Ping(rest)
+        case "/quit":
+            return Quit()
+        case "/who":
+            return Who(_room(argument)) if argument else Who()
+        case "/rooms":
+            return Rooms()
+        case "/name" if argument:
+            return Rename(argument)
+        case "/join" if argument:
+            return Join(_room(argument))
+        case "/part":
+            return Join(LOBBY)
+        case "/me" if rest:
+            return Act(rest)
+        case "/history" if not argument:
+            return History()
+        case "/history" if (limit := _count(argument)) is not None:
+            return History(limit)
+        case "/msg" if not _UNNAMED.fullmatch(rest) and (to := _ADDRESSED.fullmatch(rest)):
+            return Direct(_person(to[1].rstrip(":,") or to[1]), to[2])
+        case "/r" if rest:
+            return Reply(rest)
+    if command is not None and not command.is_local:
+        return Invalid.because(InvalidRequest(f"usage: {usage(command, name.lower())}"))
+    if name.lower() in UNAVAILABLE:
+        return Invalid.because(UnknownRequest(UNAVAILABLE[name.lower()]))
+    return Invalid.because(
+        UnknownRequest(
+            f"unknown command {shortened(name)}; /help lists them; "
+            "start with // to say a line that starts with /"
+        )
+    )
+
+
+def _not_said(command: str) -> Invalid:
+    name, _ = split_command(command)
+    reason = f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
+    return Invalid.because(InvalidRequest(reason))
+
+
+def _room(argument: str) -> str:
+    """Return the room that is meant; elsewhere their names begin with a number sign."""
+    return argument.lstrip("#") or argument
+
+
+def _count(word: str) -> int | None:
+    """Return the number, from 1 on, that *word* is; None if it is none."""
+    if word.isdecimal() and len(word) <= _MAX_NUMBER_DIGITS and int(word):
+        return int(word)
+    return None
+
+
+def _person(word: str) -> str | int:
+    return int(word) if word.isdecimal() and len(word) <= _MAX_NUMBER_DIGITS else word
+
+
+def shortened(text: str) -> str:
+    """Return *text*, or enough of it to recognize it."""
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def say_literally(text: str) -> str:
+    """Return the line that says *text*, even where it begins like a command."""
+    if text.startswith("/"):
+        return f"/{text}"
+    return text if disguised_command(text) is None else f"/say {text}"
+
+
+def say_unless_command(line: str) -> str:
+    """Return the line that does what *line* in a pipe is for: what is no command is said as it is.
+
+    Where nobody types, a line that begins with a path is a message.
+    """
+    if line.startswith("//") or (line[0] == "/" and find_command(split_command(line)[0])):
+        return line
+    return say_literally(line)
+
+
+def split_command(line: str) -> tuple[str, str]:
+    """Return the command that *line* begins with, as it was typed, and the rest of the line."""
+    command, rest = _COMMAND.findall(line)[0]
+    return command, rest
+
+
+def find_command(word: str) -> Command | None:
+    """Return the command called *word*, under whichever of its names and in whichever case."""
+    return _BY_NAME.get(word.lower())
+
+
+def usage(command: Command, name: str = "") -> str:
+    """Return how *command* is typed, by default under its own name."""
+    return f"{name or command.name} {command.arguments}".rstrip()
+
+
+def may_be_disguised(lines: str) -> bool:
+    """Say whether one of *lines*, with LF between two, may be a command or a disguised one.
+
+    Fast: most messages hold no slash at all.
+    """
+    if "/" not in lines and "\\" not in lines and lines.isascii():
+        return False
+    return bool(_DISGUISED_FIRST.match(lines) or _DISGUISED_LATER.search(lines))
+
+
+def disguised_command(line: str) -> str | None:
+    """Return the command that *line* looks like and is not, as it should have been typed.
+
+    None for a message, and for a line that is a command.
+    """
+    found = _DISGUISED.match(line)
+    if found is None or line.startswith("/"):
+        return None
+    name = "/" + unicodedata.normalize("NFKC", found[1]).lower()
+    if find_command(name) is None and name not in UNAVAILABLE:
+        return None
+    return f"{name}{line[found.end() :]}"
+
+
+def help_lines(*, local: bool = False) -> list[str]:
+    """Return a line for each command of the server, or of the terminal client."""
+    shown = [(usage(each), each) for each in COMMANDS if each.is_local is local and each.purpose]
+    width = max(len(typed) for typed, _ in shown)
+    lines = [f"{typed:{width}}  {each.purpose}" for typed, each in shown]
+    if not local:
+        lines.append(f"{'//TEXT':{width}}  say a line that starts with /")
+        lines.append("also")
+        for alias in (alias for _, each in shown for alias in each.aliases):
+            if len(lines[-1]) + len(alias) >= _MAX_HELP_CHARACTERS:
+                lines.append("    ")
+            lines[-1] += f" {alias}"
+    return lines
