@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
-from multichat.log import open_log
+from multichat.files import is_readable_by_others
+from multichat.log import Log, open_log
 from multichat.shell import (
     PasswordFile,
     UsageMistake,
@@ -332,6 +333,10 @@ def serve(
         is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
         show = writer.show if is_terminal else partial(typer.echo, err=True)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
+        for secret in filter(None, (password_file, tls_cert and (tls_key or tls_cert))):
+            if is_readable_by_others(secret):
+                advice = f"{secret} can be read by other users: chmod 600 {secret}"
+                Log("server").line("start", advice, logging.WARNING)
         if ban_file is not None:
             server.keep_bans(ban_file)
         tcp_port = port if is_said or unix is None else None

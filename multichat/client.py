@@ -33,6 +33,8 @@ _CONNECT_SECONDS = 30.0
 # The server's own patience with it.
 _HANDSHAKE_SECONDS = 10.0
 
+_PERHAPS_NO_TLS = "if the server does not speak TLS, leave out --tls"
+
 
 async def dial(
     host: str, port: int, *, tls: ssl.SSLContext | None = None, tls_name: str | None = None
@@ -60,13 +62,18 @@ async def dial(
             await encrypted.do_handshake()
     except BaseException as error:
         await transport.close(stream)
-        if isinstance(error, trio.TooSlowError):
-            reason = f"no TLS handshake in {_HANDSHAKE_SECONDS:.0f} s"
+        lasting = isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        if transport.is_no_tls(error):
+            reason, lasting = "the server does not speak TLS: leave out --tls", True
+        elif isinstance(error, trio.TooSlowError):
+            reason = f"no TLS handshake in {_HANDSHAKE_SECONDS:.0f} s; {_PERHAPS_NO_TLS}"
         elif isinstance(error, trio.BrokenResourceError | ValueError | ssl.SSLError):
             reason = transport.reason_of(error)
+            cause = error.__cause__
+            if isinstance(cause, ssl.SSLEOFError | ConnectionError):
+                reason += f"; {_PERHAPS_NO_TLS}"
         else:
             raise
-        lasting = isinstance(error.__cause__, ssl.SSLCertVerificationError)
         raise ConnectFailed(host, port, reason, lasting=lasting) from error
     return encrypted
 

@@ -31,6 +31,8 @@ from multichat.preamble import (
     HTTP_ANSWER,
     PASSWORD_ACCEPTED,
     PASSWORD_REQUIRED,
+    SPEAKS_NO_TLS,
+    SPEAKS_TLS,
     TOO_MANY_FROM_ADDRESS,
     WRONG_PASSWORD,
     looks_like_http,
@@ -57,9 +59,6 @@ _LEFT_WITHOUT = "it left without a password"
 
 # With which whoever speaks TLS begins.
 _TLS_RECORD = b"\x16"
-
-# What OpenSSL calls bytes that are no TLS, in its several versions.
-_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 
 
 class TurnedAway(Exception):
@@ -162,7 +161,7 @@ class Entrance:
             seconds = self._config.handshake_seconds
             raise TurnedAway(f"no TLS handshake in {seconds:g} s") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            if getattr(error.__cause__, "reason", None) in _NO_TLS:
+            if transport.is_no_tls(error):
                 raise _plain_on_tls() from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise TurnedAway("it broke off the TLS handshake: does it trust us?") from None
@@ -268,7 +267,9 @@ class _Asking:
             if data == b"\x16":  # the first byte of a TLS record, cut off from its second
                 data += await self._stream.receive_some(_READ_BYTES)
         if self._first and looks_like_tls(data):
-            raise TurnedAway("it speaks TLS, this port does not")
+            raise TurnedAway(
+                "it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS))
+            )
         self._over = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
 
@@ -291,5 +292,4 @@ class _Asking:
 
 
 def _plain_on_tls() -> TurnedAway:
-    words = TEXT.spell(Goodbye("this server speaks TLS: multichat connect --tls"))
-    return TurnedAway("it does not speak TLS, this port does", words)
+    return TurnedAway("it does not speak TLS, this port does", TEXT.spell(Goodbye(SPEAKS_TLS)))

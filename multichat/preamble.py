@@ -7,6 +7,8 @@ __all__ = [
     "PASSWORD_ACCEPTED",
     "PASSWORD_REQUIRED",
     "SERVER_IS_FULL",
+    "SPEAKS_NO_TLS",
+    "SPEAKS_TLS",
     "TOO_MANY_FROM_ADDRESS",
     "WRONG_PASSWORD",
     "looks_like_http",
@@ -23,6 +25,11 @@ PASSWORD_ACCEPTED = "password accepted"  # noqa: S105
 # How a server begins to say that it has no room just now; how much it has comes after it.
 SERVER_IS_FULL = "the server is full"
 TOO_MANY_FROM_ADDRESS = "too many clients from your address"
+
+
+# To a client that speaks the one where this port speaks the other.
+SPEAKS_TLS = "this server speaks TLS: add --tls to multichat connect"
+SPEAKS_NO_TLS = "this server does not speak TLS: leave out --tls"
 
 
 def read_password(line: str) -> str | None:

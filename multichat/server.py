@@ -19,7 +19,7 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from logging import ERROR
+from logging import ERROR, WARNING
 from pathlib import Path
 
 import trio
@@ -180,10 +180,15 @@ class Server:
             self._log.line("start", f"Listening on {address}")
         if kept := self._journal.place:
             self._log.line("start", f"Keeping what is said in {kept}")
-        if not encrypted and self.config.password is None and any(map(beyond_loopback, tcp)):
+        if encrypted or not any(map(beyond_loopback, tcp)):
+            return
+        if self.config.password is None:
             # Not as a warning: the specification's log is of one level, this far.
             warning = "Listening beyond this machine with neither TLS nor a password: "
             self._log.line("start", f"{warning}anybody can read and join")
+        else:
+            warning = "The password is sent in plain text beyond this machine: add --tls-cert"
+            self._log.line("start", warning, WARNING)
 
     async def _serve(
         self,

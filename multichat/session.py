@@ -67,7 +67,7 @@ from multichat.messages import (
     Who,
 )
 from multichat.names import MAX_NAME_CHARACTERS, default_name
-from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
+from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
 from multichat.room import Member
 from multichat.voices import JSON, help_notices
@@ -253,7 +253,8 @@ class Session:
         if data == b"\x16":  # the first byte of a TLS record, cut off from its second
             data += await receive()
         if looks_like_tls(data):
-            raise _Leave("it speaks TLS, this port does not")
+            words = self.member.voice.spell(Goodbye(SPEAKS_NO_TLS))
+            raise _Leave("it speaks TLS, this port does not", words)
         turns = self._directory.turns
         is_newcomer = True  # one who comes, says a word and goes has nobody wait
         while data:

@@ -18,6 +18,7 @@ __all__ = [
     "eager_fileno",
     "encrypt",
     "hang_up",
+    "is_no_tls",
     "keep_alive",
     "peek",
     "peer_address",
@@ -78,6 +79,15 @@ def _tls_reason(error: ssl.SSLError) -> str:
     said = (error.reason or str(error)).lower().replace("_", " ")
     _, alert, words = said.partition(" alert ")  # what the other side says of us
     return f"TLS: the other side says {words}" if alert else f"TLS: {said}"
+
+
+# What OpenSSL calls bytes that are no TLS, in its several versions.
+_NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
+
+
+def is_no_tls(error: BaseException) -> bool:
+    """Return whether a TLS handshake failed with *error* because the other side speaks no TLS."""
+    return getattr(error.__cause__, "reason", None) in _NO_TLS
 
 
 class _HangingUp(trio.abc.Stream):

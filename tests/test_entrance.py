@@ -332,7 +332,8 @@ async def test_tls_at_the_door_is_told_in_the_log(log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         client = await knock(network)
         await client.stream.send_all(b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03")
-        assert await client.rest() == []
+        words = "[Server] goodbye: this server does not speak TLS: leave out --tls"
+        assert await client.rest() == [words]
     assert log.lines == [
         "[INFO] [server] [STATE] Refused a client: it speaks TLS, this port does not"
     ]

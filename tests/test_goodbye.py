@@ -117,7 +117,7 @@ async def test_a_slow_client_may_reconnect(autojump_clock: MockClock) -> None:
         ("wrong password", "wrong-password"),
         ("too many wrong passwords from your address; try again later", "wrong-password"),
         ("you asked to leave", "quit"),
-        ("this server speaks TLS: multichat connect --tls", ""),
+        ("this server speaks TLS: add --tls to multichat connect", ""),
         ("", ""),
     ],
 )

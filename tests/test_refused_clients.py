@@ -33,7 +33,7 @@ ASKS_PASSWORD = "the server asks for a password (--password-file, MULTICHAT_PASS
 BAD_NAME = "a name consists of letters, digits, '-', '_' and '.'"
 ASKS_FOR_IT = b"a password is asked for"
 CANNOT_CONNECT = "cannot connect to "
-SPEAKS_TLS = "this server speaks TLS: multichat connect --tls"
+SPEAKS_TLS = "this server speaks TLS: add --tls to multichat connect"
 
 # Whether an error reaches a task that is suspended depends on timing: attempts in one process.
 LIBRARY_ATTEMPTS = 4
@@ -186,6 +186,8 @@ async def run_in_library(options: list[str], port: int) -> Exception:
 async def run_on_terminal(terminal: Terminal, name: str, options: list[str], port: int) -> Result:
     argv = (MULTICHAT, "connect", *options, LOOPBACK, str(port))
     await terminal.open(name, *argv, columns=200, rows=30)
+    if (await terminal.wait_for_match(name, r"^status=\d+$|^(Password for )"))[1]:
+        await terminal.press(name, "Enter")  # there is none
     status = await terminal.wait_for_match(name, r"^status=(\d+)$")
     screen = await terminal.screen(name)
     errors = [line for line in screen.splitlines() if line.startswith("multichat: ")]

@@ -36,6 +36,7 @@ from .support.processes import (
     WAIT_SECONDS,
     Command,
     ServerCommand,
+    listening,
     program,
     serve,
     tcp,
@@ -43,7 +44,7 @@ from .support.processes import (
 
 pytestmark = pytest.mark.process
 
-SPEAKS_TLS = "this server speaks TLS: multichat connect --tls"
+SPEAKS_TLS = "this server speaks TLS: add --tls to multichat connect"
 GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
@@ -514,6 +515,39 @@ async def test_who_leaves_in_the_middle_of_a_handshake_costs_a_line(
         lines = await until_logged(log, "Refused ", 2)
         assert len(lines) == 2
         assert not [line for line in log.lines if "crashed" in line]
+
+
+@pytest.mark.parametrize("name", ["connect", "connect --json", "connect --wait", "send", "who"])
+@pytest.mark.parametrize("password", [None, "secret"])
+async def test_a_tls_client_of_a_plain_server_is_told_to_leave_out_tls(
+    name: str, password: str | None, certificates: Certificates, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("secret", "utf-8")
+    options = [] if password is None else ["--password-file", str(file)]
+    words = ["hello"] if name == "send" else []
+    async with (
+        serve(tmp_path, *options) as server,
+        client(tmp_path, certificates, server.port, name, *words) as mistaken,
+    ):
+        assert await mistaken.wait() == 1
+        assert mistaken.err == (
+            f"multichat: cannot connect to {LOOPBACK} port {server.port}: "
+            "the server does not speak TLS: leave out --tls\n"
+        )
+
+
+async def test_a_tls_client_of_another_plain_server_is_told_what_may_be_wrong(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    async with (
+        listening() as (listener, port),
+        client(tmp_path, certificates, port, "who") as mistaken,
+    ):
+        async with await listener.accept() as stream:
+            await stream.receive_some()
+        assert await mistaken.wait() == 1
+        assert mistaken.err.endswith("; if the server does not speak TLS, leave out --tls\n")
 
 
 async def test_a_tls_client_on_a_plain_port_is_one_line_on_both_sides(

@@ -13,6 +13,7 @@ from multichat.cli_rules import RULES, Excludes, Needs, Useless
 from multichat.shell import UsageMistake
 
 from .support.processes import BIN, LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve
+from .support.terminals import Terminal
 
 pytestmark = pytest.mark.process
 
@@ -294,3 +295,134 @@ async def test_send_and_who_find_a_server_of_the_configuration_file(
             lambda: run(MULTICHAT, "connect", "home", "9000", **file)
         )
         assert refused.stderr == f"multichat: home is at {socket}, which has no PORT\n"
+
+
+# --- Passwords --------------------------------------------------------------------------------
+
+SECRET = "pässwörd of theirs"
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    file = tmp_path / "password"
+    file.touch(0o600)
+    file.write_text(f"{SECRET}\n", "utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("command", "done"),
+    [
+        (["connect"], "you are Client "),
+        (["connect", "--log-style"], "you are Client "),
+        (["send"], "status=0"),
+        (["who"], "status=0"),
+    ],
+)
+async def test_on_a_terminal_a_missing_password_is_asked_for_without_echo(
+    command: list[str], done: str, password_file: Path, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        place = f"{LOOPBACK}:{server.port}"
+        words = ["hello"] if command == ["send"] else []
+        await terminal.open("t", MULTICHAT, *command, place, *words, columns=80)
+        await terminal.wait_for("t", f"Password for {place}: ")
+        await terminal.type("t", "mellon")
+        await terminal.wait_for("t", "multichat: wrong password")
+        await terminal.wait_for_match("t", f"wrong password\nPassword for {place}:")
+        await terminal.type("t", SECRET)
+        await terminal.wait_for("t", done)
+        screen = await terminal.screen("t")
+        assert "mellon" not in screen
+        assert SECRET not in screen
+        assert "Traceback" not in screen
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [("C-c", "status=(0|130)"), ("C-d", "status=1"), ("Enter", "status=1")]
+)
+@pytest.mark.parametrize("command", [["connect"], ["who"]])
+async def test_a_password_need_not_be_given(
+    command: list[str],
+    key: str,
+    status: str,
+    password_file: Path,
+    terminal: Terminal,
+    tmp_path: Path,
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        place = f"{LOOPBACK}:{server.port}"
+        line = f"{MULTICHAT} {' '.join(command)} {place}; echo status=$?; stty -a"
+        await terminal.open_shell("t", columns=100, rows=24)
+        await terminal.type("t", line)
+        await terminal.wait_for("t", f"Password for {place}: ")
+        await terminal.press("t", key)
+        screen = (await terminal.wait_for_match("t", rf"(?s)^{status}$.*echoke.*\n\$ ")).string
+        assert "Traceback" not in screen
+        assert " echo " in screen, "what is typed is not shown any more"
+
+
+async def test_a_wrong_password_is_asked_for_three_times(
+    password_file: Path, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        place = f"{LOOPBACK}:{server.port}"
+        await terminal.open("t", MULTICHAT, "who", place, columns=80)
+        for times in (1, 2, 3):
+            await terminal.wait_for_match("t", rf"(?s)(Password for {place}: .*){{{times}}}")
+            await terminal.type("t", "mellon")
+        await terminal.wait_for("t", "status=1")
+        assert (await terminal.screen("t")).count("multichat: wrong password") == 3
+
+
+@pytest.mark.parametrize("command", [["connect"], ["send"], ["who"]])
+async def test_into_a_pipe_nothing_is_asked_for(
+    command: list[str], password_file: Path, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        words = ["hello"] if command == ["send"] else []
+        argv = [MULTICHAT, *command, f"{LOOPBACK}:{server.port}", *words]
+        async with Command(tmp_path, *argv) as client:
+            assert await client.wait() == 1
+            assert client.err.count("\n") == 1
+            assert "asks for a password" in client.err
+
+
+def test_the_client_warns_before_a_password_goes_to_another_machine_in_plain_text() -> None:
+    # An address to which the system itself refuses to connect.
+    shown = run(MULTICHAT, "who", "255.255.255.255", MULTICHAT_PASSWORD=SECRET)
+    warning, error = shown.stderr.splitlines()
+    assert warning == (
+        "multichat: warning: the password is sent to 255.255.255.255:9000 in plain text, "
+        "where others can read it: add --tls"
+    )
+    assert error.startswith("multichat: cannot connect to 255.255.255.255")
+    for arguments in (["who", "--tls", "255.255.255.255"], ["who", f"{LOOPBACK}:1"]):
+        shown = run(MULTICHAT, *arguments, MULTICHAT_PASSWORD=SECRET)
+        assert "warning" not in shown.stderr
+    assert "warning" not in run(MULTICHAT, "who", "255.255.255.255").stderr
+
+
+async def test_the_server_warns_of_a_password_that_others_can_read(
+    password_file: Path, tmp_path: Path
+) -> None:
+    in_plain_text = (
+        "[WARNING] [server] [start] The password is sent in plain text beyond this machine: "
+        "add --tls-cert"
+    )
+    readable = (
+        f"[WARNING] [server] [start] {password_file} can be read by other users: "
+        f"chmod 600 {password_file}"
+    )
+    option = ("--password-file", str(password_file))
+    async with (
+        ServerCommand(tmp_path, MULTICHAT, "serve", "0", *option) as everywhere,
+        serve(tmp_path, *option) as here,
+    ):
+        assert in_plain_text in everywhere.lines
+        assert readable not in everywhere.lines
+        assert not [line for line in here.lines if "[WARNING]" in line]
+    password_file.chmod(0o644)
+    async with serve(tmp_path, *option) as server:
+        assert readable in server.lines
+        assert in_plain_text not in server.lines
