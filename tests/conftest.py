@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,11 @@ settings.load_profile("fixed")
 
 
 _STDERR = pytest.StashKey[int]()
+
+
+# A shell that starts the tests in the background has them ignore Ctrl+C, and so would every command
+# that they run.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
