@@ -50,6 +50,10 @@ class ServerTimeouts:
     max_attempt_delay_seconds: float = 8.0
     forget_attempts_seconds: float = 600.0
 
+    # A disconnected client may resume its session within this time, which covers a laptop that is
+    # closed over night.
+    session_seconds: float = 24 * 3600.0
+
     def __post_init__(self) -> None:
         for each in fields(self):
             if not getattr(self, each.name) >= 0:  # NaN is not either

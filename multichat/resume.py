@@ -30,9 +30,6 @@ __all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
 # Four times what a client keeps that was not accepted, and so could say again.
 MAX_NONCES = 1024
 
-# For a laptop that sleeps over night.
-SESSION_SECONDS = 24 * 3600.0
-
 # Between two times that the journal is told of new names and rooms.
 _PAUSE_SECONDS = 1.0
 
@@ -155,11 +152,12 @@ class _Crowd:
 class Resumables:
     """All of a server's, and what *journal* is to keep of them.
 
-    Of those who are not connected there are at most *max_away*.
+    Of those who are not connected there are at most *max_away*, each for *session_seconds*.
     """
 
-    def __init__(self, journal: Journal, max_away: int) -> None:
+    def __init__(self, journal: Journal, max_away: int, session_seconds: float) -> None:
         self._journal = journal
+        self._session_seconds = session_seconds
         self._max_away = max_away
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
@@ -170,7 +168,7 @@ class Resumables:
 
     async def load(self, now: float) -> None:
         """Take over those that the journal has kept; *now* is in seconds since 1970."""
-        for record in await self._journal.sessions(now - SESSION_SECONDS, self._max_away):
+        for record in await self._journal.sessions(now - self._session_seconds, self._max_away):
             self._away[record.digest] = Resumable(record, restored=False)
 
     def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
@@ -188,7 +186,7 @@ class Resumables:
         one = self._here.get(digest) or self._away.get(digest)
         if one is None or not hmac.compare_digest(one.digest, digest):
             return None
-        if not one.here and now - one.seen > SESSION_SECONDS:
+        if not one.here and now - one.seen > self._session_seconds:
             self.forget(one)
             return None
         return one
@@ -256,7 +254,7 @@ class Resumables:
         away = self._away
         while away:
             victim = next(iter(away.values()))
-            if now - victim.seen <= SESSION_SECONDS:
+            if now - victim.seen <= self._session_seconds:
                 if len(away) <= self._max_away and self._nonces <= MAX_NONCES_AWAY:
                     return
                 crowd = self._crowds.get(place)

@@ -13,7 +13,7 @@ import secrets
 import time
 import traceback
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from unittest import mock
 
@@ -22,6 +22,7 @@ import trio.testing
 from trio._core import _run as trio_run
 
 from multichat import Server
+from multichat.config import ServerTimeouts
 from multichat.errors import UnknownClient
 from multichat.journal import Journal, Keeping
 from multichat.journal.memory import MemoryJournal
@@ -71,7 +72,6 @@ def simulate(plan: Plan) -> Outcome:
         stack.enter_context(_same_schedule(plan.seed))
         stack.enter_context(_time_of_day(clock))
         stack.enter_context(_tokens(plan.seed))
-        stack.enter_context(_short_memory(plan.session_seconds))
         world = _World(plan, history)
         stack.enter_context(_log_to(_Recorder(world)))
         if plan.full_disk:
@@ -110,12 +110,6 @@ def _tokens(seed: int) -> Iterator[None]:
     rng = Random(f"{seed} tokens")
 
     with mock.patch.object(secrets, "token_hex", lambda size: rng.randbytes(size).hex()):
-        yield
-
-
-@contextlib.contextmanager
-def _short_memory(session_seconds: float) -> Iterator[None]:
-    with mock.patch("multichat.resume.SESSION_SECONDS", session_seconds):
         yield
 
 
@@ -227,7 +221,9 @@ class _World:
 
     def _start_server(self) -> Server:
         self._journal = Witness(self._make_journal(), self._note_taken)
-        return Server(self._plan.config, journal=self._journal)
+        timeouts = ServerTimeouts(session_seconds=self._plan.session_seconds)
+        config = replace(self._plan.config, timeouts=timeouts)
+        return Server(config, journal=self._journal)
 
     def _make_journal(self) -> Journal:
         plan = self._plan
