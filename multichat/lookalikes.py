@@ -10,10 +10,7 @@ import re
 import unicodedata
 from collections.abc import Hashable
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Generic, TypeVar
-
-import msgspec
 
 __all__ = ["NameIndex", "fold", "lookalike_keys", "may_mix", "script_of", "skeleton"]
 
@@ -38,36 +35,30 @@ _CORRECTIONS = {ord("\u04cf"): "l"}  # CYRILLIC SMALL LETTER PALOCHKA
 # Neither a name nor its skeleton is longer.
 _MAX_FOLDED = 256
 
-# Characters whose script is remembered; there are a million characters to choose from.
-_REMEMBERED_CHARACTERS = 4096
+# A name is looked at a few times in a row, when it is claimed; a million characters exist.
 _REMEMBERED_NAMES = 1024
+_REMEMBERED_CHARACTERS = 4096
 
 _Holder = TypeVar("_Holder", bound=Hashable)
-
-
-class _Lookalike(msgspec.Struct):
-    c: str
 
 
 @cache
 def _prototypes() -> dict[int, str]:
     """Return what each confusable character is mapped to.
 
-    The file lists every pair in both directions, first from the character to its prototype.  A
-    prototype is mapped to nothing.
+    The library's table has every pair in both directions, first from the character to its
+    prototype.  A prototype is mapped to nothing.
     """
-    from confusable_homoglyphs.utils import path  # type: ignore[import-untyped]
+    from confusable_homoglyphs.confusables import confusables_data  # type: ignore[import-untyped]
 
-    data = Path(path("confusables.json")).read_bytes()
-    # Marks that keep a table with right-to-left letters readable, and belong to no character.
-    data = data.replace(rb"\u200e", b"")
-    pairs = msgspec.json.decode(data, type=dict[str, list[_Lookalike]])
     prototypes: dict[int, str] = {}
     targets: set[str] = set()
-    for character, lookalikes in pairs.items():
+    for key, lookalikes in confusables_data.items():
+        # Without the marks that keep a table with right-to-left letters readable.
+        character, target = (text.replace("\u200e", "") for text in (key, lookalikes[0]["c"]))
         if len(lookalikes) == 1 and character not in targets:
-            prototypes[ord(character)] = lookalikes[0].c
-            targets.add(lookalikes[0].c)
+            prototypes[ord(character)] = target
+            targets.add(target)
     return prototypes | _CORRECTIONS
 
 
@@ -113,7 +104,7 @@ def script_of(character: str) -> str:
     from confusable_homoglyphs.categories import alias  # type: ignore[import-untyped]
 
     script: str = alias(character)
-    return script
+    return script.upper()
 
 
 def may_mix(text: str) -> bool:

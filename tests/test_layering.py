@@ -38,7 +38,7 @@ ALLOWED = {
     "collections",
     "collections.abc",
     "confusable_homoglyphs.categories",  # tables of Unicode
-    "confusable_homoglyphs.utils",
+    "confusable_homoglyphs.confusables",
     "contextlib",
     "dataclasses",
     "datetime",
@@ -48,7 +48,6 @@ ALLOWED = {
     "itertools",
     "math",
     "msgspec",
-    "pathlib",  # for those tables
     "re",
     "typing",
     "unicodedata",

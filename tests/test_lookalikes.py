@@ -1,5 +1,6 @@
 """Lookalikes: which names can be mistaken for each other, and who holds them."""
 
+import re
 import unicodedata
 
 import pytest
@@ -136,9 +137,17 @@ def test_scripts_mix_as_the_profile_highly_restrictive_says(text: str, can: bool
     assert may_mix(text) is can
 
 
-@given(st.characters())
-def test_every_character_has_a_script(character: str) -> None:
-    assert script_of(character)
+def test_every_letter_has_the_script_that_its_name_says() -> None:
+    for code in range(0x20000):
+        name = unicodedata.name(chr(code), "")
+        script = script_of(chr(code))
+        for word in ("GREEK", "CYRILLIC", "THAI", "HIRAGANA", "HEBREW", "DEVANAGARI"):
+            if re.match(rf"{word} (SMALL LETTER|CAPITAL LETTER|LETTER|CHARACTER) ", name):
+                assert script == word, name
+    assert [script_of(c) for c in "\0a-.7é花한\u0301\u0378\U0010ffff"] == [
+        "COMMON", "LATIN", "COMMON", "COMMON", "COMMON", "LATIN", "HAN", "HANGUL", "INHERITED",
+        "UNKNOWN", "UNKNOWN",
+    ]  # fmt: skip
 
 
 class NameIndexMachine(RuleBasedStateMachine):
