@@ -1,7 +1,6 @@
 """The command line: parse, build what is asked for, run.  No logic."""
 
 import math
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +29,7 @@ from multichat.shell import (
     UsageMistake,
     checked_password,
     fileno,
+    is_terminal,
     one_line_errors,
     with_password,
 )
@@ -300,7 +300,7 @@ def _join(
         )
         trio.run(until_signal, errand)
         return
-    if not (listen or log_style) and _is_terminal():
+    if not (listen or log_style) and is_terminal():
         from multichat.recall import History
         from multichat.settings import history_path
         from multichat.terminal import TerminalChat
@@ -337,15 +337,6 @@ def _join(
             timeout_seconds=timeout_seconds,
         )
         trio.run(console.run)
-
-
-def _is_terminal() -> bool:
-    """Say whether one can sit here, with an input line and a cursor that moves."""
-    if sys.stdin is None or sys.stdout is None:
-        return False
-    moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
-    streams = sys.stdin, sys.stdout  # None where it was closed
-    return moves and all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _connect_plain(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multichat.cli_config import ColorWhen, is_colored
 from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
 from multichat.files import is_readable_by_others
 from multichat.log import Log, open_log
@@ -18,6 +19,7 @@ from multichat.shell import (
     PasswordFile,
     UsageMistake,
     fileno,
+    is_terminal,
     one_line_errors,
     read_password_file,
 )
@@ -320,6 +322,7 @@ def serve(
 
         from multichat.listen import server_tls
         from multichat.operator import run_console
+        from multichat.operator_prompt import run_prompted_console
         from multichat.server import Server, serve_until_signal
 
         kept = _journal(
@@ -330,8 +333,13 @@ def serve(
             max_bytes=keep_mib and keep_mib * _MIB,
         )
         server = Server(config, journal=kept)
-        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
-        show = writer.show if is_terminal else partial(typer.echo, err=True)
+        if is_terminal():
+            color = is_colored(ColorWhen.AUTO)
+            console = partial(run_prompted_console, server, writer, color=color)
+        else:
+            shown = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
+            show = writer.show if shown else partial(typer.echo, err=True)
+            console = partial(run_console, server, show)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         for secret in filter(None, (password_file, tls_cert and (tls_key or tls_cert))):
             if is_readable_by_others(secret):
@@ -343,7 +351,7 @@ def serve(
         run = partial(
             server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
         )
-        trio.run(serve_until_signal, server, run, partial(run_console, server, show))
+        trio.run(serve_until_signal, server, run, console)
 
 
 def _check_environment(context: typer.Context) -> None:

@@ -16,7 +16,7 @@ import select
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -161,6 +161,8 @@ class LogWriter(logging.Handler):
     ) -> None:
         super().__init__()
         self.others: list[LogWriter] = []  # who are told of our first failure
+        # Shows lines on a terminal that somebody else draws on, in our thread; False if it cannot.
+        self.sink: Callable[[bytes], bool] | None = None
         self._name = name
         self._spell = LineFormatter().format_bytes
         self.failure: OSError | None = None
@@ -283,6 +285,9 @@ class LogWriter(logging.Handler):
 
     def _put(self, data: bytes) -> int:
         """Write *data* and return how many lines of it could not be written."""
+        sink = self.sink
+        if sink is not None and sink(data):
+            return 0
         rest = memoryview(data)
         self.failure = None
         while rest and self.failure is None:

@@ -38,7 +38,7 @@ from multichat.wrap import columns_of
 if TYPE_CHECKING:  # who starts us
     from multichat.server import MemberInfo, Server
 
-__all__ = ["Operator", "console_fd", "run_console"]
+__all__ = ["COMMANDS", "Operator", "console_fd", "run_console", "terminal_stops_nobody"]
 
 # A pasted page or ten; each takes a moment, and two seconds where somebody has to be waited for.
 MAX_WAITING_LINES = 1000
@@ -68,6 +68,8 @@ _USAGE = {
     for line in _HELP.split("\n")
     if line.startswith("/")
 }
+
+COMMANDS = tuple(_USAGE)
 
 
 class Operator:
@@ -318,16 +320,18 @@ def console_fd() -> int | None:
 
 
 @contextmanager
-def _reading_stops_nobody() -> Iterator[None]:
-    """Have a read of the terminal fail, and not stop us, once we are in its background."""
+def terminal_stops_nobody() -> Iterator[None]:
+    """Have a use of the terminal fail, and not stop us, once we are in its background."""
     if sys.platform == "win32":
         yield
         return
-    before = signal.signal(signal.SIGTTIN, signal.SIG_IGN)
+    numbers = signal.SIGTTIN, signal.SIGTTOU
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTTIN, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 async def run_console(server: "Server", show: Callable[[str], object]) -> None:
@@ -340,6 +344,6 @@ async def run_console(server: "Server", show: Callable[[str], object]) -> None:
     if fd is None:
         await trio.lowlevel.checkpoint()
         return
-    with _reading_stops_nobody():
+    with terminal_stops_nobody():
         await Operator(server, show).run(read_input(fd))
     show("The console has ended, the server goes on")

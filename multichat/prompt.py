@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -86,7 +86,17 @@ class Prompt:
     terminal goes away.  Ctrl+C is SIGINT.
     """
 
-    def __init__(self, show: Show, history: Sequence[str], *, color: bool) -> None:
+    def __init__(
+        self,
+        show: Show,
+        history: Sequence[str],
+        *,
+        color: bool,
+        wraps: bool,
+        handles_signals: bool,
+    ) -> None:
+        self._handles_signals = handles_signals
+        self._detached = ExitStack()  # of the terminal's input, while we are suspended
         self._typed_in, self.typed = trio.open_memory_channel[str](MAX_WAITING_LINES)
         self._show = show
         self._pasted: list[str] = []  # what the question is about
@@ -98,6 +108,7 @@ class Prompt:
             multiline=False,
         )
         self._app = ScreenApplication(
+            wraps=wraps,
             layout=self._lay_out(),
             key_bindings=self._bind_keys(),
             include_default_pygments_style=False,
@@ -215,7 +226,8 @@ class Prompt:
 
         @keys.add("c-z", filter=Condition(lambda: hasattr(signal, "SIGTSTP")))
         def _(_: KeyPressEvent) -> None:
-            self._stop(0)  # the whole job, as the system does where we don't read the key
+            # The whole job, as the system does where we don't read the key.
+            self._stop(0) if self._handles_signals else os.kill(0, signal.SIGTSTP)
 
         @keys.add("c-l")
         def _(_: KeyPressEvent) -> None:
@@ -290,17 +302,31 @@ class Prompt:
         """Stop, with the terminal as it was, until somebody has us go on."""
         if sys.platform == "win32":
             return
-        self._screen.settle()
-        self._app.renderer.erase()
-        self._modes.restore()
+        self.suspend()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(process, signal.SIGTSTP)  # returns when we go on
         signal.signal(signal.SIGTSTP, handler)
-        self._go_on()
+        self.go_on()
 
-    def _go_on(self) -> None:
+    def suspend(self) -> None:
+        """Leave the terminal to others, as it was, until `go_on`; nothing is read or drawn."""
+        self._screen.suspend()
+        self._detached.enter_context(self._app.input.detach())
+        self._modes.restore()
+
+    def go_on(self) -> None:
+        """Take the terminal again."""
+        self._detached.close()
         self._modes.take()
         self._screen.go_on()
+
+    def resized(self) -> None:
+        """Heed that the window has another size; for whoever handles the signals in our place."""
+        self._screen.resized()
+
+    def close(self) -> None:
+        """End what is typed, as Ctrl+D does."""
+        self._typed_in.close()
 
     async def _heed_stops(self) -> None:
         if sys.platform == "win32":
@@ -310,7 +336,7 @@ class Prompt:
                 if number == signal.SIGTSTP:
                     self._stop(os.getpid())
                 else:  # after a stop that nobody can heed
-                    self._go_on()
+                    self.go_on()
 
     # --- Its life ---------------------------------------------------------------------------------
 
@@ -361,17 +387,25 @@ class _Completer(Completer):
 
 @asynccontextmanager
 async def open_prompt(
-    show: Show, *, history: Sequence[str] = (), color: bool = True
+    show: Show,
+    *,
+    history: Sequence[str] = (),
+    color: bool = True,
+    wraps: bool = True,
+    handles_signals: bool = True,
 ) -> AsyncGenerator[Prompt]:
     """Take the terminal for as long as the block runs, and give it back as it was.
 
     Only inside of `guest.run_beside_prompt`, with standard input and output on a terminal.
-    *history* is what was typed before, the oldest first.  Raises in the block's place what goes
+    *history* is what was typed before, the oldest first.  Unless it *wraps* lines the terminal
+    breaks them.  Unless it *handles_signals*, which only the main thread can, whoever does calls
+    `Prompt.suspend`, `go_on` and `resized`.  Raises in the block's place what goes
     wrong in drawing the terminal, which is our own bug.
     """
-    prompt = Prompt(show, history, color=color)
+    prompt = Prompt(show, history, color=color, wraps=wraps, handles_signals=handles_signals)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(prompt._heed_stops)  # noqa: SLF001 - its tasks are its own
+        if handles_signals:
+            nursery.start_soon(prompt._heed_stops)  # noqa: SLF001 - its tasks are its own
         nursery.start_soon(prompt._run)  # noqa: SLF001
         yield prompt
         nursery.cancel_scope.cancel(reason="the prompt is closed")

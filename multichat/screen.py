@@ -105,9 +105,9 @@ class _Shown(NamedTuple):
 class ScreenApplication(Application[None]):
     """prompt_toolkit's application with a `screen`, which decides when anything is drawn."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, wraps: bool, **options: Any) -> None:
         super().__init__(output=_make_output(), style=STYLE, **options)
-        self.screen = Screen(self)
+        self.screen = Screen(self, wraps=wraps)
 
     def draw(self) -> None:
         """Draw the last rows now."""
@@ -124,10 +124,15 @@ class ScreenApplication(Application[None]):
 
 
 class Screen:
-    """The conversation on the screen of *app*."""
+    """The conversation on the screen of *app*.
 
-    def __init__(self, app: ScreenApplication) -> None:
+    Unless it *wraps* lines, the terminal breaks them.
+    """
+
+    def __init__(self, app: ScreenApplication, *, wraps: bool) -> None:
         self._app, self._output = app, app.output
+        self._wraps = wraps
+        self._suspended = False
         self._kept: deque[_Shown] = deque()
         self._kept_characters = 0
         self._above = 0  # how many of the newest lines stand above the input line, nothing between
@@ -169,12 +174,21 @@ class Screen:
         self._stale = True
         self._app.invalidate()
 
-    def go_on(self) -> None:
-        """Draw the input line where the cursor is now: somebody else has used the terminal."""
+    def suspend(self) -> None:
+        """Erase the last rows and draw nothing until `go_on`: somebody else gets the terminal."""
         self.settle()
         self._app.renderer.erase()
-        self._above = 0
-        self._below = self._size[0]
+        self._suspended = True
+
+    def go_on(self) -> None:
+        """Draw the last rows where the cursor is now."""
+        self.settle()
+        self._suspended = False
+        self._app.renderer.erase()
+        self._size = self._get_size()
+        self._above, self._below = 0, self._size[0]
+        self._print(self._waiting)
+        self._waiting.clear()
         self._app.invalidate()
 
     def _get_size(self) -> tuple[int, int]:
@@ -185,12 +199,16 @@ class Screen:
 
     def resized(self) -> None:
         """Wait until the size does not change any more; nothing is drawn meanwhile."""
+        if self._suspended:
+            return
         if self._settling is not None:
             self._settling.cancel()
         self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
 
     def is_settled(self) -> bool:
         """Say whether one may draw, as far as we know the size."""
+        if self._suspended:
+            return False
         if self._app.is_running and not self._settling and self._size != self._get_size():
             self.resized()  # before the signal that tells of it
         return self._settling is None
@@ -256,7 +274,7 @@ class Screen:
             if room < 0:
                 break
             found.append(shown)
-        while found and _texts(wrap(found[-1].line, columns)) == found[-1].rows:
+        while found and _texts(self._wrap(found[-1].line, columns)) == found[-1].rows:
             found.pop()
         found.reverse()
         return found
@@ -275,9 +293,15 @@ class Screen:
 
     # --- Drawing ----------------------------------------------------------------------------------
 
+    def _wrap(self, line: Fragments, columns: int) -> list[Fragments]:
+        return wrap(line, columns) if self._wraps else [line]
+
     def _print(self, lines: Sequence[Fragments]) -> None:
+        if not self._wraps and len(lines) > _KEPT_LINES:  # a flood of log lines, at once
+            flood, lines = lines[:-_KEPT_LINES], lines[-_KEPT_LINES:]
+            self._output.write("".join(f"{text}\r\n" for line in flood for _, text in line))
         for line in lines:
-            rows = wrap(line, self._size[1])
+            rows = self._wrap(line, self._size[1])
             self._above += 1
             self._keep(_Shown(line, _texts(rows)))
             self._below = max(1, self._below - len(rows))
@@ -303,6 +327,9 @@ class Screen:
             self._output.held = held
 
     def _before_render(self, _: object) -> None:
+        if self._app.render_counter == 1:  # what was typed sooner was echoed here, and comes again
+            self._output.write_raw("\r")
+            self._output.erase_end_of_line()
         if self._stale:
             self._stale = False
             self._repaint()
@@ -323,7 +350,7 @@ class Screen:
             self._output.erase_end_of_line()
         room = rows - self._app.layout.container.preferred_height(columns, rows).preferred
         fitting: list[_Shown] = []
-        while self._kept and (room := room - len(wrap(self._kept[-1].line, columns))) >= 0:
+        while self._kept and (room := room - len(self._wrap(self._kept[-1].line, columns))) >= 0:
             fitting.append(self._kept.pop())
             self._forget(fitting[-1])
         self._above, self._below = 0, rows

@@ -22,6 +22,7 @@ __all__ = [
     "UsageMistake",
     "checked_password",
     "fileno",
+    "is_terminal",
     "one_line_errors",
     "read_password_file",
     "utf8_text",
@@ -185,3 +186,12 @@ def one_line_errors() -> Iterator[None]:
 def fileno(stream: TextIO | None) -> int:
     """Return the descriptor of a standard stream, or of nothing if it was closed before us."""
     return os.open(os.devnull, os.O_RDWR) if stream is None else stream.fileno()
+
+
+def is_terminal() -> bool:
+    """Say whether one can sit here, with an input line and a cursor that moves."""
+    if sys.stdin is None or sys.stdout is None:
+        return False
+    moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
+    streams = sys.stdin, sys.stdout  # None where it was closed
+    return moves and all(stream is not None and stream.isatty() for stream in streams)
