@@ -179,8 +179,8 @@ class Look:
     ) -> Fragments:
         # What one says oneself mentions nobody.
         said = _text(text, "" if is_ours else us.name)
-        if not name:  # the other side does not say who
-            return [*_start(time), *said]
+        if not name:  # the other side does not say who, and anybody may have begun it with a name
+            return [*_start(time), (DIM, "| "), *said]
         style = f"{name_style(name)} bold underline" if is_ours else f"{name_style(name)} bold"
         if act:
             return [*_start(time), (DIM, "* "), (style, _shown(name)), ("", " "), *said]

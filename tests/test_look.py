@@ -80,10 +80,11 @@ def test_what_is_said_to_us_alone_calls_us() -> None:
     assert line.calls
 
 
-def test_who_is_not_named_is_not_shown() -> None:
-    assert shown(Said(name="", text="a line of no server of ours")) == [
-        "10:30 a line of no server of ours"
-    ]
+@pytest.mark.parametrize(
+    "text", ["a line of no server of ours", "alice  hello", "· alice left (kicked)", "* bob waves"]
+)
+def test_a_line_without_a_name_does_not_pass_for_one_with(text: str) -> None:
+    assert shown(Said(name="", text=text)) == [f"10:30 | {text}"]
 
 
 def test_our_own_words_are_marked_as_ours() -> None:
