@@ -532,11 +532,10 @@ def make_app(*commands: Callable[..., None]) -> typer.Typer:
 
 
 def _run(*commands: Callable[..., None]) -> NoReturn:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # an encoding that lacks a letter is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+    # As the wire, the log and pipes: UTF-8, whatever the locale says of the terminal.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not None, where it was closed
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(make_app(*commands)())
 
 

@@ -81,7 +81,9 @@ class CheckedCommand(TyperCommand):
         for parameter in self.params:
             name = str(parameter.name)
             is_option = parameter.param_type_name == "option"
-            value = _decoded(ctx.params.get(name), _described(ctx, name))
+            value = ctx.params.get(name)
+            if parameter.type.name != "path":  # which may have any bytes
+                value = _decoded(value, _described(ctx, name))
             if is_option and "" in (value if isinstance(value, list | tuple) else [value]):
                 raise UsageMistake(f"{_described(ctx, name)} is empty")
             ctx.params[name] = value
@@ -136,4 +138,4 @@ def _decoded(value: Any, name: str) -> Any:
     """Return *value* with its text decoded; raises `UsageMistake` if it is no UTF-8."""
     if isinstance(value, list | tuple):
         return type(value)(_decoded(each, name) for each in value)
-    return utf8_text(value, name) if isinstance(value, str) else value  # a path may have any bytes
+    return utf8_text(value, name) if isinstance(value, str) else value

@@ -8,7 +8,15 @@ from typing import TypeAlias
 from multichat.framing import clean
 from multichat.messages import Directed, Said
 
-__all__ = ["DEFAULT_PORT", "Filter", "Message", "ServerConfig", "ServerTimeouts", "Slow"]
+__all__ = [
+    "DEFAULT_PORT",
+    "MAX_PASSWORD_CHARACTERS",
+    "Filter",
+    "Message",
+    "ServerConfig",
+    "ServerTimeouts",
+    "Slow",
+]
 
 Message: TypeAlias = Said | Directed
 """What somebody says, to a room or to one person, before anybody is told."""

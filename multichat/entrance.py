@@ -14,6 +14,7 @@ Invariants:
 import hashlib
 import hmac
 import ssl
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import trio
 
 from multichat import transport
 from multichat.bans import network_of
-from multichat.config import ServerConfig
+from multichat.config import MAX_PASSWORD_CHARACTERS, ServerConfig
 from multichat.errors import LineTooLong
 from multichat.framing import LineDecoder, Part, clean
 from multichat.limits import Attempts
@@ -221,6 +222,10 @@ class Entrance:
 
 
 def _digest(password: str) -> bytes:
+    # A letter may be typed as one character or as several.  Longer ones are wrong, and the time
+    # that this takes grows with their square.
+    if len(password) <= MAX_PASSWORD_CHARACTERS:
+        password = unicodedata.normalize("NFC", password)
     # Of one length, so that a comparison in constant time does not tell it.
     return hashlib.sha256(password.encode("utf-8", "surrogatepass")).digest()
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Annotated, Any, TextIO, TypeVar
 
@@ -60,20 +60,16 @@ def warn(text: str) -> None:
 
 
 def utf8_text(value: str, name: str) -> str:
-    """Return *value*, an argument or a variable, as UTF-8 has it; raises `UsageMistake`.
+    """Return the text of *value*, an argument or a variable; raises `UsageMistake`.
 
-    What Python cannot decode in the locale's encoding it keeps as surrogates.
+    It is UTF-8 where it can be, and else what the locale's encoding has it be.
     """
-    if value.isascii():
-        return value
     try:
-        value.encode()
-    except UnicodeEncodeError:
-        try:
-            return os.fsencode(value).decode()
-        except UnicodeError:
+        return os.fsencode(value).decode()
+    except UnicodeError:
+        if any("\ud800" <= character <= "\udfff" for character in value):  # nor the locale's
             raise UsageMistake(f"{name} is not UTF-8") from None
-    return value
+        return value
 
 
 def read_password_file(file: Path | None) -> str | None:
@@ -148,9 +144,12 @@ def _is_terminal() -> bool:
 def _ask(prompt: str) -> str:
     """Return what is typed, without its being shown; nothing at the end of input."""
     from getpass import getpass
+    from locale import getpreferredencoding
 
     try:
-        return getpass(prompt)
+        typed = getpass(prompt)  # which goes by the locale, and not by UTF-8
+        with suppress(UnicodeError):
+            typed = typed.encode(getpreferredencoding(do_setlocale=False)).decode()
     except UnicodeError:
         raise UsageMistake("the password is not UTF-8") from None
     except BaseException as error:
@@ -158,6 +157,7 @@ def _ask(prompt: str) -> str:
         if isinstance(error, EOFError):
             return ""
         raise
+    return typed
 
 
 @contextmanager
