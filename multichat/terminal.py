@@ -61,6 +61,9 @@ __all__ = ["TerminalChat"]
 # them are 30 KiB, which nobody needs to complete a name every second.
 _ASK_AGAIN_SECONDS = 10.0
 
+# Names and rooms that are offered for completion, however many a server tells of.
+_MAX_OFFERED = 4096
+
 
 class TerminalChat:
     """One run of `connect` on a terminal; `run` is called once.
@@ -102,6 +105,7 @@ class TerminalChat:
         self._waiting: dict[Nonce, Request] = {}  # sent and not answered, the oldest first
         self._early: set[Nonce] = set()  # what was answered before it was known to be sent
         self._ignored: dict[str, str] = {}  # folded: as they were typed
+        self._renamed: dict[int, str] = {}  # clients and the ignored names that they had, folded
         self._names: set[str] = set()
         self._rooms: set[str] = set()
         self._members = 0
@@ -216,10 +220,15 @@ class TerminalChat:
                 return self._settle(nonce)
             case Error(nonce=nonce) if nonce is not None:
                 before = self._settle(nonce)
-            case Said(name=name) | Directed(name=name):
+            case Said(client=client, name=name) | Directed(client=client, name=name):
                 self._received += 1
-                if fold_name(name) in self._ignored:
+                if not self._ignored.keys().isdisjoint(
+                    {fold_name(name), self._renamed.get(client)}
+                ):
                     return []
+            case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
+                if len(self._renamed) < _MAX_OFFERED:
+                    self._renamed[client] = fold_name(old)
         return [*before, *self._look.event(event, self._us, _now())]
 
     def _settle(self, nonce: Nonce | None) -> list[Line]:
@@ -238,7 +247,7 @@ class TerminalChat:
                 self._names_stale.set()
             case Joined(room="", name=name):
                 self._members += 1
-                self._names.add(name)
+                self._offer(name)
             case Joined(members=members):
                 self._members = members
                 self._names_stale.set()
@@ -247,7 +256,7 @@ class TerminalChat:
                 self._names.discard(name)
             case Renamed(old=old, name=name):
                 self._names.discard(old)
-                self._names.add(name)
+                self._offer(name)
             case Presence(members=members):
                 self._members = members
                 self._names_stale.set()
@@ -258,7 +267,11 @@ class TerminalChat:
                 self._names_stale.set()
             case Members(members=members):
                 self._members = len(members)
-                self._names = {member.name for member in members}
+                self._names = {member.name for member in members[:_MAX_OFFERED]}
+
+    def _offer(self, name: str) -> None:
+        if len(self._names) < _MAX_OFFERED:
+            self._names.add(name)
 
     async def _ask_names(self, chat: Chat) -> None:
         """Ask who and what can be completed, when that has changed without our being told."""
@@ -269,9 +282,9 @@ class TerminalChat:
                 members, rooms = await chat.members(), await chat.rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
                 continue  # whoever reads hears of what matters
-            self._names = {member.name for member in members}
+            self._names = {member.name for member in members[:_MAX_OFFERED]}
             self._members = len(members)
-            self._rooms = {room.room for room in rooms}
+            self._rooms = {room.room for room in rooms[:_MAX_OFFERED]}
             self._prompt.refresh()
             await trio.sleep(_ASK_AGAIN_SECONDS)
 
