@@ -56,6 +56,9 @@ _HOST_HELP = (
     "the configuration file."
 )
 _PORT_HELP = "Its TCP port."
+# What /history shows, too: enough to know what is being talked about, on one screen.
+_TERMINAL_REPLAY = 20
+
 _Host = Annotated[
     str,
     typer.Argument(
@@ -176,13 +179,14 @@ def connect(
     ] = False,
     plain: _Plain = False,
     replay: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            help="Show the last so many messages of the room first.",
+            help="Show this many of the room's last messages first.",
             envvar="MULTICHAT_REPLAY",
+            show_default=f"{_TERMINAL_REPLAY} on a terminal, else 0",
         ),
-    ] = 0,
+    ] = None,
     wait: _Wait = False,
     no_reconnect: Annotated[
         bool,
@@ -272,7 +276,7 @@ def _join(
     listen: bool = False,
     json: bool = False,
     plain: bool = False,
-    replay: int = 0,
+    replay: int | None = None,
     wait: bool = False,
     reconnect: bool = True,
     timeout_seconds: float = math.inf,
@@ -295,7 +299,7 @@ def _join(
             name=name,
             room=room,
             password=password,
-            replay=replay,
+            replay=replay or 0,
             wait=wait,
         )
         trio.run(until_signal, errand)
@@ -312,7 +316,7 @@ def _join(
             room=room,
             password=password,
             plain=plain,
-            replay=replay,
+            replay=_TERMINAL_REPLAY if replay is None else replay,
             reconnect=reconnect,
             wait=wait,
             color=is_colored(color),
@@ -331,7 +335,7 @@ def _join(
             room=room,
             password=password,
             plain=plain,
-            replay=replay,
+            replay=replay or 0,
             reconnect=reconnect,
             wait=wait,
             timeout_seconds=timeout_seconds,

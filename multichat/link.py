@@ -94,6 +94,7 @@ class Link:
         self._unsaid = False  # and it has
         # What is said in the lobby before our hello is read is among the past that we ask for.
         self._asks_for_past = bool(hello.session or hello.replay)
+        self._resumes = bool(hello.session)
         self._early: list[Event] = []
         self._forget_at = math.inf
 
@@ -133,7 +134,7 @@ class Link:
     def _read(self, run: str) -> list[Event]:
         welcomed = self.welcome is not None
         heard = self.handshake.hear(run)
-        if self._asks_for_past and not welcomed:
+        if self._asks_for_past and not welcomed and not self._speaks_text_for_good():
             count = len(heard)
             if self.welcome is not None:
                 count = next(i for i, event in enumerate(heard) if isinstance(event, Welcome))
@@ -147,6 +148,10 @@ class Link:
         if self.connection.ended:  # half a line: it comes whole by the next connection
             heard = [event for event in heard if not isinstance(event, Said) or event.id]
         return list(filter(None, map(self._news, heard)))
+
+    def _speaks_text_for_good(self) -> bool:
+        """Say whether no past comes any more: nobody has answered our hello, and none resumes."""
+        return self.handshake.ready and not self._resumes
 
     async def put(self, run: str) -> None:
         """Send a run of lines in the voice that is spoken; see `Connection.put`."""

@@ -11,7 +11,7 @@ Invariants:
 3. A line that mentions us says so; whether anything rings is up to whoever shows it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from multichat.messages import (
     Error,
     Event,
     Goodbye,
+    HistoryPage,
     Joined,
     Left,
     Missed,
@@ -128,6 +129,8 @@ class Look:
                 who = [(f"{name_style(name)} bold", _shown(name)), (DIM, " → "), ("bold", "you")]
                 shown = [*_start(time), *who, ("", "  "), *_text(text, us.name)]
                 return self._on_its_day(time, [Line(shown, calls=True)])
+            case HistoryPage(messages=messages):
+                return self._page(messages, us, now)
             case Notice(text=text, nonce=None):  # nobody has asked: the server says something
                 shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, us.name)]
                 return self._on_its_day(time, [Line(shown, mentions(text, us.name))])
@@ -185,6 +188,16 @@ class Look:
         if act:
             return [*_start(time), (DIM, "* "), (style, _shown(name)), ("", " "), *said]
         return [*_start(time), (style, _shown(name)), ("", "  "), *said]
+
+    def _page(self, messages: Sequence[Said], us: Us, now: datetime) -> list[Line]:
+        """Show what was said earlier as it was shown then; it calls nobody any more."""
+        count = {0: "no messages", 1: "the last message:"}.get(
+            len(messages), f"the last {len(messages)} messages:"
+        )
+        lines = self.told(count, now)
+        for said in messages:
+            lines += [line._replace(calls=False) for line in self.event(said, us, now)]
+        return lines
 
     def _told(self, time: datetime, text: str, sign: str, style: str) -> Line:
         return Line([*_start(time), (style, f"{sign} {_flat(text)}")])

@@ -38,6 +38,7 @@ from multichat.messages import (
     Disconnected,
     Error,
     Event,
+    HistoryPage,
     Joined,
     Left,
     Members,
@@ -100,6 +101,7 @@ class TerminalChat:
         self._chat: Chat | None = None
         self._state = "connecting"  # empty while all is well
         self._connected_at = 0.0
+        self._room_at_first = self._last = ""  # where we came in, and the last message there then
         self._sent = self._received = 0
         self._unsent: Sequence[Request] = ()  # what is on its way to be sent
         self._waiting: dict[Nonce, Request] = {}  # sent and not answered, the oldest first
@@ -164,6 +166,7 @@ class TerminalChat:
         if chat.welcome is not None:
             if self._name is not None:
                 await self._try_name(chat, self._name)
+            self._room_at_first, self._last = chat.welcome.room, chat.welcome.last or ""
             self._show_event(msgspec.structs.replace(chat.welcome, name=chat.name))
         else:
             self._told("Connected")
@@ -220,16 +223,24 @@ class TerminalChat:
                 return self._settle(nonce)
             case Error(nonce=nonce) if nonce is not None:
                 before = self._settle(nonce)
-            case Said(client=client, name=name) | Directed(client=client, name=name):
+            case Said() | Directed():
                 self._received += 1
-                if not self._ignored.keys().isdisjoint(
-                    {fold_name(name), self._renamed.get(client)}
-                ):
+                if self._is_ignored(event):
                     return []
             case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
                 if len(self._renamed) < _MAX_OFFERED:
                     self._renamed[client] = fold_name(old)
-        return [*before, *self._look.event(event, self._us, _now())]
+            case HistoryPage(messages=messages):
+                heard = [said for said in messages if not self._is_ignored(said)]
+                event = msgspec.structs.replace(event, messages=heard)
+        lines = self._look.event(event, self._us, _now())
+        if isinstance(event, Said) and event.room == self._room_at_first and event.id <= self._last:
+            lines = [line._replace(calls=False) for line in lines]  # said before we came
+        return [*before, *lines]
+
+    def _is_ignored(self, said: Said | Directed) -> bool:
+        names = {fold_name(said.name), self._renamed.get(said.client)}
+        return not self._ignored.keys().isdisjoint(names)
 
     def _settle(self, nonce: Nonce | None) -> list[Line]:
         """Return how something looks that we said and that is not pending any more."""

@@ -18,6 +18,7 @@ from multichat.messages import (
     Error,
     Event,
     Goodbye,
+    HistoryPage,
     Joined,
     Left,
     Limits,
@@ -183,6 +184,29 @@ def test_what_the_server_says_of_its_own_accord_is_its_own() -> None:
 def test_a_list_has_a_line_for_each() -> None:
     members = Members(room="lobby", members=[MemberName(1, "alice"), MemberName(2, "bob")])
     assert shown(members) == ["10:30 · 2 in lobby:", "10:30 · 1 alice", "10:30 · 2 bob"]
+
+
+def test_a_page_of_history_looks_as_the_messages_did() -> None:
+    page = HistoryPage(
+        messages=[
+            Said(client=2, name="bob", text="hi alice", time="2025-01-14T21:05:00.000Z"),
+            Said(client=2, name="bob", text="waves", act=True, time="2025-01-15T09:00:00.000Z"),
+        ],
+        more=True,
+        nonce=1,
+    )
+    look = Look(UTC)
+    look.told("connected", NOW)
+    lines = look.event(page, US, NOW)
+    assert [plain(line.fragments) for line in lines] == [
+        "10:30 · the last 2 messages:",
+        f"— {datetime(2025, 1, 14, tzinfo=UTC):%A, %x} —",
+        "21:05 bob  hi alice",
+        f"— {datetime(2025, 1, 15, tzinfo=UTC):%A, %x} —",
+        "09:00 * bob waves",
+    ]
+    assert not any(line.calls for line in lines)
+    assert shown(HistoryPage(messages=[], more=False)) == ["10:30 · no messages"]
 
 
 def test_another_day_is_told_once_before_its_first_line() -> None:
