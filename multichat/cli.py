@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -23,6 +23,7 @@ from multichat.cli_config import (
 from multichat.cli_rules import CheckedCommand
 from multichat.cli_serve import serve
 from multichat.config import DEFAULT_PORT
+from multichat.framing import clean_lines
 from multichat.log import open_log
 from multichat.shell import (
     PasswordFile,
@@ -535,12 +536,30 @@ def make_app(*commands: Callable[..., None]) -> typer.Typer:
     return app
 
 
+# Typer has no public name for it.
+_UsageError: Any = typer.BadParameter.__base__
+
+
 def _run(*commands: Callable[..., None]) -> NoReturn:
+<<<<<<< HEAD
     # As the wire, the log and pipes: UTF-8, whatever the locale says of the terminal.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not None, where it was closed
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     sys.exit(make_app(*commands)())
+=======
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, TextIOWrapper
+        ):  # an encoding that lacks a letter is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        sys.exit(make_app(*commands)(standalone_mode=False))
+    except _UsageError as error:  # may quote an argument, or a variable
+        error.message = clean_lines(error.message)
+        error.show()
+        sys.exit(error.exit_code)
+>>>>>>> 445f181 (Clean whatever comes from a file or a library before it is shown)
 
 
 COMMANDS = (serve, connect, send, who, history, config)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from multichat.config import DEFAULT_PORT
-from multichat.shell import UsageMistake, one_line_errors
+from multichat.framing import clean
+from multichat.shell import UsageMistake, one_line_errors, tell
 
 if TYPE_CHECKING:
     from multichat.settings import Server, Settings
@@ -141,7 +142,8 @@ def list_servers(incomplete: str) -> list[str]:
         servers = load_settings(settings_path()).servers
     except InvalidSettings:
         return []  # `connect` will say so
-    return [name for name in servers if name.startswith(incomplete)]
+    # A shell shows them as they are.
+    return [name for name in servers if name.startswith(incomplete) and clean(name) == name]
 
 
 def config(
@@ -158,7 +160,7 @@ def config(
     settings = _load()
     found = "" if settings.found else " (not there)"
     if server is not None and server not in settings.servers:
-        typer.echo(f"multichat: no server is called {server} in {settings.path}{found}", err=True)
+        tell(f"no server is called {server} in {settings.path}{found}")
         raise typer.Exit(1)
     rows = [("file", f"{settings.path}{found}", "MULTICHAT_CONFIG" * _is_set("MULTICHAT_CONFIG"))]
     for name, each in settings.servers.items():
@@ -169,6 +171,7 @@ def config(
     rows.append(
         ("password", "(secret)" if secret else _NOTHING, _PASSWORD if secret else "default")
     )
+    rows = [(clean(setting), clean(value), clean(source)) for setting, value, source in rows]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for setting, value, source in rows:
         typer.echo(f"{setting:{widths[0]}}  {value:{widths[1]}}  {source}".rstrip())

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from multichat.errors import LineTooLong
 
-__all__ = ["LineDecoder", "Part", "clean"]
+__all__ = ["LineDecoder", "Part", "clean", "clean_lines"]
 
 Part: TypeAlias = str | LineTooLong
 """What a decoder returns in sequence: a run of lines, or the place of one it dropped.
@@ -61,10 +61,11 @@ def clean(text: str) -> str:
     order marks are dropped.  White space is not trimmed.  Idempotent; what is clean comes back as
     it is.
     """
-    return _clean_lines(text).replace("\n", "␊")
+    return clean_lines(text).replace("\n", "␊")
 
 
-def _clean_lines(text: str) -> str:
+def clean_lines(text: str) -> str:
+    """Do as `clean` does with each line of *text*: an LF stays an LF."""
     return text.translate(_REPLACEMENTS) if _UNFIT.search(text) else text
 
 
@@ -85,7 +86,7 @@ def _decode(block: bytes) -> str:
         if b"\xff" in block:
             block = _TELNET.sub(b"", block)
         # Filtered after decoding: the continuation bytes of honest characters look like C1.
-        text = _clean_lines(block.decode("utf-8", "replace"))
+        text = clean_lines(block.decode("utf-8", "replace"))
     if text.startswith("\n") or text.endswith("\n") or _EMPTY_LINE.search(text):
         text = "\n".join(line for line in text.split("\n") if line)
     return text

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from multichat.clock import TimeSpeller
-from multichat.framing import clean
+from multichat.framing import clean, clean_lines
 
 __all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
 
@@ -126,7 +126,7 @@ class LineFormatter(logging.Formatter):
             return f"{start}[STATE] {text}"
         text = start + text
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            text += "\n" + clean_lines(self.formatException(record.exc_info))
         return text
 
     def format_bytes(self, record: logging.LogRecord) -> bytes:

@@ -102,8 +102,10 @@ def load_settings(path: Path) -> Settings:
 
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a number with thousands of digits is no TOMLDecodeError
         raise InvalidSettings(path, "", str(error)) from error
+    except RecursionError as error:
+        raise InvalidSettings(path, "", "nested too deeply") from error
     servers = tables.pop("servers", {})
     if not isinstance(servers, dict):
         raise InvalidSettings(path, "servers", "expected tables [servers.NAME]")
@@ -139,6 +141,8 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
 
     def to_path(expected: type[object], value: object) -> object:
         if expected is Path and isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("a path has no null character")
             # As if one stood where the file is, wherever one stands.
             return path.parent / Path(value).expanduser()
         raise ValueError("expected a path")

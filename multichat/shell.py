@@ -25,6 +25,7 @@ __all__ = [
     "is_terminal",
     "one_line_errors",
     "read_password_file",
+    "tell",
     "utf8_text",
     "warn",
     "with_password",
@@ -54,9 +55,14 @@ class UsageMistake(typer.BadParameter):
         typer.echo(f"multichat: {clean(self.message)}", file=file, err=True)
 
 
+def tell(text: str) -> None:
+    """Write one line to standard error; *text* may hold what a file, a library or a peer said."""
+    typer.echo(f"multichat: {clean(text)}", err=True)
+
+
 def warn(text: str) -> None:
     """Write a warning of one line to standard error."""
-    typer.echo(f"multichat: warning: {clean(text)}", err=True)
+    tell(f"warning: {text}")
 
 
 def utf8_text(value: str, name: str) -> str:
@@ -133,7 +139,7 @@ def with_password(
         except Refused as refused:
             if refused.code != "wrong-password" or not left:
                 raise
-            typer.echo(f"multichat: {refused}", err=True)
+            tell(str(refused))
     raise AssertionError  # the last try returns or raises
 
 
@@ -179,7 +185,7 @@ def one_line_errors() -> Iterator[None]:
             reason = f"{error.filename}: {reason}"
     else:
         return
-    typer.echo(f"multichat: {reason}", err=True)
+    tell(reason)
     raise typer.Exit(1)
 
 

@@ -64,11 +64,11 @@ NEVER = re.compile("(?!)")
 @pytest.mark.parametrize(
     ("name", "broken", "replacement", "found_by"),
     [
-        ("framing", "multichat.framing._clean_lines", as_it_came, "csi-c1"),
+        ("framing", "multichat.framing.clean_lines", as_it_came, "csi-c1"),
         ("framing", "multichat.framing._TELNET", SWALLOWS_LF, "telnet-option-cut-by-lf"),
         ("framing", "multichat.framing._TELNET", NO_TELNET, "telnet-ctrl-c"),
         ("framing", "multichat.framing._EMPTY_LINE", NEVER, "empty-lines-between"),
-        ("conversation", "multichat.framing._clean_lines", as_it_came, "ansi"),
+        ("conversation", "multichat.framing.clean_lines", as_it_came, "ansi"),
         ("conversation", "multichat.json_lines.clean", as_it_came, "json-escaped-lf"),
         ("json-requests", "multichat.json_lines.clean", as_it_came, "json-escaped-lf"),
         ("json-requests", "multichat.json_lines._ESCAPED", NEVER, "json-escaped-controls"),

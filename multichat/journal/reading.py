@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from multichat.errors import JournalFailed, UnknownId
-from multichat.framing import clean
 from multichat.ids import message_number
 from multichat.journal import part_of
-from multichat.journal.sqlite_file import open_for_reading, reason_of
+from multichat.journal.sqlite_file import open_for_reading, reason_of, typed
+from multichat.journal.sqlite_rows import said_run
 from multichat.messages import SaidRun
 from multichat.names import fold_name
 
@@ -26,9 +26,6 @@ _PAGE_RUNS = 500
 _PAGE_BYTES = 1024 * 1024
 
 _FAR = 1 << 62
-
-# What no name has, and what would end a string in JSON.
-_QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
 
 @contextmanager
@@ -81,7 +78,7 @@ class Reader:
             room_id, start = self._locate(since, room)
             order = self._order(room_id)
             sql = order.sql("max(first)", "first <= ?")
-            [run] = self._connection.execute(sql, (*order.parameters, start)).fetchone()
+            run = self._one(sql, (*order.parameters, start))
             return self._pages(order, start if run is None else run, start, limit)
         order = self._order(None if room is None else self._find(room))
         if since is not None:
@@ -94,7 +91,16 @@ class Reader:
         ).fetchone()
         if row is None:
             raise JournalFailed(self._path, f"nothing was said in a room {room}")
-        return int(row[0])
+        [id_] = typed(row, int)
+        return int(id_)
+
+    def _one(self, sql: str, parameters: tuple[object, ...] = ()) -> int | None:
+        """Return the number that is asked for, None if there is none; raises `DamagedRow`."""
+        row = self._connection.execute(sql, parameters).fetchone()
+        if row == (None,):
+            return None
+        [number] = typed(row, int)
+        return int(number)
 
     def _locate(self, id_: str, room: str | None) -> tuple[int, int]:
         """Return the room of the message with that id, and the number of the next one."""
@@ -103,11 +109,12 @@ class Reader:
             "SELECT id, next FROM rooms WHERE epoch = ?", (epoch,)
         ).fetchone()
         number = message_number(epoch, id_)
-        if row is None or number is None or number >= row[1]:
+        if row is None or number is None:
             raise UnknownId
-        if room is not None and row[0] != self._find(room):
+        its_room, next_number = typed(row, int, int)
+        if number >= next_number or (room is not None and its_room != self._find(room)):
             raise UnknownId
-        return row[0], number + 1
+        return its_room, number + 1
 
     def _order(self, room: int | None) -> _Order:
         if room is None:
@@ -121,8 +128,8 @@ class Reader:
         key = order.key
         sql = order.sql(f"{key}, messages", f"{key} <= ?", f"ORDER BY {key} DESC")
         with closing(self._connection.execute(sql, (*order.parameters, _FAR))) as rows:
-            for its_key, messages in rows:
-                start = its_key
+            for row in rows:
+                start, messages = typed(row, int, int)
                 total += messages
                 if total >= limit:
                     break
@@ -135,15 +142,15 @@ class Reader:
         key, execute = order.key, self._connection.execute
         sql = order.sql(f"{key}, time", f"{key} >= ?", f"ORDER BY {key} LIMIT 1")
         # Each of the two is at an end of an index; asked for together, all between them is read.
-        [low] = execute(order.sql(f"min({key})", "1"), order.parameters).fetchone()
-        [high] = execute(order.sql(f"max({key})", "1"), order.parameters).fetchone()
-        if low is None:
+        low = self._one(order.sql(f"min({key})", "1"), order.parameters)
+        high = self._one(order.sql(f"max({key})", "1"), order.parameters)
+        if low is None or high is None:
             return 0
         high += 1  # from there on all is since then; before low nothing is
         while low < high:
             middle = (low + high) // 2
             found = execute(sql, (*order.parameters, middle)).fetchone()
-            if found is None or found[1] >= spelled:
+            if found is None or typed(found, int, str)[1] >= spelled:
                 high = middle
             else:
                 low = found[0] + 1
@@ -157,7 +164,7 @@ class Reader:
         Of the first run so many messages are *skipped*.
         """
         left = _FAR if limit is None else limit
-        [last] = self._connection.execute("SELECT max(seq) FROM runs").fetchone()
+        last = self._one("SELECT max(seq) FROM runs")
         sql = order.sql(
             f"runs.{order.key}, rooms.epoch, runs.first, time, shown, client, runs.name, text, act",
             f"runs.{order.key} >= ? AND runs.seq <= ?",
@@ -168,11 +175,12 @@ class Reader:
             page: list[SaidRun] = []
             size = 0
             with closing(self._connection.execute(sql, (*order.parameters, key, last))) as rows:
-                for its_key, epoch, first, said_at, shown, client, name, text, act in rows:
-                    said = SaidRun(epoch, first, said_at, shown, client, name, text, bool(act))
-                    page.append(_tamed(said))
+                for row in rows:
+                    its_key, epoch = typed(row[:2], int, str)
+                    said = said_run(epoch, *row[2:])
+                    page.append(said)
                     key = its_key + 1
-                    size += len(text)
+                    size += len(said.run)
                     if size > _PAGE_BYTES:
                         break
             if not page:
@@ -183,17 +191,3 @@ class Reader:
                 if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
                     left -= part.run.count("\n") + 1
                     yield part
-
-
-def _tamed(said: SaidRun) -> SaidRun:
-    """Return *said* as a server has it: the file may be anybody's, and the terminal is ours."""
-    return SaidRun(
-        epoch=clean(said.epoch).translate(_QUOTES),
-        first=said.first,
-        time=clean(said.time).translate(_QUOTES),
-        room=clean(said.room).translate(_QUOTES),
-        client=int(said.client),
-        name=clean(said.name).translate(_QUOTES),
-        run="\n".join(map(clean, said.run.split("\n"))),
-        act=said.act,
-    )

@@ -337,7 +337,12 @@ class SqliteJournal(Journal):
 
     async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
         """See `Journal.sessions`; of more than *limit* those that were seen last."""
-        return await self._read(lambda reader: read_sessions(reader, since, limit))
+        try:
+            return await self._read(lambda reader: read_sessions(reader, since, limit))
+        except NotKept as error:  # when a server starts, which then does not
+            if isinstance(error.__cause__, sqlite3.Error):
+                raise JournalFailed(self.path, reason_of(error.__cause__)) from error
+            raise
 
     async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
         """See `Journal.nonces`."""

@@ -11,23 +11,27 @@ not a byte of it has changed.
 Source: https://www.sqlite.org/fileformat2.html, https://www.sqlite.org/wal.html
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from multichat.errors import JournalFailed
+from multichat.framing import clean
 
 __all__ = [
     "APPLICATION_ID",
     "MIGRATIONS",
+    "DamagedRow",
     "OpenFile",
     "connect",
     "open_file",
     "open_for_reading",
     "reason_of",
+    "typed",
 ]
 
 # In the header of the file, where `file` and others look for whose it is: "mchj".
@@ -109,13 +113,41 @@ _REASONS = {
 }
 
 
+# No number of ours is larger, and JSON has no larger one.
+_MAX_NUMBER = 2**53
+
+_SHOWN_CHARACTERS = 100
+
+
+class DamagedRow(sqlite3.DatabaseError):
+    """A row holds what no server has written there: SQLite keeps anything in any column."""
+
+    def __init__(self) -> None:
+        super().__init__(_DAMAGED)
+
+
+def typed(row: Any, *kinds: type) -> Any:
+    """Return *row* if its values are of just these *kinds*, its numbers from 0 to 2**53.
+
+    Raises `DamagedRow`.
+    """
+    if row is None or tuple(map(type, row)) != kinds:
+        raise DamagedRow
+    for value in row:
+        if type(value) is int and not 0 <= value <= _MAX_NUMBER:
+            raise DamagedRow
+    return row
+
+
 def reason_of(error: Exception) -> str:
-    """Say in a few words what SQLite, or the system, has against it."""
+    """Say in a few words what SQLite, or the system, has against it; clean, and in one line."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     # "SQLITE_IOERR_WRITE" is one of "SQLITE_IOERR".
     name = "_".join((getattr(error, "sqlite_errorname", None) or "").split("_")[:2])
-    return _REASONS.get(name) or str(error)
+    if isinstance(error, sqlite3.Error) and not name and "UTF-8" in str(error):
+        return _DAMAGED  # the message quotes what cannot be decoded
+    return _REASONS.get(name) or clean(str(error))[:_SHOWN_CHARACTERS]
 
 
 class OpenFile(NamedTuple):
@@ -157,7 +189,7 @@ def open_file(
     `JournalFailed`.
     """
     with _failing(path):
-        real = path.resolve()  # two names of one file have one lock
+        real = _resolved(path)  # two names of one file have one lock
         exists = _exists(path, real, writing=True)
         if exists:
             _look_from_afar(path, real, migrations)
@@ -196,7 +228,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     Also where nothing can be written.  The caller closes it.  Raises `JournalFailed`.
     """
     with _failing(path):
-        real = path.resolve()
+        real = _resolved(path)
         if not _exists(path, real, writing=False):
             raise JournalFailed(path, _NOT_OURS if real.exists() else "no such file")
         mode = "ro"
@@ -216,6 +248,13 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             mode = "ro&immutable=1"
             _inspect(path, real, mode, MIGRATIONS)
         return connect(real, mode)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError:  # until Python 3.13
+        raise JournalFailed(path, os.strerror(errno.ELOOP).lower()) from None
 
 
 def _exists(path: Path, real: Path, *, writing: bool) -> bool:
@@ -268,6 +307,7 @@ def _inspect(
         [version] = connection.execute("PRAGMA user_version").fetchone()
         [pages] = connection.execute("PRAGMA page_count").fetchone()
         [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
+        schema = _schema(connection)
     if not tables and application in (0, APPLICATION_ID):
         # A server may have ended, or be, between making the file and its tables.
         if not beginning:
@@ -277,10 +317,27 @@ def _inspect(
     if version > len(migrations):
         reason = f"made by a newer multichat: version {version}, this one knows {len(migrations)}"
         raise JournalFailed(path, reason)
+    if tables and schema != _expected_schema(migrations[:version]):
+        raise JournalFailed(path, _NOT_OURS)
     # A page that is cut in two; of the others SQLite itself says that they are missing.  Where
     # there is a WAL, what is missing may be in there.
     if not _wal_bytes(real) and real.stat().st_size < pages * page_bytes:
         raise JournalFailed(path, _DAMAGED)
+
+
+def _schema(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
+    """Return what the file defines, but for SQLite's own: a view is no table, whatever its name."""
+    return set(
+        connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql NOT NULL")
+    )
+
+
+def _expected_schema(migrations: Sequence[Sequence[str]]) -> set[tuple[object, ...]]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for statements in migrations:
+            for statement in statements:
+                connection.execute(statement)
+        return _schema(connection)
 
 
 def _lock(path: Path, real: Path) -> sqlite3.Connection:

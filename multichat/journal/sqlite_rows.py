@@ -4,6 +4,7 @@ For one thread at a time; nothing here knows of waiting, of trying again, or of 
 Each statement finds its rows by an index: none takes longer because there is much in the file.
 """
 
+import re
 import sqlite3
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -13,7 +14,9 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from multichat.framing import clean, clean_lines
 from multichat.journal import SessionRecord
+from multichat.journal.sqlite_file import DamagedRow, typed
 from multichat.messages import Nonce, SaidRun
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "read_nonces",
     "read_runs",
     "read_sessions",
+    "said_run",
 ]
 
 # Of each client's, as many as anybody asks for after a restart: `multichat.resume.MAX_NONCES`.
@@ -48,6 +52,12 @@ MIN_BYTES = 1024 * 1024
 _SESSION_SECONDS = 30 * 24 * 3600.0
 
 _RUN_COLUMNS = "first, time, shown, client, name, text, act"
+
+# Of a room: milliseconds since 1970, in hexadecimal.
+_EPOCH = re.compile("[0-9a-f]{11}")
+
+# What no name has, and what would end a string in JSON.
+_QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,15 +133,20 @@ class Rows:
     def load(self) -> list[Head]:
         """Read where the last server stopped; return all rooms, the longest silent first."""
         execute = self.connection.execute
-        [self.clients_ever, self.last_epoch] = execute("SELECT * FROM heads").fetchone()
-        [self._seq] = execute(
+        row = execute("SELECT clients_ever, last_epoch FROM heads").fetchone()
+        [self.clients_ever, self.last_epoch] = typed(row, int, int)
+        row = execute(
             "SELECT max(coalesce((SELECT max(seq) FROM runs), 0), "
             "coalesce((SELECT max(seq) FROM rooms), 0))"
         ).fetchone()
-        return [
-            Head(*row)
+        [self._seq] = typed(row, int)
+        heads = [
+            Head(*typed(row, int, str, str, int, int))
             for row in execute("SELECT id, name, epoch, first, next FROM rooms ORDER BY seq")
         ]
+        if not all(_EPOCH.fullmatch(head.epoch) for head in heads):
+            raise DamagedRow
+        return heads
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -333,7 +348,8 @@ class _Step:
             (*parameters, left),
         ).fetchall()
         gone: list[tuple[int]] = []
-        for seq, room, end, size, said_at in found:
+        for row in found:
+            seq, room, end, size, said_at = typed(row, int, int, int, int, str)
             if most_bytes <= 0 or (before is not None and said_at >= before):
                 break
             if self._bytes > _STEP_BYTES:
@@ -368,10 +384,23 @@ def read_runs(
         {"room": room, "start": start, "stop": stop},
     )
     try:
-        for first, said_at, shown, client, name, text, act in cursor:
-            yield SaidRun(epoch, first, said_at, shown, client, name, text, bool(act))
+        for row in cursor:
+            yield said_run(epoch, *row)
     finally:
         cursor.close()
+
+
+def said_run(epoch: str, *row: object) -> SaidRun:
+    """Return a row of `_RUN_COLUMNS` as a server has it.
+
+    The file may be anybody's: its text is cleaned, and a name is a string in JSON as it is.  Raises
+    `DamagedRow`.
+    """
+    first, said_at, shown, client, name, text, act = typed(row, int, str, str, int, str, str, int)
+    epoch, said_at, shown, name = (
+        clean(each).translate(_QUOTES) for each in (epoch, said_at, shown, name)
+    )
+    return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
 
 
 def read_sessions(connection: sqlite3.Connection, since: float, limit: int) -> list[SessionRecord]:
@@ -382,8 +411,9 @@ def read_sessions(connection: sqlite3.Connection, since: float, limit: int) -> l
         (since, limit),
     ).fetchall()
     return [
-        SessionRecord(digest=digest, client=client, name=name, room=room, seen=seen)
-        for digest, client, name, room, seen in reversed(found)
+        SessionRecord(digest=digest, client=client, name=clean(name), room=clean(room), seen=seen)
+        for row in reversed(found)
+        for digest, client, name, room, seen in [typed(row, bytes, int, str, str, float)]
     ]
 
 
@@ -392,11 +422,16 @@ def read_nonces(
 ) -> list[tuple[Nonce, str, int]]:
     """Return the last *limit* nonces of *client*, the oldest first, and where what was said is."""
     found: list[tuple[Nonce, str, int]] = []
-    for epoch, first, spelled in connection.execute(
+    for row in connection.execute(
         "SELECT epoch, first, nonces FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
         (client, limit),
     ).fetchall():
-        found += reversed(list(_located(epoch, first, _decode_nonces(spelled))))
+        epoch, first, spelled = typed(row, str, int, str)
+        try:
+            nonces = _decode_nonces(spelled)
+        except msgspec.MsgspecError:
+            raise DamagedRow from None
+        found += reversed(list(_located(epoch, first, nonces)))
         if len(found) >= limit:
             break
     return found[:limit][::-1]
