@@ -541,25 +541,16 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 def _run(*commands: Callable[..., None]) -> NoReturn:
-<<<<<<< HEAD
     # As the wire, the log and pipes: UTF-8, whatever the locale says of the terminal.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not None, where it was closed
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.exit(make_app(*commands)())
-=======
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, TextIOWrapper
-        ):  # an encoding that lacks a letter is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(make_app(*commands)(standalone_mode=False))
     except _UsageError as error:  # may quote an argument, or a variable
         error.message = clean_lines(error.message)
         error.show()
         sys.exit(error.exit_code)
->>>>>>> 445f181 (Clean whatever comes from a file or a library before it is shown)
 
 
 COMMANDS = (serve, connect, send, who, history, config)
