@@ -234,9 +234,13 @@ class TerminalChat:
                 heard = [said for said in messages if not self._is_ignored(said)]
                 event = msgspec.structs.replace(event, messages=heard)
         lines = self._look.event(event, self._us, _now())
-        if isinstance(event, Said) and event.room == self._room_at_first and event.id <= self._last:
-            lines = [line._replace(calls=False) for line in lines]  # said before we came
+        if isinstance(event, Said) and self._is_replayed(event):
+            lines = [line._replace(calls=False) for line in lines]
         return [*before, *lines]
+
+    def _is_replayed(self, said: Said) -> bool:
+        """Say whether it was said before we came in; what is missed later is not."""
+        return said.room == self._room_at_first and "" < said.id <= self._last
 
     def _is_ignored(self, said: Said | Directed) -> bool:
         names = {fold_name(said.name), self._renamed.get(said.client)}
