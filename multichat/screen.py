@@ -306,9 +306,11 @@ class Screen:
             self._keep(_Shown(line, _texts(rows)))
             self._below = max(1, self._below - len(rows))
             for row in rows:
-                print_formatted_text(
-                    self._output, [*row, ("", "\n")], STYLE, color_depth=self._app.color_depth
-                )
+                self._write(row)
+
+    def _write(self, row: Fragments) -> None:
+        depth = self._app.color_depth
+        print_formatted_text(self._output, [*row, ("", "\n")], STYLE, color_depth=depth)
 
     def _keep(self, shown: _Shown) -> None:
         self._kept.append(shown)
@@ -350,9 +352,13 @@ class Screen:
             self._output.erase_end_of_line()
         room = rows - self._app.layout.container.preferred_height(columns, rows).preferred
         fitting: list[_Shown] = []
-        while self._kept and (room := room - len(self._wrap(self._kept[-1].line, columns))) >= 0:
+        while self._kept and (taken := len(self._wrap(self._kept[-1].line, columns))) <= room:
+            room -= taken
             fitting.append(self._kept.pop())
             self._forget(fitting[-1])
+        if self._kept and room > 0:  # the end of one whose beginning is in the scrollback
+            for part in self._wrap(self._kept[-1].line, columns)[-room:]:
+                self._write(part)
         self._above, self._below = 0, rows
         self._print([shown.line for shown in reversed(fitting)])
 

@@ -122,3 +122,24 @@ async def test_no_text_passes_for_a_line_of_its_own(terminal: Terminal, tmp_path
             rows = await terminal.rows("t")
             assert not [row for row in rows if row.startswith("18:11 ·")], rows
         assert (await everything(terminal)).count("(kicked)") == 6
+
+
+async def test_redrawing_the_screen_loses_no_row(terminal: Terminal, tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path) as server,
+        multichat.connect(LOOPBACK, server.port, name="bob") as bob,
+    ):
+        command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
+        await terminal.open("t", *command, columns=60, rows=11)
+        await terminal.wait_for("t", "alice in lobby")
+        sent = [message(number, "several short words " * 9) for number in range(5)]
+        for text in sent:  # four rows each: the oldest on the screen has lost its beginning
+            await bob.say(text)
+        await terminal.wait_for("t", "<end4>")
+        before = await terminal.rows("t")
+        await terminal.press("t", "C-l")
+        await terminal.run("send-keys", "-t", "t", "-l", "x")
+        await terminal.wait_for_match("t", "^> x")
+        after = await terminal.rows("t")
+        assert [row.replace("> x", ">") for row in after] == [row.rstrip() for row in before]
+        await check_messages(terminal, sent)
