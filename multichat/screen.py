@@ -297,15 +297,16 @@ class Screen:
         return wrap(line, columns) if self._wraps else [line]
 
     def _print(self, lines: Sequence[Fragments]) -> None:
-        if not self._wraps and len(lines) > _KEPT_LINES:  # a flood of log lines, at once
-            flood, lines = lines[:-_KEPT_LINES], lines[-_KEPT_LINES:]
-            self._output.write("".join(f"{text}\r\n" for line in flood for _, text in line))
+        if not self._wraps:  # log lines, without styles: any number of them at once
+            self._output.write("".join(f"{_plain(line)}\r\n" for line in lines))
+            self._output.flush()
+            lines = lines[-_KEPT_LINES:]
         for line in lines:
             rows = self._wrap(line, self._size[1])
             self._above += 1
             self._keep(_Shown(line, _texts(rows)))
             self._below = max(1, self._below - len(rows))
-            for row in rows:
+            for row in rows if self._wraps else ():
                 self._write(row)
 
     def _write(self, row: Fragments) -> None:
@@ -364,7 +365,11 @@ class Screen:
 
 
 def _texts(rows: Sequence[Fragments]) -> list[str]:
-    return ["".join(text for _, text in row) for row in rows]
+    return list(map(_plain, rows))
+
+
+def _plain(row: Fragments) -> str:
+    return "".join(text for _, text in row)
 
 
 def _length(shown: _Shown) -> int:
