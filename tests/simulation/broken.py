@@ -16,6 +16,7 @@ from multichat.directory import Directory
 from multichat.errors import NotKept
 from multichat.filters import Filters
 from multichat.journal import Keeping
+from multichat.lookalikes import NameIndex
 from multichat.mailbox import Mailbox, Offer
 from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
 from multichat.past import read_history, spell_page
@@ -135,6 +136,10 @@ def forge(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(voice, msgspec.structs.replace(said, name="Client 1"))
 
     wrap(monkeypatch, TextVoice, "spell_said", spell_said)
+
+
+def see_no_lookalikes(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrap(monkeypatch, NameIndex, "lookalikes", lambda original, index, name: [])
 
 
 def filter_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +363,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (echo, "no_echo", {}),
     (forget_who_leaves, "only_members_hear", {}),
     (forge, "no_forged_tag", {}),
+    (see_no_lookalikes, "no_forged_tag", {}),
     (cut_texts, "texts_are_whole", {}),
     (filter_nothing, "texts_are_whole", {}),
     (evict_silently, "evicted_are_told", {}),

@@ -24,7 +24,8 @@ _TAG = re.compile(r"([cds])(\d+)\.(\d+):")
 
 
 def _fold(name: str) -> str:
-    return name.casefold()
+    """Return what is equal for two names that are the same, or look alike, in the simulation."""
+    return name.casefold().replace("0", "o").replace("rn", "m")
 
 
 def key_of(name: str, text: str) -> str:

@@ -18,7 +18,7 @@ from .wire import End
 
 __all__ = ["Client"]
 
-NAMES = ("ann", "bob", "cem", "Ann", "ÉVA", "éva", "Server", "7", "Client 7")
+NAMES = ("ann", "bob", "b0b", "cem", "cern", "Ann", "ÉVA", "éva", "Server", "7", "Client 7")
 
 # What a deaf client waits after it has said its last word: longer than the server waits for it.
 _DEAF_SECONDS = 60.0
