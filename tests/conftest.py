@@ -4,6 +4,7 @@ import faulthandler
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             node.own_markers[:] = [mark for mark in node.own_markers if mark.name not in TIERS]
         item.own_markers = [mark for mark in item.own_markers if mark.name not in TIERS]
         item.add_marker(str(tier))
+
+
+# What a unit test must not do: start processes, and open sockets to others.
+_PROCESS_EVENTS = {"subprocess.Popen", "socket.bind", "socket.connect"}
+_unit_test_did: list[str] | None = None
+
+
+def _audit(event: str, _: tuple[object, ...]) -> None:
+    if _unit_test_did is not None and event in _PROCESS_EVENTS:
+        _unit_test_did.append(event)
+
+
+sys.addaudithook(_audit)
+
+
+@pytest.fixture(autouse=True)
+def _stays_in_its_tier(request: pytest.FixtureRequest) -> Iterator[None]:
+    global _unit_test_did  # noqa: PLW0603 - an audit hook cannot be removed
+    _unit_test_did = [] if request.node.get_closest_marker("unit") else None
+    yield
+    did, _unit_test_did = _unit_test_did, None
+    assert not did, f"a unit test did {did}: mark it with `process`"
 
 
 @pytest.fixture(autouse=True)

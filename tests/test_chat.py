@@ -700,6 +700,7 @@ async def test_a_bot_needs_a_server_that_is_open(autojump_clock: MockClock) -> N
         await multichat.Server().start_bot(_listen)
 
 
+@pytest.mark.process
 async def test_bots_end_with_their_server() -> None:
     config = ServerConfig(timeouts=ServerTimeouts(linger_seconds=0.2))
     ended: list[str] = []

@@ -266,6 +266,7 @@ async def test_lines_of_a_server_are_clean_and_may_be_long(
         assert await anext(chat) == Notice("the line was longer than 1048576 bytes and was dropped")
 
 
+@pytest.mark.process
 async def test_connect_over_tcp() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
@@ -280,6 +281,7 @@ async def test_connect_over_tcp() -> None:
         server.shutdown()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("host", "reason"),
     [

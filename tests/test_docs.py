@@ -121,6 +121,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
     assert named <= known
 
 
+@pytest.mark.process
 def test_every_command_is_in_the_reference() -> None:
     shown = subprocess.run(
         [Path(sys.executable).parent / "multichat", "--help"], capture_output=True, text=True
@@ -143,6 +144,7 @@ def test_the_library_that_the_readme_shows_is_there() -> None:
         assert hasattr(multichat.Server, name)
 
 
+@pytest.mark.process
 async def test_the_program_of_the_readme_runs() -> None:
     [program] = blocks(ROOT / "README.md", "python")
     with trio.socket.socket() as probe:
@@ -175,6 +177,7 @@ def test_the_readme_has_its_two_commands_and_ci_runs_the_second() -> None:
     assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
+@pytest.mark.process
 def test_the_session_that_is_shown_happens(tmp_path: Path) -> None:
     for name in ("tmux", "nc"):
         program(name)
@@ -184,6 +187,7 @@ def test_the_session_that_is_shown_happens(tmp_path: Path) -> None:
     assert made == page
 
 
+@pytest.mark.process
 def test_the_pictures_are_of_what_happens(tmp_path: Path) -> None:
     program("tmux")
     make_pictures = load("make_pictures")

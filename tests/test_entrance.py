@@ -487,6 +487,7 @@ async def test_a_server_that_fills_up_meanwhile_says_so(log: LogRecorder) -> Non
 TOO_MANY = "[Server] goodbye: too many clients from your address (at most 2)"
 
 
+@pytest.mark.process
 async def test_of_one_address_only_so_many(log: LogRecorder) -> None:
     config = ServerConfig(max_clients_per_address=2)
     async with trio.open_nursery() as nursery:
@@ -606,6 +607,7 @@ def test_which_addresses_others_reach(name: object, beyond: bool) -> None:
     assert beyond_loopback(_Listener(name)) is beyond  # type: ignore[arg-type]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("reachable", [True, False])
 @pytest.mark.parametrize("password", [None, SECRET])
 @pytest.mark.parametrize("tls", [False, True])

@@ -70,6 +70,7 @@ def test_type_checkers_are_told_the_same() -> None:
         assert getattr(multichat, name) is getattr(importlib.import_module(str(module)), name)
 
 
+@pytest.mark.process
 def test_asking_for_help_imports_nothing_that_waits() -> None:
     code = "import sys, multichat.cli; sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

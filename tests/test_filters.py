@@ -301,6 +301,7 @@ async def test_a_file_of_the_working_directory_stands_in_for_no_module(
             assert server.err == ""
 
 
+@pytest.mark.process
 async def test_filters_of_the_folder_in_which_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_failure_is_shown_stored_and_replayed(
     assert capsys.readouterr().out == f"names: {path} is fine\n"
 
 
+@pytest.mark.process
 def test_a_failure_that_does_not_repeat_in_a_new_process_is_reported_and_no_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: Callable[[], None]
 ) -> None:

@@ -23,7 +23,7 @@ from multichat.messages import SaidRun
 from .support.journals import running, wait_kept
 from .support.processes import MULTICHAT
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.process
 
 NOON = 1736942400  # 2025-01-15T12:00:00Z
 

@@ -518,6 +518,7 @@ async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
     return file.read_bytes().decode("utf-8")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("voice", ["text", "plain", "json"])
 async def test_connect_shows_nothing_harmful(voice: str, tmp_path: Path) -> None:
     welcome = spell_escaped(WELCOME) + b"\n"
@@ -539,6 +540,7 @@ def without_keys(payload: str) -> list[object]:
     return [other for event in EVENTS for other in poisoned(event, payload)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("spell", [spell_escaped, spell_raw])
 async def test_json_lines_hold_nothing_harmful_once_decoded(spell: object, tmp_path: Path) -> None:
     assert callable(spell)
@@ -579,6 +581,7 @@ async def failure_of(errand: Awaitable[object]) -> MultichatError | None:
     return None
 
 
+@pytest.mark.process
 async def test_errands_say_nothing_harmful() -> None:
     """What `send` and `who` print: names of members, and in one line why not."""
     members = [
@@ -614,6 +617,7 @@ async def test_errands_say_nothing_harmful() -> None:
 # --- Real commands -------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) -> None:
     async with (
         serve(tmp_path, "--announce") as server,
@@ -652,6 +656,7 @@ async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) ->
         assert text.out.count("FORGED") > len(PAYLOADS) * 5
 
 
+@pytest.mark.process
 async def test_real_commands_show_nothing_harmful_of_a_server(tmp_path: Path) -> None:
     welcome = spell_escaped(WELCOME) + b"\n"
     error = {"type": "error", "code": "x", "text": PAYLOADS["the clipboard"], "nonce": 1}

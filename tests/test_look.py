@@ -243,6 +243,7 @@ def test_every_colour_is_one_that_a_terminal_of_256_has(color: str) -> None:
     assert {int(color[i : i + 2], 16) for i in (1, 3, 5)} <= {0, 95, 135, 175, 215, 255}
 
 
+@pytest.mark.process
 def test_a_name_has_the_same_colour_in_every_process_and_spelling() -> None:
     assert name_style("Alice") == name_style("ALICE") == name_style("Ａlice")
     code = "from multichat.look import name_style; print(name_style('καλή'))"

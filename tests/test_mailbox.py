@@ -76,6 +76,7 @@ async def test_what_waits_is_joined_into_one_write() -> None:
     assert writes == [b"0\n1\n2\n3\n4\n" + b"x" * 300_000, b"y"]
 
 
+@pytest.mark.process
 async def test_while_nothing_waits_bytes_go_straight_to_the_kernel() -> None:
     ours, theirs = await tcp_pair()
     async with ours, theirs:
@@ -85,6 +86,7 @@ async def test_while_nothing_waits_bytes_go_straight_to_the_kernel() -> None:
         assert await theirs.receive_some(100) == b"now\n"
 
 
+@pytest.mark.process
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 400_000), max_size=20), st.integers(10_000, 400_000))
 async def test_bytes_never_overtake_each_other(sizes: list[int], read_bytes: int) -> None:

@@ -404,6 +404,7 @@ def program_file(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.process
 async def test_the_end_of_input_ends_the_console_alone(
     terminal: Terminal, program_file: str
 ) -> None:
@@ -417,6 +418,7 @@ async def test_the_end_of_input_ends_the_console_alone(
     assert "status=" not in await terminal.screen("t")
 
 
+@pytest.mark.process
 async def test_a_job_in_the_background_is_not_stopped(
     terminal: Terminal, program_file: str
 ) -> None:
@@ -433,6 +435,7 @@ async def test_a_job_in_the_background_is_not_stopped(
     await terminal.wait_for("t", "Running")
 
 
+@pytest.mark.process
 async def test_a_job_that_begins_in_the_background_reads_nothing(
     terminal: Terminal, program_file: str
 ) -> None:
@@ -443,6 +446,7 @@ async def test_a_job_that_begins_in_the_background_reads_nothing(
     await terminal.wait_for("t", "Running")
 
 
+@pytest.mark.process
 async def test_the_operator_of_a_real_server(terminal: Terminal) -> None:
     await terminal.open("server", MULTICHAT, "serve", "0", "--host", LOOPBACK)
     await terminal.wait_for("server", "Listening on")

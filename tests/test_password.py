@@ -272,6 +272,7 @@ def forgets(server: Server) -> bool:
     return SECRET not in repr(vars(server)) and SECRET not in repr(vars(server._entrance))
 
 
+@pytest.mark.process
 async def test_every_command_comes_in_with_theread_password_file(
     log: LogRecorder, tmp_path: Path
 ) -> None:
@@ -300,6 +301,7 @@ async def test_every_command_comes_in_with_theread_password_file(
     assert forgets(server)
 
 
+@pytest.mark.process
 async def test_every_command_that_says_a_wrong_one_is_one_line(
     log: LogRecorder, tmp_path: Path
 ) -> None:
@@ -316,6 +318,7 @@ async def test_every_command_that_says_a_wrong_one_is_one_line(
     assert not [line for line in log.lines if WRONG in line]
 
 
+@pytest.mark.process
 async def test_every_command_without_one_is_one_line(log: LogRecorder, tmp_path: Path) -> None:
     """But for people in plain text, who can type it."""
 
@@ -349,6 +352,7 @@ async def test_every_command_without_one_is_one_line(log: LogRecorder, tmp_path:
     assert len([line for line in log.lines if line.endswith("] typed")]) == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("text", ["done", None])
 async def test_what_was_said_in_plain_text_to_a_server_that_asks_is_no_success(
     text: str | None,
@@ -365,6 +369,7 @@ async def test_what_was_said_in_plain_text_to_a_server_that_asks_is_no_success(
             os.close(read)
 
 
+@pytest.mark.process
 async def test_json_lines_are_refused_at_once_by_a_server_that_asks(
     tmp_path: Path,
 ) -> None:
@@ -376,6 +381,7 @@ async def test_json_lines_are_refused_at_once_by_a_server_that_asks(
             assert not waited.cancelled_caught
 
 
+@pytest.mark.process
 async def test_a_password_stands_nowhere_where_others_look(tmp_path: Path) -> None:
     """Neither in a log, at its most talkative, nor in a list of processes, nor in an output."""
     file = tmp_path / "password"
@@ -422,6 +428,7 @@ async def test_a_password_stands_nowhere_where_others_look(tmp_path: Path) -> No
         assert "mellon" not in text
 
 
+@pytest.mark.process
 async def test_a_password_file_that_cannot_be_used_is_a_mistake_in_the_usage(
     tmp_path: Path,
 ) -> None:

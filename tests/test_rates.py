@@ -167,6 +167,7 @@ async def test_who_says_nothing_has_to_go_where_that_is_so(
 # --- Memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder) -> None:
     """Answers that are not taken are nobody else's: each costs its own memory."""
     config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES, mailbox_batches=100_000)

@@ -555,6 +555,7 @@ async def test_cancelling_ends_the_waiting_at_once(autojump_clock: MockClock) ->
     assert trio.current_time() - started == 100
 
 
+@pytest.mark.process
 async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))

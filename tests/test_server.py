@@ -64,6 +64,7 @@ async def test_broadcast_counts_who_did_not_get_it(
         assert receipts == [Receipt(queued=2), Receipt(queued=2), Receipt(queued=1, dropped=1)]
 
 
+@pytest.mark.process
 async def test_over_tcp_a_broadcast_is_delivered_at_once() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat.serve, 0)
@@ -236,6 +237,7 @@ async def test_nobody_joins_a_server_that_is_closing() -> None:
         assert await late.rest() == ["[Server] goodbye: the server is shutting down"]
 
 
+@pytest.mark.process
 async def test_shutdown_ends_serve_and_frees_the_port(log: LogRecorder) -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
@@ -268,6 +270,7 @@ async def test_shutdown_ends_within_the_grace_period_whatever_clients_do(
         assert await sender.rest() == ["[Server] goodbye: the server is shutting down"]
 
 
+@pytest.mark.process
 async def test_cancelling_serve_ends_it_at_once() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat.serve, 0)
@@ -291,6 +294,7 @@ def has_ipv6() -> bool:
     return True
 
 
+@pytest.mark.process
 async def test_it_listens_on_every_interface_ipv4_and_ipv6_with_one_port() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat.serve, 0)
@@ -305,6 +309,7 @@ async def test_it_listens_on_every_interface_ipv4_and_ipv6_with_one_port() -> No
         server.shutdown()
 
 
+@pytest.mark.process
 async def test_several_hosts_share_a_port() -> None:
     async with trio.open_nursery() as nursery:
         hosts = [LOOPBACK, "127.0.0.2"]
@@ -313,6 +318,7 @@ async def test_several_hosts_share_a_port() -> None:
         server.shutdown()
 
 
+@pytest.mark.process
 async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
@@ -322,11 +328,13 @@ async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
         server.shutdown()
 
 
+@pytest.mark.process
 async def test_a_host_that_is_none_of_ours_is_an_error_of_ours() -> None:
     with pytest.raises(ListenFailed, match=r"cannot listen on 192\.0\.2\.1 port 0: cannot assign"):
         await multichat.serve(0, host="192.0.2.1")
 
 
+@pytest.mark.process
 async def test_it_lives_on_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     open_tcp_listeners = trio.open_tcp_listeners
 
@@ -342,6 +350,7 @@ async def test_it_lives_on_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatc
         server.shutdown()
 
 
+@pytest.mark.process
 async def test_a_server_that_fails_to_start_serves_nobody(log: LogRecorder) -> None:
     with pytest.raises(ListenFailed, match=r"cannot listen on no-such-host\.invalid port \d+: "):
         await multichat.serve(0, host=[LOOPBACK, "no-such-host.invalid"])
@@ -353,6 +362,7 @@ async def test_there_has_to_be_a_host() -> None:
         await multichat.serve(0, host=[])
 
 
+@pytest.mark.process
 async def test_addresses_are_known_before_and_after() -> None:
     server = Server()
     assert (server.port, server.addresses) == (0, [])
@@ -385,6 +395,7 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
     assert log.lines.count("[INFO] [server] [RX] [Client 3] y") == count
 
 
+@pytest.mark.process
 async def test_newcomers_are_let_in_one_by_one_while_somebody_talks(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -410,6 +421,7 @@ async def test_newcomers_are_let_in_one_by_one_while_somebody_talks(
             await trio.aclose_forcefully(each)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("reset", [False, True])
 async def test_who_has_hung_up_without_a_word_is_no_newcomer(
     reset: bool, autojump_clock: trio.testing.MockClock

@@ -370,6 +370,7 @@ async def test_a_bug_in_one_session_is_logged_and_hurts_nobody_else(
     assert "Traceback" not in "".join(log.lines)
 
 
+@pytest.mark.process
 async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
     def tasks() -> list[int]:
         return [
@@ -394,6 +395,7 @@ async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
         await theirs.aclose()
 
 
+@pytest.mark.process
 async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
     config = ServerConfig(patience_seconds=600, mailbox_batches=1)
     async with memory_server(config) as network:

@@ -175,6 +175,7 @@ def rows(shown: str) -> dict[str, tuple[str, str]]:
     return {row[0]: (row[1], row[2]) for row in found}
 
 
+@pytest.mark.process
 def test_config_shows_what_holds_and_why(tmp_path: Path) -> None:
     path = written(tmp_path)
     secret = {"MULTICHAT_PASSWORD": "swordfish"}
@@ -194,6 +195,7 @@ def test_config_shows_what_holds_and_why(tmp_path: Path) -> None:
     assert rows(run(tmp_path, "config").stdout)["name"] == ("alice", "file")
 
 
+@pytest.mark.process
 def test_config_without_a_file_says_where_it_would_be(tmp_path: Path) -> None:
     shown = run(tmp_path, "config")
     assert rows(shown.stdout)["file"][0] == f"{tmp_path / 'config.toml'} (not there)"
@@ -204,6 +206,7 @@ def test_config_without_a_file_says_where_it_would_be(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["config", "connect"])
 def test_a_bad_file_is_one_line_and_status_1(command: str, tmp_path: Path) -> None:
     path = written(tmp_path, "[servers.work]\nhost = 'a'\nport = 'b'\n")
@@ -228,6 +231,7 @@ def test_the_host_of_a_server_may_bring_its_port(
     assert (server.host, server.port) == expected
 
 
+@pytest.mark.process
 async def test_connect_to_a_server_by_its_name(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         written(
@@ -249,6 +253,7 @@ async def test_connect_to_a_server_by_its_name(tmp_path: Path) -> None:
             await other.wait_for("you are Client ")
 
 
+@pytest.mark.process
 def test_the_shell_completes_servers(tmp_path: Path) -> None:
     written(tmp_path)
     asked = {"_MULTICHAT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}

@@ -50,6 +50,7 @@ def test_a_seed_is_a_run() -> None:
     assert len(set(digests)) == 3
 
 
+@pytest.mark.process
 def test_a_seed_is_the_same_run_in_another_process() -> None:
     """Whatever hashes strings have there."""
     command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]

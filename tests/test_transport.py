@@ -14,7 +14,7 @@ from multichat import transport
 from .support.processes import LOOPBACK
 from .support.sockets import tcp_pair
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.process
 
 
 def eager(stream: trio.SocketStream) -> Callable[[bytes], int]:
