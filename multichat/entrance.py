@@ -16,8 +16,9 @@ import hmac
 import ssl
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Awaitable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import trio
 
@@ -43,6 +44,8 @@ from multichat.preamble import (
 from multichat.voices import TEXT
 
 __all__ = ["Entrance", "Greeted", "TurnedAway"]
+
+T = TypeVar("T")
 
 # Handshakes under way, people typing a password, and refusals being read, at any moment.  An honest
 # handshake takes milliseconds, so that a flood of others would have to be of thousands a second to
@@ -153,20 +156,19 @@ class Entrance:
         linger_seconds = self._config.timeouts.linger_seconds
         encrypted = transport.encrypt(stream, context, linger_seconds=linger_seconds)
         try:
-            with trio.fail_after(self._config.handshake_seconds):
+            with trio.move_on_after(self._config.handshake_seconds) as in_time:
                 # A line of a word is shorter than what TLS waits for.
                 if await transport.peek(stream) not in (b"", _TLS_RECORD):
                     raise _plain_on_tls()
                 await encrypted.do_handshake()
-        except trio.TooSlowError:
-            seconds = self._config.handshake_seconds
-            raise TurnedAway(f"no TLS handshake in {seconds:g} s") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_no_tls(error):
                 raise _plain_on_tls() from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise TurnedAway("it broke off the TLS handshake: does it trust us?") from None
             raise TurnedAway(transport.reason_of(error)) from None
+        if in_time.cancelled_caught:
+            raise TurnedAway(f"no TLS handshake in {self._config.handshake_seconds:g} s")
         return encrypted
 
     @property
@@ -245,8 +247,7 @@ class _Asking:
     async def tell(self, event: Event) -> None:
         """Tell the other side; raises `TurnedAway` if it does not take it."""
         try:
-            with self._in_time():
-                await self._stream.send_all(TEXT.spell(event))
+            await self._in_time(transport.send_all(self._stream, TEXT.spell(event)))
         except TurnedAway as refusal:  # with half a line on its way, which is the last
             raise TurnedAway(refusal.reason) from None
 
@@ -267,10 +268,9 @@ class _Asking:
         return read_password(line)
 
     async def _read(self) -> None:
-        with self._in_time():
-            data = await self._stream.receive_some(_READ_BYTES)
-            if data == b"\x16":  # the first byte of a TLS record, cut off from its second
-                data += await self._stream.receive_some(_READ_BYTES)
+        data = await self._in_time(transport.receive_some(self._stream, _READ_BYTES))
+        if data == b"\x16":  # the first byte of a TLS record, cut off from its second
+            data += await self._in_time(transport.receive_some(self._stream, _READ_BYTES))
         if self._first and looks_like_tls(data):
             raise TurnedAway(
                 "it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS))
@@ -278,17 +278,17 @@ class _Asking:
         self._over = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
 
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
+    async def _in_time(self, operation: Awaitable[T]) -> T:
+        """Wait for *operation*, for as long as is left; raises `TurnedAway`."""
         started = trio.current_time()
         try:
-            with trio.fail_after(max(0.0, self._left)):
-                yield
-        except trio.TooSlowError:
-            raise TurnedAway.politely(f"no password in {self._seconds:g} s") from None
+            with trio.move_on_after(max(0.0, self._left)):
+                return await operation
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise TurnedAway(_LEFT_WITHOUT) from None
-        self._left -= trio.current_time() - started
+        finally:
+            self._left -= trio.current_time() - started
+        raise TurnedAway.politely(f"no password in {self._seconds:g} s")
 
     def rest(self) -> list[Part]:
         """Return what was read and not heard."""

@@ -22,7 +22,7 @@ from os import write
 import trio
 
 from multichat.limits import Budget, Patience
-from multichat.transport import eager_fileno, reason_of
+from multichat.transport import eager_fileno, reason_of, send_all
 
 __all__ = ["Mailbox", "Offer"]
 
@@ -240,9 +240,9 @@ class Mailbox:
             if self._receive is not None:
                 await self._write_what_comes(self._receive)
             if self._torn is not None:
-                await self._stream.send_all(self._torn)
+                await send_all(self._stream, self._torn)
             if self._last_words:
-                await self._stream.send_all(self._last_words)
+                await send_all(self._stream, self._last_words)
             self.drained = True
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             # Not the error itself: its traceback refers to us, so that whoever left, with all that
@@ -264,7 +264,7 @@ class Mailbox:
             joined = self._join_waiting(receive, piece)
             self._notify()  # there are free slots in the channel
             try:
-                await self._stream.send_all(joined)
+                await send_all(self._stream, joined)
             finally:
                 self._budget.release(_whole(joined))
             self.waiting_bytes -= len(joined)

@@ -289,10 +289,10 @@ class Session:
         if self._active_at is None:  # something was asked since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
-            data = await self._stream.receive_some(size)
+            data = await transport.receive_some(self._stream, size)
         else:
             with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
-                data = await self._stream.receive_some(size)
+                data = await transport.receive_some(self._stream, size)
             if idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
                 raise _Leave(reason, self.member.voice.spell(Goodbye.of("idle", reason)))

@@ -24,6 +24,8 @@ __all__ = [
     "peer_address",
     "pending_error",
     "reason_of",
+    "receive_some",
+    "send_all",
     "spell_address",
     "unsent_bytes",
 ]
@@ -40,6 +42,9 @@ USER_TIMEOUT_SECONDS = 120
 LINGER_SECONDS = 1.0
 
 _DISCARD_BYTES = 64 * 1024
+
+# For a layer above a socket that does not say how much it wants.
+_RECEIVE_BYTES = 64 * 1024
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
 
@@ -99,7 +104,7 @@ class _HangingUp(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Do as the stream does."""
-        await self.stream.send_all(data)
+        await send_all(self.stream, data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Do as the stream does."""
@@ -107,7 +112,7 @@ class _HangingUp(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Do as the stream does."""
-        return await self.stream.receive_some(max_bytes)
+        return await receive_some(self.stream, max_bytes or _RECEIVE_BYTES)
 
     async def aclose(self) -> None:
         """Hang up."""
@@ -167,6 +172,39 @@ def peer_address(stream: trio.abc.Stream) -> str:
         except OSError:
             pass
     return ""
+
+
+async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytearray:
+    """Do as `stream.receive_some`, but leave no reference cycle behind a broken connection.
+
+    Trio translates a socket's errors in a `contextlib.contextmanager`.  Since Python 3.12 such an
+    error and the frame that it passed through refer to each other, so that everything that its
+    callers held would stay in memory until the collector runs.
+    """
+    if type(stream) is not trio.SocketStream:
+        return await stream.receive_some(max_bytes)
+    try:
+        return await stream.socket.recv(max_bytes)
+    except OSError as error:
+        raise _stream_error(error) from error
+
+
+async def send_all(stream: trio.abc.Stream, data: bytes | bytearray | memoryview) -> None:
+    """Do as `stream.send_all`, but leave no reference cycle behind; see `receive_some`."""
+    if type(stream) is not trio.SocketStream:
+        await stream.send_all(data)
+        return
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[await stream.socket.send(rest) :]
+    except OSError as error:
+        raise _stream_error(error) from error
+
+
+def _stream_error(error: OSError) -> Exception:
+    closed_by_us = error.errno in (errno.EBADF, errno.ENOTSOCK)  # the latter on Windows
+    return (trio.ClosedResourceError if closed_by_us else trio.BrokenResourceError)(str(error))
 
 
 async def peek(stream: trio.abc.Stream) -> bytes:
@@ -255,8 +293,8 @@ async def hang_up(stream: trio.abc.Stream, linger_seconds: float = LINGER_SECOND
     try:
         with trio.move_on_after(linger_seconds):
             if isinstance(stream, trio.abc.HalfCloseableStream):
-                await stream.send_eof()
-                while await stream.receive_some(_DISCARD_BYTES):
+                await _send_eof(stream)
+                while await receive_some(stream, _DISCARD_BYTES):
                     pass
             else:
                 await stream.aclose()
@@ -264,6 +302,18 @@ async def hang_up(stream: trio.abc.Stream, linger_seconds: float = LINGER_SECOND
         pass  # it is gone already
     finally:
         await close(stream)
+
+
+async def _send_eof(stream: trio.abc.HalfCloseableStream) -> None:
+    """Do as `stream.send_eof`, but leave no reference cycle behind; see `receive_some`."""
+    if type(stream) is not trio.SocketStream:
+        await stream.send_eof()
+        return
+    await trio.lowlevel.checkpoint()
+    try:
+        stream.socket.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        raise _stream_error(error) from error
 
 
 async def close(stream: trio.abc.Stream) -> None:

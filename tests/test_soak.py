@@ -1,6 +1,5 @@
 """The soak's people and a server in one process: what is left behind is counted."""
 
-import gc
 import random
 from functools import partial
 
@@ -14,7 +13,7 @@ from multichat.mailbox import Mailbox
 from multichat.session import Session
 
 from .soak.people import Circle, Visitor
-from .support.collector import collector_off
+from .support.collector import collector_off, in_cycles
 from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.stress
@@ -22,17 +21,6 @@ pytestmark = pytest.mark.stress
 VISITORS = 60
 STAYING = 5
 SECONDS = 5.0
-
-
-def in_cycles(*kinds: type) -> list[object]:
-    """Return all of those *kinds* that wait for the collector, and are in nobody's use."""
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        gc.collect()
-        return [each for each in gc.garbage if isinstance(each, kinds)]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
 
 
 async def test_who_came_and_went_left_no_task_and_no_garbage_behind() -> None:

@@ -14,3 +14,14 @@ def collector_off() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def in_cycles(*kinds: type) -> list[object]:
+    """Return all of those *kinds* that wait for the collector, and are in nobody's use."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return [each for each in gc.garbage if isinstance(each, kinds)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
