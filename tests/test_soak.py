@@ -1,26 +1,72 @@
 """The soak's people and a server in one process: what is left behind is counted."""
 
 import random
+import socket
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+import trustme
 from trio.lowlevel import current_statistics
 
 import multichat
+from multichat.client import client_tls
 from multichat.mailbox import Mailbox
 from multichat.session import Session
 
 from .soak.people import Circle, Visitor
 from .support.collector import collector_off, in_cycles
-from .support.processes import WAIT_SECONDS
+from .support.processes import LOOPBACK, WAIT_SECONDS, serve
 
 pytestmark = pytest.mark.stress
 
 VISITORS = 60
 STAYING = 5
 SECONDS = 5.0
+
+TLS_CLIENTS = 400  # at a time
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    ca = trustme.CA()
+    ca.issue_cert(LOOPBACK).private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+    ca.cert_pem.write_to_path(str(folder / "ca.pem"))
+    return folder
+
+
+async def test_the_memory_of_a_server_is_bounded_while_tls_clients_come_and_go(
+    certificates: Path, tmp_path: Path
+) -> None:
+    """Their streams need the collector, so that memory grows at first, but not for ever."""
+    context = client_tls(certificates / "ca.pem")
+
+    def visit(port: int) -> None:
+        with ExitStack() as stack:
+            clients = []
+            for _ in range(TLS_CLIENTS):
+                plain = stack.enter_context(socket.create_connection((LOOPBACK, port)))
+                encrypted = context.wrap_socket(plain, server_hostname=LOOPBACK)
+                clients.append(stack.enter_context(encrypted))
+            for client in clients:
+                client.sendall(b"/ping\n")
+            for client in clients:
+                assert client.recv(4096)
+
+    async def memory_mib_after(visits: int) -> float:
+        for _ in range(visits // TLS_CLIENTS):
+            await trio.to_thread.run_sync(visit, server.port)
+        status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    async with serve(tmp_path, "--tls-cert", str(certificates / "server.pem")) as server:
+        before = await memory_mib_after(2400)
+        # Measured: 11 MiB; where the oldest generation waits for a hundred runs, 24.
+        assert await memory_mib_after(2400) - before < 18
 
 
 async def test_who_came_and_went_left_no_task_and_no_garbage_behind() -> None:
