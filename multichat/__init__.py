@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from multichat.batch import Receipt
     from multichat.chat import Chat
     from multichat.client import client_tls, connect, dial, dial_unix, open_chat
-    from multichat.config import Filter, Message, ServerConfig, ServerTimeouts, Slow
+    from multichat.config import ClientTimeouts, Filter, Message, ServerConfig, ServerTimeouts, Slow
     from multichat.errors import (
         BadCertificate,
         Banned,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         MultichatError,
         NameTaken,
         NobodyThere,
+        NoJson,
         NotDelivered,
         NotKept,
         NotLetThrough,
@@ -71,6 +72,7 @@ __all__ = [
     "Ban",
     "Banned",
     "Chat",
+    "ClientTimeouts",
     "ConnectFailed",
     "ConnectionLost",
     "Directed",
@@ -100,6 +102,7 @@ __all__ = [
     "Missed",
     "MultichatError",
     "NameTaken",
+    "NoJson",
     "NobodyThere",
     "NotDelivered",
     "NotKept",

@@ -4,6 +4,9 @@ What we say is on its way when a call returns; what we are told is typed events,
 program in a bounded queue.  Neither waits for the other, so that a server which holds us back
 because we do not read, and a program which does not read because it is saying something, cannot
 lock each other up.
+
+Owns what a program can call.  The connections are `multichat.reconnect`'s, what is said over them
+`multichat.conversation`'s.
 """
 
 from collections import deque
@@ -12,7 +15,7 @@ from functools import partial
 
 import trio
 
-from multichat.conversation import Conversation, Redial
+from multichat.config import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import (
     InvalidRequest,
     LineTooLong,
@@ -21,16 +24,12 @@ from multichat.errors import (
 )
 from multichat.framing import clean
 from multichat.handshake import make_hello
-from multichat.link import HELLO_SECONDS, LATE_WELCOME_SECONDS, SILENCE_SECONDS
 from multichat.messages import (
     NO_SENDER,
-    Accepted,
     Act,
     Direct,
-    Directed,
     Error,
     Event,
-    Goodbye,
     Hello,
     Invalid,
     Join,
@@ -39,6 +38,7 @@ from multichat.messages import (
     Nonce,
     Quit,
     Rename,
+    Renamed,
     Reply,
     RoomList,
     Rooms,
@@ -50,47 +50,31 @@ from multichat.messages import (
     WireRequest,
 )
 from multichat.outbox import MAX_UNACCEPTED
+from multichat.reconnect import ReconnectingConnection, Redial, Retry
 from multichat.voices import JSON, TEXT, Voice, is_hello
 
-__all__ = [
-    "HELLO_SECONDS",
-    "LATE_WELCOME_SECONDS",
-    "MAX_UNACCEPTED",
-    "SILENCE_SECONDS",
-    "Chat",
-]
+__all__ = ["MAX_UNACCEPTED", "Chat"]
 
-# How much memory (see `Link`) the events may take that wait for a busy program.  Above this we stop
-# reading, and the server waits for us.
-_WAITING_BYTES = 32 * 1024 * 1024
-
-# The same while the program waits for an answer, which comes behind these events.  Above this the
-# call is given up, so that the program can receive.
-_AWAITING_BYTES = 128 * 1024 * 1024
-
-# A read of tiny lines holds 30,000 events.  `receive` returns them in pieces, so that a program can
-# be cancelled between two.
-_EVENTS_AT_ONCE = 1000
+# After the holder of a name has left: the server keeps the name for it until about the moment in
+# which it tells that.
+_NAME_AGAIN_SECONDS = 1.0
 
 
 class Chat:
     """A conversation; made by `multichat.client.connect` or `open_chat`.
 
     Any number of tasks may `say` and ask, one at a time iterates.  Iteration gives typed events in
-    the order of the wire and ends when the server has said goodbye or, after `finish`, has closed;
-    it raises `ConnectionLost` when the conversation ended otherwise, or whatever else it ended
-    with.  What answers a call of ours is not among them.
+    the order of the wire and ends when the server has said a final goodbye or, after `finish`, has
+    closed; it raises `ConnectionLost` when the conversation ended otherwise, or whatever else it
+    ended with.  What answers a call of ours is not among them.
 
-    With *redial* a lost connection is followed by others until there is one again, and by the same
-    conversation: the events `Disconnected` and `Reconnected` tell of that, what was missed
-    meanwhile follows, and what was asked and not answered is asked again.  Only where the server
-    speaks JSON, once it has welcomed us, or if we *wait* for that; a goodbye is an end, but for one
-    that says that we were too slow.
+    With *redial* the conversation continues over another connection when one is lost, or the server
+    has said a goodbye after which we may reconnect: `Disconnected` and `Reconnected` are among the
+    events, what was missed meanwhile follows, and what was asked and not answered is asked again.
+    Only in JSON, once the server has welcomed us, or from the start if we *wait* for that.
 
     Where *tells_accepted* is set, each `Accepted` is among the events: what we said stands there in
     its room's order, and in the order in which we said it.
-
-    *last_sender* is the number of the client that sent us a private message last, over JSON.
     """
 
     def __init__(
@@ -101,92 +85,103 @@ class Chat:
         room: str | None = None,
         password: str | None = None,
         plain: bool = False,
-        hello_seconds: float = HELLO_SECONDS,
         replay: int = 0,
         redial: Redial | None = None,
         wait: bool = False,
+        timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        self.tells_accepted = False
-        self.last_sender: int | None = None
-        self._plain = plain
-        self._heard: deque[tuple[int, list[Event]]] = deque()  # events, and the memory they take
-        self._heard_bytes = 0
-        self._events: deque[Event] = deque()  # of the read that is being iterated over
-        self._answers: dict[Nonce, Event | None] = {}
-        self._abandoned: set[Nonce] = set()  # asked for, and nobody waits for the answer
-        self._conversation = Conversation(
+        self._line = ReconnectingConnection(
             stream,
             make_hello(name, room, replay),
-            password=None if password is None else clean(password),
+            password=password,
             plain=plain,
-            hello_seconds=hello_seconds,
             redial=redial,
             wait=wait,
-            tell=self._tell,
-            sort=self._sort,
-            send_typed=self._send_typed,
-            may_read=self._may_read,
+            timeouts=timeouts,
         )
+        self._conversation = self._line.conversation
+        self._plain, self._timeouts = plain, timeouts
+        self._events: deque[Event] = deque()  # of the read that is being iterated over
 
     @property
     def goodbye(self) -> str | None:
-        """Why the server has sent us away, if that was the last thing it said."""
-        return self._conversation.goodbye
+        """Why the server has disconnected us for good, if that was the last thing it said."""
+        return None if self._line.goodbye is None else self._line.goodbye.reason
 
     @property
     def welcome(self) -> Welcome | None:
-        """How the server greeted us last; None in the text voice."""
+        """How the server greeted us last; None in the text protocol."""
         return self._conversation.welcome
 
     @property
     def client(self) -> int:
-        """Our number; 0 in the text voice."""
+        """Our number; 0 in the text protocol."""
         return self._conversation.place.client
 
     @property
     def name(self) -> str:
-        """What we are called, as we were told last; empty in the text voice."""
+        """What we are called, as we were told last; empty in the text protocol."""
         return self._conversation.place.name
 
     @property
     def room(self) -> str:
-        """The room that we are in, as we were told last; empty in the text voice."""
+        """The room that we are in, as we were told last; empty in the text protocol."""
         return self._conversation.place.room
 
     @property
     def voice(self) -> Voice:
-        """The voice that is spoken now."""
+        """The protocol that is spoken now."""
         return self._conversation.voice
 
     @property
     def fell_back(self) -> bool:
-        """Whether JSON was asked for and text is spoken."""
-        return self.voice is TEXT and not self._plain
+        """Whether JSON was asked for and the server speaks text."""
+        return self.voice is TEXT and not self._plain and self._conversation.handshake.settled
+
+    @property
+    def last_sender(self) -> int | None:
+        """The number of the client that sent us a private message last, over JSON."""
+        return self._conversation.last_sender
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection, by which both sides can be heard."""
-        return self._conversation.connected
+        return self._line.connected and not self._line.connection.over
+
+    @property
+    def retry(self) -> Retry | None:
+        """The next try to reconnect, or the one that is under way; None while connected."""
+        return self._line.retry
 
     @property
     def unaccepted(self) -> int:
-        """How many messages were said and not yet accepted; always 0 in the text voice."""
+        """How many messages were said and not yet accepted; always 0 in the text protocol."""
         return self._conversation.outbox.messages
 
     @property
     def moved_bytes(self) -> int:
         """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        return self._conversation.link.connection.moved_bytes
+        return self._line.connection.moved_bytes
 
     @property
     def waiting_bytes(self) -> int:
         """How much was said and not yet handed to the system."""
-        return self._conversation.link.connection.waiting_bytes
+        return self._line.connection.waiting_bytes
 
     @property
     def can_send(self) -> bool:
         """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
-        return self._conversation.can_send
+        return self._line.can_send
+
+    @property
+    def tells_accepted(self) -> bool:
+        """Whether each `Accepted` is among the events."""
+        return self._conversation.tells_accepted
+
+    @tells_accepted.setter
+    def tells_accepted(self, value: bool) -> None:
+        """Say whether each `Accepted` is to be among the events."""
+        self._conversation.tells_accepted = value
 
     # --- Saying and asking ------------------------------------------------------------------------
 
@@ -254,13 +249,9 @@ class Chat:
         of the others, which their answers have too; none in the text voice.  For the rest see
         `say`.
         """
-        await self._conversation.wait_until_ready()
-        return await self._send_typed(run)
-
-    async def _send_typed(self, run: str) -> list[Nonce]:
         nonces: list[Nonce] = []
         if self.voice is TEXT:
-            await self._put_text(run)
+            await self._line.put(run)
             return nonces
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
         run = "\n".join(line for line in run.split("\n") if not is_hello(line))
@@ -269,23 +260,22 @@ class Chat:
                 says = [Say(text) for text in request.run.split("\n")]
                 nonces += await self._send_kept(says, typed=True)
             elif isinstance(request, Invalid):
-                self._tell([request.error])
+                self._line.tell([request.error])
             elif isinstance(request, Reply):
                 if self.last_sender is None:
-                    self._tell([Error(InvalidRequest.code, NO_SENDER)])
+                    self._line.tell([Error(InvalidRequest.code, NO_SENDER)])
                 else:
                     direct = Direct(self.last_sender, request.text)
                     nonces += await self._send_kept([direct], typed=True)
             elif isinstance(request, Quit):
-                await self._conversation.put(JSON.spell_request(request))
+                await self._line.put(JSON.spell_request(request))
             elif not isinstance(request, Hello):  # which it cannot be
                 nonces += await self._send_kept([request], typed=True)
         return nonces
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
-        await self._conversation.wait_until_ready()
         if self.voice is TEXT:
-            await self._put_text("\n".join(map(TEXT.spell_request, requests)))
+            await self._line.put("\n".join(map(TEXT.spell_request, requests)))
         else:
             await self._send_kept(requests)
 
@@ -297,58 +287,52 @@ class Chat:
         One that is too long is an exception, or where it was *typed* left out and told of as the
         server would.
         """
+        outbox = self._conversation.outbox
         nonces: list[Nonce] = []
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
-            if len(self._conversation.outbox) + len(some) > MAX_UNACCEPTED:
-                await self._conversation.wait_until(partial(self._may_send, len(some)))
+            if len(outbox) + len(some) > MAX_UNACCEPTED:
+                await self._line.wait_until(partial(self._may_send, len(some)))
             lines: dict[int, tuple[WireRequest, str]] = {}
             for request in some:
-                nonce, line = self._conversation.outbox.number(request)
+                nonce, line = outbox.number(request)
                 try:
                     self._check_length(line)
                 except LocalProtocolError as error:
                     if not typed:
                         raise
-                    self._tell([Error(LineTooLong.code, str(error))])
+                    self._line.tell([Error(LineTooLong.code, str(error))])
                 else:
                     lines[nonce] = request, line
             if lines:
-                await self._conversation.put_kept(lines)
+                await self._line.put_kept(lines)
                 nonces += lines
         return nonces
 
-    def _may_read(self, awaited: bool) -> bool:
-        return self._heard_bytes < (_AWAITING_BYTES if awaited else _WAITING_BYTES)
-
     def _may_send(self, messages: int) -> bool:
-        return len(self._conversation.outbox) + messages <= MAX_UNACCEPTED or not self._may_read(
-            True
-        )
+        return len(
+            self._conversation.outbox
+        ) + messages <= MAX_UNACCEPTED or not self._line.may_read(True)
 
     async def _ask(self, request: WireRequest) -> Event | None:
-        """Send a request and wait for its answer; None in the text voice, which has no nonces."""
-        await self._conversation.wait_until_ready()
+        """Send a request and wait for its answer; None in the text protocol, without nonces."""
+        conversation = self._conversation
         if self.voice is TEXT:
-            await self._put_text(TEXT.spell_request(request))
+            await self._line.put(TEXT.spell_request(request))
             return None
-        nonce, line = self._conversation.outbox.number(request)
-        self._check_length(line)
-        self._answers[nonce] = None
+        nonce, line = conversation.ask(request)
         try:
-            await self._conversation.put_kept({nonce: (request, line)})
-            await self._conversation.wait_until(
-                lambda: self._answers[nonce] is not None or not self._may_read(True)
+            self._check_length(line)
+            await self._line.put_kept({nonce: (request, line)})
+            await self._line.wait_until(
+                lambda: conversation.answers[nonce] is not None or not self._line.may_read(True)
             )
         finally:
-            answer = self._answers.pop(nonce)
-            if answer is None:
-                self._conversation.outbox.take_back([nonce])
-                self._abandoned.add(nonce)
-        if answer is None and not self._conversation.over:
+            answer = conversation.take_answer(nonce)
+        if answer is None and not self._line.over:
             raise LocalProtocolError("too much waits to be heard")
         if answer is None:
-            raise self._conversation.lost()
+            raise self._line.lost()
         if isinstance(answer, Error):
             raise Refused(answer.code, answer.text)
         return answer
@@ -360,11 +344,38 @@ class Chat:
             if length > limit:
                 raise LocalProtocolError(f"{length} bytes in one line; the server takes {limit}")
 
-    async def _put_text(self, run: str) -> None:
-        if await self._conversation.link.may_be_welcomed():  # and this was meant to be text
-            await self._send_typed(run)
-        else:
-            await self._conversation.put(run)
+    # --- A name that somebody else has ------------------------------------------------------------
+
+    async def keep_name(self, name: str) -> None:
+        """Try to be called *name* whenever it may be free; returns when that is of no use.
+
+        For a program whose `rename` was refused because somebody has the name: it tries when that
+        client has left or has another name, and now and then, because the client may be in another
+        room.  It goes on for as long as we are called by our number, also after a reconnect to a
+        server that has forgotten us.  A name that we get, or choose, is the one that is wanted from
+        then on.  Success is told as a `Renamed` event.
+        """
+        conversation = self._conversation
+        conversation.wanted_name = name
+        pause = self._timeouts.name
+        while not self._line.over:
+            freed = conversation.times_freed
+            with trio.move_on_after(pause):
+                while conversation.times_freed == freed and not self._line.over:
+                    await self._line.bell.wait()
+            was_freed = conversation.times_freed != freed
+            pause = _NAME_AGAIN_SECONDS if was_freed else self._timeouts.name
+            if not conversation.is_unnamed:
+                conversation.wanted_name = self.name
+            elif self.connected:
+                old = self.name
+                try:
+                    await self.rename(conversation.wanted_name)
+                except Refused as refused:
+                    if refused.code != "name-taken":
+                        return
+                else:
+                    self._line.tell([Renamed(self.client, old, self.name)])
 
     # --- Hearing ----------------------------------------------------------------------------------
 
@@ -379,18 +390,18 @@ class Chat:
             events = list(self._events)
             self._events.clear()
             return events
-        while not self._heard and not self._conversation.over:
-            await self._conversation.bell.wait()
-        if self._heard:
-            size, events = self._heard.popleft()
-            self._heard_bytes -= size
-            self._conversation.bell.ring()
+        while not self._line.heard and not self._line.over:
+            await self._line.bell.wait()
+        if self._line.heard:
+            size, events = self._line.heard.popleft()
+            self._line.heard_bytes -= size
+            self._line.bell.ring()
             return events
-        if (failure := self._conversation.failure) is not None:
-            self._conversation.told_lost = True
-            raise failure
-        if self.goodbye is None and not self._conversation.finished:
-            raise self._conversation.lost()
+        if self._line.failure is not None:
+            self._line.told_lost = True
+            raise self._line.failure
+        if self._line.goodbye is None and not self._line.finished:
+            raise self._line.lost()
         return []
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -405,75 +416,51 @@ class Chat:
             raise StopAsyncIteration
         return self._events.popleft()
 
-    def _tell(self, events: list[Event], size: int = 0) -> None:
-        if events:
-            last = events[-1]
-            self._conversation.goodbye = last.reason if isinstance(last, Goodbye) else None
-            for start in range(0, len(events), _EVENTS_AT_ONCE):
-                self._heard.append((size, events[start : start + _EVENTS_AT_ONCE]))
-                self._heard_bytes += size
-                size = 0  # counted with the first piece
-            self._conversation.bell.ring()
-
-    def _sort(self, event: Event, ours: bool) -> Event | None:
-        """Take what answers a call; return what is left for the program to hear."""
-        nonce = event.nonce
-        if isinstance(event, Directed):
-            self.last_sender = event.client
-        if nonce in self._abandoned:
-            self._abandoned.discard(nonce)
-            return None
-        if nonce is not None and nonce in self._answers:
-            self._answers[nonce] = event
-            return None
-        hidden = ours and isinstance(event, Accepted) and not self.tells_accepted
-        return None if hidden else event
-
     # --- The beginning and the end ----------------------------------------------------------------
 
     async def begin(self, nursery: trio.Nursery) -> None:
-        """Start the conversation in *nursery*; return when the other side has answered, or has not.
+        """Start the conversation in *nursery*; return when it is known which protocol is spoken.
 
-        Raises `Refused`.  Called once, by `multichat.client.open_chat`, as are `leave` and `end`.
+        Raises `Refused`, `NoJson` if the server does not answer, `ConnectionLost`.  Called once, by
+        `multichat.client.open_chat`, as are `leave` and `end`.
         """
-        await self._conversation.begin(nursery)
+        await self._line.begin(nursery)
 
     def check_admitted(self) -> None:
         """Raise `Refused` if the server wants a password and was not told the right one."""
-        self._conversation.link.check_admitted(self.goodbye)
+        self._line.check_admitted()
 
     async def finish(self) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
 
-        Waits until the server closes or nothing moves any more: for `STUCK_SECONDS` while there is
-        something to send, then for `FINISH_SECONDS`; and over one connection after the other, for
-        `FINISH_AWAY_SECONDS` in which nothing is accepted.  Events go on arriving and MUST be
-        iterated meanwhile by some task: time in which the program does not hear does not count as
-        silence.  In JSON we cannot come back after that: the others see at once that we have left.
-        Raises `ConnectionLost` if something that was said did not arrive, as far as can be known,
-        or if JSON was asked for and the other side neither says anything at all nor closes;
-        `Refused` if the server has asked for a password meanwhile.
+        Waits until the server closes or nothing moves any more: for `ClientTimeouts.stuck` seconds
+        while there is something to send, then for `finish` seconds; and over one connection after
+        the other, for `away` seconds in which nothing is accepted.  Events go on arriving and MUST
+        be iterated meanwhile by some task: time in which the program does not hear does not count
+        as silence.  In JSON we cannot come back after that: the others see at once that we have
+        left.  Raises `ConnectionLost` if something that was said did not arrive, as far as can be
+        known; `Refused` if the server has asked for a password meanwhile.
         """
-        await self._conversation.finish()
+        await self._line.finish()
 
     async def leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
         nursery.start_soon(self._hear_out)
-        nobody_listens = self.goodbye is not None or (
-            self._conversation.told_lost and not self.can_send
+        nobody_listens = self._line.goodbye is not None or (
+            self._line.told_lost and not self.can_send
         )
         if not nobody_listens:
             await self.finish()
 
     async def _hear_out(self) -> None:
-        while not self._conversation.over:
-            self._heard.clear()
-            self._heard_bytes = 0
-            await self._conversation.wait_until(lambda: self._heard)
+        while not self._line.over:
+            self._line.heard.clear()
+            self._line.heard_bytes = 0
+            await self._line.wait_until(lambda: self._line.heard)
 
     async def end(self) -> None:
         """End it at once; that it is for good the server hears, if that needs no waiting."""
-        await self._conversation.end()
+        await self._line.end()
 
 
 def _sayable(text: str) -> str:

@@ -1,6 +1,5 @@
 """The command line: parse, build what is asked for, run.  No logic."""
 
-import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ import typer
 
 from multichat.cli_config import (
     ColorWhen,
+    client_timeouts,
     config,
     default_to_file,
     find_server,
@@ -37,6 +37,7 @@ from multichat.shell import (
 
 if TYPE_CHECKING:
     from multichat.client import Endpoint
+    from multichat.config import ClientTimeouts
 
 __all__ = [
     "COMMANDS",
@@ -100,14 +101,15 @@ def _endpoint(
     tls: bool,
     tls_ca: Path | None,
     tls_name: str | None,
+    timeouts: "ClientTimeouts",
 ) -> "Endpoint":
     from multichat.client import Endpoint, client_tls
 
     if unix is not None:
-        return Endpoint(unix=unix)
+        return Endpoint(unix=unix, timeouts=timeouts)
     encrypted = tls or tls_ca is not None or tls_name is not None
     context = client_tls(tls_ca) if encrypted else None
-    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name)
+    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name, timeouts=timeouts)
 
 
 def _with_password(
@@ -133,6 +135,14 @@ _Room = Annotated[
 _Plain = Annotated[
     bool,
     typer.Option("--plain", help="Speak plain text, as nc does.", envvar="MULTICHAT_PLAIN"),
+]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait for the connection, and for the server's answer.",
+        envvar="MULTICHAT_TIMEOUT",
+        show_default="30 and 10",
+    ),
 ]
 _Wait = Annotated[
     bool,
@@ -197,14 +207,7 @@ def connect(
             envvar="MULTICHAT_NO_RECONNECT",
         ),
     ] = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            help="Seconds in which to be connected and greeted.",
-            envvar="MULTICHAT_TIMEOUT",
-            show_default="30 to be connected",
-        ),
-    ] = None,
+    timeout: _Timeout = None,
     log_style: Annotated[
         bool,
         typer.Option(
@@ -237,8 +240,7 @@ def connect(
 
     Into a pipe, or from one, there is no prompt: it writes the lines of a log.
     """
-    if timeout is not None and not timeout > 0:
-        raise UsageMistake("--timeout is more than 0 seconds")
+    timeouts = client_timeouts(timeout)
     if host is not None:
         name_or_address, tcp_port, socket = find_server(context, host, port)
     elif unix is not None:
@@ -247,7 +249,13 @@ def connect(
         raise UsageMistake("HOST, or --unix PATH, is missing")
     with one_line_errors():
         endpoint = _endpoint(
-            name_or_address, tcp_port, socket, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+            name_or_address,
+            tcp_port,
+            socket,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_name=tls_name,
+            timeouts=timeouts,
         )
         join = partial(
             _join,
@@ -260,7 +268,6 @@ def connect(
             replay=replay,
             wait=wait,
             reconnect=not no_reconnect,
-            timeout_seconds=math.inf if timeout is None else timeout,
             log_style=log_style,
             color=color,
             bell=bell,
@@ -280,7 +287,6 @@ def _join(
     replay: int | None = None,
     wait: bool = False,
     reconnect: bool = True,
-    timeout_seconds: float = math.inf,
     log_style: bool = False,
     color: ColorWhen = ColorWhen.AUTO,
     bell: bool = False,
@@ -322,7 +328,6 @@ def _join(
             wait=wait,
             color=is_colored(color),
             bell=bell,
-            timeout_seconds=timeout_seconds,
         ).run()
         return
     with open_log(fileno(sys.stdout)) as writer:
@@ -339,7 +344,6 @@ def _join(
             replay=replay or 0,
             reconnect=reconnect,
             wait=wait,
-            timeout_seconds=timeout_seconds,
         )
         trio.run(console.run)
 
@@ -353,7 +357,14 @@ def _connect_plain(
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
     name_or_address, tcp_port = parse_server(host, port)
     with one_line_errors():
-        endpoint = _endpoint(name_or_address, tcp_port, tls=False, tls_ca=None, tls_name=None)
+        endpoint = _endpoint(
+            name_or_address,
+            tcp_port,
+            tls=False,
+            tls_ca=None,
+            tls_name=None,
+            timeouts=client_timeouts(None),
+        )
         join = partial(_join, endpoint, plain=True, log_style=True)
         _with_password(join, endpoint, checked_password(None))
 
@@ -377,12 +388,14 @@ def send(
     tls_name: _TlsName = None,
     plain: _Plain = False,
     wait: _Wait = False,
+    timeout: _Timeout = None,
 ) -> None:
     """Say one thing and leave when the server has accepted it.
 
     A name that is taken is no reason not to say it; a room that cannot be had is. If the connection
     is lost it is said over another, and once.
     """
+    timeouts = client_timeouts(timeout)
     port, words = split_port(context, host, text)
     name_or_address, tcp_port, unix = find_server(context, host, port)
     with one_line_errors():
@@ -392,7 +405,13 @@ def send(
         from multichat.errands import send
 
         endpoint = _endpoint(
-            name_or_address, tcp_port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+            name_or_address,
+            tcp_port,
+            unix,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_name=tls_name,
+            timeouts=timeouts,
         )
 
         def say(password: str | None) -> bool:
@@ -422,8 +441,10 @@ def who(
     tls: _Tls = False,
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
+    timeout: _Timeout = None,
 ) -> None:
     """List who is in a room, by number and name, one on a line."""
+    timeouts = client_timeouts(timeout)
     name_or_address, tcp_port, unix = find_server(context, host, port)
     with one_line_errors():
         import trio
@@ -432,7 +453,13 @@ def who(
         from multichat.errands import who
 
         endpoint = _endpoint(
-            name_or_address, tcp_port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+            name_or_address,
+            tcp_port,
+            unix,
+            tls=tls,
+            tls_ca=tls_ca,
+            tls_name=tls_name,
+            timeouts=timeouts,
         )
 
         def ask(password: str | None) -> bool:

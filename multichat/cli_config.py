@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multichat.config import DEFAULT_PORT
+from multichat.config import DEFAULT_PORT, ClientTimeouts
 from multichat.framing import clean
 from multichat.shell import UsageMistake, one_line_errors, tell
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ColorWhen",
+    "client_timeouts",
     "config",
     "default_to_file",
     "find_server",
@@ -215,3 +216,15 @@ def _spelled(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def client_timeouts(seconds: float | None) -> ClientTimeouts:
+    """Return the timeouts of a client that is to be connected, and answered, in *seconds*.
+
+    Raises `UsageMistake`.
+    """
+    if seconds is None:
+        return ClientTimeouts()
+    if not seconds > 0:
+        raise UsageMistake("--timeout is more than 0 seconds")
+    return ClientTimeouts(connect=seconds, handshake=seconds, answer=seconds, wait=seconds)

@@ -13,10 +13,11 @@ from pathlib import Path
 import trio
 
 from multichat import transport
-from multichat.chat import HELLO_SECONDS, Chat
+from multichat.chat import Chat
 from multichat.comeback import Backoff
-from multichat.conversation import Redial
+from multichat.config import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import BadCertificate, ConnectFailed, lone_exception
+from multichat.reconnect import Redial
 
 __all__ = [
     "Endpoint",
@@ -28,37 +29,37 @@ __all__ = [
     "open_chat",
 ]
 
-_CONNECT_SECONDS = 30.0
-
-# The server's own patience with it.
-_HANDSHAKE_SECONDS = 10.0
-
 _PERHAPS_NO_TLS = "if the server does not speak TLS, leave out --tls"
 
 
 async def dial(
-    host: str, port: int, *, tls: ssl.SSLContext | None = None, tls_name: str | None = None
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    tls_name: str | None = None,
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> trio.abc.Stream:
     """Connect to *host* and *port*, with *tls* if that is given.
 
     The server's certificate has to be for *tls_name*, or else for *host*.  Raises `ConnectFailed`
-    if nobody can be reached within 30 s, or who is reached cannot be trusted.
+    if the server cannot be reached in time, or cannot be trusted.
     """
     stream = None
     try:
-        with trio.move_on_after(_CONNECT_SECONDS):
+        with trio.move_on_after(timeouts.connect):
             stream = await trio.open_tcp_stream(host, port)
     except (OSError, ValueError) as error:  # a host that cannot be encoded is a ValueError
         lasting = isinstance(error, ValueError)
         raise ConnectFailed(host, port, transport.reason_of(error), lasting=lasting) from error
     if stream is None:
-        raise ConnectFailed(host, port, f"no answer in {_CONNECT_SECONDS:.0f} s")
+        raise ConnectFailed(host, port, f"no answer in {timeouts.connect:g} s")
     transport.keep_alive(stream)
     if tls is None:
         return stream
     try:
         encrypted = transport.encrypt(stream, tls, tls_name or host)
-        with trio.fail_after(_HANDSHAKE_SECONDS):
+        with trio.fail_after(timeouts.handshake):
             await encrypted.do_handshake()
     except BaseException as error:
         await transport.close(stream)
@@ -66,7 +67,7 @@ async def dial(
         if transport.is_no_tls(error):
             reason, lasting = "the server does not speak TLS: leave out --tls", True
         elif isinstance(error, trio.TooSlowError):
-            reason = f"no TLS handshake in {_HANDSHAKE_SECONDS:.0f} s; {_PERHAPS_NO_TLS}"
+            reason = f"no TLS handshake in {timeouts.handshake:g} s; {_PERHAPS_NO_TLS}"
         elif isinstance(error, trio.BrokenResourceError | ValueError | ssl.SSLError):
             reason = transport.reason_of(error)
             cause = error.__cause__
@@ -112,35 +113,53 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     tls_name: str | None = None
     unix: Path | None = None
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
 
     def __str__(self) -> str:
         return transport.spell_address((self.host, self.port) if self.unix is None else self.unix)
+
+    async def dial_until_there(
+        self, tell: Callable[[ConnectFailed], object] = lambda _: None
+    ) -> trio.abc.Stream:
+        """Connect once the server is there; see `dial_until_there`."""
+        return await dial_until_there(self.dial, tell, timeouts=self.timeouts)
 
     async def dial(self) -> trio.abc.Stream:
         """Connect; see `dial` and `dial_unix`."""
         if self.unix is not None:
             return await dial_unix(self.unix)
-        return await dial(self.host, self.port, tls=self.tls, tls_name=self.tls_name)
+        return await dial(
+            self.host, self.port, tls=self.tls, tls_name=self.tls_name, timeouts=self.timeouts
+        )
 
 
 async def dial_until_there(
     dial: Redial,
-    tell: Callable[[ConnectFailed, float], object] = lambda *_: None,
+    tell: Callable[[ConnectFailed], object] = lambda _: None,
+    *,
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> trio.abc.Stream:
-    """Dial until somebody is there; *tell* is called with each failure, and when it goes on.
+    """Dial until somebody is there; *tell* is called once, with the first failure.
+
+    After `ClientTimeouts.wait` seconds the last failure is raised.
 
     Raises `ConnectFailed` where it would be no use to go on.
     """
-    backoff = Backoff(random.random)
+    backoff = Backoff(
+        random.random, first_seconds=timeouts.first_retry, most_seconds=timeouts.longest_retry
+    )
+    told = False
+    give_up_at = trio.current_time() + timeouts.wait
     while True:
         try:
             return await dial()
         except ConnectFailed as error:
-            if error.lasting:
+            if error.lasting or trio.current_time() >= give_up_at:
                 raise
-            seconds = backoff.next_seconds()
-            tell(error, seconds)
-        await trio.sleep(seconds)
+            if not told:
+                told = True
+                tell(error)
+        await trio.sleep(backoff.next_seconds())
 
 
 @asynccontextmanager
@@ -151,22 +170,22 @@ async def open_chat(
     room: str | None = None,
     password: str | None = None,
     plain: bool = False,
-    hello_seconds: float = HELLO_SECONDS,
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
     replay: int = 0,
     redial: Redial | None = None,
     wait: bool = False,
 ) -> AsyncGenerator[Chat]:
     """Hold a conversation over *stream*, which is closed in the end.
 
-    Asks for the JSON voice, a *name* and a *room*; the block begins when the other side has
-    answered, or has not within *hello_seconds*: then text is spoken and the wishes are forgotten.
-    *plain* speaks text from the start.  The *password* is said to a server that asks for one, which
-    is given half a minute for that.  Raises `Refused` if the server cannot grant a wish, or asks
-    for a password and has not got it.  The last *replay* messages of the room are told first, in
-    JSON.
+    Asks for JSON, a *name* and a *room*; the block begins when the other side has answered.  A
+    server that does not answer in JSON is spoken to in text, and the wishes are forgotten; one that
+    does not answer at all in `ClientTimeouts.answer` seconds is an error, `NoJson`.  *plain* speaks
+    text from the start and never asks.  The *password* is said to a server that asks for one.
+    Raises `Refused` if the server cannot grant a wish, or asks for a password and has not got it.
+    The last *replay* messages of the room are told first, in JSON.
 
-    *redial* returns another stream to the same server: with it the conversation outlives a
-    connection that is lost, as `Chat` says; with *wait*, also one that is lost before the server
+    *redial* returns another stream to the same server: with it the conversation continues after a
+    connection is lost, as `Chat` says; with *wait*, also after one that is lost before the server
     has answered.  Those streams are closed here, too.
 
     Leaving the block sends what was said and the end of input, and waits for the server to have
@@ -178,7 +197,7 @@ async def open_chat(
         room=room,
         password=password,
         plain=plain,
-        hello_seconds=hello_seconds,
+        timeouts=timeouts,
         replay=replay,
         redial=redial,
         wait=wait,
@@ -205,7 +224,7 @@ async def connect(
     room: str | None = None,
     password: str | None = None,
     plain: bool = False,
-    hello_seconds: float = HELLO_SECONDS,
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
     replay: int = 0,
     reconnect: bool = True,
     wait: bool = False,
@@ -216,15 +235,15 @@ async def connect(
     the server is there; for the rest see `open_chat`.  Unless *reconnect* is false a connection
     that is lost is followed by another, and the program hears `Disconnected` and `Reconnected`.
     """
-    endpoint = Endpoint(host=host, port=port, tls=tls, tls_name=tls_name)
-    stream = await (dial_until_there(endpoint.dial) if wait else endpoint.dial())
+    endpoint = Endpoint(host=host, port=port, tls=tls, tls_name=tls_name, timeouts=timeouts)
+    stream = await (endpoint.dial_until_there() if wait else endpoint.dial())
     async with open_chat(
         stream,
         name=name,
         room=room,
         password=password,
         plain=plain,
-        hello_seconds=hello_seconds,
+        timeouts=timeouts,
         replay=replay,
         redial=endpoint.dial if reconnect else None,
         wait=wait,

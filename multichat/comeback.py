@@ -4,6 +4,7 @@ Owns the pauses between two tries, and the place in a conversation from which it
 asked and not answered is in `multichat.outbox`.
 """
 
+import math
 from collections.abc import Callable
 
 from multichat.messages import (
@@ -17,24 +18,14 @@ from multichat.messages import (
     Welcome,
 )
 from multichat.names import default_name, fold_name
-from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 
 __all__ = [
     "EVERYTHING",
-    "FIRST_SECONDS",
-    "MOST_SECONDS",
     "Backoff",
     "Place",
     "describe_connection",
-    "may_return",
+    "describe_retry",
 ]
-
-# A server that is restarted is back in a moment; nobody notices a quarter of a second.
-FIRST_SECONDS = 0.25
-
-# A server that is down for an hour is asked a hundred times, and is noticed when it is back before
-# one would have reached for the keyboard.
-MOST_SECONDS = 30.0
 
 # A connection that did not hold for that long is no success: whoever is sent away as soon as it
 # has come would else come four times a second for ever.
@@ -43,22 +34,14 @@ STEADY_SECONDS = 1.0
 # Whatever was said in a room in which nothing had been said when we came.
 EVERYTHING = 2**31 - 1
 
-# Being slow is no offence: who comes back gets from the journal what it could not take in time.
-# And where there is no room it may be our own last connection, of which the server does not know
-# yet that it is gone, that takes it.
-_MAY_RETURN = ("too slow", "too far behind", SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS)
-
-
-def may_return(reason: str) -> bool:
-    """Say whether a server that said goodbye for that *reason* may be called again."""
-    return reason.partition(" (")[0] in _MAY_RETURN
-
 
 def describe_connection(event: Disconnected | Reconnected) -> list[str]:
-    """Say in words, one line each, what has become of our connection."""
+    """Say in words, one line each, what has become of our connection.
+
+    Of a try that has failed nothing: that is a matter for `describe_retry`, where it is in place.
+    """
     if isinstance(event, Disconnected):
-        what = "Cannot connect" if event.failures else "Connection lost"
-        return [f"{what}: {event.reason}; trying again in {event.retry_seconds:.1f} s"]
+        return [] if event.failures else [f"Connection lost: {event.reason}; reconnecting"]
     if event.resumed:
         lines = ["Connected again"]
     else:
@@ -68,6 +51,14 @@ def describe_connection(event: Disconnected | Reconnected) -> list[str]:
     if event.unsure:
         lines.append(f"{event.unsure} said before may not have arrived")
     return lines
+
+
+def describe_retry(number: int, seconds: float) -> str:
+    """Say in a few words which try is next and in how many *seconds*; none are left: it goes on."""
+    last, last_two = number % 10, number % 100
+    suffix = "th" if last_two in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
+    when = f", next in {math.ceil(seconds)} s" if seconds > 0 else ""
+    return f"reconnecting ({number}{suffix} try{when})"
 
 
 class Backoff:
@@ -81,8 +72,8 @@ class Backoff:
         self,
         random: Callable[[], float],
         *,
-        first_seconds: float = FIRST_SECONDS,
-        most_seconds: float = MOST_SECONDS,
+        first_seconds: float,
+        most_seconds: float,
     ) -> None:
         self._random = random
         self._first_seconds, self._most_seconds = first_seconds, most_seconds

@@ -1,10 +1,11 @@
 """A client's connection: lines out, lines in, and when it is over.
 
 Owns what is known of the other side's taking and giving, so that an end can be told from a pause
-and what arrived from what did not.  Knows nothing of what the lines mean: that is `Chat`.
+and what arrived from what did not.  Knows nothing of what the lines mean: that is
+`multichat.conversation`.
 
-Its two tasks do not wait for each other; what waits to be written is bounded by a mailbox, what
-was read and not yet heard by *may_read*.
+One task sends and one receives; they do not wait for each other.  What waits to be written is
+bounded by a mailbox.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,11 +14,12 @@ from contextlib import contextmanager
 import trio
 
 from multichat import transport
+from multichat.config import ClientTimeouts
 from multichat.errors import ConnectionLost
 from multichat.framing import LineDecoder, Part
 from multichat.mailbox import Mailbox, Offer
 
-__all__ = ["FINISH_SECONDS", "MAX_LINE_BYTES", "STUCK_SECONDS", "Bell", "Connection"]
+__all__ = ["MAX_LINE_BYTES", "Bell", "Connection"]
 
 # A paste of some thousand lines is taken at once; what waits is joined into few writes anyway.
 _OUTBOX_BATCHES = 64
@@ -26,14 +28,6 @@ _OUTBOX_BATCHES = 64
 MAX_LINE_BYTES = 1024 * 1024
 
 _READ_BYTES = 64 * 1024
-
-# How long the other side may be silent after our end of input before we take it that there is
-# nothing more to come; a server of ours closes as soon as it has said everything.
-FINISH_SECONDS = 2.0
-
-# The same while there is something of ours that it has not taken: a room may wait for slow
-# members and not read us meanwhile.
-STUCK_SECONDS = 30.0
 
 _WATCH_SECONDS = 0.5
 
@@ -78,33 +72,29 @@ class Bell:
 class Connection:
     """Lines over *stream*, which is not closed here.
 
-    One task calls `run`, once; any may do the rest.  *hear* is called with what each read brought
-    and MUST NOT raise; the next read waits until *may_read*, which is told whether somebody waits
-    for an answer: that may stand behind much that nobody hears.  *bell* is rung for whatever
-    happens.
+    Inside of `open` one task runs `send` and one calls `receive` until the connection is *over*;
+    any task may do the rest.  *bell* is rung for whatever happens.
 
-    *ended* says that the peer has sent its end of input, and that *hear* is called with what stands
-    before that and is no line; *over* that nothing more will come.
+    *over* says that nothing more will come, *ended* that this is because the peer has sent its end
+    of input.  *heard_at* is when something came last, *listening* says that we wait for more.
     """
 
     def __init__(
         self,
         stream: trio.abc.Stream,
         *,
-        hear: Callable[[list[Part]], None],
-        may_read: Callable[[bool], bool],
         bell: Bell,
+        timeouts: ClientTimeouts,
     ) -> None:
+        self.stream = stream
         self.over = self.ended = False
-        self.nursery: trio.Nursery  # of our tasks, for others that end with them
-        self._stream = stream
-        self._hear = hear
-        self._may_read = may_read
+        self.listening = False  # else our own program has still to hear what came
+        self.heard_at = trio.current_time()
+        self._timeouts = timeouts
         self._outbox = Mailbox(stream, max_batches=_OUTBOX_BATCHES, spell_missed=_nothing_is_missed)
         self._decoder = LineDecoder(MAX_LINE_BYTES)
         self._bell = bell
         self._received_bytes = self._taken_bytes = 0
-        self._listening = False  # waiting for the peer, and not for our own program to hear
         self._broken = self._stuck = False
         self._lost = ""  # why the other side is gone
         self._tasks = trio.CancelScope()
@@ -120,7 +110,11 @@ class Connection:
 
     def _unsent_bytes(self) -> int:
         # Our end of input takes a place in the kernel's count until it is acknowledged.
-        return max(0, transport.unsent_bytes(self._stream) - self._outbox.drained)
+        return max(0, transport.unsent_bytes(self.stream) - self._outbox.drained)
+
+    def has_come_since(self, time: float) -> bool:
+        """Say whether anything has come from the peer after that *time* of trio's clock."""
+        return self.heard_at > time
 
     @property
     def waiting_bytes(self) -> int:
@@ -155,56 +149,51 @@ class Connection:
     def abort(self, reason: str) -> None:
         """Neither send nor read any more; *reason* is why, if nothing else was before."""
         self._lost = self._lost or reason
+        self._outbox.close()
         self._tasks.cancel(reason=reason)
 
     def lost(self) -> ConnectionLost:
         """Return the exception that says why the connection is of no use any more."""
         return ConnectionLost(self._outbox.failure or self._lost or "the conversation is over")
 
-    async def run(self) -> None:
-        """Send and receive until both are over, or cancelled."""
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the connection while the block runs, which `abort` cancels; it is over then."""
         try:
             with self._tasks:
-                async with trio.open_nursery() as self.nursery:
-                    self.nursery.start_soon(self._send_all)
-                    await self._receive_all()
+                yield
         finally:
             self.over = True
             self._tasks_over.set()
             self._bell.ring()
 
-    async def _send_all(self) -> None:
+    async def send(self) -> None:
+        """Send what is `put`, and after `finish` the end of input."""
         await self._outbox.run()
-        if self._outbox.drained and isinstance(self._stream, trio.abc.HalfCloseableStream):
+        if self._outbox.drained and isinstance(self.stream, trio.abc.HalfCloseableStream):
             try:
-                await self._stream.send_eof()
+                await self.stream.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self._broken, self._lost = True, transport.reason_of(error)
 
-    async def _receive_all(self) -> None:
+    async def receive(self) -> list[Part]:
+        """Return the lines of the next read; the last of them is followed by *over*."""
+        self.listening = True
         try:
-            while data := await self._receive_some():
-                self._received_bytes += len(data)
-                self._hear(self._decoder.feed(data))
-                self._bell.ring()
-                while not self._may_read(self._bell.awaited > 0):
-                    await self._bell.wait()
-            self.ended = True
-            self._hear(self._decoder.finish())
-            self._lost = "the server closed the connection"
+            data = await self.stream.receive_some(_READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._broken = True
-            self._lost = transport.reason_of(error)
+            self.over = self._broken = True
+            self._lost = self._lost or transport.reason_of(error)
             self._outbox.close()  # nobody is left to read what we would say
-        finally:
-            self.over = True
-            self._bell.ring()
-
-    async def _receive_some(self) -> bytes | bytearray:
-        self._listening = True
-        data = await self._stream.receive_some(_READ_BYTES)
-        self._listening = bool(not data)  # after its end we wait for nothing but the peer
-        return data
+            return []
+        if not data:
+            self.over = self.ended = True
+            self._lost = self._lost or "the server closed the connection"
+            return self._decoder.finish()
+        self.listening = False
+        self.heard_at = trio.current_time()
+        self._received_bytes += len(data)
+        return self._decoder.feed(data)
 
     # --- The end ----------------------------------------------------------------------------------
 
@@ -215,18 +204,18 @@ class Connection:
 
         Before the end comes *last_line*, if there is one; else, where a stream has no end of input
         of its own, *end_line* asks for it.  Waits while anything moves: at a standstill for
-        `STUCK_SECONDS` while something is not settled or not taken, then for `FINISH_SECONDS`.
+        `stuck` seconds while something is not settled or not taken, then for `finish` seconds.
         Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known.
         """
         with self._bell.awaiting():
             await self._watch(lambda: is_settled() or self.over, is_settled)
-        if not last_line and not isinstance(self._stream, trio.abc.HalfCloseableStream):
+        if not last_line and not isinstance(self.stream, trio.abc.HalfCloseableStream):
             last_line = end_line
         self._outbox.close(f"{last_line}\n".encode() if last_line else b"")
         await self._watch(
             lambda: self._tasks_over.is_set() and not self._unsent_bytes(), is_settled
         )
-        if error := transport.pending_error(self._stream):
+        if error := transport.pending_error(self.stream):
             self._broken, self._lost = True, transport.reason_of(error)
         arrived = self._outbox.drained and is_settled()
         if self._stuck or not arrived or (self._broken and self._taken_bytes):
@@ -240,10 +229,10 @@ class Connection:
             if self._tasks_over.is_set() and self._unsent_bytes():
                 await trio.sleep(_WATCH_SECONDS / 10)  # the kernel tells nobody when it has sent
             now = trio.current_time()
-            if self.moved_bytes != moved or not self._listening:
+            if self.moved_bytes != moved or not self.listening:
                 moved, since = self.moved_bytes, now
             unsent = self._outbox.waiting_bytes or self._unsent_bytes() or not is_settled()
-            if now - since >= (STUCK_SECONDS if unsent else FINISH_SECONDS):
+            if now - since >= (self._timeouts.stuck if unsent else self._timeouts.finish):
                 self._stuck = bool(unsent)
                 self._lost = self._lost or "the server has stopped reading"
                 self._tasks.cancel(reason="nothing moves any more")

@@ -5,7 +5,6 @@ is told to the shell.  A terminal and a pipe are read the same way.
 """
 
 import logging
-import math
 import os
 import select
 import signal
@@ -17,8 +16,8 @@ import msgspec
 import trio
 
 from multichat.chat import Chat
-from multichat.client import Endpoint, dial_until_there, open_chat
-from multichat.comeback import describe_connection
+from multichat.client import Endpoint, open_chat
+from multichat.comeback import describe_connection, describe_retry
 from multichat.commands import find_command, may_be_disguised, say_unless_command
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
@@ -49,12 +48,14 @@ from multichat.preamble import read_password
 from multichat.voices import TEXT
 
 __all__ = [
-    "ANSWER_SECONDS",
     "LEAVES_WHEN_SENT",
+    "SPEAKING_TEXT",
     "Console",
     "ending_signals",
     "read_input",
+    "refused_name",
     "until_signal",
+    "waiting_for_server",
 ]
 
 _READ_BYTES = 64 * 1024
@@ -71,14 +72,13 @@ _LAST_INPUT_SECONDS = 1.0
 # written by then, or was not about to.
 _LEFT_INPUT_SECONDS = 0.25
 
-# A server that has welcomed us and then says nothing is not waited for any longer.
-ANSWER_SECONDS = 10.0
-
 # What is told of people, and not said by one.
 _STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 # What our own client tells.
 _OURS = (Disconnected, Reconnected)
+
+SPEAKING_TEXT = "The server does not answer in JSON: speaking plain text"
 
 LEAVES_WHEN_SENT = "Leaving when they are sent; Ctrl+C leaves at once"
 
@@ -90,7 +90,6 @@ class Console:
 
     For *replay*, *reconnect* and *wait* see `multichat.client.connect`.  *writer* is where the log
     goes, *input_fd* what is read, None for nothing at all.  Neither is closed here.
-    *timeout_seconds* is for connecting and being greeted.
     """
 
     def __init__(
@@ -106,10 +105,9 @@ class Console:
         replay: int = 0,
         reconnect: bool = True,
         wait: bool = False,
-        timeout_seconds: float = math.inf,
     ) -> None:
         self._endpoint = endpoint
-        self._timeout_seconds = timeout_seconds
+        self._timeouts = endpoint.timeouts
         self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._name, self._room, self._plain = name, room, plain
         self._password = password
@@ -141,15 +139,10 @@ class Console:
 
     async def _converse(self) -> None:
         self._log.line("start", f"Connecting to {self._endpoint}")
-        with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
-            await self._converse_in_time(patience)
-        if patience.cancelled_caught:
-            reason = f"no greeting in {self._timeout_seconds:g} s"
-            raise ConnectFailed(str(self._endpoint), None, reason)
-
-    async def _converse_in_time(self, patience: trio.CancelScope) -> None:
-        dial = self._endpoint.dial
-        stream = await (dial_until_there(dial, self._show_failure) if self._wait else dial())
+        if self._wait:
+            stream = await self._endpoint.dial_until_there(self._show_failure)
+        else:
+            stream = await self._endpoint.dial()
         self._connected_at = trio.current_time()
         self._log.line("STATE", "Connected")
         try:
@@ -161,21 +154,21 @@ class Console:
                 password=self._password,
                 plain=self._plain,
                 replay=self._replay,
-                redial=dial if self._reconnect else None,
+                redial=self._endpoint.dial if self._reconnect else None,
                 wait=self._wait,
+                timeouts=self._timeouts,
             ) as chat:
-                patience.deadline = math.inf
                 await self._introduce(chat)
                 await self._talk(chat)
         finally:
             self._log.line("STATE", "Disconnected")
 
-    def _show_failure(self, error: ConnectFailed, seconds: float) -> None:
-        self._log.lines("STATE", "\n".join(_describe(Disconnected(error.reason, seconds, 1))))
+    def _show_failure(self, error: ConnectFailed) -> None:
+        self._log.line("STATE", waiting_for_server(error))
 
     async def _introduce(self, chat: Chat) -> None:
         if chat.fell_back:
-            self._log.line("STATE", "The server does not answer in JSON: speaking plain text")
+            self._log.line("STATE", SPEAKING_TEXT)
         if chat.welcome is None:
             return
         if self._name is not None:
@@ -185,15 +178,17 @@ class Console:
 
     async def _try_name(self, chat: Chat, name: str) -> None:
         try:
-            with trio.move_on_after(ANSWER_SECONDS):
+            with trio.move_on_after(self._timeouts.answer):
                 await chat.rename(name)
         except Refused as refused:
-            self._log.line("STATE", str(refused), logging.WARNING)
+            self._log.line("STATE", refused_name(refused), logging.WARNING)
         except ConnectionLost:
             pass  # as who reads will hear
 
     async def _talk(self, chat: Chat) -> None:
         async with trio.open_nursery() as nursery:
+            if self._name is not None and chat.welcome is not None:
+                nursery.start_soon(chat.keep_name, self._name)
             if self._input_fd is not None:
                 nursery.start_soon(self._send_input, self._input_fd, chat, nursery.cancel_scope)
             try:
@@ -233,8 +228,6 @@ class Console:
                 first = events[0]
                 self._turned_away = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
             self._received += sum(not isinstance(event, _OURS) for event in events)
-            if self._name is not None and any(isinstance(each, Welcome) for each in events):
-                await self._try_name(chat, self._name)  # the welcome came late
             if any(isinstance(event, Reconnected) for event in events):
                 self._connected_at = trio.current_time()
             for tag, some in groupby(events, _tag):
@@ -309,7 +302,12 @@ class Console:
 
     def _show_status(self, chat: Chat) -> None:
         if not chat.connected:
-            self._log.line("STATE", f"Not connected; {chat.unaccepted} wait to be sent")
+            retrying = (
+                f"; {describe_retry(chat.retry.number, chat.retry.at - trio.current_time())}"
+                if chat.retry
+                else ""
+            )
+            self._log.line("STATE", f"Not connected; {chat.unaccepted} wait to be sent{retrying}")
             return
         seconds = trio.current_time() - self._connected_at
         self._log.line(
@@ -325,6 +323,17 @@ class Console:
             )
         if (failure := self._writer.first_failure) is not None:
             raise OutputLost((failure.strerror or "").lower())
+
+
+def waiting_for_server(error: ConnectFailed) -> str:
+    """Say in one line that we wait for a server that is not there."""
+    return f"Cannot connect: {error.reason}; waiting for the server"
+
+
+def refused_name(refused: Refused) -> str:
+    """Say in one line why we cannot have the name that we asked for, and what becomes of it."""
+    again = "; asking again when it is free" if refused.code == "name-taken" else ""
+    return f"{refused}{again}"
 
 
 def _tag(event: Event) -> str:

@@ -13,10 +13,9 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from multichat.chat import HELLO_SECONDS, Chat
-from multichat.client import Endpoint, dial_until_there, open_chat
-from multichat.console import ANSWER_SECONDS, read_input
-from multichat.conversation import FINISH_AWAY_SECONDS
+from multichat.chat import Chat
+from multichat.client import Endpoint, open_chat
+from multichat.console import SPEAKING_TEXT, read_input
 from multichat.errors import (
     ConnectionLost,
     LineTooLong,
@@ -25,15 +24,12 @@ from multichat.errors import (
     OutputLost,
     Refused,
 )
-from multichat.handshake import make_hello
+from multichat.handshake import make_hello, settles_text
 from multichat.json_lines import clean_json
 from multichat.messages import Disconnected, Error, Goodbye, Reconnected, Welcome
 from multichat.voices import JSON, TEXT, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
-
-# Here nothing is said instead of JSON, so that a slow network is given the time that it takes.
-WELCOME_SECONDS = 10.0
 
 
 async def send(
@@ -50,15 +46,14 @@ async def send(
     """Say *text*, or without one each line of *input_fd*, and leave when all is accepted.
 
     A connection that is lost is followed by another, and what was not accepted is said again; if
-    there is none for `FINISH_AWAY_SECONDS`, that is the end.  For *wait* see
+    there is none for `ClientTimeouts.away` seconds, that is an error.  For *wait* see
     `multichat.client.connect`.
 
     Raises `ConnectFailed`, `ConnectionLost`, and `Refused` if the server does not take it.  A
     *name* that cannot be had is no reason not to say it.
     """
     in_hello = name if plain else None
-    # What is meant for a room is said nowhere else, however far away the server is.
-    hello_seconds = HELLO_SECONDS if room is None else WELCOME_SECONDS
+    away = endpoint.timeouts.away
     async with (
         open_chat(
             await _dial(endpoint, wait=wait),
@@ -66,18 +61,21 @@ async def send(
             room=room,
             password=password,
             plain=plain,
-            hello_seconds=hello_seconds,
             redial=endpoint.dial,
             wait=wait,
+            timeouts=endpoint.timeouts,
         ) as chat,
         trio.open_nursery() as nursery,
     ):
+        # What is meant for a room is said nowhere else.
         _check(chat, needs_json=room is not None and not plain)
+        if chat.fell_back:
+            print(f"multichat: {SPEAKING_TEXT}", file=sys.stderr)  # noqa: T201
         refused: list[Error] = []
         with trio.CancelScope() as patience:
-            nursery.start_soon(_note_errors, chat, refused, patience)
+            nursery.start_soon(_note_errors, chat, refused, patience, away)
             if name is not None and not plain:
-                await _try_name(chat, name)
+                await _try_name(chat, name, endpoint.timeouts.answer)
             if text is not None:
                 await chat.say(text)
             else:
@@ -85,7 +83,7 @@ async def send(
                     await chat.say(*run.split("\n"))
             await chat.finish()
         if patience.cancelled_caught:
-            raise ConnectionLost(f"none for {FINISH_AWAY_SECONDS:.0f} s")
+            raise ConnectionLost(f"none for {away:g} s")
         if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
         if refused:
@@ -101,18 +99,18 @@ def _check(chat: Chat, *, needs_json: bool) -> None:
 
 
 @asynccontextmanager
-async def _answer_in_time() -> AsyncGenerator[None]:
-    with trio.move_on_after(ANSWER_SECONDS) as scope:
+async def _answer_in(seconds: float) -> AsyncGenerator[None]:
+    with trio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
         raise ConnectionLost("the server does not answer")
 
 
-async def _try_name(chat: Chat, name: str) -> None:
+async def _try_name(chat: Chat, name: str, seconds: float) -> None:
     if chat.fell_back:
         return
     try:
-        async with _answer_in_time():
+        async with _answer_in(seconds):
             await chat.rename(name)
     except Refused as refused:
         print(f"multichat: {refused}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
@@ -126,7 +124,9 @@ async def _runs(fd: int) -> AsyncIterator[str]:
             yield part
 
 
-async def _note_errors(chat: Chat, errors: list[Error], patience: trio.CancelScope) -> None:
+async def _note_errors(
+    chat: Chat, errors: list[Error], patience: trio.CancelScope, away: float
+) -> None:
     with suppress(MultichatError):  # as who sends will hear
         while events := await chat.receive():
             for event in events:
@@ -135,11 +135,11 @@ async def _note_errors(chat: Chat, errors: list[Error], patience: trio.CancelSco
                 elif isinstance(event, Reconnected):
                     patience.deadline = math.inf
                 elif isinstance(event, Disconnected) and not event.failures:
-                    patience.deadline = trio.current_time() + FINISH_AWAY_SECONDS
+                    patience.deadline = trio.current_time() + away
 
 
 async def _dial(endpoint: Endpoint, *, wait: bool) -> trio.abc.Stream:
-    return await (dial_until_there(endpoint.dial) if wait else endpoint.dial())
+    return await (endpoint.dial_until_there() if wait else endpoint.dial())
 
 
 async def who(
@@ -150,11 +150,9 @@ async def who(
     Raises `ConnectFailed`, `ConnectionLost`, `Refused`, or `NoJson`.
     """
     stream = await endpoint.dial()
-    async with open_chat(
-        stream, room=room, password=password, hello_seconds=WELCOME_SECONDS
-    ) as chat:
+    async with open_chat(stream, room=room, password=password, timeouts=endpoint.timeouts) as chat:
         _check(chat, needs_json=True)
-        async with _answer_in_time():
+        async with _answer_in(endpoint.timeouts.answer):
             members = await chat.members()
     return [f"{member.client} {member.name}" for member in members if member.client != chat.client]
 
@@ -179,14 +177,14 @@ async def pass_json(
     """
     stream = await _dial(endpoint, wait=wait)
     async with (
-        open_chat(stream, password=password, plain=True) as chat,
+        open_chat(stream, password=password, plain=True, timeouts=endpoint.timeouts) as chat,
         trio.open_nursery() as nursery,
     ):
         await chat.send(spell_hello(make_hello(name, room, replay)))
         welcomed = trio.Event()
         if input_fd is not None:
             nursery.start_soon(_pass_input, chat, input_fd, welcomed)
-        with trio.move_on_after(WELCOME_SECONDS) as patience:
+        with trio.move_on_after(endpoint.timeouts.answer) as patience:
             last = ""
             try:
                 while events := await chat.receive():
@@ -194,9 +192,10 @@ async def pass_json(
                     lines = list(map(TEXT.lines, events))
                     if not welcomed.is_set():
                         chat.check_admitted()
-                        # Who said something before our hello was read was not talking to us.
+                        # Chat in the lobby may come before the server has read our hello.
                         while lines and not isinstance(_event(lines[0]), Welcome):
-                            lines.pop(0)
+                            if settles_text(next(iter(TEXT.parse_events(lines.pop(0))))):
+                                raise NoJson
                         if not lines:
                             _check(chat, needs_json=False)
                             continue
@@ -212,7 +211,7 @@ async def pass_json(
                     raise
             _check(chat, needs_json=False)
         if patience.cancelled_caught:
-            raise NoJson
+            raise NoJson(endpoint.timeouts.answer)
         nursery.cancel_scope.cancel(reason="the conversation is over")
 
 

@@ -29,7 +29,7 @@ The tree::
     ├── JournalFailed           a file that is to be a journal cannot be used
     ├── BadCertificate          … or not with that certificate, or trust that one
     ├── ConnectionLost          the conversation ended without a goodbye
-    ├── NoJson                  the other side speaks text only
+    ├── NoJson                  the other side speaks text only, or does not answer
     ├── InputNotText            our own standard input cannot be decoded
     └── OutputLost              our own standard output is gone
 
@@ -301,10 +301,16 @@ class ConnectionLost(MultichatError):
 
 
 class NoJson(MultichatError):
-    """The other side does not speak JSON, and there is nothing else to say to it."""
+    """The other side does not speak JSON where nothing else will do, or does not answer at all."""
 
-    def __init__(self) -> None:
-        super().__init__("the server does not answer in JSON")
+    def __init__(self, silent_seconds: float | None = None) -> None:
+        if silent_seconds is None:
+            super().__init__("the server does not answer in JSON")
+        else:
+            super().__init__(
+                f"the server did not answer in {silent_seconds:g} s; "
+                "use --plain for one that only speaks plain text"
+            )
 
 
 class InputNotText(MultichatError):

@@ -30,7 +30,7 @@ from multichat.bans import Ban, Bans
 from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
-from multichat.config import DEFAULT_PORT, ServerConfig
+from multichat.config import DEFAULT_PORT, ClientTimeouts, ServerConfig
 from multichat.console import ending_signals
 from multichat.directory import Directory
 from multichat.entrance import Entrance, Greeted, TurnedAway
@@ -61,6 +61,9 @@ __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_sig
 # oldest generation, which Python looks at after every hundredth run: until then a server grew by
 # 12 KiB with each TLS connection that had ended.  After every 33rd run, that is 160 MiB at most.
 _COLLECTOR = (10_000, 10, 2)
+
+# A bot starts before its server has time for it, where that is just being started.
+_BOT_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
 
 # Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
 _FILES_OF_OUR_OWN = 512
@@ -286,7 +289,7 @@ class Server:
             with lone_exception():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._handle_bot, theirs, nursery.cancel_scope)
-                    wishes = partial(open_chat, name=name, room=room, hello_seconds=math.inf)
+                    wishes = partial(open_chat, name=name, room=room, timeouts=_BOT_TIMEOUTS)
                     async with wishes(ours) as chat:
                         if chat.welcome is None:
                             reason = chat.goodbye or "the server has ended"

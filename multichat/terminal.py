@@ -8,7 +8,6 @@ What we say is shown pending until the server has accepted it, and then where th
 the one order that everybody sees.
 """
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -17,10 +16,17 @@ import msgspec
 import trio
 
 from multichat.chat import Chat
-from multichat.client import Endpoint, dial_until_there, open_chat
+from multichat.client import Endpoint, open_chat
+from multichat.comeback import describe_retry
 from multichat.commands import find_command, help_lines, split_command
 from multichat.completion import Completion, complete
-from multichat.console import ANSWER_SECONDS, LEAVES_WHEN_SENT, until_signal
+from multichat.console import (
+    LEAVES_WHEN_SENT,
+    SPEAKING_TEXT,
+    refused_name,
+    until_signal,
+    waiting_for_server,
+)
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -65,13 +71,15 @@ _ASK_AGAIN_SECONDS = 10.0
 # Names and rooms that are offered for completion, however many a server tells of.
 _MAX_OFFERED = 4096
 
+# How often the status counts down to the next try to reconnect.
+_COUNT_DOWN_SECONDS = 1.0
+
 
 class TerminalChat:
     """One run of `connect` on a terminal; `run` is called once.
 
     For *replay*, *reconnect* and *wait* see `multichat.client.connect`.  *history* is where what is
-    typed is kept.  *bell* rings for what is meant for us in particular.  *timeout_seconds* is for
-    connecting and being greeted.
+    typed is kept.  *bell* rings for what is meant for us in particular.
     """
 
     def __init__(
@@ -88,18 +96,17 @@ class TerminalChat:
         wait: bool = False,
         color: bool = True,
         bell: bool = False,
-        timeout_seconds: float = math.inf,
     ) -> None:
         self._endpoint, self._history = endpoint, history
         self._name, self._room, self._plain = name, room, plain
         self._password = password
         self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._color, self._bell = color, bell
-        self._timeout_seconds = timeout_seconds
         self._look = Look()
         self._prompt: Prompt
         self._chat: Chat | None = None
         self._state = "connecting"  # empty while all is well
+        self._retrying = ""  # which try to reconnect is next, while the connection is lost
         self._connected_at = 0.0
         self._room_at_first = self._last = ""  # where we came in, and the last message there then
         self._sent = self._received = 0
@@ -112,6 +119,7 @@ class TerminalChat:
         self._rooms: set[str] = set()
         self._members = 0
         self._names_stale = trio.Event()
+        self._lost = trio.Event()  # set for each try to reconnect
         self._failure: MultichatError | None = None
 
     def run(self) -> None:
@@ -133,36 +141,34 @@ class TerminalChat:
 
     async def _converse(self) -> None:
         self._told(f"Connecting to {self._endpoint}")
-        with trio.CancelScope(deadline=trio.current_time() + self._timeout_seconds) as patience:
-            dial = self._endpoint.dial
-            stream = await (dial_until_there(dial, self._tell_failure) if self._wait else dial())
-            self._connected_at = trio.current_time()
-            async with open_chat(
-                stream,
-                name=self._name if self._plain else None,  # else a refusal need not be the end
-                room=self._room,
-                password=self._password,
-                plain=self._plain,
-                replay=self._replay,
-                redial=dial if self._reconnect else None,
-                wait=self._wait,
-            ) as chat:
-                patience.deadline = math.inf
-                self._chat = chat
-                chat.tells_accepted = True
-                await self._introduce(chat)
-                await self._talk(chat)
-        if patience.cancelled_caught:
-            reason = f"no greeting in {self._timeout_seconds:g} s"
-            raise ConnectFailed(str(self._endpoint), None, reason)
+        if self._wait:
+            stream = await self._endpoint.dial_until_there(self._tell_failure)
+        else:
+            stream = await self._endpoint.dial()
+        self._connected_at = trio.current_time()
+        async with open_chat(
+            stream,
+            name=self._name if self._plain else None,  # else a refusal need not be the end
+            room=self._room,
+            password=self._password,
+            plain=self._plain,
+            replay=self._replay,
+            redial=self._endpoint.dial if self._reconnect else None,
+            wait=self._wait,
+            timeouts=self._endpoint.timeouts,
+        ) as chat:
+            self._chat = chat
+            chat.tells_accepted = True
+            await self._introduce(chat)
+            await self._talk(chat)
 
-    def _tell_failure(self, error: ConnectFailed, seconds: float) -> None:
-        self._show_event(Disconnected(error.reason, seconds, 1))
+    def _tell_failure(self, error: ConnectFailed) -> None:
+        self._told(waiting_for_server(error))
 
     async def _introduce(self, chat: Chat) -> None:
         self._state = ""
         if chat.fell_back:
-            self._told("The server does not answer in JSON: speaking plain text")
+            self._told(SPEAKING_TEXT)
         if chat.welcome is not None:
             if self._name is not None:
                 await self._try_name(chat, self._name)
@@ -173,10 +179,10 @@ class TerminalChat:
 
     async def _try_name(self, chat: Chat, name: str) -> None:
         try:
-            with trio.move_on_after(ANSWER_SECONDS):
+            with trio.move_on_after(self._endpoint.timeouts.answer):
                 await chat.rename(name)
         except Refused as refused:
-            self._told(str(refused), warning=True)
+            self._told(refused_name(refused), warning=True)
         except ConnectionLost:
             pass  # as who reads will hear
 
@@ -184,6 +190,9 @@ class TerminalChat:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_typed, chat)
             nursery.start_soon(self._ask_names, chat)
+            nursery.start_soon(self._count_down, chat)
+            if self._name is not None and chat.welcome is not None:
+                nursery.start_soon(chat.keep_name, self._name)
             try:
                 await self._show_events(chat)
             except MultichatError as error:
@@ -207,8 +216,6 @@ class TerminalChat:
             lines: list[Line] = []
             for event in events:
                 lines += self._take(event)
-                if isinstance(event, Welcome) and self._name is not None:
-                    await self._try_name(chat, self._name)  # the welcome came late
             self._show(lines)
 
     def _show_event(self, event: Event) -> None:
@@ -276,9 +283,9 @@ class TerminalChat:
                 self._members = members
                 self._names_stale.set()
             case Disconnected():
-                self._state = "reconnecting"
+                self._lost.set()
             case Reconnected():
-                self._state, self._connected_at = "", trio.current_time()
+                self._retrying, self._connected_at = "", trio.current_time()
                 self._names_stale.set()
             case Members(members=members):
                 self._members = len(members)
@@ -287,6 +294,20 @@ class TerminalChat:
     def _offer(self, name: str) -> None:
         if len(self._names) < _MAX_OFFERED:
             self._names.add(name)
+
+    async def _count_down(self, chat: Chat) -> None:
+        """While the connection is lost, have the status say which try is next, and when."""
+        while True:
+            await self._lost.wait()
+            self._lost = trio.Event()
+            while (retry := chat.retry) is not None:
+                self._retrying = describe_retry(retry.number, retry.at - trio.current_time())
+                self._prompt.refresh()
+                with trio.move_on_after(_COUNT_DOWN_SECONDS):
+                    await self._lost.wait()
+                self._lost = trio.Event()
+            self._retrying = ""
+            self._prompt.refresh()
 
     async def _ask_names(self, chat: Chat) -> None:
         """Ask who and what can be completed, when that has changed without our being told."""
@@ -399,10 +420,11 @@ class TerminalChat:
         if self._chat is not None and self._chat.room:
             parts = [f"{self._us.name} in {self._chat.room}", f"{self._members} here", *parts]
         where = " · ".join(parts)
-        if not self._state:
+        state = ", ".join(filter(None, (self._state, self._retrying)))
+        if not state:
             return [(DIM, where)]
         # First, because a narrow terminal cuts off what stands last.
-        return [(f"{WARNING} bold", self._state), (DIM, f" · {where}")]
+        return [(f"{WARNING} bold", state), (DIM, f" · {where}")]
 
     def _pending(self) -> list[Fragments]:
         now, us = _now(), self._us

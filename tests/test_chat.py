@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -27,16 +28,10 @@ from multichat import (
     Said,
     ServerConfig,
     ServerTimeouts,
-    Welcome,
     open_chat,
 )
-from multichat.chat import (
-    HELLO_SECONDS,
-    LATE_WELCOME_SECONDS,
-    MAX_UNACCEPTED,
-    SILENCE_SECONDS,
-)
-from multichat.connection import STUCK_SECONDS
+from multichat.chat import MAX_UNACCEPTED
+from multichat.config import DEFAULT_TIMEOUTS
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
@@ -48,16 +43,15 @@ WELCOME = (
     '{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":1,'
     '"limits":{"line":65536,"name":32},"last":null,"server":"scripted","resumed":false}'
 )
-INVALID = '{"type":"error","code":"invalid-request","text":"that is no request"}'
 
 
 @asynccontextmanager
-async def scripted_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
+async def scripted_server(**options: Any) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
     """A chat with a server whose lines are the test's, once it has welcomed."""
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send(WELCOME)
-    async with open_chat(ours) as chat:
+    async with open_chat(ours, **options) as chat:
         assert (await server.line()).startswith('/json {"protocol":1')
         yield chat, server
 
@@ -225,7 +219,7 @@ async def test_what_is_never_accepted_is_an_error(autojump_clock: MockClock) -> 
     with pytest.raises(ConnectionLost, match="the server has stopped reading"):
         async with scripted_server() as (chat, _):
             await chat.say("one")
-    assert 0 <= trio.current_time() - started - STUCK_SECONDS <= 1
+    assert 0 <= trio.current_time() - started - DEFAULT_TIMEOUTS.stuck <= 1
     with pytest.raises(ConnectionLost, match="the server closed the connection"):
         async with scripted_server() as (chat, server):
             await chat.say("one")
@@ -251,22 +245,6 @@ async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClo
 # --- Which voice ---------------------------------------------------------------------------------
 
 
-async def test_who_does_not_answer_is_spoken_to_in_text(autojump_clock: MockClock) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    started = trio.current_time()
-    async with open_chat(ours, name="alice") as chat:
-        assert trio.current_time() - started == pytest.approx(HELLO_SECONDS)
-        assert chat.fell_back
-        assert chat.welcome is None
-        await chat.say("/usr")
-        assert await server.line() == '/json {"protocol":1,"name":"alice"}'
-        assert await server.line() == "//usr"
-        await server.send("[bob] hello")
-        assert await anext(chat) == Said(name="bob", text="hello")
-        await server.finish()
-
-
 async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
     autojump_clock: MockClock,
 ) -> None:
@@ -282,123 +260,6 @@ async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
         assert await server.lines(2) == ['/json {"protocol":1}', "hi"]
         await server.finish()
     assert trio.current_time() - started < 0.1
-
-
-async def test_a_welcome_that_comes_late_loses_nothing(autojump_clock: MockClock) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    async with open_chat(ours) as chat:
-        await chat.say("one", "/two")
-        await chat.send('/me three\n{"type":"say","text":"four"}')
-        await trio.sleep(0.1)
-        lines = await server.lines(5)
-        assert lines[1:4] == ["one", "//two", "/me three"]
-        await server.send(WELCOME)
-        await trio.sleep(0.1)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(chat.say, "five")  # waits for its turn
-            await trio.sleep(0.1)
-            await server.send(INVALID, INVALID)
-            await trio.sleep(0.1)
-            await server.send(INVALID)
-        assert chat.voice is JSON
-        said = [read(line) for line in await server.lines(4)]
-        assert [(each["type"], each["text"]) for each in said] == [
-            ("say", "one"),
-            ("say", "/two"),
-            ("act", "three"),
-            ("say", "five"),
-        ]
-        for each in said:
-            await server.send(f'{{"type":"accepted","nonce":{each["nonce"]},"id":"x-1"}}')
-        assert isinstance(await anext(chat), multichat.Welcome)
-        await server.send('{"type":"notice","text":"no error was told"}')
-        assert await anext(chat) == Notice("no error was told")
-        await server.finish()
-
-
-@asynccontextmanager
-async def far_away_chat(seconds: float) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
-    """A chat with a real server, every byte of which takes *seconds* in either direction."""
-
-    async def carry(source: trio.abc.Stream, sink: trio.abc.HalfCloseableStream) -> None:
-        async with trio.open_nursery() as nursery:
-            send, receive = trio.open_memory_channel[tuple[float, bytes]](100)
-
-            async def deliver() -> None:
-                with suppress(trio.BrokenResourceError):  # a goodbye to who has gone already
-                    async for when, data in receive:
-                        await trio.sleep_until(when)
-                        if data:
-                            await sink.send_all(data)
-                        else:
-                            await sink.send_eof()
-
-            nursery.start_soon(deliver)
-            async with send:
-                while True:
-                    data = bytes(await source.receive_some())
-                    await send.send((trio.current_time() + seconds, data))
-                    if not data:
-                        break
-
-    async with memory_server() as network, trio.open_nursery() as nursery:
-        witness = await network.join()
-        near, near_end = trio.testing.memory_stream_pair()
-        far = network.connect()
-        nursery.start_soon(carry, near_end, far)
-        nursery.start_soon(carry, far, near_end)
-        async with open_chat(near) as chat:
-            yield chat, witness
-
-
-@pytest.mark.parametrize("seconds", [0.3, 0.55, 1.4])
-async def test_far_from_the_server_nothing_that_was_typed_is_lost(
-    seconds: float, autojump_clock: MockClock
-) -> None:
-    async with far_away_chat(seconds) as (chat, witness):
-        assert chat.fell_back == (2 * seconds > HELLO_SECONDS)
-        for i in range(20):
-            await chat.say(str(i))
-            await trio.sleep(0.1)
-        assert await witness.lines(20) == [f"[Client 2] {i}" for i in range(20)]
-        assert chat.voice is JSON
-
-
-@pytest.mark.parametrize("seconds", [0.3, 0.55, 1.4])
-async def test_who_says_one_thing_from_far_away_and_leaves_has_said_it(
-    seconds: float, autojump_clock: MockClock
-) -> None:
-    async with far_away_chat(seconds) as (chat, witness):
-        await chat.say("done")
-        await chat.finish()
-        assert await witness.line() == "[Client 2] done"
-
-
-async def test_a_long_paste_from_far_away_arrives_whole(autojump_clock: MockClock) -> None:
-    texts = [f"line {i} {'x' * 200}" for i in range(8000)]  # more than is remembered
-    async with far_away_chat(0.6) as (chat, witness), trio.open_nursery() as nursery:
-        heard: list[str] = []
-
-        async def hear() -> None:
-            heard.extend(await witness.lines(len(texts)))
-
-        nursery.start_soon(hear)
-        for start in range(0, len(texts), 100):
-            await chat.send("\n".join(texts[start : start + 100]))
-        await chat.finish()
-    assert heard == [f"[Client 2] {text}" for text in texts]
-
-
-async def test_a_line_that_is_too_long_from_far_away_costs_no_other(
-    autojump_clock: MockClock,
-) -> None:
-    async with far_away_chat(0.6) as (chat, witness):
-        await chat.send("x" * 70_000 + "\nB\nC")
-        await chat.finish()
-        assert await witness.lines(2) == ["[Client 2] B", "[Client 2] C"]
-        events = [event async for event in chat]
-        assert [e.code for e in events if isinstance(e, Error)] == ["line-too-long"]
 
 
 async def test_what_is_too_long_is_refused_before_it_is_sent(autojump_clock: MockClock) -> None:
@@ -551,87 +412,6 @@ async def test_a_bot_that_the_server_has_no_room_for_is_refused(autojump_clock: 
         await network.join()
         with pytest.raises(Refused, match="the server is full"):
             await network.server.start_bot(_listen)
-
-
-async def test_leaving_a_silent_server_takes_no_longer_than_a_welcome_may(
-    autojump_clock: MockClock,
-) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    started = trio.current_time()
-    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
-        await chat.say("done")
-        nursery.start_soon(chat.finish)
-        assert await server.rest() == ['/json {"protocol":1}', "done"]
-        assert trio.current_time() - started == pytest.approx(HELLO_SECONDS + SILENCE_SECONDS)
-        await server.finish()
-
-
-async def test_leaving_who_has_spoken_in_text_takes_two_seconds(autojump_clock: MockClock) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    started = trio.current_time()
-    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
-        await chat.say("done")
-        await server.send("[bob] hi")
-        nursery.start_soon(chat.finish)
-        assert await server.rest() == ['/json {"protocol":1}', "done"]
-        assert trio.current_time() - started == pytest.approx(HELLO_SECONDS + LATE_WELCOME_SECONDS)
-    assert trio.current_time() - started < 6  # it does not close, and that is no error
-
-
-async def test_who_says_nothing_and_does_not_close_is_an_error(autojump_clock: MockClock) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    async with open_chat(ours) as chat:
-        await chat.say("done")
-        with pytest.raises(ConnectionLost, match="whether what was said was heard is not known"):
-            await chat.finish()
-    assert await server.rest() == ['/json {"protocol":1}', "done"]
-
-
-async def test_who_says_nothing_and_was_told_nothing_is_none(autojump_clock: MockClock) -> None:
-    ours, _theirs = trio.testing.memory_stream_pair()
-    async with open_chat(ours) as chat:
-        await chat.finish()
-
-
-@pytest.mark.parametrize("lines", [1, 1100])  # as many as are remembered, and more
-async def test_a_welcome_after_the_end_of_input_is_an_error(
-    lines: int, autojump_clock: MockClock
-) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-
-    async def answer() -> None:
-        await server.rest()
-        await server.send(WELCOME, *[INVALID] * lines)
-        await server.finish()
-
-    async with open_chat(ours) as chat, trio.open_nursery() as nursery:
-        nursery.start_soon(answer)
-        for _ in range(lines):
-            await chat.say("x" * 1000)
-        with pytest.raises(ConnectionLost, match="the server answered too late"):
-            await chat.finish()
-
-
-async def test_a_first_word_that_is_a_welcome_is_one_however_late(
-    autojump_clock: MockClock,
-) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    async with open_chat(ours) as chat:
-        await chat.say("done")
-        await trio.sleep(60)
-        await server.send(WELCOME, INVALID)
-        assert isinstance(await anext(chat), Welcome)
-        assert [await server.line() for _ in range(2)] == ['/json {"protocol":1}', "done"]
-        said = await server.line()
-        assert '"text":"done"' in said
-        nonce = read(said)["nonce"]
-        await server.send(f'{{"type":"accepted","nonce":{nonce},"id":"x-1"}}')
-        await server.finish()
 
 
 # --- Bots ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.connection import FINISH_SECONDS, STUCK_SECONDS
+from multichat.config import DEFAULT_TIMEOUTS
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
@@ -139,7 +139,8 @@ async def test_leaving_a_server_that_stays_silent_takes_two_seconds(
     started = trio.current_time()
     async with foreign_server() as (chat, _):
         await chat.say("hello")
-    assert FINISH_SECONDS <= trio.current_time() - started <= FINISH_SECONDS + 1
+    finish = DEFAULT_TIMEOUTS.finish
+    assert finish <= trio.current_time() - started <= finish + 1
 
 
 async def test_leaving_goes_on_reading_while_something_comes(
@@ -182,7 +183,7 @@ async def test_a_server_that_stops_reading_is_given_up_on(
             await chat.say("you hear this")
             await chat.say("and this never leaves")
             await trio.testing.wait_all_tasks_blocked()
-    assert trio.current_time() - started == STUCK_SECONDS
+    assert trio.current_time() - started == DEFAULT_TIMEOUTS.stuck
     await theirs.aclose()
 
 

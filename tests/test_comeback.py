@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 
 from multichat.comeback import (
     EVERYTHING,
-    FIRST_SECONDS,
-    MOST_SECONDS,
     STEADY_SECONDS,
     Backoff,
     Place,
     describe_connection,
-    may_return,
+    describe_retry,
 )
 from multichat.messages import (
     PROTOCOL,
@@ -36,6 +34,9 @@ from multichat.resume import MAX_NONCES
 pytestmark = pytest.mark.unit
 
 
+FIRST, LONGEST = 0.25, 30.0
+
+
 def welcome(
     *, client: int = 7, name: str = "Client 7", room: str = "lobby", last: str | None = None
 ) -> Welcome:
@@ -52,50 +53,55 @@ def said(number: int, room: str = "lobby") -> Said:
 
 
 def test_pauses_double_up_to_a_bound() -> None:
-    backoff = Backoff(lambda: 1.0)
+    backoff = Backoff(lambda: 1.0, first_seconds=FIRST, most_seconds=LONGEST)
     pauses = [backoff.next_seconds() for _ in range(10)]
-    assert pauses[:7] == [FIRST_SECONDS * 2**i for i in range(7)]
-    assert pauses[7:] == [MOST_SECONDS] * 3
+    assert pauses[:7] == [FIRST * 2**i for i in range(7)]
+    assert pauses[7:] == [LONGEST] * 3
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_no_pause_is_nothing_or_above_the_bound(dice: list[float]) -> None:
     throws = iter(dice)
-    backoff = Backoff(lambda: next(throws))
+    backoff = Backoff(lambda: next(throws), first_seconds=FIRST, most_seconds=LONGEST)
     for _ in dice:
-        assert FIRST_SECONDS / 2 <= backoff.next_seconds() <= MOST_SECONDS
+        assert FIRST / 2 <= backoff.next_seconds() <= LONGEST
 
 
 def test_pauses_begin_anew_after_a_conversation_and_not_after_a_visit() -> None:
-    backoff = Backoff(lambda: 1.0)
+    backoff = Backoff(lambda: 1.0, first_seconds=FIRST, most_seconds=LONGEST)
     backoff.next_seconds()
     backoff.held(STEADY_SECONDS - 0.1)
-    assert backoff.next_seconds() == 2 * FIRST_SECONDS
+    assert backoff.next_seconds() == 2 * FIRST
     backoff.held(STEADY_SECONDS)
-    assert backoff.next_seconds() == FIRST_SECONDS
+    assert backoff.next_seconds() == FIRST
 
 
-def test_whoever_was_slow_or_found_no_room_may_return_and_nobody_else() -> None:
-    for reason in ("too slow", "too far behind", "the server is full (1024 clients)"):
-        assert may_return(reason)
-    assert may_return("too many clients from your address (at most 2)")
-    for reason in ("kicked", "banned", "the server is shutting down", "taken over", ""):
-        assert not may_return(reason)
-
-
-def test_it_is_told_in_one_line_each() -> None:
+def test_a_loss_and_a_return_are_one_line_each_and_a_failed_try_is_none() -> None:
     assert describe_connection(Disconnected("connection reset", 0.26)) == [
-        "Connection lost: connection reset; trying again in 0.3 s"
+        "Connection lost: connection reset; reconnecting"
     ]
-    assert describe_connection(Disconnected("connection refused", 30, 3)) == [
-        "Cannot connect: connection refused; trying again in 30.0 s"
-    ]
+    assert describe_connection(Disconnected("connection refused", 30, 3)) == []
     assert describe_connection(Reconnected(resumed=True, again=3)) == ["Connected again"]
     assert describe_connection(Reconnected(resumed=False, again=3, unsure=2)) == [
         "Connected again, as somebody new: the server has forgotten us",
         "What was not accepted is sent again, and may be said twice",
         "2 said before may not have arrived",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "words"),
+    [
+        (1, 0.2, "reconnecting (1st try, next in 1 s)"),
+        (2, 1.0, "reconnecting (2nd try, next in 1 s)"),
+        (3, 3.2, "reconnecting (3rd try, next in 4 s)"),
+        (11, 30, "reconnecting (11th try, next in 30 s)"),
+        (22, 0, "reconnecting (22nd try)"),
+        (113, -4, "reconnecting (113th try)"),
+    ],
+)
+def test_the_next_try_is_told_in_a_few_words(number: int, seconds: float, words: str) -> None:
+    assert describe_retry(number, seconds) == words
 
 
 # --- Where ---------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ async def test_the_echo_bot_repeats_what_people_say(tmp_path: Path) -> None:
     ):
         await alice.send("hello", "echo: not this", "bye")
         assert await alice.lines(2) == ["[echo] echo: hello", "[echo] echo: bye"]
-        server.process.terminate()
+        bot.signal(signal.SIGINT)
         assert await bot.wait() == 0
         assert bot.err == ""
 
@@ -172,7 +172,7 @@ async def test_who_asks_for_dice_and_goes_does_not_take_the_bot_along(tmp_path: 
         async with person(server.port, "bob") as bob:
             await bob.send("/msg dice 1d1")
             assert await bob.line() == "[dice → you] 1d1: 1"
-        server.process.terminate()
+        bot.signal(signal.SIGINT)
         assert await bot.wait() == 0
 
 
@@ -204,7 +204,7 @@ async def test_a_bridge_carries_what_is_said_both_ways_with_names(tmp_path: Path
         await bob.send("still there?")
         assert await alice.line() == "[bridge] <bob> still there?"
 
-        here.process.terminate()
+        bridge.signal(signal.SIGINT)
         assert await bridge.wait() == 0
         assert bridge.err == ""
         await there.wait_for("Client 1 disconnected\n")
@@ -249,11 +249,24 @@ async def test_a_bridge_whose_sides_break_off_stands_again_when_they_do(tmp_path
 async def test_there_is_no_bridge_to_a_server_that_grants_no_names(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as here,
+        listening() as (listener, port),
+        example(tmp_path, "bridge.py", LOOPBACK, here.port, LOOPBACK, port) as bridge,
+        await listener.accept() as stream,
+    ):
+        await stream.send_all(b"a banner\n")
+        assert await bridge.wait() == 1
+        assert bridge.err == "bridge: a server that grants no names could have two bridges\n"
+
+
+async def test_there_is_no_bridge_to_a_server_that_does_not_answer(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path) as here,
         listening() as (_, port),  # and never a word
         example(tmp_path, "bridge.py", LOOPBACK, here.port, LOOPBACK, port) as bridge,
     ):
         assert await bridge.wait() == 1
-        assert bridge.err == "bridge: a server that grants no names could have two bridges\n"
+        assert bridge.err.startswith("bridge: the server did not answer in 10 s")
+        assert bridge.err.count("\n") == 1
 
 
 # --- A log ----------------------------------------------------------------------------------------
@@ -298,7 +311,7 @@ async def test_a_log_is_followed_wherever_it_goes(tmp_path: Path) -> None:
         append(log, "".join(f"{number}\n" for number in range(5000)))
         assert await alice.lines(5000) == [f"[log] {number}" for number in range(5000)]
 
-        server.process.terminate()
+        follower.signal(signal.SIGINT)
         assert await follower.wait() == 0
         assert follower.err == ""
 

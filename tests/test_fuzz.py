@@ -11,6 +11,7 @@ import pytest
 
 from multichat.framing import LineDecoder
 from multichat.handshake import Handshake
+from multichat.messages import Welcome
 from tests.fuzz import reference
 from tests.fuzz.__main__ import main
 from tests.fuzz.campaign import CORPUS, failure_of, fuzz_plainly, read_corpus
@@ -93,9 +94,14 @@ def test_a_decoder_that_buffers_an_endless_line_is_found(monkeypatch: pytest.Mon
     assert "over-long-unended" in failures("framing")
 
 
-def test_a_handshake_that_remembers_without_end_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handshake, "full", False)
-    assert "paste-over-what-is-remembered" in failures("handshake")
+def test_a_handshake_that_takes_chat_for_an_answer_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forget(self: Handshake, welcome: Welcome) -> None:  # that chat is dropped with it
+        self.welcome, self.settled = welcome, True
+
+    monkeypatch.setattr(Handshake, "_be_welcomed", forget)
+    assert "welcome-behind-chat" in failures("handshake")
 
 
 # --- The second opinion ---------------------------------------------------------------------------

@@ -1,29 +1,37 @@
-"""The handshake: which voice is spoken, whenever and however a server answers a hello."""
+"""The beginning of a connection: JSON, plain text or no answer, and nothing guessed."""
 
-from itertools import pairwise
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
-from multichat.handshake import Handshake
-from multichat.messages import (
-    PROTOCOL,
-    Error,
-    Event,
+from multichat import (
+    Chat,
+    ClientTimeouts,
+    ConnectionLost,
     Goodbye,
-    Hello,
-    Joined,
-    Limits,
+    NoJson,
     Notice,
+    Refused,
     Said,
-    Welcome,
+    open_chat,
 )
+from multichat.handshake import Handshake
+from multichat.messages import PROTOCOL, Error, Hello, Limits, Welcome
+from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
 pytestmark = pytest.mark.unit
 
-UNKNOWN = "[Server] unknown command /json; /help lists them; start with // to say a line"
+ASKED = "[Server] a password is asked for: /auth PASSWORD"
+ACCEPTED = "[Server] password accepted"
 
 
 def welcome(name: str = "Client 7", room: str = "lobby") -> Welcome:
@@ -32,323 +40,271 @@ def welcome(name: str = "Client 7", room: str = "lobby") -> Welcome:
     )
 
 
-def spelled(*events: Event) -> str:
-    """The run of lines that a server spells *events* with in JSON."""
-    return b"".join(map(JSON.spell, events)).decode().removesuffix("\n")
+def line_of(event: Any) -> str:
+    return JSON.spell(event).decode().removesuffix("\n")
 
 
-NO_JSON = Error("invalid-request", "that is no request")
-EMPTY = Error("empty-text", "an empty message cannot be said")
-NAME_TAKEN = Error("name-taken", "the name alice is taken")
-BAD_ROOM = Error("invalid-name", "a room has no such name")
-
-
-def given_up(hello: Hello | None = None, *, sent: str = "") -> Handshake:
-    shake = Handshake(hello or Hello(PROTOCOL))
-    shake.give_up()
-    if sent:
-        shake.sent(sent)
-    return shake
-
-
-def test_before_an_answer_nothing_may_be_sent() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    assert (shake.voice, shake.welcome, shake.ready) == (TEXT, None, False)
-    assert not shake.resending
-    assert not shake.unproven
-
-
-def test_a_welcome_at_once_settles_it() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    assert shake.hear(spelled(welcome())) == [welcome()]
-    assert (shake.voice, shake.welcome, shake.ready) == (JSON, welcome(), True)
-    assert not shake.late
-    assert not shake.resending
-    assert shake.hear(spelled(NO_JSON)) == [NO_JSON], "an error is now somebody's own"
-
-
-def test_what_others_said_before_the_welcome_is_text_and_what_follows_is_json() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    before = '[Client 1] {"type":"welcome"}\n* Client 2 waves\n{"type":"quit"}'
-    after = spelled(Joined(8, "Client 8"), Goodbye("full"))
-    assert shake.hear(f"{before}\n{spelled(welcome())}\n{after}") == [
-        Said(name="Client 1", text='{"type":"welcome"}'),
-        Said(name="Client 2", text="waves", act=True),
-        Said(name="", text='{"type":"quit"}'),
-        welcome(),
-        Joined(8, "Client 8"),
-        Goodbye("full"),
-    ]
-    assert shake.voice is JSON
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"type":"welcome"',
-        '{"type":"welcome"}',
-        '{"type":"welcome","protocol":"x"}',
-        '{"type":"welcome"} ',
-        f" {spelled(welcome())}",
-        f"[Client 1] {spelled(welcome())}",
-        f"[Server] {spelled(welcome())}",
-    ],
-)
-def test_what_is_no_welcome_does_not_pass_for_one(line: str) -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    run = f"{line}\nhello"
-    assert [TEXT.lines(event) for event in shake.hear(run)] == run.split("\n")
-    assert (shake.voice, shake.welcome, shake.ready) == (TEXT, None, False)
-    assert shake.hear(spelled(welcome())) == [welcome()]
-
-
-def test_without_an_answer_text_is_spoken() -> None:
-    shake = given_up()
-    assert (shake.voice, shake.ready) == (TEXT, True)
-    assert shake.hear("[Client 1] hi") == [Said(name="Client 1", text="hi")]
-    assert not shake.unproven
-    shake.sent("hello")
-    assert shake.unproven
-
-
-def test_a_server_that_does_not_know_the_hello_speaks_text_at_once() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    run = f"[Client 1] a\n{UNKNOWN}\n[Client 1] b"
-    said = [Said(name="Client 1", text="a"), Said(name="Client 1", text="b")]
-    assert shake.hear(run) == said
-    assert (shake.voice, shake.ready) == (TEXT, True)
-    shake.sent("hello")
-    assert not shake.unproven, "it will not be read as JSON"
-    notice = Notice(UNKNOWN.removeprefix("[Server] "))
-    assert shake.hear(UNKNOWN) == [notice], "the next one was typed"
-
-
-def test_a_server_may_say_late_that_it_does_not_know_the_hello() -> None:
-    shake = given_up(sent="hello")
-    assert shake.hear(UNKNOWN) == []
-    assert shake.ready
-    assert not shake.unproven
-
-
-def test_what_another_client_says_about_the_hello_is_chat() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    assert shake.hear("[Client 1] unknown command /json") != []
-    assert not shake.ready
-
-
-def test_a_welcome_after_the_hello_was_not_known_is_chat() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    shake.hear(UNKNOWN)
-    assert shake.hear(spelled(welcome())) == [Said(name="", text=spelled(welcome()))]
-    assert (shake.voice, shake.welcome) == (TEXT, None)
-
-
-def test_a_welcome_after_the_hello_was_not_known_is_chat_in_the_same_read_too() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    run = f"{UNKNOWN}\n{spelled(welcome())}"
-    assert shake.hear(run) == [Said(name="", text=spelled(welcome()))]
-    assert (shake.voice, shake.welcome) == (TEXT, None)
-
-
-def test_whoever_is_plain_takes_no_line_for_a_welcome() -> None:
-    shake = Handshake(Hello(PROTOCOL), plain=True)
-    assert (shake.voice, shake.ready) == (TEXT, True)
-    shake.sent("hello")
-    assert not shake.unproven
-    assert shake.hear(spelled(welcome())) == [Said(name="", text=spelled(welcome()))]
-    assert shake.hear(UNKNOWN) == [Notice(UNKNOWN.removeprefix("[Server] "))]
-    assert (shake.voice, shake.welcome) == (TEXT, None)
-
-
-def test_a_late_welcome_with_nothing_sent_meanwhile_settles_it() -> None:
-    shake = given_up()
-    assert shake.hear(spelled(welcome())) == [welcome()]
-    assert (shake.voice, shake.ready, shake.late) == (JSON, True, True)
-    assert not shake.resending
-
-
-def test_after_a_late_welcome_what_was_typed_meanwhile_is_sent_again_as_it_is_refused() -> None:
-    shake = given_up(sent="one\n/name alice")
-    shake.sent("three")
-    assert shake.hear(spelled(welcome())) == [welcome()]
-    assert (shake.voice, shake.ready, shake.late) == (JSON, False, True)
-    assert not shake.unproven
-    assert shake.resending
-    assert shake.again == []
-    joined = Joined(8, "Client 8")
-    assert shake.hear(spelled(NO_JSON, joined, NO_JSON)) == [joined]
-    assert shake.again == ["one", "/name alice"]
-    shake.again.clear()
-    assert shake.hear(spelled(NO_JSON)) == []
-    assert (shake.again, shake.resending) == (["three"], True)
-    shake.again.clear()
-    assert (shake.ready, shake.resending) == (False, False)
-    shake.forgive()
-    assert shake.ready
-    assert shake.hear(spelled(NO_JSON)) == [NO_JSON]
-
-
-def test_the_refusals_may_come_in_the_same_read_as_the_late_welcome() -> None:
-    shake = given_up(sent="one\ntwo")
-    assert shake.hear("[Client 1] x\n" + spelled(welcome(), NO_JSON, NO_JSON)) == [
-        Said(name="Client 1", text="x"),
-        welcome(),
-    ]
-    assert shake.again == ["one", "two"]
-
-
-def test_what_was_a_request_in_json_too_is_not_sent_again() -> None:
-    who, empty = '{"type":"who"}', '{"type":"say","text":""}'
-    shake = given_up(sent=f"one\n{who}\n{empty}\nfour")
-    shake.hear(spelled(welcome()))
-    answer = Error("nobody-there", "nobody here is called x", nonce=7)
-    assert shake.hear(spelled(NO_JSON, answer, EMPTY, NO_JSON)) == [answer]
-    assert shake.again == ["one", empty, "four"]
-
-
-def test_only_requests_in_json_leave_nothing_to_wait_for() -> None:
-    shake = given_up(sent='{"type":"who"}\n{"type":"say","text":"x"}')
-    shake.hear(spelled(welcome()))
-    assert shake.ready
-    assert not shake.resending
-
-
-def test_a_blank_line_is_no_request_in_json_and_is_sent_again() -> None:
-    shake = given_up(sent=" \nhello")
-    assert shake.hear(spelled(welcome(), NO_JSON, NO_JSON)) == [welcome()]
-    assert shake.again == [" ", "hello"]
-
-
-def test_what_was_not_refused_in_time_counts_as_accepted() -> None:
-    shake = given_up(sent="one\ntwo")
-    shake.hear(spelled(welcome(), NO_JSON))
-    shake.forgive()
-    assert shake.ready
-    assert shake.again == ["one"]
-    assert shake.hear(spelled(NO_JSON)) == [NO_JSON]
-    assert shake.again == ["one"]
-
-
-def test_what_cannot_be_remembered_any_more_is_full_until_it_is_concluded() -> None:
-    shake = given_up(sent="x" * (1024 * 1024 - 1))
-    states = [shake.full]
-    shake.sent("y")
-    states.append(shake.full)
-    shake.conclude()
-    states.append(shake.full)
-    assert states == [False, True, False]
-    assert not shake.unproven
-    run = spelled(welcome(), NO_JSON)
-    assert shake.hear(run) == list(TEXT.parse_events(run))  # somebody's chat
-    assert not shake.resending
-
-
-def test_what_was_not_sent_after_all_is_not_owed() -> None:
-    shake = given_up(sent="one")
-    shake.sent("two\nthree")
-    shake.not_sent("two\nthree")
-    shake.hear(spelled(welcome(), NO_JSON, NO_JSON))
-    assert shake.again == ["one"]
-
-
-def test_a_line_that_was_too_long_is_refused_in_its_place() -> None:
-    shake = given_up(sent="long\none\ntwo")
-    too_long = Error("line-too-long", "the line was longer than 65536 bytes and was dropped")
-    assert shake.hear(spelled(welcome(), too_long, NO_JSON, NO_JSON)) == [welcome()]
-    assert shake.again == ["long", "one", "two"]
-
-
-@pytest.mark.parametrize(
-    ("hello", "answer", "errors"),
-    [
-        (Hello(PROTOCOL, "alice", "den"), welcome("alice", "den"), []),
-        (Hello(PROTOCOL, "ＡＬＩＣＥ", "Den"), welcome("alice", "den"), []),
-        (Hello(PROTOCOL, "alice"), welcome(), [NAME_TAKEN]),
-        (Hello(PROTOCOL, room="*"), welcome(), [BAD_ROOM]),
-        (Hello(PROTOCOL, "alice", "*"), welcome("alice"), [BAD_ROOM]),
-        (Hello(PROTOCOL, "alice", "*"), welcome(), [BAD_ROOM, NAME_TAKEN]),
-        (Hello(PROTOCOL, ""), welcome(), [Error("invalid-name", "at least one")]),
-    ],
-)
-def test_wishes_that_are_not_granted_are_explained_after_the_welcome(
-    hello: Hello, answer: Welcome, errors: list[Error]
-) -> None:
-    shake = Handshake(hello)
-    assert shake.hear(spelled(answer)) == [answer]
-    for error in errors:
-        assert not shake.ready
-        assert shake.hear(spelled(error)) == []
-    assert shake.ready
-    assert shake.refusals == errors
-    assert shake.hear(spelled(NO_JSON)) == [NO_JSON]
-
-    at_once = Handshake(hello)
-    assert at_once.hear(spelled(answer, *errors, NO_JSON)) == [answer, NO_JSON]
-    assert at_once.refusals == errors
-
-
-def test_a_late_refusal_of_a_wish_is_not_taken_for_that_of_a_line() -> None:
-    shake = given_up(Hello(PROTOCOL, "alice"), sent="hello")
-    told = shake.hear(spelled(welcome(), NAME_TAKEN, NO_JSON))
-    assert NO_JSON not in told
-    assert NAME_TAKEN in [*told, *shake.refusals]
-    assert shake.again == ["hello"]
-
-
-def test_an_error_about_a_json_request_is_not_taken_for_the_refusal_of_a_line() -> None:
-    shake = given_up(sent='{"type":"name","name":"alice"}\nhello')
-    assert shake.hear(spelled(welcome(), NAME_TAKEN, NO_JSON)) == [welcome(), NAME_TAKEN]
-    assert shake.again == ["hello"]
-
-
-@pytest.mark.parametrize("in_one_read", [False, True])
-def test_a_second_welcome_changes_nothing(in_one_read: bool) -> None:
-    shake = given_up(sent="hello")
-    first, second = welcome(), welcome("mallory", "elsewhere")
-    if in_one_read:
-        told = shake.hear(spelled(first, second, NO_JSON))
-    else:
-        told = [event for each in (first, second, NO_JSON) for event in shake.hear(spelled(each))]
-    assert told == [first, second]
-    assert (shake.voice, shake.welcome) == (JSON, first)
-    assert shake.again == ["hello"]
-    shake.forgive()
-    assert shake.ready
-
-
-FROM_A_SERVER = [
-    "[Client 1] hi",
-    "* Client 1 waves",
+WELCOME = line_of(welcome())
+CHAT = ["[bob] hello", "* bob waves", "[bob → you] psst", "[Server] back at noon"]
+FOREIGN = [
+    "hello",
+    "bob> hello",
+    "{}",
+    '{"type":"said","name":"x","text":"y"}',
     '{"type":"welcome"}',
-    "[Server] full",
-    spelled(welcome()),
-    spelled(welcome("mallory")),
-    spelled(NO_JSON),
-    spelled(NAME_TAKEN),
-    spelled(Joined(8, "Client 8")),
-    '{"type":"weather"}',
-    "[" * 100,
+    '/json {"protocol":1}',  # an echo
+    "[Server] unknown command /json; /help lists them",
 ]
 
 
-@given(
-    st.lists(st.sampled_from(FROM_A_SERVER), min_size=1, max_size=8),
-    st.lists(st.integers(1, 7), max_size=4),
-    st.booleans(),
-    st.builds(Hello, st.just(PROTOCOL), st.sampled_from([None, "alice"])),
-)
-def test_what_is_heard_does_not_depend_on_how_the_lines_were_read(
-    lines: list[str], cuts: list[int], late: bool, hello: Hello
-) -> None:
-    def begun() -> Handshake:
-        return given_up(hello, sent="one\ntwo") if late else Handshake(hello)
+# --- Pure ----------------------------------------------------------------------------------------
 
-    whole, cut = begun(), begun()
-    edges = sorted({0, len(lines), *(each for each in cuts if each < len(lines))})
-    heard = [event for a, b in pairwise(edges) for event in cut.hear("\n".join(lines[a:b]))]
-    assert whole.hear("\n".join(lines)) == heard
-    for shake in (whole, cut):
-        assert (shake.voice is JSON) == (shake.welcome is not None)
-        assert shake.again == ["one", "two"][: len(shake.again)]
-    assert (whole.voice, whole.welcome, whole.late) == (cut.voice, cut.welcome, cut.late)
-    assert (whole.ready, whole.again, whole.refusals) == (cut.ready, cut.again, cut.refusals)
+
+def test_a_welcome_settles_json() -> None:
+    shake = Handshake(Hello(PROTOCOL))
+    assert not shake.settled
+    assert shake.hear(WELCOME) == [welcome()]
+    assert (shake.voice, shake.welcome, shake.settled) == (JSON, welcome(), True)
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+def test_any_other_line_settles_text_for_good(line: str) -> None:
+    shake = Handshake(Hello(PROTOCOL))
+    [event] = shake.hear(line)
+    assert TEXT.lines(event) == line
+    assert (shake.voice, shake.settled) == (TEXT, True)
+    assert shake.hear(WELCOME) == [Said(name="", text=WELCOME)]
+    assert shake.welcome is None
+
+
+@pytest.mark.parametrize("line", [*CHAT, ASKED, ACCEPTED, "[Server] goodbye: banned"])
+def test_what_a_server_of_ours_may_say_before_it_has_read_the_hello_settles_nothing(
+    line: str,
+) -> None:
+    shake = Handshake(Hello(PROTOCOL))
+    events = shake.hear(line)
+    assert all(isinstance(event, Goodbye) for event in events)
+    assert not shake.settled
+    assert shake.hear(WELCOME) == [welcome()]
+    assert shake.settled
+
+
+def test_chat_before_a_welcome_is_dropped_and_before_text_it_is_told() -> None:
+    shake = Handshake(Hello(PROTOCOL))
+    assert shake.hear("\n".join(CHAT)) == []
+    assert shake.chatting
+    told = Handshake(Hello(PROTOCOL))
+    assert told.hear("\n".join([*CHAT, WELCOME, line_of(Notice("x"))])) == [welcome(), Notice("x")]
+    assert not told.chatting
+    shake = Handshake(Hello(PROTOCOL))
+    shake.hear("\n".join(CHAT))
+    assert [TEXT.lines(event) for event in shake.hear("and this\nand that")] == [
+        *CHAT,
+        "and this",
+        "and that",
+    ]
+
+
+def test_chat_before_the_welcome_is_bounded() -> None:
+    for line, most in (("[b] x", 25_000), ("[b] " + "x" * 10_000, 500)):
+        shake = Handshake(Hello(PROTOCOL))
+        heard = 0
+        for _ in range(most):
+            heard += len(shake.hear(line))
+        assert shake.settled
+        assert heard == most
+
+
+def test_in_text_a_welcome_is_a_line_like_any_other() -> None:
+    shake = Handshake(Hello(PROTOCOL), plain=True)
+    assert shake.settled
+    assert shake.hear(WELCOME) == [Said(name="", text=WELCOME)]
+
+
+def test_a_server_that_is_known_to_speak_json_is_not_spoken_to_in_text() -> None:
+    shake = Handshake(Hello(PROTOCOL, session="x"), knows_json=True)
+    for line in (*CHAT, *FOREIGN):
+        assert shake.hear(line) == []
+        assert not shake.settled
+    assert shake.hear(WELCOME) == [welcome()]
+
+
+def test_wishes_that_are_refused_are_told_apart_from_other_errors() -> None:
+    taken = Error("name-taken", "the name alice is taken")
+    bad_room = Error("invalid-name", "a room has no such name")
+    shake = Handshake(Hello(PROTOCOL, "alice", "no such"))
+    assert shake.hear(WELCOME) == [welcome()]
+    assert (shake.settled, shake.refusals) == (False, [])
+    assert shake.hear(f"{line_of(bad_room)}\n{line_of(taken)}\n{line_of(taken)}") == [taken]
+    assert shake.refusals == [bad_room, taken]
+    assert shake.settled
+    shake = Handshake(Hello(PROTOCOL, "a b", "c d"))
+    assert shake.hear(f"{WELCOME}\n{line_of(bad_room)}\n{line_of(Notice('x'))}") == [
+        welcome(),
+        Notice("x"),
+    ]
+    assert shake.settled  # one refusal for two wishes that were refused for the same reason
+
+
+lines = st.sampled_from(
+    [*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, line_of(Error("x", "y")), "[Server] goodbye: x"]
+)
+
+
+@given(st.lists(lines, min_size=1), st.booleans(), st.sampled_from([None, "alice"]))
+def test_a_run_of_lines_is_heard_as_each_line_alone(
+    said: list[str], knows_json: bool, name: str | None
+) -> None:
+    one, other = (Handshake(Hello(PROTOCOL, name), knows_json=knows_json) for _ in range(2))
+    assert one.hear("\n".join(said)) == [event for line in said for event in other.hear(line)]
+    assert vars(one) == vars(other)
+
+
+# --- With a server that follows a script ---------------------------------------------------------
+
+
+@asynccontextmanager
+async def server_that_says(*said: str, **options: Any) -> AsyncIterator[tuple[Chat, Any]]:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(*said)
+    async with open_chat(ours, **options) as chat:
+        assert (await server.line()).startswith("/json")
+        yield chat, server
+        await server.stream.aclose()
+        with pytest.raises(ConnectionLost):
+            while await chat.receive():
+                pass
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+async def test_a_plain_server_is_spoken_to_in_text_at_once(
+    line: str, autojump_clock: MockClock
+) -> None:
+    async with server_that_says(line) as (chat, server):
+        assert trio.current_time() < 0.1
+        assert chat.fell_back
+        assert TEXT.lines(await anext(chat)) == line
+        await chat.say("/usr", "hi")
+        assert await server.lines(2) == ["//usr", "hi"]
+        await server.send(WELCOME)  # no late switch back
+        assert await anext(chat) == Said(name="", text=WELCOME)
+        await chat.say("still text")
+        assert await server.line() == "still text"
+
+
+async def test_a_plain_server_that_only_tags_chat_is_given_a_moment(
+    autojump_clock: MockClock,
+) -> None:
+    timeouts = ClientTimeouts(lobby=3)
+    async with server_that_says("[bob] hello", timeouts=timeouts) as (chat, server):
+        assert trio.current_time() == pytest.approx(3)
+        assert chat.fell_back
+        assert await anext(chat) == Said(name="bob", text="hello")
+        await chat.say("hi")
+        assert await server.line() == "hi"
+
+
+@pytest.mark.parametrize("timeouts", [ClientTimeouts(), ClientTimeouts(answer=3)])
+async def test_silence_is_an_error_that_names_the_way_out(
+    timeouts: ClientTimeouts, autojump_clock: MockClock
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    words = f"the server did not answer in {timeouts.answer:g} s; use --plain"
+    with pytest.raises(NoJson, match=words):
+        async with open_chat(ours, timeouts=timeouts):
+            pytest.fail("nobody answered")
+    assert trio.current_time() == pytest.approx(timeouts.answer)
+    assert await ScriptedClient(theirs).rest() == ['/json {"protocol":1}']  # and nothing else
+
+
+async def test_a_server_that_closes_without_an_answer_is_lost(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_eof()
+    with pytest.raises(ConnectionLost, match="the server closed the connection"):
+        async with open_chat(ours):
+            pytest.fail("nobody answered")
+
+
+async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+
+    async def answer() -> None:
+        await trio.sleep(9)
+        await server.send(WELCOME)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        async with open_chat(ours) as chat:
+            assert chat.voice is JSON
+            await chat.say("hi")
+            assert await server.line() == '/json {"protocol":1}'
+            said = json.loads(await server.line())
+            assert said["text"] == "hi"
+            await server.send(f'{{"type":"accepted","nonce":{said["nonce"]},"id":"x-1"}}')
+            nursery.start_soon(server.finish)
+
+
+async def test_a_goodbye_instead_of_an_answer_is_told(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send("[Server] goodbye: the server is full (1 clients)")
+    await server.finish()
+    async with open_chat(ours) as chat:
+        assert not chat.fell_back
+        assert [event async for event in chat] == [Goodbye("the server is full (1 clients)")]
+        assert trio.current_time() < 0.1
+
+
+async def test_a_wish_that_is_refused_twice_for_one_reason_does_not_wait(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network:
+        with pytest.raises(Refused, match="a name consists of"):
+            async with network.chat(name="a b", room="c d"):
+                pytest.fail("both are no names")
+        assert trio.current_time() < 1
+
+
+async def test_a_busy_lobby_does_not_turn_a_json_client_into_a_text_client(
+    autojump_clock: MockClock,
+) -> None:
+    """The lobby's chat reaches a client that is connected and whose hello has not been read."""
+    async with memory_server() as network:
+        talker = await network.join()
+        for i in range(20):
+            stream = network.connect()
+            await trio.testing.wait_all_tasks_blocked()  # the client is in the lobby
+            await talker.send(*["said before the hello"] * 10)
+            await trio.testing.wait_all_tasks_blocked()
+            async with open_chat(stream) as chat:
+                assert chat.voice is JSON
+                await talker.send(f"said after it {i}")
+                event = await anext(chat)
+                assert isinstance(event, Said)
+                assert event.text == f"said after it {i}"
+
+
+# --- The password --------------------------------------------------------------------------------
+
+
+async def test_a_password_request_is_no_proof_of_a_plain_server(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+
+    async def admit() -> None:
+        await server.send(ASKED)
+        assert (await server.line()).startswith("/json")
+        await server.send(ASKED)  # the server took the hello for a word that is no password
+        assert await server.line() == "/auth swordfish"
+        await trio.sleep(20)
+        await server.send(ACCEPTED, "[bob] in the lobby")
+        await trio.sleep(5)
+        await server.send(WELCOME)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(admit)
+        async with open_chat(ours, password="swordfish") as chat:
+            assert chat.voice is JSON
+            nursery.start_soon(server.finish)

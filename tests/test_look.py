@@ -147,12 +147,7 @@ WELCOME = Welcome(
         (
             Disconnected(reason="reset", retry_seconds=0.25),
             WARNING,
-            "! Connection lost: reset; trying again in 0.2 s",
-        ),
-        (
-            Disconnected(reason="refused", retry_seconds=1, failures=2),
-            DIM,
-            "· Cannot connect: refused; trying again in 1.0 s",
+            "! Connection lost: reset; reconnecting",
         ),
         (Reconnected(resumed=True), DIM, "· Connected again"),
         (Missed(count=3), WARNING, "! 3 messages skipped"),

@@ -14,7 +14,6 @@ from trio.testing import MockClock
 
 import multichat
 from multichat import (
-    Chat,
     Notice,
     Refused,
     Server,
@@ -24,7 +23,7 @@ from multichat import (
     open_chat,
 )
 from multichat.client import Endpoint
-from multichat.link import ASKING_SECONDS, HELLO_SECONDS, PASSWORD_SECONDS
+from multichat.config import DEFAULT_TIMEOUTS
 from multichat.shell import read_password_file
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
@@ -110,43 +109,13 @@ async def test_a_password_that_nobody_asks_for_is_not_said(autojump_clock: MockC
                 assert (chat.voice is TEXT) == plain
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
-    async with open_chat(ours, password=SECRET) as chat:
-        assert (await server.line()).startswith("/json")
-        assert trio.current_time() >= ASKING_SECONDS  # nobody answers
+    async with open_chat(ours, password=SECRET, plain=True) as chat:
+        assert trio.current_time() >= DEFAULT_TIMEOUTS.password_request  # nobody asks
         await chat.say("hello")
         assert await server.line() == "hello"
         await theirs.aclose()
         with pytest.raises(multichat.ConnectionLost):
             await anext(chat)
-
-
-@pytest.mark.parametrize("password", [None, SECRET])
-async def test_a_server_that_asks_late_took_nothing_of_what_was_said(
-    password: str | None, autojump_clock: MockClock
-) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    server = ScriptedClient(theirs)
-    late = (HELLO_SECONDS if password is None else ASKING_SECONDS) + 0.5
-
-    async def ask() -> None:
-        await trio.sleep(late)
-        for _ in range(3):  # the hello, and two lines
-            await server.send(ASKED)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(ask)
-        async with AsyncExitStack() as stack:
-            chat: Chat = await stack.enter_async_context(open_chat(ours, password=password))
-            assert chat.fell_back
-            await chat.say("one", "two")
-            await trio.sleep(2)
-            with pytest.raises(Refused) as refused:
-                await chat.finish()
-            assert refused.value.code == "password-required"
-            await theirs.aclose()
-            with pytest.raises((Refused, multichat.ConnectionLost)):
-                await stack.aclose()
-        await theirs.aclose()
 
 
 async def test_who_waits_for_a_wrong_one_of_another_is_not_given_up_on(
@@ -161,7 +130,7 @@ async def test_who_waits_for_a_wrong_one_of_another_is_not_given_up_on(
         await server.line()
         assert await server.line() == f"/auth {SECRET}"
         await server.send(ASKED)  # for the hello
-        await trio.sleep(PASSWORD_SECONDS - 1)
+        await trio.sleep(DEFAULT_TIMEOUTS.password - 1)
         await server.send("[Server] password accepted", WELCOME)
         assert (await server.line()).startswith("/json")
         await theirs.send_eof()
@@ -179,7 +148,7 @@ async def test_a_server_that_never_accepts_it_is_given_up_on(autojump_clock: Moc
         async with open_chat(ours, password=SECRET):
             pytest.fail("it came in")
     assert refused.value.code == "password-required"
-    assert trio.current_time() == PASSWORD_SECONDS
+    assert trio.current_time() == DEFAULT_TIMEOUTS.password
 
 
 # --- The file ------------------------------------------------------------------------------------
@@ -417,6 +386,7 @@ async def test_a_password_stands_nowhere_where_others_look(tmp_path: Path) -> No
             assert WRONG not in line
         server.signal(signal.SIGINT)
         assert await server.wait() == 0
+        clients[1].signal(signal.SIGINT)  # it would reconnect
         for client in clients:
             assert await client.wait() == 0
     written = [(tmp_path / "log").read_text("utf-8")]

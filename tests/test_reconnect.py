@@ -28,11 +28,19 @@ from multichat import (
     open_chat,
 )
 from multichat.chat import MAX_UNACCEPTED
-from multichat.comeback import EVERYTHING, FIRST_SECONDS, MOST_SECONDS
-from multichat.conversation import FINISH_AWAY_SECONDS
+from multichat.comeback import EVERYTHING
+from multichat.config import DEFAULT_TIMEOUTS
+from multichat.messages import GOODBYES
 from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
+
+
+FIRST, LONGEST = DEFAULT_TIMEOUTS.first_retry, DEFAULT_TIMEOUTS.longest_retry
+
+
+RECONNECT = [code for code, reconnect in GOODBYES.items() if reconnect]
+FINAL = [code for code, reconnect in GOODBYES.items() if not reconnect]
 
 
 class Peer(ScriptedClient):
@@ -143,7 +151,7 @@ async def test_what_was_missed_follows_and_nothing_is_heard_twice(
         lost = await anext(chat)
         assert isinstance(lost, Disconnected)
         assert lost.reason == CLOSED
-        assert FIRST_SECONDS / 2 <= lost.retry_seconds <= FIRST_SECONDS
+        assert FIRST / 2 <= lost.retry_seconds <= FIRST
         connected = [chat.connected]
         peer = await network.peer()
         await peer.send("[bob] this is heard in text, and once more below")
@@ -255,7 +263,7 @@ async def test_each_try_that_fails_is_told_and_the_pauses_grow(autojump_clock: M
             event = await anext(chat)
             assert isinstance(event, Disconnected)
             assert event.failures == failures
-            most = min(FIRST_SECONDS * 2**failures, MOST_SECONDS)
+            most = min(FIRST * 2**failures, LONGEST)
             assert most / 2 <= event.retry_seconds <= most
             assert event.reason == ("connection refused" if failures else CLOSED)
         network.down = None
@@ -266,7 +274,7 @@ async def test_each_try_that_fails_is_told_and_the_pauses_grow(autojump_clock: M
         await peer.reset()
         event = await anext(chat)
         assert isinstance(event, Disconnected)
-        assert (event.failures, event.retry_seconds <= FIRST_SECONDS) == (0, True)
+        assert (event.failures, event.retry_seconds <= FIRST) == (0, True)
 
 
 @pytest.mark.parametrize("script", ["before the hello", "in the hello", "silent", "in the welcome"])
@@ -344,13 +352,27 @@ async def test_of_a_room_in_which_nothing_had_been_said_all_was_missed(
             nursery.start_soon(peer.finish)
 
 
-async def test_those_who_were_too_slow_come_back(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(
+    "goodbye",
+    [
+        *({"reason": "any words", "code": code, "reconnect": True} for code in RECONNECT),
+        {"reason": "any words", "code": "not-known-yet", "reconnect": True},
+        # What servers of older versions say.
+        {"reason": "too slow"},
+        {"reason": "too far behind"},
+        {"reason": "nothing said for 60 s"},
+        {"reason": "the server is shutting down"},
+    ],
+)
+async def test_after_a_goodbye_that_allows_it_the_client_reconnects(
+    goodbye: dict[str, Any], autojump_clock: MockClock
+) -> None:
     async with conversation() as (chat, network, peer):
-        await peer.tell("goodbye", reason="too slow")
+        await peer.tell("goodbye", **goodbye)
         await peer.finish()
         event = await anext(chat)
         assert isinstance(event, Disconnected)
-        assert event.reason == "too slow"
+        assert event.reason == goodbye["reason"]
         assert chat.goodbye is None
         peer = await network.peer()
         await peer.welcome()
@@ -358,15 +380,40 @@ async def test_those_who_were_too_slow_come_back(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize(
-    "reason", ["kicked", "taken over by a new connection", "the server is shutting down"]
+    "goodbye",
+    [
+        *({"reason": "any words", "code": code, "reconnect": False} for code in FINAL),
+        {"reason": "too slow", "code": "too-slow", "reconnect": False},
+        {"reason": "kicked"},
+        {"reason": "banned for 9 min"},
+        {"reason": "taken over by a new connection"},
+        {"reason": "words of another server"},
+    ],
 )
-async def test_any_other_goodbye_is_the_end(reason: str, autojump_clock: MockClock) -> None:
+async def test_any_other_goodbye_is_the_end(
+    goodbye: dict[str, Any], autojump_clock: MockClock
+) -> None:
     async with conversation() as (chat, network, peer):
-        await peer.tell("goodbye", reason=reason)
+        await peer.tell("goodbye", **goodbye)
         await peer.finish()
-        assert [event async for event in chat] == [Goodbye(reason)]
-        assert chat.goodbye == reason
+        assert [event async for event in chat] == [Goodbye(**goodbye)]
+        assert chat.goodbye == goodbye["reason"]
         assert len(network.dialled) == 1
+
+
+@pytest.mark.parametrize(("after", "least"), [(20, 20), (1e9, 300), (0, 0), (-1, 0)])
+async def test_a_goodbye_may_say_when_to_come_back(
+    after: float, least: float, autojump_clock: MockClock
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason="x", code="draining", reconnect=True, after=after)
+        await peer.finish()
+        started = trio.current_time()
+        peer = await network.peer()
+        assert least <= trio.current_time() - started <= least + 1
+        await peer.welcome()
+        assert isinstance(await anext(chat), Disconnected)
+        assert isinstance(await anext(chat), Reconnected)
 
 
 async def test_a_goodbye_instead_of_a_welcome_is_the_end(autojump_clock: MockClock) -> None:
@@ -516,7 +563,7 @@ async def test_leaving_ends_when_nothing_is_accepted_for_long(autojump_clock: Mo
         await peer.reset()
         with pytest.raises(ConnectionLost):
             await chat.finish()
-        assert trio.current_time() - started == pytest.approx(FINISH_AWAY_SECONDS + 1, abs=2)
+        assert trio.current_time() - started == pytest.approx(DEFAULT_TIMEOUTS.away + 1, abs=2)
         assert [event async for event in chat]  # and it ends
 
 
@@ -650,25 +697,26 @@ async def test_who_does_not_wait_hears_of_it(autojump_clock: MockClock) -> None:
     network = Network()
     stream = await network.dial()
     await (await network.peer()).reset()
-    async with open_chat(stream, redial=network.dial) as chat:
-        with pytest.raises(ConnectionLost):
-            await anext(chat)
+    with pytest.raises(ConnectionLost):
+        async with open_chat(stream, redial=network.dial):
+            pass
     assert len(network.dialled) == 1
 
 
 async def test_dialling_until_somebody_is_there(autojump_clock: MockClock) -> None:
     network = Network()
     network.down = REFUSED
-    told: list[float] = []
+    told: list[ConnectFailed] = []
 
-    def tell(error: ConnectFailed, seconds: float) -> None:
-        assert error is REFUSED
-        told.append(seconds)
-        if len(told) == 4:
-            network.down = None
+    async def come_up() -> None:
+        await trio.sleep(60)
+        network.down = None
 
-    await multichat.client.dial_until_there(network.dial, tell)
-    assert len(network.dialled) == 5
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(come_up)
+        await multichat.client.dial_until_there(network.dial, told.append)
+    assert told == [REFUSED]  # once, however often it was tried
+    assert 5 <= len(network.dialled) <= 20
     network.down = ConnectFailed("x", 1, "no", lasting=True)
     with pytest.raises(ConnectFailed):
         await multichat.client.dial_until_there(network.dial)

@@ -126,13 +126,16 @@ async def test_one_goes_on_typing_while_the_connection_is_lost(
         await terminal.wait_for("t", "alice in lobby · 1 here")
         await terminal.run("send-keys", "-t", "t", "-l", "while you were ")
         server.process.kill()
-        await terminal.wait_for_match("t", r"! Connection lost: .*; trying again in 0\.\d s$")
-        await terminal.wait_for("t", "reconnecting · alice in lobby")
+        await terminal.wait_for_match("t", r"! Connection lost: .*; reconnecting$")
+        await terminal.wait_for_match("t", r"reconnecting \(\d+.. try.*\) · alice in lobby")
         await terminal.type("t", "away")
         await terminal.wait_for_match("t", r"alice  while you were away\s*\n>\s*\nreconnecting")
         assert await terminal.colors_of("t", "while you were away") == {GREY}
         await terminal.type("t", "/status")
         await terminal.wait_for("t", "· Not connected; 1 wait to be sent")
+        # One line for the loss, and the tries in place: in the status.
+        await terminal.wait_for_match("t", r"reconnecting \((4th|5th|6th) try, next in \d+ s\)")
+        assert "refused" not in await terminal.screen("t")
     async with ServerCommand(tmp_path, MULTICHAT, "serve", str(port), "--host", LOOPBACK) as again:
         await again.wait_for("[RX] [alice] while you were away\n")
         await terminal.wait_for("t", "· Connected again")
@@ -343,6 +346,7 @@ async def test_it_talks_to_a_server_that_speaks_text(how: str, terminal: Termina
             server = OurServer(stream)
             if how == "fallback":
                 assert (await server.line()).startswith("/json")
+                await server.send_line("[bob] hello")
                 await terminal.wait_for("t", "does not answer in JSON: speaking plain text")
             else:
                 await terminal.wait_for("t", "· Connected")

@@ -16,8 +16,8 @@ __all__ = ["Crowd", "Talker"]
 
 LOOPBACK = "127.0.0.1"
 
-# However long its first connection is stalled, nobody is to speak text, and so not come back.
-_HELLO_SECONDS = 60.0
+# However long its first connection is stalled.
+_TIMEOUTS = multichat.ClientTimeouts(answer=60.0)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Crowd:
                 self._port,
                 name=talker.name,
                 room=talker.room,
-                hello_seconds=_HELLO_SECONDS,
+                timeouts=_TIMEOUTS,
                 wait=True,
             ) as chat,
             trio.open_nursery() as nursery,

@@ -1,0 +1,483 @@
+"""A connection that is followed by another when it is lost.
+
+Owns the connections of one conversation, one after the other: the hello and the password on each,
+the pings, when to reconnect, and the queue of events that wait for the program.  What the lines
+mean is `multichat.conversation`'s, what a program can do with them `multichat.chat`'s.
+"""
+
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import trio
+
+from multichat.comeback import Backoff
+from multichat.config import ClientTimeouts
+from multichat.connection import Bell, Connection
+from multichat.conversation import Conversation, memory_of
+from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
+from multichat.framing import Part, clean
+from multichat.messages import (
+    Disconnected,
+    Event,
+    Goodbye,
+    Hello,
+    Join,
+    Ping,
+    Quit,
+    Rename,
+    WireRequest,
+)
+from multichat.names import fold_name
+from multichat.preamble import WRONG_PASSWORD, spell_password
+from multichat.voices import JSON, TEXT, spell_hello
+
+__all__ = ["ReconnectingConnection", "Redial", "Retry"]
+
+# How much memory the events may take that wait for a busy program.  Above this we stop reading, and
+# the server waits for us.
+_WAITING_BYTES = 32 * 1024 * 1024
+
+# The same while the program waits for an answer, which comes behind these events.  Above this the
+# call is given up, so that the program can receive.
+_AWAITED_BYTES = 128 * 1024 * 1024
+
+# A read of tiny lines holds 30,000 events.  They are queued in pieces, so that a program can be
+# cancelled between two.
+_EVENTS_AT_ONCE = 1000
+
+# A server may say when to reconnect; nobody would wait for longer than that.
+_LONGEST_AFTER_SECONDS = 300.0
+
+Redial: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
+"""Connects to the same server once more; raises `ConnectFailed`."""
+
+
+class Retry(NamedTuple):
+    """The next try to reconnect: its *number*, from 1 on, and *at* which time of trio's clock."""
+
+    number: int
+    at: float
+
+
+class ReconnectingConnection:
+    """The connections of one conversation: *stream*, and those that *redial* returns.
+
+    For *hello*, *password*, *plain* and *wait* see `multichat.client.open_chat`.  `begin` starts
+    it, once.  *bell* is rung whenever anything may have changed.  *heard* is what waits for the
+    program: events, and how many bytes of memory they take.
+
+    *goodbye* is the last thing that the server said, if that was a goodbye and final; *failure* is
+    the error with which the conversation ended; *told_lost* says that a caller was told that nobody
+    is there any more.  *connected* says that what is sent goes to *connection*, and not only into
+    the outbox; *retry* is the next try to reconnect, or the one that is under way.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        hello: Hello,
+        *,
+        password: str | None,
+        plain: bool,
+        redial: Redial | None,
+        wait: bool,
+        timeouts: ClientTimeouts,
+    ) -> None:
+        self._plain, self._redial, self._wait = plain, redial, wait
+        self._password = None if password is None else clean(password)
+        self._timeouts = timeouts
+        self.conversation = Conversation(hello, plain=plain)
+        self.bell = Bell()
+        self.connection = Connection(stream, bell=self.bell, timeouts=timeouts)
+        self._backoff = Backoff(
+            random.random,
+            first_seconds=timeouts.first_retry,
+            most_seconds=timeouts.longest_retry,
+        )
+        self.heard: deque[tuple[int, list[Event]]] = deque()
+        self.heard_bytes = 0
+        self.goodbye: Goodbye | None = None
+        self._sent_away: Goodbye | None = None  # the same if we may reconnect after it
+        self.failure: MultichatError | None = None
+        self.told_lost = False
+        self.finished = False  # by us, or about to be
+        self._answered_at = 0.0
+        self.connected = True
+        self._connected_at = 0.0
+        self.retry: Retry | None = None
+        self._begun = self._ended = False
+        self._tasks = trio.CancelScope(shield=True)  # until our end has been said
+
+    @property
+    def can_send(self) -> bool:
+        """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
+        if self.failure is not None:
+            return False
+        return self.connection.can_send or (self.returns and not self.finished)
+
+    @property
+    def returns(self) -> bool:
+        """Whether a connection that is lost now is followed by another."""
+        return (
+            self._redial is not None
+            and bool(self.conversation.place.session or (self._wait and not self._begun))
+            and self.goodbye is None
+            and self.failure is None
+            and not self._ended
+            and not (self.finished and not self.conversation.outbox)
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will be heard."""
+        return self._ended or (self.connection.over and not self.returns)
+
+    def lost(self) -> ConnectionLost:
+        """Return, for somebody to be told, the exception that says why nobody is there any more."""
+        self.told_lost = True
+        return self.connection.lost()
+
+    async def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait until *condition* holds or the conversation is over; meanwhile reading goes on."""
+        await self.bell.wait_until(lambda: self.over or condition())
+
+    def may_read(self, awaited: bool) -> bool:
+        """Say whether more may be read; more of it where an answer is *awaited*."""
+        return self.heard_bytes < (_AWAITED_BYTES if awaited else _WAITING_BYTES)
+
+    # --- What is sent and heard -------------------------------------------------------------------
+
+    async def put_kept(self, lines: dict[int, tuple[WireRequest, str]]) -> None:
+        """Send, and keep until they are answered, requests that were numbered."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        outbox, connection = self.conversation.outbox, self.connection
+        for nonce, (request, line) in lines.items():
+            outbox.keep(nonce, request, line, self.conversation.place.room)
+        try:
+            if self.connected:
+                await connection.put("\n".join(line for _, line in lines.values()))
+            elif not self.returns or self.finished:
+                raise self.lost()  # noqa: TRY301
+            else:  # they go first where we are connected again
+                await trio.lowlevel.cancel_shielded_checkpoint()
+        except ConnectionLost:
+            if not self.returns or self.finished:
+                outbox.take_back(lines)
+                self.told_lost = True
+                raise
+        except BaseException:
+            if connection is self.connection:  # else they are on their way by the next one
+                outbox.take_back(lines)
+            raise
+
+    async def put(self, run: str) -> None:
+        """Send lines that nothing answers; raises `ConnectionLost`."""
+        if not self.connected:
+            await self.wait_until(lambda: self.connected)
+        try:
+            await self.connection.put(run)
+        except ConnectionLost:
+            self.told_lost = True
+            raise
+
+    def _hear(self, parts: Sequence[Part]) -> None:
+        """Queue for the program what a read told, except a goodbye after which we reconnect."""
+        answered = self.conversation.answered
+        events = self.conversation.hear(parts, ended=self.connection.ended)
+        if self.conversation.answered != answered:
+            self._answered_at = trio.current_time()
+        last = events[-1] if events else None
+        if isinstance(last, Goodbye) and self.returns and last.known().reconnect:
+            self._sent_away = last.known()
+            events.pop()
+        self.tell(events, sum(memory_of(part) for part in parts if isinstance(part, str)))
+
+    def tell(self, events: list[Event], size: int = 0) -> None:
+        """Queue *events*, which take about *size* bytes of memory, for the program."""
+        if events:
+            last = events[-1]
+            self.goodbye = last if isinstance(last, Goodbye) else None
+            for start in range(0, len(events), _EVENTS_AT_ONCE):
+                self.heard.append((size, events[start : start + _EVENTS_AT_ONCE]))
+                self.heard_bytes += size
+                size = 0  # counted with the first piece
+            self.bell.ring()
+
+    # --- One connection after the other -----------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Hold one connection after the other until the conversation is over, or cancelled."""
+        try:
+            with self._tasks:
+                await self._hold(self.connection)
+                while self.returns:
+                    await self._dial_again()
+                    if self.returns:
+                        await self._hold(self.connection)
+        finally:
+            self._ended = True
+            self.bell.ring()
+
+    async def _hold(self, connection: Connection) -> None:
+        """Hold one connection, from its hello on, until it is over."""
+        pinging = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, connection)
+            try:
+                if self.conversation.place.session:
+                    await self._greet_again(connection)
+                else:
+                    await self._greet(connection)
+            except MultichatError as error:
+                self.failure = error
+                self.bell.ring()
+            else:
+                if self.conversation.voice is JSON:
+                    nursery.start_soon(self._keep_alive, connection, pinging)
+            while self.failure is None and not connection.over:
+                await self.bell.wait()
+            pinging.cancel(reason="the connection is over")
+            if self.failure is not None or self.returns:  # nobody reads what we would say there
+                connection.abort("the conversation is over")
+                await trio.aclose_forcefully(connection.stream)
+
+    async def _serve(self, connection: Connection) -> None:
+        """Send and receive over *connection* until both are over."""
+        with connection.open():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.send)
+                while not connection.over:
+                    self._hear(await connection.receive())
+                    self.bell.ring()
+                    await self._wait_for_program(connection)
+
+    async def _wait_for_program(self, connection: Connection) -> None:
+        # An answer that is awaited may come behind much that the program has not heard.
+        while not connection.over and not self.may_read(self.bell.awaited > 0):
+            await self.bell.wait()
+
+    async def _keep_alive(self, connection: Connection, scope: trio.CancelScope) -> None:
+        """Ping a silent server, and give up the connection if it does not answer.
+
+        Whatever comes is a sign of life.  While our own program has not heard what came, nothing
+        more is read, and silence means nothing.
+        """
+        timeouts = self._timeouts
+        with scope:
+            while connection.can_send:
+                heard_at = connection.heard_at
+                await trio.sleep_until(heard_at + timeouts.ping)
+                if self.finished:  # `Connection.finish` has its own idea of a standstill
+                    return
+                if connection.has_come_since(heard_at):
+                    continue
+                if connection.listening:
+                    connection.offer(self.conversation.number_ours(Ping()))
+                with trio.move_on_after(timeouts.pong) as patience:
+                    while not connection.has_come_since(heard_at):
+                        await self.bell.wait()
+                if patience.cancelled_caught and connection.listening:
+                    connection.abort(f"no answer in {timeouts.pong:g} s")
+
+    async def _greet(self, connection: Connection) -> None:
+        """Settle which protocol the conversation begins with."""
+        hello, shake = self.conversation.handshake.hello, self.conversation.handshake
+        timeouts = self._timeouts
+        await self._say_hello(connection, timeouts.password_request if self._plain else None)
+        if self._password is not None or not self._plain:
+            self.check_admitted()
+        if shake.refusals:
+            raise Refused(shake.refusals[0].code, shake.refusals[0].text)
+        if self.goodbye is None and not shake.settled:
+            if connection.over and self.returns:
+                return
+            if connection.over:
+                raise self.lost()
+            raise NoJson(timeouts.answer)
+        if self._plain and hello.name is not None:
+            await self.put(TEXT.spell_request(Rename(hello.name)))
+        if self._plain and hello.room is not None:
+            await self.put(TEXT.spell_request(Join(hello.room)))
+        self._begun = True
+        self._note_connected()
+
+    async def _greet_again(self, connection: Connection) -> None:
+        """Go on where we were, with what was not answered first."""
+        conversation, shake = self.conversation, self.conversation.handshake
+        await self._say_hello(connection)
+        self.check_admitted()
+        if shake.welcome is None:
+            connection.abort("the server does not answer")
+            return
+        shake.settled = True
+        refusals = shake.refusals
+        if refusals and fold_name(self.conversation.place.room) != fold_name(
+            shake.hello.room or ""
+        ):
+            # What was meant for a room is said nowhere else.
+            raise Refused(refusals[0].code, refusals[0].text)
+        self.tell(list(refusals))  # of a name that somebody else has now
+        self._note_connected()
+        if lines := conversation.outbox.again():
+            with suppress(ConnectionLost):  # then they go by the next one
+                await connection.put("\n".join(lines))
+
+    async def _say_hello(self, connection: Connection, seconds: float | None = None) -> None:
+        """Say hello, and the password if the server wants it; wait for the answer.
+
+        Returns when there is one, or it is too late, or the connection is over.
+        """
+        shake, timeouts = self.conversation.handshake, self._timeouts
+
+        def is_answered() -> bool:
+            asked = shake.password_asked or bool(shake.refusals) or self.goodbye is not None
+            return asked or (shake.settled and not self._plain)
+
+        with suppress(ConnectionLost):  # the task that receives will hear of it
+            if not self._plain:
+                await connection.put(spell_hello(shake.hello))
+            if not self._plain or self._password is not None:
+                with trio.move_on_after(timeouts.answer if seconds is None else seconds):
+                    await connection.wait_until(lambda: is_answered() or shake.chatting)
+            if shake.chatting:
+                with trio.move_on_after(timeouts.lobby):
+                    await connection.wait_until(is_answered)
+            if shake.password_asked and self._password is not None:
+                with trio.move_on_after(timeouts.password):
+                    await self._say_password(connection, self._password)
+            elif shake.chatting and not is_answered():
+                self.tell(shake.settle_text())
+
+    async def _say_password(self, connection: Connection, password: str) -> None:
+        shake = self.conversation.handshake
+        said = spell_password(password)
+        await connection.put(said if self._plain else f"{said}\n{spell_hello(shake.hello)}")
+        await connection.wait_until(
+            lambda: (
+                shake.password_refused
+                or (not shake.password_asked and (shake.settled or shake.refusals))
+            )
+        )
+
+    def check_admitted(self) -> None:
+        """Raise `Refused` if the server wants a password and was not told the right one."""
+        shake = self.conversation.handshake
+        if shake.password_refused:
+            raise Refused("wrong-password", WRONG_PASSWORD)
+        if shake.password_asked:
+            reason = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
+            raise Refused("password-required", self.goodbye.reason if self.goodbye else reason)
+
+    def _note_connected(self) -> None:
+        self.connected, self._connected_at, self.retry = True, trio.current_time(), None
+        self.bell.ring()
+
+    async def _dial_again(self) -> None:
+        """Wait and dial until there is a connection, or no use in it."""
+        goodbye, self._sent_away = self._sent_away, None
+        reason = self.connection.lost().reason if goodbye is None else goodbye.reason
+        if self.connected:
+            self._backoff.held(trio.current_time() - self._connected_at)
+        self.connected = False
+        seconds = self._backoff.next_seconds()
+        if goodbye is not None and goodbye.after is not None:
+            seconds = max(seconds, min(goodbye.after, _LONGEST_AFTER_SECONDS))
+        while self.returns:
+            failures = 0 if self.retry is None else self.retry.number
+            self.retry = Retry(failures + 1, trio.current_time() + seconds)
+            self.tell([Disconnected(reason, seconds, failures)])
+            await trio.sleep(seconds)
+            try:
+                stream = await self._redial()  # type: ignore[misc]  # or we would not return
+            except ConnectFailed as error:
+                reason = error.reason
+                if error.lasting:
+                    self.failure = error
+                seconds = self._backoff.next_seconds()
+                continue
+            self.conversation.begin_again()
+            self.connection = Connection(stream, bell=self.bell, timeouts=self._timeouts)
+            return
+
+    # --- The beginning and the end ----------------------------------------------------------------
+
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Start the conversation in *nursery*; return when it is known which protocol is spoken.
+
+        Raises `Refused`, `NoJson` if the server does not answer, `ConnectionLost`.  Called once, by
+        `multichat.client.open_chat`, as are `leave` and `end`.
+        """
+        nursery.start_soon(self._run)
+        await self.bell.wait_until(lambda: self._begun or self.failure or self._ended)
+        if not self._begun:
+            raise self.failure or self.lost()
+
+    async def finish(self) -> None:
+        """Have what was said sent and accepted, then the end of input; wait for the server's.
+
+        Waits until the server closes or nothing moves any more: for `ClientTimeouts.stuck` seconds
+        while there is something to send, then for `finish` seconds; and over one connection after
+        the other, for `away` seconds in which nothing is accepted.  Events go on arriving and MUST
+        be iterated meanwhile by some task: time in which the program does not hear does not count
+        as silence.  In JSON we cannot come back after that: the others see at once that we have
+        left.  Raises `ConnectionLost` if something that was said did not arrive, as far as can be
+        known; `Refused` if the server has asked for a password meanwhile.
+        """
+        self.finished = True
+        self.bell.ring()  # there may be nothing to come back for
+        self.check_admitted()
+        self._answered_at = trio.current_time()
+        try:
+            await self._finish()
+        except ConnectionLost:
+            if self.conversation.voice is JSON and not self.conversation.outbox:
+                return  # all was accepted, and how it ended does not matter
+            self.told_lost = True
+            self.check_admitted()  # which may be known only now
+            raise
+        self.check_admitted()
+
+    async def _finish(self) -> None:
+        tried: Connection | None = None
+        while True:
+            if self.connected and self.connection is not tried:
+                tried = self.connection
+                try:
+                    await self._finish_connection(tried)
+                except ConnectionLost:
+                    if not self.returns:
+                        raise
+                else:
+                    return
+            if not self.returns:
+                break
+            with trio.move_on_at(self._answered_at + self._timeouts.away) as patience:
+                await self.wait_until(partial(self._has_another, tried))
+            if patience.cancelled_caught:
+                self._tasks.cancel(reason="what was said is not accepted")
+                break
+        if self.conversation.outbox:
+            raise self.failure or self.lost()
+
+    def _has_another(self, connection: Connection | None) -> bool:
+        return self.connected and self.connection is not connection
+
+    async def _finish_connection(self, connection: Connection) -> None:
+        """Have all answered, and end the connection; raises `ConnectionLost`."""
+        last_line = self.conversation.number_ours(Quit())
+        await connection.finish(
+            lambda: not self.conversation.outbox,
+            last_line if self.conversation.voice is JSON else "",
+            end_line=TEXT.spell_request(Quit()),
+        )
+
+    async def end(self) -> None:
+        """End it at once; that it is for good the server hears, if that needs no waiting."""
+        if self.conversation.voice is JSON and self.connected and not self.connection.waiting_bytes:
+            self.connection.offer(JSON.spell_request(Quit()))
+        self._tasks.cancel(reason="the chat was closed")
+        await trio.aclose_forcefully(self.connection.stream)
