@@ -42,7 +42,13 @@ FULL = ["other_pythons", "coverage", "search", "sim", "fuzz", "soak", "stress"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 # What the tests run, and the Debian packages that have it.
-PROGRAMS = {"nc": "netcat-openbsd", "ncat": "ncat", "tmux": "tmux", "cc": "gcc"}
+PROGRAMS = {
+    "nc": "netcat-openbsd",
+    "ncat": "ncat",
+    "tmux": "tmux",
+    "cc": "gcc",
+    "telnet": "inetutils-telnet",
+}
 
 # Many tests wait for processes, so that two for each processor keep it busy.
 WORKERS = min(2 * (os.cpu_count() or 1), 8)

@@ -277,6 +277,8 @@ class _Asking:
             )
         self._over = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
+        if data and self._decoder.reply:
+            await self._in_time(transport.send_all(self._stream, self._decoder.reply))
 
     async def _in_time(self, operation: Awaitable[T]) -> T:
         """Wait for *operation*, for as long as is left; raises `TurnedAway`."""

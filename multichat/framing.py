@@ -17,6 +17,7 @@ import re
 from typing import TypeAlias
 
 from multichat.errors import LineTooLong
+from multichat.telnet import TelnetResponder
 
 __all__ = ["LineDecoder", "Part", "clean", "clean_lines"]
 
@@ -98,15 +99,19 @@ class LineDecoder:
     *max_line_bytes* bounds a line as it came on the wire, its ending not counted.  A longer one
     is discarded up to its LF and reported once, in its place among the lines.
 
+    *reply* is what the bytes of the last `feed` have a telnet client wait for, mostly nothing.
+
     Not safe for use by several tasks at once; it never blocks and owns nothing to close.
     """
 
-    __slots__ = ("_discarding", "_max_line_bytes", "_partial")
+    __slots__ = ("_discarding", "_max_line_bytes", "_partial", "_telnet", "reply")
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes
         self._partial = bytearray()
         self._discarding = False
+        self._telnet = TelnetResponder()
+        self.reply = b""
 
     @property
     def buffered_bytes(self) -> int:
@@ -120,6 +125,7 @@ class LineDecoder:
         """
         parts: list[Part] = []
         data = bytes(data)  # no copy where it is already
+        self.reply = self._telnet.answer(data)
         if self._discarding:
             _, end, data = data.partition(b"\n")
             if not end:

@@ -92,7 +92,10 @@ async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.S
     listeners: list[trio.SocketListener] = []
     for each in hosts:
         try:
-            listeners += await trio.open_tcp_listeners(port, host=each)
+            opened = await trio.open_tcp_listeners(port, host=each)
+            for listener in opened:  # the connections that it accepts inherit this
+                listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            listeners += opened
         except (OSError, ValueError) as error:
             if everywhere and listeners and getattr(error, "errno", None) in _NO_IPV6:
                 break

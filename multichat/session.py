@@ -70,7 +70,7 @@ from multichat.names import MAX_NAME_CHARACTERS, default_name
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
 from multichat.room import Member
-from multichat.voices import JSON, help_notices
+from multichat.voices import JSON, TEXT, help_notices
 
 __all__ = ["Session"]
 
@@ -230,8 +230,7 @@ class Session:
 
     async def _write(self) -> None:
         await self._mailbox.run()
-        # Where the writing failed, what the client sent before it broke off is still there to be
-        # read: it is heard out, but not for longer than we would have waited the other way round.
+        # If writing failed, what the client sent before is still read, within the grace period.
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
 
     async def _read(self) -> None:
@@ -253,8 +252,7 @@ class Session:
         if data == b"\x16":  # the first byte of a TLS record, cut off from its second
             data += await receive()
         if looks_like_tls(data):
-            words = self.member.voice.spell(Goodbye(SPEAKS_NO_TLS))
-            raise _Leave("it speaks TLS, this port does not", words)
+            raise _Leave("it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS)))
         turns = self._directory.turns
         is_newcomer = True  # one who comes, says a word and goes has nobody wait
         while data:
@@ -274,6 +272,8 @@ class Session:
                 turns.light(self._turn_seconds, now)
             is_newcomer = False
             await self._take(decoder.feed(data))
+            if decoder.reply and self.member.voice is TEXT:
+                await self._mailbox.put(decoder.reply)
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
             data = await receive()
         await self._take(decoder.finish())

@@ -90,7 +90,7 @@ async def run_example(block: str, config: ServerConfig) -> None:
 
 
 async def _unannounced(client: ScriptedClient) -> bytes:
-    with trio.move_on_after(0):
+    with trio.move_on_after(1):
         return bytes(await client.stream.receive_some())
     return b""
 

@@ -31,6 +31,7 @@ PURE = (
     "outbox",
     "preamble",
     "presence",
+    "telnet",
     "voices",
     "wrap",
 )

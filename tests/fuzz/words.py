@@ -29,7 +29,10 @@ CHARACTERS = (
     *_utf8("\u2028", "\u202e", "\u2066", "\ud800", "é→😀"),
 )
 
-TELNET = (b"\xff", b"\xff\xf0", b"\xff\xf4", b"\xff\xfa", b"\xff\xfb", b"\xff\xfe", b"\xff\xff")
+TELNET = (
+    *(b"\xff", b"\xff\xf0", b"\xff\xf4", b"\xff\xfa", b"\xff\xfb", b"\xff\xfe", b"\xff\xff"),
+    b"\xff\xfd\x06",
+)
 
 COMMANDS = _utf8(
     *("/name ", "/nick ", "/me ", "/msg ", "/join ", "/ping ", "/who", "/rooms", "/help", "/quit"),

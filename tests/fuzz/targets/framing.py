@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from multichat.errors import LineTooLong
 from multichat.framing import LineDecoder, Part, clean
+from multichat.telnet import TelnetResponder
 from tests.fuzz import reference
 from tests.fuzz.targets.checks import assert_harmless, assert_same, cut
 
@@ -17,9 +18,18 @@ def check_framing(data: bytes) -> None:
     expected = reference.lines_of(payload, limit)
     for chunks in ([payload], cut(payload, cuts), [bytes([byte]) for byte in payload]):
         assert_same(_decoded(chunks, limit), expected, f"lines of {chunks}, limit {limit}")
+    replies = [_replied(chunks) for chunks in ([payload], cut(payload, cuts))]
+    assert_same(replies[0], replies[1], "what telnet waits for does not depend on the cuts")
+    assert len(replies[0]) <= len(payload), "an answer is no longer than the question"
     for line in expected:
         if line is not None:
             assert_same(clean(line), line, "a line is clean")
+
+
+def _replied(chunks: Iterable[bytes]) -> bytes:
+    """Return the answers to telnet's commands, but for "yes", which is said once in each read."""
+    responder = TelnetResponder()
+    return b"".join(responder.answer(chunk).removesuffix(b"[Server] yes\n") for chunk in chunks)
 
 
 def _decoded(chunks: Iterable[bytes], limit: int) -> list[str | None]:
