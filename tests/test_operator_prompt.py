@@ -193,7 +193,7 @@ async def test_a_terminal_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> 
         seen = b""
         with trio.fail_after(WAIT_SECONDS):
             while STATUS.encode() not in seen:
-                seen += await trio.to_thread.run_sync(os.read, ours, 65536)
+                seen += await trio.to_thread.run_sync(os.read, ours, 65536, abandon_on_cancel=True)
         found = re.search(rb"Listening on 127\.0\.0\.1:(\d+)", seen)
         assert found
         with trio.fail_after(2 * WAIT_SECONDS):  # from here on nobody reads the terminal
