@@ -439,10 +439,8 @@ async def test_left_before_it_is_connected(terminal: Terminal) -> None:
         await terminal.press("t", "C-c")
         await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before
-        await terminal.type(
-            "t", f"{MULTICHAT} connect --password-file /dev/null --timeout 0.5 {LOOPBACK} {port}"
-        )
-        await terminal.wait_for("t", "no greeting in 0.5 s")
+        await terminal.type("t", f"{MULTICHAT} connect --timeout 0.5 {LOOPBACK} {port}")
+        await terminal.wait_for("t", "the server did not answer in 0.5 s")
         assert await modes(terminal) == before
 
 
