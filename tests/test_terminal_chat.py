@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -116,16 +117,19 @@ async def test_what_is_not_accepted_looks_it_and_then_stands_where_the_room_has_
         await terminal.wait_for_match("t", r"bob  between\n\d\d:\d\d alice  second\n>")
 
 
-async def test_one_goes_on_typing_while_the_connection_is_lost(
-    terminal: Terminal, tmp_path: Path
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+async def test_one_goes_on_typing_while_the_server_is_away(
+    end: signal.Signals, terminal: Terminal, tmp_path: Path
 ) -> None:
+    """An orderly restart and a sudden death look alike."""
     async with serve(tmp_path) as server:
         port = server.port
         command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(port))
         await terminal.open("t", *command)
         await terminal.wait_for("t", "alice in lobby · 1 here")
         await terminal.run("send-keys", "-t", "t", "-l", "while you were ")
-        server.process.kill()
+        server.signal(end)
+        await server.wait()
         await terminal.wait_for_match("t", r"! Connection lost: .*; reconnecting$")
         await terminal.wait_for_match("t", r"reconnecting \(\d+.. try.*\) · alice in lobby")
         await terminal.type("t", "away")
