@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -94,6 +95,36 @@ async def test_unsent_bytes_are_what_the_peer_has_not_acknowledged() -> None:
         assert transport.unsent_bytes(ours) > 0
         await ours.aclose()
         assert transport.unsent_bytes(ours) == 0
+
+
+async def test_nothing_counts_as_unsent_after_a_reset() -> None:
+    ours, theirs = await tcp_pair()
+    async with ours:
+        write_now = eager(ours)
+        while write_now(b"x" * 1_000_000):
+            pass
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await theirs.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            await ours.receive_some(1)
+        assert transport.unsent_bytes(ours) == 0
+
+
+async def test_errors_of_sockets_are_those_of_streams() -> None:
+    ours, theirs = await tcp_pair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await theirs.aclose()
+    with pytest.raises(trio.BrokenResourceError) as broken:
+        await transport.receive_some(ours, 1)
+    assert transport.reason_of(broken.value) == "connection reset"
+    with pytest.raises(trio.BrokenResourceError):
+        await transport.send_all(ours, b"x")
+    await ours.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await transport.receive_some(ours, 1)
+    with pytest.raises(trio.ClosedResourceError):
+        await transport.send_all(ours, b"x")
+    await transport.hang_up(ours)
 
 
 @pytest.mark.parametrize(
