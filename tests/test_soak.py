@@ -65,8 +65,8 @@ async def test_the_memory_of_a_server_is_bounded_while_tls_clients_come_and_go(
 
     async with serve(tmp_path, "--tls-cert", str(certificates / "server.pem")) as server:
         before = await memory_mib_after(2400)
-        # Measured: 11 MiB; where the oldest generation waits for a hundred runs, 24.
-        assert await memory_mib_after(2400) - before < 18
+        # Measured: 14 MiB; with thresholds of 50,000, 10 and 10 it was 49.
+        assert await memory_mib_after(2400) - before < 30
 
 
 async def test_who_came_and_went_left_no_task_and_no_garbage_behind() -> None:
