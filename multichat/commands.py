@@ -11,6 +11,7 @@ without asking.
 
 import re
 import unicodedata
+from collections.abc import Collection
 from typing import NamedTuple
 
 from multichat.errors import InvalidRequest, UnknownRequest
@@ -275,16 +276,19 @@ def may_be_disguised(lines: str) -> bool:
     return bool(_DISGUISED_FIRST.match(lines) or _DISGUISED_LATER.search(lines))
 
 
-def disguised_command(line: str) -> str | None:
+def disguised_command(line: str, names: Collection[str] | None = None) -> str | None:
     """Return the command that *line* looks like and is not, as it should have been typed.
 
-    None for a message, and for a line that is a command.
+    None for a message, and for a line that is a command.  *names* are those of the commands, by
+    default a client's.
     """
     found = _DISGUISED.match(line)
     if found is None or line.startswith("/"):
         return None
     name = "/" + unicodedata.normalize("NFKC", found[1]).lower()
-    if find_command(name) is None and name not in UNAVAILABLE:
+    if names is None:
+        names = _BY_NAME if name in _BY_NAME else UNAVAILABLE
+    if name not in names:
         return None
     return f"{name}{line[found.end() :]}"
 

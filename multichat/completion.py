@@ -6,7 +6,7 @@ from typing import NamedTuple
 from multichat.commands import COMMANDS, find_command
 from multichat.names import fold_name
 
-__all__ = ["Completion", "complete"]
+__all__ = ["Completion", "address_of", "complete"]
 
 
 class Completion(NamedTuple):
@@ -16,11 +16,14 @@ class Completion(NamedTuple):
     length: int
 
 
-def complete(before: str, names: Iterable[str], rooms: Iterable[str]) -> list[Completion]:
+def complete(
+    before: str, names: Iterable[str], rooms: Iterable[str], last_sender: str = ""
+) -> list[Completion]:
     """Return what the last word of *before* may become, in the order in which to offer it.
 
     Names are found anywhere, and by any spelling that is the same to people; commands only where a
     line begins.  A word that is not begun yet becomes anything only behind a command.
+    `/r` becomes a private message to *last_sender*.
     """
     word = before.rpartition(" ")[2]
     command = find_command(before.split(" ", maxsplit=1)[0])
@@ -33,13 +36,15 @@ def complete(before: str, names: Iterable[str], rooms: Iterable[str]) -> list[Co
             if each.purpose and each.name.startswith(word.lower())
         )
         return [Completion(name, len(word)) for name in found]
+    if command is not None and command.name == "/r" and last_sender and not word:
+        return [Completion(f"/msg {last_sender} ", len(before))] if before.count(" ") == 1 else []
     second = command if before.count(" ") == 1 else None
     if second is not None and second.takes == "room":
         return _matching(word.lstrip("#"), rooms, "")
     if second is not None and second.takes == "name":
         # Who has no name is called "Client 7"; a message to 7 arrives.
         end = "" if second.is_local else " "
-        return _matching(word.removeprefix("@"), (_addressed(name) for name in names), end)
+        return _matching(word.removeprefix("@"), (address_of(name) for name in names), end)
     if not word:
         return []
     return _matching(word.removeprefix("@"), names, ": " if first else "")
@@ -51,6 +56,7 @@ def _matching(word: str, names: Iterable[str], end: str) -> list[Completion]:
     return [Completion(name + end, len(word)) for name in sorted(found, key=fold_name)]
 
 
-def _addressed(name: str) -> str:
+def address_of(name: str) -> str:
+    """Return *name* as one word: who has none is called by number."""
     first, _, number = name.partition(" ")
     return number if first == "Client" and number.isdecimal() else name

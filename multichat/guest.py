@@ -71,6 +71,12 @@ class TerminalModes:
         """Make them what they were in the beginning."""
         _set_modes(self._before)
 
+    def discard_input(self) -> None:
+        """Forget what was typed and not read."""
+        if sys.platform != "win32":
+            with suppress(termios.error, ValueError, AttributeError):
+                termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
+
     def take(self) -> None:
         """Make them those of the prompt."""
         _set_modes(self._ours)

@@ -28,6 +28,7 @@ from multichat.bans import (
     parse_target,
     split_target,
 )
+from multichat.commands import disguised_command
 from multichat.console import read_input
 from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
 from multichat.framing import Part, clean
@@ -129,6 +130,9 @@ class Operator:
         try:
             if line.startswith("/") and not line.startswith("//"):
                 self._command(line)
+            elif (command := disguised_command(line, COMMANDS)) is not None:
+                name = command.split(maxsplit=1)[0]
+                self._show(f"not said, because it looks like {name}; // says a /")
             else:
                 text = line.removeprefix("/") if line.startswith("//") else line
                 self._soon(partial(self._server.broadcast, text))

@@ -112,10 +112,13 @@ class _InputLine:
     async def _read(self) -> None:
         import asyncio
 
+        from multichat.input_line import Syntax
         from multichat.look import DIM
         from multichat.prompt import Show, open_prompt
 
-        show = Show(lambda: [(DIM, _STATUS)], lambda: (), _complete)
+        # The operator is told of what only looks like a command; see `Operator`.
+        syntax = Syntax(lambda _: None, _literally)
+        show = Show(lambda: [(DIM, _STATUS)], lambda: (), _complete, syntax, self._warn)
         async with open_prompt(
             show, color=self._color, wraps=False, handles_signals=False
         ) as self._prompt:
@@ -126,6 +129,10 @@ class _InputLine:
             async for line in self._prompt.typed:
                 self._prompt.show([[("", f"> {line}")]])  # as a terminal echoes it
                 self._token.run_sync_soon(self._hand_over, line)
+
+    def _warn(self, text: str) -> None:
+        if self._prompt is not None:
+            self._prompt.show([[("", text)]])
 
     def _hand_over(self, line: str) -> None:
         with suppress(trio.BrokenResourceError):  # the server has ended
@@ -202,3 +209,8 @@ def _complete(before: str) -> list[tuple[str, int]]:
     """Return the commands that *before* may become."""
     found = [name for name in COMMANDS if name.startswith(before.lower())]
     return [(name, len(before)) for name in found] if before.startswith("/") else []
+
+
+def _literally(line: str) -> str:
+    """Return the line that says *line* to everybody."""
+    return f"/{line}" if line.startswith("/") else line

@@ -1,8 +1,8 @@
 """The terminal that one types in: an input line that stays, beneath a conversation that scrolls.
 
-Owns the terminal while `open_prompt` is entered: its last rows, what is typed, the question before
-many lines are pasted, and that it is as it was before on every way out and while we are stopped.
-Knows nothing of chats.  Nothing wakes up while nothing happens.
+Owns the terminal while `open_prompt` is entered: its last rows, and that it is as it was before on
+every way out and while we are stopped.  What is typed is `input_line`'s.  Knows nothing of chats.
+Nothing wakes up while nothing happens.
 
 It is prompt_toolkit's, on an asyncio loop on which trio is a guest: see `guest`.
 """
@@ -12,23 +12,15 @@ import contextvars
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 import trio
-from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.completion import CompleteEvent, Completer
-from prompt_toolkit.completion import Completion as Offer
-from prompt_toolkit.document import Document
-from prompt_toolkit.filters import Condition, has_completions, is_done, is_searching
+from prompt_toolkit.filters import Condition, is_done, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
-from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.input import create_input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.key_binding.bindings.search import abort_search
-from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import (
     BufferControl,
     ConditionalContainer,
@@ -44,17 +36,12 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.output import ColorDepth
 
-from multichat.framing import clean
 from multichat.guest import TerminalModes
+from multichat.input_line import InputLine, Syntax
 from multichat.look import DIM, Fragments
-from multichat.recall import keeps
 from multichat.screen import ScreenApplication
 
 __all__ = ["Prompt", "Show", "open_prompt"]
-
-# A line that is typed while so many wait to be sent is not taken: a paste of ten thousand lines is
-# a file, and a server that has been away for so long is not coming back to read them.
-MAX_WAITING_LINES = 10_000
 
 # The last rows of a terminal of 15 are not all ours.
 _MAX_INPUT_ROWS = 4
@@ -64,19 +51,21 @@ _MAX_MENU_ROWS = 5
 # How long a terminal that hangs may hold up our end.
 _CLOSE_SECONDS = 2.0
 
-_YES = ("enter", "y", "Y")
-_NO = ("escape", "n", "N", "c-g")
-
 # prompt_toolkit would put an old line into the input, one Enter away from being sent.
 _SCROLLING = [f"{held}{key}" for held in ("", "s-", "c-", "c-s-") for key in ("pageup", "pagedown")]
 
 
 class Show(NamedTuple):
-    """What the rows around the input line show, asked for whenever they are drawn."""
+    """What the rows around the input line show, asked for whenever they are drawn.
+
+    *syntax* says what a command looks like; *warn* shows one line in the conversation.
+    """
 
     status: Callable[[], Fragments]
     pending: Callable[[], Sequence[Fragments]]
     complete: Callable[[str], Iterable[tuple[str, int]]]
+    syntax: Syntax
+    warn: Callable[[str], None]
 
 
 class Prompt:
@@ -97,16 +86,10 @@ class Prompt:
     ) -> None:
         self._handles_signals = handles_signals
         self._detached = ExitStack()  # of the terminal's input, while we are suspended
-        self._typed_in, self.typed = trio.open_memory_channel[str](MAX_WAITING_LINES)
         self._show = show
-        self._pasted: list[str] = []  # what the question is about
         self._modes = TerminalModes()
-        self._buffer = Buffer(
-            completer=_Completer(show.complete),
-            history=InMemoryHistory(list(history)),
-            enable_history_search=True,
-            multiline=False,
-        )
+        self._line = InputLine(show.complete, show.syntax, self._warn, history)
+        self.typed = self._line.typed
         self._app = ScreenApplication(
             wraps=wraps,
             layout=self._lay_out(),
@@ -141,18 +124,39 @@ class Prompt:
         self._app.output.bell()
         self._app.output.flush()
 
+    def _warn(self, text: str) -> None:
+        self.ring()
+        if text:
+            self._show.warn(text)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a line is begun and was not entered."""
+        return self._line.is_begun
+
+    def take_unsent(self) -> list[str]:
+        """Return, and forget, what was typed and not received."""
+        return self._line.take_unsent()
+
+    def close_after_next(self) -> None:
+        """End *typed* with the next line that is entered, which may be empty."""
+        self._line.close_after_next()
+
+    def discard_input(self) -> None:
+        """Forget what the terminal has not handed to us yet, so that no shell reads it."""
+        self._modes.discard_input()
+
     def _after_render(self, _: object) -> None:
         if self._app.render_counter == 1:
             self._modes.note()
         if self._screen.gone:
-            self._typed_in.close()
+            self._line.close()
 
     # --- The rows that are ours -------------------------------------------------------------------
 
     def _lay_out(self) -> Layout:
-        asking = Condition(lambda: bool(self._pasted))
+        asking = self._line.is_asking
         has_pending = Condition(lambda: bool(self._show.pending()))
-        self._asking = asking
         pending = Window(
             FormattedTextControl(self._pending),
             height=Dimension(max=_MAX_PENDING_ROWS),
@@ -162,7 +166,7 @@ class Prompt:
             input_processors=[BeforeInput("search: ", style="bold")], ignore_case=True
         )
         typing = Window(
-            BufferControl(self._buffer, search_buffer_control=search, preview_search=True),
+            BufferControl(self._line.buffer, search_buffer_control=search, preview_search=True),
             height=Dimension(min=1, max=_MAX_INPUT_ROWS),
             wrap_lines=True,
             dont_extend_height=True,
@@ -198,27 +202,13 @@ class Prompt:
         return ends[:-1]
 
     def _question(self) -> StyleAndTextTuples:
-        return [("bold", f"send {len(self._pasted)} lines? "), ("", "y/n")]
+        return list(self._line.question)
 
     # --- Keys -------------------------------------------------------------------------------------
 
     def _bind_keys(self) -> KeyBindings:
         keys = KeyBindings()
-        asking = self._asking
-        typing = ~asking & ~is_searching
-
-        @keys.add("enter", filter=typing)
-        def _(_: KeyPressEvent) -> None:
-            if self._take([self._buffer.text]):
-                self._buffer.reset()
-
-        @keys.add("tab", filter=typing & ~has_completions)
-        def _(_: KeyPressEvent) -> None:
-            self._begin_completion()
-
-        @keys.add("c-d", filter=typing & Condition(lambda: not self._buffer.text))
-        def _(_: KeyPressEvent) -> None:
-            self._typed_in.close()
+        self._line.bind(keys)
 
         @keys.add("c-c", eager=True)
         def _(_: KeyPressEvent) -> None:
@@ -233,68 +223,10 @@ class Prompt:
         def _(_: KeyPressEvent) -> None:
             self._screen.repaint()
 
-        keys.add("escape", filter=is_searching, eager=True)(abort_search)
-
         for name in _SCROLLING:
             keys.add(name)(lambda _: None)
 
-        @keys.add(Keys.BracketedPaste, filter=typing)
-        def _(event: KeyPressEvent) -> None:
-            self._paste(event.data)
-
-        @keys.add(Keys.Any, filter=asking, eager=True)
-        def _(_: KeyPressEvent) -> None:
-            self.ring()
-
-        for name in (*_YES, *_NO):
-            keys.add(name, filter=asking, eager=True)(partial(self._answer, name in _YES))
         return keys
-
-    def _answer(self, yes: bool, _: KeyPressEvent) -> None:
-        pasted, self._pasted = self._pasted, []
-        if yes and self._take(pasted):
-            self._buffer.reset()
-
-    def _begin_completion(self) -> None:
-        """Complete as far as it is certain, in this very step: the next key may be Enter."""
-        document = self._buffer.document
-        offers = list(self._show.complete(document.text_before_cursor))
-        if not offers:
-            return
-        length = offers[0][1]
-        common = os.path.commonprefix([text for text, _ in offers])  # noqa: RUF071 - of words
-        if len(offers) == 1 or len(common) > length:
-            self._buffer.delete_before_cursor(length)
-            self._buffer.insert_text(common)
-        if len(offers) > 1:
-            self._buffer.start_completion()
-
-    def _paste(self, data: str) -> None:
-        before, after = (
-            self._buffer.document.text_before_cursor,
-            (self._buffer.document.text_after_cursor),
-        )
-        text = data.replace("\r\n", "\n").replace("\r", "\n")
-        if "\n" not in text.rstrip("\n"):
-            self._buffer.insert_text(clean(text.rstrip("\n")))
-            return
-        # With what was typed around it, which stays where it is if nothing is to be sent.
-        self._pasted = [line for line in f"{before}{text}{after}".split("\n") if line]
-        self.refresh()
-
-    def _take(self, lines: Sequence[str]) -> bool:
-        """Pass on what was typed; return False if there is no room for it."""
-        lines = [line for line in map(clean, lines) if line]
-        waiting = self._typed_in.statistics().current_buffer_used
-        if waiting + len(lines) > MAX_WAITING_LINES:
-            self.ring()
-            return False
-        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
-            for line in lines:
-                self._typed_in.send_nowait(line)
-                if keeps(line):
-                    self._buffer.history.append_string(line)
-        return True
 
     # --- Being stopped and going on ---------------------------------------------------------------
 
@@ -326,7 +258,7 @@ class Prompt:
 
     def close(self) -> None:
         """End what is typed, as Ctrl+D does."""
-        self._typed_in.close()
+        self._line.close()
 
     async def _heed_stops(self) -> None:
         if sys.platform == "win32":
@@ -368,21 +300,11 @@ class Prompt:
                 await finished.wait()
             running.cancel()
             self._modes.restore()
-            self._typed_in.close()
+            self._line.close()
         if failures:
             raise failures[0]
         with suppress(EOFError):  # the terminal is gone
             running.result()
-
-
-class _Completer(Completer):
-    def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]]) -> None:
-        self._complete = complete
-
-    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[Offer]:
-        """Yield what the menu shows."""
-        for text, length in self._complete(document.text_before_cursor):
-            yield Offer(text, start_position=-length)
 
 
 @asynccontextmanager

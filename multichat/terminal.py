@@ -18,8 +18,14 @@ import trio
 from multichat.chat import Chat
 from multichat.client import Endpoint, open_chat
 from multichat.comeback import describe_retry
-from multichat.commands import find_command, help_lines, split_command
-from multichat.completion import Completion, complete
+from multichat.commands import (
+    disguised_command,
+    find_command,
+    help_lines,
+    say_literally,
+    split_command,
+)
+from multichat.completion import Completion, address_of, complete
 from multichat.console import (
     LEAVES_WHEN_SENT,
     SPEAKING_TEXT,
@@ -30,11 +36,13 @@ from multichat.console import (
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
+    LineTooLong,
     LocalProtocolError,
     MultichatError,
     Refused,
 )
 from multichat.guest import run_beside_prompt
+from multichat.input_line import Syntax
 from multichat.look import DIM, WARNING, Fragments, Line, Look, Us
 from multichat.messages import (
     Accepted,
@@ -59,7 +67,7 @@ from multichat.messages import (
 )
 from multichat.names import fold_name
 from multichat.prompt import Prompt, Show, open_prompt
-from multichat.recall import History
+from multichat.recall import History, keeps
 from multichat.voices import TEXT
 
 __all__ = ["TerminalChat"]
@@ -73,6 +81,11 @@ _MAX_OFFERED = 4096
 
 # How often the status counts down to the next try to reconnect.
 _COUNT_DOWN_SECONDS = 1.0
+
+# How many lines that were never sent are shown in the end; all are in the input history.
+_SHOWN_UNSENT = 10
+
+_SYNTAX = Syntax(disguised_command, say_literally)
 
 
 class TerminalChat:
@@ -121,6 +134,9 @@ class TerminalChat:
         self._names_stale = trio.Event()
         self._lost = trio.Event()  # set for each try to reconnect
         self._failure: MultichatError | None = None
+        self._leaving = False  # by our own wish
+        self._over: list[str] = []  # what was entered when the conversation was over
+        self._last_sender = ""  # of a private message, as it is addressed
 
     def run(self) -> None:
         """Connect and talk until we leave, the server closes, or a signal ends it.
@@ -132,12 +148,31 @@ class TerminalChat:
 
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
-        show = Show(self._status, self._pending, self._complete)
+        show = Show(self._status, self._pending, self._complete, _SYNTAX, self._warn)
         async with open_prompt(show, history=history, color=self._color) as self._prompt:
             try:
-                await self._converse()
+                try:
+                    await self._converse()
+                finally:
+                    self._tell_unaccepted()
+            except MultichatError:
+                await self._wait_for_line()
+                raise
+            else:
+                await self._wait_for_line()
             finally:
-                self._tell_unaccepted()
+                self._tell_unsent()
+
+    async def _wait_for_line(self) -> None:
+        """Where the conversation ended while a line was being typed, keep it from the shell."""
+        if self._leaving:
+            return
+        if self._prompt.is_begun:
+            self._told("The conversation is over; Enter leaves", warning=True)
+            self._state = "not connected"
+            self._prompt.close_after_next()
+            self._over += [line async for line in self._prompt.typed]
+        self._prompt.discard_input()
 
     async def _converse(self) -> None:
         self._told(f"Connecting to {self._endpoint}")
@@ -209,6 +244,15 @@ class TerminalChat:
                 text = "".join(text for _, text in line.fragments)
                 self._told(f"not accepted: {text}", warning=True)
 
+    def _tell_unsent(self) -> None:
+        """Say what was typed and never sent, and keep it for the next time."""
+        lines = [line for line in (*self._over, *self._prompt.take_unsent()) if keeps(line)]
+        for line in lines[:_SHOWN_UNSENT]:
+            self._told(f"not sent: {line}", warning=True)
+        if len(lines) > _SHOWN_UNSENT:
+            self._told(f"not sent: {len(lines) - _SHOWN_UNSENT} more lines", warning=True)
+        self._history.append(*lines)
+
     # --- What happens -----------------------------------------------------------------------------
 
     async def _show_events(self, chat: Chat) -> None:
@@ -230,10 +274,18 @@ class TerminalChat:
                 return self._settle(nonce)
             case Error(nonce=nonce) if nonce is not None:
                 before = self._settle(nonce)
+            case Error(code=LineTooLong.code):
+                hint = "it was not sent; the arrow key up brings it back"
+                return [
+                    *self._look.event(event, self._us, _now()),
+                    *self._look.told(hint, _now(), warning=True),
+                ]
             case Said() | Directed():
                 self._received += 1
                 if self._is_ignored(event):
                     return []
+                if isinstance(event, Directed):
+                    self._last_sender = address_of(event.name)
             case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
                 if len(self._renamed) < _MAX_OFFERED:
                     self._renamed[client] = fold_name(old)
@@ -332,6 +384,7 @@ class TerminalChat:
                 if not await self._obey(chat, line):
                     break
                 await trio.to_thread.run_sync(self._history.append, line)
+            self._leaving = True
             self._state = "leaving"
             self._prompt.refresh()
             await chat.finish()
@@ -358,6 +411,8 @@ class TerminalChat:
                 for each in help_lines(local=True):
                     self._told(each)
                 await self._say(chat, line)
+            case "/r" if rest and self._last_sender:
+                await self._say(chat, f"/msg {self._last_sender} {rest}")
             case _:
                 await self._say(chat, line)
         return True
@@ -398,6 +453,9 @@ class TerminalChat:
     def _told(self, text: str, *, warning: bool = False) -> None:
         self._show(self._look.told(text, _now(), warning=warning))
 
+    def _warn(self, text: str) -> None:
+        self._told(text, warning=True)
+
     def _show(self, lines: Sequence[Line]) -> None:
         self._prompt.show([line.fragments for line in lines])
         if self._bell and any(line.calls for line in lines):
@@ -435,7 +493,7 @@ class TerminalChat:
         ]
 
     def _complete(self, before: str) -> list[Completion]:
-        return complete(before, self._names - {self._us.name}, self._rooms)
+        return complete(before, self._names - {self._us.name}, self._rooms, self._last_sender)
 
 
 def _now() -> datetime:

@@ -1,0 +1,308 @@
+"""The line that one types: its keys, what is pasted into it, and how it is passed on.
+
+Owns the text until it is passed on, and the questions about it.  Draws nothing.
+
+Invariant: nothing typed or pasted disappears without a word.  It is in the line, in the input
+history, in what Ctrl+Y or Ctrl+_ bring back, passed on, or a warning says what became of it.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import trio
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent, Completer
+from prompt_toolkit.completion import Completion as Offer
+from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition, has_completions, is_searching
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.bindings.search import abort_search
+from prompt_toolkit.keys import Keys
+
+from multichat.framing import clean
+from multichat.recall import keeps
+
+__all__ = ["InputLine", "Syntax"]
+
+# A line that is typed while so many wait to be sent is not taken: a paste of ten thousand lines is
+# a file, and a server that has been away for so long is not coming back to read them.
+MAX_WAITING_LINES = 10_000
+
+_NO = ("escape", "n", "N", "c-g")
+
+# Default keys that take what is typed next for something else, or send more than the line: numeric
+# arguments, keyboard macros, a search for a character, "comment out and accept".
+_DISABLED = [
+    ("c-x", "("),
+    ("c-x", ")"),
+    ("c-x", "e"),
+    ("c-]",),
+    ("escape", "c-]"),
+    ("escape", "#"),
+    ("escape", "-"),
+    ("escape", "*"),
+]
+
+
+class Syntax(NamedTuple):
+    """What commands look like to whoever receives the lines.
+
+    *disguised* returns the command that a line looks like without being one, or None; *literally*
+    the line that says a text, whatever that begins with.
+    """
+
+    disguised: Callable[[str], str | None]
+    literally: Callable[[str], str]
+
+
+class _Question(NamedTuple):
+    """A question in place of the next key: what it asks, and the lines to pass on by answer."""
+
+    text: str
+    choices: str
+    answers: dict[str, list[str]]
+
+
+class InputLine:
+    """The line of a prompt; all of it is called from trio or from its keys, and nothing waits.
+
+    *typed* gives the lines that were passed on, clean and not empty; it ends when the line is
+    closed.  *complete* gives what the text before the cursor may become: an offer for all of
+    it is an abbreviation, which a space expands.  *warn* rings, and
+    tells something in one line unless that is empty.  *history* is what was typed before, the
+    oldest first.
+    """
+
+    def __init__(
+        self,
+        complete: Callable[[str], Iterable[tuple[str, int]]],
+        syntax: Syntax,
+        warn: Callable[[str], None],
+        history: Sequence[str] = (),
+        *,
+        max_waiting_lines: int = MAX_WAITING_LINES,
+    ) -> None:
+        self._complete, self._syntax, self._warn = complete, syntax, warn
+        self._max_waiting_lines = max_waiting_lines
+        self._typed_in, self.typed = trio.open_memory_channel[str](max_waiting_lines)
+        self._question: _Question | None = None
+        self._is_last = False
+        self.is_asking = Condition(lambda: self._question is not None)
+        self.buffer = Buffer(
+            completer=_Completer(complete),
+            history=InMemoryHistory(list(history)),
+            enable_history_search=True,
+            multiline=False,
+            # Of whatever key accepts a line: without it some would throw the text away.
+            accept_handler=self._accept,
+        )
+
+    @property
+    def question(self) -> list[tuple[str, str]]:
+        """What is asked, as styled text."""
+        if self._question is None:
+            return []
+        return [("bold", f"{self._question.text} "), ("", self._question.choices)]
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether something stands in the line that was not passed on."""
+        return bool(self.buffer.text or self._question)
+
+    def close(self) -> None:
+        """Pass on no more lines."""
+        self._typed_in.close()
+
+    def close_after_next(self) -> None:
+        """Close with the next line that is entered, which may be empty."""
+        self._is_last = True
+
+    def take_unsent(self) -> list[str]:
+        """Return, and forget, the lines that nobody received and what stands in the line."""
+        lines: list[str] = []
+        with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+            while True:
+                lines.append(self.typed.receive_nowait())
+        if self._question is not None:
+            lines += next(iter(self._question.answers.values()))
+            self._question = None
+        elif self.buffer.text:
+            lines.append(self.buffer.text)
+        self._begin_next_line("")
+        if self.buffer.text:
+            lines.append(self.buffer.text)
+        self.buffer.reset()
+        return [line for line in map(clean, lines) if line]
+
+    # --- Passing on -------------------------------------------------------------------------------
+
+    def _accept(self, _: Buffer) -> bool:
+        """Pass on the line, or ask about it; return that prompt_toolkit has nothing left to do."""
+        line = clean(self.buffer.text)
+        command = self._syntax.disguised(line)
+        if command is not None and not self._is_last:
+            self._question = _Question(
+                f"looks like {command.split(maxsplit=1)[0]}:",
+                "r run it, s say it, Esc edit it",
+                {"r": [command], "s": [self._syntax.literally(line)]},
+            )
+            return True
+        if self._take([line]):
+            self._begin_next_line(line)
+        if self._is_last:
+            self.close()
+        return True
+
+    def _take(self, lines: Sequence[str]) -> bool:
+        """Pass on *lines*; return False, having said so, if there is no room for them."""
+        lines = [line for line in lines if line]
+        waiting = self._typed_in.statistics().current_buffer_used
+        if waiting + len(lines) > self._max_waiting_lines:
+            self._warn(
+                f"not sent: {waiting} lines wait already, and at most {self._max_waiting_lines} may"
+            )
+            return False
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
+            for line in lines:
+                self._typed_in.send_nowait(line)
+                if keeps(line):
+                    self.buffer.history.append_string(line)
+            return True
+        return False
+
+    def _begin_next_line(self, sent: str) -> None:
+        """Empty the line, but for what was begun before an old line was brought up to be *sent*.
+
+        What an old line was found by, because it begins with that, was not a line of its own.
+        """
+        buffer = self.buffer
+        index = buffer.working_index
+        buffer.history_search_text = ""  # any line
+        buffer.history_forward(count=len(buffer.history.get_strings()) + 1)
+        begun = buffer.text if buffer.working_index != index else ""
+        buffer.reset(Document("" if sent.startswith(begun) else begun))
+
+    def _answer(self, key: str) -> None:
+        answers = {} if self._question is None else self._question.answers
+        lines = next(iter(answers.values())) if key == "enter" else answers.get(key.lower())
+        if lines is None:
+            self._warn("")
+        elif self._take(lines):
+            self._question = None
+            self._begin_next_line(lines[0])
+
+    # --- Keys -------------------------------------------------------------------------------------
+
+    def bind(self, keys: KeyBindings) -> None:
+        """Add the keys of the line to *keys*."""
+        asking = self.is_asking
+        typing = ~asking & ~is_searching
+
+        @keys.add("tab", filter=typing & ~has_completions)
+        def _(_: KeyPressEvent) -> None:
+            self._begin_completion()
+
+        @keys.add(" ", filter=typing)
+        def _(event: KeyPressEvent) -> None:
+            self.buffer.insert_text(event.data)
+            before = self.buffer.document.text_before_cursor
+            offers = list(self._complete(before)) if before.startswith("/") else []
+            if len(offers) == 1 and offers[0][1] == len(before):
+                self._begin_completion()  # what it stands for must not change while one types
+
+        @keys.add("c-d", filter=typing & Condition(lambda: not self.buffer.text))
+        def _(_: KeyPressEvent) -> None:
+            self.close()
+
+        @keys.add("c-o", filter=typing)
+        def _(_: KeyPressEvent) -> None:
+            self.buffer.validate_and_handle()
+
+        keys.add("escape", filter=is_searching, eager=True)(abort_search)
+
+        @keys.add(Keys.BracketedPaste, filter=typing, eager=True)  # also after Ctrl+Q
+        def _(event: KeyPressEvent) -> None:
+            event.app.quoted_insert = False
+            self._paste(event.data)
+
+        for undo in (("c-_",), ("c-x", "c-u")):
+
+            @keys.add(*undo, save_before=lambda _: False)
+            def _(event: KeyPressEvent) -> None:
+                # There is no key to redo: what is undone can be yanked.
+                if not event.is_repeat:
+                    event.app.clipboard.set_text(event.current_buffer.text)
+                event.current_buffer.undo()
+
+        for sequence in _DISABLED:
+            keys.add(*sequence, eager=len(sequence) == 1)(lambda _: None)
+        for digit in "0123456789":
+
+            @keys.add("escape", digit, filter=typing)
+            def _(event: KeyPressEvent) -> None:
+                self.buffer.insert_text(event.data)
+
+        @keys.add(Keys.Any, filter=asking, eager=True)
+        def _(event: KeyPressEvent) -> None:
+            self._answer(event.data)
+
+        @keys.add(Keys.BracketedPaste, filter=asking, eager=True)
+        def _(_: KeyPressEvent) -> None:
+            self._warn("not pasted: the question below wants an answer first")
+
+        @keys.add("enter", filter=asking, eager=True)
+        def _(_: KeyPressEvent) -> None:
+            self._answer("enter")
+
+        for name in _NO:
+
+            @keys.add(name, filter=asking, eager=True)
+            def _(_: KeyPressEvent) -> None:
+                self._question = None
+
+    def _begin_completion(self) -> None:
+        """Complete as far as it is certain, in this very step: the next key may be Enter."""
+        document = self.buffer.document
+        offers = list(self._complete(document.text_before_cursor))
+        if not offers:
+            return
+        length = offers[0][1]
+        common = os.path.commonprefix([text for text, _ in offers])  # noqa: RUF071 - of words
+        if len(offers) == 1 or len(common) > length:
+            self.buffer.delete_before_cursor(length)
+            self.buffer.insert_text(common)
+        if len(offers) > 1:
+            self.buffer.start_completion()
+
+    def _paste(self, data: str) -> None:
+        before = self.buffer.document.text_before_cursor
+        after = self.buffer.document.text_after_cursor
+        text = data.replace("\r\n", "\n").replace("\r", "\n")
+        is_command = before.startswith("/") and not before.startswith("//")
+        # What is pasted behind a command belongs to it: its other lines are not for everybody.
+        if "\n" not in text.rstrip("\n") or is_command or self._syntax.disguised(clean(before)):
+            self.buffer.insert_text(clean(text.rstrip("\n")))
+            return
+        # With what was typed around it, which stays where it is if nothing is to be sent.
+        pasted = f"{before}{text}{after}".split("\n")
+        lines = [self._syntax.literally(line) for line in map(clean, pasted) if line]
+        if len(lines) > self._max_waiting_lines:
+            self._warn(
+                f"not pasted: {len(lines)} lines, and at most {self._max_waiting_lines} may wait; "
+                "multichat send HOST PORT - <FILE sends a file"
+            )
+            return
+        self._question = _Question(f"send {len(lines)} lines?", "y/n", {"y": lines})
+
+
+class _Completer(Completer):
+    def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]]) -> None:
+        self._complete = complete
+
+    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[Offer]:
+        """Yield what the menu shows."""
+        for text, length in self._complete(document.text_before_cursor):
+            yield Offer(text, start_position=-length)

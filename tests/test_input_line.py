@@ -1,0 +1,277 @@
+"""The input line, without a terminal: every key of prompt_toolkit's, pastes and questions."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+import pytest
+import trio
+from prompt_toolkit.application import Application
+from prompt_toolkit.application.current import set_app
+from prompt_toolkit.input import DummyInput
+from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.key_binding.defaults import load_key_bindings
+from prompt_toolkit.key_binding.key_processor import KeyPress
+from prompt_toolkit.keys import KEY_ALIASES, Keys
+from prompt_toolkit.layout import BufferControl, Layout, SearchBufferControl, Window
+from prompt_toolkit.layout.containers import HSplit
+from prompt_toolkit.output import DummyOutput
+
+from multichat.commands import disguised_command, say_literally
+from multichat.completion import complete
+from multichat.input_line import InputLine, Syntax
+
+pytestmark = pytest.mark.unit
+
+TEXT = "some typed words"
+
+
+def _key(name: str) -> Keys | str:
+    return name if len(name) == 1 else Keys(KEY_ALIASES.get(name, name))
+
+
+def holds(text: str, letters: str) -> bool:
+    """Return whether *letters* are in *text*, in order."""
+    rest = iter(text)
+    return all(letter in rest for letter in letters)
+
+
+class Keyboard:
+    """An `InputLine` and the keys that are pressed on it."""
+
+    def __init__(self, history: list[str], max_waiting_lines: int) -> None:
+        self.warnings: list[str] = []
+        self.line = InputLine(
+            lambda before: complete(before, {"bob"}, {"den"}, "bob"),
+            Syntax(disguised_command, say_literally),
+            self.warnings.append,
+            history,
+            max_waiting_lines=max_waiting_lines,
+        )
+        keys = KeyBindings()
+        self.line.bind(keys)
+        search = SearchBufferControl()
+        typing = Window(BufferControl(self.line.buffer, search_buffer_control=search))
+        self.app: Application[None] = Application(
+            layout=Layout(HSplit([typing, Window(search)]), focused_element=typing),
+            key_bindings=keys,
+            input=DummyInput(),
+            output=DummyOutput(),
+        )
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self._press([], None))
+
+    def press(self, *keys: str, data: str | None = None) -> None:
+        self.loop.run_until_complete(self._press(keys, data))
+
+    async def _press(self, keys: Iterable[str], data: str | None) -> None:
+        with set_app(self.app):
+            for key in keys:
+                self.app.key_processor.feed(KeyPress(_key(key), data))
+            self.app.key_processor.process_keys()
+            self.line.buffer.load_history_if_not_yet_loaded()  # as before each drawing
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.app.cancel_and_wait_for_background_tasks())
+        self.loop.close()
+
+    def type(self, text: str) -> None:
+        self.press(*text)
+
+    def paste(self, text: str) -> None:
+        self.press(Keys.BracketedPaste, data=text)
+
+    @property
+    def text(self) -> str:
+        return self.line.buffer.text
+
+    @property
+    def question(self) -> str:
+        return "".join(text for _, text in self.line.question)
+
+    def sent(self) -> list[str]:
+        lines: list[str] = []
+        try:
+            while True:
+                lines.append(self.line.typed.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return lines
+
+
+@pytest.fixture
+def keyboard(request: pytest.FixtureRequest) -> Iterator[Keyboard]:
+    options = getattr(request, "param", {})
+    made = Keyboard(options.get("history", []), options.get("max_waiting_lines", 100))
+    yield made
+    made.close()
+
+
+def default_sequences() -> Iterator[tuple[str, ...]]:
+    """Return every sequence of keys that does something by default, whatever its condition."""
+    for binding in load_key_bindings().bindings:
+        names = tuple(str(getattr(key, "value", key)) for key in binding.keys)
+        yield tuple("x" if name == "<any>" else name for name in names)
+
+
+NO_KEYS = {"<sigint>", "<bracketed-paste>", "<cursor-position-response>", "<vt100-mouse-event>",
+           "<windows-mouse-event>", "<scroll-up>", "<scroll-down>"}  # fmt: skip
+SEQUENCES = sorted({each for each in default_sequences() if not NO_KEYS.intersection(each)})
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES, ids="+".join)
+@pytest.mark.parametrize("keyboard", [{"history": ["an old line", "another"]}], indirect=True)
+def test_no_key_loses_what_was_typed(sequence: tuple[str, ...], keyboard: Keyboard) -> None:
+    keyboard.type(TEXT)
+    keyboard.press("left", "left", *sequence)
+    found = keyboard.sent()
+    # It was sent, is there, or can be brought back: by undoing, by yanking, or in the history.
+    undo, yank = [("c-_",)] * 3, [("c-y",), ("escape", "y")]
+    for keys in ((), *undo, *yank, ("escape", ">")):
+        keyboard.press(*keys)
+        found.append(keyboard.text)
+    assert any(holds(each, TEXT) for each in found), found
+
+
+@pytest.mark.parametrize("sequence", SEQUENCES, ids="+".join)
+def test_no_key_swallows_what_is_typed_next(sequence: tuple[str, ...], keyboard: Keyboard) -> None:
+    keyboard.press(*sequence)
+    before = keyboard.text
+    keyboard.sent()
+    keyboard.type("2 words")
+    if sequence in {("c-x",), ("escape",), ("c-q",)} or keyboard.app.layout.is_searching:
+        return  # the first key of another sequence
+    assert keyboard.text.endswith("2 words"), (before, keyboard.text)
+
+
+@pytest.mark.parametrize("key", ["enter", "c-o", "c-j"])
+def test_keys_that_send_do(key: str, keyboard: Keyboard) -> None:
+    keyboard.type(TEXT)
+    keyboard.press(key)
+    assert (keyboard.sent(), keyboard.text) == ([TEXT], "")
+
+
+def test_an_escape_before_a_number_is_no_argument(keyboard: Keyboard) -> None:
+    keyboard.press("escape")
+    keyboard.type("2024 was a year")
+    assert keyboard.text == "2024 was a year"
+
+
+@pytest.mark.parametrize("keyboard", [{"history": ["old words", "newer"]}], indirect=True)
+def test_what_was_begun_is_there_again_behind_an_old_line(keyboard: Keyboard) -> None:
+    keyboard.type("half a sentence")
+    keyboard.press("escape", "<", "enter")
+    assert keyboard.sent() == ["old words"]
+    assert keyboard.text == "half a sentence"
+    keyboard.press("c-a", "c-k")
+    keyboard.type("old")  # what an old line is found by is no line of its own
+    keyboard.press("escape", "<", "enter")
+    assert keyboard.text == ""
+
+
+# --- What looks like a command ----------------------------------------------------------------
+
+
+def test_a_disguised_command_is_asked_about(keyboard: Keyboard) -> None:
+    for line in (
+        " /msg bob secret",
+        "\u200b/msg bob secret",
+        "／msg bob secret",
+        "\\msg bob secret",
+    ):
+        keyboard.type(line)
+        keyboard.press("enter")
+        assert keyboard.question == "looks like /msg: r run it, s say it, Esc edit it"
+        keyboard.press("x", "/", "y")  # no answers
+        assert keyboard.sent() == []
+        keyboard.press("escape")
+        assert (keyboard.question, keyboard.text) == ("", line)
+        keyboard.press("enter", "r")
+        assert (keyboard.sent(), keyboard.text) == (["/msg bob secret"], "")
+        keyboard.type(line)
+        keyboard.press("enter", "enter")
+        assert keyboard.sent() == ["/msg bob secret"]
+        keyboard.type(line)
+        keyboard.press("enter", "S")
+        assert keyboard.sent() == [f"/say {line}"]
+
+
+def test_a_pasted_line_is_never_a_command(keyboard: Keyboard) -> None:
+    lines = ["/usr/bin/python3 x.py", "/quit", " /msg bob x", "//x", "plain", "\x1b/me"]
+    keyboard.paste("\n".join(lines) + "\n")
+    assert keyboard.question == "send 6 lines? y/n"
+    keyboard.press("y")
+    assert keyboard.sent() == [
+        "//usr/bin/python3 x.py",
+        "//quit",
+        "/say  /msg bob x",
+        "///x",
+        "plain",
+        "/say ␛/me",
+    ]
+
+
+@pytest.mark.parametrize("command", ["/msg bob ", " /msg bob ", "/me reads "])
+def test_lines_pasted_behind_a_command_belong_to_it(command: str, keyboard: Keyboard) -> None:
+    keyboard.type(command)
+    keyboard.paste("a secret\r\nof two lines\n")
+    assert keyboard.text == f"{command}a secret␊of two lines"
+    assert (keyboard.question, keyboard.sent()) == ("", [])
+
+
+def test_a_reply_names_its_recipient_while_it_is_typed(keyboard: Keyboard) -> None:
+    keyboard.type("/r hi")
+    assert keyboard.text == "/msg bob hi"
+
+
+# --- What does not fit ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyboard", [{"max_waiting_lines": 3}], indirect=True)
+def test_what_cannot_be_taken_now_is_kept_or_told(keyboard: Keyboard) -> None:
+    keyboard.paste("1\n2\n3\n4")
+    assert keyboard.warnings.pop().startswith("not pasted: 4 lines, and at most 3 may wait; ")
+    assert keyboard.question == ""
+    for text in ("1", "2"):
+        keyboard.type(text)
+        keyboard.press("enter")
+    keyboard.paste("a\nb")
+    keyboard.press("y")
+    assert keyboard.warnings.pop() == "not sent: 2 lines wait already, and at most 3 may"
+    assert keyboard.question == "send 2 lines? y/n", "it can be answered again"
+    keyboard.paste("c")
+    assert keyboard.warnings.pop().startswith("not pasted: ")
+    assert keyboard.sent() == ["1", "2"]
+    keyboard.press("y")
+    assert keyboard.sent() == ["a", "b"]
+    for text in ("3", "4", "5", "6"):
+        keyboard.type(text)
+        keyboard.press("enter")
+    assert keyboard.text == "6"
+    assert len(keyboard.warnings) == 1
+
+
+@pytest.mark.parametrize("keyboard", [{"history": ["old"]}], indirect=True)
+def test_what_was_never_sent_is_returned_in_the_end(keyboard: Keyboard) -> None:
+    keyboard.type("one")
+    keyboard.press("enter")
+    keyboard.type("two")
+    keyboard.press("enter")
+    keyboard.type("half")
+    keyboard.press("escape", "<")
+    assert keyboard.line.is_begun
+    assert keyboard.line.take_unsent() == ["one", "two", "old", "half"]
+    assert keyboard.text == ""
+    keyboard.paste("a\n/b")
+    assert keyboard.line.is_begun
+    assert keyboard.line.take_unsent() == ["a", "//b"]
+    assert keyboard.line.take_unsent() == []
+
+
+@pytest.mark.parametrize("text", ["", "half a line", " /quit"])
+def test_the_last_line_closes(text: str, keyboard: Keyboard) -> None:
+    keyboard.line.close_after_next()
+    keyboard.type(text)
+    keyboard.press("enter")
+    assert keyboard.sent() == ([text] if text else [])
+    assert keyboard.line.typed.statistics().open_send_channels == 0

@@ -1,0 +1,187 @@
+"""Typing on a real terminal, in tmux: nothing is said that was meant to be private, or lost."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+import multichat
+
+from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, listening, serve
+from .support.terminals import Terminal, paste, wait_for_input
+
+pytestmark = pytest.mark.process
+
+
+def connect(server: ServerCommand, *options: str) -> tuple[str, ...]:
+    return (MULTICHAT, "connect", "--name", "alice", *options, LOOPBACK, str(server.port))
+
+
+def said(server: ServerCommand) -> list[str]:
+    return [line.partition("[alice] ")[2] for line in server.lines if "[RX] [alice]" in line]
+
+
+async def test_a_space_before_a_command_is_a_question(terminal: Terminal, tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path) as server,
+        multichat.connect(LOOPBACK, server.port, name="bob") as bob,
+    ):
+        await terminal.open("t", *connect(server), columns=80, rows=24)
+        await wait_for_input(terminal, "t", "")
+        await terminal.type("t", " /msg bob a secret")
+        await terminal.wait_for_match(
+            "t", r"^>  /msg bob a secret\s*\nlooks like /msg: r run it, s say it, Esc edit it"
+        )
+        await terminal.press("t", "Escape")
+        await wait_for_input(terminal, "t", " /msg bob a secret")
+        await terminal.press("t", "Enter")
+        await terminal.wait_for("t", "looks like /msg")
+        await terminal.press("t", "r")
+        async for event in bob:
+            assert not isinstance(event, multichat.Said)
+            if isinstance(event, multichat.Directed):
+                assert event.text == "a secret"
+                break
+        await terminal.type("t", "/r")
+        await terminal.wait_for("t", "usage: /r TEXT")
+        await bob.direct("alice", "yes?")
+        await terminal.wait_for("t", "bob → you  yes?")
+        await terminal.run("send-keys", "-t", "t", "-l", "/r it")
+        await wait_for_input(terminal, "t", "/msg bob it")
+        await terminal.press("t", "Enter")
+        await terminal.wait_for_match("t", r"you → bob  it\s*\n>")
+        assert said(server) == []
+
+
+async def test_a_confirmed_paste_is_said_as_it_is(terminal: Terminal, tmp_path: Path) -> None:
+    lines = ["/usr/bin/python3 -V", "/quit", " /msg bob psst", "/help", "the end"]
+    file = tmp_path / "pasted"
+    file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server), columns=80, rows=24)
+        await wait_for_input(terminal, "t", "")
+        await paste(terminal, file)
+        await terminal.wait_for("t", "send 5 lines? y/n")
+        await terminal.press("t", "y")
+        await server.wait_for("[RX] [alice] the end\n")
+        assert said(server) == lines
+        await wait_for_input(terminal, "t", "")
+
+
+async def test_a_paste_that_is_too_long_is_told(terminal: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "pasted"
+    file.write_text("x\n" * 10_001, "utf-8")
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server), columns=100, rows=24)
+        await wait_for_input(terminal, "t", "")
+        await terminal.run("send-keys", "-t", "t", "-l", "typed before")
+        await paste(terminal, file)
+        await terminal.wait_for("t", "! not pasted: 10001 lines, and at most 10000 may wait")
+        await wait_for_input(terminal, "t", "typed before")
+
+
+async def test_a_line_too_long_for_the_server_comes_back(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    file = tmp_path / "pasted"
+    file.write_text("x" * 2000 + "y", "utf-8")
+    async with serve(tmp_path, "--max-line", "1024") as server:
+        await terminal.open("t", *connect(server), columns=100, rows=24)
+        await wait_for_input(terminal, "t", "")
+        await paste(terminal, file)
+        await terminal.wait_for("t", "xy")
+        await terminal.press("t", "Enter")
+        await terminal.wait_for("t", "bytes in one line; the server takes 1024")
+        await terminal.wait_for("t", "! it was not sent; the arrow key up brings it back")
+        await terminal.press("t", "Up")
+        await terminal.wait_for("t", "xy")
+
+
+@pytest.mark.parametrize("key", ["C-o", "M-Enter", "Enter"])
+async def test_keys_that_accept_a_line_send_it(
+    key: str, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server))
+        await wait_for_input(terminal, "t", "")
+        await terminal.type("t", "some words", key)
+        await server.wait_for("[RX] [alice] some words\n")
+        await wait_for_input(terminal, "t", "")
+        await terminal.run("send-keys", "-t", "t", "-l", "commented")
+        await terminal.press("t", "M-#")
+        await terminal.run("send-keys", "-t", "t", "-l", " out")
+        await wait_for_input(terminal, "t", "commented out")
+
+
+@pytest.mark.parametrize("way", ["C-c", "SIGTERM"])
+async def test_a_line_that_was_begun_is_told_on_the_way_out(
+    way: str, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server))
+        await wait_for_input(terminal, "t", "")
+        await terminal.run("send-keys", "-t", "t", "-l", "half a sentence")
+        await wait_for_input(terminal, "t", "half a sentence")
+        if way == "C-c":
+            await terminal.press("t", way)
+        else:
+            pane = int(await terminal.run("display-message", "-p", "-t", "t", "#{pane_pid}"))
+            children = Path(f"/proc/{pane}/task/{pane}/children").read_text().split()
+            for child in children:
+                os.kill(int(child), signal.SIGTERM)
+        await terminal.wait_for("t", "! not sent: half a sentence")
+        await terminal.wait_for("t", "status=0")
+        await terminal.open("u", *connect(server))
+        await wait_for_input(terminal, "u", "")
+        await terminal.press("u", "Up")
+        await wait_for_input(terminal, "u", "half a sentence")
+
+
+async def test_lines_that_wait_for_a_connection_are_told_on_the_way_out(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with listening() as (_, port):  # answers nobody
+        await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(port))
+        await terminal.wait_for("t", "connecting · ")
+        await terminal.type("t", "first")
+        await terminal.type("t", "second")
+        await terminal.press("t", "C-c")
+        await terminal.wait_for_match("t", r"! not sent: first\n\d\d:\d\d ! not sent: second\n")
+        await terminal.wait_for("t", "status=0")
+
+
+async def test_a_line_typed_when_the_server_says_goodbye_is_not_the_shells(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with listening() as (listener, port):
+        await terminal.open_shell("t", columns=80, rows=24)
+        await terminal.type("t", f"{MULTICHAT} connect {LOOPBACK} {port}")
+        with trio.fail_after(WAIT_SECONDS):
+            stream = await listener.accept()
+        async with stream:
+            welcome = {
+                "type": "welcome",
+                "protocol": 1,
+                "client": 1,
+                "name": "alice",
+                "room": "lobby",
+                "members": 2,
+                "limits": {"line": 65536, "name": 32},
+                "last": None,
+                "server": "test",
+                "resumed": False,
+            }
+            await stream.send_all(json.dumps(welcome, separators=(",", ":")).encode() + b"\n")
+            await terminal.wait_for("t", "alice in lobby · 2 here")
+            await terminal.run("send-keys", "-t", "t", "-l", f"touch {tmp_path}/shell")
+            await terminal.wait_for("t", "/shell")
+            await stream.send_all(b'{"type":"goodbye","reason":"kicked","code":"kicked"}\n')
+        await terminal.wait_for("t", "! goodbye: kicked")
+        await terminal.wait_for("t", "! The conversation is over; Enter leaves")
+        await terminal.type("t", " -x")
+        await terminal.wait_for_match("t", r"! not sent: touch \S+/shell -x\n")
+        await terminal.wait_for_match("t", r"^\$\s*\Z")
+        assert not (tmp_path / "shell").exists()
