@@ -6,7 +6,6 @@ of the old contents or all of the new.  Knows nothing of what stands in them.
 
 import os
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +36,8 @@ def replace_file(path: Path, data: bytes, *, mode: int) -> None:
     The target of a symbolic link is replaced, not the link.  Returns when *data* is on the disk.
     Raises `OSError`, and then has changed nothing.
     """
+    import tempfile  # with a dozen modules behind it, which most commands never need
+
     path = path.resolve()
     # A new name that nobody can guess, opened with O_EXCL: never a file or link that is there.
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
