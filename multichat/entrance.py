@@ -18,6 +18,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Awaitable, Hashable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TypeVar
 
 import trio
@@ -116,18 +117,20 @@ class Entrance:
             if not self._connections[place]:
                 del self._connections[place]
 
-    @contextmanager
-    def at_the_door(self, address: str) -> Iterator[None]:
+    def at_the_door(self, address: str) -> "_AtTheDoor":
         """Be one of those who are not in yet while the block runs; raises `TurnedAway`."""
+        return _AtTheDoor(self, network_of(address))
+
+    def step_up(self, scope: trio.CancelScope, place: Hashable) -> None:
+        """Note that *scope* is one of those; for `_AtTheDoor` alone, as is `step_back`."""
         self._check_open()
         if len(self._at_the_door) >= MAX_AT_THE_DOOR:
             self._make_room()
-        with trio.CancelScope() as scope:
-            self._at_the_door[scope] = network_of(address)
-            try:
-                yield
-            finally:
-                self._at_the_door.pop(scope, None)
+        self._at_the_door[scope] = place
+
+    def step_back(self, scope: trio.CancelScope) -> None:
+        """Note that it is not any more; raises `TurnedAway` if it was cancelled."""
+        self._at_the_door.pop(scope, None)
         if scope.cancelled_caught:
             self._check_open()
             raise TurnedAway("too many others wait to come in")
@@ -221,6 +224,31 @@ class Entrance:
             return True
         self._attempts.failed(place, trio.current_time())
         return False
+
+
+class _AtTheDoor:
+    """The block of `Entrance.at_the_door`.
+
+    Not a `contextmanager`: raising another error in one leaves a reference cycle behind; see
+    `transport.receive_some`.
+    """
+
+    def __init__(self, entrance: Entrance, place: Hashable) -> None:
+        self._entrance, self._place = entrance, place
+        self._scope = trio.CancelScope()
+
+    def __enter__(self) -> None:
+        self._entrance.step_up(self._scope, self._place)
+        self._scope.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._scope.__exit__(kind, error, traceback)
+        self._entrance.step_back(self._scope)  # raises if that has caught a cancellation
 
 
 def _digest(password: str) -> bytes:
