@@ -12,7 +12,6 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from multichat.errors import RemoteProtocolError
-from multichat.names import MAX_DECOMPOSED
 from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, WRONG_PASSWORD
 
 __all__ = [
@@ -20,6 +19,8 @@ __all__ = [
     "GOODBYES",
     "HISTORY_MESSAGES",
     "LOBBY",
+    "MAX_DECOMPOSED",
+    "MAX_NAME_CHARACTERS",
     "MAX_TOKEN_CHARACTERS",
     "NO_SENDER",
     "PROTOCOL",
@@ -83,6 +84,12 @@ MAX_TOKEN_CHARACTERS = 128
 
 # A screenful, for who does not say how much.
 HISTORY_MESSAGES = 20
+
+# A tag of 32 leaves a line of 60 columns something to say.
+MAX_NAME_CHARACTERS = 32
+
+# The longest form of such a name, with each character decomposed.
+MAX_DECOMPOSED = 4 * MAX_NAME_CHARACTERS
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_DECOMPOSED)]
 """What a server calls a person or a room; an event with a longer one is left out.

@@ -23,6 +23,7 @@ from functools import cache
 
 from multichat.errors import InvalidName
 from multichat.lookalikes import fold, lookalike_keys, may_mix, script_of
+from multichat.messages import MAX_DECOMPOSED, MAX_NAME_CHARACTERS
 
 __all__ = [
     "MAX_DECOMPOSED",
@@ -36,9 +37,6 @@ __all__ = [
 ]
 
 SERVER_NAME = "Server"
-
-# A tag of 32 leaves a line of 60 columns something to say.
-MAX_NAME_CHARACTERS = 32
 
 _PUNCTUATION = "-_."
 
@@ -86,10 +84,6 @@ _DURATION = re.compile(rf"{_DIGIT}+(?:s|rn|rnin|h|d|w)")
 def default_name(client: int) -> str:
     """Return what *client* is called until it says otherwise."""
     return f"Client {client}"
-
-
-# The longest form of a name of 32 characters, with each of them decomposed.
-MAX_DECOMPOSED = 4 * MAX_NAME_CHARACTERS
 
 
 def fold_name(name: str) -> str:
