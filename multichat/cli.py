@@ -24,7 +24,6 @@ from multichat.cli_rules import CheckedCommand
 from multichat.cli_serve import serve
 from multichat.config import DEFAULT_PORT
 from multichat.framing import clean_lines
-from multichat.log import open_log
 from multichat.shell import (
     PasswordFile,
     UsageMistake,
@@ -330,9 +329,10 @@ def _join(
             bell=bell,
         ).run()
         return
-    with open_log(fileno(sys.stdout)) as writer:
-        from multichat.console import Console
+    from multichat.console import Console
+    from multichat.log import open_log
 
+    with open_log(fileno(sys.stdout)) as writer:
         console = Console(
             endpoint,
             writer=writer,

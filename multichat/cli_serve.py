@@ -1,6 +1,5 @@
 """The command `serve`: parse, build the configuration, run.  No logic."""
 
-import logging
 import os
 import re
 import sys
@@ -14,7 +13,6 @@ import typer
 from multichat.cli_config import ColorWhen, is_colored
 from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
 from multichat.files import is_readable_by_others
-from multichat.log import Log, open_log
 from multichat.shell import (
     PasswordFile,
     UsageMistake,
@@ -313,6 +311,10 @@ def serve(
             raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301
     except ValueError as error:
         raise UsageMistake(str(error)) from None
+    import logging
+
+    from multichat.log import Log, open_log
+
     level = getattr(logging, log_level.name)
     with (
         one_line_errors(),
