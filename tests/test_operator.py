@@ -97,6 +97,15 @@ async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
     assert (await bob.lines(3))[-2:] == said
 
 
+@pytest.mark.parametrize("start", [" /", "\u200b/", "／", "\\"])
+async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, start: str) -> None:
+    alice = await desk.join()
+    assert await desk.type(f"{start}kick alice badly\n /usr is full") == [
+        "not said, because it looks like /kick; // says a /"
+    ]
+    assert await alice.line() == "[Server]  /usr is full"
+
+
 async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> None:
     alice, bob = await desk.join(name="alice"), await desk.join()
     assert await desk.type("/send 1 hello,  you\n/send ALICE and you\n/send Client 2 not you") == []
