@@ -290,6 +290,79 @@ async def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
         pass
 
 
+async def test_a_journal_opens_after_analyze_and_with_plain_indexes_of_its_owner(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, "one")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE INDEX runs_by_name ON runs (name COLLATE NOCASE, time DESC)")
+        connection.execute("ANALYZE")
+    await write(path, "two")
+    assert await all_texts(path) == ["one", "two"]
+    with open_reader(path) as reader:
+        assert [said.run for said in reader.read()] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("statements", "reason"),
+    [
+        (
+            "CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM runs; END",
+            "it has a trigger t that multichat did not make; drop it",
+        ),
+        (
+            "CREATE VIEW v AS SELECT text FROM runs",
+            "it has a view v that multichat did not make; drop it",
+        ),
+        ("CREATE TABLE songs (x)", "it has a table songs that multichat did not make; drop it"),
+        (
+            "CREATE UNIQUE INDEX i ON runs (text)",
+            "it has an index i that multichat did not make; drop it",
+        ),
+        (
+            "CREATE INDEX i ON runs (hex(text))",
+            "it has an index i that multichat did not make; drop it",
+        ),
+        (
+            "CREATE INDEX i ON runs (text) WHERE hex(text) > 'a'",
+            "it has an index i that multichat did not make; drop it",
+        ),
+        ("DROP TABLE nonces", "its table nonces is missing or changed"),
+        ("DROP INDEX nonces_by_client", "its index nonces_by_client is missing or changed"),
+        (
+            "DROP INDEX nonces_by_client; CREATE INDEX nonces_by_client ON nonces (seq)",
+            "its index nonces_by_client is missing or changed",
+        ),
+        (
+            "DROP TABLE nonces; CREATE VIEW nonces AS SELECT 1",
+            "its table nonces is missing or changed",
+        ),
+        (
+            "CREATE TRIGGER reserved AFTER INSERT ON runs BEGIN DELETE FROM runs; END",
+            "it has a trigger sqlite_t that multichat did not make; drop it",
+        ),
+    ],
+)
+async def test_a_journal_with_a_changed_schema_is_refused_with_what_changed(
+    statements: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, "x")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
+        # SQLite itself gives no such name away.
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute(
+            "UPDATE sqlite_master SET name = 'sqlite_t', sql = replace(sql, 'reserved', 'sqlite_t')"
+            " WHERE name = 'reserved'"
+        )
+        connection.commit()
+    assert await refusal(path) == reason
+    with pytest.raises(JournalFailed, match=reason), open_reader(path):
+        pass
+
+
 async def test_two_servers_do_not_share_a_journal(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     other_name = tmp_path / "link.db"

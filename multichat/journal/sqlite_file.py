@@ -308,6 +308,7 @@ def _inspect(
         [pages] = connection.execute("PRAGMA page_count").fetchone()
         [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
         schema = _schema(connection)
+        plain = {name for (name,) in connection.execute(_PLAIN_INDEXES)}
     if not tables and application in (0, APPLICATION_ID):
         # A server may have ended, or be, between making the file and its tables.
         if not beginning:
@@ -317,22 +318,46 @@ def _inspect(
     if version > len(migrations):
         reason = f"made by a newer multichat: version {version}, this one knows {len(migrations)}"
         raise JournalFailed(path, reason)
-    if tables and schema != _expected_schema(migrations[:version]):
-        raise JournalFailed(path, _NOT_OURS)
+    if tables and (fault := _compare(schema, _expected_schema(migrations[:version]), plain)):
+        raise JournalFailed(path, fault)
     # A page that is cut in two; of the others SQLite itself says that they are missing.  Where
     # there is a WAL, what is missing may be in there.
     if not _wal_bytes(real) and real.stat().st_size < pages * page_bytes:
         raise JournalFailed(path, _DAMAGED)
 
 
-def _schema(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
-    """Return what the file defines, but for SQLite's own: a view is no table, whatever its name."""
-    return set(
-        connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql NOT NULL")
-    )
+# SQLite's own tables, as `ANALYZE` makes them, are left out.
+_SCHEMA = """
+    SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql NOT NULL
+    AND NOT (type = 'table' AND name LIKE 'sqlite\\_%' ESCAPE '\\')
+"""
+# They change nothing but the speed of queries.  A unique index can reject messages; expressions and
+# the condition of a partial index are evaluated for each message.
+_PLAIN_INDEXES = """
+    SELECT s.name FROM sqlite_master AS s JOIN pragma_index_list(s.tbl_name) AS i USING (name)
+    WHERE s.type = 'index' AND NOT i."unique" AND NOT i.partial
+    AND NOT EXISTS (SELECT 1 FROM pragma_index_info(s.name) AS c WHERE c.cid = -2)
+"""
 
 
-def _expected_schema(migrations: Sequence[Sequence[str]]) -> set[tuple[object, ...]]:
+def _schema(connection: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """Return what the file defines: type, name, table and SQL of each."""
+    return set(connection.execute(_SCHEMA))
+
+
+def _compare(found: set[tuple[Any, ...]], expected: set[tuple[Any, ...]], plain: set[Any]) -> str:
+    """Say what is wrong with a schema; empty if nothing is.  Additional *plain* indexes are not."""
+    for kind, name, *_ in sorted(expected - found, reverse=True):
+        return f"its {kind} {name} is missing or changed"
+    for kind, name, *_ in found - expected:
+        if kind != "index" or name not in plain:
+            article = "an" if kind == "index" else "a"
+            thing = clean(f"{article} {kind} {name}")[: _SHOWN_CHARACTERS // 2]
+            return f"it has {thing} that multichat did not make; drop it"
+    return ""
+
+
+def _expected_schema(migrations: Sequence[Sequence[str]]) -> set[tuple[Any, ...]]:
     with closing(sqlite3.connect(":memory:")) as connection:
         for statements in migrations:
             for statement in statements:
