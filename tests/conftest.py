@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trio
 from hypothesis import HealthCheck, settings
 
 from .support.log import LogRecorder
@@ -35,6 +34,10 @@ _STDERR = pytest.StashKey[int]()
 # A shell that starts the tests in the background has them ignore Ctrl+C, and so would every command
 # that they run.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Hundreds of commands are started, and each of them would compile our modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,6 +104,6 @@ def log() -> Iterator[LogRecorder]:
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     """Run a tmux server for this test alone."""
-    made = Terminal(tmp_path / "tmux")
+    made = Terminal(tmp_path)
     yield made
-    trio.run(made.run, "kill-server")
+    made.end()

@@ -301,7 +301,7 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(
         await terminal.open_shell("t", columns=80, rows=24)
         before = await modes(terminal)
         assert "-icanon" not in before
-        command = f"{MULTICHAT} connect --no-reconnect --name alice {LOOPBACK} {server.port}"
+        command = f"multichat connect --no-reconnect --name alice {LOOPBACK} {server.port}"
         await terminal.type("t", command)
         await wait_for_input(terminal, "t", "")
         await terminal.type("t", "hello")
@@ -338,7 +338,6 @@ async def test_a_closed_terminal_ends_the_client_in_order(
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
     ):
         before = "trap '' HUP; " if ignored else ""
-        await terminal.open("kept", "true")  # so that the server of tmux stays
         await terminal.open("t", *connect(server, "--name", "alice"), before=before)
         await wait_for_input(terminal, "t", "")
         pid = await pid_of("alice", server.port)
@@ -406,7 +405,7 @@ async def test_stopped_and_back(how: str, terminal: Terminal, tmp_path: Path) ->
     async with serve(tmp_path) as server:
         await terminal.open_shell("t", columns=80, rows=24)
         before = await modes(terminal)
-        await terminal.type("t", f"{MULTICHAT} connect --name alice {LOOPBACK} {server.port}")
+        await terminal.type("t", f"multichat connect --name alice {LOOPBACK} {server.port}")
         await wait_for_input(terminal, "t", "")
         await terminal.run("send-keys", "-t", "t", "-l", "half a sen")
         await wait_for_input(terminal, "t", "half a sen")
@@ -434,12 +433,12 @@ async def test_left_before_it_is_connected(terminal: Terminal) -> None:
         port = listener.getsockname()[1]
         await terminal.open_shell("t", columns=80, rows=24)
         before = await modes(terminal)
-        await terminal.type("t", f"{MULTICHAT} connect {LOOPBACK} {port}")
+        await terminal.type("t", f"multichat connect {LOOPBACK} {port}")
         await terminal.wait_for("t", "connecting · ")
         await terminal.press("t", "C-c")
         await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before
-        await terminal.type("t", f"{MULTICHAT} connect --timeout 0.5 {LOOPBACK} {port}")
+        await terminal.type("t", f"multichat connect --timeout 0.5 {LOOPBACK} {port}")
         await terminal.wait_for("t", "the server did not answer in 0.5 s")
         assert await modes(terminal) == before
 
@@ -509,7 +508,6 @@ async def test_from_start_to_prompt_in_one_and_a_half_times_its_imports(
             return taken
 
         bare, ours = [], []
-        await terminal.open("kept", "true")  # so that the server of tmux stays
         for _ in range(30):
             bare.append(await seconds(sys.executable, str(program)))
             ours.append(await seconds(*connect(server)))

@@ -607,10 +607,16 @@ async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
         async with multichat.connect("127.0.0.1", server.port) as watcher:
-            with trio.move_on_after(0.5):
-                async with multichat.connect("127.0.0.1", server.port) as chat:
-                    await chat.members()
-                    await trio.sleep_forever()
+            async with trio.open_nursery() as visiting:
+
+                async def visit(task_status: trio.TaskStatus[None]) -> None:
+                    async with multichat.connect("127.0.0.1", server.port) as chat:
+                        await chat.members()
+                        task_status.started()
+                        await trio.sleep_forever()
+
+                await visiting.start(visit)
+                visiting.cancel_scope.cancel(reason="the visit is over")
             while True:
                 if isinstance(await anext(watcher), multichat.Left):
                     break

@@ -154,7 +154,8 @@ async def nothing_left_in_cycles(
 async def visit(port: int, behave: Behavior, tls: ssl.SSLContext | None = None) -> None:
     def in_thread() -> None:
         for _ in range(VISITS):
-            with connected(port) as client:
+            # On a busy machine some are disconnected for being idle before they do anything.
+            with connected(port) as client, suppress(OSError):
                 if tls is None:
                     behave(client)
                 else:

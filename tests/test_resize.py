@@ -41,8 +41,7 @@ def message(number: int, filler: str) -> str:
 
 async def everything(terminal: Terminal) -> str:
     """The scrollback and the screen, as one piece of text without the breaks in it."""
-    shown = await terminal.run("capture-pane", "-p", "-J", "-S", "-", "-t", "t")
-    return re.sub(r"\s", "", shown)
+    return re.sub(r"\s", "", await terminal.scrollback("t"))
 
 
 async def check_messages(terminal: Terminal, sent: list[str]) -> None:

@@ -158,7 +158,7 @@ async def test_a_line_typed_when_the_server_says_goodbye_is_not_the_shells(
 ) -> None:
     async with listening() as (listener, port):
         await terminal.open_shell("t", columns=80, rows=24)
-        await terminal.type("t", f"{MULTICHAT} connect {LOOPBACK} {port}")
+        await terminal.type("t", f"multichat connect {LOOPBACK} {port}")
         with trio.fail_after(WAIT_SECONDS):
             stream = await listener.accept()
         async with stream:
@@ -176,12 +176,12 @@ async def test_a_line_typed_when_the_server_says_goodbye_is_not_the_shells(
             }
             await stream.send_all(json.dumps(welcome, separators=(",", ":")).encode() + b"\n")
             await terminal.wait_for("t", "alice in lobby · 2 here")
-            await terminal.run("send-keys", "-t", "t", "-l", f"touch {tmp_path}/shell")
-            await terminal.wait_for("t", "/shell")
+            await terminal.run("send-keys", "-t", "t", "-l", "touch shell")
+            await wait_for_input(terminal, "t", "touch shell")
             await stream.send_all(b'{"type":"goodbye","reason":"kicked","code":"kicked"}\n')
         await terminal.wait_for("t", "! goodbye: kicked")
         await terminal.wait_for("t", "! The conversation is over; Enter leaves")
         await terminal.type("t", " -x")
-        await terminal.wait_for_match("t", r"! not sent: touch \S+/shell -x\n")
+        await terminal.wait_for_match("t", r"! not sent: touch shell -x\n")
         await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert not (tmp_path / "shell").exists()

@@ -352,7 +352,7 @@ async def test_a_password_need_not_be_given(
 ) -> None:
     async with serve(tmp_path, "--password-file", str(password_file)) as server:
         place = f"{LOOPBACK}:{server.port}"
-        line = f"{MULTICHAT} {' '.join(command)} {place}; echo status=$?; stty -a"
+        line = f"multichat {' '.join(command)} {place}; echo status=$?; stty -a"
         await terminal.open_shell("t", columns=100, rows=24)
         await terminal.type("t", line)
         await terminal.wait_for("t", f"Password for {place}: ")

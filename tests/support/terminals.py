@@ -3,13 +3,16 @@
 import os
 import re
 import shlex
+import subprocess
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import trio
 
 from .documents import load
-from .processes import WAIT_SECONDS, program
+from .processes import BIN, WAIT_SECONDS, program
 
 _parse = load("make_pictures").parse
 
@@ -20,12 +23,41 @@ INPUT = r"^> ?{}\s*\n{} in {} · \d+ here · "
 GREY = 243
 
 
-class Terminal:
-    """A tmux server of its own; each session of it is a terminal of its own."""
+# Ends the tmux server, by its process id, when standard input is closed: by `Terminal.end`, or by
+# the system when pytest is killed.  Ctrl+C is for pytest.
+_KEEPER = 'trap "" INT; "$@" -D & read _; kill $!; wait $!; rm -r "$FOLDER"'
 
-    def __init__(self, socket: Path) -> None:
-        self._tmux = [program("tmux"), "-S", str(socket), "-f", os.devnull]
-        self.home = socket.parent
+
+class Terminal:
+    """A tmux server of its own; each session of it is a terminal of its own.
+
+    What runs in it begins in the folder *home*, so that relative paths will do: an absolute one
+    changes with the machine, and where a row ends with it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        tmux = program("tmux")
+        # The path of a socket has at most 107 bytes, and that of a test's files may have more.
+        self._folder = Path(tempfile.mkdtemp(prefix="tmux-"))
+        self._socket = self._folder / "socket"
+        self._tmux = [tmux, "-S", str(self._socket), "-f", os.devnull]
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER, "sh", *self._tmux],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "FOLDER": str(self._folder)},
+        )
+        self._wait_for_server()
+
+    def _wait_for_server(self) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while subprocess.run([*self._tmux, "list-sessions"], capture_output=True).returncode:
+            assert time.monotonic() < deadline, "tmux does not start"
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """End the tmux server, and with it the terminals of what runs in them."""
+        self._keeper.communicate()
 
     async def run(self, *arguments: str) -> str:
         result = await trio.run_process(
@@ -45,12 +77,13 @@ class Terminal:
         await self._new(name, columns, rows, shell)
 
     async def open_shell(self, name: str, *, columns: int = 60, rows: int = 15) -> None:
-        """Run a shell with job control, whose prompt is `$ `.
+        """Run a shell with job control, whose prompt is `$ `, and which finds our commands.
 
         Not bash, which puts a terminal right behind whoever leaves it as it should not be.
         """
         variables = {
             "PS1": "$ ",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
             "MULTICHAT_CONFIG": str(self.home / "config.toml"),
             "MULTICHAT_HISTORY": str(self.home / "history"),
         }
@@ -60,7 +93,7 @@ class Terminal:
 
     async def _new(self, name: str, columns: int, rows: int, shell: str) -> None:
         size = ("-x", str(columns), "-y", str(rows))
-        await self.run("new-session", "-d", "-s", name, *size, shell)
+        await self.run("new-session", "-d", "-s", name, "-c", str(self.home), *size, shell)
 
     async def type(self, name: str, text: str, key: str = "Enter") -> None:
         await self.run("send-keys", "-t", name, "-l", text)
@@ -76,6 +109,10 @@ class Terminal:
         # Joined, so that a line that wrapped is one line again, whoever has wrapped it.
         joined = await self.run("capture-pane", "-p", "-J", "-t", name)
         return re.sub(r"\n {8}(?=\S)", " ", joined)
+
+    async def scrollback(self, name: str) -> str:
+        """Everything that was shown, with the screen; rows that the terminal broke are joined."""
+        return await self.run("capture-pane", "-p", "-J", "-S", "-", "-t", name)
 
     async def rows(self, name: str) -> list[str]:
         """What stands on the screen, row by row, without the blank ones at its end."""
@@ -101,13 +138,19 @@ class Terminal:
     async def wait_for(self, name: str, text: str) -> None:
         await self.wait_for_match(name, re.escape(text))
 
-    async def wait_for_match(self, name: str, pattern: str) -> re.Match[str]:
-        """Wait until *pattern* is found on the screen."""
+    async def wait_for_match(
+        self, name: str, pattern: str, *, scrollback: bool = False
+    ) -> re.Match[str]:
+        """Wait until *pattern* is found on the screen, or also in the *scrollback*.
+
+        In the scrollback only the terminal's own breaks are joined.
+        """
+        look = self.scrollback if scrollback else self.screen
         with trio.move_on_after(WAIT_SECONDS):
-            while not (match := re.search(pattern, await self.screen(name), re.MULTILINE)):
+            while not (match := re.search(pattern, await look(name), re.MULTILINE)):
                 await trio.sleep(0.02)
             return match
-        pytest.fail(f"{name} never showed {pattern!r}, but {await self.screen(name)!r}")
+        pytest.fail(f"{name} never showed {pattern!r}, but {await look(name)!r}")
 
 
 async def wait_for_input(
