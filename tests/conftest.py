@@ -4,6 +4,7 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from .support.log import LogRecorder
+from .support.processes import LOOPBACK
 from .support.terminals import Terminal
 
 # Every test belongs to one of these; pyproject.toml says what each is for.
@@ -99,6 +101,15 @@ def log() -> Iterator[LogRecorder]:
     yield recorder
     logger.removeHandler(recorder)
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that nobody listens on, and that the system gives to nobody of its own accord."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who will listen does
+        kept.bind((LOOPBACK, 0))
+        yield kept.getsockname()[1]
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 
 from .support.log import LogRecorder
+from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
 
@@ -482,7 +483,6 @@ async def test_a_bot_needs_a_server_that_is_open(autojump_clock: MockClock) -> N
 
 @pytest.mark.process
 async def test_bots_end_with_their_server() -> None:
-    config = ServerConfig(timeouts=ServerTimeouts(linger_seconds=0.2))
     ended: list[str] = []
 
     async def bot(chat: Chat) -> None:
@@ -496,10 +496,11 @@ async def test_bots_end_with_their_server() -> None:
         finally:
             ended.append("cancelled")
 
-    async with trio.open_nursery() as nursery:
-        serve = partial(multichat.serve, 0, host="127.0.0.1", config=config)
-        server = await nursery.start(serve)
-        await server.start_bot(bot)
-        await server.start_bot(deaf)
-        server.shutdown()
+    for each, linger_seconds in ((bot, WAIT_SECONDS), (deaf, 0.1)):
+        config = ServerConfig(timeouts=ServerTimeouts(linger_seconds=linger_seconds))
+        async with trio.open_nursery() as nursery:
+            serve = partial(multichat.serve, 0, host="127.0.0.1", config=config)
+            server = await nursery.start(serve)
+            await server.start_bot(each)
+            server.shutdown()
     assert ended == ["goodbye", "cancelled"]

@@ -37,15 +37,6 @@ pytestmark = pytest.mark.process
 GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
-    """A port that nobody listens on, and that the system gives to nobody of its own accord."""
-    with socket.socket() as kept:
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who will listen does
-        kept.bind((LOOPBACK, 0))
-        yield kept.getsockname()[1]
-
-
 async def stop(server: ServerCommand, number: signal.Signals = signal.SIGINT) -> None:
     server.signal(number)
     assert await server.wait() == 0

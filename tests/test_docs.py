@@ -145,11 +145,8 @@ def test_the_library_that_the_readme_shows_is_there() -> None:
 
 
 @pytest.mark.process
-async def test_the_program_of_the_readme_runs() -> None:
+async def test_the_program_of_the_readme_runs(port: int) -> None:
     [program] = blocks(ROOT / "README.md", "python")
-    with trio.socket.socket() as probe:
-        await probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     source = program.replace("9000", str(port)).replace("print(event) ", "print(event, flush=True)")
     async with trio.open_nursery() as nursery:
         run = partial(trio.run_process, capture_stdout=True, check=False)

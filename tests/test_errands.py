@@ -92,14 +92,12 @@ async def test_send_to_nobody_is_one_line(tmp_path: Path) -> None:
         assert send.err == f"multichat: cannot connect to {LOOPBACK} port 1: connection refused\n"
 
 
-async def test_send_speaks_text_to_who_speaks_no_json(tmp_path: Path) -> None:
-    with trio.socket.socket() as probe:
-        await probe.bind((LOOPBACK, 0))
-        port = str(probe.getsockname()[1])
-    async with Command(tmp_path, program("nc"), "-N", "-l", LOOPBACK, port) as nc:
-        while f"{int(port):04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text("ascii"):
+async def test_send_speaks_text_to_who_speaks_no_json(port: int, tmp_path: Path) -> None:
+    async with Command(tmp_path, program("nc"), "-N", "-l", LOOPBACK, str(port)) as nc:
+        while f"{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text("ascii"):
             await trio.sleep(0.02)
-        async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, port, "/usr is full") as send:
+        argv = (MULTICHAT, "send", LOOPBACK, str(port), "/usr is full")
+        async with Command(tmp_path, *argv) as send:
             await nc.wait_for("/json")
             await nc.type("a person reads this\n")  # which proves that it is no server of ours
             await nc.wait_for("//usr is full\n")

@@ -2,9 +2,8 @@
 
 import re
 import signal
-import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -33,15 +32,6 @@ WELCOME = (
 )
 
 LOST = r"\[STATE\] Connection lost: [a-z ]+; reconnecting"
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    """A port that nobody listens on, and that the system gives to nobody of its own accord."""
-    with socket.socket() as kept:
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who will listen does
-        kept.bind((LOOPBACK, 0))
-        yield kept.getsockname()[1]
 
 
 async def kill(server: ServerCommand) -> None:

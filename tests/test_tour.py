@@ -1,13 +1,11 @@
 """docs/tour.md, followed to the letter: what it says is typed is typed, and seen what it says."""
 
-import os
 import re
-import socket
 from pathlib import Path
 
 import pytest
 
-from .support.processes import BIN, LOOPBACK, program
+from .support.processes import program
 from .support.terminals import Terminal
 
 pytestmark = pytest.mark.process
@@ -52,18 +50,12 @@ async def follow(terminal: Terminal, name: str, text: str) -> None:
             await terminal.wait_for_match(name, pattern(line))
 
 
-async def test_the_tour(
-    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_tour(port: int, terminal: Terminal, tmp_path: Path) -> None:
     program("nc")
-    monkeypatch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port = str(probe.getsockname()[1])
     for name in ("server", "alice", "bob", "script"):
         await terminal.open_shell(name, columns=110, rows=40)
     for kind, names, text in blocks():
-        text = text.replace("9000", port)
+        text = text.replace("9000", str(port))
         match [kind, *names.split()]:
             case ["console", name]:
                 await follow(terminal, name, text)
