@@ -172,9 +172,9 @@ class Directory:
 
     def members_of(self, room_name: str, nonce: Nonce | None) -> Members:
         """Return who is in a room, which need not exist; raises `InvalidName`."""
-        room = self._rooms.get(fold_name(name := parse_name(room_name)))
+        room = self._rooms.get(fold_name(room_name))
         if room is None:
-            return Members(name, [], nonce=nonce)
+            return Members(parse_name(room_name), [], nonce=nonce)
         return Members(room.name, room.show_members(), nonce=nonce)
 
     def reply(self, member: Member, text: str) -> Direct:
@@ -187,15 +187,25 @@ class Directory:
         """Return the rooms, with how many are in each."""
         return RoomList([RoomSize(room.name, len(room)) for room in self.rooms], nonce=nonce)
 
-    def _open(self, name: str, *, leaving: Room | None = None) -> Room:
+    def _open(self, name: str, *, leaving: Room | None = None, resuming: bool = False) -> Room:
+        """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
+
+        The rules for names are for new rooms: one with members or messages, or in which a session
+        that is *resuming* was, may have its name from a time when other names were allowed.
+        """
         key = fold_name(name)
         room = self._rooms.get(key)
         if room is None:
-            name = LOBBY if key == LOBBY else name
+            journal = self._journal.room(key)
+            try:
+                name = LOBBY if key == LOBBY else parse_name(name)
+            except InvalidName:
+                if not (journal.next or resuming):
+                    raise
+                name = key
             rooms = len(self.rooms) - (leaving is not None and len(leaving) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
-            journal = self._journal.room(key)
             if name != LOBBY:
                 self._check_room_name(name, is_new=not journal.next)
             room = self._rooms[key] = Room(
@@ -337,7 +347,7 @@ class Directory:
         member.name = default_name(member.client)
         self._members[member.client] = member
         try:
-            room = self._open(room_name)
+            room = self._open(room_name, resuming=True)
         except (InvalidName, TooManyRooms) as error:
             refused.append(error)
             room = self._open(LOBBY)
@@ -424,7 +434,7 @@ class Directory:
         Raises `InvalidName` or `TooManyRooms`.
         """
         old = member.room
-        new = self._open(parse_name(room_name), leaving=old)
+        new = self._open(room_name, leaving=old)
         if new is old:
             return
         old.leave(member, f"joined {new.name}")

@@ -122,15 +122,18 @@ class Entrance:
         return _AtTheDoor(self, network_of(address))
 
     def step_up(self, scope: trio.CancelScope, place: Hashable) -> None:
-        """Note that *scope* is one of those; for `_AtTheDoor` alone, as is `step_back`."""
+        """Note that *scope* is one of those; for `_AtTheDoor` alone, as are the next two."""
         self._check_open()
         if len(self._at_the_door) >= MAX_AT_THE_DOOR:
             self._make_room()
         self._at_the_door[scope] = place
 
     def step_back(self, scope: trio.CancelScope) -> None:
-        """Note that it is not any more; raises `TurnedAway` if it was cancelled."""
+        """Note that it is not any more."""
         self._at_the_door.pop(scope, None)
+
+    def check(self, scope: trio.CancelScope) -> None:
+        """Raise `TurnedAway` if it was cancelled."""
         if scope.cancelled_caught:
             self._check_open()
             raise TurnedAway("too many others wait to come in")
@@ -247,8 +250,11 @@ class _AtTheDoor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._scope.__exit__(kind, error, traceback)
-        self._entrance.step_back(self._scope)  # raises if that has caught a cancellation
+        try:
+            self._scope.__exit__(kind, error, traceback)
+        finally:
+            self._entrance.step_back(self._scope)
+        self._entrance.check(self._scope)
 
 
 def _digest(password: str) -> bytes:

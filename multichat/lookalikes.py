@@ -114,7 +114,7 @@ def may_mix(text: str) -> bool:
 
 
 class NameIndex(Generic[_Holder]):
-    """Holders of names, each of one; no two of the names can be mistaken for each other.
+    """Holders of names, each of one name; no two have the same name, but names may look alike.
 
     A look-up costs the same however many names there are.
     """
@@ -122,7 +122,7 @@ class NameIndex(Generic[_Holder]):
     def __init__(self) -> None:
         self._names: dict[_Holder, str] = {}
         self._by_name: dict[str, _Holder] = {}
-        self._by_key: dict[str, _Holder] = {}
+        self._by_key: dict[str, dict[_Holder, None]] = {}  # mostly one for each key
 
     def __contains__(self, holder: _Holder) -> bool:
         """Say whether *holder* has a name."""
@@ -134,16 +134,16 @@ class NameIndex(Generic[_Holder]):
 
     def lookalikes(self, name: str) -> list[_Holder]:
         """Return the holders of names that look like *name*, which are mostly none or one."""
-        found = (self._by_key.get(key) for key in lookalike_keys(name))
-        return list(dict.fromkeys(holder for holder in found if holder is not None))
+        keys = lookalike_keys(name)
+        return list(dict.fromkeys(each for key in keys for each in self._by_key.get(key, ())))
 
     def add(self, holder: _Holder, name: str) -> None:
-        """Give *name* to *holder*, in place of the name it had and of all lookalikes."""
-        for other in (holder, *self.lookalikes(name)):
-            self.discard(other)
+        """Give *name*, which no other holder may have, to *holder*, in place of the name it had."""
+        self.discard(holder)
         self._names[holder] = name
         self._by_name[fold(name)] = holder
-        self._by_key.update(dict.fromkeys(lookalike_keys(name), holder))
+        for key in lookalike_keys(name):
+            self._by_key.setdefault(key, {})[holder] = None
 
     def discard(self, holder: _Holder) -> None:
         """Take the name of *holder* from it, if it has one."""
@@ -151,4 +151,6 @@ class NameIndex(Generic[_Holder]):
         if name is not None:
             del self._by_name[fold(name)]
             for key in lookalike_keys(name):
-                del self._by_key[key]
+                del self._by_key[key][holder]
+                if not self._by_key[key]:
+                    del self._by_key[key]

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 
 import multichat
 from multichat import Server, ServerConfig, ServerTimeouts, server, transport
-from multichat.entrance import MAX_AT_THE_DOOR, MAX_TRIES
+from multichat.entrance import MAX_AT_THE_DOOR, MAX_TRIES, Entrance
 from multichat.listen import beyond_loopback
 from multichat.preamble import looks_like_http, looks_like_tls, read_password, spell_password
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -553,6 +553,24 @@ async def test_an_address_is_that_of_a_network_for_that_limit_too(
         await settle()
         assert sorted(entrance._connections.values()) == [1, 2]
     assert not entrance._connections  # nothing is left of those who are gone
+
+
+async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place() -> None:
+    entrance = Entrance(ServerConfig())
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError
+
+    with pytest.RaisesGroup(ValueError), entrance.at_the_door("192.0.2.1:5"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_when_cancelled)
+            nursery.start_soon(trio.sleep_forever)
+            await trio.testing.wait_all_tasks_blocked()
+            entrance.close()
+    assert entrance._at_the_door == {}
 
 
 async def test_who_is_at_the_door_counts_too(

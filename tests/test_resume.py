@@ -464,6 +464,42 @@ async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
         assert (await one.ask(type="name", name="alice", nonce=1))["name"] == "alice"
 
 
+async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allowed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    token = "0" * 32
+    digest = sha256(token.encode()).digest()
+    async with running(SqliteJournal(tmp_path / "history")) as journal:
+        journal.keep_session(
+            SessionRecord(digest=digest, client=7, name="alice", room="ไทยroom", seen=time.time())
+        )
+    async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
+        alice = await program(network, session=token)
+        me = [{"client": 7, "name": "alice"}]
+        who = await alice.ask(type="who", nonce=1)
+        assert (who["room"], who["members"]) == ("ไทยroom", me)
+        assert (await alice.ask(type="who", room="ไทยRoom", nonce=2))["members"] == me
+        assert {"room": "ไทยroom", "members": 1} in (await alice.ask(type="rooms", nonce=3))[
+            "rooms"
+        ]
+        assert (await alice.ask(type="history", nonce=4))["messages"] == []
+        assert (await alice.ask(type="name", name="alice", nonce=5))["name"] == "alice"
+        # Going there while somebody is in it.
+        bob = await program(network, name="bob")
+        assert (await bob.ask(type="join", room="ไทยroom", nonce=1))["members"] == 2
+        await alice.hear_until("joined")
+        # Coming back to it once it is empty, when something was said there.
+        assert (await alice.ask(type="say", text="hello", nonce=6))["type"] == "accepted"
+        await bob.send(type="quit")
+        await alice.hear_until("left")
+        assert (await alice.ask(type="join", room="lobby", nonce=6))["room"] == "lobby"
+        assert (await alice.ask(type="join", room="ไทยroom", nonce=7))["room"] == "ไทยroom"
+        assert [said["text"] for said in (await alice.ask(type="history", nonce=8))["messages"]]
+        # The rules hold for new rooms.
+        assert (await alice.ask(type="join", room="ไทยothers", nonce=9))["code"] == "invalid-name"
+        assert (await alice.ask(type="who", room="ไทยothers", nonce=10))["code"] == "invalid-name"
+
+
 async def test_a_session_whose_name_now_looks_like_one_in_use_comes_back_without_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -480,6 +516,23 @@ async def test_a_session_whose_name_now_looks_like_one_in_use_comes_back_without
             "the name alice looks like аӏісе, which is taken",
             "the room coco would look like сосо, which is open",
         }
+
+
+async def test_an_open_room_stays_protected_when_a_lookalike_closes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server() as network:
+        alice = await program(network, room="сосо")  # Cyrillic
+        await alice.say("so that it can always be opened")
+        for room in ("lobby", "coco"):
+            assert (await alice.ask(type="join", room=room, nonce=room))["room"] == room
+        bob = await program(network, room="сосо")
+        assert bob.welcome["room"] == "сосо"
+        await bob.ask(type="join", room="lobby", nonce=1)
+        for room in ("cocо", "сοсο", "ⲥⲟⲥⲟ"):  # Latin and Cyrillic, Greek, Coptic
+            refusal = await bob.ask(type="join", room=room, nonce=2)
+            assert refusal["code"] == "invalid-name"
+        assert refusal["text"] == "the room ⲥⲟⲥⲟ would look like coco, which is open"
 
 
 async def test_in_the_text_voice_history_is_lines_of_the_server() -> None:
