@@ -21,6 +21,7 @@ from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.key_binding.bindings.search import abort_search
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.selection import SelectionType
 
 from multichat.framing import clean
 from multichat.recall import keeps
@@ -91,7 +92,7 @@ class InputLine:
         self._question: _Question | None = None
         self._is_last = False
         self.is_asking = Condition(lambda: self._question is not None)
-        self.buffer = Buffer(
+        self.buffer = _Buffer(
             completer=_Completer(complete),
             history=InMemoryHistory(list(history)),
             enable_history_search=True,
@@ -99,6 +100,7 @@ class InputLine:
             # Of whatever key accepts a line: without it some would throw the text away.
             accept_handler=self._accept,
         )
+        self.search_buffer = _Buffer(multiline=False)
 
     @property
     def question(self) -> list[tuple[str, str]]:
@@ -296,6 +298,17 @@ class InputLine:
             )
             return
         self._question = _Question(f"send {len(lines)} lines?", "y/n", {"y": lines})
+
+
+class _Buffer(Buffer):
+    """A buffer without selections.
+
+    While something is selected prompt_toolkit neither inserts what is typed nor accepts the line.
+    Ctrl+Space does nothing here, and the arrow keys do with Shift what they do without it.
+    """
+
+    def start_selection(self, selection_type: SelectionType = SelectionType.CHARACTERS) -> None:
+        """Select nothing."""
 
 
 class _Completer(Completer):

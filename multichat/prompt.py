@@ -163,7 +163,9 @@ class Prompt:
             dont_extend_height=True,
         )
         search = SearchBufferControl(
-            input_processors=[BeforeInput("search: ", style="bold")], ignore_case=True
+            self._line.search_buffer,
+            input_processors=[BeforeInput("search: ", style="bold")],
+            ignore_case=True,
         )
         typing = Window(
             BufferControl(self._line.buffer, search_buffer_control=search, preview_search=True),

@@ -49,7 +49,7 @@ class Keyboard:
         )
         keys = KeyBindings()
         self.line.bind(keys)
-        search = SearchBufferControl()
+        search = SearchBufferControl(self.line.search_buffer)
         typing = Window(BufferControl(self.line.buffer, search_buffer_control=search))
         self.app: Application[None] = Application(
             layout=Layout(HSplit([typing, Window(search)]), focused_element=typing),
@@ -142,6 +142,48 @@ def test_no_key_swallows_what_is_typed_next(sequence: tuple[str, ...], keyboard:
     if sequence in {("c-x",), ("escape",), ("c-q",)} or keyboard.app.layout.is_searching:
         return  # the first key of another sequence
     assert keyboard.text.endswith("2 words"), (before, keyboard.text)
+
+
+@pytest.mark.parametrize("before", [(), ("c-r", "o"), ("tab",)], ids=["typing", "search", "menu"])
+@pytest.mark.parametrize("keyboard", [{"history": ["an old line", "another"]}], indirect=True)
+def test_after_any_key_what_is_typed_is_inserted_and_enter_sends_it(
+    before: tuple[str, ...], keyboard: Keyboard
+) -> None:
+    for sequence in SEQUENCES:
+        keyboard.type("/m")
+        keyboard.press("left", *before, *sequence)
+        keyboard.press("x")  # ends a sequence of keys or a quoted insert
+        if keyboard.app.layout.is_searching:
+            keyboard.type("old")
+            assert "old" in keyboard.line.search_buffer.text, sequence
+            keyboard.press("escape")
+        keyboard.type("next")
+        assert "next" in keyboard.text, sequence
+        keyboard.press("enter")
+        assert "next" in keyboard.sent()[-1], sequence
+        keyboard.press("end")
+        keyboard.type("again")
+        keyboard.press("enter")
+        assert keyboard.sent()[-1].endswith("again"), sequence
+        assert keyboard.text == "", sequence
+
+
+def test_any_key_leaves_a_question_that_can_be_answered(keyboard: Keyboard) -> None:
+    for sequence in SEQUENCES:
+        keyboard.type(" /me waves")
+        keyboard.press("enter", *sequence)
+        if not keyboard.sent():
+            keyboard.press("escape", "end", "!", "enter", "s")
+            assert keyboard.sent()[-1].endswith("!"), sequence
+        keyboard.type("again")
+        keyboard.press("enter")
+        assert keyboard.sent()[-1].endswith("again"), sequence
+
+
+def test_an_arrow_key_with_shift_moves_the_cursor(keyboard: Keyboard) -> None:
+    keyboard.type("ac")
+    keyboard.press("s-left", "b", "s-home", ">", "s-end", "<", "c-s-home", "s-right", "-")
+    assert keyboard.text == ">-abc<"
 
 
 @pytest.mark.parametrize("key", ["enter", "c-o", "c-j"])

@@ -107,7 +107,9 @@ async def test_keys_that_accept_a_line_send_it(
     async with serve(tmp_path) as server:
         await terminal.open("t", *connect(server))
         await wait_for_input(terminal, "t", "")
-        await terminal.type("t", "some words", key)
+        await terminal.run("send-keys", "-t", "t", "-l", "some")
+        await terminal.press("t", "C-Space")
+        await terminal.type("t", " words", key)
         await server.wait_for("[RX] [alice] some words\n")
         await wait_for_input(terminal, "t", "")
         await terminal.run("send-keys", "-t", "t", "-l", "commented")
