@@ -2,20 +2,25 @@
 
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import MockClock
 from typer.testing import CliRunner
 
 from multichat.cli import COMMANDS, make_app
 from multichat.errors import JournalFailed, UnknownId, lone_exception
 from multichat.history import parse_since, show_history
-from multichat.journal.sqlite import SqliteJournal
+from multichat.journal.sqlite import Durability, SqliteJournal
 from multichat.journal.sqlite_file import open_file
 from multichat.testing import memory_server
 
@@ -141,7 +146,30 @@ FILES: dict[str, Callable[[Path], object]] = {
     "a negative version": lambda path: change(make_journal(path), "PRAGMA user_version=-1"),
     "version 0 with tables": lambda path: change(make_journal(path), "PRAGMA user_version=0"),
     "a schema that is no SQL": lambda path: _define(make_journal(path), "runs", ESCAPES),
+    "an index whose name is no UTF-8": lambda path: _replace(
+        make_journal(path), b"runs_by_number", b"runs_by_\xff\x1bmber"
+    ),
+    "a WAL that is a FIFO": lambda path: os.mkfifo(f"{make_journal(path)}-wal"),
+    "a WAL that is a directory": lambda path: Path(f"{make_journal(path)}-wal").mkdir(),
+    "an index of the WAL that is a FIFO": lambda path: os.mkfifo(f"{make_journal(path)}-shm"),
+    "a lock that is a FIFO": lambda path: _put_fifo(f"{make_journal(path)}-lock"),
+    "a lock that is no database": lambda path: Path(f"{make_journal(path)}-lock").write_bytes(
+        FORGED.encode() * 1000
+    ),
+    "a lock whose schema is no UTF-8": lambda path: shutil.copy(
+        _replace(make_journal(path), b"runs_by_number", b"runs_by_\xff\x1bmber"), f"{path}-lock"
+    ),
 }  # fmt: skip
+
+
+def _replace(path: Path, old: bytes, new: bytes) -> Path:
+    path.write_bytes(path.read_bytes().replace(old, new))
+    return path
+
+
+def _put_fifo(name: str) -> None:
+    Path(name).unlink(missing_ok=True)
+    os.mkfifo(name)
 
 
 def _overwrite(path: Path, start: int) -> None:
@@ -234,13 +262,13 @@ async def test_a_server_with_any_value_in_any_column_of_its_journal(
     assert not [line for line in log.lines if "crash" in line or not is_one_harmless_line(line)]
 
 
-async def check_server(path: Path) -> None:
+async def check_server(path: Path, durability: Durability = Durability.FULL) -> None:
     """Check that a server starts with the journal at *path*, or says why it cannot."""
     heard: list[str] = []
     reason = ""
     try:
         with lone_exception():
-            async with memory_server(journal=SqliteJournal(path)) as network:
+            async with memory_server(journal=SqliteJournal(path, durability=durability)) as network:
                 client = await network.join()
                 await client.send("/history", "/join den", "/history")
                 await client.send(f'/json {{"replay":5,"room":"lobby","session":"{"0" * 32}"}}')
@@ -265,6 +293,61 @@ async def test_a_file_that_is_no_journal(
     make(path)
     check_history(path)
     await check_server(path)
+
+
+@pytest.fixture(scope="module")
+def large_journal(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A journal whose trees have several levels, and texts that are longer than a page."""
+    path = make_journal(tmp_path_factory.mktemp("large") / "journal")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executemany(
+            "INSERT INTO runs VALUES (?, 1, ?, 1, 5, '2025-01-15T10:30:46.123Z', 'lobby', 1, "
+            "'alice', 0, ?)",
+            [(seq, seq, "x" * (20_000 if seq % 100 == 0 else 20)) for seq in range(4, 400)],
+        )
+        connection.execute("UPDATE rooms SET next = 400, seq = 400 WHERE id = 1")
+        connection.commit()
+    return path.read_bytes()
+
+
+# Where, and by what a byte changes: anywhere, and often in the page that says what the tables are.
+FLIPS = st.lists(
+    st.tuples(
+        st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.05)), st.integers(1, 255)
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+def flipped(data: bytes, flips: list[tuple[float, int]]) -> bytes:
+    changed = bytearray(data)
+    for where, mask in flips:
+        changed[int(where * len(data))] ^= mask
+    return bytes(changed)
+
+
+@settings(max_examples=300)
+@given(flips=FLIPS)
+def test_history_of_a_journal_with_flipped_bytes(
+    large_journal: bytes, flips: list[tuple[float, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal")
+        path.write_bytes(flipped(large_journal, flips))
+        check_history(path)
+
+
+@settings(max_examples=100)
+@given(flips=FLIPS)
+def test_a_server_with_a_journal_with_flipped_bytes(
+    large_journal: bytes, flips: list[tuple[float, int]]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal")
+        path.write_bytes(flipped(large_journal, flips))
+        clock = MockClock(autojump_threshold=0)
+        trio.run(check_server, path, Durability.NORMAL, clock=clock)
 
 
 @pytest.mark.parametrize("text", CONFIGS.values(), ids=CONFIGS)

@@ -14,7 +14,7 @@ from pathlib import Path
 from multichat.errors import JournalFailed, UnknownId
 from multichat.ids import message_number
 from multichat.journal import part_of
-from multichat.journal.sqlite_file import open_for_reading, reason_of, typed
+from multichat.journal.sqlite_file import SQLITE_ERRORS, open_for_reading, reason_of, typed
 from multichat.journal.sqlite_rows import said_run
 from multichat.messages import SaidRun
 from multichat.names import fold_name
@@ -34,7 +34,7 @@ def open_reader(path: Path) -> Iterator["Reader"]:
     with closing(open_for_reading(path)) as connection:
         try:
             yield Reader(path, connection)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise JournalFailed(path, reason_of(error)) from error
 
 

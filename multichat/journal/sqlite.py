@@ -26,7 +26,7 @@ import trio
 
 from multichat.errors import JournalFailed, NotKept
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
-from multichat.journal.sqlite_file import open_file, open_for_reading, reason_of
+from multichat.journal.sqlite_file import SQLITE_ERRORS, open_file, open_for_reading, reason_of
 from multichat.journal.sqlite_rows import (
     Head,
     Retention,
@@ -249,7 +249,7 @@ class SqliteJournal(Journal):
         except BaseException as error:
             opened.connection.close()
             opened.lock.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, SQLITE_ERRORS):
                 raise JournalFailed(self.path, reason_of(error)) from error
             raise
         self.clients_ever, self._last_epoch = self._rows.clients_ever, self._rows.last_epoch
@@ -261,7 +261,7 @@ class SqliteJournal(Journal):
     def _close_file(self) -> None:
         for connection in (self._reader, self._rows.connection, self._lock):
             # The last to close the file has all of it written back.
-            with suppress(sqlite3.Error):
+            with suppress(*SQLITE_ERRORS):
                 connection.close()
 
     def _write(self, jobs: list[_Job]) -> str:
@@ -281,7 +281,7 @@ class SqliteJournal(Journal):
                             rows.forget_session(job.digest)
                         case _Numbers():
                             rows.give_numbers(job.clients_ever)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             return reason_of(error)
         return ""
 
@@ -340,7 +340,7 @@ class SqliteJournal(Journal):
         try:
             return await self._read(lambda reader: read_sessions(reader, since, limit))
         except NotKept as error:  # when a server starts, which then does not
-            if isinstance(error.__cause__, sqlite3.Error):
+            if isinstance(error.__cause__, SQLITE_ERRORS):
                 raise JournalFailed(self.path, reason_of(error.__cause__)) from error
             raise
 
@@ -372,7 +372,7 @@ class SqliteJournal(Journal):
             raise NotKept(_CLOSED)
         try:
             return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise NotKept(f"the journal cannot be read: {reason_of(error)}") from error
 
 

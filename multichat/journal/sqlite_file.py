@@ -25,6 +25,7 @@ from multichat.framing import clean
 __all__ = [
     "APPLICATION_ID",
     "MIGRATIONS",
+    "SQLITE_ERRORS",
     "DamagedRow",
     "OpenFile",
     "connect",
@@ -119,6 +120,10 @@ _MAX_NUMBER = 2**53
 _SHOWN_CHARACTERS = 100
 
 
+# The second: SQLite's error message quotes bytes of a damaged file that Python cannot decode.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+
+
 class DamagedRow(sqlite3.DatabaseError):
     """A row holds what no server has written there: SQLite keeps anything in any column."""
 
@@ -145,9 +150,13 @@ def reason_of(error: Exception) -> str:
         return (error.strerror or str(error)).lower()
     # "SQLITE_IOERR_WRITE" is one of "SQLITE_IOERR".
     name = "_".join((getattr(error, "sqlite_errorname", None) or "").split("_")[:2])
-    if isinstance(error, sqlite3.Error) and not name and "UTF-8" in str(error):
+    if isinstance(error, UnicodeDecodeError) or (not name and "UTF-8" in str(error)):
         return _DAMAGED  # the message quotes what cannot be decoded
     return _REASONS.get(name) or clean(str(error))[:_SHOWN_CHARACTERS]
+
+
+# Of the files beside a journal.
+_SUFFIXES = ("-wal", "-shm", "-lock")
 
 
 class OpenFile(NamedTuple):
@@ -176,7 +185,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
 def _failing(path: object) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (*SQLITE_ERRORS, OSError) as error:
         raise JournalFailed(path, reason_of(error)) from error
 
 
@@ -218,7 +227,7 @@ def _look_from_afar(path: Path, real: Path, migrations: Sequence[Sequence[str]])
         _inspect(path, real, "ro&immutable=1", migrations, beginning=True)
     except JournalFailed as failure:
         # Of what a killed server, or a running one, was about to write back, a part may be missing.
-        if not (isinstance(failure.__cause__, sqlite3.Error) and _wal_bytes(real)):
+        if not (isinstance(failure.__cause__, SQLITE_ERRORS) and _wal_bytes(real)):
             raise
 
 
@@ -262,8 +271,9 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
     folder = real.parent
     if not folder.is_dir():
         raise JournalFailed(path, f"there is no directory {folder}")
-    if real.exists() and not real.is_file():
-        raise JournalFailed(path, "not a file")
+    for each in (path, *(Path(f"{real}{suffix}") for suffix in _SUFFIXES)):
+        if each.exists() and not each.is_file():  # opening a FIFO waits for ever
+            raise JournalFailed(each, "not a file")
     if writing and not os.access(folder, os.W_OK | os.X_OK):
         raise JournalFailed(path, f"nothing can be written to {folder}")
     if not real.exists():
@@ -379,9 +389,9 @@ def _lock(path: Path, real: Path) -> sqlite3.Connection:
         lock.execute("PRAGMA busy_timeout=0")
         lock.execute("PRAGMA journal_mode=MEMORY")  # no third file for what is never written
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
+    except SQLITE_ERRORS as error:
         lock.close()
-        if error.sqlite_errorname.startswith("SQLITE_BUSY"):
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
             raise JournalFailed(path, "another server is using it") from error
         raise JournalFailed(beside, reason_of(error)) from error
     return lock
@@ -429,6 +439,6 @@ def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]
             connection.execute(f"PRAGMA user_version={number}")
             connection.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):
+            with suppress(*SQLITE_ERRORS):
                 connection.execute("ROLLBACK")
             raise

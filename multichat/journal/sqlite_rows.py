@@ -16,7 +16,7 @@ import msgspec
 
 from multichat.framing import clean, clean_lines
 from multichat.journal import SessionRecord
-from multichat.journal.sqlite_file import DamagedRow, typed
+from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
 from multichat.messages import Nonce, SaidRun
 
 __all__ = [
@@ -150,7 +150,7 @@ class Rows:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit what is done in the block, or nothing of it; raises `sqlite3.Error`."""
+        """Commit what is done in the block, or nothing of it; raises one of `SQLITE_ERRORS`."""
         execute = self.connection.execute
         seq = self._seq
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
@@ -168,7 +168,7 @@ class Rows:
             self._heads.clear()
             self._nonce_counts.clear()
             if self.connection.in_transaction:  # some failures have ended it already
-                with suppress(sqlite3.Error):
+                with suppress(*SQLITE_ERRORS):
                     execute("ROLLBACK")
             raise
         self.clients_ever, self.last_epoch = self._highest_client, self._highest_epoch
@@ -291,7 +291,7 @@ class Rows:
                 )
             tidied.firsts = step.firsts
             tidied.more = bool(step.deleted and step.is_over) or self._shrink()
-        except sqlite3.Error:
+        except SQLITE_ERRORS:
             return None
         return tidied
 
