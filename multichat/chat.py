@@ -17,6 +17,7 @@ import trio
 
 from multichat.config import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import (
+    ConnectionLost,
     InvalidRequest,
     LineTooLong,
     LocalProtocolError,
@@ -369,11 +370,16 @@ class Chat:
                 conversation.wanted_name = self.name
             elif self.connected:
                 old = self.name
+                told_lost = self._line.told_lost
                 try:
                     await self.rename(conversation.wanted_name)
                 except Refused as refused:
                     if refused.code != "name-taken":
                         return
+                except ConnectionLost:
+                    self._line.told_lost = told_lost  # the program was not told
+                except LocalProtocolError:
+                    pass  # the program does not receive: try again later
                 else:
                     self._line.tell([Renamed(self.client, old, self.name)])
 
@@ -427,7 +433,7 @@ class Chat:
         await self._line.begin(nursery)
 
     def check_admitted(self) -> None:
-        """Raise `Refused` if the server wants a password and was not told the right one."""
+        """Raise `Refused` if the server wants a password and was told none, or a wrong one."""
         self._line.check_admitted()
 
     async def finish(self) -> None:

@@ -56,7 +56,7 @@ class Handshake:
     has come and no answer yet.
 
     *password_asked* says that the server wants a password and has not accepted one,
-    *password_refused* that the one that it was given is wrong.
+    *password_said* that it was sent one, *password_refused* that this is wrong.
 
     With *plain* text is settled from the start.  With *knows_json* the server has welcomed us on an
     earlier connection: whatever comes before its welcome is dropped, and text is never settled.
@@ -67,7 +67,7 @@ class Handshake:
         self.settled = plain
         self.welcome: Welcome | None = None
         self.refusals: list[Error] = []
-        self.password_asked = self.password_refused = False
+        self.password_asked = self.password_said = self.password_refused = False
         self._knows_json = knows_json
         self._chat: list[str] = []
         self._chat_characters = 0

@@ -194,13 +194,13 @@ class ReconnectingConnection:
         if isinstance(last, Goodbye) and self.returns and last.known().reconnect:
             self._sent_away = last.known()
             events.pop()
+        elif last is not None:
+            self.goodbye = last if isinstance(last, Goodbye) else None
         self.tell(events, sum(memory_of(part) for part in parts if isinstance(part, str)))
 
     def tell(self, events: list[Event], size: int = 0) -> None:
         """Queue *events*, which take about *size* bytes of memory, for the program."""
         if events:
-            last = events[-1]
-            self.goodbye = last if isinstance(last, Goodbye) else None
             for start in range(0, len(events), _EVENTS_AT_ONCE):
                 self.heard.append((size, events[start : start + _EVENTS_AT_ONCE]))
                 self.heard_bytes += size
@@ -292,7 +292,8 @@ class ReconnectingConnection:
             self.check_admitted()
         if shake.refusals:
             raise Refused(shake.refusals[0].code, shake.refusals[0].text)
-        if self.goodbye is None and not shake.settled:
+        admitted = shake.settled and (self._password is None or not shake.password_asked)
+        if self.goodbye is None and not admitted:
             if connection.over and self.returns:
                 return
             if connection.over:
@@ -347,28 +348,33 @@ class ReconnectingConnection:
                 with trio.move_on_after(timeouts.lobby):
                     await connection.wait_until(is_answered)
             if shake.password_asked and self._password is not None:
-                with trio.move_on_after(timeouts.password):
+                with trio.move_on_after(timeouts.password) as scope:
                     await self._say_password(connection, self._password)
+                if scope.cancelled_caught:
+                    connection.abort(f"no answer to the password in {timeouts.password:g} s")
+                    await connection.wait_until(lambda: False)
             elif shake.chatting and not is_answered():
                 self.tell(shake.settle_text())
 
     async def _say_password(self, connection: Connection, password: str) -> None:
         shake = self.conversation.handshake
+        shake.password_said = True
         said = spell_password(password)
         await connection.put(said if self._plain else f"{said}\n{spell_hello(shake.hello)}")
         await connection.wait_until(
             lambda: (
                 shake.password_refused
+                or self.goodbye is not None
                 or (not shake.password_asked and (shake.settled or shake.refusals))
             )
         )
 
     def check_admitted(self) -> None:
-        """Raise `Refused` if the server wants a password and was not told the right one."""
+        """Raise `Refused` if the server wants a password and was told none, or a wrong one."""
         shake = self.conversation.handshake
         if shake.password_refused:
             raise Refused("wrong-password", WRONG_PASSWORD)
-        if shake.password_asked:
+        if shake.password_asked and not shake.password_said:
             reason = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
             raise Refused("password-required", self.goodbye.reason if self.goodbye else reason)
 

@@ -246,6 +246,32 @@ async def test_who_has_chosen_another_name_meanwhile_keeps_it(autojump_clock: Mo
         nursery.cancel_scope.cancel()
 
 
+async def test_keeping_a_name_ends_with_the_conversation(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server), trio.open_nursery() as nursery:
+        nursery.start_soon(chat.keep_name, "alice")
+        await trio.sleep(1)
+        while json.loads(await server.line())["type"] != "name":
+            pass
+        await trio.aclose_forcefully(server.stream)
+
+
+async def test_keeping_a_name_goes_on_while_the_program_does_not_receive(
+    autojump_clock: MockClock,
+) -> None:
+    async with scripted_server() as (chat, server), trio.open_nursery() as nursery:
+        notices = [f'{{"type":"notice","text":"{"{" * 60_000}"}}'] * 20  # more than may wait
+        nursery.start_soon(server.send, *notices)
+        nursery.start_soon(chat.keep_name, "alice")
+        await trio.sleep(100)
+        heard = 0
+        while heard < len(notices):
+            heard += len(await chat.receive())
+        asked: set[str] = set()
+        while asked != {"name", "ping"}:
+            asked.add(json.loads(await server.line())["type"])
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_name_that_can_never_be_had_is_asked_for_once(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat() as chat:
         await chat.keep_name("no such name")  # returns

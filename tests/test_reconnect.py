@@ -401,6 +401,19 @@ async def test_any_other_goodbye_is_the_end(
         assert len(network.dialled) == 1
 
 
+async def test_an_event_of_our_own_after_a_final_goodbye_does_not_reconnect(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason="be nice", code="kicked", reconnect=False)
+        assert isinstance(await anext(chat), Goodbye)
+        await chat.send("/frobnicate")
+        assert chat.goodbye == "be nice"
+        await peer.finish()
+        assert [type(event) async for event in chat] == [Error]
+        assert len(network.dialled) == 1
+
+
 @pytest.mark.parametrize(("after", "least"), [(20, 20), (1e9, 300), (0, 0), (-1, 0)])
 async def test_a_goodbye_may_say_when_to_come_back(
     after: float, least: float, autojump_clock: MockClock
@@ -672,6 +685,82 @@ async def test_who_comes_back_says_the_password_again(
                 await peer.send("[Server] wrong password")
                 with pytest.raises(Refused, match="wrong password"):
                     await anext(chat)
+
+
+@pytest.mark.parametrize("how", ["lost", "shutdown", "lost after the password", "no answer"])
+async def test_a_connection_that_ends_during_the_password_is_followed_by_another(
+    how: str, autojump_clock: MockClock
+) -> None:
+    async with conversation(password="swordfish") as (chat, network, peer):
+        await peer.reset()
+        peer = await network.peer()
+        await peer.read()
+        await peer.send("[Server] a password is asked for: /auth PASSWORD")
+        if how == "shutdown":
+            await peer.send("[Server] goodbye: the server is shutting down")
+        if how != "lost":
+            assert await peer.line() == "/auth swordfish"
+        if how != "no answer":
+            await peer.finish()
+        peer = await network.peer()
+        await peer.welcome()
+        events = [await anext(chat) for _ in range(3)]
+        assert [type(event) for event in events] == [Disconnected, Disconnected, Reconnected]
+
+
+async def test_leaving_while_the_password_is_said_again_is_no_refusal(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation(password="swordfish") as (chat, network, peer):
+        await chat.say("unheard")
+        await peer.read()
+        await peer.reset()
+        async with trio.open_nursery() as nursery:
+            peer = await network.peer()
+            await peer.read()
+            await peer.send("[Server] a password is asked for: /auth PASSWORD")
+            assert await peer.line() == "/auth swordfish"
+            nursery.start_soon(chat.finish)
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send("[Server] password accepted")
+            await peer.welcome()
+            assert [request["text"] for request in await peer.accept()] == ["unheard"]
+            await peer.finish()
+
+
+async def test_a_client_that_was_given_no_password_does_not_try_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.reset()
+        peer = await network.peer()
+        await peer.read()
+        await peer.send("[Server] a password is asked for: /auth PASSWORD")
+        await peer.finish()
+        assert isinstance(await anext(chat), Disconnected)
+        with pytest.raises(Refused, match="password"):
+            await anext(chat)
+        assert len(network.dialled) == 2
+
+
+@pytest.mark.parametrize("end", ["lost", "shutdown"])
+@pytest.mark.parametrize("plain", [False, True])
+async def test_a_first_connection_that_ends_during_the_password_is_not_a_refusal(
+    end: str, plain: bool, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    stream = await network.dial()
+    peer = await network.peer()
+    await peer.send("[Server] a password is asked for: /auth PASSWORD")
+    if end == "shutdown":
+        await peer.send("[Server] goodbye: the server is shutting down")
+        async with open_chat(stream, password="swordfish", plain=plain) as chat:
+            assert chat.goodbye == "the server is shutting down"
+    else:
+        await peer.finish()
+        with pytest.raises(ConnectionLost):
+            async with open_chat(stream, password="swordfish", plain=plain):
+                pass
 
 
 # --- The first connection ------------------------------------------------------------------------
