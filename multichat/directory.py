@@ -170,12 +170,12 @@ class Directory:
         unnamed = _UNNAMED.fullmatch(who)
         return self._members.get(int(unnamed[1])) if unnamed else None
 
-    def members_of(self, room_name: str, nonce: Nonce | None) -> Members:
+    def members_of(self, room_name: str, nonce: Nonce | None, *, to: Member) -> Members:
         """Return who is in a room, which need not exist; raises `InvalidName`."""
         room = self._rooms.get(fold_name(room_name))
         if room is None:
             return Members(parse_name(room_name), [], nonce=nonce)
-        return Members(room.name, room.show_members(), nonce=nonce)
+        return Members(room.name, room.show_members(to), nonce=nonce)
 
     def reply(self, member: Member, text: str) -> Direct:
         """Address *text* to who sent *member* a private message last; raises `InvalidRequest`."""

@@ -279,9 +279,10 @@ class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
 
 
 class Joined(_Message, frozen=True, tag="joined"):
-    """Somebody has come into our room; as the answer to `Join`, we into *room* with so many.
+    """Somebody has joined our room; as the answer to `Join`, we have joined *room*.
 
-    *last* is, in that answer, the id of what was said last there, if anything was.
+    *members* is how many are in the room now; 0 from a server of an older version, which says it
+    only in the answer.  *last* is, in the answer, the id of the last message there, if any.
     """
 
     client: int
@@ -292,11 +293,15 @@ class Joined(_Message, frozen=True, tag="joined"):
 
 
 class Left(_Message, frozen=True, tag="left"):
-    """Somebody is gone from our room; *reason* is empty if it was their own wish."""
+    """Somebody has left our room; *reason* is empty if they chose to.
+
+    *members* is how many are in the room now; 0 from a server of an older version.
+    """
 
     client: int
     name: Name
     reason: str
+    members: int = 0
 
 
 class Renamed(_Message, frozen=True, tag="renamed"):

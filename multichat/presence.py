@@ -53,12 +53,15 @@ class Changes:
         if client in self._names or client in self._told or client in self._shown:
             return None
         self._shown[client] = name
-        return Joined(client, name)
+        return Joined(client, name, members=len(self._names))
 
-    def show(self) -> None:
-        """Note that somebody was shown all who are there, by the names that they have now."""
+    def show(self, to: int) -> None:
+        """Note that client *to* was shown all members, by the names that they have now.
+
+        That it is there itself is news to nobody but the others, who were not shown it.
+        """
         for client in self._changed:
-            if client in self._names:
+            if client in self._names and client != to:
                 self._shown[client] = self._names[client]
 
     def forget(self) -> None:
@@ -82,9 +85,10 @@ class Changes:
                 told = shown
             if told is None:
                 if name is not None:
-                    events.append((client, Joined(client, name)))
+                    events.append((client, Joined(client, name, members=len(self._names))))
             elif name is None:
-                events.append((client, Left(client, told, self._reasons[client])))
+                reason, members = self._reasons[client], len(self._names)
+                events.append((client, Left(client, told, reason, members)))
             elif name != told:
                 events.append((client, Renamed(client, told, name)))
         self.forget()

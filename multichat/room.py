@@ -148,9 +148,9 @@ class Room:
         """Say whether *member* is here now."""
         return self._members.get(member.client) is member
 
-    def show_members(self) -> list[MemberName]:
-        """Return who is here for somebody to be told; of whoever leaves it will be told, too."""
-        self._changes.show()
+    def show_members(self, to: Member) -> list[MemberName]:
+        """Return who is here, for *to* to be told, who will also be told when they leave."""
+        self._changes.show(to.client)
         return [MemberName(member.client, member.name) for member in self._members.values()]
 
     @property

@@ -492,7 +492,7 @@ class Session:
             case Reply(text=text):
                 await self._do(directory.reply(me, text))
             case Who(room=room, nonce=nonce):
-                await self._answer(directory.members_of(room or me.room.name, nonce))
+                await self._answer(directory.members_of(room or me.room.name, nonce, to=me))
             case Rooms(nonce=nonce):
                 await self._answer(directory.list_rooms(nonce))
             case History(limit=limit, before=before, nonce=nonce):

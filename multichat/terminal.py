@@ -319,14 +319,14 @@ class TerminalChat:
             case Welcome(members=members):
                 self._members = members
                 self._names_stale.set()
-            case Joined(room="", name=name):
-                self._members += 1
+            case Joined(room="", name=name, members=members):
+                self._members = members or self._members + 1
                 self._offer(name)
             case Joined(members=members):
                 self._members = members
                 self._names_stale.set()
-            case Left(name=name):
-                self._members -= 1
+            case Left(name=name, members=members):
+                self._members = members or max(1, self._members - 1)
                 self._names.discard(name)
             case Renamed(old=old, name=name):
                 self._names.discard(old)

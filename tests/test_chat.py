@@ -91,7 +91,7 @@ async def test_people_talk(autojump_clock: MockClock) -> None:
         event = await anext(alice)
         assert isinstance(event, Directed)
         assert event.text == "what?"
-        assert await anext(alice) == Joined(2, "bob")
+        assert await anext(alice) == Joined(2, "bob", members=2)
 
 
 async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
@@ -106,7 +106,38 @@ async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
         await trio.sleep(3)
         # What answered a call is not among the events, what it did to others is.
         # Nobody was told that Client 1 is called alice before that Client 1 has left.
-        assert await anext(b) == Left(1, "Client 1", "joined den")
+        assert await anext(b) == Left(1, "Client 1", "joined den", members=1)
+
+
+async def test_a_client_that_only_asks_who_is_there_is_not_said_to_have_left(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network, network.chat(name="alice") as alice:
+        async with network.chat() as passer_by:
+            assert len(await passer_by.members()) == 2
+        await trio.sleep(5)
+        async with network.chat() as bob:
+            await trio.sleep(5)
+            assert await anext(alice) == Joined(bob.client, bob.name, members=2)
+
+
+async def test_every_count_of_members_in_an_event_is_right(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(name="alice") as alice:
+        async with trio.open_nursery() as nursery:
+
+            async def visit(seconds: float) -> None:
+                async with network.chat() as chat:
+                    assert chat.welcome is not None
+                    await trio.sleep(seconds)
+
+            for seconds in (5, 5, 10, 15):
+                nursery.start_soon(visit, seconds)
+            counts: list[int] = []
+            while not counts or counts[-1] > 1:
+                event = await anext(alice)
+                assert isinstance(event, Joined | Left)
+                counts.append(event.members)
+        assert counts == [5, 5, 5, 5, 3, 3, 2, 1]
 
 
 async def test_what_is_refused_is_raised(autojump_clock: MockClock) -> None:

@@ -123,7 +123,7 @@ async def test_before_the_password_nothing_works_and_nobody_hears_of_it(
         told = [await program.line()]
         if '"client":1' in told[0]:  # who had come just before
             told.append(await program.line())
-        assert told[-1] == '{"type":"joined","client":3,"name":"Client 3"}'
+        assert told[-1] == '{"type":"joined","client":3,"name":"Client 3","members":3}'
 
 
 async def test_three_wrong_ones_are_enough(log: LogRecorder, autojump_clock: MockClock) -> None:

@@ -85,6 +85,8 @@ def test_what_is_told_makes_up_what_is_so(history: list[Enter | Leave | Take | F
                 for client, event in events:
                     if isinstance(event, Left):
                         assert event.reason == reasons[client]
+                    if isinstance(event, Joined | Left):
+                        assert event.members == len(names)
             case Forget():
                 changes.forget()
                 told = names.copy()
@@ -103,7 +105,10 @@ def test_who_comes_is_told_and_only_once() -> None:
     changes.enter(2, "Client 2")
     assert changes
     assert 1 in changes
-    assert changes.take() == [(1, Joined(1, "Client 1")), (2, Joined(2, "Client 2"))]
+    assert changes.take() == [
+        (1, Joined(1, "Client 1", members=2)),
+        (2, Joined(2, "Client 2", members=2)),
+    ]
     assert not changes
     assert 1 not in changes
     assert changes.take() == []
@@ -127,6 +132,24 @@ def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
     changes.leave(1, "joined den")
     changes.enter(1, "bob")
     assert changes.take() == [(1, Renamed(1, "alice", "bob"))]
+
+
+def test_a_client_that_is_shown_to_itself_alone_was_never_there() -> None:
+    changes = Changes()
+    changes.enter(1, "alice")
+    changes.show(to=1)
+    changes.leave(1, "")
+    assert changes.take() == []
+
+
+def test_a_client_that_is_shown_to_another_is_said_to_have_left() -> None:
+    changes = Changes()
+    changes.enter(2, "bob")
+    changes.take()
+    changes.enter(1, "alice")
+    changes.show(to=2)
+    changes.leave(1, "")
+    assert changes.take() == [(1, Left(1, "alice", "", members=1))]
 
 
 def test_who_changes_names_twice_has_changed_once() -> None:
@@ -169,7 +192,7 @@ def test_what_nobody_heard_counts_as_told_all_the_same() -> None:
     changes.forget()
     assert not changes
     changes.leave(2, "kicked")
-    assert changes.take() == [(2, Left(2, "bob", "kicked"))]
+    assert changes.take() == [(2, Left(2, "bob", "kicked", members=1))]
 
 
 def test_a_storm_is_told_in_numbers() -> None:

@@ -234,7 +234,7 @@ class RoomMachine(RuleBasedStateMachine):
         room = guest.member.room
         guest.stays.append(Stay(room.name, room.messages))
         guest.known_at = len(guest.events)
-        guest.known = {other.client: other.name for other in room.show_members()}
+        guest.known = {other.client: other.name for other in room.show_members(guest.member)}
 
     @rule(target=guests, voice=st.sampled_from([TEXT, JSON]))
     def enter(self, voice: Voice) -> Guest:

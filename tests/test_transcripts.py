@@ -157,9 +157,9 @@ async def test_presence_is_told_to_programs_and_with_announce_to_everybody(
             await trio.sleep(5)
             events = [event for line in await received(json) for event in JSON.parse_events(line)]
             assert events == [
-                Joined(3, "Client 3"),
+                Joined(3, "Client 3", members=3),
                 Renamed(3, "Client 3", "guest"),
-                Left(3, "guest", ""),
+                Left(3, "guest", "", members=2),
             ]
             lines = ["Client 3 joined", "Client 3 is now guest", "guest left"]
             assert await received(text) == [f"[Server] {line}" for line in lines] * announce
