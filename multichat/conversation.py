@@ -121,6 +121,8 @@ class Conversation:
         """
         events: list[Event] = []
         for part in parts:
+            if self.handshake.dismissed:
+                break
             if isinstance(part, LineTooLong):
                 events.append(Notice(str(part)))
             else:

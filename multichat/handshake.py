@@ -58,6 +58,9 @@ class Handshake:
     *password_asked* says that the server wants a password and has not accepted one,
     *password_said* that it was sent one, *password_refused* that this is wrong.
 
+    *dismissed* says that the server has said goodbye: lines behind that are ignored.  In text that
+    is settled it never is: another server may pass on such a line that anybody has typed.
+
     With *plain* text is settled from the start.  With *knows_json* the server has welcomed us on an
     earlier connection: whatever comes before its welcome is dropped, and text is never settled.
     """
@@ -68,6 +71,7 @@ class Handshake:
         self.welcome: Welcome | None = None
         self.refusals: list[Error] = []
         self.password_asked = self.password_said = self.password_refused = False
+        self.dismissed = False
         self._knows_json = knows_json
         self._chat: list[str] = []
         self._chat_characters = 0
@@ -91,6 +95,8 @@ class Handshake:
         events: list[Event] = []
         lines = run.split("\n")
         for number, line in enumerate(lines, 1):
+            if self.dismissed:
+                break
             events += self._hear_line(line)
             if self.settled:
                 rest = "\n".join(lines[number:])
@@ -98,8 +104,15 @@ class Handshake:
         return events
 
     def _hear_settled(self, run: str) -> list[Event]:
+        if self.dismissed:
+            return []
         events = list(self.voice.parse_events(run))
-        if self.voice is TEXT and "password" in run:
+        if self.voice is JSON:
+            for number, event in enumerate(events, 1):
+                if isinstance(event, Goodbye):
+                    self.dismissed = True
+                    return events[:number]
+        elif "password" in run:
             for event in events:
                 self._hear_of_password(event)
         return events
@@ -113,6 +126,7 @@ class Handshake:
             return [event]
         event = next(iter(TEXT.parse_events(line)))
         if isinstance(event, Goodbye):
+            self.dismissed = True
             return [event]
         if isinstance(event, Notice) and event.text in _ABOUT_PASSWORD:
             self._hear_of_password(event)
@@ -156,6 +170,7 @@ class Handshake:
                 self.settled = not self._wishes_refused
             else:  # two wishes that were refused for the same reason have one refusal
                 self.settled = True
+                self.dismissed = isinstance(event, Goodbye)
                 events.append(event)
         return events
 

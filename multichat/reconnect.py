@@ -251,9 +251,20 @@ class ReconnectingConnection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.send)
                 while not connection.over:
+                    dismissed = self.conversation.handshake.dismissed
                     self._hear(await connection.receive())
                     self.bell.ring()
+                    if self.conversation.handshake.dismissed and not dismissed:
+                        nursery.start_soon(self._abort_dismissed, connection)
                     await self._wait_for_program(connection)
+
+    async def _abort_dismissed(self, connection: Connection) -> None:
+        """End a connection that the server does not close after its goodbye."""
+        with trio.move_on_after(self._timeouts.finish) as patience:
+            while not connection.over:
+                await self.bell.wait()
+        if patience.cancelled_caught:
+            connection.abort("the server has said goodbye")
 
     async def _wait_for_program(self, connection: Connection) -> None:
         # An answer that is awaited may come behind much that the program has not heard.

@@ -77,16 +77,23 @@ def test_any_other_line_settles_text_for_good(line: str) -> None:
     assert shake.welcome is None
 
 
-@pytest.mark.parametrize("line", [*CHAT, ASKED, ACCEPTED, "[Server] goodbye: banned"])
+@pytest.mark.parametrize("line", [*CHAT, ASKED, ACCEPTED])
 def test_what_a_server_of_ours_may_say_before_it_has_read_the_hello_settles_nothing(
     line: str,
 ) -> None:
     shake = Handshake(Hello(PROTOCOL))
-    events = shake.hear(line)
-    assert all(isinstance(event, Goodbye) for event in events)
+    assert shake.hear(line) == []
     assert not shake.settled
     assert shake.hear(WELCOME) == [welcome()]
     assert shake.settled
+
+
+@pytest.mark.parametrize("knows_json", [True, False])
+def test_nothing_is_heard_after_a_goodbye_before_the_welcome(knows_json: bool) -> None:
+    shake = Handshake(Hello(PROTOCOL), knows_json=knows_json)
+    assert shake.hear(f"[Server] goodbye: banned\n{WELCOME}") == [Goodbye("banned")]
+    assert shake.hear(WELCOME) == []
+    assert not shake.settled
 
 
 def test_chat_before_a_welcome_is_dropped_and_before_text_it_is_told() -> None:
@@ -146,9 +153,8 @@ def test_wishes_that_are_refused_are_told_apart_from_other_errors() -> None:
     assert shake.settled  # one refusal for two wishes that were refused for the same reason
 
 
-lines = st.sampled_from(
-    [*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, line_of(Error("x", "y")), "[Server] goodbye: x"]
-)
+told = map(line_of, (Error("x", "y"), Notice("x"), Goodbye("x")))
+lines = st.sampled_from([*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, *told, "[Server] goodbye: x"])
 
 
 @given(st.lists(lines, min_size=1), st.booleans(), st.sampled_from([None, "alice"]))

@@ -414,6 +414,85 @@ async def test_an_event_of_our_own_after_a_final_goodbye_does_not_reconnect(
         assert len(network.dialled) == 1
 
 
+GOODBYE = {"type": "goodbye", "reason": "any words"}
+
+
+@pytest.mark.parametrize("code", RECONNECT)
+async def test_the_client_reconnects_after_a_goodbye_although_the_server_does_not_close(
+    code: str, autojump_clock: MockClock
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason="any words", code=code, reconnect=True)
+        started = trio.current_time()
+        peer = await network.peer()
+        assert trio.current_time() - started < DEFAULT_TIMEOUTS.finish + 1
+        await peer.welcome()
+        assert isinstance(await anext(chat), Disconnected)
+        assert await anext(chat) == Reconnected(resumed=True)
+
+
+@pytest.mark.parametrize("code", FINAL)
+async def test_a_final_goodbye_ends_the_chat_although_the_server_does_not_close(
+    code: str, autojump_clock: MockClock
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.tell("goodbye", reason="any words", code=code, reconnect=False)
+        started = trio.current_time()
+        assert [event async for event in chat] == [Goodbye("any words", code, reconnect=False)]
+        assert trio.current_time() - started <= DEFAULT_TIMEOUTS.finish
+        assert not chat.connected
+        assert len(network.dialled) == 1
+
+
+async def test_a_chat_ends_as_soon_as_the_server_closes_after_its_goodbye(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, _, peer):
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chat.finish)
+            quit_ = await peer.read()
+            await peer.tell("goodbye", reason="x", code="quit", nonce=quit_["nonce"])
+            await peer.finish()
+        assert trio.current_time() - started < DEFAULT_TIMEOUTS.finish / 2
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one read", "two reads"])
+@pytest.mark.parametrize(("code", "reconnect"), [("shutdown", True), ("kicked", False)])
+async def test_lines_after_a_goodbye_are_ignored(
+    code: str, reconnect: bool, together: bool, autojump_clock: MockClock
+) -> None:
+    async with conversation() as (chat, network, peer):
+        goodbye = json.dumps(GOODBYE | {"code": code, "reconnect": reconnect})
+        rest = ["x" * 1_100_000, '{"type":"notice","text":"one more thing"}']
+        await peer.send(goodbye, *rest if together else ())
+        if not together:
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.send(*rest)
+        if not reconnect:
+            events = [event async for event in chat]
+            assert events == [Goodbye("any words", code, reconnect=False)]
+            assert len(network.dialled) == 1
+            return
+        peer = await network.peer()
+        await peer.welcome()
+        assert isinstance(await anext(chat), Disconnected)
+        assert await anext(chat) == Reconnected(resumed=True)
+
+
+async def test_a_server_that_is_full_and_does_not_close_is_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await peer.reset()
+        peer = await network.peer()
+        await peer.send("[Server] goodbye: the server is full (1 clients)", "[bob] hello")
+        peer = await network.peer()
+        await peer.welcome()
+        events = [await anext(chat) for _ in range(3)]
+        assert [type(event) for event in events] == [Disconnected, Disconnected, Reconnected]
+
+
 @pytest.mark.parametrize(("after", "least"), [(20, 20), (1e9, 300), (0, 0), (-1, 0)])
 async def test_a_goodbye_may_say_when_to_come_back(
     after: float, least: float, autojump_clock: MockClock
