@@ -40,6 +40,7 @@ __all__ = [
     "disguised_command",
     "find_command",
     "help_lines",
+    "looks_like",
     "may_be_disguised",
     "parse_line",
     "say_literally",
@@ -291,6 +292,12 @@ def disguised_command(line: str, names: Collection[str] | None = None) -> str | 
     if name not in names:
         return None
     return f"{name}{line[found.end() :]}"
+
+
+def looks_like(line: str, names: Collection[str] | None = None) -> str | None:
+    """Return the name of the command that *line* is or looks like; *names* as above."""
+    command = disguised_command(f" {line}", names)
+    return None if command is None else split_command(command)[0]
 
 
 def help_lines(*, local: bool = False) -> list[str]:

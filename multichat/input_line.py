@@ -1,9 +1,13 @@
 """The line that one types: its keys, what is pasted into it, and how it is passed on.
 
-Owns the text until it is passed on, and the questions about it.  Draws nothing.
+Owns the text until it is passed on, and what the row beneath asks about it.  Draws nothing.
 
-Invariant: nothing typed or pasted disappears without a word.  It is in the line, in the input
-history, in what Ctrl+Y or Ctrl+_ bring back, passed on, or a warning says what became of it.
+Invariants:
+
+1. Nothing typed or pasted disappears without a word.  It is in the line, in the input history, in
+   what Ctrl+Y or Ctrl+_ bring back, passed on, or a warning says what became of it.
+2. A question takes no key of ordinary text, and neither does a paste: letters go into the line, and
+   only `_SAY_KEY` says to everybody what looks like a command or was pasted.
 """
 
 import os
@@ -12,6 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import trio
+from prompt_toolkit.application.current import get_app
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer
 from prompt_toolkit.completion import Completion as Offer
@@ -32,7 +37,7 @@ __all__ = ["InputLine", "Syntax"]
 # a file, and a server that has been away for so long is not coming back to read them.
 MAX_WAITING_LINES = 10_000
 
-_NO = ("escape", "n", "N", "c-g")
+_SAY_KEY, _SAY_KEY_NAME = "c-s", "Ctrl+S"
 
 # Default keys that take what is typed next for something else, or send more than the line: numeric
 # arguments, keyboard macros, a search for a character, "comment out and accept".
@@ -51,20 +56,27 @@ _DISABLED = [
 class Syntax(NamedTuple):
     """What commands look like to whoever receives the lines.
 
-    *disguised* returns the command that a line looks like without being one, or None; *literally*
-    the line that says a text, whatever that begins with.
+    *disguised* returns the command that a line looks like without being one, or None; *looks_like*
+    the name of the command that a line is or looks like, or None; *literally* the line that says a
+    text, whatever that begins with.  *audience* is whom what is said goes to.
     """
 
     disguised: Callable[[str], str | None]
+    looks_like: Callable[[str], str | None]
     literally: Callable[[str], str]
+    audience: Callable[[], str]
 
 
-class _Question(NamedTuple):
-    """A question in place of the next key: what it asks, and the lines to pass on by answer."""
+class _Paste(NamedTuple):
+    """Lines that were pasted into the line, which was *around* them; *joined* are both together.
 
-    text: str
-    choices: str
-    answers: dict[str, list[str]]
+    *command* is the name of the first command among them, or what looks like one.
+    """
+
+    lines: list[str]
+    joined: list[str]
+    around: str
+    command: str | None
 
 
 class InputLine:
@@ -89,9 +101,10 @@ class InputLine:
         self._complete, self._syntax, self._warn = complete, syntax, warn
         self._max_waiting_lines = max_waiting_lines
         self._typed_in, self.typed = trio.open_memory_channel[str](max_waiting_lines)
-        self._question: _Question | None = None
+        self._asked_about = ""  # the line that looked like a command when it was entered
+        self._paste: _Paste | None = None  # which waits for a key
         self._is_last = False
-        self.is_asking = Condition(lambda: self._question is not None)
+        self.is_asking = Condition(lambda: self._asks_about_line or self._paste is not None)
         self.buffer = _Buffer(
             completer=_Completer(complete),
             history=InMemoryHistory(list(history)),
@@ -105,14 +118,36 @@ class InputLine:
     @property
     def question(self) -> list[tuple[str, str]]:
         """What is asked, as styled text."""
-        if self._question is None:
+        audience = self._syntax.audience()
+        if self._asks_about_line:
+            name = self._syntax.looks_like(self.buffer.text)
+            keys = f"Enter again runs it, {_SAY_KEY_NAME} says it to {audience}, or edit it"
+            return [("bold", f"looks like {name}: "), ("", keys)]
+        if self._paste is None:
             return []
-        return [("bold", f"{self._question.text} "), ("", self._question.choices)]
+        text = f"{len(self._pasted_lines())} pasted lines"
+        if self._paste.command:
+            text += f", with {self._paste.command}"
+        keys = f"{_SAY_KEY_NAME} says them to {audience}, Esc discards them (Ctrl+Y: back again)"
+        return [("bold", f"{text}: "), ("", keys)]
+
+    @property
+    def _asks_about_line(self) -> bool:
+        return bool(self._asked_about) and self.buffer.text == self._asked_about
+
+    def _pasted_lines(self) -> list[str]:
+        """Return the lines of the paste, with what was typed around it if that still stands."""
+        if self._paste is None:
+            return []
+        return self._paste.joined if self._is_around_paste() else self._paste.lines
+
+    def _is_around_paste(self) -> bool:
+        return self._paste is not None and self.buffer.text == self._paste.around
 
     @property
     def is_begun(self) -> bool:
         """Whether something stands in the line that was not passed on."""
-        return bool(self.buffer.text or self._question)
+        return bool(self.buffer.text or self._paste)
 
     def close(self) -> None:
         """Pass on no more lines."""
@@ -128,11 +163,10 @@ class InputLine:
         with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
                 lines.append(self.typed.receive_nowait())
-        if self._question is not None:
-            lines += next(iter(self._question.answers.values()))
-            self._question = None
-        elif self.buffer.text:
+        lines += map(self._syntax.literally, self._pasted_lines())
+        if self.buffer.text and not self._is_around_paste():
             lines.append(self.buffer.text)
+        self._paste = None
         self._begin_next_line("")
         if self.buffer.text:
             lines.append(self.buffer.text)
@@ -145,14 +179,15 @@ class InputLine:
         """Pass on the line, or ask about it; return that prompt_toolkit has nothing left to do."""
         line = clean(self.buffer.text)
         command = self._syntax.disguised(line)
-        if command is not None and not self._is_last:
-            self._question = _Question(
-                f"looks like {command.split(maxsplit=1)[0]}:",
-                "r run it, s say it, Esc edit it",
-                {"r": [command], "s": [self._syntax.literally(line)]},
-            )
+        if self._is_last:
+            command = None
+        elif command is not None and not self._asks_about_line:
+            self._asked_about = self.buffer.text
             return True
-        if self._take([line]):
+        elif self._is_around_paste() and command is None:
+            self._warn("")  # it goes with the paste
+            return True
+        if self._take([command or line]):
             self._begin_next_line(line)
         if self._is_last:
             self.close()
@@ -180,6 +215,7 @@ class InputLine:
 
         What an old line was found by, because it begins with that, was not a line of its own.
         """
+        self._asked_about = ""
         buffer = self.buffer
         index = buffer.working_index
         buffer.history_search_text = ""  # any line
@@ -187,21 +223,25 @@ class InputLine:
         begun = buffer.text if buffer.working_index != index else ""
         buffer.reset(Document("" if sent.startswith(begun) else begun))
 
-    def _answer(self, key: str) -> None:
-        answers = {} if self._question is None else self._question.answers
-        lines = next(iter(answers.values())) if key == "enter" else answers.get(key.lower())
-        if lines is None:
-            self._warn("")
-        elif self._take(lines):
-            self._question = None
-            self._begin_next_line(lines[0])
+    def _say(self) -> None:
+        """Say to everybody what is asked about."""
+        if self._asks_about_line:
+            line = self._syntax.literally(clean(self.buffer.text))
+            if self._take([line]):
+                self._begin_next_line(line)
+            return
+        lines = list(map(self._syntax.literally, self._pasted_lines()))
+        if self._take(lines):
+            if self._is_around_paste():
+                self._begin_next_line(lines[0])
+            self._paste = None
 
     # --- Keys -------------------------------------------------------------------------------------
 
     def bind(self, keys: KeyBindings) -> None:
         """Add the keys of the line to *keys*."""
-        asking = self.is_asking
-        typing = ~asking & ~is_searching
+        typing = ~is_searching
+        asking = self.is_asking & typing
 
         @keys.add("tab", filter=typing & ~has_completions)
         def _(_: KeyPressEvent) -> None:
@@ -228,7 +268,11 @@ class InputLine:
         @keys.add(Keys.BracketedPaste, filter=typing, eager=True)  # also after Ctrl+Q
         def _(event: KeyPressEvent) -> None:
             event.app.quoted_insert = False
-            self._paste(event.data)
+            self._insert_pasted(event.data)
+
+        @keys.add("c-y", filter=typing & Condition(self._is_clipboard_of_lines))
+        def _(event: KeyPressEvent) -> None:
+            self._insert_pasted(event.app.clipboard.get_data().text)
 
         for undo in (("c-_",), ("c-x", "c-u")):
 
@@ -247,23 +291,22 @@ class InputLine:
             def _(event: KeyPressEvent) -> None:
                 self.buffer.insert_text(event.data)
 
-        @keys.add(Keys.Any, filter=asking, eager=True)
-        def _(event: KeyPressEvent) -> None:
-            self._answer(event.data)
-
-        @keys.add(Keys.BracketedPaste, filter=asking, eager=True)
+        @keys.add(_SAY_KEY, filter=asking, eager=True)
         def _(_: KeyPressEvent) -> None:
-            self._warn("not pasted: the question below wants an answer first")
+            self._say()
 
-        @keys.add("enter", filter=asking, eager=True)
-        def _(_: KeyPressEvent) -> None:
-            self._answer("enter")
+        for key in ("escape", "c-g"):
 
-        for name in _NO:
+            @keys.add(key, filter=asking, eager=True)
+            def _(event: KeyPressEvent) -> None:
+                if not self._asks_about_line and self._paste is not None:
+                    event.app.clipboard.set_text("\n".join(self._paste.lines))
+                    self._paste = None
+                self._asked_about = ""
 
-            @keys.add(name, filter=asking, eager=True)
-            def _(_: KeyPressEvent) -> None:
-                self._question = None
+    @staticmethod
+    def _is_clipboard_of_lines() -> bool:
+        return "\n" in get_app().clipboard.get_data().text
 
     def _begin_completion(self) -> None:
         """Complete as far as it is certain, in this very step: the next key may be Enter."""
@@ -279,7 +322,8 @@ class InputLine:
         if len(offers) > 1:
             self.buffer.start_completion()
 
-    def _paste(self, data: str) -> None:
+    def _insert_pasted(self, data: str) -> None:
+        """Insert one line, or what belongs to a command; have other lines wait for a key."""
         before = self.buffer.document.text_before_cursor
         after = self.buffer.document.text_after_cursor
         text = data.replace("\r\n", "\n").replace("\r", "\n")
@@ -288,16 +332,22 @@ class InputLine:
         if "\n" not in text.rstrip("\n") or is_command or self._syntax.disguised(clean(before)):
             self.buffer.insert_text(clean(text.rstrip("\n")))
             return
-        # With what was typed around it, which stays where it is if nothing is to be sent.
-        pasted = f"{before}{text}{after}".split("\n")
-        lines = [self._syntax.literally(line) for line in map(clean, pasted) if line]
-        if len(lines) > self._max_waiting_lines:
+        if self._paste is not None:
+            self._warn(f"not pasted: {_SAY_KEY_NAME} or Esc first, for the lines pasted before")
+            return
+        lines, joined = (
+            [line for line in map(clean, pasted.split("\n")) if line]
+            for pasted in (text, f"{before}{text}{after}")
+        )
+        if len(joined) > self._max_waiting_lines:
             self._warn(
-                f"not pasted: {len(lines)} lines, and at most {self._max_waiting_lines} may wait; "
+                f"not pasted: {len(joined)} lines, and at most {self._max_waiting_lines} may wait; "
                 "multichat send HOST PORT - <FILE sends a file"
             )
             return
-        self._question = _Question(f"send {len(lines)} lines?", "y/n", {"y": lines})
+        command = next(filter(None, map(self._syntax.looks_like, joined)), None)
+        self._asked_about = ""
+        self._paste = _Paste(lines, joined, before + after, command)
 
 
 class _Buffer(Buffer):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from multichat.commands import looks_like
 from multichat.framing import Part
 from multichat.log import Log, LogWriter
 from multichat.operator import COMMANDS, Operator, console_fd, terminal_stops_nobody
@@ -117,7 +118,7 @@ class _InputLine:
         from multichat.prompt import Show, open_prompt
 
         # The operator is told of what only looks like a command; see `Operator`.
-        syntax = Syntax(lambda _: None, _literally)
+        syntax = Syntax(lambda _: None, _looks_like, _literally, lambda: "everybody")
         show = Show(lambda: [(DIM, _STATUS)], lambda: (), _complete, syntax, self._warn)
         async with open_prompt(
             show, color=self._color, wraps=False, handles_signals=False
@@ -209,6 +210,10 @@ def _complete(before: str) -> list[tuple[str, int]]:
     """Return the commands that *before* may become."""
     found = [name for name in COMMANDS if name.startswith(before.lower())]
     return [(name, len(before)) for name in found] if before.startswith("/") else []
+
+
+def _looks_like(line: str) -> str | None:
+    return looks_like(line, COMMANDS)
 
 
 def _literally(line: str) -> str:

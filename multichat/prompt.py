@@ -46,6 +46,7 @@ __all__ = ["Prompt", "Show", "open_prompt"]
 # The last rows of a terminal of 15 are not all ours.
 _MAX_INPUT_ROWS = 4
 _MAX_PENDING_ROWS = 3
+_MAX_QUESTION_ROWS = 3
 _MAX_MENU_ROWS = 5
 
 # How long a terminal that hangs may hold up our end.
@@ -176,7 +177,8 @@ class Prompt:
         )
         question = Window(
             FormattedTextControl(self._question, focusable=False, show_cursor=False),
-            height=1,
+            height=Dimension(min=1, max=_MAX_QUESTION_ROWS),
+            wrap_lines=True,
             dont_extend_height=True,
         )
         rows = [

@@ -22,6 +22,7 @@ from multichat.commands import (
     disguised_command,
     find_command,
     help_lines,
+    looks_like,
     say_literally,
     split_command,
 )
@@ -85,8 +86,6 @@ _COUNT_DOWN_SECONDS = 1.0
 # How many lines that were never sent are shown in the end; all are in the input history.
 _SHOWN_UNSENT = 10
 
-_SYNTAX = Syntax(disguised_command, say_literally)
-
 
 class TerminalChat:
     """One run of `connect` on a terminal; `run` is called once.
@@ -148,7 +147,8 @@ class TerminalChat:
 
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
-        show = Show(self._status, self._pending, self._complete, _SYNTAX, self._warn)
+        syntax = Syntax(disguised_command, looks_like, say_literally, self._audience)
+        show = Show(self._status, self._pending, self._complete, syntax, self._warn)
         async with open_prompt(show, history=history, color=self._color) as self._prompt:
             try:
                 try:
@@ -483,6 +483,10 @@ class TerminalChat:
             return [(DIM, where)]
         # First, because a narrow terminal cuts off what stands last.
         return [(f"{WARNING} bold", state), (DIM, f" · {where}")]
+
+    def _audience(self) -> str:
+        room = self._chat.room if self._chat is not None else self._room
+        return f"everybody in {room}" if room else "everybody"
 
     def _pending(self) -> list[Fragments]:
         now, us = _now(), self._us

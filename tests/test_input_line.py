@@ -16,7 +16,7 @@ from prompt_toolkit.layout import BufferControl, Layout, SearchBufferControl, Wi
 from prompt_toolkit.layout.containers import HSplit
 from prompt_toolkit.output import DummyOutput
 
-from multichat.commands import disguised_command, say_literally
+from multichat.commands import disguised_command, looks_like, say_literally
 from multichat.completion import complete
 from multichat.input_line import InputLine, Syntax
 
@@ -42,7 +42,7 @@ class Keyboard:
         self.warnings: list[str] = []
         self.line = InputLine(
             lambda before: complete(before, {"bob"}, {"den"}, "bob"),
-            Syntax(disguised_command, say_literally),
+            Syntax(disguised_command, looks_like, say_literally, lambda: "everybody in den"),
             self.warnings.append,
             history,
             max_waiting_lines=max_waiting_lines,
@@ -214,35 +214,103 @@ def test_what_was_begun_is_there_again_behind_an_old_line(keyboard: Keyboard) ->
 # --- What looks like a command ----------------------------------------------------------------
 
 
-def test_a_disguised_command_is_asked_about(keyboard: Keyboard) -> None:
-    for line in (
-        " /msg bob secret",
-        "\u200b/msg bob secret",
-        "／msg bob secret",
-        "\\msg bob secret",
-    ):
+ASKED = "looks like /msg: Enter again runs it, Ctrl+S says it to everybody in den, or edit it"
+PASTED = "{}: Ctrl+S says them to everybody in den, Esc discards them (Ctrl+Y: back again)"
+
+
+@pytest.mark.parametrize(
+    "line", [" /msg bob secret", "\u200b/msg bob secret", "／msg bob secret", "\\msg bob secret"]
+)
+def test_a_disguised_command_is_asked_about(line: str, keyboard: Keyboard) -> None:
+    keyboard.type(line)
+    keyboard.press("enter")
+    assert (keyboard.question, keyboard.text, keyboard.sent()) == (ASKED, line, [])
+    keyboard.press("enter")
+    assert (keyboard.question, keyboard.text) == ("", "")
+    assert keyboard.sent() == ["/msg bob secret"]
+    keyboard.type(line)
+    keyboard.press("enter", "escape")
+    assert (keyboard.question, keyboard.text) == ("", line)
+    keyboard.press("enter", "c-s")
+    assert (keyboard.question, keyboard.text) == ("", "")
+    assert keyboard.sent() == [f"/say {line}"]
+
+
+ORDINARY = [chr(code) for code in range(0x20, 0x7F)]
+
+
+@pytest.mark.parametrize("key", [*ORDINARY, "é", "enter", "c-j", "c-o", "tab", "left"])
+def test_no_ordinary_key_says_what_is_asked_about_or_is_swallowed(
+    key: str, keyboard: Keyboard
+) -> None:
+    typed = key if len(key) == 1 else ""
+    keyboard.type(" /msg bob secret")
+    keyboard.press("enter", key)
+    assert keyboard.sent() in ([], ["/msg bob secret"])
+    if typed:
+        assert (keyboard.question, keyboard.text) == ("", f" /msg bob secret{typed}")
+    keyboard.press("c-a", "c-k")
+    keyboard.paste("a\nb")
+    keyboard.press(key)
+    assert keyboard.sent() == []
+    assert (keyboard.question, keyboard.text) == (PASTED.format("2 pasted lines"), typed)
+
+
+def test_typing_goes_on_while_something_is_asked(keyboard: Keyboard) -> None:
+    keyboard.type(" /msg bob secret")
+    keyboard.press("enter")
+    keyboard.type("was that right?")
+    keyboard.press("enter")
+    assert keyboard.text == " /msg bob secretwas that right?"
+    assert keyboard.question == ASKED
+    keyboard.press("c-a", "c-k")
+    keyboard.paste("1\n2\n3")
+    for line in ("oh, hey there", "/who"):
         keyboard.type(line)
         keyboard.press("enter")
-        assert keyboard.question == "looks like /msg: r run it, s say it, Esc edit it"
-        keyboard.press("x", "/", "y")  # no answers
-        assert keyboard.sent() == []
-        keyboard.press("escape")
-        assert (keyboard.question, keyboard.text) == ("", line)
-        keyboard.press("enter", "r")
-        assert (keyboard.sent(), keyboard.text) == (["/msg bob secret"], "")
-        keyboard.type(line)
-        keyboard.press("enter", "enter")
-        assert keyboard.sent() == ["/msg bob secret"]
-        keyboard.type(line)
-        keyboard.press("enter", "S")
-        assert keyboard.sent() == [f"/say {line}"]
+        assert (keyboard.sent(), keyboard.text) == ([line], "")
+    assert keyboard.question == PASTED.format("3 pasted lines")
+    keyboard.type("/msg bob ")
+    keyboard.press("c-s")
+    assert (keyboard.sent(), keyboard.text) == (["1", "2", "3"], "/msg bob ")
+    assert keyboard.question == ""
+
+
+def test_a_paste_is_said_with_what_was_typed_around_it(keyboard: Keyboard) -> None:
+    keyboard.type("look: end")
+    keyboard.press("left", "left", "left")
+    keyboard.paste("a\nb\n")
+    keyboard.press("enter")
+    assert keyboard.sent() == []
+    assert keyboard.question.startswith("3 pasted lines")
+    keyboard.press("c-s")
+    assert (keyboard.sent(), keyboard.text) == (["look: a", "b", "end"], "")
+
+
+def test_a_discarded_paste_can_be_brought_back(keyboard: Keyboard) -> None:
+    keyboard.paste("a\nb\n")
+    keyboard.press("escape")
+    assert (keyboard.question, keyboard.text) == ("", "")
+    keyboard.press("c-y")
+    assert keyboard.question == PASTED.format("2 pasted lines")
+    keyboard.press("c-s")
+    assert keyboard.sent() == ["a", "b"]
+
+
+@pytest.mark.parametrize("line", ["/msg bob secret", " /msg bob secret", "／msg bob secret"])
+def test_a_paste_with_a_command_says_so(line: str, keyboard: Keyboard) -> None:
+    keyboard.paste(f"{line}\nand more")
+    assert keyboard.question == PASTED.format("2 pasted lines, with /msg")
+    keyboard.press("escape")
+    keyboard.paste(f"/usr/bin/x\n{line}\n")
+    assert keyboard.question == PASTED.format("2 pasted lines, with /msg")
 
 
 def test_a_pasted_line_is_never_a_command(keyboard: Keyboard) -> None:
     lines = ["/usr/bin/python3 x.py", "/quit", " /msg bob x", "//x", "plain", "\x1b/me"]
     keyboard.paste("\n".join(lines) + "\n")
-    assert keyboard.question == "send 6 lines? y/n"
-    keyboard.press("y")
+    assert keyboard.question == PASTED.format("6 pasted lines, with /quit")
+    keyboard.press("c-s")
     assert keyboard.sent() == [
         "//usr/bin/python3 x.py",
         "//quit",
@@ -278,13 +346,13 @@ def test_what_cannot_be_taken_now_is_kept_or_told(keyboard: Keyboard) -> None:
         keyboard.type(text)
         keyboard.press("enter")
     keyboard.paste("a\nb")
-    keyboard.press("y")
+    keyboard.press("c-s")
     assert keyboard.warnings.pop() == "not sent: 2 lines wait already, and at most 3 may"
-    assert keyboard.question == "send 2 lines? y/n", "it can be answered again"
-    keyboard.paste("c")
+    assert keyboard.question.startswith("2 pasted lines: "), "it can be answered again"
+    keyboard.paste("c\nd")
     assert keyboard.warnings.pop().startswith("not pasted: ")
     assert keyboard.sent() == ["1", "2"]
-    keyboard.press("y")
+    keyboard.press("c-s")
     assert keyboard.sent() == ["a", "b"]
     for text in ("3", "4", "5", "6"):
         keyboard.type(text)

@@ -11,7 +11,7 @@ from .support.terminals import Terminal
 pytestmark = pytest.mark.process
 
 PAGE = Path(__file__).parent.parent / "docs" / "tour.md"
-KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab", "[y]": "y"}
+KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab", "[Ctrl+S]": "C-s"}
 
 
 def blocks() -> list[tuple[str, str, str]]:

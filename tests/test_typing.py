@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -32,14 +33,15 @@ async def test_a_space_before_a_command_is_a_question(terminal: Terminal, tmp_pa
         await terminal.open("t", *connect(server), columns=80, rows=24)
         await wait_for_input(terminal, "t", "")
         await terminal.type("t", " /msg bob a secret")
-        await terminal.wait_for_match(
-            "t", r"^>  /msg bob a secret\s*\nlooks like /msg: r run it, s say it, Esc edit it"
-        )
-        await terminal.press("t", "Escape")
+        question = "looks like /msg: Enter again runs it, Ctrl+S says it to everybody in lobby, or"
+        await terminal.wait_for_match("t", rf"^>  /msg bob a secret\s*\n{re.escape(question)}")
+        await terminal.type("t", "was that right?")  # as somebody does who looks at the keys
+        await wait_for_input(terminal, "t", " /msg bob a secretwas that right?", asked=question)
+        await terminal.press("t", *["BSpace"] * len("was that right?"))
         await wait_for_input(terminal, "t", " /msg bob a secret")
         await terminal.press("t", "Enter")
-        await terminal.wait_for("t", "looks like /msg")
-        await terminal.press("t", "r")
+        await terminal.wait_for("t", question)
+        await terminal.press("t", "Enter")
         async for event in bob:
             assert not isinstance(event, multichat.Said)
             if isinstance(event, multichat.Directed):
@@ -64,10 +66,16 @@ async def test_a_confirmed_paste_is_said_as_it_is(terminal: Terminal, tmp_path: 
         await terminal.open("t", *connect(server), columns=80, rows=24)
         await wait_for_input(terminal, "t", "")
         await paste(terminal, file)
-        await terminal.wait_for("t", "send 5 lines? y/n")
-        await terminal.press("t", "y")
+        question = (
+            "5 pasted lines, with /quit: Ctrl+S says them to everybody in lobby, Esc discards"
+        )
+        await terminal.wait_for("t", question)
+        await terminal.type("t", "oh, hey there")
+        await server.wait_for("[RX] [alice] oh, hey there\n")
+        await terminal.wait_for("t", question)
+        await terminal.press("t", "C-s")
         await server.wait_for("[RX] [alice] the end\n")
-        assert said(server) == lines
+        assert said(server) == ["oh, hey there", *lines]
         await wait_for_input(terminal, "t", "")
 
 

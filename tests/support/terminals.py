@@ -154,10 +154,19 @@ class Terminal:
 
 
 async def wait_for_input(
-    terminal: Terminal, session: str, typed: str, *, name: str = "alice", room: str = "lobby"
+    terminal: Terminal,
+    session: str,
+    typed: str,
+    *,
+    asked: str = "",
+    name: str = "alice",
+    room: str = "lobby",
 ) -> None:
-    """Wait until the input line shows *typed*, and nothing else."""
-    await terminal.wait_for_match(session, INPUT.format(re.escape(typed), name, room))
+    """Wait until the input line shows *typed*, and nothing else; beneath it what is *asked*."""
+    if asked:
+        await terminal.wait_for_match(session, rf"^> ?{re.escape(typed)}\s*\n{re.escape(asked)}")
+    else:
+        await terminal.wait_for_match(session, INPUT.format(re.escape(typed), name, room))
 
 
 async def paste(terminal: Terminal, file: Path) -> None:
