@@ -8,6 +8,7 @@ escapes are no way around `multichat.framing`.
 """
 
 import re
+from collections.abc import Callable
 from itertools import repeat
 from typing import Any
 
@@ -24,6 +25,9 @@ _ESCAPED = re.compile(r"\\[nrbfu]")
 # limit is the depth of Python's stack, which differs from call to call.
 MAX_NESTING = 32
 
+# JSON that is nested more deeply is longer: each level begins and ends with a bracket.
+_NESTED_CHARACTERS = 2 * (MAX_NESTING + 1)
+
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 
@@ -36,7 +40,19 @@ class NestedTooDeeply(Exception):
 
 
 def _most(lines: list[str], character: str) -> int:
-    return max(map(str.count, lines, repeat(character)))
+    return max(map(str.count, lines, repeat(character)), default=0)
+
+
+def _may_be_nested(run: str, lines: list[str]) -> bool:
+    """Say whether one of *lines*, of *run*, is nested too deeply or is no JSON at all.
+
+    A bound, and cheap: first of the whole run, of which each object has one bracket at least.
+    """
+    arrays = run.count("[") if "[" in run else 0
+    if run.count("{") + arrays - len(lines) < MAX_NESTING:
+        return False
+    long = [line for line in lines if len(line) >= _NESTED_CHARACTERS]
+    return _most(long, "{") + (_most(long, "[") if arrays else 0) > MAX_NESTING
 
 
 def _check_nesting(line: str) -> None:
@@ -59,20 +75,24 @@ class JsonDecoder:
     def read_run(self, run: str) -> list[Any] | None:
         """Return what each line of a run says, or None if one of them says nothing."""
         lines = run.split("\n")
-        # A line that says something has one bracket at least, which bounds those of any other line.
-        is_flat = run.count("{") + run.count("[") - len(lines) < MAX_NESTING or (
-            _most(lines, "{") + _most(lines, "[") <= MAX_NESTING
-        )
+        read: Callable[[str], Any]
+        if _may_be_nested(run, lines):
+            read = self.read
+        else:
+            read = self._decode_clean if "\\" in run else self._decode
         # Not the decoder's own way to read lines, which takes whatever values stand there for such.
         try:
-            return list(map(self._decode if is_flat and "\\" not in run else self.read, lines))
+            return list(map(read, lines))
         except (msgspec.MsgspecError, NestedTooDeeply, RecursionError):
-            # The last, of a line that has more brackets beside one that has none.
+            # The last, of a line that is no JSON.
             return None
 
     def read(self, line: str) -> Any:
         """Return what one line says; raises `msgspec.MsgspecError` or `NestedTooDeeply`."""
         _check_nesting(line)
+        return self._decode_clean(line)
+
+    def _decode_clean(self, line: str) -> Any:
         value = self._decode(line)
         if "\\" in line and _ESCAPED.search(line):
             value = msgspec.convert(_clean_strings(msgspec.to_builtins(value)), self._type)

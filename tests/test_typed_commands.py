@@ -105,7 +105,14 @@ def test_what_only_has_a_slash_is_no_disguise(text: str) -> None:
     assert say_literally(text) == (f"/{text}" if text.startswith("/") else text)
 
 
-@given(st.lists(st.text().map(clean).filter(bool), min_size=1).map("\n".join))
+any_line = st.text().map(clean).filter(bool)
+
+
+@given(
+    st.lists(
+        any_line | st.builds("".join, st.tuples(st.sampled_from(DISGUISES), any_line)), min_size=1
+    ).map("\n".join)
+)
 def test_lines_that_need_a_look_are_found_whatever_stands_around_them(run: str) -> None:
     lines = run.split("\n")
     special = any(line[0] == "/" or disguised_command(line) for line in lines)

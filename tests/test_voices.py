@@ -690,7 +690,14 @@ def at_depth(frames: int, act: Callable[[], T]) -> T:
 
 @pytest.mark.parametrize("frames", [0, 300, 600, 800])
 @pytest.mark.parametrize(
-    "beside", ["", '{"type":"who"}\n', "no json\n", '{"type":"who","x":"\\n"}\n']
+    "beside",
+    [
+        "",
+        '{"type":"who"}\n',
+        "no json\n",
+        '{"type":"who","x":"\\n"}\n',
+        '{"type":"who","x":"[{[{"}\n' * 40,
+    ],
 )
 @pytest.mark.parametrize(("value", "too_deep"), NESTED)
 def test_how_deep_json_may_be_nested_does_not_depend_on_the_stack(
