@@ -99,8 +99,9 @@ class ClientTimeouts:
     ping: float = 30.0
     pong: float = 10.0
 
-    # Standstill after the end of input: while the server has not taken or accepted everything (a
-    # room may be waiting for a slow member), and after that, for the server to close.
+    # Silence, after that ping or after the end of input, while the server has not taken or accepted
+    # everything: it may be waiting for a slow client.  The time that the server says it may wait is
+    # added.  After the end of input and that, for the server to close.
     stuck: float = 30.0
     finish: float = 2.0
 

@@ -31,6 +31,9 @@ _READ_BYTES = 64 * 1024
 
 _WATCH_SECONDS = 0.5
 
+# A server that says that it may stop reading for longer is not believed.
+_MAX_WAIT_SECONDS = 3600.0
+
 
 class Bell:
     """Rung whenever anything may have changed, for all who wait until something is so.
@@ -77,6 +80,7 @@ class Connection:
 
     *over* says that nothing more will come, *ended* that this is because the peer has sent its end
     of input.  *heard_at* is when something came last, *listening* says that we wait for more.
+    *stuck_seconds* is for how long the server may leave messages of ours unaccepted.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Connection:
         self.over = self.ended = False
         self.listening = False  # else our own program has still to hear what came
         self.heard_at = trio.current_time()
+        self.stuck_seconds = timeouts.stuck
         self._timeouts = timeouts
         self._outbox = Mailbox(stream, max_batches=_OUTBOX_BATCHES, spell_missed=_nothing_is_missed)
         self._decoder = LineDecoder(MAX_LINE_BYTES)
@@ -111,6 +116,12 @@ class Connection:
     def _unsent_bytes(self) -> int:
         # Our end of input takes a place in the kernel's count until it is acknowledged.
         return max(0, transport.unsent_bytes(self.stream) - self._outbox.drained)
+
+    def allow_waits(self, seconds: float) -> None:
+        """Let the server stop reading for so many *seconds*, as it may for a slow client."""
+        seconds = min(max(0.0, seconds), _MAX_WAIT_SECONDS)
+        self.stuck_seconds = self._timeouts.stuck + seconds
+        transport.keep_alive(self.stream, seconds)
 
     def has_come_since(self, time: float) -> bool:
         """Say whether anything has come from the peer after that *time* of trio's clock."""
@@ -204,7 +215,7 @@ class Connection:
 
         Before the end comes *last_line*, if there is one; else, where a stream has no end of input
         of its own, *end_line* asks for it.  Waits while anything moves: at a standstill for
-        `stuck` seconds while something is not settled or not taken, then for `finish` seconds.
+        `stuck_seconds` while something is not settled or not taken, then for `finish` seconds.
         Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known.
         """
         with self._bell.awaiting():
@@ -232,7 +243,7 @@ class Connection:
             if self.moved_bytes != moved or not self.listening:
                 moved, since = self.moved_bytes, now
             unsent = self._outbox.waiting_bytes or self._unsent_bytes() or not is_settled()
-            if now - since >= (self._timeouts.stuck if unsent else self._timeouts.finish):
+            if now - since >= (self.stuck_seconds if unsent else self._timeouts.finish):
                 self._stuck = bool(unsent)
                 self._lost = self._lost or "the server has stopped reading"
                 self._tasks.cancel(reason="nothing moves any more")

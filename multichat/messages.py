@@ -218,10 +218,15 @@ class SayRun(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a server takes: bytes in a line, characters in a name."""
+    """What a server takes: bytes in a line, characters in a name.
+
+    *wait* is for how many seconds at a time it may stop reading a client's messages, because it
+    waits for a slow client.
+    """
 
     line: int
     name: int
+    wait: float = 0.0
 
 
 class Welcome(_Message, frozen=True, tag="welcome"):

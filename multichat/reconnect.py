@@ -274,8 +274,9 @@ class ReconnectingConnection:
     async def _keep_alive(self, connection: Connection, scope: trio.CancelScope) -> None:
         """Ping a silent server, and give up the connection if it does not answer.
 
-        Whatever comes is a sign of life.  While our own program has not heard what came, nothing
-        more is read, and silence means nothing.
+        Whatever comes is a sign of life.  While messages of ours are not accepted, the server may
+        have stopped reading for a slow client, and has longer to answer.  While our own program has
+        not heard what came, nothing more is read, and silence means nothing.
         """
         timeouts = self._timeouts
         with scope:
@@ -288,11 +289,13 @@ class ReconnectingConnection:
                     continue
                 if connection.listening:
                     connection.offer(self.conversation.number_ours(Ping()))
-                with trio.move_on_after(timeouts.pong) as patience:
+                unaccepted = len(self.conversation.outbox)
+                seconds = connection.stuck_seconds if unaccepted else timeouts.pong
+                with trio.move_on_after(seconds) as answer:
                     while not connection.has_come_since(heard_at):
                         await self.bell.wait()
-                if patience.cancelled_caught and connection.listening:
-                    connection.abort(f"no answer in {timeouts.pong:g} s")
+                if answer.cancelled_caught and connection.listening:
+                    connection.abort(f"no answer in {seconds:g} s")
 
     async def _greet(self, connection: Connection) -> None:
         """Settle which protocol the conversation begins with."""
@@ -391,6 +394,8 @@ class ReconnectingConnection:
 
     def _note_connected(self) -> None:
         self.connected, self._connected_at, self.retry = True, trio.current_time(), None
+        if self.conversation.welcome is not None:
+            self.connection.allow_waits(self.conversation.welcome.limits.wait)
         self.bell.ring()
 
     async def _dial_again(self) -> None:

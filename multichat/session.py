@@ -103,6 +103,9 @@ _TELL_SLOWED_SECONDS = 60.0
 # More than any answer is that goes with a change of what its client hears.
 _ANSWER_BYTES = 4096
 
+# What a welcome says at most about how long the server may wait: JSON has no infinity.
+_MAX_WAIT_SECONDS = 1e6
+
 
 @cache
 def _program() -> str:
@@ -539,7 +542,11 @@ class Session:
                 me.name,
                 me.room.name,
                 len(me.room),
-                Limits(self._config.max_line_bytes, MAX_NAME_CHARACTERS),
+                Limits(
+                    self._config.max_line_bytes,
+                    MAX_NAME_CHARACTERS,
+                    min(self._config.patience_seconds, _MAX_WAIT_SECONDS),
+                ),
                 me.room.last_id,
                 _program(),
                 resumed=resumed is not None,

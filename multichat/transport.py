@@ -247,7 +247,7 @@ def keep_alive(stream: trio.abc.Stream, patience_seconds: float = 0.0) -> None:
         if hasattr(socket, "TCP_KEEPCNT"):
             below.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = min(2**31 - 1, int((USER_TIMEOUT_SECONDS + patience_seconds) * 1000))
+            milliseconds = int(min(2**31 - 1, (USER_TIMEOUT_SECONDS + patience_seconds) * 1000))
             below.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     except OSError:
         pass  # a peer that has just left

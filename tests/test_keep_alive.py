@@ -22,6 +22,7 @@ from multichat import (
     Said,
     open_chat,
 )
+from multichat.config import ServerConfig
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
@@ -35,10 +36,12 @@ NOTICE = '{"type":"notice","text":"x"}'
 
 
 @asynccontextmanager
-async def scripted_server(**options: Any) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
+async def scripted_server(
+    welcome: str = WELCOME, **options: Any
+) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
-    await server.send(WELCOME)
+    await server.send(welcome)
     async with open_chat(ours, **options) as chat:
         assert (await server.line()).startswith("/json")
         yield chat, server
@@ -117,8 +120,8 @@ async def test_a_server_that_does_not_answer_is_called_again_and_nothing_is_lost
         await chat.say("into the void")
         lost = await anext(chat)
         assert isinstance(lost, Disconnected)
-        assert lost.reason == "no answer in 10 s"
-        assert trio.current_time() == pytest.approx(40)
+        assert lost.reason == "no answer in 30 s"
+        assert trio.current_time() == pytest.approx(60)  # it might be waiting for a slow client
         assert await anext(chat) == Reconnected(resumed=True, again=1)
         [second] = new
         assert '"session":"token"' in await second.line()
@@ -126,6 +129,34 @@ async def test_a_server_that_does_not_answer_is_called_again_and_nothing_is_lost
         assert said["text"] == "into the void"
         await second.send(f'{{"type":"accepted","nonce":{said["nonce"]},"id":"x-1"}}')
         await second.finish()
+
+
+async def test_a_server_that_waits_for_a_slow_client_is_not_dead(
+    autojump_clock: MockClock,
+) -> None:
+    config = ServerConfig(patience_seconds=300, mailbox_batches=1)
+    async with memory_server(config) as network:
+        await network.stalled()
+        async with network.chat() as chat, trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(chat.say, f"{number}{'x' * 60_000}")
+            await trio.sleep(290)
+            assert chat.connected
+            assert chat.unaccepted > 0
+            await trio.sleep(20)  # the slow client has been disconnected
+            assert chat.unaccepted == 0
+
+
+@pytest.mark.parametrize(("wait", "seconds"), [(2, 62), (300, 360), (1e9, 3660), (-50, 60)])
+async def test_a_server_may_wait_as_long_as_its_welcome_says(
+    wait: float, seconds: float, autojump_clock: MockClock
+) -> None:
+    welcome = WELCOME.replace('"name":32', f'"name":32,"wait":{wait}')
+    async with scripted_server(welcome) as (chat, _):
+        await chat.say("into the void")
+        with pytest.raises(ConnectionLost, match="no answer in"):
+            await anext(chat)
+        assert trio.current_time() == pytest.approx(seconds)
 
 
 async def test_a_program_that_does_not_listen_is_not_a_dead_server(

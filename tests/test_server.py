@@ -329,6 +329,17 @@ async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
 
 
 @pytest.mark.process
+async def test_a_server_without_a_bound_on_its_patience_can_be_talked_to() -> None:
+    config = multichat.ServerConfig(patience_seconds=math.inf)
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK, config=config))
+        async with multichat.connect(LOOPBACK, server.port) as chat:
+            assert chat.welcome is not None
+            assert chat.welcome.limits.wait > 0
+        server.shutdown()
+
+
+@pytest.mark.process
 async def test_a_host_that_is_none_of_ours_is_an_error_of_ours() -> None:
     with pytest.raises(ListenFailed, match=r"cannot listen on 192\.0\.2\.1 port 0: cannot assign"):
         await multichat.serve(0, host="192.0.2.1")
