@@ -1,6 +1,7 @@
 """The server: its nursery tree, its limits, what the library offers, and how it ends."""
 
 import errno
+import math
 import socket
 import struct
 from functools import partial
