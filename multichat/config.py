@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from multichat.framing import clean
-from multichat.messages import Directed, Said
+from multichat.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
 
 __all__ = [
     "DEFAULT_PORT",
@@ -197,6 +197,11 @@ class ServerConfig:
     grace_seconds: float = 5.0
 
     timeouts: ServerTimeouts = ServerTimeouts()
+
+    @property
+    def limits(self) -> Limits:
+        """What a welcome says of these settings; JSON has no infinity."""
+        return Limits(self.max_line_bytes, MAX_NAME_CHARACTERS, min(self.patience_seconds, 1e6))
 
     def __post_init__(self) -> None:
         for name in (

@@ -49,7 +49,6 @@ from multichat.messages import (
     Invalid,
     Join,
     Joined,
-    Limits,
     Missed,
     Nonce,
     Notice,
@@ -66,7 +65,7 @@ from multichat.messages import (
     Welcome,
     Who,
 )
-from multichat.names import MAX_NAME_CHARACTERS, default_name
+from multichat.names import default_name
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
 from multichat.room import Member
@@ -102,9 +101,6 @@ _TELL_SLOWED_SECONDS = 60.0
 
 # More than any answer is that goes with a change of what its client hears.
 _ANSWER_BYTES = 4096
-
-# What a welcome says at most about how long the server may wait: JSON has no infinity.
-_MAX_WAIT_SECONDS = 1e6
 
 
 @cache
@@ -542,11 +538,7 @@ class Session:
                 me.name,
                 me.room.name,
                 len(me.room),
-                Limits(
-                    self._config.max_line_bytes,
-                    MAX_NAME_CHARACTERS,
-                    min(self._config.patience_seconds, _MAX_WAIT_SECONDS),
-                ),
+                self._config.limits,
                 me.room.last_id,
                 _program(),
                 resumed=resumed is not None,
