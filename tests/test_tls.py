@@ -596,7 +596,7 @@ async def test_old_versions_of_tls_are_not_spoken(
 async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    count = 600
+    count = MAX_AT_THE_DOOR + 50
     async with serve_tls(tmp_path, certificates) as server, AsyncExitStack() as stack:
         # One who is in before, and stays.
         witness = await dial(LOOPBACK, server.port, tls=certificates.client())

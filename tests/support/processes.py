@@ -34,6 +34,10 @@ def program(name: str) -> str:
     return path
 
 
+# Has the system kill a command when pytest is killed, where there is such a program.
+_ENDS_WITH_US = [path, "--pdeathsig", "KILL"] if (path := shutil.which("setpriv")) else []
+
+
 class Command:
     """A process whose output goes to files, ended by its own process id at the latest on exit."""
 
@@ -53,7 +57,12 @@ class Command:
         )  # whoever runs the tests has habits of their own
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                self.argv, stdin=self._stdin, stdout=out, stderr=err, env=environment, bufsize=0
+                [*_ENDS_WITH_US, *self.argv],
+                stdin=self._stdin,
+                stdout=out,
+                stderr=err,
+                env=environment,
+                bufsize=0,
             )
         return self
 
