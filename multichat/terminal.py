@@ -77,6 +77,9 @@ __all__ = ["TerminalChat"]
 # them are 30 KiB, which nobody needs to complete a name every second.
 _ASK_AGAIN_SECONDS = 10.0
 
+# Sooner, where somebody came or went while we asked: the answer may be older.
+_ASK_AGAIN_SOON_SECONDS = 1.0
+
 # Names and rooms that are offered for completion, however many a server tells of.
 _MAX_OFFERED = 4096
 
@@ -130,6 +133,7 @@ class TerminalChat:
         self._names: set[str] = set()
         self._rooms: set[str] = set()
         self._members = 0
+        self._changes = 0  # how many events have changed these
         self._names_stale = trio.Event()
         self._lost = trio.Event()  # set for each try to reconnect
         self._failure: MultichatError | None = None
@@ -315,6 +319,7 @@ class TerminalChat:
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and whom one may want to name."""
+        self._changes += isinstance(event, Joined | Left | Renamed)
         match event:
             case Welcome(members=members):
                 self._members = members
@@ -366,6 +371,7 @@ class TerminalChat:
         while chat.welcome is not None:
             await self._names_stale.wait()
             self._names_stale = trio.Event()
+            before = self._changes
             try:
                 members, rooms = await chat.members(), await chat.rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
@@ -374,7 +380,11 @@ class TerminalChat:
             self._members = len(members)
             self._rooms = {room.room for room in rooms[:_MAX_OFFERED]}
             self._prompt.refresh()
-            await trio.sleep(_ASK_AGAIN_SECONDS)
+            if self._changes == before:
+                await trio.sleep(_ASK_AGAIN_SECONDS)
+            else:
+                self._names_stale.set()
+                await trio.sleep(_ASK_AGAIN_SOON_SECONDS)
 
     # --- What is typed ----------------------------------------------------------------------------
 

@@ -106,7 +106,7 @@ async def test_the_server_listens_on_ipv6_too(tmp_path: Path) -> None:
             Command(tmp_path, MULTICHAT, "connect", "::1", str(server.port)) as six,
             connect(tmp_path, server) as four,
         ):
-            await server.wait_for("Client 2 connected")
+            await four.wait_for("you are")
             await six.type("from six\n")
             await four.wait_for("from six")
             assert six.lines[0] == f"[INFO] [client] [start] Connecting to [::1]:{server.port}"
@@ -199,7 +199,7 @@ async def test_a_listener_that_has_nothing_to_say_hears_everything(
 async def test_a_pipe_says_everything_and_leaves(tmp_path: Path) -> None:
     options = ("--listen", "--no-reconnect")
     async with serve(tmp_path) as server, connect(tmp_path, server, *options) as listener:
-        await server.wait_for("Client 1 connected")
+        await listener.wait_for("you are Client 1")
         async with connect(tmp_path, server) as client:
             await client.type("done\nno line end")
             client.end_input()
@@ -324,8 +324,7 @@ async def test_listen_ignores_standard_input(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server, *options) as client:
         await client.type("not for you\n")
         client.end_input()
-        await client.wait_for("Connected")
-        await server.wait_for("Client 1 connected")
+        await client.wait_for("you are Client 1")
         async with tcp(server) as other:
             await other.send_all(b"hello\n")
             await client.wait_for("[RX] [Client 2] hello")
@@ -352,8 +351,7 @@ async def test_who_cannot_be_reached_is_one_line(
 
 async def test_a_server_that_is_killed_is_one_line(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server, "--no-reconnect") as client:
-        await client.wait_for("Connected")
-        await server.wait_for("Client 1 connected")
+        await client.wait_for("you are Client 1")
         server.process.kill()
         assert await client.wait() == 1
         assert re.fullmatch(
@@ -407,9 +405,10 @@ async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None
         tcp(server) as sender,
         AsyncExitStack() as stack,
     ):
-        argv = (MULTICHAT, "connect", "--listen", "--no-reconnect", LOOPBACK, str(server.port))
+        options = ("--listen", "--no-reconnect", "--name", "ann")
+        argv = (MULTICHAT, "connect", *options, LOOPBACK, str(server.port))
         client, read = stack.enter_context(slow_output(*argv))
-        await server.wait_for("Client 2 connected")
+        await server.wait_for("Client 2 is now called ann")
         chunks: list[bytes] = []
 
         def read_all() -> None:
@@ -752,15 +751,14 @@ async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 
 async def test_stopped_while_idle_it_ends_without_the_grace_period(tmp_path: Path) -> None:
     async with serve(tmp_path, "--grace", "600") as server, connect(tmp_path, server) as client:
-        await client.wait_for("Connected")
-        await server.wait_for("Client 1 connected")
+        await client.wait_for("you are Client 1")
         await stop(server)
         await client.wait_for("Connection lost: the server is shutting down; reconnecting")
 
 
 async def test_a_client_that_is_killed_in_mid_line_costs_nobody_anything(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server) as witness:
-        await server.wait_for("Client 1 connected")
+        await witness.wait_for("you are Client 1")
         async with Command(tmp_path, program("nc"), LOOPBACK, str(server.port)) as victim:
             await server.wait_for("Client 2 connected")
             await victim.type("whole\nhal")

@@ -48,7 +48,7 @@ async def test_send_says_one_thing_and_leaves(tmp_path: Path) -> None:
 async def test_send_says_each_line_of_standard_input(tmp_path: Path) -> None:
     count = 5000
     async with serve(tmp_path) as server, multichat(tmp_path, server, "connect", "--listen") as ear:
-        await server.wait_for("Client 1 connected")
+        await ear.wait_for("you are Client 1")
         async with multichat(tmp_path, server, "send", "-") as send:
             await send.type("".join(f"/{i}\n" for i in range(count)) + "and no line end")
             send.end_input()

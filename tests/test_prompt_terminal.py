@@ -77,6 +77,7 @@ async def test_nothing_typed_is_lost_or_torn_while_lines_arrive(
                 await wait_for_input(terminal, "t", typed.rstrip())
                 while len(said) == before:  # something arrives between two words at least
                     await trio.sleep(0.01)
+            await terminal.wait_for("t", "alice in lobby · 2 here")
             # Editing: the third word away, another one to its front, back to the end.
             await terminal.press("t", "C-a", "M-f", "M-f", "M-f", "C-w")
             await terminal.run("send-keys", "-t", "t", "-l", "red")

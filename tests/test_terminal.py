@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from .support.processes import LOOPBACK, MULTICHAT, serve
-from .support.terminals import Terminal
+from .support.terminals import Terminal, wait_for_input
 
 pytestmark = pytest.mark.process
 
@@ -16,6 +16,8 @@ async def test_three_terminals_talk(terminal: Terminal, tmp_path: Path) -> None:
         for number, command in enumerate((connect, connect, ("nc", LOOPBACK, str(server.port))), 1):
             await terminal.open(f"t{number}", *command)
             await server.wait_for(f"Client {number} connected")
+            if command is connect:
+                await terminal.wait_for(f"t{number}", "you are")
         await terminal.type("t1", "Hello from a terminal, καλημέρα 안녕 👋")
         said = "[Client 1] Hello from a terminal, καλημέρα 안녕 👋"
         await terminal.wait_for("t1", "[TX] Hello from a terminal, καλημέρα 안녕 👋")
@@ -40,7 +42,7 @@ async def test_a_paste_of_500_lines_arrives_whole(terminal: Terminal, tmp_path: 
     pasted.write_text("".join(f"pasted line {i}\n" for i in range(500)), "utf-8")
     async with serve(tmp_path) as server:
         await terminal.open("t1", MULTICHAT, "connect", LOOPBACK, str(server.port))
-        await server.wait_for("Client 1 connected")
+        await wait_for_input(terminal, "t1", "", name="Client 1")
         await terminal.run("load-buffer", str(pasted))
         await terminal.run("paste-buffer", "-t", "t1")
         await server.wait_for("[RX] [Client 1] pasted line 499\n")

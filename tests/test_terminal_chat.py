@@ -117,6 +117,26 @@ async def test_what_is_not_accepted_looks_it_and_then_stands_where_the_room_has_
         await terminal.wait_for_match("t", r"bob  between\n\d\d:\d\d alice  second\n>")
 
 
+async def test_a_member_who_joins_while_the_list_is_asked_for_is_not_forgotten(
+    terminal: Terminal,
+) -> None:
+    alice, bob = ({"client": n, "name": name} for n, name in ((1, "alice"), (2, "bob")))
+    async with our_server(terminal) as server:
+        who = await server.request("who")
+        await server.send(type="members", nonce=who["nonce"], room="lobby", members=[alice])
+        await server.send(type="joined", **bob)
+        rooms = await server.request("rooms")
+        await server.send(type="rooms", nonce=rooms["nonce"], rooms=[])
+        again = await server.request("who")
+        await server.send(type="members", nonce=again["nonce"], room="lobby", members=[alice, bob])
+        rooms = await server.request("rooms")
+        await server.send(type="rooms", nonce=rooms["nonce"], rooms=[])
+        await terminal.wait_for("t", "alice in lobby · 2 here")
+        await terminal.run("send-keys", "-t", "t", "-l", "to b")
+        await terminal.press("t", "Tab")
+        await terminal.wait_for("t", "> to bob")
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 async def test_one_goes_on_typing_while_the_server_is_away(
     end: signal.Signals, terminal: Terminal, tmp_path: Path
