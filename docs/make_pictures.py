@@ -178,6 +178,12 @@ async def hold_session(folder: Path) -> str:
             multichat.connect("127.0.0.1", port, name="bob") as bob,
             multichat.connect("127.0.0.1", port, name="carol") as carol,
         ):
+            async for event in bob:  # else alice may still be told of it
+                if (
+                    isinstance(event, multichat.Joined | multichat.Renamed)
+                    and event.name == "carol"
+                ):
+                    break
             command = f"{MULTICHAT} connect --name alice 127.0.0.1 {port}"
             size = ("-x", str(COLUMNS), "-y", str(ROWS))
             tmux.run("new-session", "-d", "-s", "alice", *size, command)

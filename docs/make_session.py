@@ -39,7 +39,7 @@ PANES = {
     "parrot": "$ python parrot.py",
 }
 
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 
 
 class Tmux:

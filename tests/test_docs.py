@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -174,23 +176,42 @@ def test_the_readme_has_its_two_commands_and_ci_runs_the_second() -> None:
     assert "<!-- test -->" in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
+T = TypeVar("T")
+
+
+def held(session: Callable[[Path], T], is_as_shown: Callable[[T], bool]) -> T:
+    """Return what a session on terminals shows.
+
+    Tried again if it is not what the documents show: on a busy machine the server may tell of a
+    client before that has told its name.
+    """
+    for _ in range(3):
+        # The path of a socket has at most 107 bytes, and that of a test's files may have more.
+        with tempfile.TemporaryDirectory() as folder:
+            shown = session(Path(folder))
+        if is_as_shown(shown):
+            break
+    return shown
+
+
 @pytest.mark.process
-def test_the_session_that_is_shown_happens(tmp_path: Path) -> None:
+def test_the_session_that_is_shown_happens() -> None:
     for name in ("tmux", "nc"):
         program(name)
     make_session = load("make_session")
-    made = make_session.spell(make_session.hold_session(tmp_path))
     page = (ROOT / "docs" / "session.md").read_text("utf-8")
-    assert made == page
+    shown = held(make_session.hold_session, lambda shown: make_session.spell(shown) == page)
+    assert make_session.spell(shown) == page
 
 
 @pytest.mark.process
-def test_the_pictures_are_of_what_happens(tmp_path: Path) -> None:
+def test_the_pictures_are_of_what_happens() -> None:
     program("tmux")
     make_pictures = load("make_pictures")
-    made = make_pictures.make(trio.run(make_pictures.hold_session, tmp_path))
-    for theme, page in make_pictures.PAGES.items():
-        assert made[theme] == page.read_text("utf-8")
+    pages = {theme: page.read_text("utf-8") for theme, page in make_pictures.PAGES.items()}
+    session = partial(trio.run, make_pictures.hold_session)
+    shown = held(session, lambda shown: make_pictures.make(shown) == pages)
+    assert make_pictures.make(shown) == pages
 
 
 def test_the_changelog_knows_this_version() -> None:
