@@ -1,4 +1,4 @@
-"""What the word that somebody has begun to type may become: commands, names, rooms.  Pure."""
+"""Completion of commands, names and rooms, and expansion of `/r`, while a line is typed.  Pure."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from multichat.commands import COMMANDS, find_command
 from multichat.names import fold_name
 
-__all__ = ["Completion", "address_of", "complete"]
+__all__ = ["Completion", "complete", "expand_reply"]
 
 
 class Completion(NamedTuple):
@@ -16,14 +16,11 @@ class Completion(NamedTuple):
     length: int
 
 
-def complete(
-    before: str, names: Iterable[str], rooms: Iterable[str], last_sender: str = ""
-) -> list[Completion]:
+def complete(before: str, names: Iterable[str], rooms: Iterable[str]) -> list[Completion]:
     """Return what the last word of *before* may become, in the order in which to offer it.
 
     Names are found anywhere, and by any spelling that is the same to people; commands only where a
     line begins.  A word that is not begun yet becomes anything only behind a command.
-    `/r` becomes a private message to *last_sender*.
     """
     word = before.rpartition(" ")[2]
     command = find_command(before.split(" ", maxsplit=1)[0])
@@ -36,15 +33,13 @@ def complete(
             if each.purpose and each.name.startswith(word.lower())
         )
         return [Completion(name, len(word)) for name in found]
-    if command is not None and command.name == "/r" and last_sender and not word:
-        return [Completion(f"/msg {last_sender} ", len(before))] if before.count(" ") == 1 else []
     second = command if before.count(" ") == 1 else None
     if second is not None and second.takes == "room":
         return _matching(word.lstrip("#"), rooms, "")
     if second is not None and second.takes == "name":
         # Who has no name is called "Client 7"; a message to 7 arrives.
         end = "" if second.is_local else " "
-        return _matching(word.removeprefix("@"), (address_of(name) for name in names), end)
+        return _matching(word.removeprefix("@"), (_address(name) for name in names), end)
     if not word:
         return []
     return _matching(word.removeprefix("@"), names, ": " if first else "")
@@ -56,7 +51,19 @@ def _matching(word: str, names: Iterable[str], end: str) -> list[Completion]:
     return [Completion(name + end, len(word)) for name in sorted(found, key=fold_name)]
 
 
-def address_of(name: str) -> str:
+def _address(name: str) -> str:
     """Return *name* as one word: who has none is called by number."""
     first, _, number = name.partition(" ")
     return number if first == "Client" and number.isdecimal() else name
+
+
+def expand_reply(line: str, last_sender: int | None) -> str:
+    """Return *line*, where it is `/r` with a space behind it as `/msg` to *last_sender*.
+
+    That is a client's number: somebody else may have the name by the time the message is sent.
+    """
+    word, space, rest = line.partition(" ")
+    command = find_command(word) if space else None
+    if last_sender is None or command is None or command.name != "/r":
+        return line
+    return f"/msg {last_sender} {rest}"

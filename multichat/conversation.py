@@ -135,7 +135,24 @@ class Conversation:
             return heard
         if ended:  # the message comes whole by the next connection
             heard = [event for event in heard if not isinstance(event, Said) or event.id]
-        return list(filter(None, map(self._hear_event, heard)))
+        events: list[Event | None] = []
+        for event in heard:
+            if isinstance(event, Welcome) and not event.resumed:
+                events += self._forget_numbers()
+            events.append(self._hear_event(event))
+        return list(filter(None, events))
+
+    def _forget_numbers(self) -> list[Event | None]:
+        """Forget the client numbers of a server that does not know us: others may have them now.
+
+        Private messages to them must not be sent again; each is answered by an error.
+        """
+        self.last_sender = None
+        reason = "not sent: the server was restarted, and its clients have new numbers"
+        return [
+            self._hear_event(Error("nobody-there", reason, nonce=nonce))
+            for nonce in self.outbox.to_numbers()
+        ]
 
     def _hear_event(self, event: Event) -> Event | None:
         """Take what an event tells about ourselves; return what is left for the program."""

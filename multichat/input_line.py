@@ -58,13 +58,16 @@ class Syntax(NamedTuple):
 
     *disguised* returns the command that a line looks like without being one, or None; *looks_like*
     the name of the command that a line is or looks like, or None; *literally* the line that says a
-    text, whatever that begins with.  *audience* is whom what is said goes to.
+    text, whatever that begins with.  *audience* is whom what is said goes to.  *expand* returns a
+    line with its abbreviations written out, as soon as they are typed: what they stand for may
+    change later.
     """
 
     disguised: Callable[[str], str | None]
     looks_like: Callable[[str], str | None]
     literally: Callable[[str], str]
     audience: Callable[[], str]
+    expand: Callable[[str], str] = str
 
 
 class _Paste(NamedTuple):
@@ -83,8 +86,7 @@ class InputLine:
     """The line of a prompt; all of it is called from trio or from its keys, and nothing waits.
 
     *typed* gives the lines that were passed on, clean and not empty; it ends when the line is
-    closed.  *complete* gives what the text before the cursor may become: an offer for all of
-    it is an abbreviation, which a space expands.  *warn* rings, and
+    closed.  *complete* gives what the text before the cursor may become.  *warn* rings, and
     tells something in one line unless that is empty.  *history* is what was typed before, the
     oldest first.
     """
@@ -177,7 +179,7 @@ class InputLine:
 
     def _accept(self, _: Buffer) -> bool:
         """Pass on the line, or ask about it; return that prompt_toolkit has nothing left to do."""
-        line = clean(self.buffer.text)
+        line = self._syntax.expand(clean(self.buffer.text))
         command = self._syntax.disguised(line)
         if self._is_last:
             command = None
@@ -187,7 +189,7 @@ class InputLine:
         elif self._is_around_paste() and command is None:
             self._warn("")  # it goes with the paste
             return True
-        if self._take([command or line]):
+        if self._take([line if command is None else self._syntax.expand(command)]):
             self._begin_next_line(line)
         if self._is_last:
             self.close()
@@ -249,11 +251,7 @@ class InputLine:
 
         @keys.add(" ", filter=typing)
         def _(event: KeyPressEvent) -> None:
-            self.buffer.insert_text(event.data)
-            before = self.buffer.document.text_before_cursor
-            offers = list(self._complete(before)) if before.startswith("/") else []
-            if len(offers) == 1 and offers[0][1] == len(before):
-                self._begin_completion()  # what it stands for must not change while one types
+            self._insert(event.data)
 
         @keys.add("c-d", filter=typing & Condition(lambda: not self.buffer.text))
         def _(_: KeyPressEvent) -> None:
@@ -308,6 +306,14 @@ class InputLine:
     def _is_clipboard_of_lines() -> bool:
         return "\n" in get_app().clipboard.get_data().text
 
+    def _insert(self, text: str) -> None:
+        self.buffer.insert_text(text)
+        before = self.buffer.document.text_before_cursor
+        expanded = self._syntax.expand(before)
+        if expanded != before:
+            self.buffer.delete_before_cursor(len(before))
+            self.buffer.insert_text(expanded)
+
     def _begin_completion(self) -> None:
         """Complete as far as it is certain, in this very step: the next key may be Enter."""
         document = self.buffer.document
@@ -330,7 +336,7 @@ class InputLine:
         is_command = before.startswith("/") and not before.startswith("//")
         # What is pasted behind a command belongs to it: its other lines are not for everybody.
         if "\n" not in text.rstrip("\n") or is_command or self._syntax.disguised(clean(before)):
-            self.buffer.insert_text(clean(text.rstrip("\n")))
+            self._insert(clean(text.rstrip("\n")))
             return
         if self._paste is not None:
             self._warn(f"not pasted: {_SAY_KEY_NAME} or Esc first, for the lines pasted before")

@@ -26,11 +26,15 @@ _MAX_SENT_AGAIN = 1024
 
 @dataclass(slots=True)
 class Kept:
-    """A request as it was sent, from which *room*; an empty *line* cannot be sent again."""
+    """A request as it was sent, from which *room*; an empty *line* cannot be sent again.
+
+    *names_number* is set for a private message that is addressed by client number.
+    """
 
     line: str
     room: str
     is_message: bool
+    names_number: bool
 
 
 class Outbox:
@@ -67,7 +71,9 @@ class Outbox:
         if len(self._kept) >= _MAX_SENT_AGAIN:
             oldest = next(kept for kept in self._kept.values() if kept.line)
             oldest.line = ""
-        self._kept[nonce] = Kept(line, room, isinstance(request, Say | Act | Direct))
+        names_number = isinstance(request, Direct) and isinstance(request.to, int)
+        is_message = isinstance(request, Say | Act | Direct)
+        self._kept[nonce] = Kept(line, room, is_message, names_number)
 
     def settle(self, nonce: Nonce | None) -> Kept | None:
         """Forget what has been answered; return it, if it waited."""
@@ -83,6 +89,10 @@ class Outbox:
         unsure = [nonce for nonce, kept in self._kept.items() if not kept.line]
         self.take_back(unsure)
         return len(unsure)
+
+    def to_numbers(self) -> list[Nonce]:
+        """Return the nonces of the private messages that are addressed by client number."""
+        return [nonce for nonce, kept in self._kept.items() if kept.names_number]
 
     def again(self) -> list[str]:
         """Return the lines that are to be sent first on a new connection."""

@@ -26,7 +26,7 @@ from multichat.commands import (
     say_literally,
     split_command,
 )
-from multichat.completion import Completion, address_of, complete
+from multichat.completion import Completion, complete, expand_reply
 from multichat.console import (
     LEAVES_WHEN_SENT,
     SPEAKING_TEXT,
@@ -46,6 +46,7 @@ from multichat.guest import run_beside_prompt
 from multichat.input_line import Syntax
 from multichat.look import DIM, WARNING, Fragments, Line, Look, Us
 from multichat.messages import (
+    NO_SENDER,
     Accepted,
     Act,
     Direct,
@@ -139,7 +140,7 @@ class TerminalChat:
         self._failure: MultichatError | None = None
         self._leaving = False  # by our own wish
         self._over: list[str] = []  # what was entered when the conversation was over
-        self._last_sender = ""  # of a private message, as it is addressed
+        self._last_direct: Directed | None = None  # the last private message that was shown
 
     def run(self) -> None:
         """Connect and talk until we leave, the server closes, or a signal ends it.
@@ -151,7 +152,9 @@ class TerminalChat:
 
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
-        syntax = Syntax(disguised_command, looks_like, say_literally, self._audience)
+        syntax = Syntax(
+            disguised_command, looks_like, say_literally, self._audience, self._expand
+        )
         show = Show(self._status, self._pending, self._complete, syntax, self._warn)
         async with open_prompt(show, history=history, color=self._color) as self._prompt:
             try:
@@ -288,8 +291,10 @@ class TerminalChat:
                 self._received += 1
                 if self._is_ignored(event):
                     return []
-                if isinstance(event, Directed):
-                    self._last_sender = address_of(event.name)
+                if isinstance(event, Directed) and event.client:  # not in the text protocol
+                    self._last_direct = event
+            case Reconnected(resumed=False):
+                self._last_direct = None
             case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
                 if len(self._renamed) < _MAX_OFFERED:
                     self._renamed[client] = fold_name(old)
@@ -421,15 +426,18 @@ class TerminalChat:
                 for each in help_lines(local=True):
                     self._told(each)
                 await self._say(chat, line)
-            case "/r" if rest and self._last_sender:
-                await self._say(chat, f"/msg {self._last_sender} {rest}")
+            case "/r" if rest and chat.welcome is not None:
+                # Else it was expanded; whoever is ignored must not be answered.
+                self._told(NO_SENDER, warning=True)
             case _:
                 await self._say(chat, line)
         return True
 
     async def _say(self, chat: Chat, line: str) -> None:
         said = [
-            each for each in TEXT.parse_requests(line) if isinstance(each, SayRun | Act | Direct)
+            self._with_name(each)
+            for each in TEXT.parse_requests(line)
+            if isinstance(each, SayRun | Act | Direct)
         ]
         self._unsent = said
         self._prompt.refresh()
@@ -443,6 +451,13 @@ class TerminalChat:
         self._early.clear()
         if chat.voice is TEXT:  # in which nobody says what is accepted
             self._show([line for each in said for line in self._look.typed(each, self._us, _now())])
+
+    def _with_name(self, request: SayRun | Act | Direct) -> SayRun | Act | Direct:
+        """Return *request* as it is shown: an answer to a private message names its sender."""
+        last = self._last_direct
+        if last is not None and isinstance(request, Direct) and request.to == last.client:
+            return msgspec.structs.replace(request, to=last.name)
+        return request
 
     def _ignore(self, name: str) -> None:
         if not name:
@@ -507,7 +522,10 @@ class TerminalChat:
         ]
 
     def _complete(self, before: str) -> list[Completion]:
-        return complete(before, self._names - {self._us.name}, self._rooms, self._last_sender)
+        return complete(before, self._names - {self._us.name}, self._rooms)
+
+    def _expand(self, line: str) -> str:
+        return expand_reply(line, None if self._last_direct is None else self._last_direct.client)
 
 
 def _now() -> datetime:

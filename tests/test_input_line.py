@@ -17,7 +17,7 @@ from prompt_toolkit.layout.containers import HSplit
 from prompt_toolkit.output import DummyOutput
 
 from multichat.commands import disguised_command, looks_like, say_literally
-from multichat.completion import complete
+from multichat.completion import complete, expand_reply
 from multichat.input_line import InputLine, Syntax
 
 pytestmark = pytest.mark.unit
@@ -40,9 +40,16 @@ class Keyboard:
 
     def __init__(self, history: list[str], max_waiting_lines: int) -> None:
         self.warnings: list[str] = []
+        self.sender: int | None = 7  # of the last private message
         self.line = InputLine(
-            lambda before: complete(before, {"bob"}, {"den"}, "bob"),
-            Syntax(disguised_command, looks_like, say_literally, lambda: "everybody in den"),
+            lambda before: complete(before, {"bob"}, {"den"}),
+            Syntax(
+                disguised_command,
+                looks_like,
+                say_literally,
+                lambda: "everybody in den",
+                lambda line: expand_reply(line, self.sender),
+            ),
             self.warnings.append,
             history,
             max_waiting_lines=max_waiting_lines,
@@ -333,9 +340,36 @@ def test_lines_pasted_behind_a_command_belong_to_it(command: str, keyboard: Keyb
     assert (keyboard.question, keyboard.sent()) == ("", [])
 
 
-def test_a_reply_names_its_recipient_while_it_is_typed(keyboard: Keyboard) -> None:
+@pytest.mark.parametrize("command", ["/r", "/reply", "/R"])
+def test_the_recipient_of_a_reply_is_fixed_when_the_space_is_typed(
+    command: str, keyboard: Keyboard
+) -> None:
+    keyboard.type(f"{command} h")
+    assert keyboard.text == "/msg 7 h"
+    keyboard.sender = 8
+    keyboard.type("i /r x")
+    keyboard.press("enter")
+    assert keyboard.sent() == ["/msg 7 hi /r x"]
+
+
+def test_the_recipient_of_a_pasted_reply_is_fixed_when_it_is_pasted(keyboard: Keyboard) -> None:
+    keyboard.paste("/r a secret")
+    keyboard.sender = 8
+    assert keyboard.text == "/msg 7 a secret"
+
+
+def test_a_disguised_reply_that_is_run_has_a_recipient(keyboard: Keyboard) -> None:
+    keyboard.type(" /r a secret")
+    keyboard.press("enter")
+    keyboard.press("enter")
+    assert keyboard.sent() == ["/msg 7 a secret"]
+
+
+def test_a_reply_to_nobody_is_left_as_it_is(keyboard: Keyboard) -> None:
+    keyboard.sender = None
     keyboard.type("/r hi")
-    assert keyboard.text == "/msg bob hi"
+    keyboard.press("enter")
+    assert keyboard.sent() == ["/r hi"]
 
 
 # --- What does not fit ------------------------------------------------------------------------

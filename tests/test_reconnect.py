@@ -554,6 +554,43 @@ async def test_who_cannot_be_trusted_any_more_is_not_called_again(
 # --- A server that has forgotten us --------------------------------------------------------------
 
 
+async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_restarted() -> None:
+    """Another client may have that number now."""
+    async with conversation() as (chat, network, peer):
+        await peer.tell("direct", time="", client=3, name="bob", text="hi")
+        assert isinstance(await anext(chat), multichat.Directed)
+        (nonce,) = await chat.send("/r a secret")
+        request = await peer.read()
+        assert (request["type"], request["to"], request["nonce"]) == ("direct", 3, nonce)
+        failures: list[Refused] = []
+
+        async def direct() -> None:
+            try:
+                await chat.direct(4, "another secret")
+            except Refused as refused:
+                failures.append(refused)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(direct)
+            assert (await peer.read())["to"] == 4
+            await chat.say("in public")
+            await peer.read()
+            await peer.reset()
+            peer = await network.peer()
+            await peer.welcome(client=9, name="Client 9", session="another", resumed=False)
+        assert failures[0].code == "nobody-there"
+        assert (await peer.read())["text"] == "in public"
+        events = [await anext(chat) for _ in range(3)]
+        assert isinstance(events[0], Disconnected)
+        assert isinstance(events[1], Error)
+        assert events[1].nonce == nonce
+        assert events[2] == Reconnected(resumed=False, again=1)
+        assert await chat.send("/r hello?") == []
+        event = await anext(chat)
+        assert isinstance(event, Error)
+        assert event.text == "nobody has sent you a private message"
+
+
 async def test_who_is_somebody_new_says_again_what_was_not_accepted(
     autojump_clock: MockClock,
 ) -> None:

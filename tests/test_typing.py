@@ -52,10 +52,61 @@ async def test_a_space_before_a_command_is_a_question(terminal: Terminal, tmp_pa
         await bob.direct("alice", "yes?")
         await terminal.wait_for("t", "bob → you  yes?")
         await terminal.run("send-keys", "-t", "t", "-l", "/r it")
-        await wait_for_input(terminal, "t", "/msg bob it")
+        await wait_for_input(terminal, "t", f"/msg {bob.client} it")
         await terminal.press("t", "Enter")
         await terminal.wait_for_match("t", r"you → bob  it\s*\n>")
         assert said(server) == []
+
+
+async def test_a_reply_does_not_go_to_another_client_that_has_the_name_now(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        await terminal.open("t", *connect(server), columns=80, rows=24)
+        await wait_for_input(terminal, "t", "")
+        async with multichat.connect(LOOPBACK, server.port, name="bob", reconnect=False) as bob:
+            await bob.direct("alice", "hi")
+            await terminal.wait_for("t", "bob → you  hi")
+            number = bob.client
+            await bob.finish()
+            async for _ in bob:
+                pass
+        async with multichat.connect(LOOPBACK, server.port, name="bob") as other:
+            await terminal.type("t", "/r my secret")
+            await terminal.wait_for("t", f"! there is no client {number}")
+            await terminal.type("t", "the end")
+            async for event in other:
+                assert not isinstance(event, multichat.Directed)
+                if isinstance(event, multichat.Said):
+                    assert event.text == "the end"
+                    break
+
+
+async def test_a_reply_does_not_go_to_a_client_that_is_ignored(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    async with (
+        serve(tmp_path) as server,
+        multichat.connect(LOOPBACK, server.port, name="bob") as bob,
+        multichat.connect(LOOPBACK, server.port, name="mallory") as mallory,
+    ):
+        await terminal.open("t", *connect(server), columns=80, rows=24)
+        await wait_for_input(terminal, "t", "")
+        await terminal.type("t", "/ignore mallory")
+        await terminal.wait_for("t", "mallory is ignored")
+        await mallory.direct("alice", "answer me")
+        await mallory.say("after it")
+        await server.wait_for("after it\n")
+        await terminal.type("t", "/r a secret")
+        await terminal.wait_for("t", "! nobody has sent you a private message")
+        await bob.direct("alice", "yes?")
+        await terminal.wait_for("t", "bob → you  yes?")
+        await mallory.direct("alice", "answer me")
+        await bob.direct("alice", "and?")
+        await mallory.direct("alice", "answer me")
+        await terminal.wait_for("t", "bob → you  and?")
+        await terminal.type("t", "/r a secret")
+        await terminal.wait_for_match("t", r"you → bob  a secret\s*\n>")
 
 
 async def test_a_confirmed_paste_is_said_as_it_is(terminal: Terminal, tmp_path: Path) -> None:
