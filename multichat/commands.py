@@ -5,8 +5,9 @@ which lines look like a command without being one.  Pure; requests are carried o
 
 A line is a command if its first character is a slash and its second is not.  A line that begins
 with something else and would read as a command to a person (` /msg bob secret`, with a space, an
-invisible character or another slash in front) is *disguised*: it must be neither run nor said
-without asking.
+invisible character or another slash in front) is *disguised*: it is neither run nor said, unless
+whoever typed it confirms that.  In a pipe (`say_unless_command`) the sender is told, too, but an
+unknown command, such as a path, is said.
 """
 
 import re
@@ -48,6 +49,7 @@ __all__ = [
     "shortened",
     "split_command",
     "usage",
+    "why_not_said",
 ]
 
 
@@ -154,7 +156,9 @@ def parse_line(line: str) -> Request | str:
     """
     if line[0] != "/":
         command = disguised_command(line)
-        return line if command is None else _not_said(command)
+        if command is None:
+            return line
+        return Invalid.because(InvalidRequest(why_not_said(command)))
     if line.startswith("//"):
         return line[1:]
     name, rest = split_command(line)
@@ -210,10 +214,10 @@ def _parse_command(name: str, rest: str) -> Request:
     )
 
 
-def _not_said(command: str) -> Invalid:
+def why_not_said(command: str) -> str:
+    """Return what to tell the sender of a line that looks like *command*, and was not said."""
     name, _ = split_command(command)
-    reason = f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
-    return Invalid.because(InvalidRequest(reason))
+    return f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
 
 
 def _room(argument: str) -> str:
@@ -245,13 +249,14 @@ def say_literally(text: str) -> str:
 
 
 def say_unless_command(line: str) -> str:
-    """Return the line that does what *line* in a pipe is for: what is no command is said as it is.
+    """Return *line* of a pipe so that it is said, unless it is a command.
 
-    Where nobody types, a line that begins with a path is a message.
+    In a pipe an unknown command, such as a path, is a message.  A disguised command stays as it is
+    and is not said: see `why_not_said`.
     """
-    if line.startswith("//") or (line[0] == "/" and find_command(split_command(line)[0])):
+    if line[0] != "/" or line.startswith("//") or find_command(split_command(line)[0]):
         return line
-    return say_literally(line)
+    return f"/{line}"
 
 
 def split_command(line: str) -> tuple[str, str]:

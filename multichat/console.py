@@ -18,7 +18,13 @@ import trio
 from multichat.chat import Chat
 from multichat.client import Endpoint, open_chat
 from multichat.comeback import describe_connection, describe_retry
-from multichat.commands import find_command, may_be_disguised, say_unless_command
+from multichat.commands import (
+    disguised_command,
+    find_command,
+    may_be_disguised,
+    say_unless_command,
+    why_not_said,
+)
 from multichat.connection import MAX_LINE_BYTES
 from multichat.errors import (
     ConnectFailed,
@@ -287,10 +293,11 @@ class Console:
         return True
 
     async def _send(self, chat: Chat, lines: list[str]) -> None:
+        run = "\n".join(lines)
+        if self._is_piped() and chat.welcome is not None and may_be_disguised(run):
+            lines = _without_disguised(lines)
+            run = "\n".join(map(say_unless_command, lines))
         if lines:
-            run = "\n".join(lines)
-            if self._is_piped() and chat.welcome is not None and may_be_disguised(run):
-                run = "\n".join(map(say_unless_command, lines))
             self._sending = len(lines)
             await chat.send(run)
             if chat.goodbye is None:
@@ -323,6 +330,18 @@ class Console:
             )
         if (failure := self._writer.first_failure) is not None:
             raise OutputLost((failure.strerror or "").lower())
+
+
+def _without_disguised(lines: list[str]) -> list[str]:
+    """Return *lines* without disguised commands, which standard error tells of."""
+    said: list[str] = []
+    for line in lines:
+        command = disguised_command(line)
+        if command is None:
+            said.append(line)
+        else:
+            print(f"multichat: {why_not_said(command)}", file=sys.stderr)  # noqa: T201
+    return said
 
 
 def waiting_for_server(error: ConnectFailed) -> str:

@@ -269,25 +269,24 @@ async def test_local_commands(tmp_path: Path) -> None:
         assert "never said" not in server.out
 
 
-async def test_in_a_pipe_what_is_no_command_is_said_as_it_is(tmp_path: Path) -> None:
-    lines = [
-        "/usr/bin/ld: no such file",
-        "  /msg bob x",
-        "\\who is this",
-        "//x",
-        "/dev/null is full",
-    ]
+async def test_in_a_pipe_a_path_is_said_and_a_disguised_command_is_not(tmp_path: Path) -> None:
+    disguised = ["  /msg bob x", "\\who is this"]
+    lines = ["/usr/bin/ld: no such file", "/quti", "//x", "/dev/null is full"]
     async with serve(tmp_path) as server:
         async with connect(tmp_path, server) as client:
-            await client.type("".join(f"{line}\n" for line in lines))
+            await client.type("".join(f"{line}\n" for line in [*disguised, *lines, *disguised]))
             client.end_input()
             assert await client.wait() == 0
             assert [line for line in client.lines if "[TX]" in line] == [
                 f"[INFO] [client] [TX] {line}" for line in lines
             ]
             assert "unknown command" not in client.out
+            why = (
+                "multichat: not said, because it looks like {0}: type {0} to run it, /{0} to say it"
+            )
+            assert client.err.splitlines() == [why.format(name) for name in ("/msg", "/who")] * 2
         said = [line.partition("[Client 1] ")[2] for line in server.lines if "[RX]" in line]
-        assert said == [*lines[:3], "/x", lines[4]]
+        assert said == [*lines[:2], "/x", lines[3]]
 
 
 async def test_send_says_each_line_as_it_is(tmp_path: Path) -> None:

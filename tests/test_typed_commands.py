@@ -167,7 +167,9 @@ def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
         ("/msg bob hi", "/msg bob hi"),
         ("/QUIT", "/QUIT"),
         ("//usr", "//usr"),
-        (" /msg bob", "/say  /msg bob"),
+        (" /msg bob", " /msg bob"),
+        ("\\msg bob", "\\msg bob"),
+        ("/quti", "//quti"),
         ("  x", "  x"),
     ],
 )
