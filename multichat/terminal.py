@@ -152,9 +152,7 @@ class TerminalChat:
 
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
-        syntax = Syntax(
-            disguised_command, looks_like, say_literally, self._audience, self._expand
-        )
+        syntax = Syntax(disguised_command, looks_like, say_literally, self._audience, self._expand)
         show = Show(self._status, self._pending, self._complete, syntax, self._warn)
         async with open_prompt(show, history=history, color=self._color) as self._prompt:
             try:
