@@ -109,7 +109,7 @@ class InputLine:
         self.is_asking = Condition(lambda: self._asks_about_line or self._paste is not None)
         self.buffer = _Buffer(
             completer=_Completer(complete),
-            history=InMemoryHistory(list(history)),
+            history=_History(list(history)),
             enable_history_search=True,
             multiline=False,
             # Of whatever key accepts a line: without it some would throw the text away.
@@ -207,8 +207,7 @@ class InputLine:
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
             for line in lines:
                 self._typed_in.send_nowait(line)
-                if keeps(line):
-                    self.buffer.history.append_string(line)
+                self.buffer.history.append_string(line)
             return True
         return False
 
@@ -365,6 +364,15 @@ class _Buffer(Buffer):
 
     def start_selection(self, selection_type: SelectionType = SelectionType.CHARACTERS) -> None:
         """Select nothing."""
+
+
+class _History(InMemoryHistory):
+    """The input history, to which prompt_toolkit adds lines, too."""
+
+    def append_string(self, string: str) -> None:
+        """Add a line, unless it is one that is not kept."""
+        if keeps(string):
+            super().append_string(string)
 
 
 class _Completer(Completer):

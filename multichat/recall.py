@@ -10,6 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
+from multichat.commands import disguised_command
 from multichat.files import replace_file
 from multichat.preamble import read_password
 
@@ -90,4 +91,4 @@ def _make_private(fd: int) -> None:
 
 def keeps(line: str) -> bool:
     """Say whether *line* is kept: empty ones are not, nor is what only its server should know."""
-    return bool(line.strip()) and read_password(line.lstrip()) is None
+    return bool(line.strip()) and read_password(disguised_command(line) or line) is None

@@ -423,3 +423,11 @@ def test_the_last_line_closes(text: str, keyboard: Keyboard) -> None:
     keyboard.press("enter")
     assert keyboard.sent() == ([text] if text else [])
     assert keyboard.line.typed.statistics().open_send_channels == 0
+
+
+@pytest.mark.parametrize("line", [" /auth secret", "\\auth secret", "/auth secret"])
+def test_a_password_is_not_in_the_input_history(line: str, keyboard: Keyboard) -> None:
+    keyboard.type(line)
+    keyboard.press("enter")
+    keyboard.press("enter")
+    assert "secret" not in "".join(keyboard.line.buffer.history.get_strings())
