@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from functools import cache, lru_cache
 from typing import Generic, TypeVar
 
-__all__ = ["NameIndex", "fold", "lookalike_keys", "may_mix", "script_of", "skeleton"]
+__all__ = ["NameIndex", "fold", "lookalike_keys", "may_mix", "readings", "script_of", "skeleton"]
 
 # The profile "highly restrictive" of UTS 39, section 5.2: besides a script alone, these.
 _MIXES = (
@@ -29,8 +29,15 @@ _DOTTED = re.compile("([ij][\u0316-\u0333]*)\u0307+")
 # Folding and mapping can each enable the other; no character needs more than three rounds.
 _MAX_ROUNDS = 4
 
-# Later versions of the table have this one right: it is drawn like l, and not like i.
-_CORRECTIONS = {ord("\u04cf"): "l"}  # CYRILLIC SMALL LETTER PALOCHKA
+# A Hangul letter outside a syllable is a stroke or a circle: beside Latin it reads as l, o, L or E.
+_LONE_JAMO = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7ff]")
+
+# What the table lacks or has wrong.
+_CORRECTIONS = {
+    ord("\u04cf"): "l",  # CYRILLIC SMALL LETTER PALOCHKA: drawn like l, and not like i
+    ord("\u13c6"): "l",  # CHEROKEE LETTER QUA: drawn like a capital I
+    ord("\u4e28"): "l",  # the ideograph that is one vertical stroke
+}
 
 # Neither a name nor its skeleton is longer.
 _MAX_FOLDED = 256
@@ -59,7 +66,8 @@ def _prototypes() -> dict[int, str]:
         if len(lookalikes) == 1 and character not in targets:
             prototypes[ord(character)] = target
             targets.add(target)
-    return prototypes | _CORRECTIONS
+    corrected = {code: text.translate(_CORRECTIONS) for code, text in prototypes.items()}
+    return corrected | _CORRECTIONS
 
 
 def fold(text: str) -> str:
@@ -87,15 +95,29 @@ def _folded_skeleton(text: str) -> str:
 
 
 @lru_cache(_REMEMBERED_NAMES)
-def lookalike_keys(name: str) -> tuple[str, ...]:
-    """Return the keys of *name*: it can be mistaken for any name that shares one of them.
+def readings(name: str) -> tuple[str, ...]:
+    """Return how *name* can be read, in lower case.
 
-    The first key is how it looks in lower case, so that all spellings of one name share it.  The
+    The first is how it looks in lower case, so that all spellings of one name share it.  The
     second, where it differs, is how it looks as it is written: `aIice`, with a capital I, is read
     as alice.
     """
     folded, written = _folded_skeleton(fold(name)), _folded_skeleton(name)
     return (folded,) if written == folded else (folded, written)
+
+
+@lru_cache(_REMEMBERED_NAMES)
+def lookalike_keys(name: str) -> tuple[str, ...]:
+    """Return the keys of *name*: it can be mistaken for any name that shares one of them.
+
+    They are its `readings`, and its skeletons as it is written, in capitals and in title case.
+    `DAVlD`, with a small L, looks like `DAVID`, and `lvan` like `Ivan`.  Case is kept in a
+    skeleton: `NEIL` and `NELL` differ, in which the letter that looks like I is a small L.
+    """
+    kept = unicodedata.normalize("NFKC", name)
+    forms = (kept, kept.upper(), kept.title())
+    shapes = (unicodedata.normalize("NFC", skeleton(form)) for form in forms)
+    return tuple(dict.fromkeys((*readings(name), *shapes)))
 
 
 @lru_cache(_REMEMBERED_CHARACTERS)
@@ -108,8 +130,10 @@ def script_of(character: str) -> str:
 
 
 def may_mix(text: str) -> bool:
-    """Say whether the scripts of *text* may stand together in one name."""
+    """Say whether the scripts of *text*, which is composed, may stand together in one name."""
     scripts = {script_of(character) for character in text} - _ANY_SCRIPT
+    if "LATIN" in scripts and _LONE_JAMO.search(text):
+        return False
     return len(scripts) <= 1 or any(scripts <= mix for mix in _MIXES)
 
 

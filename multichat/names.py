@@ -22,7 +22,7 @@ import unicodedata
 from functools import cache
 
 from multichat.errors import InvalidName
-from multichat.lookalikes import fold, lookalike_keys, may_mix, script_of
+from multichat.lookalikes import fold, lookalike_keys, may_mix, readings, script_of, skeleton
 from multichat.messages import MAX_DECOMPOSED, MAX_NAME_CHARACTERS
 
 __all__ = [
@@ -74,7 +74,7 @@ _WORDS = (
 # One word ends where another begins with a capital: ServerAdmin.
 _BETWEEN_WORDS = re.compile(r"[-_.\d]+|(?<=[a-z])(?=[A-Z])")
 
-# In a key (see `lookalike_keys`) 0 and 1 have become letters.  These are all spellings of an IPv4
+# In a reading (see `readings`) 0 and 1 have become letters.  These are all spellings of an IPv4
 # address that `inet_aton` reads, numbers among them, and what `multichat.bans.parse_duration` does.
 _DIGIT = r"[\dlo]"
 _ADDRESS = re.compile(rf"(?:ox[\da-flo]*|{_DIGIT}+)(?:\.(?:ox[\da-flo]*|{_DIGIT}+))*\.?")
@@ -137,13 +137,14 @@ def parse_person_name(name: str) -> str:
 
 def _taken_for(name: str) -> str:
     """Return what a person of that *name* would be mistaken for; empty for nothing."""
-    keys = lookalike_keys(name)
+    keys = readings(name)
     if any(_unnamed().fullmatch(_bare(key)) for key in keys):
         return "a client without a name"
-    words = [key for word in _BETWEEN_WORDS.split(name) for key in lookalike_keys(word)]
+    words = [key for word in _BETWEEN_WORDS.split(name) for key in readings(word)]
     if any(_authorities().fullmatch(_bare(key)) for key in (*keys, *words)):
         return "the server or its operator"
-    if _bare(keys[0]) in _words():
+    # As written, and not in lower case: ALI, the name, is not ALL.
+    if not {_bare(keys[0]), _bare(skeleton(name))}.isdisjoint(_words()):
         return "a word that commands use"
     if not any(map(str.isalpha, name)):
         return "a number or an address"
@@ -164,7 +165,7 @@ def _bare(key: str) -> str:
 
 def _keys_of(*words: str) -> set[str]:
     """Return how *words* look in small and in capital letters."""
-    return {key for word in words for form in (word, word.upper()) for key in lookalike_keys(form)}
+    return {key for word in words for form in (word, word.upper()) for key in readings(form)}
 
 
 @cache
@@ -179,7 +180,7 @@ def _authorities() -> re.Pattern[str]:
 
 @cache
 def _words() -> frozenset[str]:
-    return frozenset(lookalike_keys(word)[0] for word in _WORDS)
+    return frozenset(key for word in _WORDS for key in lookalike_keys(word))
 
 
 def _is_small_capital(character: str) -> bool:

@@ -78,7 +78,7 @@ NEVER = re.compile("(?!)")
         ("text-events", "multichat.voices._ACTED", re.compile(r"\* (\S+) ?(.*)"), "said-by-nobody"),
         ("names", "multichat.names._taken_for", lambda name: "", "server-long-s"),
         ("names", "multichat.names._ADDRESS", NEVER, "address-hexadecimal"),
-        ("names", "multichat.names.lookalike_keys", lambda name: (name,), "client-capital-i"),
+        ("names", "multichat.names.readings", lambda name: (name,), "client-capital-i"),
         ("names", "multichat.names.may_mix", lambda text: True, "mixed-greek"),
     ],
 )

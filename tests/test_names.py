@@ -99,6 +99,7 @@ IMPOSTORS = [
     "CLIENT-7", ".client.7.", "cl.ie.nt", "client٧", "client²", "Client１", "ᴄlient.7",
     "CIient_7", "C1ient-7", "cli̇ent7", "clıent7", "Client1O", "CLlENT", "сlient",
     "Łukasz-admin", "cłient", "multichat",
+    "C丨ient7", "ꓚꓡꓲꓰꓠꓔ7", "ꓮꓓꓟꓲꓠ", "mult丨chat", "multㅣchat",
 ]  # fmt: skip
 
 # What looks like something else than a name to whoever reads a command.
@@ -108,6 +109,7 @@ ARGUMENTS = [
     "0x7f000001", "0xdeadbeef", "0x7F.0x0.0x0.0x1", "10m", "1Om", "90s", "2h", "1d", "3w",
     "5min", "10M", "10", "forever", "Forever", "name", "NAME", "nаme", "n.a.m.e", "localhost",
     "all", "All", "al1", "everyone", "here", "you", "You", "y0u", "уоu", "yоu", "me", "nobody",
+    "aIl", "AlI", "aII", "a丨丨", "locaIhost", "丨ocalhost", "ꓮꓡꓡ",
 ]  # fmt: skip
 
 
