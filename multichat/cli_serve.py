@@ -168,7 +168,7 @@ def serve(
     idle: Annotated[
         float | None,
         typer.Option(
-            help="Seconds after which a client that says nothing has to go.",
+            help="Disconnect a client that is idle for this many seconds; a ping is no activity.",
             envvar="MULTICHAT_IDLE",
             show_default="never",
         ),

@@ -312,8 +312,8 @@ class Session:
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
-                # A client's own keep-alive says nothing about whoever sits there.
-                if type(request) is not Ping or self.member.voice is not JSON:
+                # A keep-alive says nothing about whoever sits there.
+                if type(request) is not Ping:
                     self._active_at = None
                 if type(request) is SayRun:  # mostly
                     if request.nonces:

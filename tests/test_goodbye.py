@@ -70,6 +70,17 @@ async def test_the_pings_of_a_client_do_not_defeat_the_idle_limit(
         assert len(network.server.members) == 1
 
 
+async def test_a_text_ping_does_not_defeat_the_idle_limit(autojump_clock: MockClock) -> None:
+    async with memory_server(ServerConfig(idle_seconds=60)) as network:
+        idle, asking = await network.join(), await network.join()
+        for _ in range(3):
+            await trio.sleep(19)
+            await idle.send("/ping")
+            await asking.send("/who")
+        assert (await idle.rest())[-1] == "[Server] goodbye: nothing said for 60 s"
+        assert len(network.server.members) == 1
+
+
 async def test_a_session_that_another_connection_takes_over_is_final(
     autojump_clock: MockClock,
 ) -> None:
