@@ -53,10 +53,10 @@ __all__ = [
 _T = TypeVar("_T")
 
 _HOST_HELP = (
-    "The server: its address or name, also as HOST:PORT or [IPV6]:PORT, or what it is called in "
-    "the configuration file."
+    "The server: an address or host name, also as HOST:PORT or [IPV6]:PORT, or the name of a "
+    "server in the configuration file."
 )
-_PORT_HELP = "Its TCP port."
+_PORT_HELP = "TCP port of the server."
 # What /history shows, too: enough to know what is being talked about, on one screen.
 _TERMINAL_REPLAY = 20
 
@@ -73,19 +73,19 @@ _Port = Annotated[
     int | None,
     typer.Argument(min=1, max=65535, help=_PORT_HELP, show_default=str(DEFAULT_PORT)),
 ]
-_Tls = Annotated[bool, typer.Option("--tls", help="Speak TLS.", envvar="MULTICHAT_TLS")]
+_Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.", envvar="MULTICHAT_TLS")]
 _TlsCa = Annotated[
     Path | None,
     typer.Option(
-        help="Speak TLS, and trust this certificate (PEM) alone.",
+        help="Use TLS, and trust only this CA certificate (PEM).",
         envvar="MULTICHAT_TLS_CA",
-        show_default="what the system trusts",
+        show_default="the CAs of the system",
     ),
 ]
 _TlsName = Annotated[
     str | None,
     typer.Option(
-        help="Speak TLS, with a certificate for this name.",
+        help="Use TLS, and verify the certificate against this host name.",
         envvar="MULTICHAT_TLS_NAME",
         show_default="HOST",
     ),
@@ -125,29 +125,27 @@ def _with_password(
 
 _Name = Annotated[
     str | None,
-    typer.Option(help="What to be called.", envvar="MULTICHAT_NAME", show_default="Client N"),
+    typer.Option(help="Your name in the chat.", envvar="MULTICHAT_NAME", show_default="Client N"),
 ]
 _Room = Annotated[
     str | None,
-    typer.Option(help="The room to be in.", envvar="MULTICHAT_ROOM", show_default="lobby"),
+    typer.Option(help="Room to join.", envvar="MULTICHAT_ROOM", show_default="lobby"),
 ]
 _Plain = Annotated[
     bool,
-    typer.Option("--plain", help="Speak plain text, as nc does.", envvar="MULTICHAT_PLAIN"),
+    typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
 ]
 _Timeout = Annotated[
     float | None,
     typer.Option(
-        help="Seconds to wait for the connection, and for the server's answer.",
+        help="Seconds to wait for the connection and for the server's answer.",
         envvar="MULTICHAT_TIMEOUT",
         show_default="30 and 10",
     ),
 ]
 _Wait = Annotated[
     bool,
-    typer.Option(
-        "--wait", help="Wait until the server is there, if it is not.", envvar="MULTICHAT_WAIT"
-    ),
+    typer.Option("--wait", help="Wait until the server can be reached.", envvar="MULTICHAT_WAIT"),
 ]
 
 
@@ -165,7 +163,7 @@ def connect(
     port: _Port = None,
     unix: Annotated[
         Path | None,
-        typer.Option(help="Join at this Unix socket instead.", envvar="MULTICHAT_UNIX"),
+        typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
     ] = None,
     name: _Name = None,
     room: _Room = None,
@@ -183,7 +181,7 @@ def connect(
         bool,
         typer.Option(
             "--json",
-            help="Pass JSON lines between the server and standard input and output.",
+            help="Pass the JSON protocol between the server and standard input and output.",
             envvar="MULTICHAT_JSON",
         ),
     ] = False,
@@ -192,7 +190,7 @@ def connect(
         int | None,
         typer.Option(
             min=0,
-            help="Show this many of the room's last messages first.",
+            help="Show the last messages of the room first, at most this many.",
             envvar="MULTICHAT_REPLAY",
             show_default=f"{_TERMINAL_REPLAY} on a terminal, else 0",
         ),
@@ -202,7 +200,7 @@ def connect(
         bool,
         typer.Option(
             "--no-reconnect",
-            help="End when the connection is lost, as --plain and --json always do.",
+            help="Exit when the connection is lost, as --plain and --json always do.",
             envvar="MULTICHAT_NO_RECONNECT",
         ),
     ] = False,
@@ -211,33 +209,35 @@ def connect(
         bool,
         typer.Option(
             "--log-style",
-            help="Write the lines of a log, as into a pipe.",
+            help="Write log lines, as into a pipe.",
             envvar="MULTICHAT_LOG_STYLE",
         ),
     ] = False,
     color: Annotated[
         ColorWhen,
         typer.Option(
-            help="Whether names have colors; auto: unless NO_COLOR is set.",
+            help="Show names in color; auto: unless NO_COLOR is set.",
             envvar="MULTICHAT_COLOR",
         ),
     ] = ColorWhen.AUTO,
     bell: Annotated[
         bool,
         typer.Option(
-            "--bell", help="Ring when somebody says your name to you.", envvar="MULTICHAT_BELL"
+            "--bell",
+            help="Ring the terminal's bell when your name is mentioned.",
+            envvar="MULTICHAT_BELL",
         ),
     ] = False,
 ) -> None:
     """Join the chat on a server.
 
-    What you type goes to everybody else, a line at a time. The end of input (Ctrl+D) sends what
-    is left and leaves, Ctrl+C leaves at once. /help lists the commands, the client's own first.
+    Each line that you type is sent to everybody in the room. The end of input (Ctrl+D) sends what
+    is left and exits, Ctrl+C exits at once. /help lists the commands, the client's own first.
 
-    A connection that is lost is followed by another: what was said meanwhile is shown then, and
-    what you said is sent.
+    When the connection is lost, the client reconnects, shows the messages that it missed and sends
+    those that you typed meanwhile.
 
-    Into a pipe, or from one, there is no prompt: it writes the lines of a log.
+    If standard input or output is a pipe, there is no prompt, and it writes log lines.
     """
     timeouts = client_timeouts(timeout)
     if host is not None:
@@ -376,8 +376,8 @@ def send(
         list[str],
         typer.Argument(
             metavar="[PORT] TEXT...",
-            help="What to say, in one message; - for each line of standard input. A first word of "
-            "digits is the port, unless HOST says the port: send HOST:9000 42.",
+            help="The message; - sends each line of standard input. A first word of digits is the "
+            "port, unless HOST contains it: send HOST:9000 42.",
         ),
     ],
     name: _Name = None,
@@ -390,10 +390,10 @@ def send(
     wait: _Wait = False,
     timeout: _Timeout = None,
 ) -> None:
-    """Say one thing and leave when the server has accepted it.
+    """Send a message and exit when the server has accepted it.
 
-    A name that is taken is no reason not to say it; a room that cannot be had is. If the connection
-    is lost it is said over another, and once.
+    If the name is taken the message is sent without it; if the room cannot be joined it is not
+    sent. If the connection is lost the client reconnects; the message is delivered exactly once.
     """
     timeouts = client_timeouts(timeout)
     port, words = split_port(context, host, text)
@@ -443,7 +443,7 @@ def who(
     tls_name: _TlsName = None,
     timeout: _Timeout = None,
 ) -> None:
-    """List who is in a room, by number and name, one on a line."""
+    """List the members of a room by number and name, one per line."""
     timeouts = client_timeouts(timeout)
     name_or_address, tcp_port, unix = find_server(context, host, port)
     with one_line_errors():
@@ -474,18 +474,18 @@ def who(
 
 
 def history(
-    file: Annotated[Path, typer.Argument(help="The journal: a file of serve --journal.")],
+    file: Annotated[Path, typer.Argument(help="The journal: a file written by serve --journal.")],
     room: Annotated[
         str | None,
         typer.Option(
-            help="What was said in this room alone.", envvar="MULTICHAT_ROOM", show_default="all"
+            help="Only messages of this room.", envvar="MULTICHAT_ROOM", show_default="all"
         ),
     ] = None,
     since: Annotated[
         str | None,
         typer.Option(
-            help="What was said since then: a time, such as 2025-01-15T10:30, local unless it says "
-            "its zone; or after the message with this id.",
+            help="Only messages since this time, such as 2025-01-15T10:30, local unless it "
+            "contains a time zone, or after the message with this id.",
             envvar="MULTICHAT_SINCE",
         ),
     ] = None,
@@ -493,7 +493,7 @@ def history(
         int | None,
         typer.Option(
             min=0,
-            help="Messages at most: the last ones, or with --since the first.",
+            help="Show at most this many messages: the last, or with --since the first.",
             envvar="MULTICHAT_LIMIT",
             show_default="all",
         ),
@@ -502,14 +502,14 @@ def history(
         bool,
         typer.Option(
             "--json",
-            help="As programs hear it: one JSON object on a line, times in UTC.",
+            help="Write one JSON object per line, as in the JSON protocol, with times in UTC.",
             envvar="MULTICHAT_JSON",
         ),
     ] = False,
 ) -> None:
-    """Show what was said, out of a server's journal, with local times.
+    """Show the messages in a server's journal, with local times.
 
-    The server may be running or not; nothing is written to the file.
+    The server may be running; nothing is written to the file.
     """
     from multichat.history import parse_since, show_history
 
@@ -533,7 +533,7 @@ def _options(
     _: Annotated[
         bool,
         typer.Option(
-            "--version", help="Say which version this is.", callback=_print_version, is_eager=True
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
         ),
     ] = False,
 ) -> None:

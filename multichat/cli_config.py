@@ -151,12 +151,15 @@ def config(
     context: typer.Context,
     server: Annotated[
         str | None,
-        typer.Argument(help="What holds for this server of the file.", autocompletion=list_servers),
+        typer.Argument(
+            help="Show the settings for this server of the file.", autocompletion=list_servers
+        ),
     ] = None,
 ) -> None:
-    """Show the settings of `connect` that hold here, and where each comes from.
+    """Show the settings that `connect` uses here, and where each comes from.
 
-    An option comes before the environment, that before the file, and the file before the default.
+    Options override environment variables, which override the configuration file, which overrides
+    the defaults.
     """
     settings = _load()
     found = "" if settings.found else " (not there)"

@@ -57,7 +57,7 @@ def serve(
         typer.Argument(
             min=0,
             max=65535,
-            help="TCP port; 0 lets the system choose, and with --unix it may be left out.",
+            help="TCP port; 0: the system chooses one. With --unix and no port, no TCP.",
         ),
     ] = DEFAULT_PORT,
     host: Annotated[
@@ -74,19 +74,21 @@ def serve(
     ] = None,
     unix_mode: Annotated[
         str,
-        typer.Option(help="Its permissions, in octal.", envvar="MULTICHAT_UNIX_MODE"),
+        typer.Option(
+            help="Permissions of the Unix socket, in octal.", envvar="MULTICHAT_UNIX_MODE"
+        ),
     ] = "0600",
     tls_cert: Annotated[
         Path | None,
         typer.Option(
-            help="Speak TLS on the port, with this certificate (PEM, the whole chain).",
+            help="Use TLS on the TCP port, with this certificate chain (PEM).",
             envvar="MULTICHAT_TLS_CERT",
         ),
     ] = None,
     tls_key: Annotated[
         Path | None,
         typer.Option(
-            help="Its private key.",
+            help="Private key of the certificate (PEM).",
             envvar="MULTICHAT_TLS_KEY",
             show_default="in the same file",
         ),
@@ -94,21 +96,19 @@ def serve(
     password_file: PasswordFile = None,
     max_line: Annotated[
         int,
-        typer.Option(
-            min=1, help="Longest line taken from a client, in bytes.", envvar="MULTICHAT_MAX_LINE"
-        ),
+        typer.Option(min=1, help="Longest line accepted, in bytes.", envvar="MULTICHAT_MAX_LINE"),
     ] = _DEFAULTS.max_line_bytes,
     mailbox: Annotated[
         int,
         typer.Option(
-            min=1, help="Batches that may wait for one client.", envvar="MULTICHAT_MAILBOX"
+            min=1, help="Size of a client's send queue, in batches.", envvar="MULTICHAT_MAILBOX"
         ),
     ] = _DEFAULTS.mailbox_batches,
     slow: Annotated[
         Slow,
         typer.Option(
-            help="What to do when a client's mailbox is full: make the sender wait, "
-            "skip messages and say so, or disconnect it.",
+            help="What to do when a client's send queue is full: make the sender wait, "
+            "drop messages and tell the client how many, or disconnect the client.",
             envvar="MULTICHAT_SLOW",
         ),
     ] = _DEFAULTS.slow,
@@ -116,59 +116,59 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Seconds that a slow client may keep the others waiting.",
+            help="Seconds that a slow client may keep others waiting before it is disconnected.",
             envvar="MULTICHAT_PATIENCE",
         ),
     ] = _DEFAULTS.patience_seconds,
     max_clients: Annotated[
         int,
-        typer.Option(min=1, help="Clients at a time.", envvar="MULTICHAT_MAX_CLIENTS"),
+        typer.Option(min=1, help="Maximum number of clients.", envvar="MULTICHAT_MAX_CLIENTS"),
     ] = _DEFAULTS.max_clients,
     max_clients_per_address: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Clients at a time from one address; of IPv6, from one /64.",
+            help="Maximum number of clients from one IPv4 address, or one IPv6 /64.",
             envvar="MULTICHAT_MAX_CLIENTS_PER_ADDRESS",
-            show_default="as many as in all",
+            show_default="no limit",
         ),
     ] = _DEFAULTS.max_clients_per_address,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Messages a second taken from a client; faster ones are slowed down.",
+            help="Messages per second accepted from a client; a faster one is slowed down.",
             envvar="MULTICHAT_RATE",
-            show_default="as they come",
+            show_default="no limit",
         ),
     ] = _DEFAULTS.rate,
     burst: Annotated[
         int,
         typer.Option(
             min=1,
-            help="With --rate, messages that may come at once.",
+            help="With --rate, messages accepted at once.",
             envvar="MULTICHAT_BURST",
         ),
     ] = _DEFAULTS.burst,
     byte_rate: Annotated[
         float | None,
         typer.Option(
-            help="Bytes a second taken from a client.",
+            help="Bytes per second accepted from a client; a faster one is slowed down.",
             envvar="MULTICHAT_BYTE_RATE",
-            show_default="as they come",
+            show_default="no limit",
         ),
     ] = _DEFAULTS.byte_rate,
     memory: Annotated[
         int,
         typer.Option(
             min=1,
-            help="MiB that may wait for all clients together; beyond, who is furthest behind goes.",
+            help="MiB in all send queues together; above this, the slowest client is disconnected.",
             envvar="MULTICHAT_MEMORY",
         ),
     ] = _DEFAULTS.memory_bytes // _MIB,
     idle: Annotated[
         float | None,
         typer.Option(
-            help="Disconnect a client that is idle for this many seconds; a ping is no activity.",
+            help="Disconnect a client that is idle for this many seconds; pings do not count.",
             envvar="MULTICHAT_IDLE",
             show_default="never",
         ),
@@ -177,7 +177,7 @@ def serve(
         list[str] | None,
         typer.Option(
             "--filter",
-            help="Function that each message goes through, as package.module:function; "
+            help="Pass each message through this function, package.module:function; "
             "may be repeated.",
             envvar="MULTICHAT_FILTER",
         ),
@@ -193,7 +193,7 @@ def serve(
     journal: Annotated[
         Path | None,
         typer.Option(
-            help="Keep what is said in this file, through a restart and a kill -9.",
+            help="Keep messages in this SQLite file, so that they survive a restart and a kill -9.",
             envvar="MULTICHAT_JOURNAL",
             show_default="in memory",
         ),
@@ -201,7 +201,7 @@ def serve(
     durability: Annotated[
         DurabilityOption,
         typer.Option(
-            help="What --journal survives: a power cut too, or a kill -9.",
+            help="What messages in --journal survive: full: a power cut; normal: a kill -9.",
             envvar="MULTICHAT_DURABILITY",
         ),
     ] = DurabilityOption.FULL,
@@ -209,7 +209,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="Messages kept of each room.",
+            help="Number of messages to keep for each room.",
             envvar="MULTICHAT_KEEP_MESSAGES",
             show_default="all with --journal, else 10000",
         ),
@@ -217,7 +217,7 @@ def serve(
     keep_days: Annotated[
         float | None,
         typer.Option(
-            help="With --journal, days for which a message is kept.",
+            help="With --journal, days to keep a message.",
             envvar="MULTICHAT_KEEP_DAYS",
             show_default="for ever",
         ),
@@ -226,7 +226,7 @@ def serve(
         int | None,
         typer.Option(
             min=1,
-            help="MiB that is kept in all; beyond, the oldest goes.",
+            help="MiB of messages to keep in all; above this, the oldest are deleted.",
             envvar="MULTICHAT_KEEP_MIB",
             show_default="all with --journal, else 256",
         ),
@@ -235,25 +235,27 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Seconds after which the others hear that a lost connection has not come back.",
+            help="Seconds to wait for a client to reconnect before others are told that it left.",
             envvar="MULTICHAT_AWAY",
         ),
     ] = _DEFAULTS.away_seconds,
     max_sessions: Annotated[
         int,
         typer.Option(
-            min=1, help="Lost connections that may come back.", envvar="MULTICHAT_MAX_SESSIONS"
+            min=1,
+            help="Maximum number of disconnected clients that can resume their session.",
+            envvar="MULTICHAT_MAX_SESSIONS",
         ),
     ] = _DEFAULTS.max_sessions,
     max_rooms: Annotated[
         int,
-        typer.Option(min=1, help="Rooms at a time.", envvar="MULTICHAT_MAX_ROOMS"),
+        typer.Option(min=1, help="Maximum number of rooms.", envvar="MULTICHAT_MAX_ROOMS"),
     ] = _DEFAULTS.max_rooms,
     announce: Annotated[
         bool,
         typer.Option(
             "--announce",
-            help="Tell those who use nc, too, who comes and goes.",
+            help="Tell clients of the text protocol (nc), too, who joins and leaves.",
             envvar="MULTICHAT_ANNOUNCE",
         ),
     ] = _DEFAULTS.announce,
@@ -261,7 +263,7 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Seconds to deliver what waits to clients that leave.",
+            help="Seconds to deliver queued messages to a client that leaves, and at shutdown.",
             envvar="MULTICHAT_GRACE",
         ),
     ] = _DEFAULTS.grace_seconds,
@@ -271,15 +273,16 @@ def serve(
     ] = None,
     log_level: Annotated[
         LogLevel,
-        typer.Option(help="The least serious lines to log.", envvar="MULTICHAT_LOG_LEVEL"),
+        typer.Option(help="Lowest level to log.", envvar="MULTICHAT_LOG_LEVEL"),
     ] = LogLevel.INFO,
 ) -> None:
     """Run a chat server until Ctrl+C.
 
-    Anybody on the network can join: with `multichat connect HOST PORT`, or with `nc HOST PORT`;
-    with --password-file, or the password itself in MULTICHAT_PASSWORD, who knows the password.
+    Anybody on the network can join with `multichat connect HOST PORT` or `nc HOST PORT`, unless
+    you set a password with --password-file or the variable MULTICHAT_PASSWORD.
 
-    In a terminal what you type is told to everybody as [Server]; /help lists what else you can do.
+    On a terminal, what you type is sent to everybody as [Server]; /help lists the operator's
+    commands.
     """
     _check_environment(context)
     if keep_days is not None and not 0 < keep_days <= _MOST_DAYS:

@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
-        help="The password is in this file; or in the variable MULTICHAT_PASSWORD.",
+        help="Read the password from this file; it can also be set as MULTICHAT_PASSWORD.",
         envvar="MULTICHAT_PASSWORD_FILE",
     ),
 ]
