@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multichat.bans import Ban, read_bans, spell_bans
-from multichat.files import replace_file
+from multichat.files import read_file, replace_file
 
 __all__ = ["BanFile"]
+
+# The most bans that there may be take less; the rest is for comments.
+_MAX_BYTES = 16 * 1024 * 1024
 
 # Addresses are other people's data.
 _MODE = 0o600
@@ -25,9 +28,12 @@ class BanFile:
     def load(self) -> list[Ban]:
         """Return the bans in it; raises `OSError`, or `InvalidBanFile` which names the line."""
         try:
-            return read_bans(self.path.read_bytes(), str(self.path))
+            return read_bans(self._read(), str(self.path))
         except FileNotFoundError:
             return []
+
+    def _read(self) -> bytes:
+        return read_file(self.path, max_bytes=_MAX_BYTES)
 
     def save(self, bans: Sequence[Ban]) -> None:
         """Have just *bans* in it, its comments kept; blocks until they are on the disk.
@@ -35,7 +41,7 @@ class BanFile:
         Raises as `load` does, and then has changed nothing.
         """
         try:
-            old = self.path.read_bytes()
+            old = self._read()
             mode = self.path.stat().st_mode & 0o777
             data = spell_bans(bans, old)
         except FileNotFoundError:

@@ -328,7 +328,8 @@ def serve(
         from multichat.listen import server_tls
         from multichat.operator import run_console
         from multichat.operator_prompt import run_prompted_console
-        from multichat.server import Server, serve_until_signal
+        from multichat.process import serve_until_signal
+        from multichat.server import Server
 
         kept = _journal(
             journal,

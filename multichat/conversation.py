@@ -69,6 +69,7 @@ class Conversation:
         self.last_sender: int | None = None
         self.wanted_name = ""
         self.times_freed = 0  # how often somebody who had the wanted name gave it up
+        self._holder = ""  # the name that looks like the wanted one, and is in its way
         self._abandoned: set[Nonce] = set()  # nobody waits for the answer any more
         self._our_own: set[Nonce] = set()  # of pings and of the last quit
 
@@ -177,13 +178,15 @@ class Conversation:
                 self.times_freed += 1
             case Directed(client=client):
                 self.last_sender = client
+            case Error(code="name-taken", holder=holder):
+                self._holder = holder
             case Error(code="unknown-id", nonce=None):
                 self.place.begin_anew()
                 return Error(event.code, "what was said here meanwhile is not known any more")
         return self._for_program(event, ours=kept is not None)
 
     def _note_freed(self, name: str) -> None:
-        if self.wanted_name and fold_name(name) == fold_name(self.wanted_name):
+        if self.wanted_name and fold_name(name) in map(fold_name, (self.wanted_name, self._holder)):
             self.times_freed += 1
 
     def _be_welcomed(self, welcome: Welcome) -> Event | None:

@@ -4,14 +4,27 @@ Owns how the bytes of such a file become text, and that whoever opens one of our
 of the old contents or all of the new.  Knows nothing of what stands in them.
 """
 
+import errno
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["decode_text", "is_readable_by_others", "replace_file"]
+__all__ = ["decode_text", "is_readable_by_others", "read_file", "replace_file"]
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_file(path: Path, *, max_bytes: int) -> bytes:
+    """Return what the file at *path* holds; raises `OSError`, also if that is too much.
+
+    A device, such as `/dev/zero`, may have no end.
+    """
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+    return data
 
 
 def decode_text(data: bytes) -> str:

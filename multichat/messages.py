@@ -11,7 +11,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from multichat.errors import RemoteProtocolError
+from multichat.errors import NameTaken, RemoteProtocolError
 from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, WRONG_PASSWORD
 
 __all__ = [
@@ -379,10 +379,14 @@ class Pong(_Message, frozen=True, tag="pong"):
 
 
 class Error(_Message, frozen=True, tag="error"):
-    """We cannot have what we asked for; *code* is why for programs, *text* for people."""
+    """We cannot have what we asked for; *code* is why for programs, *text* for people.
+
+    *holder* is the name in use that the name we asked for looks like, if that is why.
+    """
 
     code: str
     text: str
+    holder: Name = ""
 
 
 ASKED_TO_LEAVE = "you asked to leave"
@@ -504,7 +508,8 @@ class Invalid(msgspec.Struct, frozen=True):
     @classmethod
     def because(cls, error: RemoteProtocolError, nonce: Nonce | None = None) -> "Invalid":
         """Make it of the exception that says why."""
-        return cls(Error(error.code, str(error), nonce=nonce))
+        holder = error.holder if isinstance(error, NameTaken) else ""
+        return cls(Error(error.code, str(error), holder, nonce=nonce))
 
 
 WireRequest: TypeAlias = (

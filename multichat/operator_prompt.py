@@ -9,7 +9,6 @@ While the server is stopped, or in the background, nothing is read or drawn, and
 straight to the terminal; back in the foreground the input line is there again.
 """
 
-import math
 import os
 import signal
 import sys
@@ -60,7 +59,8 @@ class _InputLine:
     def __init__(self, writer: LogWriter, *, color: bool) -> None:
         self._writer, self._color = writer, color
         self._token = trio.lowlevel.current_trio_token()
-        self._typed_in, self._typed = trio.open_memory_channel[list[Part]](math.inf)
+        self._typed_in, self._typed = trio.open_memory_channel[tuple[str, trio.Event]](1)
+        self._obeyed: trio.Event | None = None  # of the thread's own run
         self._thread = threading.Thread(target=self._work, name="multichat console", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prompt: Prompt | None = None
@@ -73,10 +73,15 @@ class _InputLine:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_signals)
             try:
-                yield self._typed
+                yield self._receive()
             finally:
                 nursery.cancel_scope.cancel(reason="the console has ended")
                 await self._close()
+
+    async def _receive(self) -> AsyncGenerator[list[Part]]:
+        async for line, obeyed in self._typed:
+            yield [line]
+            self._call(obeyed.set)
 
     async def _close(self) -> None:
         self._closing = True
@@ -89,6 +94,8 @@ class _InputLine:
     def _close_prompt(self) -> None:
         if self._prompt is not None:
             self._prompt.close()
+        if self._obeyed is not None:
+            self._obeyed.set()
 
     def _call(self, function: Callable[[], object]) -> None:
         """Have the thread call *function*, if it is there yet and still."""
@@ -125,19 +132,24 @@ class _InputLine:
         ) as self._prompt:
             self._loop = asyncio.get_running_loop()
             self._writer.sink = self._show
-            if self._closing:
-                return
-            async for line in self._prompt.typed:
+            # One line at a time: while the server is busy the others wait in the prompt, which says
+            # when they become too many.
+            while not self._closing:
+                line = await anext(self._prompt.typed, None)
+                if line is None or self._closing:
+                    return
                 self._prompt.show([[("", f"> {line}")]])  # as a terminal echoes it
-                self._token.run_sync_soon(self._hand_over, line)
+                self._obeyed = trio.Event()
+                self._token.run_sync_soon(self._hand_over, line, self._obeyed)
+                await self._obeyed.wait()
 
     def _warn(self, text: str) -> None:
         if self._prompt is not None:
             self._prompt.show([[("", text)]])
 
-    def _hand_over(self, line: str) -> None:
+    def _hand_over(self, line: str, obeyed: trio.Event) -> None:
         with suppress(trio.BrokenResourceError):  # the server has ended
-            self._typed_in.send_nowait([line])
+            self._typed_in.send_nowait((line, obeyed))
 
     # --- In the log's thread ----------------------------------------------------------------------
 

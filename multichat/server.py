@@ -4,14 +4,11 @@ Knows every client by its number; what they say to each other is the room's busi
 of them is spoken to the session's.
 """
 
-import gc
 import math
-import signal
 import ssl
 import time
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Sequence,
@@ -31,7 +28,6 @@ from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
 from multichat.config import DEFAULT_PORT, ClientTimeouts, ServerConfig
-from multichat.console import ending_signals
 from multichat.directory import Directory
 from multichat.entrance import Entrance, Greeted, TurnedAway
 from multichat.errors import (
@@ -49,24 +45,15 @@ from multichat.journal.memory import MemoryJournal
 from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
 from multichat.messages import SHUTTING_DOWN, Goodbye
+from multichat.names import load_tables
 from multichat.preamble import SERVER_IS_FULL
 from multichat.room import Member
 from multichat.session import Session
 
-__all__ = ["MemberInfo", "Server", "ServerStatistics", "serve", "serve_until_signal"]
-
-# With Python's own threshold of 700 new objects the collector took a quarter of the time in which
-# 4,500 clients connected; with 10,000 it takes a tenth.  A plain connection is released without it.
-# A TLS connection is not: trio's `SSLStream` refers to itself.  Long connections end up in the
-# oldest generation, which Python looks at after every hundredth run: until then a server grew by
-# 12 KiB with each TLS connection that had ended.  After every 33rd run, that is 160 MiB at most.
-_COLLECTOR = (10_000, 10, 2)
+__all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
 
 # A bot starts before its server has time for it, where that is just being started.
 _BOT_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
-
-# Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
-_FILES_OF_OUR_OWN = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,6 +226,7 @@ class Server:
                     self._clients_ever = self._clients_before
                     await self._directory.resumables.load(time.time())
                     self._start_soon(self._directory.resumables.refresh)
+                    self._start_soon(partial(trio.to_thread.run_sync, load_tables))
                     async with trio.open_nursery() as self._bots:
                         yield self
                         if not self._directory.closed:
@@ -553,47 +541,3 @@ async def serve(
     """
     server = Server(config, journal=journal)
     await server.run(port, host=host, tls=tls, unix=unix, task_status=task_status)
-
-
-async def serve_until_signal(
-    server: Server, serve: Callable[[], Awaitable[None]], *tasks: Callable[[], Awaitable[None]]
-) -> None:
-    """Have *server* `serve` as a process of its own: SIGINT, SIGTERM or SIGHUP shuts it down.
-
-    A SIGHUP that is ignored, as `nohup` has it, stays ignored.  *tasks* run beside the server and
-    are cancelled in the end.  A second SIGINT or SIGTERM ends it at once.  Raises as `Server.run`
-    does.
-    """
-    _allow_files(server.config.max_clients)
-    gc.freeze()  # what has been imported stays
-    gc.set_threshold(*_COLLECTOR)
-    with trio.open_signal_receiver(*ending_signals()) as signals, lone_exception():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_obey_signals, signals, server, nursery.cancel_scope)
-            for task in tasks:
-                nursery.start_soon(task)
-            await serve()
-            nursery.cancel_scope.cancel(reason="the server has ended")
-
-
-async def _obey_signals(
-    signals: AsyncIterator[int], server: Server, scope: trio.CancelScope
-) -> None:
-    async for number in signals:
-        # A terminal that closes sends SIGHUP more than once: from the shell and from the system.
-        if server.shutting_down and number in (signal.SIGINT, signal.SIGTERM):
-            scope.cancel(reason="a second signal")
-        server.shutdown()
-
-
-def _allow_files(clients: int) -> None:
-    """Raise our limit of open files, where the system lets us, so that so many *clients* fit."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = clients + _FILES_OF_OUR_OWN
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

@@ -17,11 +17,18 @@ import msgspec
 from multichat.address import split_address
 from multichat.config import DEFAULT_PORT
 from multichat.errors import InvalidSettings
-from multichat.files import decode_text
+from multichat.files import decode_text, read_file
 
 __all__ = ["Habits", "Server", "Settings", "history_path", "load_settings", "settings_path"]
 
 _NAME = "multichat"
+
+# Thousands of servers.
+MAX_FILE_BYTES = 1024 * 1024
+
+# A key with so many parts as fit takes some ms; the time that `tomllib` needs grows with their
+# square.
+MAX_LINE_CHARACTERS = 4096
 
 
 class Habits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -91,13 +98,17 @@ def history_path() -> Path:
 def load_settings(path: Path) -> Settings:
     """Read the file at *path*; raises `InvalidSettings` for anything but a good one or none."""
     try:
-        text = decode_text(path.read_bytes())
+        text = decode_text(read_file(path, max_bytes=MAX_FILE_BYTES))
     except FileNotFoundError:
         return Settings(path=path)
     except OSError as error:
         raise InvalidSettings(path, "", (error.strerror or "").lower()) from error
     except ValueError as error:
         raise InvalidSettings(path, "", str(error)) from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > MAX_LINE_CHARACTERS:
+            reason = f"line {number} is longer than {MAX_LINE_CHARACTERS} characters"
+            raise InvalidSettings(path, "", reason)
     import tomllib  # most people have no such file
 
     try:

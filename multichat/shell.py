@@ -14,7 +14,7 @@ from typing import IO, Annotated, Any, TextIO, TypeVar
 import typer
 
 from multichat.errors import MultichatError, Refused
-from multichat.files import decode_text
+from multichat.files import decode_text, read_file
 from multichat.framing import clean
 
 __all__ = [
@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 _VARIABLE = "MULTICHAT_PASSWORD"
+
+# A password has one line.
+_MAX_PASSWORD_FILE_BYTES = 64 * 1024
 
 # As many as a server takes from one connection.
 _MAX_TRIES = 3
@@ -90,7 +93,7 @@ def read_password_file(file: Path | None) -> str | None:
     else:
         where = str(file)
         try:
-            password = decode_text(file.read_bytes())
+            password = decode_text(read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES))
         except OSError as error:
             raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
         except ValueError as error:

@@ -363,6 +363,27 @@ def test_a_configuration_that_may_hold_anything(text: str, tmp_path: Path) -> No
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    ("argv", "limit"),
+    [
+        (["env", "MULTICHAT_CONFIG=/dev/zero", MULTICHAT, "config"], 1024),
+        (["env", "MULTICHAT_CONFIG=/dev/zero", MULTICHAT, "connect", LOOPBACK], 1024),
+        ([MULTICHAT, "who", LOOPBACK, "--password-file", "/dev/zero"], 64),
+        ([MULTICHAT, "serve", "0", "--host", LOOPBACK, "--password-file", "/dev/zero"], 64),
+        ([MULTICHAT, "serve", "0", "--host", LOOPBACK, "--ban-file", "/dev/zero"], 16 * 1024),
+    ],
+)
+async def test_a_file_without_an_end_is_one_clear_line(
+    argv: list[str], limit: int, tmp_path: Path
+) -> None:
+    async with Command(tmp_path, *argv) as command:
+        command.end_input()
+        assert await command.wait()
+    assert f"/dev/zero: larger than {limit * 1024} bytes\n" in command.err
+    assert "Traceback" not in command.err
+
+
+@pytest.mark.process
 async def test_the_commands_print_file_names_clean(tmp_path: Path) -> None:
     path = tmp_path / f"file{ESCAPES}"
     path.write_text(ESCAPES)

@@ -1,6 +1,8 @@
 """Names: what people and rooms may be called, and when two names are the same."""
 
 import socket
+import subprocess
+import sys
 import unicodedata
 
 import pytest
@@ -386,3 +388,29 @@ def test_no_character_alone_is_a_name_but_letters_digits_and_three_others() -> N
                 assert part in "-_." or unicodedata.category(part)[0] in "LNM", ascii(character)
         folded = fold_name(character)
         assert fold_name(folded) == folded
+
+
+@pytest.mark.process
+def test_a_server_loads_the_tables_of_characters_before_anybody_claims_a_name() -> None:
+    code = """
+import sys, time, trio
+from multichat.testing import memory_server
+TABLES = {"confusable_homoglyphs.confusables", "confusable_homoglyphs.categories"}
+async def main():
+    assert not TABLES & {*sys.modules}
+    async with memory_server() as network:
+        with trio.fail_after(60):
+            while not TABLES <= {*sys.modules}:
+                await trio.sleep(0.01)
+trio.run(main)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.process
+def test_help_and_a_client_load_no_tables_of_characters() -> None:
+    code = "import sys, multichat.cli, multichat.client, multichat.console"
+    names = subprocess.check_output(
+        [sys.executable, "-c", f"{code}; print(*sys.modules)"], text=True
+    ).split()
+    assert not [name for name in names if name.startswith("confusable")]

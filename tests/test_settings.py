@@ -264,3 +264,18 @@ def test_the_shell_completes_servers(tmp_path: Path) -> None:
     written(tmp_path, "nonsense")
     shown = run(tmp_path, "", COMP_WORDS="multichat connect wo", **asked)
     assert (shown.stdout.split(), shown.stderr) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("#" * 4096 + "\n" + "#" * 4097, "line 2 is longer than 4096 characters"),
+        ("[" + "a." * 50_000 + "a]", "line 1 is longer than 4096 characters"),
+        ("#\n" * 600_000, "larger than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_would_take_long_to_read_is_refused(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidSettings, match=f": {reason}$"):
+        load_settings(written(tmp_path, text))
