@@ -25,6 +25,21 @@ IN_FRONT = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
+# A server whose event loop stands still from SIGUSR1 on until the file is gone.
+BUSY = """
+import os, signal, time
+from pathlib import Path
+from multichat.cli import main
+
+def stand_still(*_):
+    Path("busy").touch()
+    while Path("busy").exists():
+        time.sleep(0.01)
+
+signal.signal(signal.SIGUSR1, stand_still)
+Path("pid").write_text(str(os.getpid()))
+main()
+"""
 INPUT = r"^> ?{}\s*\nwhat you type is said"
 
 
@@ -215,6 +230,36 @@ async def test_a_terminal_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> 
         process.wait()
         os.close(ours)
         os.close(theirs)
+
+
+async def test_lines_typed_while_the_server_is_busy_wait_in_the_prompt_and_are_all_said(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "busy.py").write_text(BUSY, "utf-8")
+    await terminal.open_shell("t", columns=80, rows=24)
+    await terminal.type("t", f"{sys.executable} busy.py serve 0 --host {LOOPBACK}")
+    found = await terminal.wait_for_match("t", r"Listening on 127\.0\.0\.1:(\d+)")
+    await terminal.wait_for("t", STATUS)
+    async with multichat.connect(LOOPBACK, int(found[1]), name="bob") as bob:
+        await terminal.wait_for("t", "now called bob")
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
+        with trio.fail_after(WAIT_SECONDS):
+            while not (tmp_path / "busy").exists():
+                await trio.sleep(0.01)
+        for text in ("one", "two", "three"):
+            await terminal.type("t", text)
+        await terminal.wait_for_match("t", INPUT.format(""))
+        assert "> two" not in await terminal.rows("t")  # it is shown when it is handed over
+        (tmp_path / "busy").unlink()
+        heard: list[str] = []
+        async for event in bob:
+            if isinstance(event, multichat.Notice):
+                heard.append(event.text)
+                if event.text == "three":
+                    break
+        assert heard == ["one", "two", "three"]
+    await terminal.type("t", "/quit")
+    await terminal.wait_for_match("t", r"^\$\s*\Z")
 
 
 def test_a_server_without_a_terminal_imports_no_prompt() -> None:
