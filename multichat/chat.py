@@ -360,11 +360,11 @@ class Chat:
         conversation.wanted_name = name
         pause = self._timeouts.name
         while not self._line.over:
-            freed = conversation.times_freed
+            freed = conversation.name_releases
             with trio.move_on_after(pause):
-                while conversation.times_freed == freed and not self._line.over:
+                while conversation.name_releases == freed and not self._line.over:
                     await self._line.bell.wait()
-            was_freed = conversation.times_freed != freed
+            was_freed = conversation.name_releases != freed
             pause = _NAME_AGAIN_SECONDS if was_freed else self._timeouts.name
             if not conversation.is_unnamed:
                 conversation.wanted_name = self.name
@@ -451,14 +451,14 @@ class Chat:
 
     async def leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""
-        nursery.start_soon(self._hear_out)
+        nursery.start_soon(self._discard_events)
         nobody_listens = self._line.goodbye is not None or (
             self._line.told_lost and not self.can_send
         )
         if not nobody_listens:
             await self.finish()
 
-    async def _hear_out(self) -> None:
+    async def _discard_events(self) -> None:
         while not self._line.over:
             self._line.heard.clear()
             self._line.heard_bytes = 0

@@ -1,4 +1,4 @@
-"""How a server treats its clients: every setting, its default, and the reason for it.  Pure."""
+"""The settings and timeouts of servers and clients: defaults, with the reason for each.  Pure."""
 
 import enum
 import math

@@ -68,7 +68,7 @@ class Conversation:
         self.answered = 0
         self.last_sender: int | None = None
         self.wanted_name = ""
-        self.times_freed = 0  # how often somebody who had the wanted name gave it up
+        self.name_releases = 0  # how often the wanted name may have become free
         self._holder = ""  # the name that looks like the wanted one, and is in its way
         self._abandoned: set[Nonce] = set()  # nobody waits for the answer any more
         self._our_own: set[Nonce] = set()  # of pings and of the last quit
@@ -175,7 +175,7 @@ class Conversation:
             case Left(name=name):
                 self._note_freed(name)
             case Presence():
-                self.times_freed += 1
+                self.name_releases += 1
             case Directed(client=client):
                 self.last_sender = client
             case Error(code="name-taken", holder=holder):
@@ -187,7 +187,7 @@ class Conversation:
 
     def _note_freed(self, name: str) -> None:
         if self.wanted_name and fold_name(name) in map(fold_name, (self.wanted_name, self._holder)):
-            self.times_freed += 1
+            self.name_releases += 1
 
     def _be_welcomed(self, welcome: Welcome) -> Event | None:
         came_back = bool(self.place.session)

@@ -121,15 +121,15 @@ class Entrance:
         """Be one of those who are not in yet while the block runs; raises `TurnedAway`."""
         return _AtTheDoor(self, network_of(address))
 
-    def step_up(self, scope: trio.CancelScope, place: Hashable) -> None:
-        """Note that *scope* is one of those; for `_AtTheDoor` alone, as are the next two."""
+    def add_waiting(self, scope: trio.CancelScope, place: Hashable) -> None:
+        """Add *scope* to the clients that wait; for `_AtTheDoor` alone, as are the next two."""
         self._check_open()
         if len(self._at_the_door) >= MAX_AT_THE_DOOR:
             self._make_room()
         self._at_the_door[scope] = place
 
-    def step_back(self, scope: trio.CancelScope) -> None:
-        """Note that it is not any more."""
+    def remove_waiting(self, scope: trio.CancelScope) -> None:
+        """Remove *scope* from the clients that wait."""
         self._at_the_door.pop(scope, None)
 
     def check(self, scope: trio.CancelScope) -> None:
@@ -241,7 +241,7 @@ class _AtTheDoor:
         self._scope = trio.CancelScope()
 
     def __enter__(self) -> None:
-        self._entrance.step_up(self._scope, self._place)
+        self._entrance.add_waiting(self._scope, self._place)
         self._scope.__enter__()
 
     def __exit__(
@@ -253,7 +253,7 @@ class _AtTheDoor:
         try:
             self._scope.__exit__(kind, error, traceback)
         finally:
-            self._entrance.step_back(self._scope)
+            self._entrance.remove_waiting(self._scope)
         self._entrance.check(self._scope)
 
 

@@ -1,8 +1,8 @@
 """trio as a guest of the loop that a terminal's prompt needs, and the terminal's modes.
 
-Owns that both loops run in the main thread, so that either may call the other's functions that do
-not wait, and that the terminal's modes are in the end what they were in the beginning.  Knows
-nothing of what is shown or typed.
+Both loops run in one thread, the main thread of a client or the console's thread of a server, so
+that each can call functions of the other that do not wait.  Restores the terminal's modes at the
+end.  Knows nothing of what is shown or typed.
 """
 
 import asyncio

@@ -339,7 +339,7 @@ def terminal_stops_nobody() -> Iterator[None]:
 
 
 async def run_console(server: "Server", show: Callable[[str], object]) -> None:
-    """Have whoever sits at our terminal operate *server*; return at once if nobody does.
+    """Run the operator's commands that are typed at our terminal; return at once without one.
 
     In the main thread only.  *show* is as `Operator` has it.  Returns at the end of the input, and
     when we were put into the background; the server goes on.

@@ -40,7 +40,7 @@ _CLOSE_SECONDS = 2.0
 
 
 async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bool = True) -> None:
-    """Have whoever sits at our terminal operate *server*, with *writer*'s log above what is typed.
+    """Run the operator's commands for *server*, with an input line below *writer*'s log.
 
     As `operator.run_console`, but for what is in the foreground again after it was not.
     """

@@ -257,7 +257,7 @@ class Prompt:
         self._screen.go_on()
 
     def resized(self) -> None:
-        """Heed that the window has another size; for whoever handles the signals in our place."""
+        """Redraw for a new size of the window; called by whoever handles the signals."""
         self._screen.resized()
 
     def close(self) -> None:

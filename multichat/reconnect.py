@@ -185,7 +185,7 @@ class ReconnectingConnection:
             raise
 
     def _hear(self, parts: Sequence[Part]) -> None:
-        """Queue for the program what a read told, except a goodbye after which we reconnect."""
+        """Queue the events of a read for the program, except a goodbye after which we reconnect."""
         answered = self.conversation.answered
         events = self.conversation.hear(parts, ended=self.connection.ended)
         if self.conversation.answered != answered:

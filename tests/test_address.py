@@ -51,7 +51,7 @@ def test_a_host_may_bring_its_port(text: str, expected: tuple[str, int | None]) 
         ("[::1]:", "'' is no port"),
     ],
 )
-def test_what_is_no_place_says_why(text: str, reason: str) -> None:
+def test_an_invalid_address_is_an_error_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         split_address(text)
 

@@ -388,7 +388,7 @@ def test_a_ban_that_is_over_is_forgotten() -> None:
     assert len(bans) == 1
 
 
-def test_there_may_be_only_so_many() -> None:
+def test_the_number_of_bans_is_limited() -> None:
     bans = Bans([Ban(target="a", until=NOW + 60), Ban(target="b")], now=NOW, max_bans=2)
     with pytest.raises(TooManyBans, match="there are as many bans as there may be: 2"):
         bans.add(Ban(target="c"), NOW)

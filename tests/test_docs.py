@@ -228,3 +228,10 @@ def test_one_sentence_per_line(page: Path) -> None:
     for line in text.splitlines():
         if not line.startswith(("|", "-", "#")):
             assert not re.search(r"[a-z`)]\. [A-Z]", line), line
+
+
+def test_the_design_lists_every_module() -> None:
+    design = (ROOT / "docs" / "design.md").read_text("utf-8")
+    modules = {path.stem for path in (ROOT / "multichat").glob("[!_]*.py")}
+    listed = set(re.findall(r"^\| `(\w+)` \|", design, re.MULTILINE))
+    assert modules <= listed

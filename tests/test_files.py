@@ -90,7 +90,7 @@ def test_a_file_is_replaced_with_its_mode_and_through_a_link(tmp_path: Path) -> 
     ("mode", "readable"),
     [(0o600, False), (0o640, True), (0o644, True), (0o604, True), (0o622, False)],
 )
-def test_who_may_read_a_file_of_ours(mode: int, readable: bool, tmp_path: Path) -> None:
+def test_whether_other_users_can_read_a_file(mode: int, readable: bool, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     file.chmod(mode)

@@ -615,7 +615,9 @@ async def test_messages_wait_while_another_program_holds_the_file(
     assert await all_texts(path) == ["one", "two", "three"]
 
 
-async def test_at_the_end_who_cannot_be_kept_is_told(tmp_path: Path) -> None:
+async def test_a_message_that_is_not_written_before_the_journal_closes_is_an_error(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "chat.db"
     with_it = SqliteJournal(path, limits=SqliteLimits(close_seconds=0))
     with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other:

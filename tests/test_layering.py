@@ -17,6 +17,7 @@ PURE = (
     "comeback",
     "completion",
     "config",
+    "conversation",
     "errors",
     "framing",
     "handshake",
