@@ -56,10 +56,10 @@ async def directory_of(
 
 
 def test_of_two_who_want_one_name_exactly_one_gets_it() -> None:
-    """Under a thousand schedules: trio tosses a coin for whose turn it is."""
-    winners = [trio.run(_race, seed) for seed in range(1000)]
+    """Under hundreds of schedules: trio tosses a coin for whose turn it is."""
+    winners = [trio.run(_race, seed) for seed in range(300)]
     # Each has won often: the schedules did differ.
-    assert 100 < winners.count(1) < 900
+    assert 30 < winners.count(1) < 270
 
 
 async def _race(seed: int) -> int:

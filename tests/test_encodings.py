@@ -8,6 +8,7 @@ import pytest
 import trio
 
 import multichat
+from multichat.shell import read_password_file
 
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect, program, serve
 from .support.terminals import Terminal
@@ -152,12 +153,20 @@ async def test_utf_16_on_standard_input_is_one_clear_line(command: str, tmp_path
 
 @pytest.mark.parametrize("password", ["pässwörd", " two spaces ", "café"])
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
-async def test_a_password_is_the_same_whichever_editor_wrote_it(
-    password: str, end: str, tmp_path: Path
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.unit
+def test_a_password_file_is_the_same_whichever_editor_wrote_it(
+    password: str, end: str, mark: str, tmp_path: Path
 ) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(f"{mark}{password}{end}".encode())
+    assert read_password_file(file) == password
+
+
+async def test_a_server_and_a_client_read_a_password_of_different_editors(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    ours.write_bytes(f"{password}\n".encode())
-    theirs.write_bytes(f"\ufeff{password}{end}".encode())
+    ours.write_bytes(" pässwörd \n".encode())
+    theirs.write_bytes("\ufeff pässwörd \r\n".encode())
     async with serve(tmp_path, "--password-file", str(ours)) as server:
         place = f"{LOOPBACK}:{server.port}"
         for option in ([], ["--plain"]):
