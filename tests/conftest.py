@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -101,6 +102,13 @@ def log() -> Iterator[LogRecorder]:
     yield recorder
     logger.removeHandler(recorder)
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for sockets, whose path has at most 107 bytes; that of `tmp_path` may be longer."""
+    with TemporaryDirectory(prefix="multichat-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -105,18 +105,18 @@ async def test_arguments_and_variables_that_are_not_utf_8_are_refused(tmp_path: 
             assert client.err == f"multichat: {variable} is not UTF-8\n"
 
 
-async def test_a_path_may_have_any_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "caf\udce9"
+async def test_a_path_may_have_any_bytes(short_path: Path) -> None:
+    path = short_path / "caf\udce9"
     async with (
-        ServerCommand(tmp_path, MULTICHAT, "serve", "0", "--unix", str(path)) as server,
-        Command(tmp_path, MULTICHAT, "connect", "--unix", str(path)) as client,
+        ServerCommand(short_path, MULTICHAT, "serve", "0", "--unix", str(path)) as server,
+        Command(short_path, MULTICHAT, "connect", "--unix", str(path)) as client,
     ):
         await client.wait_for("you are")
         await client.type("hello\n")
         await server.wait_for("] hello\n")
         client.end_input()
         assert (await client.wait(), client.err, server.err) == (0, "", "")
-    async with Command(tmp_path, MULTICHAT, "connect", "--unix", str(path)) as client:
+    async with Command(short_path, MULTICHAT, "connect", "--unix", str(path)) as client:
         assert await client.wait() == 1
         assert client.err.count("\n") == 1
 

@@ -29,8 +29,13 @@ IN_USE = "address already in use"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "chat"
+def tmp_path(short_path: Path) -> Path:
+    return short_path
+
+
+@pytest.fixture
+def path(short_path: Path) -> Path:
+    return short_path / "chat"
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077], ids="{:03o}".format)

@@ -264,16 +264,16 @@ async def test_the_port_is_9000_where_none_is_said(argv: list[str], tmp_path: Pa
 
 
 async def test_send_and_who_find_a_server_of_the_configuration_file(
-    tmp_path: Path,
+    short_path: Path,
 ) -> None:
-    socket = tmp_path / "chat"
-    async with serve(tmp_path, "--unix", str(socket)) as server:
-        (tmp_path / "config.toml").write_text(
+    socket = short_path / "chat"
+    async with serve(short_path, "--unix", str(socket)) as server:
+        (short_path / "config.toml").write_text(
             f'[servers.work]\nhost = "{LOOPBACK}:{server.port}"\nname = "al"\nroom = "kitchen"\n'
             '[servers.home]\nunix = "chat"\nname = "bo"\n',
             "utf-8",
         )
-        file = {"MULTICHAT_CONFIG": str(tmp_path / "config.toml")}
+        file = {"MULTICHAT_CONFIG": str(short_path / "config.toml")}
 
         async def asked(*argv: str) -> str:
             shown = await trio.to_thread.run_sync(lambda: run(MULTICHAT, *argv, **file))
@@ -285,7 +285,7 @@ async def test_send_and_who_find_a_server_of_the_configuration_file(
         await asked("send", "home", "42", "people")
         await server.wait_for("[RX] [bo] 42 people\n")
         async with Command(
-            tmp_path, MULTICHAT, "connect", f"{LOOPBACK}:{server.port}", "--room", "kitchen"
+            short_path, MULTICHAT, "connect", f"{LOOPBACK}:{server.port}", "--room", "kitchen"
         ) as client:
             await client.wait_for("you are")
             assert (await asked("who", "work")).count("Client") == 1
