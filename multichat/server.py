@@ -157,6 +157,7 @@ class Server:
             tcp = [] if port is None else await listen_tcp(port, host)
             # The log's first lines come before anybody can connect.
             self._log_start(tcp, unix, encrypted=tls is not None)
+            self._start_soon(partial(trio.to_thread.run_sync, load_tables))
             await self._serve(tcp, listeners, tls, task_status)
 
     def _log_start(
@@ -226,7 +227,6 @@ class Server:
                     self._clients_ever = self._clients_before
                     await self._directory.resumables.load(time.time())
                     self._start_soon(self._directory.resumables.refresh)
-                    self._start_soon(partial(trio.to_thread.run_sync, load_tables))
                     async with trio.open_nursery() as self._bots:
                         yield self
                         if not self._directory.closed:

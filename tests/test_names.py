@@ -393,15 +393,17 @@ def test_no_character_alone_is_a_name_but_letters_digits_and_three_others() -> N
 @pytest.mark.process
 def test_a_server_loads_the_tables_of_characters_before_anybody_claims_a_name() -> None:
     code = """
-import sys, time, trio
-from multichat.testing import memory_server
+import sys, trio, multichat
+from functools import partial
 TABLES = {"confusable_homoglyphs.confusables", "confusable_homoglyphs.categories"}
 async def main():
     assert not TABLES & {*sys.modules}
-    async with memory_server() as network:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
         with trio.fail_after(60):
             while not TABLES <= {*sys.modules}:
                 await trio.sleep(0.01)
+        server.shutdown()
 trio.run(main)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
