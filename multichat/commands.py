@@ -32,6 +32,7 @@ from multichat.messages import (
     Request,
     Rooms,
     Who,
+    room_of,
 )
 
 __all__ = [
@@ -101,7 +102,7 @@ COMMANDS = (
 UNAVAILABLE = {
     "/topic": "rooms have no topic",
     "/whois": "there is no /whois; /who lists who is here",
-    "/away": "there is no /away; /name can say it",
+    "/away": "there is no /away; a name can say it: /name bob_away",
     "/kick": "only the server's operator can do that",
     "/ban": "only the server's operator can do that",
     "/mode": "only the server's operator can do that",
@@ -183,13 +184,13 @@ def _parse_command(name: str, rest: str) -> Request:
         case "/quit":
             return Quit()
         case "/who":
-            return Who(_room(argument)) if argument else Who()
+            return Who(room_of(argument)) if argument else Who()
         case "/rooms":
             return Rooms()
         case "/name" if argument:
             return Rename(argument)
         case "/join" if argument:
-            return Join(_room(argument))
+            return Join(room_of(argument))
         case "/part":
             return Join(LOBBY)
         case "/me" if rest:
@@ -218,11 +219,6 @@ def why_not_said(command: str) -> str:
     """Return what to tell the sender of a line that looks like *command*, and was not said."""
     name, _ = split_command(command)
     return f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
-
-
-def _room(argument: str) -> str:
-    """Return the room that is meant; elsewhere their names begin with a number sign."""
-    return argument.lstrip("#") or argument
 
 
 def _count(word: str) -> int | None:

@@ -195,9 +195,8 @@ class Conversation:
         self.place.welcomed(welcome)
         if not came_back:
             return None
-        return Reconnected(
-            welcome.resumed, unsure=self.outbox.forget_unsure(), again=len(self.outbox)
-        )
+        unsure = self.outbox.forget_unsure()
+        return Reconnected(welcome.resumed, unsure=unsure, again=self.outbox.messages_sent)
 
     def _for_program(self, event: Event, *, ours: bool) -> Event | None:
         nonce = event.nonce

@@ -60,8 +60,8 @@ from multichat.names import (
     SERVER_NAME,
     default_name,
     fold_name,
-    parse_name,
     parse_person_name,
+    parse_room_name,
 )
 from multichat.resume import Resumable, Resumables
 from multichat.room import Member, Room
@@ -174,7 +174,7 @@ class Directory:
         """Return who is in a room, which need not exist; raises `InvalidName`."""
         room = self._rooms.get(fold_name(room_name))
         if room is None:
-            return Members(parse_name(room_name), [], nonce=nonce)
+            return Members(parse_room_name(room_name), [], nonce=nonce)
         return Members(room.name, room.show_members(to), nonce=nonce)
 
     def reply(self, member: Member, text: str) -> Direct:
@@ -198,7 +198,7 @@ class Directory:
         if room is None:
             journal = self._journal.room(key)
             try:
-                name = LOBBY if key == LOBBY else parse_name(name)
+                name = LOBBY if key == LOBBY else parse_room_name(name)
             except InvalidName:
                 if not (journal.next or resuming):
                     raise

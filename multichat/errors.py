@@ -174,7 +174,9 @@ class NobodyThere(RemoteProtocolError):
 
     def __init__(self, to: str | int) -> None:
         if isinstance(to, str):
-            super().__init__(f"nobody here is called {to[:40]}")
+            room = to[:40].lstrip("#")
+            hint = f"; a room is talked in after /join {room}" if to.startswith("#") else ""
+            super().__init__(f"nobody here is called {to[:40]}{hint}")
         else:
             super().__init__(f"there is no client {to}")
         self.to = to

@@ -14,7 +14,17 @@ no room.
 """
 
 from multichat.framing import clean
-from multichat.messages import PROTOCOL, Error, Event, Goodbye, Hello, Notice, Said, Welcome
+from multichat.messages import (
+    PROTOCOL,
+    Error,
+    Event,
+    Goodbye,
+    Hello,
+    Notice,
+    Said,
+    Welcome,
+    room_of,
+)
 from multichat.names import fold_name
 from multichat.preamble import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
 from multichat.voices import JSON, TEXT, Voice
@@ -33,7 +43,7 @@ def make_hello(name: str | None = None, room: str | None = None, replay: int = 0
     return Hello(
         PROTOCOL,
         None if name is None else clean(name),
-        None if room is None else clean(room),
+        None if room is None else room_of(clean(room)),
         replay=replay,
     )
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from multichat.journal.reading import open_reader
-from multichat.messages import SaidRun
+from multichat.messages import SaidRun, room_of
 from multichat.voices import JSON, TEXT
 
 __all__ = ["parse_since", "show_history"]
@@ -43,6 +43,7 @@ def show_history(
 
     Ends quietly when nobody reads it any more.  Raises `JournalFailed`, `UnknownId`, `OSError`.
     """
+    room = None if room is None else room_of(room)
     with open_reader(path) as reader:
         one_room = room is not None or isinstance(since, str) or not reader.has_several_rooms()
         for said in reader.read(room=room, since=since, limit=limit):

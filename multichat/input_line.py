@@ -11,6 +11,7 @@ Invariants:
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -103,6 +104,7 @@ class InputLine:
         self._complete, self._syntax, self._warn = complete, syntax, warn
         self._max_waiting_lines = max_waiting_lines
         self._typed_in, self.typed = trio.open_memory_channel[str](max_waiting_lines)
+        self._passed_on: deque[str] = deque()  # the last of them
         self._asked_about = ""  # the line that looked like a command when it was entered
         self._paste: _Paste | None = None  # which waits for a key
         self._is_last = False
@@ -150,6 +152,14 @@ class InputLine:
     def is_begun(self) -> bool:
         """Whether something stands in the line that was not passed on."""
         return bool(self.buffer.text or self._paste)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The lines that were passed on and not received yet."""
+        count = self._typed_in.statistics().current_buffer_used
+        while len(self._passed_on) > count:
+            self._passed_on.popleft()
+        return list(self._passed_on)
 
     def close(self) -> None:
         """Pass on no more lines."""
@@ -207,6 +217,7 @@ class InputLine:
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
             for line in lines:
                 self._typed_in.send_nowait(line)
+                self._passed_on.append(line)
                 self.buffer.history.append_string(line)
             return True
         return False

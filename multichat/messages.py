@@ -71,6 +71,7 @@ __all__ = [
     "Who",
     "WireEvent",
     "WireRequest",
+    "room_of",
 ]
 
 # The version of the JSON voice.
@@ -78,6 +79,12 @@ PROTOCOL = 1
 
 LOBBY = "lobby"
 """The room that everybody is in at first."""
+
+
+def room_of(text: str) -> str:
+    """Return the room that somebody means; in other chats their names begin with a number sign."""
+    return text.lstrip("#") or text
+
 
 # A UUID with room to spare; whatever a client sends here it gets back.
 MAX_TOKEN_CHARACTERS = 128
@@ -474,8 +481,8 @@ class Reconnected(_Message, frozen=True):
     """The conversation goes on over a new connection; is on no wire.
 
     What was missed meanwhile follows, as `Said`.  *resumed* says that we are who we were; else the
-    server has forgotten us, and what had not been accepted, *again* messages and questions, may
-    come to be said twice.  Of *unsure* messages nobody knows whether they were said.
+    server has forgotten us, and *again* messages, which had been sent and not accepted, may come to
+    be said twice.  Of *unsure* messages nobody knows whether they were said.
     """
 
     resumed: bool

@@ -35,6 +35,7 @@ __all__ = [
     "normalize_name",
     "parse_name",
     "parse_person_name",
+    "parse_room_name",
 ]
 
 SERVER_NAME = "Server"
@@ -97,40 +98,45 @@ def fold_name(name: str) -> str:
     return fold(name)
 
 
-def normalize_name(name: str) -> str:
-    """Return *name* in the form in which names are kept; raises `InvalidName`.
+def normalize_name(name: str, kind: str = "a name") -> str:
+    """Return *name* in the form in which names are kept; raises `InvalidName`, about that *kind*.
 
     It has the characters of a name, but may be one that nobody can have: a ban may be of it.
     """
     if len(name) > MAX_DECOMPOSED:
-        raise InvalidName(f"a name has at most {MAX_NAME_CHARACTERS} characters")
+        raise InvalidName(f"{kind} has at most {MAX_NAME_CHARACTERS} characters")
     name = unicodedata.normalize("NFKC", name)
     if not name:
-        raise InvalidName("a name has at least one character")
+        raise InvalidName(f"{kind} has at least one character")
     if len(name) > MAX_NAME_CHARACTERS:
-        raise InvalidName(f"a name has at most {MAX_NAME_CHARACTERS} characters")
+        raise InvalidName(f"{kind} has at most {MAX_NAME_CHARACTERS} characters")
     if _INVISIBLE.search(name) or _OVERLAY.search(name) or not _are_letters(name):
-        raise InvalidName("a name consists of letters, digits, '-', '_' and '.'")
+        raise InvalidName(f"{kind} consists of letters, digits, '-', '_' and '.'")
     return name
 
 
-def parse_name(name: str) -> str:
+def parse_name(name: str, kind: str = "a name") -> str:
     """Return the name of a person or of a room as it is kept; raises `InvalidName`."""
-    name = normalize_name(name)
+    name = normalize_name(name, kind)
     # Folded, too: an iota subscript, for one, becomes a letter.
     if not may_mix(name + fold_name(name)):
         raise InvalidName(
-            "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
+            f"{kind} has letters of one script, or of Chinese, Japanese or Korean with Latin"
         )
     if len({ord(digit) - int(digit) for digit in name if digit.isdecimal()}) > 1:
-        raise InvalidName("a name has digits of one script")
+        raise InvalidName(f"{kind} has digits of one script")
     if any(map(_is_small_capital, name)):
-        raise InvalidName("a name has no phonetic letters that look like small capitals")
+        raise InvalidName(f"{kind} has no phonetic letters that look like small capitals")
     if name.startswith("-") or not any(map(str.isalnum, name)):
-        raise InvalidName("a name has a letter or a digit, and does not start with '-'")
+        raise InvalidName(f"{kind} has a letter or a digit, and does not start with '-'")
     if _is_right_to_left(name) and not _is_right_to_left(name[0]):
-        raise InvalidName("a name that is written from right to left starts with a letter")
+        raise InvalidName(f"{kind} that is written from right to left starts with a letter")
     return name
+
+
+def parse_room_name(name: str) -> str:
+    """Return the name of a room as it is kept; raises `InvalidName`."""
+    return parse_name(name, "a room's name")
 
 
 def parse_person_name(name: str) -> str:

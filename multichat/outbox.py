@@ -26,7 +26,7 @@ _MAX_SENT_AGAIN = 1024
 
 @dataclass(slots=True)
 class Kept:
-    """A request as it was sent, from which *room*; an empty *line* cannot be sent again.
+    """A request and the *room* it is from; an empty *line* cannot be sent again.
 
     *names_number* is set for a private message that is addressed by client number.
     """
@@ -35,6 +35,7 @@ class Kept:
     room: str
     is_message: bool
     names_number: bool
+    is_sent: bool
 
 
 class Outbox:
@@ -66,14 +67,21 @@ class Outbox:
         self._nonce += 1
         return self._nonce, JSON.spell_request(msgspec.structs.replace(request, nonce=self._nonce))
 
-    def keep(self, nonce: int, request: WireRequest, line: str, room: str) -> None:
-        """Remember what was numbered until it is settled."""
+    @property
+    def messages_sent(self) -> int:
+        """How many of the messages were sent, and so may have arrived."""
+        return sum(kept.is_message and kept.is_sent for kept in self._kept.values())
+
+    def keep(
+        self, nonce: int, request: WireRequest, line: str, room: str, *, is_sent: bool
+    ) -> None:
+        """Remember what was numbered until it is settled; it *is_sent* now, or is to be `again`."""
         if len(self._kept) >= _MAX_SENT_AGAIN:
             oldest = next(kept for kept in self._kept.values() if kept.line)
             oldest.line = ""
         names_number = isinstance(request, Direct) and isinstance(request.to, int)
         is_message = isinstance(request, Say | Act | Direct)
-        self._kept[nonce] = Kept(line, room, is_message, names_number)
+        self._kept[nonce] = Kept(line, room, is_message, names_number, is_sent)
 
     def settle(self, nonce: Nonce | None) -> Kept | None:
         """Forget what has been answered; return it, if it waited."""
@@ -95,5 +103,7 @@ class Outbox:
         return [nonce for nonce, kept in self._kept.items() if kept.names_number]
 
     def again(self) -> list[str]:
-        """Return the lines that are to be sent first on a new connection."""
+        """Return the lines to send first on a new connection; from now on they count as sent."""
+        for kept in self._kept.values():
+            kept.is_sent = True
         return [kept.line for kept in self._kept.values() if kept.line]

@@ -135,6 +135,11 @@ class Prompt:
         """Whether a line is begun and was not entered."""
         return self._line.is_begun
 
+    @property
+    def waiting(self) -> list[str]:
+        """The lines that were entered and not received yet."""
+        return self._line.waiting
+
     def take_unsent(self) -> list[str]:
         """Return, and forget, what was typed and not received."""
         return self._line.take_unsent()

@@ -156,7 +156,8 @@ class ReconnectingConnection:
         await trio.lowlevel.checkpoint_if_cancelled()
         outbox, connection = self.conversation.outbox, self.connection
         for nonce, (request, line) in lines.items():
-            outbox.keep(nonce, request, line, self.conversation.place.room)
+            room = self.conversation.place.room
+            outbox.keep(nonce, request, line, room, is_sent=self.connected)
         try:
             if self.connected:
                 await connection.put("\n".join(line for _, line in lines.values()))

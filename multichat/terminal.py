@@ -87,6 +87,9 @@ _MAX_OFFERED = 4096
 # How often the status counts down to the next try to reconnect.
 _COUNT_DOWN_SECONDS = 1.0
 
+# Of the lines that wait for a connection; the rows for them are fewer.
+_SHOWN_WAITING = 10
+
 # How many lines that were never sent are shown in the end; all are in the input history.
 _SHOWN_UNSENT = 10
 
@@ -432,11 +435,7 @@ class TerminalChat:
         return True
 
     async def _say(self, chat: Chat, line: str) -> None:
-        said = [
-            self._with_name(each)
-            for each in TEXT.parse_requests(line)
-            if isinstance(each, SayRun | Act | Direct)
-        ]
+        said = list(map(self._with_name, _said_by(line)))
         self._unsent = said
         self._prompt.refresh()
         nonces = await chat.send(line)
@@ -471,7 +470,9 @@ class TerminalChat:
 
     @property
     def _us(self) -> Us:
-        return Us() if self._chat is None else Us(self._chat.client, self._chat.name)
+        if self._chat is None:
+            return Us(name=self._name or "")
+        return Us(self._chat.client, self._chat.name)
 
     def _told(self, text: str, *, warning: bool = False) -> None:
         self._show(self._look.told(text, _now(), warning=warning))
@@ -513,17 +514,32 @@ class TerminalChat:
 
     def _pending(self) -> list[Fragments]:
         now, us = _now(), self._us
-        return [
+        entered = self._prompt.waiting
+        first, last = entered[:-_SHOWN_WAITING], entered[-_SHOWN_WAITING:]
+        requests = (
+            *self._waiting.values(),
+            *self._unsent,
+            *map(self._with_name, _said_by("\n".join(last))),
+        )
+        lines = [
             line.fragments
-            for request in (*self._waiting.values(), *self._unsent)
+            for request in requests
             for line in self._look.typed(request, us, now, pending=True)
         ]
+        return [[] for _ in first] + lines  # which are only counted, however many there are
 
     def _complete(self, before: str) -> list[Completion]:
         return complete(before, self._names - {self._us.name}, self._rooms)
 
     def _expand(self, line: str) -> str:
         return expand_reply(line, None if self._last_direct is None else self._last_direct.client)
+
+
+def _said_by(run: str) -> list[SayRun | Act | Direct]:
+    """Return what the lines of *run* say to anybody."""
+    if not run:
+        return []
+    return [each for each in TEXT.parse_requests(run) if isinstance(each, SayRun | Act | Direct)]
 
 
 def _now() -> datetime:

@@ -205,7 +205,7 @@ def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObj
         if step == "say":
             for _ in range(min(count, MAX_UNACCEPTED - len(outbox))):
                 nonce, line = outbox.number(request := Say(str(spoken)))
-                outbox.keep(nonce, request, line, "lobby")
+                outbox.keep(nonce, request, line, "lobby", is_sent=True)
                 spoken += 1
                 if connected:
                     on_the_way.append(line)
@@ -229,9 +229,9 @@ def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObj
 def test_nonces_go_on_and_what_is_answered_twice_was_answered() -> None:
     outbox = Outbox()
     first, line = outbox.number(say := Say("hi"))
-    outbox.keep(first, say, line, "den")
+    outbox.keep(first, say, line, "den", is_sent=True)
     second, line = outbox.number(who := Who())
-    outbox.keep(second, who, line, "den")
+    outbox.keep(second, who, line, "den", is_sent=True)
     assert (first, second, len(outbox), outbox.messages) == (1, 2, 2, 1)
     kept = outbox.settle(first)
     assert kept is not None
@@ -247,7 +247,7 @@ def test_what_the_server_has_forgotten_is_not_sent_again() -> None:
     outbox = Outbox()
     for i in range(MAX_NONCES + 10):
         nonce, line = outbox.number(say := Say(str(i)))
-        outbox.keep(nonce, say, line, "lobby")
+        outbox.keep(nonce, say, line, "lobby", is_sent=True)
     assert len(outbox.again()) == MAX_NONCES
     assert outbox.forget_unsure() == 10
     assert outbox.forget_unsure() == 0

@@ -271,7 +271,7 @@ async def test_no_room_looks_like_the_lobby() -> None:
         await a.send("/join den", "/join 1obby", "/join lоbby")
         assert (await a.lines(3))[1:] == [
             "[Server] the room 1obby would look like lobby",
-            f"[Server] {MIXED}",
+            "[Server] a room's name" + MIXED.removeprefix("a name"),
         ]
 
 

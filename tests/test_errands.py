@@ -72,7 +72,10 @@ async def test_what_cannot_be_said_is_one_line(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, AsyncExitStack() as stack:
         commands: list[tuple[Command, str]] = []
         for arguments, error in (
-            (("--room=no such", "x"), "a name consists of letters, digits, '-', '_' and '.'"),
+            (
+                ("--room=no such", "x"),
+                "a room's name consists of letters, digits, '-', '_' and '.'",
+            ),
             ((" ",), ""),
             (("",), "an empty message cannot be said"),
             (("x" * 70_000,), "bytes in one line; the server takes 65536"),
@@ -276,6 +279,24 @@ async def test_a_name_that_is_taken_is_said_and_the_conversation_begins(tmp_path
             await client.wait_for("[STATE] you are Client 2 in lobby; 2 are here")
 
 
+async def test_a_number_sign_before_a_room_is_left_out(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path) as server,
+        multichat(tmp_path, server, "connect", "--name=bob", "--room=#kitchen") as bob,
+        multichat(tmp_path, server, "connect", "--plain", "--room=##kitchen") as plain,
+    ):
+        await bob.wait_for("you are bob in kitchen")
+        await plain.wait_for("you are in kitchen")
+        async with multichat(tmp_path, server, "who", "--room=#kitchen") as who:
+            assert await who.wait() == 0
+            assert "bob" in who.out
+        async with multichat(tmp_path, server, "send", "--room=#kitchen", "hi") as send:
+            assert await send.wait() == 0
+        await bob.wait_for("] hi\n")
+        async with multichat(tmp_path, server, "connect", "--json", "--room=#kitchen") as json_:
+            await json_.wait_for('"room":"kitchen"')
+
+
 async def test_a_room_that_cannot_be_had_is_no_place_to_talk(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
@@ -283,7 +304,9 @@ async def test_a_room_that_cannot_be_had_is_no_place_to_talk(tmp_path: Path) -> 
     ):
         await client.type("said to nobody\n")
         assert await client.wait() == 1
-        assert client.err == ("multichat: a name consists of letters, digits, '-', '_' and '.'\n")
+        assert client.err == (
+            "multichat: a room's name consists of letters, digits, '-', '_' and '.'\n"
+        )
         assert "said to nobody" not in server.out
 
 

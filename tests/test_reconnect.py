@@ -610,6 +610,25 @@ async def test_who_is_somebody_new_says_again_what_was_not_accepted(
         assert (hello["session"], hello["since"]) == ("another", "e-0100")
 
 
+async def test_what_was_never_sent_before_does_not_count_as_sent_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        network.down = ConnectFailed("x", 1, "connection refused")
+        await peer.reset()
+        assert isinstance(await anext(chat), Disconnected)
+        await chat.say("one", "two")
+        network.down = None
+        for again in (0, 2):  # by the second time they were sent
+            peer = await network.peer()
+            await peer.welcome(client=9, name="Client 9", session=f"s{again}", resumed=False)
+            while not isinstance(event := await anext(chat), Reconnected):
+                pass
+            assert event == Reconnected(resumed=False, again=again)
+            await trio.testing.wait_all_tasks_blocked()
+            await peer.reset()
+
+
 async def test_a_room_that_has_begun_anew_is_said_to_be(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         await peer.say(5)

@@ -219,12 +219,18 @@ async def test_habits_of_irc_do_what_people_mean() -> None:
         await a.send("/who attic", "/who not a room", "/list")
         answers = await a.lines(5)
         assert answers[0] == "[Server] nobody is in attic"
-        assert answers[1].startswith("[Server] a name consists of")
+        assert answers[1].startswith("[Server] a room's name consists of")
         assert answers[2:] == [
             "[Server] rooms, with how many are there:",
             "[Server] lobby 1",
             "[Server] kitchen 1",
         ]
+        await b.send("/msg #lobby hi", "/join bad room")
+        answers = await b.lines(2)
+        assert answers[0] == (
+            "[Server] nobody here is called #lobby; a room is talked in after /join lobby"
+        )
+        assert answers[1].startswith("[Server] a room's name consists of")
         await b.send("/part", "/topic", "/exit")
         assert await b.rest() == [
             "[Server] you are in lobby; 2 are here",

@@ -12,7 +12,7 @@ import trio
 import multichat
 
 from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, listening, serve
-from .support.terminals import Terminal, paste, wait_for_input
+from .support.terminals import GREY, Terminal, paste, wait_for_input
 
 pytestmark = pytest.mark.process
 
@@ -209,9 +209,29 @@ async def test_lines_that_wait_for_a_connection_are_told_on_the_way_out(
         await terminal.wait_for("t", "connecting · ")
         await terminal.type("t", "first")
         await terminal.type("t", "second")
+        await terminal.wait_for_match("t", r"^\d\d:\d\d you  first\s*\n\d\d:\d\d you  second")
+        assert await terminal.colors_of("t", "second") == {GREY}
         await terminal.press("t", "C-c")
         await terminal.wait_for_match("t", r"! not sent: first\n\d\d:\d\d ! not sent: second\n")
         await terminal.wait_for("t", "status=0")
+
+
+async def test_lines_that_wait_for_a_server_are_shown_and_said_when_it_is_there(
+    terminal: Terminal, tmp_path: Path, port: int
+) -> None:
+    command = (MULTICHAT, "connect", "--wait", "--name", "alice", LOOPBACK, str(port))
+    await terminal.open("t", *command)
+    await terminal.wait_for("t", "waiting for the server")
+    for number in range(30):
+        await terminal.type("t", f"line {number}")
+    await terminal.wait_for_match(
+        "t", r"^ *… 28 more\s*\n\d\d:\d\d alice  line 28\s*\n\d\d:\d\d alice  line 29\s*\n>"
+    )
+    assert await terminal.colors_of("t", "line 29") == {GREY}
+    async with serve(tmp_path, port=port) as server:
+        await server.wait_for("[RX] [alice] line 29\n")
+        assert said(server) == [f"line {number}" for number in range(30)]
+        await wait_for_input(terminal, "t", "")
 
 
 async def test_a_line_typed_when_the_server_says_goodbye_is_not_the_shells(
