@@ -5,9 +5,9 @@ which lines look like a command without being one.  Pure; requests are carried o
 
 A line is a command if its first character is a slash and its second is not.  A line that begins
 with something else and would read as a command to a person (` /msg bob secret`, with a space, an
-invisible character or another slash in front) is *disguised*: it is neither run nor said, unless
-whoever typed it confirms that.  In a pipe (`say_unless_command`) the sender is told, too, but an
-unknown command, such as a path, is said.
+invisible character or another slash in front, or ` /login bob secret`) is *disguised*: it is
+neither run nor said, unless whoever typed it confirms that.  In a pipe (`say_unless_command`) the
+sender is told, too, but an unknown command, such as a path, is said.
 """
 
 import re
@@ -129,25 +129,36 @@ _UNNAMED = re.compile(r"\s*@?[Cc][Ll][Ii][Ee][Nn][Tt]\s+\d+\s*")
 
 _COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
 
-# What a terminal shows as nothing or as white space: spaces, format characters, fillers, variation
-# selectors, tags; U+FFFD, of bytes that are not UTF-8, and the pictures of control characters, of
-# which an arrow key leaves three.
-_BLANK = (
-    r"\t \xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
-    r"\u205f-\u206f\u2400-\u241a\u241c-\u2421\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffd"
-    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
-)
 # Slashes, and what looks like one or stands on the same key (Unicode, confusables.txt).
-_SLASHES = "/\\\uff0f\uff3c\u2044\u2215\u2571\u27cb\u29f5\u29f8\u1735\u2041\u2cc6\u3033\u31d3"
-_KEY = r"\u241b(?:\[[0-9;?]*[@-~]|O[A-Z])?"  # an escape sequence, cleaned
-_SLASH = rf"[{re.escape(_SLASHES)}]"
-_LIKE = rf"[{_BLANK}]*(?:{_KEY}[{_BLANK}]*){{0,8}}{_SLASH}[{_BLANK}]*"
-_MAX_LETTERS = 12
-_DISGUISED = re.compile(rf"{_LIKE}(\w{{1,{_MAX_LETTERS}}})(?=[{_BLANK}]|$)")
-_DISGUISED_FIRST = re.compile(_LIKE)
-_DISGUISED_LATER = re.compile(rf"\n{_LIKE}")
+_SLASHES = (
+    "/\\\uff0f\u2044\u2215\u2571\u27cb\u29f8\u2afd\u1735\u2041\u2cc6\u3033\u30ce\uff89\u31d3\u4e3f"
+    "\u2f03\U0001d23a\uff3c\ufe68\u2216\u27cd\u29f5\u29f9\u2572\u31d4\u4e36\u2f02\U0001d20f\U0001d23b"
+)
+_ANY_SLASH = re.escape(_SLASHES)
+_SLASH = re.compile(f"[{_ANY_SLASH}]")
+_SLASH_BEFORE_WORDS = rf"[^\w\n{_ANY_SLASH}]*+[{_ANY_SLASH}]"
+_SLASH_FIRST = re.compile(_SLASH_BEFORE_WORDS)
+_SLASH_LATER = re.compile(rf"\n{_SLASH_BEFORE_WORDS}")
 # What such a line begins with; looked for first, because it takes a third of the time.
-_LATER_START = re.compile(rf"\n[{_BLANK}{re.escape(_SLASHES)}\u241b]")
+_LATER_START = re.compile(r"\n[^0-9A-Za-z_]")
+
+# Letters that a terminal shows as nothing, and other characters that it shows as nothing or as a
+# box; for the rest of them see `_is_blank`.  U+FFFD stands for bytes that are not UTF-8.
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+_BLANK_SYMBOLS = frozenset(f"{_FILLERS}\u2800\ufffc\ufffd\U0001d159")
+_CONTROL_PICTURES = range(0x2400, 0x2422)
+
+# Keys that reach the server as characters where the terminal does not know them, cleaned: Escape,
+# with which arrow and function keys begin, Backspace, Ctrl+U and Ctrl+W.
+_ESCAPE = "␛"
+_EDITING = f"{_ESCAPE}␈␡␕␗"
+_NOT_WORDS = f"{_EDITING}{_FILLERS}"
+_KEY = re.compile(rf"{_ESCAPE}(?:\[\[?[0-9;?]*[@-~]|O?\w)?")
+
+# The name of a command, which is followed by white space, punctuation or nothing.  Behind a path,
+# a pattern or code there is something else.
+_NAMED = re.compile(r"([^\W\d_][\w.-]*+)(?![/\\{}()\[\]<>=*+|$^&%~])([^\w]*+)(.*)", re.DOTALL)
+_TOKEN = re.compile(r"(\s*+)(\S*+)(.*)", re.DOTALL)
 
 
 def parse_line(line: str) -> Request | str:
@@ -218,7 +229,12 @@ def _parse_command(name: str, rest: str) -> Request:
 def why_not_said(command: str) -> str:
     """Return what to tell the sender of a line that looks like *command*, and was not said."""
     name, _ = split_command(command)
-    return f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
+    if name in _BY_NAME or name in UNAVAILABLE:
+        return f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
+    name = shortened(name)
+    return (
+        f"not said, because it looks like a command, and there is no {name}: type /{name} to say it"
+    )
 
 
 def _count(word: str) -> int | None:
@@ -250,9 +266,10 @@ def say_unless_command(line: str) -> str:
     In a pipe an unknown command, such as a path, is a message.  A disguised command stays as it is
     and is not said: see `why_not_said`.
     """
-    if line[0] != "/" or line.startswith("//") or find_command(split_command(line)[0]):
+    command = line if line[0] == "/" else disguised_command(line)
+    if command is None or line.startswith("//") or find_command(split_command(command)[0]):
         return line
-    return f"/{line}"
+    return say_literally(line)
 
 
 def split_command(line: str) -> tuple[str, str]:
@@ -274,39 +291,82 @@ def usage(command: Command, name: str = "") -> str:
 def may_be_disguised(lines: str) -> bool:
     """Say whether one of *lines*, with LF between two, may be a command or a disguised one.
 
-    Fast: most messages hold no slash at all, and few lines begin with one.
+    Fast: most messages hold no slash at all, few lines have one before the first letter or digit,
+    and few hold what a key leaves.
     """
-    if "/" not in lines and "\\" not in lines and lines.isascii():
+    is_ascii = lines.isascii()
+    if is_ascii and "/" not in lines and "\\" not in lines:
         return False
-    if _DISGUISED_FIRST.match(lines):
+    if _SLASH_FIRST.match(lines):
+        return True
+    if not is_ascii and any(map(lines.__contains__, _NOT_WORDS)):
         return True
     if "\n" not in lines or not any(map(lines.__contains__, _SLASHES)):
         return False
     start = _LATER_START.search(lines)
-    return start is not None and _DISGUISED_LATER.search(lines, start.start()) is not None
+    return start is not None and _SLASH_LATER.search(lines, start.start()) is not None
 
 
 def disguised_command(line: str, names: Collection[str] | None = None) -> str | None:
     """Return the command that *line* looks like and is not, as it should have been typed.
 
     None for a message, and for a line that is a command.  *names* are those of the commands, by
-    default a client's.
+    default a client's.  A word behind `/` looks like a command even if there is none of that name;
+    a word behind another slash, or behind `/` and a space, only if there is one.
+
+    Only blanks may stand before the slash: what cannot be seen, and the keys that were pressed
+    before it, with all that was typed before these.  Punctuation is visible: `> /msg bob` is a
+    quotation.
     """
-    found = _DISGUISED.match(line)
-    if found is None or line.startswith("/"):
+    if line.startswith("/") or not may_be_disguised(line):
         return None
-    name = "/" + unicodedata.normalize("NFKC", found[1]).lower()
-    if names is None:
-        names = _BY_NAME if name in _BY_NAME else UNAVAILABLE
-    if name not in names:
+    slash = _SLASH.search(line)
+    if slash is None or not _is_all_blank(_typed_last(line[: slash.start()])):
         return None
-    return f"{name}{line[found.end() :]}"
+    gap, token, text = _TOKEN.findall(line[slash.end() :])[0]
+    named = _NAMED.match(_without_blanks(_KEY.sub("", token)))
+    if named is None:
+        return None
+    word, punctuation, argument = named.groups()
+    word = word.rstrip(".-")
+    known = f"/{unicodedata.normalize('NFKC', word[:_SHOWN_CHARACTERS]).lower()}"
+    is_known = known in names if names is not None else known in _BY_NAME or known in UNAVAILABLE
+    if slash[0] != "/":
+        is_known = is_known and not (punctuation or (gap and slash[0] != "\\"))
+    if not is_known:
+        return None if gap or slash[0] != "/" else f"/{word}{punctuation}{argument}{text}"
+    return f"{known} {argument}{text}" if argument else f"{known}{text}"
 
 
 def looks_like(line: str, names: Collection[str] | None = None) -> str | None:
     """Return the name of the command that *line* is or looks like; *names* as above."""
     command = disguised_command(f" {line}", names)
     return None if command is None else split_command(command)[0]
+
+
+def _typed_last(text: str) -> str:
+    """Return what stands in *text* behind the last key that edits a line, and its sequence."""
+    last = max(map(text.rfind, _EDITING))
+    key = _KEY.match(text, last) if last >= 0 else None
+    return text[key.end() if key else last + 1 :]
+
+
+def _is_blank(character: str) -> bool:
+    """Say whether a terminal shows *character* as nothing, as white space or as a box."""
+    return (
+        unicodedata.category(character)[0] in "ZCM"
+        or character in _BLANK_SYMBOLS
+        or ord(character) in _CONTROL_PICTURES
+    )
+
+
+def _is_all_blank(text: str) -> bool:
+    return all(map(_is_blank, set(text)))
+
+
+def _without_blanks(text: str) -> str:
+    blanks = {ord(character): None for character in set(text) if _is_blank(character)}
+    return text.translate(blanks) if blanks else text
 
 
 def help_lines(*, local: bool = False) -> list[str]:

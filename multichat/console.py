@@ -23,6 +23,7 @@ from multichat.commands import (
     find_command,
     may_be_disguised,
     say_unless_command,
+    split_command,
     why_not_said,
 )
 from multichat.connection import MAX_LINE_BYTES
@@ -337,7 +338,7 @@ def _without_disguised(lines: list[str]) -> list[str]:
     said: list[str] = []
     for line in lines:
         command = disguised_command(line)
-        if command is None:
+        if command is None or find_command(split_command(command)[0]) is None:
             said.append(line)
         else:
             print(f"multichat: {why_not_said(command)}", file=sys.stderr)  # noqa: T201

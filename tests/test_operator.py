@@ -100,10 +100,11 @@ async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
 @pytest.mark.parametrize("start", [" /", "\u200b/", "／", "\\"])
 async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, start: str) -> None:
     alice = await desk.join()
-    assert await desk.type(f"{start}kick alice badly\n /usr is full") == [
-        "not said, because it looks like /kick; // says a /"
+    assert await desk.type(f"{start}kick alice badly\n /login bob pw\n /usr/bin is full") == [
+        "not said, because it looks like /kick; // says a /",
+        "not said, because it looks like /login; // says a /",
     ]
-    assert await alice.line() == "[Server]  /usr is full"
+    assert await alice.line() == "[Server]  /usr/bin is full"
 
 
 async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> None:

@@ -55,7 +55,325 @@ DISGUISES = [
     "／ｍｓｇ",
     " /w",
     "\u200b／tell",
+    "/msg".rjust(400),
+    "␛[D" * 30 + "/msg",  # arrow keys
+    "helo␛[D␛[C" * 30 + "/msg",
+    "␛OP/msg",  # F1
+    "␛[[A/msg",  # F1 on the console of Linux
+    "␛[15~/msg",
+    "␛[200~/msg",  # a bracketed paste
+    "␛x/msg",
+    "␛/msg",
+    "x␡/msg",  # a letter and Backspace
+    "xyz␈␈␈/msg",
+    "some words␕/msg",  # Ctrl+U
+    "word␗ /msg",  # Ctrl+W
+    " /msg:",
+    " /msg,",
+    " /msg.",
+    " /msg;",
+    " /ms\u200bg",
+    " /\u2060msg",
+    " /m\u0301sg",
+    " /msg\u200b",
+    " /msg␛[C",
+    "\t/Msg",
+    *(f"{blank}/msg" for blank in "\U0001d159\U00013430\U0001bca0\U000110bd\U00016fe4\U0001cf00"),
+    *(f"{blank}/msg" for blank in "\u0301\u302a\u0903\ue000\uffa0\u115f\u2029"),
+    *(f"{slash}msg" for slash in "ノﾉ丿⼃\U0001d23a﹨∖⟍⧹㇔丶⼂\U0001d20f╲⫽⧵\U0001d23b᜵⁁Ⳇ〳㇓⟋"),
+    " ノmsg",
+    " \\msg",
+    "\\ msg",
 ]
+
+# Behind a blank, a slash and a word look like a command, whether or not there is one.
+UNKNOWN = [
+    " /login bob pw",
+    " /register pw",
+    " /identify pw",
+    " /ns identify pw",
+    " /pass hunter2",
+    " /oper a pw",
+    " /dm bob x",
+    " /pm bob x",
+    "\u200b/login bob pw",
+    "␛[A/login bob pw",
+    "x␡/login bob pw",
+    " /login: bob pw",
+    " /login,bob pw",
+    " /login@bob pw",
+    " /login-bob pw",
+    " /log\u200bin bob pw",
+    " /message",
+    " /m\u0455g bob secret",  # a Cyrillic letter
+    " /msgs bob secret",
+    " /msgbob secret",
+    " /msg-bob secret",
+    " /msg.bob secret",
+    " /логин пароль",
+    " /pass",
+]
+
+ORDINARY = (
+    """
+https://example.org/a/b?c=d#e
+  https://example.org/
+(https://example.org/msg)
+<https://example.org/quit>
+see http://localhost:8080/help
+www.example.org/me
+//example.org/script.js
+ //example.org/script.js
+ftp://ftp.example.org/pub/
+file:///etc/passwd
+mailto:bob@example.org
+ /usr/bin/x
+ /usr/bin/python3 is broken
+ /etc/passwd
+  /etc/init.d/ssh restart
+ /tmp/
+ /home/alice/.ssh/id_ed25519
+ /dev/null
+\t/opt/x/bin/y --help
+./configure && make
+../up/and/away
+~/msg bob
+~/.config/multichat
+C:\\Users\\bob
+C:/Windows/System32
+\\\\server\\share
+ \\\\server\\share
+a/b
+and/or
+either/msg or
+he/him
+she/her
+n/a
+w/o sugar
+w/ milk
+c/o the office
+24/7
+1/2
+ 1/2 cup of milk
+½ / ⅓
+27/11/2026
+11/27
+2026/11/27 21:45
+9/10 would chat again
+3 / 4 = 0.75
+  / 2 = 4
+/ 2
+ /2
+ /100
+ /24 is a small network
+10.0.0.0/8
+192.168.0.0/16 and fe80::/10
+:/
+ :/
+:-/
+:\\
+:-\\
+=/
+>:/
+:/ me too
+:/ quit asking
+¯\\_(ツ)_/¯
+ ¯\\_(ツ)_/¯
+\\o/
+ \\o/
+/o\\ no
+ /o\\
+ _/\\_
+(╯°□°)╯︵ ┻━┻
+٩(◕‿◕)۶ /msg
+> /x
+> /msg bob hi
+>> /quit
+> > /me waves
+- /x
+- /msg WHO TEXT: tell one person
+* /help: this list
++ /who
+1. /name
+1) /join kitchen
+# /help
+## /msg
+| /msg | private |
+`/msg` is for private messages
+'/msg' is for private messages
+"/msg bob" is what I typed
+"/usr/bin"
+(/msg is private)
+[/help]
+{/help}
+…/msg
+-/msg
+→ /msg
+· /who
+• /who
+—/quit
+1: /me waves
+see /msg bob
+type /help
+use //msg
+no: /msg
+✓ /who
+🙂 /who
+❤️ /who
+👨‍👩‍👧 /me
+ //
+//
+ // comment
+  // TODO: comment
+\t// comment
+ ///
+ /// docs
+ /
+/
+ / x
+ /* comment
+ /* comment */
+  /** docs */
+ */
+ * /msg
+ /=
+ x /= 2
+ /- a
+ /_x
+ /?
+ /!
+ /, /
+ /.
+ /..
+ /%s/
+ /$HOME/bin
+ /{id}/x
+ /<name>
+ /users/{id}
+ /users/:id
+ /api/v1/msg
+ /msg/5
+ /who/am/i
+ /r/python
+ /u/bob
+ /m/
+ /w/
+ /me/
+ /msg{}
+ /join(a, b)
+ /quit=1
+ /name=bob&x=y
+ /foo|bar/
+ /foo.*bar/i
+ /ab+c/
+ /[a-z]+/g
+ /(a|b)/
+ /^a/
+ /^abc$/
+ /\\d+/
+ /\\w+@\\w+/.test(x)
+s/a/b/
+ s/msg/quit/g
+y/abc/xyz/
+^/msg$
+\\d+
+\\w+
+\\w+ matches a word
+\\w* also
+\\w{3}
+\\w,
+\\n\\r\\t
+\\s+\\w
+\\b
+\\x41
+\\u00e9
+\\(
+\\[x\\]
+\\part{One}
+\\name{x}
+\\frac{1}{2}
+\\alpha + \\beta
+ \\alpha
+\\textbf{me}
+$\\sum_i$
+\\* not a list
+for x in a/b:
+    return a / b
+    a //= 2
+  grep -r x /usr
+$ ls /tmp
+$ /usr/bin/x
+% /msg
+# ls /
+if (a / b > c) {
+a = b /c
+<br/>
+</msg>
+ </div>
+<a href="/help">
+#!/bin/sh
+@bob/alice
+{"type":"say","text":"/msg"}
+你好
+ 你好 / 世界
+丶
+丿丶一
+丶点
+丶 一点
+丿部
+一丿
+丶me你
+ノート
+ノ
+のノ
+ノ木
+ノルマ /msg
+ﾉﾉ
+ノwww
+ノシ
+(´・ω・)ノ
+ヽ(´ー`)ノ
+ヽ(´ー`)ノ msg
+〳〵
+いろ〳〵
+こんにちは／さようなら
+ はい／いいえ
+／
+／／
+／人◕ ‿‿ ◕人＼
+＼(^o^)／
+＼(^o^)／ quit
+￥/msg
+￥100
+￦/msg
+はい/いいえ
+日本語のパス /usr/bin
+안녕 /하세요
+привет /msg
+и/или
+мама/папа
+ελληνικά /who
+مرحبا /msg
+שלום /msg
+हाँ/नहीं
+╲╱╲╱
+╱╲
+⟋⟍
+∖ is set difference
+A ∖ B
+∕
+1∕2
+1⁄2
+text ␛[D/msgs/x
+red ␛[31m/usr/bin/x␛[0m
+␛[1m/usr/include/x.h:3␛[0m: error
+␛[0m
+␛
+␛[D
+x␡
+back␈␈/slashes/
+    """.replace("\\\\", "\\").strip("\n").split("\n")
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("disguise", DISGUISES, ids=ascii)
@@ -68,6 +386,54 @@ async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str)
         assert await b.lines(2) == ["[Client 1] before", "[Client 1] behind"]
         assert TEXT.spell_request(Say(f"{disguise} x")) == f"/say {disguise} x"
         assert disguised_command(f"{disguise} bob x") in ("/msg bob x", "/w bob x", "/tell bob x")
+
+
+@pytest.mark.parametrize("line", UNKNOWN, ids=ascii)
+async def test_what_looks_like_an_unknown_command_is_answered_and_not_said(line: str) -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("before", line, f"/say {line}")
+        [answer] = await a.lines(1)
+        assert answer.startswith("[Server] not said, because it looks like a command, and there is")
+        assert await b.lines(2) == ["[Client 1] before", f"[Client 1] {line}"]
+
+
+async def test_the_answer_says_how_to_say_what_looks_like_an_unknown_command() -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send(" /tmp is full", "//tmp is full")
+        assert await a.line() == (
+            "[Server] not said, because it looks like a command, and there is no /tmp: "
+            "type //tmp to say it"
+        )
+        assert await b.line() == "[Client 1] /tmp is full"
+        await a.send(f" /{'a' * 1000}")
+        assert len(await a.line()) < 200
+
+
+async def test_ordinary_lines_are_said() -> None:
+    assert len(ORDINARY) >= 200
+    lines = [line for line in ORDINARY if line[0] != "/" or line[1:2] == "/"]
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send(*lines)
+        for line in lines:
+            assert await b.line() == f"[Client 1] {line.replace('//', '/', line[:1] == '/')}"
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (" /msg: bob secret", "/msg bob secret"),
+        (" /msg,bob secret", "/msg bob secret"),
+        (" /msg@bob secret", "/msg bob secret"),
+        (" /join#kitchen", "/join kitchen"),
+        (" /quit.", "/quit"),
+        ("␛[A /WHO", "/who"),
+    ],
+)
+def test_punctuation_behind_the_name_is_left_out_of_the_command(line: str, command: str) -> None:
+    assert disguised_command(line) == command
 
 
 async def test_a_byte_order_mark_does_not_make_a_command_a_message() -> None:
@@ -95,7 +461,6 @@ async def test_a_byte_order_mark_does_not_make_a_command_a_message() -> None:
         r"\part{One}",
         r"\\server\share",
         "/msgs",
-        " /message",
         "··· /msg",
         "￥/msg",
     ],
@@ -127,7 +492,10 @@ def test_what_is_said_literally_is_said(start: str, rest: str) -> None:
     assert list(TEXT.parse_requests(say_literally(text))) == [SayRun(text)]
 
 
-@pytest.mark.parametrize("blank", [" ", "\u200b", "␛", "␛[D", "\\", "a/", "\t/"])
+@pytest.mark.parametrize(
+    "blank",
+    [" ", "\u200b", "␛", "␛[D", "\\", "a/", "\t/", "/\u200b", " /a\u200b", "a␡", "ノ", "\n\u0301"],
+)
 def test_the_longest_line_is_looked_at_in_linear_time(blank: str) -> None:
     line = blank * (65_536 // len(blank))
     started = time.process_time()
@@ -171,6 +539,8 @@ def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
         ("\\msg bob", "\\msg bob"),
         ("/quti", "//quti"),
         ("  x", "  x"),
+        (" /usr is full", "/say  /usr is full"),
+        (" /usr/bin is full", " /usr/bin is full"),
     ],
 )
 def test_in_a_pipe_only_a_command_is_one(line: str, sent: str) -> None:

@@ -254,7 +254,7 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["///x"], [SayRun("//x")]),
         (["//"], [SayRun("/")]),
         (["a/b", "c"], [SayRun("a/b\nc")]),
-        ([" /usr is full"], [SayRun(" /usr is full")]),
+        ([" /usr/bin is full"], [SayRun(" /usr/bin is full")]),
         (["a", "/ping", "b", "c"], [SayRun("a"), Ping(), SayRun("b\nc")]),
         (["/quit", "lost"], [Quit(), SayRun("lost")]),
         (["/help"], [Help()]),
