@@ -39,17 +39,13 @@ from multichat.errors import (
 )
 from multichat.framing import LineDecoder, Part
 from multichat.log import Log, LogWriter
+from multichat.look import STATES
 from multichat.messages import (
     ASKED_TO_LEAVE,
     Disconnected,
     Event,
     Goodbye,
-    Joined,
-    Left,
-    Presence,
     Reconnected,
-    Renamed,
-    Welcome,
 )
 from multichat.preamble import read_password
 from multichat.voices import TEXT
@@ -61,6 +57,7 @@ __all__ = [
     "ending_signals",
     "read_input",
     "refused_name",
+    "try_name",
     "until_signal",
     "waiting_for_server",
 ]
@@ -78,9 +75,6 @@ _LAST_INPUT_SECONDS = 1.0
 # How long, after a goodbye, what is left of a pipe may take to be read: whoever writes into it had
 # written by then, or was not about to.
 _LEFT_INPUT_SECONDS = 0.25
-
-# What is told of people, and not said by one.
-_STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 # What our own client tells.
 _OURS = (Disconnected, Reconnected)
@@ -179,18 +173,11 @@ class Console:
         if chat.welcome is None:
             return
         if self._name is not None:
-            await self._try_name(chat, self._name)
+            refused = await try_name(chat, self._name, self._timeouts.answer)
+            if refused is not None:
+                self._log.line("STATE", refused_name(refused), logging.WARNING)
         here = msgspec.structs.replace(chat.welcome, name=chat.name)
         self._log.lines("STATE", "\n".join(TEXT.describe(here)))
-
-    async def _try_name(self, chat: Chat, name: str) -> None:
-        try:
-            with trio.move_on_after(self._timeouts.answer):
-                await chat.rename(name)
-        except Refused as refused:
-            self._log.line("STATE", refused_name(refused), logging.WARNING)
-        except ConnectionLost:
-            pass  # as who reads will hear
 
     async def _talk(self, chat: Chat) -> None:
         async with trio.open_nursery() as nursery:
@@ -350,6 +337,21 @@ def waiting_for_server(error: ConnectFailed) -> str:
     return f"Cannot connect: {error.reason}; waiting for the server"
 
 
+async def try_name(chat: Chat, name: str, seconds: float) -> Refused | None:
+    """Ask for *name*; return why it was refused, or None if it was not, or not in *seconds*.
+
+    If the connection is lost meanwhile, whoever receives the events is told.
+    """
+    try:
+        with trio.move_on_after(seconds):
+            await chat.rename(name)
+    except Refused as refused:
+        return refused
+    except ConnectionLost:
+        pass
+    return None
+
+
 def refused_name(refused: Refused) -> str:
     """Say in one line why we cannot have the name that we asked for, and what becomes of it."""
     again = "; asking again when it is free" if refused.code == "name-taken" else ""
@@ -358,7 +360,7 @@ def refused_name(refused: Refused) -> str:
 
 def _tag(event: Event) -> str:
     """Say which tag a line of the log gets: who is there is no message."""
-    return "STATE" if isinstance(event, _STATES) else "RX"
+    return "STATE" if isinstance(event, STATES) else "RX"
 
 
 def _describe(event: Event) -> list[str]:

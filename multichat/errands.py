@@ -15,7 +15,7 @@ import trio
 
 from multichat.chat import Chat
 from multichat.client import Endpoint, open_chat
-from multichat.console import SPEAKING_TEXT, read_input
+from multichat.console import SPEAKING_TEXT, read_input, try_name
 from multichat.errors import (
     ConnectionLost,
     LineTooLong,
@@ -74,8 +74,10 @@ async def send(
         refused: list[Error] = []
         with trio.CancelScope() as patience:
             nursery.start_soon(_note_errors, chat, refused, patience, away)
-            if name is not None and not plain:
-                await _try_name(chat, name, endpoint.timeouts.answer)
+            if name is not None and not plain and not chat.fell_back:
+                not_named = await try_name(chat, name, endpoint.timeouts.answer)
+                if not_named is not None:
+                    print(f"multichat: {not_named}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
             if text is not None:
                 await chat.say(text)
             else:
@@ -104,16 +106,6 @@ async def _answer_in(seconds: float) -> AsyncGenerator[None]:
         yield
     if scope.cancelled_caught:
         raise ConnectionLost("the server does not answer")
-
-
-async def _try_name(chat: Chat, name: str, seconds: float) -> None:
-    if chat.fell_back:
-        return
-    try:
-        async with _answer_in(seconds):
-            await chat.rename(name)
-    except Refused as refused:
-        print(f"multichat: {refused}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
 
 
 async def _runs(fd: int) -> AsyncIterator[str]:

@@ -45,6 +45,7 @@ from multichat.wrap import Fragments
 
 __all__ = [
     "DIM",
+    "STATES",
     "NAME_COLORS",
     "WARNING",
     "Fragments",
@@ -80,7 +81,7 @@ _TAB_COLUMNS = 4
 _FNV_OFFSET, _FNV_PRIME = 2166136261, 16777619
 
 # What is told of people, and not said by one.
-_STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
+STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 
 class Us(NamedTuple):
@@ -138,7 +139,7 @@ class Look:
                 style, sign = WARNING, "!"
             case Error() | Missed() | Goodbye():
                 style, sign = WARNING, "!"
-            case _ if isinstance(event, _STATES):
+            case _ if isinstance(event, STATES):
                 style, sign = DIM, "·"
             case _:
                 style, sign = "", "·"

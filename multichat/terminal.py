@@ -31,6 +31,7 @@ from multichat.console import (
     LEAVES_WHEN_SENT,
     SPEAKING_TEXT,
     refused_name,
+    try_name,
     until_signal,
     waiting_for_server,
 )
@@ -214,20 +215,14 @@ class TerminalChat:
             self._told(SPEAKING_TEXT)
         if chat.welcome is not None:
             if self._name is not None:
-                await self._try_name(chat, self._name)
+                seconds = self._endpoint.timeouts.answer
+                refused = await try_name(chat, self._name, seconds)
+                if refused is not None:
+                    self._told(refused_name(refused), warning=True)
             self._room_at_first, self._last = chat.welcome.room, chat.welcome.last or ""
             self._show_event(msgspec.structs.replace(chat.welcome, name=chat.name))
         else:
             self._told("Connected")
-
-    async def _try_name(self, chat: Chat, name: str) -> None:
-        try:
-            with trio.move_on_after(self._endpoint.timeouts.answer):
-                await chat.rename(name)
-        except Refused as refused:
-            self._told(refused_name(refused), warning=True)
-        except ConnectionLost:
-            pass  # as who reads will hear
 
     async def _talk(self, chat: Chat) -> None:
         async with trio.open_nursery() as nursery:
