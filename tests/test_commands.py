@@ -100,8 +100,8 @@ async def test_the_default_port_is_the_specifications(tmp_path: Path) -> None:
 
 async def test_the_server_listens_on_ipv6_too(tmp_path: Path) -> None:
     async with ServerCommand(tmp_path, MULTICHAT, "serve", "0") as server:
-        assert f"[INFO] [server] [start] Listening on 0.0.0.0:{server.port}" in server.lines
-        assert f"[INFO] [server] [start] Listening on [::]:{server.port}" in server.lines
+        await server.wait_for(f"[INFO] [server] [start] Listening on 0.0.0.0:{server.port}\n")
+        await server.wait_for(f"[INFO] [server] [start] Listening on [::]:{server.port}\n")
         async with (
             Command(tmp_path, MULTICHAT, "connect", "::1", str(server.port)) as six,
             connect(tmp_path, server) as four,
@@ -285,6 +285,7 @@ async def test_in_a_pipe_a_path_is_said_and_a_disguised_command_is_not(tmp_path:
                 "multichat: not said, because it looks like {0}: type {0} to run it, /{0} to say it"
             )
             assert client.err.splitlines() == [why.format(name) for name in ("/msg", "/who")] * 2
+        await server.wait_for("Client 1 disconnected")
         said = [line.partition("[Client 1] ")[2] for line in server.lines if "[RX]" in line]
         assert said == [*lines[:2], "/x", *lines[3:]]
 
@@ -296,6 +297,7 @@ async def test_send_says_each_line_as_it_is(tmp_path: Path) -> None:
             await client.type("".join(f"{line}\n" for line in lines))
             client.end_input()
             assert await client.wait() == 0
+        await server.wait_for("Client 1 disconnected")
         said = [line.partition("[Client 1] ")[2] for line in server.lines if "[RX]" in line]
         assert said == [clean(line) for line in lines]
 

@@ -250,6 +250,7 @@ async def test_a_pipe_loses_nothing_to_a_server_that_is_killed(port: int, tmp_pa
         async with serve(tmp_path, *journal, port=port) as server:
             await server.wait_for("done")
             assert await client.wait() == 0
+            await server.wait_for("disconnected")
             assert [line for line in server.lines if "[RX]" in line] == [
                 "[INFO] [server] [RX] [Client 1] one",
                 "[INFO] [server] [RX] [Client 1] done",
@@ -270,6 +271,7 @@ async def test_the_end_of_input_waits_for_the_next_connection(port: int, tmp_pat
                 taken += await stream.receive_some(10_000)
         async with serve(tmp_path, port=port) as server:
             assert await client.wait() == 0
+            await server.wait_for("disconnected")
             assert [line for line in server.lines if "[RX]" in line] == [
                 "[INFO] [server] [RX] [Client 1] one",
                 "[INFO] [server] [RX] [Client 1] done",
@@ -284,6 +286,7 @@ async def test_send_waits_and_says_it_once(port: int, tmp_path: Path) -> None:
         async with serve(tmp_path, port=port) as server:
             assert await client.wait() == 0
             assert (client.out, client.err) == ("", "")
+            await server.wait_for("disconnected")
             assert server.out.count("[RX] [Client 1] hello") == 1
 
 
@@ -299,6 +302,7 @@ async def test_send_says_it_to_a_server_that_has_forgotten_it(port: int, tmp_pat
         async with serve(tmp_path, port=port) as server:
             assert await client.wait() == 0
             assert (client.out, client.err) == ("", "")
+            await server.wait_for("disconnected")
             assert server.out.count("[RX] [Client 1] hello") == 1
 
 

@@ -342,7 +342,7 @@ async def test_what_is_wrong_with_a_path_is_one_line_of_the_command(
         server = UnixServer(tmp_path, path, "0", "--host", LOOPBACK, "--unix-mode", "0660")
         async with server, trio.open_nursery() as nursery:
             assert mode(path) == 0o660
-            assert f"Listening on {LOOPBACK}:" in server.out
+            await server.wait_for(f"Listening on {LOOPBACK}:")
             await server.wait_for(f"Listening on {path}")
 
             async def check(status: int, error: str, *argv: str) -> None:

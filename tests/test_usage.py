@@ -419,10 +419,10 @@ async def test_the_server_warns_of_a_password_that_others_can_read(
         ServerCommand(tmp_path, MULTICHAT, "serve", "0", *option) as everywhere,
         serve(tmp_path, *option) as here,
     ):
-        assert in_plain_text in everywhere.lines
+        await everywhere.wait_for(f"{in_plain_text}\n")
         assert readable not in everywhere.lines
         assert not [line for line in here.lines if "[WARNING]" in line]
     password_file.chmod(0o644)
     async with serve(tmp_path, *option) as server:
-        assert readable in server.lines
+        await server.wait_for(f"{readable}\n")
         assert in_plain_text not in server.lines
