@@ -45,8 +45,8 @@ from multichat.wrap import Fragments
 
 __all__ = [
     "DIM",
-    "STATES",
     "NAME_COLORS",
+    "STATES",
     "WARNING",
     "Fragments",
     "Line",
