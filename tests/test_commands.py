@@ -230,7 +230,8 @@ async def test_a_hundred_thousand_lines_arrive_whole_and_in_order(tmp_path: Path
             into += data
             await trio.sleep(pause)
 
-    async with serve(tmp_path, "--log-file", str(tmp_path / "log")) as server:
+    options = ("--log-file", str(tmp_path / "log"), "--patience", "60")
+    async with serve(tmp_path, *options) as server:
         async with (
             tcp(server) as a,
             tcp(server) as b,
@@ -693,7 +694,8 @@ async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
 async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    async with serve(tmp_path, "--log-file", str(tmp_path / "log")) as server:
+    options = ("--log-file", str(tmp_path / "log"), "--grace", "60", "--patience", "60")
+    async with serve(tmp_path, *options) as server:
         received: list[bytearray] = [bytearray() for _ in range(3)]
 
         async def flood(stream: trio.SocketStream) -> None:
