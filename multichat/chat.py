@@ -21,6 +21,7 @@ from multichat.errors import (
     InvalidRequest,
     LineTooLong,
     LocalProtocolError,
+    MultichatError,
     Refused,
 )
 from multichat.framing import clean
@@ -232,15 +233,22 @@ class Chat:
         """
         answer = await self._ask(Who(None if room is None else clean(room)))
         if not isinstance(answer, Members):
-            raise LocalProtocolError("the text voice has no list of members")
+            raise self._no_list("members")
         return answer.members
 
     async def rooms(self) -> list[RoomSize]:
         """Ask which rooms there are; raises as `members` does."""
         answer = await self._ask(Rooms())
         if not isinstance(answer, RoomList):
-            raise LocalProtocolError("the text voice has no list of rooms")
+            raise self._no_list("rooms")
         return answer.rooms
+
+    def _no_list(self, of: str) -> MultichatError:
+        if self.goodbye is not None:
+            return ConnectionLost(self.goodbye)
+        if self._line.over:
+            return self._line.lost()
+        return LocalProtocolError(f"the text voice has no list of {of}")
 
     async def send(self, run: str) -> list[Nonce]:
         """Send a run of lines as if they had been typed, commands and all.
@@ -251,7 +259,7 @@ class Chat:
         `say`.
         """
         nonces: list[Nonce] = []
-        if self.voice is TEXT:
+        if await self._speaks_text():
             await self._line.put(run)
             return nonces
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
@@ -274,8 +282,14 @@ class Chat:
                 nonces += await self._send_kept([request], typed=True)
         return nonces
 
+    async def _speaks_text(self) -> bool:
+        """Say whether text is spoken; waits while the next connection may speak JSON."""
+        if self._line.too_late:
+            await self._line.wait_until(lambda: not self._line.too_late)
+        return self.voice is TEXT
+
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
-        if self.voice is TEXT:
+        if await self._speaks_text():
             await self._line.put("\n".join(map(TEXT.spell_request, requests)))
         else:
             await self._send_kept(requests)
@@ -318,7 +332,7 @@ class Chat:
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text protocol, without nonces."""
         conversation = self._conversation
-        if self.voice is TEXT:
+        if await self._speaks_text():
             await self._line.put(TEXT.spell_request(request))
             return None
         nonce, line = conversation.ask(request)
@@ -399,10 +413,7 @@ class Chat:
         while not self._line.heard and not self._line.over:
             await self._line.bell.wait()
         if self._line.heard:
-            size, events = self._line.heard.popleft()
-            self._line.heard_bytes -= size
-            self._line.bell.ring()
-            return events
+            return self._line.take_heard()
         if self._line.failure is not None:
             self._line.told_lost = True
             raise self._line.failure
@@ -460,8 +471,8 @@ class Chat:
 
     async def _discard_events(self) -> None:
         while not self._line.over:
-            self._line.heard.clear()
-            self._line.heard_bytes = 0
+            while self._line.heard:
+                self._line.take_heard()
             await self._line.wait_until(lambda: self._line.heard)
 
     async def end(self) -> None:

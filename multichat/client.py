@@ -186,7 +186,8 @@ async def open_chat(
 
     *redial* returns another stream to the same server: with it the conversation continues after a
     connection is lost, as `Chat` says; with *wait*, also after one that is lost before the server
-    has answered.  Those streams are closed here, too.
+    has answered; with *plain* that is its answer to the password.  Those streams are closed here,
+    too.
 
     Leaving the block sends what was said and the end of input, and waits for the server to have
     seen them as `Chat.finish` does; leaving it by an exception or cancellation closes at once.

@@ -59,6 +59,7 @@ class Conversation:
     """
 
     def __init__(self, hello: Hello, *, plain: bool) -> None:
+        self._plain = plain
         self.place = Place()
         self.outbox = Outbox()
         self.welcome: Welcome | None = None
@@ -71,6 +72,8 @@ class Conversation:
         self.name_releases = 0  # how often the wanted name may have become free
         self._holder = ""  # the name that looks like the wanted one, and is in its way
         self._abandoned: set[Nonce] = set()  # nobody waits for the answer any more
+        self.text_lines = 0  # that were sent
+        self._has_begun = False  # on an earlier connection, whichever protocol was spoken
         self._our_own: set[Nonce] = set()  # of pings and of the last quit
 
     @property
@@ -86,10 +89,12 @@ class Conversation:
     def begin_again(self) -> None:
         """Begin another connection, with a hello that continues where the last one ended."""
         self._our_own.clear()
+        self._abandoned.clear()
+        self._has_begun = self._has_begun or self.handshake.settled or bool(self.place.session)
         if self.place.session:
             self.handshake = Handshake(self.place.hello(), knows_json=True)
         else:
-            self.handshake = Handshake(self.handshake.hello)
+            self.handshake = Handshake(self.handshake.hello, plain=self._plain)
 
     # --- What we ask ------------------------------------------------------------------------------
 
@@ -102,7 +107,7 @@ class Conversation:
     def take_answer(self, nonce: int) -> Event | None:
         """Return the answer to what was asked; if there is none, it is not waited for any more."""
         answer = self.answers.pop(nonce)
-        if answer is None:
+        if answer is None and nonce in self.outbox:  # else it was never sent
             self.outbox.take_back([nonce])
             self._abandoned.add(nonce)
         return answer
@@ -131,6 +136,8 @@ class Conversation:
         return events
 
     def _hear_run(self, run: str, *, ended: bool) -> list[Event]:
+        if ended and not self.handshake.settled and run.startswith("{"):
+            return []  # half a welcome
         heard = self.handshake.hear(run)
         if self.handshake.voice is TEXT:
             return heard
@@ -190,12 +197,12 @@ class Conversation:
             self.name_releases += 1
 
     def _be_welcomed(self, welcome: Welcome) -> Event | None:
-        came_back = bool(self.place.session)
         self.welcome = welcome
         self.place.welcomed(welcome)
-        if not came_back:
+        if not self._has_begun:
             return None
-        unsure = self.outbox.forget_unsure()
+        unsure = self.outbox.forget_unsure() + self.text_lines
+        self.text_lines = 0
         return Reconnected(welcome.resumed, unsure=unsure, again=self.outbox.messages_sent)
 
     def _for_program(self, event: Event, *, ours: bool) -> Event | None:

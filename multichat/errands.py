@@ -97,7 +97,7 @@ def _check(chat: Chat, *, needs_json: bool) -> None:
     if chat.goodbye is not None:
         raise ConnectionLost(chat.goodbye)
     if needs_json and chat.welcome is None:
-        raise NoJson
+        raise NoJson if chat.connected else ConnectionLost("the server closed the connection")
 
 
 @asynccontextmanager

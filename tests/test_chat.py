@@ -1,6 +1,7 @@
 """The library's client in the JSON voice: what calls return, which voice is settled on, bots."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -263,6 +264,36 @@ async def test_a_question_to_a_server_that_is_gone_is_an_error(autojump_clock: M
         await server.finish()
         with pytest.raises(ConnectionLost, match="the server closed the connection"):
             await chat.members()
+
+
+async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
+    autojump_clock: MockClock,
+) -> None:
+    for line, reason in {
+        "[bob] hi": "the server closed the connection",
+        "[Server] goodbye: the server is full (1 client)": "the server is full (1 client)",
+    }.items():
+        ours, theirs = trio.testing.memory_stream_pair()
+        server = ScriptedClient(theirs)
+        await server.send(line)
+        await server.finish()
+        async with open_chat(ours) as chat:
+            await trio.testing.wait_all_tasks_blocked()
+            for question in (chat.members, chat.rooms):
+                with pytest.raises(ConnectionLost, match=re.escape(reason)):
+                    await question()
+            await theirs.aclose()
+
+
+async def test_requests_that_were_never_sent_leave_nothing_behind(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network, network.chat() as chat:
+        conversation = chat._conversation
+        for _ in range(50):
+            with pytest.raises(LocalProtocolError):
+                await chat.direct("bob", "x" * 100_000)
+        assert not conversation._abandoned
 
 
 async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClock) -> None:

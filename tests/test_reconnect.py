@@ -759,6 +759,7 @@ async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
 
                 async def visit(task_status: trio.TaskStatus[None]) -> None:
                     async with multichat.connect("127.0.0.1", server.port) as chat:
+                        await chat.say("hi")  # so that it is announced
                         await chat.members()
                         task_status.started()
                         await trio.sleep_forever()
@@ -921,6 +922,53 @@ async def test_who_waits_is_not_put_off_by_what_ends_before_a_welcome(
         async with open_chat(stream, redial=network.dial, wait=True, name="alice") as chat:
             assert chat.name == "alice"
             assert await numbers(chat, 1) == [2]
+
+
+async def test_who_waits_in_plain_text_tries_again_until_its_password_is_accepted(
+    autojump_clock: MockClock,
+) -> None:
+    network = Network()
+    stream = await network.dial()
+
+    async def serve() -> None:
+        for last in (False, False, True):
+            peer = await network.peer()
+            await peer.send("[Server] a password is asked for: /auth PASSWORD")
+            assert await peer.line() == "/auth swordfish"
+            if last:
+                await peer.send("[Server] password accepted", "[bob] hi")
+                assert await peer.line() == "hello"
+            await peer.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with open_chat(
+            stream, redial=network.dial, wait=True, plain=True, password="swordfish"
+        ) as chat:
+            assert not chat.fell_back
+            await chat.say("hello")
+
+
+@pytest.mark.parametrize("first", ["[bob] chat in a busy lobby", '{"type":"welcome"'])
+async def test_who_waits_tries_again_after_a_connection_that_ends_without_an_answer(
+    first: str, autojump_clock: MockClock
+) -> None:
+    network = Network()
+    stream = await network.dial()
+
+    async def serve() -> None:
+        peer = await network.peer()
+        await peer.stream.send_all(first.encode() + b"\n" * first.startswith("["))
+        await peer.finish()
+        peer = await network.peer()
+        await peer.welcome()
+        await peer.read()
+        await peer.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        async with open_chat(stream, redial=network.dial, wait=True) as chat:
+            assert chat.client == 7
 
 
 async def test_who_does_not_wait_hears_of_it(autojump_clock: MockClock) -> None:
