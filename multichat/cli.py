@@ -36,7 +36,6 @@ from multichat.shell import (
 
 if TYPE_CHECKING:
     from multichat.client import Endpoint
-    from multichat.config import ClientTimeouts
 
 __all__ = [
     "COMMANDS",
@@ -93,17 +92,17 @@ _TlsName = Annotated[
 
 
 def _endpoint(
-    host: str,
-    port: int,
-    unix: Path | None = None,
+    place: tuple[str, int, Path | None],
     *,
-    tls: bool,
-    tls_ca: Path | None,
-    tls_name: str | None,
-    timeouts: "ClientTimeouts",
+    tls: bool = False,
+    tls_ca: Path | None = None,
+    tls_name: str | None = None,
+    timeout: float | None = None,
 ) -> "Endpoint":
     from multichat.client import Endpoint, client_tls
 
+    host, port, unix = place
+    timeouts = client_timeouts(timeout)
     if unix is not None:
         return Endpoint(unix=unix, timeouts=timeouts)
     encrypted = tls or tls_ca is not None or tls_name is not None
@@ -239,23 +238,14 @@ def connect(
 
     If standard input or output is a pipe, there is no prompt, and it writes log lines.
     """
-    timeouts = client_timeouts(timeout)
     if host is not None:
-        name_or_address, tcp_port, socket = find_server(context, host, port)
+        place = find_server(context, host, port)
     elif unix is not None:
-        name_or_address, tcp_port, socket = "", 0, unix
+        place = "", 0, unix
     else:
         raise UsageMistake("HOST, or --unix PATH, is missing")
     with one_line_errors():
-        endpoint = _endpoint(
-            name_or_address,
-            tcp_port,
-            socket,
-            tls=tls,
-            tls_ca=tls_ca,
-            tls_name=tls_name,
-            timeouts=timeouts,
-        )
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
         join = partial(
             _join,
             endpoint,
@@ -357,14 +347,7 @@ def _connect_plain(
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
     name_or_address, tcp_port = parse_server(host, port)
     with one_line_errors():
-        endpoint = _endpoint(
-            name_or_address,
-            tcp_port,
-            tls=False,
-            tls_ca=None,
-            tls_name=None,
-            timeouts=client_timeouts(None),
-        )
+        endpoint = _endpoint((name_or_address, tcp_port, None))
         join = partial(_join, endpoint, plain=True, log_style=True)
         _with_password(join, endpoint, checked_password(None))
 
@@ -395,24 +378,15 @@ def send(
     If the name is taken the message is sent without it; if the room cannot be joined it is not
     sent. If the connection is lost the client reconnects; the message is delivered exactly once.
     """
-    timeouts = client_timeouts(timeout)
     port, words = split_port(context, host, text)
-    name_or_address, tcp_port, unix = find_server(context, host, port)
+    place = find_server(context, host, port)
     with one_line_errors():
         import trio
 
         from multichat.console import until_signal
         from multichat.errands import send
 
-        endpoint = _endpoint(
-            name_or_address,
-            tcp_port,
-            unix,
-            tls=tls,
-            tls_ca=tls_ca,
-            tls_name=tls_name,
-            timeouts=timeouts,
-        )
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
         def say(password: str | None) -> bool:
             errand = partial(
@@ -444,23 +418,14 @@ def who(
     timeout: _Timeout = None,
 ) -> None:
     """List the members of a room by number and name, one per line."""
-    timeouts = client_timeouts(timeout)
-    name_or_address, tcp_port, unix = find_server(context, host, port)
+    place = find_server(context, host, port)
     with one_line_errors():
         import trio
 
         from multichat.console import until_signal
         from multichat.errands import who
 
-        endpoint = _endpoint(
-            name_or_address,
-            tcp_port,
-            unix,
-            tls=tls,
-            tls_ca=tls_ca,
-            tls_name=tls_name,
-            timeouts=timeouts,
-        )
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
         def ask(password: str | None) -> bool:
             async def show() -> None:
