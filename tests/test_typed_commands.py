@@ -380,8 +380,8 @@ back␈␈/slashes/
 async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str) -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
-        await a.send("before", f"{disguise} bob a secret", "behind")
-        [answer] = await a.lines(1)
+        await a.send("before", f"{disguise} bob a secret", "behind", "/quit")
+        [answer, _] = await a.rest()
         assert answer.startswith("[Server] not said, because it looks like /")
         assert await b.lines(2) == ["[Client 1] before", "[Client 1] behind"]
         assert TEXT.spell_request(Say(f"{disguise} x")) == f"/say {disguise} x"
@@ -392,8 +392,8 @@ async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str)
 async def test_what_looks_like_an_unknown_command_is_answered_and_not_said(line: str) -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
-        await a.send("before", line, f"/say {line}")
-        [answer] = await a.lines(1)
+        await a.send("before", line, f"/say {line}", "/quit")
+        [answer, _] = await a.rest()
         assert answer.startswith("[Server] not said, because it looks like a command, and there is")
         assert await b.lines(2) == ["[Client 1] before", f"[Client 1] {line}"]
 
