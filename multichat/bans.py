@@ -198,7 +198,7 @@ def _spell_duration(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if (count := round(seconds / size)) >= 2:
             return f"{count} {unit}"
-    return f"{math.ceil(seconds)} s"
+    return f"{math.floor(seconds) or math.ceil(seconds)} s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

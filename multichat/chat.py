@@ -355,9 +355,11 @@ class Chat:
     def _check_length(self, line: str) -> None:
         """Raise `LocalProtocolError` for a line that the server would drop, and not answer."""
         if self.welcome is not None and 3 * len(line) > (limit := self.welcome.limits.line):
-            length = len(line.encode())
-            if length > limit:
-                raise LocalProtocolError(f"{length} bytes in one line; the server takes {limit}")
+            excess = len(line.encode()) - limit
+            if excess > 0:
+                raise LocalProtocolError(
+                    f"too long by {excess} bytes; the server takes lines of {limit}"
+                )
 
     # --- A name that somebody else has ------------------------------------------------------------
 

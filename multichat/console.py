@@ -302,7 +302,9 @@ class Console:
                 if chat.retry
                 else ""
             )
-            self._log.line("STATE", f"Not connected; {chat.unaccepted} wait to be sent{retrying}")
+            self._log.line(
+                "STATE", f"Not connected; {chat.unaccepted} waiting to be sent{retrying}"
+            )
             return
         seconds = trio.current_time() - self._connected_at
         self._log.line(

@@ -28,7 +28,7 @@ TOO_MANY_FROM_ADDRESS = "too many clients from your address"
 
 
 # To a client that speaks the one where this port speaks the other.
-SPEAKS_TLS = "this server speaks TLS: add --tls to multichat connect"
+SPEAKS_TLS = "this server speaks TLS: multichat needs --tls"
 SPEAKS_NO_TLS = "this server does not speak TLS: leave out --tls"
 
 

@@ -508,7 +508,7 @@ class Server:
         if too_many:
             raise TurnedAway.politely(too_many)
         if len(self._directory) >= self.config.max_clients:
-            raise TurnedAway.politely(f"{SERVER_IS_FULL} ({self.config.max_clients} clients)")
+            raise TurnedAway.politely(f"{SERVER_IS_FULL} (limit: {self.config.max_clients})")
 
     async def _turn_away(self, stream: trio.abc.Stream, address: str, refusal: TurnedAway) -> None:
         self._refused += 1

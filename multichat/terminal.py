@@ -484,7 +484,7 @@ class TerminalChat:
     def _describe(self, chat: Chat) -> str:
         waiting = len(self._waiting) + len(self._unsent)
         if not chat.connected:
-            return f"Not connected; {waiting} wait to be sent"
+            return f"Not connected; {waiting} waiting to be sent"
         seconds = trio.current_time() - self._connected_at
         unaccepted = f", {waiting} not accepted" if waiting else ""
         return (

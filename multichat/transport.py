@@ -78,13 +78,18 @@ def reason_of(error: BaseException) -> str:
 
 def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message.rstrip('.').lower()}"
+        reason = error.verify_message.rstrip(".").lower()
+        hint = "; trust it with --tls-ca FILE" if error.verify_code in _UNKNOWN_ISSUER else ""
+        return f"its certificate is not accepted: {reason}{hint}"
     if isinstance(error, ssl.SSLEOFError):
         return "the TLS connection broke off"
     said = (error.reason or str(error)).lower().replace("_", " ")
     _, alert, words = said.partition(" alert ")  # what the other side says of us
     return f"TLS: the other side says {words}" if alert else f"TLS: {said}"
 
+
+# OpenSSL's numbers for a certificate, or an issuer, that nobody we trust has signed.
+_UNKNOWN_ISSUER = (18, 19, 20, 21)
 
 # What OpenSSL calls bytes that are no TLS, in its several versions.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}

@@ -893,7 +893,7 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
     async with ServerCommand(tmp_path, "/bin/sh", "-c", script) as server:
         async with tcp(server), tcp(server) as second:
             assert (
-                await second.receive_some() == b"[Server] goodbye: the server is full (1 clients)\n"
+                await second.receive_some() == b"[Server] goodbye: the server is full (limit: 1)\n"
             )
         await stop(server)
 

@@ -474,7 +474,7 @@ async def test_whoever_stands_at_the_door_keeps_nobody_out(
 
 
 async def test_a_server_that_fills_up_meanwhile_says_so(log: LogRecorder) -> None:
-    full = "[Server] goodbye: the server is full (1 clients)"
+    full = "[Server] goodbye: the server is full (limit: 1)"
     async with memory_server(asking(max_clients=1)) as network:
         a, b = await knock(network), await knock(network)
         await a.send(f"/auth {SECRET}")

@@ -78,7 +78,7 @@ async def test_what_cannot_be_said_is_one_line(tmp_path: Path) -> None:
             ),
             ((" ",), ""),
             (("",), "an empty message cannot be said"),
-            (("x" * 70_000,), "bytes in one line; the server takes 65536"),
+            (("x" * 70_000,), "bytes; the server takes lines of 65536"),
         ):
             send = multichat(tmp_path, server, "send", *arguments)
             commands.append((await stack.enter_async_context(send), error))
@@ -124,7 +124,7 @@ async def test_a_full_server_is_an_error(tmp_path: Path) -> None:
             errands.append(await stack.enter_async_context(errand))
         for errand in errands:
             assert await errand.wait() == 1, errand.argv
-            assert errand.err == "multichat: connection lost: the server is full (1 clients)\n"
+            assert errand.err == "multichat: connection lost: the server is full (limit: 1)\n"
             assert errand.out == ""
 
 

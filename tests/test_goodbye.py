@@ -120,7 +120,7 @@ async def test_a_slow_client_may_reconnect(autojump_clock: MockClock) -> None:
         ("too slow", "too-slow"),
         ("too far behind", "too-slow"),
         ("nothing said for 60 s", "idle"),
-        ("the server is full (1024 clients)", "full"),
+        ("the server is full (limit: 1024)", "full"),
         ("too many clients from your address (at most 2)", "full"),
         ("kicked: too slow", "kicked"),
         ("banned for ever", "banned"),
@@ -128,7 +128,7 @@ async def test_a_slow_client_may_reconnect(autojump_clock: MockClock) -> None:
         ("wrong password", "wrong-password"),
         ("too many wrong passwords from your address; try again later", "wrong-password"),
         ("you asked to leave", "quit"),
-        ("this server speaks TLS: add --tls to multichat connect", ""),
+        ("this server speaks TLS: multichat needs --tls", ""),
         ("", ""),
     ],
 )

@@ -486,7 +486,7 @@ async def test_a_server_that_is_full_and_does_not_close_is_tried_again(
     async with conversation() as (chat, network, peer):
         await peer.reset()
         peer = await network.peer()
-        await peer.send("[Server] goodbye: the server is full (1 clients)", "[bob] hello")
+        await peer.send("[Server] goodbye: the server is full (limit: 1)", "[bob] hello")
         peer = await network.peer()
         await peer.welcome()
         events = [await anext(chat) for _ in range(3)]
@@ -520,7 +520,7 @@ async def test_a_goodbye_instead_of_a_welcome_is_the_end(autojump_clock: MockClo
 
 async def test_who_finds_the_server_full_tries_again(autojump_clock: MockClock) -> None:
     """It may be its own last connection that takes the place, which is not known to be gone."""
-    full = "the server is full (1 clients)"
+    full = "the server is full (limit: 1)"
     async with conversation() as (chat, network, peer):
         await peer.reset()
         for _ in range(3):

@@ -68,7 +68,7 @@ async def test_connect_comes_back_and_says_so_in_a_line_each(
     async with left_alone(tmp_path, port, how) as client:
         await client.wait_for("Connection lost")
         await client.type("said meanwhile\n/status\n")
-        await client.wait_for("Not connected; 1 wait to be sent; reconnecting (")
+        await client.wait_for("Not connected; 1 waiting to be sent; reconnecting (")
         async with serve(tmp_path, port=port) as server:
             await client.wait_for("Connected again, as somebody new: the server has forgotten us")
             await client.wait_for("What was not accepted is sent again, and may be said twice")
@@ -202,7 +202,7 @@ async def test_who_quits_while_the_server_is_away_is_told_why_it_stays(
     async with left_alone(tmp_path, port, how) as client:
         await client.wait_for("Connection lost")
         await client.type("last words\n/quit\n")
-        await client.wait_for("Not connected; 1 wait to be sent")
+        await client.wait_for("Not connected; 1 waiting to be sent")
         await client.wait_for("Leaving when they are sent; Ctrl+C leaves at once")
         async with serve(tmp_path, port=port) as server:
             await server.wait_for("[RX] [Client 1] last words")
@@ -351,7 +351,7 @@ async def test_a_pipe_that_a_full_server_did_not_hear_is_an_error(
         async with Command(tmp_path, "/bin/sh", "-c", script) as client:
             assert await client.wait() == 1
             assert client.err == (
-                "multichat: connection lost: the server is full (1 clients); "
+                "multichat: connection lost: the server is full (limit: 1); "
                 "not all of the input was heard\n"
             )
         async with Command(tmp_path, "/bin/sh", "-c", f"{command} </dev/null") as client:

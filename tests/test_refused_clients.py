@@ -31,9 +31,10 @@ pytestmark = pytest.mark.process
 PASSWORD = "correct horse"
 ASKS_PASSWORD = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
 BAD_NAME = "a name consists of letters, digits, '-', '_' and '.'"
+BAD_ROOM = "a room's name consists of letters, digits, '-', '_' and '.'"
 ASKS_FOR_IT = b"a password is asked for"
 CANNOT_CONNECT = "cannot connect to "
-SPEAKS_TLS = "this server speaks TLS: add --tls to multichat connect"
+SPEAKS_TLS = "this server speaks TLS: multichat needs --tls"
 
 # Whether an error reaches a task that is suspended depends on timing: attempts in one process.
 LIBRARY_ATTEMPTS = 4
@@ -210,7 +211,7 @@ class Refusal:
 REFUSALS = {
     "wrong password": Refusal(password="wrong", says="wrong password"),
     "no password": Refusal(password="", says=ASKS_PASSWORD),
-    "room": Refusal(room="two words", says=BAD_NAME),
+    "room": Refusal(room="two words", says=BAD_ROOM),
 }
 UNTRUSTED = Refusal(authority="other-ca.pem", says="its certificate is not accepted: ")
 

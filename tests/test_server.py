@@ -148,14 +148,14 @@ async def test_a_full_server_says_so_and_takes_the_next_when_there_is_room(
     async with memory_server(ServerConfig(max_clients=1)) as network:
         a = await network.join()
         refused = await network.join()
-        assert await refused.rest() == ["[Server] goodbye: the server is full (1 clients)"]
+        assert await refused.rest() == ["[Server] goodbye: the server is full (limit: 1)"]
         await a.finish()
         await a.rest()
         b = await network.join()
         await b.send("/ping")
         assert await b.line() == "[Server] pong"
         assert network.server.statistics().refused == 1
-    assert "[INFO] [server] [STATE] Refused a client: the server is full (1 clients)" in log.lines
+    assert "[INFO] [server] [STATE] Refused a client: the server is full (limit: 1)" in log.lines
 
 
 async def test_refusing_someone_who_does_not_listen_costs_nothing(

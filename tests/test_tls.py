@@ -44,7 +44,7 @@ from .support.processes import (
 
 pytestmark = pytest.mark.process
 
-SPEAKS_TLS = "this server speaks TLS: add --tls to multichat connect"
+SPEAKS_TLS = "this server speaks TLS: multichat needs --tls"
 GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
@@ -306,13 +306,14 @@ async def test_who_breaks_off_is_logged_in_one_line(
 # --- Who cannot be trusted -----------------------------------------------------------------------
 
 NOT_TRUSTED = "its certificate is not accepted: "
+HINT = "; trust it with --tls-ca FILE"
 
 
 @pytest.mark.parametrize(
     ("certificate", "command", "reason"),
     [
-        ("untrusted", "connect", "unable to get local issuer certificate"),
-        ("self-signed", "send", "self-signed certificate"),
+        ("untrusted", "connect", f"unable to get local issuer certificate{HINT}"),
+        ("self-signed", "send", f"self-signed certificate{HINT}"),
         ("expired", "who", "certificate has expired"),
         ("named", "send", "ip address mismatch, certificate is not valid for '127.0.0.1'"),
     ],

@@ -153,7 +153,7 @@ async def test_a_line_too_long_for_the_server_comes_back(
         await paste(terminal, file)
         await terminal.wait_for("t", "xy")
         await terminal.press("t", "Enter")
-        await terminal.wait_for("t", "bytes in one line; the server takes 1024")
+        await terminal.wait_for("t", "bytes; the server takes lines of 1024")
         await terminal.wait_for("t", "! it was not sent; the arrow key up brings it back")
         await terminal.press("t", "Up")
         await terminal.wait_for("t", "xy")
