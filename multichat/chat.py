@@ -107,7 +107,10 @@ class Chat:
 
     @property
     def goodbye(self) -> str | None:
-        """Why the server has disconnected us for good, if that was the last thing it said."""
+        """The reason of the server's goodbye, if that was the last thing that it said.
+
+        None after a goodbye that was followed, or will be, by another connection.
+        """
         return None if self._line.goodbye is None else self._line.goodbye.reason
 
     @property

@@ -42,8 +42,9 @@ async def dial(
 ) -> trio.abc.Stream:
     """Connect to *host* and *port*, with *tls* if that is given.
 
-    The server's certificate has to be for *tls_name*, or else for *host*.  Raises `ConnectFailed`
-    if the server cannot be reached in time, or cannot be trusted.
+    The server's certificate has to be for *tls_name*, or else for *host*.  Of *timeouts* `connect`
+    and `handshake` are used.  Raises `ConnectFailed` if the server cannot be reached in time, or
+    cannot be trusted.
     """
     stream = None
     try:
@@ -232,8 +233,9 @@ async def connect(
 ) -> AsyncGenerator[Chat]:
     """Connect to the server on *host* and *port* and hold a conversation.
 
-    For *tls* and *tls_name* see `dial`, which raises `ConnectFailed`, but not if we *wait* until
-    the server is there; for the rest see `open_chat`.  Unless *reconnect* is false a connection
+    *timeouts* are for connecting and for the conversation.  For *tls* and *tls_name* see `dial`,
+    which raises `ConnectFailed`, but not if we *wait* until the server is there; for the rest see
+    `open_chat`.  Unless *reconnect* is false a connection
     that is lost is followed by another, and the program hears `Disconnected` and `Reconnected`.
     """
     endpoint = Endpoint(host=host, port=port, tls=tls, tls_name=tls_name, timeouts=timeouts)

@@ -25,7 +25,11 @@ Message: TypeAlias = Said | Directed
 """What somebody says, to a room or to one person, before anybody is told."""
 
 Filter: TypeAlias = Callable[[Message], Message | Awaitable[Message | None] | None]
-"""Returns a message as it is, a changed one, or None if nobody is to have it; see `filters`."""
+"""A function that gets each message before anybody is told.
+
+Returns the message as it is, a changed one, or None if nobody is to have it; may be a coroutine
+function.  See `multichat.filters`.
+"""
 
 # The specification's.
 DEFAULT_PORT = 9000

@@ -119,6 +119,7 @@ class Console:
         self._sent = self._received = 0
         self._sending = 0  # lines that were read and are not on their way
         self._turned_away = False  # with a goodbye as the first thing that was said
+        self._is_full = False  # as that goodbye says of the server
         self._connected_at = 0.0
         self._failure: MultichatError | None = None
 
@@ -202,6 +203,8 @@ class Console:
         if chat.goodbye is not None and isinstance(self._failure, ConnectionLost | None):
             if self._is_piped() and (chat.unaccepted or self._is_unsaid(chat)):
                 raise ConnectionLost(f"{chat.goodbye}; not all of the input was heard")
+            if self._is_full:
+                raise ConnectionLost(chat.goodbye)
             return  # we have been told, and shown, why
         if self._failure is not None:
             raise self._failure
@@ -221,6 +224,7 @@ class Console:
             if not self._received and chat.welcome is None:
                 first = events[0]
                 self._turned_away = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
+                self._is_full = isinstance(first, Goodbye) and first.known().code == "full"
             self._received += sum(not isinstance(event, _OURS) for event in events)
             if any(isinstance(event, Reconnected) for event in events):
                 self._connected_at = trio.current_time()

@@ -354,9 +354,24 @@ async def test_a_pipe_that_a_full_server_did_not_hear_is_an_error(
                 "multichat: connection lost: the server is full (limit: 1); "
                 "not all of the input was heard\n"
             )
+        full = "multichat: connection lost: the server is full (1 clients)\n"
         async with Command(tmp_path, "/bin/sh", "-c", f"{command} </dev/null") as client:
-            assert await client.wait() == 0
-            assert client.err == ""
+            assert await client.wait() == 1
+            assert client.err == full
         async with Command(tmp_path, *command.split()) as client:  # a pipe in which nothing is
-            assert await client.wait() == 0
-            assert client.err == ""
+            assert await client.wait() == 1
+            assert client.err == full
+        async with Command(tmp_path, *command.split(), "--listen") as client:
+            assert await client.wait() == 1
+            assert client.err == full
+
+
+@pytest.mark.parametrize("option", ["--plain", "--no-reconnect"])
+async def test_a_client_that_does_not_reconnect_ends_well_when_the_server_shuts_down(
+    option: str, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server, option) as client:
+        await server.wait_for("Client 1 connected")
+        await stop(server, "shut down")
+        assert await client.wait() == 0
+        assert client.err == ""
