@@ -186,7 +186,7 @@ def _parse_command(name: str, rest: str) -> Request:
         case "/help":
             return Help()
         case "/auth":
-            return Invalid.because(InvalidRequest("nobody asks for a password"))
+            return Invalid.because(InvalidRequest("no password is required"))
         case "/ping":
             if len(rest) > MAX_TOKEN_CHARACTERS:
                 reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"

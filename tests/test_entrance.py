@@ -78,7 +78,7 @@ async def test_who_says_the_password_is_in(log: LogRecorder) -> None:
         await b.send("hello")
         assert await a.line() == "[Client 2] hello"
         await b.send(f"/auth {SECRET}")  # once more, where nobody asks
-        assert await b.line() == "[Server] nobody asks for a password"
+        assert await b.line() == "[Server] no password is required"
     assert [line for line in log.lines if "connected" in line][:2] == [
         "[INFO] [server] [STATE] Client 1 connected",
         "[INFO] [server] [STATE] Client 2 connected",
