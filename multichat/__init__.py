@@ -1,7 +1,10 @@
 """Group chat over plain TCP, and the trio toolkit underneath it."""
 
+# `python -m multichat` imports this before `__main__` keeps the files of the working directory from
+# standing in for modules of Python's: nothing is imported here but what `-m` itself has imported.
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from multichat.bans import Ban, parse_duration, parse_target

@@ -1,5 +1,6 @@
 """The command line: parse, build what is asked for, run.  No logic."""
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +32,7 @@ from multichat.shell import (
     fileno,
     is_terminal,
     one_line_errors,
+    tell,
     with_password,
 )
 
@@ -427,15 +429,18 @@ def who(
 
         endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
-        def ask(password: str | None) -> bool:
-            async def show() -> None:
-                for line in await who(endpoint, room=room, password=password):
-                    typer.echo(line)
+        lines: list[str] = []
 
-            return trio.run(until_signal, show)
+        def ask(password: str | None) -> bool:
+            async def hear() -> None:
+                lines.extend(await who(endpoint, room=room, password=password))
+
+            return trio.run(until_signal, hear)
 
         if not _with_password(ask, endpoint, checked_password(password_file)):
             raise typer.Exit(1)
+    for line in lines:
+        typer.echo(line)
 
 
 def history(
@@ -539,6 +544,11 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         sys.exit(make_app(*commands)(standalone_mode=False))
+    except OSError as error:  # of standard output; all others are caught where they happen
+        # What is in Python's buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), fileno(sys.stdout))
+        tell(f"cannot write to standard output: {(error.strerror or str(error)).lower()}")
+        sys.exit(1)
     except _UsageError as error:  # may quote an argument, or a variable
         error.message = clean_lines(error.message)
         error.show()

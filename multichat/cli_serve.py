@@ -20,6 +20,7 @@ from multichat.shell import (
     is_terminal,
     one_line_errors,
     read_password_file,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -269,7 +270,10 @@ def serve(
     ] = _DEFAULTS.grace_seconds,
     log_file: Annotated[
         Path | None,
-        typer.Option(help="Append the log to this file too.", envvar="MULTICHAT_LOG_FILE"),
+        typer.Option(
+            help="Append the log to this file too; a new file has mode 0600.",
+            envvar="MULTICHAT_LOG_FILE",
+        ),
     ] = None,
     log_level: Annotated[
         LogLevel,
@@ -321,7 +325,7 @@ def serve(
     level = getattr(logging, log_level.name)
     with (
         one_line_errors(),
-        open_log(fileno(sys.stdout), level=level, file=log_file) as writer,
+        open_log(fileno(sys.stdout), level=level, file=log_file, warn=warn) as writer,
     ):
         import trio
 

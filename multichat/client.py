@@ -95,6 +95,8 @@ def client_tls(authority: Path | None = None) -> ssl.SSLContext:
 
     TLS 1.2 and up.  Raises `BadCertificate`.
     """
+    if authority is not None:
+        transport.check_pem_file(authority)
     try:
         context = ssl.create_default_context(cafile=authority)
     except OSError as error:

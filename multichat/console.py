@@ -134,10 +134,18 @@ class Console:
         await until_signal(self._run)
 
     async def _run(self) -> None:
-        try:
-            await self._converse()
-        finally:
-            await self._wait_for_output(at_most_bytes=0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_output)
+            try:
+                await self._converse()
+            finally:
+                await self._wait_for_output(at_most_bytes=0)
+            nursery.cancel_scope.cancel(reason="all is said and written")
+
+    async def _watch_output(self) -> None:
+        """End the conversation when nobody can hear it any more."""
+        await trio.to_thread.run_sync(self._writer.wait_for_failure, abandon_on_cancel=True)
+        self._check_output()
 
     async def _converse(self) -> None:
         self._log.line("start", f"Connecting to {self._endpoint}")
@@ -322,6 +330,9 @@ class Console:
             await trio.to_thread.run_sync(
                 self._writer.wait_below, at_most_bytes // 2, abandon_on_cancel=True
             )
+        self._check_output()
+
+    def _check_output(self) -> None:
         if (failure := self._writer.first_failure) is not None:
             raise OutputLost((failure.strerror or "").lower())
 

@@ -2,25 +2,59 @@
 
 Owns how the bytes of such a file become text, and that whoever opens one of ours finds either all
 of the old contents or all of the new.  Knows nothing of what stands in them.
+
+A name may be that of anything: opening a file here never waits, and reading one ends.
 """
 
 import errno
 import os
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["decode_text", "is_readable_by_others", "read_file", "replace_file"]
+__all__ = [
+    "check_regular",
+    "decode_text",
+    "is_readable_by_others",
+    "open_regular",
+    "read_file",
+    "replace_file",
+]
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_file(path: Path, *, max_bytes: int) -> bytes:
-    """Return what the file at *path* holds; raises `OSError`, also if that is too much.
+# A FIFO is opened without waiting for its other end.  Windows has no FIFOs, but line ends.
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-    A device, such as `/dev/zero`, may have no end.
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """Return a descriptor of the regular file at *path*, or of the null device.
+
+    Never waits.  Raises `OSError`, also for anything else: a FIFO, a device, a directory.
     """
-    with path.open("rb") as file:
+    fd = os.open(path, flags | _FLAGS, mode)
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISREG(kind) or path.resolve() == Path(os.devnull):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def check_regular(path: Path) -> None:
+    """Raise `OSError` as `open_regular` does: for libraries that open *path* themselves."""
+    os.close(open_regular(path))
+
+
+def read_file(path: Path, *, max_bytes: int) -> bytes:
+    """Return the contents of the regular file at *path*.
+
+    Raises `OSError` as `open_regular` does, and for more than *max_bytes*.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))

@@ -40,12 +40,15 @@ def load_filter(name: str) -> Filter:
     Raises `ValueError` with the reason if it cannot be imported or is no filter.
     """
     module_name, colon, attribute = name.partition(":")
-    if not (colon and module_name and attribute):
+    names = [*module_name.split("."), *attribute.split(".")]
+    if not (colon and all(map(str.isidentifier, names))):
         raise ValueError(f"{name}: a filter is named as package.module:function")
     try:
         module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name}: there is no module {error.name}") from error
     except (Exception, SystemExit) as error:  # whatever stands in there
-        raise ValueError(f"{name}: {error!r}") from error
+        raise ValueError(f"{name}: importing {module_name} raises {error!r}") from error
     function: Any = module
     for part in attribute.split("."):
         function = getattr(function, part, None)

@@ -6,6 +6,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+from multichat.errors import OutputLost
 from multichat.journal.reading import open_reader
 from multichat.messages import SaidRun, room_of
 from multichat.voices import JSON, TEXT
@@ -41,7 +42,8 @@ def show_history(
 ) -> None:
     """Write what `Reader.read` reads to *output_fd*, a page at a time.
 
-    Ends quietly when nobody reads it any more.  Raises `JournalFailed`, `UnknownId`, `OSError`.
+    Ends quietly when nobody reads it any more.  Raises `JournalFailed`, `UnknownId`,
+    `OutputLost`.
     """
     room = None if room is None else room_of(room)
     with open_reader(path) as reader:
@@ -52,6 +54,8 @@ def show_history(
                 _write_all(output_fd, data)
             except BrokenPipeError:
                 return
+            except OSError as error:
+                raise OutputLost((error.strerror or "").lower()) from error
 
 
 def _write_all(fd: int, data: bytes) -> None:

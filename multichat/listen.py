@@ -187,13 +187,11 @@ def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
     def refuse_to_ask() -> str:
         raise BadCertificate(key or certificate, "it asks for a passphrase")
 
+    for path in filter(None, (certificate, key)):
+        transport.check_pem_file(path)
     try:
         context.load_cert_chain(certificate, key, refuse_to_ask)
     except OSError as error:
-        for path in filter(None, (certificate, key)):
-            if not os.access(path, os.R_OK) or path.is_dir():
-                why = transport.reason_of(error)
-                raise BadCertificate(path, "not a file" if path.is_dir() else why) from error
         raise BadCertificate(certificate, _why(error, key)) from error
     return context
 

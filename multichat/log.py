@@ -8,6 +8,7 @@ Invariants: no byte that a peer sent ends or starts a line (lines are clean befo
 lines of one batch stand together; a line is written whole or skipped, and skipped ones are told.
 """
 
+import errno
 import logging
 import math
 import os
@@ -151,7 +152,7 @@ class LogWriter(logging.Handler):
     is tried again with each batch, `first_failure` remembers.
 
     The lines are those of `LineFormatter`, and another formatter is not asked.  Those in *others*
-    are told of the first failure; *name* is what ours is called there.
+    are told of the first failure, and so is *warn*; *name* is what ours is called there.
 
     `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
     """
@@ -161,6 +162,7 @@ class LogWriter(logging.Handler):
     ) -> None:
         super().__init__()
         self.others: list[LogWriter] = []  # who are told of our first failure
+        self.warn: Callable[[str], object] | None = None  # who is, if there are no others
         # Shows lines on a terminal that somebody else draws on, in our thread; False if it cannot.
         self.sink: Callable[[bytes], bool] | None = None
         self._name = name
@@ -223,6 +225,11 @@ class LogWriter(logging.Handler):
         with self._changed:
             self._changed.wait_for(lambda: self._waiting_bytes <= waiting_bytes)
 
+    def wait_for_failure(self) -> None:
+        """Block the calling thread until there is a `first_failure`, or until we are closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.first_failure is not None or self._ending)
+
     @property
     def waiting_bytes(self) -> int:
         """How much has been logged and not yet written."""
@@ -278,10 +285,12 @@ class LogWriter(logging.Handler):
         self._lost += self._put(data)
 
     def _tell_others(self, error: OSError) -> None:
-        why = os.strerror(error.errno or 0).lower()
+        text = f"{self._name} cannot be written to: {os.strerror(error.errno or 0).lower()}"
         for other in self.others:
-            notice = self._notice(LineFormatter(), f"{self._name} cannot be written to: {why}")
-            other.queue(notice)
+            other.queue(self._notice(LineFormatter(), text))
+        if self.warn is not None and not self.others:
+            with suppress(OSError, ValueError):  # standard error may be as full
+                self.warn(f"{text}; its lines are lost")
 
     def _put(self, data: bytes) -> int:
         """Write *data* and return how many lines of it could not be written."""
@@ -322,18 +331,36 @@ class _Thinned(logging.Filter):
         return True
 
 
+def _open_log_file(file: Path) -> int:
+    """Open *file*, which may be a FIFO or a device, without waiting for whoever is to read it."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    try:
+        return os.open(file, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "no program reads from it", str(file)) from error
+        raise
+
+
 @contextmanager
 def open_log(
-    fd: int, *, level: int = logging.INFO, file: Path | None = None
+    fd: int,
+    *,
+    level: int = logging.INFO,
+    file: Path | None = None,
+    warn: Callable[[str], object] | None = None,
 ) -> Iterator[LogWriter]:
     """Send what multichat logs to *fd*, and also to the end of *file*, while the block runs.
 
-    Yields the writer of *fd*.  Raises `OSError` if *file* cannot be opened.
+    *warn* is called, in another thread, with the reason if *fd* cannot be written to and there is
+    no *file* to say so.  Yields the writer of *fd*.  Raises `OSError` if *file* cannot be opened.
+    A new one can be read by its owner alone.
     """
     with ExitStack() as stack:
         writers = [LogWriter(fd, "standard output")]
+        writers[0].warn = warn
         if file is not None:
-            file_fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+            file_fd = _open_log_file(file)
             stack.callback(os.close, file_fd)
             writers.append(LogWriter(file_fd, str(file)))
             writers[0].others, writers[1].others = [writers[1]], [writers[0]]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from multichat.commands import disguised_command
-from multichat.files import replace_file
+from multichat.files import open_regular, replace_file
 from multichat.preamble import read_password
 
 __all__ = ["MAX_LINES", "History", "keeps"]
@@ -21,6 +21,9 @@ MAX_LINES = 1000
 
 # A thousand of the longest lines that a server takes would be 64 MiB to read at each start.
 _MAX_BYTES = 1024 * 1024
+
+# Of a file that something else filled, its end.
+_MAX_READ_BYTES = 4 * _MAX_BYTES
 
 _MODE = 0o600
 _FOLDER_MODE = 0o700
@@ -36,9 +39,11 @@ class History:
     def load(self) -> list[str]:
         """Return at most `MAX_LINES` lines, the oldest first; the file is cut down to them."""
         try:
-            with self._path.open("rb") as file:
-                data = file.read()
+            with os.fdopen(open_regular(self._path), "rb") as file:
                 _make_private(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _MAX_READ_BYTES))
+                data = file.read(_MAX_READ_BYTES)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -47,11 +52,13 @@ class History:
         # With the byte order mark and the line ends of an editor, if one was used on it.
         text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
         lines = [line for line in text.split("\n") if line]
+        if size > _MAX_READ_BYTES:
+            del lines[:1]  # the end of one that begins before
         kept = lines[-MAX_LINES:]
         while sum(map(len, kept)) > _MAX_BYTES:
             kept = kept[1 + len(kept) // 10 :]
         # Not at each start: who opens two clients at once should hardly ever lose a line by it.
-        if len(lines) > 2 * MAX_LINES or len(data) > 2 * _MAX_BYTES:
+        if len(lines) > 2 * MAX_LINES or size > 2 * _MAX_BYTES:
             self._rewrite(kept)
         return kept
 
@@ -74,7 +81,7 @@ class History:
             self.failure = error
 
     def _append(self, text: str) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE)
+        fd = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE)
         with open(fd, "ab") as file:  # noqa: PTH123 - with its mode at once
             _make_private(fd)
             file.write(text.encode("utf-8", "replace"))

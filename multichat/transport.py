@@ -10,8 +10,12 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import trio
+
+from multichat.errors import BadCertificate
+from multichat.files import check_regular
 
 __all__ = [
     "close",
@@ -54,6 +58,17 @@ _REASONS = {
     errno.ENOTCONN: "connection reset",
     errno.ETIMEDOUT: "connection timed out",
 }
+
+
+def check_pem_file(path: Path) -> None:
+    """Raise `BadCertificate` for what is no regular file.
+
+    OpenSSL would wait for the other end of a FIFO, and no signal would end that.
+    """
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise BadCertificate(path, (error.strerror or "").lower()) from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -8,9 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multichat.ban_file import BanFile
 from multichat.bans import read_bans
-from multichat.errors import InvalidBanFile, InvalidSettings
-from multichat.files import decode_text, is_readable_by_others, replace_file
+from multichat.client import client_tls
+from multichat.errors import BadCertificate, InvalidBanFile, InvalidSettings
+from multichat.files import (
+    check_regular,
+    decode_text,
+    is_readable_by_others,
+    open_regular,
+    read_file,
+    replace_file,
+)
+from multichat.listen import server_tls
+from multichat.recall import History
 from multichat.settings import load_settings
 from multichat.shell import read_password_file
 
@@ -100,3 +111,88 @@ def test_whether_other_users_can_read_a_file(mode: int, readable: bool, tmp_path
 def test_a_file_that_is_not_there_is_read_by_nobody(tmp_path: Path) -> None:
     assert not is_readable_by_others(tmp_path / "file")
     assert not is_readable_by_others(Path(os.devnull, "file"))
+
+
+def make_special(kind: str, folder: Path) -> tuple[Path, str]:
+    """Something that is no regular file, and what is said of it."""
+    path = folder / "special"
+    match kind:
+        case "a FIFO":
+            os.mkfifo(path)
+        case "a FIFO behind a link":
+            os.mkfifo(folder / "fifo")
+            path.symlink_to(folder / "fifo")
+        case "a directory":
+            path.mkdir()
+            return path, "is a directory"
+        case "a device":
+            path = Path("/dev/zero")
+    return path, "not a regular file"
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a FIFO behind a link", "a directory", "a device"])
+def test_what_is_no_regular_file_is_refused_without_waiting(kind: str, tmp_path: Path) -> None:
+    path, reason = make_special(kind, tmp_path)
+    with pytest.raises(OSError, match=f"(?i){reason}"):
+        check_regular(path)
+    with pytest.raises(OSError, match=f"(?i){reason}"):
+        BanFile(path).load()
+    with pytest.raises(InvalidSettings, match=f": {reason}$"):
+        load_settings(path)
+    with pytest.raises(ValueError, match=f": {reason}$"):
+        read_password_file(path)
+    for use in (server_tls, client_tls):
+        with pytest.raises(BadCertificate, match=f": {reason}$"):
+            use(path)
+    history = History(path)
+    assert history.load() == []
+    assert history.failure is not None
+    assert history.failure.strerror is not None
+    assert history.failure.strerror.lower() == reason
+    history.failure = None
+    history.append("hello")
+    assert history.failure is not None
+
+
+def test_a_fifo_that_is_being_read_gets_nothing_of_the_history(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        history = History(tmp_path / "fifo")
+        history.append("secret")
+        assert history.failure is not None
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+
+
+def test_the_null_device_is_an_empty_file(tmp_path: Path) -> None:
+    assert read_file(Path(os.devnull), max_bytes=1) == b""
+    link = tmp_path / "link"
+    link.symlink_to(os.devnull)
+    os.close(open_regular(link, os.O_WRONLY))
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 100)
+    assert len(read_file(file, max_bytes=100)) == 100
+    with pytest.raises(OSError, match="larger than 99 bytes"):
+        read_file(file, max_bytes=99)
+    os.truncate(file, 1 << 40)  # which takes no room on the disk
+    with pytest.raises(OSError, match="larger than"):
+        BanFile(file).load()
+    with pytest.raises(InvalidSettings, match="larger than"):
+        load_settings(file)
+    with pytest.raises(ValueError, match="larger than"):
+        read_password_file(file)
+
+
+def test_only_the_end_of_a_huge_input_history_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "history"
+    file.touch()
+    os.truncate(file, 1 << 40)
+    with file.open("ab") as end:
+        end.write(b"\none\ntwo\n")
+    assert History(file).load()[-2:] == ["one", "two"]
+    assert file.stat().st_size < 1 << 24

@@ -1,6 +1,7 @@
 """Filters change and drop messages, and nothing that they do hurts the chat."""
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -268,7 +269,8 @@ async def test_who_leaves_while_a_filter_works_says_nothing(
     [
         ("nothing", "a filter is named as package.module:function"),
         ("os:", "a filter is named as package.module:function"),
-        ("no.such:module", "ModuleNotFoundError"),
+        ("no.such:module", "no.such:module: there is no module no$"),
+        (".rules:check", ".rules:check: a filter is named as package.module:function$"),
         ("os:nothing", "os has no function nothing"),
         ("os:sep", r"os has no function sep; it is \S+os\.py$"),
         ("sys:maxsize", "sys has no function maxsize; it is a part of Python$"),
@@ -299,6 +301,23 @@ async def test_a_file_of_the_working_directory_stands_in_for_no_module(
             server.signal(signal.SIGINT)
             assert await server.wait() == 0
             assert server.err == ""
+
+
+# What `python -m` itself imports, from the working directory first, before anything of ours.
+BEFORE_US = "import runpy, sys; print(*{name.split('.')[0] for name in sys.modules})"
+
+
+@pytest.mark.process
+def test_python_m_runs_no_file_of_the_working_directory_but_what_python_itself_imports(
+    tmp_path: Path,
+) -> None:
+    shown = subprocess.run([sys.executable, "-c", BEFORE_US], capture_output=True, text=True)
+    for name in sys.stdlib_module_names.difference(shown.stdout.split()):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('my {name} was run')\n")
+    for arguments in (["--version"], ["config"], ["serve", "--help"]):
+        argv = [sys.executable, "-m", "multichat", *arguments]
+        shown = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
+        assert (shown.returncode, shown.stderr) == (0, "")
 
 
 @pytest.mark.process

@@ -21,10 +21,10 @@ from multichat.cli import COMMANDS, make_app
 from multichat.errors import JournalFailed, UnknownId, lone_exception
 from multichat.history import parse_since, show_history
 from multichat.journal.sqlite import Durability, SqliteJournal
-from multichat.journal.sqlite_file import open_file
 from multichat.testing import memory_server
 
 from .support.harmless import is_harmless, is_one_harmless_line
+from .support.journals import make_journal
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, MULTICHAT, Command
 
@@ -57,26 +57,6 @@ VALUES: dict[str, object] = {
     "a huge text": "x\n" * 20_000 + FORGED,
     "JSON that is nested": "[" * 100_000,
 }
-
-
-def make_journal(path: Path) -> Path:
-    opened = open_file(path, durable=False)
-    with closing(opened.connection) as connection, closing(opened.lock):
-        connection.execute("UPDATE heads SET clients_ever = 2, last_epoch = 5")
-        rooms = [(1, "lobby", "00000000001", 0, 2, 2), (2, "den", "00000000002", 0, 1, 3)]
-        connection.executemany("INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?)", rooms)
-        time = "2025-01-15T10:30:45.123Z"
-        runs = [
-            (1, 1, 0, 1, 5, time, "lobby", 1, "alice", 0, "hello"),
-            (2, 1, 1, 1, 5, time, "lobby", 2, "bob", 1, "waves"),
-            (3, 2, 0, 1, 5, time, "den", 2, "bob", 0, "psst"),
-        ]
-        connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", runs)
-        connection.execute(
-            "INSERT INTO sessions VALUES (?, 1, 'alice', 'lobby', 4e9)", (b"\0" * 32,)
-        )
-        connection.execute("INSERT INTO nonces VALUES (1, 1, 1, '00000000001', 0, '[1]')")
-    return path
 
 
 def change(path: Path, *statements: str, parameters: Sequence[object] = ()) -> None:

@@ -133,6 +133,31 @@ def test_a_log_file_that_cannot_be_opened_is_an_error_with_its_name(tmp_path: Pa
     assert caught.value.filename == str(missing)
 
 
+def test_a_new_log_file_is_private_and_the_mode_of_an_old_one_stays(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.touch()
+    old.chmod(0o644)
+    for file, mode in ((tmp_path / "new", 0o600), (old, 0o644)):
+        with open_file_log(file):
+            Log("server").line("STATE", "hello")
+        assert file.stat().st_mode & 0o777 == mode
+        assert "hello" in file.read_text("utf-8")
+
+
+def test_a_log_file_that_is_a_fifo_needs_a_reader_and_never_waits_for_one(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(OSError, match="no program reads from it"), open_file_log(fifo):
+        pass
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with open_file_log(fifo):
+            Log("server").line("STATE", "hello")
+        assert b"hello" in os.read(reader, 1000)
+    finally:
+        os.close(reader)
+
+
 class Pipe:
     """A pipe that nobody reads yet, with a writer on it."""
 

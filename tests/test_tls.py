@@ -379,12 +379,12 @@ async def test_the_name_that_is_asked_for_counts_and_not_the_hosts(
     [
         ("missing", None, "{certificate}: no such file or directory"),
         ("no", None, "{certificate}: no certificate and key in PEM form"),
-        (".", None, "{certificate}: not a file"),
+        (".", None, "{certificate}: is a directory"),
         ("chain", None, "{certificate}: no certificate and key in PEM form"),  # no key in it
         ("key", None, "{certificate}: no certificate and key in PEM form"),
         ("chain", "missing", "{key}: no such file or directory"),
         ("chain", "no", "{certificate}: no certificate and key in PEM form"),
-        ("chain", ".", "{key}: not a file"),
+        ("chain", ".", "{key}: is a directory"),
         ("chain", "other-key", "{certificate}: the key {key} belongs to another certificate"),
         ("chain", "locked", "{key}: it asks for a passphrase"),
     ],

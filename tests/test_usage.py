@@ -107,6 +107,10 @@ def test_options_that_contradict_each_other_or_do_nothing_are_refused(
         (["serve", "--unix-mode", "9", "--unix", "b"], "9 is no mode such as 0600"),
         (["serve", "--rate", "0"], "rate must be more than 0"),
         (["serve", "--filter", "os:sep"], "os:sep: os has no function sep"),
+        (["serve", "--filter", ".rules:f"], ".rules:f: a filter is named as package.module:funct"),
+        (["serve", "--filter", "a..b:f"], "a..b:f: a filter is named as package.module:function"),
+        (["serve", "--filter", "os:a..b"], "os:a..b: a filter is named as package.module:function"),
+        (["serve", "--filter", "no_such.rules:f"], "no_such.rules:f: there is no module no_such"),
         (["history", "a", "--since", "b"], "--since: b is neither a message's id nor a time"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import itertools
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
+from multichat.journal.sqlite_file import open_file
 from multichat.messages import Nonce, SaidRun
 
 LOTS = 1 << 40  # bytes
@@ -46,3 +48,24 @@ async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LO
         assert run.epoch == room.epoch
         assert start <= run.first < stop
     return [text for run in runs for text in run.run.split("\n")]
+
+
+def make_journal(path: Path) -> Path:
+    """Make a journal of a few messages in two rooms at *path*."""
+    opened = open_file(path, durable=False)
+    with closing(opened.connection) as connection, closing(opened.lock):
+        connection.execute("UPDATE heads SET clients_ever = 2, last_epoch = 5")
+        rooms = [(1, "lobby", "00000000001", 0, 2, 2), (2, "den", "00000000002", 0, 1, 3)]
+        connection.executemany("INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?)", rooms)
+        time = "2025-01-15T10:30:45.123Z"
+        runs = [
+            (1, 1, 0, 1, 5, time, "lobby", 1, "alice", 0, "hello"),
+            (2, 1, 1, 1, 5, time, "lobby", 2, "bob", 1, "waves"),
+            (3, 2, 0, 1, 5, time, "den", 2, "bob", 0, "psst"),
+        ]
+        connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", runs)
+        connection.execute(
+            "INSERT INTO sessions VALUES (?, 1, 'alice', 'lobby', 4e9)", (b"\0" * 32,)
+        )
+        connection.execute("INSERT INTO nonces VALUES (1, 1, 1, '00000000001', 0, '[1]')")
+    return path
