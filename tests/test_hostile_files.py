@@ -346,20 +346,24 @@ def test_a_configuration_that_may_hold_anything(text: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("argv", "limit"),
     [
-        (["env", "MULTICHAT_CONFIG=/dev/zero", MULTICHAT, "config"], 1024),
-        (["env", "MULTICHAT_CONFIG=/dev/zero", MULTICHAT, "connect", LOOPBACK], 1024),
-        ([MULTICHAT, "who", LOOPBACK, "--password-file", "/dev/zero"], 64),
-        ([MULTICHAT, "serve", "0", "--host", LOOPBACK, "--password-file", "/dev/zero"], 64),
-        ([MULTICHAT, "serve", "0", "--host", LOOPBACK, "--ban-file", "/dev/zero"], 16 * 1024),
+        (["env", "MULTICHAT_CONFIG=HUGE", MULTICHAT, "config"], 1024),
+        (["env", "MULTICHAT_CONFIG=HUGE", MULTICHAT, "connect", LOOPBACK], 1024),
+        ([MULTICHAT, "who", LOOPBACK, "--password-file", "HUGE"], 64),
+        ([MULTICHAT, "serve", "0", "--host", LOOPBACK, "--password-file", "HUGE"], 64),
+        ([MULTICHAT, "serve", "0", "--host", LOOPBACK, "--ban-file", "HUGE"], 16 * 1024),
     ],
 )
-async def test_a_file_without_an_end_is_one_clear_line(
+async def test_a_file_that_is_too_large_is_one_clear_line(
     argv: list[str], limit: int, tmp_path: Path
 ) -> None:
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 1 << 40)  # which takes no room on the disk
+    argv = [argument.replace("HUGE", str(huge)) for argument in argv]
     async with Command(tmp_path, *argv) as command:
         command.end_input()
         assert await command.wait()
-    assert f"/dev/zero: larger than {limit * 1024} bytes\n" in command.err
+    assert f"{huge}: larger than {limit * 1024} bytes\n" in command.err
     assert "Traceback" not in command.err
 
 
