@@ -1,12 +1,11 @@
 """The command line: parse, build what is asked for, run.  No logic."""
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
@@ -24,15 +23,14 @@ from multichat.cli_config import (
 from multichat.cli_rules import CheckedCommand
 from multichat.cli_serve import serve
 from multichat.config import DEFAULT_PORT
-from multichat.framing import clean_lines
 from multichat.shell import (
     PasswordFile,
     UsageMistake,
     checked_password,
+    command_errors,
     fileno,
     is_terminal,
     one_line_errors,
-    tell,
     with_password,
 )
 
@@ -533,26 +531,13 @@ def make_app(*commands: Callable[..., None]) -> typer.Typer:
     return app
 
 
-# Typer has no public name for it.
-_UsageError: Any = typer.BadParameter.__base__
-
-
 def _run(*commands: Callable[..., None]) -> NoReturn:
     # As the wire, the log and pipes: UTF-8, whatever the locale says of the terminal.
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not None, where it was closed
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    try:
+    with command_errors():
         sys.exit(make_app(*commands)(standalone_mode=False))
-    except OSError as error:  # of standard output; all others are caught where they happen
-        # What is in Python's buffer would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), fileno(sys.stdout))
-        tell(f"cannot write to standard output: {(error.strerror or str(error)).lower()}")
-        sys.exit(1)
-    except _UsageError as error:  # may quote an argument, or a variable
-        error.message = clean_lines(error.message)
-        error.show()
-        sys.exit(error.exit_code)
 
 
 COMMANDS = (serve, connect, send, who, history, config)

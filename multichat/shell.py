@@ -15,12 +15,13 @@ import typer
 
 from multichat.errors import MultichatError, Refused
 from multichat.files import decode_text, read_file
-from multichat.framing import clean
+from multichat.framing import clean, clean_lines
 
 __all__ = [
     "PasswordFile",
     "UsageMistake",
     "checked_password",
+    "command_errors",
     "fileno",
     "is_terminal",
     "one_line_errors",
@@ -40,6 +41,9 @@ _MAX_PASSWORD_FILE_BYTES = 64 * 1024
 _MAX_TRIES = 3
 
 _T = TypeVar("_T")
+
+# Typer has no public name for it.
+_UsageError: Any = typer.BadParameter.__base__
 
 PasswordFile = Annotated[
     Path | None,
@@ -190,6 +194,22 @@ def one_line_errors() -> Iterator[None]:
         return
     tell(reason)
     raise typer.Exit(1)
+
+
+@contextmanager
+def command_errors() -> Iterator[None]:
+    """Report the errors of the command line itself: a usage error, a failed write of its output."""
+    try:
+        yield
+    except _UsageError as error:  # may quote an argument, or a variable
+        error.message = clean_lines(error.message)
+        error.show()
+        sys.exit(error.exit_code)
+    except OSError as error:  # of standard output: every other is caught where it happens
+        # What is in Python's buffer would fail once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), fileno(sys.stdout))
+        tell(f"cannot write to standard output: {(error.strerror or str(error)).lower()}")
+        sys.exit(1)
 
 
 def fileno(stream: TextIO | None) -> int:
