@@ -18,6 +18,7 @@ from multichat.errors import BadCertificate
 from multichat.files import check_regular
 
 __all__ = [
+    "check_pem_file",
     "close",
     "eager_fileno",
     "encrypt",
