@@ -7,7 +7,6 @@ is told to the shell.  A terminal and a pipe are read the same way.
 import logging
 import os
 import select
-import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import groupby
@@ -48,13 +47,13 @@ from multichat.messages import (
     Reconnected,
 )
 from multichat.preamble import read_password
+from multichat.signals import ending_signals
 from multichat.voices import TEXT
 
 __all__ = [
     "LEAVES_WHEN_SENT",
     "SPEAKING_TEXT",
     "Console",
-    "ending_signals",
     "read_input",
     "refused_name",
     "try_name",
@@ -410,17 +409,6 @@ def _read_some(fd: int) -> bytes:
             select.select([fd], [], [], 1.0)
         except OSError:
             return b""  # closed, or a terminal that is not ours any more
-
-
-def ending_signals() -> list[signal.Signals]:
-    """Return the signals that end a command: SIGINT, SIGTERM, and SIGHUP unless it is ignored.
-
-    `nohup` starts a program with SIGHUP ignored, and it stays ignored.
-    """
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    return signals
 
 
 async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:

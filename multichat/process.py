@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import trio
 
-from multichat.console import ending_signals
 from multichat.errors import lone_exception
 from multichat.server import Server
+from multichat.signals import ending_signals
 
 __all__ = ["serve_until_signal"]
 

@@ -16,6 +16,7 @@ import typer
 from multichat.errors import MultichatError, Refused
 from multichat.files import decode_text, read_file
 from multichat.framing import clean, clean_lines
+from multichat.signals import ending_signals
 
 __all__ = [
     "PasswordFile",
@@ -177,9 +178,9 @@ def _ask(prompt: str) -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn what can be expected to go wrong into one line on standard error and status 1."""
     # Where trio does not listen for them, before and after its run, these are a quiet end too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in ending_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:  # before trio took over, or after it let go
