@@ -161,6 +161,7 @@ async def test_everybody_talks_over_tls_and_is_told_goodbye(
         async with client(tmp_path, certificates, port, "send --name=ci", "it", "is", "done") as ci:
             assert await ci.wait() == 0
         await ncat.wait_for("[ci] it is done\n")
+        await server.wait_for("Client 4 disconnected")
         async with client(tmp_path, certificates, port, "who") as who:
             assert await who.wait() == 0
             assert "1 Client 1\n" in who.out
