@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+import trio
 
-from .support.processes import program
+from .support.processes import WAIT_SECONDS, program
 from .support.terminals import Terminal
 
 pytestmark = pytest.mark.process
@@ -37,28 +38,48 @@ async def type_into(terminal: Terminal, name: str, text: str) -> None:
     await terminal.press(name, "Enter")
 
 
-async def follow(terminal: Terminal, name: str, text: str) -> None:
+async def shown(terminal: Terminal, name: str) -> str:
+    """Return what stands on the screen, and what has scrolled off it."""
+    return await terminal.run("capture-pane", "-p", "-J", "-S", "-", "-t", name)
+
+
+async def wait_for_new(terminal: Terminal, name: str, line: str, before: str) -> None:
+    """Wait until *line* stands there once more than *before*."""
+    found = re.compile(pattern(line), re.MULTILINE)
+    count = len(found.findall(before))
+    with trio.move_on_after(WAIT_SECONDS):
+        while len(found.findall(await shown(terminal, name))) <= count:
+            await trio.sleep(0.02)
+        return
+    pytest.fail(f"{name} never showed {line!r} anew, but {await terminal.screen(name)}")
+
+
+async def follow(terminal: Terminal, name: str, text: str, before: str) -> str:
+    """Follow a block of a terminal that showed *before*; return what it shows now."""
     for line in text.splitlines():
-        if line.startswith("$ "):
-            await terminal.wait_for_match(name, r"^\$\s*\Z")
-            await type_into(terminal, name, line[2:])
-        elif line.startswith("> "):
-            await type_into(terminal, name, line[2:])
-        elif line in KEYS:
-            await terminal.press(name, KEYS[line])
+        if line.startswith(("$ ", "> ")) or line in KEYS:
+            if line.startswith("$ "):
+                await terminal.wait_for_match(name, r"^\$\s*\Z")
+            before = await shown(terminal, name)
+            if line in KEYS:
+                await terminal.press(name, KEYS[line])
+            else:
+                await type_into(terminal, name, line[2:])
         else:
-            await terminal.wait_for_match(name, pattern(line))
+            await wait_for_new(terminal, name, line, before)
+    return await shown(terminal, name)
 
 
 async def test_the_tour(port: int, terminal: Terminal, tmp_path: Path) -> None:
     program("nc")
     for name in ("server", "alice", "bob", "script"):
         await terminal.open_shell(name, columns=110, rows=40)
+    before: dict[str, str] = {}
     for kind, names, text in blocks():
         text = text.replace("9000", str(port))
         match [kind, *names.split()]:
             case ["console", name]:
-                await follow(terminal, name, text)
+                before[name] = await follow(terminal, name, text, before.get(name, ""))
             case ["toml", "config"]:
                 (tmp_path / "config.toml").write_text(text, "utf-8")
             case ["text", "paste", name]:
