@@ -23,6 +23,7 @@ from multichat.errors import (
     LocalProtocolError,
     MultichatError,
     Refused,
+    RemoteProtocolError,
 )
 from multichat.framing import clean
 from multichat.handshake import make_hello
@@ -232,26 +233,30 @@ class Chat:
     async def members(self, room: str | None = None) -> list[MemberName]:
         """Ask who is in *room*, or in ours, ourselves among them.
 
-        Raises `LocalProtocolError` in the text voice, whose answer is for people; `ConnectionLost`.
+        Raises `LocalProtocolError` in the text protocol, whose answer is for people,
+        `RemoteProtocolError` if the server answers with something else, and `ConnectionLost`.
         """
         answer = await self._ask(Who(None if room is None else clean(room)))
         if not isinstance(answer, Members):
-            raise self._no_list("members")
+            raise self._no_list("members", answer)
         return answer.members
 
     async def rooms(self) -> list[RoomSize]:
         """Ask which rooms there are; raises as `members` does."""
         answer = await self._ask(Rooms())
         if not isinstance(answer, RoomList):
-            raise self._no_list("rooms")
+            raise self._no_list("rooms", answer)
         return answer.rooms
 
-    def _no_list(self, of: str) -> MultichatError:
+    def _no_list(self, of: str, answer: Event | None) -> MultichatError:
         if self.goodbye is not None:
             return ConnectionLost(self.goodbye)
         if self._line.over:
             return self._line.lost()
-        return LocalProtocolError(f"the text voice has no list of {of}")
+        if answer is None:
+            return LocalProtocolError(f"the text protocol has no list of {of}")
+        tag = type(answer).__struct_config__.tag
+        return RemoteProtocolError(f"the server answered with `{tag}` instead of `{of}`")
 
     async def send(self, run: str) -> list[Nonce]:
         """Send a run of lines as if they had been typed, commands and all.

@@ -380,7 +380,7 @@ def send(
     """
     port, words = split_port(context, host, text)
     place = find_server(context, host, port)
-    with one_line_errors():
+    with one_line_errors("interrupted before the server had accepted everything"):
         import trio
 
         from multichat.console import until_signal
@@ -403,7 +403,7 @@ def send(
             return trio.run(until_signal, errand)
 
         if not _with_password(say, endpoint, checked_password(password_file)):
-            raise typer.Exit(1)  # interrupted: who knows what was said
+            raise KeyboardInterrupt
 
 
 def who(

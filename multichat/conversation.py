@@ -35,7 +35,7 @@ from multichat.messages import (
 )
 from multichat.names import default_name, fold_name
 from multichat.outbox import Outbox
-from multichat.voices import JSON, TEXT, Voice
+from multichat.voices import JSON, TEXT, Voice, with_visible_names
 
 __all__ = ["Conversation", "memory_of"]
 
@@ -138,7 +138,7 @@ class Conversation:
     def _hear_run(self, run: str, *, ended: bool) -> list[Event]:
         if ended and not self.handshake.settled and run.startswith("{"):
             return []  # half a welcome
-        heard = self.handshake.hear(run)
+        heard = list(map(with_visible_names, self.handshake.hear(run)))
         if self.handshake.voice is TEXT:
             return heard
         if ended:  # the message comes whole by the next connection

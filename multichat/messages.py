@@ -104,6 +104,10 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_DECOMPOSED)]
 To compare, or to draw, a name of a million marks takes quadratic time.
 """
 
+# Numbers that a server tells us; an event with any other is left out.
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Limit = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+
 _Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 
 Nonce: TypeAlias = _Token | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -231,8 +235,8 @@ class Limits(msgspec.Struct, frozen=True):
     waits for a slow client.
     """
 
-    line: int
-    name: int
+    line: _Limit
+    name: _Limit
     wait: float = 0.0
 
 
@@ -244,11 +248,11 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     that, who we were.
     """
 
-    protocol: int
-    client: int
+    protocol: _Count
+    client: _Count
     name: Name
     room: Name
-    members: int
+    members: _Count
     limits: Limits
     last: str | None
     server: str
@@ -266,7 +270,7 @@ class Said(_Message, frozen=True, kw_only=True, tag="said"):
     id: str = ""
     time: str = ""
     room: Name = ""
-    client: int = 0
+    client: _Count = 0
     name: Name
     text: str
     act: bool = False
@@ -279,7 +283,7 @@ class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
     """
 
     time: str = ""
-    client: int = 0
+    client: _Count = 0
     name: Name
     text: str
 
@@ -297,10 +301,10 @@ class Joined(_Message, frozen=True, tag="joined"):
     only in the answer.  *last* is, in the answer, the id of the last message there, if any.
     """
 
-    client: int
+    client: _Count
     name: Name
     room: Name = ""
-    members: int = 0
+    members: _Count = 0
     last: str | None = None
 
 
@@ -310,16 +314,16 @@ class Left(_Message, frozen=True, tag="left"):
     *members* is how many are in the room now; 0 from a server of an older version.
     """
 
-    client: int
+    client: _Count
     name: Name
     reason: str
-    members: int = 0
+    members: _Count = 0
 
 
 class Renamed(_Message, frozen=True, tag="renamed"):
     """Somebody, or we, had the name *old* and has another."""
 
-    client: int
+    client: _Count
     old: Name
     name: Name
 
@@ -327,22 +331,22 @@ class Renamed(_Message, frozen=True, tag="renamed"):
 class Presence(_Message, frozen=True, tag="presence"):
     """So many have come, gone and changed names at once; *members* are here now."""
 
-    joined: int
-    left: int
-    renamed: int
-    members: int
+    joined: _Count
+    left: _Count
+    renamed: _Count
+    members: _Count
 
 
 class Missed(_Message, frozen=True, tag="missed"):
     """We were too slow for so many messages."""
 
-    count: int
+    count: _Count
 
 
 class MemberName(msgspec.Struct, frozen=True):
     """One of the members of a room."""
 
-    client: int
+    client: _Count
     name: Name
 
 
@@ -364,7 +368,7 @@ class RoomSize(msgspec.Struct, frozen=True):
     """A room, and how many are in it."""
 
     room: Name
-    members: int
+    members: _Count
 
 
 class RoomList(_Message, frozen=True, tag="rooms"):

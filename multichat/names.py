@@ -36,6 +36,7 @@ __all__ = [
     "parse_name",
     "parse_person_name",
     "parse_room_name",
+    "visible_name",
 ]
 
 SERVER_NAME = "Server"
@@ -43,8 +44,15 @@ SERVER_NAME = "Server"
 _PUNCTUATION = "-_."
 
 # Letters and marks that are drawn as nothing: fillers, variation selectors.
-_INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef]"
+_FILLERS = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164"
+    "\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef"
+)
+_INVISIBLE = re.compile(f"[{_FILLERS}]")
+
+# The same, and what is no letter at all: joiners, direction marks, tags.
+_UNSEEN = re.compile(
+    f"[{_FILLERS}\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\U000e0000-\U000e0fff]"
 )
 
 # Marks in a row on one letter: as many as Burmese words have.
@@ -113,6 +121,11 @@ def normalize_name(name: str, kind: str = "a name") -> str:
     if _INVISIBLE.search(name) or _OVERLAY.search(name) or not _are_letters(name):
         raise InvalidName(f"{kind} consists of letters, digits, '-', '_' and '.'")
     return name
+
+
+def visible_name(name: str) -> str:
+    """Return a *name* that a server has told, which may be anything, without what nobody sees."""
+    return name if name.isascii() else _UNSEEN.sub("", name)
 
 
 def parse_name(name: str, kind: str = "a name") -> str:

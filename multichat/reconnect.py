@@ -383,7 +383,8 @@ class ReconnectingConnection:
                 with trio.move_on_after(timeouts.password) as scope:
                     await self._say_password(connection, self._password)
                 if scope.cancelled_caught:
-                    connection.abort(f"no answer to the password in {timeouts.password:g} s")
+                    reason = f"the password was not accepted in {timeouts.password:g} s"
+                    connection.abort(reason)
                     await connection.wait_until(lambda: False)
             elif shake.chatting and not is_answered() and not (connection.over and self.returns):
                 self.tell(shake.guess_text())

@@ -175,8 +175,11 @@ def _ask(prompt: str) -> str:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn what can be expected to go wrong into one line on standard error and status 1."""
+def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
+    """Turn what can be expected to go wrong into one line on standard error and status 1.
+
+    A signal that ends the command is such an error where *interrupted* says what it means.
+    """
     # Where trio does not listen for them, before and after its run, these are a quiet end too.
     for number in ending_signals():
         if number != signal.SIGINT:
@@ -184,7 +187,9 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:  # before trio took over, or after it let go
-        raise typer.Exit from None
+        if interrupted is None:
+            raise typer.Exit from None
+        reason = interrupted
     except MultichatError as error:
         reason = str(error)
     except OSError as error:

@@ -34,6 +34,7 @@ from multichat.messages import (
     Join,
     Joined,
     Left,
+    MemberName,
     Members,
     Missed,
     Nonce,
@@ -47,6 +48,7 @@ from multichat.messages import (
     Request,
     RoomList,
     Rooms,
+    RoomSize,
     Said,
     SaidRun,
     Say,
@@ -56,7 +58,7 @@ from multichat.messages import (
     WireEvent,
     WireRequest,
 )
-from multichat.names import MAX_DECOMPOSED, SERVER_NAME
+from multichat.names import MAX_DECOMPOSED, SERVER_NAME, visible_name
 
 __all__ = [
     "JSON",
@@ -67,6 +69,7 @@ __all__ = [
     "help_notices",
     "is_hello",
     "spell_hello",
+    "with_visible_names",
 ]
 
 
@@ -90,6 +93,25 @@ class Voice(Protocol):
 
     def spell_said(self, said: SaidRun) -> bytes:
         """Spell what one publish says."""
+
+
+def with_visible_names(event: Event) -> Event:
+    """Return *event* without what nobody sees in the names of it: a server may be hostile."""
+    changed: dict[str, object] = {}
+    for field in ("name", "old", "room"):
+        name = getattr(event, field, "")
+        if not name.isascii() and (visible := visible_name(name)) != name:
+            changed[field] = visible
+    match event:
+        case Members(members=members):
+            changed["members"] = [
+                MemberName(each.client, visible_name(each.name)) for each in members
+            ]
+        case RoomList(rooms=rooms):
+            changed["rooms"] = [RoomSize(visible_name(each.room), each.members) for each in rooms]
+        case HistoryPage(messages=messages):
+            changed["messages"] = list(map(with_visible_names, messages))
+    return msgspec.structs.replace(event, **changed) if changed else event
 
 
 # --- The text voice -------------------------------------------------------------------------------

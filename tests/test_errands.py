@@ -1,6 +1,7 @@
 """Commands that do one thing and leave, and names and rooms on the command line."""
 
 import json
+import signal
 import subprocess
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from .support.processes import (
     WAIT_SECONDS,
     Command,
     ServerCommand,
+    listening,
     program,
     serve,
     tcp,
@@ -87,6 +89,20 @@ async def test_what_cannot_be_said_is_one_line(tmp_path: Path) -> None:
             assert error in send.err
             assert send.err.count("\n") == bool(error)
             assert "Traceback" not in send.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+@pytest.mark.parametrize("options", [(), ("--tls",)], ids=" ".join)
+async def test_send_that_is_interrupted_is_one_line(
+    options: tuple[str, ...], number: signal.Signals, tmp_path: Path
+) -> None:
+    async with listening() as (listener, port):
+        argv = (MULTICHAT, "send", *options, LOOPBACK, str(port), "x")
+        async with Command(tmp_path, *argv) as send, await listener.accept() as stream:
+            await stream.receive_some()
+            send.signal(number)
+            assert await send.wait() == 1
+            assert send.err == "multichat: interrupted before the server had accepted everything\n"
 
 
 async def test_send_to_nobody_is_one_line(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from multichat import (
 from multichat.chat import MAX_UNACCEPTED
 from multichat.comeback import EVERYTHING
 from multichat.config import DEFAULT_TIMEOUTS
-from multichat.messages import GOODBYES
+from multichat.errors import RemoteProtocolError
+from multichat.messages import GOODBYES, Joined, MemberName, Renamed
 from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
@@ -412,6 +413,45 @@ async def test_an_event_of_our_own_after_a_final_goodbye_does_not_reconnect(
         await peer.finish()
         assert [type(event) async for event in chat] == [Error]
         assert len(network.dialled) == 1
+
+
+async def test_an_answer_of_the_wrong_type_is_an_error_that_says_what_came(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, _, peer), trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            await peer.tell("rooms", rooms=[], nonce=(await peer.read())["nonce"])
+            await peer.tell("accepted", nonce=(await peer.read())["nonce"])
+
+        nursery.start_soon(answer)
+        with pytest.raises(RemoteProtocolError, match="answered with `rooms` instead of `members`"):
+            await chat.members()
+        with pytest.raises(RemoteProtocolError, match="with `accepted` instead of `rooms`"):
+            await chat.rooms()
+
+
+async def test_what_nobody_sees_in_a_name_is_left_out_and_stays_in_a_text(
+    autojump_clock: MockClock,
+) -> None:
+    name, family = "al\u200b\u200d\u200f\u061c\U000e0041\u00adice", "👩\u200d👧 می\u200cخواهم"
+    async with conversation() as (chat, _, peer), trio.open_nursery() as nursery:
+        told = {"client": 8, "name": name}
+        await peer.tell("said", id="e-0002", room="lobby", text=family, **told)
+        await peer.tell("joined", **told)
+        await peer.tell("renamed", client=8, old=name, name="al\u2060ice")
+        said, joined, renamed = [await anext(chat) for _ in range(3)]
+        assert isinstance(said, Said)
+        assert (said.name, said.text) == ("alice", family)
+        assert joined == Joined(8, "alice")
+        assert renamed == Renamed(8, "alice", "alice")
+
+        async def answer() -> None:
+            nonce = (await peer.read())["nonce"]
+            await peer.tell("members", room="lobby", members=[told], nonce=nonce)
+
+        nursery.start_soon(answer)
+        assert await chat.members() == [MemberName(8, "alice")]
 
 
 GOODBYE = {"type": "goodbye", "reason": "any words"}

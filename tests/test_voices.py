@@ -794,6 +794,22 @@ def test_any_bytes_are_requests_and_events_in_both_voices(data: bytes) -> None:
                 assert_clean([requests, list(voice.parse_events(run))])
 
 
+WELCOME = (
+    JSON.spell(Welcome(1, 7, "alice", "lobby", 2, Limits(65536, 32), None, "x", resumed=False))
+    .decode()
+    .rstrip()
+)
+MISSED = JSON.spell(Missed(3)).decode().rstrip()
+
+
+@pytest.mark.parametrize("number", [0, -5, 2**60, 10**399], ids=["0", "-5", "2^60", "400 digits"])
+def test_an_event_with_an_impossible_number_is_left_out(number: int) -> None:
+    changed = WELCOME.replace("65536", str(number)), WELCOME.replace('e":32', f'e":{number}')
+    assert all(line != WELCOME and not list(JSON.parse_events(line)) for line in changed)
+    missed = MISSED.replace("3", str(number))
+    assert len(list(JSON.parse_events(missed))) == (number == 0)
+
+
 @pytest.mark.parametrize(
     ("line", "events"),
     [
