@@ -56,18 +56,18 @@ class ServerTimeouts:
     # A client that has been told goodbye is read for this long before its connection is closed: if
     # data arrives after a close, the kernel sends a reset, which discards what the client has not
     # read yet.
-    linger_seconds: float = 1.0
+    linger: float = 1.0
 
     # After a wrong password the next attempt from the same address waits, at first for half a
     # second and twice as long each time.  At the maximum that allows 450 attempts an hour, and does
     # not keep out somebody who mistyped.  Without attempts the count is forgotten.
-    first_attempt_delay_seconds: float = 0.5
-    max_attempt_delay_seconds: float = 8.0
-    forget_attempts_seconds: float = 600.0
+    first_attempt_delay: float = 0.5
+    max_attempt_delay: float = 8.0
+    forget_attempts: float = 600.0
 
     # A disconnected client may resume its session within this time, which covers a laptop that is
     # closed over night.
-    session_seconds: float = 24 * 3600.0
+    session: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
         for each in fields(self):

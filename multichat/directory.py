@@ -123,9 +123,7 @@ class Directory:
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal or MemoryJournal()
-        self.resumables = Resumables(
-            self._journal, config.max_sessions, config.timeouts.session_seconds
-        )
+        self.resumables = Resumables(self._journal, config.max_sessions, config.timeouts.session)
         self.counts = Counts()
         self.closed = ""
         self.budget = Budget(config.memory_bytes, self._shed_soon)

@@ -159,7 +159,7 @@ class Entrance:
         self, stream: trio.abc.Stream, context: ssl.SSLContext
     ) -> trio.abc.Stream:
         """Return the encrypted stream over *stream*; raises `TurnedAway`."""
-        linger_seconds = self._config.timeouts.linger_seconds
+        linger_seconds = self._config.timeouts.linger
         encrypted = transport.encrypt(stream, context, linger_seconds=linger_seconds)
         try:
             with trio.move_on_after(self._config.handshake_seconds) as in_time:

@@ -162,7 +162,7 @@ class Attempts:
 
     def _recall(self, place: Hashable, now: float) -> tuple[int, float]:
         wrong, next_at = self._places.get(place, (0, now))
-        forget_at = next_at + self._timeouts.forget_attempts_seconds
+        forget_at = next_at + self._timeouts.forget_attempts
         return (0, now) if now > forget_at else (wrong, next_at)
 
     def _remember(self, place: Hashable, wrong: int, next_at: float) -> None:
@@ -174,8 +174,8 @@ class Attempts:
     def _delay(self, wrong: int) -> float:
         if not wrong:
             return 0.0
-        delay = self._timeouts.first_attempt_delay_seconds * 2.0 ** min(wrong - 1, 10)
-        return min(self._timeouts.max_attempt_delay_seconds, delay)
+        delay = self._timeouts.first_attempt_delay * 2.0 ** min(wrong - 1, 10)
+        return min(self._timeouts.max_attempt_delay, delay)
 
 
 class Effort:

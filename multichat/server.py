@@ -208,7 +208,7 @@ class Server:
             deadline = trio.current_time() + self.config.grace_seconds
             with trio.move_on_at(deadline):
                 await self.close()
-            clients.cancel_scope.deadline = deadline + self.config.timeouts.linger_seconds
+            clients.cancel_scope.deadline = deadline + self.config.timeouts.linger
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator["Server"]:
@@ -293,7 +293,7 @@ class Server:
 
     async def _handle_bot(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
         await self.handle(stream)
-        scope.deadline = trio.current_time() + self.config.timeouts.linger_seconds
+        scope.deadline = trio.current_time() + self.config.timeouts.linger
 
     @property
     def members(self) -> list[MemberInfo]:
@@ -516,7 +516,7 @@ class Server:
         if not refusal.last_words:
             return
         try:
-            seconds = self.config.timeouts.linger_seconds
+            seconds = self.config.timeouts.linger
             with self._entrance.at_the_door(address), trio.move_on_after(seconds):
                 await transport.send_all(stream, refusal.last_words)
                 await transport.hang_up(stream, seconds)

@@ -216,7 +216,7 @@ class Session:
                 finally:  # while the nursery is open: who is in the room may need a writer
                     self._directory.leave(self.member, "the server ended the session")
             if self._mailbox.drained:
-                await transport.hang_up(self._stream, self._config.timeouts.linger_seconds)
+                await transport.hang_up(self._stream, self._config.timeouts.linger)
         finally:
             # They refer to us: what is left of a client is to go with it, not with the collector.
             del self.member, self._mailbox, self._nursery, self._greeted

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from multichat.config import ServerTimeouts
 from multichat.errors import BadCertificate
 from multichat.files import check_regular
 
@@ -42,9 +43,8 @@ KEEP_ALIVE_SECONDS = 30
 # kernel tries again for a quarter of an hour.
 USER_TIMEOUT_SECONDS = 120
 
-# How long we go on reading from somebody who has been told that we are closing: what arrives
-# after a close makes the kernel send a reset, which throws away what the peer has not read yet.
-LINGER_SECONDS = 1.0
+# For a client's connections, and where nothing else is said.
+LINGER_SECONDS = ServerTimeouts().linger
 
 _DISCARD_BYTES = 64 * 1024
 

@@ -559,7 +559,7 @@ async def test_bots_end_with_their_server() -> None:
             ended.append("cancelled")
 
     for each, linger_seconds in ((bot, WAIT_SECONDS), (deaf, 0.1)):
-        config = ServerConfig(timeouts=ServerTimeouts(linger_seconds=linger_seconds))
+        config = ServerConfig(timeouts=ServerTimeouts(linger=linger_seconds))
         async with trio.open_nursery() as nursery:
             serve = partial(multichat.serve, 0, host="127.0.0.1", config=config)
             server = await nursery.start(serve)

@@ -386,7 +386,7 @@ async def test_each_wrong_one_makes_that_address_wait_longer(
         assert await door.seconds_of_a_try("203.0.113.7:1", SECRET) == pytest.approx(8)
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0  # it was forgiven
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0.5
-        await trio.sleep(ServerTimeouts().forget_attempts_seconds + 10)
+        await trio.sleep(ServerTimeouts().forget_attempts + 10)
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0
 
 

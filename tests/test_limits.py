@@ -220,12 +220,12 @@ def test_a_right_password_and_time_are_forgotten_with() -> None:
     for _ in range(5):
         attempts.failed("here", 0.0)
     assert attempts.waiting_seconds("here", 0.0) == 8
-    assert attempts.reserve("here", 8 + TIMEOUTS.forget_attempts_seconds) == 0
-    attempts.failed("here", 8 + TIMEOUTS.forget_attempts_seconds)
-    assert attempts.waiting_seconds("here", 8 + TIMEOUTS.forget_attempts_seconds) == 8
-    assert attempts.reserve("here", 16 + 2 * TIMEOUTS.forget_attempts_seconds + 1) == 0
+    assert attempts.reserve("here", 8 + TIMEOUTS.forget_attempts) == 0
+    attempts.failed("here", 8 + TIMEOUTS.forget_attempts)
+    assert attempts.waiting_seconds("here", 8 + TIMEOUTS.forget_attempts) == 8
+    assert attempts.reserve("here", 16 + 2 * TIMEOUTS.forget_attempts + 1) == 0
     attempts.failed("here", 1e4)
-    assert attempts.waiting_seconds("here", 1e4) == TIMEOUTS.first_attempt_delay_seconds
+    assert attempts.waiting_seconds("here", 1e4) == TIMEOUTS.first_attempt_delay
     attempts.succeeded("never seen")
 
 
@@ -233,7 +233,7 @@ def test_a_thousand_failures_are_no_number_too_large() -> None:
     attempts = Attempts(TIMEOUTS)
     for _ in range(5000):
         attempts.failed("here", 0.0)
-    assert attempts.waiting_seconds("here", 0.0) == TIMEOUTS.max_attempt_delay_seconds
+    assert attempts.waiting_seconds("here", 0.0) == TIMEOUTS.max_attempt_delay
 
 
 def test_many_connections_from_one_place_take_turns() -> None:
@@ -285,7 +285,7 @@ def test_however_many_try_at_once_only_so_many_guesses_are_made(
                 guesses += 1
                 attempts.failed("here", now)
     # What the first ones reserved before anything was known to be wrong, and one in eight seconds.
-    assert guesses <= 22 + now / TIMEOUTS.max_attempt_delay_seconds
+    assert guesses <= 22 + now / TIMEOUTS.max_attempt_delay
 
 
 def test_places_are_bounded_and_the_quietest_is_forgotten_first() -> None:

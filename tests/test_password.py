@@ -217,7 +217,7 @@ def test_the_variable_counts_where_there_is_no_file(
 async def running() -> AsyncIterator[Server]:
     """A server of this process that asks, and lets nobody wait for a wrong one."""
     async with trio.open_nursery() as nursery:
-        timeouts = ServerTimeouts(first_attempt_delay_seconds=0)
+        timeouts = ServerTimeouts(first_attempt_delay=0)
         config = ServerConfig(password=SECRET, timeouts=timeouts)
         yield await nursery.start(partial(multichat.serve, 0, host=LOOPBACK, config=config))
         nursery.cancel_scope.cancel(reason="the block is over")

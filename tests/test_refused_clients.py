@@ -70,7 +70,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 async def chat_server(files: Files, *, tls: bool) -> AsyncIterator[int]:
     """A server that asks for a password; yields its port."""
     # Less than the second after which `--plain` clients give up on an answer.
-    timeouts = ServerTimeouts(first_attempt_delay_seconds=0)
+    timeouts = ServerTimeouts(first_attempt_delay=0)
     config = ServerConfig(password=PASSWORD, auth_seconds=2.0, timeouts=timeouts)
     context = server_tls(Path(files["server.pem"])) if tls else None
     async with trio.open_nursery() as nursery:

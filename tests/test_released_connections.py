@@ -39,7 +39,7 @@ CONFIG = ServerConfig(
     handshake_seconds=0.05,
     idle_seconds=0.05,
     grace_seconds=0.5,
-    timeouts=ServerTimeouts(linger_seconds=0.1, first_attempt_delay_seconds=0),
+    timeouts=ServerTimeouts(linger=0.1, first_attempt_delay=0),
 )
 
 

@@ -221,7 +221,7 @@ class _World:
 
     def _start_server(self) -> Server:
         self._journal = Witness(self._make_journal(), self._note_taken)
-        timeouts = ServerTimeouts(session_seconds=self._plan.session_seconds)
+        timeouts = ServerTimeouts(session=self._plan.session_seconds)
         config = replace(self._plan.config, timeouts=timeouts)
         return Server(config, journal=self._journal)
 
