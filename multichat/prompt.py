@@ -152,6 +152,11 @@ class Prompt:
         """Forget what the terminal has not handed to us yet, so that no shell reads it."""
         self._modes.discard_input()
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether the terminal was closed: nobody sees what is shown, or can type."""
+        return self._screen.gone or not sys.stdout.isatty()
+
     def _after_render(self, _: object) -> None:
         if self._app.render_counter == 1:
             self._modes.note()

@@ -8,6 +8,7 @@ What we say is shown pending until the server has accepted it, and then where th
 the one order that everybody sees.
 """
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -226,7 +227,7 @@ class TerminalChat:
 
     async def _talk(self, chat: Chat) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_typed, chat)
+            nursery.start_soon(self._send_typed, chat, nursery.cancel_scope)
             nursery.start_soon(self._ask_names, chat)
             nursery.start_soon(self._count_down, chat)
             if self._name is not None and chat.welcome is not None:
@@ -389,7 +390,7 @@ class TerminalChat:
 
     # --- What is typed ----------------------------------------------------------------------------
 
-    async def _send_typed(self, chat: Chat) -> None:
+    async def _send_typed(self, chat: Chat, scope: trio.CancelScope) -> None:
         try:
             async for line in self._prompt.typed:
                 if not await self._obey(chat, line):
@@ -398,7 +399,13 @@ class TerminalChat:
             self._leaving = True
             self._state = "leaving"
             self._prompt.refresh()
-            await chat.finish()
+            # Without a terminal nobody can stop waiting for a server that sends for ever.
+            gone = self._prompt.is_gone
+            with trio.move_on_after(self._endpoint.timeouts.finish if gone else math.inf) as wait:
+                await chat.finish()
+            if wait.cancelled_caught:
+                self._failure = ConnectionLost("the terminal is gone")
+                scope.cancel(reason="the terminal is gone")
         except MultichatError as error:
             self._failure = self._failure or error
 
