@@ -148,7 +148,7 @@ class Terminal:
         look = self.scrollback if scrollback else self.screen
         with trio.move_on_after(WAIT_SECONDS):
             while not (match := re.search(pattern, await look(name), re.MULTILINE)):
-                await trio.sleep(0.02)
+                await trio.sleep(0.05)
             return match
         pytest.fail(f"{name} never showed {pattern!r}, but {await look(name)!r}")
 
