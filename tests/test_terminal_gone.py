@@ -1,4 +1,4 @@
-"""A terminal that is closed while SIGHUP is ignored, as `nohup` has it, and a server that floods."""
+"""A terminal that is closed while SIGHUP is ignored, as with `nohup`, and a server that floods."""
 
 import os
 import signal
@@ -19,12 +19,15 @@ async def test_a_client_ends_when_its_terminal_is_gone_and_its_server_floods() -
     environment = {**os.environ, "TERM": "xterm", "MULTICHAT_HISTORY": os.devnull}
     environment["MULTICHAT_CONFIG"] = os.devnull
     async with listening() as (listener, port), trio.open_nursery() as nursery:
+        connect = [MULTICHAT, "connect", "--plain", LOOPBACK, str(port)]
         client = subprocess.Popen(
-            ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", MULTICHAT, "connect", "--plain"]
-            + [LOOPBACK, str(port)],
-            stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+            ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *connect],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(terminal)
         try:
             stream = await listener.accept()
