@@ -36,7 +36,9 @@ from pathlib import Path
 from tests.support.processes import Command
 
 async def main():
-    async with Command(Path(sys.argv[1]), "sleep", "600") as command:
+    script = "echo started; exec sleep 600"
+    async with Command(Path(sys.argv[1]), "/bin/sh", "-c", script) as command:
+        await command.wait_for("started")
         print(command.process.pid, flush=True)
         await trio.sleep_forever()
 
