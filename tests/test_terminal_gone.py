@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from contextlib import suppress
 
 import pytest
 import trio
@@ -47,8 +48,7 @@ async def test_a_client_ends_when_its_terminal_is_gone_and_its_server_floods() -
 
 
 async def _flood(stream: trio.SocketStream) -> None:
-    try:
-        while True:
-            await stream.send_all(FLOOD * 200)
-    except trio.BrokenResourceError:
-        pass
+    async with stream:
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(FLOOD * 200)
