@@ -149,7 +149,7 @@ class Handshake:
         event = next(iter(TEXT.parse_events(line)))
         if isinstance(event, Goodbye):
             self.dismissed = True
-            return [event]
+            return [*self._take_chat(), event]
         if isinstance(event, Notice) and event.text in _ABOUT_PASSWORD:
             self._hear_of_password(event)
             return []
@@ -201,5 +201,8 @@ class Handshake:
 
     def _settle_text(self) -> list[Event]:
         self.settled = True
+        return self._take_chat()
+
+    def _take_chat(self) -> list[Event]:
         chat, self._chat = self._chat, []
         return list(TEXT.parse_events("\n".join(chat))) if chat else []

@@ -282,7 +282,7 @@ async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
             for question in (chat.members, chat.rooms):
                 with pytest.raises(ConnectionLost, match=re.escape(reason)):
                     await question()
-            await theirs.aclose()
+        await theirs.aclose()
 
 
 async def test_requests_that_were_never_sent_leave_nothing_behind(

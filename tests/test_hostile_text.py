@@ -409,10 +409,10 @@ def all_in_text() -> bytes:
 
 
 def all_in_json() -> bytes:
-    lines: list[bytes] = []
-    for payload in PAYLOADS.values():
-        for event in poisoned_events(payload):
-            lines += [spell_escaped(event), spell_raw(event)]
+    events = [event for payload in PAYLOADS.values() for event in poisoned_events(payload)]
+    # Lines behind a goodbye are ignored.
+    events.sort(key=lambda event: isinstance(event, dict) and event.get("type") == "goodbye")
+    lines = [spell(event) for event in events for spell in (spell_escaped, spell_raw)]
     return b"".join(line + b"\n" for line in lines)
 
 

@@ -240,12 +240,12 @@ async def test_a_paste_of_many_lines_is_one_question(terminal: Terminal, tmp_pat
         await wait_for_input(terminal, "t", "")
         await terminal.run("send-keys", "-t", "t", "-l", "look: ")
         await paste(terminal, file)
-        await terminal.wait_for_match("t", r"^> look:\s*\nsend 14 lines\? y/n")
-        await terminal.press("t", "x", "n")  # only an answer is one
+        await terminal.wait_for_match("t", r"^> look:\s*\n14 pasted lines: Ctrl\+S says them")
+        await terminal.press("t", "x", "BSpace", "Escape")  # only an answer is one
         await wait_for_input(terminal, "t", "look:")
         await paste(terminal, file)
-        await terminal.wait_for("t", "send 14 lines?")
-        await terminal.press("t", "y")
+        await terminal.wait_for("t", "14 pasted lines: Ctrl+S says them")
+        await terminal.press("t", "C-s")
         await server.wait_for("[RX] [alice] pasted line 13\n")
         said = [line for line in server.lines if "[RX]" in line]
         expected = ["look: pasted line 0", *(f"pasted line {i}" for i in range(1, 14))]
@@ -344,6 +344,10 @@ async def test_a_closed_terminal_ends_the_client_in_order(
         pid = await pid_of("alice", server.port)
         await terminal.run("send-keys", "-t", "t", "-l", "half a sentence")
         await wait_for_input(terminal, "t", "half a sentence")
+        with trio.fail_after(WAIT_SECONDS):
+            async for event in bob:
+                if isinstance(event, multichat.Joined) and event.name == "alice":
+                    break
         await terminal.run("kill-session", "-t", "t")
         with trio.fail_after(WAIT_SECONDS):
             # Not away, as after a crash: its connection was closed with a quit.

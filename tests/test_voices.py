@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 import pytest
@@ -150,6 +150,7 @@ visible_texts = texts.filter(str.strip)
 tokens = st.text(max_size=128).map(clean)
 nonces = st.none() | tokens | st.integers(-(2**53), 2**53)
 numbers = st.integers(0, 10**15 - 1)
+lengths = st.integers(1, 10**15 - 1)
 
 text_requests: st.SearchStrategy[WireRequest] = st.one_of(
     st.builds(Say, texts),
@@ -174,11 +175,12 @@ BY_TYPE: dict[object, st.SearchStrategy[Any]] = {
     Name: tokens.filter(lambda name: len(name) <= MAX_DECOMPOSED),
     str | None: st.none() | tokens,
     int: numbers,
+    Annotated[int, msgspec.Meta(ge=0, le=2**53)]: numbers,
     int | str: numbers | tokens,
     bool: st.booleans(),
     bool | None: st.none() | st.booleans(),
     float | None: st.none() | st.floats(0, 3600),
-    Limits: st.builds(Limits, numbers, numbers),
+    Limits: st.builds(Limits, lengths, lengths),
     list[MemberName]: st.lists(st.builds(MemberName, numbers, names), max_size=3),
     list[RoomSize]: st.lists(st.builds(RoomSize, names, numbers), max_size=3),
     list[Said]: st.lists(st.builds(Said, name=names, text=texts, act=st.booleans()), max_size=3),
