@@ -176,7 +176,7 @@ class Chat:
 
     @property
     def can_send(self) -> bool:
-        """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
+        """Whether a message may still arrive: nothing has failed and `finish` was not called."""
         return self._line.can_send
 
     @property

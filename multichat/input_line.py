@@ -59,7 +59,7 @@ class Syntax(NamedTuple):
 
     *disguised* returns the command that a line looks like without being one, or None; *looks_like*
     the name of the command that a line is or looks like, or None; *literally* the line that says a
-    text, whatever that begins with.  *audience* is whom what is said goes to.  *expand* returns a
+    text, whatever that begins with.  *audience* names who receives messages.  *expand* returns a
     line with its abbreviations written out, as soon as they are typed: what they stand for may
     change later.
     """

@@ -117,7 +117,7 @@ class ReconnectingConnection:
 
     @property
     def can_send(self) -> bool:
-        """Whether what is said may still arrive: nothing has failed and `finish` was not called."""
+        """Whether a message may still arrive: nothing has failed and `finish` was not called."""
         if self.failure is not None:
             return False
         return self.connection.can_send or (self.returns and not self.finished)

@@ -114,7 +114,7 @@ def test_a_file_that_is_not_there_is_read_by_nobody(tmp_path: Path) -> None:
 
 
 def make_special(kind: str, folder: Path) -> tuple[Path, str]:
-    """Something that is no regular file, and what is said of it."""
+    """Something other than a regular file, and the error message for it."""
     path = folder / "special"
     match kind:
         case "a FIFO":
