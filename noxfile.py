@@ -37,7 +37,7 @@ nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["environment", "lint", "types", "tests", "install", "docs"]
 
-FULL = ["other_pythons", "coverage", "search", "sim", "fuzz", "soak", "stress"]
+FULL = ["search", "sim", "fuzz", "soak", "stress"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -160,7 +160,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(default=False)
 def full(session: nox.Session) -> None:
     """Run everything that the README's test command does not."""
-    for name in FULL:
+    for name in ("other_pythons" if _other_pythons() else "coverage", *FULL):
         session.notify(name)
 
 
@@ -184,22 +184,31 @@ def _other_pythons() -> list[str]:
 
 @nox.session(default=False)
 def other_pythons(session: nox.Session) -> None:
-    """Run the unit and process tests on every other Python that is installed."""
-    for python in _other_pythons():
+    """Run the unit and process tests on every other installed Python, the newest with coverage."""
+    pythons = _other_pythons()
+    for python in pythons:
         folder = Path(session.create_tmp()).resolve() / Path(python).name
         session.run(python, "-m", "venv", "--clear", str(folder), external=True)
         own = str(folder / "bin" / "python")
         session.run(own, "-m", "pip", "install", "-q", "-e", ".", *requirements("test"))
-        session.run(own, "-m", "pytest", *session.posargs or (*FAST_TIERS, *IN_PARALLEL))
+        if python == pythons[-1]:
+            _measure_coverage(session, own)
+        else:
+            session.run(own, "-m", "pytest", *FAST_TIERS, *IN_PARALLEL)
 
 
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """Run the unit and process tests with branch coverage, and print it."""
-    run(session, "coverage", "erase")
-    run(session, "coverage", "run", "-m", "pytest", *FAST_TIERS, *IN_PARALLEL)
-    run(session, "coverage", "combine", "--quiet")
-    run(session, "coverage", "report")
+    _prepare()
+    _measure_coverage(session, sys.executable)
+
+
+def _measure_coverage(session: nox.Session, python: str) -> None:
+    session.run(python, "-m", "coverage", "erase")
+    session.run(python, "-m", "coverage", "run", "-m", "pytest", *FAST_TIERS, *IN_PARALLEL)
+    session.run(python, "-m", "coverage", "combine", "--quiet")
+    session.run(python, "-m", "coverage", "report")
 
 
 @nox.session(default=False)

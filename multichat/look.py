@@ -101,7 +101,7 @@ class Line(NamedTuple):
 def name_style(name: str) -> str:
     """Return the colour of *name*: the same for all spellings that are the same name."""
     value = _FNV_OFFSET
-    for byte in fold_name(name).encode():
+    for byte in fold_name(name).encode(errors="surrogatepass"):
         value = (value ^ byte) * _FNV_PRIME % 2**32
     # The low bits of so short a hash are its worst.
     return NAME_COLORS[(value ^ value >> 16) % len(NAME_COLORS)]
