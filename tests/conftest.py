@@ -34,9 +34,13 @@ settings.load_profile("fixed")
 _STDERR = pytest.StashKey[int]()
 
 
-# A shell that starts the tests in the background has them ignore Ctrl+C, and so would every command
-# that they run.
+# What is ignored here is ignored by every command that the tests start: a shell that starts the
+# tests in the background ignores Ctrl+C and SIGQUIT for them, and `nohup` ignores SIGHUP.  A
+# handler, even one that does nothing, is not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 
 # Hundreds of commands are started, and each of them would compile our modules again.
