@@ -18,9 +18,6 @@ _PAGE_BYTES = MAX_BATCH_BYTES // 2
 MAX_HISTORY_MESSAGES = 100
 MAX_HISTORY_BYTES = 256 * 1024
 
-# A page of the longest lines is read whole before it is cut: 6.4 MiB.
-_UNBOUNDED_BYTES = 1 << 62
-
 
 async def read_history(
     journal: RoomJournal, stop: int, limit: int, nonce: Nonce | None = None
@@ -30,17 +27,18 @@ async def read_history(
     And at most `MAX_HISTORY_MESSAGES`, in `MAX_HISTORY_BYTES` as JSON spells them, but one in any
     case.  Raises `NotKept` if they cannot be read.
     """
-    start = max(journal.first, stop - min(limit, MAX_HISTORY_MESSAGES))
-    runs = await journal.read(start, stop, max_bytes=_UNBOUNDED_BYTES)
-    messages = [said for run in runs for said in _each(run)]
-    size, first = 0, len(messages)
-    while first:
-        size += len(JSON.spell(messages[first - 1]))
-        if size > MAX_HISTORY_BYTES and first < len(messages):
+    runs = await journal.read_before(
+        stop, max_messages=min(limit, MAX_HISTORY_MESSAGES), max_bytes=MAX_HISTORY_BYTES
+    )
+    messages: list[Said] = []  # the newest first
+    bytes_left = MAX_HISTORY_BYTES
+    for said in _backwards(runs):
+        bytes_left -= JSON.said_bytes(said)
+        if bytes_left < 0 and messages:
             break
-        first -= 1
-    more = first > 0 or start > journal.first
-    return HistoryPage(messages[first:], more, nonce=nonce)
+        messages.append(said)
+    more = bool(messages) and messages[-1].id > message_id(journal.epoch, journal.first)
+    return HistoryPage(messages[::-1], more, nonce=nonce)
 
 
 async def spell_page(
@@ -66,14 +64,16 @@ async def spell_page(
     return b"".join(told), position
 
 
-def _each(run: SaidRun) -> Iterator[Said]:
-    for number, text in enumerate(run.run.split("\n"), run.first):
-        yield Said(
-            id=message_id(run.epoch, number),
-            time=run.time,
-            room=run.room,
-            client=run.client,
-            name=run.name,
-            text=text,
-            act=run.act,
-        )
+def _backwards(runs: list[SaidRun]) -> Iterator[Said]:
+    for run in reversed(runs):
+        texts = run.run.split("\n")
+        for index in reversed(range(len(texts))):
+            yield Said(
+                id=message_id(run.epoch, run.first + index),
+                time=run.time,
+                room=run.room,
+                client=run.client,
+                name=run.name,
+                text=texts[index],
+                act=run.act,
+            )

@@ -366,6 +366,13 @@ class JsonVoice:
         """Spell one event as it stands on the wire."""
         return _encode(event) + b"\n"
 
+    def said_bytes(self, said: Said) -> int:
+        """Return how long `spell` makes *said*, which is clean, without encoding its text."""
+        text = said.text
+        size = len(text) if text.isascii() else len(text.encode())
+        escapes = text.count('"') + text.count("\\") + text.count("\t")
+        return len(self.spell(msgspec.structs.replace(said, text=""))) + size + escapes
+
     def spell_said(self, said: SaidRun) -> bytes:
         """Spell the messages of one publish, each as a `Said` of its own.
 

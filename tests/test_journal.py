@@ -1,6 +1,6 @@
 """What every journal promises: one suite, run on each of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.errors import NotKept
-from multichat.journal import Journal, SessionRecord, part_of, within
+from multichat.journal import Journal, SessionRecord, newest_of, part_of, within
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal
 from multichat.messages import SaidRun
 
 from .simulation.journal import Disk, Faults, FaultyJournal
-from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
+from .support.journals import ALICE, LOTS, running, say, spell, texts_before, texts_of, wait_kept
 from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
@@ -95,6 +95,68 @@ async def test_a_page_ends_at_its_bytes_but_holds_one_message(kind: Kind) -> Non
             assert len(await texts_of(room, 0, 20, max_bytes)) == count
         assert len(await texts_of(room, 10, 20, 1)) == 1
         assert len(await texts_of(room, 8, 20, 300)) == 2
+
+
+async def test_the_newest_messages_below_a_number_are_read_backwards(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
+        room = journal.room("lobby")
+        assert await room.read_before(5, max_messages=3, max_bytes=LOTS) == []
+        sizes = (1, 3, 1, 4, 3)
+        runs = [
+            await say(room, *(f"{start}{n}" for n in range(size)))
+            for start, size in zip("abcde", sizes, strict=True)
+        ]
+        texts = [text for run in runs for text in run.run.split("\n")]
+        for stop in range(15):
+            for most in (1, 2, 5, 100):
+                wanted = texts[max(0, min(stop, 12) - most) : stop]
+                assert await texts_before(room, stop, max_messages=most) == wanted
+                wanted = wanted[-2:]  # two of three bytes each, with their LF
+                assert await texts_before(room, stop, max_messages=most, max_bytes=6) == wanted
+        assert await texts_before(room, 12, max_messages=9, max_bytes=0) == ["e2"]
+        assert await room.read_before(12, max_messages=8, max_bytes=LOTS) == runs[2:]
+
+
+async def test_the_bytes_of_what_is_read_backwards_are_those_of_utf_8(kind: Kind) -> None:
+    async with running(kind.make()) as journal:
+        room = journal.room("lobby")
+        await say(room, "a" * 1000, *["é" * 50] * 10)
+        for max_bytes, count in ((1, 1), (201, 1), (202, 2), (1010, 10), (2010, 10), (2011, 11)):
+            found = await texts_before(room, 11, max_messages=20, max_bytes=max_bytes)
+            assert len(found) == count
+
+
+@given(
+    st.lists(st.lists(st.text("aé", max_size=5), min_size=1, max_size=5), max_size=8),
+    st.integers(0, 45),
+    st.integers(1, 45),
+    st.integers(0, 100),
+)
+def test_reading_backwards_takes_no_run_that_it_does_not_need(
+    said: list[list[str]], stop: int, max_messages: int, max_bytes: int
+) -> None:
+    runs: list[SaidRun] = []
+    for texts in said:
+        first = runs[-1].first + runs[-1].run.count("\n") + 1 if runs else 0
+        runs.append(SaidRun("e", first, "", "lobby", 1, "a", "\n".join(texts)))
+    taken: list[SaidRun] = []
+
+    def backwards() -> Iterator[SaidRun]:
+        for run in reversed(runs):
+            if run.first < stop:
+                taken.append(run)
+            yield run
+
+    found = newest_of(backwards(), stop, max_messages=max_messages, max_bytes=max_bytes)
+    numbered = list(enumerate([text for texts in said for text in texts]))[:stop]
+    wanted: list[tuple[int, str]] = []
+    for number, text in reversed(numbered[-max_messages:]):
+        max_bytes -= len(text.encode()) + 1
+        if max_bytes < 0 and wanted:
+            break
+        wanted.insert(0, (number, text))
+    assert [each for run in found for each in enumerate(run.run.split("\n"), run.first)] == wanted
+    assert len(taken) <= len(found) + 1
 
 
 async def test_reading_beyond_either_end_returns_what_there_is(kind: Kind) -> None:

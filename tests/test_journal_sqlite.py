@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, NotKept
-from multichat.journal import Keeping, RoomJournal, SessionRecord
+from multichat.journal import Keeping, RoomJournal, SessionRecord, newest_of
 from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file, open_for_reading
-from multichat.journal.sqlite_rows import MAX_NONCES, Rows
+from multichat.journal.sqlite_rows import MAX_NONCES, Rows, read_runs_backwards
 from multichat.messages import SaidRun
 
 from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
@@ -65,6 +65,26 @@ async def test_a_clean_end_leaves_one_whole_file_and_the_empty_one_to_lock(tmp_p
     assert await all_texts(path) == ["one", "two"]
     await write(path, "three")
     assert await all_texts(path) == ["one", "two", "three"]
+
+
+async def test_reading_backwards_reads_little_more_from_the_file_than_it_returns(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, *(f"{number:05}" * 2000 for number in range(200)))
+    read_bytes = 0
+
+    def count(data: bytes) -> str:
+        nonlocal read_bytes
+        read_bytes += len(data)
+        return data.decode()
+
+    with closing(open_for_reading(path)) as connection:
+        connection.text_factory = count
+        with closing(read_runs_backwards(connection, 1, "e", 150)) as runs:
+            found = newest_of(runs, 150, max_messages=100, max_bytes=50_000)
+    assert [said.first for said in found] == [146, 147, 148, 149]
+    assert 40_000 < read_bytes < 55_000
 
 
 async def test_who_reads_while_it_ends_is_waited_for(tmp_path: Path) -> None:

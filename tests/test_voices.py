@@ -879,6 +879,15 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], run: S
     ]
 
 
+@given(texts, names, numbers, st.booleans())
+@example('"\\\t é😀', "a", 1, False)
+def test_the_size_of_a_message_is_known_without_encoding_its_text(
+    text: str, name: str, number: int, act: bool
+) -> None:
+    said = Said(id="e-1", room="den", client=number, name=name, text=clean(text), act=act)
+    assert JSON.said_bytes(said) == len(JSON.spell(said))
+
+
 def test_a_message_adds_as_many_bytes_as_is_promised() -> None:
     time = "2025-01-15T10:30:45.123Z"
     for act in (False, True):

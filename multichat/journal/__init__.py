@@ -12,6 +12,7 @@ numbers that clients have had.  It knows nothing of who is connected.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -20,7 +21,15 @@ import trio
 from multichat.errors import NotKept
 from multichat.messages import Nonce, SaidRun
 
-__all__ = ["Journal", "Keeping", "RoomJournal", "SessionRecord", "part_of", "within"]
+__all__ = [
+    "Journal",
+    "Keeping",
+    "RoomJournal",
+    "SessionRecord",
+    "newest_of",
+    "part_of",
+    "within",
+]
 
 
 class Keeping:
@@ -87,6 +96,15 @@ class RoomJournal(ABC):
         Of runs that are only partly asked for that part.  Ends early, between two messages, when
         more than *max_bytes* of text are read, but not before one message is.  What is not kept, or
         not kept any more, is left out.  Raises `NotKept` if it cannot be read.
+        """
+
+    @abstractmethod
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        """Return the newest messages with numbers below *stop*, oldest first.
+
+        At most *max_messages*, and at most *max_bytes* of text, but one message in any case.  Reads
+        backwards and no further: what is read is at most one run more than what is returned.
+        Raises `NotKept` if it cannot be read.
         """
 
 
@@ -175,3 +193,34 @@ def within(runs: list[SaidRun], max_bytes: int) -> list[SaidRun]:
             taken.append(part)
         break
     return taken
+
+
+def newest_of(
+    runs: Iterable[SaidRun], stop: int, *, max_messages: int, max_bytes: int
+) -> list[SaidRun]:
+    """Return what `RoomJournal.read_before` returns, given all runs from the newest to the oldest.
+
+    Takes no more of *runs* than it needs.
+    """
+    found: list[SaidRun] = []
+    for said in runs:
+        count = said.run.count("\n") + 1
+        end = min(count, stop - said.first)  # the messages of this run that are below *stop*
+        if end <= 0:
+            continue
+        texts = said.run.rsplit("\n", count - end + max_messages)[: end - count or None]
+        taken = 0
+        for text in reversed(texts[-max_messages:]):
+            max_bytes -= (len(text) if text.isascii() else len(text.encode())) + 1
+            if max_bytes < 0 and (taken or found):
+                break
+            taken += 1
+        if taken == count:
+            found.append(said)
+        elif taken:
+            first, run = said.first + end - taken, "\n".join(texts[-taken:])
+            found.append(msgspec.structs.replace(said, first=first, run=run))
+        max_messages -= taken
+        if max_bytes < 0 or not max_messages:
+            break
+    return found[::-1]

@@ -11,7 +11,15 @@ from collections import OrderedDict, deque
 
 import trio
 
-from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
+from multichat.journal import (
+    Journal,
+    Keeping,
+    RoomJournal,
+    SessionRecord,
+    newest_of,
+    part_of,
+    within,
+)
 from multichat.messages import Nonce, SaidRun
 
 __all__ = ["MemoryJournal"]
@@ -134,6 +142,12 @@ class _MemoryRoom(RoomJournal):
                 break
         parts = [part for said in reversed(found) if (part := part_of(said, start, stop))]
         return within(parts, max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        await trio.lowlevel.checkpoint()
+        # Read before anything else can be appended: the deque must not change meanwhile.
+        runs = reversed(self._runs)
+        return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
 
 
 def _size(said: SaidRun) -> int:

@@ -25,7 +25,15 @@ import msgspec
 import trio
 
 from multichat.errors import JournalFailed, NotKept
-from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
+from multichat.journal import (
+    Journal,
+    Keeping,
+    RoomJournal,
+    SessionRecord,
+    newest_of,
+    part_of,
+    within,
+)
 from multichat.journal.sqlite_file import SQLITE_ERRORS, open_file, open_for_reading, reason_of
 from multichat.journal.sqlite_rows import (
     Head,
@@ -33,6 +41,7 @@ from multichat.journal.sqlite_rows import (
     Rows,
     read_nonces,
     read_runs,
+    read_runs_backwards,
     read_sessions,
 )
 from multichat.messages import Nonce, SaidRun
@@ -367,6 +376,17 @@ class SqliteJournal(Journal):
 
         return await self._read(read)
 
+    async def read_room_before(
+        self, room: "_SqliteRoom", stop: int, max_messages: int, max_bytes: int
+    ) -> list[SaidRun]:
+        """See `RoomJournal.read_before`; for our rooms alone."""
+
+        def read(reader: sqlite3.Connection) -> list[SaidRun]:
+            with closing(read_runs_backwards(reader, room.id, room.epoch, stop)) as found:
+                return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+
+        return await self._read(read)
+
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self._open:
             raise NotKept(_CLOSED)
@@ -401,3 +421,6 @@ class _SqliteRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         return await self._journal.read_room(self, start, stop, max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        return await self._journal.read_room_before(self, stop, max_messages, max_bytes)

@@ -27,6 +27,7 @@ __all__ = [
     "Tidied",
     "read_nonces",
     "read_runs",
+    "read_runs_backwards",
     "read_sessions",
     "said_run",
 ]
@@ -377,12 +378,32 @@ def read_runs(
 
     To be closed by whoever does not read it to its end.
     """
-    cursor = connection.execute(
-        f"SELECT {_RUN_COLUMNS} FROM runs WHERE room = :room AND first < :stop AND "  # noqa: S608 - our own words
-        "first >= coalesce((SELECT max(first) FROM runs WHERE room = :room AND first <= :start), "
-        ":start) ORDER BY first",
+    return _read_runs(
+        connection,
+        epoch,
+        "first < :stop AND first >= coalesce("
+        "(SELECT max(first) FROM runs WHERE room = :room AND first <= :start), :start) "
+        "ORDER BY first",
         {"room": room, "start": start, "stop": stop},
     )
+
+
+def read_runs_backwards(
+    connection: sqlite3.Connection, room: int, epoch: str, stop: int
+) -> Generator[SaidRun, None, None]:
+    """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
+
+    To be closed by whoever does not read it to its end.
+    """
+    wanted = {"room": room, "stop": stop}
+    return _read_runs(connection, epoch, "first < :stop ORDER BY first DESC", wanted)
+
+
+def _read_runs(
+    connection: sqlite3.Connection, epoch: str, which: str, parameters: dict[str, int]
+) -> Generator[SaidRun, None, None]:
+    sql = f"SELECT {_RUN_COLUMNS} FROM runs WHERE room = :room AND {which}"  # noqa: S608 - our own words
+    cursor = connection.execute(sql, parameters)
     try:
         for row in cursor:
             yield said_run(epoch, *row)

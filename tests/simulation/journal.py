@@ -18,7 +18,15 @@ from random import Random
 import trio
 
 from multichat.errors import NotKept
-from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord, part_of, within
+from multichat.journal import (
+    Journal,
+    Keeping,
+    RoomJournal,
+    SessionRecord,
+    newest_of,
+    part_of,
+    within,
+)
 from multichat.messages import Nonce, SaidRun
 
 __all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
@@ -307,6 +315,11 @@ class _FaultyRoom(RoomJournal):
         parts = [part for run in self._on_disk.runs if (part := part_of(run, start, stop))]
         return within(parts, max_bytes)
 
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        await self._journal.wait_to_read()
+        runs = reversed(self._on_disk.runs)
+        return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
+
 
 # --- The witness ----------------------------------------------------------------------------------
 
@@ -379,3 +392,6 @@ class _WitnessedRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         return await self._room.read(start, stop, max_bytes=max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)

@@ -42,6 +42,18 @@ async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] =
 async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
     """What is read, having looked that its numbers have no gaps."""
     runs = await room.read(start, stop, max_bytes=max_bytes)
+    return _checked(room, runs, start, stop)
+
+
+async def texts_before(
+    room: RoomJournal, stop: int, *, max_messages: int, max_bytes: int = LOTS
+) -> list[str]:
+    """The same, read backwards."""
+    runs = await room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+    return _checked(room, runs, 0, stop)
+
+
+def _checked(room: RoomJournal, runs: list[SaidRun], start: int, stop: int) -> list[str]:
     for one, two in itertools.pairwise(runs):
         assert two.first == one.first + one.run.count("\n") + 1
     for run in runs:
