@@ -1,4 +1,6 @@
-"""A TCP proxy that cuts, stalls and resets what goes through it, at random but from a seed.
+"""TCP proxies: one that cuts, stalls and resets connections, and one that limits their bandwidth.
+
+`Proxy` disturbs what goes through it at random but from a seed.
 
 What befalls a connection is decided when it is accepted, from the seed and its number alone, so
 that the same seed does the same to the first, the second, … connection; when that happens depends
@@ -14,11 +16,14 @@ from contextlib import suppress
 
 import trio
 
-__all__ = ["Proxy"]
+__all__ = ["Proxy", "SlowLink"]
 
 LOOPBACK = "127.0.0.1"
 
 _READ_BYTES = 16 * 1024
+
+# What a link holds: the kernel would take megabytes.
+_LINK_BYTES = 64 * 1024
 
 # Longer than a room's patience with who takes nothing, and than that of a client with a server that
 # does not answer a hello: both happen.
@@ -146,3 +151,48 @@ def _reset(stream: trio.SocketStream) -> None:
     """Have closing the stream be a reset, which throws away what waits for the peer."""
     with suppress(OSError):  # closed already
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+class SlowLink:
+    """Listens on `port` and passes on to *target* on loopback.
+
+    To a client go at most *bytes_per_second*, by all connections together; *passed* counts them.
+    """
+
+    def __init__(self, target: int, bytes_per_second: float) -> None:
+        self.port = 0
+        self.passed = 0
+        self._target = target
+        self._bytes_per_second = bytes_per_second
+        self._free_at = 0.0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled."""
+        [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
+        self.port = listener.socket.getsockname()[1]
+        task_status.started()
+        await trio.serve_listeners(self._handle, [listener])
+
+    async def _handle(self, client: trio.SocketStream) -> None:
+        with trio.socket.socket() as plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LINK_BYTES)
+            await plain.connect((LOOPBACK, self._target))
+            server = trio.SocketStream(plain)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._pass_slowly, server, client, nursery.cancel_scope)
+                with suppress(trio.BrokenResourceError):
+                    async for data in client:
+                        await server.send_all(data)
+                nursery.cancel_scope.cancel(reason="the client has ended")
+
+    async def _pass_slowly(
+        self, server: trio.SocketStream, client: trio.SocketStream, scope: trio.CancelScope
+    ) -> None:
+        with suppress(trio.BrokenResourceError):
+            while data := await server.receive_some(_LINK_BYTES):
+                self._free_at = max(self._free_at, trio.current_time())
+                self._free_at += len(data) / self._bytes_per_second
+                await trio.sleep_until(self._free_at)
+                await client.send_all(data)
+                self.passed += len(data)
+        scope.cancel(reason="the server has ended")

@@ -1,0 +1,108 @@
+"""The attacks: which hostile clients, on what server, and what an honest pair keeps of its rate."""
+
+from dataclasses import dataclass
+
+__all__ = ["ATTACKS", "SLOW_ATTACKS", "Attack", "Said"]
+
+_LARGE = 63 * 1024
+
+_ATTACKERS = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Said:
+    """Messages that were said in a room before the attack."""
+
+    room: str
+    messages: int
+    message_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attack:
+    """One attack on a server that was started with *options*.
+
+    *kinds* are of `hostile.KINDS`, each with its room; *crowd* are those who are there before and
+    do nothing.  In *options*, `{folder}` is a folder of the server's own.
+    """
+
+    name: str
+    kinds: tuple[tuple[str, str], ...]
+    options: tuple[str, ...] = ()
+    said: tuple[Said, ...] = ()
+    crowd: tuple[tuple[str, str], ...] = ()
+    kept: float = 0.5
+
+
+def _attack(
+    name: str,
+    *kinds: tuple[str, str],
+    options: str = "",
+    said: tuple[Said, ...] = (),
+    crowd: str = "",
+    kept: float = 0.5,
+) -> Attack:
+    return Attack(
+        name=name,
+        kinds=kinds or ((name, "lobby"),),
+        options=tuple(options.split()),
+        said=said,
+        crowd=((crowd, "attic"),) if crowd else (),
+        kept=kept,
+    )
+
+
+_PASSWORD = "--password-file {folder}/password"
+_LARGE_MESSAGES = (Said(room="attic", messages=100, message_bytes=_LARGE),)
+
+ATTACKS = (
+    _attack("noise"),
+    _attack("long-lines"),
+    _attack("churn"),
+    _attack("noise-pieces"),
+    _attack("short-lines"),
+    _attack("all", ("noise", "lobby"), ("long-lines", "lobby"), ("churn", "lobby")),
+    # As short as the pair's own turns: shared equally.
+    _attack("ping", kept=2 / (_ATTACKERS + 2)),
+    _attack("come-and-go"),
+    _attack("come-and-go-password", ("come-and-go", ""), options=_PASSWORD),
+    _attack("line-feeds", options=_PASSWORD),
+    _attack("endless-line", options=_PASSWORD),
+    _attack("guesses", options=_PASSWORD),
+    _attack("tls-hellos", options="--tls-cert {folder}/server.pem"),
+    _attack("tls-hellos-without-tls", ("tls-hellos", "")),
+    _attack("http"),
+    _attack("rejected", ("endless-line", ""), options="--max-clients 2"),
+    _attack("one-history", ("one-history", "attic"), said=_LARGE_MESSAGES),
+    _attack("history", ("history", "attic"), said=_LARGE_MESSAGES),
+    _attack(
+        "history-and-resume",
+        ("200-history", "attic"),
+        ("resume", "lobby"),
+        options="--journal {folder}/journal",
+        said=(
+            Said(room="attic", messages=100, message_bytes=10_000),
+            Said(room="lobby", messages=2000, message_bytes=100),
+        ),
+    ),
+    _attack(
+        "resume-storm",
+        options="--journal {folder}/journal --durability normal",
+        said=(Said(room="lobby", messages=50_000, message_bytes=20),),
+    ),
+    _attack("who-of-800", ("who", "attic"), crowd="800-members"),
+    _attack("rooms-of-800", ("rooms", "attic"), crowd="800-rooms"),
+)
+
+# They cost a room time that nobody uses: it waits for them.
+SLOW_ATTACKS = (
+    _attack("slow"),
+    _attack("slow-addresses"),
+    _attack("slow-rate", ("slow", "lobby"), options="--rate 20000 --byte-rate 1000000"),
+    _attack(
+        "slow-resume",
+        said=(Said(room="lobby", messages=1000, message_bytes=10_000),),
+    ),
+    _attack("slow-talk"),
+    _attack("slow-direct"),
+)
