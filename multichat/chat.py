@@ -11,7 +11,6 @@ Owns what a program can call.  The connections are `multichat.reconnect`'s, what
 
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 
 import trio
 
@@ -197,8 +196,9 @@ class Chat:
         Several are sent in one piece.  Returns when they are on their way: handed to the system, or
         to the task that does so next, or waiting for the next connection.  Waits while the server
         does not take more, or has not accepted `MAX_UNACCEPTED` of ours.  Cancelled, what waited
-        was not said.  Raises `LocalProtocolError` if a text is empty or too long, `ConnectionLost`
-        if nobody is there any more.
+        was not said.  Raises `LocalProtocolError` if a text is empty or too long, or if there is no
+        room because the program does not receive events; `ConnectionLost` if nobody is there any
+        more.
         """
         await self._send_messages([Say(_sayable(text)) for text in texts])
 
@@ -314,8 +314,7 @@ class Chat:
         nonces: list[Nonce] = []
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
-            if len(outbox) + len(some) > MAX_UNACCEPTED:
-                await self._line.wait_until(partial(self._may_send, len(some)))
+            await self._wait_to_send(len(some))
             lines: dict[int, tuple[WireRequest, str]] = {}
             for request in some:
                 nonce, line = outbox.number(request)
@@ -332,10 +331,21 @@ class Chat:
                 nonces += lines
         return nonces
 
-    def _may_send(self, messages: int) -> bool:
-        return len(
-            self._conversation.outbox
-        ) + messages <= MAX_UNACCEPTED or not self._line.may_read(True)
+    async def _wait_to_send(self, messages: int) -> None:
+        """Wait until so many more *messages* may be unaccepted.
+
+        Raises `LocalProtocolError` where that cannot come about: the answers stand behind events
+        for which the program has no time.
+        """
+        outbox, line = self._conversation.outbox, self._line
+        while len(outbox) + messages > MAX_UNACCEPTED and not line.over:
+            if not line.may_read(True):
+                raise LocalProtocolError(
+                    f"{MAX_UNACCEPTED} messages are not accepted yet: receive events first"
+                )
+            await line.wait_until(
+                lambda: len(outbox) + messages <= MAX_UNACCEPTED or not line.may_read(True)
+            )
 
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text protocol, without nonces."""
@@ -343,6 +353,8 @@ class Chat:
         if await self._speaks_text():
             await self._line.put(TEXT.spell_request(request))
             return None
+        if isinstance(request, Direct):
+            await self._wait_to_send(1)
         nonce, line = conversation.ask(request)
         try:
             self._check_length(line)

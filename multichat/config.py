@@ -10,9 +10,12 @@ from multichat.framing import clean
 from multichat.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
 
 __all__ = [
+    "CLIENTS_SHARE",
     "DEFAULT_PORT",
     "DEFAULT_TIMEOUTS",
+    "HISTORY_SHARE",
     "MAX_PASSWORD_CHARACTERS",
+    "SESSIONS_SHARE",
     "ClientTimeouts",
     "Filter",
     "Message",
@@ -36,6 +39,13 @@ DEFAULT_PORT = 9000
 
 # Shorter than any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
+
+
+# The parts of `ServerConfig.memory_bytes`: messages in memory, sessions of disconnected clients,
+# and what is held for connected ones.  The last eighth is for the rooms' newest messages.
+HISTORY_SHARE = 1 / 2
+SESSIONS_SHARE = 1 / 8
+CLIENTS_SHARE = 1 / 4
 
 
 class Slow(enum.Enum):

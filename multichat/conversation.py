@@ -201,8 +201,7 @@ class Conversation:
         self.place.welcomed(welcome)
         if not self._has_begun:
             return None
-        unsure = self.outbox.forget_unsure() + self.text_lines
-        self.text_lines = 0
+        unsure, self.text_lines = self.text_lines, 0
         return Reconnected(welcome.resumed, unsure=unsure, again=self.outbox.messages_sent)
 
     def _for_program(self, event: Event, *, ours: bool) -> Event | None:

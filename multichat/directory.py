@@ -25,7 +25,7 @@ import trio
 from multichat.bans import network_of
 from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
-from multichat.config import ServerConfig, Slow
+from multichat.config import SESSIONS_SHARE, ServerConfig, Slow
 from multichat.errors import (
     Banned,
     InvalidName,
@@ -123,7 +123,12 @@ class Directory:
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal or MemoryJournal()
-        self.resumables = Resumables(self._journal, config.max_sessions, config.timeouts.session)
+        self.resumables = Resumables(
+            self._journal,
+            config.max_sessions,
+            config.timeouts.session,
+            max_bytes=config.memory_bytes * SESSIONS_SHARE,
+        )
         self.counts = Counts()
         self.closed = ""
         self.budget = Budget(config.memory_bytes, self._shed_soon)

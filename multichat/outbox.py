@@ -15,18 +15,14 @@ from multichat.voices import JSON
 
 __all__ = ["MAX_UNACCEPTED", "Kept", "Outbox"]
 
-# A quarter of what a server remembers of a session, so that none is accepted twice however they
-# are cut.
+# As many nonces as a server remembers of a session for certain (docs/protocol.md), so that none is
+# accepted twice however often the connection is lost.
 MAX_UNACCEPTED = 256
-
-# Whoever does not hear what it is answered may go on speaking (see `multichat.chat`); but what the
-# server has forgotten that it said already would be said twice.
-_MAX_SENT_AGAIN = 1024
 
 
 @dataclass(slots=True)
 class Kept:
-    """A request and the *room* it is from; an empty *line* cannot be sent again.
+    """A request and the *room* it is from.
 
     *names_number* is set for a private message that is addressed by client number.
     """
@@ -41,8 +37,9 @@ class Kept:
 class Outbox:
     """The requests of one conversation that wait for their answer.
 
-    `number` a request, `keep` it in the step in which it is handed to a connection or left to the
-    next one, and `settle` it when its answer has come.
+    There MUST NOT be more than `MAX_UNACCEPTED`.  `number` a request, `keep` it in the step in
+    which it is handed to a connection or left to the next one, and `settle` it when its answer has
+    come.
     """
 
     def __init__(self) -> None:
@@ -76,9 +73,6 @@ class Outbox:
         self, nonce: int, request: WireRequest, line: str, room: str, *, is_sent: bool
     ) -> None:
         """Remember what was numbered until it is settled; it *is_sent* now, or is to be `again`."""
-        if len(self._kept) >= _MAX_SENT_AGAIN:
-            oldest = next(kept for kept in self._kept.values() if kept.line)
-            oldest.line = ""
         names_number = isinstance(request, Direct) and isinstance(request.to, int)
         is_message = isinstance(request, Say | Act | Direct)
         self._kept[nonce] = Kept(line, room, is_message, names_number, is_sent)
@@ -92,12 +86,6 @@ class Outbox:
         for nonce in nonces:
             self._kept.pop(nonce, None)
 
-    def forget_unsure(self) -> int:
-        """Forget what cannot be sent again; return how much: nobody knows what became of it."""
-        unsure = [nonce for nonce, kept in self._kept.items() if not kept.line]
-        self.take_back(unsure)
-        return len(unsure)
-
     def to_numbers(self) -> list[Nonce]:
         """Return the nonces of the private messages that are addressed by client number."""
         return [nonce for nonce, kept in self._kept.items() if kept.names_number]
@@ -106,4 +94,4 @@ class Outbox:
         """Return the lines to send first on a new connection; from now on they count as sent."""
         for kept in self._kept.values():
             kept.is_sent = True
-        return [kept.line for kept in self._kept.values() if kept.line]
+        return [kept.line for kept in self._kept.values()]

@@ -1,23 +1,27 @@
-"""Who may come back, and what they have said with which nonce.
+"""Session store: resumable sessions and nonce deduplication.
 
-Owns session tokens and the windows of nonces: what makes a client the one that it was, and a
-message that is said again the one that was said.  Knows nothing of connections and rooms.
+Owns session tokens and each session's nonces: what makes a client the one that it was, and a
+message that is sent again the one that was accepted.  Knows nothing of connections and rooms.
 
-1. A token is 128 random bits; kept is only its digest, so that nobody can read it out of us, and
+1. A token is 128 random bits; only its digest is kept, so that nobody can read it out of us, and
    whoever guesses learns nothing from how long the answer takes.
-2. Who is connected is never forgotten; of the others whoever left first, but where there are many
-   from one place whoever left it first makes room for those who leave it.
-3. A nonce stands in its window from the moment in which its message was numbered.
+2. The session of a connected client stays.  The others are bounded in number and in bytes: above
+   that, the oldest session of the address that has most is evicted.
+3. A session keeps its last `MAX_NONCES` nonces for as long as it is there, each from the moment in
+   which its message was numbered.
 """
 
+import heapq
 import hmac
+import math
 import secrets
+import sys
 import time
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Sequence
 from hashlib import sha256
 
+import msgspec
 import trio
 
 from multichat.errors import NotKept
@@ -27,8 +31,9 @@ from multichat.messages import Accepted, Nonce
 
 __all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
 
-# Four times what a client keeps that was not accepted, and so could say again.
-MAX_NONCES = 1024
+# As many as a client may have unacknowledged (docs/protocol.md), so that none is accepted twice
+# however often its connection is lost.
+MAX_NONCES = 256
 
 # Between two times that the journal is told of new names and rooms.
 _PAUSE_SECONDS = 1.0
@@ -36,12 +41,13 @@ _PAUSE_SECONDS = 1.0
 # How often the journal is told that who is connected still is.
 REFRESH_SECONDS = 3600.0
 
-# Of those who are away, together: 70 MiB at worst, where a full window for each were 2.5 GiB.
-MAX_NONCES_AWAY = 256 * 1024
+# What a disconnected session takes in memory, without its nonces; a nonce of a connected one takes
+# `_NONCE_BYTES` beside the nonce itself.  Both measured with CPython 3.11.
+_SESSION_BYTES = 700
+_NONCE_BYTES = 200
 
-# From one place: of more, and where there is no room, only its own are forgotten.  Else one machine
-# that comes and goes for long enough would have all others forgotten.
-_SHARE_OF_A_PLACE = 0.1
+# Evicting looks at all sessions, so this part of them is evicted at once.
+_EVICTED_PART = 8
 
 _TOKEN_BYTES = 16
 
@@ -78,19 +84,45 @@ class Taken:
             self._told = None
         return True
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether it is not known yet whether they are kept, or they are not told yet."""
+        return (self._keeping is not None and not self._keeping.resolved) or (
+            self._told is not None and not self._told.is_set()
+        )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is known that they are not kept."""
+        return self._keeping is not None and self._keeping.failed
+
     def id_of(self, message: int) -> str | None:
         """Return the id of the message of that number among them, from 0."""
         return message_id(self.epoch, self.first + message) if self.epoch else None
 
 
 class Resumable:
-    """One who may come back: *client* is its number, *name* is empty where it has none.
+    """A session: *client* is the client's number, *name* is empty where it has none.
 
-    *here* says whether it is connected, *place* where it was last.  *restored* that its window is
-    all that there is: after a restart the journal has to be asked.
+    *here* says whether it is connected, *place* where it was last.  *restored* is false while its
+    nonces are only in the journal, after a restart.  *counted_bytes* is what it takes while it is
+    not connected.
     """
 
-    __slots__ = ("client", "digest", "here", "name", "place", "restored", "room", "seen", "window")
+    __slots__ = (
+        "_longest",
+        "_packed",
+        "client",
+        "counted_bytes",
+        "digest",
+        "here",
+        "name",
+        "place",
+        "restored",
+        "room",
+        "seen",
+        "window",
+    )
 
     def __init__(self, record: SessionRecord, *, restored: bool) -> None:
         self.digest, self.client = record.digest, record.client
@@ -98,7 +130,48 @@ class Resumable:
         self.here = False
         self.place: Hashable = None
         self.restored = restored
+        self.counted_bytes = 0
         self.window: dict[Nonce, tuple[Taken, int]] = {}
+        self._longest = 0  # how many bytes the longest nonce takes
+        self._packed = b""
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it takes."""
+        nonces = len(self.window) * (_NONCE_BYTES + self._longest) + len(self._packed)
+        return _SESSION_BYTES + nonces
+
+    def take(self, nonces: Sequence[Nonce | None], taken: Taken) -> None:
+        """Note with which *nonces* the messages of *taken* were said, one for each."""
+        self.unpack()
+        window = self.window
+        for i, nonce in enumerate(nonces):
+            if nonce is not None:
+                window[nonce] = taken, i
+        self._longest = max((self._longest, *map(sys.getsizeof, nonces)))
+        while len(window) > MAX_NONCES:
+            del window[next(iter(window))]
+
+    def pack(self) -> None:
+        """Keep the nonces in few bytes, unless the fate of one is not known yet."""
+        window = self.window
+        if not window or any(taken.is_pending for taken, _ in window.values()):
+            return
+        epochs: dict[str, int] = {}
+        rows = [
+            (nonce, epochs.setdefault(taken.epoch, len(epochs)), taken.first + i)
+            for nonce, (taken, i) in window.items()
+            if not taken.has_failed
+        ]
+        self._packed = _encode((list(epochs), rows))
+        self.window = {}
+
+    def unpack(self) -> None:
+        """Undo `pack`; nothing if the nonces are not packed."""
+        if self._packed:
+            epochs, rows = _decode(self._packed)
+            self._packed = b""
+            self.window = {n: (Taken(epochs[epoch], number), 0) for n, epoch, number in rows}
 
     def record(self) -> SessionRecord:
         """Return what a journal keeps of it."""
@@ -134,42 +207,37 @@ class Resumable:
         return None
 
 
-@dataclass(slots=True)
-class _Crowd:
-    """Those who are away and were at one place; *nonces* are in their windows."""
-
-    members: OrderedDict[bytes, Resumable] = field(default_factory=OrderedDict)
-    nonces: int = 0
-
-    def is_large(self, max_away: int) -> bool:
-        """Say whether these are more than their share of *max_away*, or have more nonces."""
-        return (
-            len(self.members) > _SHARE_OF_A_PLACE * max_away
-            or self.nonces > _SHARE_OF_A_PLACE * MAX_NONCES_AWAY
-        )
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Nonce, int, int]]]).decode
 
 
 class Resumables:
-    """All of a server's, and what *journal* is to keep of them.
+    """All sessions of a server, and what *journal* is to keep of them.
 
-    Of those who are not connected there are at most *max_away*, each for *session_seconds*.
+    Of those that are not connected there are at most *max_away*, which take at most *max_bytes*,
+    each for *session_seconds*.
     """
 
-    def __init__(self, journal: Journal, max_away: int, session_seconds: float) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        max_away: int,
+        session_seconds: float,
+        max_bytes: float = math.inf,
+    ) -> None:
         self._journal = journal
         self._session_seconds = session_seconds
-        self._max_away = max_away
+        self._max_away, self._max_bytes = max_away, max_bytes
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
         self._dirty: dict[bytes, Resumable] = {}  # what the journal is to be told of
         self._changed = trio.Event()
-        self._nonces = 0  # in the windows of those who are away
-        self._crowds: dict[Hashable, _Crowd] = {}  # of those of whom it is known where they were
+        self.away_bytes = 0  # what those that are not connected take
 
     async def load(self, now: float) -> None:
         """Take over those that the journal has kept; *now* is in seconds since 1970."""
         for record in await self._journal.sessions(now - self._session_seconds, self._max_away):
-            self._away[record.digest] = Resumable(record, restored=False)
+            self._add_away(Resumable(record, restored=False))
 
     def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
         """Make one for who has just come; return its token, too, which is kept nowhere."""
@@ -197,13 +265,14 @@ class Resumables:
             kept = await self._journal.nonces(one.client, MAX_NONCES)
             if not one.restored:  # nobody else has done it meanwhile
                 one.restored = True
-                one.window = {n: (Taken(epoch, number), 0) for n, epoch, number in kept}
-                if one.digest in self._away:
-                    self._count_nonces(one, len(one.window))
+                for nonce, epoch, number in kept:
+                    one.take((nonce,), Taken(epoch, number))
+                self._count(one)
 
     def come(self, one: Resumable) -> None:
         """Note that *one* is connected."""
         self._leave_away(one)
+        one.unpack()
         self._here[one.digest] = one
         one.here = True
 
@@ -237,35 +306,55 @@ class Resumables:
     def go(self, one: Resumable, place: Hashable, now: float) -> None:
         """Note that *one*, who was at *place*, is not connected any more, and may come back.
 
-        None is no place: it is not known, or everybody may be there.
+        None is no place: it is not known.
         """
         if self._here.pop(one.digest, None) is None:
             return
         one.here, one.place, one.seen = False, place, now
-        self._away[one.digest] = one
-        if place is not None:
-            self._crowds.setdefault(place, _Crowd()).members[one.digest] = one
-        self._count_nonces(one, len(one.window))
+        self._add_away(one)
         self._journal.keep_session(one.record())
-        self._make_room(place, now)
+        self._make_room(now)
 
-    def _make_room(self, place: Hashable, now: float) -> None:
-        """Forget who was away for too long, and if there are too many, others for *place*."""
+    def _make_room(self, now: float) -> None:
+        """Forget sessions that are too old; of too many, those of the largest addresses."""
         away = self._away
-        while away:
-            victim = next(iter(away.values()))
-            if now - victim.seen <= self._session_seconds:
-                if len(away) <= self._max_away and self._nonces <= MAX_NONCES_AWAY:
-                    return
-                crowd = self._crowds.get(place)
-                if crowd is not None and crowd.is_large(self._max_away):
-                    victim = next(iter(crowd.members.values()))
+        while away and now - (oldest := next(iter(away.values()))).seen > self._session_seconds:
+            self.forget(oldest)
+        if len(away) <= self._max_away and self.away_bytes <= self._max_bytes:
+            return
+        places: dict[Hashable, deque[Resumable]] = {}
+        for one in away.values():  # of an unknown place, each is one of its own
+            place = one.digest if one.place is None else one.place
+            places.setdefault(place, deque()).append(one)
+        largest = [
+            (-sum(one.counted_bytes for one in each), order, each)
+            for order, each in enumerate(places.values())
+        ]
+        heapq.heapify(largest)
+        most = self._max_away - self._max_away // _EVICTED_PART
+        most_bytes = self._max_bytes * (1 - 1 / _EVICTED_PART)
+        while largest and (len(away) > most or self.away_bytes > most_bytes):
+            size, order, sessions = heapq.heappop(largest)
+            victim = sessions.popleft()
+            if sessions:
+                heapq.heappush(largest, (size + victim.counted_bytes, order, sessions))
             self.forget(victim)
 
-    def _count_nonces(self, one: Resumable, more: int) -> None:
-        self._nonces += more
-        if (crowd := self._crowds.get(one.place)) is not None:
-            crowd.nonces += more
+    def take(self, one: Resumable, nonces: Sequence[Nonce | None], taken: Taken) -> None:
+        """Do as `Resumable.take`; *one* may have disconnected meanwhile."""
+        one.take(nonces, taken)
+        self._count(one)
+
+    def _add_away(self, one: Resumable) -> None:
+        self._away[one.digest] = one
+        self._count(one)
+
+    def _count(self, one: Resumable) -> None:
+        """Have *away_bytes* include what *one* takes now, unless it is connected."""
+        if not one.here and one.digest in self._away:
+            one.pack()
+            self.away_bytes += one.held_bytes - one.counted_bytes
+            one.counted_bytes = one.held_bytes
 
     def forget(self, one: Resumable) -> None:
         """Let nobody come back as *one*."""
@@ -276,20 +365,8 @@ class Resumables:
 
     def _leave_away(self, one: Resumable) -> None:
         if self._away.pop(one.digest, None) is not None:
-            self._count_nonces(one, -len(one.window))
-            if (crowd := self._crowds.get(one.place)) is not None:
-                del crowd.members[one.digest]
-                if not crowd.members:
-                    del self._crowds[one.place]
-
-    def take(self, one: Resumable, nonces: Iterable[Nonce | None], taken: Taken) -> None:
-        """Note with which *nonces* the messages of *taken* were said, one for each."""
-        window = one.window
-        for i, nonce in enumerate(nonces):
-            if nonce is not None:
-                window[nonce] = taken, i
-        while len(window) > MAX_NONCES:
-            del window[next(iter(window))]
+            self.away_bytes -= one.counted_bytes
+            one.counted_bytes = 0
 
 
 def _digest(token: str) -> bytes:

@@ -364,7 +364,11 @@ async def _ask_under_a_flood() -> None:
             nursery.start_soon(partial(server.send, *notices))
             with pytest.raises(LocalProtocolError, match="too much waits to be heard"):
                 await chat.members()
-            await chat.say(*["not held up"] * (MAX_UNACCEPTED + 1))
+            await chat.say(*["sent"] * MAX_UNACCEPTED)
+            for say in chat.say("one more"), chat.direct("bob", "one more"):
+                with pytest.raises(LocalProtocolError, match="receive events first"):
+                    await say
+            assert chat.unaccepted == MAX_UNACCEPTED
         heard = 0
         while heard < len(notices):
             heard += len(await chat.receive())

@@ -243,17 +243,6 @@ def test_nonces_go_on_and_what_is_answered_twice_was_answered() -> None:
     assert outbox.number(who)[0] == 3
 
 
-def test_what_the_server_has_forgotten_is_not_sent_again() -> None:
-    outbox = Outbox()
-    for i in range(MAX_NONCES + 10):
-        nonce, line = outbox.number(say := Say(str(i)))
-        outbox.keep(nonce, say, line, "lobby", is_sent=True)
-    assert len(outbox.again()) == MAX_NONCES
-    assert outbox.forget_unsure() == 10
-    assert outbox.forget_unsure() == 0
-    assert len(outbox) == MAX_NONCES
-
-
 @pytest.mark.parametrize("nonce", [None, "x", 5])
 def test_what_was_not_asked_is_no_answer(nonce: str | int | None) -> None:
     assert nonce not in Outbox()

@@ -1,6 +1,7 @@
 """Who comes back: number, name and room, what was missed, and what was said already."""
 
 import json
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,10 +15,11 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.ids import message_id
 from multichat.journal import Keeping, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite import Durability, SqliteJournal
-from multichat.messages import Nonce, SaidRun
+from multichat.messages import Accepted, Nonce, SaidRun
 from multichat.resume import MAX_NONCES, Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
@@ -235,6 +237,34 @@ async def test_a_window_holds_the_last_nonces_and_no_more() -> None:
         assert await alice.say("first") != first
 
 
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_session_that_resumes_knows_all_that_may_be_unacknowledged(
+    kept: bool, tmp_path: Path
+) -> None:
+    def journal() -> MemoryJournal | SqliteJournal:
+        path = tmp_path / "chat.db"
+        return SqliteJournal(path, durability=Durability.NORMAL) if kept else MemoryJournal()
+
+    says = [
+        json.dumps({"type": "say", "text": "x", "nonce": n if n % 2 else f"n{n}"})
+        for n in range(3 * MAX_NONCES)
+    ]
+    async with memory_server(journal=journal()) as network:
+        alice = await program(network, name="alice")
+        await alice.client.send(*says)
+        accepted = [await alice.hear() for _ in says]
+        await alice.reset()
+        if not kept:
+            alice = await again(network, alice)
+            await alice.client.send(*says[-MAX_NONCES:])
+            assert [await alice.hear() for _ in range(MAX_NONCES)] == accepted[-MAX_NONCES:]
+    if kept:
+        async with memory_server(journal=journal()) as network:
+            alice = await again(network, alice)
+            await alice.client.send(*says[-MAX_NONCES:])
+            assert [await alice.hear() for _ in range(MAX_NONCES)] == accepted[-MAX_NONCES:]
+
+
 async def test_the_same_nonce_of_somebody_else_is_another() -> None:
     async with memory_server() as network:
         alice, bob = await program(network, name="alice"), await program(network, name="bob")
@@ -344,7 +374,7 @@ async def test_an_expired_session_is_nobodys(log: LogRecorder) -> None:
     assert token not in "\n".join(log.lines)
 
 
-async def test_of_too_many_who_might_come_back_whoever_left_first_is_forgotten() -> None:
+async def test_of_too_many_sessions_the_oldest_are_evicted() -> None:
     async with memory_server(ServerConfig(max_sessions=2)) as network:
         here = await program(network, name="here")
         gone = [await program(network) for _ in range(3)]
@@ -355,32 +385,104 @@ async def test_of_too_many_who_might_come_back_whoever_left_first_is_forgotten()
         assert (await again(network, here)).welcome["resumed"]
 
 
-async def test_who_comes_and_goes_from_one_place_has_nobody_elsewhere_forgotten() -> None:
-    resumables = Resumables(MemoryJournal(), 100, session_seconds=60)
-    tokens: dict[int, str] = {}
+class Visits:
+    """Sessions that begin and end at once, each with so many nonces, in a store of their own."""
 
-    def come_and_go(client: int, place: str | None, nonces: int = 0) -> None:
-        tokens[client], one = resumables.issue(client, "", "lobby", 0.0)
-        resumables.take(one, range(nonces), Taken())
-        resumables.go(one, place, 0.0)
+    def __init__(self, max_away: int = 10_000, max_bytes: float = math.inf) -> None:
+        self.store = Resumables(MemoryJournal(), max_away, 60.0, max_bytes)
+        self._tokens: dict[int, str] = {}
 
-    def known() -> list[int]:
-        return [client for client, token in tokens.items() if resumables.find(token, 0.0)]
+    def visit(self, client: int, address: str | None, nonces: int = 0) -> None:
+        self._tokens[client], one = self.store.issue(client, "", "lobby", 0.0)
+        for nonce in range(nonces):
+            self.store.take(one, (nonce,), Taken("epoch", nonce))
+        self.store.go(one, address, 0.0)
 
-    for client in range(80):
-        come_and_go(client, f"place {client}" if client % 2 else None)
+    @property
+    def known(self) -> set[int]:
+        """The clients that can resume."""
+        return {client for client, token in self._tokens.items() if self.store.find(token, 0.0)}
+
+    async def check_nonces(self, client: int, nonces: int) -> None:
+        """Resume, and check that the last *nonces* are answered as they were."""
+        one = self.store.find(self._tokens[client], 0.0)
+        assert one is not None
+        self.store.come(one)
+        for nonce in range(nonces - MAX_NONCES, nonces):
+            answer = await one.answer(nonce)
+            assert answer == Accepted(nonce=nonce, id=message_id("epoch", nonce))
+        assert await one.answer(nonces - MAX_NONCES - 1) is None
+
+
+async def test_session_churn_from_one_address_does_not_evict_other_addresses() -> None:
+    visits = Visits(max_away=100)
+    others = set(range(80))
+    for client in others:
+        visits.visit(client, f"address {client}" if client % 2 else None)
     for client in range(100, 1100):
-        come_and_go(client, "one place")
-    assert known() == [*range(80), *range(1080, 1100)]
-    for client in range(200, 300):  # and from elsewhere whoever left first, as before
-        come_and_go(client, f"place {client}")
-    assert known() == [*range(200, 300)]
-    for client in range(1100, 1400):  # with windows that are full
-        come_and_go(client, "one place", MAX_NONCES)
-    kept = [client for client in known() if client < 300]
-    assert len(kept) == 90
-    come_and_go(1400, "another place")
-    assert known()[0] == kept[1]
+        visits.visit(client, "one address")
+    assert visits.known >= {*others, 1099}
+    for client in range(1100, 1400):
+        visits.visit(client, "one address", MAX_NONCES)
+    assert visits.known >= {*others, 1399}
+    assert len(visits.known) <= 100
+
+
+async def test_of_addresses_with_one_session_each_the_oldest_are_evicted() -> None:
+    visits = Visits(max_away=80)
+    for client in range(200):
+        visits.visit(client, f"address {client}")
+    known = visits.known
+    assert 70 <= len(known) <= 80
+    assert known == set(range(200 - len(known), 200))
+
+
+async def test_sessions_with_full_windows_from_one_address_evict_nobody_else() -> None:
+    max_bytes = 1_000_000
+    visits = Visits(max_bytes=max_bytes)
+    talkers, quiet = set(range(257)), set(range(300, 400))
+    for client in talkers:
+        visits.visit(client, f"address {client}", 2 * MAX_NONCES)
+    for client in quiet:
+        visits.visit(client, f"address {client}")
+    for client in range(1000, 1300):
+        visits.visit(client, "one address", MAX_NONCES)
+        assert visits.store.away_bytes <= max_bytes
+    assert visits.known >= {*talkers, *quiet, 1299}
+    assert len(visits.known) < 257 + 100 + 300
+    for client in talkers:
+        await visits.check_nonces(client, 2 * MAX_NONCES)
+
+
+async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:
+    visits = Visits()
+    for client in range(20):
+        visits.visit(client, None, 10 * client)
+    assert visits.store.away_bytes > 0
+    for one in [*visits.store._away.values()][::2]:
+        visits.store.come(one)
+        visits.store.take(one, ("while connected",), Taken())
+    for one in [*visits.store._away.values()]:
+        visits.store.take(one, ("said as it left",), Taken())
+        visits.store.forget(one)
+    assert visits.store.away_bytes == 0
+
+
+async def test_a_session_that_ends_while_its_message_is_written_knows_it() -> None:
+    """What is not known to be kept yet is not packed as if it were."""
+    visits = Visits()
+    _, one = visits.store.issue(1, "", "lobby", 0.0)
+    kept, failed = Keeping(), Keeping()
+    visits.store.take(one, ("kept", "too"), Taken("epoch", 7, kept))
+    visits.store.take(one, ("failed",), Taken("epoch", 9, failed))
+    visits.store.go(one, None, 0.0)
+    kept.resolve()
+    failed.resolve("disk full")
+    for _ in range(2):
+        visits.store.come(one)
+        assert await one.answer("too") == Accepted(nonce="too", id=message_id("epoch", 8))
+        assert await one.answer("failed") is None
+        visits.store.go(one, None, 0.0)
 
 
 async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:

@@ -41,6 +41,16 @@ class Keeping:
         self._done = trio.Event()
         self._failure = ""
 
+    @property
+    def resolved(self) -> bool:
+        """Whether it is known if it is kept."""
+        return self._done.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is known that it is not kept."""
+        return bool(self._failure)
+
     def resolve(self, failure: str = "") -> None:
         """Say that it is kept, or in a few words why it never will be."""
         self._failure = failure

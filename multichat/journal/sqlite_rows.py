@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # Of each client's, as many as anybody asks for after a restart: `multichat.resume.MAX_NONCES`.
-MAX_NONCES = 1024
+MAX_NONCES = 256
 
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
