@@ -9,11 +9,14 @@ from multichat.ids import message_id
 from multichat.messages import SaidRun
 from multichat.voices import Voice
 
-__all__ = ["MAX_BATCH_BYTES", "Batch", "Counts", "Receipt", "cut"]
+__all__ = ["MAX_BATCH_BYTES", "Batch", "Block", "Counts", "Receipt", "cut"]
 
 # What one publish may add to a mailbox in one piece; more is cut between two messages, so that
 # members take turns and a mailbox's bound in bytes means something.
 MAX_BATCH_BYTES = 256 * 1024
+
+# What a block takes beside its text and its encodings: its objects, and their places.
+_BLOCK_BYTES = 500
 
 
 class Batch:
@@ -37,19 +40,47 @@ class Batch:
         return data
 
 
+class Block(Batch):
+    """The messages of one publish, or some of them, as all members and every replay share them."""
+
+    __slots__ = ("said",)
+
+    def __init__(self, said: SaidRun, messages: int) -> None:
+        super().__init__(messages, lambda voice: voice.spell_said(said))
+        self.said = said
+
+    @property
+    def end(self) -> int:
+        """The number of the message behind the last one."""
+        return self.said.first + self.messages
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes in memory, about."""
+        return _BLOCK_BYTES + len(self.said.run) + sum(map(len, self._spelled.values()))
+
+    def is_small(self, voice: Voice) -> bool:
+        """Return whether it has at most `MAX_BATCH_BYTES` in *voice*."""
+        # Most that does not fit is found without encoding it in vain.
+        least_bytes = len(self.said.run) + self.messages * voice.least_said_bytes
+        return least_bytes <= MAX_BATCH_BYTES and len(self.spelled(voice)) <= MAX_BATCH_BYTES
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """What became of a publish: one for each member, and for each of the batches it was cut into.
+    """What became of a publish: one for each member, and for each of the blocks it was cut into.
 
-    A single message is always one batch, so that for it these are members.
+    A single message is always one block, so that for it these are members.
 
-    *delivered*: the operating system has all of it.  *queued*: it waits in the member's mailbox.
-    *dropped*: the member missed it, or had to go because of it.  *epoch* and *first* are what the
-    messages' ids are made of; empty if nothing was said, or nothing that has an id.
+    *delivered*: the operating system has all of it.  *queued*: it waits in the member's send queue.
+    *lagging*: the member gets it later, when it has caught up.  *dropped*: the member missed it, or
+    was disconnected because of it.  *epoch* and *first* are what the messages' ids are made of;
+    empty if nothing was said, or nothing that has an id.
     """
 
     delivered: int = 0
     queued: int = 0
+    lagging: int = 0
     dropped: int = 0
     epoch: str = field(default="", compare=False)
     first: int = field(default=0, compare=False)
@@ -63,6 +94,7 @@ class Receipt:
         return Receipt(
             delivered=self.delivered + other.delivered,
             queued=self.queued + other.queued,
+            lagging=self.lagging + other.lagging,
             dropped=self.dropped + other.dropped,
         )
 
@@ -77,15 +109,15 @@ class Counts:
     too_slow: int = 0
 
 
-def cut(said: SaidRun, messages: int, voices: Iterable[Voice]) -> Iterator[Batch]:
-    """Make batches of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
+def cut(said: SaidRun, messages: int, voices: Iterable[Voice]) -> Iterator[Block]:
+    """Make blocks of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
 
     That is so many *messages*: to count them takes as long as to tag them.  A single message above
-    that is a batch of its own.
+    that is a block of its own.
     """
-    batch = Batch(messages, lambda voice: voice.spell_said(said))
-    if messages == 1 or all(_fits(batch, voice, len(said.run)) for voice in voices):
-        yield batch
+    block = Block(said, messages)
+    if messages == 1 or all(map(block.is_small, voices)):
+        yield block
     else:
         texts = said.run.split("\n")
         middle = messages // 2
@@ -93,9 +125,3 @@ def cut(said: SaidRun, messages: int, voices: Iterable[Voice]) -> Iterator[Batch
         for first, half in halves:
             part = msgspec.structs.replace(said, first=first, run="\n".join(half))
             yield from cut(part, len(half), voices)
-
-
-def _fits(batch: Batch, voice: Voice, characters: int) -> bool:
-    # Most that does not fit is seen without spelling it in vain.
-    least_bytes = characters + batch.messages * voice.least_said_bytes
-    return least_bytes <= MAX_BATCH_BYTES and len(batch.spelled(voice)) <= MAX_BATCH_BYTES

@@ -108,19 +108,31 @@ def serve(
     slow: Annotated[
         Slow,
         typer.Option(
-            help="What to do when a client's send queue is full: make the sender wait, "
-            "drop messages and tell the client how many, or disconnect the client.",
+            help="What to do when a client's send queue is full: let the sender wait for a "
+            "bounded time and then replay the rest at the client's pace, drop messages and tell "
+            "the client how many, or disconnect the client.",
             envvar="MULTICHAT_SLOW",
         ),
     ] = _DEFAULTS.slow,
-    patience: Annotated[
+    slow_timeout: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Seconds that a slow client may keep others waiting before it is disconnected.",
-            envvar="MULTICHAT_PATIENCE",
+            help="Seconds that slow clients may keep a room waiting at once.",
+            envvar="MULTICHAT_SLOW_TIMEOUT",
         ),
-    ] = _DEFAULTS.patience_seconds,
+    ] = _DEFAULTS.slow_timeout_seconds,
+    stall_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Disconnect a client that is behind and takes nothing for this many seconds.",
+            envvar="MULTICHAT_STALL_TIMEOUT",
+        ),
+    ] = _DEFAULTS.stall_timeout_seconds,
+    patience: Annotated[
+        float | None, typer.Option(hidden=True, envvar="MULTICHAT_PATIENCE")
+    ] = None,
     max_clients: Annotated[
         int,
         typer.Option(min=1, help="Maximum number of clients.", envvar="MULTICHAT_MAX_CLIENTS"),
@@ -289,6 +301,8 @@ def serve(
     commands.
     """
     _check_environment(context)
+    if patience is not None:
+        raise UsageMistake("--patience is now called --slow-timeout")
     if keep_days is not None and not 0 < keep_days <= _MOST_DAYS:
         raise UsageMistake(f"--keep-days is more than 0 and at most {_MOST_DAYS}")
     source = context.get_parameter_source("port")
@@ -298,7 +312,8 @@ def serve(
             max_line_bytes=max_line,
             mailbox_batches=mailbox,
             slow=slow,
-            patience_seconds=patience,
+            slow_timeout_seconds=slow_timeout,
+            stall_timeout_seconds=stall_timeout,
             max_clients=max_clients,
             max_clients_per_address=max_clients_per_address,
             rate=rate,
@@ -387,7 +402,7 @@ def _journal(
         from multichat.journal import memory
 
         return memory.MemoryJournal(
-            max_messages=max_messages or memory.MAX_MESSAGES,
+            max_messages=max_messages,
             max_bytes=max_bytes or memory.MAX_BYTES,
         )
     from multichat.journal.sqlite import Durability, Retention, SqliteJournal

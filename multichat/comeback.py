@@ -140,11 +140,6 @@ class Place:
         self._since = self._heard = said.id
         return True
 
-    def accepted(self, id_: str, room: str) -> None:
-        """Note the id of what we said in that *room*: what came before it there, we have heard."""
-        if room == self.room and (self._since is None or id_ > self._since):
-            self._since = id_
-
     def hello(self) -> Hello:
         """Return what to say to go on from here, also to a server that has forgotten us."""
         unnamed = fold_name(self.name) == fold_name(default_name(self.client))

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_TIMEOUTS",
     "HISTORY_SHARE",
+    "MAX_FREE_WAIT_SECONDS",
     "MAX_PASSWORD_CHARACTERS",
     "SESSIONS_SHARE",
     "ClientTimeouts",
@@ -37,6 +38,9 @@ function.  See `multichat.filters`.
 # The specification's.
 DEFAULT_PORT = 9000
 
+# How long one publish waits at most where a room has nobody but slow members, who take bytes.
+MAX_FREE_WAIT_SECONDS = 30.0
+
 # Shorter than any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
 
@@ -49,11 +53,11 @@ CLIENTS_SHARE = 1 / 4
 
 
 class Slow(enum.Enum):
-    """What a room does about members whose mailbox is full."""
+    """What a room does about members whose send queue is full."""
 
-    WAIT = "wait"  # as long as their patience lasts; the sender is not read from meanwhile
-    DROP = "drop"  # they miss the batch and are told how much they missed
-    DISCONNECT = "disconnect"  # they have to go at once
+    WAIT = "wait"  # wait for a bounded time, then replay what they have not got at their own pace
+    DROP = "drop"  # they miss the messages and are told how many they missed
+    DISCONNECT = "disconnect"  # disconnect them at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +160,13 @@ class ServerConfig:
     # Nothing is lost, and nobody waits for long.
     slow: Slow = Slow.WAIT
 
-    # Long enough for a phone to change its cell, short enough that a conversation survives it.
-    patience_seconds: float = 2.0
+    # How long a room waits at once for slow clients, before it goes on and replays to them what
+    # they have not got: long enough for a phone to change its cell.
+    slow_timeout_seconds: float = 2.0
+
+    # A client that is behind and takes nothing for this long is disconnected: a laptop that is
+    # carried to another room is not.
+    stall_timeout_seconds: float = 300.0
 
     # What an ordinary limit of open files allows, give or take the server's own.
     max_clients: int = 1024
@@ -215,7 +224,8 @@ class ServerConfig:
     @property
     def limits(self) -> Limits:
         """What a welcome says of these settings; JSON has no infinity."""
-        return Limits(self.max_line_bytes, MAX_NAME_CHARACTERS, min(self.patience_seconds, 1e6))
+        wait = MAX_FREE_WAIT_SECONDS + min(self.slow_timeout_seconds, 1e6)
+        return Limits(self.max_line_bytes, MAX_NAME_CHARACTERS, wait)
 
     def __post_init__(self) -> None:
         for name in (
@@ -230,7 +240,13 @@ class ServerConfig:
                 raise ValueError(f"{name} must be at least 1")
         if self.max_clients_per_address is not None and self.max_clients_per_address < 1:
             raise ValueError("max_clients_per_address must be at least 1")
-        for name in ("patience_seconds", "grace_seconds", "away_seconds", "memory_bytes"):
+        for name in (
+            "slow_timeout_seconds",
+            "stall_timeout_seconds",
+            "grace_seconds",
+            "away_seconds",
+            "memory_bytes",
+        ):
             if not getattr(self, name) >= 0:  # NaN is not either
                 raise ValueError(f"{name} must be 0 or more")
         for name in (

@@ -169,8 +169,6 @@ class Conversation:
         match event:
             case Said() if not self.place.hear(event):
                 return None
-            case Accepted(id=str(id_)) if kept is not None:
-                self.place.accepted(id_, kept.room)
             case Welcome():
                 return self._be_welcomed(event)
             case Renamed(client=client, old=old):

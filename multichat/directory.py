@@ -42,6 +42,7 @@ from multichat.limits import Budget, Turns
 from multichat.log import Log
 from multichat.lookalikes import NameIndex, lookalike_keys
 from multichat.mailbox import Offer
+from multichat.member import Member
 from multichat.messages import (
     LOBBY,
     NO_SENDER,
@@ -63,8 +64,9 @@ from multichat.names import (
     parse_person_name,
     parse_room_name,
 )
+from multichat.replay import PageCache, Rings
 from multichat.resume import Resumable, Resumables
-from multichat.room import Member, Room
+from multichat.room import Room
 from multichat.voices import TEXT
 
 __all__ = ["Directory"]
@@ -143,6 +145,7 @@ class Directory:
         # The lobby is not in it: that nobody opens one that looks like it needs no entry.
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
+        self._rings, self._pages = Rings(), PageCache()
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
         self._away: dict[_Away, None] = {}
@@ -215,7 +218,11 @@ class Directory:
                 name,
                 journal=journal,
                 log=self._log,
+                rings=self._rings,
+                pages=self._pages,
                 slow=self._config.slow,
+                slow_timeout_seconds=self._config.slow_timeout_seconds,
+                stall_timeout_seconds=self._config.stall_timeout_seconds,
                 announce=self._config.announce,
                 away_seconds=self._config.away_seconds,
                 counts=self.counts,
@@ -248,6 +255,7 @@ class Directory:
         else:
             del self._rooms[fold_name(room.name)]
             self._room_names.discard(room)
+            room.close()
 
     async def _close_later(self, room: Room) -> None:
         await room.settle()
@@ -447,10 +455,10 @@ class Directory:
         self._note_change(member)
 
     async def direct(self, sender: Member, recipient: Member, text: str) -> None:
-        """Tell *recipient* alone; waits for it as long as a room would, and at its expense.
+        """Deliver a private message; waits for the recipient for at most `slow_timeout_seconds`.
 
-        Returns when it is in the mailbox or the socket.  Raises `NotDelivered`: nobody has to go on
-        account of a private message.
+        Returns when it is in the send queue or the socket.  Raises `NotDelivered`, at once where
+        the recipient has taken nothing since the last private message that was not delivered.
         """
         await self._tell(
             recipient,
@@ -463,16 +471,17 @@ class Directory:
         await self._tell(recipient, Notice(text))
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
-        mailbox, patience = recipient.mailbox, recipient.mailbox.patience
+        mailbox = recipient.mailbox
         offer = mailbox.offer(recipient.voice.spell(event))
         if offer is Offer.FULL and self._config.slow is Slow.WAIT:
-            started = trio.current_time()
-            with trio.move_on_after(max(0, patience.left_seconds)):
+            if mailbox.progress == recipient.undelivered_at:
+                raise NotDelivered(recipient.name)
+            with trio.move_on_after(self._config.slow_timeout_seconds):
                 while offer is Offer.FULL:
                     await mailbox.wait_for_space()
                     offer = mailbox.offer(recipient.voice.spell(event))  # which may have changed
-            patience.spend_together(started, trio.current_time())
         if offer in (Offer.FULL, Offer.CLOSED):
+            recipient.undelivered_at = mailbox.progress
             raise NotDelivered(recipient.name)
 
     async def broadcast(self, text: str) -> Receipt:
@@ -503,7 +512,7 @@ class Directory:
         finally:
             self.closed = reason  # from here on nobody is waited for
             for room in self.rooms:
-                room.close(self._closing_goodbye)
+                room.shut_down(self._closing_goodbye)
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
                     for room in self.rooms:

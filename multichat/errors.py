@@ -188,7 +188,7 @@ class NotDelivered(RemoteProtocolError):
     code = "not-delivered"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is too slow to be told anything now")
+        super().__init__(f"{name} is too slow: the message was not delivered")
         self.name = name
 
 

@@ -5,48 +5,41 @@ from collections.abc import Callable, Hashable
 
 from multichat.config import ServerTimeouts
 
-__all__ = ["Attempts", "Bucket", "Budget", "Effort", "Patience", "Turns"]
+__all__ = ["Attempts", "Bucket", "Budget", "Effort", "Turns", "WaitBudget"]
 
-# A member that is slow one second in eleven is an ordinary one; slower than that, it sets the
-# room's pace.
-_EARNED_PER_SECOND = 0.1
+# A room that slow clients keep waiting all the time loses a fifteenth of it.
+_REFILL_PER_SECOND = 1 / 15
+
+# Shorter waits help no client to catch up, and there would be many of them.
+_SHORTEST_WAIT_SECONDS = 0.05
 
 
-class Patience:
-    """How much longer a room will wait for one member whose mailbox is full.
+class WaitBudget:
+    """How long a room may still wait for slow clients, whoever they are.
 
-    A budget of *seconds*: the room's waiting spends it, time in which nothing waits for the
-    member earns it back at a tenth.  So a reader that trickles cannot set a room's pace for ever,
-    and one that was away for a moment is forgiven.
+    At most *seconds* at once, refilled at a fifteenth of real time.
     """
 
-    __slots__ = ("_full", "_left", "_spent_until")
+    __slots__ = ("_at", "_full", "_left")
 
     def __init__(self, seconds: float) -> None:
         self._full = self._left = seconds
-        self._spent_until = -math.inf
+        self._at = -math.inf
 
-    @property
-    def left_seconds(self) -> float:
-        """What is left; zero or less when the member has to go."""
-        return self._left
+    def left(self, now: float) -> float:
+        """Return for how many seconds the room may wait; 0 if that is too short to be useful."""
+        self._refill(now)
+        return self._left if self._left >= _SHORTEST_WAIT_SECONDS else 0.0
 
-    def spend(self, seconds: float) -> None:
-        """Take off *seconds* that the room has waited for this member."""
-        self._left -= seconds
+    def spend(self, seconds: float, now: float) -> None:
+        """Subtract *seconds* that the room has waited until *now*."""
+        self._at = max(self._at, now)
+        self._left = max(0.0, self._left - seconds)
 
-    def spend_together(self, since: float, now: float) -> None:
-        """Take off the time from *since* to *now*, but none that this has taken off before.
-
-        For several that wait at once, and independently; what is left is not below zero after it.
-        """
-        seconds = now - max(since, self._spent_until)
-        self._left -= min(max(0, seconds), max(0, self._left))
-        self._spent_until = max(now, self._spent_until)
-
-    def earn(self, seconds: float) -> None:
-        """Give back a tenth of *seconds* in which nothing waited for this member."""
-        self._left = min(self._full, self._left + seconds * _EARNED_PER_SECOND)
+    def _refill(self, now: float) -> None:
+        if now > self._at:
+            self._left = min(self._full, self._left + (now - self._at) * _REFILL_PER_SECOND)
+            self._at = now
 
 
 class Bucket:

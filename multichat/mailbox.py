@@ -14,19 +14,18 @@ Invariants:
 """
 
 import enum
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from os import write
 
 import trio
 
-from multichat.limits import Budget, Patience
-from multichat.transport import eager_fileno, reason_of, send_all
+from multichat.limits import Budget
+from multichat.transport import eager_fileno, reason_of, send_all, unsent_bytes
 
 __all__ = ["Mailbox", "Offer"]
 
-# A thousand members all stalled at once hold 4 GiB at worst, and each gets its patience's worth.
+# A thousand members all stalled at once hold 4 GiB at worst.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 
 # Large enough that the system call's own cost is lost in the copying, small enough that the
@@ -53,8 +52,8 @@ class Mailbox:
     to *stream* while anything waits.  The stream is not closed here.
 
     *max_batches* bounds how many offers wait, `MAX_WAITING_BYTES` how many bytes; a single offer
-    above that is taken when nothing else waits.  *patience_seconds* is for a room, which is the one
-    to spend it.  *spell_missed* says how the member is told that it missed that many messages.
+    above that is taken when nothing else waits.  *spell_missed* says how the member is told that it
+    missed that many messages.
     *budget* is what all mailboxes of a server share; what waits here counts in it.
     *on_waiting* is called once, synchronously, when something has to wait and nobody runs `run`
     yet: it has a task do so.
@@ -63,8 +62,8 @@ class Mailbox:
     __slots__ = (
         "_budget",
         "_closed",
-        "_empty_since",
         "_fileno",
+        "_handed_bytes",
         "_last_words",
         "_max_batches",
         "_missed",
@@ -77,7 +76,6 @@ class Mailbox:
         "_torn",
         "drained",
         "failure",
-        "patience",
         "waiting_bytes",
     )
 
@@ -86,12 +84,10 @@ class Mailbox:
         stream: trio.abc.Stream,
         *,
         max_batches: int,
-        patience_seconds: float = 0.0,
         spell_missed: Callable[[int], bytes],
         on_waiting: Callable[[], object] | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.patience = Patience(patience_seconds)
         self.waiting_bytes = 0
         self.drained = False
         self.failure = ""
@@ -107,7 +103,7 @@ class Mailbox:
         self._closed = False
         self._last_words = b""
         self._torn: memoryview | None = None
-        self._empty_since = -math.inf
+        self._handed_bytes = 0  # to the stream, but for what never had to wait
         self._space_callbacks: list[Callable[[], object]] | None = None
 
     @property
@@ -134,8 +130,7 @@ class Mailbox:
                     self._missed = 0
                     return _SENT
                 rest = memoryview(data)[taken:]
-            now = trio.current_time()
-            self.patience.earn(now - self._empty_since)
+                self._handed_bytes += taken
         elif self.waiting_bytes + len(data) > MAX_WAITING_BYTES:
             return _FULL
         if self._send is None and self._on_waiting is not None:
@@ -165,13 +160,28 @@ class Mailbox:
         await trio.lowlevel.cancel_shielded_checkpoint()
         return offer
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """A value that changes when the peer takes bytes, while something waits."""
+        return self._handed_bytes, unsent_bytes(self._stream)
+
+    def is_half_empty(self) -> bool:
+        """Return whether at most half of what may wait does."""
+        return not self.waiting_bytes or (
+            self.waiting_bytes <= MAX_WAITING_BYTES // 2 and self._batches <= self._max_batches // 2
+        )
+
+    @property
+    def _batches(self) -> int:
+        return 0 if self._send is None else self._send.statistics().current_buffer_used
+
     def has_room(self, size: int) -> bool:
         """Say whether an offer of that *size*, in bytes, would be taken now, or never again."""
         if self._closed or not self.waiting_bytes:
             return True
         if self.waiting_bytes + size > MAX_WAITING_BYTES:
             return False
-        return self._send is None or self._send.statistics().current_buffer_used < self._max_batches
+        return self._batches < self._max_batches
 
     async def wait_for_space(self) -> None:
         """Wait until there may be room again, or nobody is left."""
@@ -268,8 +278,7 @@ class Mailbox:
             finally:
                 self._budget.release(_whole(joined))
             self.waiting_bytes -= len(joined)
-            if not self.waiting_bytes:
-                self._empty_since = trio.current_time()
+            self._handed_bytes += len(joined)
             self._notify()
 
     def _join_waiting(

@@ -6,9 +6,11 @@ there, and who changes names twice has changed once.  Many differences at once a
 so that N who join cost N lines for each of N members at no time.
 """
 
+from collections.abc import Iterable
+
 from multichat.messages import Joined, Left, Presence, Renamed
 
-__all__ = ["MAX_TOLD_ONE_BY_ONE", "Changes"]
+__all__ = ["MAX_TOLD_ONE_BY_ONE", "Changes", "summarize"]
 
 # A screenful is read by nobody.
 MAX_TOLD_ONE_BY_ONE = 16
@@ -94,9 +96,19 @@ class Changes:
         self.forget()
         return events
 
-    def count(self, events: list[tuple[int, Joined | Left | Renamed]]) -> Presence:
-        """Return the same *events* as numbers."""
-        kinds = [type(event) for _, event in events]
-        return Presence(
-            kinds.count(Joined), kinds.count(Left), kinds.count(Renamed), len(self._names)
-        )
+
+def summarize(events: Iterable[Joined | Left | Renamed | Presence], members: int) -> Presence:
+    """Return *events* as numbers, in a room that has so many *members* now."""
+    joined = left = renamed = 0
+    for event in events:
+        match event:
+            case Joined():
+                joined += 1
+            case Left():
+                left += 1
+            case Renamed():
+                renamed += 1
+            case Presence():
+                joined, left = joined + event.joined, left + event.left
+                renamed += event.renamed
+    return Presence(joined, left, renamed, members)

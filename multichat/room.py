@@ -11,92 +11,70 @@ Invariants:
    journal, then the members, then the sender.  From the first of the three on, neither cancelling
    the sender nor its leaving changes that every member gets it, is told that it missed it, or
    leaves.
-3. The room waits for full members together, and for each at most as long as its patience.
-4. Who leaves is out at once: nobody waits for, and nothing is queued to, who is gone.
-5. Who speaks has been announced before, to everybody who is told of such things.
-6. A member is *live*, or being told what was said before: it becomes live in the step in which
-   nothing lies between the two.
+3. A member that leaves is out at once: nobody waits for it, and nothing is queued to it.
+4. Whoever speaks has been announced before, to every live member that is told of joins.
+5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
+   waits for it.  It becomes live again in the step in which nothing lies between.
+6. Whoever the slow members are, the room spends at most its wait budget on them, except while it
+   has nobody else to deliver to.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from multichat import past
-from multichat.batch import MAX_BATCH_BYTES, Batch, Counts, Receipt, cut
+from multichat.announcer import Announcer
+from multichat.batch import Batch, Block, Counts, Receipt, cut
 from multichat.clock import utc_now
-from multichat.config import Slow
+from multichat.config import MAX_FREE_WAIT_SECONDS, Slow
 from multichat.errors import NotKept, UnknownId
 from multichat.ids import message_id, message_number
 from multichat.journal import Keeping, RoomJournal
+from multichat.limits import WaitBudget
 from multichat.log import Log
-from multichat.mailbox import Mailbox, Offer
+from multichat.mailbox import Offer
+from multichat.member import Member
 from multichat.messages import (
     TOO_SLOW,
     Error,
-    Event,
     Goodbye,
     HistoryPage,
-    Joined,
-    Left,
     MemberName,
     Missed,
     Nonce,
     Notice,
-    Presence,
-    Renamed,
     SaidRun,
 )
 from multichat.names import SERVER_NAME
-from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
-from multichat.resume import Resumable
+from multichat.replay import Lag, PageCache, Ring, Rings, encode, page_end
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Member", "Room"]
+__all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
 
-# Who comes in says hello next, and is announced by the name that it gives there.
-PRESENCE_SECONDS = 0.1
+# A replay keeps no more than this in a send queue: answers and private messages find room there.
+REPLAY_BYTES = 256 * 1024
 
-# Not more often than this are members told who came and went.
-PRESENCE_PAUSE_SECONDS = 1.0
-
-# So much is told while nobody else says anything: it takes one read of the journal.
-_HAND_OVER_MESSAGES = 256
-
-
-@dataclass(eq=False, slots=True)
-class Member:
-    """A client as its room sees it.
-
-    *on_leave* is called once, synchronously, when the member has left the server; it MUST NOT
-    raise, nor change any room.
-    """
-
-    client: int
-    name: str
-    mailbox: Mailbox
-    address: str
-    on_leave: Callable[[str], None]
-    voice: Voice = TEXT
-    resumable: Resumable | None = None  # by which it may come back
-    last_sender: int | None = None  # of a private message
-    room: "Room" = field(init=False)
+# How often a member is looked at, within a timeout, to see whether it takes bytes.
+_LOOKS = 4
 
 
 class Room:
     """A conversation with one order.
 
-    Any task may call anything; `say`, `notify`, `settle`, `history` and `catch_up` wait, the rest
-    never does.  *journal* is where what is said here is kept.
+    Any task may call anything; `say`, `notify`, `settle`, `history` and `replay` wait, the rest
+    never does.  *journal* is where what is said here is kept; *rings* bounds what all rooms keep in
+    memory beside it, and *pages* is what their replays read.  The room waits for slow members at
+    most *slow_timeout_seconds* at once; a lagging one that takes nothing for
+    *stall_timeout_seconds* is disconnected.
 
-    *dismiss* has a member leave the server against its wish.  *start_soon* starts a task that
-    outlives the call: what tells members who came and went; *announce* has it told in the text
-    voice, too.  Who leaves and may come back is told to have left after *away_seconds*.
+    *dismiss* has a member leave the server against its wish.  *announce*, *away_seconds* and
+    *start_soon* are for the `Announcer`.
     """
 
     def __init__(
@@ -105,7 +83,11 @@ class Room:
         *,
         journal: RoomJournal,
         log: Log,
+        rings: Rings,
+        pages: PageCache,
         slow: Slow,
+        slow_timeout_seconds: float,
+        stall_timeout_seconds: float,
         announce: bool,
         away_seconds: float,
         counts: Counts,
@@ -114,26 +96,28 @@ class Room:
     ) -> None:
         self.name = name
         self._journal = journal
-        self._told = journal.next  # the number of what is told next
+        self._rings, self._pages = rings, pages
+        self._ring = Ring(rings, journal.next)  # `_ring.next` is the number of what is told next
         self._log = log
         self._slow = slow
-        self._announce = announce
-        self._away_seconds = away_seconds
+        self._slow_timeout, self._stall_timeout = slow_timeout_seconds, stall_timeout_seconds
+        self._wait_budget = WaitBudget(slow_timeout_seconds)
         self._counts = counts
         self._dismiss = dismiss
-        self._start_soon = start_soon
         self._closing: Goodbye | None = None
         self._members: dict[int, Member] = {}
         self._by_voice: dict[Voice, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
         self._at_disk = False  # who has its turn
-        self._deadlines: dict[Member, float] = {}  # of those who are being waited for
-        self._woken = trio.Event()
-        self._passed = trio.Event()  # when some of them need not be waited for any more
-        self._changes = Changes()
-        self._telling = False
-        self._told_at = -PRESENCE_PAUSE_SECONDS
-        self._away: dict[int, tuple[float, str]] = {}  # until when, and why they left then
+        self._waiting: dict[Member, None] = {}  # for these, to take the block that is being told
+        self._woken = trio.Event()  # when there is something new about them, or about who is live
+        self._announcer = Announcer(
+            self._members,
+            self._by_voice,
+            to_text=announce,
+            away_seconds=away_seconds,
+            start_soon=start_soon,
+        )
 
     @property
     def members(self) -> list[Member]:
@@ -150,13 +134,18 @@ class Room:
 
     def show_members(self, to: Member) -> list[MemberName]:
         """Return who is here, for *to* to be told, who will also be told when they leave."""
-        self._changes.show(to.client)
+        self._announcer.show(to)
         return [MemberName(member.client, member.name) for member in self._members.values()]
 
     @property
     def last_id(self) -> str | None:
         """The id of what was told last, if anything was."""
         return message_id(self._journal.epoch, self._told - 1) if self._told else None
+
+    @property
+    def _told(self) -> int:
+        """The number of the message that is told next."""
+        return self._ring.next
 
     @property
     def messages(self) -> int:
@@ -179,13 +168,8 @@ class Room:
         self._members[member.client] = member
         self._by_voice[member.voice][member.client] = member
         member.room = self
-        self._away.pop(member.client, None)
-        self._changes.enter(member.client, member.name)
-        self._have_told()
-
-    def pause(self, member: Member) -> None:
-        """From now on *member* is told nothing that is said, until it has caught up."""
-        self._by_voice[member.voice].pop(member.client, None)
+        self._woken.set()
+        self._announcer.entered(member)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it was the member's own wish.
@@ -193,36 +177,29 @@ class Room:
         If it is only *away* the others hear of that when it has not come back after a while.
         """
         del self._members[member.client]
+        self._forget_delivery(member)
+        member.lag = None
+        member.notices.clear()
+        member.missed_presence = None
+        self._announcer.left(member, reason, away=away and not self._closing)
+
+    def _forget_delivery(self, member: Member) -> None:
+        """Deliver nothing to *member* any more, and do not wait for it."""
         self._by_voice[member.voice].pop(member.client, None)
-        if self._deadlines.pop(member, None) is not None:
-            self._woken.set()
-        if away and self._away_seconds and self._listeners and not self._closing:
-            if not self._away:
-                self._start_soon(self._tell_away)
-            self._away[member.client] = (trio.current_time() + self._away_seconds, reason)
-            return
-        self._changes.leave(member.client, reason)
-        self._have_told()
+        self._waiting.pop(member, None)
+        self._woken.set()
 
-    async def _tell_away(self) -> None:
-        """Have the others told of those who were away for too long."""
-        while self._away:  # the first is who has to be told of first: all have the same time
-            client, (deadline, _) = next(iter(self._away.items()))
-            if trio.current_time() < deadline:
-                await trio.sleep_until(deadline)
-            else:
-                self.give_up(client)
-
-    def give_up(self, client: int) -> None:
-        """Have the others told of one who is away that it left, if it is away."""
-        if (away := self._away.pop(client, None)) is not None:
-            self._changes.leave(client, away[1])
-            self._have_told()
+    def close(self) -> None:
+        """Give back what an empty room keeps in memory; it is not used any more."""
+        self._rings.discard(self._ring)
 
     def renamed(self, member: Member) -> None:
         """Have the others told that *member* has another name now."""
-        self._changes.enter(member.client, member.name)
-        self._have_told()
+        self._announcer.entered(member)
+
+    def give_up(self, client: int) -> None:
+        """Have the others told of one who is away that it left, if it is away."""
+        self._announcer.give_up(client)
 
     def speak(self, member: Member, voice: Voice) -> None:
         """From now on *member* is told everything in *voice*."""
@@ -231,73 +208,12 @@ class Room:
         if live is not None:
             self._by_voice[voice][member.client] = member
 
-    # --- Who is here ------------------------------------------------------------------------------
-
-    @property
-    def _listeners(self) -> bool:
-        """Whether there is anybody who is told who comes and goes."""
-        return bool(self._by_voice[JSON] or (self._announce and self._members))
-
-    def _have_told(self) -> None:
-        """Have the members told what changed, soon; each change of membership ends with this."""
-        if not self._listeners:
-            self._changes.forget()
-        elif not self._telling:
-            self._telling = True
-            self._start_soon(self._tell_changes)
-
-    async def _tell_changes(self) -> None:
-        try:
-            while self._changes:
-                soon = trio.current_time() + PRESENCE_SECONDS
-                await trio.sleep_until(max(soon, self._told_at + PRESENCE_PAUSE_SECONDS))
-                async with self._order:
-                    await self._tell_changes_now()
-        finally:
-            self._telling = False
-
-    async def _tell_changes_now(self) -> None:
-        self._told_at = trio.current_time()
-        events = self._changes.take()
-        if len(events) > MAX_TOLD_ONE_BY_ONE:
-            await self._tell(self._members.values(), [self._changes.count(events)])
-            return
-        subjects = {client for client, _ in events}
-        others = [member for client, member in self._members.items() if client not in subjects]
-        await self._tell(others, [event for _, event in events])
-        for subject in subjects:  # nobody is told of itself
-            if (member := self._members.get(subject)) is not None:
-                told = [event for client, event in events if client != subject]
-                await self._tell([member], told)
-
-    async def _tell(
-        self, members: Iterable[Member], events: Sequence[Joined | Left | Renamed | Presence]
-    ) -> None:
-        if not events:
-            return
-
-        def spell(voice: Voice) -> bytes:
-            if voice is TEXT and not self._announce:
-                return b""
-            return b"".join(map(voice.spell, events))
-
-        batch = Batch(0, spell)
-        full = [
-            member
-            for member in members
-            if (data := batch.spelled(member.voice)) and member.mailbox.offer(data) is _FULL
-        ]
-        # Who takes its time over the past is not waited for: what it misses of this `who` tells.
-        full = [member for member in full if self._is_live(member)]
-        if full:
-            await self._treat_slow(full, batch)
-
     # --- What is said -----------------------------------------------------------------------------
 
-    def close(self, goodbye: Goodbye) -> None:
-        """From now on nothing is said here and nobody waited for: who is full has to go."""
+    def shut_down(self, goodbye: Goodbye) -> None:
+        """From now on nothing is said here, and nobody is waited for."""
         self._closing = goodbye
-        for member in list(self._deadlines):
+        for member in list(self._waiting):
             self._dismiss(member, goodbye)
 
     @property
@@ -332,10 +248,10 @@ class Room:
     ) -> Receipt:
         """Publish a run of messages, clean and not empty, as said by *sender*, to all others.
 
-        Returns when the journal has kept it, and every member has it in its mailbox or its socket,
-        under `Slow.WAIT` after waiting for the slow ones.  Where nobody has to be waited for, that
-        is at once, without a checkpoint.  Cancelled before that, it is finished first.  A sender
-        that has left says nothing, and in a closed room nobody does.
+        Returns when the journal has kept it, and every live member has it in its send queue or its
+        socket, under `Slow.WAIT` after waiting for the slow ones.  Where nobody has to be waited
+        for, that is at once, without a checkpoint.  Cancelled, it waits for the journal, and for
+        nobody else.  A sender that has left says nothing, and in a closed room nobody does.
 
         *nonces* are those of the messages, if any has one.  *on_taken* is called in the step in
         which they are numbered, with the epoch, the first number, and what says when they are kept
@@ -359,20 +275,12 @@ class Room:
             if keeping is not None:
                 with trio.CancelScope(shield=True), self._waiting_for_disk():
                     await keeping.wait()
-            if client in self._changes:
-                await self._introduce(said)
+            self._announcer.introduce(client, name)
             spoken = [voice for voice, them in self._by_voice.items() if them]
-            batches = cut(said, messages, spoken)
-            return await self._publish(batches, said, sender, "RX")
+            blocks = cut(said, messages, spoken)
+            return await self._publish(blocks, said, sender, "RX", _Delivery())
         finally:
             self._order.release()
-
-    async def _introduce(self, said: SaidRun) -> None:
-        """Have who is about to speak told of before."""
-        if said.client in self._members:
-            await self._tell_changes_now()
-        elif (joined := self._changes.announce(said.client, said.name)) is not None:
-            await self._tell(self._members.values(), [joined])
 
     async def notify(self, text: str) -> Receipt:
         """Say *text*, which is clean and not empty, to all members as the server; see `say`.
@@ -385,63 +293,46 @@ class Room:
             notice = Notice(text)
             said = SaidRun("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda voice: voice.spell(notice))
-            # The past that some are being told of has no notices in it.
-            past = [member for member in self._members.values() if not self._is_live(member)]
-            receipt = await self._publish([batch], said, None, "TX")
-            dropped = self._offer_past(past, batch)
-            return receipt + Receipt(queued=len(past) - dropped, dropped=dropped)
-
-    def _offer_past(self, members: list[Member], batch: Batch) -> int:
-        """Offer *batch* to those who are not live; return how many do not get it.
-
-        They are not waited for: they are told that they missed it.
-        """
-        missed = 0
-        for member in members:
-            offer = member.mailbox.offer(batch.spelled(member.voice))
-            if offer is _FULL:
-                member.mailbox.miss(batch.messages)
-            missed += offer in (_FULL, _CLOSED)
-        return missed
+            lagging = 0
+            for member in self._members.values():
+                if member.lag is not None:  # what is replayed to it has no notices
+                    member.notices.append(notice)
+                    lagging += 1
+            delivery = _Delivery(notice, lagging=lagging)
+            return await self._publish(iter([batch]), said, None, "TX", delivery)
 
     async def _publish(
-        self, batches: Iterable[Batch], said: SaidRun, sender: Member | None, tag: str
+        self,
+        batches: Iterator[Batch],
+        said: SaidRun,
+        sender: Member | None,
+        tag: str,
+        delivery: "_Delivery",
     ) -> Receipt:
-        total_delivered = total_queued = total_dropped = 0
+        """Tell all live members; for a block, all others by replay.
+
+        Cancelled, it has told the rest, too, without waiting for anybody.
+        """
         clients = len(self._members) + (sender is not None and sender.client not in self._members)
-        counts = self._counts
-        logged = False
-        for batch in batches:
-            delivered, queued, dropped, full = self._offer_to_all(batch, sender)
-            if sender is not None:
-                counts.messages += batch.messages
-                self._told += batch.messages
-            if not logged:  # nobody waits for the log, and yet it has this before all that follows
-                logged = True
-                self._log.said(TEXT.speaker(said.name, act=said.act), said.run, clients, tag)
-            if full:
-                without = await self._treat_slow(full, batch)
-                queued += len(full) - without
-                dropped += without
-            counts.deliveries += batch.messages * (delivered + queued)
-            total_delivered += delivered
-            total_queued += queued
-            total_dropped += dropped
-        return Receipt(
-            delivered=total_delivered,
-            queued=total_queued,
-            dropped=total_dropped,
-            epoch=said.epoch,
-            first=said.first,
-        )
+        try:
+            for batch in batches:
+                full = self._offer_to_all(batch, sender, delivery)
+                if not delivery.logged:  # before any wait, so that the log is in order
+                    delivery.logged = True
+                    speaker = TEXT.speaker(said.name, act=said.act)
+                    self._log.said(speaker, said.run, clients, tag)
+                if full:
+                    await self._treat_slow(full, batch, sender, delivery)
+        finally:
+            for batch in batches:  # cancelled: there are some left
+                for member in self._offer_to_all(batch, sender, delivery):
+                    self._fall_behind(member, batch, delivery)
+        return delivery.receipt(said)
 
     def _offer_to_all(
-        self, batch: Batch, sender: Member | None
-    ) -> tuple[int, int, int, list[Member]]:
-        """Put *batch* in every mailbox that has room.
-
-        Returns how many had it sent, how many have it queued, how many are broken off and take
-        nothing any more, and whose mailbox was full.
+        self, batch: Batch, sender: Member | None, delivery: "_Delivery"
+    ) -> list[Member]:
+        """Queue *batch* for every live member that has room; return those that have none.
 
         Membership cannot change half-way, and whoever keeps up has the batch before anybody is
         waited for.
@@ -468,80 +359,117 @@ class Room:
                     full.append(member)
                 else:
                     broken += 1
-        return delivered, queued, broken, full
+        if isinstance(batch, Block):
+            if sender is not None and sender.lag is not None:
+                sender.lag.note_own(batch.said.first, batch.end)
+            lagging = len(self._members) - sum(map(len, self._by_voice.values()))
+            delivery.lagging += lagging - (sender is not None and sender.lag is not None)
+            self._counts.messages += batch.messages
+            self._ring.add(batch)
+        delivery.delivered += delivered
+        delivery.queued += queued
+        delivery.dropped += broken
+        self._counts.deliveries += batch.messages * (delivered + queued)
+        return full
 
-    async def _treat_slow(self, full: list[Member], batch: Batch) -> int:
-        """Do what the policy says about *full*; return how many did not get *batch*."""
+    async def _treat_slow(
+        self, full: list[Member], batch: Batch, sender: Member | None, delivery: "_Delivery"
+    ) -> None:
+        """Do what the policy says about *full*."""
         match self._slow:
             case Slow.WAIT:
-                with trio.CancelScope(shield=True):  # bounded by their patience
-                    return await self._wait_for(full, batch)
+                await self._wait_for(full, batch, sender, delivery)
             case Slow.DROP:
                 for member in full:
                     member.mailbox.miss(batch.messages)
                     self._counts.skipped += batch.messages
+                    delivery.dropped += 1
             case Slow.DISCONNECT:
                 for member in full:
                     self._dismiss_slow(member)
-        return len(full)
+                    delivery.dropped += 1
 
-    async def _wait_for(self, full: list[Member], batch: Batch) -> int:
-        """Wait for all of *full* together; return how many left before they took *batch*."""
-        started = trio.current_time()
-        deadlines = self._deadlines
-        got = 0
+    async def _wait_for(
+        self, full: list[Member], batch: Batch, sender: Member | None, delivery: "_Delivery"
+    ) -> None:
+        """Wait until all of *full* have taken *batch*, or the wait budget is spent.
+
+        Those that have not taken it then, or when this is cancelled, become lagging.
+        """
         freed: list[Member] = []
-        self._woken = trio.Event()
 
         def wake(member: Member) -> None:
             freed.append(member)
             self._woken.set()
 
+        self._waiting = dict.fromkeys(full)
         for member in full:
-            patience = 0 if self._closing else member.mailbox.patience.left_seconds
-            deadlines[member] = started + patience
             member.mailbox.call_when_space(partial(wake, member))
-        while deadlines:
-            with trio.move_on_at(min(deadlines.values())):
-                await self._woken.wait()
-            self._woken = trio.Event()
-            ready = freed.copy()
-            freed.clear()
-            now = trio.current_time()
-            for member in ready:
-                if member not in deadlines:
-                    continue
-                offer = member.mailbox.offer(batch.spelled(member.voice))
-                if offer is _FULL:
-                    member.mailbox.call_when_space(partial(wake, member))
-                    continue
-                del deadlines[member]
-                got += offer is not _CLOSED
-                member.mailbox.patience.spend(now - started)
-            for member in [m for m, deadline in deadlines.items() if deadline <= now]:
-                del deadlines[member]
-                self._dismiss_slow(member)
-            self._passed.set()
-            self._passed = trio.Event()
-        return len(full) - got
+        free_until = trio.current_time() + MAX_FREE_WAIT_SECONDS
+        progress = _Progress(full, trio.current_time())
+        try:
+            while self._waiting and not self._closing:
+                self._woken = trio.Event()
+                started = trio.current_time()
+                is_free = (
+                    started < free_until
+                    and self._has_no_other_live(sender)
+                    and started - progress.at < self._slow_timeout
+                )
+                if is_free:
+                    seconds = min(free_until - started, self._slow_timeout / _LOOKS)
+                elif not (seconds := self._wait_budget.left(started)):
+                    break
+                with trio.move_on_after(seconds):
+                    await self._woken.wait()
+                now = trio.current_time()
+                if is_free:
+                    progress.look(now)
+                else:
+                    self._wait_budget.spend(now - started, now)
+                ready = freed.copy()
+                freed.clear()
+                for member in ready:
+                    self._offer_again(member, batch, delivery, partial(wake, member))
+        finally:
+            for member in list(self._waiting):
+                self._fall_behind(member, batch, delivery)
 
-    def is_waiting_for(self, member: Member) -> bool:
-        """Say whether *member* has still to take what was told last."""
-        return member in self._deadlines
+    def _offer_again(
+        self, member: Member, batch: Batch, delivery: "_Delivery", wake: Callable[[], None]
+    ) -> None:
+        if member not in self._waiting:
+            return
+        offer = member.mailbox.offer(batch.spelled(member.voice))
+        if offer is _FULL:
+            member.mailbox.call_when_space(wake)
+        elif offer is not _CLOSED:
+            del self._waiting[member]
+            delivery.queued += 1
+            self._counts.deliveries += batch.messages
 
-    async def wait_passed(self, member: Member) -> None:
-        """Wait until *member* has taken what was told last, or is gone."""
-        while member in self._deadlines:
-            await self._passed.wait()
+    def _has_no_other_live(self, sender: Member | None) -> bool:
+        """Return whether every live member but *sender* is waited for."""
+        live = sum(map(len, self._by_voice.values()))
+        return live - len(self._waiting) == (
+            sender is not None and sender in self and sender.lag is None
+        )
+
+    def _fall_behind(self, member: Member, batch: Batch, delivery: "_Delivery") -> None:
+        """Have *member* lag, from *batch* on, which it has not taken."""
+        if isinstance(batch, Block):
+            self.lag(member, batch.said.first)
+        else:
+            self.lag(member, self._told)
+            if delivery.notice is not None:
+                member.notices.append(delivery.notice)
+        delivery.lagging += 1
 
     def _dismiss_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
         self._dismiss(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
     # --- What was said ----------------------------------------------------------------------------
-
-    def _is_live(self, member: Member) -> bool:
-        return member.client in self._by_voice[member.voice]
 
     async def history(self, limit: int, before: str | None, nonce: Nonce | None) -> HistoryPage:
         """Return the last *limit* messages, or those before that id, within the page's bounds.
@@ -551,50 +479,119 @@ class Room:
         stop = self._told if before is None else self.number_of(before)
         return await past.read_history(self._journal, stop, limit, nonce)
 
-    async def catch_up(self, member: Member, position: int) -> None:
-        """Tell *member*, who is here and not live, what was said from number *position* on.
+    def lag(self, member: Member, position: int) -> None:
+        """Replay to *member*, from number *position* on, what was told; then it is live again.
 
-        Waits for it alone, and for nobody while the others talk; returns when it is live, or gone.
-        What it said itself is left out; what the journal has no more it is told that it missed.
+        Until then nobody waits for it.
+        """
+        self._forget_delivery(member)
+        member.lag = Lag(position)
+        member.on_lag()
+
+    async def replay(self, member: Member) -> None:
+        """Replay messages to *member* while it lags here, at its own pace.
+
+        Returns when it is live, has left, or takes nothing any more.  Cancelled, it stays where it
+        is.
         """
         mailbox = member.mailbox
-        while member in self and not mailbox.closed:
-            # What is not told yet may be gone from the journal already: it is told all the same.
-            first = min(self._journal.first, self._told)
-            if position < first:
-                await mailbox.put(member.voice.spell(Missed(first - position)))
-                position = first
+        while (lag := member.lag) is not None and member in self and not mailbox.closed:
+            if mailbox.waiting_bytes >= REPLAY_BYTES or not mailbox.has_room(0):
+                await self._wait_for_space(member)
                 continue
-            if position >= self._told or self._is_live(member):
-                self._go_live(member)
-                return
             try:
-                if self._told - position > _HAND_OVER_MESSAGES:
-                    page, position = await self._page(member, position)
-                    await mailbox.put(page)
-                elif not mailbox.has_room(2 * MAX_BATCH_BYTES):  # more than a page is
-                    await mailbox.wait_for_space()
-                else:
-                    async with self._order:  # nobody says anything meanwhile
-                        with self._waiting_for_disk():
-                            page, reached = await self._page(member, position)
-                        if not page or mailbox.offer(page) is not _FULL:
-                            position = reached
-                        if position >= self._told:
-                            self._go_live(member)
+                data = await self._next_part(member, lag)
             except NotKept as error:
-                missed: list[Event] = [
-                    Error(error.code, str(error)),
-                    Missed(self._told - position),
-                ]
-                self._go_live(member)
-                await mailbox.put(b"".join(map(member.voice.spell, missed)))
-                return
+                if member.lag is not lag:
+                    continue
+                events = Error(error.code, str(error)), Missed(lag.skip_to(self._told))
+                data = b"".join(member.voice.spell(event) for event in events)
+            if data:
+                mailbox.offer(data)
+            if lag.position >= self._told and member.lag is lag:
+                if mailbox.is_half_empty():
+                    self._go_live(member)
+                    return
+                await self._wait_for_space(member)
+            await trio.lowlevel.checkpoint()
 
-    async def _page(self, member: Member, position: int) -> tuple[bytes, int]:
-        stop = min(self._told, position + past.PAGE_MESSAGES)
-        return await past.spell_page(self._journal, position, stop, member.voice, member.client)
+    async def _next_part(self, member: Member, lag: Lag) -> bytes:
+        """Return what *member* gets next, and move *lag* behind it; nothing if it has to wait.
+
+        After the last `await` there is room for it in the send queue.
+        """
+        ring, start = self._ring, lag.position
+        if start >= ring.first:
+            return ring.encode(lag, member.voice, member.client, max_bytes=REPLAY_BYTES)
+        if start >= self._journal.first:
+            blocks = await self._pages.read(self._journal, start, self._told)
+            if member.lag is not lag or not member.mailbox.has_room(0):
+                return b""
+            if blocks:
+                return encode(blocks, lag, member.voice, member.client, max_bytes=REPLAY_BYTES)
+            missed = lag.skip_to(min(ring.first, page_end(start)))  # retention was faster
+        else:
+            missed = lag.skip_to(min(ring.first, self._journal.first))
+        return member.voice.spell(Missed(missed)) if missed else b""
+
+    async def _wait_for_space(self, member: Member) -> None:
+        """Wait until *member* has taken something; disconnect it if that takes too long."""
+        mailbox = member.mailbox
+        progress, since = mailbox.progress, trio.current_time()
+        while True:
+            with trio.move_on_after(self._stall_timeout / _LOOKS) as look:
+                await mailbox.wait_for_space()
+            if not look.cancelled_caught:
+                return
+            if mailbox.progress != progress:
+                progress, since = mailbox.progress, trio.current_time()
+            elif trio.current_time() - since >= self._stall_timeout:
+                if member in self:
+                    self._dismiss_slow(member)
+                return
 
     def _go_live(self, member: Member) -> None:
-        if member in self:
-            self._by_voice[member.voice][member.client] = member
+        member.lag = None
+        self._by_voice[member.voice][member.client] = member
+        self._woken.set()
+        if member.notices:
+            member.mailbox.offer(b"".join(map(member.voice.spell, member.notices)))
+            member.notices.clear()
+        self._announcer.make_up(member)
+
+
+@dataclass(slots=True)
+class _Delivery:
+    """What becomes of a publish, while it goes on; *notice* is set if it is one."""
+
+    notice: Notice | None = None
+    logged: bool = False
+    delivered: int = 0
+    queued: int = 0
+    lagging: int = 0
+    dropped: int = 0
+
+    def receipt(self, said: SaidRun) -> Receipt:
+        """Return it, of what *said* says."""
+        return Receipt(
+            delivered=self.delivered,
+            queued=self.queued,
+            lagging=self.lagging,
+            dropped=self.dropped,
+            epoch=said.epoch,
+            first=said.first,
+        )
+
+
+class _Progress:
+    """When one of *members* took bytes last, as far as it was looked at; *at* begins with *now*."""
+
+    def __init__(self, members: list[Member], now: float) -> None:
+        self.at = now
+        self._seen = {member: member.mailbox.progress for member in members}
+
+    def look(self, now: float) -> None:
+        """Look whether one of them has taken something since."""
+        seen = {member: member.mailbox.progress for member in self._seen}
+        if seen != self._seen:
+            self._seen, self.at = seen, now

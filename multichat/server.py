@@ -44,10 +44,10 @@ from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
+from multichat.member import Member
 from multichat.messages import SHUTTING_DOWN, Goodbye
 from multichat.names import load_tables
 from multichat.preamble import SERVER_IS_FULL
-from multichat.room import Member
 from multichat.session import Session
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
@@ -465,7 +465,7 @@ class Server:
 
     async def _handle(self, stream: trio.abc.Stream, tls: ssl.SSLContext | None) -> None:
         address = transport.peer_address(stream)
-        transport.keep_alive(stream, self.config.patience_seconds)
+        transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
             with self._entrance.counted(address) as too_many:
                 if tls is not None:

@@ -33,6 +33,7 @@ from multichat.framing import Part
 from multichat.journal import Keeping
 from multichat.limits import Bucket, Effort
 from multichat.mailbox import Mailbox
+from multichat.member import Member
 from multichat.messages import (
     ASKED_TO_LEAVE,
     PROTOCOL,
@@ -68,7 +69,6 @@ from multichat.messages import (
 from multichat.names import default_name
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
-from multichat.room import Member
 from multichat.voices import JSON, TEXT, help_notices
 
 __all__ = ["Session"]
@@ -144,6 +144,7 @@ class Session:
         "_nursery",
         "_read_bytes",
         "_reading",
+        "_replaying",
         "_slowed_at",
         "_stream",
         "_turn_seconds",
@@ -177,11 +178,10 @@ class Session:
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
-        self._writing = False
+        self._writing = self._replaying = False
         self._mailbox = Mailbox(
             self._stream,
             max_batches=config.mailbox_batches,
-            patience_seconds=config.patience_seconds,
             spell_missed=lambda count: self.member.voice.spell(Missed(count)),
             on_waiting=self._start_writing,
             budget=directory.budget,
@@ -192,6 +192,7 @@ class Session:
             mailbox=self._mailbox,
             address=transport.peer_address(self._stream),
             on_leave=self._stop_reading,
+            on_lag=self._start_replaying,
         )
 
     def _stop_reading(self, reason: str) -> None:
@@ -231,6 +232,17 @@ class Session:
         await self._mailbox.run()
         # If writing failed, what the client sent before is still read, within the grace period.
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
+
+    def _start_replaying(self) -> None:
+        if not self._replaying:
+            self._replaying = True
+            self._nursery.start_soon(self._replay)
+
+    async def _replay(self) -> None:
+        member = self.member
+        while member.lag is not None and not self._mailbox.closed:
+            await member.room.replay(member)
+        self._replaying = False
 
     async def _read(self) -> None:
         try:
@@ -483,11 +495,10 @@ class Session:
                 await self._wait_for_room()
                 directory.move(me, room)
                 refused: list[Error] = []
-                position = self._position(since, 0, refused)
+                self._start_from(since, 0, refused)
                 at = me.room
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
                 await self._answer(joined, *refused)
-                await self._catch_up(position)
             case Reply(text=text):
                 await self._do(directory.reply(me, text))
             case Who(room=room, nonce=nonce):
@@ -530,7 +541,7 @@ class Session:
                     refused.append(Invalid.because(error).error)
         self._mailbox.tell_missed()  # in the voice in which it was
         me.room.speak(me, JSON)
-        position = self._position(hello.since, hello.replay, refused)
+        self._start_from(hello.since, hello.replay, refused)
         await self._answer(
             Welcome(
                 PROTOCOL,
@@ -546,13 +557,11 @@ class Session:
             ),
             *dict.fromkeys(refused),  # a name that was ours and is wished for, too, but once
         )
-        await self._catch_up(position)
 
-    def _position(self, since: str | None, replay: int, refused: list[Error]) -> int | None:
-        """Return from which message on this client is told what was said before it came.
+    def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
+        """Replay to this client from there, behind the answer that is queued in the same step.
 
-        None for no such wish.  From here on until it has caught up it is told nothing else that is
-        said.  An id that is none of the room is *refused*.
+        An id that is none of the room is *refused*.
         """
         room, position = self.member.room, None
         if since is not None:
@@ -563,13 +572,7 @@ class Session:
         elif replay:
             position = room.number_of_last(replay)
         if position is not None:
-            room.pause(self.member)
-        return position
-
-    async def _catch_up(self, position: int | None) -> None:
-        if position is not None:
-            await self.member.room.catch_up(self.member, position)
-            await self._stay()
+            room.lag(self.member, position)
 
     async def _accept(self, nonces: tuple[Nonce | None, ...], receipt: Receipt) -> None:
         await self._answer(
@@ -581,17 +584,13 @@ class Session:
         )
 
     async def _wait_for_room(self) -> None:
-        """Wait until an answer is taken at once: what it goes with happens in the same step.
-
-        And until we have what was told before it: the past would bring it a second time.
-        """
-        me, room, mailbox = self.member, self.member.room, self._mailbox
-        while room.is_waiting_for(me) or not mailbox.has_room(_ANSWER_BYTES):
-            await (room.wait_passed(me) if room.is_waiting_for(me) else mailbox.wait_for_space())
+        """Wait until an answer is taken at once: what it goes with happens in the same step."""
+        while not self._mailbox.has_room(_ANSWER_BYTES):
+            await self._mailbox.wait_for_space()
         await self._stay()
 
     async def _stay(self) -> None:
-        """End here if we were sent away while we waited: who is gone asks for nothing."""
+        """Return unless the client has been disconnected while we waited."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _answer(self, *events: Event) -> None:

@@ -39,9 +39,9 @@ __all__ = [
 # A peer that vanished without a word is noticed after about four of these.
 KEEP_ALIVE_SECONDS = 30
 
-# Bytes that a peer does not acknowledge for so long are not waited for any longer: without this the
-# kernel tries again for a quarter of an hour.
-USER_TIMEOUT_SECONDS = 120
+# So much later than we disconnect a client that takes nothing, the kernel does: whether anybody has
+# noticed or not.
+USER_TIMEOUT_SECONDS = 60
 
 # For a client's connections, and where nothing else is said.
 LINGER_SECONDS = ServerTimeouts().linger
@@ -250,11 +250,10 @@ def spell_address(name: object) -> str:
     return str(name)
 
 
-def keep_alive(stream: trio.abc.Stream, patience_seconds: float = 0.0) -> None:
+def keep_alive(stream: trio.abc.Stream, stall_seconds: float = 60.0) -> None:
     """Have the kernel ask a silent peer whether it is there, and give up on one that is not.
 
-    Nor does it wait for one that takes nothing for `USER_TIMEOUT_SECONDS` more than the patience
-    that we have with it ourselves.
+    Nor does it wait for one that takes nothing for *stall_seconds* and `USER_TIMEOUT_SECONDS` more.
     """
     below = _socket_of(stream)
     if below is None or below.socket.family == _AF_UNIX:
@@ -268,7 +267,7 @@ def keep_alive(stream: trio.abc.Stream, patience_seconds: float = 0.0) -> None:
         if hasattr(socket, "TCP_KEEPCNT"):
             below.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = int(min(2**31 - 1, (USER_TIMEOUT_SECONDS + patience_seconds) * 1000))
+            milliseconds = int(min(2**31 - 1, (USER_TIMEOUT_SECONDS + stall_seconds) * 1000))
             below.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     except OSError:
         pass  # a peer that has just left

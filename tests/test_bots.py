@@ -46,7 +46,7 @@ async def flood(person: trio.SocketStream) -> list[str]:
 
 async def test_an_echo_bot_under_a_flood_keeps_up_and_loses_nothing(tmp_path: Path) -> None:
     async with (
-        serve(tmp_path, "--patience", "60") as server,
+        serve(tmp_path, "--slow-timeout", "60") as server,
         Command(
             tmp_path, sys.executable, str(EXAMPLES / "echo_bot.py"), LOOPBACK, str(server.port)
         ) as bot,

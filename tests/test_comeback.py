@@ -143,16 +143,6 @@ def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
     assert (place.hello().since, place.hello().replay) == ("e-1", 0)
 
 
-def test_what_was_accepted_there_need_not_be_asked_for() -> None:
-    place = Place()
-    place.welcomed(welcome(last="e-1"))
-    place.accepted("e-5", "lobby")
-    assert place.hello().since == "e-5"
-    place.accepted("e-4", "lobby")
-    place.accepted("f-9", "den")
-    assert place.hello().since == "e-5"
-
-
 def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
     place = Place()
     place.welcomed(welcome(last="z-8"))

@@ -230,7 +230,7 @@ async def test_a_hundred_thousand_lines_arrive_whole_and_in_order(tmp_path: Path
             into += data
             await trio.sleep(pause)
 
-    options = ("--log-file", str(tmp_path / "log"), "--patience", "60")
+    options = ("--log-file", str(tmp_path / "log"), "--slow-timeout", "60")
     async with serve(tmp_path, *options) as server:
         async with (
             tcp(server) as a,
@@ -403,7 +403,7 @@ async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None
     """More than a pipe and a log would hold: it stops reading until somebody takes its lines."""
     count, text = 20_000, "x" * 1000
     async with (
-        serve(tmp_path, "--patience", "60") as server,
+        serve(tmp_path, "--slow-timeout", "60") as server,
         tcp(server) as sender,
         AsyncExitStack() as stack,
     ):
@@ -694,7 +694,7 @@ async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
 async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    options = ("--log-file", str(tmp_path / "log"), "--grace", "60", "--patience", "60")
+    options = ("--log-file", str(tmp_path / "log"), "--grace", "60", "--slow-timeout", "60")
     async with serve(tmp_path, *options) as server:
         received: list[bytearray] = [bytearray() for _ in range(3)]
 
@@ -864,7 +864,7 @@ async def test_usage_errors_have_status_2(tmp_path: Path) -> None:
             ("serve", "70000"),
             ("serve", "--slow", "maybe"),
             ("serve", "--mailbox", "0"),
-            ("serve", "--patience", "nan"),
+            ("serve", "--slow-timeout", "nan"),
             ("connect",),
             ("connect", LOOPBACK, "0"),
             ("nonsense",),

@@ -139,7 +139,7 @@ async def test_who_takes_nothing_is_not_told(
         for text in ("is being written", "waits", "has no room"):
             assert await desk.type(f"/send 1 {text}") == []
         await trio.sleep(60)
-        assert desk.shown == ["Client 1 is too slow to be told anything now"]
+        assert desk.shown == ["Client 1 is too slow: the message was not delivered"]
 
 
 async def test_what_waits_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.messages import Joined, Left, Presence, Renamed
-from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes
+from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
 
 pytestmark = pytest.mark.unit
 
@@ -207,5 +207,8 @@ def test_a_storm_is_told_in_numbers() -> None:
     changes.enter(99, "Client 99")
     events = changes.take()
     assert len(events) == 16 == MAX_TOLD_ONE_BY_ONE
-    assert changes.count(events) == Presence(joined=1, left=10, renamed=5, members=21)
-    assert changes.count([]) == Presence(joined=0, left=0, renamed=0, members=21)
+    told = [event for _, event in events]
+    presence = summarize(told, members=21)
+    assert presence == Presence(joined=1, left=10, renamed=5, members=21)
+    assert summarize([presence, presence], members=7) == Presence(2, 20, 10, 7)
+    assert summarize([], members=21) == Presence(joined=0, left=0, renamed=0, members=21)

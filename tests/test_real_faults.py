@@ -522,7 +522,7 @@ async def test_sigpipe_is_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has all of these")
 async def test_the_kernel_is_told_to_notice_who_is_dead() -> None:
-    server = multichat.Server(multichat.ServerConfig(patience_seconds=5))
+    server = multichat.Server(multichat.ServerConfig(slow_timeout_seconds=5))
     async with (
         listening() as (listener, port),
         server.open(),

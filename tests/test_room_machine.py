@@ -32,9 +32,9 @@ from multichat.directory import Directory
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.mailbox import Mailbox
+from multichat.member import Member
 from multichat.messages import LOBBY, Event, Goodbye, Joined, Left, Missed, Renamed
 from multichat.names import default_name, fold_name, parse_name
-from multichat.room import Member
 from multichat.voices import JSON, TEXT, Voice
 
 pytestmark = pytest.mark.unit
@@ -199,7 +199,7 @@ class RoomMachine(RuleBasedStateMachine):
         self.loop.toss_coins(seed)
 
     async def _open(self) -> None:
-        config = ServerConfig(slow=self.slow, patience_seconds=PATIENCE)
+        config = ServerConfig(slow=self.slow, slow_timeout_seconds=PATIENCE)
         self.directory = Directory(config, Log("server"), self.loop.nursery.start_soon)
 
     def _order(self, room: str) -> list[str]:
@@ -211,7 +211,6 @@ class RoomMachine(RuleBasedStateMachine):
         mailbox = Mailbox(
             stream,
             max_batches=max_batches,
-            patience_seconds=PATIENCE,
             spell_missed=lambda count: voice.spell(Missed(count)),
         )
 
@@ -220,7 +219,7 @@ class RoomMachine(RuleBasedStateMachine):
             guest.stays[-1].last = member.room.messages
             guest.goodbye = reason
 
-        member = Member(client, default_name(client), mailbox, "", on_leave, voice)
+        member = Member(client, default_name(client), mailbox, "", on_leave, lambda: None, voice)
         guest = Guest(member, stream)
         self.loop.nursery.start_soon(mailbox.run)
         self.directory.enter(member)

@@ -397,7 +397,7 @@ async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
 
 @pytest.mark.process
 async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
-    config = ServerConfig(patience_seconds=600, mailbox_batches=1)
+    config = ServerConfig(slow_timeout_seconds=600, mailbox_batches=1)
     async with memory_server(config) as network:
         ours, theirs = await tcp_pair()
         network.accept(ours)

@@ -29,7 +29,7 @@ def peak_memory_bytes(server: ServerCommand) -> int:
 @pytest.mark.parametrize("policy", ["wait", "drop"])
 async def test_the_slow_cost_the_others_a_bounded_wait(policy: str, tmp_path: Path) -> None:
     async with (
-        serve(tmp_path, "--patience", str(PATIENCE), "--slow", policy) as server,
+        serve(tmp_path, "--slow-timeout", str(PATIENCE), "--slow", policy) as server,
         tcp(server) as healthy,
         tcp(server) as stalled,
     ):

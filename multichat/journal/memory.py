@@ -5,6 +5,7 @@ bounded for each room and for all of them; the room in which nothing was said fo
 first to lose what it had.
 """
 
+import math
 import sys
 import time
 from collections import OrderedDict, deque
@@ -24,8 +25,7 @@ from multichat.messages import Nonce, SaidRun
 
 __all__ = ["MemoryJournal"]
 
-# A day of a lively room; and what a thousand pasted stack traces take.
-MAX_MESSAGES = 10_000
+# A day of a lively room, or a thousand pasted stack traces.
 MAX_ROOM_BYTES = 16 * 1024 * 1024
 
 # An eighth of a small machine.
@@ -37,7 +37,10 @@ _RUN_BYTES = 300
 
 
 class MemoryJournal(Journal):
-    """Keeps the last messages of each room until the server ends.
+    """Keeps the last messages of each room until the server ends, bounded by bytes.
+
+    At most *max_room_bytes* of a room and *max_bytes* of all, and if it is given, *max_messages* of
+    a room.
 
     Sessions and nonces are the server's own business: it forgets them when this does.
     """
@@ -45,7 +48,7 @@ class MemoryJournal(Journal):
     def __init__(
         self,
         *,
-        max_messages: int = MAX_MESSAGES,
+        max_messages: int | None = None,
         max_room_bytes: int = MAX_ROOM_BYTES,
         max_bytes: int = MAX_BYTES,
     ) -> None:
@@ -116,8 +119,9 @@ class _MemoryRoom(RoomJournal):
         self.next += said.run.count("\n") + 1
         self._bytes += _size(said)
         journal = self._journal
+        most = journal.max_messages or math.inf
         while len(self._runs) > 1 and (
-            self.next - self.first > journal.max_messages or self._bytes > journal.max_room_bytes
+            self.next - self.first > most or self._bytes > journal.max_room_bytes
         ):
             self._bytes -= _size(self._runs.popleft())
             self.first = self._runs[0].first

@@ -18,10 +18,11 @@ from multichat.filters import Filters
 from multichat.journal import Keeping
 from multichat.lookalikes import NameIndex
 from multichat.mailbox import Mailbox, Offer
+from multichat.member import Member
 from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
-from multichat.past import read_history, spell_page
+from multichat.past import read_history
 from multichat.resume import Resumable, Resumables
-from multichat.room import Member, Room
+from multichat.room import Room
 from multichat.voices import JsonVoice, TextVoice
 
 __all__ = ["MUTATIONS", "Break", "echo"]
@@ -242,35 +243,6 @@ def tell_the_past_from(offset: int) -> Break:
     return shifted
 
 
-def go_live_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def catch_up(original: Any, room: Room, member: Member, position: int) -> None:
-        room._go_live(member)
-        page, _ = await room._page(member, position)
-        await member.mailbox.put(page)
-
-    wrap(monkeypatch, Room, "catch_up", catch_up)
-
-
-def go_live_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def catch_up(original: Any, room: Room, member: Member, position: int) -> None:
-        while position < (told := room._told):
-            page, position = await room._page(member, position)
-            await member.mailbox.put(page)
-            position = max(position, told)
-        await trio.sleep(0.1)
-        room._go_live(member)
-
-    wrap(monkeypatch, Room, "catch_up", catch_up)
-
-
-def tell_the_past_to_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def page(original: Any, room: Room, member: Member, position: int) -> Any:
-        stop = min(room._told, position + 500)
-        return await spell_page(room._journal, position, stop, member.voice, 0)
-
-    wrap(monkeypatch, Room, "_page", page)
-
-
 def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multichat.room.Missed", lambda count: Missed(count + 1))
 
@@ -377,10 +349,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (count_twice, "counts_add_up", {}),
     (tell_the_past_from(1), "nothing_missed_nor_twice", {}),
     (tell_the_past_from(-1), "nothing_missed_nor_twice", {}),
-    (go_live_too_early, "nothing_missed_nor_twice", {}),
-    (go_live_too_late, "nothing_missed_nor_twice", {}),
     (miscount_what_is_too_old, "nothing_missed_nor_twice", {}),
-    (tell_the_past_to_its_sender, "no_echo", {}),
     (forget_nonces, "nonces_are_once", {}),
     (forget_nonces, "nothing_twice", {}),
     (restore_no_nonces, "nonces_are_once", {}),

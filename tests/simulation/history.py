@@ -455,7 +455,7 @@ class History:
         # Or its last message was to be told first, which ends a session no sooner.
         busy = self.chronicle.busy_seconds.get(visit.server_number or 0, -inf)
         ended = visit.session_ended_seconds
-        busy += self.plan.config.patience_seconds
+        busy += self.plan.config.slow_timeout_seconds
         return ended is not None and ended >= until and busy >= until - _SAME_SECONDS
 
     def heard_all(self, visit: Visit) -> bool:

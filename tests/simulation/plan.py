@@ -126,7 +126,7 @@ class Plan:
     @property
     def patient_seconds(self) -> float:
         """After how long a run has to be over: everybody slow in turn, then all limits at once."""
-        each = self.config.patience_seconds + self.config.filter_seconds + 1
+        each = self.config.slow_timeout_seconds + self.config.filter_seconds + 1
         slow = sum(10 * each.slow_seconds for each in (self.faults,)) * len(self.people)
         return 600 + slow + self.seconds + len(self.people) * each + self.config.grace_seconds
 
@@ -149,7 +149,7 @@ def _make_config(rng: Random, people: int) -> ServerConfig:
     return ServerConfig(
         slow=rng.choice([Slow.WAIT, Slow.WAIT, Slow.DROP, Slow.DISCONNECT]),
         mailbox_batches=rng.choice([1, 1, 2, 3, 8, 64]),
-        patience_seconds=rng.choice([0.0, 0.3, 1.0, 2.0, 3.0]),
+        slow_timeout_seconds=rng.choice([0.0, 0.3, 1.0, 2.0, 3.0]),
         grace_seconds=rng.choice([0.0, 0.5, 2.0, 5.0]),
         announce=rng.random() < 0.4,
         max_line_bytes=rng.choice([80, 300, 2000, 64 * 1024]),

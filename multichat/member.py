@@ -1,0 +1,48 @@
+"""A client as its room sees it: who it is, how it is reached, and how far behind it is.
+
+Owns no behaviour: the room decides, the session acts.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from multichat.mailbox import Mailbox
+from multichat.messages import Notice, Presence
+from multichat.replay import Lag
+from multichat.resume import Resumable
+from multichat.voices import TEXT, Voice
+
+if TYPE_CHECKING:
+    from multichat.room import Room
+
+__all__ = ["Member"]
+
+# Server notices for a member that lags.
+_MAX_NOTICES = 16
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """A client as its room sees it.
+
+    *on_leave* is called once, synchronously, when the member has left the server, and *on_lag*
+    whenever it begins to lag: then something calls `Room.replay`.  They MUST NOT raise, nor change
+    any room.
+    """
+
+    client: int
+    name: str
+    mailbox: Mailbox
+    address: str
+    on_leave: Callable[[str], None]
+    on_lag: Callable[[], None]
+    voice: Voice = TEXT
+    resumable: Resumable | None = None  # by which it may come back
+    last_sender: int | None = None  # of a private message
+    lag: Lag | None = None  # None for a live member
+    notices: deque[Notice] = field(default_factory=lambda: deque(maxlen=_MAX_NOTICES))
+    missed_presence: Presence | None = None  # what it was not told, if anything
+    undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
+    room: "Room" = field(init=False)

@@ -1,0 +1,237 @@
+"""Earlier messages: a ring of the newest ones in memory, and older ones in pages from a journal.
+
+Owns what one room keeps in memory beside its journal, how far behind a member is, and what a
+replay sends next.  It waits for nothing but the journal, and knows of no connection.
+
+Invariants:
+
+1. A ring holds the newest messages without a gap, up to the last one that was told.
+2. A block is encoded once for each protocol, however many members it is replayed to.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from itertools import takewhile
+
+import trio
+
+from multichat.batch import MAX_BATCH_BYTES, Block, cut
+from multichat.journal import RoomJournal, part_of
+from multichat.messages import Missed
+from multichat.voices import Voice
+
+__all__ = ["Lag", "PageCache", "Ring", "Rings", "encode", "page_end"]
+
+# A few reads of a fast sender, or a day of a quiet room; and as much as 64 such rooms have.
+RING_BYTES = 1024 * 1024
+RINGS_BYTES = 64 * 1024 * 1024
+
+# Two, so that a member that lags for one block need not wait for a disk.
+_MIN_BLOCKS = 2
+
+# A page begins at a multiple of this.  It is at most half a batch before it is encoded.
+PAGE_MESSAGES = 500
+_PAGE_BYTES = MAX_BATCH_BYTES // 2
+
+# Those who resume together are a few pages apart.
+_MAX_PAGES = 32
+
+# A lagging client that sends all the time: beyond this, `missed` counts some of its own messages.
+_MAX_OWN_RANGES = 1024
+
+
+class Lag:
+    """How far a member is behind: *position* is the number of the next message that it gets.
+
+    A member that lags again has another one: its identity says whether a replay is still current.
+    """
+
+    __slots__ = ("_own", "position")
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self._own: deque[tuple[int, int]] = deque(maxlen=_MAX_OWN_RANGES)
+
+    def note_own(self, first: int, end: int) -> None:
+        """Note that the member itself said the messages from *first* to before *end*."""
+        if self._own and self._own[-1][1] == first:
+            first = self._own.pop()[0]
+        self._own.append((first, end))
+
+    def skip_to(self, position: int) -> int:
+        """Go on at *position*; return how many messages of others are skipped by that."""
+        missed = position - self.position
+        while self._own and self._own[0][0] < position:
+            first, end = self._own.popleft()
+            missed -= max(0, min(end, position) - max(first, self.position))
+            if end > position:
+                self._own.appendleft((position, end))
+                break
+        self.position = position
+        return missed
+
+
+def encode(
+    blocks: Iterable[Block], lag: Lag, voice: Voice, client: int, *, max_bytes: int
+) -> bytes:
+    """Return what *client* gets next out of *blocks*, and move *lag* behind it.
+
+    About *max_bytes*, but one piece at least.  Its own messages are left out; where there is a gap
+    before a block, it is told how many messages it missed.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    for block in blocks:
+        if block.end <= lag.position:
+            continue
+        if size >= max_bytes:
+            break
+        if block.said.first > lag.position and (missed := lag.skip_to(block.said.first)):
+            pieces.append(voice.spell(Missed(missed)))
+        if block.said.client == client:
+            lag.skip_to(block.end)
+            continue
+        for piece in _rest_of(block, lag.position, voice):
+            pieces.append(piece.spelled(voice))
+            lag.skip_to(piece.end)
+            size += len(pieces[-1])
+            if size >= max_bytes:
+                break
+    return b"".join(pieces)
+
+
+def _rest_of(block: Block, position: int, voice: Voice) -> Iterable[Block]:
+    """Return the messages of *block* from *position* on, in pieces that are not too large."""
+    if position <= block.said.first and (block.messages == 1 or block.is_small(voice)):
+        return [block]
+    part = part_of(block.said, max(position, block.said.first), block.end)
+    return cut(part, block.end - part.first, [voice]) if part is not None else []
+
+
+class Rings:
+    """What the rings of a server may hold together, in bytes, and each of them.
+
+    The room in which nothing was said for longest is the first to keep only its newest blocks.
+    """
+
+    def __init__(self, max_bytes: int = RINGS_BYTES, ring_bytes: int = RING_BYTES) -> None:
+        self.ring_bytes = ring_bytes
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._rings: OrderedDict[Ring, int] = OrderedDict()
+
+    def resize(self, ring: "Ring", size: int) -> None:
+        """Note that *ring*, which is the one that was used last, has *size* bytes."""
+        self._bytes += size - self._rings.get(ring, 0)
+        self._rings[ring] = size
+        self._rings.move_to_end(ring)
+        if self._bytes > self._max_bytes:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        for ring in list(self._rings):
+            if self._bytes <= self._max_bytes:
+                return
+            self._bytes += ring.trim(0) - self._rings[ring]
+            self._rings[ring] = ring.bytes
+
+    def discard(self, ring: "Ring") -> None:
+        """Forget *ring*."""
+        self._bytes -= self._rings.pop(ring, 0)
+
+
+class Ring:
+    """The newest messages of one room, as blocks; *rings* is what it shares its bound with.
+
+    *next* is the number behind the last message.
+    """
+
+    __slots__ = ("_blocks", "_rings", "bytes", "next")
+
+    def __init__(self, rings: Rings, next_: int) -> None:
+        self.next = next_
+        self.bytes = 0
+        self._rings = rings
+        self._blocks: deque[Block] = deque()
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest message in it."""
+        return self._blocks[0].said.first if self._blocks else self.next
+
+    def add(self, block: Block) -> None:
+        """Add the *block* that follows."""
+        self._blocks.append(block)
+        self.next = block.end
+        self.bytes += block.size
+        self._resized()
+
+    def encode(self, lag: Lag, voice: Voice, client: int, *, max_bytes: int) -> bytes:
+        """Return what *client* gets next; see `encode`.  Its *lag* MUST NOT begin before us."""
+        behind = list(takewhile(lambda block: block.end > lag.position, reversed(self._blocks)))
+        before = sum(block.size for block in behind)
+        data = encode(reversed(behind), lag, voice, client, max_bytes=max_bytes)
+        self.bytes += sum(block.size for block in behind) - before  # some are encoded only now
+        self._resized()
+        return data
+
+    def _resized(self) -> None:
+        self.trim(self._rings.ring_bytes)
+        self._rings.resize(self, self.bytes)
+
+    def trim(self, max_bytes: int) -> int:
+        """Forget the oldest blocks beyond *max_bytes*, but not the newest two; return our size."""
+        while self.bytes > max_bytes and len(self._blocks) > _MIN_BLOCKS:
+            self.bytes -= self._blocks.popleft().size
+        return self.bytes
+
+
+def page_end(number: int) -> int:
+    """Return where the page ends that the message of that *number* is in."""
+    return number - number % PAGE_MESSAGES + PAGE_MESSAGES
+
+
+class _Page:
+    __slots__ = ("blocks", "done")
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] | None = None  # none, too, if whoever read it has failed
+        self.done = trio.Event()
+
+
+class PageCache:
+    """Pages of messages from the journals of a server's rooms, shared by all who replay them."""
+
+    def __init__(self, max_pages: int = _MAX_PAGES) -> None:
+        self._max_pages = max_pages
+        self._pages: OrderedDict[tuple[str, int], _Page] = OrderedDict()
+
+    async def read(self, journal: RoomJournal, start: int, told: int) -> list[Block]:
+        """Return messages from number *start* on, at most to the end of its page, nor to *told*.
+
+        What the journal has no more is left out.  Raises `NotKept` if it cannot be read.
+        """
+        key = journal.epoch, start
+        while True:
+            if (page := self._pages.get(key)) is None:
+                return await self._read(key, journal, start, told)
+            self._pages.move_to_end(key)
+            await page.done.wait()
+            if page.blocks is not None:
+                return page.blocks
+
+    async def _read(
+        self, key: tuple[str, int], journal: RoomJournal, start: int, told: int
+    ) -> list[Block]:
+        page = self._pages[key] = _Page()
+        if len(self._pages) > self._max_pages:
+            self._pages.popitem(last=False)
+        stop = min(told, page_end(start))
+        try:
+            runs = await journal.read(start, stop, max_bytes=_PAGE_BYTES)
+            page.blocks = [Block(said, said.run.count("\n") + 1) for said in runs]
+        finally:
+            if not page.blocks and self._pages.get(key) is page:
+                del self._pages[key]
+            page.done.set()
+        return page.blocks
