@@ -98,6 +98,7 @@ ATTACKS = (
 SLOW_ATTACKS = (
     _attack("slow"),
     _attack("slow-addresses"),
+    _attack("slow-trickle"),
     _attack("slow-rate", ("slow", "lobby"), options="--rate 20000 --byte-rate 1000000"),
     _attack(
         "slow-resume",

@@ -31,6 +31,10 @@ _OVERFLOW_LINES = 160
 # The smallest that the kernel allows is somewhat more.
 _SMALL_BUFFER_BYTES = 4096
 
+# A slow client that trickles is as fast as a slow modem.
+_TRICKLE_SECONDS = 0.5
+_TRICKLE_BYTES = 2048
+
 # Resumed in turn; who resumes one that is connected replaces that connection.
 _SESSIONS = 4
 
@@ -53,6 +57,7 @@ class Kind(NamedTuple):
     repeats: bool = True
     leaves: str = ""
     reads: bool = True
+    trickles: bool = False  # reads a little now and then
     every_seconds: float = 0.0
     addresses: int = 1  # 127.0.0.1 and the following
     joins: bool = True
@@ -107,6 +112,7 @@ KINDS = {
     # They do not read: the first also asks for help without end.
     "slow": Kind(_HELP, reads=False, clients=60, every_seconds=1.5),
     "slow-addresses": Kind(_HELP, reads=False, clients=600, every_seconds=0.15, addresses=200),
+    "slow-trickle": Kind(_HELP, reads=False, trickles=True, clients=60, every_seconds=1.5),
     "slow-resume": Kind(_JSON_HELP, reads=False, clients=60, every_seconds=1.5, resumes=True),
     "slow-talk": Kind(
         hello=_LONG_LINE * _OVERFLOW_LINES, reads=False, clients=60, every_seconds=1.5
@@ -162,6 +168,10 @@ class _Client:
         reads = selectors.EVENT_READ if self._kind.reads else 0
         writes = self._rest or not self._is_connected
         return reads | (selectors.EVENT_WRITE if writes else 0)
+
+    def trickle(self) -> None:
+        with suppress(OSError):
+            self.socket.recv(_TRICKLE_BYTES)
 
     def step(self) -> bool:
         """Return whether it is still connected."""
@@ -228,6 +238,7 @@ def main(port: int, name: str, room: str) -> None:
     to_come.reverse()
     clients: list[_Client] = []
     announced = False
+    trickled = started
     with selectors.DefaultSelector() as selector:
 
         def watch(client: _Client) -> None:
@@ -247,6 +258,12 @@ def main(port: int, name: str, room: str) -> None:
                 os.write(1, b"flooding\n")
                 announced = True
             timeout = max(0, to_come[-1][0] - time.monotonic()) if to_come else None
+            if kind.trickles:
+                timeout = _TRICKLE_SECONDS if timeout is None else min(timeout, _TRICKLE_SECONDS)
+                if time.monotonic() - trickled > _TRICKLE_SECONDS:
+                    trickled = time.monotonic()
+                    for client in clients:
+                        client.trickle()
             for key, _ in selector.select(timeout):
                 client = key.data
                 is_connected = client.step()

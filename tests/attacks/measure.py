@@ -23,7 +23,7 @@ _HOSTILE = Path(__file__).parent / "hostile.py"
 _PASSWORD = "swordfish"
 
 # Enough, however long the attack is.
-_UNDISTURBED_SECONDS, _CONTROL_SECONDS = 1.0, 4.0
+_UNDISTURBED_SECONDS, _CONTROL_SECONDS = 1.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
