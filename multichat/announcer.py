@@ -1,8 +1,8 @@
-"""Tells the members of one room who joins, leaves and changes names.
+"""Tells the members of one room who is there, and who joins, leaves and changes names.
 
-Not at once and not one by one: what counts is the difference between what was told last and what is
-so now (see `multichat.presence`).  Nobody waits for a member that is told this: one that lags, or
-has no room in its send queue, gets a summary when it has caught up.
+The latter not at once and not one by one: what counts is the difference between what was told last
+and what is so now (see `multichat.presence`).  Nobody waits for a member that is told this: one
+that lags, or has no room in its send queue, gets a summary when it has caught up.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -10,10 +10,11 @@ from functools import partial
 
 import trio
 
+from multichat.answers import CachedAnswer
 from multichat.batch import Batch
 from multichat.mailbox import Offer
 from multichat.member import Member
-from multichat.messages import Joined, Left, Presence, Renamed
+from multichat.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
 from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
 from multichat.voices import JSON, TEXT, Voice
 
@@ -27,7 +28,7 @@ PRESENCE_PAUSE_SECONDS = 1.0
 
 
 class Announcer:
-    """Tells *members*, by client number, who of them joins and leaves.
+    """Tells *members* of *room*, by client number, who of them joins and leaves.
 
     *by_voice* are those of them that are live, by protocol; both are the room's, and change before
     a method here is called.  Clients that speak text are told only with *to_text*.  A member that
@@ -37,6 +38,7 @@ class Announcer:
 
     def __init__(
         self,
+        room: str,
         members: Mapping[int, Member],
         by_voice: Mapping[Voice, Mapping[int, Member]],
         *,
@@ -44,7 +46,9 @@ class Announcer:
         away_seconds: float,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
+        self._room = room
         self._members, self._by_voice = members, by_voice
+        self._who = CachedAnswer(self._list_members)
         self._to_text = to_text
         self._away_seconds = away_seconds
         self._start_soon = start_soon
@@ -55,12 +59,14 @@ class Announcer:
 
     def entered(self, member: Member) -> None:
         """Note that *member* has joined, or has another name."""
+        self._who.forget()
         self._away.pop(member.client, None)
         self._changes.enter(member.client, member.name)
         self._tell_soon()
 
     def left(self, member: Member, reason: str, *, away: bool) -> None:
         """Note that *member* has left; if it is only *away*, the others are told later."""
+        self._who.forget()
         if away and self._away_seconds and self._has_listeners():
             if not self._away:
                 self._start_soon(self._tell_away)
@@ -83,9 +89,13 @@ class Announcer:
             self._changes.leave(client, away[1])
             self._tell_soon()
 
-    def show(self, to: Member) -> None:
-        """Note that *to* is shown all members: it is also told when they leave."""
+    def who(self, to: Member, nonce: Nonce | None) -> bytes:
+        """Return the encoded answer to `who`, for *to*, which is also told when they leave."""
         self._changes.show(to.client)
+        return self._who.encode(to.voice, nonce)
+
+    def _list_members(self) -> Members:
+        return Members(self._room, [MemberName(m.client, m.name) for m in self._members.values()])
 
     def introduce(self, client: int, name: str) -> None:
         """Tell of *client*, who is about to speak, if the others do not know it yet."""

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import trio
 
+from multichat.answers import CachedAnswer
 from multichat.bans import network_of
 from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
@@ -112,6 +113,7 @@ class Directory:
     is for the rooms.  *is_banned* says whether nobody may have that name.  *journal*, which is
     open, keeps what is said; *resumables* are those who may come back.
 
+    *room_list* is the answer to `rooms`.
     *budget* is what all mailboxes together may hold: whoever is furthest behind has to go first.
     *turns* are what those who flood have of the event loop.
     """
@@ -145,6 +147,7 @@ class Directory:
         # The lobby is not in it: that nobody opens one that looks like it needs no entry.
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
+        self.room_list = CachedAnswer(self._list_rooms)
         self._rings, self._pages = Rings(), PageCache()
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
@@ -176,12 +179,15 @@ class Directory:
         unnamed = _UNNAMED.fullmatch(who)
         return self._members.get(int(unnamed[1])) if unnamed else None
 
-    def members_of(self, room_name: str, nonce: Nonce | None, *, to: Member) -> Members:
-        """Return who is in a room, which need not exist; raises `InvalidName`."""
+    def who(self, room_name: str, to: Member, nonce: Nonce | None = None) -> bytes:
+        """Return the encoded answer to `who` about a room, which need not exist.
+
+        Raises `InvalidName`.
+        """
         room = self._rooms.get(fold_name(room_name))
         if room is None:
-            return Members(parse_room_name(room_name), [], nonce=nonce)
-        return Members(room.name, room.show_members(to), nonce=nonce)
+            return to.voice.spell(Members(parse_room_name(room_name), [], nonce=nonce))
+        return room.who(to, nonce)
 
     def reply(self, member: Member, text: str) -> Direct:
         """Address *text* to who sent *member* a private message last; raises `InvalidRequest`."""
@@ -189,9 +195,8 @@ class Directory:
             raise InvalidRequest(NO_SENDER)
         return Direct(member.last_sender, text)
 
-    def list_rooms(self, nonce: Nonce | None) -> RoomList:
-        """Return the rooms, with how many are in each."""
-        return RoomList([RoomSize(room.name, len(room)) for room in self.rooms], nonce=nonce)
+    def _list_rooms(self) -> RoomList:
+        return RoomList([RoomSize(room.name, len(room)) for room in self.rooms])
 
     def _open(self, name: str, *, leaving: Room | None = None, resuming: bool = False) -> Room:
         """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
@@ -209,7 +214,7 @@ class Directory:
                 if not (journal.next or resuming):
                     raise
                 name = key
-            rooms = len(self.rooms) - (leaving is not None and len(leaving) == 1)
+            rooms = len(self._rooms) - (leaving is not None and len(leaving) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
             if name != LOBBY:
@@ -264,7 +269,7 @@ class Directory:
     def enter(self, member: Member) -> None:
         """Let *member* in, to its room.  A closed server sends it away."""
         self._members[member.client] = member
-        self._open(LOBBY).join(member)
+        self._join(member, self._open(LOBBY))
         self._log.line("STATE", f"Client {member.client} connected")
         if self.closed:
             self.dismiss(member, self._closing_goodbye)
@@ -298,6 +303,14 @@ class Directory:
             self._names.discard(member)
             if away:
                 self._keep_name(member)
+        self._leave_room(member, reason, away=away)
+
+    def _join(self, member: Member, room: Room) -> None:
+        self.room_list.forget()
+        room.join(member)
+
+    def _leave_room(self, member: Member, reason: str, *, away: bool = False) -> None:
+        self.room_list.forget()
         member.room.leave(member, reason, away=away)
         self._close_if_empty(member.room)
 
@@ -369,7 +382,7 @@ class Directory:
                 refused.append(error)
             else:
                 self._take_name(member, name)
-        room.join(member)
+        self._join(member, room)
         self._note_change(member)
         return refused
 
@@ -448,9 +461,8 @@ class Directory:
         new = self._open(room_name, leaving=old)
         if new is old:
             return
-        old.leave(member, f"joined {new.name}")
-        self._close_if_empty(old)
-        new.join(member)
+        self._leave_room(member, f"joined {new.name}")
+        self._join(member, new)
         self._log.line("STATE", f"Client {member.client} joined {new.name}")
         self._note_change(member)
 

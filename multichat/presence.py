@@ -19,7 +19,7 @@ MAX_TOLD_ONE_BY_ONE = 16
 class Changes:
     """The members of one room: names as they are, and as they were told, by client number."""
 
-    __slots__ = ("_changed", "_names", "_reasons", "_shown", "_told")
+    __slots__ = ("_changed", "_names", "_reasons", "_shown", "_told", "_unshown")
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -27,6 +27,7 @@ class Changes:
         self._changed: dict[int, None] = {}  # in the order in which they changed first
         self._reasons: dict[int, str] = {}
         self._shown: dict[int, str] = {}  # names not told, and yet known to somebody
+        self._unshown: set[int] = set()  # of those who changed, whose name `show` has to note yet
 
     def __contains__(self, client: int) -> bool:
         """Say whether there is something about *client* that was not told yet."""
@@ -40,6 +41,7 @@ class Changes:
         """Note that *client* is there, or has another *name*."""
         self._names[client] = name
         self._changed[client] = None
+        self._unshown.add(client)
 
     def leave(self, client: int, reason: str) -> None:
         """Note that *client* is gone."""
@@ -60,11 +62,14 @@ class Changes:
     def show(self, to: int) -> None:
         """Note that client *to* was shown all members, by the names that they have now.
 
-        That it is there itself is news to nobody but the others, who were not shown it.
+        That it is there itself is news to nobody but the others, who were not shown it.  Each
+        change is noted once, however often somebody asks.
         """
-        for client in self._changed:
-            if client in self._names and client != to:
+        itself = self._unshown & {to}
+        for client in self._unshown - itself:
+            if client in self._names:
                 self._shown[client] = self._names[client]
+        self._unshown = itself
 
     def forget(self) -> None:
         """Take all as told: there is nobody to tell."""
@@ -76,6 +81,7 @@ class Changes:
         self._changed.clear()
         self._reasons.clear()
         self._shown.clear()
+        self._unshown.clear()
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
         """Return what is to be told of whom, each client once; then it counts as told."""

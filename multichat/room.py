@@ -43,7 +43,6 @@ from multichat.messages import (
     Error,
     Goodbye,
     HistoryPage,
-    MemberName,
     Missed,
     Nonce,
     Notice,
@@ -112,6 +111,7 @@ class Room:
         self._waiting: dict[Member, None] = {}  # for these, to take the block that is being told
         self._woken = trio.Event()  # when there is something new about them, or about who is live
         self._announcer = Announcer(
+            name,
             self._members,
             self._by_voice,
             to_text=announce,
@@ -132,10 +132,9 @@ class Room:
         """Say whether *member* is here now."""
         return self._members.get(member.client) is member
 
-    def show_members(self, to: Member) -> list[MemberName]:
-        """Return who is here, for *to* to be told, who will also be told when they leave."""
-        self._announcer.show(to)
-        return [MemberName(member.client, member.name) for member in self._members.values()]
+    def who(self, to: Member, nonce: Nonce | None = None) -> bytes:
+        """Return the encoded answer to `who`, for *to*, which is also told when they leave."""
+        return self._announcer.who(to, nonce)
 
     @property
     def last_id(self) -> str | None:

@@ -69,7 +69,7 @@ from multichat.messages import (
 from multichat.names import default_name
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
-from multichat.voices import JSON, TEXT, help_notices
+from multichat.voices import JSON, TEXT, encoded_help
 
 __all__ = ["Session"]
 
@@ -502,15 +502,15 @@ class Session:
             case Reply(text=text):
                 await self._do(directory.reply(me, text))
             case Who(room=room, nonce=nonce):
-                await self._answer(directory.members_of(room or me.room.name, nonce, to=me))
+                await self._mailbox.put(directory.who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
-                await self._answer(directory.list_rooms(nonce))
+                await self._mailbox.put(directory.room_list.encode(me.voice, nonce))
             case History(limit=limit, before=before, nonce=nonce):
                 await self._answer(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
             case Help(nonce=nonce):
-                await self._answer(*help_notices(nonce))
+                await self._mailbox.put(encoded_help(me.voice, nonce))
             case Hello():
                 await self._greet(request)
             case Invalid(error):

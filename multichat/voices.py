@@ -66,7 +66,7 @@ __all__ = [
     "JsonVoice",
     "TextVoice",
     "Voice",
-    "help_notices",
+    "encoded_help",
     "is_hello",
     "spell_hello",
     "with_visible_names",
@@ -93,6 +93,9 @@ class Voice(Protocol):
 
     def spell_said(self, said: SaidRun) -> bytes:
         """Spell what one publish says."""
+
+    def with_nonce(self, encoded: bytes, nonce: Nonce | None) -> bytes:
+        """Add the request's *nonce* to an answer that was encoded without one."""
 
 
 def with_visible_names(event: Event) -> Event:
@@ -189,6 +192,10 @@ class TextVoice:
         tag = f"{self.speaker(said.name, act=said.act)} ".encode()
         return b"".join((tag, said.run.encode().replace(b"\n", b"\n" + tag), b"\n"))
 
+    def with_nonce(self, encoded: bytes, nonce: Nonce | None) -> bytes:  # noqa: ARG002
+        """Return *encoded*: the text protocol has no nonces."""
+        return encoded
+
     def speaker(self, name: str, *, act: bool) -> str:
         """Spell what stands before something said, or done, by *name*."""
         return f"* {name}" if act else f"[{name}]"
@@ -269,10 +276,16 @@ class TextVoice:
         return Said(name="", text=line)
 
 
-def help_notices(nonce: Nonce | None = None) -> list[Notice]:
-    """Return the answer to `Help`, within 60 columns."""
-    lines = ["commands, each on a line of its own:", *help_lines()]
-    return [Notice(line, nonce=nonce) for line in lines]
+def encoded_help(voice: Voice, nonce: Nonce | None = None) -> bytes:
+    """Return the encoded answer to `Help`, a notice a line, within 60 columns."""
+    notices = _encoded_help.get(voice)
+    if notices is None:
+        lines = ["commands, each on a line of its own:", *help_lines()]
+        notices = _encoded_help[voice] = [voice.spell(Notice(line)) for line in lines]
+    return b"".join(voice.with_nonce(notice, nonce) for notice in notices)
+
+
+_encoded_help: dict[Voice, list[bytes]] = {}
 
 
 def _are_here(members: int) -> str:
@@ -365,6 +378,12 @@ class JsonVoice:
     def spell(self, event: Event) -> bytes:
         """Spell one event as it stands on the wire."""
         return _encode(event) + b"\n"
+
+    def with_nonce(self, encoded: bytes, nonce: Nonce | None) -> bytes:
+        """Add *nonce* as the last field of an answer that was encoded without one."""
+        if nonce is None:
+            return encoded
+        return b"".join((encoded.removesuffix(b"}\n"), b',"nonce":', _encode(nonce), b"}\n"))
 
     def said_bytes(self, said: Said) -> int:
         """Return how long `spell` makes *said*, which is clean, without encoding its text."""

@@ -17,10 +17,18 @@ from multichat.log import Log
 from multichat.lookalikes import lookalike_keys
 from multichat.mailbox import Mailbox, Offer
 from multichat.member import Member
-from multichat.messages import Accepted, Missed
+from multichat.messages import (
+    LOBBY,
+    Accepted,
+    MemberName,
+    Members,
+    Missed,
+    RoomList,
+    RoomSize,
+)
 from multichat.names import default_name
 from multichat.testing import memory_server, run_on_mock_clock
-from multichat.voices import JSON, TEXT
+from multichat.voices import JSON, TEXT, Voice
 
 from .support.log import LogRecorder
 
@@ -226,6 +234,55 @@ async def test_ids_go_on_when_a_room_begins_anew() -> None:
             ids += [event.id for event in accepted if event.id]
         assert len(ids) == 6
         assert ids == sorted(set(ids))
+
+
+async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_protocol() -> None:
+    async with directory_of(members=3) as (directory, [a, b, c]):
+
+        def encoded(*members: Member) -> bytes:
+            """Return what all of *members* get, which is one object."""
+            answers = [directory.who(LOBBY, each) for each in members]
+            assert all(answer is answers[0] for answer in answers)
+            names = [MemberName(each.client, each.name) for each in a.room.members]
+            assert answers[0] == members[0].voice.spell(Members(LOBBY, names))
+            return answers[0]
+
+        answers = [encoded(a, b, a)]
+        a.room.speak(c, JSON)
+        answers += [encoded(c, c), encoded(a, b)]
+        assert answers[2] is answers[0]
+        directory.rename(b, "bob")
+        answers += [encoded(a, b)]
+        directory.enter(make_member(4))
+        answers += [encoded(a, b), encoded(c)]
+        directory.move(b, "den")
+        answers += [encoded(a), encoded(c)]
+        directory.leave(c)
+        answers += [encoded(a)]
+        assert len(set(answers)) == len(answers) - 1
+
+
+async def test_rooms_are_encoded_once_for_each_change_of_the_members_and_each_protocol() -> None:
+    async with directory_of(members=3) as (directory, [a, b, c]):
+
+        def encoded(voice: Voice) -> bytes:
+            answer = directory.room_list.encode(voice)
+            assert directory.room_list.encode(voice) is answer
+            sizes = [RoomSize(room.name, len(room)) for room in directory.rooms]
+            assert answer == voice.spell(RoomList(sizes))
+            return answer
+
+        answers = {encoded(TEXT), encoded(JSON)}
+        directory.move(a, "den")
+        answers |= {encoded(TEXT), encoded(JSON)}
+        directory.move(b, "den")
+        answers |= {encoded(TEXT), encoded(JSON)}
+        directory.enter(make_member(4))
+        answers |= {encoded(TEXT), encoded(JSON)}
+        directory.leave(c)
+        directory.leave(b)
+        answers |= {encoded(TEXT), encoded(JSON)}
+        assert len(answers) == 10
 
 
 async def test_there_are_only_so_many_rooms() -> None:

@@ -33,7 +33,17 @@ from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.mailbox import Mailbox
 from multichat.member import Member
-from multichat.messages import LOBBY, Event, Goodbye, Joined, Left, Missed, Renamed
+from multichat.messages import (
+    LOBBY,
+    Event,
+    Goodbye,
+    Joined,
+    Left,
+    MemberName,
+    Members,
+    Missed,
+    Renamed,
+)
 from multichat.names import default_name, fold_name, parse_name
 from multichat.voices import JSON, TEXT, Voice
 
@@ -233,7 +243,10 @@ class RoomMachine(RuleBasedStateMachine):
         room = guest.member.room
         guest.stays.append(Stay(room.name, room.messages))
         guest.known_at = len(guest.events)
-        guest.known = {other.client: other.name for other in room.show_members(guest.member)}
+        names = [MemberName(other.client, other.name) for other in room.members]
+        answer = guest.member.voice.spell(Members(room.name, names))
+        assert room.who(guest.member) == answer
+        guest.known = {each.client: each.name for each in names}
 
     @rule(target=guests, voice=st.sampled_from([TEXT, JSON]))
     def enter(self, voice: Voice) -> Guest:

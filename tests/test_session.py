@@ -11,7 +11,7 @@ from multichat import ServerConfig
 from multichat.batch import MAX_BATCH_BYTES, cut
 from multichat.messages import SaidRun
 from multichat.testing import ScriptedClient, memory_server
-from multichat.voices import TEXT, help_notices
+from multichat.voices import TEXT, encoded_help
 
 from .support.log import LogRecorder
 from .support.processes import WAIT_SECONDS
@@ -115,7 +115,7 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
         ]
         assert await b.lines(2) == ["[Client 1] one", "[Client 1] /usr is full"]
         await a.send("/help")
-        assert "[Server] /quit          leave" in await a.lines(len(help_notices()))
+        assert "[Server] /quit          leave" in await a.lines(encoded_help(TEXT).count(b"\n"))
 
 
 async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> None:

@@ -33,6 +33,7 @@ from multichat.messages import (
     Members,
     Missed,
     Name,
+    Nonce,
     Notice,
     Ping,
     Pong,
@@ -56,7 +57,7 @@ from multichat.messages import (
 )
 from multichat.names import MAX_DECOMPOSED, default_name, parse_name
 from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.voices import JSON, TEXT, Voice, help_notices, is_hello, spell_hello
+from multichat.voices import JSON, TEXT, Voice, encoded_help, is_hello, spell_hello
 
 pytestmark = pytest.mark.unit
 
@@ -502,7 +503,7 @@ def test_a_publish_is_one_tagged_line_for_each_message(
 
 
 def test_help_names_every_command_and_fits_60_columns() -> None:
-    lines = [TEXT.lines(notice) for notice in help_notices()]
+    lines = encoded_help(TEXT).decode().splitlines()
     assert all(line.startswith("[Server] ") and len(line) <= 60 for line in lines)
     requests: list[WireRequest] = [
         *(Say("/TEXT"), Act("x"), Direct(1, "x"), Rename("x"), Join("x")),
@@ -512,6 +513,8 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
     for request in requests:
         command = TEXT.spell_request(request).split()[0]
         assert any(line.startswith(f"[Server] {command}") for line in lines), command
+    notices = list(JSON.parse_events(decoded(encoded_help(JSON, 7))))
+    assert notices == [Notice(line.removeprefix("[Server] "), nonce=7) for line in lines]
 
 
 # --- The JSON voice -------------------------------------------------------------------------------
@@ -877,6 +880,19 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], run: S
         )
         for number, text in enumerate(said)
     ]
+
+
+@given(
+    st.builds(Members, names, st.lists(st.builds(MemberName, numbers, names)))
+    | st.builds(RoomList, st.lists(st.builds(RoomSize, names, numbers))),
+    st.none() | st.integers(-(2**53), 2**53) | texts,
+)
+def test_a_nonce_is_added_to_an_answer_that_is_encoded_already(
+    answer: Members | RoomList, nonce: Nonce | None
+) -> None:
+    encoded = JSON.spell(msgspec.structs.replace(answer, nonce=nonce))
+    assert JSON.with_nonce(JSON.spell(answer), nonce) == encoded
+    assert TEXT.with_nonce(TEXT.spell(answer), nonce) == TEXT.spell(answer)
 
 
 @given(texts, names, numbers, st.booleans())
