@@ -287,6 +287,14 @@ def serve(
             envvar="MULTICHAT_LOG_FILE",
         ),
     ] = None,
+    log_rate: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Lines of a client logged per second; the others are counted. 0: no limit.",
+            envvar="MULTICHAT_LOG_RATE",
+        ),
+    ] = _DEFAULTS.log_rate or 0,
     log_level: Annotated[
         LogLevel,
         typer.Option(help="Lowest level to log.", envvar="MULTICHAT_LOG_LEVEL"),
@@ -328,6 +336,7 @@ def serve(
             max_sessions=max_sessions,
             away_seconds=away,
             grace_seconds=grace,
+            log_rate=log_rate or None,
         )
         if not re.fullmatch("0?[0-7]{3}", unix_mode):
             raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301

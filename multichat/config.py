@@ -209,6 +209,11 @@ class ServerConfig:
     # `multichat connect`, are always told who comes and goes.
     announce: bool = False
 
+    # Lines of each client that are logged a second, and ten times as many at once; the others are
+    # counted.  A paste of 500 lines is logged whole, and a client that floods for a day writes a
+    # gigabyte.
+    log_rate: float | None = 100.0
+
     # Those who may come back: ten times as many as may be connected; 600 bytes each.
     max_sessions: int = 10_000
 
@@ -256,6 +261,7 @@ class ServerConfig:
             "auth_seconds",
             "handshake_seconds",
             "filter_seconds",
+            "log_rate",
         ):
             value = getattr(self, name)
             if value is not None and not value > 0:

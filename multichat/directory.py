@@ -41,6 +41,7 @@ from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.limits import Budget, Turns
 from multichat.log import Log
+from multichat.log_rate import LogRates
 from multichat.lookalikes import NameIndex, lookalike_keys
 from multichat.mailbox import Offer
 from multichat.member import Member
@@ -141,6 +142,7 @@ class Directory:
         self._is_banned = is_banned
         self._config = config
         self._log = log
+        self._log_rates = LogRates(log, config.log_rate, start_soon)
         self._start_soon = start_soon
         self._members: dict[int, Member] = {}
         self._names: NameIndex[_Holder] = NameIndex()
@@ -269,6 +271,7 @@ class Directory:
     def enter(self, member: Member) -> None:
         """Let *member* in, to its room.  A closed server sends it away."""
         self._members[member.client] = member
+        member.log = self._log_rates.open(member.client, network_of(member.address))
         self._join(member, self._open(LOBBY))
         self._log.line("STATE", f"Client {member.client} connected")
         if self.closed:
@@ -293,6 +296,7 @@ class Directory:
             self.resumables.go(resumable, network_of(member.address), time.time())
         member.mailbox.close(last_words)
         self._take_out(member, reason, away=resumable is not None)
+        self._log_rates.close(member.log)
         suffix = f" ({reason})" if reason else ""
         self._log.line("STATE", f"Client {member.client} disconnected{suffix}")
         member.on_leave(reason)
@@ -368,6 +372,7 @@ class Directory:
             self.dismiss(old, Goodbye.of("replaced", TAKEN_OVER))
         self.resumables.come(resumable)
         member.client, member.resumable = resumable.client, resumable
+        member.log.client = member.client
         member.name = default_name(member.client)
         self._members[member.client] = member
         try:
@@ -426,7 +431,7 @@ class Directory:
         old = member.name
         self._take_name(member, name)
         if name != old:
-            self._log.line("STATE", f"Client {member.client} is now called {name}")
+            member.log.line("STATE", f"Client {member.client} is now called {name}")
             member.room.renamed(member)
             self._note_change(member)
         return old
@@ -463,7 +468,7 @@ class Directory:
             return
         self._leave_room(member, f"joined {new.name}")
         self._join(member, new)
-        self._log.line("STATE", f"Client {member.client} joined {new.name}")
+        member.log.line("STATE", f"Client {member.client} joined {new.name}")
         self._note_change(member)
 
     async def direct(self, sender: Member, recipient: Member, text: str) -> None:

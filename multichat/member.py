@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from multichat.log_rate import ClientLog
 from multichat.mailbox import Mailbox
 from multichat.messages import Notice, Presence
 from multichat.replay import Lag
@@ -46,3 +47,4 @@ class Member:
     missed_presence: Presence | None = None  # what it was not told, if anything
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     room: "Room" = field(init=False)
+    log: ClientLog = field(init=False)

@@ -277,7 +277,7 @@ class Room:
             self._announcer.introduce(client, name)
             spoken = [voice for voice, them in self._by_voice.items() if them]
             blocks = cut(said, messages, spoken)
-            return await self._publish(blocks, said, sender, "RX", _Delivery())
+            return await self._publish(blocks, said, messages, sender, _Delivery())
         finally:
             self._order.release()
 
@@ -298,14 +298,14 @@ class Room:
                     member.notices.append(notice)
                     lagging += 1
             delivery = _Delivery(notice, lagging=lagging)
-            return await self._publish(iter([batch]), said, None, "TX", delivery)
+            return await self._publish(iter([batch]), said, 1, None, delivery)
 
     async def _publish(
         self,
         batches: Iterator[Batch],
         said: SaidRun,
+        messages: int,
         sender: Member | None,
-        tag: str,
         delivery: "_Delivery",
     ) -> Receipt:
         """Tell all live members; for a block, all others by replay.
@@ -319,7 +319,10 @@ class Room:
                 if not delivery.logged:  # before any wait, so that the log is in order
                     delivery.logged = True
                     speaker = TEXT.speaker(said.name, act=said.act)
-                    self._log.said(speaker, said.run, clients, tag)
+                    if sender is None:
+                        self._log.said(speaker, said.run, clients, "TX")
+                    else:
+                        sender.log.said(speaker, said.run, messages, clients)
                 if full:
                     await self._treat_slow(full, batch, sender, delivery)
         finally:

@@ -230,7 +230,7 @@ async def test_a_hundred_thousand_lines_arrive_whole_and_in_order(tmp_path: Path
             into += data
             await trio.sleep(pause)
 
-    options = ("--log-file", str(tmp_path / "log"), "--slow-timeout", "60")
+    options = ("--log-file", str(tmp_path / "log"), "--log-rate", "0", "--slow-timeout", "60")
     async with serve(tmp_path, *options) as server:
         async with (
             tcp(server) as a,
@@ -403,7 +403,7 @@ async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None
     """More than a pipe and a log would hold: it stops reading until somebody takes its lines."""
     count, text = 20_000, "x" * 1000
     async with (
-        serve(tmp_path, "--slow-timeout", "60") as server,
+        serve(tmp_path, "--log-rate", "0", "--slow-timeout", "60") as server,
         tcp(server) as sender,
         AsyncExitStack() as stack,
     ):
@@ -694,8 +694,8 @@ async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
 async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    options = ("--log-file", str(tmp_path / "log"), "--grace", "60", "--slow-timeout", "60")
-    async with serve(tmp_path, *options) as server:
+    limits = ("--log-rate", "0", "--grace", "60", "--slow-timeout", "60")
+    async with serve(tmp_path, "--log-file", str(tmp_path / "log"), *limits) as server:
         received: list[bytearray] = [bytearray() for _ in range(3)]
 
         async def flood(stream: trio.SocketStream) -> None:
@@ -733,7 +733,9 @@ async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     async with (
-        serve(tmp_path, "--grace", "600", "--slow", "drop", "--mailbox", "1") as server,
+        serve(
+            tmp_path, "--grace", "600", "--slow", "drop", "--mailbox", "1", "--log-rate", "0"
+        ) as server,
         tcp(server) as stalled,
     ):
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -882,8 +884,9 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
     options = set(re.findall(r"^  --([a-z-]+) <", shown, re.MULTILINE))
     assert options == {
         "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line", "mailbox",
-        "slow", "patience", "max-clients", "max-clients-per-address", "rate", "burst", "byte-rate",
-        "memory", "idle", "filter", "ban-file", "max-rooms", "grace", "log-file", "log-level",
+        "slow", "slow-timeout", "stall-timeout", "max-clients", "max-clients-per-address", "rate",
+        "burst", "byte-rate", "memory", "idle", "filter", "ban-file", "max-rooms", "grace",
+        "log-file", "log-level", "log-rate",
         "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
     }  # fmt: skip
     together = "".join(shown.split())

@@ -390,7 +390,9 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
 ) -> None:
     """Cut in the middle of a publish of several batches, for one who has stalled."""
     count = 24_000  # one read, two batches
-    patient = ServerConfig(slow_timeout_seconds=600, grace_seconds=2, mailbox_batches=4)
+    patient = ServerConfig(
+        slow_timeout_seconds=600, grace_seconds=2, mailbox_batches=4, log_rate=None
+    )
     async with memory_server(patient) as network:
         healthy = await network.join()
         await network.join(lockstep=True)

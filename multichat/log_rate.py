@@ -1,0 +1,143 @@
+"""How much is logged of what each client says: lines a second, and a count of the others.
+
+Owns the rate of each client, also across its reconnects, and the line that counts what was left
+out.  That line stands where the gap is, before anything else that is logged of the client.  What a
+client cannot repeat without a new connection, such as connecting, is always logged.
+
+A token bucket for each client; a line that is longer than 1 KiB counts as several, so that the log
+is bounded in bytes, too.  Once lines are left out all are, for a second, so that the log of a flood
+is one piece of lines and one number a second.
+"""
+
+from collections.abc import Awaitable, Callable, Hashable
+
+import trio
+
+from multichat.log import Log
+
+__all__ = ["ClientLog", "LogRates"]
+
+# With the default of 100 lines a second a paste of 500 lines, or the output of a command, is logged
+# whole.
+BURST_SECONDS = 10.0
+
+# A line of ordinary chat is shorter, one of a stack trace, too.
+_LINE_CHARACTERS = 1024
+
+# Addresses of which we know that somebody has left who had used up lines; about 200 KB.
+_MAX_ADDRESSES = 1000
+
+
+class LogRates:
+    """What is logged of clients, of each at most *rate* lines a second; None is no limit.
+
+    *start_soon* starts a task that outlives the call.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        rate: float | None,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self.log = log
+        self.rate = rate
+        self.start_soon = start_soon
+        # When the buckets of those who have left will be full, by address.
+        self._left: dict[Hashable, list[float]] = {}
+
+    def open(self, client: int, address: Hashable) -> "ClientLog":
+        """Return the log of a client that comes from *address*.
+
+        It goes on with the bucket of one that has left there, if that is not full again: else each
+        new connection would have a burst of lines.
+        """
+        now = trio.current_time()
+        left = [full_at for full_at in self._left.pop(address, ()) if full_at > now]
+        client_log = ClientLog(self, client, address, left.pop() if left else now)
+        if left:
+            self._left[address] = left
+        return client_log
+
+    def close(self, client_log: "ClientLog") -> None:
+        """Log what was left out of a client that leaves."""
+        client_log.tell_left_out()
+        now = trio.current_time()
+        if client_log.full_at > now:
+            self._left.setdefault(client_log.address, []).append(client_log.full_at)
+            if len(self._left) > _MAX_ADDRESSES:
+                self._left = {at: left for at, left in self._left.items() if max(left) > now}
+
+
+class ClientLog:
+    """What is logged of one client; made by `LogRates.open`.  *client* is its number."""
+
+    __slots__ = ("_left_out", "_rates", "address", "client", "full_at")
+
+    def __init__(self, rates: LogRates, client: int, address: Hashable, full_at: float) -> None:
+        self.client, self.address = client, address
+        self.full_at = full_at  # when the bucket is full, if no line is logged before
+        self._rates = rates
+        self._left_out = 0
+
+    def line(self, tag: str, text: str) -> None:
+        """Log one line about the client; see `Log.line`."""
+        if not self._left_out and self._take(1, len(text)):
+            self._rates.log.line(tag, text)
+        else:
+            self._leave_out(1)
+
+    def said(self, speaker: str, run: str, messages: int, clients: int) -> None:
+        """Log what the client says in one publish of so many *messages*; see `Log.said`."""
+        log, logged = self._rates.log, 0
+        if not self._left_out:
+            if self._take(messages, len(run)):
+                log.said(speaker, run, clients)
+                return
+            if head := _head(run, self._lines_left()):
+                logged = head.count("\n") + 1
+                log.said(speaker, head, clients)
+        self._leave_out(messages - logged)
+
+    def tell_left_out(self) -> None:
+        """Log how many lines were left out, if any; the next ones are logged again."""
+        if self._left_out:
+            lines = f"{self._left_out:,} more line{'s' * (self._left_out > 1)}"
+            self._left_out = 0
+            self._rates.log.line("LOG", f"... {lines} of Client {self.client} not logged")
+
+    def _lines_left(self) -> int:
+        rate, owed_seconds = self._rates.rate or 0, self.full_at - trio.current_time()
+        return int(rate * (BURST_SECONDS - max(0.0, owed_seconds)))
+
+    def _take(self, lines: int, characters: int) -> bool:
+        """Take so many lines from the bucket, if they are there; say whether they were."""
+        rate = self._rates.rate
+        if rate is None:
+            return True
+        cost: float = max(lines, characters // _LINE_CHARACTERS)
+        if lines == 1:  # else a long one were never logged
+            cost = min(cost, rate * BURST_SECONDS)
+        now = trio.current_time()
+        full_at = max(self.full_at, now) + cost / rate
+        if full_at > now + BURST_SECONDS:
+            return False
+        self.full_at = full_at
+        return True
+
+    def _leave_out(self, lines: int) -> None:
+        if not self._left_out:
+            self.full_at = trio.current_time() + BURST_SECONDS  # what fits has been logged
+            self._rates.start_soon(self._tell_later)
+        self._left_out += lines
+
+    async def _tell_later(self) -> None:
+        await trio.sleep(max(1.0, 1 / (self._rates.rate or 1)))
+        self.tell_left_out()
+
+
+def _head(run: str, lines: int) -> str:
+    """Return the first messages of *run* that are at most so many *lines* of 1 KiB."""
+    head = "\n".join(run.split("\n", lines)[:lines])
+    most = lines * _LINE_CHARACTERS
+    return head if len(head) <= most else head[: max(0, head.rfind("\n", 0, most))]
