@@ -43,11 +43,12 @@ class Batch:
 class Block(Batch):
     """The messages of one publish, or some of them, as all members and every replay share them."""
 
-    __slots__ = ("said",)
+    __slots__ = ("counted_bytes", "said")
 
     def __init__(self, said: SaidRun, messages: int) -> None:
         super().__init__(messages, lambda voice: voice.spell_said(said))
         self.said = said
+        self.counted_bytes = 0  # of `size`, by the ring that it is in
 
     @property
     def end(self) -> int:

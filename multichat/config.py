@@ -20,6 +20,7 @@ __all__ = [
     "ClientTimeouts",
     "Filter",
     "Message",
+    "ReplayLimits",
     "ServerConfig",
     "ServerTimeouts",
     "Slow",
@@ -144,6 +145,22 @@ class ClientTimeouts:
 DEFAULT_TIMEOUTS = ClientTimeouts()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayLimits:
+    """The sizes of what is replayed to clients that are behind; tests pass other values."""
+
+    # What a replay keeps in a send queue at most: answers and private messages find room there.
+    queue_bytes: int = 256 * 1024
+
+    # What a room keeps in memory beside its journal: a few reads of a fast sender, or a day of a
+    # quiet room.
+    ring_bytes: int = 1024 * 1024
+
+    # Older messages are read in pages that begin at multiples of this.  A page is at most half a
+    # batch before it is encoded.
+    page_messages: int = 500
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """The settings of a server, with the defaults of the command line.
@@ -225,6 +242,7 @@ class ServerConfig:
     grace_seconds: float = 5.0
 
     timeouts: ServerTimeouts = ServerTimeouts()
+    replay: ReplayLimits = ReplayLimits()
 
     @property
     def limits(self) -> Limits:

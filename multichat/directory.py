@@ -150,7 +150,8 @@ class Directory:
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
         self.room_list = CachedAnswer(self._list_rooms)
-        self._rings, self._pages = Rings(), PageCache()
+        self._rings = Rings(ring_bytes=config.replay.ring_bytes)
+        self._pages = PageCache(config.replay.page_messages)
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
         self._away: dict[_Away, None] = {}
@@ -230,6 +231,7 @@ class Directory:
                 slow=self._config.slow,
                 slow_timeout_seconds=self._config.slow_timeout_seconds,
                 stall_timeout_seconds=self._config.stall_timeout_seconds,
+                replay_bytes=self._config.replay.queue_bytes,
                 announce=self._config.announce,
                 away_seconds=self._config.away_seconds,
                 counts=self.counts,

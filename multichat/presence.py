@@ -19,7 +19,7 @@ MAX_TOLD_ONE_BY_ONE = 16
 class Changes:
     """The members of one room: names as they are, and as they were told, by client number."""
 
-    __slots__ = ("_changed", "_names", "_reasons", "_shown", "_told", "_unshown")
+    __slots__ = ("_changed", "_hidden", "_names", "_reasons", "_shown", "_told", "_unshown")
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -27,7 +27,8 @@ class Changes:
         self._changed: dict[int, None] = {}  # in the order in which they changed first
         self._reasons: dict[int, str] = {}
         self._shown: dict[int, str] = {}  # names not told, and yet known to somebody
-        self._unshown: set[int] = set()  # of those who changed, whose name `show` has to note yet
+        self._hidden: set[int] = set()  # told, and yet not known to somebody
+        self._unshown: set[int] = set()  # of those who changed, those that `show` has to note yet
 
     def __contains__(self, client: int) -> bool:
         """Say whether there is something about *client* that was not told yet."""
@@ -47,6 +48,7 @@ class Changes:
         """Note that *client* is gone."""
         del self._names[client]
         self._changed[client] = None
+        self._unshown.add(client)
         self._reasons[client] = reason
 
     def announce(self, client: int, name: str) -> Joined | None:
@@ -69,6 +71,8 @@ class Changes:
         for client in self._unshown - itself:
             if client in self._names:
                 self._shown[client] = self._names[client]
+            else:
+                self._hidden.add(client)
         self._unshown = itself
 
     def forget(self) -> None:
@@ -81,6 +85,7 @@ class Changes:
         self._changed.clear()
         self._reasons.clear()
         self._shown.clear()
+        self._hidden.clear()
         self._unshown.clear()
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
@@ -91,6 +96,8 @@ class Changes:
             shown = self._shown.get(client)
             if (told is None and name is None) or (told == name and shown is not None):
                 told = shown
+            if told == name and client in self._hidden:  # it is back, and was gone for somebody
+                told = None
             if told is None:
                 if name is not None:
                     events.append((client, Joined(client, name, members=len(self._names))))

@@ -16,21 +16,23 @@ from itertools import takewhile
 import trio
 
 from multichat.batch import MAX_BATCH_BYTES, Block, cut
+from multichat.config import ReplayLimits
+from multichat.errors import NotKept
 from multichat.journal import RoomJournal, part_of
 from multichat.messages import Missed
 from multichat.voices import Voice
 
-__all__ = ["Lag", "PageCache", "Ring", "Rings", "encode", "page_end"]
+__all__ = ["Lag", "PageCache", "Ring", "Rings", "encode"]
 
-# A few reads of a fast sender, or a day of a quiet room; and as much as 64 such rooms have.
-RING_BYTES = 1024 * 1024
+_LIMITS = ReplayLimits()
+
+# As much as 64 lively rooms have.
 RINGS_BYTES = 64 * 1024 * 1024
 
 # Two, so that a member that lags for one block need not wait for a disk.
 _MIN_BLOCKS = 2
 
-# A page begins at a multiple of this.  It is at most half a batch before it is encoded.
-PAGE_MESSAGES = 500
+# A page is at most half a batch before it is encoded.
 _PAGE_BYTES = MAX_BATCH_BYTES // 2
 
 # Those who resume together are a few pages apart.
@@ -114,30 +116,26 @@ class Rings:
     The room in which nothing was said for longest is the first to keep only its newest blocks.
     """
 
-    def __init__(self, max_bytes: int = RINGS_BYTES, ring_bytes: int = RING_BYTES) -> None:
+    def __init__(self, max_bytes: int = RINGS_BYTES, ring_bytes: int = _LIMITS.ring_bytes) -> None:
         self.ring_bytes = ring_bytes
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._rings: OrderedDict[Ring, int] = OrderedDict()
+        self._used: dict[Ring, None] = {}  # since it kept only its newest blocks; the last one last
 
-    def resize(self, ring: "Ring", size: int) -> None:
-        """Note that *ring*, which is the one that was used last, has *size* bytes."""
-        self._bytes += size - self._rings.get(ring, 0)
-        self._rings[ring] = size
-        self._rings.move_to_end(ring)
-        if self._bytes > self._max_bytes:
-            self._shrink()
-
-    def _shrink(self) -> None:
-        for ring in list(self._rings):
-            if self._bytes <= self._max_bytes:
-                return
-            self._bytes += ring.trim(0) - self._rings[ring]
-            self._rings[ring] = ring.bytes
+    def grow(self, ring: "Ring", more_bytes: int) -> None:
+        """Note that *ring* is in use, and has *more_bytes* than before, or fewer."""
+        self._bytes += more_bytes
+        self._used.pop(ring, None)
+        self._used[ring] = None
+        while self._bytes > self._max_bytes and self._used:
+            oldest = next(iter(self._used))
+            del self._used[oldest]
+            self._bytes -= oldest.trim(0)
 
     def discard(self, ring: "Ring") -> None:
-        """Forget *ring*."""
-        self._bytes -= self._rings.pop(ring, 0)
+        """Forget *ring*, which is not used any more."""
+        self._used.pop(ring, None)
+        self._bytes -= ring.clear()
 
 
 class Ring:
@@ -163,48 +161,65 @@ class Ring:
         """Add the *block* that follows."""
         self._blocks.append(block)
         self.next = block.end
-        self.bytes += block.size
-        self._resized()
+        self._count([block])
 
     def encode(self, lag: Lag, voice: Voice, client: int, *, max_bytes: int) -> bytes:
         """Return what *client* gets next; see `encode`.  Its *lag* MUST NOT begin before us."""
         behind = list(takewhile(lambda block: block.end > lag.position, reversed(self._blocks)))
-        before = sum(block.size for block in behind)
         data = encode(reversed(behind), lag, voice, client, max_bytes=max_bytes)
-        self.bytes += sum(block.size for block in behind) - before  # some are encoded only now
-        self._resized()
+        self._count(behind)  # some are encoded only now
         return data
 
-    def _resized(self) -> None:
+    def _count(self, blocks: Iterable[Block]) -> None:
+        before = self.bytes
+        for block in blocks:
+            self.bytes += block.size - block.counted_bytes
+            block.counted_bytes = block.size
         self.trim(self._rings.ring_bytes)
-        self._rings.resize(self, self.bytes)
+        self._rings.grow(self, self.bytes - before)
 
     def trim(self, max_bytes: int) -> int:
-        """Forget the oldest blocks beyond *max_bytes*, but not the newest two; return our size."""
+        """Forget the oldest blocks beyond *max_bytes*, but not the newest two.
+
+        Returns how many bytes they were.
+        """
+        before = self.bytes
         while self.bytes > max_bytes and len(self._blocks) > _MIN_BLOCKS:
-            self.bytes -= self._blocks.popleft().size
-        return self.bytes
+            self.bytes -= self._blocks.popleft().counted_bytes
+        return before - self.bytes
 
-
-def page_end(number: int) -> int:
-    """Return where the page ends that the message of that *number* is in."""
-    return number - number % PAGE_MESSAGES + PAGE_MESSAGES
+    def clear(self) -> int:
+        """Forget all blocks; return how many bytes they were."""
+        cleared, self.bytes = self.bytes, 0
+        self._blocks.clear()
+        return cleared
 
 
 class _Page:
-    __slots__ = ("blocks", "done")
+    __slots__ = ("blocks", "done", "failure")
 
     def __init__(self) -> None:
-        self.blocks: list[Block] | None = None  # none, too, if whoever read it has failed
+        self.blocks: list[Block] | None = None  # none, too, if whoever read it was cancelled
+        self.failure = ""
         self.done = trio.Event()
 
 
 class PageCache:
-    """Pages of messages from the journals of a server's rooms, shared by all who replay them."""
+    """Pages of messages from the journals of a server's rooms, shared by all who replay them.
 
-    def __init__(self, max_pages: int = _MAX_PAGES) -> None:
+    They begin at multiples of *page_messages*; at most *max_pages* are kept.
+    """
+
+    def __init__(
+        self, page_messages: int = _LIMITS.page_messages, max_pages: int = _MAX_PAGES
+    ) -> None:
+        self._page_messages = page_messages
         self._max_pages = max_pages
         self._pages: OrderedDict[tuple[str, int], _Page] = OrderedDict()
+
+    def page_end(self, number: int) -> int:
+        """Return where the page ends that the message of that *number* is in."""
+        return number - number % self._page_messages + self._page_messages
 
     async def read(self, journal: RoomJournal, start: int, told: int) -> list[Block]:
         """Return messages from number *start* on, at most to the end of its page, nor to *told*.
@@ -217,6 +232,8 @@ class PageCache:
                 return await self._read(key, journal, start, told)
             self._pages.move_to_end(key)
             await page.done.wait()
+            if page.failure:
+                raise NotKept(page.failure)
             if page.blocks is not None:
                 return page.blocks
 
@@ -226,10 +243,13 @@ class PageCache:
         page = self._pages[key] = _Page()
         if len(self._pages) > self._max_pages:
             self._pages.popitem(last=False)
-        stop = min(told, page_end(start))
+        stop = min(told, self.page_end(start))
         try:
             runs = await journal.read(start, stop, max_bytes=_PAGE_BYTES)
             page.blocks = [Block(said, said.run.count("\n") + 1) for said in runs]
+        except NotKept as error:
+            page.failure = error.reason
+            raise
         finally:
             if not page.blocks and self._pages.get(key) is page:
                 del self._pages[key]

@@ -49,15 +49,12 @@ from multichat.messages import (
     SaidRun,
 )
 from multichat.names import SERVER_NAME
-from multichat.replay import Lag, PageCache, Ring, Rings, encode, page_end
+from multichat.replay import Lag, PageCache, Ring, Rings, encode
 from multichat.voices import JSON, TEXT, Voice
 
 __all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
-
-# A replay keeps no more than this in a send queue: answers and private messages find room there.
-REPLAY_BYTES = 256 * 1024
 
 # How often a member is looked at, within a timeout, to see whether it takes bytes.
 _LOOKS = 4
@@ -70,7 +67,7 @@ class Room:
     never does.  *journal* is where what is said here is kept; *rings* bounds what all rooms keep in
     memory beside it, and *pages* is what their replays read.  The room waits for slow members at
     most *slow_timeout_seconds* at once; a lagging one that takes nothing for
-    *stall_timeout_seconds* is disconnected.
+    *stall_timeout_seconds* is disconnected.  A replay keeps *replay_bytes* in a send queue at most.
 
     *dismiss* has a member leave the server against its wish.  *announce*, *away_seconds* and
     *start_soon* are for the `Announcer`.
@@ -87,6 +84,7 @@ class Room:
         slow: Slow,
         slow_timeout_seconds: float,
         stall_timeout_seconds: float,
+        replay_bytes: int,
         announce: bool,
         away_seconds: float,
         counts: Counts,
@@ -100,6 +98,7 @@ class Room:
         self._log = log
         self._slow = slow
         self._slow_timeout, self._stall_timeout = slow_timeout_seconds, stall_timeout_seconds
+        self._replay_bytes = replay_bytes
         self._wait_budget = WaitBudget(slow_timeout_seconds)
         self._counts = counts
         self._dismiss = dismiss
@@ -445,8 +444,9 @@ class Room:
         offer = member.mailbox.offer(batch.spelled(member.voice))
         if offer is _FULL:
             member.mailbox.call_when_space(wake)
-        elif offer is not _CLOSED:
-            del self._waiting[member]
+            return
+        del self._waiting[member]
+        if offer is not _CLOSED:
             delivery.queued += 1
             self._counts.deliveries += batch.messages
 
@@ -498,40 +498,41 @@ class Room:
         """
         mailbox = member.mailbox
         while (lag := member.lag) is not None and member in self and not mailbox.closed:
-            if mailbox.waiting_bytes >= REPLAY_BYTES or not mailbox.has_room(0):
+            if mailbox.waiting_bytes >= self._replay_bytes or not mailbox.has_room(0):
                 await self._wait_for_space(member)
                 continue
+            start = lag.position
             try:
                 data = await self._next_part(member, lag)
             except NotKept as error:
                 if member.lag is not lag:
                     continue
-                events = Error(error.code, str(error)), Missed(lag.skip_to(self._told))
-                data = b"".join(member.voice.spell(event) for event in events)
-            if data:
-                mailbox.offer(data)
-            if lag.position >= self._told and member.lag is lag:
-                if mailbox.is_half_empty():
-                    self._go_live(member)
-                    return
-                await self._wait_for_space(member)
-            await trio.lowlevel.checkpoint()
+                data = member.voice.spell(Error(error.code, str(error)))
+                if missed := lag.skip_to(self._ring.first):
+                    data += member.voice.spell(Missed(missed))
+            if data and mailbox.offer(data) is _FULL:  # meanwhile, or it is one huge message
+                lag.position = start
+            elif lag.position < self._told or member.lag is not lag:
+                await trio.lowlevel.checkpoint()
+                continue
+            elif mailbox.is_half_empty():
+                self._go_live(member)
+                return
+            await self._wait_for_space(member)
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
-        """Return what *member* gets next, and move *lag* behind it; nothing if it has to wait.
-
-        After the last `await` there is room for it in the send queue.
-        """
+        """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
         ring, start = self._ring, lag.position
         if start >= ring.first:
-            return ring.encode(lag, member.voice, member.client, max_bytes=REPLAY_BYTES)
+            return ring.encode(lag, member.voice, member.client, max_bytes=self._replay_bytes)
         if start >= self._journal.first:
             blocks = await self._pages.read(self._journal, start, self._told)
-            if member.lag is not lag or not member.mailbox.has_room(0):
+            if member.lag is not lag:
                 return b""
             if blocks:
-                return encode(blocks, lag, member.voice, member.client, max_bytes=REPLAY_BYTES)
-            missed = lag.skip_to(min(ring.first, page_end(start)))  # retention was faster
+                size = self._replay_bytes
+                return encode(blocks, lag, member.voice, member.client, max_bytes=size)
+            missed = lag.skip_to(min(ring.first, self._pages.page_end(start)))
         else:
             missed = lag.skip_to(min(ring.first, self._journal.first))
         return member.voice.spell(Missed(missed)) if missed else b""

@@ -134,6 +134,17 @@ def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
     assert changes.take() == [(1, Renamed(1, "alice", "bob"))]
 
 
+def test_a_client_that_was_away_when_another_asked_who_is_there_is_told_to_be_back() -> None:
+    changes = Changes()
+    changes.enter(1, "alice")
+    changes.take()
+    changes.leave(1, "joined den")
+    changes.enter(2, "bob")
+    changes.show(to=2)
+    changes.enter(1, "alice")
+    assert (1, Joined(1, "alice", members=2)) in changes.take()
+
+
 def test_a_client_that_is_shown_to_itself_alone_was_never_there() -> None:
     changes = Changes()
     changes.enter(1, "alice")

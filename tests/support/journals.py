@@ -8,7 +8,9 @@ from typing import Any
 
 import trio
 
+from multichat.errors import NotKept
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
+from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite_file import open_file
 from multichat.messages import Nonce, SaidRun
 
@@ -60,6 +62,68 @@ def _checked(room: RoomJournal, runs: list[SaidRun], start: int, stop: int) -> l
         assert run.epoch == room.epoch
         assert start <= run.first < stop
     return [text for run in runs for text in run.run.split("\n")]
+
+
+class HeldRoom(RoomJournal):
+    """Another room's journal whose reads wait for `release`; *reads* are those that have begun.
+
+    Without `hold` it is as quick as the other.
+    """
+
+    def __init__(self, room: RoomJournal) -> None:
+        self._room = room
+        self.epoch = room.epoch
+        self.reads: list[tuple[int, int]] = []
+        self.failure = ""
+        self._released = trio.Event()
+        self._released.set()
+
+    @property
+    def first(self) -> int:  # type: ignore[override]
+        return self._room.first
+
+    @property
+    def next(self) -> int:  # type: ignore[override]
+        return self._room.next
+
+    def hold(self) -> None:
+        """Have every read wait from now on."""
+        if self._released.is_set():
+            self._released = trio.Event()
+
+    def release(self, failure: str = "") -> None:
+        """Let the reads that wait go on; with a *failure* they, and all others, raise `NotKept`."""
+        self.failure = failure
+        self._released.set()
+
+    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+        return self._room.append(said, nonces)
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+        self.reads.append((start, stop))
+        await self._released.wait()
+        if self.failure:
+            raise NotKept(self.failure)
+        return await self._room.read(start, stop, max_bytes=max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+
+
+class HeldJournal(MemoryJournal):
+    """A journal in memory whose rooms are `HeldRoom`s, by name in *held*."""
+
+    def __init__(self, *, max_room_bytes: int = LOTS) -> None:
+        super().__init__(max_room_bytes=max_room_bytes)
+        self.held: dict[str, HeldRoom] = {}
+
+    def room(self, name: str) -> RoomJournal:
+        """Return that room, which can be held."""
+        room = super().room(name)
+        held = self.held.get(name)
+        if held is None or held.epoch != room.epoch:
+            held = self.held[name] = HeldRoom(room)
+        return held
 
 
 def make_journal(path: Path) -> Path:
