@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multichat.cli_config import ColorWhen, is_colored
-from multichat.config import DEFAULT_PORT, Filter, ServerConfig, Slow
+from multichat.config import DEFAULT_PORT, MAX_CLIENTS_PER_ADDRESS, Filter, ServerConfig, Slow
 from multichat.files import is_readable_by_others
 from multichat.shell import (
     PasswordFile,
@@ -140,10 +140,10 @@ def serve(
     max_clients_per_address: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="Maximum number of clients from one IPv4 address, or one IPv6 /64.",
+            min=0,
+            help="Maximum number of clients from one IPv4 address, or one IPv6 /64; 0: no limit.",
             envvar="MULTICHAT_MAX_CLIENTS_PER_ADDRESS",
-            show_default="no limit",
+            show_default=f"{MAX_CLIENTS_PER_ADDRESS}, no limit for loopback",
         ),
     ] = _DEFAULTS.max_clients_per_address,
     rate: Annotated[

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_TIMEOUTS",
     "HISTORY_SHARE",
+    "MAX_CLIENTS_PER_ADDRESS",
     "MAX_FREE_WAIT_SECONDS",
     "MAX_PASSWORD_CHARACTERS",
     "SESSIONS_SHARE",
@@ -41,6 +42,10 @@ DEFAULT_PORT = 9000
 
 # How long one publish waits at most where a room has nobody but slow members, who take bytes.
 MAX_FREE_WAIT_SECONDS = 30.0
+
+# A company, a campus, a mobile network may share an address; an attacker with one takes an eighth
+# of the server.
+MAX_CLIENTS_PER_ADDRESS = 128
 
 # Shorter than any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
@@ -75,13 +80,14 @@ class ServerTimeouts:
 
     # After a wrong password the next attempt from the same address waits, at first for half a
     # second and twice as long each time.  At the maximum that allows 450 attempts an hour, and does
-    # not keep out somebody who mistyped.  Without attempts the count is forgotten.
+    # not keep out somebody who mistyped.  Without attempts the count is forgotten.  How many there
+    # may be in all: `multichat.password_attempts`.
     first_attempt_delay: float = 0.5
     max_attempt_delay: float = 8.0
     forget_attempts: float = 600.0
 
     # A disconnected client may resume its session within this time, which covers a laptop that is
-    # closed over night.
+    # closed over night; and the address of somebody who said the password is known for as long.
     session: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
@@ -188,8 +194,9 @@ class ServerConfig:
     # What an ordinary limit of open files allows, give or take the server's own.
     max_clients: int = 1024
 
-    # Many people may share an address: a company, a campus, a mobile network.  Of IPv6 a network of
-    # 64 bits counts as one: that is what one customer gets.
+    # Of IPv6 a network of 64 bits counts as one address: that is what one customer gets.  0 is no
+    # limit.  None is `MAX_CLIENTS_PER_ADDRESS`, but no limit for loopback, from where proxies and
+    # tunnels connect.  Unix sockets have no address.
     max_clients_per_address: int | None = None
 
     # Messages, or other requests, that a client may send a second, and how many at once: a paste of
@@ -261,8 +268,8 @@ class ServerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
-        if self.max_clients_per_address is not None and self.max_clients_per_address < 1:
-            raise ValueError("max_clients_per_address must be at least 1")
+        if self.max_clients_per_address is not None and self.max_clients_per_address < 0:
+            raise ValueError("max_clients_per_address must be 0 or more")
         for name in (
             "slow_timeout_seconds",
             "stall_timeout_seconds",

@@ -1,14 +1,17 @@
-"""Who may come in: what stands between an accepted connection and its session.
+"""Admission: what stands between an accepted connection and its session.
 
-Everything here is in the connection's own task and under a deadline: the TLS handshake, the
-password, and the words for those who are sent away.  So the accept loop waits for nobody.
+The TLS handshake, the password and the goodbye of a rejected connection run in the connection's own
+task, under a deadline, so that accepting waits for nobody.
 
 Invariants:
 
-1. At most `MAX_AT_THE_DOOR` connections are neither in nor gone; of more, the oldest has to go of
-   those from the address from which most come.
-2. Nothing but the password is listened to before it was said, and nothing is told but that.
-3. What a password, or a try at one, was is in no log, no error and no exception.
+1. At most `MAX_AT_THE_DOOR` connections are neither admitted nor closed.  Above this, the oldest is
+   closed of the site and the address that have most of them; rejected ones count as one site.  So
+   one address takes no place that another one needs.  A client that waits in a queue of passwords
+   takes none: `PasswordAttempts` bounds them.
+2. At most `MAX_BYTES` are read before the TLS handshake is done, and as many before the password.
+3. Before the password nothing but the password is read, and nothing is told but that.
+4. No password, and no wrong one, is in a log, an error or an exception.
 """
 
 import hashlib
@@ -16,27 +19,29 @@ import hmac
 import ssl
 import unicodedata
 from collections import Counter
-from collections.abc import Awaitable, Hashable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import trio
 
 from multichat import transport
-from multichat.bans import network_of
-from multichat.config import MAX_PASSWORD_CHARACTERS, ServerConfig
+from multichat.config import MAX_CLIENTS_PER_ADDRESS, MAX_PASSWORD_CHARACTERS, ServerConfig
 from multichat.errors import LineTooLong
 from multichat.framing import LineDecoder, Part, clean
-from multichat.limits import Attempts
 from multichat.messages import SHUTTING_DOWN, Event, Goodbye, Notice
+from multichat.origin import Origin
+from multichat.password_attempts import PasswordAttempts
 from multichat.preamble import (
     HTTP_ANSWER,
     PASSWORD_ACCEPTED,
     PASSWORD_REQUIRED,
     SPEAKS_NO_TLS,
     SPEAKS_TLS,
+    TOO_MANY_ATTEMPTS,
     TOO_MANY_FROM_ADDRESS,
+    TOO_MANY_WRONG,
     WRONG_PASSWORD,
     looks_like_http,
     looks_like_tls,
@@ -48,12 +53,21 @@ __all__ = ["Entrance", "Greeted", "TurnedAway"]
 
 T = TypeVar("T")
 
-# Handshakes under way, people typing a password, and refusals being read, at any moment.  An honest
-# handshake takes milliseconds, so that a flood of others would have to be of thousands a second to
-# push it out.
+# Handshakes under way, people typing a password, and goodbyes being read, at any moment.  An honest
+# handshake takes milliseconds, so that only thousands of others a second could displace it.
 MAX_AT_THE_DOOR = 256
 
+# A TLS handshake takes 2 KiB, a password at most 4.
+MAX_BYTES = 8 * 1024
+
 MAX_TRIES = 3
+
+# What a rejected connection has sent is read this often, so that its goodbye is not lost to a
+# reset; a peer that goes on sending is not read any more.
+_LINGER_READS = 4
+
+# All rejected connections together.
+_REJECTED = Origin("rejected", "rejected", None)
 
 # What may be said before the password: a hello, and what somebody pastes who has not looked.
 _MAX_STRAY_LINES = 16
@@ -91,45 +105,60 @@ class Entrance:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._at_the_door: dict[trio.CancelScope, Hashable] = {}  # and where each comes from
+        self._at_the_door: dict[trio.CancelScope, Origin | None] = {}
+        self._queued: set[trio.CancelScope] = set()
         self._closed = ""
-        self._connections: Counter[Hashable] = Counter()
-        self._attempts = Attempts(config.timeouts)
+        self._connections: Counter[str] = Counter()  # by address
+        self._attempts = PasswordAttempts(config.timeouts)
         self._key = None if config.password is None else _digest(clean(config.password))
 
     @contextmanager
-    def counted(self, address: str) -> Iterator[str]:
-        """Count a connection from *address* while the block runs.
+    def counted(self, origin: Origin | None) -> Iterator[str]:
+        """Count a connection from *origin* while the block runs.
 
         Yields why that is one too many, if it is.
         """
         limit = self._config.max_clients_per_address
-        place = None if limit is None else network_of(address)
-        if limit is None or place is None:  # a Unix socket, or memory
+        if limit is None and origin is not None and not origin.is_loopback:
+            limit = MAX_CLIENTS_PER_ADDRESS
+        if not limit or origin is None or origin.network is None:  # a Unix socket has none
             yield ""
             return
-        self._connections[place] += 1
+        self._connections[origin.address] += 1
         try:
-            too_many = self._connections[place] > limit
+            too_many = self._connections[origin.address] > limit
             yield f"{TOO_MANY_FROM_ADDRESS} (at most {limit})" if too_many else ""
         finally:
-            self._connections[place] -= 1
-            if not self._connections[place]:
-                del self._connections[place]
+            self._connections[origin.address] -= 1
+            if not self._connections[origin.address]:
+                del self._connections[origin.address]
 
-    def at_the_door(self, address: str) -> "_AtTheDoor":
-        """Be one of those who are not in yet while the block runs; raises `TurnedAway`."""
-        return _AtTheDoor(self, network_of(address))
+    def at_the_door(self, origin: Origin | None) -> "_AtTheDoor":
+        """Take a place of a connection that is not admitted while the block runs.
 
-    def add_waiting(self, scope: trio.CancelScope, place: Hashable) -> None:
-        """Add *scope* to the clients that wait; for `_AtTheDoor` alone, as are the next two."""
+        Raises `TurnedAway`, also at the end of the block if the place was needed for another.
+        """
+        return _AtTheDoor(self, origin)
+
+    def add_waiting(self, scope: trio.CancelScope, origin: Origin | None) -> None:
+        """Add *scope*; for `_AtTheDoor` alone, as are the next three."""
         self._check_open()
         if len(self._at_the_door) >= MAX_AT_THE_DOOR:
             self._make_room()
-        self._at_the_door[scope] = place
+        self._at_the_door[scope] = origin
+
+    async def queue(self, scope: trio.CancelScope, origin: Origin | None, seconds: float) -> None:
+        """Wait for so long without a place."""
+        self.remove_waiting(scope)
+        self._queued.add(scope)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            self._queued.remove(scope)
+        self.add_waiting(scope, origin)
 
     def remove_waiting(self, scope: trio.CancelScope) -> None:
-        """Remove *scope* from the clients that wait."""
+        """Remove *scope*."""
         self._at_the_door.pop(scope, None)
 
     def check(self, scope: trio.CancelScope) -> None:
@@ -143,30 +172,43 @@ class Entrance:
             raise TurnedAway(self._closed)
 
     def _make_room(self) -> None:
-        """Send away the oldest of those who are from where most are."""
-        [(crowd, _)] = Counter(self._at_the_door.values()).most_common(1)
-        oldest = next(scope for scope, place in self._at_the_door.items() if place == crowd)
+        """Close the oldest of the largest address of the largest site."""
+        sites = Counter(origin and origin.site for origin in self._at_the_door.values())
+        [(site, _)] = sites.most_common(1)
+        there = {
+            scope: origin and origin.address
+            for scope, origin in self._at_the_door.items()
+            if (origin and origin.site) == site
+        }
+        [(address, _)] = Counter(there.values()).most_common(1)
+        oldest = next(scope for scope, each in there.items() if each == address)
         del self._at_the_door[oldest]
-        oldest.cancel(reason="somebody newer is at the door")
+        oldest.cancel(reason="a newer connection needs the place")
 
     def close(self) -> None:
-        """Send away who is not in yet, and whoever comes."""
+        """Reject all connections that are not admitted, and those that come."""
         self._closed = SHUTTING_DOWN
-        for scope in list(self._at_the_door):
+        for scope in (*self._at_the_door, *self._queued):
             scope.cancel(reason=self._closed)
 
     async def shake_hands(
         self, stream: trio.abc.Stream, context: ssl.SSLContext
     ) -> trio.abc.Stream:
         """Return the encrypted stream over *stream*; raises `TurnedAway`."""
-        linger_seconds = self._config.timeouts.linger
-        encrypted = transport.encrypt(stream, context, linger_seconds=linger_seconds)
+        encrypted = transport.encrypt(
+            stream,
+            context,
+            linger_seconds=self._config.timeouts.linger,
+            linger_reads=_LINGER_READS,
+        )
         try:
             with trio.move_on_after(self._config.handshake_seconds) as in_time:
                 # A line of a word is shorter than what TLS waits for.
                 if await transport.peek(stream) not in (b"", _TLS_RECORD):
                     raise _plain_on_tls()
-                await encrypted.do_handshake()
+                await transport.handshake(encrypted, MAX_BYTES)
+        except transport.TooMuchData:
+            raise TurnedAway(f"more than {MAX_BYTES} bytes and no TLS handshake") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_no_tls(error):
                 raise _plain_on_tls() from None
@@ -182,7 +224,17 @@ class Entrance:
         """Whether one has to be said."""
         return self._key is not None
 
-    async def ask_password(self, stream: trio.abc.Stream, address: str) -> Greeted:
+    async def turn_away(self, stream: trio.abc.Stream, last_words: bytes) -> None:
+        """Send *last_words* and close, in a second; the peer may be gone."""
+        seconds = self._config.timeouts.linger
+        try:
+            with self.at_the_door(_REJECTED), trio.move_on_after(seconds):
+                await transport.send_all(stream, last_words)
+                await transport.hang_up(stream, seconds, _LINGER_READS)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, TurnedAway):
+            pass  # it is gone, or its place was needed
+
+    async def ask_password(self, stream: trio.abc.Stream, place: "_AtTheDoor") -> Greeted:
         """Return once the password was said, with what came behind it; raises `TurnedAway`.
 
         Waits for what is said for `auth_seconds` in all; the delay of wrong ones does not count.
@@ -190,7 +242,6 @@ class Entrance:
         decoder = LineDecoder(self._config.max_line_bytes)
         asking = _Asking(self._config.auth_seconds, stream, decoder)
         await asking.tell(Notice(PASSWORD_REQUIRED))
-        place = network_of(address)
         tries = strays = 0
         while strays < _MAX_STRAY_LINES:
             try:
@@ -212,21 +263,36 @@ class Entrance:
                 await asking.tell(Notice(WRONG_PASSWORD))
         raise TurnedAway.politely(PASSWORD_REQUIRED)
 
-    async def _is_right(self, password: str, place: Hashable) -> bool:
-        """Say whether that is it, no sooner than those from there may try again."""
+    async def _is_right(self, password: str, place: "_AtTheDoor") -> bool:
+        """Say whether that is it, no sooner than the limits allow; raises `TurnedAway`."""
         assert self._key is not None  # noqa: S101 - else nobody is asked
-        if place is None:  # by a Unix socket, whose permissions say who may try
-            return hmac.compare_digest(_digest(password), self._key)
-        now = trio.current_time()
-        if self._attempts.waiting_seconds(place, now) > self._config.auth_seconds:
-            raise TurnedAway.politely("too many wrong passwords from your address; try again later")
-        if delay := self._attempts.reserve(place, now):
+        right = hmac.compare_digest(_digest(password), self._key)
+        if (origin := place.origin) is None:  # a stream of the program itself
+            return right
+        longest = self._config.auth_seconds
+        delay = self._attempts.address_delay(origin, trio.current_time(), longest)
+        if delay is None:
+            await self._reject_later(TOO_MANY_WRONG)
+        elif delay:
             await trio.sleep(delay)
-        if hmac.compare_digest(_digest(password), self._key):
-            self._attempts.succeeded(place)
-            return True
-        self._attempts.failed(place, trio.current_time())
-        return False
+        turn = self._attempts.server_delay(origin, trio.current_time(), longest)
+        if turn is None:
+            await self._reject_later(TOO_MANY_ATTEMPTS)
+        queue, delay = turn
+        try:
+            if delay:
+                await place.queue(delay)
+        except trio.Cancelled:
+            self._attempts.abandoned(queue, trio.current_time())
+            raise
+        if right:
+            self._attempts.succeeded(origin, queue, trio.current_time())
+        return right
+
+    async def _reject_later(self, reason: str) -> NoReturn:
+        """Reject an attempt that would wait too long, and not at once: it would come back."""
+        await trio.sleep(self._config.auth_seconds)
+        raise TurnedAway.politely(reason)
 
 
 class _AtTheDoor:
@@ -236,13 +302,18 @@ class _AtTheDoor:
     `transport.receive_some`.
     """
 
-    def __init__(self, entrance: Entrance, place: Hashable) -> None:
-        self._entrance, self._place = entrance, place
+    def __init__(self, entrance: Entrance, origin: Origin | None) -> None:
+        self._entrance, self.origin = entrance, origin
         self._scope = trio.CancelScope()
 
-    def __enter__(self) -> None:
-        self._entrance.add_waiting(self._scope, self._place)
+    def __enter__(self) -> Self:
+        self._entrance.add_waiting(self._scope, self.origin)
         self._scope.__enter__()
+        return self
+
+    async def queue(self, seconds: float) -> None:
+        """Wait for so long without the place; raises `TurnedAway`."""
+        await self._entrance.queue(self._scope, self.origin, seconds)
 
     def __exit__(
         self,
@@ -277,6 +348,7 @@ class _Asking:
         self._parts: list[Part] = []
         self._first = True
         self._over = False
+        self._bytes_left = MAX_BYTES
 
     async def tell(self, event: Event) -> None:
         """Tell the other side; raises `TurnedAway` if it does not take it."""
@@ -302,9 +374,9 @@ class _Asking:
         return read_password(line)
 
     async def _read(self) -> None:
-        data = await self._in_time(transport.receive_some(self._stream, _READ_BYTES))
+        data = await self._receive()
         if data == b"\x16":  # the first byte of a TLS record, cut off from its second
-            data += await self._in_time(transport.receive_some(self._stream, _READ_BYTES))
+            data += await self._receive()
         if self._first and looks_like_tls(data):
             raise TurnedAway(
                 "it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS))
@@ -313,6 +385,14 @@ class _Asking:
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
         if data and self._decoder.reply:
             await self._in_time(transport.send_all(self._stream, self._decoder.reply))
+
+    async def _receive(self) -> bytes | bytearray:
+        if not self._bytes_left:
+            raise TurnedAway.politely(f"no password in the first {MAX_BYTES} bytes")
+        wanted = min(_READ_BYTES, self._bytes_left)
+        data = await self._in_time(transport.receive_some(self._stream, wanted))
+        self._bytes_left -= len(data)
+        return data
 
     async def _in_time(self, operation: Awaitable[T]) -> T:
         """Wait for *operation*, for as long as is left; raises `TurnedAway`."""

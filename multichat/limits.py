@@ -1,11 +1,9 @@
-"""Budgets: of time, messages, memory, guesses, turns.  Pure: whoever has a clock says `now`."""
+"""Budgets: of time, messages, memory, turns.  Pure: whoever has a clock says `now`."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 
-from multichat.config import ServerTimeouts
-
-__all__ = ["Attempts", "Bucket", "Budget", "Effort", "Turns", "WaitBudget"]
+__all__ = ["Bucket", "Budget", "Effort", "Turns", "WaitBudget"]
 
 # A room that slow clients keep waiting all the time loses a fifteenth of it.
 _REFILL_PER_SECOND = 1 / 15
@@ -116,59 +114,6 @@ class Budget:
         else:
             del self._holders[id(data)]
             self.held_bytes -= len(data)
-
-
-class Attempts:
-    """Counts wrong passwords by where they came from; each delays the next attempt from there.
-
-    *timeouts* says for how long, whichever connection the next attempt comes by.  At most
-    *max_places* are remembered: of more, the one without an attempt for longest is forgotten.
-    """
-
-    __slots__ = ("_max_places", "_places", "_timeouts")
-
-    def __init__(self, timeouts: ServerTimeouts, max_places: int = 10_000) -> None:
-        self._timeouts = timeouts
-        self._max_places = max_places
-        self._places: dict[Hashable, tuple[int, float]] = {}  # wrong tries, and when the next is
-
-    def reserve(self, place: Hashable, now: float) -> float:
-        """Return for how many seconds the next try from *place* has to wait, and take its turn."""
-        wrong, next_at = self._recall(place, now)
-        at = max(now, next_at)
-        self._remember(place, wrong, at + self._delay(wrong))
-        return at - now
-
-    def waiting_seconds(self, place: Hashable, now: float) -> float:
-        """Return how long the next try would have to wait."""
-        return max(0.0, self._recall(place, now)[1] - now)
-
-    def failed(self, place: Hashable, now: float) -> None:
-        """Note that a try from *place* was wrong."""
-        wrong, next_at = self._recall(place, now)
-        wrong += 1
-        self._remember(place, wrong, max(next_at, now + self._delay(wrong)))
-
-    def succeeded(self, place: Hashable) -> None:
-        """Forget what was wrong before."""
-        self._places.pop(place, None)
-
-    def _recall(self, place: Hashable, now: float) -> tuple[int, float]:
-        wrong, next_at = self._places.get(place, (0, now))
-        forget_at = next_at + self._timeouts.forget_attempts
-        return (0, now) if now > forget_at else (wrong, next_at)
-
-    def _remember(self, place: Hashable, wrong: int, next_at: float) -> None:
-        self._places.pop(place, None)
-        self._places[place] = wrong, next_at  # as the last one
-        if len(self._places) > self._max_places:
-            del self._places[next(iter(self._places))]
-
-    def _delay(self, wrong: int) -> float:
-        if not wrong:
-            return 0.0
-        delay = self._timeouts.first_attempt_delay * 2.0 ** min(wrong - 1, 10)
-        return min(self._timeouts.max_attempt_delay, delay)
 
 
 class Effort:

@@ -12,7 +12,12 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from multichat.errors import NameTaken, RemoteProtocolError
-from multichat.preamble import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS, WRONG_PASSWORD
+from multichat.preamble import (
+    SERVER_IS_FULL,
+    TOO_MANY_ATTEMPTS,
+    TOO_MANY_FROM_ADDRESS,
+    WRONG_PASSWORD,
+)
 
 __all__ = [
     "ASKED_TO_LEAVE",
@@ -432,6 +437,7 @@ _CODES_BY_REASON = {
     "nothing said for": "idle",
     SERVER_IS_FULL: "full",
     TOO_MANY_FROM_ADDRESS: "full",
+    TOO_MANY_ATTEMPTS: "full",
     "kicked": "kicked",
     "banned": "banned",
     TAKEN_OVER: "replaced",

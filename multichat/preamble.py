@@ -9,7 +9,9 @@ __all__ = [
     "SERVER_IS_FULL",
     "SPEAKS_NO_TLS",
     "SPEAKS_TLS",
+    "TOO_MANY_ATTEMPTS",
     "TOO_MANY_FROM_ADDRESS",
+    "TOO_MANY_WRONG",
     "WRONG_PASSWORD",
     "looks_like_http",
     "looks_like_tls",
@@ -21,6 +23,10 @@ __all__ = [
 PASSWORD_REQUIRED = "a password is asked for: /auth PASSWORD"  # noqa: S105 - words, not one
 WRONG_PASSWORD = "wrong password"  # noqa: S105
 PASSWORD_ACCEPTED = "password accepted"  # noqa: S105
+TOO_MANY_WRONG = "too many wrong passwords from your address; try again later"
+
+# To a client whose own address is not the reason.
+TOO_MANY_ATTEMPTS = "too many others are trying passwords; try again later"
 
 # How a server begins to say that it has no room just now; how much it has comes after it.
 SERVER_IS_FULL = "the server is full"

@@ -47,6 +47,7 @@ from multichat.log import Log
 from multichat.member import Member
 from multichat.messages import SHUTTING_DOWN, Goodbye
 from multichat.names import load_tables
+from multichat.origin import Origin
 from multichat.preamble import SERVER_IS_FULL
 from multichat.session import Session
 
@@ -465,21 +466,28 @@ class Server:
 
     async def _handle(self, stream: trio.abc.Stream, tls: ssl.SSLContext | None) -> None:
         address = transport.peer_address(stream)
+        origin = Origin.of(address, transport.peer_user(stream))
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
-            with self._entrance.counted(address) as too_many:
-                if tls is not None:
-                    with self._entrance.at_the_door(address):
-                        stream = await self._entrance.shake_hands(stream, tls)
-                self._check(address, too_many)
-                greeted = await self._greet(stream, address)
+            with self._entrance.counted(origin) as too_many:
+                greeted = Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
+                if tls is not None or self._entrance.asks_password:
+                    with self._entrance.at_the_door(origin) as place:
+                        if tls is not None:
+                            greeted.stream = stream = await self._entrance.shake_hands(stream, tls)
+                        self._check(address, too_many)
+                        if self._entrance.asks_password:
+                            greeted = await self._entrance.ask_password(stream, place)
                 self._check(address, too_many)
                 number = await self._give_number()
                 self._check(address, too_many)  # the disk took its time; from here on nothing does
                 session = Session(greeted, self._directory, number, self.config, self._filters)
                 await session.run()
         except TurnedAway as refusal:
-            await self._turn_away(stream, address, refusal)
+            self._refused += 1
+            self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
+            if refusal.last_words:
+                await self._entrance.turn_away(stream, refusal.last_words)
 
     async def _give_number(self) -> int:
         """Return the number of a new client, which none had before, nor before a restart."""
@@ -495,12 +503,6 @@ class Server:
             self._numbers_lost = False
         return number
 
-    async def _greet(self, stream: trio.abc.Stream, address: str) -> Greeted:
-        if not self._entrance.asks_password:
-            return Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
-        with self._entrance.at_the_door(address):
-            return await self._entrance.ask_password(stream, address)
-
     def _check(self, address: str, too_many: str) -> None:
         """Raise `TurnedAway` if who has come from *address* cannot come in now."""
         if (ban := self._bans.find_address(address, now := time.time())) is not None:
@@ -509,19 +511,6 @@ class Server:
             raise TurnedAway.politely(too_many)
         if len(self._directory) >= self.config.max_clients:
             raise TurnedAway.politely(f"{SERVER_IS_FULL} (limit: {self.config.max_clients})")
-
-    async def _turn_away(self, stream: trio.abc.Stream, address: str, refusal: TurnedAway) -> None:
-        self._refused += 1
-        self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
-        if not refusal.last_words:
-            return
-        try:
-            seconds = self.config.timeouts.linger
-            with self._entrance.at_the_door(address), trio.move_on_after(seconds):
-                await transport.send_all(stream, refusal.last_words)
-                await transport.hang_up(stream, seconds)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, TurnedAway):
-            pass  # it is gone, or has to make room
 
 
 async def serve(

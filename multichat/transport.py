@@ -5,9 +5,11 @@ behind a function with an honest answer for the rest.
 """
 
 import errno
+import math
 import os
 import socket
 import ssl
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,15 +21,18 @@ from multichat.errors import BadCertificate
 from multichat.files import check_regular
 
 __all__ = [
+    "TooMuchData",
     "check_pem_file",
     "close",
     "eager_fileno",
     "encrypt",
+    "handshake",
     "hang_up",
     "is_no_tls",
     "keep_alive",
     "peek",
     "peer_address",
+    "peer_user",
     "pending_error",
     "reason_of",
     "receive_some",
@@ -50,6 +55,9 @@ _DISCARD_BYTES = 64 * 1024
 
 # For a layer above a socket that does not say how much it wants.
 _RECEIVE_BYTES = 64 * 1024
+
+# Linux: the process, user and group at the other end of a Unix socket.
+_CREDENTIALS = struct.Struct("3i")
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
 
@@ -116,12 +124,21 @@ def is_no_tls(error: BaseException) -> bool:
     return getattr(error.__cause__, "reason", None) in _NO_TLS
 
 
-class _HangingUp(trio.abc.Stream):
-    """A stream that is closed as `hang_up` does, for the layer above it that closes it."""
+class TooMuchData(trio.BrokenResourceError):
+    """A peer sent more than it may before the TLS handshake is done."""
 
-    def __init__(self, stream: trio.abc.Stream, linger_seconds: float) -> None:
+
+class _HangingUp(trio.abc.Stream):
+    """A stream that is closed as `hang_up` does, for the layer above it that closes it.
+
+    Of what comes it hands out at most `max_bytes`, which may be changed, and then is broken.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, linger_seconds: float, linger_reads: float) -> None:
         self.stream = stream
+        self.max_bytes = math.inf
         self._linger_seconds = linger_seconds
+        self._linger_reads = linger_reads
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Do as the stream does."""
@@ -132,12 +149,17 @@ class _HangingUp(trio.abc.Stream):
         await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Do as the stream does."""
-        return await receive_some(self.stream, max_bytes or _RECEIVE_BYTES)
+        """Do as the stream does; raises `TooMuchData` after `max_bytes`."""
+        wanted = min(max_bytes or _RECEIVE_BYTES, self.max_bytes)
+        if not wanted:
+            raise TooMuchData
+        data = await receive_some(self.stream, int(wanted))
+        self.max_bytes -= len(data)
+        return data
 
     async def aclose(self) -> None:
         """Hang up."""
-        await hang_up(self.stream, self._linger_seconds)
+        await hang_up(self.stream, self._linger_seconds, self._linger_reads)
 
 
 def encrypt(
@@ -146,18 +168,31 @@ def encrypt(
     server_hostname: str | None = None,
     *,
     linger_seconds: float = LINGER_SECONDS,
+    linger_reads: float = math.inf,
 ) -> "trio.SSLStream[trio.abc.Stream]":
     """Return TLS over *stream*: a client's if it has a *server_hostname*, else a server's.
 
     The caller calls `do_handshake`.  Closing it sends TLS's own goodbye and closes *stream* as
-    `hang_up` does, within *linger_seconds*.
+    `hang_up` does, with *linger_seconds* and *linger_reads*.
     """
     return trio.SSLStream(
-        _HangingUp(stream, linger_seconds),
+        _HangingUp(stream, linger_seconds, linger_reads),
         context,
         server_hostname=server_hostname,
         server_side=server_hostname is None,
     )
+
+
+async def handshake(stream: "trio.SSLStream[trio.abc.Stream]", max_bytes: int) -> None:
+    """Do the handshake of a *stream* of `encrypt`, for which at most *max_bytes* are read.
+
+    Raises as `do_handshake`, and `TooMuchData`.
+    """
+    below = stream.transport_stream
+    assert isinstance(below, _HangingUp)  # noqa: S101
+    below.max_bytes = max_bytes
+    await stream.do_handshake()
+    below.max_bytes = math.inf
 
 
 def _socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
@@ -193,6 +228,21 @@ def peer_address(stream: trio.abc.Stream) -> str:
         except OSError:
             pass
     return ""
+
+
+def peer_user(stream: trio.abc.Stream) -> int | None:
+    """Return the number of the user at the other end of a Unix socket; None if it is no such.
+
+    -1 where the system does not say who it is.
+    """
+    below = _socket_of(stream)
+    if below is None or below.socket.family != _AF_UNIX:
+        return None
+    try:
+        credentials = below.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return int(_CREDENTIALS.unpack(credentials)[1])
+    except (OSError, AttributeError):
+        return -1
 
 
 async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytearray:
@@ -305,17 +355,25 @@ def pending_error(stream: trio.abc.Stream) -> OSError | None:
     return None
 
 
-async def hang_up(stream: trio.abc.Stream, linger_seconds: float = LINGER_SECONDS) -> None:
+async def hang_up(
+    stream: trio.abc.Stream,
+    linger_seconds: float = LINGER_SECONDS,
+    linger_reads: float = math.inf,
+) -> None:
     """Send EOF, read and discard until the peer closes too or *linger_seconds* are over, close.
 
-    Never raises on account of the peer.  Cancelled, it has closed the stream.
+    After *linger_reads* nothing more is read, so that a peer that goes on sending costs nothing;
+    a TLS stream has a number of its own, see `encrypt`.  Never raises on account of the peer.
+    Cancelled, it has closed the stream.
     """
     try:
         with trio.move_on_after(linger_seconds):
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 await _send_eof(stream)
                 while await receive_some(stream, _DISCARD_BYTES):
-                    pass
+                    linger_reads -= 1
+                    if linger_reads <= 0:
+                        await trio.sleep_forever()
             else:
                 await stream.aclose()
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):

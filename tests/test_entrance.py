@@ -3,9 +3,10 @@
 import hmac
 import logging
 import ssl
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
+from itertools import count
 
 import pytest
 import trio
@@ -14,8 +15,10 @@ from trio.testing import MockClock
 
 import multichat
 from multichat import Server, ServerConfig, ServerTimeouts, server, transport
-from multichat.entrance import MAX_AT_THE_DOOR, MAX_TRIES, Entrance
+from multichat.config import MAX_CLIENTS_PER_ADDRESS
+from multichat.entrance import MAX_AT_THE_DOOR, MAX_BYTES, MAX_TRIES, Entrance, TurnedAway
 from multichat.listen import beyond_loopback
+from multichat.origin import Origin
 from multichat.preamble import looks_like_http, looks_like_tls, read_password, spell_password
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
@@ -178,6 +181,32 @@ async def test_only_so_many_lines_are_listened_to(log: LogRecorder) -> None:
             *[ASKED] * 16,
             "[Server] goodbye: a password is asked for: /auth PASSWORD",
         ]
+
+
+@pytest.mark.parametrize("said", ["\n", "\r\n", "x", "\x00", "\xff", "\xff\xf1"])
+async def test_only_8_kib_are_read_before_the_password(said: str, log: LogRecorder) -> None:
+    """Empty lines, a line without an end, telnet: whatever is no line to be answered."""
+    async with memory_server(asking()) as network:
+        client = await knock(network)
+        data = (said.encode("latin-1") * MAX_BYTES)[: MAX_BYTES - 1]
+        await client.stream.send_all(data)
+        await settle()
+        assert log.lines == []
+        await client.stream.send_all(b"xx")
+        assert (await client.rest())[-1].endswith(
+            "[Server] goodbye: no password in the first 8192 bytes"
+        )
+    assert log.lines == [
+        "[INFO] [server] [STATE] Refused a client: no password in the first 8192 bytes"
+    ]
+
+
+async def test_the_password_may_stand_at_the_end_of_what_is_read(log: LogRecorder) -> None:
+    right = f"/auth {SECRET}\n".encode()
+    async with memory_server(asking()) as network:
+        client = await knock(network)
+        await client.stream.send_all(b"\n" * (MAX_BYTES - len(right)) + right + b"/ping\n" * 2000)
+        assert await client.lines(2001) == [ACCEPTED, *["[Server] pong"] * 2000]
 
 
 SAID = '{"type":"say","text":"hello there"}'
@@ -426,10 +455,69 @@ async def test_many_at_once_from_one_address_take_turns_and_are_sent_away(
             refused += line == (
                 "[Server] goodbye: too many wrong passwords from your address; try again later"
             )
-        assert (answered, refused) == (2, 8)  # after 4 and 8 seconds
+        assert (answered, refused) == (1, 9)  # after 4 seconds; the next would be after 12
         elsewhere = await door.knock("203.0.113.8:1")
         await elsewhere.send(f"/auth {SECRET}")
         assert await elsewhere.line() == ACCEPTED
+
+
+class Crowd:
+    """Clients of a server in memory, each from an address of its own."""
+
+    def __init__(self, network: MemoryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._network = network
+        self._addresses: dict[int, str] = {}
+        self._numbers = count()
+        monkeypatch.setattr(transport, "peer_address", lambda it: self._addresses[id(it)])
+
+    @asynccontextmanager
+    async def client(self, address: str = "") -> AsyncIterator[ScriptedClient]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        number = next(self._numbers)
+        fresh = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:1"
+        self._addresses[id(ours)] = address or fresh
+        self._network.accept(ours)
+        async with theirs:
+            yield ScriptedClient(theirs)
+
+    async def try_(self, password: str, address: str = "") -> str:
+        """Try *password*; return what comes of it."""
+        async with self.client(address) as client:
+            assert await client.line() == ASKED
+            await client.send(f"/auth {password}")
+            return await client.line()
+
+
+@pytest.mark.parametrize("attackers", [50, 250])
+async def test_guesses_from_addresses_without_end_are_few_and_keep_nobody_out(
+    attackers: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """*attackers* try without a pause, each time from another address."""
+    async with memory_server(asking()) as network, trio.open_nursery() as nursery:
+        crowd = Crowd(network, monkeypatch)
+        assert await crowd.try_(SECRET, "203.0.113.7:1") == ACCEPTED
+        wrong = 0
+
+        async def attack() -> None:
+            nonlocal wrong
+            while True:
+                wrong += await crowd.try_("mellon") == WRONG
+
+        for _ in range(attackers):
+            nursery.start_soon(attack)
+        await trio.sleep(20)
+        before = wrong
+        for address, longest in (
+            ("203.0.113.7:2", 0.1),  # known
+            ("203.0.113.8:1", attackers / 30 + 0.5),  # new
+            ("[2001:db8::1]:1", attackers / 30 + 0.5),
+        ):
+            started = trio.current_time()
+            assert await crowd.try_(SECRET, address) == ACCEPTED
+            assert trio.current_time() - started <= longest
+        await trio.sleep(20)
+        assert wrong - before <= 30 * (trio.current_time() - 20) + 1
+        nursery.cancel_scope.cancel(reason="all came in")
 
 
 async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,9 +545,9 @@ async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.Monke
 async def test_whoever_stands_at_the_door_keeps_nobody_out(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
-    count = MAX_AT_THE_DOOR + 50
+    number = MAX_AT_THE_DOOR + 50
     async with memory_server(asking()) as network:
-        crowd = [await knock(network) for _ in range(count)]
+        crowd = [await knock(network) for _ in range(number)]
         for client in crowd[:50]:
             assert await client.rest() == []
         late = "[INFO] [server] [STATE] Refused a client: too many others wait to come in"
@@ -471,6 +559,76 @@ async def test_whoever_stands_at_the_door_keeps_nobody_out(
         assert len(network.server.members) == 2
         await trio.sleep(20)
         assert network.server._entrance._at_the_door == {}
+
+
+class Door:
+    """Connections that wait for admission until they are closed for others."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.entrance = Entrance(ServerConfig())
+        self._nursery = nursery
+        self.closed: list[str] = []
+
+    async def wait(self, *addresses: str) -> None:
+        for address in addresses:
+            self._nursery.start_soon(self._wait, address)
+            await settle()
+
+    async def _wait(self, address: str) -> None:
+        try:
+            with self.entrance.at_the_door(Origin.of(address)):
+                await trio.sleep_forever()
+        except TurnedAway:
+            self.closed.append(address)
+
+
+MANY = MAX_AT_THE_DOOR
+FLOODS = {
+    "an IPv4 address": [f"192.0.2.1:{port}" for port in range(MANY)],
+    "an IPv6 /64": [f"[2001:db8:7:7::{port:x}]:1" for port in range(MANY)],
+    "an IPv6 /48": [f"[2001:db8:7:{port:x}::1]:1" for port in range(MANY)],
+    "loopback": [f"127.0.0.1:{port}" for port in range(MANY)],
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+async def test_one_address_or_site_takes_no_place_of_another(kind: str) -> None:
+    others = ["198.51.100.1:1", "198.51.100.1:2", "[2001:db8:8:8::1]:1", "127.0.0.2:1"]
+    async with trio.open_nursery() as nursery:
+        door = Door(nursery)
+        await door.wait(*others[:2], *FLOODS[kind], *others[2:], *FLOODS[kind])
+        assert set(door.closed) <= set(FLOODS[kind])
+        assert len(door.closed) == MANY + len(others)
+        assert door.closed[:4] == FLOODS[kind][:4]  # the oldest
+        nursery.cancel_scope.cancel(reason="all was seen")
+
+
+async def test_of_a_site_the_address_with_most_connections_is_closed_first() -> None:
+    neighbours = [f"[2001:db8:7:{number:x}::1]:1" for number in range(10)]
+    async with trio.open_nursery() as nursery:
+        door = Door(nursery)
+        flood = FLOODS["an IPv6 /64"]
+        await door.wait(*neighbours[:7], *neighbours[8:], *flood, *flood)
+        assert set(door.closed) == set(flood)
+        nursery.cancel_scope.cancel(reason="all was seen")
+
+
+async def test_rejected_connections_from_many_addresses_take_no_place_of_another(
+    autojump_clock: MockClock,
+) -> None:
+    others = [f"198.51.100.{number}:1" for number in range(20)]
+    streams = [trio.testing.memory_stream_pair() for _ in range(2 * MANY)]
+    async with trio.open_nursery() as nursery:
+        door = Door(nursery)
+        await door.wait(*others)
+        for ours, _ in streams:  # nobody reads the goodbye
+            nursery.start_soon(door.entrance.turn_away, ours, b"goodbye\n")
+        await settle()
+        assert len(door.entrance._at_the_door) == MANY
+        await trio.sleep(ServerTimeouts().linger + 0.1)
+        assert len(door.entrance._at_the_door) == len(others)
+        assert door.closed == []
+        nursery.cancel_scope.cancel(reason="all was seen")
 
 
 async def test_a_server_that_fills_up_meanwhile_says_so(log: LogRecorder) -> None:
@@ -555,6 +713,32 @@ async def test_an_address_is_that_of_a_network_for_that_limit_too(
     assert not entrance._connections  # nothing is left of those who are gone
 
 
+@pytest.mark.parametrize(
+    ("limit", "address", "admitted"),
+    [
+        (None, "203.0.113.7:1", MAX_CLIENTS_PER_ADDRESS),
+        (None, "[2001:db8::1]:1", MAX_CLIENTS_PER_ADDRESS),
+        (None, "127.0.0.1:1", 200),
+        (None, "[::1]:1", 200),
+        (None, "", 200),
+        (0, "203.0.113.7:1", 200),
+        (150, "203.0.113.7:1", 150),
+        (2, "127.0.0.1:1", 2),
+        (2, "", 200),
+    ],
+)
+def test_how_many_clients_one_address_may_have(
+    limit: int | None, address: str, admitted: int
+) -> None:
+    """Of 200: by default `MAX_CLIENTS_PER_ADDRESS`, but any number from this machine."""
+    entrance = Entrance(ServerConfig(max_clients_per_address=limit))
+    origin = Origin.of(address, None if address else 7)
+    with ExitStack() as stack:
+        refusals = [stack.enter_context(entrance.counted(origin)) for _ in range(200)]
+    assert [not refusal for refusal in refusals] == [True] * admitted + [False] * (200 - admitted)
+    assert not entrance._connections
+
+
 async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place() -> None:
     entrance = Entrance(ServerConfig())
 
@@ -564,7 +748,7 @@ async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place(
         finally:
             raise ValueError
 
-    with pytest.RaisesGroup(ValueError), entrance.at_the_door("192.0.2.1:5"):
+    with pytest.RaisesGroup(ValueError), entrance.at_the_door(Origin.of("192.0.2.1:5")):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_cancelled)
             nursery.start_soon(trio.sleep_forever)

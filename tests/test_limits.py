@@ -1,15 +1,14 @@
 """Budgets: of time, of messages, of memory, of guesses, of turns."""
 
 import math
-from collections import Counter, deque
-from itertools import pairwise
+from collections import Counter
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multichat.config import ServerTimeouts
-from multichat.limits import Attempts, Bucket, Budget, Effort, Turns, WaitBudget
+from multichat.limits import Bucket, Budget, Effort, Turns, WaitBudget
 
 pytestmark = pytest.mark.unit
 
@@ -216,112 +215,6 @@ def test_who_is_told_may_let_go_at_once() -> None:
     budget = Budget(999, lambda: budget.release(data))
     budget.hold(data)
     assert (budget.held_bytes, budget.over) == (0, False)
-
-
-# --- Attempts ------------------------------------------------------------------------------------
-
-
-def test_each_wrong_password_doubles_the_delay_of_the_next() -> None:
-    attempts = Attempts(TIMEOUTS)
-    now, delays = 50.0, []
-    for _ in range(8):
-        delays.append(attempts.reserve("here", now))
-        now += delays[-1]
-        attempts.failed("here", now)
-    assert delays == [0, 0.5, 1, 2, 4, 8, 8, 8]
-    assert attempts.waiting_seconds("here", now) == 8
-    assert attempts.waiting_seconds("here", now + 5) == 3
-    assert attempts.waiting_seconds("here", now + 9) == 0
-    assert attempts.waiting_seconds("elsewhere", now) == attempts.reserve("elsewhere", now) == 0
-
-
-def test_a_right_password_and_time_are_forgotten_with() -> None:
-    attempts = Attempts(TIMEOUTS)
-    for _ in range(5):
-        attempts.failed("here", 0.0)
-    attempts.succeeded("here")
-    assert attempts.reserve("here", 0.0) == 0
-    for _ in range(5):
-        attempts.failed("here", 0.0)
-    assert attempts.waiting_seconds("here", 0.0) == 8
-    assert attempts.reserve("here", 8 + TIMEOUTS.forget_attempts) == 0
-    attempts.failed("here", 8 + TIMEOUTS.forget_attempts)
-    assert attempts.waiting_seconds("here", 8 + TIMEOUTS.forget_attempts) == 8
-    assert attempts.reserve("here", 16 + 2 * TIMEOUTS.forget_attempts + 1) == 0
-    attempts.failed("here", 1e4)
-    assert attempts.waiting_seconds("here", 1e4) == TIMEOUTS.first_attempt_delay
-    attempts.succeeded("never seen")
-
-
-def test_a_thousand_failures_are_no_number_too_large() -> None:
-    attempts = Attempts(TIMEOUTS)
-    for _ in range(5000):
-        attempts.failed("here", 0.0)
-    assert attempts.waiting_seconds("here", 0.0) == TIMEOUTS.max_attempt_delay
-
-
-def test_many_connections_from_one_place_take_turns() -> None:
-    """Else a thousand at once would try a thousand passwords in the time of one."""
-    attempts = Attempts(TIMEOUTS)
-    for _ in range(3):
-        attempts.failed("here", 0.0)
-    assert [attempts.reserve("here", 0.0) for _ in range(4)] == [2, 4, 6, 8]
-    assert attempts.waiting_seconds("here", 0.0) == 10
-    assert attempts.reserve("elsewhere", 0.0) == 0
-
-
-@given(st.lists(st.floats(0, 30), min_size=1, max_size=30))
-def test_one_connection_after_the_other_waits_longer_and_longer(pauses: list[float]) -> None:
-    attempts = Attempts(TIMEOUTS)
-    now = 0.0
-    times: list[float] = []
-    for pause in pauses:
-        now += pause
-        now += attempts.reserve("here", now)
-        times.append(now)
-        attempts.failed("here", now)
-    delays = [0.5, 1, 2, 4, *[8] * len(pauses)]
-    for (one, other), delay in zip(pairwise(times), delays, strict=False):
-        assert other - one >= delay - 1e-9
-
-
-@given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), min_size=1, max_size=40))
-def test_however_many_try_at_once_only_so_many_guesses_are_made(
-    visits: list[tuple[float, int]],
-) -> None:
-    """*visits*: a pause, and how many connections then want to try; all of them are wrong."""
-    patience = 10.0  # who would have to wait longer is sent away
-    attempts = Attempts(TIMEOUTS)
-    now = 0.0
-    guesses = 0
-    waiting: deque[float] = deque()  # when who has reserved may try
-    for pause, connections in visits:
-        now += pause
-        while waiting and waiting[0] <= now:
-            guesses += 1
-            attempts.failed("here", waiting.popleft())
-        for _ in range(connections):
-            if attempts.waiting_seconds("here", now) > patience:
-                continue
-            if delay := attempts.reserve("here", now):
-                waiting.append(now + delay)
-            else:
-                guesses += 1
-                attempts.failed("here", now)
-    # What the first ones reserved before anything was known to be wrong, and one in eight seconds.
-    assert guesses <= 22 + now / TIMEOUTS.max_attempt_delay
-
-
-def test_places_are_bounded_and_the_quietest_is_forgotten_first() -> None:
-    attempts = Attempts(TIMEOUTS, max_places=3)
-    for place in "abc":
-        attempts.failed(place, 0.0)
-    attempts.failed("a", 0.0)
-    attempts.failed("d", 0.0)  # b was quiet for longest
-    assert [attempts.waiting_seconds(place, 0.0) for place in "abcd"] == [1, 0, 0.5, 0.5]
-    for number in range(1000):
-        attempts.reserve(number, 0.0)
-    assert len(attempts._places) == 3
 
 
 # --- Effort and turns -----------------------------------------------------------------------------

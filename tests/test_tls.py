@@ -6,7 +6,7 @@ import ssl
 import struct
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -619,6 +619,25 @@ async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
         with trio.move_on_after(0.2) as waited:
             await flood[-1].receive_some()
         assert waited.cancelled_caught
+
+
+async def test_a_hello_without_an_end_is_read_for_8_kib(
+    certificates: Certificates, log: LogRecorder
+) -> None:
+    async with running(certificates.server()) as server:
+        async with await trio.open_tcp_stream(LOOPBACK, server.port) as stream:
+            # The header of a record of 16 KiB that begins with a hello, and less than that of it.
+            record = b"\x16\x03\x01\x40\x00" + b"\x01\x00\x3f\xfc\x03\x03" + bytes(12_000)
+            with trio.fail_after(WAIT_SECONDS):
+                await stream.send_all(record)
+                with suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+        [line] = await until_logged(log, "Refused")
+        assert line.endswith(": more than 8192 bytes and no TLS handshake")
+        async with connect(LOOPBACK, server.port, tls=certificates.client()) as chat:
+            # What a client says once it is in is not limited.
+            await chat.say("x" * 50_000)
+            assert len(await chat.members()) == 1
 
 
 async def test_an_honest_client_gets_in_while_the_flood_goes_on(

@@ -196,6 +196,33 @@ async def test_hanging_up_on_someone_who_stays_takes_a_second(
         await theirs.send_all(b"x")
 
 
+async def test_someone_who_goes_on_sending_is_read_a_few_times_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    reads = 0
+
+    async def send_more() -> None:
+        nonlocal reads
+        reads += 1
+        await theirs.send_all(b"x")
+
+    ours.receive_stream.receive_some_hook = send_more
+    await transport.hang_up(ours, 1.0, 4)
+    assert reads == 4
+    assert trio.current_time() == pytest.approx(1.0)  # its end has time to read the goodbye
+
+
+async def test_the_user_at_the_other_end_of_a_unix_socket_is_known() -> None:
+    ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+    async with ours, theirs:
+        assert transport.peer_user(ours) == os.getuid()
+    ours, theirs = await tcp_pair()
+    async with ours, theirs:
+        assert transport.peer_user(ours) is None
+    assert transport.peer_user(trio.testing.memory_stream_pair()[0]) is None
+
+
 async def test_hanging_up_on_someone_who_has_gone_is_no_error() -> None:
     ours, theirs = await tcp_pair()
     await ours.aclose()

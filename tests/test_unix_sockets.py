@@ -283,6 +283,21 @@ async def test_both_at_once_are_one_chat(path: Path) -> None:
     assert not path.exists()
 
 
+async def test_wrong_passwords_on_a_socket_that_others_may_open_are_slow(path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        config = ServerConfig(password="swordfish")
+        run = partial(Server(config).run, None, unix=path, unix_mode=0o666)
+        server = await nursery.start(run)
+        started = trio.current_time()
+        for _ in range(4):  # each on a connection of its own
+            async with await trio.open_unix_socket(str(path)) as stream:
+                client = ScriptedClient(stream)
+                await client.send("/auth mellon")
+                assert (await client.lines(2))[1] == "[Server] wrong password"
+        assert trio.current_time() - started >= 0.5 + 1 + 2
+        server.shutdown()
+
+
 async def test_with_tls_on_the_port_the_socket_speaks_plainly(path: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     async with trio.open_nursery() as nursery:

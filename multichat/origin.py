@@ -1,0 +1,45 @@
+"""Where a connection comes from, as far as limits are concerned.  Pure."""
+
+from ipaddress import IPv6Network
+from typing import NamedTuple
+
+from multichat.bans import Network, network_of
+
+__all__ = ["Origin"]
+
+# Many providers give a /48 to one customer who asks for it.  An address of this machine or link
+# is in no /64 of a customer; see `network_of`.
+_SITE_PREFIX = 48
+_CUSTOMER_PREFIX = 64
+
+
+class Origin(NamedTuple):
+    """Where a connection comes from: an *address* in a *site*, and its *network* if it has one.
+
+    The address is an IPv4 address, an IPv6 /64, or a user of this machine (a Unix socket).  The
+    site is the /48 of an IPv6 address, and otherwise the address itself.
+    """
+
+    address: str
+    site: str
+    network: Network | None
+
+    @classmethod
+    def of(cls, address: str, user: int | None = None) -> "Origin | None":
+        """Return the origin of a peer's *address* or of a local *user*; None without either.
+
+        For the spelling of *address* see `network_of`.
+        """
+        network = network_of(address)
+        if network is None:
+            local = f"user {user}"
+            return None if user is None else cls(local, local, None)
+        name = site = str(network)
+        if isinstance(network, IPv6Network) and network.prefixlen == _CUSTOMER_PREFIX:
+            site = str(network.supernet(new_prefix=_SITE_PREFIX))
+        return cls(name, site, network)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine, by TCP."""
+        return self.network is not None and self.network.is_loopback
