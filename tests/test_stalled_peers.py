@@ -13,7 +13,7 @@ from .support.processes import ServerCommand, serve, tcp
 pytestmark = pytest.mark.stress
 
 # More than a busy machine keeps this process from reading.
-PATIENCE = 5.0
+SLOW_TIMEOUT = 5.0
 LINE = b"x" * 999 + b"\n"
 TOTAL_BYTES = 100_000_000
 SKIPPED = re.compile(r"\[Server\] (\d+) messages? skipped")
@@ -29,7 +29,7 @@ def peak_memory_bytes(server: ServerCommand) -> int:
 @pytest.mark.parametrize("policy", ["wait", "drop"])
 async def test_the_slow_cost_the_others_a_bounded_wait(policy: str, tmp_path: Path) -> None:
     async with (
-        serve(tmp_path, "--slow-timeout", str(PATIENCE), "--slow", policy) as server,
+        serve(tmp_path, "--slow-timeout", str(SLOW_TIMEOUT), "--slow", policy) as server,
         tcp(server) as healthy,
         tcp(server) as stalled,
     ):
@@ -44,8 +44,7 @@ async def test_the_slow_cost_the_others_a_bounded_wait(policy: str, tmp_path: Pa
         await stalled.aclose()
         # Behind all that was logged before.
         await server.wait_for("Client 4 disconnected")
-        gone = re.findall(r"Client (\d) disconnected \(too slow\)", server.out)
-        assert sorted(gone) == ([] if policy == "drop" else ["2", "3"])
+        assert "too slow" not in server.out  # they lag, or missed some
 
 
 async def _flood(
