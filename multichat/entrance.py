@@ -69,19 +69,19 @@ _LINGER_READS = 4
 # All rejected connections together.
 _REJECTED = Origin("rejected", "rejected", None)
 
-# What may be said before the password: a hello, and what somebody pastes who has not looked.
+# Lines that are answered before the password: a hello, and a paste of somebody who has not looked.
 _MAX_STRAY_LINES = 16
 
 _READ_BYTES = 4096
 
 _LEFT_WITHOUT = "it left without a password"
 
-# With which whoever speaks TLS begins.
+# The first byte of TLS.
 _TLS_RECORD = b"\x16"
 
 
 class TurnedAway(Exception):
-    """Somebody cannot come in; *reason* is for the log, *last_words* are what it is told."""
+    """A connection is rejected; *reason* is for the log, *last_words* are sent before the close."""
 
     def __init__(self, reason: str, last_words: bytes = b"") -> None:
         super().__init__(reason)
@@ -89,19 +89,19 @@ class TurnedAway(Exception):
 
     @classmethod
     def politely(cls, reason: str) -> "TurnedAway":
-        """Make it of a reason that is for both."""
+        """Return one whose *reason* is sent as a goodbye, too."""
         return cls(reason, TEXT.spell(Goodbye(reason)))
 
 
 class Greeted:
-    """A connection that may come in: its stream, and what was read from it already."""
+    """An admitted connection: its stream, and what was read from it already."""
 
     def __init__(self, stream: trio.abc.Stream, decoder: LineDecoder, parts: list[Part]) -> None:
         self.stream, self.decoder, self.parts = stream, decoder, parts
 
 
 class Entrance:
-    """The door of one server."""
+    """Admission to one server."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
@@ -116,7 +116,7 @@ class Entrance:
     def counted(self, origin: Origin | None) -> Iterator[str]:
         """Count a connection from *origin* while the block runs.
 
-        Yields why that is one too many, if it is.
+        Yields the reason to reject it if there are too many from its address, otherwise nothing.
         """
         limit = self._config.max_clients_per_address
         if limit is None and origin is not None and not origin.is_loopback:
@@ -162,10 +162,10 @@ class Entrance:
         self._at_the_door.pop(scope, None)
 
     def check(self, scope: trio.CancelScope) -> None:
-        """Raise `TurnedAway` if it was cancelled."""
+        """Raise `TurnedAway` if *scope* was cancelled."""
         if scope.cancelled_caught:
             self._check_open()
-            raise TurnedAway("too many others wait to come in")
+            raise TurnedAway("too many connections wait for admission")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -203,7 +203,7 @@ class Entrance:
         )
         try:
             with trio.move_on_after(self._config.handshake_seconds) as in_time:
-                # A line of a word is shorter than what TLS waits for.
+                # A short line is less than TLS waits for.
                 if await transport.peek(stream) not in (b"", _TLS_RECORD):
                     raise _plain_on_tls()
                 await transport.handshake(encrypted, MAX_BYTES)
@@ -221,7 +221,7 @@ class Entrance:
 
     @property
     def asks_password(self) -> bool:
-        """Whether one has to be said."""
+        """Whether the server requires a password."""
         return self._key is not None
 
     async def turn_away(self, stream: trio.abc.Stream, last_words: bytes) -> None:
@@ -235,9 +235,10 @@ class Entrance:
             pass  # it is gone, or its place was needed
 
     async def ask_password(self, stream: trio.abc.Stream, place: "_AtTheDoor") -> Greeted:
-        """Return once the password was said, with what came behind it; raises `TurnedAway`.
+        """Return when the client has sent the password, with what came behind it.
 
-        Waits for what is said for `auth_seconds` in all; the delay of wrong ones does not count.
+        Reads for `auth_seconds` in all; the delay of wrong passwords does not count.  Raises
+        `TurnedAway`.
         """
         decoder = LineDecoder(self._config.max_line_bytes)
         asking = _Asking(self._config.auth_seconds, stream, decoder)
@@ -264,8 +265,8 @@ class Entrance:
         raise TurnedAway.politely(PASSWORD_REQUIRED)
 
     async def _is_right(self, password: str, place: "_AtTheDoor") -> bool:
-        """Say whether that is it, no sooner than the limits allow; raises `TurnedAway`."""
-        assert self._key is not None  # noqa: S101 - else nobody is asked
+        """Return whether *password* is right, when the limits allow it; raises `TurnedAway`."""
+        assert self._key is not None  # noqa: S101 - a password is required
         right = hmac.compare_digest(_digest(password), self._key)
         if (origin := place.origin) is None:  # a stream of the program itself
             return right
@@ -279,18 +280,14 @@ class Entrance:
         if turn is None:
             await self._reject_later(TOO_MANY_ATTEMPTS)
         queue, delay = turn
-        try:
-            if delay:
-                await place.queue(delay)
-        except trio.Cancelled:
-            self._attempts.abandoned(queue, trio.current_time())
-            raise
+        if delay:
+            await place.queue(delay)
         if right:
             self._attempts.succeeded(origin, queue, trio.current_time())
         return right
 
     async def _reject_later(self, reason: str) -> NoReturn:
-        """Reject an attempt that would wait too long, and not at once: it would come back."""
+        """Reject an attempt that would wait too long; not at once, or it would be back at once."""
         await trio.sleep(self._config.auth_seconds)
         raise TurnedAway.politely(reason)
 
@@ -329,16 +326,16 @@ class _AtTheDoor:
 
 
 def _digest(password: str) -> bytes:
-    # A letter may be typed as one character or as several.  Longer ones are wrong, and the time
-    # that this takes grows with their square.
+    # A letter may be typed as one character or as several.  A longer password is wrong, and
+    # normalizing takes quadratic time.
     if len(password) <= MAX_PASSWORD_CHARACTERS:
         password = unicodedata.normalize("NFC", password)
-    # Of one length, so that a comparison in constant time does not tell it.
+    # Of one length, so that the time of a comparison does not tell the password's.
     return hashlib.sha256(password.encode("utf-8", "surrogatepass")).digest()
 
 
 class _Asking:
-    """A conversation in which nothing but passwords counts, for *seconds* of listening."""
+    """Asks one connection for the password, and reads from it for *seconds* in all."""
 
     def __init__(self, seconds: float, stream: trio.abc.Stream, decoder: LineDecoder) -> None:
         self._seconds = self._left = seconds
@@ -351,14 +348,14 @@ class _Asking:
         self._bytes_left = MAX_BYTES
 
     async def tell(self, event: Event) -> None:
-        """Tell the other side; raises `TurnedAway` if it does not take it."""
+        """Send *event*; raises `TurnedAway` if the client does not take it in time."""
         try:
             await self._in_time(transport.send_all(self._stream, TEXT.spell(event)))
-        except TurnedAway as refusal:  # with half a line on its way, which is the last
+        except TurnedAway as refusal:  # perhaps after half a line: nothing may follow
             raise TurnedAway(refusal.reason) from None
 
     async def hear(self) -> str | None:
-        """Return the next line's password, or None if it holds none; raises `TurnedAway`."""
+        """Return the password in the next line, or None if there is none; raises `TurnedAway`."""
         while not self._lines:
             if self._parts:
                 part = self._parts.pop(0)
@@ -395,7 +392,7 @@ class _Asking:
         return data
 
     async def _in_time(self, operation: Awaitable[T]) -> T:
-        """Wait for *operation*, for as long as is left; raises `TurnedAway`."""
+        """Wait for *operation* in the time that is left; raises `TurnedAway`."""
         started = trio.current_time()
         try:
             with trio.move_on_after(max(0.0, self._left)):
@@ -407,7 +404,7 @@ class _Asking:
         raise TurnedAway.politely(f"no password in {self._seconds:g} s")
 
     def rest(self) -> list[Part]:
-        """Return what was read and not heard."""
+        """Return what was read behind the password."""
         lines = "\n".join(reversed(self._lines))
         return [lines, *self._parts] if lines else self._parts
 

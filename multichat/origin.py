@@ -9,7 +9,7 @@ __all__ = ["Origin"]
 
 # Many providers give a /48 to one customer who asks for it.  An address of this machine or link
 # is in no /64 of a customer; see `network_of`.
-_SITE_PREFIX = 48
+_SITE_SHIFT = 128 - 48
 _CUSTOMER_PREFIX = 64
 
 
@@ -36,7 +36,7 @@ class Origin(NamedTuple):
             return None if user is None else cls(local, local, None)
         name = site = str(network)
         if isinstance(network, IPv6Network) and network.prefixlen == _CUSTOMER_PREFIX:
-            site = str(network.supernet(new_prefix=_SITE_PREFIX))
+            site = f"{int(network.network_address) >> _SITE_SHIFT:x}/48"
         return cls(name, site, network)
 
     @property

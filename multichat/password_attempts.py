@@ -54,8 +54,8 @@ class PasswordLimits:
 class PasswordAttempts:
     """Says how long an attempt has to wait; `now` is any clock that does not go back, in seconds.
 
-    An attempt waits for `address_delay`, then for `server_delay`, and is compared.  If it is right,
-    call `succeeded`; if its client is gone before that, `abandoned`.
+    An attempt waits for `address_delay`, then for `server_delay`, and is compared; if it is right,
+    call `succeeded`.
     """
 
     def __init__(self, timeouts: ServerTimeouts, limits: PasswordLimits = PasswordLimits()) -> None:
@@ -87,22 +87,18 @@ class PasswordAttempts:
         queue = self._queue_of(origin, now)
         delay = self._buckets[queue].spend(1, now)
         if delay > longest:
-            self.abandoned(queue, now)
+            self._buckets[queue].spend(-1, now)
             return None
         return queue, delay
 
     def succeeded(self, origin: Origin, queue: int, now: float) -> None:
         """Note that the password was right: forget what was wrong before, and trust *origin*."""
-        self.abandoned(queue, now)
+        self._buckets[queue].spend(-1, now)
         self._wrong.pop(origin.address, None)
         if origin.site in self._wrong:
             wrong, at = self._wrong[origin.site]
             self._wrong[origin.site] = max(0, wrong - 1), at
         self._remember(self._trusted, origin.address, now)
-
-    def abandoned(self, queue: int, now: float) -> None:
-        """Note that an attempt in *queue* is not made, or was right."""
-        self._buckets[queue].spend(-1, now)
 
     def _queue_of(self, origin: Origin, now: float) -> int:
         wrong = self._recall(origin.address, now)[0] - 1  # the attempt itself counts already

@@ -550,7 +550,7 @@ async def test_whoever_stands_at_the_door_keeps_nobody_out(
         crowd = [await knock(network) for _ in range(number)]
         for client in crowd[:50]:
             assert await client.rest() == []
-        late = "[INFO] [server] [STATE] Refused a client: too many others wait to come in"
+        late = "[INFO] [server] [STATE] Refused a client: too many connections wait for admission"
         assert log.lines == [late] * 50
         await enter(network)
         assert log.lines[50] == late

@@ -7,12 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.config import ServerTimeouts
 from multichat.limits import Bucket, Budget, Effort, Turns, WaitBudget
 
 pytestmark = pytest.mark.unit
-
-TIMEOUTS = ServerTimeouts()
 
 
 def test_a_room_waits_for_as_long_as_its_budget_lasts() -> None:

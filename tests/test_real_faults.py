@@ -268,7 +268,7 @@ async def test_two_thousand_who_never_say_the_password(tmp_path: Path) -> None:
             await stream.send_all(b"/auth open sesa")
 
         await at_once(2000, 50, come_and_wait)
-        await server.wait_for("too many others wait to come in", 2000 - 256)
+        await server.wait_for("too many connections wait for admission", 2000 - 256)
         assert open_files(server.process) < 256 + 64
 
 

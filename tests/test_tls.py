@@ -607,12 +607,12 @@ async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
         flood = [await trio.open_tcp_stream(LOOPBACK, server.port) for _ in range(count)]
         for stream in flood:
             stack.push_async_callback(trio.aclose_forcefully, stream)
-        await server.wait_for("too many others wait to come in", count - MAX_AT_THE_DOOR)
+        await server.wait_for("too many connections wait for admission", count - MAX_AT_THE_DOOR)
         async with connect(LOOPBACK, server.port, tls=certificates.client()) as honest:
             assert len(await honest.members()) == 2
             await honest.say("I am in")
             assert b"I am in\n" in await witness.receive_some()
-        refused = server.out.count("too many others wait to come in")
+        refused = server.out.count("too many connections wait for admission")
         assert refused == count + 1 - MAX_AT_THE_DOOR
         # The oldest had to go, and the newest are waited for.
         assert await flood[0].receive_some() == b""
@@ -656,7 +656,7 @@ async def test_an_honest_client_gets_in_while_the_flood_goes_on(
                     await trio.lowlevel.checkpoint()
 
         nursery.start_soon(flood)
-        await until_logged(log, "too many others wait to come in")
+        await until_logged(log, "too many connections wait for admission")
         for _ in range(3):
             with trio.fail_after(WAIT_SECONDS):
                 async with connect(LOOPBACK, server.port, tls=certificates.client()) as chat:
