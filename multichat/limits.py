@@ -31,7 +31,7 @@ class WaitBudget:
 
     def spend(self, seconds: float, now: float) -> None:
         """Subtract *seconds* that the room has waited until *now*."""
-        self._at = max(self._at, now)
+        self._refill(now)
         self._left = max(0.0, self._left - seconds)
 
     def _refill(self, now: float) -> None:

@@ -15,8 +15,8 @@ Invariants:
 4. Whoever speaks has been announced before, to every live member that is told of joins.
 5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
    waits for it.  It becomes live again in the step in which nothing lies between.
-6. Whoever the slow members are, the room spends at most its wait budget on them, except while it
-   has nobody else to deliver to.
+6. Whoever the slow members are, the room spends at most its wait budget on them, except while
+   waiting costs nobody anything: every live member has something left in its send queue.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -56,7 +56,10 @@ __all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
 
-# How often a member is looked at, within a timeout, to see whether it takes bytes.
+# How often the send queues are looked at while waiting is free.
+_LOOK_SECONDS = 0.02
+
+# How often a stalled member is looked at, within its timeout, to see whether it takes bytes.
 _LOOKS = 4
 
 
@@ -107,8 +110,8 @@ class Room:
         self._by_voice: dict[Voice, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
         self._at_disk = False  # who has its turn
-        self._waiting: dict[Member, None] = {}  # for these, to take the block that is being told
-        self._woken = trio.Event()  # when there is something new about them, or about who is live
+        self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
+        self._nobody_waits = trio.Event()
         self._announcer = Announcer(
             name,
             self._members,
@@ -166,7 +169,6 @@ class Room:
         self._members[member.client] = member
         self._by_voice[member.voice][member.client] = member
         member.room = self
-        self._woken.set()
         self._announcer.entered(member)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
@@ -184,8 +186,7 @@ class Room:
     def _forget_delivery(self, member: Member) -> None:
         """Deliver nothing to *member* any more, and do not wait for it."""
         self._by_voice[member.voice].pop(member.client, None)
-        self._waiting.pop(member, None)
-        self._woken.set()
+        self._stop_waiting_for(member)
 
     def close(self) -> None:
         """Give back what an empty room keeps in memory; it is not used any more."""
@@ -397,64 +398,57 @@ class Room:
 
         Those that have not taken it then, or when this is cancelled, become lagging.
         """
-        freed: list[Member] = []
-
-        def wake(member: Member) -> None:
-            freed.append(member)
-            self._woken.set()
-
-        self._waiting = dict.fromkeys(full)
+        self._waiting = dict.fromkeys(full, batch)
         for member in full:
-            member.mailbox.call_when_space(partial(wake, member))
-        free_until = trio.current_time() + MAX_FREE_WAIT_SECONDS
-        progress = _Progress(full, trio.current_time())
+            member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
+        now = trio.current_time()
+        free_until = now + MAX_FREE_WAIT_SECONDS
+        progress = _Progress(full, now)
         try:
             while self._waiting and not self._closing:
-                self._woken = trio.Event()
-                started = trio.current_time()
-                is_free = (
-                    started < free_until
-                    and self._has_no_other_live(sender)
-                    and started - progress.at < self._slow_timeout
-                )
-                if is_free:
-                    seconds = min(free_until - started, self._slow_timeout / _LOOKS)
-                elif not (seconds := self._wait_budget.left(started)):
+                started = now
+                is_free = now < min(free_until, progress.at + self._slow_timeout)
+                is_free = is_free and not self._somebody_is_dry(sender)
+                seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
+                if not seconds:
                     break
+                self._nobody_waits = trio.Event()
                 with trio.move_on_after(seconds):
-                    await self._woken.wait()
+                    await self._nobody_waits.wait()
                 now = trio.current_time()
-                if is_free:
-                    progress.look(now)
-                else:
+                progress.look(now)
+                if not is_free or self._somebody_is_dry(sender):
                     self._wait_budget.spend(now - started, now)
-                ready = freed.copy()
-                freed.clear()
-                for member in ready:
-                    self._offer_again(member, batch, delivery, partial(wake, member))
         finally:
             for member in list(self._waiting):
                 self._fall_behind(member, batch, delivery)
 
-    def _offer_again(
-        self, member: Member, batch: Batch, delivery: "_Delivery", wake: Callable[[], None]
-    ) -> None:
-        if member not in self._waiting:
+    def _offer_again(self, member: Member, batch: Batch, delivery: "_Delivery") -> None:
+        """Queue *batch* for *member*, which has room again, if it is still waited for."""
+        if self._waiting.get(member) is not batch:
             return
         offer = member.mailbox.offer(batch.spelled(member.voice))
         if offer is _FULL:
-            member.mailbox.call_when_space(wake)
-            return
-        del self._waiting[member]
-        if offer is not _CLOSED:
+            member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
+        elif offer is not _CLOSED:  # else it leaves
             delivery.queued += 1
             self._counts.deliveries += batch.messages
+            self._stop_waiting_for(member)
 
-    def _has_no_other_live(self, sender: Member | None) -> bool:
-        """Return whether every live member but *sender* is waited for."""
-        live = sum(map(len, self._by_voice.values()))
-        return live - len(self._waiting) == (
-            sender is not None and sender in self and sender.lag is None
+    def _stop_waiting_for(self, member: Member) -> None:
+        if self._waiting.pop(member, None) is not None and not self._waiting:
+            self._nobody_waits.set()
+
+    def _somebody_is_dry(self, sender: Member | None) -> bool:
+        """Return whether a live member but *sender* has nothing left in its send queue.
+
+        While nobody has, waiting costs no member anything.
+        """
+        speaker = None if sender is None else sender.client
+        return any(
+            not member.mailbox.waiting_bytes and client != speaker
+            for members in self._by_voice.values()
+            for client, member in members.items()
         )
 
     def _fall_behind(self, member: Member, batch: Batch, delivery: "_Delivery") -> None:
@@ -556,7 +550,6 @@ class Room:
     def _go_live(self, member: Member) -> None:
         member.lag = None
         self._by_voice[member.voice][member.client] = member
-        self._woken.set()
         if member.notices:
             member.mailbox.offer(b"".join(map(member.voice.spell, member.notices)))
             member.notices.clear()

@@ -224,7 +224,8 @@ async def test_a_room_whose_only_readers_take_nothing_goes_on_after_a_bounded_wa
     async with memory_server(config(Slow.WAIT)) as network:
         sender = await network.join()
         await stall_and_fill(network, sender)
-        assert await say_all(sender, ["2"]) == 2.0 + 2.0  # no bytes taken, then the budget
+        held_up = await say_all(sender, ["2"])  # no bytes taken, then the budget
+        assert held_up == pytest.approx(2.0 + 2.0, abs=0.1)
         assert await say_all(sender, ["3", "4"]) == 0
 
 
@@ -240,7 +241,7 @@ async def test_waiting_is_not_free_any_more_when_a_fast_reader_joins(
             await network.join()
 
         nursery.start_soon(join)
-        assert await say_all(sender, ["2"]) == pytest.approx(0.5 + 2.0)
+        assert await say_all(sender, ["2"]) == pytest.approx(0.5 + 2.0, abs=0.1)
 
 
 async def test_a_server_notice_waits_for_a_lagging_client(
