@@ -174,7 +174,8 @@ def serve(
         int,
         typer.Option(
             min=1,
-            help="MiB in all send queues together; above this, the slowest client is disconnected.",
+            help="MiB of memory for messages (half of it), sessions and clients; above this, old "
+            "messages and sessions are deleted and the slowest client is disconnected.",
             envvar="MULTICHAT_MEMORY",
         ),
     ] = _DEFAULTS.memory_bytes // _MIB,
@@ -241,7 +242,7 @@ def serve(
             min=1,
             help="MiB of messages to keep in all; above this, the oldest are deleted.",
             envvar="MULTICHAT_KEEP_MIB",
-            show_default="all with --journal, else 256",
+            show_default="all with --journal, else half of --memory",
         ),
     ] = None,
     away: Annotated[
@@ -365,6 +366,7 @@ def serve(
             max_messages=keep_messages,
             max_age_seconds=keep_days and keep_days * _DAY_SECONDS,
             max_bytes=keep_mib and keep_mib * _MIB,
+            memory_bytes=config.history_bytes,
         )
         server = Server(config, journal=kept)
         if is_terminal():
@@ -406,13 +408,14 @@ def _journal(
     max_messages: int | None,
     max_age_seconds: float | None,
     max_bytes: int | None,
+    memory_bytes: int,
 ) -> "Journal":
     if path is None:
         from multichat.journal import memory
 
         return memory.MemoryJournal(
             max_messages=max_messages,
-            max_bytes=max_bytes or memory.MAX_BYTES,
+            max_bytes=max_bytes or memory_bytes,
         )
     from multichat.journal.sqlite import Durability, Retention, SqliteJournal
 

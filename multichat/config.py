@@ -10,14 +10,11 @@ from multichat.framing import clean
 from multichat.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
 
 __all__ = [
-    "CLIENTS_SHARE",
     "DEFAULT_PORT",
     "DEFAULT_TIMEOUTS",
-    "HISTORY_SHARE",
     "MAX_CLIENTS_PER_ADDRESS",
     "MAX_FREE_WAIT_SECONDS",
     "MAX_PASSWORD_CHARACTERS",
-    "SESSIONS_SHARE",
     "ClientTimeouts",
     "Filter",
     "Message",
@@ -49,13 +46,6 @@ MAX_CLIENTS_PER_ADDRESS = 128
 
 # Shorter than any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
-
-
-# The parts of `ServerConfig.memory_bytes`: messages in memory, sessions of disconnected clients,
-# and what is held for connected ones.  The last eighth is for the rooms' newest messages.
-HISTORY_SHARE = 1 / 2
-SESSIONS_SHARE = 1 / 8
-CLIENTS_SHARE = 1 / 4
 
 
 class Slow(enum.Enum):
@@ -207,8 +197,8 @@ class ServerConfig:
     # The same in bytes as they come, whatever they are; at least one read goes at once.
     byte_rate: float | None = None
 
-    # What may wait in all mailboxes together.  A thousand members who stall in one room share what
-    # was said there; this is for those who ask for answers and do not take them.
+    # What is held for clients and rooms together; see the properties below for its parts.  A small
+    # machine's half: 1,024 clients that are all in the middle of a long line fit in the clients'.
     memory_bytes: int = 512 * 1024 * 1024
 
     # Who only listens says nothing for days; TCP itself notices who is dead.
@@ -250,6 +240,26 @@ class ServerConfig:
 
     timeouts: ServerTimeouts = ServerTimeouts()
     replay: ReplayLimits = ReplayLimits()
+
+    @property
+    def history_bytes(self) -> int:
+        """How many bytes the messages may take that are kept in memory only."""
+        return self.memory_bytes // 2
+
+    @property
+    def rings_bytes(self) -> int:
+        """How many bytes the rooms' newest messages may take."""
+        return self.memory_bytes // 8
+
+    @property
+    def clients_bytes(self) -> int:
+        """How many bytes may be held for connected clients."""
+        return self.memory_bytes // 4
+
+    @property
+    def sessions_bytes(self) -> int:
+        """How many bytes the sessions of disconnected clients may take."""
+        return self.memory_bytes // 8
 
     @property
     def limits(self) -> Limits:

@@ -26,7 +26,7 @@ from multichat.answers import CachedAnswer
 from multichat.bans import network_of
 from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
-from multichat.config import SESSIONS_SHARE, ServerConfig, Slow
+from multichat.config import ServerConfig, Slow
 from multichat.errors import (
     Banned,
     InvalidName,
@@ -103,6 +103,10 @@ def _place(member: Member) -> str:
     return member.address.rpartition(":")[0]
 
 
+# Of the memory for clients, what those may still hold that are disconnected because it is full,
+# while they are told so.
+_LEAVING_PART = 1 / 8
+
 # How often the operator is told of a disk that is full, and goes on being.
 _TELL_NOT_KEPT_SECONDS = 60.0
 
@@ -115,7 +119,7 @@ class Directory:
     open, keeps what is said; *resumables* are those who may come back.
 
     *room_list* is the answer to `rooms`.
-    *budget* is what all mailboxes together may hold: whoever is furthest behind has to go first.
+    *budget* is the memory for connected clients: above it, those that hold most are disconnected.
     *turns* are what those who flood have of the event loop.
     """
 
@@ -127,16 +131,16 @@ class Directory:
         is_banned: Callable[[str], bool] = lambda _: False,
         journal: Journal | None = None,
     ) -> None:
-        self._journal = journal or MemoryJournal()
+        self._journal = journal or MemoryJournal(max_bytes=config.history_bytes)
         self.resumables = Resumables(
             self._journal,
             config.max_sessions,
             config.timeouts.session,
-            max_bytes=config.memory_bytes * SESSIONS_SHARE,
+            max_bytes=config.sessions_bytes,
         )
         self.counts = Counts()
         self.closed = ""
-        self.budget = Budget(config.memory_bytes, self._shed_soon)
+        self.budget = Budget(config.clients_bytes, self._shed_soon)
         self.turns = Turns()
         self._shedding = False
         self._is_banned = is_banned
@@ -150,7 +154,7 @@ class Directory:
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
         self.room_list = CachedAnswer(self._list_rooms)
-        self._rings = Rings(ring_bytes=config.replay.ring_bytes)
+        self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages)
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
@@ -409,17 +413,22 @@ class Directory:
             self._start_soon(self._shed)
 
     async def _shed(self) -> None:
-        """Dismiss who is furthest behind until what waits fits again."""
-        leaving = 0  # what is being written to those who go, for the grace period at most
+        """Disconnect the clients for which most is held until the rest fits again."""
+        budget = self.budget
+        leaving = 0  # what is being written to clients that may finish it within the grace period
         try:
-            while self.budget.held_bytes - leaving > self.budget.limit_bytes and self._members:
-                member = max(self._members.values(), key=lambda each: each.mailbox.waiting_bytes)
-                if not member.mailbox.waiting_bytes:
+            while budget.held_bytes - leaving > budget.limit_bytes and self._members:
+                member = max(self._members.values(), key=lambda each: each.mailbox.held_bytes)
+                if not member.mailbox.held_bytes:
                     return
                 self.counts.too_slow += 1
                 member.mailbox.forget()
-                leaving += member.mailbox.waiting_bytes
                 self.dismiss(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
+                if leaving + member.mailbox.waiting_bytes <= budget.limit_bytes * _LEAVING_PART:
+                    leaving += member.mailbox.waiting_bytes
+                else:
+                    await member.mailbox.abort()
+                await trio.lowlevel.checkpoint()  # then what it held is free
         finally:
             self._shedding = False
 

@@ -147,6 +147,10 @@ class LineDecoder:
             self._partial += rest
         return parts
 
+    def forget(self) -> None:
+        """Drop what is held of an unfinished line."""
+        self._partial = bytearray()
+
     def finish(self) -> list[Part]:
         """Return what stood after the last LF: at the end of input that is a line too.
 

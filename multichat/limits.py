@@ -79,10 +79,15 @@ class Bucket:
 
 
 class Budget:
-    """How many bytes wait in all mailboxes together, what several of them share counted once.
+    """How much memory is held for connected clients: send queues, unfinished lines, nonces.
 
-    *on_over* is called, synchronously and perhaps often, while more than *limit_bytes* are held.
+    What several send queues share is counted once: a block that a thousand members have still to
+    take costs what one copy costs.  *on_over* is called, synchronously and perhaps often, while
+    more than *limit_bytes* are held.
     """
+
+    # Above this part of the limit nobody's send queue grows beyond what a lagging member's does.
+    TIGHT_PART = 0.5
 
     __slots__ = ("_holders", "_on_over", "held_bytes", "limit_bytes")
 
@@ -97,14 +102,23 @@ class Budget:
         """Whether more is held than may be."""
         return self.held_bytes > self.limit_bytes
 
+    @property
+    def tight(self) -> bool:
+        """Whether clients should be held to less than they may have at other times."""
+        return self.held_bytes > self.limit_bytes * self.TIGHT_PART
+
+    def add(self, size: int) -> None:
+        """Note *size* bytes more, or fewer, that nobody shares."""
+        self.held_bytes += size
+        if size > 0 and self.over:
+            self._on_over()
+
     def hold(self, data: bytes) -> None:
         """Note that one more holds *data*."""
         holders = self._holders.get(id(data), 0)
         self._holders[id(data)] = holders + 1
         if not holders:
-            self.held_bytes += len(data)
-            if self.over:
-                self._on_over()
+            self.add(len(data))
 
     def release(self, data: bytes) -> None:
         """Note that one of those who held *data* does not any more."""
@@ -113,7 +127,7 @@ class Budget:
             self._holders[id(data)] = holders
         else:
             del self._holders[id(data)]
-            self.held_bytes -= len(data)
+            self.add(-len(data))
 
 
 class Effort:

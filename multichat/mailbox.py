@@ -21,12 +21,16 @@ from os import write
 import trio
 
 from multichat.limits import Budget
-from multichat.transport import eager_fileno, reason_of, send_all, unsent_bytes
+from multichat.transport import close, eager_fileno, reason_of, send_all, unsent_bytes
 
 __all__ = ["Mailbox", "Offer"]
 
 # A thousand members all stalled at once hold 4 GiB at worst.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
+
+# The same while memory is tight: what a lagging member has at other times.  It gets less then.
+_TIGHT_WAITING_BYTES = 256 * 1024
+_TIGHT_DIVISOR = 8
 
 # Large enough that the system call's own cost is lost in the copying, small enough that the
 # copy we join stays in the cache.
@@ -67,6 +71,7 @@ class Mailbox:
         "_last_words",
         "_max_batches",
         "_missed",
+        "_noted_bytes",
         "_on_waiting",
         "_receive",
         "_send",
@@ -100,6 +105,7 @@ class Mailbox:
         self._send: trio.MemorySendChannel[bytes | memoryview] | None = None
         self._receive: trio.MemoryReceiveChannel[bytes | memoryview] | None = None
         self._missed = 0
+        self._noted_bytes = 0
         self._closed = False
         self._last_words = b""
         self._torn: memoryview | None = None
@@ -110,6 +116,17 @@ class Mailbox:
     def closed(self) -> bool:
         """Whether nothing more is taken; what waits may still be on its way."""
         return self._closed
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory is held for the client: what waits, and what was noted."""
+        return self.waiting_bytes + self._noted_bytes
+
+    def note(self, size: int) -> None:
+        """Note how much memory is held for the client besides; nothing once this is closed."""
+        if size != self._noted_bytes and not self._closed:
+            self._budget.add(size - self._noted_bytes)
+            self._noted_bytes = size
 
     def offer(self, data: bytes) -> Offer:
         """Take *data* if there is room for all of it, without waiting."""
@@ -131,7 +148,7 @@ class Mailbox:
                     return _SENT
                 rest = memoryview(data)[taken:]
                 self._handed_bytes += taken
-        elif self.waiting_bytes + len(data) > MAX_WAITING_BYTES:
+        elif self.waiting_bytes + len(data) > self._most_bytes:
             return _FULL
         if self._send is None and self._on_waiting is not None:
             self._on_waiting()
@@ -144,6 +161,14 @@ class Mailbox:
         self._missed = 0
         return _QUEUED
 
+    def fit(self, size: int) -> int:
+        """Return how many bytes may be queued here of what is replayed, mostly *size*."""
+        return size // _TIGHT_DIVISOR if self._budget.tight else size
+
+    @property
+    def _most_bytes(self) -> int:
+        return _TIGHT_WAITING_BYTES if self._budget.tight else MAX_WAITING_BYTES
+
     def _open_channel(self) -> trio.MemorySendChannel[bytes | memoryview]:
         if self._send is None:
             self._send, self._receive = trio.open_memory_channel(self._max_batches)
@@ -155,8 +180,14 @@ class Mailbox:
         Cancelled, it has taken nothing.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (offer := self.offer(data)) is _FULL:
-            await self.wait_for_space()
+        if (offer := self.offer(data)) is _FULL:
+            self._budget.hold(data)
+            try:
+                while offer is _FULL:
+                    await self.wait_for_space()
+                    offer = self.offer(data)
+            finally:
+                self._budget.release(data)
         await trio.lowlevel.cancel_shielded_checkpoint()
         return offer
 
@@ -179,7 +210,7 @@ class Mailbox:
         """Say whether an offer of that *size*, in bytes, would be taken now, or never again."""
         if self._closed or not self.waiting_bytes:
             return True
-        if self.waiting_bytes + size > MAX_WAITING_BYTES:
+        if self.waiting_bytes + size > self._most_bytes:
             return False
         return self._batches < self._max_batches
 
@@ -223,10 +254,15 @@ class Mailbox:
                         self.waiting_bytes -= len(piece)
                         self._budget.release(piece)
 
+    async def abort(self) -> None:
+        """Close the stream at once, so that nothing of what waits is held any longer."""
+        await close(self._stream)
+
     def close(self, last_words: bytes = b"") -> None:
         """Take nothing more; what waits, and then *last_words*, is still written.  Idempotent."""
         if self._closed:
             return
+        self.note(0)
         self._closed = True
         if self._missed:
             last_words = self._spell_missed(self._missed) + last_words

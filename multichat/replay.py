@@ -26,9 +26,6 @@ __all__ = ["Lag", "PageCache", "Ring", "Rings", "encode"]
 
 _LIMITS = ReplayLimits()
 
-# As much as 64 lively rooms have.
-RINGS_BYTES = 64 * 1024 * 1024
-
 # Two, so that a member that lags for one block need not wait for a disk.
 _MIN_BLOCKS = 2
 
@@ -113,24 +110,24 @@ def _rest_of(block: Block, position: int, voice: Voice) -> Iterable[Block]:
 class Rings:
     """What the rings of a server may hold together, in bytes, and each of them.
 
-    The room in which nothing was said for longest is the first to keep only its newest blocks.
+    The room in which nothing was said for longest is the first to keep nothing.
     """
 
-    def __init__(self, max_bytes: int = RINGS_BYTES, ring_bytes: int = _LIMITS.ring_bytes) -> None:
+    def __init__(self, max_bytes: int, ring_bytes: int = _LIMITS.ring_bytes) -> None:
         self.ring_bytes = ring_bytes
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._used: dict[Ring, None] = {}  # since it kept only its newest blocks; the last one last
+        self._used: dict[Ring, None] = {}  # those that keep something; the one used last is last
 
     def grow(self, ring: "Ring", more_bytes: int) -> None:
         """Note that *ring* is in use, and has *more_bytes* than before, or fewer."""
         self._bytes += more_bytes
         self._used.pop(ring, None)
         self._used[ring] = None
-        while self._bytes > self._max_bytes and self._used:
+        while self._bytes > self._max_bytes and len(self._used) > 1:
             oldest = next(iter(self._used))
             del self._used[oldest]
-            self._bytes -= oldest.trim(0)
+            self._bytes -= oldest.clear()
 
     def discard(self, ring: "Ring") -> None:
         """Forget *ring*, which is not used any more."""
@@ -175,18 +172,9 @@ class Ring:
         for block in blocks:
             self.bytes += block.size - block.counted_bytes
             block.counted_bytes = block.size
-        self.trim(self._rings.ring_bytes)
-        self._rings.grow(self, self.bytes - before)
-
-    def trim(self, max_bytes: int) -> int:
-        """Forget the oldest blocks beyond *max_bytes*, but not the newest two.
-
-        Returns how many bytes they were.
-        """
-        before = self.bytes
-        while self.bytes > max_bytes and len(self._blocks) > _MIN_BLOCKS:
+        while self.bytes > self._rings.ring_bytes and len(self._blocks) > _MIN_BLOCKS:
             self.bytes -= self._blocks.popleft().counted_bytes
-        return before - self.bytes
+        self._rings.grow(self, self.bytes - before)
 
     def clear(self) -> int:
         """Forget all blocks; return how many bytes they were."""

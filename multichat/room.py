@@ -492,7 +492,7 @@ class Room:
         """
         mailbox = member.mailbox
         while (lag := member.lag) is not None and member in self and not mailbox.closed:
-            if mailbox.waiting_bytes >= self._replay_bytes or not mailbox.has_room(0):
+            if mailbox.waiting_bytes >= mailbox.fit(self._replay_bytes) or not mailbox.has_room(0):
                 await self._wait_for_space(member)
                 continue
             start = lag.position
@@ -516,16 +516,15 @@ class Room:
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
-        ring, start = self._ring, lag.position
+        ring, start, max_bytes = self._ring, lag.position, member.mailbox.fit(self._replay_bytes)
         if start >= ring.first:
-            return ring.encode(lag, member.voice, member.client, max_bytes=self._replay_bytes)
+            return ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
         if start >= self._journal.first:
             blocks = await self._pages.read(self._journal, start, self._told)
             if member.lag is not lag:
                 return b""
             if blocks:
-                size = self._replay_bytes
-                return encode(blocks, lag, member.voice, member.client, max_bytes=size)
+                return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
             missed = lag.skip_to(min(ring.first, self._pages.page_end(start)))
         else:
             missed = lag.skip_to(min(ring.first, self._journal.first))

@@ -105,7 +105,7 @@ class Server:
         self, config: ServerConfig | None = None, *, journal: Journal | None = None
     ) -> None:
         self.config = config or ServerConfig()
-        self._journal = journal or MemoryJournal()
+        self._journal = journal or MemoryJournal(max_bytes=self.config.history_bytes)
         self.port = 0
         self.addresses: list[str] = []
         self._log = Log("server")

@@ -89,8 +89,7 @@ HEAVY_BYTES = 8 * 1024
 # A read that is so much work (see `Effort`) waits for its turn, too, whoever sent it.
 _MUCH_WORK_BYTES = 2 * 1024
 
-# For what is not known yet.
-_FIRST_TURN_SECONDS = 0.005
+_FIRST_TURN_SECONDS = 0.005  # for what is not known yet
 
 # A full read of noise takes 9 ms, more where others want the processor, too; a turn that took much
 # longer has waited for somebody.
@@ -197,6 +196,7 @@ class Session:
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
+        self._greeted.decoder.forget()
         self._nursery.cancel_scope.deadline = trio.current_time() + self._config.grace_seconds
         self._reading.cancel(reason=reason or "the client left")
 
@@ -283,6 +283,8 @@ class Session:
                 turns.light(self._turn_seconds, now)
             is_newcomer = False
             await self._take(decoder.feed(data))
+            session = self.member.resumable
+            self._mailbox.note(decoder.buffered_bytes + (session.held_bytes if session else 0))
             if decoder.reply and self.member.voice is TEXT:
                 await self._mailbox.put(decoder.reply)
             self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)

@@ -8,6 +8,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multichat.limits import Budget
 from multichat.mailbox import MAX_WAITING_BYTES, Mailbox, Offer
 from multichat.messages import Missed
 from multichat.voices import TEXT
@@ -18,9 +19,14 @@ from .support.sockets import tcp_pair
 pytestmark = pytest.mark.unit
 
 
-def mailbox_on(stream: trio.abc.Stream, max_batches: int = 2) -> Mailbox:
+def mailbox_on(
+    stream: trio.abc.Stream, max_batches: int = 2, budget: Budget | None = None
+) -> Mailbox:
     return Mailbox(
-        stream, max_batches=max_batches, spell_missed=lambda count: TEXT.spell(Missed(count))
+        stream,
+        max_batches=max_batches,
+        spell_missed=lambda count: TEXT.spell(Missed(count)),
+        budget=budget,
     )
 
 
@@ -46,6 +52,28 @@ async def test_what_is_offered_is_written_in_order_and_the_last_words_last() -> 
     assert mailbox.waiting_bytes == 0
     await ours.send_eof()
     assert await read_until_eof(theirs) == b"a\nb\nbye\n"
+
+
+async def test_while_memory_is_tight_send_queues_are_shorter() -> None:
+    budget = Budget(2 * MAX_WAITING_BYTES)
+    ours, _ = trio.testing.memory_stream_pair()
+    mailbox = mailbox_on(ours, 64, budget)
+    assert mailbox.offer(b"x" * 256 * 1024) is Offer.QUEUED
+    assert mailbox.offer(b"y") is Offer.QUEUED
+    assert mailbox.fit(80) == 80
+    mailbox.note(MAX_WAITING_BYTES)
+    assert mailbox.held_bytes == budget.held_bytes > MAX_WAITING_BYTES
+    assert mailbox.offer(b"z") is Offer.FULL
+    assert not mailbox.has_room(1)
+    assert mailbox.fit(80) == 10
+    mailbox.note(0)
+    assert mailbox.offer(b"z") is Offer.QUEUED
+    mailbox.note(MAX_WAITING_BYTES)
+    mailbox.close()
+    assert budget.held_bytes == mailbox.waiting_bytes
+    await mailbox.run()
+    mailbox.note(1)
+    assert budget.held_bytes == 0
 
 
 async def test_what_waits_is_joined_into_one_write() -> None:

@@ -170,7 +170,7 @@ async def test_who_says_nothing_has_to_go_where_that_is_so(
 @pytest.mark.process
 async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder) -> None:
     """Answers that are not taken are nobody else's: each costs its own memory."""
-    config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES, mailbox_batches=100_000)
+    config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES // 4, mailbox_batches=100_000)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat_server, config)
         greedy = [await open_client(server.port) for _ in range(4)]
@@ -182,7 +182,7 @@ async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder)
                 asking.start_soon(ask_and_never_read, client)
             with trio.fail_after(WAIT_SECONDS):
                 while server.statistics().too_slow < 2:
-                    assert server._directory.budget.held_bytes <= 3 * MAX_WAITING_BYTES
+                    assert server._directory.budget.held_bytes <= config.memory_bytes
                     await trio.sleep(0.01)
             await honest.send("/ping")
             assert await honest.line() == "[Server] pong"
@@ -210,17 +210,63 @@ async def ask_and_never_read(client: ScriptedClient) -> None:
         pass
 
 
+async def test_clients_with_long_unfinished_lines_are_disconnected_when_memory_is_full(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(memory_bytes=400_000)) as server:
+        honest, *others = [await server.join() for _ in range(4)]
+        for client in others:
+            await client.stream.send_all(b"x" * 40_000)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(server.server.members) == 3
+        assert server.server._directory.budget.held_bytes == 2 * 40_000
+        await honest.send("/ping")
+        assert await honest.line() == "[Server] pong"
+        assert "[Server] goodbye: too far behind" in await others[0].rest()
+        for client in others[1:]:
+            await client.send("y")
+            await honest.line()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.server._directory.budget.held_bytes == 0
+
+
+async def test_nonces_of_connected_clients_count_until_they_leave() -> None:
+    async with memory_server() as server:
+        alice = await server.join()
+        await alice.send("/json", *(f'{{"type":"say","text":"x","nonce":{n}}}' for n in range(300)))
+        await alice.lines(301)
+        budget = server.server._directory.budget
+        assert 256 * 200 < budget.held_bytes < 256 * 300
+        server.server.kick(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.held_bytes == 0
+
+
+async def test_an_answer_that_waits_for_room_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1, grace_seconds=1)) as server:
+        stalled = await server.stalled()
+        budget = server.server._directory.budget
+        await stalled.send("/help", "/help", "/help", "/help")
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.held_bytes > server.server.members[0].waiting_bytes
+        server.server.kick(1)
+        await trio.sleep(5)
+        assert budget.held_bytes == 0
+
+
 async def test_who_was_furthest_behind_is_told_so_if_it_takes_anything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    config = ServerConfig(memory_bytes=1000, slow=Slow.DROP, grace_seconds=50)
+    config = ServerConfig(memory_bytes=40_000, slow=Slow.DROP, grace_seconds=50)
     async with memory_server(config) as server:
         alice, bob = await server.join(), await server.join()
         stalled = await server.stalled()
         await alice.send("x" * 600)
         await trio.testing.wait_all_tasks_blocked()
-        await alice.send("y" * 600)
-        assert await bob.lines(2) == ["[Client 1] " + "x" * 600, "[Client 1] " + "y" * 600]
+        await alice.send("y" * 9600)
+        assert await bob.lines(2) == ["[Client 1] " + "x" * 600, "[Client 1] " + "y" * 9600]
         await trio.testing.wait_all_tasks_blocked()
         assert [member.client for member in server.server.members] == [1, 2]
         stalled.recover()
@@ -232,7 +278,7 @@ async def test_who_was_furthest_behind_is_told_so_if_it_takes_anything(
 
 
 async def test_what_members_share_counts_once(autojump_clock: trio.testing.MockClock) -> None:
-    async with memory_server(ServerConfig(memory_bytes=20_000)) as server:
+    async with memory_server(ServerConfig(memory_bytes=80_000)) as server:
         alice = await server.join()
         stalled = [await server.stalled() for _ in range(100)]
         await alice.send("x" * 10_000)

@@ -52,7 +52,7 @@ class MemoryJournal(Journal):
         max_room_bytes: int = MAX_ROOM_BYTES,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self.max_messages, self.max_room_bytes = max_messages, max_room_bytes
+        self.max_messages, self.max_room_bytes = max_messages, min(max_room_bytes, max_bytes)
         self._max_bytes = max_bytes
         self._bytes = 0
         self._last_epoch = 0
