@@ -284,6 +284,8 @@ class Entrance:
             await place.queue(delay)
         if right:
             self._attempts.succeeded(origin, queue, trio.current_time())
+        else:
+            self._attempts.failed(origin, trio.current_time())
         return right
 
     async def _reject_later(self, reason: str) -> NoReturn:

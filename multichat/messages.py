@@ -16,6 +16,7 @@ from multichat.preamble import (
     SERVER_IS_FULL,
     TOO_MANY_ATTEMPTS,
     TOO_MANY_FROM_ADDRESS,
+    TOO_MANY_WRONG,
     WRONG_PASSWORD,
 )
 
@@ -442,7 +443,7 @@ _CODES_BY_REASON = {
     "banned": "banned",
     TAKEN_OVER: "replaced",
     WRONG_PASSWORD: "wrong-password",
-    "too many wrong passwords": "wrong-password",
+    TOO_MANY_WRONG: "full",
     ASKED_TO_LEAVE: "quit",
 }
 

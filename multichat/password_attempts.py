@@ -2,8 +2,8 @@
 
 Invariants:
 
-1. An attempt counts as wrong from the moment in which it begins to wait until it turns out to be
-   right, so that many connections at once try no more passwords than one after the other.
+1. Attempts from one address take turns, so that many connections at once try hardly more passwords
+   than one after the other.
 2. An attempt waits behind those of origins with as many wrong attempts as its own, never behind
    those with more: so whoever tries many passwords delays others like it, not those who log in.
 3. A right password uses up nothing.
@@ -54,8 +54,8 @@ class PasswordLimits:
 class PasswordAttempts:
     """Says how long an attempt has to wait; `now` is any clock that does not go back, in seconds.
 
-    An attempt waits for `address_delay`, then for `server_delay`, and is compared; if it is right,
-    call `succeeded`.
+    An attempt waits for `address_delay`, then for `server_delay`, and is compared; then call
+    `succeeded` or `failed`.
     """
 
     def __init__(self, timeouts: ServerTimeouts, limits: PasswordLimits = PasswordLimits()) -> None:
@@ -74,9 +74,8 @@ class PasswordAttempts:
         at = max(now, next_at)
         if at - now > longest:
             return None
-        self._remember(self._wrong, origin.address, (wrong + 1, at + self._pause(wrong + 1)))
-        if origin.site != origin.address:
-            self._remember(self._wrong, origin.site, (self._recall(origin.site, now)[0] + 1, now))
+        # Also where nothing was wrong yet: many may wait before the first turns out to be wrong.
+        self._remember(self._wrong, origin.address, (wrong, at + self._pause(max(1, wrong))))
         return at - now
 
     def server_delay(self, origin: Origin, now: float, longest: float) -> tuple[int, float] | None:
@@ -95,19 +94,24 @@ class PasswordAttempts:
         """Note that the password was right: forget what was wrong before, and trust *origin*."""
         self._buckets[queue].spend(-1, now)
         self._wrong.pop(origin.address, None)
-        if origin.site in self._wrong:
-            wrong, at = self._wrong[origin.site]
-            self._wrong[origin.site] = max(0, wrong - 1), at
         self._remember(self._trusted, origin.address, now)
 
+    def failed(self, origin: Origin, now: float) -> None:
+        """Note that the password was wrong."""
+        wrong, next_at = self._recall(origin.address, now)
+        next_at = max(next_at, now + self._pause(wrong + 1))
+        self._remember(self._wrong, origin.address, (wrong + 1, next_at))
+        if origin.site != origin.address:
+            self._remember(self._wrong, origin.site, (self._recall(origin.site, now)[0] + 1, now))
+
     def _queue_of(self, origin: Origin, now: float) -> int:
-        wrong = self._recall(origin.address, now)[0] - 1  # the attempt itself counts already
+        wrong = self._recall(origin.address, now)[0]
         since = self._trusted.get(origin.address)
-        if wrong <= 0 and since is not None and now - since <= self._timeouts.session:
+        if not wrong and since is not None and now - since <= self._timeouts.session:
             return 0
         if origin.site != origin.address:
-            wrong += (self._recall(origin.site, now)[0] - 1) // self._limits.site_attempts
-        return min(max(wrong, 0) + 1, len(self._buckets) - 1)
+            wrong += self._recall(origin.site, now)[0] // self._limits.site_attempts
+        return min(wrong + 1, len(self._buckets) - 1)
 
     def _recall(self, key: str, now: float) -> tuple[int, float]:
         wrong, next_at = self._wrong.get(key, (0, now))
