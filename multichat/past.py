@@ -1,10 +1,11 @@
-"""Answers to `history`: a page of earlier messages, out of a journal."""
+"""Answers to `history`: a page of earlier messages, out of a room's ring and its journal."""
 
 from collections.abc import Iterator
 
 from multichat.ids import message_id
 from multichat.journal import RoomJournal
 from multichat.messages import HistoryPage, Nonce, Said, SaidRun
+from multichat.replay import Ring
 from multichat.voices import JSON
 
 __all__ = ["read_history"]
@@ -15,16 +16,22 @@ MAX_HISTORY_BYTES = 256 * 1024
 
 
 async def read_history(
-    journal: RoomJournal, stop: int, limit: int, nonce: Nonce | None = None
+    journal: RoomJournal, ring: Ring, stop: int, limit: int, nonce: Nonce | None = None
 ) -> HistoryPage:
     """Return the last messages before number *stop*, oldest first; at most *limit*.
 
     And at most `MAX_HISTORY_MESSAGES`, in `MAX_HISTORY_BYTES` as JSON spells them, but one in any
-    case.  Raises `NotKept` if they cannot be read.
+    case.  The *journal* is read only for what the *ring* does not have.  Raises `NotKept` if it
+    cannot be read.
     """
-    runs = await journal.read_before(
-        stop, max_messages=min(limit, MAX_HISTORY_MESSAGES), max_bytes=MAX_HISTORY_BYTES
-    )
+    limit = min(limit, MAX_HISTORY_MESSAGES)
+    runs = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
+    first = runs[0].first if runs else stop
+    left = limit - sum(run.run.count("\n") + 1 for run in runs)
+    bytes_left = MAX_HISTORY_BYTES - sum(len(run.run.encode()) for run in runs)
+    if first <= ring.first and first > journal.first and left and bytes_left > 0:
+        older = await journal.read_before(first, max_messages=left, max_bytes=bytes_left)
+        runs = [*older, *runs]
     messages: list[Said] = []  # the newest first
     bytes_left = MAX_HISTORY_BYTES
     for said in _backwards(runs):
@@ -32,7 +39,8 @@ async def read_history(
         if bytes_left < 0 and messages:
             break
         messages.append(said)
-    more = bool(messages) and messages[-1].id > message_id(journal.epoch, journal.first)
+    oldest = message_id(journal.epoch, min(journal.first, ring.first))
+    more = bool(messages) and messages[-1].id > oldest
     return HistoryPage(messages[::-1], more, nonce=nonce)
 
 

@@ -12,14 +12,15 @@ Invariants:
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from itertools import takewhile
+from operator import attrgetter
 
 import trio
 
 from multichat.batch import MAX_BATCH_BYTES, Block, cut
 from multichat.config import ReplayLimits
 from multichat.errors import NotKept
-from multichat.journal import RoomJournal, part_of
-from multichat.messages import Missed
+from multichat.journal import RoomJournal, backwards_from, newest_of, part_of
+from multichat.messages import Missed, SaidRun
 from multichat.voices import Voice
 
 __all__ = ["Lag", "PageCache", "Ring", "Rings", "encode"]
@@ -159,6 +160,12 @@ class Ring:
         self._blocks.append(block)
         self.next = block.end
         self._count([block])
+
+    def newest(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+        """Return the newest messages with numbers below *stop*; see `RoomJournal.read_before`."""
+        blocks = backwards_from(self._blocks, stop, attrgetter("said.first"))
+        runs = (block.said for block in blocks)
+        return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
 
     def encode(self, lag: Lag, voice: Voice, client: int, *, max_bytes: int) -> bytes:
         """Return what *client* gets next; see `encode`.  Its *lag* MUST NOT begin before us."""

@@ -473,7 +473,7 @@ class Room:
         Raises `UnknownId` and `NotKept`.
         """
         stop = self._told if before is None else self.number_of(before)
-        return await past.read_history(self._journal, stop, limit, nonce)
+        return await past.read_history(self._journal, self._ring, stop, limit, nonce)
 
     def lag(self, member: Member, position: int) -> None:
         """Replay to *member*, from number *position* on, what was told; then it is live again.

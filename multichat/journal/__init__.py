@@ -12,8 +12,11 @@ numbers that clients have had.  It knows nothing of who is connected.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -26,10 +29,13 @@ __all__ = [
     "Keeping",
     "RoomJournal",
     "SessionRecord",
+    "backwards_from",
     "newest_of",
     "part_of",
     "within",
 ]
+
+T = TypeVar("T")
 
 
 class Keeping:
@@ -183,7 +189,18 @@ def part_of(said: SaidRun, start: int, stop: int) -> SaidRun | None:
     return msgspec.structs.replace(said, first=said.first + from_, run="\n".join(texts[from_:to]))
 
 
-def within(runs: list[SaidRun], max_bytes: int) -> list[SaidRun]:
+def backwards_from(
+    items: Sequence[T] | deque[T], stop: int, first: Callable[[T], int]
+) -> Iterator[T]:
+    """Yield those of *items* whose *first* number, in whose order they are, is below *stop*.
+
+    The newest first.  Looks at few of the others, however many there are.
+    """
+    for index in range(bisect_left(items, stop, key=first) - 1, -1, -1):
+        yield items[index]
+
+
+def within(runs: Iterable[SaidRun], max_bytes: int) -> list[SaidRun]:
     """Return the first messages of *runs* with at most so many bytes of text, but one at least."""
     taken: list[SaidRun] = []
     for said in runs:

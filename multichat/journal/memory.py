@@ -8,7 +8,10 @@ first to lose what it had.
 import math
 import sys
 import time
+from bisect import bisect_right
 from collections import OrderedDict, deque
+from itertools import takewhile
+from operator import attrgetter
 
 import trio
 
@@ -17,6 +20,7 @@ from multichat.journal import (
     Keeping,
     RoomJournal,
     SessionRecord,
+    backwards_from,
     newest_of,
     part_of,
     within,
@@ -137,20 +141,15 @@ class _MemoryRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         await trio.lowlevel.checkpoint()
-        found: list[SaidRun] = []
-        # From the end: what is asked for is mostly what was said last.
-        for said in reversed(self._runs):
-            if said.first < stop:
-                found.append(said)
-            if said.first <= start:
-                break
-        parts = [part for said in reversed(found) if (part := part_of(said, start, stop))]
-        return within(parts, max_bytes)
+        runs = self._runs
+        begin = max(0, bisect_right(runs, start, key=attrgetter("first")) - 1)
+        found = (runs[index] for index in range(begin, len(runs)))
+        wanted = takewhile(lambda said: said.first < stop, found)
+        return within(filter(None, (part_of(said, start, stop) for said in wanted)), max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
         await trio.lowlevel.checkpoint()
-        # Read before anything else can be appended: the deque must not change meanwhile.
-        runs = reversed(self._runs)
+        runs = backwards_from(self._runs, stop, attrgetter("first"))
         return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
 
 
