@@ -73,6 +73,9 @@ _MENTION = "bold reverse"
 # Whoever makes a server say longer names does not fill our screen with them.
 _SHOWN_NAME_CHARACTERS = 40
 
+# As long as the longest line of our own server: what a hostile one sends does not scroll for pages.
+_SHOWN_CHARACTERS = 64 * 1024
+
 # What a terminal makes of a TAB depends on where it stands; this is the same everywhere.
 _TAB_COLUMNS = 4
 
@@ -241,7 +244,10 @@ def _shown(name: str) -> str:
 
 
 def _flat(text: str) -> str:
-    return clean(text).expandtabs(_TAB_COLUMNS)
+    text = clean(text)
+    if len(text) > _SHOWN_CHARACTERS:
+        text = f"{text[:_SHOWN_CHARACTERS]}… ({len(text) - _SHOWN_CHARACTERS} more characters)"
+    return text.expandtabs(_TAB_COLUMNS)
 
 
 def _text(text: str, own_name: str) -> Fragments:

@@ -6,7 +6,9 @@ Invariants of `wrap`:
    disagree about a character, the wider answer counts.
 2. Only the first row of a line begins in the first column, so that no text can pass for a line of
    its own.
-3. White space at a break is dropped; every other character stands in exactly one row.
+3. White space at a break or at the end of a line that is broken is dropped; every other character
+   stands in exactly one row.
+4. The time is linear in the length of a line, whatever it holds.
 """
 
 import re
@@ -70,7 +72,8 @@ def _break(text: str, first_room: int, room: int) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = end = 0
     left = first_room
-    for match in _WORD.finditer(text):
+    # White space at the end is left out: the pattern would try each of its places to find a word.
+    for match in _WORD.finditer(text, 0, len(text.rstrip())):
         begin = match.start(2)
         gap, width = columns_of(match[1]), columns_of(match[2])
         if gap + width <= left:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from multichat.connection import MAX_LINE_BYTES
 from multichat.testing import ScriptedClient
 
 from .support.processes import LOOPBACK, MULTICHAT, Command, listening
@@ -78,6 +79,10 @@ async def answer(stream: trio.SocketStream, name: str, room: str, after: str) ->
             await stream.send_all(spell(type="error", code="x", text=MARKS, nonce=nonce))
 
 
+# The longest lines that a client reads, of characters that are expensive to measure or to break.
+FILLERS = [" ", "\t", "\u0301", "\u200d", "\u4e2d", "x", "\u05d0", "\U0001f600", "x ", "\ufe0f"]
+
+
 @pytest.mark.parametrize("name", ["Client 7", MARKS], ids=["a welcome", "a hostile welcome"])
 @pytest.mark.parametrize(
     "options", [("connect",), ("connect", "--room", "den"), ("connect", "--listen")], ids=" ".join
@@ -134,6 +139,33 @@ async def test_a_client_on_a_terminal_ends_by_ctrl_c_whatever_names_a_server_sen
         nursery.start_soon(be_hostile, listener, "Client 7", "lobby", "That was all")
         await terminal.wait_for("t", "That was all")
         await terminal.press("t", "a", "Tab")
+        await terminal.press("t", "C-c")
+        await terminal.wait_for("t", "status=")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_on_a_terminal_shows_lines_of_the_greatest_length_and_ends_by_ctrl_c(
+    terminal: Terminal,
+) -> None:
+    async with listening() as (listener, port), trio.open_nursery() as nursery:
+
+        async def say_long_lines() -> None:
+            async with await listener.accept() as stream:
+                client = ScriptedClient(stream)
+                await client.line()
+                await stream.send_all(welcome())
+                for number, filler in enumerate(FILLERS):
+                    text = "a" + filler * (MAX_LINE_BYTES // 2 // len(filler.encode()))
+                    said = {"client": 8, "name": "bob", "time": "", "room": "lobby"}
+                    await stream.send_all(spell(type="said", id=f"x-{number}", text=text, **said))
+                await stream.send_all(spell(type="notice", text="That was all"))
+                with suppress(trio.BrokenResourceError, EOFError):
+                    while True:
+                        await client.line()
+
+        await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(port), columns=80)
+        nursery.start_soon(say_long_lines)
+        await terminal.wait_for("t", "That was all")
         await terminal.press("t", "C-c")
         await terminal.wait_for("t", "status=")
         nursery.cancel_scope.cancel()
