@@ -195,7 +195,7 @@ async def test_a_log_that_goes_elsewhere_leaves_the_terminal_alone(
 async def test_a_terminal_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     log = tmp_path / "log"
-    argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK]
+    argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK, "--log-rate", "0"]
     process = subprocess.Popen(
         [sys.executable, "-c", IN_FRONT, *argv, "--log-file", str(log)],
         stdin=theirs,
