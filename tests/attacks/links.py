@@ -248,12 +248,13 @@ async def pipe(
             while sender.process.poll() is None:
                 await trio.sleep(0.01)
         elapsed = time.monotonic() - started
-        ahead = path.stat().st_size - fastest.link.passed
+        passed = fastest.link.passed
         fast = (await _finish([fastest], _DRAIN_SECONDS))[fastest.name]
+        ahead = fastest.link.passed - passed
         others = [reader for reader in readers if reader is not fastest]
         results = {fastest.name: fast, **await _finish(others, 1.0)}
     trouble = [f"the sender: {sender.err}"] if sender.err or sender.process.returncode else []
-    show(f"sent in {elapsed:.1f} s, {max(0, ahead) / 1e6:.1f} MB ahead of the fastest reader")
+    show(f"sent in {elapsed:.1f} s, {ahead / 1e6:.1f} MB ahead of the fastest reader")
     if ahead > _BUFFERED_BYTES:
         trouble.append(f"the sender was {ahead / 1e6:.1f} MB ahead of the fastest reader")
     for name, found in sorted(results.items()):
