@@ -7,9 +7,14 @@ import os
 import sys
 
 # `python -m` looks for modules in the working directory first: no file there, whoever put it
-# there, must stand in for a module of ours or of Python's.
-if __name__ == "__main__" and sys.path[:1] in ([""], [os.getcwd()]):  # noqa: PTH109 - imports nothing
-    del sys.path[0]
+# there, must stand in for a module of ours or of Python's.  With -P it is not there.
+if __name__ == "__main__":
+    try:
+        _FIRST = "", os.getcwd()  # noqa: PTH109 - imports nothing
+    except OSError:  # the working directory is gone
+        _FIRST = "", ""
+    if sys.path[:1] and sys.path[0] in _FIRST:
+        del sys.path[0]
 
 from typing import NoReturn
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -27,7 +26,7 @@ from multichat.shell import (
     PasswordFile,
     UsageMistake,
     checked_password,
-    command_errors,
+    command_line,
     fileno,
     is_terminal,
     one_line_errors,
@@ -532,11 +531,7 @@ def make_app(*commands: Callable[..., None]) -> typer.Typer:
 
 
 def _run(*commands: Callable[..., None]) -> NoReturn:
-    # As the wire, the log and pipes: UTF-8, whatever the locale says of the terminal.
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # not None, where it was closed
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    with command_errors():
+    with command_line():
         sys.exit(make_app(*commands)(standalone_mode=False))
 
 

@@ -14,7 +14,8 @@ import typer
 
 from multichat.config import DEFAULT_PORT, ClientTimeouts
 from multichat.framing import clean
-from multichat.shell import UsageMistake, one_line_errors, tell
+from multichat.notices import tell
+from multichat.shell import UsageMistake, one_line_errors
 
 if TYPE_CHECKING:
     from multichat.settings import Server, Settings

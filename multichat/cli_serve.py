@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import ExitStack
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from multichat.cli_config import ColorWhen, is_colored
 from multichat.config import DEFAULT_PORT, MAX_CLIENTS_PER_ADDRESS, Filter, ServerConfig, Slow
 from multichat.files import is_readable_by_others
+from multichat.notices import warn
 from multichat.shell import (
     PasswordFile,
     UsageMistake,
@@ -20,7 +22,6 @@ from multichat.shell import (
     is_terminal,
     one_line_errors,
     read_password_file,
-    warn,
 )
 
 if TYPE_CHECKING:
@@ -345,12 +346,13 @@ def serve(
         raise UsageMistake(str(error)) from None
     import logging
 
-    from multichat.log import Log, open_log
+    from multichat.log import Log, LogWriter, open_log
 
     level = getattr(logging, log_level.name)
     with (
         one_line_errors(),
         open_log(fileno(sys.stdout), level=level, file=log_file, warn=warn) as writer,
+        ExitStack() as stack,
     ):
         import trio
 
@@ -373,9 +375,12 @@ def serve(
             color = is_colored(ColorWhen.AUTO)
             console = partial(run_prompted_console, server, writer, color=color)
         else:
-            shown = sys.stdout is not None and sys.stdout.isatty()  # None where it was closed
-            show = writer.show if shown else partial(typer.echo, err=True)
-            console = partial(run_console, server, show)
+            console_writer = writer
+            if sys.stdout is None or not sys.stdout.isatty():  # None where it was closed
+                console_writer = LogWriter(fileno(sys.stderr), "standard error")
+                console_writer.start()
+                stack.callback(console_writer.close)
+            console = partial(run_console, server, console_writer.show)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         for secret in filter(None, (password_file, tls_cert and (tls_key or tls_cert))):
             if is_readable_by_others(secret):
@@ -430,6 +435,6 @@ def _filters(names: list[str]) -> tuple[Filter, ...]:
         return ()
     from multichat.filters import load_filter
 
-    # Last: no file of the working directory stands in for a module of Python's or of ours.
-    sys.path.append(str(Path.cwd()))
+    # The working directory.  Last: no file there stands in for a module of Python's or of ours.
+    sys.path.append("")
     return tuple(map(load_filter, names))

@@ -260,16 +260,19 @@ def say_literally(text: str) -> str:
     return text if disguised_command(text) is None else f"/say {text}"
 
 
-def say_unless_command(line: str) -> str:
-    """Return *line* of a pipe so that it is said, unless it is a command.
+def say_unless_command(line: str) -> str | None:
+    """Return what to send for *line* of a pipe: a command as it is, anything else as a message.
 
-    In a pipe an unknown command, such as a path, is a message.  A disguised command stays as it is
-    and is not said: see `why_not_said`.
+    In a pipe an unknown command, such as a path, is a message.  Returns None for a disguised
+    command, which is not said.
     """
-    command = line if line[0] == "/" else disguised_command(line)
-    if command is None or line.startswith("//") or find_command(split_command(command)[0]):
+    disguised = disguised_command(line)
+    command = line if line[0] == "/" else disguised
+    if command is None or line.startswith("//"):
         return line
-    return say_literally(line)
+    if find_command(split_command(command)[0]):
+        return line if disguised is None else None
+    return f"/{line}" if disguised is None else f"/say {line}"
 
 
 def split_command(line: str) -> tuple[str, str]:

@@ -7,7 +7,6 @@ is told to the shell.  A terminal and a pipe are read the same way.
 import logging
 import os
 import select
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import groupby
 
@@ -22,7 +21,6 @@ from multichat.commands import (
     find_command,
     may_be_disguised,
     say_unless_command,
-    split_command,
     why_not_said,
 )
 from multichat.connection import MAX_LINE_BYTES
@@ -46,6 +44,7 @@ from multichat.messages import (
     Goodbye,
     Reconnected,
 )
+from multichat.notices import notify
 from multichat.preamble import read_password
 from multichat.signals import ending_signals
 from multichat.voices import TEXT
@@ -293,11 +292,11 @@ class Console:
 
     async def _send(self, chat: Chat, lines: list[str]) -> None:
         run = "\n".join(lines)
+        self._sending = len(lines)
         if self._is_piped() and chat.welcome is not None and may_be_disguised(run):
-            lines = _without_disguised(lines)
-            run = "\n".join(map(say_unless_command, lines))
-        if lines:
+            lines, run = await _without_disguised(lines)
             self._sending = len(lines)
+        if lines:
             await chat.send(run)
             if chat.goodbye is None:
                 self._sending = 0
@@ -336,16 +335,19 @@ class Console:
             raise OutputLost((failure.strerror or "").lower())
 
 
-def _without_disguised(lines: list[str]) -> list[str]:
-    """Return *lines* without disguised commands, which standard error tells of."""
-    said: list[str] = []
-    for line in lines:
-        command = disguised_command(line)
-        if command is None or find_command(split_command(command)[0]) is None:
-            said.append(line)
-        else:
-            print(f"multichat: {why_not_said(command)}", file=sys.stderr)  # noqa: T201
-    return said
+async def _without_disguised(lines: list[str]) -> tuple[list[str], str]:
+    """Return *lines* without disguised commands, and what to send for them.
+
+    A notice tells of what was left out.
+    """
+    sent = {line: say_unless_command(line) for line in lines}
+    left_out = [line for line in lines if sent[line] is None]
+    if left_out:
+        reason = why_not_said(disguised_command(left_out[0]) or left_out[0])
+        more = f"{len(left_out)} lines not said, the first: " if len(left_out) > 1 else ""
+        await notify(f"{more}{reason}")
+    said = [line for line in lines if sent[line] is not None]
+    return said, "\n".join(filter(None, map(sent.get, said)))
 
 
 def waiting_for_server(error: ConnectFailed) -> str:

@@ -7,7 +7,6 @@ standard error.
 import math
 import os
 import select
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -27,6 +26,7 @@ from multichat.errors import (
 from multichat.handshake import make_hello, settles_text
 from multichat.json_lines import clean_json
 from multichat.messages import Disconnected, Error, Goodbye, Reconnected, Welcome
+from multichat.notices import notify
 from multichat.voices import JSON, TEXT, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
@@ -70,14 +70,14 @@ async def send(
         # What is meant for a room is said nowhere else.
         _check(chat, needs_json=room is not None and not plain)
         if chat.fell_back:
-            print(f"multichat: {SPEAKING_TEXT}", file=sys.stderr)  # noqa: T201
+            await notify(SPEAKING_TEXT)
         refused: list[Error] = []
         with trio.CancelScope() as patience:
             nursery.start_soon(_note_errors, chat, refused, patience, away)
             if name is not None and not plain and not chat.fell_back:
                 not_named = await try_name(chat, name, endpoint.timeouts.answer)
                 if not_named is not None:
-                    print(f"multichat: {not_named}; speaking as {chat.name}", file=sys.stderr)  # noqa: T201
+                    await notify(f"{not_named}; speaking as {chat.name}")
             if text is not None:
                 await chat.say(text)
             else:

@@ -8,28 +8,28 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import IO, Annotated, Any, TextIO, TypeVar
 
 import typer
 
-from multichat.errors import MultichatError, Refused
+from multichat.errors import MultichatError, OutputLost, Refused
 from multichat.files import decode_text, read_file
 from multichat.framing import clean, clean_lines
+from multichat.notices import tell, warn, write_notice
 from multichat.signals import ending_signals
 
 __all__ = [
     "PasswordFile",
     "UsageMistake",
     "checked_password",
-    "command_errors",
+    "command_line",
     "fileno",
     "is_terminal",
     "one_line_errors",
     "read_password_file",
-    "tell",
     "utf8_text",
-    "warn",
     "with_password",
 ]
 
@@ -61,16 +61,6 @@ class UsageMistake(typer.BadParameter):
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the line to *file*, by default standard error."""
         typer.echo(f"multichat: {clean(self.message)}", file=file, err=True)
-
-
-def tell(text: str) -> None:
-    """Write one line to standard error; *text* may hold what a file, a library or a peer said."""
-    typer.echo(f"multichat: {clean(text)}", err=True)
-
-
-def warn(text: str) -> None:
-    """Write a warning of one line to standard error."""
-    tell(f"warning: {text}")
 
 
 def utf8_text(value: str, name: str) -> str:
@@ -167,7 +157,7 @@ def _ask(prompt: str) -> str:
     except UnicodeError:
         raise UsageMistake("the password is not UTF-8") from None
     except BaseException as error:
-        typer.echo(err=True)  # the cursor still stands behind the prompt
+        write_notice("\n")  # the cursor still stands behind the prompt
         if isinstance(error, EOFError):
             return ""
         raise
@@ -193,28 +183,71 @@ def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
     except MultichatError as error:
         reason = str(error)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if error.filename:
-            reason = f"{error.filename}: {reason}"
+        reason = _reason_of(error)
     else:
         return
     tell(reason)
     raise typer.Exit(1)
 
 
+def _reason_of(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+class _Output(TextIOWrapper):
+    """A standard output that raises `OutputLost` where it cannot be written to."""
+
+    def write(self, text: str) -> int:
+        """Write *text*, or a part of it if that is all that fits in the buffer."""
+        with self._failures():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Write what is in the buffer."""
+        with self._failures():
+            super().flush()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is in the buffer would fail once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise OutputLost((error.strerror or str(error)).lower()) from error
+
+
 @contextmanager
-def command_errors() -> Iterator[None]:
-    """Report the errors of the command line itself: a usage error, a failed write of its output."""
+def command_line() -> Iterator[None]:
+    """Prepare the standard streams, and report the errors of the command line itself.
+
+    The streams are UTF-8, as are the wire, the log and pipes, whatever the locale says.
+    """
+    for stream in (sys.stdin, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not None, where it was closed
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        line_buffering = sys.stdout.line_buffering
+        sys.stdout = _Output(
+            sys.stdout.detach(),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=line_buffering,
+        )
     try:
         yield
     except _UsageError as error:  # may quote an argument, or a variable
         error.message = clean_lines(error.message)
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        write_notice(shown.getvalue())
         sys.exit(error.exit_code)
-    except OSError as error:  # of standard output: every other is caught where it happens
-        # What is in Python's buffer would fail once more at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), fileno(sys.stdout))
-        tell(f"cannot write to standard output: {(error.strerror or str(error)).lower()}")
+    except OutputLost as error:
+        tell(str(error))
+        sys.exit(1)
+    except OSError as error:
+        tell(_reason_of(error))
         sys.exit(1)
 
 

@@ -1,7 +1,9 @@
 """A standard output that cannot be written to: one line that says so, and never a traceback."""
 
+import os
 import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,19 @@ async def test_a_command_that_cannot_write_says_so(arguments: str, tmp_path: Pat
     async with into_full(tmp_path, *words) as command:
         assert await command.wait() == 1
     assert command.err == SAID
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "config", "serve --help"])
+def test_a_command_whose_output_is_a_closed_pipe_says_so(arguments: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [MULTICHAT, *arguments.split()]
+    try:
+        result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert result.stderr == "multichat: cannot write to standard output: broken pipe\n"
+    assert result.returncode == 1
 
 
 @pytest.mark.parametrize("options", ["connect --listen", "connect --json", "connect", "who"])

@@ -535,15 +535,15 @@ def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
         ("/msg bob hi", "/msg bob hi"),
         ("/QUIT", "/QUIT"),
         ("//usr", "//usr"),
-        (" /msg bob", " /msg bob"),
-        ("\\msg bob", "\\msg bob"),
+        (" /msg bob", None),
+        ("\\msg bob", None),
         ("/quti", "//quti"),
         ("  x", "  x"),
         (" /usr is full", "/say  /usr is full"),
         (" /usr/bin is full", " /usr/bin is full"),
     ],
 )
-def test_in_a_pipe_only_a_command_is_one(line: str, sent: str) -> None:
+def test_in_a_pipe_only_a_command_is_one(line: str, sent: str | None) -> None:
     assert say_unless_command(line) == sent
 
 

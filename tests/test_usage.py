@@ -1,6 +1,7 @@
 """How the commands are called: hosts and ports, options that make no sense, and help."""
 
 import subprocess
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -430,3 +431,30 @@ async def test_the_server_warns_of_a_password_that_others_can_read(
     async with serve(tmp_path, *option) as server:
         await server.wait_for(f"{readable}\n")
         assert in_plain_text not in server.lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("--version", 0, ""),
+        ("config", 0, ""),
+        (
+            f"who {LOOPBACK} 1",
+            1,
+            f"multichat: cannot connect to {LOOPBACK} port 1: connection refused",
+        ),
+        (
+            "serve 0 --filter rules:check",
+            2,
+            "multichat: rules:check: there is no module rules",
+        ),
+    ],
+)
+def test_a_working_directory_that_is_gone_is_no_error_of_the_output(
+    arguments: str, status: int, said: str, tmp_path: Path
+) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    command = ["/bin/sh", "-c", script, "sh", sys.executable, "-m", "multichat", *arguments.split()]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr.rstrip() == said
+    assert result.returncode == status
