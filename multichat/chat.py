@@ -267,7 +267,7 @@ class Chat:
         `say`.
         """
         nonces: list[Nonce] = []
-        if await self._speaks_text():
+        if self.voice is TEXT:
             await self._line.put(run)
             return nonces
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
@@ -290,14 +290,8 @@ class Chat:
                 nonces += await self._send_kept([request], typed=True)
         return nonces
 
-    async def _speaks_text(self) -> bool:
-        """Say whether text is spoken; waits while the next connection may speak JSON."""
-        if self._line.too_late:
-            await self._line.wait_until(lambda: not self._line.too_late)
-        return self.voice is TEXT
-
     async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
-        if await self._speaks_text():
+        if self.voice is TEXT:
             await self._line.put("\n".join(map(TEXT.spell_request, requests)))
         else:
             await self._send_kept(requests)
@@ -350,7 +344,7 @@ class Chat:
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text protocol, without nonces."""
         conversation = self._conversation
-        if await self._speaks_text():
+        if self.voice is TEXT:
             await self._line.put(TEXT.spell_request(request))
             return None
         if isinstance(request, Direct):

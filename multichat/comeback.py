@@ -48,8 +48,6 @@ def describe_connection(event: Disconnected | Reconnected) -> list[str]:
         lines = ["Connected again, as somebody new: the server has forgotten us"]
         if event.again:
             lines.append("What was not accepted is sent again, and may be said twice")
-    if event.unsure:
-        lines.append(f"{event.unsure} said before may not have arrived")
     return lines
 
 

@@ -101,8 +101,8 @@ class ClientTimeouts:
     answer: float = 10.0
 
     # For the welcome where chat came first: a server with a busy lobby may deliver some before it
-    # has read the hello.  Then the client speaks text.
-    lobby: float = 2.0
+    # has read the hello.  Then the client speaks text, for good.
+    lobby: float = 5.0
 
     # For a server to ask for the password where the client speaks text and has one to say, and for
     # it to accept that password: the server delays the next try after wrong ones.

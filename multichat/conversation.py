@@ -72,7 +72,6 @@ class Conversation:
         self.name_releases = 0  # how often the wanted name may have become free
         self._holder = ""  # the name that looks like the wanted one, and is in its way
         self._abandoned: set[Nonce] = set()  # nobody waits for the answer any more
-        self.text_lines = 0  # that were sent
         self._has_begun = False  # on an earlier connection, whichever protocol was spoken
         self._our_own: set[Nonce] = set()  # of pings and of the last quit
 
@@ -199,8 +198,7 @@ class Conversation:
         self.place.welcomed(welcome)
         if not self._has_begun:
             return None
-        unsure, self.text_lines = self.text_lines, 0
-        return Reconnected(welcome.resumed, unsure=unsure, again=self.outbox.messages_sent)
+        return Reconnected(welcome.resumed, again=self.outbox.messages_sent)
 
     def _for_program(self, event: Event, *, ours: bool) -> Event | None:
         nonce = event.nonce

@@ -71,8 +71,6 @@ class Handshake:
     *dismissed* says that the server has said goodbye: lines behind that are ignored.  In text that
     is settled it never is: another server may pass on such a line that anybody has typed.
 
-    *too_late* says that a `welcome` came after text had been settled because only chat had come.
-
     With *plain* text is settled from the start.  With *knows_json* the server has welcomed us on an
     earlier connection: whatever comes before its welcome is dropped, and text is never settled.
     """
@@ -84,9 +82,7 @@ class Handshake:
         self.refusals: list[Error] = []
         self.password_asked = self.password_said = self.password_refused = False
         self.dismissed = False
-        self.too_late = False
         self._knows_json = knows_json
-        self._guessed = False  # that text is spoken: nothing had come that says so
         self._chat: list[str] = []
         self._chat_characters = 0
         self._wishes_refused = 0  # refusals that the welcome is followed by, and that have not come
@@ -120,14 +116,6 @@ class Handshake:
     def _hear_settled(self, run: str) -> list[Event]:
         if self.dismissed:
             return []
-        if self._guessed and any(
-            isinstance(event, Welcome)
-            for line in run.split("\n")
-            if line.startswith("{")
-            for event in JSON.parse_events(line)
-        ):
-            self.too_late = True
-            return []
         events = list(self.voice.parse_events(run))
         if self.voice is JSON:
             for number, event in enumerate(events, 1):
@@ -158,9 +146,9 @@ class Handshake:
         self._chat.append(line)
         self._chat_characters += len(line)
         if settles_text(event):
-            return self._settle_text()
+            return self.settle_text()
         if self._chat_characters > _MAX_CHAT_CHARACTERS or len(self._chat) > _MAX_CHAT_LINES:
-            return self.guess_text()
+            return self.settle_text()
         return []
 
     def _hear_of_password(self, event: Event) -> None:
@@ -194,12 +182,8 @@ class Handshake:
                 events.append(event)
         return events
 
-    def guess_text(self) -> list[Event]:
-        """Speak text from now on because only chat has come; return that."""
-        self._guessed = True
-        return self._settle_text()
-
-    def _settle_text(self) -> list[Event]:
+    def settle_text(self) -> list[Event]:
+        """Speak text from now on; return the chat that has come."""
         self.settled = True
         return self._take_chat()
 

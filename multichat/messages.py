@@ -493,12 +493,11 @@ class Reconnected(_Message, frozen=True):
 
     What was missed meanwhile follows, as `Said`.  *resumed* says that we are who we were; else the
     server has forgotten us, and *again* messages, which had been sent and not accepted, may come to
-    be said twice.  Of *unsure* messages nobody knows whether they were said.
+    be said twice.
     """
 
     resumed: bool
     again: int = 0
-    unsure: int = 0
 
 
 class SaidRun(msgspec.Struct, frozen=True):

@@ -74,8 +74,6 @@ class ReconnectingConnection:
     the error with which the conversation ended; *told_lost* says that a caller was told that nobody
     is there any more.  *connected* says that what is sent goes to *connection*, and not only into
     the outbox; *retry* is the next try to reconnect, or the one that is under way.
-    *too_late* says that a server to which we spoke text has answered in JSON, and that we are not
-    connected again.
     """
 
     def __init__(
@@ -109,7 +107,6 @@ class ReconnectingConnection:
         self.finished = False  # by us, or about to be
         self._answered_at = 0.0
         self.connected = True
-        self.too_late = False
         self._connected_at = 0.0
         self.retry: Retry | None = None
         self._begun = self._ended = False
@@ -127,9 +124,7 @@ class ReconnectingConnection:
         """Whether a connection that is lost now is followed by another."""
         return (
             self._redial is not None
-            and bool(
-                self.conversation.place.session or self.too_late or (self._wait and not self._begun)
-            )
+            and bool(self.conversation.place.session or (self._wait and not self._begun))
             and self.goodbye is None
             and self.failure is None
             and not self._ended
@@ -189,8 +184,6 @@ class ReconnectingConnection:
         except ConnectionLost:
             self.told_lost = True
             raise
-        if self.conversation.voice is TEXT:
-            self.conversation.text_lines += run.count("\n") + 1
 
     def _hear(self, parts: Sequence[Part]) -> None:
         """Queue the events of a read for the program, except a goodbye after which we reconnect."""
@@ -198,9 +191,6 @@ class ReconnectingConnection:
         events = self.conversation.hear(parts, ended=self.connection.ended)
         if self.conversation.answered != answered:
             self._answered_at = trio.current_time()
-        if self.conversation.handshake.too_late:
-            self.too_late = True
-            self.connection.abort("the server answered too late")
         last = events[-1] if events else None
         if isinstance(last, Goodbye) and self.returns and last.known().reconnect:
             self._sent_away = last.known()
@@ -387,7 +377,7 @@ class ReconnectingConnection:
                     connection.abort(reason)
                     await connection.wait_until(lambda: False)
             elif shake.chatting and not is_answered() and not (connection.over and self.returns):
-                self.tell(shake.guess_text())
+                self.tell(shake.settle_text())
 
     async def _say_password(self, connection: Connection, password: str) -> None:
         shake = self.conversation.handshake
@@ -413,7 +403,6 @@ class ReconnectingConnection:
 
     def _note_connected(self) -> None:
         self.connected, self._connected_at, self.retry = True, trio.current_time(), None
-        self.too_late = False
         if self.conversation.welcome is not None:
             self.connection.allow_waits(self.conversation.welcome.limits.wait)
         self.bell.ring()
@@ -490,8 +479,6 @@ class ReconnectingConnection:
                 tried = self.connection
                 try:
                     await self._finish_connection(tried)
-                    if self.too_late:
-                        raise tried.lost()
                 except ConnectionLost:
                     if not self.returns:
                         raise

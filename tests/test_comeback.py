@@ -82,10 +82,9 @@ def test_a_loss_and_a_return_are_one_line_each_and_a_failed_try_is_none() -> Non
     ]
     assert describe_connection(Disconnected("connection refused", 30, 3)) == []
     assert describe_connection(Reconnected(resumed=True, again=3)) == ["Connected again"]
-    assert describe_connection(Reconnected(resumed=False, again=3, unsure=2)) == [
+    assert describe_connection(Reconnected(resumed=False, again=3)) == [
         "Connected again, as somebody new: the server has forgotten us",
         "What was not accepted is sent again, and may be said twice",
-        "2 said before may not have arrived",
     ]
 
 

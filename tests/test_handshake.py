@@ -15,12 +15,11 @@ from trio.testing import MockClock
 from multichat import (
     Chat,
     ClientTimeouts,
+    ConnectFailed,
     ConnectionLost,
-    Disconnected,
     Goodbye,
     NoJson,
     Notice,
-    Reconnected,
     Refused,
     Said,
     open_chat,
@@ -294,70 +293,25 @@ async def test_a_busy_lobby_does_not_turn_a_json_client_into_a_text_client(
                 assert event.text == f"said after it {i}"
 
 
-async def test_a_welcome_that_comes_too_late_ends_the_connection(
+async def test_text_that_is_spoken_to_a_chatting_server_is_spoken_for_good(
     autojump_clock: MockClock,
 ) -> None:
-    near, far = trio.testing.memory_stream_pair()
-    server = ScriptedClient(far)
-    await server.send("[bob] a busy lobby")
-    async with open_chat(near) as chat:
-        assert chat.fell_back
-        assert await anext(chat) == Said(name="bob", text="a busy lobby")
-        await chat.say("said to a server that reads JSON")
-        await server.send("[bob] more", WELCOME, '{"type":"error","code":"invalid-request"}')
-        with pytest.raises(ConnectionLost, match="the server answered too late"):
-            await anext(chat)
-        with pytest.raises(ConnectionLost):
-            await chat.finish()
-
-
-async def test_leaving_a_server_that_answers_too_late_is_no_success(
-    autojump_clock: MockClock,
-) -> None:
-    near, far = trio.testing.memory_stream_pair()
-    server = ScriptedClient(far)
-    await server.send("[bob] a busy lobby")
-
-    async def answer() -> None:
-        await server.rest()
-        await server.send(WELCOME)
-        await server.finish()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(answer)
-        with pytest.raises(ConnectionLost, match="the server answered too late"):
-            async with open_chat(near) as chat:
-                await chat.say("said to a server that reads JSON")
-
-
-async def test_after_a_welcome_that_came_too_late_the_client_reconnects(
-    autojump_clock: MockClock,
-) -> None:
-    servers: list[ScriptedClient] = []
+    dials = 0
 
     async def redial() -> trio.abc.Stream:
-        await trio.lowlevel.checkpoint()
-        near, far = trio.testing.memory_stream_pair()
-        servers.append(ScriptedClient(far))
-        await servers[-1].send(WELCOME if len(servers) > 1 else "[bob] a busy lobby")
-        return near
+        nonlocal dials
+        dials += 1
+        raise ConnectFailed("chat.example", 9000, "nobody is there")
 
-    async with open_chat(await redial(), redial=redial) as chat:
-        assert await anext(chat) == Said(name="bob", text="a busy lobby")
-        await chat.say("one", "two")
-        await servers[0].send(WELCOME)
-        await trio.testing.wait_all_tasks_blocked()
-        await chat.say("said while reconnecting")
-        disconnected = await anext(chat)
-        assert isinstance(disconnected, Disconnected)
-        assert disconnected.reason == "the server answered too late"
-        assert await anext(chat) == Reconnected(resumed=False, unsure=2)
-        assert chat.voice is JSON
-        assert (await servers[1].line()).startswith("/json")
-        said = json.loads(await servers[1].line())
-        assert said["text"] == "said while reconnecting"
-        await servers[1].send(f'{{"type":"accepted","nonce":{said["nonce"]},"id":"x-1"}}')
-        await servers[1].finish()
+    async with server_that_says("[bob] hi", redial=redial) as (chat, server):
+        assert chat.fell_back
+        assert await anext(chat) == Said(name="bob", text="hi")
+        await server.send("[bob] more", WELCOME, "[bob] and more")
+        said = [await anext(chat) for _ in range(3)]
+        assert list(map(TEXT.lines, said)) == ["[bob] more", WELCOME, "[bob] and more"]
+        await chat.say("still text")
+        assert await server.line() == "still text"
+    assert not dials
 
 
 async def test_half_a_welcome_is_no_answer(autojump_clock: MockClock) -> None:
