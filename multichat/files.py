@@ -3,13 +3,16 @@
 Owns how the bytes of such a file become text, and that whoever opens one of ours finds either all
 of the old contents or all of the new.  Knows nothing of what stands in them.
 
-A name may be that of anything: opening a file here never waits, and reading one ends.
+A name may be that of anything: opening a file here never waits, and reading one ends.  Only where
+the caller allows it a FIFO or pipe is read, such as a shell's `<(command)`.
 """
 
 import errno
 import os
+import select
 import stat
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,14 +32,17 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
-    """Return a descriptor of the regular file at *path*, or of the null device.
+def open_regular(
+    path: Path, flags: int = os.O_RDONLY, mode: int = 0o600, *, or_fifo: bool = False
+) -> int:
+    """Return a descriptor of the regular file at *path*, or of the null device, *or_fifo*.
 
-    Never waits.  Raises `OSError`, also for anything else: a FIFO, a device, a directory.
+    Never waits.  Raises `OSError`, also for anything else: a device, a directory.
     """
     fd = os.open(path, flags | _FLAGS, mode)
     kind = os.fstat(fd).st_mode
-    if stat.S_ISREG(kind) or path.resolve() == Path(os.devnull):
+    is_allowed = stat.S_ISREG(kind) or (or_fifo and stat.S_ISFIFO(kind))
+    if is_allowed or path.resolve() == Path(os.devnull):
         return fd
     os.close(fd)
     if stat.S_ISDIR(kind):
@@ -49,15 +55,32 @@ def check_regular(path: Path) -> None:
     os.close(open_regular(path))
 
 
-def read_file(path: Path, *, max_bytes: int) -> bytes:
+def read_file(path: Path, *, max_bytes: int, fifo_seconds: float = 0) -> bytes:
     """Return the contents of the regular file at *path*.
 
-    Raises `OSError` as `open_regular` does, and for more than *max_bytes*.
+    With *fifo_seconds* it may also be a FIFO or pipe, which is read for at most that long.  Raises
+    `OSError` as `open_regular` does, and for more than *max_bytes*.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
-        data = file.read(max_bytes + 1)
+    with os.fdopen(open_regular(path, or_fifo=fifo_seconds > 0), "rb") as file:
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            data = _read_fifo(file.fileno(), max_bytes + 1, fifo_seconds)
+        else:
+            data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+    return data
+
+
+def _read_fifo(fd: int, size: int, seconds: float) -> bytes:
+    deadline = time.monotonic() + seconds
+    data = b""
+    while len(data) < size:
+        if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError(errno.ETIMEDOUT, f"its writer did not finish in {seconds:g} s")
+        piece = os.read(fd, size - len(data))
+        if not piece:
+            break
+        data += piece
     return data
 
 

@@ -38,6 +38,9 @@ _VARIABLE = "MULTICHAT_PASSWORD"
 # A password has one line.
 _MAX_PASSWORD_FILE_BYTES = 64 * 1024
 
+# It may come from a program that asks somebody for a passphrase first.
+_PASSWORD_FIFO_SECONDS = 60.0
+
 # As many as a server takes from one connection.
 _MAX_TRIES = 3
 
@@ -49,7 +52,7 @@ _UsageError: Any = typer.BadParameter.__base__
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
-        help="Read the password from this file; it can also be set as MULTICHAT_PASSWORD.",
+        help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD.",
         envvar="MULTICHAT_PASSWORD_FILE",
     ),
 ]
@@ -76,10 +79,13 @@ def utf8_text(value: str, name: str) -> str:
         return value
 
 
-def read_password_file(file: Path | None) -> str | None:
+def read_password_file(
+    file: Path | None, *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
+) -> str | None:
     """Return the password that *file*, or the environment, holds; raises `ValueError`.
 
-    It is one line, whose line break at the end is left out; spaces belong to it.
+    It is one line, whose line break at the end is left out; spaces belong to it.  A FIFO or pipe
+    is read for at most *fifo_seconds*.
     """
     if file is None:
         where, password = _VARIABLE, utf8_text(os.environ.get(_VARIABLE, ""), _VARIABLE)
@@ -88,7 +94,8 @@ def read_password_file(file: Path | None) -> str | None:
     else:
         where = str(file)
         try:
-            password = decode_text(read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES))
+            data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
+            password = decode_text(data)
         except OSError as error:
             raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
         except ValueError as error:
