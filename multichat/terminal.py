@@ -86,6 +86,9 @@ _ASK_AGAIN_SOON_SECONDS = 1.0
 # Names and rooms that are offered for completion, however many a server tells of.
 _MAX_OFFERED = 4096
 
+# How often we look whether all is accepted, where the terminal is gone.
+_LOOK_AGAIN_SECONDS = 0.1
+
 # How often the status counts down to the next try to reconnect.
 _COUNT_DOWN_SECONDS = 1.0
 
@@ -399,9 +402,14 @@ class TerminalChat:
             self._leaving = True
             self._state = "leaving"
             self._prompt.refresh()
-            # Without a terminal nobody can stop waiting for a server that sends for ever.
-            gone = self._prompt.is_gone
-            with trio.move_on_after(self._endpoint.timeouts.finish if gone else math.inf) as wait:
+            timeouts, end_seconds = self._endpoint.timeouts, math.inf
+            if self._prompt.is_gone:  # nobody can stop our waiting for a server that never ends
+                with trio.move_on_after(timeouts.away):
+                    # Nothing tells when bytes have been handed to the system.
+                    while chat.can_send and (chat.unaccepted or chat.waiting_bytes):  # noqa: ASYNC110
+                        await trio.sleep(_LOOK_AGAIN_SECONDS)
+                end_seconds = timeouts.finish
+            with trio.move_on_after(end_seconds) as wait:
                 await chat.finish()
             if wait.cancelled_caught:
                 self._failure = ConnectionLost("the terminal is gone")
