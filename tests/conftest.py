@@ -47,6 +47,16 @@ for _number in (signal.SIGHUP, signal.SIGQUIT):
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+# The settings of whoever runs the tests are not for the commands that these start.  What stays is
+# for the tests themselves.
+for _name in list(os.environ):
+    if _name.startswith("MULTICHAT_") and not _name.startswith(
+        ("MULTICHAT_KILL_", "MULTICHAT_PROXY_")
+    ):
+        del os.environ[_name]
+os.environ["MULTICHAT_CONFIG"] = os.devnull
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_STDERR] = os.dup(2)  # pytest captures the other one
 
@@ -69,7 +79,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # What a unit test must not do: start processes, and open sockets to others.
-_PROCESS_EVENTS = {"subprocess.Popen", "socket.bind", "socket.connect"}
+_PROCESS_EVENTS = {
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.system",
+    "pty.spawn",
+    "socket.bind",
+    "socket.connect",
+    "subprocess.Popen",
+}
 _unit_test_did: list[str] | None = None
 
 

@@ -151,17 +151,22 @@ async def test_a_program_is_told_by_an_event(autojump_clock: trio.testing.MockCl
         assert said == ["one", "two", "three"]
 
 
-async def test_who_says_nothing_has_to_go_where_that_is_so(
+async def test_a_silent_client_is_disconnected_where_an_idle_limit_is_set(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
+    """Also one that hears others and has begun a line; not one that talks."""
     async with memory_server(ServerConfig(idle_seconds=60)) as server:
         alice, bob = await server.join(), await server.join()
+        await bob.stream.send_all(b"half a l")
         for _ in range(3):
             await trio.sleep(50)
-            await alice.send("/who")
+            await alice.send("hello", "/ping")
             await alice.line()
-        assert await bob.rest() == ["[Server] goodbye: nothing said for 60 s"]
-        assert "Client 2 disconnected (nothing said for 60 s)" in log.lines[-1]
+        assert await bob.rest() == [
+            "[Client 1] hello",
+            "[Server] goodbye: nothing said for 60 s",
+        ]
+        assert "Client 2 disconnected (nothing said for 60 s)" in "\n".join(log.lines)
 
 
 # --- Memory ---------------------------------------------------------------------------------------

@@ -45,6 +45,24 @@ async def main():
 trio.run(main)
 """
 
+UNIT_TEST = """
+import os, subprocess
+import pytest
+
+@pytest.mark.unit
+def test_it():
+    {}
+"""
+SETTINGS_TEST = """
+import os
+import pytest
+
+@pytest.mark.unit
+def test_it():
+    ours = {key: os.environ[key] for key in os.environ if key.startswith("MULTICHAT_")}
+    assert ours == {"MULTICHAT_CONFIG": os.devnull, "MULTICHAT_KILL_SEED": "7"}
+"""
+
 
 @pytest.mark.parametrize(
     ("code", "needed"),
@@ -62,5 +80,49 @@ async def test_what_a_test_has_started_ends_when_pytest_is_killed(
         os.kill(started, 0)
         process.kill()
     with trio.fail_after(WAIT_SECONDS):
-        while Path(f"/proc/{started}").exists():
+        while _runs(started):
             await trio.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process runs; one that has ended stays as a zombie until it is reaped."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def test_a_process_that_nobody_reaps_has_ended() -> None:
+    process = subprocess.Popen(["/bin/true"])
+    assert os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT) is not None
+    assert Path(f"/proc/{process.pid}").exists()
+    assert not _runs(process.pid)
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "os.system('true')",
+        "os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)",
+        "os.fork() or os._exit(0)",
+        "subprocess.run(['true'])",
+    ],
+)
+def test_a_unit_test_that_starts_a_process_fails(start: str, tmp_path: Path) -> None:
+    module = tmp_path / "test_it.py"
+    module.write_text(UNIT_TEST.format(start), "utf-8")
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", str(module)]
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "mark it with `process`" in result.stdout
+
+
+def test_the_settings_of_whoever_runs_the_tests_do_not_reach_the_commands(tmp_path: Path) -> None:
+    module = tmp_path / "test_it.py"
+    module.write_text(SETTINGS_TEST, "utf-8")
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", str(module)]
+    environment = {**os.environ, "MULTICHAT_ROOM": "den", "MULTICHAT_KILL_SEED": "7"}
+    result = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout

@@ -51,17 +51,12 @@ class Command:
         self._stdin = subprocess.PIPE if stdin is None else stdin
 
     async def __aenter__(self) -> Self:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MULTICHAT_")}
-        environment["MULTICHAT_CONFIG"] = (
-            os.devnull
-        )  # whoever runs the tests has habits of their own
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [*_ENDS_WITH_US, *self.argv],
                 stdin=self._stdin,
                 stdout=out,
                 stderr=err,
-                env=environment,
                 bufsize=0,
             )
         return self

@@ -68,11 +68,10 @@ class Terminal:
     async def open(
         self, name: str, *command: str, columns: int = 60, rows: int = 15, before: str = ""
     ) -> None:
-        """Run *command*, by itself and without our own variables, and then say its status."""
+        """Run *command*, by itself, and then say its status."""
         places = {"MULTICHAT_CONFIG": "config.toml", "MULTICHAT_HISTORY": "history"}
         variables = [f"{key}={self.home / value}" for key, value in places.items()]
-        unset = [f"-u{key}" for key in os.environ if key.startswith("MULTICHAT_")]
-        line = shlex.join(["env", *unset, *variables, *command])
+        line = shlex.join(["env", *variables, *command])
         shell = f"{before}{line}; echo status=$?; exec sleep 600"
         await self._new(name, columns, rows, shell)
 
