@@ -8,8 +8,6 @@ import os
 import select
 import sys
 
-import trio
-
 from multichat.framing import clean
 
 __all__ = ["notify", "tell", "warn", "write_notice"]
@@ -33,6 +31,8 @@ def warn(text: str) -> None:
 
 async def notify(text: str) -> None:
     """Do the same as `tell`, while the event loop goes on."""
+    import trio  # which commands that only print never need
+
     await trio.to_thread.run_sync(tell, text, abandon_on_cancel=True)
 
 
