@@ -463,7 +463,7 @@ class Chat:
         """Raise `Refused` if the server wants a password and was told none, or a wrong one."""
         self._line.check_admitted()
 
-    async def finish(self) -> None:
+    async def finish(self, *, end_line: str = TEXT.spell_request(Quit())) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
 
         Waits until the server closes or nothing moves any more: for `ClientTimeouts.stuck` seconds
@@ -473,8 +473,11 @@ class Chat:
         as silence.  In JSON we cannot come back after that: the others see at once that we have
         left.  Raises `ConnectionLost` if something that was said did not arrive, as far as can be
         known; `Refused` if the server has asked for a password meanwhile.
+
+        Where a stream has no end of input of its own, as TLS has none, *end_line* asks the server
+        to end; in JSON a request to quit does always.
         """
-        await self._line.finish()
+        await self._line.finish(end_line)
 
     async def leave(self, nursery: trio.Nursery) -> None:
         """Finish on behalf of a program that has stopped listening."""

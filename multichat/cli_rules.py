@@ -22,10 +22,11 @@ class Excludes(NamedTuple):
 
 
 class Useless(NamedTuple):
-    """*name* does nothing where *other* is given."""
+    """*name* does nothing where *other* is given, or is given as one of *values*."""
 
     name: str
     other: str
+    values: tuple[str, ...] = ()
 
 
 class Needs(NamedTuple):
@@ -49,6 +50,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Excludes("json", "plain"),
         Excludes("replay", "plain"),
         Excludes("log_style", "json"),
+        Useless("no_reconnect", "plain"),
+        Useless("no_reconnect", "json"),
         # Without a terminal to talk on there is nothing to ring and nothing to colour.
         *(
             Useless(name, other)
@@ -66,6 +69,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("burst", "rate"),
         Needs("durability", "journal"),
         Needs("keep_days", "journal"),
+        # --stall-timeout is for a client that returns and catches up, too.
+        Useless("slow_timeout", "slow", ("drop", "disconnect")),
     ),
 }
 
@@ -95,6 +100,11 @@ class CheckedCommand(TyperCommand):
 def _apply(ctx: Any, rule: Rule) -> None:
     ours, theirs = _layer(ctx, rule.name), _layer(ctx, rule.other)
     name, other = _described(ctx, rule.name), _described(ctx, rule.other)
+    if isinstance(rule, Useless) and rule.values:
+        value = ctx.params[rule.other]  # of an enumeration, before typer makes it a member of that
+        if value not in rule.values:
+            return
+        other += f" {value}"
     match rule:
         case Excludes() if ours and ours == theirs:
             raise UsageMistake(f"{name} and {other} exclude each other")

@@ -25,7 +25,7 @@ from multichat.errors import (
 )
 from multichat.handshake import make_hello, settles_text
 from multichat.json_lines import clean_json
-from multichat.messages import Disconnected, Error, Goodbye, Reconnected, Welcome
+from multichat.messages import Disconnected, Error, Goodbye, Quit, Reconnected, Welcome
 from multichat.notices import notify
 from multichat.voices import JSON, TEXT, spell_hello
 
@@ -215,7 +215,7 @@ async def _pass_input(chat: Chat, fd: int, welcomed: trio.Event) -> None:
     await welcomed.wait()
     async for run in _runs(fd):
         await chat.send(run)
-    await chat.finish()
+    await chat.finish(end_line=JSON.spell_request(Quit()))
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -447,8 +447,10 @@ class ReconnectingConnection:
         if not self._begun:
             raise self.failure or self.lost()
 
-    async def finish(self) -> None:
+    async def finish(self, end_line: str) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
+
+        In text *end_line* asks for that where a stream has no end of input of its own.
 
         Waits until the server closes or nothing moves any more: for `ClientTimeouts.stuck` seconds
         while there is something to send, then for `finish` seconds; and over one connection after
@@ -463,7 +465,7 @@ class ReconnectingConnection:
         self.check_admitted()
         self._answered_at = trio.current_time()
         try:
-            await self._finish()
+            await self._finish(end_line)
         except ConnectionLost:
             if self.conversation.voice is JSON and not self.conversation.outbox:
                 return  # all was accepted, and how it ended does not matter
@@ -472,13 +474,13 @@ class ReconnectingConnection:
             raise
         self.check_admitted()
 
-    async def _finish(self) -> None:
+    async def _finish(self, end_line: str) -> None:
         tried: Connection | None = None
         while True:
             if self.connected and self.connection is not tried:
                 tried = self.connection
                 try:
-                    await self._finish_connection(tried)
+                    await self._finish_connection(tried, end_line)
                 except ConnectionLost:
                     if not self.returns:
                         raise
@@ -497,13 +499,13 @@ class ReconnectingConnection:
     def _has_another(self, connection: Connection | None) -> bool:
         return self.connected and self.connection is not connection
 
-    async def _finish_connection(self, connection: Connection) -> None:
+    async def _finish_connection(self, connection: Connection, end_line: str) -> None:
         """Have all answered, and end the connection; raises `ConnectionLost`."""
         last_line = self.conversation.number_ours(Quit())
         await connection.finish(
             lambda: not self.conversation.outbox,
             last_line if self.conversation.voice is JSON else "",
-            end_line=TEXT.spell_request(Quit()),
+            end_line=end_line,
         )
 
     async def end(self) -> None:

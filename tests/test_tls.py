@@ -1,5 +1,6 @@
 """TLS: people talk over it, who cannot be trusted is not talked to, and nobody is kept out."""
 
+import json
 import signal
 import socket
 import ssl
@@ -540,6 +541,24 @@ async def test_a_tls_client_of_a_plain_server_is_told_to_leave_out_tls(
             f"multichat: cannot connect to {LOOPBACK} port {server.port}: "
             "the server does not speak TLS: leave out --tls\n"
         )
+
+
+async def test_json_over_tls_ends_with_a_request_to_quit(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    async with (
+        serve_tls(tmp_path, certificates) as server,
+        client(tmp_path, certificates, server.port, "connect --json") as bot,
+    ):
+        await bot.wait_for("welcome")
+        await bot.type('{"type":"say","text":"hi","nonce":1}\n')
+        bot.end_input()
+        assert await bot.wait() == 0
+        assert bot.err == ""
+        kinds = [json.loads(line)["type"] for line in bot.out.splitlines()]
+        assert kinds == ["welcome", "accepted", "goodbye"]
+        await server.wait_for("Client 1 disconnected")
+        assert "broke off" not in server.out
 
 
 async def test_a_tls_client_of_another_plain_server_is_told_what_may_be_wrong(
