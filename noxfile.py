@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -42,17 +41,11 @@ FULL = ["search", "sim", "fuzz", "soak", "stress"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
 # What the tests run, and the Debian packages that have it.
-PROGRAMS = {
-    "nc": "netcat-openbsd",
-    "ncat": "ncat",
-    "tmux": "tmux",
-    "cc": "gcc",
-    "telnet": "inetutils-telnet",
-}
+PROGRAMS = dict(map(str.split, Path(".ci/programs").read_text("utf-8").splitlines()))
 
 # Many tests wait for processes, so that two for each processor keep it busy.
 WORKERS = min(2 * (os.cpu_count() or 1), 8)
-IN_PARALLEL = ("--numprocesses", str(WORKERS), "--dist", "loadgroup")
+IN_PARALLEL = ("--numprocesses", str(WORKERS))
 FAST_TIERS = ("-m", "unit or process")
 
 
@@ -126,16 +119,14 @@ def install(session: nox.Session) -> None:
 
 def _talk(session: nox.Session, programs: Path) -> None:
     """Have a server and a client talk, by the names that the specification gives them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     log = Path("server.log")
     with log.open("wb") as output:
-        server = subprocess.Popen([programs / "multi_chat_tcp_server", port], stdout=output)
+        server = subprocess.Popen([programs / "multi_chat_tcp_server", "0"], stdout=output)
     try:
         deadline = time.monotonic() + 60
-        while "Listening" not in log.read_text("utf-8") and time.monotonic() < deadline:
+        while "Listening" not in (text := log.read_text("utf-8")) and time.monotonic() < deadline:
             time.sleep(0.02)
+        port = re.findall(r"server on port (\d+)", text)[0]
         command = [programs / "multi_chat_tcp_client", "127.0.0.1", port]
         subprocess.run([*map(str, command)], input=b"Hello everyone!\n", check=True, timeout=60)
     finally:
@@ -221,8 +212,15 @@ def stress(session: nox.Session) -> None:
 @nox.session(default=False)
 def search(session: nox.Session) -> None:
     """Try the properties with random inputs; fail if a test fails again with what it failed on."""
-    cache = f"cache_dir={session.create_tmp()}"
-    properties = ("pytest", "-o", cache, "-m", "hypothesis", "--hypothesis-profile", "random")
+    properties = (
+        "pytest",
+        "-o",
+        f"cache_dir={session.create_tmp()}",
+        "-m",
+        "hypothesis",
+        "--hypothesis-profile",
+        "random",
+    )
     try:
         run(session, *properties, *IN_PARALLEL, "--cache-clear", *session.posargs)
     except CommandFailed:

@@ -1,6 +1,7 @@
 """What the tests start ends with them, also when pytest is killed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_it():
 """
 SETTINGS_TEST = """
 import os
+import re
 import pytest
 
 @pytest.mark.unit
@@ -91,6 +93,15 @@ def _runs(pid: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def test_ci_installs_the_programs_that_the_tests_need() -> None:
+    lines = (ROOT / ".ci" / "programs").read_text("utf-8").splitlines()
+    listed = {line.split()[0] for line in lines}
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    needed = set(re.findall(r'program\("([a-z]+)"\)', sources))
+    everywhere = {"env", "nohup", "sh"}
+    assert needed - everywhere <= listed
 
 
 def test_a_process_that_nobody_reaps_has_ended() -> None:

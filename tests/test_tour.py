@@ -38,17 +38,12 @@ async def type_into(terminal: Terminal, name: str, text: str) -> None:
     await terminal.press(name, "Enter")
 
 
-async def shown(terminal: Terminal, name: str) -> str:
-    """Return what stands on the screen, and what has scrolled off it."""
-    return await terminal.run("capture-pane", "-p", "-J", "-S", "-", "-t", name)
-
-
 async def wait_for_new(terminal: Terminal, name: str, line: str, before: str) -> None:
     """Wait until *line* stands there once more than *before*."""
     found = re.compile(pattern(line), re.MULTILINE)
     count = len(found.findall(before))
     with trio.move_on_after(WAIT_SECONDS):
-        while len(found.findall(await shown(terminal, name))) <= count:
+        while len(found.findall(await terminal.scrollback(name))) <= count:
             await trio.sleep(0.02)
         return
     pytest.fail(f"{name} never showed {line!r} anew, but {await terminal.screen(name)}")
@@ -60,14 +55,14 @@ async def follow(terminal: Terminal, name: str, text: str, before: str) -> str:
         if line.startswith(("$ ", "> ")) or line in KEYS:
             if line.startswith("$ "):
                 await terminal.wait_for_match(name, r"^\$\s*\Z")
-            before = await shown(terminal, name)
+            before = await terminal.scrollback(name)
             if line in KEYS:
                 await terminal.press(name, KEYS[line])
             else:
                 await type_into(terminal, name, line[2:])
         else:
             await wait_for_new(terminal, name, line, before)
-    return await shown(terminal, name)
+    return await terminal.scrollback(name)
 
 
 async def test_the_tour(port: int, terminal: Terminal, tmp_path: Path) -> None:
