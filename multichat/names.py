@@ -124,7 +124,7 @@ def normalize_name(name: str, kind: str = "a name") -> str:
 
 
 def visible_name(name: str) -> str:
-    """Return a *name* that a server has told, which may be anything, without what nobody sees."""
+    """Return *name*, as a server has sent it, without invisible characters."""
     return name if name.isascii() else _UNSEEN.sub("", name)
 
 

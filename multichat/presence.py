@@ -64,8 +64,8 @@ class Changes:
     def show(self, to: int) -> None:
         """Note that client *to* was shown all members, by the names that they have now.
 
-        That it is there itself is news to nobody but the others, who were not shown it.  Each
-        change is noted once, however often somebody asks.
+        Its own arrival stays unshown, because the others were not shown it.  Each change is noted
+        once, however often somebody asks.
         """
         itself = self._unshown & {to}
         for client in self._unshown - itself:

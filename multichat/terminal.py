@@ -438,7 +438,8 @@ class TerminalChat:
                     self._told(each)
                 await self._say(chat, line)
             case "/r" if rest and chat.welcome is not None:
-                # Else it was expanded; whoever is ignored must not be answered.
+                # There is no sender to answer: else the line would name one.  An ignored one does
+                # not count.
                 self._told(NO_SENDER, warning=True)
             case _:
                 await self._say(chat, line)

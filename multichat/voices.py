@@ -99,7 +99,7 @@ class Voice(Protocol):
 
 
 def with_visible_names(event: Event) -> Event:
-    """Return *event* without what nobody sees in the names of it: a server may be hostile."""
+    """Return *event* without invisible characters in its names: a server may be hostile."""
     changed: dict[str, object] = {}
     for field in ("name", "old", "room"):
         name = getattr(event, field, "")

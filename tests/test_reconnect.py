@@ -964,7 +964,7 @@ async def test_who_waits_is_not_put_off_by_what_ends_before_a_welcome(
             assert await numbers(chat, 1) == [2]
 
 
-async def test_who_waits_in_plain_text_tries_again_until_its_password_is_accepted(
+async def test_with_plain_and_wait_a_client_reconnects_until_its_password_is_accepted(
     autojump_clock: MockClock,
 ) -> None:
     network = Network()
