@@ -522,7 +522,7 @@ async def test_sigpipe_is_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has all of these")
 async def test_the_kernel_is_told_to_notice_who_is_dead() -> None:
-    server = multichat.Server(multichat.ServerConfig(slow_timeout_seconds=5))
+    server = multichat.Server(multichat.ServerConfig(stall_timeout_seconds=5))
     async with (
         listening() as (listener, port),
         server.open(),
@@ -546,7 +546,7 @@ async def test_the_kernel_is_told_to_notice_who_is_dead() -> None:
             transport.KEEP_ALIVE_SECONDS,
             3,
         )
-        # No sooner than our own patience with somebody who is alive and does not read.
+        # No sooner than we disconnect a client that is behind and takes nothing.
         assert option("TCP_USER_TIMEOUT") == (transport.USER_TIMEOUT_SECONDS + 5) * 1000
         await client.aclose()
 
