@@ -97,11 +97,12 @@ def _endpoint(
     tls_ca: Path | None = None,
     tls_name: str | None = None,
     timeout: float | None = None,
+    accepting: bool = False,
 ) -> "Endpoint":
     from multichat.client import Endpoint, client_tls
 
     host, port, unix = place
-    timeouts = client_timeouts(timeout)
+    timeouts = client_timeouts(timeout, accepting=accepting)
     if unix is not None:
         return Endpoint(unix=unix, timeouts=timeouts)
     encrypted = tls or tls_ca is not None or tls_name is not None
@@ -136,7 +137,7 @@ _Plain = Annotated[
 _Timeout = Annotated[
     float | None,
     typer.Option(
-        help="Seconds to wait for the connection and for the server's answer.",
+        help="Seconds to wait for the connection and for each answer of the server.",
         envvar="MULTICHAT_TIMEOUT",
         show_default="30 and 10",
     ),
@@ -385,7 +386,9 @@ def send(
         from multichat.console import until_signal
         from multichat.errands import send
 
-        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+        endpoint = _endpoint(
+            place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout, accepting=True
+        )
 
         def say(password: str | None) -> bool:
             errand = partial(

@@ -19,7 +19,7 @@ from multichat.errors import ConnectionLost
 from multichat.framing import LineDecoder, Part
 from multichat.mailbox import Mailbox, Offer
 
-__all__ = ["MAX_LINE_BYTES", "Bell", "Connection"]
+__all__ = ["MAX_LINE_BYTES", "MAX_WAIT_SECONDS", "Bell", "Connection"]
 
 # A paste of some thousand lines is taken at once; what waits is joined into few writes anyway.
 _OUTBOX_BATCHES = 64
@@ -32,7 +32,7 @@ _READ_BYTES = 64 * 1024
 _WATCH_SECONDS = 0.5
 
 # A server that says that it may stop reading for longer is not believed.
-_MAX_WAIT_SECONDS = 3600.0
+MAX_WAIT_SECONDS = 3600.0
 
 
 class Bell:
@@ -119,7 +119,7 @@ class Connection:
 
     def allow_waits(self, seconds: float) -> None:
         """Let the server stop reading for so many *seconds*, as it may for a slow client."""
-        seconds = min(max(0.0, seconds), _MAX_WAIT_SECONDS)
+        seconds = min(max(0.0, seconds), MAX_WAIT_SECONDS)
         self.stuck_seconds = self._timeouts.stuck + seconds
         transport.keep_alive(self.stream, seconds)
 

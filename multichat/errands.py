@@ -7,13 +7,14 @@ standard error.
 import math
 import os
 import select
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import trio
 
 from multichat.chat import Chat
 from multichat.client import Endpoint, open_chat
+from multichat.connection import MAX_WAIT_SECONDS
 from multichat.console import SPEAKING_TEXT, read_input, try_name
 from multichat.errors import (
     ConnectionLost,
@@ -23,9 +24,18 @@ from multichat.errors import (
     OutputLost,
     Refused,
 )
-from multichat.handshake import make_hello, settles_text
+from multichat.handshake import check_welcome, make_hello, settles_text
 from multichat.json_lines import clean_json
-from multichat.messages import Disconnected, Error, Goodbye, Quit, Reconnected, Welcome
+from multichat.messages import (
+    Accepted,
+    Disconnected,
+    Error,
+    Event,
+    Goodbye,
+    Quit,
+    Reconnected,
+    Welcome,
+)
 from multichat.notices import notify
 from multichat.voices import JSON, TEXT, spell_hello
 
@@ -46,18 +56,16 @@ async def send(
     """Say *text*, or without one each line of *input_fd*, and leave when all is accepted.
 
     A connection that is lost is followed by another, and what was not accepted is said again; if
-    there is none for `ClientTimeouts.away` seconds, that is an error.  For *wait* see
-    `multichat.client.connect`.
+    there is none for `ClientTimeouts.away` seconds, or nothing is accepted, that is an error.  For
+    *wait* see `multichat.client.connect`.
 
     Raises `ConnectFailed`, `ConnectionLost`, and `Refused` if the server does not take it.  A
     *name* that cannot be had is no reason not to say it.
     """
-    in_hello = name if plain else None
-    away = endpoint.timeouts.away
     async with (
         open_chat(
             await _dial(endpoint, wait=wait),
-            name=in_hello,
+            name=name if plain else None,
             room=room,
             password=password,
             plain=plain,
@@ -71,26 +79,98 @@ async def send(
         _check(chat, needs_json=room is not None and not plain)
         if chat.fell_back:
             await notify(SPEAKING_TEXT)
-        refused: list[Error] = []
-        with trio.CancelScope() as patience:
-            nursery.start_soon(_note_errors, chat, refused, patience, away)
+        sender = _Sender(chat, endpoint.timeouts.away)
+        nursery.start_soon(sender.receive)
+        with sender.limited():
             if name is not None and not plain and not chat.fell_back:
                 not_named = await try_name(chat, name, endpoint.timeouts.answer)
                 if not_named is not None:
                     await notify(f"{not_named}; speaking as {chat.name}")
             if text is not None:
-                await chat.say(text)
+                await sender.say([text])
             else:
                 async for run in _runs(input_fd):
-                    await chat.say(*run.split("\n"))
+                    await sender.say(run.split("\n"))
             await chat.finish()
-        if patience.cancelled_caught:
-            raise ConnectionLost(f"none for {away:g} s")
         if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
-        if refused:
-            raise Refused(refused[0].code, refused[0].text)
+        if sender.errors:
+            raise Refused(sender.errors[0].code, sender.errors[0].text)
         nursery.cancel_scope.cancel(reason="all was said")
+
+
+class _Sender:
+    """The messages of one `send`, and how long the server may take to accept one of them.
+
+    The limit is *away* seconds, and what the server may wait for slow clients; without a connection
+    it is *away* seconds for another.  *errors* are the server's answers to what it did not accept.
+    """
+
+    def __init__(self, chat: Chat, away: float) -> None:
+        self._chat, self._away = chat, away
+        self._scope = trio.CancelScope()
+        self._sent = self._accepted = 0
+        self.errors: list[Error] = []
+        chat.tells_accepted = True
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Run the block within the limit; an error says how many messages were accepted."""
+        reason = ""
+        with self._scope:
+            try:
+                yield
+            except ConnectionLost as error:
+                reason = error.reason
+        if self._scope.cancelled_caught:
+            reason = f"nothing was accepted in {self._limit:g} s"
+            if not self._chat.connected:
+                reason = f"there was no other in {self._away:g} s"
+        if not reason:
+            return
+        if self._chat.welcome is not None and self._accepted < self._sent:
+            reason += f"; {self._accepted} of {self._sent} messages were accepted"
+        raise ConnectionLost(reason)
+
+    async def say(self, texts: list[str]) -> None:
+        """Say *texts*, each as one message."""
+        self._sent += len(texts)
+        if self._scope.deadline == math.inf and self._chat.welcome is not None:
+            self._scope.deadline = trio.current_time() + self._limit
+        await self._chat.say(*texts)
+        if not self._chat.unaccepted:
+            self._scope.deadline = math.inf
+
+    async def receive(self) -> None:
+        """Receive the answers, until there are no more."""
+        with suppress(MultichatError):  # whoever sends gets it, too
+            while events := await self._chat.receive():
+                for event in events:
+                    self._note(event)
+
+    def _note(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self._accepted += 1
+            case Error(nonce=nonce) if nonce is not None:  # the answer to a message
+                self.errors.append(event)
+            case Disconnected(failures=0):
+                self._scope.deadline = trio.current_time() + self._away
+                return
+            case Reconnected():
+                pass
+            case _:
+                return
+        if self._chat.unaccepted:
+            self._scope.deadline = trio.current_time() + self._limit
+        else:
+            self._scope.deadline = math.inf
+
+    @property
+    def _limit(self) -> float:
+        welcome = self._chat.welcome
+        wait = 0.0 if welcome is None else welcome.limits.wait
+        return self._away + min(max(0.0, wait), MAX_WAIT_SECONDS)
 
 
 def _check(chat: Chat, *, needs_json: bool) -> None:
@@ -114,20 +194,6 @@ async def _runs(fd: int) -> AsyncIterator[str]:
             if isinstance(part, LineTooLong):
                 raise part
             yield part
-
-
-async def _note_errors(
-    chat: Chat, errors: list[Error], patience: trio.CancelScope, away: float
-) -> None:
-    with suppress(MultichatError):  # as who sends will hear
-        while events := await chat.receive():
-            for event in events:
-                if isinstance(event, Error) and event.nonce is not None:  # of what we said
-                    errors.append(event)
-                elif isinstance(event, Reconnected):
-                    patience.deadline = math.inf
-                elif isinstance(event, Disconnected) and not event.failures:
-                    patience.deadline = trio.current_time() + away
 
 
 async def _dial(endpoint: Endpoint, *, wait: bool) -> trio.abc.Stream:
@@ -186,6 +252,7 @@ async def pass_json(
                         chat.check_admitted()
                         # Chat in the lobby may come before the server has read our hello.
                         while lines and not isinstance(_event(lines[0]), Welcome):
+                            check_welcome(lines[0])
                             if settles_text(next(iter(TEXT.parse_events(lines.pop(0))))):
                                 raise NoJson
                         if not lines:

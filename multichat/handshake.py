@@ -3,7 +3,7 @@
 Pure.  The client asks for JSON with its hello, and nothing else is sent until the server has
 answered:
 
-- A `welcome` settles JSON.
+- A `welcome` settles JSON; one that is not valid is an error.
 - Any other line settles text, for good: the other side is a plain line server.
 
 Three kinds of lines come before the answer and settle nothing: those about the password, a goodbye,
@@ -13,6 +13,9 @@ other side turns out to speak text, and dropped when the welcome comes: before i
 no room.
 """
 
+import re
+
+from multichat.errors import RemoteProtocolError
 from multichat.framing import clean
 from multichat.messages import (
     PROTOCOL,
@@ -29,7 +32,10 @@ from multichat.names import fold_name
 from multichat.preamble import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
 from multichat.voices import JSON, TEXT, Voice
 
-__all__ = ["Handshake", "make_hello", "settles_text"]
+__all__ = ["Handshake", "check_welcome", "make_hello", "settles_text"]
+
+# A welcome as any server spells it, whatever is wrong with the rest.
+_WELCOME = re.compile(r'\{\s*"type"\s*:\s*"welcome"')
 
 # A lobby says less than that while the server reads a hello.
 _MAX_CHAT_CHARACTERS = 4 * 1024 * 1024
@@ -58,6 +64,14 @@ def settles_text(event: Event) -> bool:
     return False
 
 
+def check_welcome(line: str) -> None:
+    """Raise `RemoteProtocolError` if *line* is a welcome that is not valid."""
+    if _WELCOME.match(line) and not isinstance(next(JSON.parse_events(line), None), Welcome):
+        raise RemoteProtocolError(
+            "the server's welcome is not valid; use --plain to speak plain text"
+        )
+
+
 class Handshake:
     """The state of one connection's beginning.
 
@@ -67,6 +81,8 @@ class Handshake:
 
     *password_asked* says that the server wants a password and has not accepted one,
     *password_said* that it was sent one, *password_refused* that this is wrong.
+
+    *failure* is what is wrong with the server's answer.
 
     *dismissed* says that the server has said goodbye: lines behind that are ignored.  In text that
     is settled it never is: another server may pass on such a line that anybody has typed.
@@ -81,6 +97,7 @@ class Handshake:
         self.welcome: Welcome | None = None
         self.refusals: list[Error] = []
         self.password_asked = self.password_said = self.password_refused = False
+        self.failure: RemoteProtocolError | None = None
         self.dismissed = False
         self._knows_json = knows_json
         self._chat: list[str] = []
@@ -105,7 +122,7 @@ class Handshake:
         events: list[Event] = []
         lines = run.split("\n")
         for number, line in enumerate(lines, 1):
-            if self.dismissed:
+            if self.dismissed or self.failure is not None:
                 break
             events += self._hear_line(line)
             if self.settled:
@@ -134,6 +151,11 @@ class Handshake:
         if isinstance(event, Welcome):
             self._be_welcomed(event)
             return [event]
+        try:
+            check_welcome(line)
+        except RemoteProtocolError as error:
+            self.failure = error
+            return []
         event = next(iter(TEXT.parse_events(line)))
         if isinstance(event, Goodbye):
             self.dismissed = True

@@ -352,13 +352,14 @@ class ReconnectingConnection:
     async def _say_hello(self, connection: Connection, seconds: float | None = None) -> None:
         """Say hello, and the password if the server wants it; wait for the answer.
 
-        Returns when there is one, or it is too late, or the connection is over.
+        Returns when there is one, or it is too late, or the connection is over.  Raises
+        `RemoteProtocolError` for a welcome that is not valid.
         """
         shake, timeouts = self.conversation.handshake, self._timeouts
 
         def is_answered() -> bool:
             asked = shake.password_asked or bool(shake.refusals) or self.goodbye is not None
-            return asked or (shake.settled and not self._plain)
+            return asked or shake.failure is not None or (shake.settled and not self._plain)
 
         with suppress(ConnectionLost):  # the task that receives will hear of it
             if not self._plain:
@@ -378,6 +379,8 @@ class ReconnectingConnection:
                     await connection.wait_until(lambda: False)
             elif shake.chatting and not is_answered() and not (connection.over and self.returns):
                 self.tell(shake.settle_text())
+        if shake.failure is not None:
+            raise shake.failure
 
     async def _say_password(self, connection: Connection, password: str) -> None:
         shake = self.conversation.handshake
@@ -388,6 +391,7 @@ class ReconnectingConnection:
             lambda: (
                 shake.password_refused
                 or self.goodbye is not None
+                or shake.failure is not None
                 or (not shake.password_asked and (shake.settled or shake.refusals))
             )
         )

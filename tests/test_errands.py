@@ -3,7 +3,7 @@
 import json
 import signal
 import subprocess
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -209,6 +209,66 @@ async def test_silence_is_one_line_that_names_the_way_out(command: str, tmp_path
             while data := await stream.receive_some():
                 heard += data
             assert heard == b'/json {"protocol":1}\n'  # and nothing in another protocol
+
+
+INVALID_WELCOMES = [
+    '{"type":"welcome"}',
+    '{"type": "welcome", "protocol": 1',
+    (
+        '{"type":"welcome","protocol":1,"client":7,"name":"a","room":"lobby","members":1,'
+        '"limits":{"line":0,"name":32},"last":null,"server":"x","resumed":false}'
+    ),
+    '{"type":"welcome","protocol":1,"client":7,"name":"'
+    + "\u0301" * 400_000
+    + '","room":"lobby","members":1,"limits":{"line":9,"name":9},"last":null,"server":"x"}',
+    '{"type":"welcome","x":' + "[" * 99 + "]" * 99 + "}",
+]
+
+
+@pytest.mark.parametrize("command", ["connect", "connect --json", "send hi", "who"])
+async def test_a_welcome_that_is_not_valid_is_one_line_and_nothing_is_said(
+    command: str, tmp_path: Path
+) -> None:
+    name, *rest = command.split()
+    options = [each for each in rest if each.startswith("--")]
+    words = [each for each in rest if not each.startswith("--")]
+    for welcome in INVALID_WELCOMES:
+        async with await _silent() as listener:
+            port = str(listener.socket.getsockname()[1])
+            argv = (MULTICHAT, name, *options, LOOPBACK, port, *words)
+            async with Command(tmp_path, *argv) as client, await listener.accept() as stream:
+                await client.type("never said\n")
+                heard = await stream.receive_some()
+                await stream.send_all(f"{welcome}\n".encode())
+                assert await client.wait() == 1
+                said = "the server's welcome is not valid; use --plain to speak plain text"
+                assert client.err == f"multichat: {said}\n"
+                with suppress(trio.BrokenResourceError):
+                    while data := await stream.receive_some():
+                        heard += data
+                assert heard == b'/json {"protocol":1}\n'
+
+
+async def test_send_says_how_many_messages_were_accepted_when_its_time_is_over(
+    tmp_path: Path,
+) -> None:
+    limits = {"line": 65536, "name": 32, "wait": 0}
+    welcome = {"type": "welcome", "protocol": 1, "client": 7, "name": "x", "room": "lobby"}
+    rest = {"members": 1, "limits": limits, "last": None, "server": "x", "session": "x"}
+    async with await _silent() as listener:
+        port = str(listener.socket.getsockname()[1])
+        argv = (MULTICHAT, "send", "--timeout", "2", LOOPBACK, port, "-")
+        async with Command(tmp_path, *argv) as client, await listener.accept() as stream:
+            await client.type("one\ntwo\nthree\n")
+            client.end_input()
+            await stream.receive_some()
+            await stream.send_all(json.dumps({**welcome, **rest, "resumed": False}).encode())
+            await stream.send_all(b"\n")
+            nonce = json.loads((await stream.receive_some()).partition(b"\n")[0])["nonce"]
+            await stream.send_all(f'{{"type":"accepted","id":"x-1","nonce":{nonce}}}\n'.encode())
+            assert await client.wait() == 1
+            assert client.err.startswith("multichat: connection lost: ")
+            assert client.err.endswith("; 1 of 3 messages were accepted\n")
 
 
 @pytest.mark.parametrize("command", [("connect", "--plain"), ("send", "--plain")])

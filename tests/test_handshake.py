@@ -52,7 +52,6 @@ FOREIGN = [
     "bob> hello",
     "{}",
     '{"type":"said","name":"x","text":"y"}',
-    '{"type":"welcome"}',
     '/json {"protocol":1}',  # an echo
     "[Server] unknown command /json; /help lists them",
 ]
