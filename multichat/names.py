@@ -72,8 +72,14 @@ _SMALL_CAPITAL = "SMALL CAPITAL"
 # one of the words of a name.
 _AUTHORITIES = (
     "server", "system", "console", "multichat", "admin", "admins", "administrator", "sysadmin",
-    "operator", "sysop", "moderator",
+    "operator", "sysop", "moderator", "mod", "mods", "owner", "root", "staff", "support",
 )  # fmt: skip
+
+# The same only as a whole name: DevOps and co-op are names.
+_AUTHORITIES_ALONE = ("op", "ops")
+
+# Digits that are read as letters; 0 and 1 are so in every reading.
+_DIGITS_AS_LETTERS = str.maketrans("3457", "east")
 
 # What commands, and people, mean by these words is not a person of that name.
 _WORDS = (
@@ -163,11 +169,16 @@ def parse_person_name(name: str) -> str:
 def _taken_for(name: str) -> str:
     """Return what a person of that *name* would be mistaken for; empty for nothing."""
     keys = readings(name)
-    if any(_unnamed().fullmatch(_bare(key)) for key in keys):
-        return "a client without a name"
-    words = [key for word in _BETWEEN_WORDS.split(name) for key in readings(word)]
-    if any(_authorities().fullmatch(_bare(key)) for key in (*keys, *words)):
-        return "the server or its operator"
+    stem = name.rstrip("0123456789")
+    for spelling in {name, stem.translate(_DIGITS_AS_LETTERS) + name[len(stem) :]}:
+        whole = list(map(_bare, readings(spelling)))
+        words = [_bare(key) for word in _BETWEEN_WORDS.split(spelling) for key in readings(word)]
+        if any(map(_unnamed().fullmatch, whole)):
+            return "a client without a name"
+        if any(map(_authorities().fullmatch, (*whole, *words))) or any(
+            map(_authorities_alone().fullmatch, whole)
+        ):
+            return "the server or its operator"
     # As written, and not in lower case: ALI, the name, is not ALL.
     if not {_bare(keys[0]), _bare(skeleton(name))}.isdisjoint(_words()):
         return "a word that commands use"
@@ -201,6 +212,12 @@ def _unnamed() -> re.Pattern[str]:
 @cache
 def _authorities() -> re.Pattern[str]:
     return re.compile(rf"(?:{'|'.join(_keys_of(*_AUTHORITIES))})+{_DIGIT}*")
+
+
+@cache
+def _authorities_alone() -> re.Pattern[str]:
+    words = _keys_of(*_AUTHORITIES, *_AUTHORITIES_ALONE)
+    return re.compile(rf"(?:{'|'.join(words)})+{_DIGIT}*")
 
 
 @cache

@@ -84,7 +84,8 @@ def test_names_that_people_and_rooms_can_have(name: str) -> None:
         "Neil", "Nell", "Al", "Bo", "Io", "Lo", "lol", "Ox", "x", "Y", "ß", "alice7", "7of9",
         "2fast", "r2d2", "c3po", "v1.2", "a1", "3d-printer", "x.y_z-0", "1337alice",
         "build-bot", "thank-you", "yourname", "Alla", "Callum", "Observer", "Cliente", "Badmin",
-        "ops", "hostel", "name1", "nameless", "MacLeod", "McDonald", "O.Brien",
+        "DevOps", "co-op", "mops", "opal", "Modi", "Owen", "Rooter", "Stafford", "hostel",
+        "name1", "nameless", "MacLeod", "McDonald", "O.Brien",
     ],
 )  # fmt: skip
 def test_people_can_have_their_names(name: str) -> None:
@@ -101,6 +102,9 @@ IMPOSTORS = [
     "CLIENT-7", ".client.7.", "cl.ie.nt", "client٧", "client²", "Client１", "ᴄlient.7",
     "CIient_7", "C1ient-7", "cli̇ent7", "clıent7", "Client1O", "CLlENT", "сlient",
     "Łukasz-admin", "cłient", "multichat",
+    "root", "r00t", "ROOT", "rõot", "owner", "0wner", "TheOwner", "staff", "bob_staff", "Staff2",
+    "mod", "mods", "Mod-Bob", "m0d", "op", "Op", "OPS", "0p", "ops7", "ModOps", "support",
+    "tech-support", "Support24", "S3rver", "Serv3r", "5erver", "s3rv3r", "4dmin", "Cli3nt7",
     "C丨ient7", "ꓚꓡꓲꓰꓠꓔ7", "ꓮꓓꓟꓲꓠ", "mult丨chat", "multㅣchat",
 ]  # fmt: skip
 
