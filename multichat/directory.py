@@ -277,7 +277,7 @@ class Directory:
     def enter(self, member: Member) -> None:
         """Let *member* in, to its room.  A closed server sends it away."""
         self._members[member.client] = member
-        member.log = self._log_rates.open(member.client, network_of(member.address))
+        member.log = self._log_rates.open(member.client, str(network_of(member.address)))
         self._join(member, self._open(LOBBY))
         self._log.line("STATE", f"Client {member.client} connected")
         if self.closed:

@@ -67,7 +67,7 @@ MAX_TRIES = 3
 _LINGER_READS = 4
 
 # All rejected connections together.
-_REJECTED = Origin("rejected", "rejected", None)
+_REJECTED = Origin("rejected", "rejected")
 
 # Lines that are answered before the password: a hello, and a paste of somebody who has not looked.
 _MAX_STRAY_LINES = 16
@@ -121,7 +121,7 @@ class Entrance:
         limit = self._config.max_clients_per_address
         if limit is None and origin is not None and not origin.is_loopback:
             limit = MAX_CLIENTS_PER_ADDRESS
-        if not limit or origin is None or origin.network is None:  # a Unix socket has none
+        if not limit or origin is None or origin.is_user:  # a Unix socket has none
             yield ""
             return
         self._connections[origin.address] += 1

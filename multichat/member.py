@@ -3,7 +3,6 @@
 Owns no behaviour: the room decides, the session acts.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -43,8 +42,13 @@ class Member:
     resumable: Resumable | None = None  # by which it may come back
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member
-    notices: deque[Notice] = field(default_factory=lambda: deque(maxlen=_MAX_NOTICES))
+    notices: list[Notice] = field(default_factory=list)  # for when it is live again
     missed_presence: Presence | None = None  # what it was not told, if anything
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     room: "Room" = field(init=False)
     log: ClientLog = field(init=False)
+
+    def keep_notice(self, notice: Notice) -> None:
+        """Keep *notice* until the member is live, if it is among the newest then."""
+        self.notices.append(notice)
+        del self.notices[:-_MAX_NOTICES]

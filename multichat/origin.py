@@ -3,7 +3,7 @@
 from ipaddress import IPv6Network
 from typing import NamedTuple
 
-from multichat.bans import Network, network_of
+from multichat.bans import network_of
 
 __all__ = ["Origin"]
 
@@ -14,7 +14,7 @@ _CUSTOMER_PREFIX = 64
 
 
 class Origin(NamedTuple):
-    """Where a connection comes from: an *address* in a *site*, and its *network* if it has one.
+    """Where a connection comes from: an *address* in a *site*.
 
     The address is an IPv4 address, an IPv6 /64, or a user of this machine (a Unix socket).  The
     site is the /48 of an IPv6 address, and otherwise the address itself.
@@ -22,7 +22,8 @@ class Origin(NamedTuple):
 
     address: str
     site: str
-    network: Network | None
+    is_loopback: bool = False  # this machine, by TCP
+    is_user: bool = False
 
     @classmethod
     def of(cls, address: str, user: int | None = None) -> "Origin | None":
@@ -33,13 +34,8 @@ class Origin(NamedTuple):
         network = network_of(address)
         if network is None:
             local = f"user {user}"
-            return None if user is None else cls(local, local, None)
+            return None if user is None else cls(local, local, is_user=True)
         name = site = str(network)
         if isinstance(network, IPv6Network) and network.prefixlen == _CUSTOMER_PREFIX:
             site = f"{int(network.network_address) >> _SITE_SHIFT:x}/48"
-        return cls(name, site, network)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it is this machine, by TCP."""
-        return self.network is not None and self.network.is_loopback
+        return cls(name, site, network.is_loopback)

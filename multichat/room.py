@@ -295,7 +295,7 @@ class Room:
             lagging = 0
             for member in self._members.values():
                 if member.lag is not None:  # what is replayed to it has no notices
-                    member.notices.append(notice)
+                    member.keep_notice(notice)
                     lagging += 1
             delivery = _Delivery(notice, lagging=lagging)
             return await self._publish(iter([batch]), said, 1, None, delivery)
@@ -458,7 +458,7 @@ class Room:
         else:
             self.lag(member, self._told)
             if delivery.notice is not None:
-                member.notices.append(delivery.notice)
+                member.keep_notice(delivery.notice)
         delivery.lagging += 1
 
     def _dismiss_slow(self, member: Member) -> None:

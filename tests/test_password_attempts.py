@@ -366,6 +366,6 @@ def test_an_origin_is_an_address_and_its_site(address: str, origin: tuple[str, s
 
 
 def test_the_origin_of_a_unix_socket_is_the_user() -> None:
-    assert Origin.of("", 7) == ("user 7", "user 7", None)
+    assert Origin.of("", 7) == Origin("user 7", "user 7", is_user=True)
     assert Origin.of("", 7) != Origin.of("", 8)
     assert Origin.of("") is None
