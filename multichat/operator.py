@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +34,8 @@ from multichat.console import read_input
 from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
 from multichat.framing import Part, clean
 from multichat.log import Log
-from multichat.names import parse_person_name
+from multichat.messages import room_of
+from multichat.names import fold_name, parse_person_name
 from multichat.wrap import columns_of
 
 if TYPE_CHECKING:  # who starts us
@@ -51,14 +53,16 @@ _LEAST_COLUMN = 8
 
 _HELP = """\
 What you type is said to everybody; //x says /x. Commands:
-/clients                   who is connected
+/clients [ROOM]            who is connected, or in ROOM
+/who [ROOM]                the same
+/rooms                     the rooms, and how many are there
 /send WHO TEXT             tell one client
-/kick WHO [REASON]         have a client leave
-/ban WHAT [TIME] [REASON]  have it leave, and stay out
-/unban WHAT                let it in again
-/bans                      what is banned
-/help                      this
-/quit                      end the server
+/kick WHO [REASON]         disconnect a client
+/ban WHAT [TIME] [REASON]  disconnect it, and keep it out
+/unban WHAT                lift a ban
+/bans                      list the bans
+/help                      this list
+/quit                      shut down the server
 WHO is a client's number or name. WHAT is that (then its
 address is banned), an address, a network such as
 203.0.113.0/24, or: name NAME. TIME is 90s, 10m, 2h, 1d, 3w
@@ -150,8 +154,10 @@ class Operator:
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         match command.lower():
-            case "/clients":
-                self._show_clients()
+            case "/clients" | "/who":
+                self._show_clients(room_of(rest))
+            case "/rooms":
+                self._show_rooms()
             case "/send" if _split_who(rest)[1]:
                 who, text = _split_who(rest)
                 self._soon(partial(self._server.tell, self._client(who), text))
@@ -169,7 +175,7 @@ class Operator:
             case "/quit":
                 self._soon(self._shut_down)
             case known if known in _USAGE:
-                self._show(f"say {_USAGE[known]}")
+                self._show(f"usage: {_USAGE[known]}")
             case _:
                 self._show(f"unknown command {command[:40]}; /help lists them; // says a /")
 
@@ -188,7 +194,7 @@ class Operator:
     def _kick(self, who: str, reason: str) -> None:
         client = self._client(who)
         self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
-        self._show(f"client {client} had to go")
+        self._show(f"client {client} was disconnected")
 
     def _ban(self, rest: str) -> None:
         target, terms = self._split_target(rest)
@@ -197,8 +203,8 @@ class Operator:
         until, reason = self._parse_terms(terms)
         ban = Ban(target=target, until=until, reason=reason)
         gone = len(self._server.ban(ban))
-        went = {0: "nobody", 1: "one client"}.get(gone, f"{gone} clients")
-        self._show(f"banned {ban.describe(self._clock())} ({went} had to go)")
+        clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
+        self._show(f"banned {ban.describe(self._clock())} ({clients} disconnected)")
 
     def _split_target(self, rest: str) -> tuple[Target, str]:
         """Split off what is banned; an address, and `name NAME`, even if somebody is called so."""
@@ -242,10 +248,21 @@ class Operator:
         if not self._server.bans:
             self._show("nobody is banned")
 
-    def _show_clients(self) -> None:
-        members = self._server.members
-        if not members:
+    def _show_rooms(self) -> None:
+        sizes = Counter(member.room for member in self._server.members)
+        if not sizes:
             self._show("nobody is connected")
+            return
+        rows = [(room, str(members)) for room, members in sorted(sizes.items())]
+        for line in _table([("room", "clients"), *rows]):
+            self._show(line)
+
+    def _show_clients(self, room: str) -> None:
+        members = self._server.members
+        if room:
+            members = [each for each in members if fold_name(each.room) == fold_name(room)]
+        if not members:
+            self._show(f"nobody is in {room[:40]}" if room else "nobody is connected")
             return
         for line in _table([("#", "name", "room", "address", "waiting"), *map(_row, members)]):
             self._show(line)
@@ -283,7 +300,7 @@ def _spell_bytes(count: int) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align *rows*, the first and last column to the right; what is widest is cut to fit."""
+    """Align *rows*, numbers to the right; the widest column is cut to fit."""
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
         widest = max(widths)
@@ -293,7 +310,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines: list[str] = []
     for row in rows:
         cells = [_fit(text, width) for text, width in zip(row, widths, strict=True)]
-        for right in (0, -1):
+        for right in (0, -1) if len(cells) > 2 else (-1,):
             cells[right] = cells[right].rstrip().rjust(widths[right])
         lines.append(_GAP.join(cells))
     return lines

@@ -107,6 +107,22 @@ async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, st
     assert await alice.line() == "[Server]  /usr/bin is full"
 
 
+async def test_clients_and_rooms_are_listed(desk: Desk) -> None:
+    assert await desk.type("/rooms\n/who") == ["nobody is connected"] * 2
+    await desk.join(name="alice")
+    bob = await desk.join(name="bob")
+    await bob.send("/join den")
+    await settle()
+    assert await desk.type("/rooms") == ["room   clients", "den          1", "lobby        1"]
+    clients = await desk.type("/clients")
+    assert await desk.type("/who") == clients
+    assert len(clients) == 3
+    for command in ("/who #DEN", "/clients den"):
+        heading, client = await desk.type(command)
+        assert client.split()[:3] == ["2", "bob", "den"]
+    assert await desk.type("/who attic") == ["nobody is in attic"]
+
+
 async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> None:
     alice, bob = await desk.join(name="alice"), await desk.join()
     assert await desk.type("/send 1 hello,  you\n/send ALICE and you\n/send Client 2 not you") == []
@@ -117,7 +133,7 @@ async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> Non
         "nobody called carol is connected",
         "nobody called Client 7 is connected",
     ]
-    assert await desk.type("/send\n/send 1\n/send Client 2") == ["say /send WHO TEXT"] * 3
+    assert await desk.type("/send\n/send 1\n/send Client 2") == ["usage: /send WHO TEXT"] * 3
 
 
 async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
@@ -127,7 +143,10 @@ async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
         await desk.network.join(lockstep=True)
         assert await desk.type("\n".join(f"line {i}" for i in range(9))) == []
         started = trio.current_time()
-        assert await desk.type("/kick 1\n/clients") == ["client 1 had to go", "nobody is connected"]
+        assert await desk.type("/kick 1\n/clients") == [
+            "client 1 was disconnected",
+            "nobody is connected",
+        ]
         assert trio.current_time() == started
 
 
@@ -219,15 +238,15 @@ async def test_a_narrow_terminal_holds_the_list(
 async def test_a_client_is_kicked(desk: Desk, log: LogRecorder) -> None:
     alice, bob = await desk.join(name="alice"), await desk.join()
     assert await desk.type("/kick ALICE too   loud\x1b\n/KICK 2") == [
-        "client 1 had to go",
-        "client 2 had to go",
+        "client 1 was disconnected",
+        "client 2 was disconnected",
     ]
     assert await alice.rest() == ["[Server] goodbye: kicked: too   loud␛"]
     assert await bob.rest() == ["[Server] goodbye: kicked"]
     assert "[INFO] [server] [STATE] Client 2 disconnected (kicked)" in log.lines
     assert await desk.type("/kick 2\n/kick\n/kick bob\x1b[2J") == [
         "no client 2 is connected",
-        "say /kick WHO [REASON]",
+        "usage: /kick WHO [REASON]",
         "nobody called bob␛[2J is connected",
     ]
 
@@ -238,7 +257,7 @@ async def test_a_ban_is_of_the_address(desk: Desk, who: str) -> None:
     neighbour = await desk.join("203.0.113.7:51235")
     await desk.join("203.0.113.8:51234")
     assert await desk.type(f"/ban {who} 10m  too loud") == [
-        "banned 203.0.113.7 for 10 min: too loud (2 clients had to go)"
+        "banned 203.0.113.7 for 10 min: too loud (2 clients were disconnected)"
     ]
     for client in (alice, neighbour):
         assert (await client.rest())[-1] == "[Server] goodbye: banned for 10 min: too loud"
@@ -255,8 +274,8 @@ async def test_a_ban_is_of_the_address(desk: Desk, who: str) -> None:
 async def test_a_network_is_banned(desk: Desk) -> None:
     await desk.join("[2001:db8::1]:51234")
     assert await desk.type("/ban 2001:db8::/32\n/ban 203.0.113.7/24 1d\n/bans") == [
-        "banned 2001:db8::/32 for ever (one client had to go)",
-        "banned 203.0.113.0/24 for 24 h (nobody had to go)",
+        "banned 2001:db8::/32 for ever (1 client was disconnected)",
+        "banned 203.0.113.0/24 for 24 h (no client was disconnected)",
         "2001:db8::/32 for ever",
         "203.0.113.0/24 for 24 h",
     ]
@@ -265,7 +284,7 @@ async def test_a_network_is_banned(desk: Desk) -> None:
 @pytest.mark.parametrize("typed", ["bob", "name bob"])
 async def test_a_name_is_banned_whether_somebody_has_it_or_not(desk: Desk, typed: str) -> None:
     assert await desk.type(f"/ban {typed} forever 3 times is enough") == [
-        "banned name bob for ever: 3 times is enough (nobody had to go)"
+        "banned name bob for ever: 3 times is enough (no client was disconnected)"
     ]
     client = await desk.join()
     await client.send("/name BOB")
@@ -277,7 +296,7 @@ async def test_who_has_no_address_is_banned_by_name(desk: Desk) -> None:
     bob = await desk.join(name="bob")
     await desk.join()
     assert await desk.type("/ban 1 too loud\n/ban Client 2\n/ban 2") == [
-        "banned name bob for ever: too loud (one client had to go)",
+        "banned name bob for ever: too loud (1 client was disconnected)",
         *["Client 2 has neither an address nor a name; /kick it"] * 2,
     ]
     assert (await bob.rest())[-1] == "[Server] goodbye: banned for ever: too loud"
@@ -285,7 +304,9 @@ async def test_who_has_no_address_is_banned_by_name(desk: Desk) -> None:
 
 async def test_the_name_of_who_has_an_address_can_be_banned_too(desk: Desk) -> None:
     await desk.join("203.0.113.7:51234", "bob")
-    assert await desk.type("/ban name bob") == ["banned name bob for ever (one client had to go)"]
+    assert await desk.type("/ban name bob") == [
+        "banned name bob for ever (1 client was disconnected)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +322,9 @@ async def test_nobody_is_called_like_an_argument_of_a_command(desk: Desk, argume
 
 
 async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
-    assert await desk.type("/ban alice") == ["banned name alice for ever (nobody had to go)"]
+    assert await desk.type("/ban alice") == [
+        "banned name alice for ever (no client was disconnected)"
+    ]
     client = await desk.join()
     await client.send("/name аӏісе")  # Cyrillic
     assert await client.line() == "[Server] the name аӏісе is banned"
@@ -310,8 +333,8 @@ async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("typed", "shown"),
     [
-        ("/ban", "say /ban WHAT [TIME] [REASON]"),
-        ("/unban", "say /unban WHAT"),
+        ("/ban", "usage: /ban WHAT [TIME] [REASON]"),
+        ("/unban", "usage: /unban WHAT"),
         ("/ban 7", "no client 7 is connected"),
         ("/ban Client 7 10m", "nobody called Client 7 is connected"),
         ("/ban 203.0.113.256", "203.0.113.256 is no address"),
@@ -340,7 +363,7 @@ async def test_help_names_every_command_and_fits_a_narrow_terminal(desk: Desk) -
     shown = await desk.type("/help")
     assert max(map(len, shown)) <= 60
     source = Path(operator.__file__).read_text("utf-8")
-    obeyed = set(re.findall(r'case "(/\w+)"', source))
+    obeyed = set(re.findall(r'(?:case|\|) "(/\w+)"', source))
     assert {line.split()[0] for line in shown if line.startswith("/")} == obeyed
 
 
