@@ -413,12 +413,14 @@ class Room:
                 if not seconds:
                     break
                 self._nobody_waits = trio.Event()
-                with trio.move_on_after(seconds):
-                    await self._nobody_waits.wait()
-                now = trio.current_time()
-                progress.look(now)
-                if not is_free or self._somebody_is_dry(sender):
-                    self._wait_budget.spend(now - started, now)
+                try:
+                    with trio.move_on_after(seconds):
+                        await self._nobody_waits.wait()
+                finally:  # also when the sender leaves: others come, and would have it wait again
+                    now = trio.current_time()
+                    progress.look(now)
+                    if not is_free or self._somebody_is_dry(sender):
+                        self._wait_budget.spend(now - started, now)
         finally:
             for member in list(self._waiting):
                 self._fall_behind(member, batch, delivery)
@@ -430,10 +432,11 @@ class Room:
         offer = member.mailbox.offer(batch.spelled(member.voice))
         if offer is _FULL:
             member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
-        elif offer is not _CLOSED:  # else it leaves
+            return
+        self._stop_waiting_for(member)
+        if offer is not _CLOSED:  # else its connection is broken, and it leaves soon
             delivery.queued += 1
             self._counts.deliveries += batch.messages
-            self._stop_waiting_for(member)
 
     def _stop_waiting_for(self, member: Member) -> None:
         if self._waiting.pop(member, None) is not None and not self._waiting:
@@ -446,7 +449,7 @@ class Room:
         """
         speaker = None if sender is None else sender.client
         return any(
-            not member.mailbox.waiting_bytes and client != speaker
+            not (member.mailbox.waiting_bytes or member.mailbox.closed) and client != speaker
             for members in self._by_voice.values()
             for client, member in members.items()
         )

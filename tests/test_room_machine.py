@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 )
 from trio._core import _run as trio_run
 
+from multichat.batch import Block
 from multichat.config import ReplayLimits, ServerConfig, Slow
 from multichat.directory import Directory
 from multichat.errors import RemoteProtocolError
@@ -207,8 +208,8 @@ class Guest:
         room, lag = self.member.room, self.member.lag
         if lag is not None:
             return lag.position
-        if self.member in room._waiting:
-            return room._ring._blocks[-1].said.first
+        if (batch := room._waiting.get(self.member)) is not None:
+            return batch.said.first if isinstance(batch, Block) else room.messages
         return room.messages
 
 
@@ -534,7 +535,7 @@ class RoomMachine(RuleBasedStateMachine):
                 waited = 0.0
                 for begin, end in waits[i:]:
                     waited += end - begin
-                    most = SLOW_TIMEOUT + (begin - start) / 15 if self.slow is Slow.WAIT else 0.0
+                    most = SLOW_TIMEOUT + (end - start) / 15 if self.slow is Slow.WAIT else 0.0
                     assert waited <= most + 1e-6
 
     @rule(seconds=st.floats(0.1, 30))

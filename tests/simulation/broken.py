@@ -1,7 +1,10 @@
 """Servers that are broken on purpose: each is caught by the invariant that is there for it."""
 
+import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import count
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -16,11 +19,13 @@ from multichat.directory import Directory
 from multichat.errors import NotKept
 from multichat.filters import Filters
 from multichat.journal import Keeping
+from multichat.limits import WaitBudget
 from multichat.lookalikes import NameIndex
 from multichat.mailbox import Mailbox, Offer
 from multichat.member import Member
 from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
 from multichat.past import read_history
+from multichat.replay import Lag, Ring
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
 from multichat.voices import JsonVoice, TextVoice
@@ -44,6 +49,23 @@ def wrap(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrapper: Any) 
         return wrapper(original, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, replacement)
+
+
+def edited(name: str, owner: type, method: str, old: str, new: str) -> Break:
+    """Return what breaks a server by one change to the source of a method."""
+
+    def edit(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(owner, method)
+        source = textwrap.dedent(inspect.getsource(original))
+        assert source.count(old) == 1, f"{owner.__name__}.{method} has no {old!r}"
+        module = inspect.getmodule(original)
+        assert isinstance(module, ModuleType)
+        made: dict[str, Any] = {}
+        exec(source.replace(old, new), vars(module), made)
+        monkeypatch.setattr(owner, method, made[method])
+
+    edit.__name__ = name
+    return edit
 
 
 def reorder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +140,10 @@ def duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offer_to_all(original: Any, room: Room, batch: Batch, sender: Member | None) -> Any:
-        return original(room, batch, None)
+    def offer_to_all(
+        original: Any, room: Room, batch: Batch, sender: Member | None, delivery: Any
+    ) -> Any:
+        return original(room, batch, None, delivery)
 
     wrap(monkeypatch, Room, "_offer_to_all", offer_to_all)
 
@@ -322,6 +346,72 @@ def show_the_past_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multichat.past.read_history", read)
 
 
+# --- Those who lag --------------------------------------------------------------------------------
+
+lag_from_behind_the_block = edited(
+    "lag_from_behind_the_block", Room, "_fall_behind", "batch.said.first", "batch.end"
+)
+lag_from_one_too_early = edited(
+    "lag_from_one_too_early",
+    Room,
+    "_fall_behind",
+    "batch.said.first",
+    "max(0, batch.said.first - 1)",
+)
+go_live_with_something_in_between = edited(
+    "go_live_with_something_in_between",
+    Room,
+    "replay",
+    "lag.position < self._told or",
+    "lag.position < self._told - 1 or",
+)
+go_live_never = edited("go_live_never", Room, "replay", "mailbox.is_half_empty()", "False")
+replay_what_another_lag_asked_for = edited(
+    "replay_what_another_lag_asked_for",
+    Room,
+    "_next_part",
+    "if member.lag is not lag:",
+    "if False:",
+)
+lose_what_finds_no_room = edited(
+    "lose_what_finds_no_room", Room, "replay", "lag.position = start", "pass"
+)
+lag_on_after_leaving = edited("lag_on_after_leaving", Room, "leave", "member.lag = None", "pass")
+lose_a_block_in_memory = edited(
+    "lose_a_block_in_memory",
+    Ring,
+    "add",
+    "self._blocks.append(block)",
+    "if block.said.first % 5: self._blocks.append(block)",
+)
+miss_own_messages = edited(
+    "miss_own_messages", Lag, "note_own", "self._own.append((first, end))", "pass"
+)
+wait_without_budget = edited("wait_without_budget", WaitBudget, "spend", "- seconds", "- 0")
+wait_for_free = edited(
+    "wait_for_free", Room, "_somebody_is_dry", "return any(", "return False and any("
+)
+cancel_without_paying = edited(
+    "cancel_without_paying", Room, "_wait_for", "finally:  #", "except trio.TooSlowError:  #"
+)
+wait_for_the_disconnected = edited(
+    "wait_for_the_disconnected", Room, "_forget_delivery", "self._stop_waiting_for(member)", "pass"
+)
+disconnect_at_the_first_stall = edited(
+    "disconnect_at_the_first_stall",
+    Room,
+    "_wait_for_space",
+    ">= self._stall_timeout",
+    ">= 0",
+)
+see_no_progress = edited(
+    "see_no_progress", Room, "_wait_for_space", "mailbox.progress != progress", "False"
+)
+forget_notices = edited("forget_notices", Room, "_go_live", "if member.notices:", "if False:")
+
+
+WAITS = {"slow": Slow.WAIT}
+
 MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (reorder, "one_order", {"slow": Slow.WAIT}),
     (say_backwards, "sender_order", {}),
@@ -350,6 +440,23 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (tell_the_past_from(1), "nothing_missed_nor_twice", {}),
     (tell_the_past_from(-1), "nothing_missed_nor_twice", {}),
     (miscount_what_is_too_old, "nothing_missed_nor_twice", {}),
+    (lag_from_behind_the_block, "nothing_lost", WAITS),
+    (lag_from_one_too_early, "nothing_twice", WAITS),
+    (go_live_with_something_in_between, "nothing_lost", WAITS),
+    (go_live_with_something_in_between, "nothing_missed_nor_twice", {}),
+    (go_live_never, "lags_end", {}),
+    (replay_what_another_lag_asked_for, "nothing_missed_nor_twice", {}),
+    (lose_what_finds_no_room, "nothing_lost", WAITS),
+    (lag_on_after_leaving, "nothing_missed_nor_twice", WAITS),
+    (lose_a_block_in_memory, "nothing_missed_nor_twice", WAITS),
+    (miss_own_messages, "skips_add_up", WAITS),
+    (wait_without_budget, "rooms_wait_within_budgets", WAITS),
+    (cancel_without_paying, "rooms_wait_within_budgets", WAITS),
+    (wait_for_free, "rooms_wait_within_budgets", WAITS),
+    (wait_for_the_disconnected, "rooms_wait_within_budgets", WAITS),
+    (disconnect_at_the_first_stall, "only_the_stalled_are_too_slow", WAITS),
+    (see_no_progress, "only_the_stalled_are_too_slow", WAITS),
+    (forget_notices, "nothing_lost", WAITS),
     (forget_nonces, "nonces_are_once", {}),
     (forget_nonces, "nothing_twice", {}),
     (restore_no_nonces, "nonces_are_once", {}),

@@ -311,6 +311,12 @@ class Chronicle:
         index = bisect_left(publishes, position, key=lambda publish: publish.position)
         return publishes[index - 1].first + len(publishes[index - 1].keys) if index else 0
 
+    def done(self, publish: Publish) -> float:
+        """Return until where in the log *publish* may have been going on: the next one."""
+        publishes = self.by_room[publish.room]
+        after = bisect_right(publishes, publish.position, key=lambda each: each.position)
+        return publishes[after].position if after < len(publishes) else inf
+
     def said_during(self, stay: Stay) -> list[Publish]:
         """Return what was said in a room while somebody was there."""
         publishes = self.by_room.get(stay.room, [])

@@ -23,6 +23,9 @@ __all__ = ["COMING_BACK"]
 # What the log says of who was sent away for good, whatever it shows later.
 _FOR_GOOD = "kicked"
 
+# Sessions have a share of the memory, which has room for all of a run if it is that large.
+_SESSIONS_BYTES = 10_000_000
+
 # What somebody is told who asked for that.
 _QUIT = "you asked to leave"
 
@@ -104,10 +107,14 @@ def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> 
     places = _starts(history, section)
     for heard in section.heard:
         if heard.kind == "missed":
-            skipped = {place + heard.messages for place in places}
+            skipped = {
+                end for place in places for end in _skip(place, heard.messages, own, section.told)
+            }
             if drops:  # of others' messages, and of what the server itself said
                 counts = {*range(max(0, heard.messages - announced), heard.messages + 1)}
-                skipped |= {_skip(place, count, own) for place in places for count in counts}
+                skipped |= {
+                    end for place in places for count in counts for end in _skip(place, count, own)
+                }
             places = skipped
         elif heard.kind == "said" and heard.id:
             epoch, number = read_id(heard.id)
@@ -156,12 +163,16 @@ def _all_own(start: int, end: int, own: set[int]) -> bool:
     return all(number in own for number in range(start, end))
 
 
-def _skip(place: int, count: int, own: set[int]) -> int:
-    """Return where one is who has missed so many of the others' messages."""
-    while count:
-        count -= place not in own
+def _skip(place: int, count: int, own: set[int], told: int = 0) -> Iterator[int]:
+    """Yield where one may be who has missed so many messages.
+
+    Its own are not counted, but for those from before it came, when *told* had been told.
+    """
+    while count >= 0:
+        if not count:
+            yield place
+        count -= place not in own or place < told
         place += 1
-    return place
 
 
 def _must_reach(history: History, visit: Visit, section: Section, *, last: bool) -> int:
@@ -169,18 +180,12 @@ def _must_reach(history: History, visit: Visit, section: Section, *, last: bool)
     chronicle, stay = history.chronicle, section.stay
     if section.until is not None:
         return section.until
-    if last:
-        departure = history.departure(visit)
-        if departure is None or not history.heard_until_departure(visit):
-            return 0
-        spoke = any(
-            taken.position > stay.start
-            for taken in chronicle.taken_from.get(visit.server_number or 0, [])
-        )
-        if section.caught_up and departure.reason and not spoke:
-            return 0  # it may have had to go before it had heard all of it
+    if last and not history.heard_until_departure(visit):
+        return 0
     end = chronicle.told(stay.room, stay.end)
-    if history.may_be_cut_short(stay):
+    if (reached := history.reached(stay)) is not None:
+        end = min(end, reached)
+    if history.plan.config.slow is Slow.DISCONNECT and history.may_be_cut_short(stay):
         publishes = [each for each in chronicle.said_during(stay) if each.speaker is not None]
         if publishes:
             end = min(end, publishes[-1].first)
@@ -269,6 +274,8 @@ def _left_for_good(history: History, visit: Visit) -> bool:
 
 def _is_lost(history: History, client: int, visit: Visit) -> bool:
     """Whether *client* could not be somebody again when *visit* said hello."""
+    if history.plan.config.memory_bytes < _SESSIONS_BYTES:
+        return True  # there is no room for anybody to be known
     for kill in history.kills:
         if client not in kill.sessions:
             return True

@@ -20,11 +20,13 @@ from multichat.framing import clean
 from .chronicle import KILLED, Chronicle, Departure, Kill, LogEntry, Stay, key_of
 from .journal import Taken
 from .plan import PersonPlan, Plan, Reading
+from .replays import LagRecord, Wait
 from .wire import Connection
 
 __all__ = [
     "CANCELLED",
     "DAY_BEGINS_SECONDS",
+    "SAME_SECONDS",
     "TOO_FAR_BEHIND",
     "Heard",
     "History",
@@ -38,7 +40,7 @@ __all__ = [
 DAY_BEGINS_SECONDS = 1_700_000_000
 
 # Times that are sums of the same parts in another order.
-_SAME_SECONDS = 1e-6
+SAME_SECONDS = 1e-6
 
 
 # --- What a client heard --------------------------------------------------------------------------
@@ -313,15 +315,17 @@ class Section(NamedTuple):
     """What a client heard in one room, from when it was told that it is there.
 
     *start* is the number from which on it is told everything; None if that is not known, as it was
-    never told.  *caught_up* is whether it was told some of it later than the others; *at_least*
-    whether some of the first may have been too old to be kept.  *until* is how much had been told
-    in that room when it heard the next one's beginning; None if it did not, or not in that room.
+    never told.  *told* is how much had been told then.  *caught_up* is whether it was told some of
+    it later than the others; *at_least* whether some of the first may have been too old to be kept.
+    *until* is how much it had been told in that room when the next section began; None if there is
+    none, or not in that room.
     """
 
     heard: list[Heard]
     stay: Stay
     client: int
     start: int | None = None
+    told: int = 0
     caught_up: bool = False
     at_least: bool = False
     until: int | None = None
@@ -344,6 +348,8 @@ class History:
     log: list[LogEntry] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
+    lags: list[LagRecord] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
     peak_bytes: dict[int, int] = field(default_factory=dict)
     left_behind: list[str] = field(default_factory=list)
     cancelled_seconds: float = inf
@@ -402,23 +408,72 @@ class History:
             told = read_id(heard.id)[1] + 1
             stay = stays[min(where, len(stays) - 1)]
             same = stay is section.stay
-            yield section._replace(heard=visit.heard[begun:i], until=told if same else None)
-            begun, start = i, told
+            start = told
             epoch, number = read_id(since) if since is not None else ("", -1)
             known = self.chronicle.rooms.get(epoch) == stay.room and number < told
             if since is not None and known:
                 start = number + 1
             elif since is None and replay:
                 start = max(0, told - replay)
+            elif same:
+                continue  # nothing has changed
+            until = self.reached_again(stay, told) if same else None
+            yield section._replace(heard=visit.heard[begun:i], until=until)
+            begun = i
             section = Section(
                 [],
                 stay,
                 stay.client,
                 start,
+                told,
                 caught_up=start < told,
                 at_least=since is None and bool(replay),
             )
         yield section._replace(heard=visit.heard[begun:])
+
+    def reached(self, stay: Stay) -> int | None:
+        """Return up to which number the client had got everything when it left, if that is known.
+
+        It had when it was live, unless it was being waited for.
+        """
+        return next((record.reached for record in self._leavings(stay)), None)
+
+    def _leavings(self, stay: Stay) -> Iterator[LagRecord]:
+        for record in self._lags_of.get((stay.client, stay.room), []):
+            if record.kind == "left" and record.position - stay.end in (0, 1):
+                yield record
+
+    def reached_again(self, stay: Stay, told: int) -> int:
+        """Return the same of when it asked for the past once more, *told* being told then."""
+        again = [
+            record.reached
+            for record in self._lags_of.get((stay.client, stay.room), [])
+            if record.kind == "lag"
+            and record.told == told
+            and stay.start <= record.position <= stay.end
+        ]
+        return min(again, default=told)
+
+    def lagging(self, stay: Stay) -> list[tuple[int, float]]:
+        """Return from where to where in the log the client lagged in *stay*."""
+        spans: list[tuple[int, float]] = []
+        start: int | None = None
+        for record in self._lags_of.get((stay.client, stay.room), []):
+            if not stay.start <= record.position <= stay.end + 1:
+                continue
+            if record.kind == "lag":
+                start = record.position if start is None else start
+            elif start is not None:
+                spans.append((start, record.position if record.kind == "live" else inf))
+                start = None
+        return spans if start is None else [*spans, (start, inf)]
+
+    @cached_property
+    def _lags_of(self) -> dict[tuple[int, str], list[LagRecord]]:
+        lags: dict[tuple[int, str], list[LagRecord]] = {}
+        for record in self.lags:
+            lags.setdefault((record.client, record.room), []).append(record)
+        return lags
 
     def as_whom(self, visit: Visit) -> int | None:
         """Return which client *visit* was in the end."""
@@ -450,13 +505,13 @@ class History:
         until = min(departure.seconds + self.plan.config.grace_seconds, self.cancelled_seconds)
         # In the middle of a write, or between two in the very moment in which its time was over.
         times = connection.server.cut_off_at, visit.session_ended_seconds
-        if any(at is not None and abs(at - until) < _SAME_SECONDS for at in times):
+        if any(at is not None and abs(at - until) < SAME_SECONDS for at in times):
             return True
         # Or its last message was to be told first, which ends a session no sooner.
         busy = self.chronicle.busy_seconds.get(visit.server_number or 0, -inf)
         ended = visit.session_ended_seconds
         busy += self.plan.config.slow_timeout_seconds
-        return ended is not None and ended >= until and busy >= until - _SAME_SECONDS
+        return ended is not None and ended >= until and busy >= until - SAME_SECONDS
 
     def heard_all(self, visit: Visit) -> bool:
         """Whether *visit* heard all that the server had for it."""

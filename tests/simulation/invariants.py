@@ -14,13 +14,25 @@ from multichat import Slow
 from multichat.batch import MAX_BATCH_BYTES
 from multichat.mailbox import MAX_WAITING_BYTES
 
-from .chronicle import KILLED, Publish, key_of
+from .chronicle import KILLED, Publish, Stay, key_of
 from .coming_back import COMING_BACK
-from .history import CANCELLED, TOO_FAR_BEHIND, Heard, History, Sent, Visit, read_id
+from .history import (
+    CANCELLED,
+    SAME_SECONDS,
+    TOO_FAR_BEHIND,
+    Heard,
+    History,
+    Sent,
+    Visit,
+    read_id,
+)
 from .journal import Taken
 from .plan import HUSH, SHOUT, SHOUTED, SLEEPY, ServerEnding
 
 __all__ = ["INVARIANTS", "Violation", "violations"]
+
+# Of the server's announcements, who lags hears the newest, when it is live.
+_MAX_NOTICES = 16
 
 # Of one invariant, in one run; more says nothing new.
 _MOST_TOLD = 3
@@ -55,7 +67,8 @@ def one_order(history: History) -> Iterator[str]:
     """All members of a room, the log and the journal have its messages in the same order.
 
     Whoever wished to be told of the past is told of it in that order, too, from there on; the
-    server's own announcements, which are no part of it, it is told at once.
+    server's own announcements, which are no part of it, it is told at once, and whoever lags when
+    it is live again.
     """
     chronicle = history.chronicle
     for told in chronicle.untaken:
@@ -67,6 +80,8 @@ def one_order(history: History) -> Iterator[str]:
             [heard for heard in section.heard if not (section.caught_up and heard.key[:3] == "s0.")]
             for section in history.sections(visit)
         ] or [visit.heard_said]
+        if any(history.lagging(stay) for stay in history.stays(visit)):
+            parts = [[heard for heard in part if heard.key[:3] != "s0."] for part in parts]
         for part in parts:
             last = Heard("said")
             for heard in part:
@@ -157,7 +172,8 @@ def _expected(history: History, visit: Visit) -> _Expected:
     """Follow *visit* through the rooms and return what was said there by others.
 
     A publish may wait for slow members between two of its batches, and so be going on when somebody
-    comes or goes: who comes has the rest of it, who goes the beginning.
+    comes or goes: who comes has the rest of it, who goes the beginning.  Whoever lags when it goes
+    has what was replayed to it by then.
     """
     sure: list[str] = []
     maybe: set[str] = set()
@@ -168,23 +184,45 @@ def _expected(history: History, visit: Visit) -> _Expected:
         before = history.chronicle.said_before(stay)
         if history.plan.config.slow is Slow.WAIT and before is not None:
             maybe.update(before.keys[1:])
-        if publishes and history.may_be_cut_short(stay):
+        reached = history.reached(stay)
+        if publishes and history.may_be_cut_short(stay) and not _is_exact(history, stay):
             maybe.update(publishes[-1].keys)
-        sure += [key for publish in publishes for key in publish.keys]
+        lags = history.lagging(stay)
+        notices = [each.position for each in publishes if each.speaker is None]
+        for publish in publishes:
+            if publish.speaker is None:
+                # Who lags is told of it later, or never.
+                until = history.chronicle.done(publish)
+                late = [end for start, end in lags if publish.position <= end and start <= until]
+                after = sum(publish.position < at <= late[0] for at in notices) if late else 0
+                may_miss = late and (late[0] == inf or after >= _MAX_NOTICES)
+                if may_miss or (late and not history.heard_until_departure(visit)):
+                    maybe.update(publish.keys)
+                else:
+                    sure += publish.keys
+            elif reached is None or history.plan.config.slow is Slow.DISCONNECT:
+                sure += publish.keys
+            else:
+                sure += publish.keys[: max(0, reached - publish.first)]
     return _Expected(sure, maybe)
+
+
+def _is_exact(history: History, stay: Stay) -> bool:
+    """Whether it is known exactly what was told in *stay*."""
+    return history.plan.config.slow is Slow.WAIT and history.reached(stay) is not None
 
 
 def nothing_lost(history: History) -> Iterator[str]:
     """Who was there has every message; who did not read to the end, all up to some message.
 
-    Under `drop` that is for `skips_add_up` to say, and of who wished to be told of the past for
-    `nothing_missed_nor_twice`.
+    Under `drop`, and of who lagged for longer than messages are kept, that is for `skips_add_up` to
+    say, and of who wished to be told of the past for `nothing_missed_nor_twice`.
     """
     if history.plan.config.slow is Slow.DROP:
         return
     order = history.chronicle.order
     for visit in history.visits:
-        if visit.server_number is None or history.sections(visit):
+        if visit.server_number is None or history.sections(visit) or _missed(visit):
             continue
         sure, maybe = _expected(history, visit)
         heard = {each.key for each in visit.heard_said}
@@ -197,15 +235,22 @@ def nothing_lost(history: History) -> Iterator[str]:
 
 
 def skips_add_up(history: History) -> Iterator[str]:
-    """Under `drop`, what somebody was told that it missed is exactly what it missed, there."""
-    visits = [visit for visit in history.visits if not history.sections(visit)]
-    if history.plan.config.slow is not Slow.DROP:
-        for visit in visits:
-            if any(heard.kind == "missed" for heard in visit.heard):
-                yield f"{visit} was told that it missed something"
-        return
-    for visit in visits:
+    """What somebody was told that it missed is exactly what it missed, there.
+
+    Under `drop`; and who lags misses only what is not kept any more, or cannot be read.
+    """
+    drops = history.plan.config.slow is Slow.DROP
+    faults = history.plan.faults
+    keeps_all = faults.max_messages is None and not (faults.full and faults.refuses)
+    for visit in history.visits:
+        if history.sections(visit) or not (drops or _missed(visit)):
+            continue
+        if not drops and keeps_all:
+            yield f"{visit} was told that it missed something"
+            continue
         sure, _ = _expected(history, visit)
+        if not drops:  # of those who lag, which the server tells of later
+            sure = [key for key in sure if key[:3] != "s0."]
         place = {key: i for i, key in enumerate(sure)}
         told = heard_until = 0
         for heard in visit.heard:
@@ -221,6 +266,64 @@ def skips_add_up(history: History) -> Iterator[str]:
             missed = len(sure) - heard_until
             if missed != told and history.heard_until_departure(visit):
                 yield f"{visit} missed {missed} in the end, and was told of {told}"
+
+
+def _missed(visit: Visit) -> bool:
+    return any(heard.kind == "missed" for heard in visit.heard)
+
+
+# --- Slow clients ---------------------------------------------------------------------------------
+
+
+def rooms_wait_within_budgets(history: History) -> Iterator[str]:
+    """Whoever the slow clients are, a room waits for them no longer than its budget lasts.
+
+    But while it has nobody else to deliver to.
+    """
+    full = history.plan.config.slow_timeout_seconds
+    budgets: dict[str, tuple[float, float]] = {}  # what is left, and since when
+    for wait in history.waits:
+        left, at = budgets.get(wait.room, (full, wait.start))
+        left = min(full, left + (wait.end - at) / 15) - (wait.end - wait.start)
+        if left < -SAME_SECONDS:
+            yield f"{wait.room} waited {-left:.3f} s too long until {wait.end:.3f}"
+        budgets[wait.room] = left, wait.end
+
+
+def only_the_stalled_are_too_slow(history: History) -> Iterator[str]:
+    """Unless the policy is to disconnect, who is too slow has taken no byte for that timeout."""
+    if history.plan.config.slow is Slow.DISCONNECT:
+        return
+    stall = history.plan.config.stall_timeout_seconds
+    for visit in history.visits:
+        departure, connection = history.departure(visit), visit.connection
+        if departure is None or connection is None or departure.reason != "too slow":
+            continue
+        taken_at = max(
+            (at for at in connection.to_client.takes if at < departure.seconds), default=0.0
+        )
+        if departure.seconds - taken_at < stall - SAME_SECONDS:
+            yield f"{visit} had to go {departure.seconds - taken_at:.3f} s after it took something"
+
+
+def lags_end(history: History) -> Iterator[str]:
+    """Whoever reads at once whatever comes is live again as soon as the journal can be read."""
+    slow = history.plan.faults.slow_seconds
+    visits = {
+        visit.server_number: visit
+        for visit in history.visits
+        if visit.attentive and not visit.plan.returns and not visit.broke_off
+    }
+    since: dict[tuple[int, str], float] = {}
+    for record in history.lags:
+        key = record.connection, record.room
+        if record.kind == "lag":
+            since.setdefault(key, record.seconds)
+        elif (start := since.pop(key, None)) is not None and record.connection in visits:
+            most = 0.1 + slow * (1 + len(history.chronicle.numbered.get(record.room, [])))
+            if record.seconds - start > most:
+                what = f"{visits[record.connection]} lagged for {record.seconds - start:.3f} s"
+                yield f"{what} in {record.room}, and took everything at once"
 
 
 def all_is_said(history: History) -> Iterator[str]:
@@ -439,6 +542,8 @@ def evicted_are_told(history: History) -> Iterator[str]:
         told = visit.heard if visit.attentive else visit.told
         if told and told[-1].kind == "goodbye" and reason in told[-1].text:
             continue
+        if reason == TOO_FAR_BEHIND:
+            continue  # there may be no memory left for saying so
         if not (visit.broke_off or visit.killed or history.had_its_time(visit)):
             yield f"{visit} had to go ({reason}) and was not told"
 
@@ -548,6 +653,9 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     sender_order,
     nothing_lost,
     skips_add_up,
+    rooms_wait_within_budgets,
+    only_the_stalled_are_too_slow,
+    lags_end,
     all_is_said,
     accepted_is_said,
     nothing_twice,

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from multichat import ServerConfig, Slow
-from multichat.config import Message
+from multichat.config import Message, ReplayLimits
 
 from .journal import Faults
 from .returning import Return, make_returns
@@ -128,7 +128,7 @@ class Plan:
         """After how long a run has to be over: everybody slow in turn, then all limits at once."""
         each = self.config.slow_timeout_seconds + self.config.filter_seconds + 1
         slow = sum(10 * each.slow_seconds for each in (self.faults,)) * len(self.people)
-        return 600 + slow + self.seconds + len(self.people) * each + self.config.grace_seconds
+        return 1200 + slow + self.seconds + len(self.people) * each + self.config.grace_seconds
 
 
 # --- The server -----------------------------------------------------------------------------------
@@ -258,7 +258,8 @@ def make_plan(seed: int) -> Plan:
         kills=(),
         session_seconds=24 * 3600.0,
     )
-    return _with_journal(plan, Random(f"multichat journal {seed}"), crowd=crowd)
+    plan = _with_journal(plan, Random(f"multichat journal {seed}"), crowd=crowd)
+    return _with_replays(plan, Random(f"multichat replays {seed}"))
 
 
 def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
@@ -300,6 +301,22 @@ def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
         kills=tuple(sorted(kills)) if kind is JournalKind.TORN else (),
         session_seconds=rng.choice([3.0, 20.0]) if _one_in(rng, 5) else plan.session_seconds,
     )
+
+
+def _with_replays(plan: Plan, rng: Random) -> Plan:
+    """Have little fit into the memory of rooms, and into what is replayed at once."""
+    limits = ReplayLimits(
+        queue_bytes=rng.choice([1, 300, 3000, 256 * 1024]),
+        ring_bytes=rng.choice([0, 0, 2000, 1024 * 1024]),
+        page_messages=rng.choice([1, 7, 500]),
+    )
+    stall = rng.choice([3.0, 10.0, 60.0, 300.0])
+    # All that is said has to be in the log, from which we know what everybody should have heard.
+    config = replace(plan.config, stall_timeout_seconds=stall, replay=limits, log_rate=None)
+    announcements = plan.announcements
+    if len(plan.rooms) == 1 and _one_in(rng, 3):
+        announcements = tuple(_some_time(rng, plan.seconds) for _ in range(rng.choice([5, 40])))
+    return replace(plan, config=config, announcements=announcements)
 
 
 def _some_time(rng: Random, seconds: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["LeftBehind", "Notebook", "Return", "Since", "Token", "make_returns"]
 
-# What a client keeps to say again; a server knows four times as many nonces.
+# What a client may say again: a server knows as many nonces of each session, the newest.
 _MAX_UNACCEPTED = 256
 
 
@@ -177,5 +177,7 @@ class Notebook:
         if not self.resumed:  # nobody knows any more whether they were said
             self.unaccepted.clear()
             self.accepted.clear()
-        repeated = [line for line in self.accepted if rng.random() < 0.2]
+        known = max(0, _MAX_UNACCEPTED - len(self.unaccepted))
+        accepted = self.accepted[len(self.accepted) - min(known, len(self.accepted)) :]
+        repeated = [line for line in accepted if rng.random() < 0.2]
         return [*(repeated if coming.repeats_accepted else []), *self.unaccepted.values()]

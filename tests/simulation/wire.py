@@ -37,6 +37,7 @@ class _Pipe:
         self.ended = False  # by its writer, which has nothing more to say
         self.abandoned = False  # by its reader, which has gone before the end
         self.changed = trio.lowlevel.ParkingLot()
+        self.takes: list[float] = []  # when its reader took something
 
     @property
     def waiting_bytes(self) -> int:
@@ -63,6 +64,7 @@ class _Pipe:
         data = bytes(self.written[self.read_bytes : self.read_bytes + max_bytes])
         data = data[: self.waiting_bytes]
         self.read_bytes += len(data)
+        self.takes.append(trio.current_time())
         self.changed.unpark_all()
         return data
 
@@ -115,6 +117,16 @@ class End(trio.abc.HalfCloseableStream):
     def wrote(self, pipe: _Pipe) -> bool:
         """Say whether *pipe* is the one that this end writes."""
         return pipe is self._writes
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much the other end has not taken, less all that it has: it falls with each read."""
+        return len(self._writes.written) - 2 * self._writes.read_bytes
+
+    @property
+    def taken_at(self) -> float:
+        """When the other end took something last."""
+        return self._writes.takes[-1] if self._writes.takes else 0.0
 
     def fileno(self) -> int:
         """Return this end's number at its `Kernel`, as a socket does: -1 once it is closed."""
@@ -251,6 +263,10 @@ class Kernel:
     def eager_fileno(self, stream: trio.abc.Stream) -> Callable[[], int] | None:
         """Stand in for `multichat.transport.eager_fileno`."""
         return stream.fileno if isinstance(stream, End) and stream.number >= 0 else None
+
+    def unsent_bytes(self, stream: trio.abc.Stream) -> int:
+        """Stand in for `multichat.transport.unsent_bytes`."""
+        return stream.unsent_bytes if isinstance(stream, End) else 0
 
     def write(self, number: int, data: bytes | memoryview) -> int:
         """Stand in for `os.write`."""

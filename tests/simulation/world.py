@@ -28,6 +28,7 @@ from multichat.journal import Journal, Keeping
 from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
 from multichat.messages import Nonce, SaidRun
+from multichat.room import Room
 from multichat.transport import LINGER_SECONDS
 
 from .chronicle import KILLED, Kill, LogEntry
@@ -36,6 +37,7 @@ from .history import DAY_BEGINS_SECONDS, Heard, History, Visit
 from .invariants import Violation, violations
 from .journal import Disk, FaultyJournal, Taken, Witness
 from .plan import JournalKind, PersonPlan, Plan, ServerEnding
+from .replays import WaitMeter, watch_rooms
 from .returning import Notebook, Return
 from .wire import Connection, Kernel
 
@@ -74,6 +76,8 @@ def simulate(plan: Plan) -> Outcome:
         stack.enter_context(_tokens(plan.seed))
         world = _World(plan, history)
         stack.enter_context(_log_to(_Recorder(world)))
+        stack.enter_context(watch_rooms(history, lambda: world.killed))
+        stack.enter_context(mock.patch("multichat.mailbox.unsent_bytes", world.kernel.unsent_bytes))
         if plan.full_disk:
             stack.enter_context(_log_on_full_disk())
         if plan.eager:
@@ -211,13 +215,16 @@ class _World:
         self._sessions: trio.Nursery
         self._doors = trio.Event()  # open
         self._closed_for_good = False
-        self._killed = False
+        self.killed = False
         self._connected: set[int] = set()
         self._entrance = trio.Lock()
         self._everybody_leaves = trio.Event()
         self._everybody_left = trio.Event()
         self._gone = 0
         self._sample_every = 1 + len(plan.people) // 20
+
+    def _open_rooms(self) -> list[Room]:
+        return [] if self.killed else self._server._directory.rooms
 
     def _start_server(self) -> Server:
         self._journal = Witness(self._make_journal(), self._note_taken)
@@ -243,7 +250,7 @@ class _World:
 
         Of what goes on in a server that is dead nobody knows anything.
         """
-        if self._killed and "crashed" not in text:
+        if self.killed and "crashed" not in text:
             return
         self._history.log.append(LogEntry(trio.current_time(), level, text))
         if connected := _CONNECTED.fullmatch(text):
@@ -270,6 +277,7 @@ class _World:
         tasks = trio.lowlevel.current_statistics().tasks_living
         with trio.move_on_after(plan.patient_seconds) as patience:
             trio.lowlevel.add_instrument(_StandstillGuard(patience))
+            trio.lowlevel.add_instrument(WaitMeter(history, self._open_rooms))
             async with trio.open_nursery() as world:
                 await self._serve(world)
                 await trio.sleep(_AFTERMATH_SECONDS)
@@ -312,7 +320,7 @@ class _World:
                         await self._everybody_left.wait()
                     self._kill(sessions)
                 self._server = self._start_server()
-                self._killed = False
+                self.killed = False
             async with self._opened() as sessions:
                 await self._end(sessions)
             faults.cancel_scope.cancel(reason="the server has ended")
@@ -330,7 +338,7 @@ class _World:
         """End the server as `kill -9` does: what it does from here on nobody sees."""
         history = self._history
         self.note(logging.INFO, KILLED)
-        self._killed = True
+        self.killed = True
         self._doors = trio.Event()
         if self._faulty is not None:
             self._faulty.kill()

@@ -1,0 +1,143 @@
+"""What a run does about slow clients: who lagged from where to where, and how long rooms waited.
+
+What a client should have heard follows from the log, but for what it had not got yet when it left,
+and the log does not say who lags.  So the rooms are watched: `watch_rooms` writes down each lag and
+each leaving, `WaitMeter` for how long each room waited while somebody else could have been served.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
+
+import trio
+
+from multichat.batch import Block
+from multichat.member import Member
+from multichat.room import Room
+
+from .wire import End
+
+if TYPE_CHECKING:
+    from .history import History
+
+__all__ = ["LagRecord", "Wait", "WaitMeter", "watch_rooms"]
+
+# How often a room looks whether somebody takes bytes, and whether somebody has taken all.
+_LOOK_SECONDS = 0.02
+
+
+class LagRecord(NamedTuple):
+    """A moment in which a client began to lag, became live, or left a room.
+
+    *kind* is `lag`, `live` or `left`.  *connection* is the number that it got when it came,
+    *client* that of who it is; *position* is where in the log.  It had everything up to the message
+    of number *reached*, itself not; *told* had been told in the room.
+    """
+
+    kind: str
+    connection: int
+    client: int
+    room: str
+    position: int
+    seconds: float
+    reached: int
+    told: int
+
+
+class Wait(NamedTuple):
+    """A time in which a room waited for slow clients, at its budget's expense."""
+
+    room: str
+    start: float
+    end: float
+
+
+def _reached(room: Room, member: Member) -> int:
+    if member.lag is not None:
+        return member.lag.position
+    if member in room._waiting:
+        batch = room._waiting[member]
+        return batch.said.first if isinstance(batch, Block) else room.messages
+    return room.messages
+
+
+@contextlib.contextmanager
+def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[None]:
+    """Write into *history* who lags where, until its server *is_over*."""
+    connections: dict[Member, int] = {}
+    lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
+
+    def note(kind: str, room: Room, member: Member) -> None:
+        if not is_over():
+            record = LagRecord(
+                kind,
+                connections[member],
+                member.client,
+                room.name.lower(),
+                len(history.log),
+                trio.current_time(),
+                _reached(room, member),
+                room.messages,
+            )
+            history.lags.append(record)
+
+    def watched_join(room: Room, member: Member) -> None:
+        connections.setdefault(member, member.client)
+        join(room, member)
+
+    def watched_lag(room: Room, member: Member, position: int) -> None:
+        note("lag", room, member)
+        lag(room, member, position)
+
+    def watched_go_live(room: Room, member: Member) -> None:
+        note("live", room, member)
+        go_live(room, member)
+
+    def watched_leave(room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
+        note("left", room, member)
+        leave(room, member, *args, **kwargs)
+
+    with (
+        mock.patch.object(Room, "join", watched_join),
+        mock.patch.object(Room, "lag", watched_lag),
+        mock.patch.object(Room, "_go_live", watched_go_live),
+        mock.patch.object(Room, "leave", watched_leave),
+    ):
+        yield
+
+
+class WaitMeter(trio.abc.Instrument):
+    """Measures for how long each of *rooms* waits while it has somebody else to deliver to.
+
+    Time goes on only while all tasks wait; so it is enough to look just before that.
+    """
+
+    def __init__(self, history: "History", rooms: Callable[[], list[Room]]) -> None:
+        self._history = history
+        self._rooms = rooms
+        self._since: dict[Room, tuple[object, float]] = {}  # for which publish, and since when
+        self._paying: dict[Room, float] = {}
+
+    def before_io_wait(self, timeout: float) -> None:
+        now = trio.current_time()
+        rooms = self._rooms()
+        for room, start in self._paying.items():
+            if now > start:
+                self._history.waits.append(Wait(room.name, start, now))
+        before = self._since
+        self._since = {room: (room._waiting, now) for room in rooms if room._waiting}
+        for room, (waiting, since) in before.items():
+            if room in self._since and room._waiting is waiting:
+                self._since[room] = waiting, since
+        self._paying = {room: now for room in self._since if not self._is_free(room, now)}
+
+    def _is_free(self, room: Room, now: float) -> bool:
+        """Say whether nobody has taken everything, but for the sender, and somebody reads."""
+        boxes = [each.mailbox for them in room._by_voice.values() for each in them.values()]
+        if sum(not (box.waiting_bytes or box.closed) for box in boxes) > 1:
+            return False
+        ends = [box._stream for box in boxes]
+        taken = max((end.taken_at for end in ends if isinstance(end, End)), default=0.0)
+        read_at = max(taken, self._since[room][1])
+        return now - read_at < room._slow_timeout + 2 * _LOOK_SECONDS
