@@ -58,7 +58,10 @@ class Block(Batch):
     @property
     def size(self) -> int:
         """How many bytes it takes in memory, about."""
-        return _BLOCK_BYTES + len(self.said.run) + sum(map(len, self._spelled.values()))
+        size = _BLOCK_BYTES + len(self.said.run)
+        for data in self._spelled.values():
+            size += len(data)
+        return size
 
     def is_small(self, voice: Voice) -> bool:
         """Return whether it has at most `MAX_BATCH_BYTES` in *voice*."""

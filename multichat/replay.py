@@ -177,8 +177,9 @@ class Ring:
     def _count(self, blocks: Iterable[Block]) -> None:
         before = self.bytes
         for block in blocks:
-            self.bytes += block.size - block.counted_bytes
-            block.counted_bytes = block.size
+            size = block.size
+            self.bytes += size - block.counted_bytes
+            block.counted_bytes = size
         while self.bytes > self._rings.ring_bytes and len(self._blocks) > _MIN_BLOCKS:
             self.bytes -= self._blocks.popleft().counted_bytes
         self._rings.grow(self, self.bytes - before)

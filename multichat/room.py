@@ -364,8 +364,8 @@ class Room:
         if isinstance(batch, Block):
             if sender is not None and sender.lag is not None:
                 sender.lag.note_own(batch.said.first, batch.end)
-            lagging = len(self._members) - sum(map(len, self._by_voice.values()))
-            delivery.lagging += lagging - (sender is not None and sender.lag is not None)
+            others = len(self._members) - (sender is not None)
+            delivery.lagging += others - delivered - queued - broken - len(full)
             self._counts.messages += batch.messages
             self._ring.add(batch)
         delivery.delivered += delivered
