@@ -12,7 +12,7 @@ from unittest import mock
 
 import trio
 
-from multichat.batch import Block
+from multichat.batch import Batch, Block
 from multichat.member import Member
 from multichat.room import Room
 
@@ -66,6 +66,8 @@ def _reached(room: Room, member: Member) -> int:
 def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[None]:
     """Write into *history* who lags where, until its server *is_over*."""
     connections: dict[Member, int] = {}
+    cut_off: dict[Member, int] = {}  # at which block, those whose send queue was closed meanwhile
+    offer_again = Room._offer_again
     lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
 
     def note(kind: str, room: Room, member: Member) -> None:
@@ -77,7 +79,7 @@ def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[Non
                 room.name.lower(),
                 len(history.log),
                 trio.current_time(),
-                _reached(room, member),
+                cut_off.pop(member, _reached(room, member)),
                 room.messages,
             )
             history.lags.append(record)
@@ -98,7 +100,14 @@ def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[Non
         note("left", room, member)
         leave(room, member, *args, **kwargs)
 
+    def watched_offer(room: Room, member: Member, batch: Batch, delivery: Any) -> None:
+        is_cut_off = member.mailbox.closed and room._waiting.get(member) is batch
+        if is_cut_off and isinstance(batch, Block):
+            cut_off[member] = batch.said.first
+        offer_again(room, member, batch, delivery)
+
     with (
+        mock.patch.object(Room, "_offer_again", watched_offer),
         mock.patch.object(Room, "join", watched_join),
         mock.patch.object(Room, "lag", watched_lag),
         mock.patch.object(Room, "_go_live", watched_go_live),
