@@ -39,7 +39,7 @@ from multichat.errors import (
 )
 from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
-from multichat.limits import Budget, Turns
+from multichat.limits import Budget
 from multichat.log import Log
 from multichat.log_rate import LogRates
 from multichat.lookalikes import NameIndex, lookalike_keys
@@ -120,7 +120,6 @@ class Directory:
 
     *room_list* is the answer to `rooms`.
     *budget* is the memory for connected clients: above it, those that hold most are disconnected.
-    *turns* are what those who flood have of the event loop.
     """
 
     def __init__(
@@ -141,7 +140,6 @@ class Directory:
         self.counts = Counts()
         self.closed = ""
         self.budget = Budget(config.clients_bytes, self._shed_soon)
-        self.turns = Turns()
         self._shedding = False
         self._is_banned = is_banned
         self._config = config

@@ -18,10 +18,10 @@ import trio
 
 from multichat import transport
 from multichat.errors import BadCertificate, ListenFailed
-from multichat.limits import Turns
+from multichat.turns import Turns
 
 __all__ = [
-    "Doorstep",
+    "FairListener",
     "beyond_loopback",
     "listen_tcp",
     "listen_unix",
@@ -35,26 +35,28 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _BACKLOG = 1024
 
 
-class Doorstep(trio.abc.Listener[trio.SocketStream]):
-    """A *listener* whose newcomers take *turns* with those who talk.
+class FairListener(trio.abc.Listener[trio.SocketStream]):
+    """A *listener* whose new connections take *turns* with those that there are.
 
-    Who has to wait does so in the kernel's queue, where it costs nothing.  Whoever has hung up
-    there without a word is nobody's newcomer.  Closing this closes the listener; a cancelled
-    `accept` has taken nobody.
+    Connections wait in the kernel's queue, where they cost nothing.  One that was closed there,
+    and nothing was sent on it, is not returned.  Closing this closes the listener; a cancelled
+    `accept` has accepted nothing.
     """
 
     def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
         self._listener = listener
-        self._turns = turns
+        self._meter = turns.meter(listener, accepts=True)
 
     async def accept(self) -> trio.SocketStream:
-        """Return the next newcomer's connection when it is its turn; raises as the listener's."""
-        if delay := self._turns.until_next_newcomer(trio.current_time()):
-            await trio.sleep(delay)
+        """Return the next connection when it is its turn; raises as the listener's."""
+        return await self._meter.measure(self._accept())
+
+    async def _accept(self) -> trio.SocketStream:
         while True:
+            await self._meter.take()
+            self._meter.end()  # else it would go on until somebody connects
             stream = await self._listener.accept()
             if not _has_gone(stream.socket):
-                self._turns.let_in(trio.current_time())
                 return stream
             stream.socket.close()
 

@@ -50,6 +50,7 @@ from multichat.messages import (
 )
 from multichat.names import SERVER_NAME
 from multichat.replay import Lag, PageCache, Ring, Rings, encode
+from multichat.turns import next_turn
 from multichat.voices import JSON, TEXT, Voice
 
 __all__ = ["Room"]
@@ -490,8 +491,7 @@ class Room:
     async def replay(self, member: Member) -> None:
         """Replay messages to *member* while it lags here, at its own pace.
 
-        Returns when it is live, has left, or takes nothing any more.  Cancelled, it stays where it
-        is.
+        Returns when it is live, has left, or takes nothing any more; cancelled, it stays behind.
         """
         mailbox = member.mailbox
         while (lag := member.lag) is not None and member in self and not mailbox.closed:
@@ -510,7 +510,7 @@ class Room:
             if data and mailbox.offer(data) is _FULL:  # meanwhile, or it is one huge message
                 lag.position = start
             elif lag.position < self._told or member.lag is not lag:
-                await trio.lowlevel.checkpoint()
+                await next_turn()
                 continue
             elif mailbox.is_half_empty():
                 self._go_live(member)

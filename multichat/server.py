@@ -23,7 +23,7 @@ import trio
 
 from multichat import transport
 from multichat.ban_file import BanFile
-from multichat.bans import Ban, Bans
+from multichat.bans import Ban, Bans, network_of
 from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
@@ -38,11 +38,12 @@ from multichat.errors import (
     UnknownClient,
     lone_exception,
 )
+from multichat.fair_share import Shares
 from multichat.filters import Filters
 from multichat.framing import LineDecoder, clean
 from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
-from multichat.listen import Doorstep, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
+from multichat.listen import FairListener, beyond_loopback, listen_tcp, listen_unix, unlinked_at_end
 from multichat.log import Log
 from multichat.member import Member
 from multichat.messages import SHUTTING_DOWN, Goodbye
@@ -50,6 +51,7 @@ from multichat.names import load_tables
 from multichat.origin import Origin
 from multichat.preamble import SERVER_IS_FULL
 from multichat.session import Session
+from multichat.turns import Meter, Turns, current_meter
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
 
@@ -91,7 +93,7 @@ class Server:
     """A chat server; constructing it starts nothing.
 
     *journal* keeps what is said; without one, memory does until the server ends.  The server runs
-    it; it is nobody else's.
+    it; it is nobody else's.  *shares* is how its connections share the event loop's time.
 
     `run` serves TCP ports.  Somebody who has streams of their own opens the server with `open`,
     gives each stream to `handle`, in a task of its own, and calls `close` in the end.  All other
@@ -102,7 +104,11 @@ class Server:
     """
 
     def __init__(
-        self, config: ServerConfig | None = None, *, journal: Journal | None = None
+        self,
+        config: ServerConfig | None = None,
+        *,
+        journal: Journal | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self.config = config or ServerConfig()
         self._journal = journal or MemoryJournal(max_bytes=self.config.history_bytes)
@@ -116,6 +122,7 @@ class Server:
             self.config, self._log, self._start_soon, self._is_banned, self._journal
         )
         self._entrance = Entrance(self.config)
+        self._turns = Turns(shares)
         self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
         self._nursery: trio.Nursery | None = None
         self._bots: trio.Nursery | None = None
@@ -200,8 +207,8 @@ class Server:
                     (self.handle, local),
                 ):
                     if listeners:
-                        doorsteps = [Doorstep(each, self._directory.turns) for each in listeners]
-                        await acceptors.start(accept, handle, doorsteps)
+                        fair = [FairListener(each, self._turns) for each in listeners]
+                        await acceptors.start(accept, handle, fair)
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
@@ -228,6 +235,7 @@ class Server:
                     self._clients_ever = self._clients_before
                     await self._directory.resumables.load(time.time())
                     self._start_soon(self._directory.resumables.refresh)
+                    self._start_soon(self._turns.run)
                     async with trio.open_nursery() as self._bots:
                         yield self
                         if not self._directory.closed:
@@ -457,15 +465,25 @@ class Server:
         With *tls*, it is spoken on it.  The server MUST be open.  The boundary of one connection:
         whatever goes wrong in it is logged and stays here.
         """
+        address = transport.peer_address(stream)
+        meter = self._turns.meter(network_of(address))
+        current_meter.set(meter)
         try:
-            await self._handle(stream, tls)
+            await meter.measure(self._handle(stream, address, tls, meter))
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
+            meter.end()
             await transport.close(stream)
 
-    async def _handle(self, stream: trio.abc.Stream, tls: ssl.SSLContext | None) -> None:
-        address = transport.peer_address(stream)
+    async def _handle(
+        self,
+        stream: trio.abc.Stream,
+        address: str,
+        tls: ssl.SSLContext | None,
+        meter: Meter,
+    ) -> None:
+        await meter.take()
         origin = Origin.of(address, transport.peer_user(stream))
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:

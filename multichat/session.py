@@ -31,7 +31,7 @@ from multichat.errors import (
 from multichat.filters import Filters
 from multichat.framing import Part
 from multichat.journal import Keeping
-from multichat.limits import Bucket, Effort
+from multichat.limits import Bucket
 from multichat.mailbox import Mailbox
 from multichat.member import Member
 from multichat.messages import (
@@ -69,6 +69,7 @@ from multichat.messages import (
 from multichat.names import default_name
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
+from multichat.turns import current_meter, next_turn
 from multichat.voices import JSON, TEXT, encoded_help
 
 __all__ = ["Session"]
@@ -81,19 +82,6 @@ READ_BYTES = 48 * 1024
 # The same where messages are counted: what was read is said before anything else is noticed, even
 # the end of the connection.
 SLOW_READ_BYTES = 4096
-
-# Whoever floods may have to wait for those who do not, and is then read in pieces of that size:
-# nobody who says a word waits for long.
-HEAVY_BYTES = 8 * 1024
-
-# A read that is so much work (see `Effort`) waits for its turn, too, whoever sent it.
-_MUCH_WORK_BYTES = 2 * 1024
-
-_FIRST_TURN_SECONDS = 0.005  # for what is not known yet
-
-# A full read of noise takes 9 ms, more where others want the processor, too; a turn that took much
-# longer has waited for somebody.
-_MOST_TURN_SECONDS = 0.025
 
 # How often somebody is told that it is too fast, and goes on being.
 _TELL_SLOWED_SECONDS = 60.0
@@ -129,24 +117,20 @@ class Session:
 
     __slots__ = (
         "_active_at",
-        "_asked",
         "_bytes",
         "_config",
         "_directory",
-        "_effort",
         "_filters",
         "_first_line",
         "_greeted",
         "_mailbox",
         "_messages",
-        "_most_bytes",
         "_nursery",
         "_read_bytes",
         "_reading",
         "_replaying",
         "_slowed_at",
         "_stream",
-        "_turn_seconds",
         "_writing",
         "member",
     )
@@ -167,11 +151,7 @@ class Session:
         rate, byte_rate = config.rate, config.byte_rate
         self._messages = Bucket(rate, config.burst) if rate is not None else None
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
-        self._most_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
-        self._read_bytes = min(self._most_bytes, HEAVY_BYTES)  # until its turn is known
-        self._turn_seconds = _FIRST_TURN_SECONDS
-        self._effort = Effort()
-        self._asked = 0
+        self._read_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
         self._active_at: float | None = trio.current_time()
         self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
@@ -239,7 +219,19 @@ class Session:
             self._nursery.start_soon(self._replay)
 
     async def _replay(self) -> None:
+        if (reader := current_meter.get()) is None:
+            await self._replay_rooms()
+            return
+        meter = reader.another()  # it takes turns of its own
+        current_meter.set(meter)
+        try:
+            await meter.measure(self._replay_rooms())
+        finally:
+            meter.end()
+
+    async def _replay_rooms(self) -> None:
         member = self.member
+        await next_turn()
         while member.lag is not None and not self._mailbox.closed:
             await member.room.replay(member)
         self._replaying = False
@@ -264,38 +256,14 @@ class Session:
             data += await receive()
         if looks_like_tls(data):
             raise _Leave("it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS)))
-        turns = self._directory.turns
-        is_newcomer = True  # one who comes, says a word and goes has nobody wait
         while data:
-            now = trio.current_time()
-            if len(data) >= HEAVY_BYTES:
-                # By and by: a pause between two words must not let all who flood have 48 KiB each.
-                self._read_bytes = min(self._most_bytes, 2 * self._read_bytes)
-            work = self._work(data)
-            if work > 0:
-                self._effort.spend(work, now)
-            if work > _MUCH_WORK_BYTES or self._effort.floods(now):
-                if delay := turns.reserve(self._turn_seconds, now):
-                    self._read_bytes = min(self._most_bytes, HEAVY_BYTES)
-                    await trio.sleep(delay)
-                    now = trio.current_time()
-            elif not is_newcomer:
-                turns.light(self._turn_seconds, now)
-            is_newcomer = False
             await self._take(decoder.feed(data))
             session = self.member.resumable
             self._mailbox.note(decoder.buffered_bytes + (session.held_bytes if session else 0))
             if decoder.reply and self.member.voice is TEXT:
                 await self._mailbox.put(decoder.reply)
-            self._turn_seconds = min(_MOST_TURN_SECONDS, trio.current_time() - now)
             data = await receive()
         await self._take(decoder.finish())
-
-    def _work(self, data: bytes | bytearray) -> int:
-        """Return how much work *data* is, and what was asked before it, beyond what is free."""
-        lines, asked = data.count(b"\n"), self._asked
-        self._asked = 0
-        return len(data) + lines * Effort.LINE_BYTES + asked * Effort.ASK_BYTES - Effort.FREE_BYTES
 
     async def _receive(self) -> bytes | bytearray:
         size = self._read_bytes
@@ -316,8 +284,11 @@ class Session:
         return data
 
     async def _take(self, parts: list[Part]) -> None:
+        meter = current_meter.get()
         for part in parts:
             if isinstance(part, LineTooLong):
+                if meter is not None:
+                    await meter.take()
                 await self._may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
@@ -326,6 +297,8 @@ class Session:
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
+                if meter is not None:
+                    await meter.take()
                 # A keep-alive says nothing about whoever sits there.
                 if type(request) is not Ping:
                     self._active_at = None
@@ -335,7 +308,6 @@ class Session:
                     else:
                         await self._say(request)
                     continue
-                self._asked += 1
                 await self._may_ask(1)
                 try:
                     await self._do(request)

@@ -15,6 +15,7 @@ from multichat.chat import Chat
 from multichat.client import open_chat
 from multichat.config import ServerConfig
 from multichat.errors import lone_exception
+from multichat.fair_share import NO_PAUSES
 from multichat.journal import Journal
 from multichat.server import Server
 
@@ -160,7 +161,7 @@ async def memory_server(
     For *journal* see `Server`.  Its clock is the trio run's: under `run_on_mock_clock`, or
     pytest-trio's `autojump_clock`, hours of chat take no time.
     """
-    async with Server(config, journal=journal).open() as server:
+    async with Server(config, journal=journal, shares=NO_PAUSES).open() as server:
         with lone_exception():
             async with trio.open_nursery() as nursery:
                 yield MemoryServer(server, nursery)

@@ -19,6 +19,7 @@ import trio
 from multichat.config import ServerTimeouts
 from multichat.errors import BadCertificate
 from multichat.files import check_regular
+from multichat.turns import Meter, current_meter
 
 __all__ = [
     "TooMuchData",
@@ -251,13 +252,39 @@ async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytea
     Trio translates a socket's errors in a `contextlib.contextmanager`.  Since Python 3.12 such an
     error and the frame that it passed through refer to each other, so that everything that its
     callers held would stay in memory until the collector runs.
+
+    In a task that serves a connection, what came is returned when it is that connection's turn.
     """
-    if type(stream) is not trio.SocketStream:
+    meter = current_meter.get()
+    if type(stream) is trio.SocketStream:
+        try:
+            if meter is None or sys.platform == "win32":  # there, a socket is no file
+                return await stream.socket.recv(max_bytes)
+            return await _receive_in_turn(stream.socket, max_bytes, meter)
+        except OSError as error:
+            raise _stream_error(error) from error
+    if meter is None or type(stream) is trio.SSLStream:  # which calls this for what it decrypts
         return await stream.receive_some(max_bytes)
+    meter.end()
+    data = await stream.receive_some(meter.most_bytes(max_bytes))
+    await meter.take()
+    return data
+
+
+async def _receive_in_turn(
+    connection: trio.socket.SocketType, max_bytes: int, meter: Meter
+) -> bytes:
+    """Return what comes when it is its turn, which goes on while more has come already."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    max_bytes = meter.most_bytes(max_bytes)
     try:
-        return await stream.socket.recv(max_bytes)
-    except OSError as error:
-        raise _stream_error(error) from error
+        data = os.read(connection.fileno(), max_bytes)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+    except BlockingIOError:
+        meter.end()
+        data = await connection.recv(max_bytes)
+    await meter.take()
+    return data
 
 
 async def send_all(stream: trio.abc.Stream, data: bytes | bytearray | memoryview) -> None:

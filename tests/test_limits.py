@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.limits import Bucket, Budget, Effort, Turns, WaitBudget
+from multichat.limits import Bucket, Budget, WaitBudget
 
 pytestmark = pytest.mark.unit
 
@@ -212,107 +212,3 @@ def test_who_is_told_may_let_go_at_once() -> None:
     budget = Budget(999, lambda: budget.release(data))
     budget.hold(data)
     assert (budget.held_bytes, budget.over) == (0, False)
-
-
-# --- Effort and turns -----------------------------------------------------------------------------
-
-
-def test_who_floods_in_small_pieces_floods_until_it_has_been_quiet_for_a_second() -> None:
-    effort = Effort()
-    now = 10.0
-    pieces = 0
-    while not effort.floods(now):
-        effort.spend(1024, now)
-        pieces += 1
-        now += 0.01
-    assert pieces <= Effort.MOST_BYTES / 1024 + 5
-    for _ in range(10_000):
-        effort.spend(1024, now)
-        now += 0.01
-        assert effort.floods(now)
-    assert effort.floods(now + 0.8)
-    assert not effort.floods(now + 1.1)
-
-
-def test_a_paste_of_500_lines_is_no_flood() -> None:
-    effort = Effort()
-    effort.spend(500 * (30 + Effort.LINE_BYTES), 10.0)
-    assert not effort.floods(10.0)
-    effort.spend(500 * (30 + Effort.LINE_BYTES), 20.0)
-    assert not effort.floods(20.0)
-    effort.spend(500 * (30 + Effort.LINE_BYTES), 20.5)
-    assert effort.floods(20.5)
-
-
-@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 100_000)), max_size=40))
-def test_whoever_stays_below_what_may_be_for_long_does_not_flood(
-    steps: list[tuple[float, int]],
-) -> None:
-    effort = Effort()
-    now, most = 0.0, 0.0
-    for pause, work in steps:
-        now += pause
-        effort.spend(work, now)
-        most = max(0.0, most - pause * Effort.BYTES_A_SECOND) + work
-        if most <= Effort.MOST_BYTES - 1:  # but for what is rounded
-            assert not effort.floods(now)
-        most = min(most, Effort.MOST_BYTES + Effort.BYTES_A_SECOND)
-        assert not effort.floods(now + 1.001)
-
-
-def test_who_floods_has_a_twentieth_of_the_time_while_somebody_talks() -> None:
-    turns = Turns()
-    turns.light(0.0, 10.0)
-    waits = [turns.reserve(0.001, 10.0) for _ in range(4)]
-    assert waits == pytest.approx([0, 0.02, 0.04, 0.06])
-    turns.light(0.0, 10.05)
-    assert turns.reserve(0.001, 10.05) == pytest.approx(0.03)
-
-
-def test_who_floods_has_all_of_the_time_while_nobody_talks() -> None:
-    turns = Turns()
-    assert [turns.reserve(0.001, 10.0) for _ in range(3)] == [0, 0, 0]
-    turns.light(0.0, 10.0)
-    assert turns.reserve(0.001, 10.2) == 0
-
-
-def test_newcomers_wait_for_each_other_while_somebody_talks() -> None:
-    turns = Turns()
-    turns.light(0.0, 10.0)
-    for _ in range(Turns.NEWCOMERS_AT_ONCE):
-        assert turns.until_next_newcomer(10.0) == 0
-        turns.let_in(10.0)
-    assert turns.until_next_newcomer(10.0) == pytest.approx(Turns.NEWCOMER_SECONDS)
-    turns.let_in(10.0)  # by another door
-    assert turns.until_next_newcomer(10.0) == pytest.approx(2 * Turns.NEWCOMER_SECONDS)
-    assert turns.until_next_newcomer(10.01) == 0
-
-
-def pause_between_newcomers(turns: Turns, now: float) -> float:
-    for _ in range(Turns.NEWCOMERS_AT_ONCE):
-        turns.let_in(now)
-    return turns.until_next_newcomer(now)
-
-
-def test_newcomers_wait_longer_while_those_who_talk_need_the_time() -> None:
-    turns = Turns()
-    for millisecond in range(200):  # a tenth of it
-        turns.light(0.0001, millisecond / 1000)
-    assert pause_between_newcomers(turns, 0.2) == pytest.approx(Turns.NEWCOMER_SECONDS)
-    for millisecond in range(200):  # half of it
-        turns.light(0.0005, 10 + millisecond / 1000)
-    assert pause_between_newcomers(turns, 10.2) == pytest.approx(Turns.NEWCOMER_SECONDS_BUSY)
-    for moment in range(3):  # and then a word now and then
-        turns.light(0.0005, 20 + moment / 10)
-    assert pause_between_newcomers(turns, 20.2) == pytest.approx(Turns.NEWCOMER_SECONDS)
-
-
-def test_newcomers_do_not_wait_while_nobody_talks() -> None:
-    turns = Turns()
-    turns.let_in(10.0)
-    assert turns.until_next_newcomer(10.0) == 0
-    turns.light(0.0, 10.0)
-    assert turns.until_next_newcomer(10.0) == 0  # nor for who came before that
-    for _ in range(100):
-        turns.let_in(10.0)
-    assert turns.until_next_newcomer(10.2) == 0

@@ -5,9 +5,7 @@ import trio
 import trio.testing
 
 from multichat import Notice, Said, Server, ServerConfig, Slow
-from multichat.limits import Turns
 from multichat.mailbox import MAX_WAITING_BYTES
-from multichat.session import HEAVY_BYTES
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.log import LogRecorder
@@ -310,64 +308,3 @@ async def test_nothing_is_held_for_who_is_gone(autojump_clock: trio.testing.Mock
         await trio.sleep(5)
         assert budget.held_bytes == 0
         assert not budget._holders
-
-
-@pytest.mark.parametrize("somebody_talks", [False, True])
-async def test_who_floods_gives_way_while_somebody_talks(
-    somebody_talks: bool, autojump_clock: trio.testing.MockClock
-) -> None:
-    flood = ("x" * 1000,) * (HEAVY_BYTES // 1000 + 1)
-    async with memory_server() as server:
-        alice, bob, *flooders = [await server.join() for _ in range(4)]
-        for _ in range(1 + somebody_talks):  # one word alone is a newcomer's, who has nobody wait
-            await alice.send("a word")
-            assert await bob.line() == "[Client 1] a word"
-        started = trio.current_time()
-        for flooder in flooders:
-            await flooder.send(*flood)
-        ended = []
-        for _ in range(len(flooders)):
-            for _ in flood:
-                await bob.line()
-            ended.append(trio.current_time() - started)
-        # The second waits for the first one's turn, and it is not known what that takes.
-        assert ended == pytest.approx([0, 0.1 if somebody_talks else 0])
-
-
-async def test_who_floods_in_small_pieces_is_not_somebody_who_talks(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    piece = ("x" * 50,) * 8
-    async with memory_server() as server:
-        alice, bob = [await server.join() for _ in range(2)]
-        turns = server.server._directory.turns
-        for _ in range(100):
-            await alice.send(*piece)
-            await bob.lines(len(piece))
-        assert turns._somebody_talks(trio.current_time())  # it did, at first
-        for _ in range(10):
-            await trio.sleep(Turns.MOMENT_SECONDS + 0.01)
-            await alice.send(*piece * 2)
-            await bob.lines(2 * len(piece))
-            assert not turns._somebody_talks(trio.current_time())
-
-
-async def test_who_talks_and_pastes_once_is_no_flood(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with memory_server() as server:
-        alice, bob, carol = [await server.join() for _ in range(3)]
-        turns = server.server._directory.turns
-        for _ in range(2):
-            await alice.send("a word")
-            assert await bob.line() == "[Client 1] a word"
-        started = trio.current_time()
-        await carol.send(*["as long as a line of a log"] * 500)
-        for _ in range(500):
-            await bob.line()
-        assert trio.current_time() <= started + 0.5
-        await trio.sleep(Turns.MOMENT_SECONDS + 1)
-        assert not turns._somebody_talks(trio.current_time())
-        await carol.send("and what do you think?")
-        await bob.line()
-        assert turns._somebody_talks(trio.current_time())

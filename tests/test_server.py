@@ -21,10 +21,11 @@ from multichat import (
     Slow,
     UnknownClient,
 )
+from multichat.fair_share import Shares
 from multichat.journal.memory import MemoryJournal
-from multichat.limits import Turns
-from multichat.listen import Doorstep
+from multichat.listen import FairListener
 from multichat.testing import ScriptedClient, memory_server
+from multichat.turns import Turns
 
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, WAIT_SECONDS, listening
@@ -397,55 +398,46 @@ async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
         healthy = await network.join()
         await network.join(lockstep=True)
         sender = await network.join()
-        for _ in range(4):  # so much that the next read is a full one
-            await sender.send("x" * 40_000)
-            await settle()
+        await trio.sleep(1)  # while somebody talks, less is read at once
         await sender.send(*["y"] * count)
         await settle()
         with trio.move_on_after(2):
             await network.server.close()
         lines = await healthy.rest()
-        assert lines[4:-1] == ["[Client 3] y"] * count
+        assert lines[:-1] == ["[Client 3] y"] * count
         assert lines[-1] == GOODBYE
     assert log.lines.count("[INFO] [server] [RX] [Client 3] y") == count
 
 
 @pytest.mark.process
-async def test_newcomers_are_let_in_one_by_one_while_somebody_talks(
+async def test_accepting_waits_for_those_who_were_accepted_before(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with listening() as (listener, port):
+    async with listening() as (listener, port), trio.open_nursery() as nursery:
         turns = Turns()
-        doorstep = Doorstep(listener, turns)
-        waiting = [await trio.open_tcp_stream(LOOPBACK, port) for _ in range(10)]
-        turns.light(0.0, trio.current_time())
-        for _ in range(4):  # as many at once
-            await trio.aclose_forcefully(await doorstep.accept())
-        started, times = trio.current_time(), []
-        for _ in range(4):
-            await trio.aclose_forcefully(await doorstep.accept())
-            times.append(trio.current_time() - started)
-        pause = Turns.NEWCOMER_SECONDS
-        assert times == pytest.approx([pause, 2 * pause, 3 * pause, 4 * pause])
-        await trio.sleep(Turns.MOMENT_SECONDS)  # in which nobody says a word
+        nursery.start_soon(turns.run)
+        fair = FairListener(listener, turns)
+        waiting = [await trio.open_tcp_stream(LOOPBACK, port) for _ in range(2)]
+        await trio.aclose_forcefully(await fair.accept())
+        accepted = turns.meter("")
+        await accepted.take()
         started = trio.current_time()
-        for _ in range(2):
-            await trio.aclose_forcefully(await doorstep.accept())
-        assert trio.current_time() == started
+        await trio.aclose_forcefully(await fair.accept())
+        assert trio.current_time() == started + Shares().longest_seconds
         for each in waiting:
             await trio.aclose_forcefully(each)
+        nursery.cancel_scope.cancel(reason="the test is over")
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("reset", [False, True])
-async def test_who_has_hung_up_without_a_word_is_no_newcomer(
+async def test_a_connection_that_was_closed_before_it_was_accepted_is_not_returned(
     reset: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with listening() as (listener, port):
+    async with listening() as (listener, port), trio.open_nursery() as nursery:
         turns = Turns()
-        doorstep = Doorstep(listener, turns)
-        turns.light(0.0, trio.current_time())
-        started = trio.current_time()
+        nursery.start_soon(turns.run)
+        fair = FairListener(listener, turns)
         for _ in range(100):
             gone = await trio.open_tcp_stream(LOOPBACK, port)
             if reset:
@@ -455,10 +447,10 @@ async def test_who_has_hung_up_without_a_word_is_no_newcomer(
         async with await trio.open_tcp_stream(LOOPBACK, port) as spoke:
             await spoke.send_all(b"a word and good night")
         quiet = await trio.open_tcp_stream(LOOPBACK, port)
-        first = await doorstep.accept()
+        first = await fair.accept()
         assert await first.receive_some(100) == b"a word and good night"
-        assert trio.current_time() == started
-        second = await doorstep.accept()
+        second = await fair.accept()
         assert second.socket.getpeername() == quiet.socket.getsockname()
         for each in (first, second, quiet):
             await trio.aclose_forcefully(each)
+        nursery.cancel_scope.cancel(reason="the test is over")
