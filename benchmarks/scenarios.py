@@ -140,7 +140,7 @@ async def publish(
                 sizes = [far.recv_into(buffer) for far in others]
                 size = messages * sizes[0]
 
-            await trio.sleep(0.1)  # so that nobody has just said a word, whom 500 lines give way to
+            await trio.sleep(0.1)  # so that nobody has just talked: less is read at once then
 
             async def repeat(n: int) -> None:
                 for _ in range(n):

@@ -313,6 +313,8 @@ async def peek(stream: trio.abc.Stream) -> bytes:
     if (below := _socket_of(stream)) is None:
         await trio.lowlevel.checkpoint()
         return b""
+    if (meter := current_meter.get()) is not None:
+        meter.end()
     try:
         return await below.socket.recv(1, socket.MSG_PEEK)
     except OSError as error:
