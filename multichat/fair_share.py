@@ -43,7 +43,7 @@ class Shares:
     talk_seconds: float = 0.1
     # When turns have taken so long, the sockets are polled before the next.
     poll_seconds: float = 0.00025
-    # What the lanes have of the time.  Half as much again is not measured: trio's own work for new
+    # What the lanes have of the time.  About as much again is not measured: trio's own work for new
     # tasks, and the kernel's for new connections.
     slow_lane: float = 0.1
     new_lane: float = 0.2
