@@ -24,6 +24,7 @@ from trio._core import _run as trio_run
 from multichat import Server
 from multichat.config import ServerTimeouts
 from multichat.errors import UnknownClient
+from multichat.fair_share import NO_PAUSES
 from multichat.journal import Journal, Keeping
 from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
@@ -230,7 +231,7 @@ class _World:
         self._journal = Witness(self._make_journal(), self._note_taken)
         timeouts = ServerTimeouts(session=self._plan.session_seconds)
         config = replace(self._plan.config, timeouts=timeouts)
-        return Server(config, journal=self._journal)
+        return Server(config, journal=self._journal, shares=NO_PAUSES)
 
     def _make_journal(self) -> Journal:
         plan = self._plan
