@@ -833,3 +833,30 @@ def test_whatever_happens_to_a_client_at_each_await_it_hears_everything_once(
         step += 1
     assert machine.journal.held[LOBBY].reads
     assert step >= 5
+
+
+class OneLaggingBeyondTheHistory(OneLagging, SmallHistoryMachine):
+    """A client that lags for longer than messages are kept, and talks meanwhile."""
+
+    async def talk(self) -> Guest:
+        """Have ann and bob talk, of whom bob takes nothing; return bob, who has recovered."""
+        ann, bob = await self._enter(TEXT), await self._enter(TEXT)
+        bob.stalled_at = trio.current_time()
+        bob.stream.shut()
+        for _ in range(8):
+            await self._say(ann, 2)
+            await self._say(bob, 3)
+        await self._recover(bob, after=1)
+        await trio.sleep(1)
+        await self._say(ann, 1)
+        return bob
+
+
+def test_own_messages_are_not_counted_as_missed_while_lagging() -> None:
+    machine = OneLaggingBeyondTheHistory()
+    try:
+        bob = machine.loop.call(machine.talk)
+        machine.everyone_has_seen_what_it_should()
+        assert sum(line.endswith("skipped") for line in bob.lines) == 1
+    finally:
+        machine.teardown()

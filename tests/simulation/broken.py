@@ -25,7 +25,7 @@ from multichat.mailbox import Mailbox, Offer
 from multichat.member import Member
 from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
 from multichat.past import read_history
-from multichat.replay import Lag, Ring
+from multichat.replay import Ring
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
 from multichat.voices import JsonVoice, TextVoice
@@ -384,9 +384,6 @@ lose_a_block_in_memory = edited(
     "self._blocks.append(block)",
     "if block.said.first % 5: self._blocks.append(block)",
 )
-miss_own_messages = edited(
-    "miss_own_messages", Lag, "note_own", "self._own.append((first, end))", "pass"
-)
 wait_without_budget = edited("wait_without_budget", WaitBudget, "spend", "- seconds", "- 0")
 wait_for_free = edited(
     "wait_for_free", Room, "_somebody_is_dry", "return any(", "return False and any("
@@ -449,7 +446,6 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (lose_what_finds_no_room, "nothing_lost", WAITS),
     (lag_on_after_leaving, "nothing_missed_nor_twice", WAITS),
     (lose_a_block_in_memory, "nothing_missed_nor_twice", WAITS),
-    (miss_own_messages, "skips_add_up", WAITS),
     (wait_without_budget, "rooms_wait_within_budgets", WAITS),
     (cancel_without_paying, "rooms_wait_within_budgets", WAITS),
     (wait_for_free, "rooms_wait_within_budgets", WAITS),
