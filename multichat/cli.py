@@ -59,13 +59,17 @@ _PORT_HELP = "TCP port of the server."
 _TERMINAL_REPLAY = 20
 
 _Host = Annotated[
-    str,
+    str | None,
     typer.Argument(
         help=_HOST_HELP,
         is_eager=True,  # what the file says of it are the defaults of all that follows
         callback=default_to_file,
         autocompletion=list_servers,
     ),
+]
+_Unix = Annotated[
+    Path | None,
+    typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
 ]
 _Port = Annotated[
     int | None,
@@ -88,6 +92,16 @@ _TlsName = Annotated[
         show_default="HOST",
     ),
 ]
+
+
+def _place(
+    context: typer.Context, host: str | None, port: int | None, unix: Path | None
+) -> tuple[str, int, Path | None]:
+    if host is not None:
+        return find_server(context, host, port)
+    if unix is not None:
+        return "", 0, unix
+    raise UsageMistake("HOST, or --unix PATH, is missing")
 
 
 def _endpoint(
@@ -150,20 +164,9 @@ _Wait = Annotated[
 
 def connect(
     context: typer.Context,
-    host: Annotated[
-        str | None,
-        typer.Argument(
-            help=_HOST_HELP,
-            is_eager=True,
-            callback=default_to_file,
-            autocompletion=list_servers,
-        ),
-    ] = None,
+    host: _Host = None,
     port: _Port = None,
-    unix: Annotated[
-        Path | None,
-        typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
-    ] = None,
+    unix: _Unix = None,
     name: _Name = None,
     room: _Room = None,
     password_file: PasswordFile = None,
@@ -238,12 +241,7 @@ def connect(
 
     If standard input or output is a pipe, there is no prompt, and it writes log lines.
     """
-    if host is not None:
-        place = find_server(context, host, port)
-    elif unix is not None:
-        place = "", 0, unix
-    else:
-        raise UsageMistake("HOST, or --unix PATH, is missing")
+    place = _place(context, host, port, unix)
     with one_line_errors():
         endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
         join = partial(
@@ -354,15 +352,23 @@ def _connect_plain(
 
 def send(
     context: typer.Context,
-    host: _Host,
+    host: _Host = None,
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[PORT] TEXT...",
             help="The message; - sends each line of standard input. A first word of digits is the "
             "port, unless HOST contains it: send HOST:9000 42.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    unix: Annotated[
+        Path | None,
+        typer.Option(
+            help="Connect to this Unix socket; all arguments are TEXT then.",
+            is_eager=True,  # so that the first argument is no server
+        ),
+    ] = None,
     name: _Name = None,
     room: _Room = None,
     password_file: PasswordFile = None,
@@ -378,8 +384,14 @@ def send(
     If the name is taken the message is sent without it; if the room cannot be joined it is not
     sent. If the connection is lost the client reconnects; the message is delivered exactly once.
     """
-    port, words = split_port(context, host, text)
-    place = find_server(context, host, port)
+    words, port = text or [], None
+    if unix is not None:
+        words, host = [host, *words] if host is not None else [], None
+    elif host is not None and words:
+        port, words = split_port(context, host, words)
+    place = _place(context, host, port, unix)
+    if not words:
+        raise UsageMistake("TEXT is missing")
     with one_line_errors("interrupted before the server had accepted everything"):
         import trio
 
@@ -410,8 +422,9 @@ def send(
 
 def who(
     context: typer.Context,
-    host: _Host,
+    host: _Host = None,
     port: _Port = None,
+    unix: _Unix = None,
     room: _Room = None,
     password_file: PasswordFile = None,
     tls: _Tls = False,
@@ -420,7 +433,7 @@ def who(
     timeout: _Timeout = None,
 ) -> None:
     """List the members of a room by number and name, one per line."""
-    place = find_server(context, host, port)
+    place = _place(context, host, port, unix)
     with one_line_errors():
         import trio
 

@@ -71,13 +71,17 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
     if context.resilient_parsing:
         return host
     settings = _load()
-    values = settings.values(host)
+    # With --unix, which is an option of the command line alone, the first word of `send` is text.
+    is_send = context.command.name == "send"
+    is_text = is_send and context.params.get("unix") is not None
+    values = settings.values(None if is_text else host)
     # A path or a choice is parsed as if it had been typed.
     context.default_map = {
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, (value, _) in values.items()
+        if not (is_send and name == "unix")
     }
-    if host is None or host not in settings.servers:
+    if host is None or is_text or host not in settings.servers:
         return host
     context.meta[_SERVER] = server = settings.servers[host]
     return host if server.host is None else server.host

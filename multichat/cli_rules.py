@@ -39,14 +39,15 @@ class Needs(NamedTuple):
 
 Rule = Excludes | Useless | Needs
 
+# A Unix socket has no TLS.
+_NO_TLS = tuple(Useless(name, "unix") for name in ("tls", "tls_ca", "tls_name"))
+_ONE_SERVER = (Excludes("unix", "host"), Excludes("unix", "port"))
+
 # By the names of the parameters, as the functions have them.
 RULES: dict[str, tuple[Rule, ...]] = {
     "connect": (
-        Useless("tls", "unix"),
-        Useless("tls_ca", "unix"),
-        Useless("tls_name", "unix"),
-        Excludes("unix", "host"),
-        Excludes("unix", "port"),
+        *_NO_TLS,
+        *_ONE_SERVER,
         Excludes("json", "plain"),
         Excludes("replay", "plain"),
         Excludes("log_style", "json"),
@@ -59,6 +60,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
             for other in ("json", "log_style", "listen")
         ),
     ),
+    "send": _NO_TLS,
+    "who": (*_NO_TLS, *_ONE_SERVER),
     "serve": (
         Needs("unix_mode", "unix"),
         Needs("tls_key", "tls_cert"),

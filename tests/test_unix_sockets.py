@@ -380,3 +380,19 @@ async def test_what_is_wrong_with_a_path_is_one_line_of_the_command(
         os.umask(before)
     assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.process
+async def test_send_and_who_take_a_unix_socket(path: Path, tmp_path: Path) -> None:
+    options = ("--unix", str(path))
+    async with Command(tmp_path, MULTICHAT, "serve", *options) as server:
+        await server.wait_for("Listening on")
+        async with Command(tmp_path, MULTICHAT, "connect", *options, "--name", "alice") as alice:
+            await alice.wait_for("you are alice")
+            for text in (["hello"], ["9000", "people"], ["localhost:1", "you"]):
+                async with Command(tmp_path, MULTICHAT, "send", *options, *text) as send:
+                    assert await send.wait() == 0
+                await alice.wait_for(f"] {' '.join(text)}\n")
+            async with Command(tmp_path, MULTICHAT, "who", *options) as who:
+                assert await who.wait() == 0
+                assert who.out == "1 alice\n"
