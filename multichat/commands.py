@@ -192,7 +192,7 @@ def _parse_command(name: str, rest: str) -> Request:
                 reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"
                 return Invalid.because(InvalidRequest(reason))
             return Ping(rest)
-        case "/quit":
+        case "/quit" if not argument:
             return Quit()
         case "/who":
             return Who(room_of(argument)) if argument else Who()
@@ -215,15 +215,42 @@ def _parse_command(name: str, rest: str) -> Request:
         case "/r" if rest:
             return Reply(rest)
     if command is not None and not command.is_local:
-        return Invalid.because(InvalidRequest(f"usage: {usage(command, name.lower())}"))
+        return Invalid.because(InvalidRequest(_usage_hint(command, name.lower(), argument)))
     if name.lower() in UNAVAILABLE:
         return Invalid.because(UnknownRequest(UNAVAILABLE[name.lower()]))
+    meant = _meant_command(name, rest)
+    hint = "/help lists them" if meant is None else f"did you mean {meant}?"
     return Invalid.because(
         UnknownRequest(
-            f"unknown command {shortened(name)}; /help lists them; "
+            f"unknown command {shortened(name)}; {hint}; "
             "start with // to say a line that starts with /"
         )
     )
+
+
+def _usage_hint(command: Command, name: str, argument: str) -> str:
+    """Return what to answer to a command with too few words behind it, or too many."""
+    if name == "/query" and argument and len(argument.split()) == 1:
+        return f"/query does not open a conversation; type /msg {shortened(argument)} TEXT"
+    hint = f"usage: {usage(command, name)}"
+    if argument and not command.arguments:
+        hint += f"; type /{name} {shortened(argument)} to say it"
+    return hint
+
+
+def _meant_command(name: str, rest: str) -> str | None:
+    """Return the command that *name*, which is none, looks like: `/ msg`, or in other letters."""
+    if name == "/":
+        name = f"/{rest.split(maxsplit=1)[0].lower()}" if rest.strip() else name
+        return name if name in _BY_NAME else None
+    if name.isascii() or len(name) > _SHOWN_CHARACTERS:
+        return None
+    # Letters of other scripts stand for any: how much they look alike depends on the font.
+    plain = unicodedata.normalize("NFKC", name[1:]).lower()
+    if not any(map(str.isascii, plain)):
+        return None
+    pattern = re.compile("/" + "".join(re.escape(c) if c.isascii() else "." for c in plain))
+    return next(filter(pattern.fullmatch, _BY_NAME), None)
 
 
 def why_not_said(command: str) -> str:
@@ -263,15 +290,19 @@ def say_literally(text: str) -> str:
 def say_unless_command(line: str) -> str | None:
     """Return what to send for *line* of a pipe: a command as it is, anything else as a message.
 
-    In a pipe an unknown command, such as a path, is a message.  Returns None for a disguised
+    In a pipe an unknown command, such as a path, is a message, unless it looks like a command that
+    there is: that is answered.  Returns None for a disguised
     command, which is not said.
     """
     disguised = disguised_command(line)
     command = line if line[0] == "/" else disguised
     if command is None or line.startswith("//"):
         return line
-    if find_command(split_command(command)[0]):
+    name, rest = split_command(command)
+    if find_command(name):
         return line if disguised is None else None
+    if _meant_command(name, rest) is not None:
+        return line  # which is answered, and not said
     return f"/{line}" if disguised is None else f"/say {line}"
 
 

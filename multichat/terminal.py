@@ -422,7 +422,7 @@ class TerminalChat:
         word, rest = split_command(line) if line.startswith("/") else ("", "")
         command = find_command(word)
         match command and command.name:
-            case "/quit":
+            case "/quit" if not rest.strip():
                 if not chat.connected and chat.unaccepted:
                     self._told(self._describe(chat))
                     self._told(LEAVES_WHEN_SENT)

@@ -529,6 +529,26 @@ def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("/query bob", "/query does not open a conversation; type /msg bob TEXT"),
+        ("/query", "usage: /query WHO TEXT"),
+        ("/exit now?", "usage: /exit; type //exit now? to say it"),
+        ("/quit smoking is hard", "usage: /quit; type //quit smoking is hard to say it"),
+        ("/ msg bob secret", "unknown command /; did you mean /msg?; start with // to say a line"),
+        ("/\u043csg bob x", "unknown command /\u043csg; did you mean /msg?; start with //"),
+        ("/\uff4dsg bob x", "unknown command /\uff4dsg; did you mean /msg?; start with //"),
+        ("/ hello", "unknown command /; /help lists them"),
+        ("/\u043a\u0442\u043e", "unknown command /\u043a\u0442\u043e; /help lists them"),
+    ],
+)
+def test_what_is_no_command_is_answered_with_what_may_be_meant(line: str, answer: str) -> None:
+    asked = parse_line(line)
+    assert isinstance(asked, Invalid)
+    assert asked.error.text.startswith(answer)
+
+
+@pytest.mark.parametrize(
     ("line", "sent"),
     [
         ("/usr/bin/ld: not found", "//usr/bin/ld: not found"),
@@ -538,6 +558,10 @@ def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
         (" /msg bob", None),
         ("\\msg bob", None),
         ("/quti", "//quti"),
+        ("/quit smoking", "/quit smoking"),
+        ("/ msg bob x", "/ msg bob x"),
+        ("/\u043csg bob x", "/\u043csg bob x"),
+        ("/\u043c\u0441\u0433 bob x", "//\u043c\u0441\u0433 bob x"),
         ("  x", "  x"),
         (" /usr is full", "/say  /usr is full"),
         (" /usr/bin is full", " /usr/bin is full"),

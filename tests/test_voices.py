@@ -297,7 +297,7 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["/msg @Client 7 hi", "/w @7 hi"], [Direct(7, "hi"), Direct(7, "hi")]),
         (["/m bob  hi", "/tell bob hi"], [Direct("bob", " hi"), Direct("bob", "hi")]),
         (["/msg @ hi"], [invalid("usage: /msg WHO TEXT")]),
-        (["/query bob"], [invalid("usage: /query WHO TEXT")]),
+        (["/query bob"], [invalid("/query does not open a conversation; type /msg bob TEXT")]),
         (["/r hi there", "/reply ok"], [Reply("hi there"), Reply("ok")]),
         (["/r"], [invalid("usage: /r TEXT")]),
         (["/say  /msg bob hi", "/say //x"], [SayRun(" /msg bob hi\n//x")]),
