@@ -1,12 +1,25 @@
 """Notices on standard error, which may be closed, full or not read by anybody."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
-from .support.processes import LOOPBACK, MULTICHAT, Command, connect, listening, serve
+from .support.processes import (
+    LOOPBACK,
+    MULTICHAT,
+    WAIT_SECONDS,
+    Command,
+    ServerCommand,
+    connect,
+    listening,
+    program,
+    serve,
+    tcp,
+)
 
 pytestmark = pytest.mark.process
 
@@ -77,6 +90,28 @@ async def test_send_sends_when_its_notice_cannot_be_written(stderr: str, tmp_pat
         assert await client.wait() == 0
         assert heard.endswith(b"\nhello\n")
         assert client.out == ""
+
+
+async def test_answers_to_the_operator_that_nobody_takes_do_not_stop_the_server(
+    stderr: str, tmp_path: Path
+) -> None:
+    controller, terminal = os.openpty()
+    command = f'exec {program("setsid")} --ctty "$@" 2>{stderr}'
+    arguments = (MULTICHAT, "serve", "0", "--host", LOOPBACK)
+    server = ServerCommand(tmp_path, "/bin/sh", "-c", command, "sh", *arguments, stdin=terminal)
+    try:
+        async with server, tcp(server) as stream:
+            for _ in range(50):
+                os.write(controller, b"/help\n")
+            os.write(controller, b"hello\n")
+            with trio.fail_after(WAIT_SECONDS):
+                assert await stream.receive_some() == b"[Server] hello\n"
+            server.signal(signal.SIGTERM)
+            assert await server.wait() == 0
+            assert "who is connected" not in server.out
+    finally:
+        os.close(terminal)
+        os.close(controller)
 
 
 @pytest.mark.parametrize(
