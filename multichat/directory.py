@@ -190,9 +190,12 @@ class Directory:
         Raises `InvalidName`.
         """
         room = self._rooms.get(fold_name(room_name))
-        if room is None:
-            return to.voice.spell(Members(parse_room_name(room_name), [], nonce=nonce))
-        return room.who(to, nonce)
+        if room:
+            return room.who(to, nonce)
+        name = parse_room_name(room_name) if room is None else room.name
+        person = self.find(name)
+        person_in = "" if person is None else person.room.name
+        return to.voice.spell(Members(name, [], person_in, nonce=nonce))
 
     def reply(self, member: Member, text: str) -> Direct:
         """Address *text* to who sent *member* a private message last; raises `InvalidRequest`."""

@@ -357,10 +357,14 @@ class MemberName(msgspec.Struct, frozen=True):
 
 
 class Members(_Message, frozen=True, tag="members"):
-    """The answer to `Who`."""
+    """The answer to `Who`.
+
+    Where nobody is in *room* and a person is called so, *person_in* is the room of that person.
+    """
 
     room: Name
     members: list[MemberName]
+    person_in: Name = ""
 
 
 class HistoryPage(_Message, frozen=True, tag="history"):

@@ -349,7 +349,7 @@ class TerminalChat:
             case Reconnected():
                 self._retrying, self._connected_at = "", trio.current_time()
                 self._names_stale.set()
-            case Members(members=members):
+            case Members(room=room, members=members) if self._is_here(room):
                 self._members = len(members)
                 self._names = {member.name for member in members[:_MAX_OFFERED]}
 
@@ -496,6 +496,9 @@ class TerminalChat:
         if self._bell and any(line.calls for line in lines):
             self._prompt.ring()
         self._prompt.refresh()
+
+    def _is_here(self, room: str) -> bool:
+        return self._chat is None or fold_name(room) == fold_name(self._chat.room)
 
     def _describe(self, chat: Chat) -> str:
         waiting = len(self._waiting) + len(self._unsent)

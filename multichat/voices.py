@@ -230,9 +230,11 @@ class TextVoice:
                 return [f"{', '.join(changes)}; {_are_here(members)}"]
             case Missed(count=count):
                 return [f"{_messages(count)} skipped"]
-            case Members(room=room, members=names):
-                if not names:
+            case Members(room=room, members=[], person_in=person_in):
+                if not person_in:
                     return [f"nobody is in {room}"]
+                return [f"{room} is no room but a person, in {person_in}"]
+            case Members(room=room, members=names):
                 return [f"{len(names)} in {room}:", *(f"{m.client} {m.name}" for m in names)]
             case RoomList(rooms=rooms):
                 return [

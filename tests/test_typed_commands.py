@@ -642,3 +642,19 @@ def test_every_alias_asks_what_its_command_asks() -> None:
                     assert of_alias == of_command
     assert parse_line("/M bob x") == Direct("bob", "x")
     assert find_command("/LIST") is find_command("/rooms")
+
+
+async def test_who_about_a_person_says_in_which_room_she_is() -> None:
+    async with memory_server() as network:
+        a, b = [await network.join() for _ in range(2)]
+        await a.send("/name alice", "/join den")
+        await a.lines(2)
+        await b.send("/who ALICE", "/who attic", "/who den")
+        assert await b.lines(4) == [
+            "[Server] ALICE is no room but a person, in den",
+            "[Server] nobody is in attic",
+            "[Server] 1 in den:",
+            "[Server] 1 alice",
+        ]
+        async with network.chat() as chat:
+            assert await chat.members("alice") == []
