@@ -31,6 +31,9 @@ from .plan import HUSH, SHOUT, SHOUTED, SLEEPY, ServerEnding
 
 __all__ = ["INVARIANTS", "Violation", "violations"]
 
+# Rooms look now and then whether waiting is free, and pay for what was not free at the end.
+_LOOK_SECONDS = 0.1
+
 # Of the server's announcements, who lags hears the newest, when it is live.
 _MAX_NOTICES = 16
 
@@ -285,7 +288,7 @@ def rooms_wait_within_budgets(history: History) -> Iterator[str]:
     for wait in history.waits:
         left, at = budgets.get(wait.room, (full, wait.start))
         left = min(full, left + (wait.end - at) / 15) - (wait.end - wait.start)
-        if left < -SAME_SECONDS:
+        if left < -_LOOK_SECONDS:
             yield f"{wait.room} waited {-left:.3f} s too long until {wait.end:.3f}"
         budgets[wait.room] = left, wait.end
 
