@@ -29,7 +29,7 @@ _FILES_OF_OUR_OWN = 512
 async def serve_until_signal(
     server: Server, serve: Callable[[], Awaitable[None]], *tasks: Callable[[], Awaitable[None]]
 ) -> None:
-    """Have *server* `serve` as a process of its own: SIGINT, SIGTERM or SIGHUP shuts it down.
+    """Have *server* `serve` as a process of its own: each of `ending_signals` shuts it down.
 
     A SIGHUP that is ignored, as `nohup` has it, stays ignored.  *tasks* run beside the server and
     are cancelled in the end.  A second SIGINT or SIGTERM ends it at once.  Raises as `Server.run`

@@ -101,7 +101,7 @@ class Voice(Protocol):
 def with_visible_names(event: Event) -> Event:
     """Return *event* without invisible characters in its names: a server may be hostile."""
     changed: dict[str, object] = {}
-    for field in ("name", "old", "room"):
+    for field in ("name", "old", "room", "person_in"):
         name = getattr(event, field, "")
         if not name.isascii() and (visible := visible_name(name)) != name:
             changed[field] = visible

@@ -303,7 +303,7 @@ async def test_send_says_each_line_as_it_is(tmp_path: Path) -> None:
         assert said == [clean(line) for line in lines]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 async def test_a_signal_leaves_at_once_with_status_0(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -690,7 +690,7 @@ async def test_two_hundred_clients_at_once(tmp_path: Path) -> None:
     assert server.out.count("Broadcasting to 200 clients") == count
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
     number: signal.Signals, tmp_path: Path
 ) -> None:

@@ -25,16 +25,15 @@ IN_FRONT = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
-# A server whose event loop stands still from SIGUSR1 on until the file is gone.
+# A server whose event loop stands still from SIGUSR1 on until somebody writes into a named pipe.
 BUSY = """
-import os, signal, time
+import os, signal
 from pathlib import Path
 from multichat.cli import main
 
 def stand_still(*_):
     Path("busy").touch()
-    while Path("busy").exists():
-        time.sleep(0.01)
+    Path("continue").read_bytes()
 
 signal.signal(signal.SIGUSR1, stand_still)
 Path("pid").write_text(str(os.getpid()))
@@ -118,7 +117,7 @@ async def test_commands_are_completed_echoed_and_answered(terminal: Terminal) ->
     await terminal.wait_for_match("t", INPUT.format("/clients"))
 
 
-@pytest.mark.parametrize("way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"])
 async def test_every_way_out_leaves_the_terminal_as_it_was(way: str, terminal: Terminal) -> None:
     await terminal.open_shell("t", columns=80, rows=24)
     before = await modes(terminal)
@@ -236,6 +235,7 @@ async def test_lines_typed_while_the_server_is_busy_wait_in_the_prompt_and_are_a
     terminal: Terminal, tmp_path: Path
 ) -> None:
     (tmp_path / "busy.py").write_text(BUSY, "utf-8")
+    os.mkfifo(tmp_path / "continue")
     await terminal.open_shell("t", columns=80, rows=24)
     await terminal.type("t", f"{sys.executable} busy.py serve 0 --host {LOOPBACK}")
     found = await terminal.wait_for_match("t", r"Listening on 127\.0\.0\.1:(\d+)")
@@ -250,7 +250,7 @@ async def test_lines_typed_while_the_server_is_busy_wait_in_the_prompt_and_are_a
             await terminal.type("t", text)
         await terminal.wait_for_match("t", INPUT.format(""))
         assert "> two" not in await terminal.rows("t")  # it is shown when it is handed over
-        (tmp_path / "busy").unlink()
+        (tmp_path / "continue").write_bytes(b"")
         heard: list[str] = []
         async for event in bob:
             if isinstance(event, multichat.Notice):

@@ -293,7 +293,7 @@ async def pid_of(name: str, port: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGHUP", "goodbye", "crash"]
+    "way", ["C-c", "C-d", "/quit", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "goodbye", "crash"]
 )
 async def test_every_way_out_leaves_the_terminal_as_it_was(
     way: str, terminal: Terminal, tmp_path: Path
