@@ -84,8 +84,9 @@ async def test_send_sends_when_its_notice_cannot_be_written(stderr: str, tmp_pat
     ):
         await stream.send_all(b"a banner\n")
         heard = b""
-        while data := await stream.receive_some():
-            heard += data
+        with trio.fail_after(WAIT_SECONDS):
+            while data := await stream.receive_some():
+                heard += data
         await stream.aclose()
         assert await client.wait() == 0
         assert heard.endswith(b"\nhello\n")
