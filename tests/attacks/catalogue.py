@@ -77,8 +77,8 @@ ATTACKS = (
     _attack("history", ("history", "attic"), said=_LARGE_MESSAGES),
     _attack(
         "history-and-resume",
-        ("200-history", "attic"),
         ("resume", "lobby"),
+        ("200-history", "attic"),
         options="--journal {folder}/journal",
         said=(
             Said(room="attic", messages=100, message_bytes=10_000),
