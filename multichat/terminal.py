@@ -402,20 +402,33 @@ class TerminalChat:
             self._leaving = True
             self._state = "leaving"
             self._prompt.refresh()
-            timeouts, end_seconds = self._endpoint.timeouts, math.inf
-            if self._prompt.is_gone:  # nobody can stop our waiting for a server that never ends
-                with trio.move_on_after(timeouts.away):
-                    # Nothing tells when bytes have been handed to the system.
-                    while chat.can_send and (chat.unaccepted or chat.waiting_bytes):  # noqa: ASYNC110
-                        await trio.sleep(_LOOK_AGAIN_SECONDS)
-                end_seconds = timeouts.finish
-            with trio.move_on_after(end_seconds) as wait:
-                await chat.finish()
-            if wait.cancelled_caught:
-                self._failure = ConnectionLost("the terminal is gone")
-                scope.cancel(reason="the terminal is gone")
+            gone = self._prompt.is_gone
+            async with trio.open_nursery() as nursery:
+                with trio.CancelScope() as end:
+                    nursery.start_soon(self._limit_end, chat, end, gone)
+                    await chat.finish()
+                nursery.cancel_scope.cancel(reason="the conversation has ended")
+            if end.cancelled_caught:
+                if gone:
+                    self._failure = ConnectionLost("the terminal is gone")
+                await chat.end()
+                scope.cancel(reason="the server does not end")
         except MultichatError as error:
             self._failure = self._failure or error
+
+    async def _limit_end(self, chat: Chat, end: trio.CancelScope, gone: bool) -> None:
+        """Do not wait long for a server that goes on sending when all was accepted.
+
+        In text nothing is accepted; there Ctrl+C ends the waiting, unless the terminal is *gone*.
+        """
+        timeouts, is_text = self._endpoint.timeouts, chat.welcome is None
+        if is_text and not gone:
+            return
+        with trio.move_on_after(timeouts.away if gone else math.inf):
+            # Nothing tells when bytes have been handed to the system.
+            while chat.unaccepted or (is_text and chat.waiting_bytes):  # noqa: ASYNC110
+                await trio.sleep(_LOOK_AGAIN_SECONDS)
+        end.deadline = trio.current_time() + timeouts.finish
 
     async def _obey(self, chat: Chat, line: str) -> bool:
         """Do what a typed line asks for; return False when it is time to leave."""

@@ -169,3 +169,22 @@ async def test_a_client_on_a_terminal_shows_lines_of_the_greatest_length_and_end
         await terminal.press("t", "C-c")
         await terminal.wait_for("t", "status=")
         nursery.cancel_scope.cancel()
+
+
+async def test_ctrl_d_leaves_a_server_that_never_stops_sending(terminal: Terminal) -> None:
+    async with listening() as (listener, port), trio.open_nursery() as nursery:
+
+        async def flood() -> None:
+            async with await listener.accept() as stream:
+                await ScriptedClient(stream).line()
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(welcome())
+                    while True:
+                        await stream.send_all(spell(type="notice", text="more") * 100)
+
+        await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(port))
+        nursery.start_soon(flood)
+        await terminal.wait_for("t", "more")
+        await terminal.press("t", "C-d")
+        await terminal.wait_for("t", "status=0")
+        nursery.cancel_scope.cancel()
