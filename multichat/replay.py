@@ -54,6 +54,8 @@ class Lag:
 
     def note_own(self, first: int, end: int) -> None:
         """Note that the member itself said the messages from *first* to before *end*."""
+        while self._own and self._own[0][1] <= self.position:  # not sooner: a replay may go back
+            self._own.popleft()
         if self._own and self._own[-1][1] == first:
             first = self._own.pop()[0]
         self._own.append((first, end))
@@ -61,12 +63,8 @@ class Lag:
     def skip_to(self, position: int) -> int:
         """Go on at *position*; return how many messages of others are skipped by that."""
         missed = position - self.position
-        while self._own and self._own[0][0] < position:
-            first, end = self._own.popleft()
+        for first, end in self._own:
             missed -= max(0, min(end, position) - max(first, self.position))
-            if end > position:
-                self._own.appendleft((position, end))
-                break
         self.position = position
         return missed
 

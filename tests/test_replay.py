@@ -69,6 +69,14 @@ def test_own_messages_are_not_counted_as_missed() -> None:
     assert lag.skip_to(40) == 10
 
 
+def test_own_messages_are_not_counted_either_when_a_part_is_sent_again() -> None:
+    lag = Lag(10)
+    lag.note_own(12, 16)
+    assert lag.skip_to(20) == 6
+    lag.position = 10  # the send queue was full
+    assert lag.skip_to(20) == 6
+
+
 @given(
     start=st.integers(0, 20),
     gaps=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5)), max_size=20),
