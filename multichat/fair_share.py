@@ -145,7 +145,7 @@ class FairShare:
         self._new_lane = _Lane(self.shares.new_lane)
         self._slow_lane = _Lane(self.shares.slow_lane)
         self._short: list[tuple[float, int, Account]] = []  # a heap
-        self._asked = 0
+        self._asked = self._asked_before_long = 0  # how many have, for a short turn
         self._floor = 0.0  # the rank of who had the last short turn
         self._short_at = -math.inf
         self._polled_at = -math.inf
@@ -195,7 +195,7 @@ class FairShare:
     def next(self, now: float) -> list[Account]:
         """Return whose turns begin now: one long one, or as many short ones as fit."""
         due = [lane for lane in self._lanes if lane and self._due_at(lane) <= now]
-        if due and not (self._short and self._lane_was_last):
+        if due and not (self._short and (self._lane_was_last or self._owes_short_turns())):
             account = min(due, key=lambda lane: lane.free_at).pop()
             self._begin_long(account, now)
             return [account]
@@ -210,6 +210,12 @@ class FairShare:
                 left -= account.last
                 begin.append(account)
         return begin
+
+    def _owes_short_turns(self) -> bool:
+        """Return whether somebody waits for a short turn since before the last long one began."""
+        return any(
+            asked <= self._asked_before_long and account.waits for _, asked, account in self._short
+        )
 
     def withdraw(self, account: Account) -> None:
         """Note that *account* does not wait any more."""
@@ -282,3 +288,4 @@ class FairShare:
         account.waits, account.turn = False, True
         self._in_lane, self._in_lane_until = account, now + self.shares.longest_seconds
         self._lane_was_last = True
+        self._asked_before_long = self._asked

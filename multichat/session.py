@@ -274,7 +274,9 @@ class Session:
         else:
             with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
                 data = await transport.receive_some(self._stream, size)
-            if idle.cancelled_caught:
+            if idle.cancelled_caught and transport.has_input(self._stream):  # it waits for its turn
+                data = await transport.receive_some(self._stream, size)
+            elif idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
                 raise _Leave(reason, self.member.voice.spell(Goodbye.of("idle", reason)))
         if self._bytes is not None:

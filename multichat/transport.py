@@ -7,6 +7,7 @@ behind a function with an honest answer for the rest.
 import errno
 import math
 import os
+import select
 import socket
 import ssl
 import struct
@@ -29,6 +30,7 @@ __all__ = [
     "encrypt",
     "handshake",
     "hang_up",
+    "has_input",
     "is_no_tls",
     "keep_alive",
     "peek",
@@ -274,17 +276,29 @@ async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytea
 async def _receive_in_turn(
     connection: trio.socket.SocketType, max_bytes: int, meter: Meter
 ) -> bytes:
-    """Return what comes when it is its turn, which goes on while more has come already."""
+    """Return what comes when it is its turn, which goes on while more has come already.
+
+    Cancelled, it has read nothing, also while it waits for the turn.
+    """
     await trio.lowlevel.checkpoint_if_cancelled()
-    max_bytes = meter.most_bytes(max_bytes)
-    try:
-        data = os.read(connection.fileno(), max_bytes)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-    except BlockingIOError:
+    while True:
+        if meter.has_short_turn:
+            try:
+                data = os.read(connection.fileno(), meter.most_bytes(max_bytes))
+            except BlockingIOError:
+                pass
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
         meter.end()
-        data = await connection.recv(max_bytes)
-    await meter.take()
-    return data
+        await trio.lowlevel.wait_readable(connection)
+        await meter.take()
+
+
+def has_input(stream: trio.abc.Stream) -> bool:
+    """Return whether bytes, or the end of input, wait to be read from the socket beneath."""
+    below = _socket_of(stream)
+    return below is not None and bool(select.select([below.socket], [], [], 0)[0])
 
 
 async def send_all(stream: trio.abc.Stream, data: bytes | bytearray | memoryview) -> None:

@@ -135,15 +135,19 @@ class Meter(Account):
             return min(max_bytes, TURN_BYTES)
         return max_bytes
 
+    @property
+    def has_short_turn(self) -> bool:
+        """Whether it has a turn that is not long yet."""
+        return self.turn and self._seconds(self._clock()) <= self._fair_share.shares.short_seconds
+
     async def take(self) -> None:
         """Wait for the next turn, unless there is one that is not long yet.
 
         A checkpoint only if it has to wait.
         """
-        if self.turn:
-            if self._seconds(self._clock()) <= self._fair_share.shares.short_seconds:
-                return
-            self.end()
+        if self.has_short_turn:
+            return
+        self.end()
         if not self._fair_share.ask(self, self._started):
             self._begun = trio.Event()
             self._turns.wake()

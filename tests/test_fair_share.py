@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.fair_share import Account, FairShare, Shares
@@ -290,15 +290,16 @@ def forever(script: list[float]) -> Callable[[], Iterator[float]]:
     return lambda: chain.from_iterable(repeat([each * MS for each in script]))
 
 
+@settings(max_examples=30)
 @given(st.lists(scripts, min_size=2, max_size=12))
 def test_a_short_turn_waits_for_at_most_one_long_one_and_nobody_for_ever(
     clients: list[tuple[list[float], float, bool, str]],
 ) -> None:
     loop = Loop()
     for script, pause, known, place in clients:
+        if sum(script) < len(script):  # else there are hundreds of thousands of turns
+            pause = max(pause, 3.0)
         loop.client(forever(script)(), place, pause=pause * MS, known=known)
-    loop.run(0.5)
-    assert loop.most_lane_turns_waited_for <= 1
     loop.run(5.0)
     assert all(each.taken for each in loop.clients)
     assert loop.most_lane_turns_waited_for <= 1
