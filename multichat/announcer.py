@@ -53,7 +53,7 @@ class Announcer:
         self._away_seconds = away_seconds
         self._start_soon = start_soon
         self._changes = Changes()
-        self._telling = False
+        self._telling = self._waiting_for_away = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
         self._away: dict[int, tuple[float, str]] = {}  # until when, and why they left then
 
@@ -68,20 +68,24 @@ class Announcer:
         """Note that *member* has left; if it is only *away*, the others are told later."""
         self._who.forget()
         if away and self._away_seconds and self._has_listeners():
-            if not self._away:
-                self._start_soon(self._tell_away)
             self._away[member.client] = (trio.current_time() + self._away_seconds, reason)
+            if not self._waiting_for_away:
+                self._waiting_for_away = True
+                self._start_soon(self._tell_away)
         else:
             self._changes.leave(member.client, reason)
             self._tell_soon()
 
     async def _tell_away(self) -> None:
-        while self._away:  # the first has been away for longest
-            client, (deadline, _) = next(iter(self._away.items()))
-            if trio.current_time() < deadline:
-                await trio.sleep_until(deadline)
-            else:
-                self.give_up(client)
+        try:
+            while self._away:  # the first has been away for longest
+                client, (deadline, _) = next(iter(self._away.items()))
+                if trio.current_time() < deadline:
+                    await trio.sleep_until(deadline)
+                else:
+                    self.give_up(client)
+        finally:
+            self._waiting_for_away = False
 
     def give_up(self, client: int) -> None:
         """Tell the others of *client*, if it is away, that it has left."""

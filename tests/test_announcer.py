@@ -1,0 +1,67 @@
+"""Announcements: a room tells who comes and goes, in at most two tasks."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from multichat.announcer import Announcer
+from multichat.mailbox import Mailbox
+from multichat.member import Member
+from multichat.messages import Missed
+from multichat.names import default_name
+from multichat.testing import run_on_mock_clock
+from multichat.voices import JSON, TEXT
+
+pytestmark = pytest.mark.unit
+
+AWAY_SECONDS = 30.0
+
+
+def make_member(client: int) -> Member:
+    near, _ = trio.testing.memory_stream_pair()
+    mailbox = Mailbox(near, max_batches=4, spell_missed=lambda count: JSON.spell(Missed(count)))
+    return Member(client, default_name(client), mailbox, "", lambda _: None, lambda: None, JSON)
+
+
+def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() -> None:
+    async def main() -> None:
+        running: list[Callable[[], Awaitable[None]]] = []
+        watcher, visitor = make_member(1), make_member(2)
+        members = {1: watcher}
+
+        async def run(task: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await task()
+            finally:
+                running.remove(task)
+
+        async with trio.open_nursery() as nursery:
+
+            def start_soon(task: Callable[[], Awaitable[None]]) -> None:
+                running.append(task)
+                nursery.start_soon(run, task)
+
+            announcer = Announcer(
+                "lobby",
+                members,
+                {TEXT: {}, JSON: {1: watcher}},
+                to_text=False,
+                away_seconds=AWAY_SECONDS,
+                start_soon=start_soon,
+            )
+            announcer.entered(watcher)
+            for _ in range(100):
+                members[2] = visitor
+                announcer.entered(visitor)
+                await trio.sleep(0.01)
+                del members[2]
+                announcer.left(visitor, "reset", away=True)
+                await trio.sleep(0.01)
+                assert len(running) <= 2
+            with trio.fail_after(2 * AWAY_SECONDS):  # the last one is waited for, too
+                while running:
+                    await trio.sleep(1)
+
+    run_on_mock_clock(main)
