@@ -128,6 +128,7 @@ class Session:
         "_nursery",
         "_read_bytes",
         "_reading",
+        "_replayed",
         "_replaying",
         "_slowed_at",
         "_stream",
@@ -158,6 +159,7 @@ class Session:
         self._first_line = True
         self._nursery: trio.Nursery
         self._writing = self._replaying = False
+        self._replayed = trio.Event()
         self._mailbox = Mailbox(
             self._stream,
             max_batches=config.mailbox_batches,
@@ -216,6 +218,7 @@ class Session:
     def _start_replaying(self) -> None:
         if not self._replaying:
             self._replaying = True
+            self._replayed = trio.Event()
             self._nursery.start_soon(self._replay)
 
     async def _replay(self) -> None:
@@ -235,10 +238,13 @@ class Session:
         while member.lag is not None and not self._mailbox.closed:
             await member.room.replay(member)
         self._replaying = False
+        self._replayed.set()
 
     async def _read(self) -> None:
         try:
             await self._converse()
+            if self._replaying:  # a client that has half-closed the connection goes on reading
+                await self._replayed.wait()
         except _Leave as leave:
             self._directory.leave(
                 self.member, leave.reason, last_words=leave.last_words, for_good=leave.for_good

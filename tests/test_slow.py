@@ -244,6 +244,19 @@ async def test_waiting_is_not_free_any_more_when_a_fast_reader_joins(
         assert await say_all(sender, ["2"]) == pytest.approx(0.5 + 2.0, abs=0.1)
 
 
+async def test_a_lagging_client_that_half_closes_still_gets_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, [str(i) for i in range(2, 20)])
+        await slow.finish()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await slow.rest() == [f"[Client 1] {i}" for i in range(20)]
+
+
 async def test_a_server_notice_waits_for_a_lagging_client(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
