@@ -293,7 +293,7 @@ def serve(
         float,
         typer.Option(
             min=0,
-            help="Lines of a client logged per second; the others are counted. 0: no limit.",
+            help="Messages of a client logged per second; the others are counted. 0: no limit.",
             envvar="MULTICHAT_LOG_RATE",
         ),
     ] = _DEFAULTS.log_rate or 0,

@@ -223,9 +223,9 @@ class ServerConfig:
     # `multichat connect`, are always told who comes and goes.
     announce: bool = False
 
-    # Lines of each client that are logged a second, and ten times as many at once; the others are
-    # counted.  A paste of 500 lines is logged whole, and a client that floods for a day writes a
-    # gigabyte.
+    # Messages of each client that are logged a second, and ten times as many at once; the others
+    # are counted.  A paste of 500 lines is logged whole, and a client that floods for a day writes
+    # a gigabyte.
     log_rate: float | None = 100.0
 
     # Those who may come back: ten times as many as may be connected; 600 bytes each.

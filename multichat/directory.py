@@ -23,7 +23,6 @@ from typing import TypeAlias
 import trio
 
 from multichat.answers import CachedAnswer
-from multichat.bans import network_of
 from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
 from multichat.config import ServerConfig, Slow
@@ -85,22 +84,18 @@ class _Away:
     client: int
     name: str
     room: Room
-    place: str
+    origin: str | None
     until: float
 
     def gives_way_to(self, other: Member, now: float) -> bool:
-        """Say whether *other* may have the name: who comes from the same place is likely the same.
+        """Say whether *other* may have the name: who comes from its address is likely the same.
 
         A program that was killed and started again asks for its name and knows no session.
         """
-        return other.client == self.client or _place(other) == self.place or self.until <= now
+        return other.client == self.client or other.origin == self.origin or self.until <= now
 
 
 _Holder: TypeAlias = Member | _Away
-
-
-def _place(member: Member) -> str:
-    return member.address.rpartition(":")[0]
 
 
 # Of the memory for clients, what those may still hold that are disconnected because it is full,
@@ -278,7 +273,7 @@ class Directory:
     def enter(self, member: Member) -> None:
         """Let *member* in, to its room.  A closed server sends it away."""
         self._members[member.client] = member
-        member.log = self._log_rates.open(member.client, str(network_of(member.address)))
+        member.log = self._log_rates.open(member.client, member.origin)
         self._join(member, self._open(LOBBY))
         self._log.line("STATE", f"Client {member.client} connected")
         if self.closed:
@@ -300,7 +295,7 @@ class Directory:
             self.resumables.forget(resumable)
             resumable = None
         elif resumable is not None:
-            self.resumables.go(resumable, network_of(member.address), time.time())
+            self.resumables.go(resumable, member.origin, time.time())
         member.mailbox.close(last_words)
         self._take_out(member, reason, away=resumable is not None)
         self._log_rates.close(member.log)
@@ -330,7 +325,7 @@ class Directory:
         while self._away and (oldest := next(iter(self._away))).until <= now:
             self._give_name_up(oldest)
         until = now + self._config.away_seconds
-        away = _Away(member.client, member.name, member.room, _place(member), until)
+        away = _Away(member.client, member.name, member.room, member.origin, until)
         self._away[away] = None
         self._names.add(away, away.name)
 

@@ -1,12 +1,13 @@
-"""How much is logged of what each client says: lines a second, and a count of the others.
+"""How much is logged of what each client says: messages a second, and a count of the others.
 
 Owns the rate of each client, also across its reconnects, and the line that counts what was left
 out.  That line stands where the gap is, before anything else that is logged of the client.  What a
 client cannot repeat without a new connection, such as connecting, is always logged.
 
-A token bucket for each client; a line that is longer than 1 KiB counts as several, so that the log
-is bounded in bytes, too.  Once lines are left out all are, for a second, so that the log of a flood
-is one piece of lines and one number a second.
+A token bucket for each client.  Each message counts once, though the log has two lines of it, and
+so does each change of name or room; a message that is longer than 1 KiB counts as several, so that
+the log is bounded in bytes, too.  Once messages are left out all are, for a second, so that the log
+of a flood is one piece of lines and one number a second.
 """
 
 from collections.abc import Awaitable, Callable, Hashable
@@ -17,19 +18,19 @@ from multichat.log import Log
 
 __all__ = ["ClientLog", "LogRates"]
 
-# With the default of 100 lines a second a paste of 500 lines, or the output of a command, is logged
-# whole.
+# With the default of 100 messages a second a paste of 500 lines, or the output of a command, is
+# logged whole.
 BURST_SECONDS = 10.0
 
 # A line of ordinary chat is shorter, one of a stack trace, too.
 _LINE_CHARACTERS = 1024
 
-# Addresses of which we know that somebody has left who had used up lines; about 200 KB.
+# Addresses of which we know that somebody has left who had used up messages; about 200 KB.
 _MAX_ADDRESSES = 1000
 
 
 class LogRates:
-    """What is logged of clients, of each at most *rate* lines a second; None is no limit.
+    """What is logged of clients, of each at most *rate* messages a second; None is no limit.
 
     *start_soon* starts a task that outlives the call.
     """
@@ -50,7 +51,7 @@ class LogRates:
         """Return the log of a client that comes from *address*.
 
         It goes on with the bucket of one that has left there, if that is not full again: else each
-        new connection would have a burst of lines.
+        new connection would have a burst of its own.
         """
         now = trio.current_time()
         left = [full_at for full_at in self._left.pop(address, ()) if full_at > now]
@@ -100,11 +101,11 @@ class ClientLog:
         self._leave_out(messages - logged)
 
     def tell_left_out(self) -> None:
-        """Log how many lines were left out, if any; the next ones are logged again."""
+        """Log how many messages were left out, if any; the next ones are logged again."""
         if self._left_out:
-            lines = f"{self._left_out:,} more line{'s' * (self._left_out > 1)}"
+            messages = f"{self._left_out:,} more message{'s' * (self._left_out > 1)}"
             self._left_out = 0
-            self._rates.log.line("LOG", f"... {lines} of Client {self.client} not logged")
+            self._rates.log.line("LOG", f"... {messages} of Client {self.client} not logged")
 
     def _lines_left(self) -> int:
         rate, owed_seconds = self._rates.rate or 0, self.full_at - trio.current_time()

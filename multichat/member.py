@@ -39,6 +39,7 @@ class Member:
     on_leave: Callable[[str], None]
     on_lag: Callable[[], None]
     voice: Voice = TEXT
+    origin: str | None = None  # the address that limits count it at; see `Origin`
     resumable: Resumable | None = None  # by which it may come back
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member

@@ -23,7 +23,7 @@ import trio
 
 from multichat import transport
 from multichat.ban_file import BanFile
-from multichat.bans import Ban, Bans, network_of
+from multichat.bans import Ban, Bans
 from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
@@ -466,10 +466,11 @@ class Server:
         whatever goes wrong in it is logged and stays here.
         """
         address = transport.peer_address(stream)
-        meter = self._turns.meter(network_of(address))
+        origin = Origin.of(address, transport.peer_user(stream))
+        meter = self._turns.meter(origin and origin.address)
         current_meter.set(meter)
         try:
-            await meter.measure(self._handle(stream, address, tls, meter))
+            await meter.measure(self._handle(stream, address, origin, tls, meter))
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
@@ -480,11 +481,11 @@ class Server:
         self,
         stream: trio.abc.Stream,
         address: str,
+        origin: Origin | None,
         tls: ssl.SSLContext | None,
         meter: Meter,
     ) -> None:
         await meter.take()
-        origin = Origin.of(address, transport.peer_user(stream))
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
             with self._entrance.counted(origin) as too_many:
@@ -499,7 +500,9 @@ class Server:
                 self._check(address, too_many)
                 number = await self._give_number()
                 self._check(address, too_many)  # the disk took its time; from here on nothing does
-                session = Session(greeted, self._directory, number, self.config, self._filters)
+                session = Session(
+                    greeted, self._directory, number, self.config, self._filters, origin
+                )
                 await session.run()
         except TurnedAway as refusal:
             self._refused += 1

@@ -67,6 +67,7 @@ from multichat.messages import (
     Who,
 )
 from multichat.names import default_name
+from multichat.origin import Origin
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
 from multichat.turns import current_meter, next_turn
@@ -111,8 +112,8 @@ class _Leave(Exception):
 class Session:
     """A client in *directory*; constructing it starts nothing and says nothing.
 
-    *greeted* is its connection, and what was read from it before.  `run` is called once, by one
-    task.  The stream is closed when it returns or raises.
+    *greeted* is its connection from *origin*, and what was read from it before.  `run` is called
+    once, by one task.  The stream is closed when it returns or raises.
     """
 
     __slots__ = (
@@ -143,6 +144,7 @@ class Session:
         client: int,
         config: ServerConfig,
         filters: Filters,
+        origin: Origin | None,
     ) -> None:
         self._greeted = greeted
         self._stream = greeted.stream
@@ -172,6 +174,7 @@ class Session:
             name=default_name(client),
             mailbox=self._mailbox,
             address=transport.peer_address(self._stream),
+            origin=origin and origin.address,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )

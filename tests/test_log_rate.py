@@ -24,7 +24,7 @@ RATE = 100
 BURST = int(RATE * BURST_SECONDS)
 
 LEFT_OUT = re.compile(
-    r"\[INFO\] \[server\] \[LOG\] \.\.\. ([\d,]+) more lines? of Client 1 not logged"
+    r"\[INFO\] \[server\] \[LOG\] \.\.\. ([\d,]+) more messages? of Client 1 not logged"
 )
 
 
@@ -97,7 +97,7 @@ async def test_what_was_left_out_is_counted_before_the_client_is_said_to_have_le
         await client.finish()
         await client.rest()
     assert log.lines[-2:] == [
-        f"[INFO] [server] [LOG] ... {5000 - BURST:,} more lines of Client 1 not logged",
+        f"[INFO] [server] [LOG] ... {5000 - BURST:,} more messages of Client 1 not logged",
         "[INFO] [server] [STATE] Client 1 disconnected",
     ]
 

@@ -646,8 +646,8 @@ async def test_in_the_text_voice_history_is_lines_of_the_server() -> None:
     async with memory_server() as network:
         a, b = await network.join(), await network.join()
         await a.send("one", "/me waves", "two")
-        await b.send("/history 2", "/history x", "/history")
         assert (await b.lines(3))[1] == "* Client 1 waves"
+        await b.send("/history 2", "/history x", "/history")
         header, acted, said = await b.lines(3)
         assert header == "[Server] 2 messages, times in UTC:"
         assert acted.startswith("[Server] 20")

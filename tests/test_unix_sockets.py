@@ -1,5 +1,6 @@
 """Unix sockets: who may reach one, what stands at its path before and after, and who talks."""
 
+import json
 import os
 import signal
 import socket
@@ -13,17 +14,21 @@ from typing import Self
 
 import pytest
 import trio
+import trio.testing
 
 import multichat
 from multichat import ConnectFailed, ListenFailed, Server, ServerConfig, open_chat
 from multichat.client import Endpoint, dial_unix
 from multichat.listen import listen_unix, unlinked_at_end
+from multichat.log_rate import BURST_SECONDS
 from multichat.testing import ScriptedClient
 
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, MULTICHAT, Command, program
 
 pytestmark = pytest.mark.process
+
+BURST = int((ServerConfig().log_rate or 0) * BURST_SECONDS)
 
 IN_USE = "address already in use"
 
@@ -57,10 +62,12 @@ def leave_a_stale_socket(path: Path) -> None:
 
 
 @asynccontextmanager
-async def running(path: Path, **options: object) -> AsyncIterator[Server]:
+async def running(
+    path: Path, config: ServerConfig | None = None, port: int | None = None, **options: object
+) -> AsyncIterator[Server]:
     """A server at *path*, which is told to end when the block does."""
     async with trio.open_nursery() as nursery:
-        run = partial(Server().run, None, unix=path, **options)  # type: ignore[arg-type]
+        run = partial(Server(config).run, port, unix=path, **options)  # type: ignore[arg-type]
         server = await nursery.start(run)
         yield server
         server.shutdown()
@@ -396,3 +403,52 @@ async def test_send_and_who_take_a_unix_socket(path: Path, tmp_path: Path) -> No
             async with Command(tmp_path, MULTICHAT, "who", *options) as who:
                 assert await who.wait() == 0
                 assert who.out == "1 alice\n"
+
+
+# --- Limits --------------------------------------------------------------------------------------
+
+
+async def _visit(stream: trio.SocketStream, **wishes: object) -> dict[str, object]:
+    """Say hello as a program, leave, and return the welcome."""
+    async with stream:
+        client = ScriptedClient(stream)
+        await client.send(f"/json {json.dumps(wishes)}")
+        welcome: dict[str, object] = json.loads(await client.line())
+        assert welcome["type"] == "welcome"
+        await client.finish()
+        await client.rest()
+    return welcome
+
+
+async def test_a_local_user_who_fills_the_session_store_evicts_only_its_own_sessions(
+    path: Path,
+) -> None:
+    config = ServerConfig(max_sessions=8)
+    async with running(path, config=config, port=0, host=LOOPBACK) as server:
+        other = await _visit(await trio.open_tcp_stream(LOOPBACK, server.port))
+        for _ in range(20):
+            await _visit(await trio.open_unix_socket(path))
+        stream = await trio.open_tcp_stream(LOOPBACK, server.port)
+        assert (await _visit(stream, session=other["session"]))["resumed"]
+
+
+async def test_a_local_user_who_floods_the_log_uses_up_nobody_elses_rate(
+    path: Path, log: LogRecorder
+) -> None:
+    async with running(path) as server, trio.open_nursery() as nursery:
+        ours, theirs = trio.testing.memory_stream_pair()
+        nursery.start_soon(_say_a_burst, await trio.open_unix_socket(path), "a")
+        while not any("Client 1 disconnected" in line for line in log.lines):
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        nursery.start_soon(server.handle, theirs)
+        nursery.start_soon(_say_a_burst, ours, "b")
+    assert sum(line.endswith("[Client 1] a") for line in log.lines) >= BURST
+    assert sum(line.endswith("[Client 2] b") for line in log.lines) == BURST
+
+
+async def _say_a_burst(stream: trio.abc.HalfCloseableStream, text: str) -> None:
+    async with stream:
+        client = ScriptedClient(stream)
+        await client.send(*[text] * BURST)
+        await client.finish()
+        await client.rest()
