@@ -199,7 +199,7 @@ class Mailbox:
     def is_half_empty(self) -> bool:
         """Return whether at most half of what may wait does."""
         return not self.waiting_bytes or (
-            self.waiting_bytes <= MAX_WAITING_BYTES // 2 and self._batches <= self._max_batches // 2
+            self.waiting_bytes <= self._most_bytes // 2 and self._batches <= self._max_batches // 2
         )
 
     @property

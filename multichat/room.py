@@ -171,6 +171,8 @@ class Room:
         self._by_voice[member.voice][member.client] = member
         member.room = self
         self._announcer.entered(member)
+        if member.notices:  # from another room, in which it lagged
+            self.lag(member, self._told)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it was the member's own wish.
@@ -180,7 +182,6 @@ class Room:
         del self._members[member.client]
         self._forget_delivery(member)
         member.lag = None
-        member.notices.clear()
         member.missed_presence = None
         self._announcer.left(member, reason, away=away and not self._closing)
 
@@ -512,8 +513,7 @@ class Room:
             elif lag.position < self._told or member.lag is not lag:
                 await next_turn()
                 continue
-            elif mailbox.is_half_empty():
-                self._go_live(member)
+            elif mailbox.is_half_empty() and self._go_live(member):
                 return
             await self._wait_for_space(member)
 
@@ -549,13 +549,17 @@ class Room:
                     self._dismiss_slow(member)
                 return
 
-    def _go_live(self, member: Member) -> None:
+    def _go_live(self, member: Member) -> bool:
+        """Make *member* live if its send queue takes the notices that wait for that."""
+        if member.notices:
+            notices = b"".join(map(member.voice.spell, member.notices))
+            if member.mailbox.offer(notices) is _FULL:
+                return False
+            member.notices.clear()
         member.lag = None
         self._by_voice[member.voice][member.client] = member
-        if member.notices:
-            member.mailbox.offer(b"".join(map(member.voice.spell, member.notices)))
-            member.notices.clear()
         self._announcer.make_up(member)
+        return True
 
 
 @dataclass(slots=True)

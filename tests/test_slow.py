@@ -271,6 +271,24 @@ async def test_a_server_notice_waits_for_a_lagging_client(
         assert await slow.lines(16) == [f"[Server] notice {i}" for i in range(4, 20)]
 
 
+async def test_server_notices_wait_until_the_send_queue_takes_them_while_memory_is_tight(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        budget = network.server._directory.budget
+        budget.add(int(budget.limit_bytes * 3 / 4))
+        assert budget.tight
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        notices = [str(i) * 60_000 for i in range(5)]
+        for notice in notices:
+            assert (await network.server.broadcast(notice)).lagging == 1
+        assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+        with trio.fail_after(60):
+            assert await slow.lines(5) == [f"[Server] {notice}" for notice in notices]
+
+
 async def test_private_messages_to_a_slow_client_cost_their_sender_alone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
