@@ -50,7 +50,7 @@ from multichat.messages import (
 )
 from multichat.names import SERVER_NAME
 from multichat.replay import Lag, PageCache, Ring, Rings, encode
-from multichat.turns import next_turn
+from multichat.turns import end_turn, next_turn
 from multichat.voices import JSON, TEXT, Voice
 
 __all__ = ["Room"]
@@ -294,12 +294,10 @@ class Room:
             notice = Notice(text)
             said = SaidRun("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda voice: voice.spell(notice))
-            lagging = 0
-            for member in self._members.values():
-                if member.lag is not None:  # what is replayed to it has no notices
-                    member.keep_notice(notice)
-                    lagging += 1
-            delivery = _Delivery(notice, lagging=lagging)
+            lagging = [member for member in self._members.values() if member.lag is not None]
+            for member in lagging:  # what is replayed to them has no notices
+                member.keep_notice(notice)
+            delivery = _Delivery(notice, lagging=len(lagging))
             return await self._publish(iter([batch]), said, 1, None, delivery)
 
     async def _publish(
@@ -499,6 +497,9 @@ class Room:
             if mailbox.waiting_bytes >= mailbox.fit(self._replay_bytes) or not mailbox.has_room(0):
                 await self._wait_for_space(member)
                 continue
+            await next_turn()
+            if member.lag is not lag:
+                continue
             start = lag.position
             try:
                 data = await self._next_part(member, lag)
@@ -511,7 +512,6 @@ class Room:
             if data and mailbox.offer(data) is _FULL:  # meanwhile, or it is one huge message
                 lag.position = start
             elif lag.position < self._told or member.lag is not lag:
-                await next_turn()
                 continue
             elif mailbox.is_half_empty() and self._go_live(member):
                 return
@@ -535,6 +535,7 @@ class Room:
 
     async def _wait_for_space(self, member: Member) -> None:
         """Wait until *member* has taken something; disconnect it if that takes too long."""
+        end_turn()
         mailbox = member.mailbox
         progress, since = mailbox.progress, trio.current_time()
         while True:
@@ -552,8 +553,7 @@ class Room:
     def _go_live(self, member: Member) -> bool:
         """Make *member* live if its send queue takes the notices that wait for that."""
         if member.notices:
-            notices = b"".join(map(member.voice.spell, member.notices))
-            if member.mailbox.offer(notices) is _FULL:
+            if member.mailbox.offer(b"".join(map(member.voice.spell, member.notices))) is _FULL:
                 return False
             member.notices.clear()
         member.lag = None

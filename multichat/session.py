@@ -70,7 +70,7 @@ from multichat.names import default_name
 from multichat.origin import Origin
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.resume import Taken
-from multichat.turns import current_meter, next_turn
+from multichat.turns import Meter, current_meter
 from multichat.voices import JSON, TEXT, encoded_help
 
 __all__ = ["Session"]
@@ -126,9 +126,11 @@ class Session:
         "_greeted",
         "_mailbox",
         "_messages",
+        "_meter",
         "_nursery",
         "_read_bytes",
         "_reading",
+        "_replay_meter",
         "_replayed",
         "_replaying",
         "_slowed_at",
@@ -160,6 +162,8 @@ class Session:
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
+        self._meter: Meter | None = None
+        self._replay_meter: Meter | None = None
         self._writing = self._replaying = False
         self._replayed = trio.Event()
         self._mailbox = Mailbox(
@@ -191,6 +195,7 @@ class Session:
         Raises nothing on account of the client.  Cancelled, the member has left the room, the
         stream is closed, and what was still queued for it is lost.
         """
+        self._meter = current_meter.get()
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
@@ -214,6 +219,7 @@ class Session:
             self._nursery.start_soon(self._write)
 
     async def _write(self) -> None:
+        current_meter.set(None)  # it was that of whoever filled the mailbox
         await self._mailbox.run()
         # If writing failed, what the client sent before is still read, within the grace period.
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
@@ -225,11 +231,14 @@ class Session:
             self._nursery.start_soon(self._replay)
 
     async def _replay(self) -> None:
-        if (reader := current_meter.get()) is None:
+        # It takes turns of its own, and all replays of a client have one credit.
+        if self._replay_meter is None and self._meter is not None:
+            self._replay_meter = self._meter.another()
+        meter = self._replay_meter
+        current_meter.set(meter)  # it was that of whoever sent what this client lags behind
+        if meter is None:
             await self._replay_rooms()
             return
-        meter = reader.another()  # it takes turns of its own
-        current_meter.set(meter)
         try:
             await meter.measure(self._replay_rooms())
         finally:
@@ -237,7 +246,6 @@ class Session:
 
     async def _replay_rooms(self) -> None:
         member = self.member
-        await next_turn()
         while member.lag is not None and not self._mailbox.closed:
             await member.room.replay(member)
         self._replaying = False

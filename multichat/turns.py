@@ -15,7 +15,7 @@ import trio
 
 from multichat.fair_share import Account, FairShare, Shares
 
-__all__ = ["Meter", "Turns", "current_meter", "next_turn"]
+__all__ = ["Meter", "Turns", "current_meter", "end_turn", "next_turn"]
 
 T = TypeVar("T")
 
@@ -28,10 +28,16 @@ current_meter: ContextVar["Meter | None"] = ContextVar("current_meter", default=
 
 async def next_turn() -> None:
     """Begin another turn of the connection that this task serves, if it does; a checkpoint."""
+    end_turn()
     await trio.lowlevel.checkpoint()
     if (meter := current_meter.get()) is not None:
-        meter.end()
         await meter.take()
+
+
+def end_turn() -> None:
+    """End the turn of the connection that this task serves, if it has one."""
+    if (meter := current_meter.get()) is not None:
+        meter.end()
 
 
 class Turns(trio.abc.Instrument):
@@ -126,8 +132,10 @@ class Meter(Account):
             result = yield trap
 
     def another(self) -> "Meter":
-        """Return a meter for another task of the same connection."""
-        return self._turns.meter(self.place)
+        """Return a meter for another task of the same connection, with no more credit."""
+        meter = self._turns.meter(self.place)
+        meter.is_new, meter.credit, meter.credit_at = self.is_new, self.credit, self.credit_at
+        return meter
 
     def most_bytes(self, max_bytes: int) -> int:
         """Return how much of *max_bytes* to read for one turn; right after `end`."""
