@@ -120,16 +120,22 @@ class Meter(Account):
     def measure(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
         """Run *coroutine*, and count the time that it takes without that in which it waits."""
         clock = self._clock
-        result = None
-        while True:
-            self._started = clock()
-            try:
-                trap = coroutine.send(result)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            finally:
+        self._started = clock()
+        try:
+            trap = coroutine.send(None)
+            while True:
                 self._used += clock() - self._started
-            result = yield trap
+                # What it is resumed with may be an error, which refers to this frame by its
+                # traceback: in a variable, it would be a reference cycle.
+                trap = coroutine.send(self._resumed((yield trap)))
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        finally:
+            self._used += clock() - self._started
+
+    def _resumed(self, result: T) -> T:
+        self._started = self._clock()
+        return result
 
     def another(self) -> "Meter":
         """Return a meter for another task of the same connection, with no more credit."""
