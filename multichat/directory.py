@@ -134,6 +134,7 @@ class Directory:
         )
         self.counts = Counts()
         self.closed = ""
+        self._emptied = trio.Event()  # once closed
         self.budget = Budget(config.clients_bytes, self._shed_soon)
         self._shedding = False
         self._is_banned = is_banned
@@ -240,6 +241,8 @@ class Directory:
             )
             if name != LOBBY:
                 self._room_names.add(room, name)
+            if self.closed:
+                room.shut_down(self._closing_goodbye)
         return room
 
     def _check_room_name(self, name: str, *, is_new: bool) -> None:
@@ -302,6 +305,8 @@ class Directory:
         suffix = f" ({reason})" if reason else ""
         self._log.line("STATE", f"Client {member.client} disconnected{suffix}")
         member.on_leave(reason)
+        if self.closed and not self._members:
+            self._emptied.set()
 
     def _take_out(self, member: Member, reason: str, *, away: bool = False) -> None:
         del self._members[member.client]
@@ -526,8 +531,11 @@ class Directory:
     async def close(self, reason: str) -> None:
         """Let what is being said reach everyone, then dismiss all; nobody can come any more.
 
-        Cancelled while it waits, it has done the same but for those who were being waited for, who
-        are dismissed first, and for what the journal has not kept by then.
+        Replays go on for at most half of the grace period; the other half is for what is queued.
+        A member that still lags then is told how many messages it missed.
+
+        Cancelled while it waits, it has done the same but for the rest of the replays, and for what
+        the journal has not kept by then.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -540,11 +548,16 @@ class Directory:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
                     for room in self.rooms:
-                        nursery.start_soon(self._empty, room)
-            for member in self.members:  # who has just come from one room into another
-                self.dismiss(member, self._closing_goodbye)
-
-    async def _empty(self, room: Room) -> None:
-        await room.settle()
-        for member in room.members:
-            self.dismiss(member, self._closing_goodbye)
+                        nursery.start_soon(room.settle)
+            for member in self.members:
+                if member.lag is None:
+                    self.dismiss(member, self._closing_goodbye)
+            try:
+                with trio.move_on_after(self._config.grace_seconds / 2):
+                    if self._members:
+                        await self._emptied.wait()
+            finally:
+                for member in self.members:
+                    if member.lag is not None:
+                        member.mailbox.miss(member.lag.skip_to(member.room.messages))
+                    self.dismiss(member, self._closing_goodbye)

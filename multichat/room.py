@@ -171,7 +171,7 @@ class Room:
         self._by_voice[member.voice][member.client] = member
         member.room = self
         self._announcer.entered(member)
-        if member.notices:  # from another room, in which it lagged
+        if member.notices or self._closing:  # notices from a room in which it lagged
             self.lag(member, self._told)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
@@ -212,10 +212,9 @@ class Room:
     # --- What is said -----------------------------------------------------------------------------
 
     def shut_down(self, goodbye: Goodbye) -> None:
-        """From now on nothing is said here, and nobody is waited for."""
+        """Accept and wait for nothing more; a member gets *goodbye* when it is live again."""
         self._closing = goodbye
-        for member in list(self._waiting):
-            self._dismiss(member, goodbye)
+        self._nobody_waits.set()
 
     @property
     def busy(self) -> bool:
@@ -559,6 +558,8 @@ class Room:
         member.lag = None
         self._by_voice[member.voice][member.client] = member
         self._announcer.make_up(member)
+        if self._closing:
+            self._dismiss(member, self._closing)
         return True
 
 

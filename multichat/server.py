@@ -148,7 +148,8 @@ class Server:
         the end.  Hands the server itself to `task_status` when connections are accepted.
 
         Ends in two phases after `shutdown`: it stops accepting; what is being said reaches
-        everyone; all are told goodbye and get what waits for them, for at most the grace period.
+        everyone; all are told goodbye and get what waits for them, for at most the grace period; a
+        client that lags gets the rest, too, or is told how many messages it missed.
         Cancelled, it ends at once and what waits is lost.
 
         Raises `ListenFailed` if the system does not let us listen.

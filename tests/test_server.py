@@ -24,7 +24,7 @@ from multichat import (
 from multichat.fair_share import Shares
 from multichat.journal.memory import MemoryJournal
 from multichat.listen import FairListener
-from multichat.testing import ScriptedClient, memory_server
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.turns import Turns
 
 from .support.log import LogRecorder
@@ -231,6 +231,52 @@ async def test_shutdown_with_mailboxes_full_delivers_all_that_was_accepted(
                 "[Client 1] 2",
                 "[Server] goodbye: the server is shutting down",
             ]
+
+
+async def lag_by(messages: int, sender: ScriptedClient, network: MemoryServer) -> None:
+    """Have *sender* say so many that a client that reads nothing lags behind the others."""
+    await network.join()
+    for i in range(messages):
+        await sender.send(str(i))
+        await settle()
+    await trio.sleep(3)  # the wait budget is spent
+    assert sum(member.lag is not None for member in network.server._directory.members) == 1
+
+
+async def test_at_shutdown_a_lagging_client_gets_the_rest_and_then_the_goodbye(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+        sender = await network.join()
+        slow = await network.join(lockstep=True)
+        await lag_by(10, sender, network)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(network.server.close)
+            assert await sender.rest() == ["[Server] goodbye: the server is shutting down"]
+            await trio.sleep(1)
+            assert await slow.rest() == [
+                *(f"[Client 1] {i}" for i in range(10)),
+                "[Server] goodbye: the server is shutting down",
+            ]
+
+
+async def test_at_shutdown_a_client_that_lags_for_too_long_is_told_how_much_it_missed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    config = ServerConfig(mailbox_batches=1, grace_seconds=4)
+    async with memory_server(config) as network:
+        sender = await network.join()
+        slow = await network.join(lockstep=True)
+        await lag_by(10, sender, network)
+        started = trio.current_time()
+        await network.server.close()
+        assert trio.current_time() - started == pytest.approx(2)
+        assert await slow.rest() == [
+            "[Client 1] 0",
+            "[Client 1] 1",
+            "[Server] 8 messages skipped",
+            "[Server] goodbye: the server is shutting down",
+        ]
 
 
 async def test_nobody_joins_a_server_that_is_closing() -> None:
