@@ -92,9 +92,11 @@ def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[Non
         note("lag", room, member)
         lag(room, member, position)
 
-    def watched_go_live(room: Room, member: Member) -> None:
-        note("live", room, member)
-        go_live(room, member)
+    def watched_go_live(room: Room, member: Member) -> bool:
+        is_live = go_live(room, member)
+        if is_live:
+            note("live", room, member)
+        return is_live
 
     def watched_leave(room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
         note("left", room, member)
