@@ -13,6 +13,7 @@ from typing import NamedTuple
 from multichat import Slow
 from multichat.batch import MAX_BATCH_BYTES
 from multichat.mailbox import MAX_WAITING_BYTES
+from multichat.room import Room
 
 from .chronicle import KILLED, Publish, Stay, key_of
 from .coming_back import COMING_BACK
@@ -284,12 +285,12 @@ def rooms_wait_within_budgets(history: History) -> Iterator[str]:
     But while it has nobody else to deliver to.
     """
     full = history.plan.config.slow_timeout_seconds
-    budgets: dict[str, tuple[float, float]] = {}  # what is left, and since when
+    budgets: dict[Room, tuple[float, float]] = {}  # what is left, and since when
     for wait in history.waits:
         left, at = budgets.get(wait.room, (full, wait.start))
         left = min(full, left + (wait.end - at) / 15) - (wait.end - wait.start)
         if left < -_LOOK_SECONDS:
-            yield f"{wait.room} waited {-left:.3f} s too long until {wait.end:.3f}"
+            yield f"{wait.room.name} waited {-left:.3f} s too long until {wait.end:.3f}"
         budgets[wait.room] = left, wait.end
 
 

@@ -48,7 +48,7 @@ class LagRecord(NamedTuple):
 class Wait(NamedTuple):
     """A time in which a room waited for slow clients, at its budget's expense."""
 
-    room: str
+    room: Room  # itself: one that is opened again, or after a restart, has another budget
     start: float
     end: float
 
@@ -93,9 +93,11 @@ def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[Non
         lag(room, member, position)
 
     def watched_go_live(room: Room, member: Member) -> bool:
+        before = len(history.lags)
+        note("live", room, member)  # before it leaves, which it does where the server is closing
         is_live = go_live(room, member)
-        if is_live:
-            note("live", room, member)
+        if not is_live:
+            del history.lags[before:]
         return is_live
 
     def watched_leave(room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
@@ -135,7 +137,7 @@ class WaitMeter(trio.abc.Instrument):
         rooms = self._rooms()
         for room, start in self._paying.items():
             if now > start:
-                self._history.waits.append(Wait(room.name, start, now))
+                self._history.waits.append(Wait(room, start, now))
         before = self._since
         self._since = {room: (room._waiting, now) for room in rooms if room._waiting}
         for room, (waiting, since) in before.items():
