@@ -450,7 +450,11 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (go_live_with_something_in_between, "nothing_lost", LAGS),
     (go_live_with_something_in_between, "nothing_missed_nor_twice", {}),
     (go_live_never, "lags_end", LAGS),
-    (replay_what_another_lag_asked_for, "nothing_missed_nor_twice", LAGS),
+    (
+        replay_what_another_lag_asked_for,
+        "nothing_missed_nor_twice",
+        {**LAGS, "replay": ReplayLimits(queue_bytes=1, ring_bytes=0, page_messages=3)},
+    ),
     (lose_what_finds_no_room, "nothing_missed_nor_twice", LAGS),
     (lag_on_after_leaving, "nothing_missed_nor_twice", LAGS),
     (lose_a_block_in_memory, "skips_add_up", LAGS),
