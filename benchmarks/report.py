@@ -283,7 +283,7 @@ def promises(results: Results) -> str:
     add("two of twenty stopped: what the healthy got", 1.0, got, at_least=True)
     longer, usual = (results.median(f"stalled-{n}", "multichat", "seconds") for n in (2, 0))
     got = longer - usual if longer is not None and usual is not None else None
-    add("two of twenty stopped: seconds longer (patience: 2)", 2.0, got, at_least=False)
+    add("two of twenty stopped: seconds longer (slow timeout: 2)", 2.0, got, at_least=False)
     peak = results.median("stalled-2", "multichat", "peak_kib")
     got = peak / 1024 if peak is not None else None
     add("two of twenty stopped: MiB above idle", 64.0, got, at_least=False)

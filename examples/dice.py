@@ -4,7 +4,7 @@ Run it against a server:    python examples/dice.py 127.0.0.1 9000
 then roll for all:          !roll 2d6
 or in private:              /msg dice 2d6
 What it leaves out: sums such as 2d6+1, dice that nobody could have tampered with, and answering
-somebody else while one who asked in private takes no answer, as long as the server has patience.
+somebody else while one who asked in private takes no answer, for at most the server's slow timeout.
 """
 
 import random

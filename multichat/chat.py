@@ -27,6 +27,7 @@ from multichat.errors import (
 from multichat.framing import clean
 from multichat.handshake import make_hello
 from multichat.messages import (
+    MAX_UNACCEPTED,
     NO_SENDER,
     Act,
     Direct,
@@ -51,11 +52,10 @@ from multichat.messages import (
     Who,
     WireRequest,
 )
-from multichat.outbox import MAX_UNACCEPTED
 from multichat.reconnect import ReconnectingConnection, Redial, Retry
 from multichat.voices import JSON, TEXT, Voice, is_hello
 
-__all__ = ["MAX_UNACCEPTED", "Chat"]
+__all__ = ["Chat"]
 
 # After the holder of a name has left: the server keeps the name for it until about the moment in
 # which it tells that.

@@ -228,7 +228,8 @@ class ServerConfig:
     # a gigabyte.
     log_rate: float | None = 100.0
 
-    # Those who may come back: ten times as many as may be connected; 600 bytes each.
+    # Those who may come back: ten times as many as may be connected; 0.6 KiB
+    # each, 4 to 15 with the nonces of 256 messages; see `sessions_bytes`.
     max_sessions: int = 10_000
 
     # Whoever may come back is away for so long before the others hear that it left, and so long its

@@ -25,7 +25,7 @@ from multichat.transport import close, eager_fileno, reason_of, send_all, unsent
 
 __all__ = ["Mailbox", "Offer"]
 
-# A thousand members all stalled at once hold 4 GiB at worst.
+# What one client may have waiting; all of them together are bounded by `--memory`.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 
 # The same while memory is tight: what a lagging member has at other times.  It gets less then.

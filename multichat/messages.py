@@ -28,6 +28,7 @@ __all__ = [
     "MAX_DECOMPOSED",
     "MAX_NAME_CHARACTERS",
     "MAX_TOKEN_CHARACTERS",
+    "MAX_UNACCEPTED",
     "NO_SENDER",
     "PROTOCOL",
     "SHUTTING_DOWN",
@@ -97,6 +98,10 @@ MAX_TOKEN_CHARACTERS = 128
 
 # A screenful, for who does not say how much.
 HISTORY_MESSAGES = 20
+
+# A client may have so many messages unaccepted, and a server remembers the nonces of so many of
+# each session: none is accepted twice, however often the connection is lost.
+MAX_UNACCEPTED = 256
 
 # A tag of 32 leaves a line of 60 columns something to say.
 MAX_NAME_CHARACTERS = 32

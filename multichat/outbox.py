@@ -13,11 +13,7 @@ import msgspec
 from multichat.messages import Act, Direct, Nonce, Say, WireRequest
 from multichat.voices import JSON
 
-__all__ = ["MAX_UNACCEPTED", "Kept", "Outbox"]
-
-# As many nonces as a server remembers of a session for certain (docs/protocol.md), so that none is
-# accepted twice however often the connection is lost.
-MAX_UNACCEPTED = 256
+__all__ = ["Kept", "Outbox"]
 
 
 @dataclass(slots=True)

@@ -7,8 +7,8 @@ message that is sent again the one that was accepted.  Knows nothing of connecti
    whoever guesses learns nothing from how long the answer takes.
 2. The session of a connected client stays.  The others are bounded in number and in bytes: above
    that, the oldest session of the address that has most is evicted.
-3. A session keeps its last `MAX_NONCES` nonces for as long as it is there, each from the moment in
-   which its message was numbered.
+3. A session keeps its last `MAX_UNACCEPTED` nonces for as long as it is there, each from the moment
+   in which its message was numbered.
 """
 
 import heapq
@@ -27,13 +27,9 @@ import trio
 from multichat.errors import NotKept
 from multichat.ids import message_id
 from multichat.journal import Journal, Keeping, SessionRecord
-from multichat.messages import Accepted, Nonce
+from multichat.messages import MAX_UNACCEPTED, Accepted, Nonce
 
-__all__ = ["MAX_NONCES", "Resumable", "Resumables", "Taken"]
-
-# As many as a client may have unacknowledged (docs/protocol.md), so that none is accepted twice
-# however often its connection is lost.
-MAX_NONCES = 256
+__all__ = ["Resumable", "Resumables", "Taken"]
 
 # Between two times that the journal is told of new names and rooms.
 _PAUSE_SECONDS = 1.0
@@ -149,7 +145,7 @@ class Resumable:
             if nonce is not None:
                 window[nonce] = taken, i
         self._longest = max((self._longest, *map(sys.getsizeof, nonces)))
-        while len(window) > MAX_NONCES:
+        while len(window) > MAX_UNACCEPTED:
             del window[next(iter(window))]
 
     def pack(self) -> None:
@@ -262,7 +258,7 @@ class Resumables:
     async def restore(self, one: Resumable) -> None:
         """Have the window of *one* hold what the journal knows of it."""
         if not one.restored:
-            kept = await self._journal.nonces(one.client, MAX_NONCES)
+            kept = await self._journal.nonces(one.client, MAX_UNACCEPTED)
             if not one.restored:  # nobody else has done it meanwhile
                 one.restored = True
                 for nonce, epoch, number in kept:

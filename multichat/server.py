@@ -75,7 +75,9 @@ class ServerStatistics:
     """What a server has done since it began, and how much waits in its mailboxes now.
 
     *deliveries* counts a message once for each member that got it, *skipped* once for each that
-    missed it under the `drop` policy, *too_slow* the members that had to go for that reason.
+    missed it under the `drop` policy, *too_slow* the clients that
+    were disconnected because they took nothing for the stall timeout, because they were slow under
+    the `disconnect` policy, or because memory was full.
     """
 
     clients: int
@@ -265,9 +267,9 @@ class Server:
         """Start *bot*, a task of this server's that talks as a client among the others.
 
         Returns when it is in its room.  It gets a `Chat` as `connect` gives it, and leaves when it
-        returns.  What it raises is logged and ends nobody else; if it falls behind it has to go, as
-        anybody; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server is
-        not open, `Refused` if it cannot have that name or room, or the server is full.
+        returns.  What it raises is logged and ends nobody else; if it falls behind it lags, as
+        any client; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server
+        is not open, `Refused` if it cannot have that name or room, or the server is full.
         """
         if self._bots is None:
             raise RuntimeError("the server is not open")

@@ -31,8 +31,8 @@ from multichat import (
     ServerTimeouts,
     open_chat,
 )
-from multichat.chat import MAX_UNACCEPTED
 from multichat.config import DEFAULT_TIMEOUTS
+from multichat.messages import MAX_UNACCEPTED
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import JSON, TEXT
 

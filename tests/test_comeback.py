@@ -16,6 +16,7 @@ from multichat.comeback import (
     describe_retry,
 )
 from multichat.messages import (
+    MAX_UNACCEPTED,
     PROTOCOL,
     Disconnected,
     Hello,
@@ -28,8 +29,7 @@ from multichat.messages import (
     Welcome,
     Who,
 )
-from multichat.outbox import MAX_UNACCEPTED, Outbox
-from multichat.resume import MAX_NONCES
+from multichat.outbox import Outbox
 
 pytestmark = pytest.mark.unit
 
@@ -175,7 +175,7 @@ class Server:
         if nonce not in self._window:
             self.said.append(int(request["text"]))
             self._window[nonce] = None
-            if len(self._window) > MAX_NONCES:
+            if len(self._window) > MAX_UNACCEPTED:
                 del self._window[next(iter(self._window))]
         return nonce
 

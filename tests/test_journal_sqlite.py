@@ -25,8 +25,8 @@ from multichat.journal import Keeping, RoomJournal, SessionRecord, newest_of
 from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file, open_for_reading
-from multichat.journal.sqlite_rows import MAX_NONCES, Rows, read_runs_backwards
-from multichat.messages import SaidRun
+from multichat.journal.sqlite_rows import Rows, read_runs_backwards
+from multichat.messages import MAX_UNACCEPTED, SaidRun
 
 from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
 from .support.processes import WAIT_SECONDS
@@ -872,12 +872,12 @@ async def test_each_client_has_its_last_nonces(tmp_path: Path) -> None:
                 keeping = room.append(spell(room, "x", "y"), (n, f"{n + 1}"))
             await wait_kept(keeping)
     async with running(SqliteJournal(path)) as journal:
-        found = await journal.nonces(7, MAX_NONCES)
-        assert [number for _, _, number in found] == list(range(10_000 - MAX_NONCES, 10_000))
+        found = await journal.nonces(7, MAX_UNACCEPTED)
+        assert [number for _, _, number in found] == list(range(10_000 - MAX_UNACCEPTED, 10_000))
         assert found[-1] == ("9999", journal.room("lobby").epoch, 9999)
     with closing(sqlite3.connect(path)) as connection:
         [rows] = connection.execute("SELECT count(*) FROM nonces").fetchone()
-    assert rows <= MAX_NONCES
+    assert rows <= MAX_UNACCEPTED
 
 
 async def test_nonces_are_bounded_however_often_a_server_begins_anew(tmp_path: Path) -> None:
@@ -890,7 +890,7 @@ async def test_nonces_are_bounded_however_often_a_server_begins_anew(tmp_path: P
             await wait_kept(keeping)
     with closing(sqlite3.connect(path)) as connection:
         [rows] = connection.execute("SELECT count(*) FROM nonces").fetchone()
-    assert rows <= MAX_NONCES + 600
+    assert rows <= MAX_UNACCEPTED + 600
 
 
 async def test_sessions_that_nobody_came_back_for_go_with_their_nonces(tmp_path: Path) -> None:

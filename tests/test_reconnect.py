@@ -27,11 +27,10 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.chat import MAX_UNACCEPTED
 from multichat.comeback import EVERYTHING
 from multichat.config import DEFAULT_TIMEOUTS
 from multichat.errors import RemoteProtocolError
-from multichat.messages import GOODBYES, Joined, MemberName, Renamed
+from multichat.messages import GOODBYES, MAX_UNACCEPTED, Joined, MemberName, Renamed
 from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit

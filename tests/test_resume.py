@@ -19,8 +19,8 @@ from multichat.ids import message_id
 from multichat.journal import Keeping, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite import Durability, SqliteJournal
-from multichat.messages import Accepted, Nonce, SaidRun
-from multichat.resume import MAX_NONCES, Resumables, Taken
+from multichat.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidRun
+from multichat.resume import Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.journals import running
@@ -231,7 +231,7 @@ async def test_a_window_holds_the_last_nonces_and_no_more() -> None:
     async with memory_server() as network:
         alice = await program(network, name="alice")
         first = await alice.say("first")
-        for number in range(MAX_NONCES):
+        for number in range(MAX_UNACCEPTED):
             await alice.send(type="say", text="x", nonce=number)
             await alice.hear()
         assert await alice.say("first") != first
@@ -247,7 +247,7 @@ async def test_a_session_that_resumes_knows_all_that_may_be_unacknowledged(
 
     says = [
         json.dumps({"type": "say", "text": "x", "nonce": n if n % 2 else f"n{n}"})
-        for n in range(3 * MAX_NONCES)
+        for n in range(3 * MAX_UNACCEPTED)
     ]
     async with memory_server(journal=journal()) as network:
         alice = await program(network, name="alice")
@@ -256,13 +256,13 @@ async def test_a_session_that_resumes_knows_all_that_may_be_unacknowledged(
         await alice.reset()
         if not kept:
             alice = await again(network, alice)
-            await alice.client.send(*says[-MAX_NONCES:])
-            assert [await alice.hear() for _ in range(MAX_NONCES)] == accepted[-MAX_NONCES:]
+            await alice.client.send(*says[-MAX_UNACCEPTED:])
+            assert [await alice.hear() for _ in range(MAX_UNACCEPTED)] == accepted[-MAX_UNACCEPTED:]
     if kept:
         async with memory_server(journal=journal()) as network:
             alice = await again(network, alice)
-            await alice.client.send(*says[-MAX_NONCES:])
-            assert [await alice.hear() for _ in range(MAX_NONCES)] == accepted[-MAX_NONCES:]
+            await alice.client.send(*says[-MAX_UNACCEPTED:])
+            assert [await alice.hear() for _ in range(MAX_UNACCEPTED)] == accepted[-MAX_UNACCEPTED:]
 
 
 async def test_the_same_nonce_of_somebody_else_is_another() -> None:
@@ -413,10 +413,10 @@ class Visits:
         one = self.store.find(self._tokens[client], 0.0)
         assert one is not None
         self.store.come(one)
-        for nonce in range(nonces - MAX_NONCES, nonces):
+        for nonce in range(nonces - MAX_UNACCEPTED, nonces):
             answer = await one.answer(nonce)
             assert answer == Accepted(nonce=nonce, id=message_id("epoch", nonce))
-        assert await one.answer(nonces - MAX_NONCES - 1) is None
+        assert await one.answer(nonces - MAX_UNACCEPTED - 1) is None
 
 
 async def test_session_churn_from_one_address_does_not_evict_other_addresses() -> None:
@@ -428,7 +428,7 @@ async def test_session_churn_from_one_address_does_not_evict_other_addresses() -
         visits.visit(client, "one address")
     assert visits.known >= {*others, 1099}
     for client in range(1100, 1400):
-        visits.visit(client, "one address", MAX_NONCES)
+        visits.visit(client, "one address", MAX_UNACCEPTED)
     assert visits.known >= {*others, 1399}
     assert len(visits.known) <= 100
 
@@ -447,16 +447,16 @@ async def test_sessions_with_full_windows_from_one_address_evict_nobody_else() -
     visits = Visits(max_bytes=max_bytes)
     talkers, quiet = set(range(257)), set(range(300, 400))
     for client in talkers:
-        visits.visit(client, f"address {client}", 2 * MAX_NONCES)
+        visits.visit(client, f"address {client}", 2 * MAX_UNACCEPTED)
     for client in quiet:
         visits.visit(client, f"address {client}")
     for client in range(1000, 1300):
-        visits.visit(client, "one address", MAX_NONCES)
+        visits.visit(client, "one address", MAX_UNACCEPTED)
         assert visits.store.away_bytes <= max_bytes
     assert visits.known >= {*talkers, *quiet, 1299}
     assert len(visits.known) < 257 + 100 + 300
     for client in talkers:
-        await visits.check_nonces(client, 2 * MAX_NONCES)
+        await visits.check_nonces(client, 2 * MAX_UNACCEPTED)
 
 
 async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:

@@ -378,7 +378,7 @@ async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
 
 
 @pytest.mark.process
-async def test_a_server_without_a_bound_on_its_patience_can_be_talked_to() -> None:
+async def test_a_server_without_a_slow_timeout_can_be_talked_to() -> None:
     config = multichat.ServerConfig(slow_timeout_seconds=math.inf)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK, config=config))
@@ -432,7 +432,7 @@ async def test_addresses_are_known_before_and_after() -> None:
     assert server.addresses == [f"{LOOPBACK}:{server.port}"]
 
 
-async def test_a_grace_period_that_ends_before_patience_does_loses_nothing(
+async def test_a_grace_period_that_ends_before_the_slow_timeout_loses_nothing(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     """Cut in the middle of a publish of several batches, for one who has stalled."""

@@ -17,7 +17,7 @@ import msgspec
 from multichat.framing import clean, clean_lines
 from multichat.journal import SessionRecord
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
-from multichat.messages import Nonce, SaidRun
+from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
 
 __all__ = [
     "Head",
@@ -31,9 +31,6 @@ __all__ = [
     "read_sessions",
     "said_run",
 ]
-
-# Of each client's, as many as anybody asks for after a restart: `multichat.resume.MAX_NONCES`.
-MAX_NONCES = 256
 
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
@@ -232,8 +229,8 @@ class Rows:
             (client, count, said.epoch, said.first, nonces),
         )
         # Of a client that we have not counted yet, there may be as many as may be.
-        counted = self._nonce_counts.get(client, MAX_NONCES) + count
-        if counted > MAX_NONCES:
+        counted = self._nonce_counts.get(client, MAX_UNACCEPTED) + count
+        if counted > MAX_UNACCEPTED:
             self._trim_nonces(client)
             counted = 0
         if len(self._nonce_counts) >= _MAX_COUNTED:
@@ -246,7 +243,7 @@ class Rows:
             "SELECT seq, count FROM nonces WHERE client = ? ORDER BY seq DESC", (client,)
         ):
             total += count
-            if total >= MAX_NONCES:
+            if total >= MAX_UNACCEPTED:
                 self.connection.execute(
                     "DELETE FROM nonces WHERE client = ? AND seq < ?", (client, seq)
                 )

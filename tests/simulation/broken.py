@@ -272,7 +272,7 @@ def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.resume.MAX_NONCES", 0)
+    monkeypatch.setattr("multichat.resume.MAX_UNACCEPTED", 0)
 
 
 def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ _READ_BYTES = 16 * 1024
 # What a link holds: the kernel would take megabytes.
 _LINK_BYTES = 64 * 1024
 
-# Longer than a room's patience with who takes nothing, and than that of a client with a server that
-# does not answer a hello: both happen.
+# Longer than a room waits for a client that takes nothing, and than a client waits for the answer
+# to its hello: both happen.
 _STALL_SECONDS = 12.0
 
 
