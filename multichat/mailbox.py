@@ -163,7 +163,7 @@ class Mailbox:
 
     def fit(self, size: int) -> int:
         """Return how many bytes may be queued here of what is replayed, mostly *size*."""
-        return size // _TIGHT_DIVISOR if self._budget.tight else size
+        return max(1, size // _TIGHT_DIVISOR) if self._budget.tight else size
 
     @property
     def _most_bytes(self) -> int:
