@@ -31,7 +31,7 @@ pytestmark = pytest.mark.unit
 SEEDS = range(24)
 
 # Most mutations are caught by the first or second.
-SEEDS_FOR_A_MUTATION = range(100, 600)
+SEEDS_FOR_A_MUTATION = range(100, 1100)
 MOST_PEOPLE = 12
 
 
