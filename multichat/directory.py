@@ -88,7 +88,7 @@ class _Away:
     until: float
 
     def gives_way_to(self, other: Member, now: float) -> bool:
-        """Say whether *other* may have the name: who comes from its address is likely the same.
+        """Return whether *other* may have the name: a client from its address is likely the same.
 
         A program that was killed and started again asks for its name and knows no session.
         """

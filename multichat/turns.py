@@ -71,8 +71,8 @@ class Turns(trio.abc.Instrument):
                 if (at := self._fair_share.next_at(trio.current_time())) > trio.current_time():
                     with trio.move_on_at(at):
                         await self._woken.wait()
-                # The sockets are polled before the next turns begin: whoever has sent something
-                # meanwhile asks for its turn in the same step.
+                # The sockets are polled before the next turns begin: a connection that has sent
+                # something meanwhile asks for its turn in the same step.
                 await trio.lowlevel.checkpoint()
                 for account in self._fair_share.next(trio.current_time()):
                     assert isinstance(account, Meter)  # noqa: S101 - there are no others

@@ -1,4 +1,4 @@
-"""Announcements: a room tells who comes and goes, in at most two tasks."""
+"""Announcements of joins and leaves take at most two tasks for each room."""
 
 from collections.abc import Awaitable, Callable
 
