@@ -86,6 +86,7 @@ def encode(
             break
         if block.said.first > lag.position and (missed := lag.skip_to(block.said.first)):
             pieces.append(voice.spell(Missed(missed)))
+            size += len(pieces[-1])
         if block.said.client == client:
             lag.skip_to(block.end)
             continue

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import example, given
 
 from multichat.batch import Block
 from multichat.errors import NotKept
@@ -155,6 +155,7 @@ def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_
 
 
 @given(plan=_BLOCKS, voice=VOICES)
+@example(plan=[(1, 1, 8, 1)] * 60, voice=TEXT)
 def test_one_part_of_a_replay_is_about_as_large_as_wished(
     plan: list[tuple[int, int, int, int]], voice: Voice
 ) -> None:

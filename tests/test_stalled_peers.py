@@ -26,10 +26,12 @@ def peak_memory_bytes(server: ServerCommand) -> int:
     return int(found[1]) * 1024
 
 
-@pytest.mark.parametrize("policy", ["wait", "drop"])
-async def test_the_slow_cost_the_others_a_bounded_wait(policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", [("--slow-timeout", str(SLOW_TIMEOUT)), ("--slow", "drop")])
+async def test_the_slow_cost_the_others_a_bounded_wait(
+    policy: tuple[str, str], tmp_path: Path
+) -> None:
     async with (
-        serve(tmp_path, "--slow-timeout", str(SLOW_TIMEOUT), "--slow", policy) as server,
+        serve(tmp_path, *policy) as server,
         tcp(server) as healthy,
         tcp(server) as stalled,
     ):

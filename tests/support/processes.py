@@ -87,11 +87,14 @@ class Command:
         return [re.sub(r"^\d{4}-\S+ \S+ ", "", line) for line in self.out.splitlines()]
 
     async def wait_for(self, text: str, count: int = 1) -> None:
-        """Wait until *text* stands *count* times in the output."""
+        """Wait until *text* stands *count* times in the output; fail if the process ends before."""
         with trio.move_on_after(WAIT_SECONDS):
-            while self.out.count(text) < count:
+            ended = False
+            while self.out.count(text) < count and not ended:
+                ended = self.process.poll() is not None  # what it wrote last is read once more
                 await trio.sleep(0.01)
-            return
+            if self.out.count(text) >= count:
+                return
         pytest.fail(f"{self.argv} never printed {text!r}, but {self.out[-2000:]!r} {self.err!r}")
 
     async def type(self, text: str) -> None:
