@@ -79,7 +79,7 @@ def test_what_cannot_be_measured_says_why_in_one_line(tools: Tools) -> None:
 def test_every_scenario_of_the_quick_set_runs(name: str) -> None:
     # In a process of its own: it loads trio's dice and freezes what the collector would find.
     command = [sys.executable, "-m", "benchmarks.scenarios", name, "2"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
 
 
 def test_the_page_is_what_the_results_say() -> None:
