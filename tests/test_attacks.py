@@ -20,14 +20,14 @@ from .support.processes import serve
 
 pytestmark = pytest.mark.stress
 
-TURNS = 3
+TURNS = 2
 MOST_TURNS = 15
 ATTEMPTS = 2
 TURN_SECONDS = 0.25
 
 # Slow clients may take a room's whole budget at first, so it is made small here.
 SLOW_TIMEOUT = 0.5
-SLOW_SECONDS = 6.0
+SLOW_SECONDS = 4.0
 SLOW_TURNS = 3
 
 # Of the readers on slow links.

@@ -25,7 +25,7 @@ STAYING = 20
 # Little, so that all of it is there when the warm-up is over.
 KEPT = ("--keep-messages", "500", "--max-sessions", "500")
 
-# Everybody has connected at least once when the first quarter of two minutes is over.
+# Everybody has connected at least once when the first quarter of a minute is over.
 _ARRIVAL_SECONDS = 10.0
 
 _PROGRESS_SECONDS = 10.0
