@@ -1,7 +1,11 @@
-"""Over real sockets: one who stops reading and one who trickles, among those who read."""
+"""Over real sockets: members who stop reading and who trickle, among those who read."""
 
 import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from statistics import median
 
 import pytest
 import trio
@@ -16,6 +20,11 @@ pytestmark = pytest.mark.stress
 SLOW_TIMEOUT = 5.0
 LINE = b"x" * 999 + b"\n"
 TOTAL_BYTES = 100_000_000
+# A fifth of the members.
+READERS, STALLED = 80, 20
+TURNS, MOST_TURNS = 3, 15
+TURN_SECONDS = 1.0
+
 SKIPPED = re.compile(r"\[Server\] (\d+) messages? skipped")
 
 
@@ -84,3 +93,65 @@ async def _flood(
             for _ in range(lines // 100):
                 await sender.send_all(LINE * 100)
         trickler.cancel_scope.cancel()
+
+
+class _Crowd:
+    """A room of readers, some members that never read, and one that floods it in turns."""
+
+    def __init__(self, streams: list[trio.SocketStream]) -> None:
+        self._sender, *self._readers = streams
+        self._bytes = 0
+
+    async def read(self) -> None:
+        async def count(stream: trio.SocketStream) -> None:
+            while data := await stream.receive_some(1 << 20):
+                self._bytes += len(data)
+
+        async with trio.open_nursery() as nursery:
+            for each in self._readers:
+                nursery.start_soon(count, each)
+
+    async def rate(self, seconds: float) -> float:
+        """Flood for so long; return how many bytes the readers got in each second of it."""
+        started, before = trio.current_time(), self._bytes
+        while trio.current_time() < started + seconds:
+            await self._sender.send_all(LINE * 10)
+        rate = (self._bytes - before) / (trio.current_time() - started)
+        before = -1
+        while before != self._bytes:  # what is on its way takes no time of the other's turn
+            before = self._bytes
+            await trio.sleep(0.2)
+        return rate
+
+
+@asynccontextmanager
+async def _crowd(folder: Path, *, stalled: int) -> AsyncIterator[_Crowd]:
+    folder.mkdir()
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serve(folder))
+        streams = [
+            await stack.enter_async_context(tcp(server)) for _ in range(1 + READERS + stalled)
+        ]
+        await server.wait_for(f"Client {len(streams)} connected")
+        crowd = _Crowd(streams[: 1 + READERS])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(crowd.read)
+            yield crowd
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_members_that_stall_take_a_tenth_of_the_others_throughput_at_most(
+    tmp_path: Path,
+) -> None:
+    """Once the wait budget is spent, which is full when they stall."""
+    async with (
+        _crowd(tmp_path / "calm", stalled=0) as calm,
+        _crowd(tmp_path / "burdened", stalled=STALLED) as burdened,
+    ):
+        for each in calm, burdened:
+            await each.rate(3.0)
+        kept: list[float] = []
+        while len(kept) < TURNS or (median(kept) < 0.9 and len(kept) < MOST_TURNS):
+            kept.append(await burdened.rate(TURN_SECONDS) / await calm.rate(TURN_SECONDS))
+        assert median(kept) >= 0.9, kept
+        sys.stdout.write(f"kept: {kept}\n")
