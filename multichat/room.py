@@ -112,6 +112,7 @@ class Room:
         self._order = trio.Lock()
         self._at_disk = False  # who has its turn
         self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
+        self._delivery = _Delivery()  # of that
         self._nobody_waits = trio.Event()
         self._announcer = Announcer(
             name,
@@ -188,7 +189,12 @@ class Room:
     def _forget_delivery(self, member: Member) -> None:
         """Deliver nothing to *member* any more, and do not wait for it."""
         self._by_voice[member.voice].pop(member.client, None)
-        self._stop_waiting_for(member)
+        self._end_wait_for(member)
+
+    def stop_waiting_for(self, member: Member) -> None:
+        """Have *member* lag if the room waits for it: it gets the rest at its own pace."""
+        if (batch := self._waiting.get(member)) is not None:
+            self._fall_behind(member, batch, self._delivery)
 
     def close(self) -> None:
         """Give back what an empty room keeps in memory; it is not used any more."""
@@ -397,7 +403,7 @@ class Room:
 
         Those that have not taken it then, or when this is cancelled, become lagging.
         """
-        self._waiting = dict.fromkeys(full, batch)
+        self._waiting, self._delivery = dict.fromkeys(full, batch), delivery
         for member in full:
             member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
         now = trio.current_time()
@@ -407,6 +413,7 @@ class Room:
             while self._waiting and not self._closing:
                 started = now
                 is_free = now < min(free_until, progress.at + self._slow_timeout)
+                is_free = is_free and not self._wait_budget.in_debt(now)
                 is_free = is_free and not self._somebody_is_dry(sender)
                 seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
                 if not seconds:
@@ -432,12 +439,12 @@ class Room:
         if offer is _FULL:
             member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
             return
-        self._stop_waiting_for(member)
+        self._end_wait_for(member)
         if offer is not _CLOSED:  # else its connection is broken, and it leaves soon
             delivery.queued += 1
             self._counts.deliveries += batch.messages
 
-    def _stop_waiting_for(self, member: Member) -> None:
+    def _end_wait_for(self, member: Member) -> None:
         if self._waiting.pop(member, None) is not None and not self._waiting:
             self._nobody_waits.set()
 

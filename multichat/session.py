@@ -254,7 +254,9 @@ class Session:
     async def _read(self) -> None:
         try:
             await self._converse()
-            if self._replaying:  # a client that has half-closed the connection goes on reading
+            # A client that has half-closed the connection goes on reading.
+            self.member.room.stop_waiting_for(self.member)
+            if self._replaying:
                 await self._replayed.wait()
         except _Leave as leave:
             self._directory.leave(

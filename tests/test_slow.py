@@ -257,6 +257,28 @@ async def test_a_lagging_client_that_half_closes_still_gets_everything(
         assert await slow.rest() == [f"[Client 1] {i}" for i in range(20)]
 
 
+async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A message and a notice of the server; and the room waits no longer."""
+    async with memory_server(config(Slow.WAIT)) as network:
+        for notice in False, True:
+            sender = await network.join()
+            await network.join()
+            slow = await stall_and_fill(network, sender)
+            started = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                if notice:
+                    nursery.start_soon(network.server.broadcast, "dinner")
+                else:
+                    nursery.start_soon(say_all, sender, ["2"])
+                await trio.testing.wait_all_tasks_blocked()
+                await slow.finish()
+            assert trio.current_time() == started
+            heard = [line.partition("] ")[2] for line in await slow.rest()]
+            assert heard == ["0", "1", "dinner" if notice else "2"]
+
+
 async def test_a_server_notice_waits_for_a_lagging_client(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
