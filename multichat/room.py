@@ -21,7 +21,6 @@ Invariants:
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -31,6 +30,7 @@ from multichat.announcer import Announcer
 from multichat.batch import Batch, Block, Counts, Receipt, cut
 from multichat.clock import utc_now
 from multichat.config import MAX_FREE_WAIT_SECONDS, Slow
+from multichat.delivery import Delivery, Progress
 from multichat.errors import NotKept, UnknownId
 from multichat.ids import message_id, message_number
 from multichat.journal import Keeping, RoomJournal
@@ -112,7 +112,7 @@ class Room:
         self._order = trio.Lock()
         self._at_disk = False  # who has its turn
         self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
-        self._delivery = _Delivery()  # of that
+        self._delivery = Delivery()  # of that
         self._nobody_waits = trio.Event()
         self._announcer = Announcer(
             name,
@@ -284,7 +284,7 @@ class Room:
             self._announcer.introduce(client, name)
             spoken = [voice for voice, them in self._by_voice.items() if them]
             blocks = cut(said, messages, spoken)
-            return await self._publish(blocks, said, messages, sender, _Delivery())
+            return await self._publish(blocks, said, messages, sender, Delivery())
         finally:
             self._order.release()
 
@@ -302,7 +302,7 @@ class Room:
             lagging = [member for member in self._members.values() if member.lag is not None]
             for member in lagging:  # what is replayed to them has no notices
                 member.keep_notice(notice)
-            delivery = _Delivery(notice, lagging=len(lagging))
+            delivery = Delivery(notice, lagging=len(lagging))
             return await self._publish(iter([batch]), said, 1, None, delivery)
 
     async def _publish(
@@ -311,7 +311,7 @@ class Room:
         said: SaidRun,
         messages: int,
         sender: Member | None,
-        delivery: "_Delivery",
+        delivery: Delivery,
     ) -> Receipt:
         """Tell all live members; for a block, all others by replay.
 
@@ -337,7 +337,7 @@ class Room:
         return delivery.receipt(said)
 
     def _offer_to_all(
-        self, batch: Batch, sender: Member | None, delivery: "_Delivery"
+        self, batch: Batch, sender: Member | None, delivery: Delivery
     ) -> list[Member]:
         """Queue *batch* for every live member that has room; return those that have none.
 
@@ -380,7 +380,7 @@ class Room:
         return full
 
     async def _treat_slow(
-        self, full: list[Member], batch: Batch, sender: Member | None, delivery: "_Delivery"
+        self, full: list[Member], batch: Batch, sender: Member | None, delivery: Delivery
     ) -> None:
         """Do what the policy says about *full*."""
         match self._slow:
@@ -397,7 +397,7 @@ class Room:
                     delivery.dropped += 1
 
     async def _wait_for(
-        self, full: list[Member], batch: Batch, sender: Member | None, delivery: "_Delivery"
+        self, full: list[Member], batch: Batch, sender: Member | None, delivery: Delivery
     ) -> None:
         """Wait until all of *full* have taken *batch*, or the wait budget is spent.
 
@@ -408,7 +408,7 @@ class Room:
             member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
         now = trio.current_time()
         free_until = now + MAX_FREE_WAIT_SECONDS
-        progress = _Progress(full, now)
+        progress = Progress(full, now)
         try:
             while self._waiting and not self._closing:
                 started = now
@@ -431,7 +431,7 @@ class Room:
             for member in list(self._waiting):
                 self._fall_behind(member, batch, delivery)
 
-    def _offer_again(self, member: Member, batch: Batch, delivery: "_Delivery") -> None:
+    def _offer_again(self, member: Member, batch: Batch, delivery: Delivery) -> None:
         """Queue *batch* for *member*, which has room again, if it is still waited for."""
         if self._waiting.get(member) is not batch:
             return
@@ -460,7 +460,7 @@ class Room:
             for client, member in members.items()
         )
 
-    def _fall_behind(self, member: Member, batch: Batch, delivery: "_Delivery") -> None:
+    def _fall_behind(self, member: Member, batch: Batch, delivery: Delivery) -> None:
         """Have *member* lag, from *batch* on, which it has not taken."""
         if isinstance(batch, Block):
             self.lag(member, batch.said.first)
@@ -568,40 +568,3 @@ class Room:
         if self._closing:
             self._dismiss(member, self._closing)
         return True
-
-
-@dataclass(slots=True)
-class _Delivery:
-    """What becomes of a publish, while it goes on; *notice* is set if it is one."""
-
-    notice: Notice | None = None
-    logged: bool = False
-    delivered: int = 0
-    queued: int = 0
-    lagging: int = 0
-    dropped: int = 0
-
-    def receipt(self, said: SaidRun) -> Receipt:
-        """Return it, of what *said* says."""
-        return Receipt(
-            delivered=self.delivered,
-            queued=self.queued,
-            lagging=self.lagging,
-            dropped=self.dropped,
-            epoch=said.epoch,
-            first=said.first,
-        )
-
-
-class _Progress:
-    """When one of *members* took bytes last, as far as it was looked at; *at* begins with *now*."""
-
-    def __init__(self, members: list[Member], now: float) -> None:
-        self.at = now
-        self._seen = {member: member.mailbox.progress for member in members}
-
-    def look(self, now: float) -> None:
-        """Look whether one of them has taken something since."""
-        seen = {member: member.mailbox.progress for member in self._seen}
-        if seen != self._seen:
-            self._seen, self.at = seen, now
