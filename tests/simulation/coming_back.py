@@ -166,13 +166,19 @@ def _all_own(start: int, end: int, own: set[int]) -> bool:
 def _skip(place: int, count: int, own: set[int], told: int = 0) -> Iterator[int]:
     """Yield where one may be who has missed so many messages.
 
-    Its own are not counted, but for those from before it came, when *told* had been told.
+    Its own are not counted, but for those from before it came, when *told* had been told; of these,
+    the first may still have been kept, and left out.
     """
-    while count >= 0:
-        if not count:
-            yield place
-        count -= place not in own or place < told
-        place += 1
+    starts = [place]
+    while starts[-1] in own:
+        starts.append(starts[-1] + 1)
+    for end in starts:
+        left = count
+        while left >= 0:
+            if not left:
+                yield end
+            left -= end not in own or end < told
+            end += 1
 
 
 def _must_reach(history: History, visit: Visit, section: Section, *, last: bool) -> int:
