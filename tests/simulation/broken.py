@@ -392,7 +392,7 @@ cancel_without_paying = edited(
     "cancel_without_paying", Room, "_wait_for", "finally:  #", "except trio.TooSlowError:  #"
 )
 wait_for_the_disconnected = edited(
-    "wait_for_the_disconnected", Room, "_forget_delivery", "self._stop_waiting_for(member)", "pass"
+    "wait_for_the_disconnected", Room, "_forget_delivery", "self._end_wait_for(member)", "pass"
 )
 disconnect_at_the_first_stall = edited(
     "disconnect_at_the_first_stall",

@@ -103,6 +103,7 @@ class Notebook:
         self.unaccepted[nonce] = line
         if len(self.unaccepted) > _MAX_UNACCEPTED:
             del self.unaccepted[next(iter(self.unaccepted))]
+            self.accepted.clear()  # perhaps none of it is among the last that the server knows
 
     def hear(self, event: dict[str, Any]) -> None:
         """Note what is of use later."""
