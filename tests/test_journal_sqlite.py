@@ -28,7 +28,7 @@ from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file,
 from multichat.journal.sqlite_rows import Rows, read_runs_backwards
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 
-from .support.journals import ALICE, LOTS, running, say, spell, texts_of, wait_kept
+from .support.journals import ALICE, LOTS, old_journal, running, say, spell, texts_of, wait_kept
 from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.process
@@ -304,7 +304,8 @@ async def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
     await write(path, "x")
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
-    newer = f"made by a newer multichat: version {len(MIGRATIONS) + 1}, this one knows 1"
+    known = len(MIGRATIONS)
+    newer = f"made by a newer multichat: version {known + 1}, this one knows {known}"
     assert await refusal(path) == newer
     with pytest.raises(JournalFailed, match=newer), open_reader(path):
         pass
@@ -933,7 +934,7 @@ async def test_an_older_file_is_brought_to_our_version_step_by_step(tmp_path: Pa
     for _ in range(2):
         opened = open_file(path, durable=True, migrations=newer)
         with closing(opened.lock), closing(opened.connection) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+            assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
             assert connection.execute("SELECT topic FROM rooms").fetchall() == [("x",)]
             assert connection.execute("SELECT text FROM runs").fetchall() == [("one",)]
 
@@ -949,10 +950,25 @@ async def test_a_step_that_fails_leaves_the_version_before_it(tmp_path: Path) ->
     with pytest.raises(JournalFailed, match="no such table: nowhere"):
         open_file(path, durable=True, migrations=broken)
     with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (len(broken) - 1,)
         assert connection.execute("SELECT text, topic FROM runs, rooms").fetchall() == [
             ("one", None)
         ]
+
+
+async def test_a_file_of_version_1_is_opened_with_everything_in_it(tmp_path: Path) -> None:
+    """Made by multichat 0.1.0: see `tests/data`."""
+    path = old_journal(tmp_path / "chat.db", version=1)
+    with open_reader(path) as reader:
+        assert [said.run for said in reader.read(room="lobby")] == ["hello", "it is quiet here"]
+    for _ in range(2):
+        async with running(SqliteJournal(path)) as journal:
+            lobby, kitchen = journal.room("lobby"), journal.room("kitchen")
+            assert await texts_of(lobby, 0, 9) == ["hello", "it is quiet here"]
+            assert await texts_of(kitchen, 0, 9) == ["one", "two", "three", "waves"]
+            assert journal.clients_ever == 2
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
 
 async def test_whose_file_it_is_stands_in_its_header(tmp_path: Path) -> None:

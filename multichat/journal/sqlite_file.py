@@ -96,6 +96,13 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         )""",
         "CREATE INDEX nonces_by_client ON nonces (client, seq)",
     ),
+    (
+        # For how many seconds servers have run with this file: the age of a session is counted in
+        # these, because the system's clock may be set.
+        "ALTER TABLE heads ADD COLUMN clock REAL NOT NULL DEFAULT 0",
+        # Of each nonce four bytes: the CRC-32 of what was said with it.  Nothing for older ones.
+        "ALTER TABLE nonces ADD COLUMN checks BLOB NOT NULL DEFAULT x''",
+    ),
 )
 
 _DAMAGED = "the file is damaged"

@@ -1,6 +1,7 @@
 """Write to and read from any journal, in tests."""
 
 import itertools
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -16,6 +17,7 @@ from multichat.messages import Nonce, SaidRun
 
 LOTS = 1 << 40  # bytes
 ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den", seen=4e9)
+OLD_TOKENS = {"alice": f"{1:032x}", "bob": f"{2:032x}"}
 
 
 @asynccontextmanager
@@ -126,6 +128,20 @@ class HeldJournal(MemoryJournal):
         return held
 
 
+def old_journal(path: Path, *, version: int) -> Path:
+    """Make the journal at *path* that a server of that version of the tables has left there.
+
+    `tests/data/journal-1.sql` is of a conversation of alice in the kitchen, whose session token is
+    `OLD_TOKENS["alice"]`, and bob in the lobby.
+    """
+    dump = Path(__file__).parents[1] / "data" / f"journal-{version}.sql"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.executescript(dump.read_text(encoding="utf-8"))
+    return path
+
+
 def make_journal(path: Path) -> Path:
     """Make a journal of a few messages in two rooms at *path*."""
     opened = open_file(path, durable=False)
@@ -143,5 +159,5 @@ def make_journal(path: Path) -> Path:
         connection.execute(
             "INSERT INTO sessions VALUES (?, 1, 'alice', 'lobby', 4e9)", (b"\0" * 32,)
         )
-        connection.execute("INSERT INTO nonces VALUES (1, 1, 1, '00000000001', 0, '[1]')")
+        connection.execute("INSERT INTO nonces VALUES (1, 1, 1, '00000000001', 0, '[1]', x'')")
     return path
