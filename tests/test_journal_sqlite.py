@@ -21,15 +21,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, NotKept
-from multichat.journal import Keeping, RoomJournal, SessionRecord, newest_of
+from multichat.journal import Keeping, RoomJournal, newest_of
 from multichat.journal.reading import open_reader
+from multichat.journal.retention import Moment
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file, open_for_reading
 from multichat.journal.sqlite_rows import Rows, read_runs_backwards
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 
-from .support.journals import ALICE, LOTS, old_journal, running, say, spell, texts_of, wait_kept
-from .support.processes import WAIT_SECONDS
+from .support.journals import (
+    ALICE,
+    LOTS,
+    old_journal,
+    running,
+    say,
+    spell,
+    texts_of,
+    tidy,
+    wait_kept,
+)
 
 pytestmark = pytest.mark.process
 
@@ -740,13 +750,6 @@ async def test_those_who_wait_together_are_one_transaction(tmp_path: Path) -> No
 # --- What has to go -------------------------------------------------------------------------------
 
 
-async def tidy(journal: SqliteJournal) -> None:
-    """Tidy up until nothing is left to be tidied."""
-    with trio.fail_after(WAIT_SECONDS):
-        while await journal._tidy():
-            pass
-
-
 async def test_of_each_room_so_many_messages_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     retention = Retention(max_messages=100)
@@ -763,35 +766,6 @@ async def test_of_each_room_so_many_messages_are_kept(tmp_path: Path) -> None:
     async with running(SqliteJournal(path)) as journal:
         assert journal.room("loud").first == 1400
         assert journal.room("loud").next == 1500
-
-
-async def test_what_is_too_old_goes_and_numbers_go_on(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
-    now = time.time()
-
-    def ago(seconds: float) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(now - seconds))
-
-    async with running(SqliteJournal(path, retention=Retention(max_age_seconds=3600))) as journal:
-        for name in ("lobby", "den"):
-            room = journal.room(name)
-            for n in range(700):
-                keeping = room.append(spell(room, f"{n}", time=ago(7200)))
-        lobby = journal.room("lobby")
-        await wait_kept(lobby.append(spell(lobby, "new", time=ago(60))))
-        await wait_kept(lobby.append(spell(lobby, "clock set back", time=ago(9999))))
-        await wait_kept(keeping)
-        await tidy(journal)
-        assert await texts_of(lobby, 0, LOTS) == ["new", "clock set back"]
-        den = journal.room("den")
-        assert den.first == den.next == 700
-        assert await texts_of(den, 0, LOTS) == []
-    async with running(SqliteJournal(path)) as journal:
-        den = journal.room("den")
-        assert (den.first, den.next) == (700, 700)
-        await say(den, "on")
-        assert await texts_of(den, 0, LOTS) == ["on"]
-        assert den.next == 701
 
 
 async def test_the_file_does_not_stay_larger_than_it_may(tmp_path: Path) -> None:
@@ -834,33 +808,11 @@ async def test_a_step_of_tidying_is_bounded(tmp_path: Path) -> None:
 
         steps = [left()]
         while steps[-1]:
-            assert rows.tidy({1: room.next}, None)
+            assert rows.tidy({1: room.next}, [], Moment(wall=0, wait=1, run=0))
             steps.append(left())
     taken = [one - two for one, two in itertools.pairwise(steps)]
     assert taken[:2] == [500, 500]
     assert len(taken) >= 2 + 30 // 5  # of a million bytes each
-
-
-async def test_rooms_of_long_ago_are_forgotten(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
-    async with running(SqliteJournal(path, limits=SqliteLimits(rooms=10))) as journal:
-        rooms = {n: journal.room(f"{n}") for n in range(25)}
-        for room in rooms.values():
-            await say(room, "x")
-        await say(rooms[0], "again")  # not the one silent for longest any more
-        epochs = [room.epoch for room in rooms.values()]
-        await tidy(journal)
-        gone = [n for n in rooms if not await texts_of(rooms[n], 0, LOTS)]
-        assert gone == list(range(1, 16))
-        # Who is still in one goes on where it was; who comes anew begins anew.
-        assert (rooms[1].first, rooms[1].next) == (1, 1)
-        await say(rooms[1], "on")
-        assert await texts_of(rooms[1], 0, LOTS) == ["on"]
-        assert journal.room("2").epoch not in epochs
-        await tidy(journal)
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT count(*) FROM rooms").fetchone() == (10,)
-        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (11,)
 
 
 async def test_each_client_has_its_last_nonces(tmp_path: Path) -> None:
@@ -892,17 +844,6 @@ async def test_nonces_are_bounded_however_often_a_server_begins_anew(tmp_path: P
     with closing(sqlite3.connect(path)) as connection:
         [rows] = connection.execute("SELECT count(*) FROM nonces").fetchone()
     assert rows <= MAX_UNACCEPTED + 600
-
-
-async def test_sessions_that_nobody_came_back_for_go_with_their_nonces(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
-    old = SessionRecord(digest=b"o", client=7, name="", room="lobby", seen=time.time() - 40 * 86400)
-    async with running(SqliteJournal(path)) as journal:
-        journal.keep_session(old)
-        await say(journal.room("lobby"), "x", nonces=("n",))
-        await tidy(journal)
-        assert await journal.sessions(0, 10) == []
-        assert await journal.nonces(7, 10) == []
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ class Journal(ABC):
         """Return the part of the room of that *name*, folded as names are; it may be a new one.
 
         While one room is there, asked once: two of one new room would not know of each other.
+        Raises `TooManyRooms` for a new one where that would cost another one its messages.
         """
 
     @abstractmethod

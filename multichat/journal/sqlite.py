@@ -12,19 +12,21 @@ Invariants:
 """
 
 import enum
+import math
 import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import msgspec
 import trio
 
-from multichat.errors import JournalFailed, NotKept
+from multichat.errors import JournalFailed, NotKept, TooManyRooms
 from multichat.journal import (
     Journal,
     Keeping,
@@ -34,17 +36,20 @@ from multichat.journal import (
     part_of,
     within,
 )
+from multichat.journal.retention import Deleted, Moment, Retention, SteadyClock, format_seconds
 from multichat.journal.sqlite_file import SQLITE_ERRORS, open_file, open_for_reading, reason_of
 from multichat.journal.sqlite_rows import (
+    STEP_RUNS,
     Head,
-    Retention,
     Rows,
+    Tidied,
     read_nonces,
     read_runs,
     read_runs_backwards,
     read_sessions,
 )
-from multichat.messages import Nonce, SaidRun
+from multichat.log import Log
+from multichat.messages import LOBBY, Nonce, SaidRun
 
 __all__ = ["Durability", "Retention", "SqliteJournal", "SqliteLimits"]
 
@@ -74,10 +79,19 @@ class SqliteLimits:
     # How often expired messages are looked for; while there are more, one step follows each commit.
     tidy_seconds: float = 5.0
 
+    # Messages are deleted by age when the wall clock has been steady for this long, or for the age
+    # itself where that is shorter: longer than a wrong clock goes unnoticed, and shorter than most
+    # servers run.
+    steady_seconds: float = 6 * 3600.0
+
+    # How often a line of the log says what was deleted.
+    tell_seconds: float = 60.0
+
     # What may wait for the disk: four full reads from each of a thousand clients.
     waiting_bytes: int = 256 * 1024 * 1024
 
-    # A hundred times as many as a server has at a time; their heads take 30 MB.
+    # A hundred times as many as a server has at a time; their heads take 30 MB.  Above this, no new
+    # room opens: it would cost another one its messages.
     rooms: int = 100_000
 
 
@@ -113,10 +127,18 @@ class _Numbers:
 _Job: TypeAlias = _Said | SessionRecord | _Forget | _Numbers
 
 
+def read_clocks() -> tuple[float, float]:
+    """Return the wall clock, and one that nobody sets, both in seconds."""
+    # Linux has one that also runs while the machine is suspended.
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.time(), time.clock_gettime(clock)
+
+
 class SqliteJournal(Journal):
     """Keeps everything in the file at *path*, which only one server at a time writes to.
 
-    *commits* counts the transactions in which something was kept.
+    *clocks* returns the wall clock, and one that nobody sets.  *commits* counts the transactions in
+    which something was kept.
     """
 
     def __init__(
@@ -126,12 +148,20 @@ class SqliteJournal(Journal):
         durability: Durability = Durability.FULL,
         retention: Retention | None = None,
         limits: SqliteLimits | None = None,
+        clocks: Callable[[], tuple[float, float]] = read_clocks,
     ) -> None:
         self.path = Path(path)
         self.place = str(path)
         self.durability = durability
         self.retention = retention or Retention()
         self._limits = limits or SqliteLimits()
+        self._clocks = clocks
+        steady_seconds = self._limits.steady_seconds
+        self._clock = SteadyClock(min(steady_seconds, self.retention.max_age_seconds or math.inf))
+        self._log = Log("server")
+        self._deleted = Deleted()  # and not told yet
+        self._tell_at = -math.inf
+        self._wait_told = False
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses it
         self._lock: sqlite3.Connection
@@ -165,6 +195,7 @@ class SqliteJournal(Journal):
                     await self._write_waiting(retry_seconds=self._limits.close_seconds)
                 finally:
                     self._fail(_CLOSED)
+                    self._tell_deleted()
                     async with self._reading:  # who reads has to finish before
                         await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
@@ -229,22 +260,47 @@ class SqliteJournal(Journal):
             full = {room.id: room.kept - most for room in self._untidy}
         else:
             self._untidy.clear()
-        excess = len(self._rooms) - self._limits.rooms
-        idle = next(iter(self._rooms.values())) if excess > 0 else None
+        # Those without a message give way where there are too many, the longest silent first.
+        empty: dict[int, _SqliteRoom] = {}
+        if len(self._rooms) >= self._limits.rooms:
+            silent = (room for room in self._rooms.values() if room.first == room.next)
+            empty = {room.id: room for room in islice(silent, STEP_RUNS)}
+        now = self._clock.look(*self._clocks())
         tidied = await trio.to_thread.run_sync(
-            self._rows.tidy, full, None if idle is None else idle.id, limiter=self._writing
+            self._rows.tidy, full, list(empty), now, limiter=self._writing
         )
         if tidied is None:  # the disk has no room even for that, or somebody else has the file
             return False
         if tidied.firsts:
             for room in self._rooms.values():
                 room.first = tidied.firsts.get(room.id, room.first)
-        if idle is not None and tidied.is_idle_gone and idle.next == idle.kept:
+        for room in empty.values():
             # Whoever is in it does not notice: with the next word it is recorded again.
-            idle.first = idle.next
-            if self._rooms.get(idle.name) is idle:
-                del self._rooms[idle.name]
-        return tidied.more or excess > 1
+            if room.first == room.next and self._rooms.get(room.name) is room:
+                del self._rooms[room.name]
+        self._tell(tidied, now)
+        return tidied.more
+
+    def _tell(self, tidied: Tidied, now: Moment) -> None:
+        """Log what was deleted, when a round is over and not too often, and what is about to be."""
+        max_age = self.retention.max_age_seconds
+        if max_age is not None and tidied.expired and not self._wait_told:
+            wait = format_seconds(now.wait)
+            self._log.line(
+                "STATE",
+                f"Messages older than {format_seconds(max_age)} are deleted in {wait}, "
+                "if the clock of this machine is not set meanwhile",
+            )
+        self._wait_told = tidied.expired
+        self._deleted.update(tidied.deleted)
+        if not tidied.more and trio.current_time() >= self._tell_at:
+            self._tell_deleted()
+
+    def _tell_deleted(self) -> None:
+        if self._deleted:
+            self._log.line("STATE", f"Deleted from the journal: {self._deleted}")
+            self._deleted = Deleted()
+            self._tell_at = trio.current_time() + self._limits.tell_seconds
 
     # --- In the writer's thread -------------------------------------------------------------------
 
@@ -300,6 +356,8 @@ class SqliteJournal(Journal):
         """Return the part of that room; a new one is in the file with its first message."""
         room = self._rooms.get(name)
         if room is None:
+            if len(self._rooms) >= self._limits.rooms and name != LOBBY:
+                raise TooManyRooms(self._limits.rooms)
             # A time, so that ids rise when a room begins anew, and never one that was before, also
             # when the clock is set back.
             self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))

@@ -16,12 +16,18 @@ import msgspec
 
 from multichat.framing import clean, clean_lines
 from multichat.journal import SessionRecord
+from multichat.journal.retention import (
+    MIN_BYTES,
+    Deleted,
+    Moment,
+    Retention,
+    format_seconds,
+)
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
 from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
 
 __all__ = [
     "Head",
-    "Retention",
     "RoomHead",
     "Rows",
     "Tidied",
@@ -43,9 +49,6 @@ _STEP_PAGES = 256
 # A file gets smaller when it holds that much of nothing; less is soon filled again.
 _FREE_PART = 4
 
-# The tables alone take 60 KiB, and a step of tidying 4 MiB.
-MIN_BYTES = 1024 * 1024
-
 # Whoever keeps sessions decides for how long; these are of servers that never came back for them.
 _SESSION_SECONDS = 30 * 24 * 3600.0
 
@@ -56,28 +59,6 @@ _EPOCH = re.compile("[0-9a-f]{11}")
 
 # What no name has, and what would end a string in JSON.
 _QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """What is kept: nothing older, no more of a room, no more in all; None is no limit.
-
-    What goes is whole runs, the oldest first, some seconds after it may: a room may have more than
-    *max_messages* by what was said in one piece.  *max_bytes* is of what is in use of the file
-    itself; its WAL is beside it.  Raises `ValueError` for a value that makes no sense.
-    """
-
-    max_age_seconds: float | None = None
-    max_messages: int | None = None
-    max_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_age_seconds is not None and not self.max_age_seconds > 0:
-            raise ValueError("max_age_seconds must be more than 0")
-        if self.max_messages is not None and self.max_messages < 1:
-            raise ValueError("max_messages must be at least 1")
-        if self.max_bytes is not None and self.max_bytes < MIN_BYTES:
-            raise ValueError(f"max_bytes must be at least {MIN_BYTES}")
 
 
 class Head(NamedTuple):
@@ -103,12 +84,13 @@ class RoomHead(Protocol):
 class Tidied:
     """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
 
-    *is_idle_gone*: nothing is left of the room that was to be forgotten.
+    *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
     """
 
     firsts: dict[int, int] = field(default_factory=dict)
+    deleted: Deleted = field(default_factory=Deleted)
+    expired: bool = False
     more: bool = False
-    is_idle_gone: bool = False
 
 
 class Rows:
@@ -121,7 +103,8 @@ class Rows:
         self.connection = connection
         self._retention = retention
         self.clients_ever = self.last_epoch = 0
-        self._seq = 0
+        self._seq = self._loaded_seq = 0
+        self._first_dated = -1  # up to there, all runs are dated ahead
         self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
         # Of the transaction that is being made.
         self._runs: list[tuple[object, ...]] = []
@@ -138,6 +121,7 @@ class Rows:
             "coalesce((SELECT max(seq) FROM rooms), 0))"
         ).fetchone()
         [self._seq] = typed(row, int)
+        self._loaded_seq = self._seq
         heads = [
             Head(*typed(row, int, str, str, int, int))
             for row in execute("SELECT id, name, epoch, first, next FROM rooms ORDER BY seq")
@@ -251,52 +235,78 @@ class Rows:
 
     # --- What has to go ---------------------------------------------------------------------------
 
-    def tidy(self, full: dict[int, int], idle: int | None) -> Tidied | None:
+    def tidy(self, full: dict[int, int], empty: list[int], now: Moment) -> Tidied | None:
         """Take away a bounded part of what has to go; None if that cannot be done now.
 
-        *full* says for rooms, by their ids, before which number their messages have to go; *idle*
-        is a room that has to go with all that it has.
+        *full* says for rooms, by their ids, before which number their messages have to go; *empty*
+        are rooms without a message that have to go.
         """
         tidied = Tidied()
-        step = _Step(self.connection)
+        step = _Step(self.connection, tidied)
         kept = self._retention
         try:
             with self.transaction():
                 for room, before in full.items():
                     step.delete(
+                        f"above {kept.max_messages} a room",
                         "WHERE room = ? AND first < ? AND first + messages <= ? ORDER BY first",
                         (room, before, before),
                     )
-                if idle is not None:
-                    step.delete("WHERE room = ? ORDER BY first", (idle,))
-                    if not step.is_over:
-                        self.connection.execute("DELETE FROM rooms WHERE id = ?", (idle,))
-                        tidied.is_idle_gone = True
                 if kept.max_age_seconds is not None:
-                    oldest = time.gmtime(time.time() - kept.max_age_seconds)
-                    # Up to the first that may stay: no room gets a gap should the clock have been
-                    # set back.
-                    step.delete("ORDER BY seq", (), before=time.strftime(_SECOND, oldest))
+                    end = self._last_expired(kept.max_age_seconds, now)
+                    if end is not None and now.wait:
+                        tidied.expired = True
+                    elif end is not None:
+                        reason = f"older than {format_seconds(kept.max_age_seconds)}"
+                        step.delete(reason, "WHERE seq <= ? ORDER BY seq", (end,))
                 if kept.max_bytes is not None:
                     excess = self._bytes(used=True) - kept.max_bytes
                     if excess > 0:
-                        step.delete("ORDER BY seq", (), most_bytes=excess)
+                        reason = f"above {kept.max_bytes / 2**20:g} MiB"
+                        step.delete(reason, "ORDER BY seq", (), most_bytes=excess)
                         step.is_over = True  # what it takes is known when it is done
-                self._forget_old_sessions()
+                if not now.wait:
+                    self._forget_old_sessions(now.wall)
+                self.connection.executemany(
+                    "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
+                )
                 self.connection.executemany(
                     "UPDATE rooms SET first = ? WHERE id = ?",
-                    [(first, room) for room, first in step.firsts.items()],
+                    [(first, room) for room, first in tidied.firsts.items()],
                 )
-            tidied.firsts = step.firsts
             tidied.more = bool(step.deleted and step.is_over) or self._shrink()
         except SQLITE_ERRORS:
             return None
         return tidied
 
-    def _forget_old_sessions(self) -> None:
+    def _last_expired(self, max_age_seconds: float, now: Moment) -> int | None:
+        """Return up to which run all are too old; None if the first is not.
+
+        That goes by the order in which they were said, so that no room gets a gap.  What is dated
+        ahead was said while the clock was wrong: it is as old as what follows it.  What this server
+        has kept itself is no older than the server.
+        """
+        before, latest = (
+            time.strftime(_SECOND, time.gmtime(max(0, seconds)))
+            for seconds in (now.wall - max_age_seconds, now.wall + _FUTURE_SECONDS)
+        )
+        last = None
+        for row in self.connection.execute(
+            "SELECT seq, time FROM runs WHERE seq > ? AND time < ? ORDER BY seq LIMIT ?",
+            (self._first_dated, latest, STEP_RUNS),
+        ):
+            seq, said_at = typed(row, int, str)
+            if said_at >= before or (now.run < max_age_seconds and seq > self._loaded_seq):
+                if last is None:
+                    self._first_dated = seq - 1  # what is dated ahead is not looked at each time
+                break
+            last = seq
+        return last
+
+    def _forget_old_sessions(self, now: float) -> None:
         for (digest,) in self.connection.execute(
             "SELECT digest FROM sessions WHERE seen < ? LIMIT ?",
-            (time.time() - _SESSION_SECONDS, STEP_RUNS),
+            (now - _SESSION_SECONDS, STEP_RUNS),
         ).fetchall():
             self.forget_session(digest)
 
@@ -320,35 +330,31 @@ class Rows:
 
 
 class _Step:
-    """One bounded step of taking runs away; *firsts* says where their rooms begin then."""
+    """One bounded step of taking runs away; *tidied* is told which."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.firsts: dict[int, int] = {}
+    def __init__(self, connection: sqlite3.Connection, tidied: Tidied) -> None:
         self.deleted = 0
         self.is_over = False
         self._connection = connection
+        self._tidied = tidied
         self._bytes = 0
 
     def delete(
-        self,
-        which: str,
-        parameters: tuple[object, ...],
-        *,
-        before: str | None = None,
-        most_bytes: int = 1 << 62,
+        self, reason: str, which: str, parameters: tuple[object, ...], *, most_bytes: int = 1 << 62
     ) -> None:
-        """Delete the first runs of *which*, before the first not said *before* that time."""
+        """Delete the first runs of *which*."""
         if self.is_over:
             return
         left = STEP_RUNS - self.deleted
         found = self._connection.execute(
-            f"SELECT seq, room, first + messages, bytes, time FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
+            f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
             (*parameters, left),
         ).fetchall()
         gone: list[tuple[int]] = []
+        count, rooms = 0, set()
         for row in found:
-            seq, room, end, size, said_at = typed(row, int, int, int, int, str)
-            if most_bytes <= 0 or (before is not None and said_at >= before):
+            seq, room, first, messages, size = typed(row, int, int, int, int, int)
+            if most_bytes <= 0:
                 break
             if self._bytes > _STEP_BYTES:
                 self.is_over = True
@@ -356,13 +362,21 @@ class _Step:
             self._bytes += size
             most_bytes -= size
             gone.append((seq,))
-            self.firsts[room] = max(end, self.firsts.get(room, 0))
+            count += messages
+            rooms.add(room)
+            firsts = self._tidied.firsts
+            firsts[room] = max(first + messages, firsts.get(room, 0))
         self._connection.executemany("DELETE FROM runs WHERE seq = ?", gone)
         self.deleted += len(gone)
         self.is_over |= len(gone) == left
+        if gone:
+            self._tidied.deleted.add(reason, count, rooms)
 
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
+
+# What is dated further ahead than this was said while the clock was wrong.
+_FUTURE_SECONDS = 60.0
 
 
 # --- Reading --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import trio
 from multichat.errors import NotKept
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
+from multichat.journal.sqlite import SqliteJournal
 from multichat.journal.sqlite_file import open_file
 from multichat.messages import Nonce, SaidRun
 
@@ -30,6 +31,13 @@ async def running(journal: Journal) -> AsyncGenerator[Any]:
 
 def spell(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -> SaidRun:
     return SaidRun(room.epoch, room.next, time, "Lobby", client, "alice", "\n".join(texts))
+
+
+async def tidy(journal: SqliteJournal) -> None:
+    """Delete until nothing is left to be deleted."""
+    with trio.fail_after(60):
+        while await journal._tidy():
+            pass
 
 
 async def wait_kept(keeping: Keeping | None) -> None:

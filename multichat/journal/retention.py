@@ -1,0 +1,116 @@
+"""What a journal keeps, and what it needs to know before it deletes a message for its age.  Pure.
+
+A wall clock may be wrong: before a machine has asked the network for the time, after a dead
+battery, or because somebody set it.  One reading of it deletes nothing.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["MIN_BYTES", "Deleted", "Moment", "Retention", "SteadyClock", "format_seconds"]
+
+# The tables alone take 60 KiB.
+MIN_BYTES = 1024 * 1024
+
+# What the wall clock may gain or lose and still be called steady: hours of correction by NTP.
+_MAX_DRIFT_SECONDS = 60.0
+
+_UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept: nothing older, no more of a room, no more in all; None is no limit.
+
+    What goes is whole runs, the oldest first, some seconds after it may: a room may have more than
+    *max_messages* by what was said in one piece.  *max_bytes* is of what is in use of the file
+    itself; its WAL is beside it.  Raises `ValueError` for a value that makes no sense.
+    """
+
+    max_age_seconds: float | None = None
+    max_messages: int | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_age_seconds is not None and not self.max_age_seconds > 0:
+            raise ValueError("max_age_seconds must be more than 0")
+        if self.max_messages is not None and self.max_messages < 1:
+            raise ValueError("max_messages must be at least 1")
+        if self.max_bytes is not None and self.max_bytes < MIN_BYTES:
+            raise ValueError(f"max_bytes must be at least {MIN_BYTES}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moment:
+    """The time by the *wall* clock, in seconds since 1970, and how far it can be trusted.
+
+    In *wait* seconds, if it stays steady, messages may be deleted by it; *run* is for how long this
+    journal has been open: nothing that was said in it is older than that.
+    """
+
+    wall: float
+    wait: float
+    run: float
+
+
+class SteadyClock:
+    """Compares the wall clock with one that cannot be set; both are read by the caller.
+
+    It is trusted when it has been steady for *seconds*; whatever it says is, until then, one
+    reading, also at the start.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._run = self._steady = 0.0
+        self._previous: float | None = None
+        self._offset = 0.0  # between the two clocks, since the wall clock was last set
+
+    def look(self, wall: float, monotonic: float) -> Moment:
+        """Return what is known at this moment; to be called every few seconds."""
+        if self._previous is None:
+            self._previous, self._offset = monotonic, wall - monotonic
+        # If both clocks jump, as in a program that is given false ones, only a moment has passed.
+        passed = min(monotonic - self._previous, _MAX_DRIFT_SECONDS)
+        self._run += passed
+        self._steady += passed
+        self._previous = monotonic
+        if abs(wall - monotonic - self._offset) > _MAX_DRIFT_SECONDS:
+            self._offset, self._steady = wall - monotonic, 0.0
+        return Moment(wall=wall, wait=max(0.0, self._seconds - self._steady), run=self._run)
+
+
+class Deleted:
+    """How many messages of which rooms were deleted, and why."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, tuple[int, set[int]]] = {}
+
+    def __bool__(self) -> bool:
+        """Return whether anything was."""
+        return bool(self.counts)
+
+    def add(self, reason: str, messages: int, rooms: set[int]) -> None:
+        """Count *messages* of the *rooms* with these ids."""
+        count, known = self.counts.get(reason, (0, set()))
+        self.counts[reason] = count + messages, known | rooms
+
+    def update(self, other: "Deleted") -> None:
+        """Count what *other* counts."""
+        for reason, (messages, rooms) in other.counts.items():
+            self.add(reason, messages, rooms)
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{_plural(messages, 'message')} of {_plural(len(rooms), 'room')} ({reason})"
+            for reason, (messages, rooms) in self.counts.items()
+        )
+
+
+def _plural(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number == 1 else f"{number:.15g} {noun}s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration for people: `30 days`, `1 hour`, `1.5 minutes`."""
+    name, size = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
+    return _plural(round(seconds / size, 1), name)

@@ -1,0 +1,364 @@
+"""What a SQLite journal deletes, when, and what it says of it."""
+
+import logging
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.errors import TooManyRooms
+from multichat.journal import SessionRecord
+from multichat.journal.retention import Deleted, SteadyClock, format_seconds
+from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits, read_clocks
+
+from .support.journals import LOTS, running, say, spell, texts_of, tidy, wait_kept
+
+pytestmark = pytest.mark.process
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+YEAR = 365 * DAY
+NOW = 1_750_000_000.0
+MONTH = Retention(max_age_seconds=30 * DAY)
+
+
+class Clocks:
+    """A wall clock that can be set, and one that cannot."""
+
+    def __init__(self, wall: float = NOW) -> None:
+        self.wall, self.monotonic = wall, 5000.0
+
+    def __call__(self) -> tuple[float, float]:
+        return self.wall, self.monotonic
+
+    async def run(self, journal: SqliteJournal, seconds: float) -> None:
+        """Let time pass, with the journal tidying up now and then as it does."""
+        await tidy(journal)
+        while seconds > 0:
+            step = min(seconds, 60.0)
+            self.wall += step
+            self.monotonic += step
+            seconds -= step
+            await tidy(journal)
+
+
+def stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
+
+
+async def write_dated(path: Path, *texts_and_times: tuple[str, float]) -> None:
+    """Write one message each, with the time at which it says it was said."""
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        for text, seconds in texts_and_times:
+            keeping = room.append(spell(room, text, time=stamp(seconds)))
+        await wait_kept(keeping)
+
+
+def opened(path: Path, clocks: Clocks, retention: Retention = MONTH) -> SqliteJournal:
+    # Nothing is deleted but by the test, which sets the clock in between.
+    return SqliteJournal(
+        path, retention=retention, clocks=clocks, limits=SqliteLimits(tidy_seconds=1e6)
+    )
+
+
+async def left(journal: SqliteJournal, room: str = "lobby") -> list[str]:
+    return await texts_of(journal.room(room), 0, LOTS)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "multichat.server")
+    return caplog
+
+
+def lines(log: pytest.LogCaptureFixture, part: str) -> list[str]:
+    return [str(record.msg) for record in log.records if part in str(record.msg)]
+
+
+# --- By age ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+async def test_a_clock_that_is_ahead_for_six_seconds_deletes_nothing(
+    tmp_path: Path, at_start: bool, log: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, ("a year ago", NOW - YEAR), ("a day ago", NOW - DAY))
+    clocks = Clocks()
+    if at_start:
+        clocks.wall += 400 * DAY
+    async with running(opened(path, clocks)) as journal:
+        if not at_start:
+            await clocks.run(journal, 60.0)
+            clocks.wall += 400 * DAY
+        await clocks.run(journal, 6.0)
+        clocks.wall -= 400 * DAY
+        await clocks.run(journal, 5 * HOUR)
+        assert await left(journal) == ["a year ago", "a day ago"]
+        await clocks.run(journal, 2 * HOUR)
+        assert await left(journal) == ["a day ago"]
+    assert lines(log, "Deleted") == [
+        "[STATE] Deleted from the journal: 1 message of 1 room (older than 30 days)"
+    ]
+
+
+async def test_a_server_that_was_down_for_400_days_says_what_it_deletes_before_it_does(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, *((f"{n}", NOW) for n in range(1200)))
+    clocks = Clocks(NOW + 400 * DAY)
+    async with running(opened(path, clocks)) as journal:
+        await clocks.run(journal, 5 * HOUR)
+        assert len(await left(journal)) == 1200
+        [warning] = lines(log, "Messages older")
+        assert "older than 30 days are deleted in 6 hours, if the clock" in warning
+        assert not lines(log, "Deleted")
+        await clocks.run(journal, 2 * HOUR)
+        assert await left(journal) == []
+        room = journal.room("lobby")
+        assert (room.first, room.next) == (1200, 1200)
+    assert lines(log, "Deleted") == [
+        "[STATE] Deleted from the journal: 1200 messages of 1 room (older than 30 days)"
+    ]
+
+
+async def test_messages_dated_ahead_do_not_keep_those_behind_them(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    ahead = [(f"ahead {n}", NOW + 400 * DAY) for n in range(1200)]
+    await write_dated(path, *ahead, ("old", NOW - 40 * DAY), ("new", NOW - DAY))
+    clocks = Clocks()
+    async with running(opened(path, clocks)) as journal:
+        await clocks.run(journal, 7 * HOUR)
+        assert await left(journal) == ["new"]
+
+
+async def test_messages_dated_ahead_are_kept_as_long_as_what_follows_them(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, ("old", NOW - YEAR), ("ahead", NOW + YEAR), ("new", NOW - DAY))
+    clocks = Clocks()
+    async with running(opened(path, clocks)) as journal:
+        await clocks.run(journal, 7 * HOUR)
+        assert await left(journal) == ["ahead", "new"]
+
+
+async def test_messages_dated_behind_are_kept_as_long_as_what_was_said_before(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, ("old", NOW - YEAR), ("new", NOW - DAY), ("behind", NOW - YEAR))
+    clocks = Clocks()
+    async with running(opened(path, clocks)) as journal:
+        await clocks.run(journal, 7 * HOUR)
+        assert await left(journal) == ["new", "behind"]
+
+
+async def test_what_a_server_has_heard_itself_is_no_older_than_the_server(tmp_path: Path) -> None:
+    clocks = Clocks(NOW - YEAR)
+    retention = Retention(max_age_seconds=18 * HOUR)
+    async with running(opened(tmp_path / "chat.db", clocks, retention)) as journal:
+        room = journal.room("lobby")
+        text = "while the clock was behind"
+        await wait_kept(room.append(spell(room, text, time=stamp(clocks.wall))))
+        await clocks.run(journal, HOUR)
+        clocks.wall += YEAR
+        await clocks.run(journal, 16 * HOUR)
+        assert await left(journal) == [text]
+        await clocks.run(journal, 2 * HOUR)
+        assert await left(journal) == []
+
+
+async def test_a_short_age_does_not_wait_for_hours(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, ("old", NOW - HOUR))
+    clocks = Clocks()
+    async with running(opened(path, clocks, Retention(max_age_seconds=60))) as journal:
+        await clocks.run(journal, 50)
+        assert await left(journal) == ["old"]
+        await clocks.run(journal, 20)
+        assert await left(journal) == []
+
+
+async def test_numbers_go_on_after_everything_in_a_room_was_too_old(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, *((f"{n}", NOW - YEAR) for n in range(700)))
+    clocks = Clocks()
+    async with running(opened(path, clocks)) as journal:
+        await clocks.run(journal, 7 * HOUR)
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        assert (room.first, room.next) == (700, 700)
+        await say(room, "on")
+        assert await left(journal) == ["on"]
+        assert room.next == 701
+
+
+async def test_sessions_that_nobody_resumed_are_deleted_by_a_steady_clock_only(
+    tmp_path: Path,
+) -> None:
+    clocks = Clocks()
+    record = SessionRecord(digest=b"o" * 32, client=7, name="", room="lobby", seen=NOW)
+    async with running(opened(tmp_path / "chat.db", clocks, Retention())) as journal:
+        journal.keep_session(record)
+        await say(journal.room("lobby"), "x", nonces=("n",))
+        clocks.wall += YEAR
+        await clocks.run(journal, 6.0)
+        clocks.wall -= YEAR
+        await clocks.run(journal, DAY)
+        assert await journal.sessions(0, 10) == [record]
+        clocks.wall += YEAR
+        await clocks.run(journal, DAY)
+        assert await journal.sessions(0, 10) == []
+        assert await journal.nonces(7, 10) == []
+
+
+class TestSteadyClock:
+    def test_it_is_trusted_when_it_has_been_steady_for_long_enough(self) -> None:
+        clock = SteadyClock(100)
+        waits = [clock.look(NOW + n, n).wait for n in range(0, 120, 30)]
+        assert waits == [100, 70, 40, 10]
+        assert clock.look(NOW + 120, 120).wait == 0
+
+    @pytest.mark.parametrize("step", [-YEAR, -61.0, 61.0, YEAR])
+    def test_it_has_to_be_steady_anew_when_it_was_set(self, step: float) -> None:
+        clock = SteadyClock(100)
+        for n in range(0, 200, 10):
+            assert clock.look(NOW + n, n).wait == max(0, 100 - n)
+        for n in range(200, 400, 10):
+            assert clock.look(NOW + n + step, n).wait == max(0, 300 - n)
+
+    def test_corrections_by_ntp_leave_it_steady(self) -> None:
+        clock = SteadyClock(HOUR)
+        for n in range(0, 7200, 5):
+            moment = clock.look(NOW + n * 1.0005, n)
+        assert moment.wait == 0
+
+    def test_when_both_clocks_jump_only_a_moment_has_passed(self) -> None:
+        clock = SteadyClock(HOUR)
+        clock.look(NOW, 0)
+        moment = clock.look(NOW + YEAR, YEAR)
+        assert moment.wait == HOUR - 60
+        assert moment.run == 60
+
+    @given(st.lists(st.tuples(st.floats(0, 100), st.floats(-1e9, 1e9)), max_size=50))
+    def test_no_reading_makes_time_pass(self, steps: list[tuple[float, float]]) -> None:
+        clock = SteadyClock(HOUR)
+        wall = passed = 0.0
+        clock.look(wall, passed)
+        for seconds, jump in steps:
+            wall, passed = wall + seconds + jump, passed + seconds
+            moment = clock.look(wall, passed)
+            assert moment.run <= passed + 1e-6
+            assert moment.wait >= HOUR - passed - 1e-6
+            if abs(jump) > 121:
+                assert moment.wait == HOUR
+
+
+def test_the_real_clocks_advance_alike() -> None:
+    (wall, monotonic), (later, after) = read_clocks(), read_clocks()
+    assert 0 <= after - monotonic < 60
+    assert abs((later - wall) - (after - monotonic)) < 60
+
+
+# --- What is said of it ---------------------------------------------------------------------------
+
+
+async def test_what_is_deleted_is_one_line_a_minute_and_the_rest_at_the_end(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    retention = Retention(max_messages=10)
+    async with running(opened(tmp_path / "chat.db", Clocks(), retention)) as journal:
+        for name in ("loud", "den", "loud"):
+            room = journal.room(name)
+            for n in range(600):
+                keeping = room.append(spell(room, f"{n}"))
+            await wait_kept(keeping)
+            await tidy(journal)
+        assert lines(log, "Deleted") == [
+            "[STATE] Deleted from the journal: 590 messages of 1 room (above 10 a room)"
+        ]
+    assert lines(log, "Deleted")[1:] == [
+        "[STATE] Deleted from the journal: 1190 messages of 2 rooms (above 10 a room)"
+    ]
+
+
+def test_deleted_messages_are_counted_for_each_reason() -> None:
+    deleted, more = Deleted(), Deleted()
+    assert not deleted
+    deleted.add("old", 1_200_000, {1})
+    more.add("old", 2, {1, 2})
+    more.add("too many", 1, {3})
+    deleted.update(more)
+    assert deleted
+    assert str(deleted) == "1200002 messages of 2 rooms (old), 1 message of 1 room (too many)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "formatted"),
+    [
+        (30 * DAY, "30 days"),
+        (DAY, "1 day"),
+        (1.5 * HOUR, "1.5 hours"),
+        (60.0, "1 minute"),
+        (8.64, "8.6 seconds"),
+        (0.01, "0 seconds"),
+    ],
+)
+def test_durations_are_formatted_for_people(seconds: float, formatted: str) -> None:
+    assert format_seconds(seconds) == formatted
+
+
+# --- Rooms ----------------------------------------------------------------------------------------
+
+
+async def test_new_rooms_are_refused_before_they_cost_another_one_its_messages(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path, limits=SqliteLimits(rooms=10))) as journal:
+        for n in range(10):
+            await say(journal.room(f"{n}"), "x")
+        with pytest.raises(TooManyRooms, match="10"):
+            journal.room("new")
+        await tidy(journal)
+        for n in range(10):
+            assert await left(journal, f"{n}") == ["x"]
+        await say(journal.room("lobby"), "the lobby is always there")
+    async with running(SqliteJournal(path, limits=SqliteLimits(rooms=10))) as journal:
+        await tidy(journal)
+        assert await left(journal, "0") == ["x"]
+        with pytest.raises(TooManyRooms):
+            journal.room("new")
+
+
+async def test_rooms_without_a_message_give_way_to_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    clocks = Clocks()
+    limits = SqliteLimits(rooms=10, tidy_seconds=1e6)
+    journal = SqliteJournal(path, retention=MONTH, limits=limits, clocks=clocks)
+    async with running(journal):
+        pass
+    async with running(SqliteJournal(path)) as writer:
+        for n in range(10):
+            room = writer.room(f"{n}")
+            age = YEAR if n < 3 else DAY
+            await wait_kept(room.append(spell(room, "x", time=stamp(NOW - age))))
+    async with running(journal):
+        entered = journal.room("1")
+        await clocks.run(journal, 7 * HOUR)
+        epochs = {entered.epoch}
+        # Whoever is in one goes on where it was; somebody who comes later begins anew.
+        await say(entered, "on")
+        assert (entered.first, entered.next) == (1, 2)
+        assert await texts_of(entered, 0, LOTS) == ["on"]
+        assert journal.room("2").epoch not in epochs
+        assert journal.room("2").next == 0
+        for n in range(3, 10):
+            assert await left(journal, f"{n}") == ["x"]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM rooms").fetchone() == (8,)
