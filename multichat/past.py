@@ -39,7 +39,7 @@ async def read_history(
         if bytes_left < 0 and messages:
             break
         messages.append(said)
-    oldest = message_id(journal.epoch, min(journal.first, ring.first))
+    oldest = journal.id_of(min(journal.first, ring.first))
     more = bool(messages) and messages[-1].id > oldest
     return HistoryPage(messages[::-1], more, nonce=nonce)
 

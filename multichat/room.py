@@ -32,7 +32,6 @@ from multichat.clock import utc_now
 from multichat.config import MAX_FREE_WAIT_SECONDS, Slow
 from multichat.delivery import Delivery, Progress
 from multichat.errors import NotKept, UnknownId
-from multichat.ids import message_id, message_number
 from multichat.journal import Keeping, RoomJournal
 from multichat.limits import WaitBudget
 from multichat.log import Log
@@ -143,7 +142,7 @@ class Room:
     @property
     def last_id(self) -> str | None:
         """The id of what was told last, if anything was."""
-        return message_id(self._journal.epoch, self._told - 1) if self._told else None
+        return self._journal.id_of(self._told - 1) if self._told else None
 
     @property
     def _told(self) -> int:
@@ -157,7 +156,7 @@ class Room:
 
     def number_of(self, id_: str) -> int:
         """Return the number of the message that has that id; raises `UnknownId`."""
-        number = message_number(self._journal.epoch, id_)
+        number = self._journal.number_of(id_)
         if number is None or number >= self._told:
             raise UnknownId
         return number

@@ -14,14 +14,16 @@ numbers that clients have had.  It knows nothing of who is connected.
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import msgspec
 import trio
 
 from multichat.errors import NotKept
+from multichat.ids import message_id, message_number
 from multichat.messages import Nonce, SaidRun
 
 __all__ = [
@@ -90,12 +92,37 @@ class RoomJournal(ABC):
     next one's; none is left where they are the same.  *epoch* and a number are a message's id (see
     `multichat.ids.message_id`): no other room has or had that epoch.
 
+    *earlier* holds the epochs that the room had before, oldest first, and for each the number with
+    which the next one began.  Numbers go on from one to the next.
+
     Not to be made but by `Journal.room`.
     """
 
     epoch: str
     first: int
     next: int
+    earlier: Mapping[str, int] = MappingProxyType({})
+
+    def number_of(self, id_: str) -> int | None:
+        """Return the number of the message with that id; None if the room never had it.
+
+        An id of an earlier epoch counts up to the number with which the next one began: a journal
+        that was restored does not know what was said after the backup, and its server gave the
+        same numbers again, but in another epoch.
+        """
+        epoch = id_.partition("-")[0]
+        number = message_number(epoch, id_)
+        end = self.next if epoch == self.epoch else self.earlier.get(epoch, 0)
+        return number if number is not None and number < end else None
+
+    def id_of(self, number: int) -> str:
+        """Return the id of the message with that number."""
+        epoch = self.epoch
+        for earlier in reversed(tuple(self.earlier)):
+            if number >= self.earlier[earlier]:
+                break
+            epoch = earlier
+        return message_id(epoch, number)
 
     @abstractmethod
     def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:

@@ -15,7 +15,7 @@ from multichat.errors import JournalFailed, UnknownId
 from multichat.ids import message_number
 from multichat.journal import part_of
 from multichat.journal.sqlite_file import SQLITE_ERRORS, open_for_reading, reason_of, typed
-from multichat.journal.sqlite_rows import said_run
+from multichat.journal.sqlite_rows import RUN_COLUMNS, said_run
 from multichat.messages import SaidRun
 from multichat.names import fold_name
 
@@ -46,8 +46,8 @@ class _Order:
     where: str
     parameters: tuple[object, ...]
 
-    def sql(self, columns: str, condition: str, end: str = "", *, join: str = "") -> str:
-        return f"SELECT {columns} FROM runs {join} WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+    def sql(self, columns: str, condition: str, end: str = "") -> str:
+        return f"SELECT {columns} FROM runs WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
 
 
 class Reader:
@@ -106,7 +106,9 @@ class Reader:
         """Return the room of the message with that id, and the number of the next one."""
         epoch = id_.partition("-")[0]
         row = self._connection.execute(
-            "SELECT id, next FROM rooms WHERE epoch = ?", (epoch,)
+            "SELECT id, next FROM rooms WHERE epoch = :epoch "
+            "UNION ALL SELECT room, next FROM epochs WHERE epoch = :epoch",
+            {"epoch": epoch},
         ).fetchone()
         number = message_number(epoch, id_)
         if row is None or number is None:
@@ -166,18 +168,17 @@ class Reader:
         left = _FAR if limit is None else limit
         last = self._one("SELECT max(seq) FROM runs")
         sql = order.sql(
-            f"runs.{order.key}, rooms.epoch, runs.first, time, shown, client, runs.name, text, act",
-            f"runs.{order.key} >= ? AND runs.seq <= ?",
-            f"ORDER BY runs.{order.key} LIMIT {_PAGE_RUNS}",
-            join="CROSS JOIN rooms ON rooms.id = runs.room",  # in the order of the runs
+            f"{order.key}, {RUN_COLUMNS}",
+            f"{order.key} >= ? AND seq <= ?",
+            f"ORDER BY {order.key} LIMIT {_PAGE_RUNS}",
         )
         while left > 0:
             page: list[SaidRun] = []
             size = 0
             with closing(self._connection.execute(sql, (*order.parameters, key, last))) as rows:
                 for row in rows:
-                    its_key, epoch = typed(row[:2], int, str)
-                    said = said_run(epoch, *row[2:])
+                    [its_key] = typed(row[:1], int)
+                    said = said_run(row[1:])
                     page.append(said)
                     key = its_key + 1
                     size += len(said.run)

@@ -13,6 +13,7 @@ Invariants:
 
 import enum
 import math
+import secrets
 import sqlite3
 import time
 from collections import OrderedDict
@@ -58,6 +59,8 @@ T = TypeVar("T")
 _RETRY_PAUSE_SECONDS = 0.05
 
 _RUN_BYTES = 300  # in memory, beside its text
+
+_EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
 
 # Sessions that could not be written wait for the next transaction; as many as a server has.
 _MAX_SESSIONS_WAITING = 20_000
@@ -317,9 +320,13 @@ class SqliteJournal(Journal):
             if isinstance(error, SQLITE_ERRORS):
                 raise JournalFailed(self.path, reason_of(error)) from error
             raise
-        self.clients_ever, self._last_epoch = self._rows.clients_ever, self._rows.last_epoch
+        self.clients_ever = self._rows.clients_ever
+        self._last_epoch = self._rows.last_epoch
+        if self._last_epoch >= int(time.time() * 1000):
+            # The clock is behind.  A server that began with a copy of this file has other epochs.
+            self._last_epoch += secrets.randbelow(_EPOCH_GAP)
         for head in heads:
-            self._rooms[head.name] = room = _SqliteRoom(self, head)
+            self._rooms[head.name] = room = _SqliteRoom(self, head, is_begun=False)
             self._untidy.add(room)
             self._last_room = max(self._last_room, head.id)
 
@@ -358,13 +365,16 @@ class SqliteJournal(Journal):
         if room is None:
             if len(self._rooms) >= self._limits.rooms and name != LOBBY:
                 raise TooManyRooms(self._limits.rooms)
-            # A time, so that ids rise when a room begins anew, and never one that was before, also
-            # when the clock is set back.
-            self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
             self._last_room += 1
-            epoch = f"{self._last_epoch:011x}"
-            room = _SqliteRoom(self, Head(self._last_room, name, epoch, 0, 0))
+            room = _SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
+        elif not room.is_begun:
+            room.begin(self._next_epoch())
         return room
+
+    def _next_epoch(self) -> str:
+        """Return an epoch that no room had: a time, so that ids rise, also in a room begun anew."""
+        self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
+        return f"{self._last_epoch:011x}"
 
     def take(self, job: _Said) -> Keeping:
         """Have *job* written; for our rooms alone.  Raises `NotKept`."""
@@ -423,7 +433,7 @@ class SqliteJournal(Journal):
         def read(reader: sqlite3.Connection) -> list[SaidRun]:
             runs: list[SaidRun] = []
             left = max_bytes
-            with closing(read_runs(reader, room.id, room.epoch, start, stop)) as found:
+            with closing(read_runs(reader, room.id, start, stop)) as found:
                 for said in found:
                     if (part := part_of(said, start, stop)) is not None:
                         runs.append(part)
@@ -440,7 +450,7 @@ class SqliteJournal(Journal):
         """See `RoomJournal.read_before`; for our rooms alone."""
 
         def read(reader: sqlite3.Connection) -> list[SaidRun]:
-            with closing(read_runs_backwards(reader, room.id, room.epoch, stop)) as found:
+            with closing(read_runs_backwards(reader, room.id, stop)) as found:
                 return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
 
         return await self._read(read)
@@ -455,15 +465,31 @@ class SqliteJournal(Journal):
 
 
 class _SqliteRoom(RoomJournal):
-    """*kept* is the number up to which everything is committed."""
+    """*kept* is the number up to which everything is committed.
 
-    __slots__ = ("_journal", "epoch", "first", "id", "kept", "name", "next")
+    *is_begun*: it has the epoch of this server, which is in the file from the first message on.
+    """
 
-    def __init__(self, journal: SqliteJournal, head: Head) -> None:
+    __slots__ = (
+        *("_journal", "begins", "earlier", "epoch", "first"),
+        *("id", "is_begun", "kept", "name", "next"),
+    )
+
+    def __init__(self, journal: SqliteJournal, head: Head, *, is_begun: bool = True) -> None:
         self._journal = journal
         self.id, self.name, self.epoch = head.id, head.name, head.epoch
-        self.first = head.first
-        self.next = self.kept = head.next
+        self.first, self.earlier = head.first, head.earlier
+        self.begins = self.next = self.kept = head.next
+        self.is_begun = is_begun
+
+    def begin(self, epoch: str) -> None:
+        """Go on in another *epoch*.
+
+        The file may be a restored backup, and clients may know messages that were said after it:
+        their numbers are given again, their ids are not.
+        """
+        self.earlier = {**self.earlier, self.epoch: self.next}
+        self.epoch, self.is_begun = epoch, True
 
     def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
         # What cannot be spelled is found here, where it is one caller's mistake, and not in the

@@ -102,8 +102,18 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         "ALTER TABLE heads ADD COLUMN clock REAL NOT NULL DEFAULT 0",
         # Of each nonce four bytes: the CRC-32 of what was said with it.  Nothing for older ones.
         "ALTER TABLE nonces ADD COLUMN checks BLOB NOT NULL DEFAULT x''",
+        # Each server gives a room a new epoch with its first message there; `next` is the number of
+        # that message.
+        """CREATE TABLE epochs (
+            room INTEGER NOT NULL,
+            next INTEGER NOT NULL,
+            epoch TEXT NOT NULL UNIQUE,
+            PRIMARY KEY (room, next)
+        ) WITHOUT ROWID""",
     ),
 )
+
+_EPOCHS_VERSION = 2  # from which on there is a table of epochs
 
 _DAMAGED = "the file is damaged"
 _NOT_OURS = "not a journal of multichat"
@@ -263,7 +273,12 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
                 ) from cause
             mode = "ro&immutable=1"
             _inspect(path, real, mode, MIGRATIONS)
-        return connect(real, mode)
+        connection = connect(real, mode)
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        if version < _EPOCHS_VERSION:  # and not ours to change: each room has one epoch
+            connection.execute("PRAGMA temp_store=MEMORY")
+            connection.execute("CREATE TEMP TABLE epochs (room, next, epoch)")
+        return connection
 
 
 def _resolved(path: Path) -> Path:

@@ -7,7 +7,7 @@ Each statement finds its rows by an index: none takes longer because there is mu
 import re
 import sqlite3
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -27,6 +27,7 @@ from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
 from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
 
 __all__ = [
+    "RUN_COLUMNS",
     "Head",
     "RoomHead",
     "Rows",
@@ -46,13 +47,27 @@ STEP_RUNS = 500
 _STEP_BYTES = 4 * 1024 * 1024
 _STEP_PAGES = 256
 
+# Ids of older epochs are unknown to a server; `history --since` knows all that are in the file.
+_MAX_EPOCHS = 100_000
+
+# How many epochs of a room stay when all their messages are gone.
+_GONE_EPOCHS = 100
+
 # A file gets smaller when it holds that much of nothing; less is soon filled again.
 _FREE_PART = 4
 
 # Whoever keeps sessions decides for how long; these are of servers that never came back for them.
 _SESSION_SECONDS = 30 * 24 * 3600.0
 
-_RUN_COLUMNS = "first, time, shown, client, name, text, act"
+# Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
+RUN_COLUMNS = """
+    coalesce(
+        (SELECT epoch FROM epochs WHERE room = runs.room AND next > runs.first
+            ORDER BY next LIMIT 1),
+        (SELECT epoch FROM rooms WHERE id = runs.room)
+    ),
+    first, time, shown, client, name, text, act
+"""
 
 # Of a room: milliseconds since 1970, in hexadecimal.
 _EPOCH = re.compile("[0-9a-f]{11}")
@@ -62,22 +77,25 @@ _QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
 
 class Head(NamedTuple):
-    """What is known of a room without reading what was said there."""
+    """What is known of a room without reading what was said there; see `RoomJournal`."""
 
     id: int
     name: str
     epoch: str
     first: int
     next: int
+    earlier: Mapping[str, int]
 
 
 class RoomHead(Protocol):
-    """The same, of a room in which something is said."""
+    """The same, of a room in which something is said; *begins* is the first of its epoch."""
 
     id: int
     name: str
     epoch: str
     first: int
+    begins: int
+    earlier: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -109,6 +127,7 @@ class Rows:
         # Of the transaction that is being made.
         self._runs: list[tuple[object, ...]] = []
         self._heads: dict[int, tuple[object, ...]] = {}
+        self._ended: list[tuple[object, ...]] = []
         self._highest_client = self._highest_epoch = 0
 
     def load(self) -> list[Head]:
@@ -122,12 +141,18 @@ class Rows:
         ).fetchone()
         [self._seq] = typed(row, int)
         self._loaded_seq = self._seq
-        heads = [
-            Head(*typed(row, int, str, str, int, int))
-            for row in execute("SELECT id, name, epoch, first, next FROM rooms ORDER BY seq")
-        ]
-        if not all(_EPOCH.fullmatch(head.epoch) for head in heads):
-            raise DamagedRow
+        earlier: dict[int, dict[str, int]] = {}
+        newest = execute(
+            "SELECT room, next, epoch FROM epochs ORDER BY epoch DESC LIMIT ?", (_MAX_EPOCHS,)
+        ).fetchall()
+        for room, next_, epoch in reversed(newest):
+            earlier.setdefault(room, {})[epoch] = next_
+        heads: list[Head] = []
+        for row in execute("SELECT id, name, epoch, first, next FROM rooms ORDER BY seq"):
+            id_, name, epoch, first, next_ = typed(row, int, str, str, int, int)
+            if not _EPOCH.fullmatch(epoch):
+                raise DamagedRow
+            heads.append(Head(id_, name, epoch, first, next_, earlier.get(id_, {})))
         return heads
 
     @contextmanager
@@ -148,6 +173,7 @@ class Rows:
             self._seq = seq
             self._runs.clear()
             self._heads.clear()
+            self._ended.clear()
             self._nonce_counts.clear()
             if self.connection.in_transaction:  # some failures have ended it already
                 with suppress(*SQLITE_ERRORS):
@@ -168,10 +194,13 @@ class Rows:
             *(room.id, room.name, room.epoch, room.first),
             *(said.first + messages, self._seq),
         )
+        if room.begins == said.first and room.earlier:
+            self._ended.append((room.id, said.first, [*room.earlier][-1], room.epoch))
         self._highest_client = max(self._highest_client, said.client)
         self._highest_epoch = max(self._highest_epoch, int(room.epoch, 16))
 
     def _flush(self) -> None:
+        execute = self.connection.execute
         if self._runs:
             self.connection.executemany(
                 "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs
@@ -181,6 +210,10 @@ class Rows:
                 "ON CONFLICT (id) DO UPDATE SET next = excluded.next, seq = excluded.seq",
                 self._heads.values(),
             )
+            for room, end, ended, epoch in self._ended:
+                execute("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?)", (room, end, ended))
+                execute("UPDATE rooms SET epoch = ? WHERE id = ?", (epoch, room))
+            self._ended.clear()
             self._runs.clear()
             self._heads.clear()
 
@@ -271,8 +304,18 @@ class Rows:
                     "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
                 )
                 self.connection.executemany(
+                    "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
+                    [(room,) for room in empty],
+                )
+                self.connection.executemany(
                     "UPDATE rooms SET first = ? WHERE id = ?",
                     [(first, room) for room, first in tidied.firsts.items()],
+                )
+                # Whose messages are gone; the last ones still tell how much a client missed.
+                self.connection.executemany(
+                    "DELETE FROM epochs WHERE room = ? AND next <= min(?, coalesce((SELECT next "
+                    "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
+                    [(room, first, room, _GONE_EPOCHS) for room, first in tidied.firsts.items()],
                 )
             tidied.more = bool(step.deleted and step.is_over) or self._shrink()
         except SQLITE_ERRORS:
@@ -383,7 +426,7 @@ _FUTURE_SECONDS = 60.0
 
 
 def read_runs(
-    connection: sqlite3.Connection, room: int, epoch: str, start: int, stop: int
+    connection: sqlite3.Connection, room: int, start: int, stop: int
 ) -> Generator[SaidRun, None, None]:
     """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
 
@@ -391,7 +434,6 @@ def read_runs(
     """
     return _read_runs(
         connection,
-        epoch,
         "first < :stop AND first >= coalesce("
         "(SELECT max(first) FROM runs WHERE room = :room AND first <= :start), :start) "
         "ORDER BY first",
@@ -400,35 +442,37 @@ def read_runs(
 
 
 def read_runs_backwards(
-    connection: sqlite3.Connection, room: int, epoch: str, stop: int
+    connection: sqlite3.Connection, room: int, stop: int
 ) -> Generator[SaidRun, None, None]:
     """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
 
     To be closed by whoever does not read it to its end.
     """
     wanted = {"room": room, "stop": stop}
-    return _read_runs(connection, epoch, "first < :stop ORDER BY first DESC", wanted)
+    return _read_runs(connection, "first < :stop ORDER BY first DESC", wanted)
 
 
 def _read_runs(
-    connection: sqlite3.Connection, epoch: str, which: str, parameters: dict[str, int]
+    connection: sqlite3.Connection, which: str, parameters: dict[str, int]
 ) -> Generator[SaidRun, None, None]:
-    sql = f"SELECT {_RUN_COLUMNS} FROM runs WHERE room = :room AND {which}"  # noqa: S608 - our own words
+    sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE room = :room AND {which}"  # noqa: S608 - our own words
     cursor = connection.execute(sql, parameters)
     try:
         for row in cursor:
-            yield said_run(epoch, *row)
+            yield said_run(row)
     finally:
         cursor.close()
 
 
-def said_run(epoch: str, *row: object) -> SaidRun:
-    """Return a row of `_RUN_COLUMNS` as a server has it.
+def said_run(row: Sequence[object]) -> SaidRun:
+    """Return a row of `RUN_COLUMNS` as a server has it.
 
     The file may be anybody's: its text is cleaned, and a name is a string in JSON as it is.  Raises
     `DamagedRow`.
     """
-    first, said_at, shown, client, name, text, act = typed(row, int, str, str, int, str, str, int)
+    epoch, first, said_at, shown, client, name, text, act = typed(
+        row, str, int, str, str, int, str, str, int
+    )
     epoch, said_at, shown, name = (
         clean(each).translate(_QUOTES) for each in (epoch, said_at, shown, name)
     )

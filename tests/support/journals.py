@@ -10,6 +10,7 @@ from typing import Any
 import trio
 
 from multichat.errors import NotKept
+from multichat.ids import message_id
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite import SqliteJournal
@@ -69,7 +70,7 @@ def _checked(room: RoomJournal, runs: list[SaidRun], start: int, stop: int) -> l
     for one, two in itertools.pairwise(runs):
         assert two.first == one.first + one.run.count("\n") + 1
     for run in runs:
-        assert run.epoch == room.epoch
+        assert room.number_of(message_id(run.epoch, run.first)) == run.first
         assert start <= run.first < stop
     return [text for run in runs for text in run.run.split("\n")]
 
