@@ -359,6 +359,11 @@ class Directory:
             self._not_kept_at = now
             self._log.line("STATE", f"The journal keeps nothing: {error.reason}", ERROR)
 
+    def note_not_resumed(self, resumable: Resumable, error: NotKept) -> None:
+        """Tell the operator that a session cannot be resumed, and why."""
+        text = f"The session of Client {resumable.client} cannot be resumed: {error.reason}"
+        self._log.line("STATE", text, ERROR)
+
     def give_session(self, member: Member) -> str:
         """Let *member* come back, should it lose its connection; return the token for that."""
         token, member.resumable = self.resumables.issue(

@@ -133,8 +133,8 @@ class Look:
                 who = [(f"{name_style(name)} bold", _shown(name)), (DIM, " → "), ("bold", "you")]
                 shown = [*_start(time), *who, ("", "  "), *_text(text, us.name)]
                 return self._on_its_day(time, [Line(shown, calls=True)])
-            case HistoryPage(messages=messages):
-                return self._page(messages, us, now)
+            case HistoryPage(messages=messages, missed=missed):
+                return self._page(messages, missed, us, now)
             case Notice(text=text, nonce=None):  # nobody has asked: the server says something
                 shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, us.name)]
                 return self._on_its_day(time, [Line(shown, mentions(text, us.name))])
@@ -193,11 +193,13 @@ class Look:
             return [*_start(time), (DIM, "* "), (style, _shown(name)), ("", " "), *said]
         return [*_start(time), (style, _shown(name)), ("", "  "), *said]
 
-    def _page(self, messages: Sequence[Said], us: Us, now: datetime) -> list[Line]:
+    def _page(self, messages: Sequence[Said], missed: int, us: Us, now: datetime) -> list[Line]:
         """Show what was said earlier as it was shown then; it calls nobody any more."""
         count = {0: "no messages", 1: "the last message:"}.get(
             len(messages), f"the last {len(messages)} messages:"
         )
+        if missed:
+            count += f" ({missed} more cannot be read)"
         lines = self.told(count, now)
         for said in messages:
             lines += [line._replace(calls=False) for line in self.event(said, us, now)]

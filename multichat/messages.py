@@ -373,10 +373,14 @@ class Members(_Message, frozen=True, tag="members"):
 
 
 class HistoryPage(_Message, frozen=True, tag="history"):
-    """The answer to `History`, oldest first; *more* says whether there is something before it."""
+    """The answer to `History`, oldest first; *more* says whether there is something before it.
+
+    *missed* is how many messages behind its first one cannot be read.
+    """
 
     messages: list[Said]
     more: bool
+    missed: _Count = 0
 
 
 class RoomSize(msgspec.Struct, frozen=True):

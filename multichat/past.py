@@ -21,8 +21,8 @@ async def read_history(
     """Return the last messages before number *stop*, oldest first; at most *limit*.
 
     And at most `MAX_HISTORY_MESSAGES`, in `MAX_HISTORY_BYTES` as JSON spells them, but one in any
-    case.  The *journal* is read only for what the *ring* does not have.  Raises `NotKept` if it
-    cannot be read.
+    case.  The *journal* is read only for what the *ring* does not have.  The page says how many
+    messages are missing behind its first one.  Raises `NotKept` if the journal cannot be read.
     """
     limit = min(limit, MAX_HISTORY_MESSAGES)
     runs = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
@@ -34,26 +34,32 @@ async def read_history(
         runs = [*older, *runs]
     messages: list[Said] = []  # the newest first
     bytes_left = MAX_HISTORY_BYTES
-    for said in _backwards(runs):
+    for number, said in _backwards(runs):
         bytes_left -= JSON.said_bytes(said)
         if bytes_left < 0 and messages:
             break
         messages.append(said)
+        first = number
     oldest = journal.id_of(min(journal.first, ring.first))
     more = bool(messages) and messages[-1].id > oldest
-    return HistoryPage(messages[::-1], more, nonce=nonce)
+    missed = stop - first - len(messages) if messages else 0
+    return HistoryPage(messages[::-1], more, missed, nonce=nonce)
 
 
-def _backwards(runs: list[SaidRun]) -> Iterator[Said]:
+def _backwards(runs: list[SaidRun]) -> Iterator[tuple[int, Said]]:
     for run in reversed(runs):
         texts = run.run.split("\n")
         for index in reversed(range(len(texts))):
-            yield Said(
-                id=message_id(run.epoch, run.first + index),
-                time=run.time,
-                room=run.room,
-                client=run.client,
-                name=run.name,
-                text=texts[index],
-                act=run.act,
+            number = run.first + index
+            yield (
+                number,
+                Said(
+                    id=message_id(run.epoch, number),
+                    time=run.time,
+                    room=run.room,
+                    client=run.client,
+                    name=run.name,
+                    text=texts[index],
+                    act=run.act,
+                ),
             )

@@ -43,13 +43,15 @@ _MAX_OWN_RANGES = 1024
 class Lag:
     """How far a member is behind: *position* is the number of the next message that it gets.
 
-    A member that lags again has another one: its identity says whether a replay is still current.
+    Up to *gap_end* nothing can be read: the member is told how many messages it missed in front of
+    the next that it gets.  A member that lags again has another one: its identity says whether a
+    replay is still current.
     """
 
-    __slots__ = ("_own", "position")
+    __slots__ = ("_own", "gap_end", "position")
 
     def __init__(self, position: int) -> None:
-        self.position = position
+        self.position = self.gap_end = position
         self._own: deque[tuple[int, int]] = deque(maxlen=_MAX_OWN_RANGES)
 
     def note_own(self, first: int, end: int) -> None:

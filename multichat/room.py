@@ -505,17 +505,18 @@ class Room:
             await next_turn()
             if member.lag is not lag:
                 continue
-            start = lag.position
+            start, gap_end = lag.position, lag.gap_end
             try:
                 data = await self._next_part(member, lag)
             except NotKept as error:
                 if member.lag is not lag:
                     continue
-                data = member.voice.spell(Error(error.code, str(error)))
-                if missed := lag.skip_to(self._ring.first):
-                    data += member.voice.spell(Missed(missed))
+                # Of several pages that cannot be read it is told once.
+                is_first = gap_end <= start
+                data = member.voice.spell(Error(error.code, str(error))) if is_first else b""
+                self._skip_page(lag)
             if data and mailbox.offer(data) is _FULL:  # meanwhile, or it is one huge message
-                lag.position = start
+                lag.position, lag.gap_end = start, gap_end
             elif lag.position < self._told or member.lag is not lag:
                 continue
             elif mailbox.is_half_empty() and self._go_live(member):
@@ -524,19 +525,24 @@ class Room:
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
-        ring, start, max_bytes = self._ring, lag.position, member.mailbox.fit(self._replay_bytes)
+        ring, max_bytes = self._ring, member.mailbox.fit(self._replay_bytes)
+        start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
         if start >= ring.first:
-            return ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
-        if start >= self._journal.first:
-            blocks = await self._pages.read(self._journal, start, self._told)
-            if member.lag is not lag:
-                return b""
-            if blocks:
-                return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
-            missed = lag.skip_to(min(ring.first, self._pages.page_end(start)))
-        else:
-            missed = lag.skip_to(min(ring.first, self._journal.first))
-        return member.voice.spell(Missed(missed)) if missed else b""
+            missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
+            data = member.voice.spell(Missed(missed)) if missed else b""
+            return data + ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
+        blocks = await self._pages.read(self._journal, start, self._told)
+        if member.lag is not lag:
+            return b""
+        if blocks:
+            return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
+        self._skip_page(lag)
+        return b""
+
+    def _skip_page(self, lag: Lag) -> None:
+        """Have *lag* go on behind the page that it is at, of which nothing can be read."""
+        start = max(lag.position, lag.gap_end, self._journal.first)
+        lag.gap_end = min(self._ring.first, self._pages.page_end(start))
 
     async def _wait_for_space(self, member: Member) -> None:
         """Wait until *member* has taken something; disconnect it if that takes too long."""

@@ -520,7 +520,11 @@ class Session:
         resumables = directory.resumables
         token = hello.session or ""
         if (known := resumables.find(token, time.time())) is not None:
-            await resumables.restore(known)
+            try:
+                await resumables.restore(known)
+            except NotKept as error:  # what it sends again could be said twice
+                directory.note_not_resumed(known, error)
+                token = ""
         await self._wait_for_room()
         resumed = resumables.find(token, time.time())  # it may have been sent away meanwhile
         refused: list[Error] = []

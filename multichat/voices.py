@@ -241,9 +241,10 @@ class TextVoice:
                     "rooms, with how many are there:",
                     *(f"{r.room} {r.members}" for r in rooms),
                 ]
-            case HistoryPage(messages=messages):
+            case HistoryPage(messages=messages, missed=missed):
+                unreadable = f" and {missed} that cannot be read" if missed else ""
                 return [
-                    f"{_messages(len(messages))}, times in UTC:",
+                    f"{_messages(len(messages))}{unreadable}, times in UTC:",
                     *(f"{_spell_time(said.time)} {self.lines(said)}" for said in messages),
                 ]
             case Pong(token=token):

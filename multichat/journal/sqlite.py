@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from logging import ERROR
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -433,7 +434,7 @@ class SqliteJournal(Journal):
         def read(reader: sqlite3.Connection) -> list[SaidRun]:
             runs: list[SaidRun] = []
             left = max_bytes
-            with closing(read_runs(reader, room.id, start, stop)) as found:
+            with closing(read_runs(reader, room.id, start, stop, damaged)) as found:
                 for said in found:
                     if (part := part_of(said, start, stop)) is not None:
                         runs.append(part)
@@ -442,7 +443,10 @@ class SqliteJournal(Journal):
                             break
             return within(runs, max_bytes)
 
-        return await self._read(read)
+        damaged: list[int] = []
+        runs = await self._read(read)
+        self._note_damaged(room, damaged)
+        return runs
 
     async def read_room_before(
         self, room: "_SqliteRoom", stop: int, max_messages: int, max_bytes: int
@@ -450,10 +454,20 @@ class SqliteJournal(Journal):
         """See `RoomJournal.read_before`; for our rooms alone."""
 
         def read(reader: sqlite3.Connection) -> list[SaidRun]:
-            with closing(read_runs_backwards(reader, room.id, stop)) as found:
+            with closing(read_runs_backwards(reader, room.id, stop, damaged)) as found:
                 return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
 
-        return await self._read(read)
+        damaged: list[int] = []
+        runs = await self._read(read)
+        self._note_damaged(room, damaged)
+        return runs
+
+    def _note_damaged(self, room: "_SqliteRoom", numbers: list[int]) -> None:
+        """Log, once for a room, that some of its rows are damaged."""
+        if numbers and not room.is_damaged:
+            room.is_damaged = True
+            text = f"The journal is damaged: messages of {room.name} cannot be read"
+            self._log.line("STATE", f"{text}, the first is number {min(numbers)}", ERROR)
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self._open:
@@ -468,11 +482,12 @@ class _SqliteRoom(RoomJournal):
     """*kept* is the number up to which everything is committed.
 
     *is_begun*: it has the epoch of this server, which is in the file from the first message on.
+    *is_damaged*: the log tells of rows that cannot be read.
     """
 
     __slots__ = (
         *("_journal", "begins", "earlier", "epoch", "first"),
-        *("id", "is_begun", "kept", "name", "next"),
+        *("id", "is_begun", "is_damaged", "kept", "name", "next"),
     )
 
     def __init__(self, journal: SqliteJournal, head: Head, *, is_begun: bool = True) -> None:
@@ -481,6 +496,7 @@ class _SqliteRoom(RoomJournal):
         self.first, self.earlier = head.first, head.earlier
         self.begins = self.next = self.kept = head.next
         self.is_begun = is_begun
+        self.is_damaged = False
 
     def begin(self, epoch: str) -> None:
         """Go on in another *epoch*.

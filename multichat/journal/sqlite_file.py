@@ -29,6 +29,7 @@ __all__ = [
     "DamagedRow",
     "OpenFile",
     "connect",
+    "is_damage",
     "open_file",
     "open_for_reading",
     "reason_of",
@@ -121,6 +122,7 @@ _NOT_OURS = "not a journal of multichat"
 _REASONS = {
     "SQLITE_BUSY": "another program is using it",
     "SQLITE_CANTOPEN": "cannot be opened",
+    "SQLITE_CONSTRAINT": _DAMAGED,
     "SQLITE_CORRUPT": _DAMAGED,
     "SQLITE_FULL": "the disk is full",
     "SQLITE_IOERR": "the disk fails",
@@ -159,6 +161,19 @@ def typed(row: Any, *kinds: type) -> Any:
         if type(value) is int and not 0 <= value <= _MAX_NUMBER:
             raise DamagedRow
     return row
+
+
+# Of a part of the file: the rest of it may be whole.  A constraint fails where a row contradicts
+# another one.
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_CONSTRAINT", "SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ")
+
+
+def is_damage(error: BaseException) -> bool:
+    """Return whether *error* is about one part of the file, so that others can still be used."""
+    if isinstance(error, DamagedRow | UnicodeDecodeError):
+        return True
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return name.startswith(_DAMAGE) or (not name and "UTF-8" in str(error))
 
 
 def reason_of(error: Exception) -> str:

@@ -23,8 +23,9 @@ from multichat.journal.retention import (
     Retention,
     format_seconds,
 )
-from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
+from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
+from multichat.names import fold_name
 
 __all__ = [
     "RUN_COLUMNS",
@@ -63,11 +64,15 @@ _SESSION_SECONDS = 30 * 24 * 3600.0
 RUN_COLUMNS = """
     coalesce(
         (SELECT epoch FROM epochs WHERE room = runs.room AND next > runs.first
-            ORDER BY next LIMIT 1),
+            AND length(epoch) = 11 AND epoch NOT GLOB '*[^0-9a-f]*' ORDER BY next LIMIT 1),
         (SELECT epoch FROM rooms WHERE id = runs.room)
     ),
-    first, time, shown, client, name, text, act
+    (SELECT name FROM rooms WHERE id = runs.room),
+    first, time, shown, client, name, text, act, messages
 """
+
+# Where rows are damaged, so many numbers are looked up one by one: some milliseconds.
+_MAX_LOOKUPS = 2000
 
 # Of a room: milliseconds since 1970, in hexadecimal.
 _EPOCH = re.compile("[0-9a-f]{11}")
@@ -426,37 +431,81 @@ _FUTURE_SECONDS = 60.0
 
 
 def read_runs(
-    connection: sqlite3.Connection, room: int, start: int, stop: int
+    connection: sqlite3.Connection, room: int, start: int, stop: int, damaged: list[int]
 ) -> Generator[SaidRun, None, None]:
     """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
 
-    To be closed by whoever does not read it to its end.
+    Damaged rows are left out, and the first number of each is appended to *damaged*; raises only
+    if nothing at all can be read.  To be closed by whoever does not read it to its end.
     """
-    return _read_runs(
-        connection,
-        "first < :stop AND first >= coalesce("
-        "(SELECT max(first) FROM runs WHERE room = :room AND first <= :start), :start) "
-        "ORDER BY first",
-        {"room": room, "start": start, "stop": stop},
-    )
+    row = connection.execute(
+        "SELECT max(first) FROM runs WHERE room = ? AND first <= ?", (room, start)
+    ).fetchone()
+    position = row[0] if type(row[0]) is int else start
+    found = False
+    try:
+        which = "first >= ? AND first < ? ORDER BY first"
+        for said in _read_runs(connection, room, which, position, stop):
+            found = True
+            position = said.first + 1
+            yield said
+    except SQLITE_ERRORS as error:
+        numbers = range(max(0, position), stop)
+        yield from _look_up(connection, room, numbers, damaged, error, found=found)
 
 
 def read_runs_backwards(
-    connection: sqlite3.Connection, room: int, stop: int
+    connection: sqlite3.Connection, room: int, stop: int, damaged: list[int]
 ) -> Generator[SaidRun, None, None]:
     """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
 
-    To be closed by whoever does not read it to its end.
+    The rest is as for `read_runs`.
     """
-    wanted = {"room": room, "stop": stop}
-    return _read_runs(connection, "first < :stop ORDER BY first DESC", wanted)
+    position, found = stop, False
+    try:
+        which = "first < ? ORDER BY first DESC"
+        for said in _read_runs(connection, room, which, position):
+            found = True
+            position = said.first
+            yield said
+    except SQLITE_ERRORS as error:
+        numbers = range(position - 1, -1, -1)
+        yield from _look_up(connection, room, numbers, damaged, error, found=found)
+
+
+def _look_up(
+    connection: sqlite3.Connection,
+    room: int,
+    numbers: range,
+    damaged: list[int],
+    error: Exception,
+    *,
+    found: bool,
+) -> Generator[SaidRun, None, None]:
+    """Yield the runs that begin at one of *numbers*, after *error*, without those that raise it.
+
+    Where some runs were *found* before, it is not raised again.
+    """
+    if not is_damage(error):
+        raise error
+    for number in numbers[:_MAX_LOOKUPS]:
+        try:
+            for said in _read_runs(connection, room, "first = ?", number):
+                found = True
+                yield said
+        except SQLITE_ERRORS as again:
+            if not is_damage(again):
+                raise
+            damaged.append(number)
+    if not found:
+        raise error
 
 
 def _read_runs(
-    connection: sqlite3.Connection, which: str, parameters: dict[str, int]
+    connection: sqlite3.Connection, room: int, which: str, *parameters: int
 ) -> Generator[SaidRun, None, None]:
-    sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE room = :room AND {which}"  # noqa: S608 - our own words
-    cursor = connection.execute(sql, parameters)
+    sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND {which}"  # noqa: S608 - our own words
+    cursor = connection.execute(sql, (room, *parameters))
     try:
         for row in cursor:
             yield said_run(row)
@@ -467,15 +516,19 @@ def _read_runs(
 def said_run(row: Sequence[object]) -> SaidRun:
     """Return a row of `RUN_COLUMNS` as a server has it.
 
-    The file may be anybody's: its text is cleaned, and a name is a string in JSON as it is.  Raises
-    `DamagedRow`.
+    The file may be anybody's: its text is cleaned, a name is a string in JSON as it is, and no row
+    is said in another room than its own.  Raises `DamagedRow`.
     """
-    epoch, first, said_at, shown, client, name, text, act = typed(
-        row, str, int, str, str, int, str, str, int
+    epoch, room, first, said_at, shown, client, name, text, act, messages = typed(
+        row, str, str, int, str, str, int, str, str, int, int
     )
+    if text.count("\n") + 1 != messages:
+        raise DamagedRow
     epoch, said_at, shown, name = (
         clean(each).translate(_QUOTES) for each in (epoch, said_at, shown, name)
     )
+    if fold_name(shown) != room:
+        shown = clean(room).translate(_QUOTES)
     return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
 
 

@@ -374,7 +374,7 @@ replay_what_another_lag_asked_for = edited(
     "if False:",
 )
 lose_what_finds_no_room = edited(
-    "lose_what_finds_no_room", Room, "replay", "lag.position = start", "pass"
+    "lose_what_finds_no_room", Room, "replay", "lag.position, lag.gap_end = start, gap_end", "pass"
 )
 lag_on_after_leaving = edited("lag_on_after_leaving", Room, "leave", "member.lag = None", "pass")
 lose_a_block_in_memory = edited(
