@@ -174,6 +174,15 @@ class Chat:
         return self._line.connection.waiting_bytes
 
     @property
+    def ended(self) -> bool:
+        """Whether the server has ended the last connection there was."""
+        return self._line.connection.ended
+
+    def is_unaccepted(self, nonce: Nonce) -> bool:
+        """Whether what has that nonce was said and is not answered yet."""
+        return nonce in self._conversation.outbox
+
+    @property
     def can_send(self) -> bool:
         """Whether a message may still arrive: nothing has failed and `finish` was not called."""
         return self._line.can_send
@@ -190,17 +199,18 @@ class Chat:
 
     # --- Saying and asking ------------------------------------------------------------------------
 
-    async def say(self, *texts: str) -> None:
+    async def say(self, *texts: str) -> list[Nonce | None]:
         """Say each of *texts* as one message, whatever it holds; control characters are pictures.
 
         Several are sent in one piece.  Returns when they are on their way: handed to the system, or
         to the task that does so next, or waiting for the next connection.  Waits while the server
-        does not take more, or has not accepted `MAX_UNACCEPTED` of ours.  Cancelled, what waited
-        was not said.  Raises `LocalProtocolError` if a text is empty or too long, or if there is no
-        room because the program does not receive events; `ConnectionLost` if nobody is there any
-        more.
+        does not take more, or has not accepted `MAX_UNACCEPTED` of ours, for as long as that takes
+        or `ClientTimeouts.blocked` says.  Returns their nonces; none in the text protocol.
+        Cancelled, what waited was not said.  Raises `LocalProtocolError` if a text is empty or too
+        long, or if there is no room because the program does not receive events; `ConnectionLost`
+        if nobody is there any more.
         """
-        await self._send_messages([Say(_sayable(text)) for text in texts])
+        return await self._send_messages([Say(_sayable(text)) for text in texts])
 
     async def act(self, text: str) -> None:
         """Say in the third person what we do, as `* NAME TEXT`; see `say`."""
@@ -258,18 +268,22 @@ class Chat:
         tag = type(answer).__struct_config__.tag
         return RemoteProtocolError(f"the server answered with `{tag}` instead of `{of}`")
 
-    async def send(self, run: str) -> list[Nonce]:
+    async def send(self, run: str) -> list[Nonce | None]:
         """Send a run of lines as if they had been typed, commands and all.
 
         They MUST be clean and not empty, as `multichat.framing` returns them.  A command that is
-        none is answered by an `Error` among the events, as is what is too long.  Returns the nonces
-        of the others, which their answers have too; none in the text voice.  For the rest see
-        `say`.
+        none is answered by an `Error` among the events, as is what is too long.  Returns for each
+        line the nonce, which its answer has too, or None for such a one; nothing in the text
+        protocol.  For the rest see `say`.
         """
-        nonces: list[Nonce] = []
-        if self.voice is TEXT:
-            await self._line.put(run)
-            return nonces
+        with self._line.sending():
+            if self.voice is TEXT:
+                await self._line.put(run)
+                return []
+            return await self._send_typed(run)
+
+    async def _send_typed(self, run: str) -> list[Nonce | None]:
+        nonces: list[Nonce | None] = []
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
         run = "\n".join(line for line in run.split("\n") if not is_hello(line))
         for request in TEXT.parse_requests(run) if run else ():
@@ -278,34 +292,38 @@ class Chat:
                 nonces += await self._send_kept(says, typed=True)
             elif isinstance(request, Invalid):
                 self._line.tell([request.error])
+                nonces.append(None)
             elif isinstance(request, Reply):
                 if self.last_sender is None:
                     self._line.tell([Error(InvalidRequest.code, NO_SENDER)])
+                    nonces.append(None)
                 else:
                     direct = Direct(self.last_sender, request.text)
                     nonces += await self._send_kept([direct], typed=True)
             elif isinstance(request, Quit):
                 await self._line.put(JSON.spell_request(request))
+                nonces.append(None)
             elif not isinstance(request, Hello):  # which it cannot be
                 nonces += await self._send_kept([request], typed=True)
         return nonces
 
-    async def _send_messages(self, requests: Sequence[Say | Act]) -> None:
-        if self.voice is TEXT:
-            await self._line.put("\n".join(map(TEXT.spell_request, requests)))
-        else:
-            await self._send_kept(requests)
+    async def _send_messages(self, requests: Sequence[Say | Act]) -> list[Nonce | None]:
+        with self._line.sending():
+            if self.voice is TEXT:
+                await self._line.put("\n".join(map(TEXT.spell_request, requests)))
+                return []
+            return await self._send_kept(requests)
 
     async def _send_kept(
         self, requests: Sequence[WireRequest], *, typed: bool = False
-    ) -> list[Nonce]:
+    ) -> list[Nonce | None]:
         """Send what the server answers, no more of it at a time than it may; return the nonces.
 
-        One that is too long is an exception, or where it was *typed* left out and told of as the
-        server would.
+        One that is too long is an exception, or where it was *typed* left out, with None for its
+        nonce, and told of as the server would.
         """
         outbox = self._conversation.outbox
-        nonces: list[Nonce] = []
+        nonces: list[Nonce | None] = []
         for start in range(0, len(requests), MAX_UNACCEPTED):
             some = requests[start : start + MAX_UNACCEPTED]
             await self._wait_to_send(len(some))
@@ -318,11 +336,12 @@ class Chat:
                     if not typed:
                         raise
                     self._line.tell([Error(LineTooLong.code, str(error))])
+                    nonces.append(None)
                 else:
                     lines[nonce] = request, line
+                    nonces.append(nonce)
             if lines:
                 await self._line.put_kept(lines)
-                nonces += lines
         return nonces
 
     async def _wait_to_send(self, messages: int) -> None:
@@ -430,7 +449,8 @@ class Chat:
             await self._line.bell.wait()
         if self._line.heard:
             return self._line.take_heard()
-        if self._line.failure is not None:
+        told_by_finish = self._line.finished and isinstance(self._line.failure, ConnectionLost)
+        if self._line.failure is not None and not told_by_finish:
             self._line.told_lost = True
             raise self._line.failure
         if self._line.goodbye is None and not self._line.finished:
@@ -466,13 +486,13 @@ class Chat:
     async def finish(self, *, end_line: str = TEXT.spell_request(Quit())) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
 
-        Waits until the server closes or nothing moves any more: for `ClientTimeouts.stuck` seconds
-        while there is something to send, then for `finish` seconds; and over one connection after
-        the other, for `away` seconds in which nothing is accepted.  Events go on arriving and MUST
-        be iterated meanwhile by some task: time in which the program does not hear does not count
-        as silence.  In JSON we cannot come back after that: the others see at once that we have
-        left.  Raises `ConnectionLost` if something that was said did not arrive, as far as can be
-        known; `Refused` if the server has asked for a password meanwhile.
+        Waits until the server closes or nothing moves any more: over one connection after the
+        other, until `ClientTimeouts.progress` seconds have brought no progress, or `delivery`
+        seconds are over; when all is accepted, for `finish` seconds in which nothing comes.  Events
+        go on arriving and MUST be iterated meanwhile by some task: time in which the program does
+        not receive does not count.  In JSON we cannot reconnect after that: the others see at once
+        that we have left.  Raises `ConnectionLost` if something that was said did not arrive, as
+        far as can be known; `Refused` if the server has asked for a password meanwhile.
 
         Where a stream has no end of input of its own, as TLS has none, *end_line* asks the server
         to end; in JSON a request to quit does always.

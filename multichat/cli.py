@@ -111,12 +111,11 @@ def _endpoint(
     tls_ca: Path | None = None,
     tls_name: str | None = None,
     timeout: float | None = None,
-    accepting: bool = False,
 ) -> "Endpoint":
     from multichat.client import Endpoint, client_tls
 
     host, port, unix = place
-    timeouts = client_timeouts(timeout, accepting=accepting)
+    timeouts = client_timeouts(timeout)
     if unix is not None:
         return Endpoint(unix=unix, timeouts=timeouts)
     encrypted = tls or tls_ca is not None or tls_name is not None
@@ -148,12 +147,21 @@ _Plain = Annotated[
     bool,
     typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
 ]
-_Timeout = Annotated[
+_AnswerTimeout = Annotated[
     float | None,
     typer.Option(
         help="Seconds to wait for the connection and for each answer of the server.",
         envvar="MULTICHAT_TIMEOUT",
         show_default="30 and 10",
+    ),
+]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait for the connection, for each answer, and for everything to be "
+        "accepted: from the end of input on, and before it while the server takes no more.",
+        envvar="MULTICHAT_TIMEOUT",
+        show_default="30, 10, and 300 without progress",
     ),
 ]
 _Wait = Annotated[
@@ -383,6 +391,8 @@ def send(
 
     If the name is taken the message is sent without it; if the room cannot be joined it is not
     sent. If the connection is lost the client reconnects; the message is delivered exactly once.
+    If the server is gone for good, the error says how many lines were not accepted and which is
+    the first.
     """
     words, port = text or [], None
     if unix is not None:
@@ -398,9 +408,7 @@ def send(
         from multichat.console import until_signal
         from multichat.errands import send
 
-        endpoint = _endpoint(
-            place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout, accepting=True
-        )
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
         def say(password: str | None) -> bool:
             errand = partial(
@@ -430,7 +438,7 @@ def who(
     tls: _Tls = False,
     tls_ca: _TlsCa = None,
     tls_name: _TlsName = None,
-    timeout: _Timeout = None,
+    timeout: _AnswerTimeout = None,
 ) -> None:
     """List the members of a room by number and name, one per line."""
     place = _place(context, host, port, unix)

@@ -6,7 +6,6 @@ order is the command line's own, of which the file is one more layer.
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -227,14 +226,12 @@ def _spelled(value: object) -> str:
     return str(value)
 
 
-def client_timeouts(seconds: float | None, *, accepting: bool = False) -> ClientTimeouts:
-    """Return the timeouts of a client that is to be connected, and answered, in *seconds*.
-
-    With *accepting*, its messages are to be accepted in that time, too.  Raises `UsageMistake`.
-    """
+def client_timeouts(seconds: float | None) -> ClientTimeouts:
+    """Return the timeouts of a client with a `--timeout` of *seconds*; raises `UsageMistake`."""
     if seconds is None:
         return ClientTimeouts()
     if not seconds > 0:
         raise UsageMistake("--timeout is more than 0 seconds")
-    timeouts = ClientTimeouts(connect=seconds, handshake=seconds, answer=seconds, wait=seconds)
-    return replace(timeouts, stuck=seconds, away=seconds) if accepting else timeouts
+    return ClientTimeouts(
+        connect=seconds, handshake=seconds, answer=seconds, wait=seconds, delivery=seconds
+    )

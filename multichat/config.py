@@ -120,9 +120,15 @@ class ClientTimeouts:
     stuck: float = 30.0
     finish: float = 2.0
 
-    # For a connection over which what was said is accepted, after the end of input: a machine that
-    # restarts is back by then, and an unattended job does not hang for ever.
-    away: float = 120.0
+    # Without progress, over however many connections, after the end of input: a machine that
+    # restarts is back by then, and an unattended job does not hang for ever.  `blocked` is the same
+    # before the end of input, while the server takes no more: a program may have reason to wait, a
+    # command that reads a pipe has not.  Both are at least `stuck` and the server's own wait.
+    progress: float = 300.0
+    blocked: float = math.inf
+
+    # For everything to be accepted, from the end of input on, with progress or without.
+    delivery: float = math.inf
 
     # The first pause before a reconnect, which doubles up to the longest: nobody notices a quarter
     # of a second, and a server that was down for an hour was asked a hundred times.

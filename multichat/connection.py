@@ -19,7 +19,7 @@ from multichat.errors import ConnectionLost
 from multichat.framing import LineDecoder, Part
 from multichat.mailbox import Mailbox, Offer
 
-__all__ = ["MAX_LINE_BYTES", "MAX_WAIT_SECONDS", "Bell", "Connection"]
+__all__ = ["MAX_LINE_BYTES", "MAX_WAIT_SECONDS", "Bell", "Connection", "Standstill"]
 
 # A paste of some thousand lines is taken at once; what waits is joined into few writes anyway.
 _OUTBOX_BATCHES = 64
@@ -72,6 +72,29 @@ class Bell:
                 await self._rung.wait()
 
 
+class Standstill:
+    """For how long something has not changed, in time in which this process ran.
+
+    A process that was stopped, or whose machine slept, has had no chance to see a change.
+    """
+
+    def __init__(self) -> None:
+        self._value: object = None
+        self._seconds = 0.0
+        self._looked_at = trio.current_time()
+
+    def watch(self, value: object, *, at_most: float) -> float:
+        """Look at *value*; return for how many seconds it has been the same.
+
+        Since the last look no more than *at_most* seconds are counted.
+        """
+        now = trio.current_time()
+        passed, self._looked_at = min(now - self._looked_at, at_most), now
+        self._seconds = self._seconds + passed if value == self._value else 0.0
+        self._value = value
+        return self._seconds
+
+
 class Connection:
     """Lines over *stream*, which is not closed here.
 
@@ -110,8 +133,23 @@ class Connection:
     @property
     def moved_bytes(self) -> int:
         """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        sent = self._taken_bytes - self._outbox.waiting_bytes
-        return self._received_bytes + sent - self._unsent_bytes()
+        return self._received_bytes + self.acknowledged_bytes
+
+    @property
+    def untaken_bytes(self) -> int:
+        """How many bytes were sent that the peer, or its kernel, has not taken."""
+        return self._outbox.waiting_bytes + self._unsent_bytes()
+
+    def describe_untaken(self) -> str:
+        """Say how many bytes the peer has not taken; nothing if it has all."""
+        count = self.untaken_bytes
+        reason = f"the server has stopped reading; the last {count} bytes sent were not taken"
+        return reason if count else ""
+
+    @property
+    def acknowledged_bytes(self) -> int:
+        """How many bytes of what was `put` the peer, or its kernel, has taken; pings count less."""
+        return self._taken_bytes - self.untaken_bytes
 
     def _unsent_bytes(self) -> int:
         # Our end of input takes a place in the kernel's count until it is acknowledged.
@@ -159,7 +197,7 @@ class Connection:
 
     def abort(self, reason: str) -> None:
         """Neither send nor read any more; *reason* is why, if nothing else was before."""
-        self._lost = self._lost or reason
+        self._lost, self._stuck = self._lost or reason, True
         self._outbox.close()
         self._tasks.cancel(reason=reason)
 
@@ -233,19 +271,21 @@ class Connection:
             raise self.lost()
 
     async def _watch(self, is_over: Callable[[], bool], is_settled: Callable[[], bool]) -> None:
-        moved, since = self.moved_bytes, trio.current_time()
+        standstill = Standstill()
         while not is_over() and not self._stuck:
             with trio.move_on_after(_WATCH_SECONDS):
                 await self._bell.wait()
             if self._tasks_over.is_set() and self._unsent_bytes():
                 await trio.sleep(_WATCH_SECONDS / 10)  # the kernel tells nobody when it has sent
-            now = trio.current_time()
-            if self.moved_bytes != moved or not self.listening:
-                moved, since = self.moved_bytes, now
-            unsent = self._outbox.waiting_bytes or self._unsent_bytes() or not is_settled()
-            if now - since >= (self.stuck_seconds if unsent else self._timeouts.finish):
+            seconds = standstill.watch(
+                self.moved_bytes if self.listening else object(), at_most=2 * _WATCH_SECONDS
+            )
+            unsent = self.untaken_bytes or not is_settled()
+            if seconds >= (self.stuck_seconds if unsent else self._timeouts.finish):
                 self._stuck = bool(unsent)
-                self._lost = self._lost or "the server has stopped reading"
+                self._lost = (
+                    self._lost or self.describe_untaken() or "the server has stopped reading"
+                )
                 self._tasks.cancel(reason="nothing moves any more")
 
 

@@ -7,7 +7,8 @@ is told to the shell.  A terminal and a pipe are read the same way.
 import logging
 import os
 import select
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from itertools import groupby
 
 import msgspec
@@ -45,6 +46,7 @@ from multichat.messages import (
     Reconnected,
 )
 from multichat.notices import notify
+from multichat.piped import Piped, for_pipe
 from multichat.preamble import read_password
 from multichat.signals import ending_signals
 from multichat.voices import TEXT
@@ -106,7 +108,8 @@ class Console:
         wait: bool = False,
     ) -> None:
         self._endpoint = endpoint
-        self._timeouts = endpoint.timeouts
+        self._is_piped = input_fd is not None and not os.isatty(input_fd)
+        self._timeouts = for_pipe(endpoint.timeouts) if self._is_piped else endpoint.timeouts
         self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._name, self._room, self._plain = name, room, plain
         self._password = password
@@ -166,6 +169,7 @@ class Console:
                 wait=self._wait,
                 timeouts=self._timeouts,
             ) as chat:
+                self._piped = Piped(chat)
                 await self._introduce(chat)
                 await self._talk(chat)
         finally:
@@ -198,7 +202,7 @@ class Console:
                 lost = isinstance(error, ConnectionLost)
                 if not (lost and await self._last_input_was_sent(chat)):
                     self._fail(error)
-            if chat.goodbye is not None and self._is_piped():
+            if chat.goodbye is not None and self._is_piped:
                 with trio.move_on_after(_LEFT_INPUT_SECONDS):
                     await self._input_over.wait()
             nursery.cancel_scope.cancel(reason="the conversation is over")
@@ -207,16 +211,15 @@ class Console:
         elif chat.waiting_bytes:
             self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
         if chat.goodbye is not None and isinstance(self._failure, ConnectionLost | None):
-            if self._is_piped() and (chat.unaccepted or self._is_unsaid(chat)):
+            if self._is_piped and (chat.unaccepted or self._is_unsaid(chat)):
                 raise ConnectionLost(f"{chat.goodbye}; not all of the input was heard")
             if self._is_full:
                 raise ConnectionLost(chat.goodbye)
             return  # we have been told, and shown, why
+        if self._is_piped and isinstance(self._failure, ConnectionLost):
+            raise self._piped.explain(self._failure)
         if self._failure is not None:
             raise self._failure
-
-    def _is_piped(self) -> bool:
-        return self._input_fd is not None and not os.isatty(self._input_fd)
 
     def _is_unsaid(self, chat: Chat) -> bool:
         """Say, of a conversation that ended with a goodbye, whether lines are known to be lost."""
@@ -244,7 +247,7 @@ class Console:
             await self._wait_for_output()
 
     async def _last_input_was_sent(self, chat: Chat) -> bool:
-        if not (self._is_piped() and chat.can_send):
+        if not (self._is_piped and chat.can_send):
             return False
         while not self._input_over.is_set():
             moved = chat.moved_bytes
@@ -256,9 +259,11 @@ class Console:
 
     async def _send_input(self, fd: int, chat: Chat, scope: trio.CancelScope) -> None:
         try:
-            async for parts in read_input(fd):
-                if not await self._take(chat, parts):
-                    break
+            async with aclosing(read_input(fd)) as reads:
+                async for parts in reads:
+                    if not await self._take(chat, parts):
+                        break
+            self._piped.all_read = True
             await chat.finish()
         except MultichatError as error:
             self._fail(error)
@@ -270,7 +275,9 @@ class Console:
         """Send typed lines and obey local commands; return False when it is time to leave."""
         lines: list[str] = []
         for part in parts:
+            self._piped.note_read(part)
             if isinstance(part, LineTooLong):
+                self._piped.note_sent(1)
                 self._log.line("STATE", str(part), logging.WARNING)
                 continue
             for line in part.split("\n"):
@@ -279,6 +286,7 @@ class Console:
                     lines.append(line)
                     continue
                 await self._send(chat, lines)
+                self._piped.note_sent(1)
                 lines = []
                 if command.name == "/status":
                     self._show_status(chat)
@@ -292,12 +300,13 @@ class Console:
 
     async def _send(self, chat: Chat, lines: list[str]) -> None:
         run = "\n".join(lines)
-        self._sending = len(lines)
-        if self._is_piped() and chat.welcome is not None and may_be_disguised(run):
+        if self._is_piped and chat.welcome is not None and may_be_disguised(run):
+            count = len(lines)
             lines, run = await _without_disguised(lines)
-            self._sending = len(lines)
+            self._piped.note_sent(count - len(lines))
+        self._sending = len(lines)
         if lines:
-            await chat.send(run)
+            await self._piped.send(run, chat.send)
             if chat.goodbye is None:
                 self._sending = 0
             self._sent += len(lines)
@@ -385,7 +394,7 @@ def _describe(event: Event) -> list[str]:
     return describe_connection(event) if isinstance(event, _OURS) else TEXT.describe(event)
 
 
-async def read_input(fd: int) -> AsyncIterator[list[Part]]:
+async def read_input(fd: int) -> AsyncGenerator[list[Part]]:
     """Yield what each read of *fd* brings, cut into lines, and in the end what has no line end.
 
     Read in a thread: terminals, pipes and files all work so.  A read that is under way when we

@@ -4,17 +4,16 @@ Standard output is for what was asked for alone, so that it can be piped; all el
 standard error.
 """
 
-import math
 import os
 import select
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 
 import trio
 
 from multichat.chat import Chat
 from multichat.client import Endpoint, open_chat
-from multichat.connection import MAX_WAIT_SECONDS
 from multichat.console import SPEAKING_TEXT, read_input, try_name
 from multichat.errors import (
     ConnectionLost,
@@ -26,17 +25,9 @@ from multichat.errors import (
 )
 from multichat.handshake import check_welcome, make_hello, settles_text
 from multichat.json_lines import clean_json
-from multichat.messages import (
-    Accepted,
-    Disconnected,
-    Error,
-    Event,
-    Goodbye,
-    Quit,
-    Reconnected,
-    Welcome,
-)
+from multichat.messages import Error, Goodbye, Nonce, Quit, Welcome
 from multichat.notices import notify
+from multichat.piped import Piped, for_pipe
 from multichat.voices import JSON, TEXT, spell_hello
 
 __all__ = ["pass_json", "send", "who"]
@@ -55,13 +46,14 @@ async def send(
 ) -> None:
     """Say *text*, or without one each line of *input_fd*, and leave when all is accepted.
 
-    A connection that is lost is followed by another, and what was not accepted is said again; if
-    there is none for `ClientTimeouts.away` seconds, or nothing is accepted, that is an error.  For
-    *wait* see `multichat.client.connect`.
+    A connection that is lost is followed by another, and what was not accepted is said again, as
+    long as there is progress as `ClientTimeouts` want it.  For *wait* see
+    `multichat.client.connect`.
 
-    Raises `ConnectFailed`, `ConnectionLost`, and `Refused` if the server does not take it.  A
-    *name* that cannot be had is no reason not to say it.
+    Raises `ConnectFailed`, `ConnectionLost`, which says what was not accepted, and `Refused` if the
+    server does not take it.  A *name* that cannot be had is no reason not to say it.
     """
+    timeouts = for_pipe(endpoint.timeouts)
     async with (
         open_chat(
             await _dial(endpoint, wait=wait),
@@ -71,7 +63,7 @@ async def send(
             plain=plain,
             redial=endpoint.dial,
             wait=wait,
-            timeouts=endpoint.timeouts,
+            timeouts=timeouts,
         ) as chat,
         trio.open_nursery() as nursery,
     ):
@@ -79,98 +71,35 @@ async def send(
         _check(chat, needs_json=room is not None and not plain)
         if chat.fell_back:
             await notify(SPEAKING_TEXT)
-        sender = _Sender(chat, endpoint.timeouts.away)
-        nursery.start_soon(sender.receive)
-        with sender.limited():
-            if name is not None and not plain and not chat.fell_back:
-                not_named = await try_name(chat, name, endpoint.timeouts.answer)
-                if not_named is not None:
-                    await notify(f"{not_named}; speaking as {chat.name}")
+        errors: list[Error] = []
+        nursery.start_soon(_receive_errors, chat, errors)
+        if name is not None and not plain and not chat.fell_back:
+            not_named = await try_name(chat, name, timeouts.answer)
+            if not_named is not None:
+                await notify(f"{not_named}; speaking as {chat.name}")
+        piped = Piped(chat)
+        try:
             if text is not None:
-                await sender.say([text])
+                await chat.say(text)
             else:
-                async for run in _runs(input_fd):
-                    await sender.say(run.split("\n"))
+                await _send_input(input_fd, piped, lambda run: chat.say(*run.split("\n")))
             await chat.finish()
+        except ConnectionLost as error:
+            raise piped.explain(error) from None
         if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
-        if sender.errors:
-            raise Refused(sender.errors[0].code, sender.errors[0].text)
+        if errors:
+            raise Refused(errors[0].code, errors[0].text)
         nursery.cancel_scope.cancel(reason="all was said")
 
 
-class _Sender:
-    """The messages of one `send`, and how long the server may take to accept one of them.
-
-    The limit is *away* seconds, and what the server may wait for slow clients; without a connection
-    it is *away* seconds for another.  *errors* are the server's answers to what it did not accept.
-    """
-
-    def __init__(self, chat: Chat, away: float) -> None:
-        self._chat, self._away = chat, away
-        self._scope = trio.CancelScope()
-        self._sent = self._accepted = 0
-        self.errors: list[Error] = []
-        chat.tells_accepted = True
-
-    @contextmanager
-    def limited(self) -> Iterator[None]:
-        """Run the block within the limit; an error says how many messages were accepted."""
-        reason = ""
-        with self._scope:
-            try:
-                yield
-            except ConnectionLost as error:
-                reason = error.reason
-        if self._scope.cancelled_caught:
-            reason = f"nothing was accepted in {self._limit:g} s"
-            if not self._chat.connected:
-                reason = f"there was no other in {self._away:g} s"
-        if not reason:
-            return
-        if self._chat.welcome is not None and self._accepted < self._sent:
-            reason += f"; {self._accepted} of {self._sent} messages were accepted"
-        raise ConnectionLost(reason)
-
-    async def say(self, texts: list[str]) -> None:
-        """Say *texts*, each as one message."""
-        self._sent += len(texts)
-        if self._scope.deadline == math.inf and self._chat.welcome is not None:
-            self._scope.deadline = trio.current_time() + self._limit
-        await self._chat.say(*texts)
-        if not self._chat.unaccepted:
-            self._scope.deadline = math.inf
-
-    async def receive(self) -> None:
-        """Receive the answers, until there are no more."""
-        with suppress(MultichatError):  # whoever sends gets it, too
-            while events := await self._chat.receive():
-                for event in events:
-                    self._note(event)
-
-    def _note(self, event: Event) -> None:
-        match event:
-            case Accepted():
-                self._accepted += 1
-            case Error(nonce=nonce) if nonce is not None:  # the answer to a message
-                self.errors.append(event)
-            case Disconnected(failures=0):
-                self._scope.deadline = trio.current_time() + self._away
-                return
-            case Reconnected():
-                pass
-            case _:
-                return
-        if self._chat.unaccepted:
-            self._scope.deadline = trio.current_time() + self._limit
-        else:
-            self._scope.deadline = math.inf
-
-    @property
-    def _limit(self) -> float:
-        welcome = self._chat.welcome
-        wait = 0.0 if welcome is None else welcome.limits.wait
-        return self._away + min(max(0.0, wait), MAX_WAIT_SECONDS)
+async def _receive_errors(chat: Chat, errors: list[Error]) -> None:
+    """Receive until there is nothing more; keep the answers to messages that were not accepted."""
+    with suppress(MultichatError):  # whoever sends gets it, too
+        while events := await chat.receive():
+            errors += [
+                each for each in events if isinstance(each, Error) and each.nonce is not None
+            ]
 
 
 def _check(chat: Chat, *, needs_json: bool) -> None:
@@ -188,12 +117,18 @@ async def _answer_in(seconds: float) -> AsyncGenerator[None]:
         raise ConnectionLost("the server does not answer")
 
 
-async def _runs(fd: int) -> AsyncIterator[str]:
-    async for parts in read_input(fd):
-        for part in parts:
-            if isinstance(part, LineTooLong):
-                raise part
-            yield part
+async def _send_input(
+    fd: int, piped: Piped, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
+) -> None:
+    """Read *fd* to its end and *send* its lines; raises `LineTooLong`, and as *send* does."""
+    async with aclosing(read_input(fd)) as reads:
+        async for parts in reads:
+            for part in parts:
+                if isinstance(part, LineTooLong):
+                    raise part
+                piped.note_read(part)
+                await piped.send(part, send)
+    piped.all_read = True
 
 
 async def _dial(endpoint: Endpoint, *, wait: bool) -> trio.abc.Stream:
@@ -233,16 +168,20 @@ async def pass_json(
     its lines was answered, so nobody can go on for it.  Raises `ConnectFailed`, `ConnectionLost`,
     `Refused`, `OutputLost`, or `NoJson`.
     """
+    timeouts = for_pipe(endpoint.timeouts)
+    if input_fd is not None:  # a server that speaks JSON ends when we do, and only that says that
+        timeouts = replace(timeouts, finish=timeouts.progress)  # it has heard everything
     stream = await _dial(endpoint, wait=wait)
     async with (
-        open_chat(stream, password=password, plain=True, timeouts=endpoint.timeouts) as chat,
+        open_chat(stream, password=password, plain=True, timeouts=timeouts) as chat,
         trio.open_nursery() as nursery,
     ):
+        piped = Piped(chat)
         await chat.send(spell_hello(make_hello(name, room, replay)))
         welcomed = trio.Event()
         if input_fd is not None:
-            nursery.start_soon(_pass_input, chat, input_fd, welcomed)
-        with trio.move_on_after(endpoint.timeouts.answer) as patience:
+            nursery.start_soon(_pass_input, chat, piped, input_fd, welcomed)
+        with trio.move_on_after(timeouts.answer) as patience:
             last = ""
             try:
                 while events := await chat.receive():
@@ -265,12 +204,14 @@ async def pass_json(
                     await trio.to_thread.run_sync(
                         _write_all, output_fd, data, abandon_on_cancel=True
                     )
-            except ConnectionLost:
+                if not chat.ended:
+                    raise ConnectionLost("the server does not end the conversation")  # noqa: TRY301
+            except ConnectionLost as error:
                 if not isinstance(_event(last), Goodbye):
-                    raise
+                    raise piped.explain(error) from None
             _check(chat, needs_json=False)
         if patience.cancelled_caught:
-            raise NoJson(endpoint.timeouts.answer)
+            raise NoJson(timeouts.answer)
         nursery.cancel_scope.cancel(reason="the conversation is over")
 
 
@@ -278,11 +219,13 @@ def _event(line: str) -> object:
     return next(iter(JSON.parse_events(line)), None) if line else None
 
 
-async def _pass_input(chat: Chat, fd: int, welcomed: trio.Event) -> None:
+async def _pass_input(chat: Chat, piped: Piped, fd: int, welcomed: trio.Event) -> None:
     await welcomed.wait()
-    async for run in _runs(fd):
-        await chat.send(run)
-    await chat.finish(end_line=JSON.spell_request(Quit()))
+    try:
+        await _send_input(fd, piped, chat.send)
+        await chat.finish(end_line=JSON.spell_request(Quit()))
+    except ConnectionLost as error:
+        raise piped.explain(error) from None
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -5,10 +5,11 @@ the pings, when to reconnect, and the queue of events that wait for the program.
 mean is `multichat.conversation`'s, what a program can do with them `multichat.chat`'s.
 """
 
+import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ import trio
 
 from multichat.comeback import Backoff
 from multichat.config import ClientTimeouts
-from multichat.connection import Bell, Connection
+from multichat.connection import MAX_WAIT_SECONDS, Bell, Connection, Standstill
 from multichat.conversation import Conversation, memory_of
 from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
 from multichat.framing import Part, clean
@@ -49,6 +50,9 @@ _AWAITED_BYTES = 128 * 1024 * 1024
 # cancelled between two.
 _EVENTS_AT_ONCE = 1000
 
+# Into so many steps a limit is divided when progress is looked for.
+_LOOKS = 20
+
 # A server may say when to reconnect; nobody would wait for longer than that.
 _LONGEST_AFTER_SECONDS = 300.0
 
@@ -61,6 +65,29 @@ class Retry(NamedTuple):
 
     number: int
     at: float
+
+
+class _Progress:
+    """How far what was said has come.
+
+    In JSON that is what was answered, and how much a peer has taken since the last answer: a server
+    that takes the same again and again, by one connection after the other, gets no further.  In
+    text it is what the peer has taken, and once that is all, also what it sends.
+    """
+
+    def __init__(self) -> None:
+        self._answered = self._most_bytes = 0
+
+    def value(self, line: "ReconnectingConnection") -> tuple[int, int]:
+        """Return a value that changes when there is progress."""
+        conversation, connection = line.conversation, line.connection
+        if conversation.voice is TEXT:
+            is_taken = not connection.untaken_bytes
+            return 0, connection.moved_bytes if is_taken else connection.acknowledged_bytes
+        if conversation.answered != self._answered:
+            self._answered, self._most_bytes = conversation.answered, 0
+        self._most_bytes = max(self._most_bytes, connection.acknowledged_bytes)
+        return self._answered, self._most_bytes
 
 
 class ReconnectingConnection:
@@ -105,7 +132,8 @@ class ReconnectingConnection:
         self.failure: MultichatError | None = None
         self.told_lost = False
         self.finished = False  # by us, or about to be
-        self._answered_at = 0.0
+        self._sending = 0  # calls of ours that are under way
+        self._down = ""  # why there is no connection
         self.connected = True
         self._connected_at = 0.0
         self.retry: Retry | None = None
@@ -139,6 +167,8 @@ class ReconnectingConnection:
     def lost(self) -> ConnectionLost:
         """Return, for somebody to be told, the exception that says why nobody is there any more."""
         self.told_lost = True
+        if isinstance(self.failure, ConnectionLost):
+            return self.failure
         return self.connection.lost()
 
     async def wait_until(self, condition: Callable[[], object]) -> None:
@@ -150,6 +180,15 @@ class ReconnectingConnection:
         return self.heard_bytes < (_AWAITED_BYTES if awaited else _WAITING_BYTES)
 
     # --- What is sent and heard -------------------------------------------------------------------
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Count the block among the calls that `ClientTimeouts.blocked` is for."""
+        self._sending += 1
+        try:
+            yield
+        finally:
+            self._sending -= 1
 
     async def put_kept(self, lines: dict[int, tuple[WireRequest, str]]) -> None:
         """Send, and keep until they are answered, requests that were numbered."""
@@ -168,8 +207,7 @@ class ReconnectingConnection:
         except ConnectionLost:
             if not self.returns or self.finished:
                 outbox.take_back(lines)
-                self.told_lost = True
-                raise
+                raise self.lost() from None
         except BaseException:
             if connection is self.connection:  # else they are on their way by the next one
                 outbox.take_back(lines)
@@ -182,15 +220,11 @@ class ReconnectingConnection:
         try:
             await self.connection.put(run)
         except ConnectionLost:
-            self.told_lost = True
-            raise
+            raise self.lost() from None
 
     def _hear(self, parts: Sequence[Part]) -> None:
         """Queue the events of a read for the program, except a goodbye after which we reconnect."""
-        answered = self.conversation.answered
         events = self.conversation.hear(parts, ended=self.connection.ended)
-        if self.conversation.answered != answered:
-            self._answered_at = trio.current_time()
         last = events[-1] if events else None
         if isinstance(last, Goodbye) and self.returns and last.known().reconnect:
             self._sent_away = last.known()
@@ -221,14 +255,59 @@ class ReconnectingConnection:
         """Hold one connection after the other until the conversation is over, or cancelled."""
         try:
             with self._tasks:
-                await self._hold(self.connection)
-                while self.returns:
-                    await self._dial_again()
-                    if self.returns:
-                        await self._hold(self.connection)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_progress)
+                    await self._hold(self.connection)
+                    while self.returns:
+                        await self._dial_again()
+                        if self.returns:
+                            await self._hold(self.connection)
+                    nursery.cancel_scope.cancel(reason="the conversation is over")
         finally:
             self._ended = True
             self.bell.ring()
+
+    # --- Progress, and the lack of it -------------------------------------------------------------
+
+    async def _watch_progress(self) -> None:
+        """Give the conversation up when somebody waits in vain for what was said to be accepted."""
+        timeouts = self._timeouts
+        if timeouts.blocked == math.inf:
+            while not self.finished:
+                await self.bell.wait()
+        standing, since_end, progress = Standstill(), Standstill(), _Progress()
+        while self.failure is None:
+            limit = timeouts.progress if self.finished else timeouts.blocked
+            if self.conversation.welcome is not None:  # it may wait for slow clients
+                wait = self.conversation.welcome.limits.wait
+                limit = max(limit, timeouts.stuck + min(max(0.0, wait), MAX_WAIT_SECONDS))
+            limit = min(limit, timeouts.delivery)
+            step = limit / _LOOKS
+            await trio.sleep(step)
+            waits = (self.finished or self._sending) and self.may_read(False)
+            value = progress.value(self) if waits else object()
+            stood_seconds = standing.watch(value, at_most=step)
+            since_end_seconds = since_end.watch(self.finished or object(), at_most=step)
+            if stood_seconds >= limit:
+                self._give_up(f"nothing was accepted in {limit:g} s")
+                break
+            if since_end_seconds >= timeouts.delivery:
+                self._give_up(f"not everything was accepted in {timeouts.delivery:g} s")
+                break
+
+    def _give_up(self, reason: str) -> None:
+        """End the conversation; that is no failure where only the server's end was waited for."""
+        if self.conversation.voice is TEXT:
+            reason = (
+                self.connection.describe_untaken() or "the server does not end the conversation"
+            )
+        elif not self.connected and self._down:
+            reason = f"{reason} ({self._down})"
+        if self.conversation.voice is TEXT or self.conversation.outbox:
+            self.failure = ConnectionLost(reason)
+        self.connection.abort(reason)
+        self._tasks.cancel(reason=reason)
+        self.bell.ring()
 
     async def _hold(self, connection: Connection) -> None:
         """Hold one connection, from its hello on, until it is over."""
@@ -409,6 +488,8 @@ class ReconnectingConnection:
         self.connected, self._connected_at, self.retry = True, trio.current_time(), None
         if self.conversation.welcome is not None:
             self.connection.allow_waits(self.conversation.welcome.limits.wait)
+        else:  # there is no other connection to try
+            self.connection.stuck_seconds = self._timeouts.progress
         self.bell.ring()
 
     async def _dial_again(self) -> None:
@@ -425,6 +506,7 @@ class ReconnectingConnection:
             failures = 0 if self.retry is None else self.retry.number
             self.retry = Retry(failures + 1, trio.current_time() + seconds)
             self.tell([Disconnected(reason, seconds, failures)])
+            self._down = reason
             await trio.sleep(seconds)
             try:
                 stream = await self._redial()  # type: ignore[misc]  # or we would not return
@@ -447,7 +529,9 @@ class ReconnectingConnection:
         `multichat.client.open_chat`, as are `leave` and `end`.
         """
         nursery.start_soon(self._run)
-        await self.bell.wait_until(lambda: self._begun or self.failure or self._ended)
+        timeouts = self._timeouts
+        with trio.move_on_after(timeouts.wait + timeouts.answer if self._wait else math.inf):
+            await self.bell.wait_until(lambda: self._begun or self.failure or self._ended)
         if not self._begun:
             raise self.failure or self.lost()
 
@@ -456,18 +540,11 @@ class ReconnectingConnection:
 
         In text *end_line* asks for that where a stream has no end of input of its own.
 
-        Waits until the server closes or nothing moves any more: for `ClientTimeouts.stuck` seconds
-        while there is something to send, then for `finish` seconds; and over one connection after
-        the other, for `away` seconds in which nothing is accepted.  Events go on arriving and MUST
-        be iterated meanwhile by some task: time in which the program does not hear does not count
-        as silence.  In JSON we cannot come back after that: the others see at once that we have
-        left.  Raises `ConnectionLost` if something that was said did not arrive, as far as can be
-        known; `Refused` if the server has asked for a password meanwhile.
+        See `multichat.chat.Chat.finish`.
         """
         self.finished = True
         self.bell.ring()  # there may be nothing to come back for
         self.check_admitted()
-        self._answered_at = trio.current_time()
         try:
             await self._finish(end_line)
         except ConnectionLost:
@@ -492,11 +569,7 @@ class ReconnectingConnection:
                     return
             if not self.returns:
                 break
-            with trio.move_on_at(self._answered_at + self._timeouts.away) as patience:
-                await self.wait_until(partial(self._has_another, tried))
-            if patience.cancelled_caught:
-                self._tasks.cancel(reason="what was said is not accepted")
-                break
+            await self.wait_until(partial(self._has_another, tried))
         if self.conversation.outbox:
             raise self.failure or self.lost()
 

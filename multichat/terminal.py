@@ -424,7 +424,7 @@ class TerminalChat:
         timeouts, is_text = self._endpoint.timeouts, chat.welcome is None
         if is_text and not gone:
             return
-        with trio.move_on_after(timeouts.away if gone else math.inf):
+        with trio.move_on_after(timeouts.progress if gone else math.inf):
             # Nothing tells when bytes have been handed to the system.
             while chat.unaccepted or (is_text and chat.waiting_bytes):  # noqa: ASYNC110
                 await trio.sleep(_LOOK_AGAIN_SECONDS)
@@ -465,7 +465,9 @@ class TerminalChat:
         nonces = await chat.send(line)
         self._unsent = ()
         self._sent += len(said)
-        for request, nonce in zip(said, nonces, strict=False):  # what is too long has none
+        for request, nonce in zip(said, nonces, strict=False):
+            if nonce is None:  # too long
+                continue
             self._waiting[nonce] = request
             if nonce in self._early:
                 self._show(self._settle(nonce))

@@ -496,7 +496,7 @@ from multichat.console import Console
 from multichat.log import open_log
 from multichat.shell import one_line_errors
 
-timeouts = ClientTimeouts(stuck=1.0, finish=0.5)
+timeouts = ClientTimeouts(progress=1.0, finish=0.5)
 endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=timeouts)
 try:
     with one_line_errors(), open_log(1) as writer:
@@ -520,7 +520,7 @@ async def test_a_server_that_stops_reading_is_given_up_on(tmp_path: Path) -> Non
         await client.type("".join(f"{i}\n" for i in range(600_000)))
         client.end_input()
         assert await client.wait() == 1
-        assert client.err == "multichat: connection lost: the server has stopped reading\n"
+        assert "connection lost: the server has stopped reading; the last " in client.err
 
 
 async def test_what_fits_into_the_sockets_of_a_server_that_does_not_read_is_no_success(
@@ -532,7 +532,7 @@ async def test_what_fits_into_the_sockets_of_a_server_that_does_not_read_is_no_s
             await client.type("x" * 999 + "\n" + ("y" * 999 + "\n") * 40)
             client.end_input()
             assert await client.wait() == 1
-            assert client.err == "multichat: connection lost: the server has stopped reading\n"
+            assert "connection lost: the server has stopped reading; the last " in client.err
 
 
 async def test_a_server_that_has_gone_before_anything_was_said_is_lost(tmp_path: Path) -> None:

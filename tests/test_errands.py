@@ -249,7 +249,7 @@ async def test_a_welcome_that_is_not_valid_is_one_line_and_nothing_is_said(
                 assert heard == b'/json {"protocol":1}\n'
 
 
-async def test_send_says_how_many_messages_were_accepted_when_its_time_is_over(
+async def test_send_says_which_lines_were_not_accepted_when_its_time_is_over(
     tmp_path: Path,
 ) -> None:
     limits = {"line": 65536, "name": 32, "wait": 0}
@@ -268,7 +268,7 @@ async def test_send_says_how_many_messages_were_accepted_when_its_time_is_over(
             await stream.send_all(f'{{"type":"accepted","id":"x-1","nonce":{nonce}}}\n'.encode())
             assert await client.wait() == 1
             assert client.err.startswith("multichat: connection lost: ")
-            assert client.err.endswith("; 1 of 3 messages were accepted\n")
+            assert "; 2 lines were not accepted, the first is line 2 of the input" in client.err
 
 
 @pytest.mark.parametrize("command", [("connect", "--plain"), ("send", "--plain")])

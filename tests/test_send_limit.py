@@ -1,20 +1,26 @@
-"""How long `send` waits for a server that welcomes it, and accepts nothing."""
+"""How long a client waits for a server that welcomes it, and accepts nothing, or little."""
 
 import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat import ClientTimeouts, ConnectionLost, errands
+from multichat import ClientTimeouts, ConnectionLost, errands, open_chat
 from multichat.client import Endpoint
+from multichat.connection import Standstill
+from multichat.messages import MAX_UNACCEPTED
 from multichat.testing import ScriptedClient
 
 pytestmark = pytest.mark.unit
 
-SECONDS = 4.0
+SECONDS = 40.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,7 @@ class ScriptedEndpoint(Endpoint):
 
     async def _talk(self, server: ScriptedClient) -> None:
         while True:
-            await trio.sleep(0.7)
+            await trio.sleep(6.3)
             await server.send('{"type":"notice","text":"still here"}')
 
     async def _serve(self, server: ScriptedClient) -> None:
@@ -73,31 +79,130 @@ class ScriptedEndpoint(Endpoint):
                 return
 
 
+@asynccontextmanager
+async def scripted(timeouts: ClientTimeouts, **script: Any) -> AsyncIterator[ScriptedEndpoint]:
+    async with trio.open_nursery() as nursery:
+        yield ScriptedEndpoint(nursery=nursery, timeouts=timeouts, **script)
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def piped(folder: Path, lines: int) -> Iterator[int]:
+    """Return a descriptor from which so many *lines* can be read."""
+    path = folder / "input"
+    path.write_text("".join(f"{i}\n\n" for i in range(lines)))
+    with path.open("rb") as file:
+        yield file.fileno()
+
+
 @pytest.mark.parametrize("wait", [0.0, 32.0, 1e300])
 async def test_send_ends_when_nothing_is_accepted_in_time(
     wait: float, autojump_clock: MockClock
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        timeouts = ClientTimeouts(away=SECONDS)
-        endpoint = ScriptedEndpoint(nursery=nursery, wait=wait, timeouts=timeouts)
-        most = SECONDS + min(wait, 3600.0)
-        with pytest.raises(
-            ConnectionLost,
-            match=f"nothing was accepted in {most:g} s; 0 of 1 messages were accepted",
-        ):
+    async with scripted(ClientTimeouts(progress=SECONDS), wait=wait) as endpoint:
+        most = max(SECONDS, endpoint.timeouts.stuck + min(wait, 3600.0))
+        with pytest.raises(ConnectionLost, match=f"nothing was accepted in {most:g} s"):
             await errands.send(endpoint, "hello", input_fd=-1)
-        assert trio.current_time() == pytest.approx(most, abs=1)
-        nursery.cancel_scope.cancel()
+        assert trio.current_time() == pytest.approx(most, rel=0.11)
+
+
+@pytest.mark.parametrize("lines", [10, MAX_UNACCEPTED, MAX_UNACCEPTED + 1, 5000])
+async def test_however_much_is_piped_send_ends_and_says_what_was_not_accepted(
+    lines: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with scripted(ClientTimeouts(progress=SECONDS), accepted=7) as endpoint:
+        with piped(tmp_path, lines) as fd, pytest.raises(ConnectionLost) as caught:
+            await errands.send(endpoint, None, input_fd=fd)
+        assert str(caught.value) == (
+            f"connection lost: nothing was accepted in {SECONDS:g} s; {lines - 7} lines were not "
+            "accepted, the first is line 8 of the input (empty lines not counted)"
+            + (", and what follows was not read" if lines > MAX_UNACCEPTED + 7 else "")
+        )
 
 
 async def test_send_waits_as_long_as_the_server_may_wait_for_slow_clients(
     autojump_clock: MockClock,
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        timeouts = ClientTimeouts(away=SECONDS)
-        endpoint = ScriptedEndpoint(
-            nursery=nursery, wait=32, accepted=1, seconds=30, timeouts=timeouts
-        )
+    timeouts = ClientTimeouts(progress=SECONDS)
+    async with scripted(timeouts, wait=60, accepted=1, seconds=70) as endpoint:
         await errands.send(endpoint, "hello", input_fd=-1)
-        assert trio.current_time() == pytest.approx(30, abs=3)
-        nursery.cancel_scope.cancel()
+        assert trio.current_time() == pytest.approx(70, abs=3)
+
+
+async def test_a_slow_server_that_makes_progress_is_never_given_up_on(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    lines = MAX_UNACCEPTED + 20
+    timeouts = ClientTimeouts(progress=SECONDS)
+    async with scripted(timeouts, accepted=lines, seconds=SECONDS - 5) as endpoint:
+        with piped(tmp_path, lines) as fd:
+            await errands.send(endpoint, None, input_fd=fd)
+        assert trio.current_time() > lines * (SECONDS - 6)
+
+
+async def test_the_time_for_delivery_is_for_everything_after_the_end_of_input(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    timeouts = ClientTimeouts(progress=SECONDS, delivery=3 * SECONDS)
+    async with scripted(timeouts, accepted=100, seconds=SECONDS - 5) as endpoint:
+        with (
+            piped(tmp_path, 100) as fd,
+            pytest.raises(ConnectionLost, match=r"not everything was accepted in 120 s; 9\d lines"),
+        ):
+            await errands.send(endpoint, None, input_fd=fd)
+
+
+async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    timeouts = ClientTimeouts(progress=SECONDS, blocked=SECONDS)
+    async with scripted(timeouts) as endpoint:
+        stream = await endpoint.dial()
+        async with open_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
+            await chat.say("one")
+            with trio.move_on_after(100 * SECONDS):
+                while True:
+                    await chat.receive()
+            assert chat.can_send
+            assert chat.unaccepted == 1
+            with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
+                await chat.say(*map(str, range(1000)))
+
+
+async def test_a_program_may_wait_for_its_server_for_as_long_as_it_likes(
+    autojump_clock: MockClock,
+) -> None:
+    timeouts = ClientTimeouts(progress=SECONDS)
+    async with scripted(timeouts) as endpoint:
+        stream = await endpoint.dial()
+        async with open_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
+            with trio.move_on_after(100 * SECONDS) as patience:
+                await chat.say(*map(str, range(1000)))
+            assert patience.cancelled_caught
+            assert chat.can_send
+            with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
+                await chat.finish()
+
+
+async def test_waiting_for_a_server_that_hangs_up_ends_in_time(autojump_clock: MockClock) -> None:
+    async def dial() -> trio.abc.Stream:
+        ours, theirs = trio.testing.memory_stream_pair()
+        await theirs.aclose()
+        return ours
+
+    timeouts = ClientTimeouts(wait=SECONDS, answer=1.0)
+    with pytest.raises(ConnectionLost):
+        async with open_chat(await dial(), redial=dial, wait=True, timeouts=timeouts):
+            pytest.fail("nobody has answered")
+    assert trio.current_time() == pytest.approx(SECONDS + 1)
+
+
+async def test_time_in_which_the_process_did_not_run_does_not_count(mock_clock: MockClock) -> None:
+    standstill = Standstill()
+    assert standstill.watch("a", at_most=1) == 0
+    for seconds in (1, 2):
+        mock_clock.jump(1)
+        assert standstill.watch("a", at_most=1) == seconds
+    mock_clock.jump(3600)  # stopped, or asleep
+    assert standstill.watch("a", at_most=1) == 3
+    assert standstill.watch("b", at_most=1) == 0

@@ -1,0 +1,82 @@
+"""Which lines of a pipe were accepted, for the error when some were not.
+
+Lines are counted from 1 on as they are read, without empty ones.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+from multichat.chat import Chat
+from multichat.config import ClientTimeouts
+from multichat.errors import ConnectionLost, LineTooLong
+from multichat.framing import Part
+from multichat.messages import Nonce
+from multichat.voices import JSON, TEXT
+
+__all__ = ["Piped", "for_pipe"]
+
+# Less than may be unaccepted, so that there is always something on its way.
+_PIECE_LINES = 64
+
+
+def for_pipe(timeouts: ClientTimeouts) -> ClientTimeouts:
+    """Return *timeouts* that also limit how long the sending of a pipe may stand still."""
+    return replace(timeouts, blocked=timeouts.progress)
+
+
+class Piped:
+    """The lines that are read from a pipe and sent over *chat*.
+
+    *read* counts the lines that were read, *sent* those that were sent, or left out; *all_read*
+    says that there are no more.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        self.read = self.sent = 0
+        self.all_read = False
+        self._chat = chat
+        self._unaccepted: deque[tuple[int, Nonce]] = deque()
+
+    def note_read(self, part: Part) -> None:
+        """Note what was read."""
+        self.read += 1 if isinstance(part, LineTooLong) else part.count("\n") + 1
+
+    async def send(
+        self, run: str, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
+    ) -> None:
+        """Have *send* send a run of lines, in pieces; what it returns is a nonce for each line."""
+        lines = run.split("\n")
+        size = _PIECE_LINES if self._chat.voice is JSON else len(lines)
+        for start in range(0, len(lines), size):
+            piece = lines[start : start + size]
+            self.note_sent(len(piece), await send("\n".join(piece)))
+
+    def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:
+        """Note that so many *lines* were sent; the last of them with these *nonces*."""
+        while self._unaccepted and not self._chat.is_unaccepted(self._unaccepted[0][1]):
+            self._unaccepted.popleft()
+        self.sent += lines
+        for number, nonce in enumerate(nonces, self.sent - len(nonces) + 1):
+            if nonce is not None:
+                self._unaccepted.append((number, nonce))
+
+    def describe(self) -> str:
+        """Say how many lines were not accepted and which is the first; nothing if all were."""
+        chat = self._chat
+        waiting = [number for number, nonce in self._unaccepted if chat.is_unaccepted(nonce)]
+        count = len(waiting) + self.read - self.sent
+        if not count:
+            return ""
+        first = waiting[0] if waiting else self.sent + 1
+        accepted = "sent" if chat.voice is TEXT else "accepted"
+        were = "1 line was" if count == 1 else f"{count} lines were"
+        rest = "" if self.all_read else ", and what follows was not read"
+        return (
+            f"{were} not {accepted}, the first is line {first} of the input "
+            f"(empty lines not counted){rest}"
+        )
+
+    def explain(self, error: ConnectionLost) -> ConnectionLost:
+        """Return *error* with what `describe` says."""
+        return ConnectionLost("; ".join(filter(None, (error.reason, self.describe()))))
