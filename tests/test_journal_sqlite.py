@@ -23,12 +23,15 @@ from hypothesis import strategies as st
 from multichat.errors import JournalFailed, NotKept
 from multichat.journal import Keeping, RoomJournal, newest_of
 from multichat.journal.reading import open_reader
+from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Moment
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite_deletion import Deletions
 from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file, open_for_reading
 from multichat.journal.sqlite_rows import Rows, read_runs_backwards
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 
+from .support.disks import mounted
 from .support.journals import (
     ALICE,
     LOTS,
@@ -479,19 +482,6 @@ async def test_what_stands_where_the_lock_should_is_left_alone(tmp_path: Path) -
     assert not path.exists()
 
 
-@contextmanager
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A small file system of its own; the test is skipped where that is not allowed."""
-    folder.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(argv, capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 async def test_a_read_only_file_system(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=4m") as disk:
         path, copy, bare = disk / "chat.db", disk / "copy.db", disk / "bare.db"
@@ -809,15 +799,16 @@ async def test_a_step_of_tidying_is_bounded(tmp_path: Path) -> None:
     # The journal's own thread has ended: a connection is for one thread at a time.
     opened = open_file(path, durable=False)
     with closing(opened.connection) as connection, closing(opened.lock):
-        rows = Rows(connection, Retention())
+        rows = Rows(connection)
         rows.load()
+        deletions = Deletions(rows, Retention(), Reserve(tmp_path / "none", 0))
 
         def left() -> int:
             return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
 
         steps = [left()]
         while steps[-1]:
-            assert rows.tidy({1: room.next}, [], Moment(wall=0, wait=1, run=0))
+            assert deletions.step({1: room.next}, [], Moment(wall=0, wait=1, run=0))
             steps.append(left())
     taken = [one - two for one, two in itertools.pairwise(steps)]
     assert taken[:2] == [500, 500]
@@ -976,7 +967,7 @@ def fill(path: Path, runs: int) -> None:
     """Write so many runs of ten messages, as the journal would, but in one transaction."""
     opened = open_file(path, durable=False)
     with closing(opened.lock), closing(opened.connection):
-        rows = Rows(opened.connection, Retention())
+        rows = Rows(opened.connection)
 
         class Room:
             id, name, epoch, first, begins = 1, "lobby", "00000000abc", 0, 0

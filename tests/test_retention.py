@@ -3,7 +3,7 @@
 import logging
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -171,6 +171,26 @@ async def test_what_a_server_has_heard_itself_is_no_older_than_the_server(tmp_pa
         assert await left(journal) == [text]
         await clocks.run(journal, 2 * HOUR)
         assert await left(journal) == []
+
+
+@pytest.mark.parametrize(
+    "column", ["room", "first", "messages", "bytes", "time", "shown", "client", "name", "text"]
+)
+@pytest.mark.parametrize("value", ["NULL", "x'ff'", "-1"])
+async def test_a_damaged_row_does_not_keep_those_behind_it(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    path = tmp_path / "chat.db"
+    await write_dated(path, ("older", NOW - YEAR), ("old", NOW - YEAR), ("new", NOW - DAY))
+    with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.IntegrityError):
+        connection.execute(f"UPDATE runs SET {column} = {value} WHERE seq = 1")
+        connection.commit()
+    clocks = Clocks()
+    async with running(opened(path, clocks)) as journal:
+        await clocks.run(journal, 7 * HOUR)
+        assert (await left(journal))[-1] == "new"
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT text FROM runs").fetchall() == [("new",)]
 
 
 async def test_a_short_age_does_not_wait_for_hours(tmp_path: Path) -> None:

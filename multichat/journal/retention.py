@@ -11,6 +11,9 @@ __all__ = ["MIN_BYTES", "Deleted", "Moment", "Retention", "SteadyClock", "format
 # The tables alone take 60 KiB.
 MIN_BYTES = 1024 * 1024
 
+# What is kept free on the disk, at most.  Four steps fit in it: see `Retention.step_bytes`.
+_RESERVE_BYTES = 8 * 1024 * 1024
+
 # What the wall clock may gain or lose and still be called steady: hours of correction by NTP.
 _MAX_DRIFT_SECONDS = 60.0
 
@@ -29,6 +32,21 @@ class Retention:
     max_age_seconds: float | None = None
     max_messages: int | None = None
     max_bytes: int | None = None
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is kept free on the disk so that it can be deleted from when it is full."""
+        if (self.max_age_seconds, self.max_messages, self.max_bytes) == (None, None, None):
+            return 0  # nothing is ever deleted
+        return 4 * self.step_bytes
+
+    @property
+    def step_bytes(self) -> int:
+        """What one transaction writes, or deletes, about; two are in the WAL before a checkpoint.
+
+        So all that is in the WAL, and one step more, fits in the reserve.
+        """
+        return min(_RESERVE_BYTES, self.max_bytes or _RESERVE_BYTES) // 4
 
     def __post_init__(self) -> None:
         if self.max_age_seconds is not None and not self.max_age_seconds > 0:

@@ -13,6 +13,7 @@ Invariants:
 
 import enum
 import math
+import os
 import secrets
 import sqlite3
 import time
@@ -38,13 +39,20 @@ from multichat.journal import (
     part_of,
     within,
 )
+from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Deleted, Moment, Retention, SteadyClock, format_seconds
-from multichat.journal.sqlite_file import SQLITE_ERRORS, open_file, open_for_reading, reason_of
+from multichat.journal.sqlite_deletion import STEP_RUNS, Deletions, Tidied
+from multichat.journal.sqlite_file import (
+    DISK_FAILS,
+    DISK_FULL,
+    SQLITE_ERRORS,
+    open_file,
+    open_for_reading,
+    reason_of,
+)
 from multichat.journal.sqlite_rows import (
-    STEP_RUNS,
     Head,
     Rows,
-    Tidied,
     read_nonces,
     read_runs,
     read_runs_backwards,
@@ -67,6 +75,10 @@ _EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
 _MAX_SESSIONS_WAITING = 20_000
 
 _CLOSED = "the server is closing its journal"
+
+# Deletions between two transactions, where the file is too large: each takes more than one of them
+# has written, so that it does not get larger.
+_MAX_DELETIONS = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,12 +174,14 @@ class SqliteJournal(Journal):
         self._clocks = clocks
         steady_seconds = self._limits.steady_seconds
         self._clock = SteadyClock(min(steady_seconds, self.retention.max_age_seconds or math.inf))
+        self._step_bytes = self.retention.step_bytes
         self._log = Log("server")
         self._deleted = Deleted()  # and not told yet
         self._tell_at = -math.inf
         self._wait_told = False
         self.commits = 0
-        self._rows: Rows  # the writer's thread alone uses it
+        self._rows: Rows  # the writer's thread alone uses these
+        self._deletions: Deletions
         self._lock: sqlite3.Connection
         self._reader: sqlite3.Connection
         self._writing = trio.CapacityLimiter(1)
@@ -196,7 +210,9 @@ class SqliteJournal(Journal):
             self._open = False
             with trio.CancelScope(shield=True):
                 try:
-                    await self._write_waiting(retry_seconds=self._limits.close_seconds)
+                    give_up_at = trio.current_time() + self._limits.close_seconds
+                    while self._waiting and await self._write_waiting(give_up_at):
+                        pass
                 finally:
                     self._fail(_CLOSED)
                     self._tell_deleted()
@@ -209,24 +225,31 @@ class SqliteJournal(Journal):
             with trio.move_on_at(tidy_at):
                 await self._woken.wait()
             self._woken = trio.Event()
-            await self._write_waiting(
-                retry_seconds=0 if self._failing else self._limits.retry_seconds
-            )
-            if trio.current_time() >= tidy_at:
-                more = await self._tidy()
+            retry_seconds = 0 if self._failing else self._limits.retry_seconds
+            if await self._write_waiting(trio.current_time() + retry_seconds) and self._waiting:
+                self._woken.set()
+            if trio.current_time() >= tidy_at or self._deletions.is_too_large:
+                for _ in range(_MAX_DELETIONS):
+                    more = await self._tidy()
+                    if not (more and self._deletions.is_too_large):
+                        break
                 tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
 
-    async def _write_waiting(self, *, retry_seconds: float) -> None:
-        """Keep what waits now, in one transaction, or have all that waits then fail."""
-        jobs = self._waiting.copy()
+    async def _write_waiting(self, give_up_at: float) -> bool:
+        """Keep what waits, as much as one transaction takes, or have all that waits then fail.
+
+        Returns whether it is kept.
+        """
+        jobs = self._first_jobs()
         if not jobs:
-            return
-        give_up_at = trio.current_time() + retry_seconds
+            return True
         while failure := await trio.to_thread.run_sync(self._write, jobs, limiter=self._writing):
             if trio.current_time() >= give_up_at:
                 self._fail(failure)
                 self._failing = True
-                return
+                return False
+            if self._deletions.is_full:
+                await self._tidy()
             await trio.sleep(_RETRY_PAUSE_SECONDS)
         self._failing = False
         self.commits += 1
@@ -239,6 +262,18 @@ class SqliteJournal(Journal):
         for job in jobs:
             if isinstance(job, _Said | _Numbers):
                 job.keeping.resolve()
+        return True
+
+    def _first_jobs(self) -> list[_Job]:
+        """Return what waits, without what is too much for one transaction."""
+        if self._waiting_bytes <= self._step_bytes:
+            return self._waiting.copy()
+        size = 0
+        for number, job in enumerate(self._waiting):
+            size += job.size + _RUN_BYTES if isinstance(job, _Said) else _RUN_BYTES
+            if size > self._step_bytes:
+                return self._waiting[: max(1, number)]
+        return self._waiting.copy()
 
     def _fail(self, failure: str) -> None:
         """Have nothing that waits be kept, but for sessions, for which nobody waits."""
@@ -271,7 +306,7 @@ class SqliteJournal(Journal):
             empty = {room.id: room for room in islice(silent, STEP_RUNS)}
         now = self._clock.look(*self._clocks())
         tidied = await trio.to_thread.run_sync(
-            self._rows.tidy, full, list(empty), now, limiter=self._writing
+            self._deletions.step, full, list(empty), now, limiter=self._writing
         )
         if tidied is None:  # the disk has no room even for that, or somebody else has the file
             return False
@@ -309,11 +344,23 @@ class SqliteJournal(Journal):
     # --- In the writer's thread -------------------------------------------------------------------
 
     def _open_file(self) -> None:
-        opened = open_file(self.path, durable=self.durability is Durability.FULL)
-        self._lock = opened.lock
+        durable = self.durability is Durability.FULL
+        beside = Path(f"{os.path.realpath(self.path)}-reserve")
+        reserve = Reserve(beside, self.retention.reserve_bytes)
         try:
-            self._rows = Rows(opened.connection, self.retention)
+            opened = open_file(self.path, durable=durable)
+        except JournalFailed as failure:
+            # Opening takes a little room on the disk, too.
+            if failure.reason not in (DISK_FULL, DISK_FAILS) or not reserve.release():
+                raise
+            opened = open_file(self.path, durable=durable)
+        self._lock = opened.lock
+        if not self.retention.reserve_bytes:
+            reserve.release()  # an earlier server's
+        try:
+            self._rows = Rows(opened.connection)
             heads = self._rows.load()
+            self._deletions = Deletions(self._rows, self.retention, reserve)
             self._reader = open_for_reading(self.path)
         except BaseException as error:
             opened.connection.close()
@@ -340,6 +387,8 @@ class SqliteJournal(Journal):
     def _write(self, jobs: list[_Job]) -> str:
         """Write *jobs* in one transaction; return in a few words why that cannot be, if so."""
         rows = self._rows
+        if not self._deletions.may_write():
+            return DISK_FULL
         try:
             with rows.transaction():
                 for job in jobs:
@@ -355,7 +404,10 @@ class SqliteJournal(Journal):
                         case _Numbers():
                             rows.give_numbers(job.clients_ever)
         except SQLITE_ERRORS as error:
-            return reason_of(error)
+            reason = reason_of(error)
+            self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
+            return reason
+        self._deletions.look()
         return ""
 
     # --- Asked by others --------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from multichat.framing import clean
 
 __all__ = [
     "APPLICATION_ID",
+    "DISK_FAILS",
+    "DISK_FULL",
     "MIGRATIONS",
     "SQLITE_ERRORS",
     "DamagedRow",
@@ -42,9 +44,6 @@ APPLICATION_ID = 0x6D63686A
 # Somebody else's look into the file, or a copy that is being made, is over by then; what waits
 # longer is tried again by the journal itself.
 BUSY_SECONDS = 0.25
-
-# What the WAL is cut back to after a burst: sixteen times what usually starts a checkpoint.
-_WAL_BYTES = 64 * 1024 * 1024
 
 # Each makes of a file of the version that is its place in this list, from 0, one of the next.  What
 # is here once released is never changed: files that were made by it exist.
@@ -116,6 +115,8 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
 
 _EPOCHS_VERSION = 2  # from which on there is a table of epochs
 
+DISK_FULL = "the disk is full"
+DISK_FAILS = "the disk fails"
 _DAMAGED = "the file is damaged"
 _NOT_OURS = "not a journal of multichat"
 
@@ -124,8 +125,8 @@ _REASONS = {
     "SQLITE_CANTOPEN": "cannot be opened",
     "SQLITE_CONSTRAINT": _DAMAGED,
     "SQLITE_CORRUPT": _DAMAGED,
-    "SQLITE_FULL": "the disk is full",
-    "SQLITE_IOERR": "the disk fails",
+    "SQLITE_FULL": DISK_FULL,
+    "SQLITE_IOERR": DISK_FAILS,
     "SQLITE_LOCKED": "another program is using it",
     "SQLITE_NOTADB": _NOT_OURS,
     "SQLITE_PERM": "permission denied",
@@ -188,7 +189,7 @@ def reason_of(error: Exception) -> str:
 
 
 # Of the files beside a journal.
-_SUFFIXES = ("-wal", "-shm", "-lock")
+_SUFFIXES = ("-wal", "-shm", "-lock", "-reserve")
 
 
 class OpenFile(NamedTuple):
@@ -461,7 +462,6 @@ def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
     if durable:  # where a plain fsync stops at the disk's own memory, as on macOS
         connection.execute("PRAGMA fullfsync=1")
     connection.execute("PRAGMA checkpoint_fullfsync=1")
-    connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The rows of a SQLite journal: what is written, what is read, and what has to go.
+"""The rows of a SQLite journal: what is written, and what is read.
 
 For one thread at a time; nothing here knows of waiting, of trying again, or of numbering.
 Each statement finds its rows by an index: none takes longer because there is much in the file.
@@ -6,23 +6,14 @@ Each statement finds its rows by an index: none takes longer because there is mu
 
 import re
 import sqlite3
-import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from multichat.framing import clean, clean_lines
 from multichat.journal import SessionRecord
-from multichat.journal.retention import (
-    MIN_BYTES,
-    Deleted,
-    Moment,
-    Retention,
-    format_seconds,
-)
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
 from multichat.names import fold_name
@@ -32,7 +23,6 @@ __all__ = [
     "Head",
     "RoomHead",
     "Rows",
-    "Tidied",
     "read_nonces",
     "read_runs",
     "read_runs_backwards",
@@ -43,22 +33,8 @@ __all__ = [
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
 
-# What one step of tidying takes away.  Deleting reads what it deletes: some 10 ms.
-STEP_RUNS = 500
-_STEP_BYTES = 4 * 1024 * 1024
-_STEP_PAGES = 256
-
 # Ids of older epochs are unknown to a server; `history --since` knows all that are in the file.
 _MAX_EPOCHS = 100_000
-
-# How many epochs of a room stay when all their messages are gone.
-_GONE_EPOCHS = 100
-
-# A file gets smaller when it holds that much of nothing; less is soon filled again.
-_FREE_PART = 4
-
-# Whoever keeps sessions decides for how long; these are of servers that never came back for them.
-_SESSION_SECONDS = 30 * 24 * 3600.0
 
 # Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
 RUN_COLUMNS = """
@@ -103,31 +79,17 @@ class RoomHead(Protocol):
     earlier: Mapping[str, int]
 
 
-@dataclass(slots=True)
-class Tidied:
-    """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
-
-    *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
-    """
-
-    firsts: dict[int, int] = field(default_factory=dict)
-    deleted: Deleted = field(default_factory=Deleted)
-    expired: bool = False
-    more: bool = False
-
-
 class Rows:
     """What one thread writes, through *connection*, which it has for itself.
 
-    *clients_ever* and *last_epoch* are the highest that are in the file.
+    *clients_ever* and *last_epoch* are the highest that are in the file; *loaded_seq* is that of
+    the last run before it was opened.
     """
 
-    def __init__(self, connection: sqlite3.Connection, retention: Retention) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self._retention = retention
         self.clients_ever = self.last_epoch = 0
-        self._seq = self._loaded_seq = 0
-        self._first_dated = -1  # up to there, all runs are dated ahead
+        self._seq = self.loaded_seq = 0
         self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
         # Of the transaction that is being made.
         self._runs: list[tuple[object, ...]] = []
@@ -145,7 +107,7 @@ class Rows:
             "coalesce((SELECT max(seq) FROM rooms), 0))"
         ).fetchone()
         [self._seq] = typed(row, int)
-        self._loaded_seq = self._seq
+        self.loaded_seq = self._seq
         earlier: dict[int, dict[str, int]] = {}
         newest = execute(
             "SELECT room, next, epoch FROM epochs ORDER BY epoch DESC LIMIT ?", (_MAX_EPOCHS,)
@@ -270,161 +232,6 @@ class Rows:
                     "DELETE FROM nonces WHERE client = ? AND seq < ?", (client, seq)
                 )
                 return
-
-    # --- What has to go ---------------------------------------------------------------------------
-
-    def tidy(self, full: dict[int, int], empty: list[int], now: Moment) -> Tidied | None:
-        """Take away a bounded part of what has to go; None if that cannot be done now.
-
-        *full* says for rooms, by their ids, before which number their messages have to go; *empty*
-        are rooms without a message that have to go.
-        """
-        tidied = Tidied()
-        step = _Step(self.connection, tidied)
-        kept = self._retention
-        try:
-            with self.transaction():
-                for room, before in full.items():
-                    step.delete(
-                        f"above {kept.max_messages} a room",
-                        "WHERE room = ? AND first < ? AND first + messages <= ? ORDER BY first",
-                        (room, before, before),
-                    )
-                if kept.max_age_seconds is not None:
-                    end = self._last_expired(kept.max_age_seconds, now)
-                    if end is not None and now.wait:
-                        tidied.expired = True
-                    elif end is not None:
-                        reason = f"older than {format_seconds(kept.max_age_seconds)}"
-                        step.delete(reason, "WHERE seq <= ? ORDER BY seq", (end,))
-                if kept.max_bytes is not None:
-                    excess = self._bytes(used=True) - kept.max_bytes
-                    if excess > 0:
-                        reason = f"above {kept.max_bytes / 2**20:g} MiB"
-                        step.delete(reason, "ORDER BY seq", (), most_bytes=excess)
-                        step.is_over = True  # what it takes is known when it is done
-                if not now.wait:
-                    self._forget_old_sessions(now.wall)
-                self.connection.executemany(
-                    "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
-                )
-                self.connection.executemany(
-                    "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
-                    [(room,) for room in empty],
-                )
-                self.connection.executemany(
-                    "UPDATE rooms SET first = ? WHERE id = ?",
-                    [(first, room) for room, first in tidied.firsts.items()],
-                )
-                # Whose messages are gone; the last ones still tell how much a client missed.
-                self.connection.executemany(
-                    "DELETE FROM epochs WHERE room = ? AND next <= min(?, coalesce((SELECT next "
-                    "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
-                    [(room, first, room, _GONE_EPOCHS) for room, first in tidied.firsts.items()],
-                )
-            tidied.more = bool(step.deleted and step.is_over) or self._shrink()
-        except SQLITE_ERRORS:
-            return None
-        return tidied
-
-    def _last_expired(self, max_age_seconds: float, now: Moment) -> int | None:
-        """Return up to which run all are too old; None if the first is not.
-
-        That goes by the order in which they were said, so that no room gets a gap.  What is dated
-        ahead was said while the clock was wrong: it is as old as what follows it.  What this server
-        has kept itself is no older than the server.
-        """
-        before, latest = (
-            time.strftime(_SECOND, time.gmtime(max(0, seconds)))
-            for seconds in (now.wall - max_age_seconds, now.wall + _FUTURE_SECONDS)
-        )
-        last = None
-        for row in self.connection.execute(
-            "SELECT seq, time FROM runs WHERE seq > ? AND time < ? ORDER BY seq LIMIT ?",
-            (self._first_dated, latest, STEP_RUNS),
-        ):
-            seq, said_at = typed(row, int, str)
-            if said_at >= before or (now.run < max_age_seconds and seq > self._loaded_seq):
-                if last is None:
-                    self._first_dated = seq - 1  # what is dated ahead is not looked at each time
-                break
-            last = seq
-        return last
-
-    def _forget_old_sessions(self, now: float) -> None:
-        for (digest,) in self.connection.execute(
-            "SELECT digest FROM sessions WHERE seen < ? LIMIT ?",
-            (now - _SESSION_SECONDS, STEP_RUNS),
-        ).fetchall():
-            self.forget_session(digest)
-
-    def _shrink(self) -> bool:
-        """Give some of what is free in the file back; return whether there may be more."""
-        free = self._bytes(used=False)
-        size = free + self._bytes(used=True)
-        most = self._retention.max_bytes
-        is_too_large = most is not None and size > most
-        if not free or not (is_too_large or free > max(MIN_BYTES, size // _FREE_PART)):
-            return False
-        # As a script: `execute` takes a statement without rows one step far, which is one page.
-        self.connection.executescript(f"PRAGMA incremental_vacuum({_STEP_PAGES})")
-        return True
-
-    def _bytes(self, *, used: bool) -> int:
-        [pages] = self.connection.execute("PRAGMA page_count").fetchone()
-        [free] = self.connection.execute("PRAGMA freelist_count").fetchone()
-        [page_bytes] = self.connection.execute("PRAGMA page_size").fetchone()
-        return int((pages - free if used else free) * page_bytes)
-
-
-class _Step:
-    """One bounded step of taking runs away; *tidied* is told which."""
-
-    def __init__(self, connection: sqlite3.Connection, tidied: Tidied) -> None:
-        self.deleted = 0
-        self.is_over = False
-        self._connection = connection
-        self._tidied = tidied
-        self._bytes = 0
-
-    def delete(
-        self, reason: str, which: str, parameters: tuple[object, ...], *, most_bytes: int = 1 << 62
-    ) -> None:
-        """Delete the first runs of *which*."""
-        if self.is_over:
-            return
-        left = STEP_RUNS - self.deleted
-        found = self._connection.execute(
-            f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
-            (*parameters, left),
-        ).fetchall()
-        gone: list[tuple[int]] = []
-        count, rooms = 0, set()
-        for row in found:
-            seq, room, first, messages, size = typed(row, int, int, int, int, int)
-            if most_bytes <= 0:
-                break
-            if self._bytes > _STEP_BYTES:
-                self.is_over = True
-                break
-            self._bytes += size
-            most_bytes -= size
-            gone.append((seq,))
-            count += messages
-            rooms.add(room)
-            firsts = self._tidied.firsts
-            firsts[room] = max(first + messages, firsts.get(room, 0))
-        self._connection.executemany("DELETE FROM runs WHERE seq = ?", gone)
-        self.deleted += len(gone)
-        self.is_over |= len(gone) == left
-        if gone:
-            self._tidied.deleted.add(reason, count, rooms)
-
-
-_SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
-
-# What is dated further ahead than this was said while the clock was wrong.
-_FUTURE_SECONDS = 60.0
 
 
 # --- Reading --------------------------------------------------------------------------------------
