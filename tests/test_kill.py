@@ -14,6 +14,8 @@ import trio
 
 from multichat.journal.sqlite import SqliteJournal
 
+from .kills.__main__ import journal, run
+from .kills.checker import Member, Rooms, Wrong, check_room
 from .support.crowd import LOOPBACK, Crowd
 from .support.processes import MULTICHAT, Command
 
@@ -57,6 +59,12 @@ async def run_and_kill(
             one.process.kill()
 
 
+def seed_of_kills() -> int:
+    seed = int(os.environ.get("MULTICHAT_KILL_SEED", "1"))
+    sys.stdout.write(f"seed {seed}\n")
+    return seed
+
+
 async def said_in(path: Path, room: str) -> list[str]:
     """Return what *room* has said, as a journal has it."""
     journal = SqliteJournal(path)
@@ -69,8 +77,7 @@ async def said_in(path: Path, room: str) -> list[str]:
 
 
 async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
-    seed = int(os.environ.get("MULTICHAT_KILL_SEED", "1"))
-    sys.stdout.write(f"seed {seed}\n")
+    seed = seed_of_kills()
     path = tmp_path / "chat.db"
     with socket.socket() as kept:  # a port that the system gives to nobody of its own accord
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,3 +100,73 @@ async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path
             if talker.room == room:
                 theirs = [text for text in texts if text.startswith(f"{talker.name} ")]
                 assert theirs == [f"{talker.name} {i}" for i in range(talker.said)]
+
+
+# --- On raw sockets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["full", "normal"])
+def test_each_message_is_heard_once_in_its_room_and_in_one_order(
+    durability: str, tmp_path: Path
+) -> None:
+    """`python -m tests.kills` does the same for longer."""
+    sys.stdout.write(run(tmp_path, journal(tmp_path, durability), kills=5, seed=seed_of_kills()))
+
+
+def test_the_checker_notices_a_server_that_keeps_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Wrong, match="the session was forgotten"):
+        run(tmp_path, [], kills=1, seed=1)
+
+
+def checked_room() -> tuple[list[Member], list[tuple[str, str]]]:
+    """Return two members of a room who have each said two lines, and its history."""
+    rooms = Rooms(0, 1, rooms=1, writers=2, readers=1)
+    a, b, _ = rooms.members
+    a.said = b.said = 2
+    texts = [f"{each.room} {each.name} {i}" for i in range(2) for each in (a, b)]
+    history = [(f"id-{number}", text) for number, text in enumerate(texts)]
+    for member in rooms.members:
+        member.heard = [each for each in history if f" {member.name} " not in each[1]]
+        member.accepted = {text: id_ for id_, text in history if f" {member.name} " in text}
+    return rooms.members, history
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("none", ""),
+        ("lost", "each line of the history once"),
+        ("twice", "each line of the history once"),
+        ("another order", "each line of the history once"),
+        ("not kept", "not what was said"),
+        ("another id", "another id than the others"),
+        ("an id twice", "an id was given twice"),
+        ("own order", "in another order"),
+    ],
+)
+def test_the_checker_notices(fault: str, found: str) -> None:
+    members, history = checked_room()
+    a, b, reader = members
+    match fault:
+        case "lost":
+            del reader.heard[1]
+        case "twice":
+            reader.heard.append(reader.heard[-1])
+        case "another order":
+            reader.heard.reverse()
+        case "not kept":
+            del history[1]
+        case "another id":
+            a.accepted[next(iter(a.accepted))] = "id-9"
+        case "an id twice":
+            history[0] = history[1][0], history[0][1]
+        case "own order":
+            history[0], history[2] = history[2], history[0]
+            for member in (b, reader):
+                member.heard = [each for each in history if f" {member.name} " not in each[1]]
+    if not found:
+        check_room("room0", members, history)
+        return
+    with pytest.raises(Wrong, match=found):
+        check_room("room0", members, history)

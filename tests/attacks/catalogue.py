@@ -90,6 +90,11 @@ ATTACKS = (
         options="--journal {folder}/journal --durability normal",
         said=(Said(room="lobby", messages=50_000, message_bytes=20),),
     ),
+    _attack(
+        "resume-storm-in-memory",
+        ("resume-storm", "lobby"),
+        said=(Said(room="lobby", messages=50_000, message_bytes=20),),
+    ),
     _attack("who-of-800", ("who", "attic"), crowd="800-members"),
     _attack("rooms-of-800", ("rooms", "attic"), crowd="800-rooms"),
 )

@@ -107,7 +107,12 @@ KINDS = {
         b'{"type":"ping"}\n', resumes=True, clients=1, answer=b'"pong"', leaves="answered"
     ),
     "resume-storm": Kind(
-        b'{"type":"ping"}\n', replays=True, clients=100, answer=b'"pong"', leaves="answered"
+        b'{"type":"ping"}\n',
+        replays=True,
+        clients=500,
+        addresses=8,
+        answer=b'"pong"',
+        leaves="answered",
     ),
     # They do not read: the first also asks for help without end.
     "slow": Kind(_HELP, reads=False, clients=60, every_seconds=1.5),

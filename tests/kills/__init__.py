@@ -1,0 +1,1 @@
+"""A server that is killed under load; see `python -m tests.kills --help`."""

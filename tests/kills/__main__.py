@@ -1,0 +1,98 @@
+"""Kill a server under load: `python -m tests.kills [--kills 30] [--durability full] [--seed N]`.
+
+Ten rooms; in each, two who write, and one who only reads.  The server is killed with SIGKILL again
+and again, and started on the same journal; everybody resumes.  Fails unless each message was heard
+exactly once by each other member of its room, by nobody else, and by all in one order.
+
+Without --durability, once with `full` and once with `normal`.
+"""
+
+import argparse
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .checker import LOOPBACK, Rooms, Wrong
+
+__all__ = ["journal", "run"]
+
+LIFE_SECONDS = 0.3, 2.0
+
+# For a shared machine.
+START_SECONDS = 60.0
+SETTLE_SECONDS = 180.0
+
+_SERVER = str(Path(sys.executable).parent / "multichat")
+
+
+def _start(port: int, folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    argv = [_SERVER, "serve", str(port), "--host", LOOPBACK, *options]
+    with (folder / "server.log").open("ab") as log:
+        return subprocess.Popen(argv, stdout=log, stderr=log)
+
+
+def journal(folder: Path, durability: str) -> list[str]:
+    """Return the options of a server with a journal in *folder*."""
+    return ["--journal", str(folder / "chat.db"), "--durability", durability]
+
+
+def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
+    """Run a server with *options* and kill it; return a line of statistics.  Raises `Wrong`."""
+    dice = random.Random(f"{seed} kills")
+    with socket.socket() as kept:  # a port that the system gives to nobody else
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind((LOOPBACK, 0))
+        port = kept.getsockname()[1]
+        rooms = Rooms(port, seed)
+        server = _start(port, folder, options)
+        try:
+            rooms.start()
+            rooms.wait_connected(START_SECONDS)
+            for _ in range(kills):
+                time.sleep(dice.uniform(*LIFE_SECONDS))
+                if server.poll() is not None:
+                    raise Wrong(f"the server has ended by itself: {server.returncode}")
+                server.kill()
+                server.wait()
+                for member in rooms.members:
+                    member.connected = False
+                server = _start(port, folder, options)
+                rooms.wait_connected(START_SECONDS)
+            rooms.wait_heard(SETTLE_SECONDS)
+            rooms.check()
+        finally:
+            rooms.stop()
+            server.kill()
+            server.wait()
+    return rooms.statistics()
+
+
+def main() -> None:
+    """Kill by hand."""
+    parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--durability", choices=["full", "normal"])
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    for durability in [options.durability] if options.durability else ["full", "normal"]:
+        with tempfile.TemporaryDirectory() as folder:
+            what = f"{options.kills} kills with --durability {durability}, seed {options.seed}"
+            try:
+                done = run(
+                    Path(folder),
+                    journal(Path(folder), durability),
+                    kills=options.kills,
+                    seed=options.seed,
+                )
+            except Wrong as wrong:
+                sys.exit(f"{what}: {wrong}")
+            sys.stdout.write(f"{what}: {done}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""Members of ten rooms on raw sockets, who check what a server that is killed promises them.
+
+Imports nothing of multichat: what is checked is docs/protocol.md.
+
+Writers say numbered lines with nonces, and after each reconnect say again, with the same nonces,
+what was not accepted.  They and the readers resume their sessions with the id of the last message
+that they heard.  Each member must hear each line of the others in its room exactly once, no line of
+another room, and all members of a room the same lines in the same order; what was accepted must
+have the id under which the others heard it.
+"""
+
+import json
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["LOOPBACK", "Member", "Rooms", "Wrong", "check_room"]
+
+LOOPBACK = "127.0.0.1"
+
+# Fewer than a client may have unaccepted.
+_MAX_UNACCEPTED = 128
+
+_MAX_BURST = 20
+_PAUSE_SECONDS = 0.05
+_RETRY_SECONDS = 0.05
+_ANSWER_SECONDS = 60.0
+
+# What comes twice, would have come by then.
+_AFTER_SECONDS = 1.0
+
+_EVERYTHING = 2**31 - 1
+
+
+class Wrong(Exception):
+    """Something that the server promises is not so."""
+
+
+class _Cut(Exception):
+    """The connection was lost."""
+
+
+class _Lines:
+    """The JSON lines of one connection."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection((LOOPBACK, port), _ANSWER_SECONDS)
+        self._rest = b""
+
+    def send(self, *requests: dict[str, Any]) -> None:
+        try:
+            self.socket.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
+        except OSError as error:
+            raise _Cut from error
+
+    def hello(self, wishes: dict[str, Any]) -> dict[str, Any]:
+        """Say hello; return the welcome."""
+        try:
+            self.socket.sendall(f"/json {json.dumps(wishes)}\n".encode())
+        except OSError as error:
+            raise _Cut from error
+        until = time.monotonic() + _ANSWER_SECONDS
+        early: list[dict[str, Any]] = []
+        while time.monotonic() < until:
+            early += self.receive(1.0)
+            for number, event in enumerate(early):
+                if event["type"] == "welcome":
+                    self.behind_welcome = early[number + 1 :]
+                    return event
+        raise Wrong(f"no welcome in {_ANSWER_SECONDS:g} s")
+
+    def receive(self, seconds: float) -> list[dict[str, Any]]:
+        """Return the events of a read, none if nothing comes in so many *seconds*."""
+        try:
+            if not select.select([self.socket], [], [], seconds)[0]:
+                return []
+            data = self.socket.recv(1 << 18)
+        except OSError as error:
+            raise _Cut from error
+        if not data:
+            raise _Cut
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        # Before the hello was read, the lobby's chat may come as text.
+        return [json.loads(line) for line in lines if line.startswith(b"{")]
+
+
+@dataclass
+class Member:
+    """One member of one room, which a writer is, too; `run` runs in a thread of its own."""
+
+    rooms: "Rooms"
+    name: str
+    room: str
+    writes: bool
+    said: int = 0
+    resumed: int = 0
+    said_again: int = 0
+    heard: list[tuple[str, str]] = field(default_factory=list)  # ids and texts
+    accepted: dict[str, str] = field(default_factory=dict)  # texts, and their ids
+    unaccepted: dict[int, str] = field(default_factory=dict)  # nonces, and their texts
+    failure: str = ""
+    connected: bool = False
+    _session: str = ""
+    _since: str | None = None
+
+    def run(self) -> None:
+        """Come, and come again, until it is over."""
+        dice = random.Random(f"{self.rooms.seed} {self.name}")
+        try:
+            while not self.rooms.over.is_set():
+                try:
+                    lines = _Lines(self.rooms.port)
+                except OSError:
+                    time.sleep(_RETRY_SECONDS)
+                    continue
+                with lines.socket:
+                    try:
+                        self._greet(lines)
+                        self._talk(lines, dice)
+                    except _Cut:
+                        self.connected = False
+                        time.sleep(_RETRY_SECONDS)
+        except Exception as error:  # noqa: BLE001 - reported by `Rooms`
+            self.failure = f"{self.name}: {error!r}"
+            self.rooms.over.set()
+
+    def _greet(self, lines: _Lines) -> None:
+        wishes: dict[str, Any] = {"protocol": 1, "name": self.name, "room": self.room}
+        if self._session:
+            place = {"replay": _EVERYTHING} if self._since is None else {"since": self._since}
+            wishes |= {"session": self._session, **place}
+        welcome = lines.hello(wishes)
+        if (welcome["name"], welcome["room"]) != (self.name, self.room):
+            raise Wrong(f"welcomed as {welcome['name']} in {welcome['room']}")
+        if self._session and not welcome["resumed"]:
+            raise Wrong("the session was forgotten")
+        if not self._session:
+            self._since = welcome["last"]
+        else:
+            self.resumed += 1
+        self._session = welcome["session"]
+        if self.unaccepted:
+            self.said_again += len(self.unaccepted)
+            lines.send(*(_say(nonce, text) for nonce, text in self.unaccepted.items()))
+        for event in lines.behind_welcome:
+            self._hear(event)
+        self.connected = True
+
+    def _talk(self, lines: _Lines, dice: random.Random) -> None:
+        next_at = 0.0
+        while not self.rooms.over.is_set():
+            now = time.monotonic()
+            if self._may_say() and now >= next_at:
+                next_at = now + dice.uniform(0, 2 * _PAUSE_SECONDS)
+                requests = []
+                for _ in range(dice.randint(1, _MAX_BURST)):
+                    # From here on it is to be heard, whatever becomes of this connection.
+                    nonce, text = self.said, f"{self.room} {self.name} {self.said}"
+                    self.said += 1
+                    self.unaccepted[nonce] = text
+                    requests.append(_say(nonce, text))
+                lines.send(*requests)
+            for event in lines.receive(_PAUSE_SECONDS / 2):
+                self._hear(event)
+
+    def _may_say(self) -> bool:
+        quiet = self.rooms.hushed.is_set() or not self.rooms.begun.is_set()
+        return self.writes and not quiet and len(self.unaccepted) < _MAX_UNACCEPTED
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "said":
+                if event["room"] != self.room or event["text"].split(" ")[0] != self.room:
+                    raise Wrong(f"heard in {self.room}: {event}")
+                self._since = event["id"]
+                self.heard.append((event["id"], event["text"]))
+            case "accepted":
+                text = self.unaccepted.pop(event["nonce"], None)
+                if text is None:
+                    raise Wrong(f"accepted and not asked: {event}")
+                self.accepted[text] = event["id"]
+            case "joined" | "left" | "renamed" | "presence" | "pong":
+                pass
+            case _:
+                raise Wrong(str(event))
+
+
+def _say(nonce: int, text: str) -> dict[str, Any]:
+    return {"type": "say", "text": text, "nonce": nonce}
+
+
+class Rooms:
+    """*rooms* rooms of *writers* and *readers* on *port*, from one *seed*.
+
+    Writers say nothing before `begun` is set, and nothing new after `hushed`.
+    """
+
+    def __init__(
+        self, port: int, seed: int, *, rooms: int = 10, writers: int = 2, readers: int = 1
+    ) -> None:
+        self.port, self.seed = port, seed
+        self.begun, self.hushed, self.over = (threading.Event() for _ in range(3))
+        self.members = [
+            Member(self, f"r{room}m{number}", f"room{room}", writes=number < writers)
+            for room in range(rooms)
+            for number in range(writers + readers)
+        ]
+        self._threads = [
+            threading.Thread(target=member.run, daemon=True) for member in self.members
+        ]
+
+    def start(self) -> None:
+        """Have them all come."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Have them all leave."""
+        self.over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_connected(self, seconds: float) -> None:
+        """Wait until all are connected; raises `Wrong`."""
+        self._wait(seconds, lambda: [each for each in self.members if not each.connected])
+        self.begun.set()
+
+    def wait_heard(self, seconds: float) -> None:
+        """Wait until everything that was said is accepted, and heard; raises `Wrong`."""
+        self.hushed.set()
+        self._wait(
+            seconds,
+            lambda: [
+                each
+                for each in self.members
+                if each.unaccepted or len(each.heard) < self._expected(each)
+            ],
+        )
+        time.sleep(_AFTER_SECONDS)
+
+    def _wait(self, seconds: float, missing: Any) -> None:
+        until = time.monotonic() + seconds
+        while not self.over.is_set() and missing() and time.monotonic() < until:
+            time.sleep(0.02)
+        self.raise_failures()
+        if late := missing():
+            raise Wrong(
+                f"after {seconds:g} s: "
+                + ", ".join(
+                    f"{each.name} {'has' if each.connected else 'had'} heard {len(each.heard)} of "
+                    f"{self._expected(each)}, {len(each.unaccepted)} unaccepted"
+                    for each in late
+                )
+            )
+
+    def raise_failures(self) -> None:
+        """Raise `Wrong` for what members have found."""
+        if failures := [each.failure for each in self.members if each.failure]:
+            raise Wrong("; ".join(failures))
+
+    def _others(self, member: Member) -> Iterator[Member]:
+        return (each for each in self.members if each.room == member.room and each is not member)
+
+    def _expected(self, member: Member) -> int:
+        return sum(each.said for each in self._others(member))
+
+    def check(self) -> None:
+        """Raise `Wrong` unless everything was heard once, in one order, in its room."""
+        self.raise_failures()
+        for room in sorted({member.room for member in self.members}):
+            members = [each for each in self.members if each.room == room]
+            check_room(room, members, self._history(room))
+
+    def _history(self, room: str) -> list[tuple[str, str]]:
+        """Return what a newcomer is told of everything that was said in *room*."""
+        count = sum(each.said for each in self.members if each.room == room)
+        lines = _Lines(self.port)
+        with lines.socket:
+            wishes = {"protocol": 1, "room": room, "replay": _EVERYTHING}
+            last = lines.hello(wishes)["last"]
+            events = lines.behind_welcome
+            until = time.monotonic() + _ANSWER_SECONDS
+            while time.monotonic() < until:
+                history = [(each["id"], each["text"]) for each in events if each["type"] == "said"]
+                if len(history) >= count and (not history or history[-1][0] == last):
+                    break
+                events += lines.receive(1.0)
+            return history
+
+    def statistics(self) -> str:
+        """Say in a line what happened."""
+        said = sum(each.said for each in self.members)
+        heard = sum(len(each.heard) for each in self.members)
+        resumed = sum(each.resumed for each in self.members)
+        again = sum(each.said_again for each in self.members)
+        return f"{said} said, {heard} heard, {resumed} resumed, {again} said again"
+
+
+def check_room(room: str, members: list[Member], history: list[tuple[str, str]]) -> None:
+    """Raise `Wrong` unless *members* of *room* and its *history* agree."""
+    texts = [text for _, text in history]
+    everything = {f"{room} {each.name} {i}" for each in members for i in range(each.said)}
+    if len(texts) != len(set(texts)) or set(texts) != everything:
+        raise Wrong(f"{room}: the history is not what was said, each line once")
+    ids = {text: id_ for id_, text in history}
+    if len(set(ids.values())) != len(history):
+        raise Wrong(f"{room}: an id was given twice")
+    for member in members:
+        mine = f"{room} {member.name} "
+        if member.heard != [each for each in history if not each[1].startswith(mine)]:
+            raise Wrong(f"{member.name} did not hear each line of the history once, in order")
+        if [text for text in texts if text.startswith(mine)] != [
+            f"{mine}{i}" for i in range(member.said)
+        ]:
+            raise Wrong(f"the lines of {member.name} were put in another order")
+        if any(ids[text] != id_ for text, id_ in member.accepted.items()):
+            raise Wrong(f"{member.name} was told another id than the others")
