@@ -371,10 +371,11 @@ class Chat:
         nonce, line = conversation.ask(request)
         try:
             self._check_length(line)
-            await self._line.put_kept({nonce: (request, line)})
-            await self._line.wait_until(
-                lambda: conversation.answers[nonce] is not None or not self._line.may_read(True)
-            )
+            with self._line.sending():
+                await self._line.put_kept({nonce: (request, line)})
+                await self._line.wait_until(
+                    lambda: conversation.answers[nonce] is not None or not self._line.may_read(True)
+                )
         finally:
             answer = conversation.take_answer(nonce)
         if answer is None and not self._line.over:
