@@ -212,7 +212,8 @@ class Console:
             self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
         if chat.goodbye is not None and isinstance(self._failure, ConnectionLost | None):
             if self._is_piped and (chat.unaccepted or self._is_unsaid(chat)):
-                raise ConnectionLost(f"{chat.goodbye}; not all of the input was heard")
+                reason = f"{chat.goodbye}; not all of the input was heard"
+                raise self._piped.explain(ConnectionLost(reason))
             if self._is_full:
                 raise ConnectionLost(chat.goodbye)
             return  # we have been told, and shown, why

@@ -110,7 +110,7 @@ def test_each_message_is_heard_once_in_its_room_and_in_one_order(
     durability: str, tmp_path: Path
 ) -> None:
     """`python -m tests.kills` does the same for longer."""
-    sys.stdout.write(run(tmp_path, journal(tmp_path, durability), kills=5, seed=seed_of_kills()))
+    sys.stdout.write(run(tmp_path, journal(tmp_path, durability), kills=8, seed=seed_of_kills()))
 
 
 def test_the_checker_notices_a_server_that_keeps_nothing(tmp_path: Path) -> None:
