@@ -266,6 +266,14 @@ def serve(
         int,
         typer.Option(min=1, help="Maximum number of rooms.", envvar="MULTICHAT_MAX_ROOMS"),
     ] = _DEFAULTS.max_rooms,
+    max_new_rooms: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Rooms that nobody has used before which one address may open an hour.",
+            envvar="MULTICHAT_MAX_NEW_ROOMS",
+        ),
+    ] = _DEFAULTS.max_new_rooms,
     announce: Annotated[
         bool,
         typer.Option(
@@ -334,6 +342,7 @@ def serve(
             password=read_password_file(password_file),
             filters=_filters(filter_ or []),
             max_rooms=max_rooms,
+            max_new_rooms=max_new_rooms,
             announce=announce,
             max_sessions=max_sessions,
             away_seconds=away,

@@ -225,6 +225,10 @@ class ServerConfig:
     # More than anybody looks through; each costs what its members cost.
     max_rooms: int = 1024
 
+    # New rooms that one address may open within an hour, or one client over loopback or without an
+    # address: a person needs a few, and a journal keeps a room for ever.
+    max_new_rooms: int = 100
+
     # In the text voice the server says nothing until there is something to say; programs, and
     # `multichat connect`, are always told who comes and goes.
     announce: bool = False
@@ -281,6 +285,7 @@ class ServerConfig:
             "max_clients",
             "max_sessions",
             "max_rooms",
+            "max_new_rooms",
             "burst",
         ):
             if getattr(self, name) < 1:

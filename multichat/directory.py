@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import trio
 
+from multichat.address import is_loopback
 from multichat.answers import CachedAnswer
 from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
@@ -38,7 +39,7 @@ from multichat.errors import (
 )
 from multichat.journal import Journal
 from multichat.journal.memory import MemoryJournal
-from multichat.limits import Budget
+from multichat.limits import Budget, NewRooms
 from multichat.log import Log
 from multichat.log_rate import LogRates
 from multichat.lookalikes import NameIndex, lookalike_keys
@@ -150,6 +151,7 @@ class Directory:
         self.room_list = CachedAnswer(self._list_rooms)
         self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages)
+        self._new_rooms = NewRooms(config.max_new_rooms)
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
         self._away: dict[_Away, None] = {}
@@ -202,8 +204,10 @@ class Directory:
     def _list_rooms(self) -> RoomList:
         return RoomList([RoomSize(room.name, len(room)) for room in self.rooms])
 
-    def _open(self, name: str, *, leaving: Room | None = None, resuming: bool = False) -> Room:
+    def _open(self, name: str, *, mover: Member | None = None, resuming: bool = False) -> Room:
         """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
+
+        *mover* leaves its room for it.
 
         The rules for names are for new rooms: one with members or messages, or in which a session
         that is *resuming* was, may have its name from a time when other names were allowed.
@@ -218,11 +222,13 @@ class Directory:
                 if not (journal.next or resuming):
                     raise
                 name = key
-            rooms = len(self._rooms) - (leaving is not None and len(leaving) == 1)
+            rooms = len(self._rooms) - (mover is not None and len(mover.room) == 1)
             if rooms >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
             if name != LOBBY:
                 self._check_room_name(name, is_new=not journal.next)
+            if mover is not None and not journal.next and name != LOBBY:
+                self._count_new_room(mover)
             room = self._rooms[key] = Room(
                 name,
                 journal=journal,
@@ -256,6 +262,15 @@ class Directory:
             raise InvalidName(f"the room {name} would look like {LOBBY}")
         if is_new and (others := self._room_names.lookalikes(name)):
             raise InvalidName(f"the room {name} would look like {others[0].name}, which is open")
+
+    def _count_new_room(self, member: Member) -> None:
+        """Raise `TooManyRooms` if *member*, or its address, has opened too many new ones."""
+        creator = member.origin
+        # Whoever comes through a proxy or a tunnel shares the address of this machine.
+        if creator is None or is_loopback(creator.partition("/")[0]):
+            creator = f"client {member.client}"
+        if seconds := self._new_rooms.take(creator, trio.current_time()):
+            raise TooManyRooms(self._config.max_new_rooms, seconds)
 
     def _close_if_empty(self, room: Room) -> None:
         if room or self._rooms.get(fold_name(room.name)) is not room:
@@ -480,7 +495,7 @@ class Directory:
         Raises `InvalidName` or `TooManyRooms`.
         """
         old = member.room
-        new = self._open(room_name, leaving=old)
+        new = self._open(room_name, mover=member)
         if new is old:
             return
         self._leave_room(member, f"joined {new.name}")

@@ -36,6 +36,7 @@ The tree::
 Any other exception out of a decoder or a session is our own bug.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -158,12 +159,16 @@ class NameTaken(RemoteProtocolError):
 
 
 class TooManyRooms(RemoteProtocolError):
-    """The peer wanted a new room when there are as many as there may be."""
+    """The peer wanted a new room when there, or it, may have no more of them."""
 
     code = "too-many-rooms"
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"there are as many rooms as there may be: {limit}")
+    def __init__(self, limit: int, seconds: float = 0) -> None:
+        super().__init__(
+            f"there are as many rooms as there may be: {limit}"
+            if not seconds
+            else f"you may open {limit} new rooms an hour; the next one in {math.ceil(seconds)} s"
+        )
         self.limit = limit
 
 

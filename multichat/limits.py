@@ -1,9 +1,9 @@
 """Budgets: of time, messages, memory.  Pure: whoever has a clock says `now`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
-__all__ = ["Bucket", "Budget", "WaitBudget"]
+__all__ = ["Bucket", "Budget", "NewRooms", "WaitBudget"]
 
 # A room that slow clients keep waiting all the time loses a fifteenth of it.
 _REFILL_PER_SECOND = 1 / 15
@@ -85,6 +85,27 @@ class Bucket:
         # The least for which a clock goes on: what lacks by a rounding error would take no time.
         moment = 4 * math.ulp(self._at)
         return max(moment, (1 - self._tokens) / self._rate)
+
+
+class NewRooms:
+    """How many new rooms each creator may open: *hourly* at once, and as many again in an hour."""
+
+    # More than connect within an hour; who has opened none for an hour may open all of them.
+    MAX_CREATORS = 10_000
+
+    __slots__ = ("_buckets", "_hourly")
+
+    def __init__(self, hourly: int) -> None:
+        self._hourly = hourly
+        self._buckets: dict[Hashable, Bucket] = {}  # who opened one last is last
+
+    def take(self, creator: Hashable, now: float) -> float:
+        """Return for how many seconds *creator* has to wait; 0 if it may open one, which counts."""
+        bucket = self._buckets.pop(creator, None) or Bucket(self._hourly / 3600, self._hourly)
+        self._buckets[creator] = bucket
+        if len(self._buckets) > self.MAX_CREATORS:
+            del self._buckets[next(iter(self._buckets))]
+        return 0.0 if bucket.take(1, now) else bucket.seconds_until_one()
 
 
 class Budget:

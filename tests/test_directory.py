@@ -12,7 +12,7 @@ from trio._core import _run as trio_run
 
 from multichat import ServerConfig, Slow
 from multichat.directory import Directory
-from multichat.errors import InvalidName, NameTaken
+from multichat.errors import InvalidName, NameTaken, TooManyRooms
 from multichat.log import Log
 from multichat.lookalikes import lookalike_keys
 from multichat.mailbox import Mailbox, Offer
@@ -302,6 +302,45 @@ async def test_there_are_only_so_many_rooms() -> None:
             await client.finish()
         await a.send("/join lobby")
         assert await a.line() == "[Server] you are in lobby; nobody else is here"
+
+
+async def test_an_address_opens_only_so_many_new_rooms_an_hour(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with directory_of(members=4, max_new_rooms=3) as (directory, members):
+        a, b, c, local = members
+        a.origin = b.origin = "203.0.113.7/32"
+        c.origin = "203.0.113.8/32"
+        for n in range(3):
+            directory.move(a, f"room-{n}")
+        for member in (a, b):
+            with pytest.raises(TooManyRooms, match="3 new rooms an hour; the next one in 1200 s"):
+                directory.move(member, "one-more")
+        directory.move(b, "room-2")  # it is open
+        directory.move(a, "lobby")
+        directory.move(c, "another")
+        await trio.sleep(1200)
+        directory.move(b, "one-more")
+        with pytest.raises(TooManyRooms):
+            directory.move(a, "two-more")
+
+
+async def test_over_loopback_each_client_opens_its_own_new_rooms() -> None:
+    async with directory_of(members=2, max_new_rooms=1) as (directory, members):
+        for member in members:
+            member.origin = "127.0.0.1/32"
+            directory.move(member, f"of-{member.client}")
+            with pytest.raises(TooManyRooms):
+                directory.move(member, "more")
+
+
+async def test_a_room_in_which_something_was_said_is_not_a_new_one() -> None:
+    async with directory_of(members=1, max_new_rooms=1) as (directory, [a]):
+        directory.move(a, "den")
+        await a.room.say(a, "x")
+        for _ in range(3):
+            directory.move(a, "lobby")
+            directory.move(a, "den")
 
 
 async def test_a_new_room_that_looks_like_an_open_one_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.limits import Bucket, Budget, WaitBudget
+from multichat.limits import Bucket, Budget, NewRooms, WaitBudget
 
 pytestmark = pytest.mark.unit
 
@@ -222,3 +222,19 @@ def test_who_is_told_may_let_go_at_once() -> None:
     budget = Budget(999, lambda: budget.release(data))
     budget.hold(data)
     assert (budget.held_bytes, budget.over) == (0, False)
+
+
+def test_only_those_who_open_rooms_wait_for_more() -> None:
+    rooms = NewRooms(60)
+    assert [rooms.take("a", 1000.0) for _ in range(61)] == [0] * 60 + [60]
+    assert rooms.take("b", 1000.0) == 0
+    assert rooms.take("a", 1060.0) == 0
+    assert rooms.take("a", 1061.0) == pytest.approx(59)
+
+
+def test_creators_of_rooms_are_remembered_within_a_bound() -> None:
+    rooms = NewRooms(1)
+    for n in range(2 * NewRooms.MAX_CREATORS):
+        assert rooms.take(n, 0.0) == 0
+    assert len(rooms._buckets) == NewRooms.MAX_CREATORS
+    assert rooms.take(n, 0.0) > 0

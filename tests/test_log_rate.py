@@ -125,7 +125,7 @@ async def test_whoever_comes_back_has_no_new_burst_of_lines(
 async def test_new_names_and_rooms_without_end_are_counted_too(
     commands: list[str], log: LogRecorder, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with memory_server() as network:
+    async with memory_server(ServerConfig(max_new_rooms=10_000)) as network:
         client = await network.join()
         for _ in range(2 * BURST // 100):
             await client.send(*commands * 50)
