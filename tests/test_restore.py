@@ -23,7 +23,7 @@ from multichat.journal.sqlite_file import MIGRATIONS, open_file
 from multichat.testing import ScriptedClient
 
 from .support.journals import running, say, texts_of
-from .support.processes import ServerCommand, serve
+from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from .support.sockets import open_client
 
 pytestmark = pytest.mark.process
@@ -99,6 +99,12 @@ async def test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume(
     match place:
         case "over it":
             shutil.copy(backup, path)
+            if end is signal.SIGKILL:  # SQLite would write what it had into the backup
+                argv = (MULTICHAT, "serve", "0", "--host", LOOPBACK, "--journal", str(path))
+                async with Command(tmp_path, *argv) as refused:
+                    assert await refused.wait() == 1
+                    [line] = refused.err.splitlines()
+                    assert "delete chat.db-wal and chat.db-shm to go on with the backup" in line
             remove_beside(path)
         case "elsewhere":
             path = tmp_path / "chat.db"

@@ -39,6 +39,7 @@ from multichat.journal import (
     part_of,
     within,
 )
+from multichat.journal.file_lock import FileLock
 from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Deleted, Moment, Retention, SteadyClock, format_seconds
 from multichat.journal.sqlite_deletion import STEP_RUNS, Deletions, Tidied
@@ -46,10 +47,12 @@ from multichat.journal.sqlite_file import (
     DISK_FAILS,
     DISK_FULL,
     SQLITE_ERRORS,
+    connect,
+    is_busy,
     open_file,
-    open_for_reading,
     reason_of,
 )
+from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import (
     Head,
     Rows,
@@ -79,36 +82,6 @@ _CLOSED = "the server is closing its journal"
 # Deletions between two transactions, where the file is too large: each takes more than one of them
 # has written, so that it does not get larger.
 _MAX_DELETIONS = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SqliteLimits:
-    """How long a journal waits for its file, and how much it holds; tests pass other values."""
-
-    # While the disk is full or another program holds the file, messages wait this long before their
-    # senders are told.  Later ones fail at once, until the disk accepts something again.
-    retry_seconds: float = 3.0
-
-    # The same when the journal is closed.
-    close_seconds: float = 5.0
-
-    # How often expired messages are looked for; while there are more, one step follows each commit.
-    tidy_seconds: float = 5.0
-
-    # Messages are deleted by age when the wall clock has been steady for this long, or for the age
-    # itself where that is shorter: longer than a wrong clock goes unnoticed, and shorter than most
-    # servers run.
-    steady_seconds: float = 6 * 3600.0
-
-    # How often a line of the log says what was deleted.
-    tell_seconds: float = 60.0
-
-    # What may wait for the disk: four full reads from each of a thousand clients.
-    waiting_bytes: int = 256 * 1024 * 1024
-
-    # A hundred times as many as a server has at a time; their heads take 30 MB.  Above this, no new
-    # room opens: it would cost another one its messages.
-    rooms: int = 100_000
 
 
 class Durability(enum.Enum):
@@ -182,7 +155,9 @@ class SqliteJournal(Journal):
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses these
         self._deletions: Deletions
-        self._lock: sqlite3.Connection
+        self._lock: FileLock
+        self._moved = ""  # which file is not in its place, and what to do
+        self._watched_at = -math.inf  # by the writer
         self._reader: sqlite3.Connection
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
@@ -200,8 +175,7 @@ class SqliteJournal(Journal):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the file, say so, and write what comes until cancelled; see `Journal.run`."""
-        with trio.CancelScope(shield=True):  # bounded by the disk, and not left half done
-            await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
+        await self._open_in_time()
         try:
             self._open = True
             task_status.started()
@@ -219,21 +193,49 @@ class SqliteJournal(Journal):
                     async with self._reading:  # who reads has to finish before
                         await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
-    async def _write_for_ever(self) -> None:
-        tidy_at = trio.current_time()
+    async def _open_in_time(self) -> None:
+        give_up_at = trio.current_time() + self._limits.retry_seconds
         while True:
-            with trio.move_on_at(tidy_at):
+            try:
+                with trio.CancelScope(shield=True):  # bounded by the disk, and not left half done
+                    await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
+            except JournalFailed as failure:
+                if not is_busy(failure):
+                    raise
+                if trio.current_time() >= give_up_at:
+                    reason = "another program has locked it; end that program, and start again"
+                    raise JournalFailed(self.path, reason) from failure
+            else:
+                return
+            await trio.sleep(_RETRY_PAUSE_SECONDS)
+
+    async def _write_for_ever(self) -> None:
+        tidy_at = watch_at = trio.current_time()
+        while True:
+            with trio.move_on_at(min(tidy_at, watch_at)):
                 await self._woken.wait()
             self._woken = trio.Event()
             retry_seconds = 0 if self._failing else self._limits.retry_seconds
             if await self._write_waiting(trio.current_time() + retry_seconds) and self._waiting:
                 self._woken.set()
+            if trio.current_time() >= watch_at:
+                self._watch()
+                watch_at = trio.current_time() + self._limits.watch_seconds
             if trio.current_time() >= tidy_at or self._deletions.is_too_large:
-                for _ in range(_MAX_DELETIONS):
+                more = False
+                for _ in range(0 if self._moved else _MAX_DELETIONS):
                     more = await self._tidy()
                     if not (more and self._deletions.is_too_large):
                         break
                 tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
+
+    def _watch(self) -> None:
+        """See whether the files are still in their place; say so in the log when that changes."""
+        moved = self._lock.moved()
+        if moved != self._moved:
+            text = f"The journal keeps nothing: {moved}" if moved else "The journal is in its place"
+            self._log.line("STATE", text, ERROR)
+        self._moved = moved
 
     async def _write_waiting(self, give_up_at: float) -> bool:
         """Keep what waits, as much as one transaction takes, or have all that waits then fail.
@@ -361,7 +363,8 @@ class SqliteJournal(Journal):
             self._rows = Rows(opened.connection)
             heads = self._rows.load()
             self._deletions = Deletions(self._rows, self.retention, reserve)
-            self._reader = open_for_reading(self.path)
+            self._rows.write_back()
+            self._reader = connect(self.path.resolve(), "ro")
         except BaseException as error:
             opened.connection.close()
             opened.lock.close()
@@ -379,14 +382,22 @@ class SqliteJournal(Journal):
             self._last_room = max(self._last_room, head.id)
 
     def _close_file(self) -> None:
-        for connection in (self._reader, self._rows.connection, self._lock):
+        self._rows.write_back()
+        for connection in (self._reader, self._rows.connection):
             # The last to close the file has all of it written back.
             with suppress(*SQLITE_ERRORS):
                 connection.close()
+        self._lock.close()
 
     def _write(self, jobs: list[_Job]) -> str:
         """Write *jobs* in one transaction; return in a few words why that cannot be, if so."""
         rows = self._rows
+        now = time.monotonic()
+        if now - self._watched_at >= self._limits.watch_again_seconds:
+            self._watched_at = now
+            if moved := self._lock.moved():
+                self._watched_at = -math.inf
+                return moved
         if not self._deletions.may_write():
             return DISK_FULL
         try:

@@ -64,8 +64,7 @@ class Deletions:
         self._first_dated = -1  # up to there, all runs are dated ahead
         self._page_bytes = self._pragma("page_size")
         # The WAL is written back when two steps are in it, and is as large as four after a burst.
-        step_pages = retention.step_bytes // self._page_bytes
-        self._connection.execute(f"PRAGMA wal_autocheckpoint={2 * step_pages}")
+        rows.long_wal_bytes = 2 * retention.step_bytes
         self._connection.execute(f"PRAGMA journal_size_limit={4 * retention.step_bytes}")
 
     def look(self) -> None:
@@ -90,9 +89,9 @@ class Deletions:
         tidied = None if self.is_full else self._step(full, empty, now)
         if tidied is None:
             self._reserve.release()
-            self._checkpoint()  # deletions are written where the WAL begins anew
+            self._rows.write_back(truncate=True)  # deletions are written where the WAL begins anew
             tidied = self._step(full, empty, now, shrink=True)
-            self._checkpoint()  # gives back what was deleted
+            self._rows.write_back(truncate=True)  # gives back what was deleted
         self.look()
         return tidied
 
@@ -142,6 +141,8 @@ class Deletions:
                     "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
                     [(room, first, room, _GONE_EPOCHS) for room, first in tidied.firsts.items()],
                 )
+            if step.deleted:
+                self._rows.note_written(kept.step_bytes)
             tidied.more = bool(step.deleted and step.is_over) or self._shrink(all_of_it=shrink)
         except SQLITE_ERRORS:
             return None
@@ -190,12 +191,8 @@ class Deletions:
         # As a script: `execute` takes a statement without rows one step far, which is one page.
         pages = self._retention.step_bytes // self._page_bytes // _MOVED_PART
         self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        self._rows.note_written(self._retention.step_bytes)
         return True
-
-    def _checkpoint(self) -> None:
-        """Write back all that is in the WAL, and have it take no place on the disk, if possible."""
-        with suppress(*SQLITE_ERRORS):
-            self._pragma("wal_checkpoint(TRUNCATE)")
 
     def _bytes(self, *, used: bool) -> int:
         free = self._pragma("freelist_count")

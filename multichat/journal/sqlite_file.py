@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from multichat.errors import JournalFailed
 from multichat.framing import clean
+from multichat.journal.file_lock import FileLock
 
 __all__ = [
     "APPLICATION_ID",
@@ -31,6 +32,7 @@ __all__ = [
     "DamagedRow",
     "OpenFile",
     "connect",
+    "is_busy",
     "is_damage",
     "open_file",
     "open_for_reading",
@@ -110,6 +112,13 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             epoch TEXT NOT NULL UNIQUE,
             PRIMARY KEY (room, next)
         ) WITHOUT ROWID""",
+        # By these it is known which WAL belongs to the file.
+        """CREATE TABLE stamps (
+            id INTEGER PRIMARY KEY,
+            stamp TEXT NOT NULL,
+            sealed INTEGER NOT NULL
+        )""",
+        "INSERT INTO stamps VALUES (1, '', 1)",
     ),
 )
 
@@ -177,6 +186,12 @@ def is_damage(error: BaseException) -> bool:
     return name.startswith(_DAMAGE) or (not name and "UTF-8" in str(error))
 
 
+def is_busy(failure: JournalFailed) -> bool:
+    """Whether another program has locked the file, for a while at least."""
+    name = getattr(failure.__cause__, "sqlite_errorname", None) or ""
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
 def reason_of(error: Exception) -> str:
     """Say in a few words what SQLite, or the system, has against it; clean, and in one line."""
     if isinstance(error, OSError):
@@ -189,14 +204,14 @@ def reason_of(error: Exception) -> str:
 
 
 # Of the files beside a journal.
-_SUFFIXES = ("-wal", "-shm", "-lock", "-reserve")
+_SUFFIXES = ("-wal", "-shm", "-lock", "-journal", "-reserve")
 
 
 class OpenFile(NamedTuple):
     """A journal that is ours to write: its connection, and the lock, which is closed last."""
 
     connection: sqlite3.Connection
-    lock: sqlite3.Connection
+    lock: FileLock
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -235,16 +250,23 @@ def open_file(
         exists = _exists(path, real, writing=True)
         if exists:
             _look_from_afar(path, real, migrations)
-        lock = _lock(path, real)
+        with _failing(f"{real}-lock"):
+            lock = FileLock(path, real)
         try:
-            if exists and _exists(path, real, writing=True):
-                _inspect(path, real, "ro", migrations, beginning=True)
-            else:
+            exists = exists and _exists(path, real, writing=True)
+            if not exists:
                 _create(real)
+            lock.lock_file()
+            if exists:
+                _check_wal(path, real)
+                # A server that was killed while it made the file left what has to be undone first.
+                mode = "rw" if _bytes_beside(real, "-journal") else "ro"
+                _inspect(path, real, mode, migrations, beginning=True)
             connection = connect(real, "rw")
             try:
                 _prepare(connection, durable=durable)
                 _migrate(connection, migrations)
+                lock.watch(path, _wal_of(real))
             except BaseException:
                 connection.close()
                 raise
@@ -259,8 +281,9 @@ def _look_from_afar(path: Path, real: Path, migrations: Sequence[Sequence[str]])
     try:
         _inspect(path, real, "ro&immutable=1", migrations, beginning=True)
     except JournalFailed as failure:
-        # Of what a killed server, or a running one, was about to write back, a part may be missing.
-        if not (isinstance(failure.__cause__, SQLITE_ERRORS) and _wal_bytes(real)):
+        # Of what a killed server, or a running one, was about to write, a part may be missing.
+        unfinished = _bytes_beside(real, "-wal") or _bytes_beside(real, "-journal")
+        if not (isinstance(failure.__cause__, SQLITE_ERRORS) and unfinished):
             raise
 
 
@@ -275,6 +298,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             raise JournalFailed(path, _NOT_OURS if real.exists() else "no such file")
         mode = "ro"
         try:
+            _check_wal(path, real)
             _inspect(path, real, mode, MIGRATIONS)
         except JournalFailed as failure:
             cause = failure.__cause__
@@ -283,12 +307,16 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
                 raise
             # Readers agree with writers in files beside, and here none can be made.  Nobody writes
             # here, then; but what is only in the WAL must not be passed over in silence.
-            if _wal_bytes(real):
+            if _bytes_beside(real, "-wal"):
                 raise JournalFailed(
                     path, "its server did not end well; copy it, with its -wal, to read it"
                 ) from cause
             mode = "ro&immutable=1"
             _inspect(path, real, mode, MIGRATIONS)
+            if _bytes_beside(real, "-journal"):
+                raise JournalFailed(
+                    path, "what was written to it last was not finished; start its server first"
+                ) from cause
         connection = connect(real, mode)
         [version] = connection.execute("PRAGMA user_version").fetchone()
         if version < _EPOCHS_VERSION:  # and not ours to change: each room has one epoch
@@ -314,6 +342,15 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
             raise JournalFailed(each, "not a file")
     if writing and not os.access(folder, os.W_OK | os.X_OK):
         raise JournalFailed(path, f"nothing can be written to {folder}")
+    wal = _wal_of(real)
+    if _bytes_beside(real, "-wal") and not (real.exists() and real.stat().st_size):
+        # SQLite would begin anew, and delete what is in there.
+        what = "empty" if real.exists() else "missing"
+        raise JournalFailed(
+            path,
+            f"the file is {what}, but {wal} has messages of it; put the file back, or move the "
+            "-wal away to begin a new journal",
+        )
     if not real.exists():
         return False
     if not os.access(real, os.R_OK):
@@ -323,18 +360,74 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
     size = real.stat().st_size
     if size == 1:  # SQLite would take it for an empty one
         raise JournalFailed(path, _NOT_OURS)
-    if size:
-        return True
-    if _wal_bytes(real):  # what was in it is gone; SQLite would begin anew
-        raise JournalFailed(path, _DAMAGED)
-    return False
+    return size > 0
 
 
-def _wal_bytes(real: Path) -> int:
+def _wal_of(real: Path) -> Path:
+    return Path(f"{real}-wal")
+
+
+def _bytes_beside(real: Path, suffix: str) -> int:
     try:
-        return Path(f"{real}-wal").stat().st_size
+        return Path(f"{real}{suffix}").stat().st_size
     except OSError:
         return 0
+
+
+class _Stamp(NamedTuple):
+    """*newest* is the last run of messages in that state of the file."""
+
+    stamp: str
+    sealed: bool
+    newest: int
+
+
+def _check_wal(path: Path, real: Path) -> None:
+    """Raise `JournalFailed` if the WAL belongs to another file, as after a backup was copied here.
+
+    SQLite cannot tell, and would mix the two.  So the server gives the file a stamp, a *seal*,
+    before it writes the WAL back, and another one with the first transaction after that: the WAL
+    holds all stamps that its file can have.  Its last one, if that is no seal, can only be in the
+    file where another program has written the WAL back, or in a backup; then their times tell.
+
+    Not for a process that has the file open: see `FileLock`.
+    """
+    if not _bytes_beside(real, "-wal"):
+        return
+    wal = _wal_of(real)
+    with closing(connect(real, "ro&immutable=1")) as alone, closing(connect(real, "ro")) as both:
+        try:
+            both.execute("BEGIN")  # meanwhile no server can begin another WAL
+            *earlier, last = _stamps(both)
+            found = _stamps(alone)[-1]
+        except SQLITE_ERRORS:  # damaged, or killed while the WAL was written back
+            return
+    if found.stamp in {each.stamp for each in earlier}:
+        return
+    if found.stamp == last.stamp:
+        written_later = real.stat().st_ctime_ns > wal.stat().st_mtime_ns
+        if last.sealed or found.newest == last.newest or not written_later:
+            return
+    raise JournalFailed(
+        path,
+        f"{wal.name} is not of this file, as after a backup was copied over it; delete {wal.name} "
+        f"and {real.name}-shm to go on with the backup, or put the other file back",
+    )
+
+
+def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
+    """Return the stamps of a file, the newest last."""
+    try:
+        return [
+            _Stamp(*row)
+            for row in connection.execute(
+                "SELECT stamp, sealed, (SELECT max(seq) FROM runs) FROM stamps ORDER BY id"
+            )
+        ]
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname == "SQLITE_ERROR":  # no such table: it is of an older version
+            return [_Stamp("", True, 0)]
+        raise
 
 
 def _inspect(
@@ -370,7 +463,7 @@ def _inspect(
         raise JournalFailed(path, fault)
     # A page that is cut in two; of the others SQLite itself says that they are missing.  Where
     # there is a WAL, what is missing may be in there.
-    if not _wal_bytes(real) and real.stat().st_size < pages * page_bytes:
+    if not _bytes_beside(real, "-wal") and real.stat().st_size < pages * page_bytes:
         raise JournalFailed(path, _DAMAGED)
 
 
@@ -413,28 +506,6 @@ def _expected_schema(migrations: Sequence[Sequence[str]]) -> set[tuple[Any, ...]
         return _schema(connection)
 
 
-def _lock(path: Path, real: Path) -> sqlite3.Connection:
-    """Take the lock that all servers that write to *real* ask for.
-
-    It is SQLite's own, which every system has and the end of the process lets go, on a file that
-    stays empty: in the journal itself it would keep readers out.
-    """
-    beside = Path(f"{real}-lock")
-    with suppress(FileExistsError):
-        os.close(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    lock = connect(beside, "rw")
-    try:
-        lock.execute("PRAGMA busy_timeout=0")
-        lock.execute("PRAGMA journal_mode=MEMORY")  # no third file for what is never written
-        lock.execute("BEGIN EXCLUSIVE")
-    except SQLITE_ERRORS as error:
-        lock.close()
-        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
-            raise JournalFailed(path, "another server is using it") from error
-        raise JournalFailed(beside, reason_of(error)) from error
-    return lock
-
-
 def _create(real: Path) -> None:
     """Make an empty file, for the owner alone; SQLite gives those beside it the same permissions.
 
@@ -462,6 +533,7 @@ def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
     if durable:  # where a plain fsync stops at the disk's own memory, as on macOS
         connection.execute("PRAGMA fullfsync=1")
     connection.execute("PRAGMA checkpoint_fullfsync=1")
+    connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Rows.write_back`
 
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:

@@ -5,6 +5,7 @@ Each statement finds its rows by an index: none takes longer because there is mu
 """
 
 import re
+import secrets
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,9 @@ __all__ = [
 
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
+
+# What a short transaction writes to the WAL: some six pages.
+_TRANSACTION_BYTES = 24 * 1024
 
 # Ids of older epochs are unknown to a server; `history --since` knows all that are in the file.
 _MAX_EPOCHS = 100_000
@@ -96,6 +100,10 @@ class Rows:
         self._heads: dict[int, tuple[object, ...]] = {}
         self._ended: list[tuple[object, ...]] = []
         self._highest_client = self._highest_epoch = 0
+        # The next transaction is the first since the WAL was written back: in full, or in part?
+        self._written_back: bool | None = None
+        self._wal_bytes = 0  # about
+        self.long_wal_bytes = 4 * 1024 * 1024  # about, after which it is written back
 
     def load(self) -> list[Head]:
         """Read where the last server stopped; return all rooms, the longest silent first."""
@@ -130,6 +138,10 @@ class Rows:
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
         execute("BEGIN IMMEDIATE")
         try:
+            if self._written_back is not None:
+                if self._written_back:
+                    execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
+                self._stamp(sealed=False)
             yield
             self._flush()
             if (self._highest_client, self._highest_epoch) != (self.clients_ever, self.last_epoch):
@@ -147,10 +159,41 @@ class Rows:
                     execute("ROLLBACK")
             raise
         self.clients_ever, self.last_epoch = self._highest_client, self._highest_epoch
+        self._written_back = None
+        self.note_written(_TRANSACTION_BYTES)
+
+    def note_written(self, size: int) -> None:
+        """Note that the WAL is *size* bytes longer, about; write it back if it is long."""
+        self._wal_bytes += size
+        if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
+            self.write_back()
+
+    def write_back(self, *, truncate: bool = False) -> None:
+        """Write the WAL back into the file, as far as no reader is in the way.
+
+        With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
+        Whatever goes wrong is tried again next time.  The file is sealed before with a stamp that
+        no earlier backup has; see `sqlite_file._check_wal`.
+        """
+        self._wal_bytes = 0
+        with suppress(*SQLITE_ERRORS), self.transaction():
+            self._stamp(sealed=True)
+        self._written_back = False
+        with suppress(*SQLITE_ERRORS):
+            busy, in_wal, written = self.connection.execute(
+                f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})"
+            ).fetchone()
+            self._written_back = not busy and in_wal == written
+
+    def _stamp(self, *, sealed: bool) -> None:
+        self.connection.execute(
+            "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (secrets.token_hex(8), sealed)
+        )
 
     def say(self, room: RoomHead, said: SaidRun, messages: int, size: int) -> None:
         """Keep *said*, which is so many *messages* and bytes, behind all that was said before."""
         self._seq += 1
+        self._wal_bytes += size
         self._runs.append(
             (
                 *(self._seq, room.id, said.first, messages, size, said.time),

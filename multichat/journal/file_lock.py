@@ -1,0 +1,89 @@
+"""Locks that keep other servers away from a journal, and a watch for files that are moved."""
+
+import os
+import sqlite3
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from multichat.errors import JournalFailed
+
+if sys.platform == "linux":
+    import fcntl
+
+__all__ = ["FileLock"]
+
+_IN_USE = "another server is using it"
+
+
+class FileLock:
+    """Keeps other servers away from a journal, and sees whether its files are still in their place.
+
+    One lock is on a file beside, so it is of the name: SQLite finds the WAL by that.  The other is
+    on the file itself, which may have several names: hard links, bind mounts.  Both end with the
+    process.  To be closed after all connections to the journal: closing a file gives back all
+    locks that SQLite has on it in this process.
+    """
+
+    def __init__(self, path: Path, real: Path) -> None:
+        """Take the lock of the name; raises `JournalFailed`, `OSError`, `sqlite3.Error`."""
+        self._path, self._real = path, real
+        self._file = -1
+        self._identities: dict[str, tuple[int, int]] = {}
+        beside = Path(f"{real}-lock")
+        with suppress(FileExistsError):
+            os.close(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        # SQLite's own, which every system has; in the journal itself it would keep readers out.
+        self._beside = sqlite3.connect(
+            f"{beside.as_uri()}?mode=rw",
+            uri=True,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            self._beside.execute("PRAGMA journal_mode=MEMORY")  # no third file for no content
+            self._beside.execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            self._beside.close()
+            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                raise JournalFailed(path, _IN_USE) from None
+            raise
+
+    def lock_file(self) -> None:
+        """Take the lock of the file, which exists; raises `JournalFailed`, `OSError`."""
+        if sys.platform != "linux":  # elsewhere it may stand in the way of SQLite's own locks
+            return
+        self._file = os.open(self._real, os.O_RDONLY)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JournalFailed(self._path, f"{_IN_USE}, by another name of the file") from None
+        except OSError:  # a file system without such locks
+            pass
+
+    def watch(self, *files: Path) -> None:
+        """Note which *files* the journal has: see `moved`."""
+        self._identities = {each: _identity(each) for each in map(str, files)}
+
+    def moved(self) -> str:
+        """Say which of the files has been renamed, deleted or replaced; empty if none has."""
+        for each, identity in self._identities.items():
+            try:
+                if _identity(each) == identity:
+                    continue
+            except OSError:
+                pass
+            return f"{each} was renamed, deleted or replaced; put it back, or restart the server"
+        return ""
+
+    def close(self) -> None:
+        """Give both locks back."""
+        self._beside.close()
+        if self._file >= 0:
+            os.close(self._file)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116 - before each transaction, and three times as fast
+    return found.st_dev, found.st_ino

@@ -1,0 +1,41 @@
+"""How long a SQLite journal waits for its file, and how much it holds."""
+
+from dataclasses import dataclass
+
+__all__ = ["SqliteLimits"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SqliteLimits:
+    """How long a journal waits for its file, and how much it holds; tests pass other values."""
+
+    # While the disk is full or another program holds the file, messages wait this long before their
+    # senders are told.  Later ones fail at once, until the disk accepts something again.  A start
+    # waits as long for the program that holds the file.
+    retry_seconds: float = 3.0
+
+    # The same when the journal is closed.
+    close_seconds: float = 5.0
+
+    # How often expired messages are looked for; while there are more, one step follows each commit.
+    tidy_seconds: float = 5.0
+
+    # Messages are deleted by age when the wall clock has been steady for this long, or for the age
+    # itself where that is shorter: longer than a wrong clock goes unnoticed, and shorter than most
+    # servers run.
+    steady_seconds: float = 6 * 3600.0
+
+    # How often a line of the log says what was deleted.
+    tell_seconds: float = 60.0
+
+    # How often to look whether the file is still in its place: while nothing is written, and at
+    # most before a transaction, where it takes some microseconds.
+    watch_seconds: float = 1.0
+    watch_again_seconds: float = 0.05
+
+    # What may wait for the disk: four full reads from each of a thousand clients.
+    waiting_bytes: int = 256 * 1024 * 1024
+
+    # A hundred times as many as a server has at a time; their heads take 30 MB.  Above this, no new
+    # room opens: it would cost another one its messages.
+    rooms: int = 100_000

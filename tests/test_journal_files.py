@@ -1,0 +1,388 @@
+"""The files of a journal: created, copied, renamed, linked, locked and damaged by others.
+
+Real processes, real SQLite.
+"""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from multichat.errors import JournalFailed, NotKept
+from multichat.journal.reading import open_reader
+from multichat.journal.sqlite import Durability, SqliteJournal, SqliteLimits
+from multichat.testing import ScriptedClient
+
+from .support.journals import running, say, spell, texts_of, wait_kept
+from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
+from .support.sockets import open_client
+
+pytestmark = pytest.mark.process
+
+ROOT = Path(__file__).parent.parent
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="what is tested is Linux's")
+
+
+async def write(path: Path, *texts: str) -> None:
+    async with running(SqliteJournal(path)) as journal:
+        for text in texts:
+            await say(journal.room("lobby"), text)
+
+
+async def all_texts(path: Path) -> list[str]:
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        return await texts_of(room, 0, room.next)
+
+
+async def refusal(path: Path, limits: SqliteLimits | None = None) -> str:
+    """Return why no server can begin with *path*; no file has changed by that."""
+    before = contents(path.parent)
+    with pytest.RaisesGroup(JournalFailed) as group:
+        async with running(SqliteJournal(path, limits=limits)):
+            pass
+    after = contents(path.parent)
+    assert {name: after[name] for name in before} == before
+    message = str(group.value.exceptions[0])
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (each for each in folder.iterdir() if each.is_file())
+    return {each.name: each.read_bytes() for each in files if not each.name.endswith("-shm")}
+
+
+def reader_refusal(path: Path) -> str:
+    with pytest.raises(JournalFailed) as caught, open_reader(path):
+        pass
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+def wal_of(path: Path) -> Path:
+    return Path(f"{path}-wal")
+
+
+# --- Killed while the file is made ----------------------------------------------------------------
+
+
+@linux
+async def test_a_server_killed_at_any_system_call_can_start_again_and_has_lost_nothing(
+    tmp_path: Path,
+) -> None:
+    """Also while it makes the file, writes the WAL back, or closes it."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    argv = [sys.executable, "-m", "tests.support.system_calls", str(folder)]
+    done = await trio.run_process(argv, check=False, capture_stderr=True, cwd=ROOT)
+    if done.returncode == 77:
+        pytest.skip("processes cannot be traced here")
+    assert done.returncode == 0, done.stderr
+    states = sorted(folder.iterdir(), key=lambda each: int(each.name))
+    assert len(states) > 50
+    half_made = sessions = 0
+    for state in states:
+        path = state / "chat.db"
+        half_made += path.exists() and Path(f"{path}-journal").exists()
+        try:
+            with open_reader(path) as reader:
+                assert list(reader.read()) == []
+        except JournalFailed as failure:
+            assert "\n" not in str(failure)  # noqa: PT017
+        async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
+            kept = len(await journal.sessions(0, 10))
+            assert kept in (sessions, sessions + 1)
+            sessions = kept
+            room = journal.room("lobby")
+            await say(room, "one")
+            assert await texts_of(room, 0, room.next) == ["one"]
+    assert half_made
+    assert sessions == 4
+
+
+# --- A WAL and a file that do not belong together -------------------------------------------------
+
+
+def back_up(path: Path, copy: Path) -> None:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+
+
+def save(path: Path, folder: Path) -> Path:
+    """Copy the files of a journal, as they are when its server is killed now."""
+    folder.mkdir()
+    for each in (path, wal_of(path)):
+        if each.exists():
+            shutil.copy(each, folder / each.name)
+    return folder / path.name
+
+
+async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "server").mkdir()
+    path = tmp_path / "server" / "chat.db"
+    await write(path, "the first server")
+    backups = [tmp_path / "0.db"]
+    shutil.copy(path, backups[0])
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        killed: list[Path] = []
+        for n in range(1, 6):
+            for i in range(40):
+                await say(room, f"{n}.{i} " + "x" * 5000)
+            backups.append(tmp_path / f"{n}.db")
+            back_up(path, backups[-1])
+            await say(room, f"after the backup {n}")
+            killed.append(save(path, tmp_path / f"killed-{n}"))
+            async with journal._writing:
+                await trio.to_thread.run_sync(journal._rows.write_back)
+            await say(room, f"written back {n}")
+        told = await texts_of(room, 0, room.next)
+    for n, crashed in enumerate(killed, 1):
+        for backup in backups[: n + 1]:
+            copy = tmp_path / f"{crashed.parent.name}-with-{backup.name}" / "chat.db"
+            shutil.copytree(crashed.parent, copy.parent)
+            shutil.copy(backup, copy)
+            expected = (
+                "chat.db-wal is not of this file, as after a backup was copied over it; delete "
+                "chat.db-wal and chat.db-shm to go on with the backup, or put the other file back"
+            )
+            assert await refusal(copy) == expected
+            assert reader_refusal(copy) == expected
+            for suffix in ("-wal", "-shm"):
+                Path(f"{copy}{suffix}").unlink(missing_ok=True)
+            with closing(sqlite3.connect(backup)) as connection:
+                [count] = connection.execute("SELECT sum(messages) FROM runs").fetchone()
+            assert await all_texts(copy) == told[:count]
+        texts = await all_texts(crashed)  # nothing was copied over this one
+        assert texts == told[: len(texts)]
+        assert texts[-1] == f"after the backup {n}"
+
+
+async def test_a_killed_server_starts_again_wherever_it_was_in_writing_back(
+    tmp_path: Path,
+) -> None:
+    """Also with readers in the way, and after several kills."""
+    path = tmp_path / "chat.db"
+    readers: list[sqlite3.Connection] = []
+    number = 0
+    with closing(sqlite3.connect(":memory:")):
+        async with running(SqliteJournal(path)) as journal:
+            room = journal.room("lobby")
+            for step in range(12):
+                for _ in range(30):
+                    await say(room, f"{number} " + "x" * 3000)
+                    number += 1
+                if step % 3 == 1:
+                    readers.append(sqlite3.connect(path, isolation_level=None))
+                    readers[-1].execute("BEGIN")
+                    readers[-1].execute("SELECT count(*) FROM runs").fetchone()
+                if step % 4 == 3:
+                    readers.pop().close()
+                async with journal._writing:
+                    await trio.to_thread.run_sync(journal._rows.write_back)
+                if step % 5 == 2:  # so does another program
+                    await say(room, f"{number} x")
+                    number += 1
+                    with closing(sqlite3.connect(path)) as other:
+                        other.execute("PRAGMA wal_checkpoint")
+                if step % 2:
+                    await say(room, f"{number} x")
+                    number += 1
+                copy = save(path, tmp_path / f"killed-{step}")
+                for _ in range(2):
+                    assert [t.split()[0] for t in await all_texts(copy)] == [
+                        str(n) for n in range(number)
+                    ]
+            for reader in readers:
+                reader.close()
+
+
+# --- Moved, deleted or replaced -------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def speaking(server: ServerCommand) -> AsyncIterator["Speaker"]:
+    client = await open_client(server.port)
+    async with client.stream:
+        await client.send('/json {"type":"hello","protocol":1}')
+        while '"welcome"' not in await client.line():
+            pass
+        yield Speaker(client)
+
+
+class Speaker:
+    def __init__(self, client: ScriptedClient) -> None:
+        self._client = client
+
+    async def say(self, text: str) -> str:
+        """Say it; return the answer, `accepted` or the code of an error."""
+        await self._client.send(f'{{"type":"say","text":"{text}","nonce":"{text}"}}')
+        while True:
+            line = await self._client.line()
+            if f'"nonce":"{text}"' in line and '"said"' not in line:
+                return "accepted" if '"accepted"' in line else line
+
+
+MOVED = "was renamed, deleted or replaced; put it back, or restart the server"
+
+
+@linux
+async def test_a_journal_that_is_renamed_and_put_back_while_the_server_runs(
+    tmp_path: Path,
+) -> None:
+    path, elsewhere = tmp_path / "chat.db", tmp_path / "elsewhere.db"
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+        assert await one.say("one") == "accepted"
+        path.rename(elsewhere)
+        await server.wait_for(f"The journal keeps nothing: {path} {MOVED}")  # nobody spoke
+        assert "not-kept" in await one.say("two")
+        elsewhere.rename(path)
+        await server.wait_for("The journal is in its place")
+        assert await one.say("three") == "accepted"
+        server.signal(signal.SIGTERM)
+        await server.wait()
+    assert await all_texts(path) == ["one", "three"]
+
+
+@linux
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+async def test_a_start_without_the_file_of_a_wal_is_refused_and_loses_nothing(
+    end: signal.Signals, tmp_path: Path
+) -> None:
+    path, elsewhere = tmp_path / "chat.db", tmp_path / "elsewhere.db"
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+        assert await one.say("one") == "accepted"
+        path.rename(elsewhere)
+        server.signal(end)
+        await server.wait()
+    reason = (
+        f"the file is missing, but {path}-wal has messages of it; put the file back, or move "
+        "the -wal away to begin a new journal"
+    )
+    assert await refusal(path) == reason
+    assert reader_refusal(path) == reason
+    path.touch()
+    assert await refusal(path) == reason.replace("missing", "empty")
+    elsewhere.rename(path)
+    assert await all_texts(path) == ["one"]
+
+
+@linux
+@pytest.mark.parametrize("what", ["deleted", "replaced", "overwritten folder", "its -wal"])
+async def test_messages_are_refused_when_the_files_of_the_journal_are_gone(
+    what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "chat.db"
+    limits = SqliteLimits(retry_seconds=0, watch_again_seconds=0)
+    async with running(SqliteJournal(path, limits=limits)) as journal:
+        room = journal.room("lobby")
+        await say(room, "one")
+        match what:
+            case "deleted":
+                path.unlink()
+            case "replaced":
+                back_up(path, tmp_path / "copy.db")
+                (tmp_path / "copy.db").rename(path)
+            case "its -wal":
+                wal_of(path).unlink()
+            case _:
+                (tmp_path / "folder").rename(tmp_path / "other")
+                (tmp_path / "folder").mkdir()
+        with pytest.raises(NotKept, match=MOVED):
+            await wait_kept(room.append(spell(room, "two")))
+        assert room.next == 1
+    if what == "its -wal":  # a restart is all that is needed
+        assert await all_texts(path) == ["one"]
+
+
+# --- Two names of one file ------------------------------------------------------------------------
+
+
+@contextmanager
+def bound(path: Path, other: Path) -> Iterator[None]:
+    """Mount *path* as *other*, too; the test is skipped where that is not allowed."""
+    other.touch()
+    argv = ["mount", "--bind", str(path), str(other)]
+    if shutil.which("mount") is None or subprocess.run(argv, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(other)], check=True)
+
+
+async def serve_refused(folder: Path, path: Path) -> str:
+    """Start a server, which is refused; return its one line."""
+    argv = (MULTICHAT, "serve", "0", "--host", LOOPBACK, "--journal", str(path))
+    async with Command(folder, *argv) as command:
+        assert await command.wait() == 1
+        [line] = command.err.splitlines()
+    return line
+
+
+@linux
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "bind mount"])
+async def test_one_file_has_one_server_whatever_its_names(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    path, other = tmp_path / "chat.db", tmp_path / "other" / "name.db"
+    await write(path, "one")
+    with bound(path, other) if kind == "bind mount" else nullcontext():
+        if kind == "hard link":
+            os.link(path, other)
+        elif kind == "symbolic link":
+            other.symlink_to(path)
+        async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+            assert "another server is using it" in await serve_refused(tmp_path, other)
+            assert await one.say("two") == "accepted"
+            server.signal(signal.SIGTERM)
+            await server.wait()
+        async with serve(tmp_path, "--journal", str(other)) as server, speaking(server) as one:
+            assert "another server is using it" in await serve_refused(tmp_path, path)
+            assert await one.say("three") == "accepted"
+            server.signal(signal.SIGTERM)
+            await server.wait()
+        assert await all_texts(path) == ["one", "two", "three"]
+
+
+# --- Locked by another program --------------------------------------------------------------------
+
+
+async def test_a_start_waits_for_a_program_that_has_locked_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, "one")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        reason = await refusal(path, SqliteLimits(retry_seconds=0))
+        assert reason == "another program has locked it; end that program, and start again"
+        started = trio.Event()
+
+        async def start() -> None:
+            async with running(SqliteJournal(path, limits=SqliteLimits(retry_seconds=60))):
+                started.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            await trio.sleep(1.5)  # longer than a start used to wait
+            assert not started.is_set()
+            other.execute("ROLLBACK")
+    assert started.is_set()
+    assert await all_texts(path) == ["one"]
+
+
+def test_a_start_waits_as_long_as_a_server_that_runs() -> None:
+    assert SqliteLimits().retry_seconds == 3.0
