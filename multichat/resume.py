@@ -18,7 +18,7 @@ import secrets
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -147,6 +147,17 @@ class Resumable:
         self._longest = max((self._longest, *map(sys.getsizeof, nonces)))
         while len(window) > MAX_UNACCEPTED:
             del window[next(iter(window))]
+
+    def numbers(self, ends: Mapping[str, int]) -> list[int]:
+        """Return the numbers of the messages that it said last in a room, in order.
+
+        *ends* are the room's epochs, each with the number behind its last message.
+        """
+        return [
+            taken.first + i
+            for taken, i in self.window.values()
+            if taken.first + i < ends.get(taken.epoch, 0) and not taken.has_failed
+        ]
 
     def pack(self) -> None:
         """Keep the nonces in few bytes, unless the fate of one is not known yet."""

@@ -492,6 +492,18 @@ class Room:
         member.lag = Lag(position)
         member.on_lag()
 
+    def replay_from(self, member: Member, position: int) -> None:
+        """Replay to *member* from number *position* on; see `lag`.
+
+        What is deleted of that, it missed, but for the messages that its session knows as its own.
+        """
+        self.lag(member, position)
+        if member.lag is not None and member.resumable is not None:
+            journal = self._journal
+            ends = {**journal.earlier, journal.epoch: journal.next}
+            for number in member.resumable.numbers(ends):
+                member.lag.note_own(number, number + 1)
+
     async def replay(self, member: Member) -> None:
         """Replay messages to *member* while it lags here, at its own pace.
 

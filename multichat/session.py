@@ -571,7 +571,7 @@ class Session:
         elif replay:
             position = room.number_of_last(replay)
         if position is not None:
-            room.lag(self.member, position)
+            room.replay_from(self.member, position)
 
     async def _accept(self, nonces: tuple[Nonce | None, ...], receipt: Receipt) -> None:
         await self._answer(

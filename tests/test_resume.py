@@ -15,15 +15,16 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
+from multichat.config import ReplayLimits
 from multichat.ids import message_id
 from multichat.journal import Keeping, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
-from multichat.journal.sqlite import Durability, SqliteJournal
+from multichat.journal.sqlite import Durability, Retention, SqliteJournal
 from multichat.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidRun
 from multichat.resume import Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
-from .support.journals import running
+from .support.journals import running, tidy
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -750,6 +751,62 @@ async def test_who_is_waited_for_and_asks_for_the_past_is_told_once(
             assert [(event["type"], event["text"]) for event in past] == [
                 ("said", i) for i in "012"
             ]
+
+
+async def talk(alice: Program, bob: Program, rounds: int) -> str:
+    """Have both say something in turn; return the id of what bob said first."""
+    ids = []
+    for n in range(rounds):
+        await alice.say(f"a{n}")
+        ids.append(await bob.say(f"b{n}"))
+    return ids[0]
+
+
+NO_RING = ServerConfig(replay=ReplayLimits(ring_bytes=1))  # but for two messages
+
+
+async def test_what_a_client_said_itself_is_not_counted_as_missed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    journal = MemoryJournal(max_messages=20)
+    async with memory_server(NO_RING, journal=journal) as network:
+        alice, bob = [await program(network, name=name) for name in ("alice", "bob")]
+        seen = await talk(alice, bob, 60)
+        await alice.reset()
+        alice = await again(network, alice, since=seen)
+        assert await alice.hear() == {"type": "missed", "count": 59 - 10}
+        assert await alice.texts(10) == [f"b{n}" for n in range(50, 60)]
+
+
+async def test_what_a_client_said_before_a_restart_is_not_counted_as_missed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    async with memory_server(journal=SqliteJournal(path)) as network:
+        alice, bob = [await program(network, name=name) for name in ("alice", "bob")]
+        seen = await talk(alice, bob, 60)
+        await alice.reset()
+    journal = SqliteJournal(path, retention=Retention(max_messages=20))
+    async with memory_server(NO_RING, journal=journal) as network:
+        await tidy(journal)
+        alice = await again(network, alice, since=seen)
+        assert await alice.hear() == {"type": "missed", "count": 59 - 10}
+        assert await alice.texts(10) == [f"b{n}" for n in range(50, 60)]
+
+
+async def test_beyond_the_nonces_of_a_session_the_count_of_missed_messages_is_an_upper_bound(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    rounds = MAX_UNACCEPTED + 50
+    journal = MemoryJournal(max_messages=20)
+    async with memory_server(NO_RING, journal=journal) as network:
+        alice, bob = [await program(network, name=name) for name in ("alice", "bob")]
+        seen = await talk(alice, bob, rounds)
+        await alice.reset()
+        alice = await again(network, alice, since=seen)
+        missed = await alice.hear()
+        forgotten = rounds - 1 - MAX_UNACCEPTED  # of her own, behind what she has seen
+        assert missed["count"] == rounds - 1 - 10 + forgotten
 
 
 async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_more(

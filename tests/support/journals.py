@@ -36,9 +36,8 @@ def spell(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") ->
 
 async def tidy(journal: SqliteJournal) -> None:
     """Delete until nothing is left to be deleted."""
-    with trio.fail_after(60):
-        while await journal._tidy():
-            pass
+    while await journal._tidy():
+        pass
 
 
 async def wait_kept(keeping: Keeping | None) -> None:
