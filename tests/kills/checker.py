@@ -51,28 +51,38 @@ class _Lines:
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection((LOOPBACK, port), _ANSWER_SECONDS)
         self._rest = b""
+        self._early: list[dict[str, Any]] = []
 
     def send(self, *requests: dict[str, Any]) -> None:
+        self._send(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
+
+    def _send(self, data: bytes) -> None:
         try:
-            self.socket.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
+            self.socket.sendall(data)
         except OSError as error:
             raise _Cut from error
 
     def hello(self, wishes: dict[str, Any]) -> dict[str, Any]:
         """Say hello; return the welcome."""
-        try:
-            self.socket.sendall(f"/json {json.dumps(wishes)}\n".encode())
-        except OSError as error:
-            raise _Cut from error
+        self._send(f"/json {json.dumps(wishes)}\n".encode())
+        return self.answer("welcome")
+
+    def answer(self, kind: str) -> dict[str, Any]:
+        """Wait for an event of a *kind*, and return it; the others are received after it."""
         until = time.monotonic() + _ANSWER_SECONDS
-        early: list[dict[str, Any]] = []
         while time.monotonic() < until:
-            early += self.receive(1.0)
+            early = self.receive(1.0)
             for number, event in enumerate(early):
-                if event["type"] == "welcome":
-                    self.behind_welcome = early[number + 1 :]
+                if event["type"] == kind:
+                    self._early += early[:number] + early[number + 1 :]
                     return event
-        raise Wrong(f"no welcome in {_ANSWER_SECONDS:g} s")
+            self._early += early
+        raise Wrong(f"no answer `{kind}` in {_ANSWER_SECONDS:g} s")
+
+    def take_early(self) -> list[dict[str, Any]]:
+        """Return what came beside answers."""
+        early, self._early = self._early, []
+        return early
 
     def receive(self, seconds: float) -> list[dict[str, Any]]:
         """Return the events of a read, none if nothing comes in so many *seconds*."""
@@ -105,6 +115,8 @@ class Member:
     unaccepted: dict[int, str] = field(default_factory=dict)  # nonces, and their texts
     failure: str = ""
     connected: bool = False
+    _came: bool = False
+    _is_trusted: bool = False  # something was accepted through the session
     _session: str = ""
     _since: str | None = None
 
@@ -130,26 +142,45 @@ class Member:
             self.rooms.over.set()
 
     def _greet(self, lines: _Lines) -> None:
-        wishes: dict[str, Any] = {"protocol": 1, "name": self.name, "room": self.room}
-        if self._session:
-            place = {"replay": _EVERYTHING} if self._since is None else {"since": self._since}
-            wishes |= {"session": self._session, **place}
-        welcome = lines.hello(wishes)
-        if (welcome["name"], welcome["room"]) != (self.name, self.room):
-            raise Wrong(f"welcomed as {welcome['name']} in {welcome['room']}")
-        if self._session and not welcome["resumed"]:
-            raise Wrong("the session was forgotten")
-        if not self._session:
-            self._since = welcome["last"]
+        if not self._came:
+            self._come(lines)
         else:
-            self.resumed += 1
-        self._session = welcome["session"]
+            self._come_back(lines)
         if self.unaccepted:
             self.said_again += len(self.unaccepted)
             lines.send(*(_say(nonce, text) for nonce, text in self.unaccepted.items()))
-        for event in lines.behind_welcome:
+        for event in lines.take_early():
             self._hear(event)
         self.connected = True
+
+    def _come(self, lines: _Lines) -> None:
+        """Go to the room by way of the lobby: a session remembers where it went."""
+        welcome = lines.hello({"protocol": 1, "name": self.name})
+        if welcome["name"] != self.name:
+            raise _Cut  # the name is that of our last connection
+        lines.send({"type": "join", "room": self.room, "nonce": "join"})
+        joined = lines.answer("joined")
+        while joined["client"] != welcome["client"]:
+            joined = lines.answer("joined")
+        self._session, self._since, self._came = welcome["session"], joined.get("last"), True
+
+    def _come_back(self, lines: _Lines) -> None:
+        wishes: dict[str, Any] = {"protocol": 1}
+        wishes |= {"replay": _EVERYTHING} if self._since is None else {"since": self._since}
+        if self._session:
+            welcome = lines.hello(wishes | {"session": self._session})
+        else:
+            welcome = lines.hello(wishes | {"name": self.name, "room": self.room})
+        is_right = (welcome["name"], welcome["room"]) == (self.name, self.room)
+        if is_right and (welcome["resumed"] or not self._session):
+            self.resumed += bool(self._session)
+            self._session = welcome["session"]
+            return
+        if self._is_trusted:
+            kind = "resumed" if welcome["resumed"] else "new"
+            raise Wrong(f"a {kind} session is {welcome['name']} in {welcome['room']}")
+        self._session = ""  # nothing was accepted through it: it need not have been kept
+        raise _Cut
 
     def _talk(self, lines: _Lines, dice: random.Random) -> None:
         next_at = 0.0
@@ -184,6 +215,7 @@ class Member:
                 if text is None:
                     raise Wrong(f"accepted and not asked: {event}")
                 self.accepted[text] = event["id"]
+                self._is_trusted = True
             case "joined" | "left" | "renamed" | "presence" | "pong":
                 pass
             case _:
@@ -283,7 +315,7 @@ class Rooms:
         with lines.socket:
             wishes = {"protocol": 1, "room": room, "replay": _EVERYTHING}
             last = lines.hello(wishes)["last"]
-            events = lines.behind_welcome
+            events = lines.take_early()
             until = time.monotonic() + _ANSWER_SECONDS
             while time.monotonic() < until:
                 history = [(each["id"], each["text"]) for each in events if each["type"] == "said"]
