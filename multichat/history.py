@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
-from multichat.errors import OutputLost
+from multichat.errors import JournalFailed, OutputLost
 from multichat.journal.reading import open_reader
 from multichat.messages import SaidRun, room_of
 from multichat.voices import JSON, TEXT
@@ -42,8 +42,8 @@ def show_history(
 ) -> None:
     """Write what `Reader.read` reads to *output_fd*, a page at a time.
 
-    Ends quietly when nobody reads it any more.  Raises `JournalFailed`, `UnknownId`,
-    `OutputLost`.
+    Ends quietly when nobody reads it any more.  Raises `JournalFailed`, when the rest is written if
+    some messages are damaged, `UnknownId`, `OutputLost`.
     """
     room = None if room is None else room_of(room)
     with open_reader(path) as reader:
@@ -56,6 +56,9 @@ def show_history(
                 return
             except OSError as error:
                 raise OutputLost((error.strerror or "").lower()) from error
+        if reader.damaged:
+            reason = f"the file is damaged: {reader.damaged} of its messages cannot be read"
+            raise JournalFailed(path, reason)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -3,19 +3,26 @@
 import itertools
 import json
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from multichat.config import ReplayLimits, ServerConfig
-from multichat.journal.sqlite import SqliteJournal
+from multichat.errors import JournalFailed
+from multichat.history import show_history
+from multichat.journal.sqlite import Durability, Retention, SqliteJournal
+from multichat.journal.sqlite_file import MIGRATIONS
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
+from .support.harmless import is_harmless, is_one_harmless_line
 from .support.log import LogRecorder
+from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
 
@@ -125,3 +132,273 @@ async def test_a_session_whose_nonces_are_damaged_is_unknown(
     assert welcome["session"] != first["session"]
     [line] = [line for line in log.lines if "cannot be resumed" in line]
     assert f"The session of Client {first['client']} cannot be resumed" in line
+
+
+async def test_damage_in_one_room_does_not_keep_others_from_talking(
+    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    """A row that contradicts the next message of a room failed the transaction of all rooms."""
+    path = tmp_path / "chat.db"
+    await say_ten(path)
+    async with memory_server(journal=SqliteJournal(path)) as network:
+        one, _ = await hello(network, room="den")
+        other, _ = await hello(network, room="attic")
+        execute(path, "INSERT INTO runs SELECT 500, room, 10, 1, 1, time, shown, 1, name, 0, 'x' "
+                      "FROM runs WHERE first = 9")  # fmt: skip
+        for _ in range(2):
+            for client, answer in ((one, "error"), (other, "accepted")):
+                assert (await ask(client, type="say", text="hello?"))["type"] == answer
+
+
+async def test_a_damaged_room_is_rebuilt_from_its_messages(
+    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    _, ids = await say_ten(path)
+    execute(path, "UPDATE rooms SET name = x'ff', first = 3, next = 2, seq = -1")
+    async with memory_server(UNREMEMBERED, journal=SqliteJournal(path)) as network:
+        client, welcome = await hello(network, room="den", since=ids[4])
+        told = [json.loads(line)["text"] for line in await client.lines(5)]
+        assert told == [f"text {number}" for number in range(5, 10)]
+        assert (await ask(client, type="say", text="hello"))["type"] == "accepted"
+    assert len([line for line in log.lines if "the room den was rebuilt" in line]) == 1
+    async with memory_server(journal=SqliteJournal(path)) as network:
+        await hello(network)
+    assert len([line for line in log.lines if "was rebuilt" in line]) == 1
+
+
+async def test_client_numbers_go_on_after_the_heads_are_damaged(
+    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    await say_ten(path)
+    execute(path, "UPDATE heads SET clients_ever = 'x'")
+    async with memory_server(journal=SqliteJournal(path)) as network:
+        _, welcome = await hello(network)
+    assert welcome["client"] == 2
+    assert len([line for line in log.lines if "The journal was damaged" in line]) == 1
+
+
+async def test_sessions_that_claim_one_client_are_unknown(
+    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    async with memory_server(journal=SqliteJournal(path)) as network:
+        tokens = [(await hello(network))[1]["session"] for _ in range(3)]
+        await network.server.close()
+    execute(path, "UPDATE sessions SET client = 1 WHERE client = 2")
+    async with memory_server(journal=SqliteJournal(path)) as network:
+        resumed = [(await hello(network, session=token))[1]["resumed"] for token in tokens]
+    assert resumed == [False, False, True]
+    assert len([line for line in log.lines if "cannot be resumed: 2" in line]) == 1
+
+
+async def test_history_shows_the_messages_that_can_be_read(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    await say_ten(path)
+    execute(path, "UPDATE runs SET text = x'ff' WHERE first IN (4, 9)")
+    out = tmp_path / "out"
+    with out.open("wb") as file, pytest.raises(JournalFailed) as failed:
+        show_history(path, file.fileno())
+    assert failed.value.reason == "the file is damaged: 2 of its messages cannot be read"
+    assert [line.split()[-1] for line in out.read_text().splitlines()] == list("01235678")
+
+
+# --- Every column of every table ------------------------------------------------------------------
+
+
+class Undecodable(bytes):
+    """Text that is not UTF-8."""
+
+
+ESCAPES = "\x1b[2J\u202e\x9b1m\n[Server] FORGED"
+
+VALUES: dict[str, object] = {
+    "NULL": None,
+    "an empty text": "",
+    "text with escapes": ESCAPES,
+    "text that is not UTF-8": Undecodable(b"\xff\xfe\x1b[31m"),
+    "a huge text": "x\n" * 20_000 + ESCAPES,
+    "JSON that is cut off": "[1",
+    "JSON with escapes": json.dumps([ESCAPES]),
+    "JSON that is nested": "[" * 100_000,
+    "an epoch": "00000000fff",
+    "a blob": b"\xff\x00\x1b",
+    "zero": 0,
+    "a negative number": -7,
+    "a number that is too large": 2**40,
+    "the largest number": 2**63 - 1,
+    "a fraction": 1.5,
+    "infinity": float("inf"),
+    "the value of another row": "another row",
+}
+
+
+def tables() -> list[str]:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for migration in MIGRATIONS:
+            for statement in migration:
+                connection.execute(statement)
+        names = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+        return [name for (name,) in connection.execute(names)]
+
+
+def columns(path: Path, table: str) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        info = connection.execute("SELECT name FROM pragma_table_info(?)", [table])
+        return [name for (name,) in info]
+
+
+def damage(path: Path, table: str, column: str, value: object, row: int) -> bool:
+    """Write *value* into the column of the so manieth row, the last as 0; return if that is so."""
+    with closing(sqlite3.connect(path)) as connection:
+        [sql] = connection.execute(
+            "SELECT sql FROM sqlite_master WHERE name = ?", [table]
+        ).fetchone()
+        info = connection.execute("SELECT name, pk FROM pragma_table_info(?)", [table]).fetchall()
+        keys = ", ".join(name for name, pk in info if pk) or "rowid"
+        # Foreign to the schema, as damage is: nothing but the primary key is checked.
+        connection.execute("PRAGMA writable_schema=ON")
+        define = "UPDATE sqlite_master SET sql = ? WHERE name = ?"
+        connection.execute(define, [sql.replace(" NOT NULL", ""), table])
+        connection.commit()
+    with closing(sqlite3.connect(path)) as connection:
+        which = f"({keys}) = (SELECT {keys} FROM {table} ORDER BY {keys} DESC LIMIT 1 OFFSET {row})"
+        placeholder = "?"
+        if isinstance(value, Undecodable):
+            placeholder = "CAST(? AS TEXT)"
+        elif value == "another row":
+            placeholder = f"coalesce(?, (SELECT {column} FROM {table} WHERE NOT {which} LIMIT 1))"
+            value = None
+        try:
+            update = f"UPDATE {table} SET {column} = {placeholder} WHERE {which}"
+            changed = connection.execute(update, [value]).rowcount
+        except sqlite3.Error:  # a primary key, or what is unique
+            changed = 0
+        connection.execute("PRAGMA writable_schema=ON")
+        connection.execute(define, [sql, table])
+        connection.commit()
+    return changed == 1
+
+
+class Talk(NamedTuple):
+    """A journal of several clients in several rooms, over two servers."""
+
+    data: bytes
+    sessions: list[str]
+    since: str
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Talk:
+    path = tmp_path_factory.mktemp("talk") / "chat.db"
+    sessions: list[str] = []
+    ids: list[str] = []
+
+    async def run() -> None:
+        for _ in range(2):
+            async with memory_server(journal=journal_at(path)) as network:
+                for room in ("hall", "den", "den"):
+                    client, welcome = await hello(network, room=room)
+                    sessions.append(welcome["session"])
+                    for number in range(3):
+                        answer = await ask(client, type="say", text=f"{room} {number}")
+                        ids.append(answer["id"])
+                await network.server.close()
+
+    trio.run(run, clock=MockClock(autojump_threshold=0))
+    return Talk(path.read_bytes(), sessions, ids[-4])
+
+
+def journal_at(path: Path, **retention: int) -> SqliteJournal:
+    return SqliteJournal(path, durability=Durability.NORMAL, retention=Retention(**retention))
+
+
+async def check_server(path: Path, talk: Talk) -> None:
+    """Check that a server starts, that a room can be talked in, and that everybody is answered."""
+    lines: list[str] = []
+    async with memory_server(UNREMEMBERED, journal=journal_at(path)) as network:
+        one, welcome = await hello(network, room="attic")
+        other, _ = await hello(network, room="attic")
+        assert welcome["room"] == "attic"
+        answer = await ask(one, type="say", text="can you hear me?")
+        assert answer["type"] == "accepted"
+        while (heard := json.loads(await other.line()))["type"] != "said":
+            pass
+        assert heard["text"] == "can you hear me?"
+        for session in talk.sessions[-2:]:
+            client, welcome = await hello(network, session=session)
+            assert welcome["type"] == "welcome"
+            for request in (
+                {"type": "join", "room": "attic"},
+                {"type": "join", "room": "den", "since": talk.since},
+                {"type": "history"},
+                {"type": "history", "limit": 1},
+                {"type": "who"},
+                {"type": "rooms"},
+                {"type": "say", "text": "hello again"},
+            ):
+                await ask(client, **request)
+            await client.send('{"type": "quit"}')
+            lines += await client.rest()
+        text = await network.join()
+        await text.send("/join den", "/history", "/who", "/quit")
+        lines += await text.rest()
+        await network.server.close()
+    assert [line for line in lines if not is_one_harmless_line(line)] == []
+
+
+async def check_retention(path: Path) -> None:
+    """Check that deletion goes on in a room that is not damaged."""
+    async with memory_server(journal=journal_at(path, max_messages=1)) as network:
+        with closing(sqlite3.connect(path)) as connection:
+            count = "SELECT count(*) FROM runs WHERE shown = 'attic'"
+            deadline = time.monotonic() + WAIT_SECONDS
+            client, _ = await hello(network, room="attic")
+            await ask(client, type="say", text="the last word")
+            while connection.execute(count).fetchone() != (1,):
+                assert time.monotonic() < deadline
+                await trio.sleep(5)
+
+
+def check_history(path: Path) -> None:
+    """Check that the messages are shown that can be, and in one line that others cannot."""
+    out = path.with_suffix(".out")
+    reason = ""
+    with out.open("wb") as file:
+        try:
+            show_history(path, file.fileno())
+        except JournalFailed as failed:
+            reason = failed.reason
+    shown = out.read_text("utf-8")
+    assert is_one_harmless_line(reason)
+    assert is_harmless(shown)
+    assert "\n[Server]" not in shown
+    assert shown or reason
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("table", tables())
+async def test_a_server_serves_with_any_value_in_any_column(
+    table: str,
+    value: str,
+    talk: Talk,
+    tmp_path: Path,
+    log: LogRecorder,
+    autojump_clock: MockClock,
+) -> None:
+    path = tmp_path / "chat.db"
+    path.write_bytes(talk.data)
+    for column in columns(path, table):
+        for beside in tmp_path.iterdir():
+            beside.unlink()
+        path.write_bytes(talk.data)
+        if damage(path, table, column, VALUES[value], row=0):
+            log.lines.append(f"--- {table}.{column}")
+            check_history(path)
+            await check_server(path, talk)
+            await check_retention(path)
+            check_history(path)
+    assert not [line for line in log.lines if "crash" in line or not is_one_harmless_line(line)]

@@ -5,7 +5,7 @@ have it cleaned up in between.  What is read ends with what was there at the beg
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +14,14 @@ from pathlib import Path
 from multichat.errors import JournalFailed, UnknownId
 from multichat.ids import message_number
 from multichat.journal import part_of
-from multichat.journal.sqlite_file import SQLITE_ERRORS, open_for_reading, reason_of, typed
+from multichat.journal.sqlite_file import (
+    SQLITE_ERRORS,
+    is_damage,
+    open_for_reading,
+    reason_of,
+    text_or_bytes,
+    typed,
+)
 from multichat.journal.sqlite_rows import RUN_COLUMNS, said_run
 from multichat.messages import SaidRun
 from multichat.names import fold_name
@@ -26,6 +33,9 @@ _PAGE_RUNS = 500
 _PAGE_BYTES = 1024 * 1024
 
 _FAR = 1 << 62
+
+# A larger number, or place in the order, is damaged.
+_MAX_KEY = 2**53
 
 
 @contextmanager
@@ -51,11 +61,16 @@ class _Order:
 
 
 class Reader:
-    """A journal that is open to be read; of one thread.  Made by `open_reader`."""
+    """A journal that is open to be read; of one thread.  Made by `open_reader`.
+
+    *damaged* is how many runs could not be read so far, and were left out.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.damaged = 0
         self._path = path
         self._connection = connection
+        connection.text_factory = text_or_bytes
 
     def has_several_rooms(self) -> bool:
         """Whether something was said in more than one room."""
@@ -128,11 +143,10 @@ class Reader:
             return self._pages(order, 0, 0, None)
         start, total = _FAR, 0
         key = order.key
-        sql = order.sql(f"{key}, messages", f"{key} <= ?", f"ORDER BY {key} DESC")
-        with closing(self._connection.execute(sql, (*order.parameters, _FAR))) as rows:
-            for row in rows:
-                start, messages = typed(row, int, int)
-                total += messages
+        sql = order.sql(f"{key}, messages", f"{key} BETWEEN 0 AND ?", f"ORDER BY {key} DESC")
+        with closing(self._connection.execute(sql, (*order.parameters, _MAX_KEY))) as rows:
+            for start, messages in rows:  # noqa: B007 - used behind the loop
+                total += messages if type(messages) is int else 0  # what is damaged is left out
                 if total >= limit:
                     break
         return self._pages(order, start, 0, limit, skipped=max(0, total - limit))
@@ -142,17 +156,20 @@ class Reader:
         moment = datetime.fromtimestamp(since, UTC)
         spelled = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
         key, execute = order.key, self._connection.execute
-        sql = order.sql(f"{key}, time", f"{key} >= ?", f"ORDER BY {key} LIMIT 1")
+        # What is damaged is not looked at: its time may be anything.
+        sql = order.sql(
+            f"{key}, time", f"{key} >= ? AND time GLOB '[0-9]*'", f"ORDER BY {key} LIMIT 1"
+        )
         # Each of the two is at an end of an index; asked for together, all between them is read.
-        low = self._one(order.sql(f"min({key})", "1"), order.parameters)
-        high = self._one(order.sql(f"max({key})", "1"), order.parameters)
+        low = self._one(order.sql(f"min({key})", f"{key} >= 0"), order.parameters)
+        high = self._one(order.sql(f"max({key})", f"{key} <= {_MAX_KEY}"), order.parameters)
         if low is None or high is None:
             return 0
         high += 1  # from there on all is since then; before low nothing is
         while low < high:
             middle = (low + high) // 2
             found = execute(sql, (*order.parameters, middle)).fetchone()
-            if found is None or typed(found, int, str)[1] >= spelled:
+            if found is None or type(found[1]) is not str or found[1] >= spelled:
                 high = middle
             else:
                 low = found[0] + 1
@@ -166,29 +183,58 @@ class Reader:
         Of the first run so many messages are *skipped*.
         """
         left = _FAR if limit is None else limit
-        last = self._one("SELECT max(seq) FROM runs")
-        sql = order.sql(
-            f"{order.key}, {RUN_COLUMNS}",
-            f"{order.key} >= ? AND seq <= ?",
-            f"ORDER BY {order.key} LIMIT {_PAGE_RUNS}",
-        )
-        while left > 0:
-            page: list[SaidRun] = []
-            size = 0
-            with closing(self._connection.execute(sql, (*order.parameters, key, last))) as rows:
-                for row in rows:
-                    [its_key] = typed(row[:1], int)
-                    said = said_run(row[1:])
-                    page.append(said)
-                    key = its_key + 1
-                    size += len(said.run)
-                    if size > _PAGE_BYTES:
-                        break
-            if not page:
-                return
+        last = self._one("SELECT max(seq) FROM runs WHERE seq <= ?", (_MAX_KEY,)) or 0
+        sql = order.sql(f"max({order.key})", f"{order.key} BETWEEN 0 AND ? AND seq <= ?")
+        end = self._one(sql, (*order.parameters, _MAX_KEY, last))
+        sql = order.sql("count(*)", f"({order.key} < 0 OR {order.key} > ?)")
+        self.damaged += self._one(sql, (*order.parameters, _MAX_KEY)) or 0
+        while left > 0 and end is not None and key <= end:
+            page, key = self._page(order, key, end, last)
             for said in page:
                 part = part_of(said, max(start, said.first + skipped), _FAR)
                 skipped = 0
                 if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
                     left -= part.run.count("\n") + 1
                     yield part
+
+    def _page(self, order: _Order, key: int, end: int, last: int) -> tuple[list[SaidRun], int]:
+        """Return the runs with keys from *key* on, and the key with which the next page begins.
+
+        Damaged ones are left out and counted.
+        """
+        page: list[SaidRun] = []
+        size = 0
+        try:
+            for its_key, said in self._runs(order, f"BETWEEN ? AND {end}", key, last):
+                page.append(said)
+                key = its_key + 1
+                size += len(said.run)
+                if size > _PAGE_BYTES:
+                    return page, key
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+        else:
+            return page, key if len(page) == _PAGE_RUNS else end + 1
+        stop = min(key + _PAGE_RUNS, end + 1)
+        for each in range(key, stop):
+            try:
+                page += [said for _, said in self._runs(order, "= ?", each, last)]
+            except SQLITE_ERRORS as error:
+                if not is_damage(error):
+                    raise
+                self.damaged += 1
+        return page, stop
+
+    def _runs(
+        self, order: _Order, which: str, key: int, last: int
+    ) -> Generator[tuple[int, SaidRun], None, None]:
+        sql = order.sql(
+            f"{order.key}, {RUN_COLUMNS}",
+            f"{order.key} {which} AND seq <= ?",
+            f"ORDER BY {order.key} LIMIT {_PAGE_RUNS}",
+        )
+        with closing(self._connection.execute(sql, (*order.parameters, key, last))) as rows:
+            for row in rows:
+                [its_key] = typed(row[:1], int)
+                yield its_key, said_run(row[1:])

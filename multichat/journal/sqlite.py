@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from logging import ERROR
+from logging import ERROR, WARNING
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -49,8 +49,10 @@ from multichat.journal.sqlite_file import (
     SQLITE_ERRORS,
     connect,
     is_busy,
+    is_damage,
     open_file,
     reason_of,
+    text_or_bytes,
 )
 from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import (
@@ -114,6 +116,16 @@ class _Numbers:
 
 
 _Job: TypeAlias = _Said | SessionRecord | _Forget | _Numbers
+
+
+def _subject_of(job: _Job) -> object:
+    """Return what *job* is about: a room, a session, or nothing that a part of the file holds."""
+    match job:
+        case _Said(room=room):
+            return room
+        case SessionRecord(digest=digest) | _Forget(digest=digest):
+            return digest
+    return None
 
 
 def read_clocks() -> tuple[float, float]:
@@ -240,12 +252,16 @@ class SqliteJournal(Journal):
     async def _write_waiting(self, give_up_at: float) -> bool:
         """Keep what waits, as much as one transaction takes, or have all that waits then fail.
 
-        Returns whether it is kept.
+        Where the file is damaged, what needs the damaged part fails, and what waits behind it in
+        the same room.  Returns whether the rest is kept.
         """
         jobs = self._first_jobs()
         if not jobs:
             return True
-        while failure := await trio.to_thread.run_sync(self._write, jobs, limiter=self._writing):
+        refused: dict[object, str] = {}
+        while failure := await trio.to_thread.run_sync(
+            self._write, jobs, refused, limiter=self._writing
+        ):
             if trio.current_time() >= give_up_at:
                 self._fail(failure)
                 self._failing = True
@@ -256,14 +272,24 @@ class SqliteJournal(Journal):
         self._failing = False
         self.commits += 1
         del self._waiting[: len(jobs)]
+        if refused:
+            behind = [job for job in self._waiting if _subject_of(job) in refused]
+            self._waiting = [job for job in self._waiting if _subject_of(job) not in refused]
+            jobs += behind
         for job in jobs:
             if isinstance(job, _Said):
                 self._waiting_bytes -= job.size + _RUN_BYTES
-                job.room.kept = job.said.first + job.messages
-                self._untidy.add(job.room)
+                if job.room in refused:
+                    job.room.next = job.room.kept
+                else:
+                    job.room.kept = job.said.first + job.messages
+                    self._untidy.add(job.room)
         for job in jobs:
             if isinstance(job, _Said | _Numbers):
-                job.keeping.resolve()
+                job.keeping.resolve(refused.get(_subject_of(job), ""))
+        for part, failure in refused.items():
+            if not isinstance(part, _SqliteRoom):
+                self._log.line("STATE", f"The journal does not keep a session: {failure}", ERROR)
         return True
 
     def _first_jobs(self) -> list[_Job]:
@@ -365,12 +391,15 @@ class SqliteJournal(Journal):
             self._deletions = Deletions(self._rows, self.retention, reserve)
             self._rows.write_back()
             self._reader = connect(self.path.resolve(), "ro")
+            self._reader.text_factory = text_or_bytes
         except BaseException as error:
             opened.connection.close()
             opened.lock.close()
             if isinstance(error, SQLITE_ERRORS):
                 raise JournalFailed(self.path, reason_of(error)) from error
             raise
+        for repaired in self._rows.repaired:
+            self._log.line("STATE", f"The journal was damaged: {repaired}", WARNING)
         self.clients_ever = self._rows.clients_ever
         self._last_epoch = self._rows.last_epoch
         if self._last_epoch >= int(time.time() * 1000):
@@ -389,8 +418,11 @@ class SqliteJournal(Journal):
                 connection.close()
         self._lock.close()
 
-    def _write(self, jobs: list[_Job]) -> str:
-        """Write *jobs* in one transaction; return in a few words why that cannot be, if so."""
+    def _write(self, jobs: list[_Job], refused: dict[object, str]) -> str:
+        """Write *jobs* in one transaction; return in a few words why that cannot be, if so.
+
+        Where only a part of the file is damaged, add to *refused* what is not written for that.
+        """
         rows = self._rows
         now = time.monotonic()
         if now - self._watched_at >= self._limits.watch_again_seconds:
@@ -398,28 +430,53 @@ class SqliteJournal(Journal):
             if moved := self._lock.moved():
                 self._watched_at = -math.inf
                 return moved
+        refused.clear()
         if not self._deletions.may_write():
             return DISK_FULL
         try:
-            with rows.transaction():
-                for job in jobs:
-                    match job:
-                        case _Said():
-                            rows.say(job.room, job.said, job.messages, job.size)
-                            if job.nonce_count:
-                                rows.use_nonces(job.said, job.nonces, job.nonce_count)
-                        case SessionRecord():
-                            rows.keep_session(job)
-                        case _Forget():
-                            rows.forget_session(job.digest)
-                        case _Numbers():
-                            rows.give_numbers(job.clients_ever)
+            try:
+                with rows.transaction():
+                    self._apply(jobs)
+            except SQLITE_ERRORS as error:
+                if not is_damage(error):
+                    raise
+                self._write_apart(jobs, refused)
         except SQLITE_ERRORS as error:
             reason = reason_of(error)
             self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
             return reason
         self._deletions.look()
         return ""
+
+    def _write_apart(self, jobs: list[_Job], refused: dict[object, str]) -> None:
+        """Write in one transaction those of *jobs* that need no damaged part of the file."""
+        parts: dict[object, list[_Job]] = {}
+        for job in jobs:
+            parts.setdefault(_subject_of(job), []).append(job)
+        with self._rows.transaction():
+            for subject, part in parts.items():
+                try:
+                    with self._rows.part():
+                        self._apply(part)
+                except SQLITE_ERRORS as error:
+                    if not is_damage(error):
+                        raise
+                    refused[subject] = reason_of(error)
+
+    def _apply(self, jobs: list[_Job]) -> None:
+        rows = self._rows
+        for job in jobs:
+            match job:
+                case _Said():
+                    rows.say(job.room, job.said, job.messages, job.size)
+                    if job.nonce_count:
+                        rows.use_nonces(job.said, job.nonces, job.nonce_count)
+                case SessionRecord():
+                    rows.keep_session(job)
+                case _Forget():
+                    rows.forget_session(job.digest)
+                case _Numbers():
+                    rows.give_numbers(job.clients_ever)
 
     # --- Asked by others --------------------------------------------------------------------------
 
@@ -479,11 +536,15 @@ class SqliteJournal(Journal):
     async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
         """See `Journal.sessions`; of more than *limit* those that were seen last."""
         try:
-            return await self._read(lambda reader: read_sessions(reader, since, limit))
+            found, damaged = await self._read(lambda reader: read_sessions(reader, since, limit))
         except NotKept as error:  # when a server starts, which then does not
             if isinstance(error.__cause__, SQLITE_ERRORS):
                 raise JournalFailed(self.path, reason_of(error.__cause__)) from error
             raise
+        if damaged:
+            text = "The journal is damaged: sessions that cannot be resumed"
+            self._log.line("STATE", f"{text}: {damaged}", ERROR)
+        return found
 
     async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
         """See `Journal.nonces`."""

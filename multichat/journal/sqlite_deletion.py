@@ -165,7 +165,9 @@ class Deletions:
             "ORDER BY seq LIMIT ?",
             (self._first_dated, latest, STEP_RUNS),
         ):
-            seq, said_at = typed(row, int, str)
+            seq, said_at = row
+            if type(said_at) is not str:  # damaged: it goes with what follows it
+                continue
             if said_at >= before or (now.run < max_age_seconds and seq > self._rows.loaded_seq):
                 if last is None:
                     self._first_dated = seq - 1  # what is dated ahead is not looked at each time

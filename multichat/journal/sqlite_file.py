@@ -37,6 +37,7 @@ __all__ = [
     "open_file",
     "open_for_reading",
     "reason_of",
+    "text_or_bytes",
     "typed",
 ]
 
@@ -190,6 +191,17 @@ def is_busy(failure: JournalFailed) -> bool:
     """Whether another program has locked the file, for a while at least."""
     name = getattr(failure.__cause__, "sqlite_errorname", None) or ""
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+
+
+def text_or_bytes(data: bytes) -> str | bytes:
+    """Return text as it is in the file; bytes, which `typed` refuses, if it is not UTF-8.
+
+    A `text_factory`: SQLite's own raises, and then no row behind that one can be read.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def reason_of(error: Exception) -> str:

@@ -4,19 +4,29 @@ For one thread at a time; nothing here knows of waiting, of trying again, or of 
 Each statement finds its rows by an index: none takes longer because there is much in the file.
 """
 
-import re
 import secrets
 import sqlite3
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, Protocol
+from hashlib import sha256
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from multichat.framing import clean, clean_lines
 from multichat.journal import SessionRecord
-from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
-from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
+from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, text_or_bytes, typed
+from multichat.journal.sqlite_repair import (
+    EPOCH,
+    MAX_COUNTER,
+    MAX_SECONDS,
+    ROOMS,
+    are_heads,
+    is_whole,
+    repair,
+)
+from multichat.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidRun
 from multichat.names import fold_name
 
 __all__ = [
@@ -54,9 +64,6 @@ RUN_COLUMNS = """
 # Where rows are damaged, so many numbers are looked up one by one: some milliseconds.
 _MAX_LOOKUPS = 2000
 
-# Of a room: milliseconds since 1970, in hexadecimal.
-_EPOCH = re.compile("[0-9a-f]{11}")
-
 # What no name has, and what would end a string in JSON.
 _QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
@@ -92,6 +99,8 @@ class Rows:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        connection.text_factory = text_or_bytes
+        self.repaired: list[str] = []
         self.clients_ever = self.last_epoch = 0
         self._seq = self.loaded_seq = 0
         self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
@@ -106,13 +115,26 @@ class Rows:
         self.long_wal_bytes = 4 * 1024 * 1024  # about, after which it is written back
 
     def load(self) -> list[Head]:
-        """Read where the last server stopped; return all rooms, the longest silent first."""
+        """Read where the last server stopped; return all rooms, the longest silent first.
+
+        What is damaged of that is repaired first; *repaired* says what was done.
+        """
+        try:
+            return self._load()
+        except DamagedRow:
+            self.repaired = repair(self.connection)
+            return self._load()
+
+    def _load(self) -> list[Head]:
         execute = self.connection.execute
-        row = execute("SELECT clients_ever, last_epoch FROM heads").fetchone()
-        [self.clients_ever, self.last_epoch] = typed(row, int, int)
+        rows = execute("SELECT clients_ever, last_epoch, clock FROM heads LIMIT 2").fetchall()
+        if not are_heads(rows):
+            raise DamagedRow
+        self.clients_ever, self.last_epoch, _ = rows[0]
         row = execute(
-            "SELECT max(coalesce((SELECT max(seq) FROM runs), 0), "
-            "coalesce((SELECT max(seq) FROM rooms), 0))"
+            "SELECT max(coalesce((SELECT max(seq) FROM runs WHERE seq <= :most), 0), "
+            "coalesce((SELECT max(seq) FROM rooms), 0))",
+            {"most": MAX_COUNTER},
         ).fetchone()
         [self._seq] = typed(row, int)
         self.loaded_seq = self._seq
@@ -120,13 +142,16 @@ class Rows:
         newest = execute(
             "SELECT room, next, epoch FROM epochs ORDER BY epoch DESC LIMIT ?", (_MAX_EPOCHS,)
         ).fetchall()
-        for room, next_, epoch in reversed(newest):
-            earlier.setdefault(room, {})[epoch] = next_
+        for row in reversed(newest):
+            with suppress(DamagedRow):  # the ids of that epoch are unknown
+                room, next_, epoch = typed(row, int, int, str)
+                if EPOCH.fullmatch(epoch):
+                    earlier.setdefault(room, {})[epoch] = next_
         heads: list[Head] = []
-        for row in execute("SELECT id, name, epoch, first, next FROM rooms ORDER BY seq"):
-            id_, name, epoch, first, next_ = typed(row, int, str, str, int, int)
-            if not _EPOCH.fullmatch(epoch):
+        for row in execute(ROOMS):
+            if not is_whole(row):
                 raise DamagedRow
+            id_, name, epoch, first, next_, *_ = row
             heads.append(Head(id_, name, epoch, first, next_, earlier.get(id_, {})))
         return heads
 
@@ -150,10 +175,7 @@ class Rows:
             execute("COMMIT")
         except BaseException:
             self._seq = seq
-            self._runs.clear()
-            self._heads.clear()
-            self._ended.clear()
-            self._nonce_counts.clear()
+            self._clear()
             if self.connection.in_transaction:  # some failures have ended it already
                 with suppress(*SQLITE_ERRORS):
                     execute("ROLLBACK")
@@ -189,6 +211,33 @@ class Rows:
         self.connection.execute(
             "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (secrets.token_hex(8), sealed)
         )
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Do what is done in the block as a part of a transaction, or nothing of it.
+
+        Raises one of `SQLITE_ERRORS`.
+        """
+        execute = self.connection.execute
+        seq = self._seq
+        execute("SAVEPOINT part")
+        try:
+            yield
+            self._flush()
+        except SQLITE_ERRORS:
+            self._seq = seq
+            self._clear()
+            execute("ROLLBACK TO part")
+            raise
+        finally:
+            if self.connection.in_transaction:
+                execute("RELEASE part")
+
+    def _clear(self) -> None:
+        self._runs.clear()
+        self._heads.clear()
+        self._ended.clear()
+        self._nonce_counts.clear()
 
     def say(self, room: RoomHead, said: SaidRun, messages: int, size: int) -> None:
         """Keep *said*, which is so many *messages* and bytes, behind all that was said before."""
@@ -269,7 +318,7 @@ class Rows:
         for seq, count in self.connection.execute(
             "SELECT seq, count FROM nonces WHERE client = ? ORDER BY seq DESC", (client,)
         ):
-            total += count
+            total += count if type(count) is int else 0
             if total >= MAX_UNACCEPTED:
                 self.connection.execute(
                     "DELETE FROM nonces WHERE client = ? AND seq < ?", (client, seq)
@@ -382,34 +431,72 @@ def said_run(row: Sequence[object]) -> SaidRun:
     return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
 
 
-def read_sessions(connection: sqlite3.Connection, since: float, limit: int) -> list[SessionRecord]:
-    """Return the last *limit* sessions that were seen since then, the oldest first."""
-    found = connection.execute(
-        "SELECT digest, client, name, room, seen FROM sessions WHERE seen >= ? "
-        "ORDER BY seen DESC LIMIT ?",
-        (since, limit),
-    ).fetchall()
-    return [
-        SessionRecord(digest=digest, client=client, name=clean(name), room=clean(room), seen=seen)
-        for row in reversed(found)
-        for digest, client, name, room, seen in [typed(row, bytes, int, str, str, float)]
-    ]
+def read_sessions(
+    connection: sqlite3.Connection, since: float, limit: int
+) -> tuple[list[SessionRecord], int]:
+    """Return the last *limit* sessions that were seen since then, the oldest first.
+
+    Those that are damaged are left out; returned is how many they are, too.
+    """
+    found: list[SessionRecord] = []
+    damaged = 0
+    clients: Counter[int] = Counter()
+    try:
+        for row in connection.execute(
+            "SELECT digest, client, name, room, seen FROM sessions WHERE seen >= ? "
+            "ORDER BY seen DESC LIMIT ?",
+            (since, limit),
+        ):
+            try:
+                found.append(_session(row))
+            except DamagedRow:
+                damaged += 1
+            else:
+                clients[row[1]] += 1
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+        damaged += 1
+    # Of two that claim one number it is not known whose that is.
+    whole = [record for record in reversed(found) if clients[record.client] == 1]
+    return whole, damaged + len(found) - len(whole)
+
+
+def _session(row: tuple[Any, ...]) -> SessionRecord:
+    """Return a row of `sessions`; raises `DamagedRow`."""
+    digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
+    if not (
+        len(digest) == sha256().digest_size
+        and client <= MAX_COUNTER
+        and max(len(name), len(room)) <= MAX_DECOMPOSED
+        and room
+        and (clean(name), clean(room)) == (name, room)
+        and seen <= MAX_SECONDS
+    ):
+        raise DamagedRow
+    return SessionRecord(digest=digest, client=client, name=name, room=room, seen=seen)
 
 
 def read_nonces(
     connection: sqlite3.Connection, client: int, limit: int
 ) -> list[tuple[Nonce, str, int]]:
-    """Return the last *limit* nonces of *client*, the oldest first, and where what was said is."""
+    """Return the last *limit* nonces of *client*, the oldest first, and where what was said is.
+
+    Raises one of `SQLITE_ERRORS` if any of them is damaged: what is said with it could not be told
+    from what was said before.
+    """
     found: list[tuple[Nonce, str, int]] = []
     for row in connection.execute(
-        "SELECT epoch, first, nonces FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
+        "SELECT epoch, first, nonces, count FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
         (client, limit),
     ).fetchall():
-        epoch, first, spelled = typed(row, str, int, str)
+        epoch, first, spelled, count = typed(row, str, int, str, int)
         try:
             nonces = _decode_nonces(spelled)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             raise DamagedRow from None
+        if len(nonces) - nonces.count(None) != count or not EPOCH.fullmatch(epoch):
+            raise DamagedRow
         found += reversed(list(_located(epoch, first, nonces)))
         if len(found) >= limit:
             break
