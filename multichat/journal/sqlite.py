@@ -20,11 +20,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from logging import ERROR, WARNING
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -49,10 +48,17 @@ from multichat.journal.sqlite_file import (
     SQLITE_ERRORS,
     connect,
     is_busy,
-    is_damage,
     open_file,
     reason_of,
     text_or_bytes,
+)
+from multichat.journal.sqlite_jobs import (
+    ForgetJob,
+    Job,
+    NumbersJob,
+    SaidJob,
+    subject_of,
+    write_jobs,
 )
 from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import (
@@ -91,41 +97,6 @@ class Durability(enum.Enum):
 
     FULL = "full"  # a power cut: each transaction waits until the disk has it
     NORMAL = "normal"  # a `kill -9`: the system has it; of a power cut, the last moments are lost
-
-
-@dataclass(slots=True, eq=False)
-class _Said:
-    room: "_SqliteRoom"
-    said: SaidRun
-    messages: int
-    size: int
-    nonces: str
-    nonce_count: int
-    keeping: Keeping = field(default_factory=Keeping)
-
-
-@dataclass(slots=True, eq=False)
-class _Forget:
-    digest: bytes
-
-
-@dataclass(slots=True, eq=False)
-class _Numbers:
-    clients_ever: int
-    keeping: Keeping = field(default_factory=Keeping)
-
-
-_Job: TypeAlias = _Said | SessionRecord | _Forget | _Numbers
-
-
-def _subject_of(job: _Job) -> object:
-    """Return what *job* is about: a room, a session, or nothing that a part of the file holds."""
-    match job:
-        case _Said(room=room):
-            return room
-        case SessionRecord(digest=digest) | _Forget(digest=digest):
-            return digest
-    return None
 
 
 def read_clocks() -> tuple[float, float]:
@@ -175,12 +146,12 @@ class SqliteJournal(Journal):
         self._reading = trio.CapacityLimiter(1)
         self._open = False
         self._failing = False
-        self._waiting: list[_Job] = []
+        self._waiting: list[Job] = []
         self._waiting_bytes = 0
         self._woken = trio.Event()
         # Of those in which something was said; the one in which it was last is the last.
-        self._rooms: OrderedDict[str, _SqliteRoom] = OrderedDict()
-        self._untidy: set[_SqliteRoom] = set()  # that may have more messages than they may
+        self._rooms: OrderedDict[str, SqliteRoom] = OrderedDict()
+        self._untidy: set[SqliteRoom] = set()  # that may have more messages than they may
         self._last_room = self._last_epoch = 0
 
     # --- Writing ----------------------------------------------------------------------------------
@@ -273,11 +244,11 @@ class SqliteJournal(Journal):
         self.commits += 1
         del self._waiting[: len(jobs)]
         if refused:
-            behind = [job for job in self._waiting if _subject_of(job) in refused]
-            self._waiting = [job for job in self._waiting if _subject_of(job) not in refused]
+            behind = [job for job in self._waiting if subject_of(job) in refused]
+            self._waiting = [job for job in self._waiting if subject_of(job) not in refused]
             jobs += behind
         for job in jobs:
-            if isinstance(job, _Said):
+            if isinstance(job, SaidJob):
                 self._waiting_bytes -= job.size + _RUN_BYTES
                 if job.room in refused:
                     job.room.next = job.room.kept
@@ -285,20 +256,20 @@ class SqliteJournal(Journal):
                     job.room.kept = job.said.first + job.messages
                     self._untidy.add(job.room)
         for job in jobs:
-            if isinstance(job, _Said | _Numbers):
-                job.keeping.resolve(refused.get(_subject_of(job), ""))
+            if isinstance(job, SaidJob | NumbersJob):
+                job.keeping.resolve(refused.get(subject_of(job), ""))
         for part, failure in refused.items():
-            if not isinstance(part, _SqliteRoom):
+            if not isinstance(part, SqliteRoom):
                 self._log.line("STATE", f"The journal does not keep a session: {failure}", ERROR)
         return True
 
-    def _first_jobs(self) -> list[_Job]:
+    def _first_jobs(self) -> list[Job]:
         """Return what waits, without what is too much for one transaction."""
         if self._waiting_bytes <= self._step_bytes:
             return self._waiting.copy()
         size = 0
         for number, job in enumerate(self._waiting):
-            size += job.size + _RUN_BYTES if isinstance(job, _Said) else _RUN_BYTES
+            size += job.size + _RUN_BYTES if isinstance(job, SaidJob) else _RUN_BYTES
             if size > self._step_bytes:
                 return self._waiting[: max(1, number)]
         return self._waiting.copy()
@@ -306,16 +277,16 @@ class SqliteJournal(Journal):
     def _fail(self, failure: str) -> None:
         """Have nothing that waits be kept, but for sessions, for which nobody waits."""
         jobs, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        sessions: dict[bytes, _Job] = {}
+        sessions: dict[bytes, Job] = {}
         for job in jobs:
-            if isinstance(job, _Said):
+            if isinstance(job, SaidJob):
                 job.room.next = job.room.kept
-            elif isinstance(job, SessionRecord | _Forget):
+            elif isinstance(job, SessionRecord | ForgetJob):
                 sessions.pop(job.digest, None)
                 sessions[job.digest] = job
         self._waiting += list(sessions.values())[-_MAX_SESSIONS_WAITING:]
         for job in jobs:
-            if isinstance(job, _Said | _Numbers):
+            if isinstance(job, SaidJob | NumbersJob):
                 job.keeping.resolve(failure)
 
     async def _tidy(self) -> bool:
@@ -328,7 +299,7 @@ class SqliteJournal(Journal):
         else:
             self._untidy.clear()
         # Those without a message give way where there are too many, the longest silent first.
-        empty: dict[int, _SqliteRoom] = {}
+        empty: dict[int, SqliteRoom] = {}
         if len(self._rooms) >= self._limits.rooms:
             silent = (room for room in self._rooms.values() if room.first == room.next)
             empty = {room.id: room for room in islice(silent, STEP_RUNS)}
@@ -406,7 +377,7 @@ class SqliteJournal(Journal):
             # The clock is behind.  A server that began with a copy of this file has other epochs.
             self._last_epoch += secrets.randbelow(_EPOCH_GAP)
         for head in heads:
-            self._rooms[head.name] = room = _SqliteRoom(self, head, is_begun=False)
+            self._rooms[head.name] = room = SqliteRoom(self, head, is_begun=False)
             self._untidy.add(room)
             self._last_room = max(self._last_room, head.id)
 
@@ -418,7 +389,7 @@ class SqliteJournal(Journal):
                 connection.close()
         self._lock.close()
 
-    def _write(self, jobs: list[_Job], refused: dict[object, str]) -> str:
+    def _write(self, jobs: list[Job], refused: dict[object, str]) -> str:
         """Write *jobs* in one transaction; return in a few words why that cannot be, if so.
 
         Where only a part of the file is damaged, add to *refused* what is not written for that.
@@ -434,49 +405,13 @@ class SqliteJournal(Journal):
         if not self._deletions.may_write():
             return DISK_FULL
         try:
-            try:
-                with rows.transaction():
-                    self._apply(jobs)
-            except SQLITE_ERRORS as error:
-                if not is_damage(error):
-                    raise
-                self._write_apart(jobs, refused)
+            write_jobs(rows, jobs, refused)
         except SQLITE_ERRORS as error:
             reason = reason_of(error)
             self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
             return reason
         self._deletions.look()
         return ""
-
-    def _write_apart(self, jobs: list[_Job], refused: dict[object, str]) -> None:
-        """Write in one transaction those of *jobs* that need no damaged part of the file."""
-        parts: dict[object, list[_Job]] = {}
-        for job in jobs:
-            parts.setdefault(_subject_of(job), []).append(job)
-        with self._rows.transaction():
-            for subject, part in parts.items():
-                try:
-                    with self._rows.part():
-                        self._apply(part)
-                except SQLITE_ERRORS as error:
-                    if not is_damage(error):
-                        raise
-                    refused[subject] = reason_of(error)
-
-    def _apply(self, jobs: list[_Job]) -> None:
-        rows = self._rows
-        for job in jobs:
-            match job:
-                case _Said():
-                    rows.say(job.room, job.said, job.messages, job.size)
-                    if job.nonce_count:
-                        rows.use_nonces(job.said, job.nonces, job.nonce_count)
-                case SessionRecord():
-                    rows.keep_session(job)
-                case _Forget():
-                    rows.forget_session(job.digest)
-                case _Numbers():
-                    rows.give_numbers(job.clients_ever)
 
     # --- Asked by others --------------------------------------------------------------------------
 
@@ -487,7 +422,7 @@ class SqliteJournal(Journal):
             if len(self._rooms) >= self._limits.rooms and name != LOBBY:
                 raise TooManyRooms(self._limits.rooms)
             self._last_room += 1
-            room = _SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
+            room = SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
         elif not room.is_begun:
             room.begin(self._next_epoch())
         return room
@@ -497,7 +432,7 @@ class SqliteJournal(Journal):
         self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
         return f"{self._last_epoch:011x}"
 
-    def take(self, job: _Said) -> Keeping:
+    def take(self, job: SaidJob) -> Keeping:
         """Have *job* written; for our rooms alone.  Raises `NotKept`."""
         size = job.size + _RUN_BYTES
         if not self._open:
@@ -511,7 +446,7 @@ class SqliteJournal(Journal):
         self._put(job)
         return job.keeping
 
-    def _put(self, job: _Job) -> None:
+    def _put(self, job: Job) -> None:
         self._waiting.append(job)
         self._woken.set()
 
@@ -519,7 +454,7 @@ class SqliteJournal(Journal):
         """See `Journal.give_numbers`."""
         if not self._open:
             raise NotKept(_CLOSED)
-        job = _Numbers(clients_ever)
+        job = NumbersJob(clients_ever)
         self._put(job)
         await job.keeping.wait()
 
@@ -531,7 +466,7 @@ class SqliteJournal(Journal):
     def forget_session(self, digest: bytes) -> None:
         """See `Journal.forget_session`."""
         if self._open:
-            self._put(_Forget(digest))
+            self._put(ForgetJob(digest))
 
     async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
         """See `Journal.sessions`; of more than *limit* those that were seen last."""
@@ -551,7 +486,7 @@ class SqliteJournal(Journal):
         return await self._read(lambda reader: read_nonces(reader, client, limit))
 
     async def read_room(
-        self, room: "_SqliteRoom", start: int, stop: int, max_bytes: int
+        self, room: "SqliteRoom", start: int, stop: int, max_bytes: int
     ) -> list[SaidRun]:
         """See `RoomJournal.read`; for our rooms alone."""
 
@@ -573,7 +508,7 @@ class SqliteJournal(Journal):
         return runs
 
     async def read_room_before(
-        self, room: "_SqliteRoom", stop: int, max_messages: int, max_bytes: int
+        self, room: "SqliteRoom", stop: int, max_messages: int, max_bytes: int
     ) -> list[SaidRun]:
         """See `RoomJournal.read_before`; for our rooms alone."""
 
@@ -586,7 +521,7 @@ class SqliteJournal(Journal):
         self._note_damaged(room, damaged)
         return runs
 
-    def _note_damaged(self, room: "_SqliteRoom", numbers: list[int]) -> None:
+    def _note_damaged(self, room: "SqliteRoom", numbers: list[int]) -> None:
         """Log, once for a room, that some of its rows are damaged."""
         if numbers and not room.is_damaged:
             room.is_damaged = True
@@ -602,8 +537,10 @@ class SqliteJournal(Journal):
             raise NotKept(f"the journal cannot be read: {reason_of(error)}") from error
 
 
-class _SqliteRoom(RoomJournal):
-    """*kept* is the number up to which everything is committed.
+class SqliteRoom(RoomJournal):
+    """A room's part of the file; made by its journal.
+
+    *kept* is the number up to which everything is committed.
 
     *is_begun*: it has the epoch of this server, which is in the file from the first message on.
     *is_damaged*: the log tells of rows that cannot be read.
@@ -639,7 +576,7 @@ class _SqliteRoom(RoomJournal):
         count = len(nonces) - nonces.count(None)
         spelled = msgspec.json.encode(nonces).decode() if count else ""
         messages = run.count("\n") + 1
-        keeping = self._journal.take(_Said(self, said, messages, size, spelled, count))
+        keeping = self._journal.take(SaidJob(self, said, messages, size, spelled, count))
         self.next += messages
         return keeping
 

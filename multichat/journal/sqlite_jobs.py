@@ -1,0 +1,102 @@
+"""What waits to be written into a SQLite journal, and how it is written.
+
+A transaction that fails because a part of the file is damaged is written once more without what
+needs that part: damage in one room keeps no other from talking.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from multichat.journal import Keeping, SessionRecord
+from multichat.journal.sqlite_file import SQLITE_ERRORS, is_damage, reason_of
+from multichat.journal.sqlite_rows import Rows
+from multichat.messages import SaidRun
+
+if TYPE_CHECKING:
+    from multichat.journal.sqlite import SqliteRoom
+
+__all__ = ["ForgetJob", "Job", "NumbersJob", "SaidJob", "subject_of", "write_jobs"]
+
+
+@dataclass(slots=True, eq=False)
+class SaidJob:
+    """A run, of so many *messages* and bytes, that is said in *room*."""
+
+    room: "SqliteRoom"
+    said: SaidRun
+    messages: int
+    size: int
+    nonces: str
+    nonce_count: int
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+@dataclass(slots=True, eq=False)
+class ForgetJob:
+    """A session that is forgotten, with the nonces of its client."""
+
+    digest: bytes
+
+
+@dataclass(slots=True, eq=False)
+class NumbersJob:
+    """Numbers up to *clients_ever* are somebody's."""
+
+    clients_ever: int
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+Job: TypeAlias = SaidJob | SessionRecord | ForgetJob | NumbersJob
+
+
+def subject_of(job: Job) -> object:
+    """Return what *job* is about: a room, a session, or nothing that a part of the file holds."""
+    match job:
+        case SaidJob(room=room):
+            return room
+        case SessionRecord(digest=digest) | ForgetJob(digest=digest):
+            return digest
+    return None
+
+
+def write_jobs(rows: Rows, jobs: list[Job], refused: dict[object, str]) -> None:
+    """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS`.
+
+    What is not written because a part of the file is damaged is added to *refused*, by its subject
+    and with the reason.
+    """
+    try:
+        with rows.transaction():
+            _apply(rows, jobs)
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+    else:
+        return
+    parts: dict[object, list[Job]] = {}
+    for job in jobs:
+        parts.setdefault(subject_of(job), []).append(job)
+    with rows.transaction():
+        for subject, part in parts.items():
+            try:
+                with rows.part():
+                    _apply(rows, part)
+            except SQLITE_ERRORS as error:
+                if not is_damage(error):
+                    raise
+                refused[subject] = reason_of(error)
+
+
+def _apply(rows: Rows, jobs: list[Job]) -> None:
+    for job in jobs:
+        match job:
+            case SaidJob():
+                rows.say(job.room, job.said, job.messages, job.size)
+                if job.nonce_count:
+                    rows.use_nonces(job.said, job.nonces, job.nonce_count)
+            case SessionRecord():
+                rows.keep_session(job)
+            case ForgetJob():
+                rows.forget_session(job.digest)
+            case NumbersJob():
+                rows.give_numbers(job.clients_ever)
