@@ -305,7 +305,9 @@ class Bans:
             self._unlink(key, old)
         else:
             most = self._max_bans
-            if len(self._bans) >= most and len(self.current(now)) >= most:
+            if len(self._bans) >= most:
+                self._forget_over(now)
+            if len(self._bans) >= most:
                 raise TooManyBans(most)
             if not isinstance(key, str):
                 self._lengths[key[0]][key[1]] += 1
@@ -341,10 +343,16 @@ class Bans:
         return ban
 
     def current(self, now: float) -> list[Ban]:
-        """Forget the bans that are over, and return the others."""
+        """Return the bans that are not over."""
+        return [ban for ban in self._bans.values() if not ban.is_over(now)]
+
+    def known(self) -> list[Ban]:
+        """Return all bans, also those that are over by a clock that may be wrong just now."""
+        return list(self._bans.values())
+
+    def _forget_over(self, now: float) -> None:
         for key in [key for key, ban in self._bans.items() if ban.is_over(now)]:
             self._pop(key)
-        return list(self._bans.values())
 
     def find_address(self, address: str, now: float) -> Ban | None:
         """Return the narrowest ban of a peer's *address*; for its spelling see `network_of`."""

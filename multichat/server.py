@@ -433,7 +433,7 @@ class Server:
             with trio.CancelScope(shield=True):  # bounded by the disk
                 while self._bans_changed:
                     self._bans_changed = False
-                    await trio.to_thread.run_sync(file.save, self.bans)
+                    await trio.to_thread.run_sync(file.save, self._bans.known())
         except (OSError, MultichatError) as error:
             reason = str(error) if isinstance(error, MultichatError) else transport.reason_of(error)
             self._log.line("STATE", f"The bans hold, but are not saved: {reason}", ERROR)

@@ -382,3 +382,16 @@ async def test_rooms_without_a_message_give_way_to_new_ones(tmp_path: Path) -> N
             assert await left(journal, f"{n}") == ["x"]
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT count(*) FROM rooms").fetchone() == (8,)
+
+
+@pytest.mark.parametrize("wall", [-1e6, 0.0, 1e11])
+async def test_a_clock_that_is_wrong_by_centuries_leaves_a_journal_that_opens(
+    tmp_path: Path, wall: float
+) -> None:
+    path = tmp_path / "chat.db"
+    texts: list[str] = []
+    for second, text in ((wall, "one"), (NOW, "two"), (wall, "three")):
+        async with running(SqliteJournal(path, clocks=Clocks(second))) as journal:
+            await say(journal.room("lobby"), text)
+            texts.append(text)
+            assert await left(journal) == texts

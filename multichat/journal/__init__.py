@@ -27,6 +27,7 @@ from multichat.ids import message_id, message_number
 from multichat.messages import Nonce, SaidRun
 
 __all__ = [
+    "MAX_TIME_EPOCH",
     "Journal",
     "Keeping",
     "RoomJournal",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them.
+MAX_TIME_EPOCH = 1 << 43
 
 
 class Keeping:

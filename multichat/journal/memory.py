@@ -16,6 +16,7 @@ from operator import attrgetter
 import trio
 
 from multichat.journal import (
+    MAX_TIME_EPOCH,
     Journal,
     Keeping,
     RoomJournal,
@@ -73,7 +74,9 @@ class MemoryJournal(Journal):
         room = self._rooms.get(name)
         if room is None:
             # A time, so that ids still rise when a room, or a server, begins anew.
-            self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
+            self._last_epoch = max(
+                self._last_epoch + 1, min(int(time.time() * 1000), MAX_TIME_EPOCH)
+            )
             room = _MemoryRoom(self, name, f"{self._last_epoch:011x}")
         return room
 

@@ -30,6 +30,7 @@ import trio
 
 from multichat.errors import JournalFailed, NotKept, TooManyRooms
 from multichat.journal import (
+    MAX_TIME_EPOCH,
     Journal,
     Keeping,
     RoomJournal,
@@ -373,7 +374,7 @@ class SqliteJournal(Journal):
             self._log.line("STATE", f"The journal was damaged: {repaired}", WARNING)
         self.clients_ever = self._rows.clients_ever
         self._last_epoch = self._rows.last_epoch
-        if self._last_epoch >= int(time.time() * 1000):
+        if self._last_epoch >= int(self._clocks()[0] * 1000):
             # The clock is behind.  A server that began with a copy of this file has other epochs.
             self._last_epoch += secrets.randbelow(_EPOCH_GAP)
         for head in heads:
@@ -429,7 +430,9 @@ class SqliteJournal(Journal):
 
     def _next_epoch(self) -> str:
         """Return an epoch that no room had: a time, so that ids rise, also in a room begun anew."""
-        self._last_epoch = max(self._last_epoch + 1, int(time.time() * 1000))
+        self._last_epoch = max(
+            self._last_epoch + 1, min(int(self._clocks()[0] * 1000), MAX_TIME_EPOCH)
+        )
         return f"{self._last_epoch:011x}"
 
     def take(self, job: SaidJob) -> Keeping:
