@@ -55,8 +55,6 @@ def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
             rooms.wait_connected(START_SECONDS)
             for _ in range(kills):
                 time.sleep(dice.uniform(*LIFE_SECONDS))
-                if server.poll() is not None:
-                    raise Wrong(f"the server has ended by itself: {server.returncode}")
                 server.kill()
                 server.wait()
                 for member in rooms.members:
@@ -65,6 +63,9 @@ def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
                 rooms.wait_connected(START_SECONDS)
             rooms.wait_heard(SETTLE_SECONDS)
             rooms.check()
+        except Wrong as wrong:
+            log = (folder / "server.log").read_text("utf-8", "replace")
+            raise Wrong(f"{wrong}; the server's log ends with {log[-500:]!r}") from None
         finally:
             rooms.stop()
             server.kill()
