@@ -337,14 +337,17 @@ def test_durations_are_formatted_for_people(seconds: float, formatted: str) -> N
 
 
 async def test_new_rooms_are_refused_before_they_cost_another_one_its_messages(
-    tmp_path: Path,
+    tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path, limits=SqliteLimits(rooms=10))) as journal:
         for n in range(10):
             await say(journal.room(f"{n}"), "x")
-        with pytest.raises(TooManyRooms, match="10"):
-            journal.room("new")
+        for name in ("new", "newer"):
+            with pytest.raises(TooManyRooms, match="10"):
+                journal.room(name)
+        [told] = lines(log, "rooms")
+        assert "has 10 rooms and takes no new ones: use --keep-days, or begin another" in told
         await tidy(journal)
         for n in range(10):
             assert await left(journal, f"{n}") == ["x"]

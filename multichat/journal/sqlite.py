@@ -135,7 +135,7 @@ class SqliteJournal(Journal):
         self._log = Log("server")
         self._deleted = Deleted()  # and not told yet
         self._tell_at = -math.inf
-        self._wait_told = False
+        self._wait_told = self._is_refusal_told = False
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses these
         self._deletions: Deletions
@@ -420,8 +420,12 @@ class SqliteJournal(Journal):
         """Return the part of that room; a new one is in the file with its first message."""
         room = self._rooms.get(name)
         if room is None:
-            if len(self._rooms) >= self._limits.rooms and name != LOBBY:
-                raise TooManyRooms(self._limits.rooms)
+            if len(self._rooms) >= (most := self._limits.rooms) and name != LOBBY:
+                if not self._is_refusal_told:
+                    self._is_refusal_told = True
+                    text = f"The journal has {most} rooms and takes no new ones: use --keep-days"
+                    self._log.line("STATE", f"{text}, or begin another file", ERROR)
+                raise TooManyRooms(most)
             self._last_room += 1
             room = SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
         elif not room.is_begun:
