@@ -379,6 +379,7 @@ def check_history(path: Path) -> None:
     assert shown or reason
 
 
+@pytest.mark.process  # each takes seconds
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("table", tables())
 async def test_a_server_serves_with_any_value_in_any_column(

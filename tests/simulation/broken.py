@@ -282,6 +282,16 @@ def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
     wrap(monkeypatch, Resumables, "restore", restore)
 
 
+def resume_without_damaged_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def restore(original: Any, resumables: Resumables, one: Resumable) -> None:
+        try:
+            await original(resumables, one)
+        except NotKept:
+            one.restored = True
+
+    wrap(monkeypatch, Resumables, "restore", restore)
+
+
 def tell_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     async def wait(original: Any, keeping: Keeping) -> None:
         await trio.lowlevel.checkpoint()
@@ -357,6 +367,9 @@ lag_from_one_too_early = edited(
     "_fall_behind",
     "batch.said.first",
     "max(0, batch.said.first - 1)",
+)
+pass_over_damaged_pages = edited(
+    "pass_over_damaged_pages", Room, "_skip_page", "lag.gap_end =", "lag.position = lag.gap_end ="
 )
 go_live_with_something_in_between = edited(
     "go_live_with_something_in_between",
@@ -468,6 +481,8 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (forget_nonces, "nonces_are_once", {}),
     (forget_nonces, "nothing_twice", {}),
     (restore_no_nonces, "nonces_are_once", {}),
+    (resume_without_damaged_nonces, "nonces_are_once", {}),
+    (pass_over_damaged_pages, "nothing_missed_nor_twice", {}),
     (tell_before_it_is_kept, "journal_first", {}),
     (say_nothing_of_what_is_not_kept, "what_is_not_kept_is_not_said", {}),
     (let_anybody_be_somebody, "sessions_hold", {}),

@@ -248,6 +248,7 @@ def skips_add_up(history: History) -> Iterator[str]:
     drops = history.plan.config.slow is Slow.DROP
     faults = history.plan.faults
     keeps_all = faults.max_messages is None and not (faults.full and faults.refuses)
+    keeps_all = keeps_all and not faults.damaged_reads
     for visit in history.visits:
         if history.sections(visit) or not (drops or _missed(visit)):
             continue

@@ -65,12 +65,16 @@ class Faults:
     A write takes up to *slow_seconds*, a read half of that.  *full* are times from and until which
     nothing can be written: what is pending then fails and, if *refuses*, nothing more is taken.
     *max_messages* is what is kept of a room.
+
+    *damaged_reads* is the share of the rows that are damaged whenever they are read: a run is left
+    out, or all that is read with it fails; nonces fail; a session is not found after a restart.
     """
 
     slow_seconds: float = 0.0
     full: tuple[tuple[float, float], ...] = ()
     refuses: bool = False
     max_messages: int | None = None
+    damaged_reads: float = 0.0
 
 
 class _Pending(Keeping):
@@ -123,6 +127,7 @@ class FaultyJournal(Journal):
         self._disk = disk
         self._faults = faults
         self._rng = rng
+        self._damage = Random(f"damage {rng.random()}" if faults.damaged_reads else 0)
         self._queue: deque[_Write] = deque()
         self._more = trio.Event()
         self._rooms: dict[str, _FaultyRoom] = {}
@@ -210,6 +215,13 @@ class FaultyJournal(Journal):
         await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
         if self._dead or (self.is_full and self._faults.refuses and self._rng.random() < 0.2):
             raise NotKept("it cannot be read")
+        if self.is_damaged():
+            raise NotKept("the file is damaged")
+
+    def is_damaged(self) -> bool:
+        """Whether what is read now is damaged."""
+        share = self._faults.damaged_reads
+        return bool(share) and self._damage.random() < share
 
     def room(self, name: str) -> RoomJournal:
         """Return the part of that room."""
@@ -253,12 +265,18 @@ class FaultyJournal(Journal):
     async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
         """Return those on the disk."""
         await trio.lowlevel.checkpoint()
-        known = [record for record in self._disk.sessions.values() if record.seen >= since]
+        known = [
+            record
+            for record in self._disk.sessions.values()
+            if record.seen >= since and not self.is_damaged()
+        ]
         return sorted(known, key=lambda record: record.seen)[-limit:]
 
     async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
         """Return those on the disk."""
         await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
+        if self.is_damaged():
+            raise NotKept("the file is damaged")
         return self._disk.nonces.get(client, [])[-limit:]
 
 
@@ -312,13 +330,16 @@ class _FaultyRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         await self._journal.wait_to_read()
-        parts = [part for run in self._on_disk.runs if (part := part_of(run, start, stop))]
+        parts = [part for run in self._whole() if (part := part_of(run, start, stop))]
         return within(parts, max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
         await self._journal.wait_to_read()
-        runs = reversed(self._on_disk.runs)
+        runs = reversed(self._whole())
         return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
+
+    def _whole(self) -> list[SaidRun]:
+        return [run for run in self._on_disk.runs if not self._journal.is_damaged()]
 
 
 # --- The witness ----------------------------------------------------------------------------------

@@ -259,7 +259,14 @@ def make_plan(seed: int) -> Plan:
         session_seconds=24 * 3600.0,
     )
     plan = _with_journal(plan, Random(f"multichat journal {seed}"), crowd=crowd)
-    return _with_replays(plan, Random(f"multichat replays {seed}"))
+    plan = _with_replays(plan, Random(f"multichat replays {seed}"))
+    return _with_damage(plan, Random(f"multichat damage {seed}"))
+
+
+def _with_damage(plan: Plan, rng: Random) -> Plan:
+    """Have some of what a disk has kept be damaged."""
+    share = rng.choice([0.02, 0.2]) if _one_in(rng, 4) else 0.0
+    return replace(plan, faults=replace(plan.faults, damaged_reads=share))
 
 
 def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
