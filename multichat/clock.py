@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-__all__ = ["TimeSpeller", "utc_now"]
+__all__ = ["TimeSpeller", "read_clocks", "utc_now"]
 
 
 class TimeSpeller:
@@ -42,3 +42,10 @@ _utc = TimeSpeller(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
 def utc_now() -> str:
     """Spell the time as it stands on the wire: RFC 3339, in UTC, with milliseconds."""
     return _utc.spell(time.time())
+
+
+def read_clocks() -> tuple[float, float]:
+    """Return the wall clock, and one that nobody sets, both in seconds."""
+    # Linux has one that also runs while the machine is suspended.
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.time(), time.clock_gettime(clock)

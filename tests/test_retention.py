@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multichat.clock import read_clocks
 from multichat.errors import TooManyRooms
 from multichat.journal import SessionRecord
 from multichat.journal.retention import Deleted, SteadyClock, format_seconds
-from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits, read_clocks
+from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits
 
 from .support.journals import LOTS, running, say, spell, texts_of, tidy, wait_kept
 

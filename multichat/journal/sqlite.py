@@ -28,6 +28,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
+from multichat.clock import read_clocks
 from multichat.errors import JournalFailed, NotKept, TooManyRooms
 from multichat.journal import (
     MAX_TIME_EPOCH,
@@ -41,8 +42,8 @@ from multichat.journal import (
 )
 from multichat.journal.file_lock import FileLock
 from multichat.journal.reserve import Reserve
-from multichat.journal.retention import Deleted, Moment, Retention, SteadyClock, format_seconds
-from multichat.journal.sqlite_deletion import STEP_RUNS, Deletions, Tidied
+from multichat.journal.retention import Retention, SteadyClock
+from multichat.journal.sqlite_deletion import STEP_RUNS, DeletionLog, Deletions
 from multichat.journal.sqlite_file import (
     DISK_FAILS,
     DISK_FULL,
@@ -100,13 +101,6 @@ class Durability(enum.Enum):
     NORMAL = "normal"  # a `kill -9`: the system has it; of a power cut, the last moments are lost
 
 
-def read_clocks() -> tuple[float, float]:
-    """Return the wall clock, and one that nobody sets, both in seconds."""
-    # Linux has one that also runs while the machine is suspended.
-    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    return time.time(), time.clock_gettime(clock)
-
-
 class SqliteJournal(Journal):
     """Keeps everything in the file at *path*, which only one server at a time writes to.
 
@@ -133,9 +127,8 @@ class SqliteJournal(Journal):
         self._clock = SteadyClock(min(steady_seconds, self.retention.max_age_seconds or math.inf))
         self._step_bytes = self.retention.step_bytes
         self._log = Log("server")
-        self._deleted = Deleted()  # and not told yet
-        self._tell_at = -math.inf
-        self._wait_told = self._is_refusal_told = False
+        self._deletion_log = DeletionLog(self._log, self.retention, self._limits.tell_seconds)
+        self._is_refusal_told = False
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses these
         self._deletions: Deletions
@@ -173,7 +166,7 @@ class SqliteJournal(Journal):
                         pass
                 finally:
                     self._fail(_CLOSED)
-                    self._tell_deleted()
+                    self._deletion_log.flush()
                     async with self._reading:  # who reads has to finish before
                         await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
@@ -317,29 +310,8 @@ class SqliteJournal(Journal):
             # Whoever is in it does not notice: with the next word it is recorded again.
             if room.first == room.next and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
-        self._tell(tidied, now)
+        self._deletion_log.note(tidied, now, trio.current_time())
         return tidied.more
-
-    def _tell(self, tidied: Tidied, now: Moment) -> None:
-        """Log what was deleted, when a round is over and not too often, and what is about to be."""
-        max_age = self.retention.max_age_seconds
-        if max_age is not None and tidied.expired and not self._wait_told:
-            wait = format_seconds(now.wait)
-            self._log.line(
-                "STATE",
-                f"Messages older than {format_seconds(max_age)} are deleted in {wait}, "
-                "if the clock of this machine is not set meanwhile",
-            )
-        self._wait_told = tidied.expired
-        self._deleted.update(tidied.deleted)
-        if not tidied.more and trio.current_time() >= self._tell_at:
-            self._tell_deleted()
-
-    def _tell_deleted(self) -> None:
-        if self._deleted:
-            self._log.line("STATE", f"Deleted from the journal: {self._deleted}")
-            self._deleted = Deleted()
-            self._tell_at = trio.current_time() + self._limits.tell_seconds
 
     # --- In the writer's thread -------------------------------------------------------------------
 

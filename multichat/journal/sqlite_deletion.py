@@ -4,6 +4,7 @@ For the thread that writes.  Each step is a transaction of its own and bounded. 
 deleted from: see `multichat.journal.reserve`.
 """
 
+import math
 import sqlite3
 import time
 from contextlib import suppress
@@ -13,8 +14,9 @@ from multichat.journal.reserve import Reserve
 from multichat.journal.retention import MIN_BYTES, Deleted, Moment, Retention, format_seconds
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
 from multichat.journal.sqlite_rows import Rows
+from multichat.log import Log
 
-__all__ = ["STEP_RUNS", "Deletions", "Tidied"]
+__all__ = ["STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
 
 # Deleting reads what it deletes: some 10 ms.
 STEP_RUNS = 500
@@ -251,3 +253,36 @@ class _Step:
         self.is_over |= len(gone) == left
         if gone:
             self._tidied.deleted.add(reason, count, rooms)
+
+
+class DeletionLog:
+    """Tells the operator what is deleted, and what is about to be.
+
+    Of deletions there is a line when a round is over, but one in *seconds* at most.
+    """
+
+    def __init__(self, log: Log, retention: Retention, seconds: float) -> None:
+        self._log, self._seconds = log, seconds
+        self._max_age = retention.max_age_seconds
+        self._deleted = Deleted()  # and not told yet
+        self._tell_at = -math.inf
+        self._is_wait_told = False
+
+    def note(self, tidied: Tidied, moment: Moment, now: float) -> None:
+        """Note what a step has done at that *moment*, which is *now* by the clock of the loop."""
+        if self._max_age is not None and tidied.expired and not self._is_wait_told:
+            age, wait = format_seconds(self._max_age), format_seconds(moment.wait)
+            text = f"Messages older than {age} are deleted in {wait}"
+            self._log.line("STATE", f"{text}, if the clock of this machine is not set meanwhile")
+        self._is_wait_told = tidied.expired
+        self._deleted.update(tidied.deleted)
+        if not tidied.more and now >= self._tell_at and self.flush():
+            self._tell_at = now + self._seconds
+
+    def flush(self) -> bool:
+        """Tell what was deleted since the last line; return whether anything was."""
+        if not self._deleted:
+            return False
+        self._log.line("STATE", f"Deleted from the journal: {self._deleted}")
+        self._deleted = Deleted()
+        return True
