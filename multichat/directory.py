@@ -13,7 +13,6 @@ Invariants:
 """
 
 import re
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -313,7 +312,7 @@ class Directory:
             self.resumables.forget(resumable)
             resumable = None
         elif resumable is not None:
-            self.resumables.go(resumable, member.origin, time.time())
+            self.resumables.go(resumable, member.origin)
         member.mailbox.close(last_words)
         self._take_out(member, reason, away=resumable is not None)
         self._log_rates.close(member.log)
@@ -374,22 +373,22 @@ class Directory:
             self._not_kept_at = now
             self._log.line("STATE", f"The journal keeps nothing: {error.reason}", ERROR)
 
-    def note_not_resumed(self, resumable: Resumable, error: NotKept) -> None:
+    def note_not_resumed(self, error: NotKept) -> None:
         """Tell the operator that a session cannot be resumed, and why."""
-        text = f"The session of Client {resumable.client} cannot be resumed: {error.reason}"
-        self._log.line("STATE", text, ERROR)
+        self._log.line("STATE", f"A session cannot be resumed: {error.reason}", ERROR)
 
     def give_session(self, member: Member) -> str:
         """Let *member* come back, should it lose its connection; return the token for that."""
         token, member.resumable = self.resumables.issue(
-            member.client, self._own_name(member), member.room.name, time.time()
+            member.client, self._own_name(member), member.room.name
         )
         return token
 
     def resume(self, member: Member, resumable: Resumable) -> list[RemoteProtocolError]:
         """Have *member*, who has just come, be who has that session: number, name and room.
 
-        Whoever is that now has to go, and nobody is told.  Returns what it cannot have any more.
+        Whoever is that now has to go, and nobody is told.  Returns what it cannot have any more: if
+        that is its room, see `Member.refused_room`.
         """
         refused: list[RemoteProtocolError] = []
         name, room_name, old = resumable.name, resumable.room, self._members.get(resumable.client)
@@ -407,6 +406,7 @@ class Directory:
         except (InvalidName, TooManyRooms) as error:
             refused.append(error)
             room = self._open(LOBBY)
+            member.refused_room = room_name
         if name:
             try:
                 self._check_name(member, parse_person_name(name))  # the rules may have changed
@@ -424,7 +424,9 @@ class Directory:
     def _note_change(self, member: Member) -> None:
         if member.resumable is not None:
             self.resumables.changed(
-                member.resumable, self._own_name(member), member.room.name, time.time()
+                member.resumable,
+                self._own_name(member),
+                member.refused_room or member.room.name,
             )
 
     def _shed_soon(self) -> None:
@@ -496,12 +498,24 @@ class Directory:
         """
         old = member.room
         new = self._open(room_name, mover=member)
+        was_refused, member.refused_room = member.refused_room is not None, None
         if new is old:
+            if was_refused:
+                self._note_change(member)
             return
         self._leave_room(member, f"joined {new.name}")
         self._join(member, new)
         member.log.line("STATE", f"Client {member.client} joined {new.name}")
         self._note_change(member)
+
+    def move_in_hello(self, member: Member, room_name: str) -> None:
+        """Do as `move`; where that fails, nothing that is meant for that room is said elsewhere."""
+        try:
+            self.move(member, room_name)
+        except RemoteProtocolError as error:
+            member.refused_room = "" if isinstance(error, InvalidName) else room_name
+            self._note_change(member)
+            raise
 
     async def direct(self, sender: Member, recipient: Member, text: str) -> None:
         """Deliver a private message; waits for the recipient for at most `slow_timeout_seconds`.

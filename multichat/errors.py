@@ -20,6 +20,8 @@ The tree::
     │   ├── NotLetThrough       … to say what the server's own filter does not let through
     │   ├── Banned              … a name that the operator does not allow
     │   ├── UnknownId           … what was said after something that nobody said there
+    │   ├── NotInRoom           … to say something in a room that it is not in
+    │   ├── NonceReused         … to say something with the nonce of another message
     │   └── NotKept             … to say something when the journal cannot keep it
     ├── Refused                 the server refused what we asked for, and said why
     ├── ConnectFailed           nobody could be reached at that address
@@ -60,7 +62,9 @@ __all__ = [
     "NameTaken",
     "NoJson",
     "NobodyThere",
+    "NonceReused",
     "NotDelivered",
+    "NotInRoom",
     "NotKept",
     "NotLetThrough",
     "OutputLost",
@@ -225,6 +229,27 @@ class UnknownId(RemoteProtocolError):
 
     def __init__(self) -> None:
         super().__init__("no message of this room has that id")
+
+
+class NotInRoom(RemoteProtocolError):
+    """The peer wanted to say or read something in a room that it is not in."""
+
+    code = "not-in-room"
+
+    def __init__(self, room: str) -> None:
+        where = f"the room {room[:40]}" if room else "the room that you asked for"
+        super().__init__(f"not done: you are not in {where}")
+        self.room = room
+
+
+class NonceReused(RemoteProtocolError):
+    """The peer said something with a nonce with which it had said something else."""
+
+    code = "nonce-reused"
+
+    def __init__(self, nonce: str | int) -> None:
+        super().__init__(f"not said: the nonce {nonce} was used for another message; use a new one")
+        self.nonce = nonce
 
 
 class NotKept(RemoteProtocolError):

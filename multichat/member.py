@@ -30,6 +30,10 @@ class Member:
     *on_leave* is called once, synchronously, when the member has left the server, and *on_lag*
     whenever it begins to lag: then something calls `Room.replay`.  They MUST NOT raise, nor change
     any room.
+
+    *refused_room* is the room that it asked for, or in which it was, where it could not enter that:
+    it hears the lobby, and what it says without naming a room is refused until it joins one.  Empty
+    where that cannot be a room.
     """
 
     client: int
@@ -41,6 +45,7 @@ class Member:
     voice: Voice = TEXT
     origin: str | None = None  # the address that limits count it at; see `Origin`
     resumable: Resumable | None = None  # by which it may come back
+    refused_room: str | None = None
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member
     notices: list[Notice] = field(default_factory=list)  # for when it is live again

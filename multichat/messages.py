@@ -135,15 +135,17 @@ class _Message(
 
 
 class Say(_Message, frozen=True, tag="say"):
-    """Say *text* to everybody else in the room."""
+    """Say *text* to everybody else in the room, which is *room* if that is named."""
 
     text: str
+    room: str | None = None
 
 
 class Act(_Message, frozen=True, tag="act"):
-    """Say in the third person what one does: `waves`."""
+    """Say in the third person what one does: `waves`; see `Say`."""
 
     text: str
+    room: str | None = None
 
 
 class Direct(_Message, frozen=True, tag="direct"):
@@ -177,10 +179,14 @@ class Rooms(_Message, frozen=True, tag="rooms"):
 
 
 class History(_Message, frozen=True, tag="history"):
-    """Tell me the last *limit* messages of my room, or the last *before* the one of that id."""
+    """Tell me the last *limit* messages of my room, or the last *before* the one of that id.
+
+    My room is *room* if that is named.
+    """
 
     limit: Annotated[int, msgspec.Meta(ge=1)] = HISTORY_MESSAGES
     before: str | None = None
+    room: str | None = None
 
 
 class Ping(_Message, frozen=True, tag="ping"):
@@ -229,11 +235,12 @@ class SayRun(msgspec.Struct, frozen=True):
     """What several `Say` in a row are once they have been read: nothing is done per message.
 
     *run* is their texts, in order, with an LF between two; *nonces* are theirs, or nothing if
-    none has one.
+    none has one.  All name the same *room*, or none.
     """
 
     run: str
     nonces: tuple[Nonce | None, ...] = ()
+    room: str | None = None
 
 
 # --- Events ---------------------------------------------------------------------------------------

@@ -3,39 +3,43 @@
 Owns session tokens and each session's nonces: what makes a client the one that it was, and a
 message that is sent again the one that was accepted.  Knows nothing of connections and rooms.
 
+What is in memory is bounded; a session that is not there is looked up in the journal, if that
+outlives the server.
+
 1. A token is 128 random bits; only its digest is kept, so that nobody can read it out of us, and
    whoever guesses learns nothing from how long the answer takes.
-2. The session of a connected client stays.  The others are bounded in number and in bytes: above
-   that, the oldest session of the address that has most is evicted.
+2. The session of a connected client stays in memory.  The others are bounded in number and in
+   bytes: above that, the oldest session of the address that has most is evicted.  What its client
+   said is in the journal by then.
 3. A session keeps its last `MAX_UNACCEPTED` nonces for as long as it is there, each from the moment
-   in which its message was numbered.
+   in which its message was numbered, and with a check of what was said: a nonce that is used again
+   for another message is refused.
+4. The journal has each change of a session before whatever is accepted through it afterwards.
+5. No clock that can be set is looked at.
 """
 
 import heapq
 import hmac
 import math
+import re
 import secrets
+import struct
 import sys
-import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Mapping, Sequence
 from hashlib import sha256
+from itertools import repeat
+from zlib import crc32
 
 import msgspec
 import trio
 
-from multichat.errors import NotKept
+from multichat.errors import NonceReused, NotKept
 from multichat.ids import message_id
-from multichat.journal import Journal, Keeping, SessionRecord
+from multichat.journal import Journal, Keeping, KeptSession, SessionRecord
 from multichat.messages import MAX_UNACCEPTED, Accepted, Nonce
 
-__all__ = ["Resumable", "Resumables", "Taken"]
-
-# Between two times that the journal is told of new names and rooms.
-_PAUSE_SECONDS = 1.0
-
-# How often the journal is told that who is connected still is.
-REFRESH_SECONDS = 3600.0
+__all__ = ["Resumable", "Resumables", "Taken", "check_at", "checks_of"]
 
 # What a disconnected session takes in memory, without its nonces; a nonce of a connected one takes
 # `_NONCE_BYTES` beside the nonce itself.  Both measured with CPython 3.11.
@@ -46,25 +50,52 @@ _NONCE_BYTES = 200
 _EVICTED_PART = 8
 
 _TOKEN_BYTES = 16
+_TOKEN = re.compile(f"[0-9a-f]{{{2 * _TOKEN_BYTES}}}")
+
+_CHECK_BYTES = 4
+
+# What a check begins with: the same words mean something else where they are acted, or said to one
+# person.
+_ACT = 1
+
+
+def checks_of(run: str, *, act: bool = False, to: str | int | None = None) -> bytes:
+    """Return the checks of the texts of *run*: their CRC-32, `_CHECK_BYTES` for each.
+
+    *to* is the recipient of a private message.
+    """
+    seed = _ACT if act else 0 if to is None else crc32(repr(to).encode("utf-8", "replace"))
+    texts = run.encode("utf-8", "replace").split(b"\n")
+    return struct.pack(f"<{len(texts)}I", *map(crc32, texts, repeat(seed)))
+
+
+def check_at(checks: bytes, message: int) -> bytes:
+    """Return the check of the message of that number, from 0; empty if it is not known."""
+    return checks[_CHECK_BYTES * message : _CHECK_BYTES * (message + 1)]
 
 
 class Taken:
     """Where messages that were said with nonces stand: in their room's journal, or soon.
 
-    *epoch* is empty for a private message, which is in none.  *told* is set when it has been told
-    to the room: an answer says that, too.
+    *epoch* is empty for a private message, which is in none.  *room* is the room's name, folded,
+    empty where it is not known, and *checks* are those of the messages.  *told* is set when it has
+    been told to the room, by `settle`: an answer says that, too.
     """
 
-    __slots__ = ("_keeping", "_told", "epoch", "first")
+    __slots__ = ("_keeping", "_told", "checks", "epoch", "first", "room")
 
     def __init__(
         self,
         epoch: str = "",
         first: int = 0,
+        *,
+        room: str = "",
+        checks: bytes = b"",
         keeping: Keeping | None = None,
         told: trio.Event | None = None,
     ) -> None:
         self.epoch, self.first = epoch, first
+        self.room, self.checks = room, checks
         self._keeping, self._told = keeping, told
 
     async def is_kept(self) -> bool:
@@ -80,6 +111,14 @@ class Taken:
             self._told = None
         return True
 
+    def settle(self) -> None:
+        """Note that they have been told, or never will be: what is known takes no memory."""
+        if self._told is not None:
+            self._told.set()
+            self._told = None
+        if self._keeping is not None and self._keeping.resolved and not self._keeping.failed:
+            self._keeping = None
+
     @property
     def is_pending(self) -> bool:
         """Whether it is not known yet whether they are kept, or they are not told yet."""
@@ -92,6 +131,10 @@ class Taken:
         """Whether it is known that they are not kept."""
         return self._keeping is not None and self._keeping.failed
 
+    def check_of(self, message: int) -> bytes:
+        """Return the check of the message of that number among them; empty if it is not known."""
+        return check_at(self.checks, message)
+
     def id_of(self, message: int) -> str | None:
         """Return the id of the message of that number among them, from 0."""
         return message_id(self.epoch, self.first + message) if self.epoch else None
@@ -100,9 +143,8 @@ class Taken:
 class Resumable:
     """A session: *client* is the client's number, *name* is empty where it has none.
 
-    *here* says whether it is connected, *place* where it was last.  *restored* is false while its
-    nonces are only in the journal, after a restart.  *counted_bytes* is what it takes while it is
-    not connected.
+    *here* says whether it is connected; if not, *place* is where it was last, *left_at* since when
+    it is gone, and *counted_bytes* what it takes in memory.
     """
 
     __slots__ = (
@@ -112,20 +154,19 @@ class Resumable:
         "counted_bytes",
         "digest",
         "here",
+        "left_at",
         "name",
         "place",
-        "restored",
         "room",
-        "seen",
         "window",
     )
 
-    def __init__(self, record: SessionRecord, *, restored: bool) -> None:
+    def __init__(self, record: SessionRecord) -> None:
         self.digest, self.client = record.digest, record.client
-        self.name, self.room, self.seen = record.name, record.room, record.seen
+        self.name, self.room = record.name, record.room
         self.here = False
         self.place: Hashable = None
-        self.restored = restored
+        self.left_at = 0.0
         self.counted_bytes = 0
         self.window: dict[Nonce, tuple[Taken, int]] = {}
         self._longest = 0  # how many bytes the longest nonce takes
@@ -141,9 +182,12 @@ class Resumable:
         """Note with which *nonces* the messages of *taken* were said, one for each."""
         self.unpack()
         window = self.window
-        for i, nonce in enumerate(nonces):
-            if nonce is not None:
-                window[nonce] = taken, i
+        if None in nonces:
+            window.update({n: (taken, i) for i, n in enumerate(nonces) if n is not None})
+        else:  # of most batches all have one
+            start = max(0, len(nonces) - MAX_UNACCEPTED)
+            places = zip(repeat(taken), range(start, len(nonces)), strict=False)
+            window.update(zip(nonces[start:], places, strict=False))  # type: ignore[arg-type]
         self._longest = max((self._longest, *map(sys.getsizeof, nonces)))
         while len(window) > MAX_UNACCEPTED:
             del window[next(iter(window))]
@@ -164,9 +208,14 @@ class Resumable:
         window = self.window
         if not window or any(taken.is_pending for taken, _ in window.values()):
             return
-        epochs: dict[str, int] = {}
+        epochs: dict[tuple[str, str], int] = {}
         rows = [
-            (nonce, epochs.setdefault(taken.epoch, len(epochs)), taken.first + i)
+            (
+                nonce,
+                epochs.setdefault((taken.epoch, taken.room), len(epochs)),
+                taken.first + i,
+                int.from_bytes(check, "little") if (check := taken.check_of(i)) else -1,
+            )
             for nonce, (taken, i) in window.items()
             if not taken.has_failed
         ]
@@ -178,13 +227,14 @@ class Resumable:
         if self._packed:
             epochs, rows = _decode(self._packed)
             self._packed = b""
-            self.window = {n: (Taken(epochs[epoch], number), 0) for n, epoch, number in rows}
+            for nonce, index, number, check in rows:
+                epoch, room = epochs[index]
+                known = check.to_bytes(_CHECK_BYTES, "little") if check >= 0 else b""
+                self.window[nonce] = Taken(epoch, number, room=room, checks=known), 0
 
     def record(self) -> SessionRecord:
         """Return what a journal keeps of it."""
-        return SessionRecord(
-            digest=self.digest, client=self.client, name=self.name, room=self.room, seen=self.seen
-        )
+        return SessionRecord(digest=self.digest, client=self.client, name=self.name, room=self.room)
 
     def count_new(self, nonces: Sequence[Nonce | None]) -> int:
         """Return how many of them, from the first on, nothing was said with before."""
@@ -200,29 +250,36 @@ class Resumable:
             seen.add(nonce)
         return len(nonces)
 
-    async def answer(self, nonce: Nonce) -> Accepted | None:
+    async def answer(self, nonce: Nonce, check: bytes, room: str | None = None) -> Accepted | None:
         """Return the answer to what was said with *nonce*, once it is kept.
 
-        None for nothing: also if it cannot be kept, for then it was not said.
+        None for nothing: also if it cannot be kept, for then it was not said.  Raises `NonceReused`
+        if *check* is that of another message, or it was not said in *room*, if one is named.
         """
         if nonce not in self.window:
             return None
         taken, number = self.window[nonce]
-        if await taken.is_kept():
-            return Accepted(nonce=nonce, id=taken.id_of(number))
-        self.window.pop(nonce, None)
-        return None
+        if not await taken.is_kept():
+            self.window.pop(nonce, None)
+            return None
+        if taken.check_of(number) not in (b"", check) or (
+            room is not None and taken.room not in ("", room)
+        ):
+            raise NonceReused(nonce)
+        return Accepted(nonce=nonce, id=taken.id_of(number))
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[list[str], list[tuple[Nonce, int, int]]]).decode
+_decode = msgspec.msgpack.Decoder(
+    tuple[list[tuple[str, str]], list[tuple[Nonce, int, int, int]]]
+).decode
 
 
 class Resumables:
     """All sessions of a server, and what *journal* is to keep of them.
 
-    Of those that are not connected there are at most *max_away*, which take at most *max_bytes*,
-    each for *session_seconds*.
+    Of those that are not connected at most *max_away* are in memory, which take at most
+    *max_bytes*.  They can be resumed for *session_seconds*.
     """
 
     def __init__(
@@ -237,44 +294,48 @@ class Resumables:
         self._max_away, self._max_bytes = max_away, max_bytes
         self._here: dict[bytes, Resumable] = {}
         self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
-        self._dirty: dict[bytes, Resumable] = {}  # what the journal is to be told of
-        self._changed = trio.Event()
+        self._looking = trio.Lock()  # into the journal
         self.away_bytes = 0  # what those that are not connected take
 
-    async def load(self, now: float) -> None:
-        """Take over those that the journal has kept; *now* is in seconds since 1970."""
-        for record in await self._journal.sessions(now - self._session_seconds, self._max_away):
-            self._add_away(Resumable(record, restored=False))
-
-    def issue(self, client: int, name: str, room: str, now: float) -> tuple[str, Resumable]:
+    def issue(self, client: int, name: str, room: str) -> tuple[str, Resumable]:
         """Make one for who has just come; return its token, too, which is kept nowhere."""
         token = secrets.token_hex(_TOKEN_BYTES)
-        record = SessionRecord(digest=_digest(token), client=client, name=name, room=room, seen=now)
-        one = self._here[record.digest] = Resumable(record, restored=True)
+        record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
+        one = self._here[record.digest] = Resumable(record)
         one.here = True
-        self._journal.keep_session(record)
+        self._journal.keep_session(record, connected=True)
         return token, one
 
-    def find(self, token: str, now: float) -> Resumable | None:
-        """Return whose that token is, if it is anybody's and not too old."""
-        digest = _digest(token)
-        one = self._here.get(digest) or self._away.get(digest)
-        if one is None or not hmac.compare_digest(one.digest, digest):
-            return None
-        if not one.here and now - one.seen > self._session_seconds:
-            self.forget(one)
-            return None
-        return one
+    async def find(self, token: str) -> Resumable | None:
+        """Return the session with that *token*; None if there is none, or it is too old.
 
-    async def restore(self, one: Resumable) -> None:
-        """Have the window of *one* hold what the journal knows of it."""
-        if not one.restored:
-            kept = await self._journal.nonces(one.client, MAX_UNACCEPTED)
-            if not one.restored:  # nobody else has done it meanwhile
-                one.restored = True
-                for nonce, epoch, number in kept:
-                    one.take((nonce,), Taken(epoch, number))
-                self._count(one)
+        It is in memory then, until the caller waits for something.  Raises `NotKept` if the journal
+        cannot be read.
+        """
+        digest = _digest(token)
+        if (one := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
+            async with self._looking:  # one at a time, so that nobody finds one session twice
+                if (one := self._in_memory(digest)) is None:
+                    one = self._restored(await self._journal.session(digest))
+        if one is None or one.here or trio.current_time() - one.left_at <= self._session_seconds:
+            return one
+        return None
+
+    def _in_memory(self, digest: bytes) -> Resumable | None:
+        one = self._here.get(digest) or self._away.get(digest)
+        return None if one is None or not hmac.compare_digest(one.digest, digest) else one
+
+    def _restored(self, kept: KeptSession | None) -> Resumable | None:
+        """Take over a session from the journal."""
+        if kept is None or kept.age_seconds > self._session_seconds:
+            return None
+        one = Resumable(kept.record)
+        one.left_at = trio.current_time() - kept.age_seconds
+        for nonce, epoch, number, room, check in kept.nonces:
+            one.take((nonce,), Taken(epoch, number, room=room, checks=check))
+        self._make_room()
+        self._add_away(one)
+        return one
 
     def come(self, one: Resumable) -> None:
         """Note that *one* is connected."""
@@ -283,50 +344,28 @@ class Resumables:
         self._here[one.digest] = one
         one.here = True
 
-    def changed(self, one: Resumable, name: str, room: str, now: float) -> None:
+    def changed(self, one: Resumable, name: str, room: str) -> None:
         """Note what *one* is called now, and where it is."""
-        one.name, one.room, one.seen = name, room, now
-        self._dirty[one.digest] = one
-        self._changed.set()
+        one.name, one.room = name, room
+        self._journal.keep_session(one.record(), connected=True)
 
-    async def refresh(self) -> None:
-        """Have the journal know, for ever, what changes, and that those who are here are seen.
-
-        Names and rooms not more often than once a second, however often somebody changes them.
-        """
-        refresh_at = trio.current_time() + REFRESH_SECONDS
-        while True:
-            with trio.move_on_at(refresh_at):
-                await self._changed.wait()
-                await trio.sleep(_PAUSE_SECONDS)
-            if trio.current_time() >= refresh_at:
-                refresh_at = trio.current_time() + REFRESH_SECONDS
-                self._dirty.update(self._here)
-                for one in self._here.values():
-                    one.seen = time.time()
-            self._changed = trio.Event()
-            for one in self._dirty.values():
-                if one.here:
-                    self._journal.keep_session(one.record())
-            self._dirty.clear()
-
-    def go(self, one: Resumable, place: Hashable, now: float) -> None:
+    def go(self, one: Resumable, place: Hashable) -> None:
         """Note that *one*, who was at *place*, is not connected any more, and may come back.
 
         None is no place: it is not known.
         """
         if self._here.pop(one.digest, None) is None:
             return
-        one.here, one.place, one.seen = False, place, now
+        one.here, one.place, one.left_at = False, place, trio.current_time()
         self._add_away(one)
-        self._journal.keep_session(one.record())
-        self._make_room(now)
+        self._journal.keep_session(one.record(), connected=False)
+        self._make_room()
 
-    def _make_room(self, now: float) -> None:
-        """Forget sessions that are too old; of too many, those of the largest addresses."""
-        away = self._away
-        while away and now - (oldest := next(iter(away.values()))).seen > self._session_seconds:
-            self.forget(oldest)
+    def _make_room(self) -> None:
+        """Evict sessions that are too old; of too many, those of the largest addresses."""
+        away, expired = self._away, trio.current_time() - self._session_seconds
+        while away and (oldest := next(iter(away.values()))).left_at < expired:
+            self._leave_away(oldest)
         if len(away) <= self._max_away and self.away_bytes <= self._max_bytes:
             return
         places: dict[Hashable, deque[Resumable]] = {}
@@ -345,7 +384,9 @@ class Resumables:
             victim = sessions.popleft()
             if sessions:
                 heapq.heappush(largest, (size + victim.counted_bytes, order, sessions))
-            self.forget(victim)
+            self._count(victim)
+            if not victim.window:  # else the journal does not have all that it said yet
+                self._leave_away(victim)
 
     def take(self, one: Resumable, nonces: Sequence[Nonce | None], taken: Taken) -> None:
         """Do as `Resumable.take`; *one* may have disconnected meanwhile."""
@@ -364,7 +405,7 @@ class Resumables:
             one.counted_bytes = one.held_bytes
 
     def forget(self, one: Resumable) -> None:
-        """Let nobody come back as *one*."""
+        """Let nobody come back as *one*, ever."""
         self._here.pop(one.digest, None)
         self._leave_away(one)
         one.here = False

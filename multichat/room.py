@@ -47,7 +47,7 @@ from multichat.messages import (
     Notice,
     SaidRun,
 )
-from multichat.names import SERVER_NAME
+from multichat.names import SERVER_NAME, fold_name
 from multichat.replay import Lag, PageCache, Ring, Rings, encode
 from multichat.turns import end_turn, next_turn
 from multichat.voices import JSON, TEXT, Voice
@@ -94,7 +94,7 @@ class Room:
         dismiss: Callable[[Member, Goodbye], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
-        self.name = name
+        self.name, self.key = name, fold_name(name)
         self._journal = journal
         self._rings, self._pages = rings, pages
         self._ring = Ring(rings, journal.next)  # `_ring.next` is the number of what is told next
@@ -249,6 +249,7 @@ class Room:
         *,
         act: bool = False,
         nonces: tuple[Nonce | None, ...] = (),
+        checks: bytes = b"",
         on_taken: Callable[[str, int, Keeping | None], object] | None = None,
     ) -> Receipt:
         """Publish a run of messages, clean and not empty, as said by *sender*, to all others.
@@ -258,16 +259,17 @@ class Room:
         for, that is at once, without a checkpoint.  Cancelled, it waits for the journal, and for
         nobody else.  A sender that has left says nothing, and in a closed room nobody does.
 
-        *nonces* are those of the messages, if any has one.  *on_taken* is called in the step in
-        which they are numbered, with the epoch, the first number, and what says when they are kept
-        (see `RoomJournal.append`).  Raises `NotKept`: then nothing was said.
+        *nonces* are those of the messages, if any has one, with their *checks*.  *on_taken* is
+        called in the step in which they are numbered, with the epoch, the first number, and what
+        says when they are kept (see `RoomJournal.append`).  Raises `NotKept`: then nothing was
+        said.
         """
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
         journal, client, name = self._journal, sender.client, sender.name
         said = SaidRun(journal.epoch, journal.next, utc_now(), self.name, client, name, run, act)
-        keeping = journal.append(said, nonces)
+        keeping = journal.append(said, nonces, checks)
         messages = journal.next - said.first
         if on_taken is not None:
             on_taken(said.epoch, said.first, keeping)

@@ -236,8 +236,6 @@ class Server:
                 try:
                     self._clients_before = self._journal.clients_ever
                     self._clients_ever = self._clients_before
-                    await self._directory.resumables.load(time.time())
-                    self._start_soon(self._directory.resumables.refresh)
                     self._start_soon(self._turns.run)
                     async with trio.open_nursery() as self._bots:
                         yield self

@@ -10,37 +10,30 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
-import time
 from functools import cache
 from importlib.metadata import version
 
 import trio
 
 from multichat import transport
-from multichat.batch import Receipt
-from multichat.config import Message, ServerConfig
+from multichat.config import ServerConfig
 from multichat.directory import Directory
 from multichat.entrance import Greeted
 from multichat.errors import (
     LineTooLong,
-    NobodyThere,
     NotKept,
-    NotLetThrough,
     RemoteProtocolError,
 )
 from multichat.filters import Filters
 from multichat.framing import Part
-from multichat.journal import Keeping
 from multichat.limits import Bucket
 from multichat.mailbox import Mailbox
 from multichat.member import Member
 from multichat.messages import (
     ASKED_TO_LEAVE,
     PROTOCOL,
-    Accepted,
     Act,
     Direct,
-    Directed,
     Error,
     Event,
     Goodbye,
@@ -51,8 +44,6 @@ from multichat.messages import (
     Join,
     Joined,
     Missed,
-    Nonce,
-    Notice,
     Ping,
     Pong,
     Quit,
@@ -61,7 +52,6 @@ from multichat.messages import (
     Reply,
     Request,
     Rooms,
-    Said,
     SayRun,
     Welcome,
     Who,
@@ -69,7 +59,7 @@ from multichat.messages import (
 from multichat.names import default_name
 from multichat.origin import Origin
 from multichat.preamble import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
-from multichat.resume import Taken
+from multichat.speech import Speech
 from multichat.turns import Meter, current_meter
 from multichat.voices import JSON, TEXT, encoded_help
 
@@ -83,9 +73,6 @@ READ_BYTES = 48 * 1024
 # The same where messages are counted: what was read is said before anything else is noticed, even
 # the end of the connection.
 SLOW_READ_BYTES = 4096
-
-# How often somebody is told that it is too fast, and goes on being.
-_TELL_SLOWED_SECONDS = 60.0
 
 # More than any answer is that goes with a change of what its client hears.
 _ANSWER_BYTES = 4096
@@ -121,11 +108,9 @@ class Session:
         "_bytes",
         "_config",
         "_directory",
-        "_filters",
         "_first_line",
         "_greeted",
         "_mailbox",
-        "_messages",
         "_meter",
         "_nursery",
         "_read_bytes",
@@ -133,7 +118,7 @@ class Session:
         "_replay_meter",
         "_replayed",
         "_replaying",
-        "_slowed_at",
+        "_speech",
         "_stream",
         "_writing",
         "member",
@@ -152,13 +137,10 @@ class Session:
         self._stream = greeted.stream
         self._directory = directory
         self._config = config
-        self._filters = filters
-        rate, byte_rate = config.rate, config.byte_rate
-        self._messages = Bucket(rate, config.burst) if rate is not None else None
+        byte_rate = config.byte_rate
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
-        self._read_bytes = READ_BYTES if self._messages is None else SLOW_READ_BYTES
+        self._read_bytes = READ_BYTES if config.rate is None else SLOW_READ_BYTES
         self._active_at: float | None = trio.current_time()
-        self._slowed_at = -_TELL_SLOWED_SECONDS
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
@@ -182,6 +164,7 @@ class Session:
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
+        self._speech = Speech(self.member, directory, config, filters)
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
@@ -210,7 +193,7 @@ class Session:
                 await transport.hang_up(self._stream, self._config.timeouts.linger)
         finally:
             # They refer to us: what is left of a client is to go with it, not with the collector.
-            del self.member, self._mailbox, self._nursery, self._greeted
+            del self.member, self._speech, self._mailbox, self._nursery, self._greeted
             await transport.close(self._stream)
 
     def _start_writing(self) -> None:
@@ -301,7 +284,7 @@ class Session:
         if self._bytes is not None:
             debt = self._bytes.spend(len(data), trio.current_time())
             if debt:
-                await self._slow_down(debt, f"{self._config.byte_rate:g} bytes")
+                await self._speech.slow_down(debt, f"{self._config.byte_rate:g} bytes")
         return data
 
     async def _take(self, parts: list[Part]) -> None:
@@ -310,7 +293,7 @@ class Session:
             if isinstance(part, LineTooLong):
                 if meter is not None:
                     await meter.take()
-                await self._may_ask(1)
+                await self._speech.may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
             if self._first_line:
@@ -325,164 +308,26 @@ class Session:
                     self._active_at = None
                 if type(request) is SayRun:  # mostly
                     if request.nonces:
-                        await self._say_new(request)
+                        await self._speech.say_new(request)
                     else:
-                        await self._say(request)
+                        await self._speech.say(request)
                     continue
-                await self._may_ask(1)
+                await self._speech.may_ask(1)
                 try:
                     await self._do(request)
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
                     await self._answer(Invalid.because(error, nonce).error)
 
-    async def _say(self, said: SayRun) -> None:
-        if self._messages is None and not self._filters:
-            await self._say_now(said)
-        else:
-            await self._say_in_time(said)
-
-    async def _say_now(self, said: SayRun) -> None:
-        me, nonces = self.member, said.nonces
-        if not nonces:
-            try:
-                await me.room.say(me, said.run)
-            except NotKept as error:
-                self._directory.note_not_kept(error)
-                await self._answer(Invalid.because(error).error)
-            return
-        try:
-            receipt = await self._say_once(said.run, nonces)
-        except NotKept as error:
-            self._directory.note_not_kept(error)
-            named = [nonce for nonce in nonces if nonce is not None]
-            await self._answer(
-                *(Invalid.because(error, nonce).error for nonce in named),
-                *([Invalid.because(error).error] if len(named) < len(nonces) else []),
-            )
-        else:
-            if receipt.epoch:
-                await self._accept(nonces, receipt)
-
-    async def _say_once(
-        self, run: str, nonces: tuple[Nonce | None, ...], *, act: bool = False
-    ) -> Receipt:
-        """Say it, and remember its *nonces* from the moment on in which it is numbered."""
-
-        def on_taken(epoch: str, first: int, keeping: Keeping | None) -> None:
-            if me.resumable is not None:
-                taken = Taken(epoch, first, keeping, told)
-                self._directory.resumables.take(me.resumable, nonces, taken)
-
-        me, told = self.member, trio.Event()
-        try:
-            return await me.room.say(me, run, act=act, nonces=nonces, on_taken=on_taken)
-        finally:
-            told.set()
-
-    async def _say_new(self, said: SayRun) -> None:
-        """Say what was not said before; what was is answered as it was then."""
-        resumable = self.member.resumable
-        texts, nonces = said.run.split("\n"), said.nonces
-        while texts:
-            new = len(nonces) if resumable is None else resumable.count_new(nonces)
-            if new:
-                whole = new == len(said.nonces)
-                await self._say(said if whole else SayRun("\n".join(texts[:new]), nonces[:new]))
-            else:
-                new = 1
-                if (answer := await self._was_accepted(nonces[0])) is None:
-                    continue
-                await self._may_ask(1)
-                await self._answer(answer)
-            texts, nonces = texts[new:], nonces[new:]
-
-    async def _was_accepted(self, nonce: Nonce | None) -> Accepted | None:
-        """Return the answer to what was said with that nonce before, once it is kept."""
-        resumable = self.member.resumable
-        return None if nonce is None or resumable is None else await resumable.answer(nonce)
-
-    async def _say_in_time(self, said: SayRun) -> None:
-        """Say what this client may say now, what the filters leave of it, and then the rest."""
-        texts, nonces = said.run.split("\n"), said.nonces
-        while texts:
-            some = await self._may_ask(len(texts))
-            if self._filters:
-                await self._say_filtered(texts[:some], nonces[:some])
-            else:
-                await self._say_now(SayRun("\n".join(texts[:some]), nonces[:some]))
-            texts, nonces = texts[some:], nonces[some:]
-
-    async def _say_filtered(self, texts: list[str], nonces: tuple[Nonce | None, ...]) -> None:
-        results = await self._filters.apply([self._said(text) for text in texts])
-        kept = [i for i, result in enumerate(results) if result is not None]
-        if kept:
-            run = "\n".join(results[i].text for i in kept)  # type: ignore[union-attr]
-            await self._say_now(SayRun(run, tuple(nonces[i] for i in kept) if nonces else ()))
-        dropped = [i for i, result in enumerate(results) if result is None]
-        named = [nonces[i] for i in dropped if nonces and nonces[i] is not None]
-        errors = [Invalid.because(NotLetThrough(), nonce).error for nonce in named]
-        if len(dropped) > len(named):
-            errors.append(Invalid.because(NotLetThrough(len(dropped) - len(named))).error)
-        if errors:
-            await self._answer(*errors)
-
-    def _said(self, text: str, *, act: bool = False) -> Said:
-        me = self.member
-        return Said(room=me.room.name, client=me.client, name=me.name, text=text, act=act)
-
-    async def _filtered(self, message: Message) -> str:
-        """Return what the filters leave of it; raises `NotLetThrough` for nothing."""
-        [result] = await self._filters.apply([message])
-        if result is None:
-            raise NotLetThrough
-        return result.text
-
-    async def _may_ask(self, wanted: int) -> int:
-        """Wait until at least one of *wanted* requests may be made; return how many."""
-        if self._messages is None:
-            return wanted
-        while not (granted := self._messages.take(wanted, trio.current_time())):
-            seconds = self._messages.seconds_until_one()
-            await self._slow_down(seconds, f"{self._config.rate:g} messages")
-        return granted
-
-    async def _slow_down(self, seconds: float, limit: str) -> None:
-        """Do not read this client for so long, and now and then tell it why."""
-        now = trio.current_time()
-        if now - self._slowed_at >= _TELL_SLOWED_SECONDS:
-            self._slowed_at = now
-            await self._answer(Notice(f"slowed down: {limit} a second are taken from a client"))
-        await trio.sleep(seconds)
-
     async def _do(self, request: Request) -> None:
         """Do what is asked, and answer; raises `RemoteProtocolError` where it cannot be done."""
         await self._stay()
         me, directory = self.member, self._directory
         match request:
-            case Act(nonce=nonce) | Direct(nonce=nonce) if (
-                answer := await self._was_accepted(nonce)
-            ) is not None:
-                await self._answer(answer)
-            case Act(text=text, nonce=nonce):
-                if self._filters:
-                    text = await self._filtered(self._said(text, act=True))
-                receipt = await self._say_once(
-                    text, (nonce,) if nonce is not None else (), act=True
-                )
-                if nonce is not None and receipt.epoch:
-                    await self._accept((nonce,), receipt)
-            case Direct(to=to, text=text, nonce=nonce):
-                recipient = directory.find(to)
-                if recipient is None:
-                    raise NobodyThere(to)
-                if self._filters:
-                    text = await self._filtered(Directed(client=me.client, name=me.name, text=text))
-                await directory.direct(me, recipient, text)
-                if nonce is not None:
-                    if me.resumable is not None:
-                        directory.resumables.take(me.resumable, (nonce,), Taken())
-                    await self._answer(Accepted(nonce=nonce))
+            case Act():
+                await self._speech.act(request)
+            case Direct():
+                await self._speech.direct(request)
             case Rename(name=name, nonce=nonce):
                 old = directory.rename(me, name)
                 await self._answer(Renamed(me.client, old, me.name, nonce=nonce))
@@ -500,7 +345,8 @@ class Session:
                 await self._mailbox.put(directory.who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
                 await self._mailbox.put(directory.room_list.encode(me.voice, nonce))
-            case History(limit=limit, before=before, nonce=nonce):
+            case History(limit=limit, before=before, room=room, nonce=nonce):
+                self._speech.require_room(room)
                 await self._answer(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
@@ -519,20 +365,22 @@ class Session:
         me, directory = self.member, self._directory
         resumables = directory.resumables
         token = hello.session or ""
-        if (known := resumables.find(token, time.time())) is not None:
+        while True:
             try:
-                await resumables.restore(known)
+                resumed = await resumables.find(token)
             except NotKept as error:  # what it sends again could be said twice
-                directory.note_not_resumed(known, error)
-                token = ""
-        await self._wait_for_room()
-        resumed = resumables.find(token, time.time())  # it may have been sent away meanwhile
+                directory.note_not_resumed(error)
+                resumed = None
+            if self._mailbox.has_room(_ANSWER_BYTES):
+                break
+            await self._mailbox.wait_for_space()  # the session may end meanwhile
+        await self._stay()
         refused: list[Error] = []
         if resumed is not None:
             refused += [Invalid.because(error).error for error in directory.resume(me, resumed)]
         else:
             token = directory.give_session(me)
-        for wish, grant in ((hello.room, directory.move), (hello.name, directory.rename)):
+        for wish, grant in ((hello.room, directory.move_in_hello), (hello.name, directory.rename)):
             if wish is not None:
                 try:
                     grant(me, wish)
@@ -540,7 +388,8 @@ class Session:
                     refused.append(Invalid.because(error).error)
         self._mailbox.tell_missed()  # in the voice in which it was
         me.room.speak(me, JSON)
-        self._start_from(hello.since, hello.replay, refused)
+        if me.refused_room is None:  # else the past of that room is meant
+            self._start_from(hello.since, hello.replay, refused)
         await self._answer(
             Welcome(
                 PROTOCOL,
@@ -572,15 +421,6 @@ class Session:
             position = room.number_of_last(replay)
         if position is not None:
             room.replay_from(self.member, position)
-
-    async def _accept(self, nonces: tuple[Nonce | None, ...], receipt: Receipt) -> None:
-        await self._answer(
-            *(
-                Accepted(nonce=nonce, id=receipt.id_of(i))
-                for i, nonce in enumerate(nonces)
-                if nonce is not None
-            )
-        )
 
     async def _wait_for_room(self) -> None:
         """Wait until an answer is taken at once: what it goes with happens in the same step."""

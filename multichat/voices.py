@@ -339,20 +339,26 @@ class JsonVoice:
         requests = map(self._parse_request, run.split("\n")) if read is None else read
         texts: list[str] = []
         nonces: list[Nonce | None] = []
+        room: str | None = None
         for request in requests:
             if type(request) is Say and request.text:
+                if request.room != room:
+                    if texts:
+                        yield _say_run(texts, nonces, room)
+                        texts, nonces = [], []
+                    room = request.room
                 texts.append(request.text)
                 nonces.append(request.nonce)
                 continue
             if texts:
-                yield _say_run(texts, nonces)
+                yield _say_run(texts, nonces, room)
                 texts, nonces = [], []
             if isinstance(request, Say | Act | Direct) and not request.text:
                 yield Invalid.because(EmptyText(), request.nonce)
             else:
                 yield request
         if texts:
-            yield _say_run(texts, nonces)
+            yield _say_run(texts, nonces, room)
 
     def _parse_request(self, line: str) -> Request | Say:
         try:
@@ -453,9 +459,9 @@ def _has_type(line: str) -> bool:
         return False
 
 
-def _say_run(texts: list[str], nonces: list[Nonce | None]) -> SayRun:
+def _say_run(texts: list[str], nonces: list[Nonce | None], room: str | None) -> SayRun:
     answered = any(nonce is not None for nonce in nonces)
-    return SayRun("\n".join(texts), tuple(nonces) if answered else ())
+    return SayRun("\n".join(texts), tuple(nonces) if answered else (), room)
 
 
 def _parse_hello(rest: str) -> Iterator[Request]:

@@ -131,7 +131,7 @@ async def test_a_session_whose_nonces_are_damaged_is_unknown(
     assert not welcome["resumed"]
     assert welcome["session"] != first["session"]
     [line] = [line for line in log.lines if "cannot be resumed" in line]
-    assert f"The session of Client {first['client']} cannot be resumed" in line
+    assert "A session cannot be resumed: " in line
 
 
 async def test_damage_in_one_room_does_not_keep_others_from_talking(
@@ -190,7 +190,7 @@ async def test_sessions_that_claim_one_client_are_unknown(
     async with memory_server(journal=SqliteJournal(path)) as network:
         resumed = [(await hello(network, session=token))[1]["resumed"] for token in tokens]
     assert resumed == [False, False, True]
-    assert len([line for line in log.lines if "cannot be resumed: 2" in line]) == 1
+    assert len([line for line in log.lines if "A session cannot be resumed" in line]) == 2
 
 
 async def test_history_shows_the_messages_that_can_be_read(

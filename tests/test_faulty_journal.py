@@ -68,11 +68,14 @@ async def test_who_is_sent_away_for_good_while_it_comes_back_does_not(
     async with memory_server() as network:
         _, welcome = await come(network)
 
-        async def restore(resumables: Resumables, one: Resumable) -> None:
+        find = Resumables.find
+
+        async def kick_and_find(resumables: Resumables, token: str) -> Resumable | None:
             network.server.kick(1)
             await trio.lowlevel.checkpoint()
+            return await find(resumables, token)
 
-        monkeypatch.setattr(Resumables, "restore", restore)
+        monkeypatch.setattr(Resumables, "find", kick_and_find)
         _, again = await come(network, session=welcome["session"])
         assert not again["resumed"]
         assert (again["client"], again["session"] != welcome["session"]) == (2, True)

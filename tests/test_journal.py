@@ -17,7 +17,18 @@ from multichat.journal.sqlite import Durability, Retention, SqliteJournal
 from multichat.messages import SaidRun
 
 from .simulation.journal import Disk, Faults, FaultyJournal
-from .support.journals import ALICE, LOTS, running, say, spell, texts_before, texts_of, wait_kept
+from .support.journals import (
+    ALICE,
+    LOTS,
+    nonces_of,
+    record_of,
+    running,
+    say,
+    spell,
+    texts_before,
+    texts_of,
+    wait_kept,
+)
 from .support.processes import WAIT_SECONDS
 
 pytestmark = pytest.mark.unit
@@ -286,34 +297,36 @@ async def test_what_cannot_be_spelled_is_its_callers_mistake_alone(kind: Kind) -
 
 # --- Sessions, nonces, numbers --------------------------------------------------------------------
 
-BOB = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby", seen=5e9)
+BOB = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby")
 
 
 async def test_sessions_and_numbers_outlive_the_server_or_there_are_none(kind: Kind) -> None:
     journal = kind.make()
     assert journal.clients_ever == 0
     async with running(journal):
-        journal.keep_session(BOB)
-        journal.keep_session(ALICE)
+        journal.keep_session(BOB, connected=True)
+        journal.keep_session(ALICE, connected=False)
         await journal.give_numbers(200)
         await journal.give_numbers(100)  # what was given stays given
-        found = await journal.sessions(0, 10)
-        assert found == ([ALICE, BOB] if kind.outlives else [])
+        for one in (ALICE, BOB):
+            assert await record_of(journal, one.digest) == (one if kind.outlives else None)
     if not kind.outlives:
         return
-    moved = SessionRecord(digest=ALICE.digest, client=7, name="al", room="lobby", seen=6e9)
+    moved = SessionRecord(digest=ALICE.digest, client=7, name="al", room="lobby")
     async with running(kind.make()) as again:
         assert again.clients_ever == 200
-        assert await again.sessions(0, 10) == [ALICE, BOB]
-        assert await again.sessions(0, 1) == [BOB]
-        assert await again.sessions(5e9, 10) == [BOB]
-        again.keep_session(moved)
+        assert await record_of(again, ALICE.digest) == ALICE
+        assert await record_of(again, BOB.digest) == BOB
+        again.keep_session(moved, connected=True)
         again.forget_session(BOB.digest)
         again.forget_session(b"nobody's")
-        await say(again.room("lobby"), "x")  # by then they are kept, too
-        assert await again.sessions(0, 10) == [moved]
+        for _ in range(2):  # before it is written, and after
+            assert await record_of(again, ALICE.digest) == moved
+            assert await record_of(again, BOB.digest) is None
+            await say(again.room("lobby"), "x")  # by then they are kept, too
     async with running(kind.make()) as again:
-        assert await again.sessions(0, 10) == [moved]
+        assert await record_of(again, ALICE.digest) == moved
+        assert await record_of(again, BOB.digest) is None
 
 
 async def test_no_number_that_somebody_spoke_with_is_given_again(kind: Kind) -> None:
@@ -324,7 +337,9 @@ async def test_no_number_that_somebody_spoke_with_is_given_again(kind: Kind) -> 
         await wait_kept(room.append(spell(room, "x", client=300)))
     async with running(kind.make()) as journal:
         assert journal.clients_ever == 300
-        journal.keep_session(SessionRecord(digest=b"c", client=301, name="", room="x", seen=9e9))
+        journal.keep_session(
+            SessionRecord(digest=b"c", client=301, name="", room="x"), connected=True
+        )
         await say(journal.room("lobby"), "y")
     async with running(kind.make()) as journal:
         assert journal.clients_ever == 301
@@ -334,21 +349,26 @@ async def test_nonces_are_what_they_were_and_go_with_their_session(kind: Kind) -
     journal = kind.make()
     async with running(journal):
         den = journal.room("den")
-        journal.keep_session(ALICE)
-        await say(den, "x", "y", "z", nonces=("n", None, 5))
+        journal.keep_session(ALICE, connected=True)
+        said = spell(den, "x", "y", "z")
+        await wait_kept(den.append(said, ("n", None, 5), b"xxxxyyyyzzzz"))
         await say(den, "none")
         await say(den, "w", nonces=("5",))
-        assert await journal.nonces(8, 10) == []
         if not kind.outlives:
-            assert await journal.nonces(7, 10) == []
+            assert await journal.session(ALICE.digest) is None
             return
+        assert await nonces_of(journal, BOB) == []
     async with running(kind.make()) as journal:
-        wanted = [("n", den.epoch, 0), (5, den.epoch, 2), ("5", den.epoch, 4)]
-        assert await journal.nonces(7, 10) == wanted
-        assert await journal.nonces(7, 2) == wanted[1:]
+        kept = await journal.session(ALICE.digest)
+        assert kept is not None
+        assert kept.nonces == [
+            ("n", den.epoch, 0, "den", b"xxxx"),
+            (5, den.epoch, 2, "den", b"zzzz"),
+            ("5", den.epoch, 4, "den", b""),
+        ]
         journal.forget_session(ALICE.digest)
         await say(journal.room("den"), "later")
-        assert await journal.nonces(7, 10) == []
+        assert await nonces_of(journal, ALICE) == []
 
 
 # --- Memory's own bounds --------------------------------------------------------------------------

@@ -37,8 +37,10 @@ class CountingRoom(RoomJournal):
     def next(self) -> int:  # type: ignore[override]
         return self._room.next
 
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
-        return self._room.append(said, nonces)
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
+        return self._room.append(said, nonces, checks)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         raise NotImplementedError

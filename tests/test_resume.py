@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -370,13 +369,17 @@ async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
         assert network.server.find("alice") == 1
 
 
-async def test_an_expired_session_is_nobodys(log: LogRecorder) -> None:
+async def test_an_expired_session_is_nobodys(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
     resumables = Resumables(MemoryJournal(), 10, session_seconds=60)
-    token, one = resumables.issue(1, "alice", "lobby", 0.0)
-    resumables.go(one, "here", 10.0)
-    assert resumables.find(token, 70.0) is one
-    assert resumables.find(token, 70.1) is None
-    assert resumables.find(token, 10.0) is None
+    token, one = resumables.issue(1, "alice", "lobby")
+    await trio.sleep(100)  # connected, it does not get older
+    resumables.go(one, "here")
+    await trio.sleep(60)
+    assert await resumables.find(token) is one
+    await trio.sleep(0.1)
+    assert await resumables.find(token) is None
     assert token not in "\n".join(log.lines)
 
 
@@ -399,25 +402,24 @@ class Visits:
         self._tokens: dict[int, str] = {}
 
     def visit(self, client: int, address: str | None, nonces: int = 0) -> None:
-        self._tokens[client], one = self.store.issue(client, "", "lobby", 0.0)
+        self._tokens[client], one = self.store.issue(client, "", "lobby")
         for nonce in range(nonces):
             self.store.take(one, (nonce,), Taken("epoch", nonce))
-        self.store.go(one, address, 0.0)
+        self.store.go(one, address)
 
-    @property
-    def known(self) -> set[int]:
-        """The clients that can resume."""
-        return {client for client, token in self._tokens.items() if self.store.find(token, 0.0)}
+    async def known(self) -> set[int]:
+        """Return the clients that can resume."""
+        return {client for client, token in self._tokens.items() if await self.store.find(token)}
 
     async def check_nonces(self, client: int, nonces: int) -> None:
         """Resume, and check that the last *nonces* are answered as they were."""
-        one = self.store.find(self._tokens[client], 0.0)
+        one = await self.store.find(self._tokens[client])
         assert one is not None
         self.store.come(one)
         for nonce in range(nonces - MAX_UNACCEPTED, nonces):
-            answer = await one.answer(nonce)
+            answer = await one.answer(nonce, b"")
             assert answer == Accepted(nonce=nonce, id=message_id("epoch", nonce))
-        assert await one.answer(nonces - MAX_UNACCEPTED - 1) is None
+        assert await one.answer(nonces - MAX_UNACCEPTED - 1, b"") is None
 
 
 async def test_session_churn_from_one_address_does_not_evict_other_addresses() -> None:
@@ -427,18 +429,18 @@ async def test_session_churn_from_one_address_does_not_evict_other_addresses() -
         visits.visit(client, f"address {client}" if client % 2 else None)
     for client in range(100, 1100):
         visits.visit(client, "one address")
-    assert visits.known >= {*others, 1099}
+    assert await visits.known() >= {*others, 1099}
     for client in range(1100, 1400):
         visits.visit(client, "one address", MAX_UNACCEPTED)
-    assert visits.known >= {*others, 1399}
-    assert len(visits.known) <= 100
+    assert await visits.known() >= {*others, 1399}
+    assert len(await visits.known()) <= 100
 
 
 async def test_of_addresses_with_one_session_each_the_oldest_are_evicted() -> None:
     visits = Visits(max_away=80)
     for client in range(200):
         visits.visit(client, f"address {client}")
-    known = visits.known
+    known = await visits.known()
     assert 70 <= len(known) <= 80
     assert known == set(range(200 - len(known), 200))
 
@@ -454,8 +456,8 @@ async def test_sessions_with_full_windows_from_one_address_evict_nobody_else() -
     for client in range(1000, 1300):
         visits.visit(client, "one address", MAX_UNACCEPTED)
         assert visits.store.away_bytes <= max_bytes
-    assert visits.known >= {*talkers, *quiet, 1299}
-    assert len(visits.known) < 257 + 100 + 300
+    assert await visits.known() >= {*talkers, *quiet, 1299}
+    assert len(await visits.known()) < 257 + 100 + 300
     for client in talkers:
         await visits.check_nonces(client, 2 * MAX_UNACCEPTED)
 
@@ -477,18 +479,18 @@ async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:
 async def test_a_session_that_ends_while_its_message_is_written_knows_it() -> None:
     """What is not known to be kept yet is not packed as if it were."""
     visits = Visits()
-    _, one = visits.store.issue(1, "", "lobby", 0.0)
+    _, one = visits.store.issue(1, "", "lobby")
     kept, failed = Keeping(), Keeping()
-    visits.store.take(one, ("kept", "too"), Taken("epoch", 7, kept))
-    visits.store.take(one, ("failed",), Taken("epoch", 9, failed))
-    visits.store.go(one, None, 0.0)
+    visits.store.take(one, ("kept", "too"), Taken("epoch", 7, keeping=kept))
+    visits.store.take(one, ("failed",), Taken("epoch", 9, keeping=failed))
+    visits.store.go(one, None)
     kept.resolve()
     failed.resolve("disk full")
     for _ in range(2):
         visits.store.come(one)
-        assert await one.answer("too") == Accepted(nonce="too", id=message_id("epoch", 8))
-        assert await one.answer("failed") is None
-        visits.store.go(one, None, 0.0)
+        assert await one.answer("too", b"") == Accepted(nonce="too", id=message_id("epoch", 8))
+        assert await one.answer("failed", b"") is None
+        visits.store.go(one, None)
 
 
 async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:
@@ -559,9 +561,8 @@ async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
     token = "0" * 32
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
-        journal.keep_session(
-            SessionRecord(digest=digest, client=7, name=name, room="ไทยroom", seen=time.time())
-        )
+        record = SessionRecord(digest=digest, client=7, name=name, room="ไทยroom")
+        journal.keep_session(record, connected=False)
     async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
         one = await program(network, session=token)
         assert one.welcome["resumed"]
@@ -578,9 +579,8 @@ async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allo
     token = "0" * 32
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
-        journal.keep_session(
-            SessionRecord(digest=digest, client=7, name="alice", room="ไทยroom", seen=time.time())
-        )
+        record = SessionRecord(digest=digest, client=7, name="alice", room="ไทยroom")
+        journal.keep_session(record, connected=False)
     async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
         alice = await program(network, session=token)
         me = [{"client": 7, "name": "alice"}]
@@ -838,9 +838,9 @@ async def test_all_are_told_of_a_shutdown_though_the_disk_is_not_done(
     append = _MemoryRoom.append
 
     def append_slowly(
-        room: _MemoryRoom, said: SaidRun, nonces: tuple[Nonce | None, ...]
+        room: _MemoryRoom, said: SaidRun, nonces: tuple[Nonce | None, ...], checks: bytes
     ) -> Keeping:
-        append(room, said, nonces)
+        append(room, said, nonces, checks)
         return keeping
 
     monkeypatch.setattr(_MemoryRoom, "append", append_slowly)

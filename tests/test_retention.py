@@ -16,7 +16,18 @@ from multichat.journal import SessionRecord
 from multichat.journal.retention import Deleted, SteadyClock, format_seconds
 from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits
 
-from .support.journals import LOTS, running, say, spell, texts_of, tidy, wait_kept
+from .support.journals import (
+    ALICE,
+    LOTS,
+    nonces_of,
+    record_of,
+    running,
+    say,
+    spell,
+    texts_of,
+    tidy,
+    wait_kept,
+)
 
 pytestmark = pytest.mark.process
 
@@ -219,23 +230,70 @@ async def test_numbers_go_on_after_everything_in_a_room_was_too_old(tmp_path: Pa
         assert room.next == 701
 
 
-async def test_sessions_that_nobody_resumed_are_deleted_by_a_steady_clock_only(
+async def test_sessions_are_deleted_after_a_day_whatever_the_wall_clock_says(
     tmp_path: Path,
 ) -> None:
     clocks = Clocks()
-    record = SessionRecord(digest=b"o" * 32, client=7, name="", room="lobby", seen=NOW)
-    async with running(opened(tmp_path / "chat.db", clocks, Retention())) as journal:
-        journal.keep_session(record)
-        await say(journal.room("lobby"), "x", nonces=("n",))
+    path = tmp_path / "chat.db"
+    async with running(opened(path, clocks, Retention())) as journal:
+        clocks.wall -= YEAR  # it is behind, and right again
+        journal.keep_session(ALICE, connected=False)
+        await say(journal.room("den"), "x", nonces=("n",))
         clocks.wall += YEAR
-        await clocks.run(journal, 6.0)
+        await clocks.run(journal, HOUR)
+        clocks.wall += YEAR  # it is ahead
+        await clocks.run(journal, HOUR)
         clocks.wall -= YEAR
-        await clocks.run(journal, DAY)
-        assert await journal.sessions(0, 10) == [record]
-        clocks.wall += YEAR
-        await clocks.run(journal, DAY)
-        assert await journal.sessions(0, 10) == []
-        assert await journal.nonces(7, 10) == []
+        await clocks.run(journal, 10 * HOUR)
+    clocks.wall += YEAR  # so long it is off, which counts as nothing
+    async with running(opened(path, clocks, Retention())) as journal:
+        kept = await journal.session(ALICE.digest)
+        assert kept is not None
+        assert kept.age_seconds == pytest.approx(12 * HOUR, abs=1000)
+        assert len(kept.nonces) == 1
+        await clocks.run(journal, 13 * HOUR)
+        assert await record_of(journal, ALICE.digest) is None
+        assert await nonces_of(journal, ALICE) == []
+
+
+async def test_the_session_of_a_connected_client_never_gets_old(tmp_path: Path) -> None:
+    clocks = Clocks()
+    path = tmp_path / "chat.db"
+    async with running(opened(path, clocks, Retention())) as journal:
+        journal.keep_session(ALICE, connected=True)
+        await clocks.run(journal, 3 * DAY)
+        kept = await journal.session(ALICE.digest)
+        assert kept is not None
+        assert kept.age_seconds == 0
+    async with running(opened(path, clocks, Retention())) as journal:  # as after a `kill -9`
+        await clocks.run(journal, 23 * HOUR)
+        assert await record_of(journal, ALICE.digest) == ALICE
+        await clocks.run(journal, 2 * HOUR)
+        assert await record_of(journal, ALICE.digest) is None
+
+
+async def test_of_too_many_sessions_in_the_file_the_oldest_are_deleted(tmp_path: Path) -> None:
+    limits = SqliteLimits(sessions=100)
+    clocks = Clocks()
+    async with running(
+        SqliteJournal(tmp_path / "chat.db", limits=limits, clocks=clocks)
+    ) as journal:
+
+        def keep(client: int, *, connected: bool) -> None:
+            record = SessionRecord(digest=b"%032d" % client, client=client, name="", room="lobby")
+            journal.keep_session(record, connected=connected)
+
+        for client in range(1, 1001):
+            keep(client, connected=client <= 10)
+            if client % 50 == 0:
+                await clocks.run(journal, 60)
+        await clocks.run(journal, 600)
+        known = {
+            client
+            for client in range(1, 1001)
+            if await record_of(journal, b"%032d" % client) is not None
+        }
+        assert known == {*range(1, 11), *range(911, 1001)}
 
 
 class TestSteadyClock:

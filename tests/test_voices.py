@@ -107,7 +107,9 @@ def one_by_one(requests: Iterable[Request]) -> list[Request]:
         if isinstance(request, SayRun):
             texts = request.run.split("\n")
             nonces = request.nonces or (None,) * len(texts)
-            apart += [Say(text, nonce=n) for text, n in zip(texts, nonces, strict=True)]
+            apart += [
+                Say(text, request.room, nonce=n) for text, n in zip(texts, nonces, strict=True)
+            ]
         else:
             apart.append(request)
     return apart

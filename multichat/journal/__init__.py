@@ -8,7 +8,8 @@ numbers that clients have had.  It knows nothing of who is connected.
 2. Where one cannot be kept, none that was appended after it, and not been reported kept, is either:
    numbers have no gaps.
 3. What is read was kept, in order, each once; what retention has taken is missing from the front.
-4. A session that was kept before a message was appended is kept by the time that message is.
+4. A session that was kept before a message was appended is kept by the time that message is: it
+   comes back into the room and under the name through which its messages were accepted.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import trio
@@ -30,6 +31,8 @@ __all__ = [
     "MAX_TIME_EPOCH",
     "Journal",
     "Keeping",
+    "KeptNonce",
+    "KeptSession",
     "RoomJournal",
     "SessionRecord",
     "backwards_from",
@@ -77,16 +80,41 @@ class Keeping:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionRecord:
-    """Somebody who may come back: the *digest* of its token, and how it was when last *seen*.
+    """A session: the *digest* of its token, its *client*'s number, its *name*, and its *room*.
 
-    *client* is its number; *name* is empty where it had none.  *seen* is in seconds since 1970.
+    *name* is empty where the client has none.
     """
 
     digest: bytes
     client: int
     name: str
     room: str
-    seen: float
+
+
+class KeptNonce(NamedTuple):
+    """A nonce, and the id of the message that was said with it: its *epoch* and *number*.
+
+    *room* is that message's, folded, and *check* the four bytes that were appended with it; both
+    are empty where they are not known.
+    """
+
+    nonce: Nonce
+    epoch: str
+    number: int
+    room: str
+    check: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptSession:
+    """A session as the journal has it, with its last *nonces*, the oldest first.
+
+    It has been disconnected for *age_seconds* in which a server ran.
+    """
+
+    record: SessionRecord
+    age_seconds: float
+    nonces: list[KeptNonce]
 
 
 class RoomJournal(ABC):
@@ -129,11 +157,15 @@ class RoomJournal(ABC):
         return message_id(epoch, number)
 
     @abstractmethod
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
         """Take *said*, whose epoch and first number MUST be ours, and move *next* on, at once.
 
         Returns None if it is kept already.  *nonces* are those that its messages were said with, or
-        none at all.  Raises `NotKept` if nothing can be kept now; then nothing has changed.
+        none at all, and *checks* four bytes for each, by which a nonce that is used again for
+        another message is noticed.  Raises `NotKept` if nothing can be kept now; then nothing has
+        changed.
         """
 
     @abstractmethod
@@ -190,23 +222,22 @@ class Journal(ABC):
         """
 
     @abstractmethod
-    def keep_session(self, record: SessionRecord) -> None:
-        """Keep, or keep anew, a session; what goes wrong shows in what is appended next."""
+    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """Keep a session as it is now; what goes wrong shows in what is appended next.
+
+        One that is not *connected* gets older from now on.
+        """
 
     @abstractmethod
     def forget_session(self, digest: bytes) -> None:
         """Forget a session, if it is there, and the nonces of its client."""
 
     @abstractmethod
-    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
-        """Return the sessions that were seen since then, at most *limit*, the oldest first."""
+    async def session(self, digest: bytes) -> KeptSession | None:
+        """Return that session; None if it is not there, or the journal is in memory only.
 
-    @abstractmethod
-    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
-        """Return the last *limit* nonces that *client* said something with, the oldest first.
-
-        Each with the epoch and the number of what was said.  None if the journal does not outlive
-        its server: then the session itself knows them.
+        Messages whose fate was not known when it was asked may be missing from its nonces.  Raises
+        `NotKept` if it cannot be read.
         """
 
 

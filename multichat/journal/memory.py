@@ -19,6 +19,7 @@ from multichat.journal import (
     MAX_TIME_EPOCH,
     Journal,
     Keeping,
+    KeptSession,
     RoomJournal,
     SessionRecord,
     backwards_from,
@@ -95,19 +96,15 @@ class MemoryJournal(Journal):
     async def give_numbers(self, clients_ever: int) -> None:
         """Do nothing: numbers begin anew."""
 
-    def keep_session(self, record: SessionRecord) -> None:
+    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Do nothing."""
 
     def forget_session(self, digest: bytes) -> None:
         """Do nothing."""
 
-    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
-        """Return none."""
-        return []
-
-    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
-        """Return none."""
-        return []
+    async def session(self, digest: bytes) -> KeptSession | None:
+        """Return None."""
+        return None
 
 
 class _MemoryRoom(RoomJournal):
@@ -120,7 +117,9 @@ class _MemoryRoom(RoomJournal):
         self._runs: deque[SaidRun] = deque()
         self._bytes = 0
 
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
         before = self._bytes
         self._runs.append(said)
         self.next += said.run.count("\n") + 1

@@ -11,7 +11,6 @@ Invariants:
 3. One thread writes, another reads, and neither waits for the other.
 """
 
-import enum
 import math
 import os
 import secrets
@@ -34,6 +33,7 @@ from multichat.journal import (
     MAX_TIME_EPOCH,
     Journal,
     Keeping,
+    KeptSession,
     RoomJournal,
     SessionRecord,
     newest_of,
@@ -55,21 +55,21 @@ from multichat.journal.sqlite_file import (
     text_or_bytes,
 )
 from multichat.journal.sqlite_jobs import (
-    ForgetJob,
     Job,
     NumbersJob,
     SaidJob,
+    SessionJob,
     subject_of,
     write_jobs,
 )
-from multichat.journal.sqlite_limits import SqliteLimits
+from multichat.journal.sqlite_limits import Durability, SqliteLimits
 from multichat.journal.sqlite_rows import (
     Head,
     Rows,
-    read_nonces,
+    SessionRow,
     read_runs,
     read_runs_backwards,
-    read_sessions,
+    read_session,
 )
 from multichat.log import Log
 from multichat.messages import LOBBY, Nonce, SaidRun
@@ -92,13 +92,6 @@ _CLOSED = "the server is closing its journal"
 # Deletions between two transactions, where the file is too large: each takes more than one of them
 # has written, so that it does not get larger.
 _MAX_DELETIONS = 20
-
-
-class Durability(enum.Enum):
-    """What a message that is reported kept survives; see docs/journal.md."""
-
-    FULL = "full"  # a power cut: each transaction waits until the disk has it
-    NORMAL = "normal"  # a `kill -9`: the system has it; of a power cut, the last moments are lost
 
 
 class SqliteJournal(Journal):
@@ -142,6 +135,9 @@ class SqliteJournal(Journal):
         self._failing = False
         self._waiting: list[Job] = []
         self._waiting_bytes = 0
+        self._sessions: dict[bytes, SessionJob] = {}  # the last that waits of each
+        # Of these the last that waits may be replaced: nothing was said after it.
+        self._replaceable: set[bytes] = set()
         self._woken = trio.Event()
         # Of those in which something was said; the one in which it was last is the last.
         self._rooms: OrderedDict[str, SqliteRoom] = OrderedDict()
@@ -223,9 +219,10 @@ class SqliteJournal(Journal):
         jobs = self._first_jobs()
         if not jobs:
             return True
+        self._replaceable.clear()
         refused: dict[object, str] = {}
         while failure := await trio.to_thread.run_sync(
-            self._write, jobs, refused, limiter=self._writing
+            self._write, jobs, self._clock_of_file(), refused, limiter=self._writing
         ):
             if trio.current_time() >= give_up_at:
                 self._fail(failure)
@@ -249,6 +246,9 @@ class SqliteJournal(Journal):
                 else:
                     job.room.kept = job.said.first + job.messages
                     self._untidy.add(job.room)
+            elif isinstance(job, SessionJob) and self._sessions.get(job.digest) is job:
+                del self._sessions[job.digest]
+                self._replaceable.discard(job.digest)
         for job in jobs:
             if isinstance(job, SaidJob | NumbersJob):
                 job.keeping.resolve(refused.get(subject_of(job), ""))
@@ -271,14 +271,13 @@ class SqliteJournal(Journal):
     def _fail(self, failure: str) -> None:
         """Have nothing that waits be kept, but for sessions, for which nobody waits."""
         jobs, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        sessions: dict[bytes, Job] = {}
         for job in jobs:
             if isinstance(job, SaidJob):
                 job.room.next = job.room.kept
-            elif isinstance(job, SessionRecord | ForgetJob):
-                sessions.pop(job.digest, None)
-                sessions[job.digest] = job
-        self._waiting += list(sessions.values())[-_MAX_SESSIONS_WAITING:]
+        self._replaceable.clear()
+        sessions = list(self._sessions.values())[-_MAX_SESSIONS_WAITING:]
+        self._sessions = {job.digest: job for job in sessions}
+        self._waiting += sessions
         for job in jobs:
             if isinstance(job, SaidJob | NumbersJob):
                 job.keeping.resolve(failure)
@@ -332,7 +331,7 @@ class SqliteJournal(Journal):
         try:
             self._rows = Rows(opened.connection)
             heads = self._rows.load()
-            self._deletions = Deletions(self._rows, self.retention, reserve)
+            self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
             self._rows.write_back()
             self._reader = connect(self.path.resolve(), "ro")
             self._reader.text_factory = text_or_bytes
@@ -362,7 +361,7 @@ class SqliteJournal(Journal):
                 connection.close()
         self._lock.close()
 
-    def _write(self, jobs: list[Job], refused: dict[object, str]) -> str:
+    def _write(self, jobs: list[Job], clock: float, refused: dict[object, str]) -> str:
         """Write *jobs* in one transaction; return in a few words why that cannot be, if so.
 
         Where only a part of the file is damaged, add to *refused* what is not written for that.
@@ -378,7 +377,7 @@ class SqliteJournal(Journal):
         if not self._deletions.may_write():
             return DISK_FULL
         try:
-            write_jobs(rows, jobs, refused)
+            write_jobs(rows, jobs, clock, refused)
         except SQLITE_ERRORS as error:
             reason = reason_of(error)
             self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
@@ -422,6 +421,7 @@ class SqliteJournal(Journal):
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
         self._rooms.move_to_end(job.room.name)
         self._waiting_bytes += size
+        self._replaceable.clear()
         self._put(job)
         return job.keeping
 
@@ -437,32 +437,38 @@ class SqliteJournal(Journal):
         self._put(job)
         await job.keeping.wait()
 
-    def keep_session(self, record: SessionRecord) -> None:
+    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
         """See `Journal.keep_session`."""
-        if self._open:
-            self._put(record)
+        seen = math.inf if connected else self._clock_of_file()
+        self._put_session(record.digest, SessionRow(record, seen))
 
     def forget_session(self, digest: bytes) -> None:
         """See `Journal.forget_session`."""
-        if self._open:
-            self._put(ForgetJob(digest))
+        self._put_session(digest, None)
 
-    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
-        """See `Journal.sessions`; of more than *limit* those that were seen last."""
-        try:
-            found, damaged = await self._read(lambda reader: read_sessions(reader, since, limit))
-        except NotKept as error:  # when a server starts, which then does not
-            if isinstance(error.__cause__, SQLITE_ERRORS):
-                raise JournalFailed(self.path, reason_of(error.__cause__)) from error
-            raise
-        if damaged:
-            text = "The journal is damaged: sessions that cannot be resumed"
-            self._log.line("STATE", f"{text}: {damaged}", ERROR)
-        return found
+    def _put_session(self, digest: bytes, row: SessionRow | None) -> None:
+        """Have it written in its turn, but not more often than something is said in between."""
+        if not self._open:
+            return
+        if digest in self._replaceable:
+            self._sessions[digest].row = row
+        else:
+            self._sessions.pop(digest, None)  # the last to change is the last to be given up
+            job = self._sessions[digest] = SessionJob(digest, row)
+            self._replaceable.add(digest)
+            self._put(job)
 
-    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
-        """See `Journal.nonces`."""
-        return await self._read(lambda reader: read_nonces(reader, client, limit))
+    async def session(self, digest: bytes) -> KeptSession | None:
+        """See `Journal.session`."""
+        waiting, clock = self._sessions.get(digest), self._clock_of_file()
+        if waiting is not None and waiting.row is None:
+            return None
+        row = None if waiting is None else waiting.row
+        return await self._read(lambda reader: read_session(reader, digest, row, clock))
+
+    def _clock_of_file(self) -> float:
+        """Return for how many seconds servers have run with this file."""
+        return self._rows.loaded_clock + self._clock.look(*self._clocks()).run
 
     async def read_room(
         self, room: "SqliteRoom", start: int, stop: int, max_bytes: int
@@ -547,7 +553,9 @@ class SqliteRoom(RoomJournal):
         self.earlier = {**self.earlier, self.epoch: self.next}
         self.epoch, self.is_begun = epoch, True
 
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
         # What cannot be spelled is found here, where it is one caller's mistake, and not in the
         # transaction, where it would be everybody's.
         run = said.run
@@ -555,7 +563,7 @@ class SqliteRoom(RoomJournal):
         count = len(nonces) - nonces.count(None)
         spelled = msgspec.json.encode(nonces).decode() if count else ""
         messages = run.count("\n") + 1
-        keeping = self._journal.take(SaidJob(self, said, messages, size, spelled, count))
+        keeping = self._journal.take(SaidJob(self, said, messages, size, spelled, count, checks))
         self.next += messages
         return keeping
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multichat.journal.reserve import Reserve
 from multichat.journal.retention import MIN_BYTES, Deleted, Moment, Retention, format_seconds
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
+from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import Rows
 from multichat.log import Log
 
@@ -29,9 +30,6 @@ _MOVED_PART = 2
 
 # How many epochs of a room stay when all their messages are gone.
 _GONE_EPOCHS = 100
-
-# Whoever keeps sessions decides for how long; these are of servers that never came back for them.
-_SESSION_SECONDS = 30 * 24 * 3600.0
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
 
@@ -55,11 +53,23 @@ class Tidied:
 class Deletions:
     """What has to go from the file of *rows*, whose list of rooms is loaded.
 
+    Above the number of sessions that *limits* allows, the oldest go first: whose they are is not in
+    the file, and a server has in its memory those of the clients from other addresses than who
+    makes so many.
+
     *is_full*: the disk has no room for what was to be written.  *is_too_large*: more is in use than
     may be, by a step or more.
     """
 
-    def __init__(self, rows: Rows, retention: Retention, reserve: Reserve) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        retention: Retention,
+        reserve: Reserve,
+        limits: SqliteLimits | None = None,
+    ) -> None:
+        self._limits = limits or SqliteLimits()
+        self._sessions = self._limits.sessions + 1  # when they were counted; they never were
         self.is_full = self.is_too_large = False
         self._rows, self._retention, self._reserve = rows, retention, reserve
         self._connection = rows.connection
@@ -103,8 +113,9 @@ class Deletions:
         tidied = Tidied()
         kept = self._retention
         step = _Step(self._connection, tidied, kept.step_bytes)
+        clock = self._rows.loaded_clock + now.run
         try:
-            with self._rows.transaction():
+            with self._rows.transaction(clock):
                 for room, before in full.items():
                     step.delete(
                         f"above {kept.max_messages} a room",
@@ -124,8 +135,7 @@ class Deletions:
                         reason = f"above {kept.max_bytes / 2**20:g} MiB"
                         step.delete(reason, "ORDER BY seq", (), most_bytes=excess)
                         step.is_over = True  # what it takes is known when it is done
-                if not now.wait:
-                    self._forget_old_sessions(now.wall)
+                has_more_sessions = self._forget_sessions(clock)
                 self._connection.executemany(
                     "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
                 )
@@ -145,7 +155,11 @@ class Deletions:
                 )
             if step.deleted:
                 self._rows.note_written(kept.step_bytes)
-            tidied.more = bool(step.deleted and step.is_over) or self._shrink(all_of_it=shrink)
+            tidied.more = (
+                bool(step.deleted and step.is_over)
+                or has_more_sessions
+                or self._shrink(all_of_it=shrink)
+            )
         except SQLITE_ERRORS:
             return None
         return tidied
@@ -177,12 +191,25 @@ class Deletions:
             last = seq
         return last
 
-    def _forget_old_sessions(self, now: float) -> None:
-        for (digest,) in self._connection.execute(
-            "SELECT digest FROM sessions WHERE seen < ? LIMIT ?",
-            (now - _SESSION_SECONDS, STEP_RUNS),
-        ).fetchall():
+    def _forget_sessions(self, clock: float) -> bool:
+        """Forget the sessions of disconnected clients that are too old, or too many.
+
+        Returns whether there are more of them.
+        """
+        execute = self._connection.execute
+        max_sessions = self._limits.sessions
+        before, most = clock - self._limits.session_seconds, STEP_RUNS
+        if self._sessions + self._rows.new_sessions > max_sessions:
+            [self._sessions] = execute("SELECT count(*) FROM sessions").fetchone()
+            self._rows.new_sessions = 0
+            if self._sessions > max_sessions:
+                before, most = clock, min(self._sessions - max_sessions, STEP_RUNS)
+        found = execute(
+            "SELECT digest FROM sessions WHERE seen <= ? ORDER BY seen LIMIT ?", (before, most)
+        ).fetchall()
+        for (digest,) in found:
             self._rows.forget_session(digest)
+        return len(found) == STEP_RUNS
 
     def _shrink(self, *, all_of_it: bool) -> bool:
         """Give some of what is free in the file back; return whether there may be more."""

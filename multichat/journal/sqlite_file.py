@@ -102,7 +102,9 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
     (
         # For how many seconds servers have run with this file: the age of a session is counted in
         # these, because the system's clock may be set.
-        "ALTER TABLE heads ADD COLUMN clock REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE heads ADD COLUMN clock REAL NOT NULL DEFAULT 0.0",
+        "UPDATE sessions SET seen = 0",  # seconds since 1970 until now
+        "CREATE INDEX sessions_by_client ON sessions (client)",
         # Of each nonce four bytes: the CRC-32 of what was said with it.  Nothing for older ones.
         "ALTER TABLE nonces ADD COLUMN checks BLOB NOT NULL DEFAULT x''",
         # Each server gives a room a new epoch with its first message there; `next` is the number of

@@ -7,15 +7,15 @@ needs that part: damage in one room keeps no other from talking.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from multichat.journal import Keeping, SessionRecord
+from multichat.journal import Keeping
 from multichat.journal.sqlite_file import SQLITE_ERRORS, is_damage, reason_of
-from multichat.journal.sqlite_rows import Rows
+from multichat.journal.sqlite_rows import Rows, SessionRow
 from multichat.messages import SaidRun
 
 if TYPE_CHECKING:
     from multichat.journal.sqlite import SqliteRoom
 
-__all__ = ["ForgetJob", "Job", "NumbersJob", "SaidJob", "subject_of", "write_jobs"]
+__all__ = ["Job", "NumbersJob", "SaidJob", "SessionJob", "subject_of", "write_jobs"]
 
 
 @dataclass(slots=True, eq=False)
@@ -28,14 +28,16 @@ class SaidJob:
     size: int
     nonces: str
     nonce_count: int
+    checks: bytes
     keeping: Keeping = field(default_factory=Keeping)
 
 
 @dataclass(slots=True, eq=False)
-class ForgetJob:
-    """A session that is forgotten, with the nonces of its client."""
+class SessionJob:
+    """A session as it is now; None if it is forgotten, with the nonces of its client."""
 
     digest: bytes
+    row: SessionRow | None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +48,7 @@ class NumbersJob:
     keeping: Keeping = field(default_factory=Keeping)
 
 
-Job: TypeAlias = SaidJob | SessionRecord | ForgetJob | NumbersJob
+Job: TypeAlias = SaidJob | SessionJob | NumbersJob
 
 
 def subject_of(job: Job) -> object:
@@ -54,19 +56,21 @@ def subject_of(job: Job) -> object:
     match job:
         case SaidJob(room=room):
             return room
-        case SessionRecord(digest=digest) | ForgetJob(digest=digest):
+        case SessionJob(digest=digest):
             return digest
     return None
 
 
-def write_jobs(rows: Rows, jobs: list[Job], refused: dict[object, str]) -> None:
+def write_jobs(rows: Rows, jobs: list[Job], clock: float, refused: dict[object, str]) -> None:
     """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS`.
+
+    *clock* is where the clock of the file stands now.
 
     What is not written because a part of the file is damaged is added to *refused*, by its subject
     and with the reason.
     """
     try:
-        with rows.transaction():
+        with rows.transaction(clock):
             _apply(rows, jobs)
     except SQLITE_ERRORS as error:
         if not is_damage(error):
@@ -76,7 +80,7 @@ def write_jobs(rows: Rows, jobs: list[Job], refused: dict[object, str]) -> None:
     parts: dict[object, list[Job]] = {}
     for job in jobs:
         parts.setdefault(subject_of(job), []).append(job)
-    with rows.transaction():
+    with rows.transaction(clock):
         for subject, part in parts.items():
             try:
                 with rows.part():
@@ -93,10 +97,10 @@ def _apply(rows: Rows, jobs: list[Job]) -> None:
             case SaidJob():
                 rows.say(job.room, job.said, job.messages, job.size)
                 if job.nonce_count:
-                    rows.use_nonces(job.said, job.nonces, job.nonce_count)
-            case SessionRecord():
-                rows.keep_session(job)
-            case ForgetJob():
-                rows.forget_session(job.digest)
+                    rows.use_nonces(job.said, job.nonces, job.nonce_count, job.checks)
+            case SessionJob(digest=digest, row=None):
+                rows.forget_session(digest)
+            case SessionJob(row=SessionRow() as row):
+                rows.keep_session(row)
             case NumbersJob():
                 rows.give_numbers(job.clients_ever)

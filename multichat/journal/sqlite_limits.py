@@ -1,8 +1,9 @@
-"""How long a SQLite journal waits for its file, and how much it holds."""
+"""The settings of a SQLite journal that have no option, and its durability."""
 
+import enum
 from dataclasses import dataclass
 
-__all__ = ["SqliteLimits"]
+__all__ = ["Durability", "SqliteLimits"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,3 +40,15 @@ class SqliteLimits:
     # A hundred times as many as a server has at a time; their heads take 30 MB.  Above this, no new
     # room opens: it would cost another one its messages.
     rooms: int = 100_000
+
+    # Sessions of disconnected clients: ten times as many as a server has in memory, for as long as
+    # it has them there.
+    sessions: int = 100_000
+    session_seconds: float = 24 * 3600.0
+
+
+class Durability(enum.Enum):
+    """What a message that is reported kept survives; see docs/journal.md."""
+
+    FULL = "full"  # a power cut: each transaction waits until the disk has it
+    NORMAL = "normal"  # a `kill -9`: the system has it; of a power cut, the last moments are lost

@@ -6,8 +6,7 @@ Each statement finds its rows by an index: none takes longer because there is mu
 
 import secrets
 import sqlite3
-from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
@@ -15,12 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from multichat.framing import clean, clean_lines
-from multichat.journal import SessionRecord
+from multichat.journal import KeptNonce, KeptSession, SessionRecord
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, text_or_bytes, typed
 from multichat.journal.sqlite_repair import (
     EPOCH,
     MAX_COUNTER,
-    MAX_SECONDS,
     ROOMS,
     are_heads,
     is_whole,
@@ -34,15 +32,18 @@ __all__ = [
     "Head",
     "RoomHead",
     "Rows",
-    "read_nonces",
+    "SessionRow",
     "read_runs",
     "read_runs_backwards",
-    "read_sessions",
+    "read_session",
     "said_run",
 ]
 
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
+
+# How often the clock is written, with whatever else is: a server that is killed may lose so much.
+_CLOCK_SECONDS = 600.0
 
 # What a short transaction writes to the WAL: some six pages.
 _TRANSACTION_BYTES = 24 * 1024
@@ -90,11 +91,25 @@ class RoomHead(Protocol):
     earlier: Mapping[str, int]
 
 
+class SessionRow(NamedTuple):
+    """A session, and when the clock of the file stood there as it was *seen* last.
+
+    Infinite while it is connected.
+    """
+
+    record: SessionRecord
+    seen: float
+
+
 class Rows:
     """What one thread writes, through *connection*, which it has for itself.
 
     *clients_ever* and *last_epoch* are the highest that are in the file; *loaded_seq* is that of
     the last run before it was opened.
+
+    The clock of the file says for how many seconds servers have run with it: a session's age is
+    counted in these, because the system's clock may be wrong at any time.  *loaded_clock* is where
+    it stood when the file was opened.  *new_sessions* is how many may have come since it was set.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -102,6 +117,8 @@ class Rows:
         connection.text_factory = text_or_bytes
         self.repaired: list[str] = []
         self.clients_ever = self.last_epoch = 0
+        self.loaded_clock = self._written_clock = 0.0
+        self.new_sessions = 0
         self._seq = self.loaded_seq = 0
         self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
         # Of the transaction that is being made.
@@ -130,7 +147,8 @@ class Rows:
         rows = execute("SELECT clients_ever, last_epoch, clock FROM heads LIMIT 2").fetchall()
         if not are_heads(rows):
             raise DamagedRow
-        self.clients_ever, self.last_epoch, _ = rows[0]
+        self.clients_ever, self.last_epoch, self.loaded_clock = rows[0]
+        self._written_clock = self.loaded_clock
         row = execute(
             "SELECT max(coalesce((SELECT max(seq) FROM runs WHERE seq <= :most), 0), "
             "coalesce((SELECT max(seq) FROM rooms), 0))",
@@ -153,11 +171,17 @@ class Rows:
                 raise DamagedRow
             id_, name, epoch, first, next_, *_ = row
             heads.append(Head(id_, name, epoch, first, next_, earlier.get(id_, {})))
+        with suppress(*SQLITE_ERRORS), self.transaction():  # those of clients that were connected
+            values = self.loaded_clock, self.loaded_clock
+            execute("UPDATE sessions SET seen = ? WHERE seen > ?", values)
         return heads
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit what is done in the block, or nothing of it; raises one of `SQLITE_ERRORS`."""
+    def transaction(self, clock: float = 0.0) -> Iterator[None]:
+        """Commit what is done in the block, or nothing of it; raises one of `SQLITE_ERRORS`.
+
+        *clock* is where the clock of the file stands now.
+        """
         execute = self.connection.execute
         seq = self._seq
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
@@ -172,6 +196,8 @@ class Rows:
             if (self._highest_client, self._highest_epoch) != (self.clients_ever, self.last_epoch):
                 highest = self._highest_client, self._highest_epoch
                 execute("UPDATE heads SET clients_ever = ?, last_epoch = ?", highest)
+            if is_later := clock - self._written_clock >= _CLOCK_SECONDS:
+                execute("UPDATE heads SET clock = ?", (clock,))
             execute("COMMIT")
         except BaseException:
             self._seq = seq
@@ -181,6 +207,8 @@ class Rows:
                     execute("ROLLBACK")
             raise
         self.clients_ever, self.last_epoch = self._highest_client, self._highest_epoch
+        if is_later:
+            self._written_clock = clock
         self._written_back = None
         self.note_written(_TRANSACTION_BYTES)
 
@@ -282,10 +310,12 @@ class Rows:
         """Keep that numbers up to *clients_ever* are somebody's."""
         self._highest_client = max(self._highest_client, clients_ever)
 
-    def keep_session(self, record: SessionRecord) -> None:
-        """Keep *record* instead of what was kept of it."""
+    def keep_session(self, row: SessionRow) -> None:
+        """Keep it instead of what was kept of that session."""
+        record = row.record
         self._highest_client = max(self._highest_client, record.client)
-        values = (record.digest, record.client, record.name, record.room, record.seen)
+        self.new_sessions += 1
+        values = (record.digest, record.client, record.name, record.room, row.seen)
         self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
 
     def forget_session(self, digest: bytes) -> None:
@@ -297,12 +327,13 @@ class Rows:
             execute("DELETE FROM nonces WHERE client = ?", row)
             self._nonce_counts.pop(row[0], None)
 
-    def use_nonces(self, said: SaidRun, nonces: str, count: int) -> None:
+    def use_nonces(self, said: SaidRun, nonces: str, count: int, checks: bytes) -> None:
         """Keep with which *nonces*, *count* of them spelled as JSON, *said* was said."""
         client = said.client
         self.connection.execute(
-            "INSERT INTO nonces (client, count, epoch, first, nonces) VALUES (?, ?, ?, ?, ?)",
-            (client, count, said.epoch, said.first, nonces),
+            "INSERT INTO nonces (client, count, epoch, first, nonces, checks) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (client, count, said.epoch, said.first, nonces, checks),
         )
         # Of a client that we have not counted yet, there may be as many as may be.
         counted = self._nonce_counts.get(client, MAX_UNACCEPTED) + count
@@ -431,38 +462,34 @@ def said_run(row: Sequence[object]) -> SaidRun:
     return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
 
 
-def read_sessions(
-    connection: sqlite3.Connection, since: float, limit: int
-) -> tuple[list[SessionRecord], int]:
-    """Return the last *limit* sessions that were seen since then, the oldest first.
+def read_session(
+    connection: sqlite3.Connection, digest: bytes, waiting: SessionRow | None, clock: float
+) -> KeptSession | None:
+    """Return that session with its last nonces, None if there is none.
 
-    Those that are damaged are left out; returned is how many they are, too.
+    *waiting* is what is about to be written of it, if anything is, and *clock* where the clock of
+    the file stands now.  Raises `DamagedRow` also if any of its nonces is damaged: what is said
+    with it could not be told from what was said before.
     """
-    found: list[SessionRecord] = []
-    damaged = 0
-    clients: Counter[int] = Counter()
-    try:
-        for row in connection.execute(
-            "SELECT digest, client, name, room, seen FROM sessions WHERE seen >= ? "
-            "ORDER BY seen DESC LIMIT ?",
-            (since, limit),
-        ):
-            try:
-                found.append(_session(row))
-            except DamagedRow:
-                damaged += 1
-            else:
-                clients[row[1]] += 1
-    except SQLITE_ERRORS as error:
-        if not is_damage(error):
-            raise
-        damaged += 1
-    # Of two that claim one number it is not known whose that is.
-    whole = [record for record in reversed(found) if clients[record.client] == 1]
-    return whole, damaged + len(found) - len(whole)
+    if waiting is None:
+        row = connection.execute(
+            "SELECT digest, client, name, room, seen FROM sessions WHERE digest = ?", (digest,)
+        ).fetchone()
+        if row is None:
+            return None
+        waiting = _session(row)
+        # Of two that claim one number it is not known whose that is.
+        others = connection.execute(
+            "SELECT 1 FROM sessions WHERE client = ? AND digest != ?", (row[1], digest)
+        )
+        if others.fetchone() is not None:
+            raise DamagedRow
+    record, seen = waiting
+    nonces = _read_nonces(connection, record.client, MAX_UNACCEPTED)
+    return KeptSession(record=record, age_seconds=max(0.0, clock - seen), nonces=nonces)
 
 
-def _session(row: tuple[Any, ...]) -> SessionRecord:
+def _session(row: tuple[Any, ...]) -> SessionRow:
     """Return a row of `sessions`; raises `DamagedRow`."""
     digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
     if not (
@@ -471,44 +498,40 @@ def _session(row: tuple[Any, ...]) -> SessionRecord:
         and max(len(name), len(room)) <= MAX_DECOMPOSED
         and room
         and (clean(name), clean(room)) == (name, room)
-        and seen <= MAX_SECONDS
     ):
         raise DamagedRow
-    return SessionRecord(digest=digest, client=client, name=name, room=room, seen=seen)
+    return SessionRow(SessionRecord(digest=digest, client=client, name=name, room=room), seen)
 
 
-def read_nonces(
-    connection: sqlite3.Connection, client: int, limit: int
-) -> list[tuple[Nonce, str, int]]:
-    """Return the last *limit* nonces of *client*, the oldest first, and where what was said is.
-
-    Raises one of `SQLITE_ERRORS` if any of them is damaged: what is said with it could not be told
-    from what was said before.
-    """
-    found: list[tuple[Nonce, str, int]] = []
+def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> list[KeptNonce]:
+    """Return the last *limit* nonces of *client*, the oldest first."""
+    found: list[KeptNonce] = []
     for row in connection.execute(
-        "SELECT epoch, first, nonces, count FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
+        "SELECT epoch, first, coalesce("
+        "(SELECT name FROM rooms WHERE epoch = nonces.epoch), (SELECT name FROM rooms WHERE id = "
+        "(SELECT room FROM epochs WHERE epoch = nonces.epoch)), ''), nonces, count, checks "
+        "FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
         (client, limit),
     ).fetchall():
-        epoch, first, spelled, count = typed(row, str, int, str, int)
+        epoch, first, room, spelled, count, checks = typed(row, str, int, str, str, int, bytes)
         try:
             nonces = _decode_nonces(spelled)
         except (msgspec.MsgspecError, RecursionError):
             raise DamagedRow from None
-        if len(nonces) - nonces.count(None) != count or not EPOCH.fullmatch(epoch):
+        if (
+            len(nonces) - nonces.count(None) != count
+            or not EPOCH.fullmatch(epoch)
+            or len(checks) not in (0, 4 * len(nonces))
+        ):
             raise DamagedRow
-        found += reversed(list(_located(epoch, first, nonces)))
+        found += [
+            KeptNonce(nonce, epoch, first + i, room, checks[4 * i : 4 * i + 4])
+            for i, nonce in reversed(list(enumerate(nonces)))
+            if nonce is not None
+        ]
         if len(found) >= limit:
             break
     return found[:limit][::-1]
 
 
 _decode_nonces = msgspec.json.Decoder(list[Nonce | None]).decode
-
-
-def _located(
-    epoch: str, first: int, nonces: Iterable[Nonce | None]
-) -> Iterator[tuple[Nonce, str, int]]:
-    for number, nonce in enumerate(nonces, first):
-        if nonce is not None:
-            yield nonce, epoch, number

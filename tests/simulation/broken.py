@@ -4,6 +4,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import count
+from math import inf
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +19,7 @@ from multichat.config import Message, ReplayLimits
 from multichat.directory import Directory
 from multichat.errors import NotKept
 from multichat.filters import Filters
-from multichat.journal import Keeping
+from multichat.journal import Keeping, KeptSession
 from multichat.limits import WaitBudget
 from multichat.lookalikes import NameIndex
 from multichat.mailbox import Mailbox, Offer
@@ -29,6 +30,8 @@ from multichat.replay import Ring
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
 from multichat.voices import JsonVoice, TextVoice
+
+from .journal import FaultyJournal
 
 __all__ = ["MUTATIONS", "Break", "echo"]
 
@@ -276,20 +279,25 @@ def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def restore(original: Any, *args: Any) -> None:
-        await trio.lowlevel.checkpoint()
+    def restored(original: Any, resumables: Resumables, kept: KeptSession | None) -> Any:
+        if kept is not None:
+            kept.nonces.clear()
+        return original(resumables, kept)
 
-    wrap(monkeypatch, Resumables, "restore", restore)
+    wrap(monkeypatch, Resumables, "_restored", restored)
 
 
 def resume_without_damaged_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def restore(original: Any, resumables: Resumables, one: Resumable) -> None:
+    async def session(original: Any, journal: FaultyJournal, digest: bytes) -> KeptSession | None:
         try:
-            await original(resumables, one)
+            return await original(journal, digest)  # type: ignore[no-any-return]
         except NotKept:
-            one.restored = True
+            if digest not in journal._disk.sessions:
+                return None
+            record, _ = journal._disk.sessions[digest]
+            return KeptSession(record=record, age_seconds=0.0, nonces=[])
 
-    wrap(monkeypatch, Resumables, "restore", restore)
+    wrap(monkeypatch, FaultyJournal, "session", session)
 
 
 def tell_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,20 +318,27 @@ def say_nothing_of_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def let_anybody_be_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
-    def find(original: Any, resumables: Resumables, token: str, now: float) -> Any:
+    async def find(original: Any, resumables: Resumables, token: str) -> Any:
         known = [*resumables._here.values(), *resumables._away.values()]
-        return original(resumables, token, now) or next(iter(known), None)
+        return await original(resumables, token) or next(iter(known), None)
 
     wrap(monkeypatch, Resumables, "find", find)
 
 
 def let_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, Resumables, "find", lambda *_: None)
+    async def find(*_: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    wrap(monkeypatch, Resumables, "find", find)
 
 
 def let_back_after_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, Resumables, "find", lambda original, one, token, now: original(one, token, 0))
-    wrap(monkeypatch, Resumables, "_make_room", lambda *_: None)
+    def make(
+        original: Any, store: Resumables, journal: Any, most: int, *_: Any, **more: Any
+    ) -> None:
+        original(store, journal, most, inf, **more)
+
+    wrap(monkeypatch, Resumables, "__init__", make)
 
 
 def let_the_kicked_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +346,13 @@ def let_the_kicked_back(monkeypatch: pytest.MonkeyPatch) -> None:
         original(*args, **kwargs)
 
     wrap(monkeypatch, Directory, "leave", leave)
+
+
+def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(original: Any, resumables: Resumables, one: Resumable, name: str, room: str) -> Any:
+        one.name, one.room = name, room  # which the journal is told when it leaves
+
+    wrap(monkeypatch, Resumables, "changed", changed)
 
 
 def forget_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,6 +511,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (let_nobody_back, "sessions_hold", {}),
     (let_back_after_any_time, "sessions_hold", {}),
     (forget_the_room, "sessions_hold", {}),
+    (keep_rooms_late, "sessions_are_kept_with_messages", {}),
     (let_the_kicked_back, "sessions_hold", {}),
     (tell_of_every_absence, "short_absences_are_not_told", {}),
     (show_the_past_backwards, "history_is_what_was_said", {}),

@@ -82,11 +82,14 @@ class Departure:
 
 @dataclass(frozen=True)
 class Kill:
-    """Where in the log, and when, the server was killed; *sessions* is what the next one knew."""
+    """Where in the log, and when, the server was killed; *sessions* is what the next one knew.
+
+    Each with the time since when its client is disconnected.
+    """
 
     position: int
     seconds: float
-    sessions: dict[int, SessionRecord]
+    sessions: dict[int, tuple[SessionRecord, float]]
 
 
 # What stands in the log of a run where its server was killed.
@@ -237,7 +240,8 @@ class Chronicle:
             self._go(client, position)
             self.departures[connection] = Departure(position, kill.seconds, KILLED)
         self._away = {
-            client: (record.name, record.room.lower()) for client, record in kill.sessions.items()
+            client: (record.name, record.room.lower())
+            for client, (record, _) in kill.sessions.items()
         }
         for turns in self._turns.values():
             while turns:

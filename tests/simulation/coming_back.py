@@ -16,7 +16,7 @@ import msgspec
 from multichat import Slow
 
 from .chronicle import KILLED
-from .history import DAY_BEGINS_SECONDS, History, Section, Visit, read_id
+from .history import History, Section, Visit, read_id
 
 __all__ = ["COMING_BACK"]
 
@@ -241,6 +241,29 @@ def sessions_hold(history: History) -> Iterator[str]:
             yield f"{visit} was welcomed in {welcome.room}, and is in {stay}"
 
 
+def sessions_are_kept_with_messages(history: History) -> Iterator[str]:
+    """After a kill a session is in the room in which it said something last, or a later one."""
+    for kill in history.kills:
+        last = {
+            each.said.client: each
+            for each in history.taken
+            if each.kept and each.position <= kill.position
+        }
+        for client, (record, _) in kill.sessions.items():
+            if client not in last:
+                continue
+            rooms = {last[client].said.room.lower()} | {
+                stay.room
+                for visit in history.visits_of(client)
+                for stay in history.stays(visit)
+                if stay.client == client
+                and stay.end >= last[client].position
+                and stay.start <= kill.position
+            }
+            if record.room.lower() not in rooms:
+                yield f"client {client} was left in {record.room}, and was last in {rooms}"
+
+
 def _first_stay(history: History, visit: Visit) -> str | None:
     """Return where *visit* has to be when it is welcomed, if that is known."""
     stays = history.stays(visit)
@@ -264,8 +287,7 @@ def _seen(history: History, client: int, visit: Visit) -> float:
         return departure.seconds
     # The next server knows what the journal was told last.
     kill = next(kill for kill in history.kills if kill.position == departure.position)
-    record = kill.sessions.get(client)
-    return 0.0 if record is None else record.seen - DAY_BEGINS_SECONDS
+    return kill.sessions[client][1] if client in kill.sessions else 0.0
 
 
 def _left_for_good(history: History, visit: Visit) -> bool:
@@ -389,6 +411,7 @@ COMING_BACK: tuple[Callable[[History], Iterator[str]], ...] = (
     what_is_not_kept_is_not_said,
     nothing_missed_nor_twice,
     sessions_hold,
+    sessions_are_kept_with_messages,
     nonces_are_once,
     history_is_what_was_said,
     short_absences_are_not_told,

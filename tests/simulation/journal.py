@@ -21,13 +21,15 @@ from multichat.errors import NotKept
 from multichat.journal import (
     Journal,
     Keeping,
+    KeptNonce,
+    KeptSession,
     RoomJournal,
     SessionRecord,
     newest_of,
     part_of,
     within,
 )
-from multichat.messages import Nonce, SaidRun
+from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
 
 __all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
 
@@ -107,8 +109,9 @@ class Disk:
     clients_ever: int = 0
     epochs: int = 0  # that were ever made up
     rooms: dict[str, _DiskRoom] = field(default_factory=dict)
-    sessions: dict[bytes, SessionRecord] = field(default_factory=dict)
-    nonces: dict[int, list[tuple[Nonce, str, int]]] = field(default_factory=dict)
+    # With the time since when each is disconnected; infinite while it is connected.
+    sessions: dict[bytes, tuple[SessionRecord, float]] = field(default_factory=dict)
+    nonces: dict[int, list[KeptNonce]] = field(default_factory=dict)
 
 
 @dataclass
@@ -188,6 +191,8 @@ class FaultyJournal(Journal):
         for _ in range(self._rng.randint(0, len(self._queue))):
             self._apply(write := self._queue.popleft())
             write.pending.resolve("the server was killed")
+        for digest, (record, since) in self._disk.sessions.items():
+            self._disk.sessions[digest] = record, min(since, trio.current_time())
         for write in self._queue:
             write.lasting = False
         self._fail("the server was killed")
@@ -244,11 +249,12 @@ class FaultyJournal(Journal):
 
         await self.take(apply).wait()
 
-    def keep_session(self, record: SessionRecord) -> None:
+    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Keep it in its turn."""
+        since = inf if connected else trio.current_time()
 
         def apply(disk: Disk) -> None:
-            disk.sessions[record.digest] = record
+            disk.sessions[record.digest] = record, since
             disk.clients_ever = max(disk.clients_ever, record.client)
 
         self.take(apply, lasting=True)
@@ -257,27 +263,26 @@ class FaultyJournal(Journal):
         """Forget it in its turn."""
 
         def apply(disk: Disk) -> None:
-            if (record := disk.sessions.pop(digest, None)) is not None:
-                disk.nonces.pop(record.client, None)
+            if (kept := disk.sessions.pop(digest, None)) is not None:
+                disk.nonces.pop(kept[0].client, None)
 
         self.take(apply, lasting=True)
 
-    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
-        """Return those on the disk."""
-        await trio.lowlevel.checkpoint()
-        known = [
-            record
-            for record in self._disk.sessions.values()
-            if record.seen >= since and not self.is_damaged()
-        ]
-        return sorted(known, key=lambda record: record.seen)[-limit:]
-
-    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
-        """Return those on the disk."""
+    async def session(self, digest: bytes) -> KeptSession | None:
+        """Return what is on the disk by the time that all which was taken before is there."""
+        asked = trio.current_time()
+        disk = Disk(sessions=dict(self._disk.sessions))
+        for write in self._queue:
+            if write.lasting:
+                write.apply(disk)
         await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
         if self.is_damaged():
             raise NotKept("the file is damaged")
-        return self._disk.nonces.get(client, [])[-limit:]
+        if digest not in disk.sessions:
+            return None
+        record, since = disk.sessions[digest]
+        nonces = self._disk.nonces.get(record.client, [])[-MAX_UNACCEPTED:]
+        return KeptSession(record=record, age_seconds=max(0.0, asked - since), nonces=nonces)
 
 
 class _FaultyRoom(RoomJournal):
@@ -299,7 +304,9 @@ class _FaultyRoom(RoomJournal):
         """Go back behind what is kept."""
         self.next = self._on_disk.next
 
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
         self._journal.check()
         if (said.epoch, said.first) != (self.epoch, self.next):
             raise AssertionError(f"{said.epoch}-{said.first} is not {self.epoch}-{self.next}")
@@ -314,8 +321,8 @@ class _FaultyRoom(RoomJournal):
             disk.clients_ever = max(disk.clients_ever, said.client)
             known = disk.nonces.setdefault(said.client, [])
             known += [
-                (nonce, said.epoch, number)
-                for number, nonce in enumerate(nonces, said.first)
+                KeptNonce(nonce, said.epoch, said.first + i, self._name, checks[4 * i : 4 * i + 4])
+                for i, nonce in enumerate(nonces)
                 if nonce is not None
             ]
             while (
@@ -371,21 +378,17 @@ class Witness(Journal):
         """Pass it on."""
         await self._journal.give_numbers(clients_ever)
 
-    def keep_session(self, record: SessionRecord) -> None:
+    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Pass it on."""
-        self._journal.keep_session(record)
+        self._journal.keep_session(record, connected=connected)
 
     def forget_session(self, digest: bytes) -> None:
         """Pass it on."""
         self._journal.forget_session(digest)
 
-    async def sessions(self, since: float, limit: int) -> list[SessionRecord]:
+    async def session(self, digest: bytes) -> KeptSession | None:
         """Pass it on."""
-        return await self._journal.sessions(since, limit)
-
-    async def nonces(self, client: int, limit: int) -> list[tuple[Nonce, str, int]]:
-        """Pass it on."""
-        return await self._journal.nonces(client, limit)
+        return await self._journal.session(digest)
 
 
 class _WitnessedRoom(RoomJournal):
@@ -406,8 +409,10 @@ class _WitnessedRoom(RoomJournal):
     def next(self) -> int:  # type: ignore[override]
         return self._room.next
 
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
-        keeping = self._room.append(said, nonces)
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
+        keeping = self._room.append(said, nonces, checks)
         self._note(said, nonces, keeping)
         return keeping
 

@@ -343,7 +343,7 @@ class _World:
         self._doors = trio.Event()
         if self._faulty is not None:
             self._faulty.kill()
-        sessions_left = {each.client: each for each in self._disk.sessions.values()}
+        sessions_left = {kept[0].client: kept for kept in self._disk.sessions.values()}
         history.kills.append(Kill(len(history.log) - 1, trio.current_time(), sessions_left))
         counts = self._server.statistics()
         history.messages += counts.messages

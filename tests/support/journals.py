@@ -18,7 +18,7 @@ from multichat.journal.sqlite_file import open_file
 from multichat.messages import Nonce, SaidRun
 
 LOTS = 1 << 40  # bytes
-ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den", seen=4e9)
+ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den")
 OLD_TOKENS = {"alice": f"{1:032x}", "bob": f"{2:032x}"}
 
 
@@ -49,6 +49,19 @@ async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] =
     said = spell(room, *texts)
     await wait_kept(room.append(said, nonces))
     return said
+
+
+async def record_of(journal: Journal, digest: bytes) -> SessionRecord | None:
+    """Return what the journal has of that session."""
+    kept = await journal.session(digest)
+    return None if kept is None else kept.record
+
+
+async def nonces_of(journal: Journal, record: SessionRecord) -> list[tuple[Nonce, str, int]]:
+    """Return the nonces of a session, which is kept for that, and where their messages are."""
+    journal.keep_session(record, connected=True)
+    kept = await journal.session(record.digest)
+    return [] if kept is None else [(each.nonce, each.epoch, each.number) for each in kept.nonces]
 
 
 async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
@@ -106,8 +119,10 @@ class HeldRoom(RoomJournal):
         self.failure = failure
         self._released.set()
 
-    def append(self, said: SaidRun, nonces: tuple[Nonce | None, ...] = ()) -> Keeping | None:
-        return self._room.append(said, nonces)
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
+        return self._room.append(said, nonces, checks)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         self.reads.append((start, stop))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from multichat.journal import SessionRecord
 from multichat.journal.sqlite_file import open_file
-from multichat.journal.sqlite_rows import Rows
+from multichat.journal.sqlite_rows import Rows, SessionRow
 
 _TRACE_ME, _SYSCALL = 0, 24
 
@@ -35,10 +35,8 @@ def use(path: Path) -> None:
         rows.write_back()
         for n in range(4):
             with rows.transaction():
-                record = SessionRecord(
-                    digest=bytes([n]) * 32, client=n, name="", room="lobby", seen=4e9
-                )
-                rows.keep_session(record)
+                record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", room="lobby")
+                rows.keep_session(SessionRow(record, 0.0))
             if n == 1:
                 rows.write_back()
         rows.write_back()
