@@ -206,6 +206,32 @@ async def test_history_shows_the_messages_that_can_be_read(
     assert [line.split()[-1] for line in out.read_text().splitlines()] == list("01235678")
 
 
+async def test_a_session_is_answered_whatever_pages_of_nonces_are_damaged(
+    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    first, _ = await say_ten(path)
+    whole = path.read_bytes()
+    with closing(sqlite3.connect(path)) as connection:
+        sql = "SELECT rootpage FROM sqlite_master WHERE name LIKE 'nonces%'"
+        pages = [page for (page,) in connection.execute(sql)]
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+    assert len(pages) == 2
+    for page in pages:
+        for noise in (b"\xff", b"\x00"):
+            start = (page - 1) * size
+            path.write_bytes(whole[:start] + noise * size + whole[start + size :])
+            async with memory_server(journal=SqliteJournal(path)) as network:
+                client, welcome = await hello(network, session=first["session"])
+                assert welcome["type"] == "welcome"
+                await ask(client, type="say", text="hello")
+                text = await network.join()
+                await text.send("/join den", "/history 1", "/who")
+                [_, head] = await text.lines(2)
+                assert head.startswith("[Server] 1 message")
+    assert not [line for line in log.lines if "crash" in line]
+
+
 # --- Every column of every table ------------------------------------------------------------------
 
 
