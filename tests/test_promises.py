@@ -20,6 +20,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_journal_sqlite::test_what_was_reported_kept_survives_kill_9",
         "test_kill::test_each_message_is_heard_once_in_its_room_and_in_one_order",
     ),
+    "the same, to a session": (
+        "test_durable_sessions::test_after_a_kill_a_client_is_in_the_room_in_which_its_message_was_accepted",
+        "test_durable_sessions::test_no_client_is_forgotten_though_memory_has_room_for_one",
+    ),
     "the machine loses power": (
         "test_journal_sqlite::test_a_wal_cut_anywhere_is_whole_up_to_there",
         "test_journal_sqlite::test_how_long_a_commit_waits_is_what_was_asked_for",
