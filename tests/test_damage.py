@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,7 +23,7 @@ from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.harmless import is_harmless, is_one_harmless_line
 from .support.log import LogRecorder
-from .support.processes import WAIT_SECONDS
+from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command
 
 pytestmark = pytest.mark.unit
 
@@ -429,3 +430,37 @@ async def test_a_server_serves_with_any_value_in_any_column(
             await check_retention(path)
             check_history(path)
     assert not [line for line in log.lines if "crash" in line or not is_one_harmless_line(line)]
+
+
+# --- Whole pages, and real processes --------------------------------------------------------------
+
+
+@pytest.mark.process
+async def test_commands_say_in_one_line_what_is_wrong_with_damaged_pages(
+    talk: Talk, tmp_path: Path
+) -> None:
+    """The server starts, or is refused, and `history` shows what is left."""
+    rng = Random(1)
+    size = 4096
+    pages = len(talk.data) // size
+    for number, page in enumerate((0, *rng.sample(range(1, pages), 4))):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        path = folder / "chat.db"
+        damaged = bytearray(talk.data)
+        for _ in range(40):
+            damaged[page * size + rng.randrange(size)] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        async with Command(folder, MULTICHAT, "history", str(path)) as history:
+            history.end_input()
+            code = await history.wait()
+        assert len(history.err.splitlines()) == (1 if code else 0)
+        assert is_harmless(history.out + history.err)
+        argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK, "--journal", str(path)]
+        async with Command(folder, *argv) as server:
+            deadline = time.monotonic() + WAIT_SECONDS
+            while "Listening on" not in server.out and server.process.poll() is None:
+                assert time.monotonic() < deadline
+                await trio.sleep(0.02)
+        assert "Traceback" not in server.out + server.err
+        assert "Listening on" in server.out or len(server.err.splitlines()) == 1

@@ -150,14 +150,18 @@ def may_be_dropped(history: History, sent: Sent) -> bool:
 
 
 def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
-    """Whether *visit* was told that *sent* cannot be kept: by its nonce, or at all.
+    """Whether *visit* was told that *sent* cannot be kept, or said there: by its nonce, or at all.
 
     Where not all that it was told went out that may have been among it.
     """
     if history.plan.faults.full and not history.heard_until_departure(visit):
         return True
     return any(
-        (told.kind == "error" and told.text == "not-kept" and told.nonce == sent.nonce)
+        (
+            told.kind == "error"
+            and told.text in ("not-kept", "not-in-room")
+            and told.nonce == sent.nonce
+        )
         or (told.kind == "server" and told.text.startswith("nothing can be said now"))
         for told in visit.told
     )
