@@ -329,7 +329,7 @@ class Chat:
             await self._wait_to_send(len(some))
             lines: dict[int, tuple[WireRequest, str]] = {}
             for request in some:
-                nonce, line = outbox.number(request)
+                nonce, line = outbox.number(self._conversation.in_room(request))
                 try:
                     self._check_length(line)
                 except LocalProtocolError as error:

@@ -10,12 +10,15 @@ that the server tells is for the program.  Invariants:
 
 from collections.abc import Iterable
 
+import msgspec
+
 from multichat.comeback import Place
 from multichat.errors import LineTooLong
 from multichat.framing import Part
 from multichat.handshake import Handshake
 from multichat.messages import (
     Accepted,
+    Act,
     Directed,
     Error,
     Event,
@@ -30,6 +33,7 @@ from multichat.messages import (
     Reconnected,
     Renamed,
     Said,
+    Say,
     Welcome,
     WireRequest,
 )
@@ -110,6 +114,17 @@ class Conversation:
             self.outbox.take_back([nonce])
             self._abandoned.add(nonce)
         return answer
+
+    def in_room(self, request: WireRequest) -> WireRequest:
+        """Return *request* with the room in which it is meant to be heard, if it says something.
+
+        So it is heard nowhere else: not where we are when a join is refused, and not where another
+        connection ends up.
+        """
+        if isinstance(request, Say | Act) and request.room is None:
+            room = self.outbox.meant_room(self.place.room)
+            return msgspec.structs.replace(request, room=room or None)
+        return request
 
     def number_ours(self, request: Ping | Quit) -> str:
         """Return the line for a request whose answer is not for the program."""

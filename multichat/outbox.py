@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from multichat.messages import Act, Direct, Nonce, Say, WireRequest
+from multichat.messages import Act, Direct, Join, Nonce, Say, WireRequest
 from multichat.voices import JSON
 
 __all__ = ["Kept", "Outbox"]
@@ -41,6 +41,7 @@ class Outbox:
     def __init__(self) -> None:
         self._nonce = 0
         self._kept: dict[Nonce, Kept] = {}
+        self._joins: dict[Nonce, str] = {}  # of these the rooms that we asked to join
 
     def __len__(self) -> int:
         """How many wait."""
@@ -54,6 +55,13 @@ class Outbox:
     def messages(self) -> int:
         """How many of them say something."""
         return sum(kept.is_message for kept in self._kept.values())
+
+    def meant_room(self, room: str) -> str:
+        """Return the room in which what is said next is meant to be heard.
+
+        The one that we asked to join last, where that is not answered; or *room*, where we are.
+        """
+        return next(reversed(self._joins.values()), room)
 
     def number(self, request: WireRequest) -> tuple[int, str]:
         """Give a request the next nonce; return that, and how both are spelled."""
@@ -72,15 +80,20 @@ class Outbox:
         names_number = isinstance(request, Direct) and isinstance(request.to, int)
         is_message = isinstance(request, Say | Act | Direct)
         self._kept[nonce] = Kept(line, room, is_message, names_number, is_sent)
+        if isinstance(request, Join):
+            self._joins[nonce] = request.room
 
     def settle(self, nonce: Nonce | None) -> Kept | None:
         """Forget what has been answered; return it, if it waited."""
-        return None if nonce is None else self._kept.pop(nonce, None)
+        if nonce is None:
+            return None
+        self._joins.pop(nonce, None)
+        return self._kept.pop(nonce, None)
 
     def take_back(self, nonces: Iterable[Nonce]) -> None:
         """Forget what was not sent after all, or what nobody wants any more."""
         for nonce in nonces:
-            self._kept.pop(nonce, None)
+            self.settle(nonce)
 
     def to_numbers(self) -> list[Nonce]:
         """Return the nonces of the private messages that are addressed by client number."""

@@ -10,6 +10,7 @@ import trio.testing
 from multichat import ServerConfig
 from multichat.config import Message
 from multichat.journal.sqlite import Durability, SqliteJournal
+from multichat.messages import Error
 from multichat.testing import memory_server
 
 from .support.programs import JsonClient, join
@@ -211,3 +212,27 @@ async def test_what_a_filter_changes_is_known_by_what_was_sent() -> None:
         assert [await alice.answer(t) for t in "ab"] == first
         assert (await alice.ask("say", text="1: a", nonce="a"))["code"] == "nonce-reused"
         assert await alice.history() == ["1: a", "3: b"]
+
+
+# --- Our own client -------------------------------------------------------------------------------
+
+
+async def test_what_our_client_says_after_a_join_that_is_refused_is_not_heard_where_it_is() -> None:
+    """Both are sent before the answer to the first: the message was meant for the other room."""
+    async with memory_server(ServerConfig(max_rooms=2)) as network:
+        await join(network)
+        bob = await join(network, room="den")
+        async with network.chat(room="den") as chat:
+            [_, said] = [*await chat.send("/join kitchen"), *await chat.send("for the kitchen")]
+            while True:
+                event = (await chat.receive())[0]
+                if isinstance(event, Error) and event.nonce == said:
+                    break
+            assert event.code == "not-in-room"
+            await chat.send("/join lobby")
+            await chat.send("for the lobby")
+            await chat.send("/join DEN")
+            await chat.say("for the den")
+            assert (await bob.hear("said"))["text"] == "for the den"
+        reader = await join(network)
+        assert await reader.history() == ["for the lobby"]
