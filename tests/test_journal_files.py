@@ -309,6 +309,35 @@ async def test_messages_are_refused_when_the_files_of_the_journal_are_gone(
         assert await all_texts(path) == ["one"]
 
 
+@pytest.mark.parametrize("lost", ["deleted", "beside another name", "not copied"])
+async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may_be_missing(
+    lost: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.db"
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+        assert await one.say("one") == "accepted"
+        server.process.kill()
+        await server.wait()
+    found = path
+    if lost == "deleted":
+        wal_of(path).unlink()
+    else:
+        found = tmp_path / "other.db"
+        if lost == "not copied":
+            shutil.copy(path, found)
+        else:
+            os.link(path, found)
+    async with serve(tmp_path, "--journal", str(found)) as server:
+        await server.wait_for("The last messages may be missing")
+        server.signal(signal.SIGTERM)
+        await server.wait()
+    for _ in range(2):  # said once; and a server that ended in order has lost nothing
+        async with serve(tmp_path, "--journal", str(found)) as server:
+            assert "missing" not in server.out
+            server.signal(signal.SIGTERM)
+            await server.wait()
+
+
 # --- Two names of one file ------------------------------------------------------------------------
 
 

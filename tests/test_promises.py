@@ -45,6 +45,9 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a server starts where the file is missing": (
         "test_journal_files::test_a_start_without_the_file_of_a_wal_is_refused_and_loses_nothing",
     ),
+    "the `-wal` of a killed server": (
+        "test_journal_files::test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may_be_missing",
+    ),
     "two servers are given one file": (
         "test_journal_files::test_one_file_has_one_server_whatever_its_names",
     ),

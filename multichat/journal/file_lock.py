@@ -72,8 +72,10 @@ class FileLock:
             try:
                 if _identity(each) == identity:
                     continue
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 pass
+            except OSError:  # a directory that may not be looked into: the open file is still good
+                continue
             return f"{each} was renamed, deleted or replaced; put it back, or restart the server"
         return ""
 

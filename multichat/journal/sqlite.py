@@ -326,6 +326,9 @@ class SqliteJournal(Journal):
                 raise
             opened = open_file(self.path, durable=durable)
         self._lock = opened.lock
+        if opened.has_lost_wal:
+            text = f"The last messages may be missing: the server was killed, and {self.path}-wal"
+            self._log.line("STATE", f"{text}, where they were, is not there", WARNING)
         if not self.retention.reserve_bytes:
             reserve.release()  # an earlier server's
         try:
@@ -354,7 +357,7 @@ class SqliteJournal(Journal):
             self._last_room = max(self._last_room, head.id)
 
     def _close_file(self) -> None:
-        self._rows.write_back()
+        self._rows.write_back(closing=True)
         for connection in (self._reader, self._rows.connection):
             # The last to close the file has all of it written back.
             with suppress(*SQLITE_ERRORS):

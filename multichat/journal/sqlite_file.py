@@ -115,13 +115,14 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             epoch TEXT NOT NULL UNIQUE,
             PRIMARY KEY (room, next)
         ) WITHOUT ROWID""",
-        # By these it is known which WAL belongs to the file.
+        # By these it is known which WAL belongs to the file, and whether it has one: `sealed` is 1
+        # for a stamp before the WAL is written back, 2 where the server ends after that, else 0.
         """CREATE TABLE stamps (
             id INTEGER PRIMARY KEY,
             stamp TEXT NOT NULL,
             sealed INTEGER NOT NULL
         )""",
-        "INSERT INTO stamps VALUES (1, '', 1)",
+        "INSERT INTO stamps VALUES (1, '', 2)",
     ),
 )
 
@@ -222,10 +223,14 @@ _SUFFIXES = ("-wal", "-shm", "-lock", "-journal", "-reserve")
 
 
 class OpenFile(NamedTuple):
-    """A journal that is ours to write: its connection, and the lock, which is closed last."""
+    """A journal that is ours to write: its connection, and the lock, which is closed last.
+
+    *has_lost_wal*: the last server did not end well, and what it left in the WAL is not there.
+    """
 
     connection: sqlite3.Connection
     lock: FileLock
+    has_lost_wal: bool
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -276,9 +281,11 @@ def open_file(
                 # A server that was killed while it made the file left what has to be undone first.
                 mode = "rw" if _bytes_beside(real, "-journal") else "ro"
                 _inspect(path, real, mode, migrations, beginning=True)
+            had_wal = _bytes_beside(real, "-wal") > 0
             connection = connect(real, "rw")
             try:
                 _prepare(connection, durable=durable)
+                has_lost_wal = exists and not had_wal and _stamps(connection)[-1].sealed == 1
                 _migrate(connection, migrations)
                 lock.watch(path, _wal_of(real))
             except BaseException:
@@ -287,7 +294,7 @@ def open_file(
         except BaseException:
             lock.close()
             raise
-    return OpenFile(connection, lock)
+    return OpenFile(connection, lock, has_lost_wal)
 
 
 def _look_from_afar(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
@@ -392,7 +399,7 @@ class _Stamp(NamedTuple):
     """*newest* is the last run of messages in that state of the file."""
 
     stamp: str
-    sealed: bool
+    sealed: int
     newest: int
 
 
@@ -440,7 +447,7 @@ def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
         ]
     except sqlite3.OperationalError as error:
         if error.sqlite_errorname == "SQLITE_ERROR":  # no such table: it is of an older version
-            return [_Stamp("", True, 0)]
+            return [_Stamp("", 2, 0)]
         raise
 
 

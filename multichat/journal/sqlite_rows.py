@@ -190,7 +190,7 @@ class Rows:
             if self._written_back is not None:
                 if self._written_back:
                     execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
-                self._stamp(sealed=False)
+                self._stamp(0)
             yield
             self._flush()
             if (self._highest_client, self._highest_epoch) != (self.clients_ever, self.last_epoch):
@@ -218,16 +218,17 @@ class Rows:
         if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
             self.write_back()
 
-    def write_back(self, *, truncate: bool = False) -> None:
+    def write_back(self, *, truncate: bool = False, closing: bool = False) -> None:
         """Write the WAL back into the file, as far as no reader is in the way.
 
         With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
+        *closing*: nothing is written later.
         Whatever goes wrong is tried again next time.  The file is sealed before with a stamp that
         no earlier backup has; see `sqlite_file._check_wal`.
         """
         self._wal_bytes = 0
         with suppress(*SQLITE_ERRORS), self.transaction():
-            self._stamp(sealed=True)
+            self._stamp(2 if closing else 1)
         self._written_back = False
         with suppress(*SQLITE_ERRORS):
             busy, in_wal, written = self.connection.execute(
@@ -235,7 +236,7 @@ class Rows:
             ).fetchone()
             self._written_back = not busy and in_wal == written
 
-    def _stamp(self, *, sealed: bool) -> None:
+    def _stamp(self, sealed: int) -> None:
         self.connection.execute(
             "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (secrets.token_hex(8), sealed)
         )
