@@ -62,11 +62,15 @@ _ACT = 1
 def checks_of(run: str, *, act: bool = False, to: str | int | None = None) -> bytes:
     """Return the checks of the texts of *run*: their CRC-32, `_CHECK_BYTES` for each.
 
-    *to* is the recipient of a private message.
+    *to* is the recipient of a private message.  Of more than `MAX_UNACCEPTED` only the last are
+    looked at ever again; the others are zero.
     """
     seed = _ACT if act else 0 if to is None else crc32(repr(to).encode("utf-8", "replace"))
     texts = run.encode("utf-8", "replace").split(b"\n")
-    return struct.pack(f"<{len(texts)}I", *map(crc32, texts, repeat(seed)))
+    start = max(0, len(texts) - MAX_UNACCEPTED)
+    newest = texts[start:]
+    sums = map(crc32, newest, repeat(seed)) if seed else map(crc32, newest)
+    return bytes(_CHECK_BYTES * start) + struct.pack(f"<{len(newest)}I", *sums)
 
 
 def check_at(checks: bytes, message: int) -> bytes:
@@ -188,7 +192,8 @@ class Resumable:
             start = max(0, len(nonces) - MAX_UNACCEPTED)
             places = zip(repeat(taken), range(start, len(nonces)), strict=False)
             window.update(zip(nonces[start:], places, strict=False))  # type: ignore[arg-type]
-        self._longest = max((self._longest, *map(sys.getsizeof, nonces)))
+        newest = nonces[-MAX_UNACCEPTED:] if MAX_UNACCEPTED else ()
+        self._longest = max((self._longest, *map(sys.getsizeof, newest)))
         while len(window) > MAX_UNACCEPTED:
             del window[next(iter(window))]
 
