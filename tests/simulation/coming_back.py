@@ -132,7 +132,7 @@ def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> 
             places = {number + 1}
     end = _must_reach(history, visit, section, last=last)
     if not any(place >= end or _all_own(place, end, own) for place in places):
-        return f"heard all up to number {max(places)}, and {end} were told"
+        return f"heard all up to number {max(places, default=0)}, and {end} were told"
     return ""
 
 
