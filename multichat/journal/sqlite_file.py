@@ -285,7 +285,9 @@ def open_file(
             connection = connect(real, "rw")
             try:
                 _prepare(connection, durable=durable)
-                has_lost_wal = exists and not had_wal and _stamps(connection)[-1].sealed == 1
+                has_lost_wal = False
+                with suppress(*SQLITE_ERRORS):  # damaged: no reason not to start
+                    has_lost_wal = exists and not had_wal and _stamps(connection)[-1].sealed == 1
                 _migrate(connection, migrations)
                 lock.watch(path, _wal_of(real))
             except BaseException:
@@ -444,9 +446,11 @@ def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
             for row in connection.execute(
                 "SELECT stamp, sealed, (SELECT max(seq) FROM runs) FROM stamps ORDER BY id"
             )
-        ]
+        ] or [_Stamp("", 2, 0)]
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorname == "SQLITE_ERROR":  # no such table: it is of an older version
+        if (
+            getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR"
+        ):  # no such table: it is of an older version
             return [_Stamp("", 2, 0)]
         raise
 
