@@ -19,8 +19,7 @@ import hmac
 import ssl
 import unicodedata
 from collections import Counter
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
@@ -112,26 +111,27 @@ class Entrance:
         self._attempts = PasswordAttempts(config.timeouts)
         self._key = None if config.password is None else _digest(clean(config.password))
 
-    @contextmanager
-    def counted(self, origin: Origin | None) -> Iterator[str]:
-        """Count a connection from *origin* while the block runs.
+    def count(self, origin: Origin | None) -> str:
+        """Count a connection from *origin*; `uncount` MUST be called when it is closed.
 
-        Yields the reason to reject it if there are too many from its address, otherwise nothing.
+        Returns the reason to reject it if there are too many from its address, otherwise nothing.
         """
-        limit = self._config.max_clients_per_address
-        if limit is None and origin is not None and not origin.is_loopback:
-            limit = MAX_CLIENTS_PER_ADDRESS
-        if not limit or origin is None or origin.is_user:  # a Unix socket has none
-            yield ""
-            return
+        if origin is None or origin.is_user:  # a Unix socket has no address
+            return ""
         self._connections[origin.address] += 1
-        try:
-            too_many = self._connections[origin.address] > limit
-            yield f"{TOO_MANY_FROM_ADDRESS} (at most {limit})" if too_many else ""
-        finally:
-            self._connections[origin.address] -= 1
-            if not self._connections[origin.address]:
-                del self._connections[origin.address]
+        limit = self._config.max_clients_per_address
+        if limit is None and not origin.is_loopback:
+            limit = MAX_CLIENTS_PER_ADDRESS
+        too_many = limit and self._connections[origin.address] > limit
+        return f"{TOO_MANY_FROM_ADDRESS} (at most {limit})" if too_many else ""
+
+    def uncount(self, origin: Origin | None) -> None:
+        """Note that a connection from *origin* is closed."""
+        if origin is None or origin.is_user:
+            return
+        self._connections[origin.address] -= 1
+        if not self._connections[origin.address]:
+            del self._connections[origin.address]
 
     def at_the_door(self, origin: Origin | None) -> "_AtTheDoor":
         """Take a place of a connection that is not admitted while the block runs.

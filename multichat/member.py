@@ -43,7 +43,7 @@ class Member:
     resumable: Resumable | None = None  # by which it may come back
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member
-    notices: list[Notice] = field(default_factory=list)  # for when it is live again
+    notices: tuple[Notice, ...] = ()  # for when it is live again
     missed_presence: Presence | None = None  # what it was not told, if anything
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     room: "Room" = field(init=False)
@@ -51,5 +51,4 @@ class Member:
 
     def keep_notice(self, notice: Notice) -> None:
         """Keep *notice* until the member is live, if it is among the newest then."""
-        self.notices.append(notice)
-        del self.notices[:-_MAX_NOTICES]
+        self.notices = (*self.notices, notice)[-_MAX_NOTICES:]

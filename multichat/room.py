@@ -561,7 +561,7 @@ class Room:
         if member.notices:
             if member.mailbox.offer(b"".join(map(member.voice.spell, member.notices))) is _FULL:
                 return False
-            member.notices.clear()
+            member.notices = ()
         member.lag = None
         self._by_voice[member.voice][member.client] = member
         self._announcer.make_up(member)

@@ -470,14 +470,13 @@ class Server:
         """
         address = transport.peer_address(stream)
         origin = Origin.of(address, transport.peer_user(stream))
-        meter = self._turns.meter(origin and origin.address)
+        meter = Meter(self._turns, origin and origin.address)
         current_meter.set(meter)
         try:
             await meter.measure(self._handle(stream, address, origin, tls, meter))
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
-            meter.end()
             await transport.close(stream)
 
     async def _handle(
@@ -491,7 +490,8 @@ class Server:
         await meter.take()
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
-            with self._entrance.counted(origin) as too_many:
+            too_many = self._entrance.count(origin)
+            try:
                 greeted = Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
                 if tls is not None or self._entrance.asks_password:
                     with self._entrance.at_the_door(origin) as place:
@@ -504,9 +504,18 @@ class Server:
                 number = await self._give_number()
                 self._check(address, too_many)  # the disk took its time; from here on nothing does
                 session = Session(
-                    greeted, self._directory, number, self.config, self._filters, origin
+                    greeted,
+                    self._directory,
+                    number,
+                    self.config,
+                    self._filters,
+                    address,
+                    origin,
+                    meter,
                 )
                 await session.run()
+            finally:
+                self._entrance.uncount(origin)
         except TurnedAway as refusal:
             self._refused += 1
             self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")

@@ -112,7 +112,8 @@ class _Leave(Exception):
 class Session:
     """A client in *directory*; constructing it starts nothing and says nothing.
 
-    *greeted* is its connection from *origin*, and what was read from it before.  `run` is called
+    *greeted* is its connection from *address*, and what was read from it before; limits count it
+    at *origin*, and *meter* takes its turns.  `run` is called
     once, by one task.  The stream is closed when it returns or raises.
     """
 
@@ -132,7 +133,6 @@ class Session:
         "_reading",
         "_replay_meter",
         "_replayed",
-        "_replaying",
         "_slowed_at",
         "_stream",
         "_writing",
@@ -146,7 +146,9 @@ class Session:
         client: int,
         config: ServerConfig,
         filters: Filters,
+        address: str,
         origin: Origin | None,
+        meter: Meter,
     ) -> None:
         self._greeted = greeted
         self._stream = greeted.stream
@@ -162,10 +164,10 @@ class Session:
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
-        self._meter: Meter | None = None
+        self._meter = meter
         self._replay_meter: Meter | None = None
-        self._writing = self._replaying = False
-        self._replayed = trio.Event()
+        self._writing = False
+        self._replayed: trio.Event | None = None  # while the client lags
         self._mailbox = Mailbox(
             self._stream,
             max_batches=config.mailbox_batches,
@@ -177,7 +179,7 @@ class Session:
             client=client,
             name=default_name(client),
             mailbox=self._mailbox,
-            address=transport.peer_address(self._stream),
+            address=address,
             origin=origin and origin.address,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
@@ -195,7 +197,6 @@ class Session:
         Raises nothing on account of the client.  Cancelled, the member has left the room, the
         stream is closed, and what was still queued for it is lost.
         """
-        self._meter = current_meter.get()
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
@@ -225,38 +226,32 @@ class Session:
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
 
     def _start_replaying(self) -> None:
-        if not self._replaying:
-            self._replaying = True
+        if self._replayed is None:
             self._replayed = trio.Event()
             self._nursery.start_soon(self._replay)
 
     async def _replay(self) -> None:
         # It takes turns of its own, and all replays of a client have one credit.
-        if self._replay_meter is None and self._meter is not None:
+        if self._replay_meter is None:
             self._replay_meter = self._meter.another()
-        meter = self._replay_meter
-        current_meter.set(meter)  # it was that of whoever sent what this client lags behind
-        if meter is None:
-            await self._replay_rooms()
-            return
-        try:
-            await meter.measure(self._replay_rooms())
-        finally:
-            meter.end()
+        # It was that of whoever sent what this client lags behind.
+        current_meter.set(self._replay_meter)
+        await self._replay_meter.measure(self._replay_rooms())
 
     async def _replay_rooms(self) -> None:
         member = self.member
         while member.lag is not None and not self._mailbox.closed:
             await member.room.replay(member)
-        self._replaying = False
-        self._replayed.set()
+        replayed, self._replayed = self._replayed, None
+        assert replayed is not None  # noqa: S101 - there is one replay task
+        replayed.set()
 
     async def _read(self) -> None:
         try:
             await self._converse()
             # A client that has half-closed the connection goes on reading.
             self.member.room.stop_waiting_for(self.member)
-            if self._replaying:
+            if self._replayed is not None:
                 await self._replayed.wait()
         except _Leave as leave:
             self._directory.leave(
@@ -305,11 +300,10 @@ class Session:
         return data
 
     async def _take(self, parts: list[Part]) -> None:
-        meter = current_meter.get()
+        take_turn = self._meter.take
         for part in parts:
             if isinstance(part, LineTooLong):
-                if meter is not None:
-                    await meter.take()
+                await take_turn()
                 await self._may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
@@ -318,8 +312,7 @@ class Session:
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
-                if meter is not None:
-                    await meter.take()
+                await take_turn()
                 # A keep-alive says nothing about whoever sits there.
                 if type(request) is not Ping:
                     self._active_at = None

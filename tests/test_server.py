@@ -25,7 +25,7 @@ from multichat.fair_share import Shares
 from multichat.journal.memory import MemoryJournal
 from multichat.listen import FairListener
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
-from multichat.turns import Turns
+from multichat.turns import Meter, Turns
 
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, WAIT_SECONDS, listening
@@ -465,7 +465,7 @@ async def test_accepting_waits_for_those_who_were_accepted_before(
         fair = FairListener(listener, turns)
         waiting = [await trio.open_tcp_stream(LOOPBACK, port) for _ in range(2)]
         await trio.aclose_forcefully(await fair.accept())
-        accepted = turns.meter("")
+        accepted = Meter(turns, "")
         await accepted.take()
         started = trio.current_time()
         await trio.aclose_forcefully(await fair.accept())
