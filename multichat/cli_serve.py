@@ -136,7 +136,11 @@ def serve(
     ] = None,
     max_clients: Annotated[
         int,
-        typer.Option(min=1, help="Maximum number of clients.", envvar="MULTICHAT_MAX_CLIENTS"),
+        typer.Option(
+            min=1,
+            help="Maximum number of clients, at most 8 for each MiB of --memory.",
+            envvar="MULTICHAT_MAX_CLIENTS",
+        ),
     ] = _DEFAULTS.max_clients,
     max_clients_per_address: Annotated[
         int | None,

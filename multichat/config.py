@@ -157,6 +157,16 @@ class ReplayLimits:
     page_messages: int = 500
 
 
+# What a connection takes beside what is held for it: 11 KiB while it is idle, 20 with the tasks of a
+# slow client.  A server that is given little memory still accepts some.
+_CONNECTION_BYTES = 16 * 1024
+_MIN_CONNECTIONS = 128
+
+# A page of 128 KiB, encoded for both protocols.  Clients that resume together are a few apart.
+_CACHED_PAGE_BYTES = 512 * 1024
+_MAX_PAGES = 32
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """The settings of a server, with the defaults of the command line.
@@ -256,6 +266,16 @@ class ServerConfig:
     def clients_bytes(self) -> int:
         """How many bytes may be held for connected clients."""
         return self.memory_bytes // 4
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections may be open, also those not admitted yet and those that end."""
+        return max(_MIN_CONNECTIONS, self.memory_bytes // 8 // _CONNECTION_BYTES)
+
+    @property
+    def max_pages(self) -> int:
+        """How many pages of earlier messages are kept for replays."""
+        return max(1, min(_MAX_PAGES, self.memory_bytes // 32 // _CACHED_PAGE_BYTES))
 
     @property
     def sessions_bytes(self) -> int:

@@ -149,7 +149,7 @@ class Directory:
         self._rooms: dict[str, Room] = {}
         self.room_list = CachedAnswer(self._list_rooms)
         self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
-        self._pages = PageCache(config.replay.page_messages)
+        self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
         self._away: dict[_Away, None] = {}

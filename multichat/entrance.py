@@ -36,6 +36,7 @@ from multichat.preamble import (
     HTTP_ANSWER,
     PASSWORD_ACCEPTED,
     PASSWORD_REQUIRED,
+    SERVER_IS_FULL,
     SPEAKS_NO_TLS,
     SPEAKS_TLS,
     TOO_MANY_ATTEMPTS,
@@ -107,6 +108,7 @@ class Entrance:
         self._at_the_door: dict[trio.CancelScope, Origin | None] = {}
         self._queued: set[trio.CancelScope] = set()
         self._closed = ""
+        self._open = 0
         self._connections: Counter[str] = Counter()  # by address
         self._attempts = PasswordAttempts(config.timeouts)
         self._key = None if config.password is None else _digest(clean(config.password))
@@ -114,19 +116,25 @@ class Entrance:
     def count(self, origin: Origin | None) -> str:
         """Count a connection from *origin*; `uncount` MUST be called when it is closed.
 
-        Returns the reason to reject it if there are too many from its address, otherwise nothing.
+        Returns the reason to reject it if there are too many, in all or from its address, otherwise
+        nothing.
         """
+        self._open += 1
+        too_many = self._open > self._config.max_connections
+        full = f"{SERVER_IS_FULL} (memory for {self._config.max_connections} connections)"
         if origin is None or origin.is_user:  # a Unix socket has no address
-            return ""
+            return full if too_many else ""
         self._connections[origin.address] += 1
         limit = self._config.max_clients_per_address
         if limit is None and not origin.is_loopback:
             limit = MAX_CLIENTS_PER_ADDRESS
-        too_many = limit and self._connections[origin.address] > limit
-        return f"{TOO_MANY_FROM_ADDRESS} (at most {limit})" if too_many else ""
+        if limit and self._connections[origin.address] > limit:
+            return f"{TOO_MANY_FROM_ADDRESS} (at most {limit})"
+        return full if too_many else ""
 
     def uncount(self, origin: Origin | None) -> None:
         """Note that a connection from *origin* is closed."""
+        self._open -= 1
         if origin is None or origin.is_user:
             return
         self._connections[origin.address] -= 1

@@ -320,10 +320,13 @@ class Mailbox:
     def _join_waiting(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview
     ) -> bytes | memoryview:
-        """Return *piece* and what waits behind it, in one; it is held as that."""
+        """Return *piece* and what waits behind it, in one; it is held as that.
+
+        Not while memory is tight: a copy is this client's alone, what waits may be shared by all.
+        """
         pieces = [piece]
         size = len(piece)
-        while size < _WRITE_BYTES:
+        while size < _WRITE_BYTES and not self._budget.tight:
             try:
                 piece = receive.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):

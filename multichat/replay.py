@@ -33,11 +33,9 @@ _MIN_BLOCKS = 2
 # A page is at most half a batch before it is encoded.
 _PAGE_BYTES = MAX_BATCH_BYTES // 2
 
-# Those who resume together are a few pages apart.
-_MAX_PAGES = 32
-
 # A lagging client that sends all the time: beyond this, `missed` counts some of its own messages.
 _MAX_OWN_RANGES = 1024
+_OWN_RANGE_BYTES = 128  # two numbers in a tuple
 
 
 class Lag:
@@ -51,6 +49,11 @@ class Lag:
     def __init__(self, position: int) -> None:
         self.position = position
         self._own: deque[tuple[int, int]] = deque(maxlen=_MAX_OWN_RANGES)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it takes."""
+        return len(self._own) * _OWN_RANGE_BYTES
 
     def note_own(self, first: int, end: int) -> None:
         """Note that the member itself said the messages from *first* to before *end*."""
@@ -205,9 +208,7 @@ class PageCache:
     They begin at multiples of *page_messages*; at most *max_pages* are kept.
     """
 
-    def __init__(
-        self, page_messages: int = _LIMITS.page_messages, max_pages: int = _MAX_PAGES
-    ) -> None:
+    def __init__(self, page_messages: int = _LIMITS.page_messages, max_pages: int = 32) -> None:
         self._page_messages = page_messages
         self._max_pages = max_pages
         self._pages: OrderedDict[tuple[str, int], _Page] = OrderedDict()

@@ -525,14 +525,16 @@ class Room:
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
-        ring, start, max_bytes = self._ring, lag.position, member.mailbox.fit(self._replay_bytes)
+        ring, start, mailbox = self._ring, lag.position, member.mailbox
         if start >= ring.first:
+            max_bytes = mailbox.fit(self._replay_bytes)
             return ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
         if start >= self._journal.first:
             blocks = await self._pages.read(self._journal, start, self._told)
             if member.lag is not lag:
                 return b""
-            if blocks:
+            if blocks:  # not sooner: many may have waited for them
+                max_bytes = mailbox.fit(self._replay_bytes)
                 return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
             missed = lag.skip_to(min(ring.first, self._pages.page_end(start)))
         else:

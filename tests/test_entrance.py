@@ -740,6 +740,18 @@ def test_how_many_clients_one_address_may_have(
     assert not entrance._connections
 
 
+def test_connections_are_bounded_by_memory() -> None:
+    """Eight a MiB, or 128 if that is more, whatever they come from."""
+    for mebibytes, most in ((1, 128), (64, 512)):
+        entrance = Entrance(ServerConfig(memory_bytes=mebibytes * 2**20))
+        refusals = [entrance.count(None) for _ in range(most + 1)]
+        full = f"the server is full (memory for {most} connections)"
+        assert refusals == [""] * most + [full]
+        for _ in range(2):
+            entrance.uncount(None)
+        assert not entrance.count(None)
+
+
 async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place() -> None:
     entrance = Entrance(ServerConfig())
 
