@@ -157,8 +157,8 @@ class ReplayLimits:
     page_messages: int = 500
 
 
-# What a connection takes beside what is held for it: 11 KiB while it is idle, 20 with the tasks of a
-# slow client.  A server that is given little memory still accepts some.
+# What a connection takes beside what is held for it: 11 KiB while it is idle, 20 with the tasks of
+# a slow client.  A server that is given little memory still accepts some.
 _CONNECTION_BYTES = 16 * 1024
 _MIN_CONNECTIONS = 128
 

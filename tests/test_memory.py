@@ -219,7 +219,7 @@ async def fill_windows(server: Target, clients: int) -> None:
             await trio.aclose_forcefully(client)
 
     async with trio.open_nursery() as nursery:
-        for number in range(2 * clients):
+        for number in range(clients):
             nursery.start_soon(one, number)
 
 
