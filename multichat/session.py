@@ -32,7 +32,7 @@ from multichat.errors import (
 from multichat.filters import Filters
 from multichat.framing import Part
 from multichat.journal import Keeping
-from multichat.limits import Bucket
+from multichat.limits import READ_BYTES, READ_COST, SLOW_READ_BYTES, SMALL_READ_BYTES, Bucket
 from multichat.mailbox import Mailbox
 from multichat.member import Member
 from multichat.messages import (
@@ -75,20 +75,6 @@ from multichat.turns import Meter, current_meter
 from multichat.voices import JSON, TEXT, encoded_help
 
 __all__ = ["Session"]
-
-# One read, one batch: enough that a flood costs per batch and not per message, little enough that
-# senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB that
-# the kernel hands on as one piece: what spills over costs every member a second one.
-READ_BYTES = 48 * 1024
-
-# The same where messages are counted: what was read is said before anything else is noticed, even
-# the end of the connection.
-SLOW_READ_BYTES = 4096
-
-# What a read takes in memory while its messages wait to be said, for each of its bytes: its text,
-# its lines and the requests in them.  Measured 1 to 10.  Small reads are not counted.
-_READ_COST = 6
-_SMALL_READ_BYTES = 512
 
 # How often somebody is told that it is too fast, and goes on being.
 _TELL_SLOWED_SECONDS = 60.0
@@ -281,8 +267,8 @@ class Session:
             raise _Leave("it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS)))
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
-            if size > _SMALL_READ_BYTES:  # it may have to wait
-                self._in_hand_bytes = size * _READ_COST
+            if size > SMALL_READ_BYTES:  # it may have to wait
+                self._in_hand_bytes = size * READ_COST
                 self._note_held()
             await self._take(parts)
             self._in_hand_bytes = 0
