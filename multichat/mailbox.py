@@ -228,10 +228,10 @@ class Mailbox:
         """Note that the member goes without so many *messages*; it is told in their place."""
         self._missed += messages
 
-    def tell_missed(self) -> None:
-        """Tell now of what was missed, if there is room for that."""
-        if self._missed:
-            self.offer(b"")
+    def take_missed(self) -> bytes:
+        """Return the notice of what was missed, if anything was; it is not sent by itself then."""
+        missed, self._missed = self._missed, 0
+        return self._spell_missed(missed) if missed else b""
 
     def call_when_space(self, callback: Callable[[], object]) -> None:
         """Call *callback* once, synchronously, when there may be room again or nobody is left."""

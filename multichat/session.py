@@ -532,24 +532,24 @@ class Session:
                     grant(me, wish)
                 except RemoteProtocolError as error:
                     refused.append(Invalid.because(error).error)
-        self._mailbox.tell_missed()  # in the voice in which it was
+        missed = self._mailbox.take_missed()  # in the protocol in which it was
         me.room.speak(me, JSON)
         self._start_from(hello.since, hello.replay, refused)
-        await self._answer(
-            Welcome(
-                PROTOCOL,
-                me.client,
-                me.name,
-                me.room.name,
-                len(me.room),
-                self._config.limits,
-                me.room.last_id,
-                _program(),
-                resumed=resumed is not None,
-                session=token,
-            ),
-            *dict.fromkeys(refused),  # a name that was ours and is wished for, too, but once
+        welcome = Welcome(
+            PROTOCOL,
+            me.client,
+            me.name,
+            me.room.name,
+            len(me.room),
+            self._config.limits,
+            me.room.last_id,
+            _program(),
+            resumed=resumed is not None,
+            session=token,
         )
+        # A name that was ours and is wished for, too, is refused once.
+        events: list[Event] = [welcome, *dict.fromkeys(refused)]
+        await self._mailbox.put(missed + b"".join(map(JSON.spell, events)))
 
     def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
         """Replay to this client from there, behind the answer that is queued in the same step.

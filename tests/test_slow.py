@@ -1,5 +1,7 @@
 """Slow members: who waits, how long in total, who is told, who goes."""
 
+import json
+
 import pytest
 import trio
 import trio.testing
@@ -255,6 +257,23 @@ async def test_a_lagging_client_that_half_closes_still_gets_everything(
         await slow.finish()
         await trio.testing.wait_all_tasks_blocked()
         assert await slow.rest() == [f"[Client 1] {i}" for i in range(20)]
+
+
+async def test_what_a_client_missed_before_its_hello_comes_with_the_welcome(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """In the protocol in which it missed it; and what it asks for comes behind."""
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        heard = [await slow.line()]  # now its send queue has room for one batch
+        await slow.send('/json {"replay": 2}')
+        await trio.testing.wait_all_tasks_blocked()
+        heard += [await slow.line() for _ in range(5)]
+        assert heard[:3] == ["[Client 1] 0", "[Client 1] 1", "[Server] 1 message skipped"]
+        kinds = [json.loads(line).get("type") for line in heard[3:]]
+        assert kinds == ["welcome", "said", "said"]
 
 
 async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everything(
