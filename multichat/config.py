@@ -157,9 +157,9 @@ class ReplayLimits:
     page_messages: int = 500
 
 
-# What a connection takes beside what is held for it: 11 KiB while it is idle, 20 with the tasks of
-# a slow client.  A server that is given little memory still accepts some.
-_CONNECTION_BYTES = 16 * 1024
+# An eighth of the memory: beside what is held for it a connection takes 11 KiB while it is idle, 20
+# with the tasks of a slow client.  A server that is given little memory still accepts some.
+CONNECTIONS_PER_MIB = 8
 _MIN_CONNECTIONS = 128
 
 # A page of 128 KiB, encoded for both protocols.  Clients that resume together are a few apart.
@@ -270,7 +270,7 @@ class ServerConfig:
     @property
     def max_connections(self) -> int:
         """How many connections may be open, also those not admitted yet and those that end."""
-        return max(_MIN_CONNECTIONS, self.memory_bytes // 8 // _CONNECTION_BYTES)
+        return max(_MIN_CONNECTIONS, self.memory_bytes * CONNECTIONS_PER_MIB >> 20)
 
     @property
     def max_pages(self) -> int:

@@ -27,7 +27,7 @@ from multichat.bans import Ban, Bans
 from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
-from multichat.config import DEFAULT_PORT, ClientTimeouts, ServerConfig
+from multichat.config import CONNECTIONS_PER_MIB, DEFAULT_PORT, ClientTimeouts, ServerConfig
 from multichat.directory import Directory
 from multichat.entrance import Entrance, Greeted, TurnedAway
 from multichat.errors import (
@@ -185,6 +185,10 @@ class Server:
             self._log.line("start", f"Listening on {address}")
         if kept := self._journal.place:
             self._log.line("start", f"Keeping what is said in {kept}")
+        if (connections := self.config.max_connections) < self.config.max_clients:
+            needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
+            text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
+            self._log.line("start", text)
         if encrypted or not any(map(beyond_loopback, tcp)):
             return
         if self.config.password is None:

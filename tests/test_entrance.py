@@ -752,6 +752,20 @@ def test_connections_are_bounded_by_memory() -> None:
         assert not entrance.count(None)
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(("clients", "is_told"), [(512, False), (513, True)])
+async def test_a_server_whose_clients_need_more_memory_says_how_much(
+    clients: int, is_told: bool, log: LogRecorder
+) -> None:
+    server = Server(ServerConfig(memory_bytes=64 << 20, max_clients=clients))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(server.run, 0, host="127.0.0.1"))
+        server.shutdown()
+    told = [line for line in log.lines if "Memory for" in line]
+    text = "[INFO] [server] [start] Memory for 512 connections: 513 need --memory 65"
+    assert told == [text] * is_told
+
+
 async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place() -> None:
     entrance = Entrance(ServerConfig())
 
