@@ -303,7 +303,6 @@ class ServerConfig:
             raise ValueError("max_clients_per_address must be 0 or more")
         for name in (
             "slow_timeout_seconds",
-            "stall_timeout_seconds",
             "grace_seconds",
             "away_seconds",
             "memory_bytes",
@@ -311,6 +310,7 @@ class ServerConfig:
             if not getattr(self, name) >= 0:  # NaN is not either
                 raise ValueError(f"{name} must be 0 or more")
         for name in (
+            "stall_timeout_seconds",
             "rate",
             "byte_rate",
             "idle_seconds",

@@ -68,7 +68,7 @@ from multichat.names import (
 from multichat.replay import PageCache, Rings
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
-from multichat.voices import TEXT
+from multichat.voices import JSON, TEXT
 
 __all__ = ["Directory"]
 
@@ -532,7 +532,8 @@ class Directory:
         """Let what is being said reach everyone, then dismiss all; nobody can come any more.
 
         Replays go on for at most half of the grace period; the other half is for what is queued.
-        A member that still lags then is told how many messages it missed.
+        A member that still lags then is told how many messages it missed, unless it can come back
+        for them: it speaks JSON, and they are in a file.
 
         Cancelled while it waits, it has done the same but for the rest of the replays, and for what
         the journal has not kept by then.
@@ -558,6 +559,8 @@ class Directory:
                         await self._emptied.wait()
             finally:
                 for member in self.members:
-                    if member.lag is not None:
+                    if member.lag is not None and not (
+                        self._journal.place and member.voice is JSON
+                    ):
                         member.mailbox.miss(member.lag.skip_to(member.room.messages))
                     self.dismiss(member, self._closing_goodbye)

@@ -316,6 +316,8 @@ class Mailbox:
             self.waiting_bytes -= len(joined)
             self._handed_bytes += len(joined)
             self._notify()
+            if self._missed and not self.waiting_bytes:  # perhaps nothing follows for long
+                self.offer(b"")
 
     def _join_waiting(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview

@@ -63,11 +63,16 @@ class Lag:
             first = self._own.pop()[0]
         self._own.append((first, end))
 
+    def behind(self, position: int) -> int:
+        """Return how many messages of others there are before *position*."""
+        count = position - self.position
+        for first, end in self._own:
+            count -= max(0, min(end, position) - max(first, self.position))
+        return count
+
     def skip_to(self, position: int) -> int:
         """Go on at *position*; return how many messages of others are skipped by that."""
-        missed = position - self.position
-        for first, end in self._own:
-            missed -= max(0, min(end, position) - max(first, self.position))
+        missed = self.behind(position)
         self.position = position
         return missed
 

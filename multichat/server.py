@@ -61,13 +61,17 @@ _BOT_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberInfo:
-    """A connected client, at the moment of asking; *address* is empty where there is none."""
+    """A connected client, at the moment of asking; *address* is empty where there is none.
+
+    *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
+    """
 
     client: int
     name: str
     room: str
     address: str
     waiting_bytes: int
+    behind: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -321,6 +325,7 @@ class Server:
                 room=member.room.name,
                 address=member.address,
                 waiting_bytes=member.mailbox.waiting_bytes,
+                behind=member.lag.behind(member.room.messages) if member.lag else 0,
             )
             for member in self._directory.members
         ]

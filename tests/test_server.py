@@ -1,10 +1,12 @@
 """The server: its nursery tree, its limits, what the library offers, and how it ends."""
 
 import errno
+import json
 import math
 import socket
 import struct
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -23,6 +25,7 @@ from multichat import (
 )
 from multichat.fair_share import Shares
 from multichat.journal.memory import MemoryJournal
+from multichat.journal.sqlite import SqliteJournal
 from multichat.listen import FairListener
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from multichat.turns import Meter, Turns
@@ -237,9 +240,8 @@ async def lag_by(messages: int, sender: ScriptedClient, network: MemoryServer) -
     """Have *sender* say so many that a client that reads nothing lags behind the others."""
     await network.join()
     for i in range(messages):
-        await sender.send(str(i))
-        await settle()
-    await trio.sleep(3)  # the wait budget is spent
+        await sender.send(str(i), "/ping")
+        assert await sender.line() == "[Server] pong"  # perhaps once the wait budget is spent
     assert sum(member.lag is not None for member in network.server._directory.members) == 1
 
 
@@ -277,6 +279,26 @@ async def test_at_shutdown_a_client_that_lags_for_too_long_is_told_how_much_it_m
             "[Server] 8 messages skipped",
             "[Server] goodbye: the server is shutting down",
         ]
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+async def test_at_shutdown_a_client_that_can_come_back_for_the_rest_has_missed_nothing(
+    has_file: bool, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It speaks JSON, and there is a journal in a file; without one it has missed the rest."""
+    config = ServerConfig(mailbox_batches=1, grace_seconds=4)
+    journal = SqliteJournal(tmp_path / "journal") if has_file else None
+    async with memory_server(config, journal=journal) as network:
+        sender = await network.join()
+        slow = await network.join(lockstep=True)
+        await slow.send("/json")
+        assert json.loads(await slow.line())["type"] == "welcome"
+        await lag_by(10, sender, network)
+        await network.server.close()
+        told = [json.loads(line) for line in await slow.rest()]
+        kinds = [event["type"] for event in told if event["type"] != "said"]
+        assert kinds == (["goodbye"] if has_file else ["missed", "goodbye"])
+        assert [event["text"] for event in told if event["type"] == "said"] == ["0", "1"]
 
 
 async def test_nobody_joins_a_server_that_is_closing() -> None:

@@ -405,11 +405,27 @@ async def test_drop_skips_and_says_how_much_in_its_place(
         slow = await stall_and_fill(network, sender)
         assert await say_all(sender, ["2", "3", "4"]) == 0
         assert await slow.lines(2) == ["[Client 1] 0", "[Client 1] 1"]
-        await trio.testing.wait_all_tasks_blocked()
         await say_all(sender, ["5"])
         assert await slow.lines(2) == ["[Server] 3 messages skipped", "[Client 1] 5"]
         assert await healthy.lines(6) == [f"[Client 1] {i}" for i in range(6)]
         assert network.server.statistics().skipped == 3
+
+
+async def test_drop_tells_as_soon_as_the_client_has_read_what_it_got(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Perhaps nobody says anything for long."""
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2", "3", "4"])
+        assert await slow.lines(3) == [
+            "[Client 1] 0",
+            "[Client 1] 1",
+            "[Server] 3 messages skipped",
+        ]
+        await say_all(sender, ["5"])
+        assert await slow.line() == "[Client 1] 5"
 
 
 async def test_drop_tells_at_the_latest_with_the_goodbye(
