@@ -14,6 +14,7 @@ Invariants:
 
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -283,13 +284,19 @@ class Directory:
             self.dismiss(member, self._closing_goodbye)
 
     def leave(
-        self, member: Member, reason: str = "", *, last_words: bytes = b"", for_good: bool = False
+        self,
+        member: Member,
+        reason: str = "",
+        *,
+        last_words: bytes = b"",
+        for_good: bool = False,
+        taken_over: bool = False,
     ) -> None:
         """Take *member* out at once.  Idempotent.
 
         *reason* is for the others and the log, and empty if it was the member's own wish.  What
         waits in the mailbox, and then *last_words*, may still be written.  Unless it leaves *for
-        good*, one who was given a session may come back with it.
+        good*, one who was given a session may come back with it; where it is *taken over*, one has.
         """
         if self._members.get(member.client) is not member:
             return
@@ -297,7 +304,7 @@ class Directory:
         if resumable is not None and for_good:
             self.resumables.forget(resumable)
             resumable = None
-        elif resumable is not None:
+        elif resumable is not None and not taken_over:
             self.resumables.go(resumable, member.origin, time.time())
         member.mailbox.close(last_words)
         self._take_out(member, reason, away=resumable is not None)
@@ -341,10 +348,9 @@ class Directory:
     def dismiss(self, member: Member, goodbye: Goodbye) -> None:
         """Disconnect *member* with this *goodbye*.
 
-        Its session ends if the goodbye does not allow it to reconnect, except where another
-        connection has taken that session over.
+        Its session ends if the goodbye does not allow it to reconnect.
         """
-        for_good = not (goodbye.reconnect or goodbye.code == "replaced")
+        for_good = not goodbye.reconnect
         last_words = member.voice.spell(goodbye)
         self.leave(member, goodbye.reason, last_words=last_words, for_good=for_good)
 
@@ -376,7 +382,9 @@ class Directory:
         self._log.line("STATE", f"Client {member.client} is Client {resumable.client} again")
         self._take_out(member, "")
         if old is not None:
-            self.dismiss(old, Goodbye.of("replaced", TAKEN_OVER))
+            goodbye = Goodbye.of("replaced", TAKEN_OVER)
+            words = old.voice.spell(goodbye)
+            self.leave(old, goodbye.reason, last_words=words, taken_over=True)
         self.resumables.come(resumable)
         member.client, member.resumable = resumable.client, resumable
         member.log.client = member.client
@@ -414,12 +422,12 @@ class Directory:
             self._start_soon(self._shed)
 
     async def _shed(self) -> None:
-        """Disconnect the clients for which most is held until the rest fits again."""
+        """Disconnect clients until the rest fits again: of the largest address the largest."""
         budget = self.budget
         leaving = 0  # what is being written to clients that may finish it within the grace period
         try:
             while budget.held_bytes - leaving > budget.limit_bytes and self._members:
-                member = max(self._members.values(), key=lambda each: each.mailbox.held_bytes)
+                member = self._largest()
                 if not member.mailbox.held_bytes:
                     return
                 self.counts.too_slow += 1
@@ -432,6 +440,17 @@ class Directory:
                 await trio.lowlevel.checkpoint()  # then what it held is free
         finally:
             self._shedding = False
+
+    def _largest(self) -> Member:
+        """Return the client for which most is held, of the address for whose clients most is."""
+        held: Counter[str | int] = Counter()
+        for member in self._members.values():
+            held[member.origin or member.client] += member.mailbox.held_bytes
+
+        def size(member: Member) -> tuple[int, int]:
+            return held[member.origin or member.client], member.mailbox.held_bytes
+
+        return max(self._members.values(), key=size)
 
     def rename(self, member: Member, name: str) -> str:
         """Give *member* a *name*, and return the one that it had.
@@ -501,14 +520,14 @@ class Directory:
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
         mailbox = recipient.mailbox
-        offer = mailbox.offer(recipient.voice.spell(event))
+        offer = recipient.room.offer_alone(recipient, event)
         if offer is Offer.FULL and self._config.slow is Slow.WAIT:
             if mailbox.progress == recipient.undelivered_at:
                 raise NotDelivered(recipient.name)
             with trio.move_on_after(self._config.slow_timeout_seconds):
                 while offer is Offer.FULL:
                     await mailbox.wait_for_space()
-                    offer = mailbox.offer(recipient.voice.spell(event))  # which may have changed
+                    offer = recipient.room.offer_alone(recipient, event)
         if offer in (Offer.FULL, Offer.CLOSED):
             recipient.undelivered_at = mailbox.progress
             raise NotDelivered(recipient.name)

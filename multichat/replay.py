@@ -210,7 +210,9 @@ class _Page:
 class PageCache:
     """Pages of messages from the journals of a server's rooms, shared by all who replay them.
 
-    They begin at multiples of *page_messages*; at most *max_pages* are kept.
+    A page begins where a replay is and ends at a multiple of *page_messages*, so that all replays
+    go on with the same ones, unless messages are so long that a page ends sooner.  At most
+    *max_pages* are kept.
     """
 
     def __init__(self, page_messages: int = _LIMITS.page_messages, max_pages: int = 32) -> None:

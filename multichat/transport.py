@@ -306,7 +306,13 @@ def _read_at_once(connection: trio.socket.SocketType, max_bytes: int) -> bytes |
 def has_input(stream: trio.abc.Stream) -> bool:
     """Return whether bytes, or the end of input, wait to be read from the socket beneath."""
     below = _socket_of(stream)
-    return below is not None and bool(select.select([below.socket], [], [], 0)[0])
+    if below is None:
+        return False
+    if not hasattr(select, "poll"):  # on Windows, where the next line has no limit of numbers
+        return bool(select.select([below.socket], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(below.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def send_all(stream: trio.abc.Stream, data: bytes | bytearray | memoryview) -> None:

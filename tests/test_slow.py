@@ -348,6 +348,50 @@ async def test_private_messages_to_a_slow_client_cost_their_sender_alone(
         assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
 
 
+@pytest.mark.parametrize("attackers", [1, 4])
+async def test_private_messages_without_end_hold_up_no_message_of_the_room(
+    attackers: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """To a client on a slow link; they are 60 KB each, and it is sent 80 KB a second."""
+    async with memory_server(ServerConfig()) as network, trio.open_nursery() as nursery:
+        speaker = await network.join()
+        victim = await network.join(lockstep=True)
+        heard: list[tuple[float, float]] = []
+
+        async def attack() -> None:
+            attacker = await network.join()
+            await attacker.send("/join attic")
+            nursery.start_soon(attacker.rest)
+            while True:
+                await attacker.send("/msg 2 " + "p" * 60_000)
+                await trio.sleep(0.05)
+
+        async def read() -> None:
+            data = b""
+            while True:
+                data += await victim.stream.receive_some(8_000)
+                await trio.sleep(0.1)
+                *lines, data = data.split(b"\n")
+                heard.extend(
+                    (trio.current_time(), float(line.split()[-1]))
+                    for line in lines
+                    if line.startswith(b"[Client 1] at ")
+                )
+
+        for _ in range(attackers):
+            nursery.start_soon(attack)
+        nursery.start_soon(read)
+        nursery.start_soon(speaker.rest)
+        for _ in range(240):
+            await speaker.send(f"at {trio.current_time()}")
+            await trio.sleep(0.25)
+        delays = [at - said for at, said in heard]
+        assert len(heard) >= 20
+        # Half of the send queue, 2 MiB, and what is being written: so long is that on its way.
+        assert max(delays) <= 45
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_slow_reader_that_floods_others_is_still_a_slow_reader(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
