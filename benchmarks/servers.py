@@ -87,8 +87,8 @@ def _write(folder: Path, name: str, text: str) -> str:
 
 
 def _multichat(_folder: Path, port: int, clients: int) -> list[str]:
-    # The default lets 1,024 in; more is the one thing that we change.
-    more = ["--max-clients", str(clients + 16)] if clients > 1000 else []
+    # The default lets 1,024 in; more, and the memory for them, is the one thing that we change.
+    more = ["--max-clients", f"{clients + 16}", "--memory", "1024"] if clients > 1000 else []
     return ["-m", "multichat", "serve", str(port), "--host", "127.0.0.1", *more]
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "Target",
     "host_of",
     "network_of",
+    "network_of_host",
     "parse_duration",
     "parse_target",
     "read_bans",
@@ -92,7 +93,12 @@ def network_of(address: str) -> Network | None:
     of a Unix socket has none.  It is the address itself for IPv4, and for IPv4 inside of IPv6; the
     /64 for IPv6, but for addresses of this machine and this link, which nobody was given a /64 of.
     """
-    ip = _parse_ip(host_of(address))
+    return network_of_host(host_of(address))
+
+
+def network_of_host(host: str) -> Network | None:
+    """Do as `network_of` for an address without its port."""
+    ip = _parse_ip(host)
     return None if ip is None else _alone(ip)
 
 

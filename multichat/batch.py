@@ -1,5 +1,6 @@
 """What one publish tells: cut into pieces, spelled once for each voice, and what became of it."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -58,7 +59,7 @@ class Block(Batch):
     @property
     def size(self) -> int:
         """How many bytes it takes in memory, about."""
-        size = _BLOCK_BYTES + len(self.said.run)
+        size = _BLOCK_BYTES + sys.getsizeof(self.said.run)
         for data in self._spelled.values():
             size += len(data)
         return size

@@ -136,7 +136,11 @@ def serve(
     ] = None,
     max_clients: Annotated[
         int,
-        typer.Option(min=1, help="Maximum number of clients.", envvar="MULTICHAT_MAX_CLIENTS"),
+        typer.Option(
+            min=1,
+            help="Maximum number of clients, at most 8 for each MiB of --memory.",
+            envvar="MULTICHAT_MAX_CLIENTS",
+        ),
     ] = _DEFAULTS.max_clients,
     max_clients_per_address: Annotated[
         int | None,
@@ -174,7 +178,7 @@ def serve(
     memory: Annotated[
         int,
         typer.Option(
-            min=1,
+            min=4,
             help="MiB of memory for messages (half of it), sessions and clients; above this, old "
             "messages and sessions are deleted and the slowest client is disconnected.",
             envvar="MULTICHAT_MEMORY",
@@ -226,7 +230,7 @@ def serve(
             min=1,
             help="Number of messages to keep for each room.",
             envvar="MULTICHAT_KEEP_MESSAGES",
-            show_default="all with --journal, else 10000",
+            show_default="all with --journal, else what fits into 16 MiB a room",
         ),
     ] = None,
     keep_days: Annotated[
@@ -320,7 +324,9 @@ def serve(
     """
     _check_environment(context)
     if patience is not None:
-        raise UsageMistake("--patience is now called --slow-timeout")
+        raise UsageMistake(
+            "--patience is now called --slow-timeout, and its variable MULTICHAT_SLOW_TIMEOUT"
+        )
     if keep_days is not None and not 0 < keep_days <= _MOST_DAYS:
         raise UsageMistake(f"--keep-days is more than 0 and at most {_MOST_DAYS}")
     source = context.get_parameter_source("port")
@@ -352,7 +358,8 @@ def serve(
         if not re.fullmatch("0?[0-7]{3}", unix_mode):
             raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301
     except ValueError as error:
-        raise UsageMistake(str(error)) from None
+        # A setting is named as its option is.
+        raise UsageMistake(_SETTING.sub(_option, str(error))) from None
     import logging
 
     from multichat.log import Log, LogWriter, open_log
@@ -402,6 +409,13 @@ def serve(
             server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
         )
         trio.run(serve_until_signal, server, run, console)
+
+
+_SETTING = re.compile("^([a-z_]+?)(?:_seconds|_bytes|_batches)? must ")
+
+
+def _option(setting: re.Match[str]) -> str:
+    return f"--{setting[1].replace('_', '-')} must "
 
 
 def _check_environment(context: typer.Context) -> None:

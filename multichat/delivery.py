@@ -14,9 +14,14 @@ __all__ = ["Delivery", "Progress"]
 
 @dataclass(slots=True)
 class Delivery:
-    """What becomes of a publish, while it goes on; *notice* is set if it is one."""
+    """What becomes of a publish, while it goes on.
+
+    *notice* is set if it is one.  *free_until* is how long waiting may be free, from the first time
+    on that it waits.
+    """
 
     notice: Notice | None = None
+    free_until: float | None = None
     logged: bool = False
     delivered: int = 0
     queued: int = 0

@@ -13,6 +13,7 @@ Invariants:
 """
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +69,7 @@ from multichat.names import (
 from multichat.replay import PageCache, Rings
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
-from multichat.voices import TEXT
+from multichat.voices import JSON, TEXT
 
 __all__ = ["Directory"]
 
@@ -149,7 +150,7 @@ class Directory:
         self._rooms: dict[str, Room] = {}
         self.room_list = CachedAnswer(self._list_rooms)
         self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
-        self._pages = PageCache(config.replay.page_messages)
+        self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = NewRooms(config.max_new_rooms)
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
         # Those who are away and whose names are kept, who left first as the first.
@@ -297,13 +298,19 @@ class Directory:
             self.dismiss(member, self._closing_goodbye)
 
     def leave(
-        self, member: Member, reason: str = "", *, last_words: bytes = b"", for_good: bool = False
+        self,
+        member: Member,
+        reason: str = "",
+        *,
+        last_words: bytes = b"",
+        for_good: bool = False,
+        taken_over: bool = False,
     ) -> None:
         """Take *member* out at once.  Idempotent.
 
         *reason* is for the others and the log, and empty if it was the member's own wish.  What
         waits in the mailbox, and then *last_words*, may still be written.  Unless it leaves *for
-        good*, one who was given a session may come back with it.
+        good*, one who was given a session may come back with it; where it is *taken over*, one has.
         """
         if self._members.get(member.client) is not member:
             return
@@ -311,7 +318,7 @@ class Directory:
         if resumable is not None and for_good:
             self.resumables.forget(resumable)
             resumable = None
-        elif resumable is not None:
+        elif resumable is not None and not taken_over:
             self.resumables.go(resumable, member.origin)
         member.mailbox.close(last_words)
         self._take_out(member, reason, away=resumable is not None)
@@ -355,10 +362,9 @@ class Directory:
     def dismiss(self, member: Member, goodbye: Goodbye) -> None:
         """Disconnect *member* with this *goodbye*.
 
-        Its session ends if the goodbye does not allow it to reconnect, except where another
-        connection has taken that session over.
+        Its session ends if the goodbye does not allow it to reconnect.
         """
-        for_good = not (goodbye.reconnect or goodbye.code == "replaced")
+        for_good = not goodbye.reconnect
         last_words = member.voice.spell(goodbye)
         self.leave(member, goodbye.reason, last_words=last_words, for_good=for_good)
 
@@ -395,7 +401,9 @@ class Directory:
         self._log.line("STATE", f"Client {member.client} is Client {resumable.client} again")
         self._take_out(member, "")
         if old is not None:
-            self.dismiss(old, Goodbye.of("replaced", TAKEN_OVER))
+            goodbye = Goodbye.of("replaced", TAKEN_OVER)
+            words = old.voice.spell(goodbye)
+            self.leave(old, goodbye.reason, last_words=words, taken_over=True)
         self.resumables.come(resumable)
         member.client, member.resumable = resumable.client, resumable
         member.log.client = member.client
@@ -436,12 +444,12 @@ class Directory:
             self._start_soon(self._shed)
 
     async def _shed(self) -> None:
-        """Disconnect the clients for which most is held until the rest fits again."""
+        """Disconnect clients until the rest fits again: of the largest address the largest."""
         budget = self.budget
         leaving = 0  # what is being written to clients that may finish it within the grace period
         try:
             while budget.held_bytes - leaving > budget.limit_bytes and self._members:
-                member = max(self._members.values(), key=lambda each: each.mailbox.held_bytes)
+                member = self._largest()
                 if not member.mailbox.held_bytes:
                     return
                 self.counts.too_slow += 1
@@ -454,6 +462,17 @@ class Directory:
                 await trio.lowlevel.checkpoint()  # then what it held is free
         finally:
             self._shedding = False
+
+    def _largest(self) -> Member:
+        """Return the client for which most is held, of the address for whose clients most is."""
+        held: Counter[str | int] = Counter()
+        for member in self._members.values():
+            held[member.origin or member.client] += member.mailbox.held_bytes
+
+        def size(member: Member) -> tuple[int, int]:
+            return held[member.origin or member.client], member.mailbox.held_bytes
+
+        return max(self._members.values(), key=size)
 
     def rename(self, member: Member, name: str) -> str:
         """Give *member* a *name*, and return the one that it had.
@@ -535,14 +554,14 @@ class Directory:
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
         mailbox = recipient.mailbox
-        offer = mailbox.offer(recipient.voice.spell(event))
+        offer = recipient.room.offer_alone(recipient, event)
         if offer is Offer.FULL and self._config.slow is Slow.WAIT:
             if mailbox.progress == recipient.undelivered_at:
                 raise NotDelivered(recipient.name)
             with trio.move_on_after(self._config.slow_timeout_seconds):
                 while offer is Offer.FULL:
                     await mailbox.wait_for_space()
-                    offer = mailbox.offer(recipient.voice.spell(event))  # which may have changed
+                    offer = recipient.room.offer_alone(recipient, event)
         if offer in (Offer.FULL, Offer.CLOSED):
             recipient.undelivered_at = mailbox.progress
             raise NotDelivered(recipient.name)
@@ -566,7 +585,8 @@ class Directory:
         """Let what is being said reach everyone, then dismiss all; nobody can come any more.
 
         Replays go on for at most half of the grace period; the other half is for what is queued.
-        A member that still lags then is told how many messages it missed.
+        A member that still lags then is told how many messages it missed, unless it can come back
+        for them: it speaks JSON, and they are in a file.
 
         Cancelled while it waits, it has done the same but for the rest of the replays, and for what
         the journal has not kept by then.
@@ -592,6 +612,8 @@ class Directory:
                         await self._emptied.wait()
             finally:
                 for member in self.members:
-                    if member.lag is not None:
+                    if member.lag is not None and not (
+                        self._journal.place and member.voice is JSON
+                    ):
                         member.mailbox.miss(member.lag.skip_to(member.room.messages))
                     self.dismiss(member, self._closing_goodbye)

@@ -19,8 +19,7 @@ import hmac
 import ssl
 import unicodedata
 from collections import Counter
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
@@ -37,6 +36,7 @@ from multichat.preamble import (
     HTTP_ANSWER,
     PASSWORD_ACCEPTED,
     PASSWORD_REQUIRED,
+    SERVER_IS_FULL,
     SPEAKS_NO_TLS,
     SPEAKS_TLS,
     TOO_MANY_ATTEMPTS,
@@ -108,30 +108,38 @@ class Entrance:
         self._at_the_door: dict[trio.CancelScope, Origin | None] = {}
         self._queued: set[trio.CancelScope] = set()
         self._closed = ""
+        self._open = 0
         self._connections: Counter[str] = Counter()  # by address
         self._attempts = PasswordAttempts(config.timeouts)
         self._key = None if config.password is None else _digest(clean(config.password))
 
-    @contextmanager
-    def counted(self, origin: Origin | None) -> Iterator[str]:
-        """Count a connection from *origin* while the block runs.
+    def count(self, origin: Origin | None) -> str:
+        """Count a connection from *origin*; `uncount` MUST be called when it is closed.
 
-        Yields the reason to reject it if there are too many from its address, otherwise nothing.
+        Returns the reason to reject it if there are too many, in all or from its address, otherwise
+        nothing.
         """
-        limit = self._config.max_clients_per_address
-        if limit is None and origin is not None and not origin.is_loopback:
-            limit = MAX_CLIENTS_PER_ADDRESS
-        if not limit or origin is None or origin.is_user:  # a Unix socket has none
-            yield ""
-            return
+        self._open += 1
+        too_many = self._open > self._config.max_connections
+        full = f"{SERVER_IS_FULL} (memory for {self._config.max_connections} connections)"
+        if origin is None or origin.is_user:  # a Unix socket has no address
+            return full if too_many else ""
         self._connections[origin.address] += 1
-        try:
-            too_many = self._connections[origin.address] > limit
-            yield f"{TOO_MANY_FROM_ADDRESS} (at most {limit})" if too_many else ""
-        finally:
-            self._connections[origin.address] -= 1
-            if not self._connections[origin.address]:
-                del self._connections[origin.address]
+        limit = self._config.max_clients_per_address
+        if limit is None and not origin.is_loopback:
+            limit = MAX_CLIENTS_PER_ADDRESS
+        if limit and self._connections[origin.address] > limit:
+            return f"{TOO_MANY_FROM_ADDRESS} (at most {limit})"
+        return full if too_many else ""
+
+    def uncount(self, origin: Origin | None) -> None:
+        """Note that a connection from *origin* is closed."""
+        self._open -= 1
+        if origin is None or origin.is_user:
+            return
+        self._connections[origin.address] -= 1
+        if not self._connections[origin.address]:
+            del self._connections[origin.address]
 
     def at_the_door(self, origin: Origin | None) -> "_AtTheDoor":
         """Take a place of a connection that is not admitted while the block runs.

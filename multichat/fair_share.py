@@ -10,9 +10,10 @@ nothing of what a line or a request costs.
   connections of each.  While anybody takes short turns, each is followed by a pause in proportion
   to its length, so that all turns of a lane together take a bounded share of the time.
 
-There are two lanes: one for new connections, and for accepting them, and one for the rest.  Who
-takes a long turn now and then, as for a line in a large room, has a credit for that and goes among
-the short ones.
+There are three lanes: for accepting connections, for new ones, and for the rest.  So a client whose
+connections take long keeps nobody from being accepted, and among the new ones each address has its
+turn.  Who takes a long turn now and then, as for a line in a large room, has a credit for that and
+goes among the short ones.
 
 Invariants:
 
@@ -46,7 +47,8 @@ class Shares:
     # What the lanes have of the time.  About as much again is not measured: trio's own work for new
     # tasks, and the kernel's for new connections.
     slow_lane: float = 0.1
-    new_lane: float = 0.2
+    new_lane: float = 0.15
+    accept_lane: float = 0.1
     # A connection is new until it has used its credit; then the credit grows again, so fast for
     # each, and for all together.
     credit_seconds: float = 0.02
@@ -58,7 +60,7 @@ class Shares:
 
 
 # For tests that look at a server as soon as nothing more happens.
-NO_PAUSES = Shares(slow_lane=1.0, new_lane=1.0, longest_seconds=0.0)
+NO_PAUSES = Shares(slow_lane=1.0, new_lane=1.0, accept_lane=1.0, longest_seconds=0.0)
 
 
 class Account:
@@ -72,6 +74,7 @@ class Account:
         "credit",
         "credit_at",
         "excess",
+        "is_long",
         "is_new",
         "last",
         "place",
@@ -87,6 +90,7 @@ class Account:
         self.waits = False
         self.last = 0.0  # how long its last turn was
         self.excess = shares.excess_seconds  # until it is known better
+        self.is_long = True  # whether its next turn is
         self.rank = 0.0  # what it has used; whoever was idle has no advantage by it
         self.is_new = True
         self.credit = math.inf if accepts else shares.credit_seconds
@@ -98,34 +102,30 @@ class _Lane:
 
     def __init__(self, share: float) -> None:
         self._pause = 1 / share - 1
-        self._waiting: dict[Hashable, dict[Account, None]] = {}
+        self.waiting: dict[Hashable, dict[Account, None]] = {}  # by address
         self.free_at = -math.inf
-
-    def __bool__(self) -> bool:
-        """Say whether anybody waits."""
-        return bool(self._waiting)
 
     def push(self, account: Account) -> None:
         """Have *account* wait, as the last from its address."""
-        self._waiting.setdefault(account.place, {})[account] = None
+        self.waiting.setdefault(account.place, {})[account] = None
 
     def pop(self) -> Account:
         """Return who is next; its address comes last from here on."""
-        place = next(iter(self._waiting))
-        accounts = self._waiting.pop(place)
+        place = next(iter(self.waiting))
+        accounts = self.waiting.pop(place)
         account = next(iter(accounts))
         del accounts[account]
         if accounts:
-            self._waiting[place] = accounts
+            self.waiting[place] = accounts
         return account
 
     def remove(self, account: Account) -> None:
         """Have *account* not wait any more, if it does."""
-        accounts = self._waiting.get(account.place, {})
+        accounts = self.waiting.get(account.place, {})
         if account in accounts:
             del accounts[account]
             if not accounts:
-                del self._waiting[account.place]
+                del self.waiting[account.place]
 
     def charge(self, seconds: float, now: float) -> None:
         """Pause for a turn that took so long."""
@@ -136,19 +136,21 @@ class FairShare:
     """The connections of one server, and whose turn it is.
 
     Whoever wants a turn calls `ask`, and waits if that returns False until `next` returns it.  When
-    there is nothing more to do in that turn, it calls `end`.  `polled` is called after each poll of
-    the sockets.  `now` is a clock that does not go back, in seconds.
+    there is nothing more to do in that turn, it calls `end`.  `asked_at` is set to None after each
+    poll of the sockets.  `now` is a clock that does not go back, in seconds.
     """
 
     def __init__(self, shares: Shares | None = None) -> None:
         self.shares = shares or Shares()
+        self._accept_lane = _Lane(self.shares.accept_lane)
         self._new_lane = _Lane(self.shares.new_lane)
         self._slow_lane = _Lane(self.shares.slow_lane)
+        self._lanes = self._accept_lane, self._new_lane, self._slow_lane
         self._short: list[tuple[float, int, Account]] = []  # a heap
         self._asked = self._asked_before_long = 0  # how many have, for a short turn
         self._floor = 0.0  # the rank of who had the last short turn
         self._short_at = -math.inf
-        self._polled_at = -math.inf
+        self.asked_at: float | None = None  # when somebody first did since that poll
         self._in_lane: Account | None = None  # who has a long turn now
         self._in_lane_until = -math.inf
         self._lane_was_last = False
@@ -157,20 +159,18 @@ class FairShare:
     @property
     def anybody_waits(self) -> bool:
         """Whether there is anybody for `next` to return, now or later."""
-        return bool(self._short or self._new_lane or self._slow_lane)
+        return bool(self._short or any(lane.waiting for lane in self._lanes))
 
     def somebody_talks(self, now: float) -> bool:
         """Whether anybody took a short turn just now."""
         return now - self._short_at <= self.shares.talk_seconds
 
-    def polled(self, now: float) -> None:
-        """Note that the sockets were polled."""
-        self._polled_at = now
-
     def ask(self, account: Account, now: float) -> bool:
         """Ask for a turn; return whether it begins at once."""
-        lane = self._lane_of(account, now)
-        may_begin = now - self._polled_at <= self.shares.poll_seconds and not self._short
+        if self.asked_at is None:
+            self.asked_at = now
+        may_begin = now - self.asked_at <= self.shares.poll_seconds and not self._short
+        lane = self._lane_of(account, now) if account.is_long else None
         if lane is None:
             account.rank = max(account.rank, self._floor)
             if may_begin:
@@ -179,7 +179,7 @@ class FairShare:
             self._asked += 1
             heapq.heappush(self._short, (account.rank, self._asked, account))
         else:
-            if may_begin and not lane and self._due_at(lane) <= now:
+            if may_begin and not lane.waiting and self._due_at(lane) <= now:
                 self._begin_long(account, now)
                 return True
             lane.push(account)
@@ -190,11 +190,11 @@ class FairShare:
         """Return when to poll the sockets and then call `next`; infinity if nobody waits."""
         if self._short:
             return now
-        return min((self._due_at(lane) for lane in self._lanes if lane), default=math.inf)
+        return min((self._due_at(lane) for lane in self._lanes if lane.waiting), default=math.inf)
 
     def next(self, now: float) -> list[Account]:
         """Return whose turns begin now: one long one, or as many short ones as fit."""
-        due = [lane for lane in self._lanes if lane and self._due_at(lane) <= now]
+        due = [lane for lane in self._lanes if lane.waiting and self._due_at(lane) <= now]
         if due and not (self._short and (self._lane_was_last or self._owes_short_turns())):
             account = min(due, key=lambda lane: lane.free_at).pop()
             self._begin_long(account, now)
@@ -226,22 +226,24 @@ class FairShare:
     def end(self, account: Account, seconds: float, now: float) -> None:
         """Note that the turn of *account* is over, and that it took so long."""
         shares = self.shares
-        was_long = self._is_long(account)
+        was_long = account.is_long
         account.turn = False
         account.last = seconds = min(seconds, shares.longest_seconds)
         account.rank += seconds
         excess = account.excess + seconds - shares.short_seconds
         account.excess = min(shares.excess_seconds, max(0.0, excess))
-        is_long = self._is_long(account)
-        if not (is_long or was_long):
+        account.is_long = account.accepts or account.excess >= shares.excess_seconds
+        if not (account.is_long or was_long):
             self._short_at = now
         # By what the turn has turned out to be: one that began as a short one is paid for, too, and
-        # so are the short ones of new connections, which are not accepted so fast then.
-        if account.is_new:
+        # so are the short ones of new connections.
+        if account.accepts:
+            self._accept_lane.charge(seconds, now)
+        elif account.is_new:
             self._new_lane.charge(seconds, now)
             account.credit -= seconds
             account.is_new = account.credit > 0
-        elif is_long:
+        elif account.is_long:
             if self._credit_of(account, now) > 0:
                 account.credit -= seconds
             else:
@@ -249,13 +251,10 @@ class FairShare:
         if self._in_lane is account:
             self._in_lane = None
 
-    def _is_long(self, account: Account) -> bool:
-        return account.accepts or account.excess >= self.shares.excess_seconds
-
     def _lane_of(self, account: Account, now: float) -> _Lane | None:
-        """Return the lane for the next turn of *account*; None for none."""
-        if not self._is_long(account):
-            return None
+        """Return the lane for the next turn of *account*, a long one; None for none."""
+        if account.accepts:
+            return self._accept_lane
         if account.is_new:
             return self._new_lane
         return None if self._credit_of(account, now) > 0 else self._slow_lane
@@ -274,10 +273,6 @@ class FairShare:
         account.credit += grown
         account.credit_at = now
         return account.credit
-
-    @property
-    def _lanes(self) -> tuple[_Lane, _Lane]:
-        return self._new_lane, self._slow_lane
 
     def _due_at(self, lane: _Lane) -> float:
         """Return when the next turn of *lane* may begin."""

@@ -3,7 +3,30 @@
 import math
 from collections.abc import Callable, Hashable
 
-__all__ = ["Bucket", "Budget", "NewRooms", "WaitBudget"]
+__all__ = [
+    "READ_BYTES",
+    "READ_COST",
+    "SLOW_READ_BYTES",
+    "SMALL_READ_BYTES",
+    "Bucket",
+    "Budget",
+    "NewRooms",
+    "WaitBudget",
+]
+
+# One read, one batch: enough that a flood costs per batch and not per message, little enough that
+# senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB that
+# the kernel hands on as one piece: what spills over costs every member a second one.
+READ_BYTES = 48 * 1024
+
+# The same where messages are counted: what was read is said before anything else is noticed, even
+# the end of the connection.
+SLOW_READ_BYTES = 4096
+
+# What a read takes in memory while its messages wait to be said, for each of its bytes: its text,
+# its lines and the requests in them.  Measured 1 to 10.  Small reads are not counted.
+READ_COST = 6
+SMALL_READ_BYTES = 512
 
 # A room that slow clients keep waiting all the time loses a fifteenth of it.
 _REFILL_PER_SECOND = 1 / 15

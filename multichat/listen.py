@@ -18,7 +18,7 @@ import trio
 
 from multichat import transport
 from multichat.errors import BadCertificate, ListenFailed
-from multichat.turns import Turns
+from multichat.turns import Meter, Turns
 
 __all__ = [
     "FairListener",
@@ -45,7 +45,7 @@ class FairListener(trio.abc.Listener[trio.SocketStream]):
 
     def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
         self._listener = listener
-        self._meter = turns.meter(listener, accepts=True)
+        self._meter = Meter(turns, listener, accepts=True)
 
     async def accept(self) -> trio.SocketStream:
         """Return the next connection when it is its turn; raises as the listener's."""

@@ -10,6 +10,7 @@ the log is bounded in bytes, too.  Once messages are left out all are, for a sec
 of a flood is one piece of lines and one number a second.
 """
 
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
 
 import trio
@@ -25,8 +26,9 @@ BURST_SECONDS = 10.0
 # A line of ordinary chat is shorter, one of a stack trace, too.
 _LINE_CHARACTERS = 1024
 
-# Addresses of which we know that somebody has left who had used up messages; about 200 KB.
+# Addresses of which we know that somebody has left who had used up messages, and how many of each.
 _MAX_ADDRESSES = 1000
+_MAX_OF_ADDRESS = 128
 
 
 class LogRates:
@@ -45,7 +47,7 @@ class LogRates:
         self.rate = rate
         self.start_soon = start_soon
         # When the buckets of those who have left will be full, by address.
-        self._left: dict[Hashable, list[float]] = {}
+        self._left: OrderedDict[Hashable, deque[float]] = OrderedDict()
 
     def open(self, client: int, address: Hashable) -> "ClientLog":
         """Return the log of a client that comes from *address*.
@@ -54,20 +56,22 @@ class LogRates:
         new connection would have a burst of its own.
         """
         now = trio.current_time()
-        left = [full_at for full_at in self._left.pop(address, ()) if full_at > now]
-        client_log = ClientLog(self, client, address, left.pop() if left else now)
-        if left:
-            self._left[address] = left
-        return client_log
+        left = self._left.get(address)
+        full_at = left.pop() if left else now
+        if not left:
+            self._left.pop(address, None)
+        return ClientLog(self, client, address, full_at)
 
     def close(self, client_log: "ClientLog") -> None:
         """Log what was left out of a client that leaves."""
         client_log.tell_left_out()
         now = trio.current_time()
         if client_log.full_at > now:
-            self._left.setdefault(client_log.address, []).append(client_log.full_at)
+            left = self._left.setdefault(client_log.address, deque(maxlen=_MAX_OF_ADDRESS))
+            left.append(client_log.full_at)
+            self._left.move_to_end(client_log.address)
             if len(self._left) > _MAX_ADDRESSES:
-                self._left = {at: left for at, left in self._left.items() if max(left) > now}
+                self._left.popitem(last=False)
 
 
 class ClientLog:

@@ -228,10 +228,10 @@ class Mailbox:
         """Note that the member goes without so many *messages*; it is told in their place."""
         self._missed += messages
 
-    def tell_missed(self) -> None:
-        """Tell now of what was missed, if there is room for that."""
-        if self._missed:
-            self.offer(b"")
+    def take_missed(self) -> bytes:
+        """Return the notice of what was missed, if anything was; it is not sent by itself then."""
+        missed, self._missed = self._missed, 0
+        return self._spell_missed(missed) if missed else b""
 
     def call_when_space(self, callback: Callable[[], object]) -> None:
         """Call *callback* once, synchronously, when there may be room again or nobody is left."""
@@ -316,14 +316,19 @@ class Mailbox:
             self.waiting_bytes -= len(joined)
             self._handed_bytes += len(joined)
             self._notify()
+            if self._missed and not self.waiting_bytes:  # perhaps nothing follows for long
+                self.offer(b"")
 
     def _join_waiting(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview
     ) -> bytes | memoryview:
-        """Return *piece* and what waits behind it, in one; it is held as that."""
+        """Return *piece* and what waits behind it, in one; it is held as that.
+
+        Not while memory is tight: a copy is this client's alone, what waits may be shared by all.
+        """
         pieces = [piece]
         size = len(piece)
-        while size < _WRITE_BYTES:
+        while size < _WRITE_BYTES and not self._budget.tight:
             try:
                 piece = receive.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):

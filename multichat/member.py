@@ -48,7 +48,7 @@ class Member:
     refused_room: str | None = None
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member
-    notices: list[Notice] = field(default_factory=list)  # for when it is live again
+    notices: tuple[Notice, ...] = ()  # for when it is live again
     missed_presence: Presence | None = None  # what it was not told, if anything
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     room: "Room" = field(init=False)
@@ -56,5 +56,4 @@ class Member:
 
     def keep_notice(self, notice: Notice) -> None:
         """Keep *notice* until the member is live, if it is among the newest then."""
-        self.notices.append(notice)
-        del self.notices[:-_MAX_NOTICES]
+        self.notices = (*self.notices, notice)[-_MAX_NOTICES:]

@@ -289,6 +289,8 @@ def _is_network(text: str) -> bool:
 def _row(member: "MemberInfo") -> tuple[str, ...]:
     host = host_of(member.address) or member.address or "-"
     waiting = _spell_bytes(member.waiting_bytes)
+    if member.behind:
+        waiting = f"{member.behind:,} behind"
     return str(member.client), member.name, member.room, host, waiting
 
 

@@ -1,9 +1,10 @@
 """Where a connection comes from, as far as limits are concerned.  Pure."""
 
+from functools import lru_cache
 from ipaddress import IPv6Network
 from typing import NamedTuple
 
-from multichat.bans import network_of
+from multichat.bans import host_of, network_of_host
 
 __all__ = ["Origin"]
 
@@ -29,13 +30,22 @@ class Origin(NamedTuple):
     def of(cls, address: str, user: int | None = None) -> "Origin | None":
         """Return the origin of a peer's *address* or of a local *user*; None without either.
 
-        For the spelling of *address* see `network_of`.
+        For the spelling of *address* see `multichat.bans.network_of`.
         """
-        network = network_of(address)
-        if network is None:
+        if user is not None:
             local = f"user {user}"
-            return None if user is None else cls(local, local, is_user=True)
-        name = site = str(network)
-        if isinstance(network, IPv6Network) and network.prefixlen == _CUSTOMER_PREFIX:
-            site = f"{int(network.network_address) >> _SITE_SHIFT:x}/48"
-        return cls(name, site, network.is_loopback)
+            return cls(local, local, is_user=True)
+        return _origin_of_host(host_of(address))
+
+
+# Parsing an address takes longer than any other step of a connection, and one address is parsed
+# again for each connection from it.
+@lru_cache(maxsize=1024)
+def _origin_of_host(host: str) -> Origin | None:
+    network = network_of_host(host)
+    if network is None:
+        return None
+    name = site = str(network)
+    if isinstance(network, IPv6Network) and network.prefixlen == _CUSTOMER_PREFIX:
+        site = f"{int(network.network_address) >> _SITE_SHIFT:x}/48"
+    return Origin(name, site, network.is_loopback)

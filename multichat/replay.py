@@ -33,11 +33,9 @@ _MIN_BLOCKS = 2
 # A page is at most half a batch before it is encoded.
 _PAGE_BYTES = MAX_BATCH_BYTES // 2
 
-# Those who resume together are a few pages apart.
-_MAX_PAGES = 32
-
 # A lagging client that sends all the time: beyond this, `missed` counts some of its own messages.
 _MAX_OWN_RANGES = 1024
+_OWN_RANGE_BYTES = 128  # two numbers in a tuple
 
 
 class Lag:
@@ -54,6 +52,11 @@ class Lag:
         self.position = self.gap_end = position
         self._own: deque[tuple[int, int]] = deque(maxlen=_MAX_OWN_RANGES)
 
+    @property
+    def held_bytes(self) -> int:
+        """How much memory it takes."""
+        return len(self._own) * _OWN_RANGE_BYTES
+
     def note_own(self, first: int, end: int) -> None:
         """Note that the member itself said the messages from *first* to before *end*."""
         while self._own and self._own[0][1] <= self.position:  # not sooner: a replay may go back
@@ -62,11 +65,16 @@ class Lag:
             first = self._own.pop()[0]
         self._own.append((first, end))
 
+    def behind(self, position: int) -> int:
+        """Return how many messages of others there are before *position*."""
+        count = position - self.position
+        for first, end in self._own:
+            count -= max(0, min(end, position) - max(first, self.position))
+        return count
+
     def skip_to(self, position: int) -> int:
         """Go on at *position*; return how many messages of others are skipped by that."""
-        missed = position - self.position
-        for first, end in self._own:
-            missed -= max(0, min(end, position) - max(first, self.position))
+        missed = self.behind(position)
         self.position = position
         return missed
 
@@ -204,12 +212,12 @@ class _Page:
 class PageCache:
     """Pages of messages from the journals of a server's rooms, shared by all who replay them.
 
-    They begin at multiples of *page_messages*; at most *max_pages* are kept.
+    A page begins where a replay is and ends at a multiple of *page_messages*, so that all replays
+    go on with the same ones, unless messages are so long that a page ends sooner.  At most
+    *max_pages* are kept.
     """
 
-    def __init__(
-        self, page_messages: int = _LIMITS.page_messages, max_pages: int = _MAX_PAGES
-    ) -> None:
+    def __init__(self, page_messages: int = _LIMITS.page_messages, max_pages: int = 32) -> None:
         self._page_messages = page_messages
         self._max_pages = max_pages
         self._pages: OrderedDict[tuple[str, int], _Page] = OrderedDict()

@@ -12,11 +12,13 @@ Invariants:
    the sender nor its leaving changes that every member gets it, is told that it missed it, or
    leaves.
 3. A member that leaves is out at once: nobody waits for it, and nothing is queued to it.
-4. Whoever speaks has been announced before, to every live member that is told of joins.
+4. Whoever speaks has been announced before, to every live member that is told of joins; one whose
+   send queue was full is told later, in numbers.
 5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
    waits for it.  It becomes live again in the step in which nothing lies between.
 6. Whoever the slow members are, the room spends at most its wait budget on them, except while
-   waiting costs nobody anything: every live member has something left in its send queue.
+   waiting costs nobody anything: every live member has something left in its send queue.  One
+   publish waits for at most `MAX_FREE_WAIT_SECONDS` in that way.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -39,6 +41,7 @@ from multichat.mailbox import Offer
 from multichat.member import Member
 from multichat.messages import (
     TOO_SLOW,
+    Directed,
     Error,
     Goodbye,
     HistoryPage,
@@ -58,6 +61,9 @@ _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to lo
 
 # How often the send queues are looked at while waiting is free.
 _LOOK_SECONDS = 0.02
+
+# Private messages may take this part of what a replay keeps queued: the next is the replay's then.
+_ALONE_DIVISOR = 4
 
 # How often a stalled member is looked at, within its timeout, to see whether it takes bytes.
 _LOOKS = 4
@@ -408,12 +414,13 @@ class Room:
         for member in full:
             member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
         now = trio.current_time()
-        free_until = now + MAX_FREE_WAIT_SECONDS
+        if delivery.free_until is None:
+            delivery.free_until = now + MAX_FREE_WAIT_SECONDS
         progress = Progress(full, now)
         try:
             while self._waiting and not self._closing:
                 started = now
-                is_free = now < min(free_until, progress.at + self._slow_timeout)
+                is_free = now < min(delivery.free_until, progress.at + self._slow_timeout)
                 is_free = is_free and not self._wait_budget.in_debt(now)
                 is_free = is_free and not self._somebody_is_dry(sender)
                 seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
@@ -474,6 +481,21 @@ class Room:
     def _dismiss_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
         self._dismiss(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
+
+    def offer_alone(self, member: Member, event: Directed | Notice) -> Offer:
+        """Queue *event* for *member* alone, unless that would hold up what is said here.
+
+        Half of its send queue may be for that, and a part of what a replay keeps there.
+        """
+        mailbox = member.mailbox
+        if member.lag is None:
+            may_be_queued = mailbox.is_half_empty()
+        else:
+            part = mailbox.fit(self._replay_bytes) // _ALONE_DIVISOR
+            may_be_queued = mailbox.waiting_bytes <= part
+        if mailbox.closed or may_be_queued:
+            return mailbox.offer(member.voice.spell(event))
+        return _FULL
 
     # --- What was said ----------------------------------------------------------------------------
 
@@ -539,16 +561,18 @@ class Room:
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
-        ring, max_bytes = self._ring, member.mailbox.fit(self._replay_bytes)
+        ring, mailbox = self._ring, member.mailbox
         start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
             data = member.voice.spell(Missed(missed)) if missed else b""
+            max_bytes = mailbox.fit(self._replay_bytes)
             return data + ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
         blocks = await self._pages.read(self._journal, start, self._told)
         if member.lag is not lag:
             return b""
-        if blocks:
+        if blocks:  # its size is decided here: many may have waited for them
+            max_bytes = mailbox.fit(self._replay_bytes)
             return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
         self._skip_page(lag)
         return b""
@@ -580,7 +604,7 @@ class Room:
         if member.notices:
             if member.mailbox.offer(b"".join(map(member.voice.spell, member.notices))) is _FULL:
                 return False
-            member.notices.clear()
+            member.notices = ()
         member.lag = None
         self._by_voice[member.voice][member.client] = member
         self._announcer.make_up(member)

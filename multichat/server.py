@@ -27,7 +27,7 @@ from multichat.bans import Ban, Bans
 from multichat.batch import Receipt
 from multichat.chat import Chat
 from multichat.client import open_chat
-from multichat.config import DEFAULT_PORT, ClientTimeouts, ServerConfig
+from multichat.config import CONNECTIONS_PER_MIB, DEFAULT_PORT, ClientTimeouts, ServerConfig
 from multichat.directory import Directory
 from multichat.entrance import Entrance, Greeted, TurnedAway
 from multichat.errors import (
@@ -61,13 +61,17 @@ _BOT_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberInfo:
-    """A connected client, at the moment of asking; *address* is empty where there is none."""
+    """A connected client, at the moment of asking; *address* is empty where there is none.
+
+    *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
+    """
 
     client: int
     name: str
     room: str
     address: str
     waiting_bytes: int
+    behind: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +189,10 @@ class Server:
             self._log.line("start", f"Listening on {address}")
         if kept := self._journal.place:
             self._log.line("start", f"Keeping what is said in {kept}")
+        if (connections := self.config.max_connections) < self.config.max_clients:
+            needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
+            text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
+            self._log.line("start", text)
         if encrypted or not any(map(beyond_loopback, tcp)):
             return
         if self.config.password is None:
@@ -315,6 +323,7 @@ class Server:
                 room=member.room.name,
                 address=member.address,
                 waiting_bytes=member.mailbox.waiting_bytes,
+                behind=member.lag.behind(member.room.messages) if member.lag else 0,
             )
             for member in self._directory.members
         ]
@@ -468,14 +477,13 @@ class Server:
         """
         address = transport.peer_address(stream)
         origin = Origin.of(address, transport.peer_user(stream))
-        meter = self._turns.meter(origin and origin.address)
+        meter = Meter(self._turns, origin and origin.address)
         current_meter.set(meter)
         try:
             await meter.measure(self._handle(stream, address, origin, tls, meter))
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
-            meter.end()
             await transport.close(stream)
 
     async def _handle(
@@ -489,7 +497,8 @@ class Server:
         await meter.take()
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
-            with self._entrance.counted(origin) as too_many:
+            too_many = self._entrance.count(origin)
+            try:
                 greeted = Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
                 if tls is not None or self._entrance.asks_password:
                     with self._entrance.at_the_door(origin) as place:
@@ -502,9 +511,18 @@ class Server:
                 number = await self._give_number()
                 self._check(address, too_many)  # the disk took its time; from here on nothing does
                 session = Session(
-                    greeted, self._directory, number, self.config, self._filters, origin
+                    greeted,
+                    self._directory,
+                    number,
+                    self.config,
+                    self._filters,
+                    address,
+                    origin,
+                    meter,
                 )
                 await session.run()
+            finally:
+                self._entrance.uncount(origin)
         except TurnedAway as refusal:
             self._refused += 1
             self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")

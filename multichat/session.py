@@ -10,6 +10,7 @@ nothing more), the writer finishes within the grace period, EOF, what still come
 a moment, close.
 """
 
+from collections.abc import Awaitable
 from functools import cache
 from importlib.metadata import version
 
@@ -26,7 +27,7 @@ from multichat.errors import (
 )
 from multichat.filters import Filters
 from multichat.framing import Part
-from multichat.limits import Bucket
+from multichat.limits import READ_BYTES, READ_COST, SLOW_READ_BYTES, SMALL_READ_BYTES, Bucket
 from multichat.mailbox import Mailbox
 from multichat.member import Member
 from multichat.messages import (
@@ -65,14 +66,6 @@ from multichat.voices import JSON, TEXT, encoded_help
 
 __all__ = ["Session"]
 
-# One read, one batch: enough that a flood costs per batch and not per message, little enough that
-# senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB that
-# the kernel hands on as one piece: what spills over costs every member a second one.
-READ_BYTES = 48 * 1024
-
-# The same where messages are counted: what was read is said before anything else is noticed, even
-# the end of the connection.
-SLOW_READ_BYTES = 4096
 
 # More than any answer is that goes with a change of what its client hears.
 _ANSWER_BYTES = 4096
@@ -99,7 +92,8 @@ class _Leave(Exception):
 class Session:
     """A client in *directory*; constructing it starts nothing and says nothing.
 
-    *greeted* is its connection from *origin*, and what was read from it before.  `run` is called
+    *greeted* is its connection from *address*, and what was read from it before; limits count it
+    at *origin*, and *meter* takes its turns.  `run` is called
     once, by one task.  The stream is closed when it returns or raises.
     """
 
@@ -110,6 +104,7 @@ class Session:
         "_directory",
         "_first_line",
         "_greeted",
+        "_in_hand_bytes",
         "_mailbox",
         "_meter",
         "_nursery",
@@ -117,7 +112,6 @@ class Session:
         "_reading",
         "_replay_meter",
         "_replayed",
-        "_replaying",
         "_speech",
         "_stream",
         "_writing",
@@ -131,7 +125,9 @@ class Session:
         client: int,
         config: ServerConfig,
         filters: Filters,
+        address: str,
         origin: Origin | None,
+        meter: Meter,
     ) -> None:
         self._greeted = greeted
         self._stream = greeted.stream
@@ -140,14 +136,15 @@ class Session:
         byte_rate = config.byte_rate
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
         self._read_bytes = READ_BYTES if config.rate is None else SLOW_READ_BYTES
+        self._in_hand_bytes = 0
         self._active_at: float | None = trio.current_time()
         self._reading = trio.CancelScope()
         self._first_line = True
         self._nursery: trio.Nursery
-        self._meter: Meter | None = None
+        self._meter = meter
         self._replay_meter: Meter | None = None
-        self._writing = self._replaying = False
-        self._replayed = trio.Event()
+        self._writing = False
+        self._replayed: trio.Event | None = None  # while the client lags
         self._mailbox = Mailbox(
             self._stream,
             max_batches=config.mailbox_batches,
@@ -159,7 +156,7 @@ class Session:
             client=client,
             name=default_name(client),
             mailbox=self._mailbox,
-            address=transport.peer_address(self._stream),
+            address=address,
             origin=origin and origin.address,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
@@ -178,7 +175,6 @@ class Session:
         Raises nothing on account of the client.  Cancelled, the member has left the room, the
         stream is closed, and what was still queued for it is lost.
         """
-        self._meter = current_meter.get()
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
@@ -208,38 +204,33 @@ class Session:
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
 
     def _start_replaying(self) -> None:
-        if not self._replaying:
-            self._replaying = True
+        if self._replayed is None:
             self._replayed = trio.Event()
             self._nursery.start_soon(self._replay)
 
     async def _replay(self) -> None:
         # It takes turns of its own, and all replays of a client have one credit.
-        if self._replay_meter is None and self._meter is not None:
+        if self._replay_meter is None:
             self._replay_meter = self._meter.another()
-        meter = self._replay_meter
-        current_meter.set(meter)  # it was that of whoever sent what this client lags behind
-        if meter is None:
-            await self._replay_rooms()
-            return
-        try:
-            await meter.measure(self._replay_rooms())
-        finally:
-            meter.end()
+        # It was that of whoever sent what this client lags behind.
+        current_meter.set(self._replay_meter)
+        await self._replay_meter.measure(self._replay_rooms())
 
     async def _replay_rooms(self) -> None:
         member = self.member
         while member.lag is not None and not self._mailbox.closed:
             await member.room.replay(member)
-        self._replaying = False
-        self._replayed.set()
+        self._note_held()
+        replayed, self._replayed = self._replayed, None
+        assert replayed is not None  # noqa: S101 - there is one replay task
+        replayed.set()
 
     async def _read(self) -> None:
         try:
             await self._converse()
             # A client that has half-closed the connection goes on reading.
             self.member.room.stop_waiting_for(self.member)
-            if self._replaying:
+            if self._replayed is not None:
                 await self._replayed.wait()
         except _Leave as leave:
             self._directory.leave(
@@ -259,16 +250,26 @@ class Session:
         if looks_like_tls(data):
             raise _Leave("it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS)))
         while data:
-            await self._take(decoder.feed(data))
-            session = self.member.resumable
-            self._mailbox.note(decoder.buffered_bytes + (session.held_bytes if session else 0))
+            parts, size, data = decoder.feed(data), len(data), b""
+            if size > SMALL_READ_BYTES:  # it may have to wait
+                self._in_hand_bytes = size * READ_COST
+                self._note_held()
+            await self._take(parts)
+            self._in_hand_bytes = 0
+            self._note_held()
             if decoder.reply and self.member.voice is TEXT:
                 await self._mailbox.put(decoder.reply)
             data = await receive()
         await self._take(decoder.finish())
 
+    def _note_held(self) -> None:
+        session, lag = self.member.resumable, self.member.lag
+        held = self._in_hand_bytes + self._greeted.decoder.buffered_bytes
+        held += (session.held_bytes if session else 0) + (lag.held_bytes if lag else 0)
+        self._mailbox.note(held)
+
     async def _receive(self) -> bytes | bytearray:
-        size = self._read_bytes
+        size = SLOW_READ_BYTES if self._directory.budget.tight else self._read_bytes
         if self._active_at is None:  # something was asked since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
@@ -288,11 +289,10 @@ class Session:
         return data
 
     async def _take(self, parts: list[Part]) -> None:
-        meter = current_meter.get()
+        take_turn = self._meter.take
         for part in parts:
             if isinstance(part, LineTooLong):
-                if meter is not None:
-                    await meter.take()
+                await take_turn()
                 await self._speech.may_ask(1)
                 await self._answer(Invalid.because(part).error)
                 continue
@@ -301,8 +301,7 @@ class Session:
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
-                if meter is not None:
-                    await meter.take()
+                await take_turn()
                 # A keep-alive says nothing about whoever sits there.
                 if type(request) is not Ping:
                     self._active_at = None
@@ -386,25 +385,25 @@ class Session:
                     grant(me, wish)
                 except RemoteProtocolError as error:
                     refused.append(Invalid.because(error).error)
-        self._mailbox.tell_missed()  # in the voice in which it was
+        missed = self._mailbox.take_missed()  # in the protocol in which it was
         me.room.speak(me, JSON)
         if me.refused_room is None:  # else the past of that room is meant
             self._start_from(hello.since, hello.replay, refused)
-        await self._answer(
-            Welcome(
-                PROTOCOL,
-                me.client,
-                me.name,
-                me.room.name,
-                len(me.room),
-                self._config.limits,
-                me.room.last_id,
-                _program(),
-                resumed=resumed is not None,
-                session=token,
-            ),
-            *dict.fromkeys(refused),  # a name that was ours and is wished for, too, but once
+        welcome = Welcome(
+            PROTOCOL,
+            me.client,
+            me.name,
+            me.room.name,
+            len(me.room),
+            self._config.limits,
+            me.room.last_id,
+            _program(),
+            resumed=resumed is not None,
+            session=token,
         )
+        # A name that was ours and is wished for, too, is refused once.
+        events: list[Event] = [welcome, *dict.fromkeys(refused)]
+        await self._mailbox.put(missed + b"".join(map(JSON.spell, events)))
 
     def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
         """Replay to this client from there, behind the answer that is queued in the same step.
@@ -432,6 +431,7 @@ class Session:
         """Return unless the client has been disconnected while we waited."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    async def _answer(self, *events: Event) -> None:
+    def _answer(self, *events: Event) -> Awaitable[object]:
         """Tell this client alone, who is not read while its mailbox is full."""
-        await self._mailbox.put(b"".join(map(self.member.voice.spell, events)))
+        # Not async: it would hold the events, as large as their encoding, while it waits.
+        return self._mailbox.put(b"".join(map(self.member.voice.spell, events)))

@@ -281,24 +281,38 @@ async def _receive_in_turn(
     Cancelled, it has read nothing, also while it waits for the turn.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
+    if meter.has_short_turn:
+        data = _read_at_once(connection, meter.most_bytes(max_bytes))
+        if data is not None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
     while True:
-        if meter.has_short_turn:
-            try:
-                data = os.read(connection.fileno(), meter.most_bytes(max_bytes))
-            except BlockingIOError:
-                pass
-            else:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return data
         meter.end()
         await trio.lowlevel.wait_readable(connection)
         await meter.take()
+        data = _read_at_once(connection, meter.most_bytes(max_bytes))
+        if data is not None:
+            return data
+
+
+def _read_at_once(connection: trio.socket.SocketType, max_bytes: int) -> bytes | None:
+    """Return what has come; None if nothing has."""
+    try:
+        return os.read(connection.fileno(), max_bytes)
+    except BlockingIOError:  # caught here: a coroutine's frame takes more memory afterwards
+        return None
 
 
 def has_input(stream: trio.abc.Stream) -> bool:
     """Return whether bytes, or the end of input, wait to be read from the socket beneath."""
     below = _socket_of(stream)
-    return below is not None and bool(select.select([below.socket], [], [], 0)[0])
+    if below is None:
+        return False
+    if not hasattr(select, "poll"):  # on Windows, where the next line has no limit of numbers
+        return bool(select.select([below.socket], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(below.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def send_all(stream: trio.abc.Stream, data: bytes | bytearray | memoryview) -> None:

@@ -9,6 +9,7 @@ import time
 import types
 from collections.abc import Callable, Coroutine, Generator, Hashable
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, TypeVar
 
 import trio
@@ -41,18 +42,22 @@ def end_turn() -> None:
 
 
 class Turns(trio.abc.Instrument):
-    """The turns of all connections of one server; `run` runs while there are any."""
+    """The turns of all connections of one server; `run` runs while there are any.
+
+    Made anywhere, and used in one run of trio.
+    """
 
     def __init__(
         self, shares: Shares | None = None, *, cpu_clock: Callable[[], float] = time.thread_time
     ) -> None:
-        self._cpu_clock = cpu_clock
-        self._fair_share = FairShare(shares)
+        self.cpu_clock = cpu_clock
+        self.fair_share = FairShare(shares)
         self._woken = trio.Event()
 
-    def meter(self, place: Hashable, *, accepts: bool = False) -> "Meter":
-        """Return a meter for a connection from *place*, or for a listener that *accepts*."""
-        return Meter(self, self._fair_share, place, accepts=accepts, cpu_clock=self._cpu_clock)
+    @cached_property
+    def clock(self) -> Callable[[], float]:
+        """Trio's clock, of which `trio.current_time` takes three times as long."""
+        return trio.lowlevel.current_clock().current_time
 
     def wake(self) -> None:
         """Have `run` look again who is next."""
@@ -60,21 +65,23 @@ class Turns(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - trio's signature
         """Note that the sockets were polled; trio calls this."""
-        self._fair_share.polled(trio.current_time())
+        self.fair_share.asked_at = None
 
     async def run(self) -> None:
         """Have those who wait take their turns, until cancelled."""
+        clock, fair_share = self.clock, self.fair_share
         trio.lowlevel.add_instrument(self)
         try:
             while True:
                 self._woken = trio.Event()
-                if (at := self._fair_share.next_at(trio.current_time())) > trio.current_time():
+                now = clock()
+                if (at := fair_share.next_at(now)) > now:
                     with trio.move_on_at(at):
                         await self._woken.wait()
                 # The sockets are polled before the next turns begin: a connection that has sent
                 # something meanwhile asks for its turn in the same step.
                 await trio.lowlevel.checkpoint()
-                for account in self._fair_share.next(trio.current_time()):
+                for account in fair_share.next(clock()):
                     assert isinstance(account, Meter)  # noqa: S101 - there are no others
                     account.begin()
         finally:
@@ -82,98 +89,84 @@ class Turns(trio.abc.Instrument):
 
 
 class Meter(Account):
-    """Measures what one connection uses of the event loop, and takes its turns.
+    """Measures what a connection from *place* uses of the event loop, and takes its turns.
 
-    Made by `Turns.meter`.
+    With *accepts*, it is a listener's.
     """
 
-    __slots__ = (
-        "_begun",
-        "_clock",
-        "_cpu_clock",
-        "_cpu_started",
-        "_fair_share",
-        "_started",
-        "_turns",
-        "_used",
-    )
+    __slots__ = ("_begun", "_cpu_started", "_ran", "_turns")
 
-    def __init__(
-        self,
-        turns: Turns,
-        fair_share: FairShare,
-        place: Hashable,
-        *,
-        accepts: bool,
-        cpu_clock: Callable[[], float],
-    ) -> None:
-        super().__init__(place, fair_share.shares, accepts=accepts)
-        self._cpu_clock = cpu_clock
-        self._used = self._cpu_started = 0.0
+    def __init__(self, turns: Turns, place: Hashable, *, accepts: bool = False) -> None:
+        super().__init__(place, turns.fair_share.shares, accepts=accepts)
         self._turns = turns
-        self._fair_share = fair_share
-        self._clock = trio.lowlevel.current_clock().current_time
         self._begun: trio.Event | None = None
-        self._started = 0.0
+        self._cpu_started = 0.0
+        # While the coroutine is suspended: for how long it has run in this turn, or since the last.
+        # While it runs: when it would have begun to, had it not been suspended; without a turn that
+        # is just now.
+        self._ran = 0.0
 
     @types.coroutine
     def measure(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Run *coroutine*, and count the time that it takes without that in which it waits."""
-        clock = self._clock
-        self._started = clock()
+        """Run *coroutine*, and count the time that it takes without that in which it waits.
+
+        Its turn ends with it.
+        """
+        clock = self._turns.clock
+        self._ran = clock() - self._ran
         try:
             trap = coroutine.send(None)
             while True:
-                self._used += clock() - self._started
+                self._ran = clock() - self._ran
                 # What it is resumed with may be an error, which refers to this frame by its
                 # traceback: in a variable, it would be a reference cycle.
                 trap = coroutine.send(self._resumed((yield trap)))
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         finally:
-            self._used += clock() - self._started
+            self.end()
+            self._ran = clock() - self._ran
 
     def _resumed(self, result: T) -> T:
-        self._started = self._clock()
+        self._ran = self._turns.clock() - self._ran
         return result
 
     def another(self) -> "Meter":
         """Return a meter for another task of the same connection, with no more credit."""
-        meter = self._turns.meter(self.place)
+        meter = Meter(self._turns, self.place)
         meter.is_new, meter.credit, meter.credit_at = self.is_new, self.credit, self.credit_at
         return meter
 
     def most_bytes(self, max_bytes: int) -> int:
-        """Return how much of *max_bytes* to read for one turn; right after `end`."""
-        if self._fair_share.somebody_talks(self._started):
+        """Return how much of *max_bytes* to read for one turn; right after `take` or `end`."""
+        if self._turns.fair_share.somebody_talks(self._ran):
             return min(max_bytes, TURN_BYTES)
         return max_bytes
 
     @property
     def has_short_turn(self) -> bool:
         """Whether it has a turn that is not long yet."""
-        return self.turn and self._seconds(self._clock()) <= self._fair_share.shares.short_seconds
+        turns = self._turns
+        return self.turn and turns.clock() - self._ran <= turns.fair_share.shares.short_seconds
 
     async def take(self) -> None:
-        """Wait for the next turn, unless there is one that is not long yet.
+        """Wait for the next turn, unless there is one that is not long yet; called in `measure`.
 
         A checkpoint only if it has to wait.
         """
         if self.has_short_turn:
             return
         self.end()
-        if not self._fair_share.ask(self, self._started):
+        turns = self._turns
+        if not turns.fair_share.ask(self, self._ran):
             self._begun = trio.Event()
-            self._turns.wake()
+            turns.wake()
             try:
                 await self._begun.wait()
             finally:
                 self._begun = None
-                self._fair_share.withdraw(self)
-        self._cpu_started = self._cpu_clock()
-
-    def _seconds(self, now: float) -> float:
-        return self._used + now - self._started
+                turns.fair_share.withdraw(self)
+        self._cpu_started = turns.cpu_clock()
 
     def begin(self) -> None:
         """Let it take its turn."""
@@ -184,12 +177,12 @@ class Meter(Account):
         """End the turn, if it has one: there is nothing more to do in it."""
         if not self.turn:
             return
-        now = self._clock()
-        seconds = self._seconds(now)
-        self._used, self._started = 0.0, now
-        if seconds > self._fair_share.shares.short_seconds:
+        turns = self._turns
+        now = turns.clock()
+        seconds, self._ran = now - self._ran, now
+        if seconds > turns.fair_share.shares.short_seconds:
             # Or did others have the processor?
-            seconds = min(seconds, self._cpu_clock() - self._cpu_started)
-        self._fair_share.end(self, seconds, now)
-        if self._fair_share.anybody_waits:
-            self._turns.wake()
+            seconds = min(seconds, turns.cpu_clock() - self._cpu_started)
+        turns.fair_share.end(self, seconds, now)
+        if turns.fair_share.anybody_waits:
+            turns.wake()

@@ -4,7 +4,7 @@ import hmac
 import logging
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from itertools import count
 
@@ -733,10 +733,37 @@ def test_how_many_clients_one_address_may_have(
     """Of 200: by default `MAX_CLIENTS_PER_ADDRESS`, but any number from this machine."""
     entrance = Entrance(ServerConfig(max_clients_per_address=limit))
     origin = Origin.of(address, None if address else 7)
-    with ExitStack() as stack:
-        refusals = [stack.enter_context(entrance.counted(origin)) for _ in range(200)]
+    refusals = [entrance.count(origin) for _ in range(200)]
     assert [not refusal for refusal in refusals] == [True] * admitted + [False] * (200 - admitted)
+    for _ in range(200):
+        entrance.uncount(origin)
     assert not entrance._connections
+
+
+def test_connections_are_bounded_by_memory() -> None:
+    """Eight a MiB, or 128 if that is more, whatever they come from."""
+    for mebibytes, most in ((1, 128), (64, 512)):
+        entrance = Entrance(ServerConfig(memory_bytes=mebibytes * 2**20))
+        refusals = [entrance.count(None) for _ in range(most + 1)]
+        full = f"the server is full (memory for {most} connections)"
+        assert refusals == [""] * most + [full]
+        for _ in range(2):
+            entrance.uncount(None)
+        assert not entrance.count(None)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("clients", "is_told"), [(512, False), (513, True)])
+async def test_a_server_whose_clients_need_more_memory_says_how_much(
+    clients: int, is_told: bool, log: LogRecorder
+) -> None:
+    server = Server(ServerConfig(memory_bytes=64 << 20, max_clients=clients))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(server.run, 0, host="127.0.0.1"))
+        server.shutdown()
+    told = [line for line in log.lines if "Memory for" in line]
+    text = "[INFO] [server] [start] Memory for 512 connections: 513 need --memory 65"
+    assert told == [text] * is_told
 
 
 async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place() -> None:

@@ -60,7 +60,8 @@ class Loop:
         """Add a client; one that is not *known* is a new connection."""
         account = Account(place, SHARES)
         if known:
-            account.is_new, account.credit, account.excess = False, 0.0, 0.0
+            account.is_new, account.is_long = False, False
+            account.credit = account.excess = 0.0
         added = Client(turns, account, pause=pause, ready_at=self.now)
         self.clients.append(added)
         return added
@@ -80,7 +81,7 @@ class Loop:
             self.now = max(self.now + POLL, min(soonest, until))
 
     def _poll(self) -> None:
-        self.fair.polled(self.now)
+        self.fair.asked_at = None
         for each in self.clients:
             if each.asked_at is None and each.ready_at <= self.now:
                 each.asked_at = self.now
@@ -214,7 +215,7 @@ def test_new_connections_have_their_share_of_the_time(milliseconds: float, loop:
     since = loop.now
     loop.run(2.0)
     used = sum(each.used(since, loop.now) for each in (*visits, loop.clients[2]))
-    assert used <= SHARES.new_lane * 2.0 * 1.1
+    assert used <= (SHARES.new_lane + SHARES.accept_lane) * 2.0 * 1.1
     assert sum(each.count(since) for each in talkers) / 2.0 >= 0.6 * UNDISTURBED
 
 
@@ -227,6 +228,30 @@ def test_a_new_connection_is_served_beside_floods(loop: Loop) -> None:
     loop.run(1.0)
     assert newcomer.count(0.0) >= 20
     assert max(newcomer.waits) <= 25 * MS
+
+
+def test_an_address_whose_new_connections_take_long_keeps_nobody_out(loop: Loop) -> None:
+    """A hundred of them stand in the backlog before a newcomer, each with twenty long turns."""
+    pair(loop)
+    listener = Account("listener", SHARES, accepts=True)
+    newcomers: list[Client] = []
+
+    def accept() -> Iterator[float]:
+        for _ in range(100):
+            turns = chain([5 * MS] * 20, repeat(0.0))
+            loop.client(turns, "attacker", pause=0.0, known=False)
+            yield 0.05 * MS
+        newcomers.append(loop.client(repeat(0.1 * MS), "newcomer", pause=1.0, known=False))
+        yield 0.05 * MS
+        loop.clients.remove(listening)
+        yield 0.0
+
+    listening = Client(accept(), listener)
+    loop.clients.append(listening)
+    loop.run(3.0)
+    [newcomer] = newcomers
+    assert newcomer.taken
+    assert newcomer.taken[0][0] <= 1.0
 
 
 def test_the_slow_lane_goes_round_the_addresses(loop: Loop) -> None:
@@ -242,7 +267,6 @@ def test_the_slow_lane_goes_round_the_addresses(loop: Loop) -> None:
 def test_a_long_turn_that_waits_for_something_holds_up_the_lane_for_a_moment_only() -> None:
     fair = FairShare()
     blocked, next_one, third = (Account("", SHARES) for _ in range(3))
-    fair.polled(1.0)
     assert fair.ask(blocked, 1.0)
     assert not fair.ask(next_one, 1.0)
     assert fair.next(1.0) == []
@@ -259,9 +283,10 @@ def test_who_does_not_wait_any_more_gets_no_turn() -> None:
     fair = FairShare()
     in_lane, also = Account("", SHARES), Account("", SHARES)
     short = Account("", SHARES)
-    short.excess = 0.0
+    short.excess, short.is_long = 0.0, False
+    fair.asked_at = 0.0  # the sockets were not polled for long
     for account in (in_lane, also, short):
-        assert not fair.ask(account, 1.0)  # the sockets were not polled for long
+        assert not fair.ask(account, 1.0)
     for account in (in_lane, short):
         fair.withdraw(account)
     assert fair.next(1.0) == [also]

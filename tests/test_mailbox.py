@@ -77,24 +77,27 @@ async def test_while_memory_is_tight_send_queues_are_shorter() -> None:
     assert budget.held_bytes == 0
 
 
+class Recorder(trio.abc.Stream):
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        self.writes.append(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        await trio.sleep_forever()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 async def test_what_waits_is_joined_into_one_write() -> None:
-    writes: list[bytes] = []
-
-    class Recorder(trio.abc.Stream):
-        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-            await trio.lowlevel.checkpoint()
-            writes.append(bytes(data))
-
-        async def wait_send_all_might_not_block(self) -> None:
-            await trio.lowlevel.checkpoint()
-
-        async def receive_some(self, max_bytes: int | None = None) -> bytes:
-            await trio.sleep_forever()
-
-        async def aclose(self) -> None:
-            await trio.lowlevel.checkpoint()
-
-    mailbox = mailbox_on(Recorder(), max_batches=64)
+    stream = Recorder()
+    mailbox = mailbox_on(stream, max_batches=64)
     for i in range(5):
         mailbox.offer(b"%d\n" % i)
     mailbox.offer(b"x" * 300_000)
@@ -102,7 +105,19 @@ async def test_what_waits_is_joined_into_one_write() -> None:
     mailbox.close()
     await mailbox.run()
     # Joined, but not without end: a write that is large enough is not made larger.
-    assert writes == [b"0\n1\n2\n3\n4\n" + b"x" * 300_000, b"y"]
+    assert stream.writes == [b"0\n1\n2\n3\n4\n" + b"x" * 300_000, b"y"]
+
+
+async def test_while_memory_is_tight_what_waits_is_not_copied_into_one_write() -> None:
+    """What members share would be each one's own."""
+    stream, budget = Recorder(), Budget(1000)
+    budget.add(900)
+    mailbox = mailbox_on(stream, 64, budget)
+    for i in range(3):
+        mailbox.offer(b"%d\n" % i)
+    mailbox.close()
+    await mailbox.run()
+    assert stream.writes == [b"0\n", b"1\n", b"2\n"]
 
 
 @pytest.mark.process

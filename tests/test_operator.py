@@ -216,6 +216,7 @@ LONG = [
         waiting_bytes=4 * 1024 * 1024,
     ),
     MemberInfo(client=3, name="花" * 32, room="x", address="/run/chat", waiting_bytes=2048),
+    MemberInfo(client=5, name="al", room="x", address="", waiting_bytes=99, behind=4321),
     MemberInfo(client=4, name="e\u0301" * 9, room="x\x1b[2J", address="", waiting_bytes=0),
 ]
 
@@ -225,10 +226,11 @@ async def test_a_narrow_terminal_holds_the_list(
 ) -> None:
     monkeypatch.setattr(Server, "members", LONG)
     assert await desk.type("/clients") == [
-        "      #  name          room           address        waiting",
-        "1234567  wwwwwwwwwww…  rrrrrrrrrrrr…  2001:db8:111…    4 MiB",
-        "      3  花花花花花…   x              /run/chat        2 KiB",
-        "      4  " + "e\u0301" * 9 + "     x␛[2J          -                  0 B",
+        "      #  name         room         address           waiting",
+        "1234567  wwwwwwwwww…  rrrrrrrrrr…  2001:db8:1…         4 MiB",
+        "      3  花花花花花…  x            /run/chat           2 KiB",
+        "      5  al           x            -            4,321 behind",
+        "      4  " + "e\u0301" * 9 + "    x␛[2J        -                     0 B",
     ]
 
 

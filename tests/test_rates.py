@@ -233,6 +233,31 @@ async def test_clients_with_long_unfinished_lines_are_disconnected_when_memory_i
         assert server.server._directory.budget.held_bytes == 0
 
 
+async def test_a_read_whose_messages_wait_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    config = ServerConfig(mailbox_batches=1, stall_timeout_seconds=1e6, slow_timeout_seconds=1000)
+    async with memory_server(config) as server:
+        alice = await server.join()
+        stalled = await server.stalled()
+        budget = server.server._directory.budget
+        for _ in range(2):
+            await alice.send("x" * 1000)
+            await trio.testing.wait_all_tasks_blocked()
+        held = budget.held_bytes
+        await alice.send("y" * 10_000)  # the room waits
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.held_bytes - held > 10_000
+        stalled.recover()
+        assert [len(line) for line in [await stalled.line() for _ in range(3)]] == [
+            1011,
+            1011,
+            10_011,
+        ]
+        await trio.testing.wait_all_tasks_blocked()
+        assert budget.held_bytes == 0
+
+
 async def test_nonces_of_connected_clients_count_until_they_leave() -> None:
     async with memory_server() as server:
         alice = await server.join()

@@ -76,7 +76,7 @@ def processor_seconds(process: subprocess.Popen[bytes]) -> float:
 async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(WAIT_SECONDS):
         while not condition():
-            await trio.sleep(0.02)
+            await trio.sleep(0.05)
 
 
 class Pair:
@@ -268,7 +268,9 @@ async def test_two_thousand_who_never_say_the_password(tmp_path: Path) -> None:
             await stream.send_all(b"/auth open sesa")
 
         await at_once(2000, 50, come_and_wait)
-        await server.wait_for("too many connections wait for admission", 2000 - 256)
+        # On a busy machine some wait for so long that their time is over.
+        reasons = re.compile("too many connections wait for admission|no password in")
+        await until(lambda: len(reasons.findall(server.out)) >= 2000 - 256)
         assert open_files(server.process) < 256 + 64
 
 
@@ -540,7 +542,7 @@ async def test_the_kernel_is_told_to_notice_who_is_dead() -> None:
             return number
 
         assert accepted.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        # Silent for 30 s, asked every 30 s, gone after the third: two minutes at most.
+        # Silent for 30 s, asked every 30 s; gone a minute after the stall timeout.
         assert (option("TCP_KEEPIDLE"), option("TCP_KEEPINTVL"), option("TCP_KEEPCNT")) == (
             transport.KEEP_ALIVE_SECONDS,
             transport.KEEP_ALIVE_SECONDS,

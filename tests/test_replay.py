@@ -1,5 +1,6 @@
 """What a replay sends next: rings of newest blocks, pages of older ones, and counts of missed."""
 
+import sys
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
 
@@ -56,6 +57,14 @@ def test_the_messages_of_others_are_counted_as_missed() -> None:
     assert lag.skip_to(15) == 5
     assert lag.position == 15
     assert lag.skip_to(15) == 0
+
+
+def test_a_lag_says_how_much_memory_it_takes() -> None:
+    lag = Lag(10)
+    assert lag.held_bytes == 0
+    for first in range(10, 30, 2):
+        lag.note_own(first, first + 1)
+    assert lag.held_bytes >= 10 * sys.getsizeof((10, 11))
 
 
 def test_own_messages_are_not_counted_as_missed() -> None:

@@ -102,10 +102,18 @@ async def test_all_replays_of_a_connection_are_on_one_meter(
 
 
 async def test_a_replay_has_no_more_credit_than_its_connection() -> None:
-    reader = Turns().meter("")
+    reader = Meter(Turns(), "")
     reader.is_new, reader.credit, reader.credit_at = False, 0.001, 5.0
     replay = reader.another()
     assert (replay.is_new, replay.credit, replay.credit_at) == (False, 0.001, 5.0)
+
+
+async def have_a_turn(meter: Meter, until: trio.Event) -> None:
+    async def run() -> None:
+        await meter.take()
+        await until.wait()
+
+    await meter.measure(run())
 
 
 async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_it(
@@ -134,11 +142,12 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
         [meter] = meters
         assert meter is not None
         assert not meter.turn, "while it waits for its client"
-        somebody = server._turns.meter("somebody else")
-        await somebody.measure(somebody.take())
+        release = trio.Event()
+        nursery.start_soon(have_a_turn, Meter(server._turns, "somebody else"), release)
+        await trio.testing.wait_all_tasks_blocked()
         assert await slow.line() == "[Client 1] 4"
         await trio.testing.wait_all_tasks_blocked()
         assert (meter.waits, member.mailbox.waiting_bytes) == (True, 0)
-        somebody.end()
+        release.set()
         assert await slow.lines(4) == [f"[Client 1] {i}" for i in range(5, 9)]
         nursery.cancel_scope.cancel(reason="the test is over")

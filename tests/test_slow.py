@@ -1,5 +1,7 @@
 """Slow members: who waits, how long in total, who is told, who goes."""
 
+import json
+
 import pytest
 import trio
 import trio.testing
@@ -257,6 +259,23 @@ async def test_a_lagging_client_that_half_closes_still_gets_everything(
         assert await slow.rest() == [f"[Client 1] {i}" for i in range(20)]
 
 
+async def test_what_a_client_missed_before_its_hello_comes_with_the_welcome(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """In the protocol in which it missed it; and what it asks for comes behind."""
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        heard = [await slow.line()]  # now its send queue has room for one batch
+        await slow.send('/json {"replay": 2}')
+        await trio.testing.wait_all_tasks_blocked()
+        heard += [await slow.line() for _ in range(5)]
+        assert heard[:3] == ["[Client 1] 0", "[Client 1] 1", "[Server] 1 message skipped"]
+        kinds = [json.loads(line).get("type") for line in heard[3:]]
+        assert kinds == ["welcome", "said", "said"]
+
+
 async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -329,6 +348,50 @@ async def test_private_messages_to_a_slow_client_cost_their_sender_alone(
         assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
 
 
+@pytest.mark.parametrize("attackers", [1, 4])
+async def test_private_messages_without_end_hold_up_no_message_of_the_room(
+    attackers: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """To a client on a slow link; they are 60 KB each, and it is sent 80 KB a second."""
+    async with memory_server(ServerConfig()) as network, trio.open_nursery() as nursery:
+        speaker = await network.join()
+        victim = await network.join(lockstep=True)
+        heard: list[tuple[float, float]] = []
+
+        async def attack() -> None:
+            attacker = await network.join()
+            await attacker.send("/join attic")
+            nursery.start_soon(attacker.rest)
+            while True:
+                await attacker.send("/msg 2 " + "p" * 60_000)
+                await trio.sleep(0.05)
+
+        async def read() -> None:
+            data = b""
+            while True:
+                data += await victim.stream.receive_some(8_000)
+                await trio.sleep(0.1)
+                *lines, data = data.split(b"\n")
+                heard.extend(
+                    (trio.current_time(), float(line.split()[-1]))
+                    for line in lines
+                    if line.startswith(b"[Client 1] at ")
+                )
+
+        for _ in range(attackers):
+            nursery.start_soon(attack)
+        nursery.start_soon(read)
+        nursery.start_soon(speaker.rest)
+        for _ in range(240):
+            await speaker.send(f"at {trio.current_time()}")
+            await trio.sleep(0.25)
+        delays = [at - said for at, said in heard]
+        assert len(heard) >= 20
+        # Half of the send queue, 2 MiB, and what is being written: so long is that on its way.
+        assert max(delays) <= 45
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_slow_reader_that_floods_others_is_still_a_slow_reader(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -386,11 +449,27 @@ async def test_drop_skips_and_says_how_much_in_its_place(
         slow = await stall_and_fill(network, sender)
         assert await say_all(sender, ["2", "3", "4"]) == 0
         assert await slow.lines(2) == ["[Client 1] 0", "[Client 1] 1"]
-        await trio.testing.wait_all_tasks_blocked()
         await say_all(sender, ["5"])
         assert await slow.lines(2) == ["[Server] 3 messages skipped", "[Client 1] 5"]
         assert await healthy.lines(6) == [f"[Client 1] {i}" for i in range(6)]
         assert network.server.statistics().skipped == 3
+
+
+async def test_drop_tells_as_soon_as_the_client_has_read_what_it_got(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Perhaps nobody says anything for long."""
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2", "3", "4"])
+        assert await slow.lines(3) == [
+            "[Client 1] 0",
+            "[Client 1] 1",
+            "[Server] 3 messages skipped",
+        ]
+        await say_all(sender, ["5"])
+        assert await slow.line() == "[Client 1] 5"
 
 
 async def test_drop_tells_at_the_latest_with_the_goodbye(

@@ -1,7 +1,9 @@
 """What only sockets can do, on real sockets."""
 
 import errno
+import fcntl
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -67,6 +69,27 @@ async def test_other_streams_have_no_eager_write() -> None:
     assert transport.unsent_bytes(ours) == 0
     assert transport.peer_address(ours) == ""
     transport.keep_alive(ours)  # does nothing, quietly
+
+
+@pytest.mark.process
+async def test_input_is_seen_on_a_descriptor_of_any_number() -> None:
+    """`select` knows them up to 1023 only."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("not enough open files are allowed")
+    a, b = await tcp_pair()
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    high = fcntl.fcntl(a.socket.fileno(), fcntl.F_DUPFD, 1500)
+    async with (
+        b,
+        trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=high))) as a2,
+    ):
+        assert not transport.has_input(a2)
+        await b.send_all(b"x")
+        await trio.lowlevel.wait_readable(a2.socket)
+        assert transport.has_input(a2)
+    await a.aclose()
 
 
 async def test_the_address_of_a_peer_is_taken_while_there_is_one() -> None:

@@ -53,7 +53,7 @@ async def test_a_flood_is_held_up_while_somebody_talks_and_only_then(
     async with running() as turns, trio.open_nursery() as nursery:
         floods: list[float] = []
         for _ in range(3):
-            meter = turns.meter("attacker")
+            meter = Meter(turns, "attacker")
             nursery.start_soon(work, meter, autojump_clock, 5 * MS, 0.0, floods)
         await trio.sleep(1.0)
         assert len(floods) >= 0.95 * 1.0 / (5 * MS)
@@ -62,7 +62,7 @@ async def test_a_flood_is_held_up_while_somebody_talks_and_only_then(
 
         async def talking() -> None:
             with talk:
-                await work(turns.meter("talker"), autojump_clock, 0.1 * MS, 1 * MS, words)
+                await work(Meter(turns, "talker"), autojump_clock, 0.1 * MS, 1 * MS, words)
 
         nursery.start_soon(talking)
         await trio.sleep(1.0)
@@ -83,7 +83,7 @@ async def test_only_the_time_between_two_suspensions_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns:
-        meter = turns.meter("")
+        meter = Meter(turns, "")
 
         async def run() -> None:
             await meter.take()
@@ -100,7 +100,7 @@ async def test_a_turn_is_no_longer_for_the_time_that_other_processes_had(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running(cpu_clock=lambda: 0.0) as turns:
-        meter = turns.meter("")
+        meter = Meter(turns, "")
 
         async def run() -> None:
             await meter.take()
@@ -115,7 +115,7 @@ async def test_what_a_measured_task_raises_and_returns_comes_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns:
-        meter = turns.meter("")
+        meter = Meter(turns, "")
 
         async def answer() -> int:
             await trio.sleep(1)
@@ -136,7 +136,7 @@ async def test_what_a_measured_task_raises_and_returns_comes_out(
 @asynccontextmanager
 async def lane_in_use(turns: Turns) -> AsyncGenerator[None]:
     """Have somebody in the lane of new connections, who waits for something else meanwhile."""
-    meter = turns.meter("somebody else")
+    meter = Meter(turns, "somebody else")
     await meter.take()
     yield
     meter.end()
@@ -156,12 +156,12 @@ async def seconds_of(task: Callable[[], Awaitable[object]], meter: Meter) -> flo
 
 async def test_who_stops_waiting_gets_no_turn(autojump_clock: trio.testing.MockClock) -> None:
     async with running() as turns, lane_in_use(turns):
-        meter = turns.meter("")
+        meter = Meter(turns, "")
         with trio.move_on_after(1 * MS) as scope:
             await meter.take()
         assert scope.cancelled_caught
         assert not meter.waits
-        assert not turns._fair_share.anybody_waits
+        assert not turns.fair_share.anybody_waits
 
 
 async def test_a_read_is_returned_when_it_is_its_turn(
@@ -170,7 +170,7 @@ async def test_a_read_is_returned_when_it_is_its_turn(
     async with running() as turns, lane_in_use(turns):
         ours, theirs = trio.testing.memory_stream_pair()
         await theirs.send_all(b"a line\n")
-        waited = await seconds_of(lambda: transport.receive_some(ours, 100), turns.meter(""))
+        waited = await seconds_of(lambda: transport.receive_some(ours, 100), Meter(turns, ""))
         assert waited == pytest.approx(SHARES.longest_seconds)
 
 
@@ -189,7 +189,7 @@ async def test_a_tls_record_is_decrypted_when_it_is_its_turn(
     async with running() as turns, trio.open_nursery() as nursery, lane_in_use(turns):
         peer = transport.encrypt(theirs, client, "localhost")
         nursery.start_soon(peer.do_handshake)
-        waited = await seconds_of(encrypted.do_handshake, turns.meter(""))
+        waited = await seconds_of(encrypted.do_handshake, Meter(turns, ""))
         assert waited >= SHARES.longest_seconds
 
 
@@ -197,7 +197,7 @@ async def test_a_replay_takes_its_next_turn_behind_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns, lane_in_use(turns):
-        assert await seconds_of(next_turn, turns.meter("")) >= SHARES.longest_seconds
+        assert await seconds_of(next_turn, Meter(turns, "")) >= SHARES.longest_seconds
 
 
 @pytest.mark.parametrize("pieces", [1, 5])
@@ -207,7 +207,7 @@ async def test_a_turn_goes_on_while_more_has_come_already(
     async with running() as turns:
         near, far = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
-        meter = turns.meter("")
+        meter = Meter(turns, "")
         with far:
             far.sendall(b"x" * 100 * pieces)
 
@@ -228,7 +228,7 @@ async def test_while_somebody_talks_less_is_read_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns:
-        talker, reader = turns.meter("talker"), turns.meter("reader")
+        talker, reader = Meter(turns, "talker"), Meter(turns, "reader")
         assert reader.most_bytes(48 * 1024) == 48 * 1024
         for _ in range(2):
             await talker.take()

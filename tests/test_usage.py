@@ -112,7 +112,7 @@ def test_options_that_contradict_each_other_or_do_nothing_are_refused(
             ["serve", "--slow", "disconnect", "--slow-timeout", "5"],
             "--slow-timeout does nothing with --slow disconnect",
         ),
-        (["serve", "--rate", "0"], "rate must be more than 0"),
+        (["serve", "--rate", "0"], "--rate must be more than 0"),
         (["serve", "--filter", "os:sep"], "os:sep: os has no function sep"),
         (["serve", "--filter", ".rules:f"], ".rules:f: a filter is named as package.module:funct"),
         (["serve", "--filter", "a..b:f"], "a..b:f: a filter is named as package.module:function"),

@@ -89,10 +89,11 @@ class Command:
     async def wait_for(self, text: str, count: int = 1) -> None:
         """Wait until *text* stands *count* times in the output; fail if the process ends before."""
         with trio.move_on_after(WAIT_SECONDS):
-            ended = False
+            ended, pause = False, 0.01
             while self.out.count(text) < count and not ended:
                 ended = self.process.poll() is not None  # what it wrote last is read once more
-                await trio.sleep(0.01)
+                await trio.sleep(pause)
+                pause = min(0.1, pause * 1.1)  # reading a long output again and again costs time
             if self.out.count(text) >= count:
                 return
         pytest.fail(f"{self.argv} never printed {text!r}, but {self.out[-2000:]!r} {self.err!r}")
