@@ -482,7 +482,7 @@ class Room:
         self._dismiss(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
     def offer_alone(self, member: Member, event: Directed | Notice) -> Offer:
-        """Queue *event* for *member* alone, unless that would hold up what is said here.
+        """Queue *event* for *member* alone, unless that would delay the messages of the room.
 
         Half of its send queue may be for that, and a part of what a replay keeps there.
         """
