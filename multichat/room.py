@@ -420,7 +420,6 @@ class Room:
             while self._waiting and not self._closing:
                 started = now
                 is_free = now < min(delivery.free_until, progress.at + self._slow_timeout)
-                is_free = is_free and not self._wait_budget.in_debt(now)
                 is_free = is_free and not self._somebody_is_dry(sender)
                 seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
                 if not seconds:
