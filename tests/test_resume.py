@@ -579,7 +579,7 @@ async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_ther
     ],
 )
 async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
-    name: str, reason: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    name: str, reason: str, tmp_path: Path, thread_clock: trio.testing.MockClock
 ) -> None:
     """As a journal has it that was kept under other rules, or was changed."""
     token = "0" * 32
@@ -599,7 +599,7 @@ async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
 
 
 async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allowed(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, thread_clock: trio.testing.MockClock
 ) -> None:
     token = "0" * 32
     digest = sha256(token.encode()).digest()
