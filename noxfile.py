@@ -46,7 +46,7 @@ PROGRAMS = dict(map(str.split, Path(".ci/programs").read_text("utf-8").splitline
 # Many tests wait for processes, so that two for each processor keep it busy.
 WORKERS = min(2 * (os.cpu_count() or 1), 8)
 IN_PARALLEL = ("--numprocesses", str(WORKERS))
-FAST_TIERS = ("-m", "unit or process")
+FAST_TIERS = "unit or process"
 
 
 def requirements(group: str) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the unit and process tests in parallel, or those that are named."""
     _check_programs(session)
-    run(session, "pytest", *session.posargs or (*FAST_TIERS, *IN_PARALLEL))
+    run(session, "pytest", *session.posargs or ("-m", FAST_TIERS, *IN_PARALLEL))
 
 
 def _check_programs(session: nox.Session) -> None:
@@ -175,7 +175,7 @@ def _other_pythons() -> list[str]:
 
 @nox.session(default=False)
 def other_pythons(session: nox.Session) -> None:
-    """Run the unit and process tests on every other Python; the newest measures line coverage."""
+    """Run the unit tests on every other Python; on the newest with coverage, and process tests."""
     pythons = _other_pythons()
     for python in pythons:
         folder = Path(session.create_tmp()).resolve() / Path(python).name
@@ -184,23 +184,24 @@ def other_pythons(session: nox.Session) -> None:
         session.run(own, "-m", "pip", "install", "-q", "-e", ".", *requirements("test"))
         if python == pythons[-1]:
             # Lines, which the interpreter counts from 3.12 on: branches take twice the time.
-            _measure_coverage(session, own, env={"COVERAGE_CORE": "sysmon"})
+            _measure_coverage(session, own, "unit", env={"COVERAGE_CORE": "sysmon"})
+            session.run(own, "-m", "pytest", "-m", "process", *IN_PARALLEL)
         else:
-            session.run(own, "-m", "pytest", *FAST_TIERS, *IN_PARALLEL)
+            session.run(own, "-m", "pytest", "-m", "unit", *IN_PARALLEL)
 
 
 @nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """Run the unit and process tests with branch coverage, and print it."""
     _prepare()
-    _measure_coverage(session, sys.executable, "--branch")
+    _measure_coverage(session, sys.executable, FAST_TIERS, "--branch")
 
 
 def _measure_coverage(
-    session: nox.Session, python: str, *options: str, env: dict[str, str] | None = None
+    session: nox.Session, python: str, tiers: str, *options: str, env: dict[str, str] | None = None
 ) -> None:
     session.run(python, "-m", "coverage", "erase")
-    pytest = "-m", "pytest", *FAST_TIERS, *IN_PARALLEL
+    pytest = "-m", "pytest", "-m", tiers, *IN_PARALLEL
     session.run(python, "-m", "coverage", "run", *options, *pytest, env=env)
     session.run(python, "-m", "coverage", "combine", "--quiet")
     session.run(python, "-m", "coverage", "report")

@@ -48,7 +48,7 @@ from multichat.messages import (
 from multichat.notices import notify
 from multichat.piped import Piped, for_pipe
 from multichat.preamble import read_password
-from multichat.signals import ending_signals
+from multichat.signals import EndingSignals, receive_ending_signals
 from multichat.voices import TEXT
 
 __all__ = [
@@ -426,7 +426,7 @@ def _read_some(fd: int) -> bytes:
 async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
     """Run *main* until one of `ending_signals` cancels it; return whether it ended by itself."""
     finished = False
-    with trio.open_signal_receiver(*ending_signals()) as signals, lone_exception():
+    with receive_ending_signals() as signals, lone_exception():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             await main()
@@ -435,6 +435,6 @@ async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
     return finished
 
 
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def _cancel_on_signal(signals: EndingSignals, scope: trio.CancelScope) -> None:
     async for _ in signals:
         scope.cancel(reason="interrupted")

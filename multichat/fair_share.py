@@ -10,10 +10,9 @@ nothing of what a line or a request costs.
   connections of each.  While anybody takes short turns, each is followed by a pause in proportion
   to its length, so that all turns of a lane together take a bounded share of the time.
 
-There are three lanes: for accepting connections, for new ones, and for the rest.  So a client whose
-connections take long keeps nobody from being accepted, and among the new ones each address has its
-turn.  Who takes a long turn now and then, as for a line in a large room, has a credit for that and
-goes among the short ones.
+There are two lanes: one for new connections, and for accepting them, and one for the rest.  Who
+takes a long turn now and then, as for a line in a large room, has a credit for that and goes among
+the short ones.
 
 Invariants:
 
@@ -47,8 +46,7 @@ class Shares:
     # What the lanes have of the time.  About as much again is not measured: trio's own work for new
     # tasks, and the kernel's for new connections.
     slow_lane: float = 0.1
-    new_lane: float = 0.15
-    accept_lane: float = 0.1
+    new_lane: float = 0.2
     # A connection is new until it has used its credit; then the credit grows again, so fast for
     # each, and for all together.
     credit_seconds: float = 0.02
@@ -60,7 +58,7 @@ class Shares:
 
 
 # For tests that look at a server as soon as nothing more happens.
-NO_PAUSES = Shares(slow_lane=1.0, new_lane=1.0, accept_lane=1.0, longest_seconds=0.0)
+NO_PAUSES = Shares(slow_lane=1.0, new_lane=1.0, longest_seconds=0.0)
 
 
 class Account:
@@ -142,10 +140,8 @@ class FairShare:
 
     def __init__(self, shares: Shares | None = None) -> None:
         self.shares = shares or Shares()
-        self._accept_lane = _Lane(self.shares.accept_lane)
         self._new_lane = _Lane(self.shares.new_lane)
         self._slow_lane = _Lane(self.shares.slow_lane)
-        self._lanes = self._accept_lane, self._new_lane, self._slow_lane
         self._short: list[tuple[float, int, Account]] = []  # a heap
         self._asked = self._asked_before_long = 0  # how many have, for a short turn
         self._floor = 0.0  # the rank of who had the last short turn
@@ -159,7 +155,7 @@ class FairShare:
     @property
     def anybody_waits(self) -> bool:
         """Whether there is anybody for `next` to return, now or later."""
-        return bool(self._short or any(lane.waiting for lane in self._lanes))
+        return bool(self._short or self._new_lane.waiting or self._slow_lane.waiting)
 
     def somebody_talks(self, now: float) -> bool:
         """Whether anybody took a short turn just now."""
@@ -236,10 +232,8 @@ class FairShare:
         if not (account.is_long or was_long):
             self._short_at = now
         # By what the turn has turned out to be: one that began as a short one is paid for, too, and
-        # so are the short ones of new connections.
-        if account.accepts:
-            self._accept_lane.charge(seconds, now)
-        elif account.is_new:
+        # so are the short ones of new connections, which are not accepted so fast then.
+        if account.is_new:
             self._new_lane.charge(seconds, now)
             account.credit -= seconds
             account.is_new = account.credit > 0
@@ -253,8 +247,6 @@ class FairShare:
 
     def _lane_of(self, account: Account, now: float) -> _Lane | None:
         """Return the lane for the next turn of *account*, a long one; None for none."""
-        if account.accepts:
-            return self._accept_lane
         if account.is_new:
             return self._new_lane
         return None if self._credit_of(account, now) > 0 else self._slow_lane
@@ -273,6 +265,10 @@ class FairShare:
         account.credit += grown
         account.credit_at = now
         return account.credit
+
+    @property
+    def _lanes(self) -> tuple[_Lane, _Lane]:
+        return self._new_lane, self._slow_lane
 
     def _due_at(self, lane: _Lane) -> float:
         """Return when the next turn of *lane* may begin."""

@@ -34,15 +34,11 @@ _REFILL_PER_SECOND = 1 / 15
 # Shorter waits help no client to catch up, and there would be many of them.
 _SHORTEST_WAIT_SECONDS = 0.05
 
-# A busy machine may make a short wait a long one, which is not to forbid waiting for minutes.
-_LARGEST_DEBT_SECONDS = 0.05
-
 
 class WaitBudget:
     """How long a room may still wait for slow clients, whoever they are.
 
-    At most *seconds* at once, refilled at a fifteenth of real time.  A wait that turns out not to
-    have been free may leave a debt.
+    At most *seconds* at once, refilled at a fifteenth of real time.
     """
 
     __slots__ = ("_at", "_full", "_left")
@@ -59,12 +55,7 @@ class WaitBudget:
     def spend(self, seconds: float, now: float) -> None:
         """Subtract *seconds* that the room has waited until *now*."""
         self._refill(now)
-        self._left = max(-_LARGEST_DEBT_SECONDS, self._left - seconds)
-
-    def in_debt(self, now: float) -> bool:
-        """Return whether more was spent than there was."""
-        self._refill(now)
-        return self._left < 0
+        self._left = max(0.0, self._left - seconds)
 
     def _refill(self, now: float) -> None:
         if now > self._at:

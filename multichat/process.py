@@ -5,13 +5,13 @@ Owns what is changed for the whole process, which a server in somebody else's pr
 
 import gc
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from multichat.errors import lone_exception
 from multichat.server import Server
-from multichat.signals import ending_signals
+from multichat.signals import EndingSignals, receive_ending_signals
 
 __all__ = ["serve_until_signal"]
 
@@ -38,7 +38,7 @@ async def serve_until_signal(
     _allow_files(server.config.max_clients)
     gc.freeze()  # what has been imported stays
     gc.set_threshold(*_COLLECTOR)
-    with trio.open_signal_receiver(*ending_signals()) as signals, lone_exception():
+    with receive_ending_signals() as signals, lone_exception():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, signals, server, nursery.cancel_scope)
             for task in tasks:
@@ -47,9 +47,7 @@ async def serve_until_signal(
             nursery.cancel_scope.cancel(reason="the server has ended")
 
 
-async def _obey_signals(
-    signals: AsyncIterator[int], server: Server, scope: trio.CancelScope
-) -> None:
+async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.CancelScope) -> None:
     async for number in signals:
         # A terminal that closes sends SIGHUP more than once: from the shell and from the system.
         if server.shutting_down and number in (signal.SIGINT, signal.SIGTERM):

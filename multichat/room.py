@@ -421,7 +421,6 @@ class Room:
             while self._waiting and not self._closing:
                 started = now
                 is_free = now < min(delivery.free_until, progress.at + self._slow_timeout)
-                is_free = is_free and not self._wait_budget.in_debt(now)
                 is_free = is_free and not self._somebody_is_dry(sender)
                 seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
                 if not seconds:
@@ -483,7 +482,7 @@ class Room:
         self._dismiss(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
     def offer_alone(self, member: Member, event: Directed | Notice) -> Offer:
-        """Queue *event* for *member* alone, unless that would hold up what is said here.
+        """Queue *event* for *member* alone, unless that would delay the messages of the room.
 
         Half of its send queue may be for that, and a part of what a replay keeps there.
         """

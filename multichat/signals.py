@@ -2,8 +2,55 @@
 
 import signal
 import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
-__all__ = ["ending_signals"]
+import trio
+
+__all__ = ["EndingSignals", "ending_signals", "receive_ending_signals"]
+
+
+class EndingSignals:
+    """The signals that arrive, as an async iterator; *any_came* once the first was taken."""
+
+    def __init__(self, signals: AsyncIterator[int]) -> None:
+        self._signals = signals
+        self.any_came = False
+
+    def __aiter__(self) -> "EndingSignals":
+        return self
+
+    async def __anext__(self) -> int:
+        """Wait for the next signal and return its number."""
+        number = await anext(self._signals)
+        self.any_came = True
+        return number
+
+
+@contextmanager
+def receive_ending_signals() -> Iterator[EndingSignals]:
+    """Receive `ending_signals` within the block, instead of dying of them.
+
+    After a block in which one was taken the process is about to end, so later ones are ignored:
+    pressing Ctrl+C several times changes neither the exit status nor what is printed.  Otherwise
+    the handlers are as they were before.
+    """
+    numbers = ending_signals()
+    before = {number: signal.signal(number, _ignore) for number in numbers}
+    received = None
+    try:
+        with trio.open_signal_receiver(*numbers) as signals:
+            received = EndingSignals(signals)
+            yield received
+    finally:
+        is_ending = received is not None and received.any_came
+        for number, handler in before.items():
+            # Only what is ignored by the system stays ignored while the interpreter ends.
+            signal.signal(number, signal.SIG_IGN if is_ending else handler)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """Take what trio passes on because it came when nobody received it any more."""
 
 
 def ending_signals() -> list[signal.Signals]:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, settings
+from trio.testing import MockClock
 
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK
@@ -116,6 +117,15 @@ def _time_limit(pytestconfig: pytest.Config) -> Iterator[None]:
     faulthandler.dump_traceback_later(TEST_SECONDS, exit=True, file=pytestconfig.stash[_STDERR])
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def thread_clock() -> MockClock:
+    """Like `autojump_clock`, for tests in which threads work, such as those that write a journal.
+
+    A clock that jumps whenever no task can run lets hours pass while a thread writes one page.
+    """
+    return MockClock(autojump_threshold=0.01)
 
 
 @pytest.fixture

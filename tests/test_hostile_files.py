@@ -246,7 +246,7 @@ async def check_server(path: Path, durability: Durability = Durability.FULL) -> 
 
 @pytest.mark.parametrize("make", FILES.values(), ids=FILES)
 async def test_a_file_that_is_no_journal(
-    make: Callable[[Path], object], tmp_path: Path, autojump_clock: MockClock
+    make: Callable[[Path], object], tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / f"journal{ESCAPES}"
     make(path)
@@ -305,7 +305,7 @@ def test_a_server_with_a_journal_with_flipped_bytes(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "journal")
         path.write_bytes(flipped(large_journal, flips))
-        clock = MockClock(autojump_threshold=0)
+        clock = MockClock(autojump_threshold=0.01)  # as `thread_clock`
         trio.run(check_server, path, Durability.NORMAL, clock=clock)
 
 

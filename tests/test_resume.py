@@ -394,20 +394,30 @@ async def test_of_too_many_sessions_the_oldest_are_evicted() -> None:
         assert (await again(network, here)).welcome["resumed"]
 
 
-async def test_a_session_that_is_taken_over_evicts_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own would be the first to go, and its nonces with it."""
-    async with memory_server(ServerConfig(max_sessions=2)) as network:
+class ForgettingJournal(MemoryJournal):
+    """Notes which sessions it is to forget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten: list[bytes] = []
+
+    def forget_session(self, digest: bytes) -> None:
+        self.forgotten.append(digest)
+
+
+async def test_a_session_that_is_taken_over_evicts_none() -> None:
+    """Its own would be the first to be evicted, and its nonces with it."""
+    journal = ForgettingJournal()
+    async with memory_server(ServerConfig(max_sessions=2), journal=journal) as network:
         gone = [await program(network) for _ in range(2)]
         for one in gone:
             await one.reset()
         here = await program(network)
         assert (await here.ask(type="say", text="once", nonce=1))["type"] == "accepted"
-        forgotten: list[bytes] = []
-        monkeypatch.setattr(network.server._journal, "forget_session", forgotten.append)
         for _ in range(3):
             here = await again(network, here)
             assert here.welcome["resumed"]
-        assert not forgotten
+        assert not journal.forgotten
         assert all([(await again(network, one)).welcome["resumed"] for one in gone])
 
 
@@ -572,7 +582,7 @@ async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_ther
     ],
 )
 async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
-    name: str, reason: str, tmp_path: Path, autojump_clock: trio.testing.MockClock
+    name: str, reason: str, tmp_path: Path, thread_clock: trio.testing.MockClock
 ) -> None:
     """As a journal has it that was kept under other rules, or was changed."""
     token = "0" * 32
@@ -591,7 +601,7 @@ async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
 
 
 async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allowed(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
+    tmp_path: Path, thread_clock: trio.testing.MockClock
 ) -> None:
     token = "0" * 32
     digest = sha256(token.encode()).digest()

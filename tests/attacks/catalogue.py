@@ -61,7 +61,8 @@ ATTACKS = (
     _attack("churn"),
     _attack("noise-pieces"),
     _attack("short-lines"),
-    _attack("all", ("noise", "lobby"), ("long-lines", "lobby"), ("churn", "lobby")),
+    # Three floods at once, each of which may take half.
+    _attack("all", ("noise", "lobby"), ("long-lines", "lobby"), ("churn", "lobby"), kept=0.35),
     # As short as the pair's own turns: shared equally.
     _attack("ping", kept=2 / (_ATTACKERS + 2)),
     _attack("come-and-go"),

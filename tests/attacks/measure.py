@@ -74,14 +74,17 @@ async def turns(
             return await trio.to_thread.run_sync(pair.talk, seconds)
 
         async def turn() -> Turn:
+            await _idle(own, open_files, pair)  # after the turn before
             undisturbed = await talk(min(seconds, _UNDISTURBED_SECONDS))
             async with _attacked(attack, other, folder, None):
                 control = await talk(min(seconds, _CONTROL_SECONDS))
+            await _idle(other, open_files, None)
             async with _attacked(attack, own, folder, pair):
                 attacked = await talk()
             return Turn(undisturbed=undisturbed, control=control, attacked=attacked)
 
         await talk(0.2)  # until everything that has to warm up has done so
+        open_files = {server: _open_files(server) for server in servers}
         yield turn
         for server in servers:
             assert server.process.poll() is None, server.err
@@ -123,18 +126,25 @@ async def hostile(
 async def _attacked(
     attack: Attack, server: ServerCommand, folder: Path, pair: Pair | None
 ) -> AsyncIterator[None]:
-    """Attack *server*, on which *pair* is; in the end, wait until it has dealt with all of it."""
-    before = _open_files(server)
+    """Attack *server*, on which *pair* is, while the block runs."""
     async with AsyncExitStack() as stack:
         async with _listening(pair):
             for kind, room in attack.kinds:
                 await stack.enter_async_context(hostile(server, folder, kind, room))
         yield
-    # Thousands who came and went may still wait to be accepted, and what was sent to be read.
+
+
+async def _idle(
+    server: ServerCommand, open_files: dict[ServerCommand, int], pair: Pair | None
+) -> None:
+    """Wait until *server* has dealt with all that an attack left, and has *open_files* again.
+
+    Thousands who came and went may still wait to be accepted, and what was sent to be read.
+    """
     with trio.fail_after(WAIT_SECONDS):
         async with _listening(pair):
             await trio.to_thread.run_sync(answered, server.port)
-            while _open_files(server) > before:
+            while _open_files(server) > open_files[server]:
                 await trio.sleep(0.01)
 
 
