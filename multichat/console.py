@@ -7,7 +7,7 @@ is told to the shell.  A terminal and a pipe are read the same way.
 import logging
 import os
 import select
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from itertools import groupby
 

@@ -66,7 +66,7 @@ async def say_ten(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 async def test_a_damaged_message_is_missed_in_its_place(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     _, ids = await say_ten(path)
@@ -85,7 +85,7 @@ async def test_a_damaged_message_is_missed_in_its_place(
 
 
 async def test_pages_that_cannot_be_read_are_missed_and_the_rest_is_replayed(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     _, ids = await say_ten(path)
@@ -107,7 +107,7 @@ async def test_pages_that_cannot_be_read_are_missed_and_the_rest_is_replayed(
 
 
 async def test_history_in_text_says_how_many_messages_cannot_be_read(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     await say_ten(path)
@@ -120,7 +120,7 @@ async def test_history_in_text_says_how_many_messages_cannot_be_read(
 
 
 async def test_a_session_whose_nonces_are_damaged_is_unknown(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """What its client sent again could be said twice; and without a welcome it tried for ever."""
     path = tmp_path / "chat.db"
@@ -136,7 +136,7 @@ async def test_a_session_whose_nonces_are_damaged_is_unknown(
 
 
 async def test_damage_in_one_room_does_not_keep_others_from_talking(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """A row that contradicts the next message of a room failed the transaction of all rooms."""
     path = tmp_path / "chat.db"
@@ -152,7 +152,7 @@ async def test_damage_in_one_room_does_not_keep_others_from_talking(
 
 
 async def test_a_damaged_room_is_rebuilt_from_its_messages(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     _, ids = await say_ten(path)
@@ -169,7 +169,7 @@ async def test_a_damaged_room_is_rebuilt_from_its_messages(
 
 
 async def test_client_numbers_go_on_after_the_heads_are_damaged(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     await say_ten(path)
@@ -181,7 +181,7 @@ async def test_client_numbers_go_on_after_the_heads_are_damaged(
 
 
 async def test_sessions_that_claim_one_client_are_unknown(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     async with memory_server(journal=SqliteJournal(path)) as network:
@@ -195,7 +195,7 @@ async def test_sessions_that_claim_one_client_are_unknown(
 
 
 async def test_history_shows_the_messages_that_can_be_read(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     await say_ten(path)
@@ -208,7 +208,7 @@ async def test_history_shows_the_messages_that_can_be_read(
 
 
 async def test_a_session_is_answered_whatever_pages_of_nonces_are_damaged(
-    tmp_path: Path, log: LogRecorder, autojump_clock: MockClock
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     first, _ = await say_ten(path)
@@ -335,7 +335,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Talk:
                         ids.append(answer["id"])
                 await network.server.close()
 
-    trio.run(run, clock=MockClock(autojump_threshold=0))
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
     return Talk(path.read_bytes(), sessions, ids[-4])
 
 
@@ -415,7 +415,7 @@ async def test_a_server_serves_with_any_value_in_any_column(
     talk: Talk,
     tmp_path: Path,
     log: LogRecorder,
-    autojump_clock: MockClock,
+    thread_clock: MockClock,
 ) -> None:
     path = tmp_path / "chat.db"
     path.write_bytes(talk.data)
