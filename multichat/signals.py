@@ -5,8 +5,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
-import trio
-
 __all__ = ["EndingSignals", "ending_signals", "receive_ending_signals"]
 
 
@@ -35,6 +33,8 @@ def receive_ending_signals() -> Iterator[EndingSignals]:
     pressing Ctrl+C several times changes neither the exit status nor what is printed.  Otherwise
     the handlers are as they were before.
     """
+    import trio  # not for `--help`
+
     numbers = ending_signals()
     before = {number: signal.signal(number, _ignore) for number in numbers}
     received = None
