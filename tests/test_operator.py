@@ -459,7 +459,7 @@ async def test_a_job_in_the_background_is_not_stopped(
 ) -> None:
     await terminal.open("t", "bash", "--norc", "-i")
     await terminal.type("t", f"PS1='$ '; {sys.executable} {program_file}")
-    await terminal.wait_for("t", "\nready\n")
+    await terminal.wait_for("t", "ready\n")
     await terminal.type("t", "/clients")
     await terminal.wait_for("t", "shown: nobody is connected")
     await terminal.run("send-keys", "-t", "t", "C-z")

@@ -492,7 +492,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     ),
     (lose_what_finds_no_room, "nothing_missed_nor_twice", LAGS),
     (lag_on_after_leaving, "nothing_missed_nor_twice", LAGS),
-    (lose_a_block_in_memory, "skips_add_up", LAGS),
+    (lose_a_block_in_memory, "nobody_goes_without_reason", LAGS),
     (wait_without_budget, "rooms_wait_within_budgets", WAITS),
     (cancel_without_paying, "rooms_wait_within_budgets", WAITS),
     (wait_for_free, "rooms_wait_within_budgets", WAITS),
