@@ -154,7 +154,8 @@ def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
 
     Where not all that it was told went out that may have been among it.
     """
-    if history.plan.faults.full and not history.heard_until_departure(visit):
+    others = history.plan.faults.full or any(told.text == "not-in-room" for told in visit.told)
+    if others and not history.heard_until_departure(visit):
         return True
     return any(
         (
