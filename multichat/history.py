@@ -57,7 +57,8 @@ def show_history(
             except OSError as error:
                 raise OutputLost((error.strerror or "").lower()) from error
         if reader.damaged:
-            reason = f"the file is damaged: {reader.damaged} of its messages cannot be read"
+            places = "1 place" if reader.damaged == 1 else f"{reader.damaged} places"
+            reason = f"the file is damaged: messages cannot be read in {places}"
             raise JournalFailed(path, reason)
 
 

@@ -203,7 +203,7 @@ async def test_history_shows_the_messages_that_can_be_read(
     out = tmp_path / "out"
     with out.open("wb") as file, pytest.raises(JournalFailed) as failed:
         show_history(path, file.fileno())
-    assert failed.value.reason == "the file is damaged: 2 of its messages cannot be read"
+    assert failed.value.reason == "the file is damaged: messages cannot be read in 2 places"
     assert [line.split()[-1] for line in out.read_text().splitlines()] == list("01235678")
 
 
