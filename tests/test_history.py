@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.errors import JournalFailed, UnknownId
+from multichat.errors import UnknownId
 from multichat.history import parse_since
 from multichat.ids import message_id
 from multichat.journal.reading import Reader, open_reader
