@@ -167,9 +167,13 @@ async def test_what_is_half_written_is_not_forgotten() -> None:
 
 
 def small_plans(settings: dict[str, Any]) -> Iterator[Plan]:
+    """Plans of few clients with *settings* of the server, and `damaged_reads` of the disk."""
+    config = dict(settings)
+    faults = {"damaged_reads": config.pop("damaged_reads")} if "damaged_reads" in config else {}
     for plan in map(make_plan, SEEDS_FOR_A_MUTATION):
         if len(plan.people) <= MOST_PEOPLE:
-            yield replace(plan, config=replace(plan.config, **settings))
+            plan = replace(plan, faults=replace(plan.faults, **faults))
+            yield replace(plan, config=replace(plan.config, **config))
 
 
 @pytest.mark.stress  # some of them need many schedules

@@ -503,7 +503,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (forget_nonces, "nonces_are_once", {}),
     (forget_nonces, "nothing_twice", {}),
     (restore_no_nonces, "nonces_are_once", {}),
-    (resume_without_damaged_nonces, "nonces_are_once", {}),
+    (resume_without_damaged_nonces, "nonces_are_once", {"damaged_reads": 0.5}),
     (pass_over_damaged_pages, "nothing_missed_nor_twice", {}),
     (tell_before_it_is_kept, "journal_first", {}),
     (say_nothing_of_what_is_not_kept, "what_is_not_kept_is_not_said", {}),
