@@ -255,7 +255,7 @@ class NonceReused(RemoteProtocolError):
 class NotKept(RemoteProtocolError):
     """The peer said something that the journal cannot keep, so that it was not said."""
 
-    code = "not-kept"
+    code = "storage-failed"
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"nothing can be said now: {reason}")

@@ -248,7 +248,7 @@ async def test_a_journal_that_is_renamed_and_put_back_while_the_server_runs(
         assert await one.say("one") == "accepted"
         path.rename(elsewhere)
         await server.wait_for(f"The journal keeps nothing: {path} {MOVED}")  # nobody spoke
-        assert "not-kept" in await one.say("two")
+        assert "storage-failed" in await one.say("two")
         elsewhere.rename(path)
         await server.wait_for("The journal is in its place")
         assert await one.say("three") == "accepted"

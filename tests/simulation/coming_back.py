@@ -61,7 +61,7 @@ def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
     kept = {(each.said.client, each.said.run) for each in history.taken if each.kept}
     logged = {"\n".join(each.texts) for each in history.chronicle.publishes}
     for visit in history.visits:
-        told = {each.nonce for each in visit.told if each.text == "not-kept"}
+        told = {each.nonce for each in visit.told if each.text == "storage-failed"}
         if any(each.text.startswith("nothing can be said now") for each in visit.told):
             told.add(None)
         departure = history.departure(visit)

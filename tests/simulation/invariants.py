@@ -160,7 +160,7 @@ def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
     return any(
         (
             told.kind == "error"
-            and told.text in ("not-kept", "not-in-room")
+            and told.text in ("storage-failed", "not-in-room")
             and told.nonce == sent.nonce
         )
         or (told.kind == "server" and told.text.startswith("nothing can be said now"))

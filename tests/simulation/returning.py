@@ -121,7 +121,7 @@ class Notebook:
                 self.ids.setdefault(self.epoch, []).append(id_)
             case {"type": "accepted", "nonce": nonce}:
                 self._answered(nonce, said=True)
-            case {"type": "error", "nonce": nonce, "code": code} if code != "not-kept":
+            case {"type": "error", "nonce": nonce, "code": code} if code != "storage-failed":
                 self._answered(nonce, said=False)
 
     def _enter(self, room: str, last: str | None) -> None:
