@@ -266,6 +266,8 @@ async def test_a_client_in_json_harms_nobody(
         hostile = await here.network.join()
         hello = spell({"protocol": 1, "name": f"a{payload}", "room": payload})
         await hostile.stream.send_all(b"/json " + hello + b"\n")
+        # What is meant for a room that there cannot be is said in no other.
+        await hostile.stream.send_all(spell({"type": "join", "room": "lobby"}) + b"\n")
         for request in said_in_json(payload):
             await hostile.stream.send_all(spell(request) + b"\n")
         await trio.sleep(5)

@@ -491,16 +491,20 @@ def read_session(
 
 
 def _session(row: tuple[Any, ...]) -> SessionRow:
-    """Return a row of `sessions`; raises `DamagedRow`."""
+    """Return a row of `sessions`; raises `DamagedRow`.
+
+    A name that nobody can have does not keep a client from coming back: it is told so, and comes
+    back without it.
+    """
     digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
     if not (
         len(digest) == sha256().digest_size
         and client <= MAX_COUNTER
-        and max(len(name), len(room)) <= MAX_DECOMPOSED
-        and room
-        and (clean(name), clean(room)) == (name, room)
+        and 0 < len(room) <= MAX_DECOMPOSED
+        and clean(room) == room
     ):
         raise DamagedRow
+    name = clean(name[: MAX_DECOMPOSED + 1])
     return SessionRow(SessionRecord(digest=digest, client=client, name=name, room=room), seen)
 
 
