@@ -9,7 +9,7 @@ __all__ = ["EndingSignals", "ending_signals", "receive_ending_signals"]
 
 
 class EndingSignals:
-    """The signals that arrive, as an async iterator; *any_came* once the first was taken."""
+    """An async iterator over received signal numbers; *any_came* is set by the first."""
 
     def __init__(self, signals: AsyncIterator[int]) -> None:
         self._signals = signals
@@ -27,11 +27,11 @@ class EndingSignals:
 
 @contextmanager
 def receive_ending_signals() -> Iterator[EndingSignals]:
-    """Receive `ending_signals` within the block, instead of dying of them.
+    """Receive `ending_signals` within the block, in place of their handlers.
 
-    After a block in which one was taken the process is about to end, so later ones are ignored:
-    pressing Ctrl+C several times changes neither the exit status nor what is printed.  Otherwise
-    the handlers are as they were before.
+    If one was received, the process is about to exit, and later ones are ignored for good: pressing
+    Ctrl+C again changes neither the exit status nor the output.  Otherwise the previous handlers
+    are restored.  Only for the main thread, as `trio.open_signal_receiver`.
     """
     import trio  # not for `--help`
 
@@ -45,12 +45,12 @@ def receive_ending_signals() -> Iterator[EndingSignals]:
     finally:
         is_ending = received is not None and received.any_came
         for number, handler in before.items():
-            # Only what is ignored by the system stays ignored while the interpreter ends.
+            # At exit Python resets every handler to the default, but leaves SIG_IGN.
             signal.signal(number, signal.SIG_IGN if is_ending else handler)
 
 
 def _ignore(number: int, frame: object) -> None:
-    """Take what trio passes on because it came when nobody received it any more."""
+    """Do nothing: trio raises again what it has not delivered when its receiver closes."""
 
 
 def ending_signals() -> list[signal.Signals]:

@@ -440,9 +440,9 @@ async def test_a_byte_order_mark_does_not_make_a_command_a_message() -> None:
     assert disguised_command("\ufeff/msg bob x") == "/msg bob x"
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
-        for stream in (a, await network.join()):
+        for number, stream in ((1, a), (3, await network.join())):
             await stream.send("\ufeff/msg bob a secret", "\ufeff/msg bob a secret", "said")
-        assert await b.lines(2) == ["[Client 1] said", "[Client 3] said"]
+            assert await b.line() == f"[Client {number}] said"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ ATTACKS = (
     _attack("churn"),
     _attack("noise-pieces"),
     _attack("short-lines"),
-    # Three floods at once, each of which may take half.
+    # Three floods at once: what is left is about the product of what each leaves.
     _attack("all", ("noise", "lobby"), ("long-lines", "lobby"), ("churn", "lobby"), kept=0.35),
     # As short as the pair's own turns: shared equally.
     _attack("ping", kept=2 / (_ATTACKERS + 2)),
