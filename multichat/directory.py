@@ -6,19 +6,16 @@ of two who want one name exactly one gets it.
 Invariants:
 
 1. A client is in exactly one room, and in it from `enter` to `leave`.
-2. No two clients, and no two rooms, have names that are the same (`multichat.names.fold_name`),
-   and no two clients names that look alike (`multichat.lookalikes`).
+2. No two rooms have names that are the same (`multichat.names.fold_name`); for those of clients see
+   `multichat.name_registry`.
 3. A room is there while somebody is in it: an empty one costs nothing but what its journal keeps.
-4. The name of who is away for a moment is kept for it.
 """
 
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from logging import ERROR
-from typing import TypeAlias
 
 import trio
 
@@ -28,10 +25,8 @@ from multichat.batch import Counts, Receipt
 from multichat.clock import utc_now
 from multichat.config import ServerConfig, Slow
 from multichat.errors import (
-    Banned,
     InvalidName,
     InvalidRequest,
-    NameTaken,
     NotDelivered,
     NotKept,
     RemoteProtocolError,
@@ -59,6 +54,7 @@ from multichat.messages import (
     RoomList,
     RoomSize,
 )
+from multichat.name_registry import NameRegistry
 from multichat.names import (
     SERVER_NAME,
     default_name,
@@ -76,27 +72,6 @@ __all__ = ["Directory"]
 # As people call who has no name; and who is not found need not be looked for any longer.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
 _MAX_SOUGHT_CHARACTERS = 128
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Away:
-    """Who may come back, to which room and from where, and *until* when its name is kept for it."""
-
-    client: int
-    name: str
-    room: Room
-    origin: str | None
-    until: float
-
-    def gives_way_to(self, other: Member, now: float) -> bool:
-        """Return whether *other* may have the name: a client from its address is likely the same.
-
-        A program that was killed and started again asks for its name and knows no session.
-        """
-        return other.client == self.client or other.origin == self.origin or self.until <= now
-
-
-_Holder: TypeAlias = Member | _Away
 
 
 # Of the memory for clients, what those may still hold that are disconnected because it is full,
@@ -138,13 +113,12 @@ class Directory:
         self._emptied = trio.Event()  # once closed
         self.budget = Budget(config.clients_bytes, self._shed_soon)
         self._shedding = False
-        self._is_banned = is_banned
         self._config = config
         self._log = log
         self._log_rates = LogRates(log, config.log_rate, start_soon)
         self._start_soon = start_soon
         self._members: dict[int, Member] = {}
-        self._names: NameIndex[_Holder] = NameIndex()
+        self._names = NameRegistry(config.away_seconds, is_banned)
         # The lobby is not in it: that nobody opens one that looks like it needs no entry.
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
@@ -153,8 +127,6 @@ class Directory:
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = NewRooms(config.max_new_rooms)
         self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
-        # Those who are away and whose names are kept, who left first as the first.
-        self._away: dict[_Away, None] = {}
 
     @property
     def members(self) -> list[Member]:
@@ -176,9 +148,8 @@ class Directory:
             return self._members.get(who)
         if len(who) > _MAX_SOUGHT_CHARACTERS:
             return None
-        holder = self._names.find(who)
-        if isinstance(holder, Member):
-            return holder
+        if (member := self._names.find(who)) is not None:
+            return member
         unnamed = _UNNAMED.fullmatch(who)
         return self._members.get(int(unnamed[1])) if unnamed else None
 
@@ -331,10 +302,7 @@ class Directory:
 
     def _take_out(self, member: Member, reason: str, *, away: bool = False) -> None:
         del self._members[member.client]
-        if member in self._names:
-            self._names.discard(member)
-            if away:
-                self._keep_name(member)
+        self._names.release(member, keep=away)
         self._leave_room(member, reason, away=away)
 
     def _join(self, member: Member, room: Room) -> None:
@@ -345,19 +313,6 @@ class Directory:
         self.room_list.forget()
         member.room.leave(member, reason, away=away)
         self._close_if_empty(member.room)
-
-    def _keep_name(self, member: Member) -> None:
-        now = trio.current_time()
-        while self._away and (oldest := next(iter(self._away))).until <= now:
-            self._give_name_up(oldest)
-        until = now + self._config.away_seconds
-        away = _Away(member.client, member.name, member.room, member.origin, until)
-        self._away[away] = None
-        self._names.add(away, away.name)
-
-    def _give_name_up(self, away: _Away) -> None:
-        del self._away[away]
-        self._names.discard(away)
 
     def dismiss(self, member: Member, goodbye: Goodbye) -> None:
         """Disconnect *member* with this *goodbye*.
@@ -386,7 +341,7 @@ class Directory:
     def give_session(self, member: Member) -> str:
         """Let *member* come back, should it lose its connection; return the token for that."""
         token, member.resumable = self.resumables.issue(
-            member.client, self._own_name(member), member.room.name
+            member.client, self._names.name_of(member), member.room.name
         )
         return token
 
@@ -417,23 +372,20 @@ class Directory:
             member.refused_room = room_name
         if name:
             try:
-                self._check_name(member, parse_person_name(name))  # the rules may have changed
+                self._names.check(member, parse_person_name(name))  # the rules may have changed
             except RemoteProtocolError as error:
                 refused.append(error)
             else:
-                self._take_name(member, name)
+                self._names.take(member, name)
         self._join(member, room)
         self._note_change(member)
         return refused
-
-    def _own_name(self, member: Member) -> str:
-        return member.name if member in self._names else ""
 
     def _note_change(self, member: Member) -> None:
         if member.resumable is not None:
             self.resumables.changed(
                 member.resumable,
-                self._own_name(member),
+                self._names.name_of(member),
                 member.refused_room or member.room.name,
             )
 
@@ -480,35 +432,14 @@ class Directory:
         Raises `InvalidName`, `NameTaken` or `Banned`.
         """
         name = parse_person_name(name)
-        self._check_name(member, name)
+        self._names.check(member, name)
         old = member.name
-        self._take_name(member, name)
+        self._names.take(member, name)
         if name != old:
             member.log.line("STATE", f"Client {member.client} is now called {name}")
             member.room.renamed(member)
             self._note_change(member)
         return old
-
-    def _take_name(self, member: Member, name: str) -> None:
-        """Give *member* a *name* that it can have (see `_check_name`)."""
-        for other in self._names.lookalikes(name):
-            if isinstance(other, _Away):  # it gives way
-                self._give_name_up(other)
-                if other.client != member.client:
-                    other.room.give_up(other.client)
-        self._names.add(member, name)
-        member.name = name
-
-    def _check_name(self, member: Member, name: str) -> None:
-        """Raise `NameTaken` or `Banned` if *member* cannot have that *name*."""
-        now = trio.current_time()
-        for other in self._names.lookalikes(name):
-            if other is member or (isinstance(other, _Away) and other.gives_way_to(member, now)):
-                continue
-            is_same = fold_name(other.name) == fold_name(name)
-            raise NameTaken(name, "" if is_same else other.name)
-        if self._is_banned(name):
-            raise Banned(name)
 
     def move(self, member: Member, room_name: str) -> None:
         """Have *member* go to another room; nothing if it is there.

@@ -33,7 +33,7 @@ from multichat.batch import Batch, Block, Counts, Receipt, cut
 from multichat.clock import utc_now
 from multichat.config import MAX_FREE_WAIT_SECONDS, Slow
 from multichat.delivery import Delivery, Progress
-from multichat.errors import NotKept, UnknownId
+from multichat.errors import UnknownId
 from multichat.journal import Keeping, RoomJournal
 from multichat.limits import WaitBudget
 from multichat.log import Log
@@ -42,17 +42,15 @@ from multichat.member import Member
 from multichat.messages import (
     TOO_SLOW,
     Directed,
-    Error,
     Goodbye,
     HistoryPage,
-    Missed,
     Nonce,
     Notice,
     SaidRun,
 )
 from multichat.names import SERVER_NAME, fold_name
-from multichat.replay import Lag, PageCache, Ring, Rings, encode
-from multichat.turns import end_turn, next_turn
+from multichat.replay import Lag, PageCache, Ring, Rings
+from multichat.replayer import Replayer
 from multichat.voices import JSON, TEXT, Voice
 
 __all__ = ["Room"]
@@ -64,9 +62,6 @@ _LOOK_SECONDS = 0.02
 
 # Private messages may take this part of what a replay keeps queued: the next is the replay's then.
 _ALONE_DIVISOR = 4
-
-# How often a stalled member is looked at, within its timeout, to see whether it takes bytes.
-_LOOKS = 4
 
 
 class Room:
@@ -102,11 +97,11 @@ class Room:
     ) -> None:
         self.name, self.key = name, fold_name(name)
         self._journal = journal
-        self._rings, self._pages = rings, pages
+        self._rings = rings
         self._ring = Ring(rings, journal.next)  # `_ring.next` is the number of what is told next
         self._log = log
         self._slow = slow
-        self._slow_timeout, self._stall_timeout = slow_timeout_seconds, stall_timeout_seconds
+        self._slow_timeout = slow_timeout_seconds
         self._replay_bytes = replay_bytes
         self._wait_budget = WaitBudget(slow_timeout_seconds)
         self._counts = counts
@@ -119,6 +114,16 @@ class Room:
         self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
         self._delivery = Delivery()  # of that
         self._nobody_waits = trio.Event()
+        self._replayer = Replayer(
+            journal,
+            self._ring,
+            pages,
+            max_bytes=replay_bytes,
+            stall_timeout_seconds=stall_timeout_seconds,
+            is_here=self.__contains__,
+            go_live=self._go_live,
+            too_slow=self._dismiss_slow,
+        )
         self._announcer = Announcer(
             name,
             self._members,
@@ -528,75 +533,8 @@ class Room:
                 member.lag.note_own(number, number + 1)
 
     async def replay(self, member: Member) -> None:
-        """Replay messages to *member* while it lags here, at its own pace.
-
-        Returns when it is live, has left, or takes nothing any more; cancelled, it stays behind.
-        """
-        mailbox = member.mailbox
-        while (lag := member.lag) is not None and member in self and not mailbox.closed:
-            if mailbox.waiting_bytes >= mailbox.fit(self._replay_bytes) or not mailbox.has_room(0):
-                await self._wait_for_space(member)
-                continue
-            await next_turn()
-            if member.lag is not lag:
-                continue
-            start, gap_end = lag.position, lag.gap_end
-            try:
-                data = await self._next_part(member, lag)
-            except NotKept as error:
-                if member.lag is not lag:
-                    continue
-                # Of several pages that cannot be read it is told once.
-                is_first = gap_end <= start
-                data = member.voice.spell(Error(error.code, str(error))) if is_first else b""
-                self._skip_page(lag)
-            if data and mailbox.offer(data) is _FULL:  # meanwhile, or it is one huge message
-                lag.position, lag.gap_end = start, gap_end
-            elif lag.position < self._told or member.lag is not lag:
-                continue
-            elif mailbox.is_half_empty() and self._go_live(member):
-                return
-            await self._wait_for_space(member)
-
-    async def _next_part(self, member: Member, lag: Lag) -> bytes:
-        """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
-        ring, mailbox = self._ring, member.mailbox
-        start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
-        if start >= ring.first:
-            missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
-            data = member.voice.spell(Missed(missed)) if missed else b""
-            max_bytes = mailbox.fit(self._replay_bytes)
-            return data + ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
-        blocks = await self._pages.read(self._journal, start, self._told)
-        if member.lag is not lag:
-            return b""
-        if blocks:  # its size is decided here: many may have waited for them
-            max_bytes = mailbox.fit(self._replay_bytes)
-            return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
-        self._skip_page(lag)
-        return b""
-
-    def _skip_page(self, lag: Lag) -> None:
-        """Have *lag* go on behind the page that it is at, of which nothing can be read."""
-        start = max(lag.position, lag.gap_end, self._journal.first)
-        lag.gap_end = min(self._ring.first, self._pages.page_end(start))
-
-    async def _wait_for_space(self, member: Member) -> None:
-        """Wait until *member* has taken something; disconnect it if that takes too long."""
-        end_turn()
-        mailbox = member.mailbox
-        progress, since = mailbox.progress, trio.current_time()
-        while True:
-            with trio.move_on_after(self._stall_timeout / _LOOKS) as look:
-                await mailbox.wait_for_space()
-            if not look.cancelled_caught:
-                return
-            if mailbox.progress != progress:
-                progress, since = mailbox.progress, trio.current_time()
-            elif trio.current_time() - since >= self._stall_timeout:
-                if member in self:
-                    self._dismiss_slow(member)
-                return
+        """Replay messages to *member* while it lags here; see `Replayer.replay`."""
+        await self._replayer.replay(member)
 
     def _go_live(self, member: Member) -> bool:
         """Make *member* live if its send queue takes the notices that wait for that."""

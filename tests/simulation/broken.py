@@ -27,6 +27,7 @@ from multichat.member import Member
 from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
 from multichat.past import read_history
 from multichat.replay import Ring
+from multichat.replayer import Replayer
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
 from multichat.voices import JsonVoice, TextVoice
@@ -391,25 +392,33 @@ lag_from_one_too_early = edited(
     "max(0, batch.said.first - 1)",
 )
 pass_over_damaged_pages = edited(
-    "pass_over_damaged_pages", Room, "_skip_page", "lag.gap_end =", "lag.position = lag.gap_end ="
+    "pass_over_damaged_pages",
+    Replayer,
+    "_skip_page",
+    "lag.gap_end =",
+    "lag.position = lag.gap_end =",
 )
 go_live_with_something_in_between = edited(
     "go_live_with_something_in_between",
-    Room,
+    Replayer,
     "replay",
     "lag.position < self._told or",
     "lag.position < self._told - 1 or",
 )
-go_live_never = edited("go_live_never", Room, "replay", "mailbox.is_half_empty()", "False")
+go_live_never = edited("go_live_never", Replayer, "replay", "mailbox.is_half_empty()", "False")
 replay_what_another_lag_asked_for = edited(
     "replay_what_another_lag_asked_for",
-    Room,
+    Replayer,
     "_next_part",
     "if member.lag is not lag:",
     "if False:",
 )
 lose_what_finds_no_room = edited(
-    "lose_what_finds_no_room", Room, "replay", "lag.position, lag.gap_end = start, gap_end", "pass"
+    "lose_what_finds_no_room",
+    Replayer,
+    "replay",
+    "lag.position, lag.gap_end = start, gap_end",
+    "pass",
 )
 lag_on_after_leaving = edited("lag_on_after_leaving", Room, "leave", "member.lag = None", "pass")
 lose_a_block_in_memory = edited(
@@ -431,13 +440,13 @@ wait_for_the_disconnected = edited(
 )
 disconnect_at_the_first_stall = edited(
     "disconnect_at_the_first_stall",
-    Room,
+    Replayer,
     "_wait_for_space",
     ">= self._stall_timeout",
     ">= 0",
 )
 see_no_progress = edited(
-    "see_no_progress", Room, "_wait_for_space", "mailbox.progress != progress", "False"
+    "see_no_progress", Replayer, "_wait_for_space", "mailbox.progress != progress", "False"
 )
 forget_notices = edited("forget_notices", Room, "_go_live", "if member.notices:", "if False:")
 
