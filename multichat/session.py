@@ -167,6 +167,7 @@ class Session:
             max_batches=config.mailbox_batches,
             spell_missed=lambda count: self.member.voice.spell(Missed(count)),
             on_waiting=self._start_writing,
+            on_empty=self._queue_ran_empty,
             budget=directory.budget,
         )
         self.member = Member(
@@ -178,6 +179,9 @@ class Session:
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
+
+    def _queue_ran_empty(self) -> None:
+        self.member.room.queue_ran_empty()  # it may have moved to another one
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
