@@ -60,7 +60,7 @@ class Mailbox:
     missed that many messages.
     *budget* is what all mailboxes of a server share; what waits here counts in it.
     *on_waiting* is called once, synchronously, when something has to wait and nobody runs `run`
-    yet: it has a task do so.
+    yet: it has a task do so.  *on_empty* is called, synchronously, whenever nothing waits any more.
     """
 
     __slots__ = (
@@ -72,6 +72,7 @@ class Mailbox:
         "_max_batches",
         "_missed",
         "_noted_bytes",
+        "_on_empty",
         "_on_waiting",
         "_receive",
         "_send",
@@ -91,6 +92,7 @@ class Mailbox:
         max_batches: int,
         spell_missed: Callable[[int], bytes],
         on_waiting: Callable[[], object] | None = None,
+        on_empty: Callable[[], object] | None = None,
         budget: Budget | None = None,
     ) -> None:
         self.waiting_bytes = 0
@@ -100,7 +102,7 @@ class Mailbox:
         self._stream = stream
         self._fileno = eager_fileno(stream)
         self._spell_missed = spell_missed
-        self._on_waiting = on_waiting
+        self._on_waiting, self._on_empty = on_waiting, on_empty
         self._max_batches = max_batches
         self._send: trio.MemorySendChannel[bytes | memoryview] | None = None
         self._receive: trio.MemoryReceiveChannel[bytes | memoryview] | None = None
@@ -316,8 +318,11 @@ class Mailbox:
             self.waiting_bytes -= len(joined)
             self._handed_bytes += len(joined)
             self._notify()
-            if self._missed and not self.waiting_bytes:  # perhaps nothing follows for long
-                self.offer(b"")
+            if not self.waiting_bytes:
+                if self._missed:  # perhaps nothing follows for long
+                    self.offer(b"")
+                if self._on_empty is not None:
+                    self._on_empty()
 
     def _join_waiting(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview

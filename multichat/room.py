@@ -113,7 +113,8 @@ class Room:
         self._at_disk = False  # who has its turn
         self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
         self._delivery = Delivery()  # of that
-        self._nobody_waits = trio.Event()
+        self._wait_over = trio.Event()
+        self._waits_freely = False
         self._replayer = Replayer(
             journal,
             self._ring,
@@ -182,6 +183,7 @@ class Room:
         self._by_voice[member.voice][member.client] = member
         member.room = self
         self._announcer.entered(member)
+        self.queue_ran_empty()
         if member.notices or self._closing:  # notices from a room in which it lagged
             self.lag(member, self._told)
 
@@ -205,6 +207,14 @@ class Room:
         """Have *member* lag if the room waits for it: it gets the rest at its own pace."""
         if (batch := self._waiting.get(member)) is not None:
             self._fall_behind(member, batch, self._delivery)
+
+    def queue_ran_empty(self) -> None:
+        """Note that a live member's send queue may be empty: then waiting costs it time.
+
+        MUST be called whenever one has run empty.
+        """
+        if self._waits_freely:
+            self._wait_over.set()
 
     def close(self) -> None:
         """Give back what an empty room keeps in memory; it is not used any more."""
@@ -230,7 +240,7 @@ class Room:
     def shut_down(self, goodbye: Goodbye) -> None:
         """Accept and wait for nothing more; a member gets *goodbye* when it is live again."""
         self._closing = goodbye
-        self._nobody_waits.set()
+        self._wait_over.set()
 
     @property
     def busy(self) -> bool:
@@ -428,16 +438,17 @@ class Room:
                 is_free = now < min(delivery.free_until, progress.at + self._slow_timeout)
                 is_free = is_free and not self._somebody_is_dry(sender)
                 seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
+                self._waits_freely = is_free
                 if not seconds:
                     break
-                self._nobody_waits = trio.Event()
+                self._wait_over = trio.Event()
                 try:
                     with trio.move_on_after(seconds):
-                        await self._nobody_waits.wait()
+                        await self._wait_over.wait()
                 finally:  # also when the sender leaves: others come, and would have it wait again
                     now = trio.current_time()
                     progress.look(now)
-                    if not is_free or self._somebody_is_dry(sender):
+                    if not is_free:
                         self._wait_budget.spend(now - started, now)
         finally:
             for member in list(self._waiting):
@@ -458,7 +469,7 @@ class Room:
 
     def _end_wait_for(self, member: Member) -> None:
         if self._waiting.pop(member, None) is not None and not self._waiting:
-            self._nobody_waits.set()
+            self._wait_over.set()
 
     def _somebody_is_dry(self, sender: Member | None) -> bool:
         """Return whether a live member but *sender* has nothing left in its send queue.
@@ -544,6 +555,7 @@ class Room:
             member.notices = ()
         member.lag = None
         self._by_voice[member.voice][member.client] = member
+        self.queue_ran_empty()
         self._announcer.make_up(member)
         if self._closing:
             self._dismiss(member, self._closing)

@@ -150,6 +150,7 @@ class Session:
             max_batches=config.mailbox_batches,
             spell_missed=lambda count: self.member.voice.spell(Missed(count)),
             on_waiting=self._start_writing,
+            on_empty=self._queue_ran_empty,
             budget=directory.budget,
         )
         self.member = Member(
@@ -162,6 +163,9 @@ class Session:
             on_lag=self._start_replaying,
         )
         self._speech = Speech(self.member, directory, config, filters)
+
+    def _queue_ran_empty(self) -> None:
+        self.member.room.queue_ran_empty()  # it may have moved to another one
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow

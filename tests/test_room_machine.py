@@ -273,10 +273,15 @@ class RoomMachine(RuleBasedStateMachine):
     async def _enter(self, voice: Voice, room: str = LOBBY, *, max_batches: int = 1) -> Guest:
         client = len(self.everybody) + 1
         stream = GatedStream()
+
+        def on_empty() -> None:
+            member.room.queue_ran_empty()
+
         mailbox = Mailbox(
             stream,
             max_batches=max_batches,
             spell_missed=lambda count: member.voice.spell(Missed(count)),
+            on_empty=on_empty,
         )
 
         def on_leave(reason: str) -> None:

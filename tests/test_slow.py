@@ -246,6 +246,22 @@ async def test_waiting_is_not_free_any_more_when_a_fast_reader_joins(
         assert await say_all(sender, ["2"]) == pytest.approx(0.5 + 2.0, abs=0.1)
 
 
+async def test_waiting_is_not_free_any_more_from_the_moment_a_slow_reader_has_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        reader = await network.join(lockstep=True)
+        await stall_and_fill(network, sender)
+
+        async def read() -> None:
+            await trio.sleep(0.505)
+            await reader.lines(3)
+
+        nursery.start_soon(read)
+        assert await say_all(sender, ["2"]) == pytest.approx(0.505 + 2.0, abs=0.001)
+
+
 async def test_a_lagging_client_that_half_closes_still_gets_everything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
