@@ -241,7 +241,7 @@ def search(session: nox.Session) -> None:
 @nox.session(default=False)
 def sim(session: nox.Session) -> None:
     """Simulate a server with hundreds of clients and faults, one schedule for each seed."""
-    run(session, "tests.simulation", *session.posargs or ["--seeds", "500"])
+    run(session, "tests.simulation", *session.posargs or ["--seeds", "1000"])
 
 
 @nox.session(default=False)

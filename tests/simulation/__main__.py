@@ -40,6 +40,7 @@ class Figures:
     deliveries: int
     resumes: int
     kills: int
+    restores: int
     evictions: int
     violations: tuple[str, ...]
 
@@ -54,7 +55,8 @@ def _figures(outcome: Outcome) -> Figures:
         messages=history.messages,
         deliveries=sum(len(visit.heard_said) for visit in history.visits),
         resumes=len(history.chronicle.resumed),
-        kills=len(history.kills),
+        kills=len({kill.seconds for each in history.branches for kill in each.kills}),
+        restores=len(history.lost),
         evictions=sum(reason in ("too slow", "too far behind") for reason in reasons),
         violations=tuple(map(str, outcome.violations)),
     )
@@ -69,7 +71,7 @@ def _run_seed(seed: int) -> Figures:
     try:
         return _figures(simulate(make_plan(seed)))
     except Exception as error:  # noqa: BLE001 - a seed that we cannot judge has failed
-        return Figures(seed, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
+        return Figures(seed, 0, 0, 0, 0, 0, 0, 0, 0, (f"ends_in_time: {error!r}",))
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
@@ -102,6 +104,7 @@ def _summary(all_figures: list[Figures], seconds: float) -> str:
         f"{sum(each.deliveries for each in all_figures)} deliveries, "
         f"{sum(each.resumes for each in all_figures)} resumes, "
         f"{sum(each.kills for each in all_figures)} kills, "
+        f"{sum(each.restores for each in all_figures)} restores, "
         f"{sum(each.evictions for each in all_figures)} evictions, "
         f"{failed} with violations; {seconds:.1f} s"
     )
@@ -134,12 +137,14 @@ def replay(seed: int) -> int:
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
     outcome = simulate(plan)
-    _tell(f"{plan.journal.name}, {plan.faults}, killed at {plan.kills}")
-    for visit in outcome.history.visits:
-        each = visit.plan
-        _tell(f"{visit}: {each.reading.name}, {each.ending.name}, {each.actions} actions")
-    for position, entry in enumerate(outcome.history.log):
-        _tell(f"{position:5} {entry.seconds:9.4f} {entry.text}")
+    _tell(f"{plan.journal.name}, {plan.faults}, killed at {plan.kills}, restores {plan.restores}")
+    for history in outcome.history.branches:
+        _tell("--- undone by a restore:" if history is not outcome.history else "---")
+        for visit in history.visits:
+            each = visit.plan
+            _tell(f"{visit}: {each.reading.name}, {each.ending.name}, {each.actions} actions")
+        for position, entry in enumerate(history.log):
+            _tell(f"{position:5} {entry.seconds:9.4f} {entry.text}")
     _tell(f"digest {outcome.digest}")
     if outcome.violations:
         _tell_failure(_figures(outcome))

@@ -19,7 +19,7 @@ from multichat.config import Message, ReplayLimits
 from multichat.directory import Directory
 from multichat.errors import NotKept
 from multichat.filters import Filters
-from multichat.journal import Keeping, KeptSession
+from multichat.journal import Keeping, KeptSession, RoomJournal
 from multichat.limits import WaitBudget
 from multichat.lookalikes import NameIndex
 from multichat.mailbox import Mailbox, Offer
@@ -30,9 +30,10 @@ from multichat.replay import Ring
 from multichat.replayer import Replayer
 from multichat.resume import Resumable, Resumables
 from multichat.room import Room
+from multichat.session import Session
 from multichat.voices import JsonVoice, TextVoice
 
-from .journal import FaultyJournal
+from .journal import Disk, FaultyJournal
 
 __all__ = ["MUTATIONS", "Break", "echo"]
 
@@ -272,7 +273,7 @@ def tell_the_past_from(offset: int) -> Break:
 
 
 def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.room.Missed", lambda count: Missed(count + 1))
+    monkeypatch.setattr("multichat.replayer.Missed", lambda count: Missed(count + 1))
 
 
 def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +380,56 @@ def show_the_past_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multichat.past.read_history", read)
 
 
+# --- Epochs and restored backups ------------------------------------------------------------------
+
+keep_the_epoch_of_a_backup = edited(
+    "keep_the_epoch_of_a_backup",
+    FaultyJournal,
+    "room",
+    "name, epoch, on_disk,",
+    "name, on_disk.epoch or epoch, on_disk,",
+)
+know_ids_beyond_a_backup = edited(
+    "know_ids_beyond_a_backup",
+    RoomJournal,
+    "number_of",
+    "self.earlier.get(epoch, 0)",
+    "self.next",
+)
+know_no_earlier_epochs = edited(
+    "know_no_earlier_epochs", RoomJournal, "number_of", "self.earlier.get(epoch, 0)", "0"
+)
+call_all_by_the_present_epoch = edited(
+    "call_all_by_the_present_epoch",
+    RoomJournal,
+    "id_of",
+    "if number >= self.earlier[earlier]:",
+    "if True:",
+)
+keep_nonces_that_a_backup_does_not_have = edited(
+    "keep_nonces_that_a_backup_does_not_have", Disk, "copy", "nonces=nonces", "nonces=self.nonces"
+)
+
+
+def back_up_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(original: Any, disk: Disk) -> Disk:
+        backup: Disk = original(disk)
+        for room in backup.rooms.values():
+            room.next = room.runs.pop().first
+        return backup
+
+    wrap(monkeypatch, Disk, "copy", copy)
+
+
+pass_over_unknown_ids = edited(
+    "pass_over_unknown_ids",
+    Session,
+    "_start_from",
+    "refused.append(Invalid.because(error).error)",
+    "pass",
+)
+
+
 # --- Those who lag --------------------------------------------------------------------------------
 
 lag_from_behind_the_block = edited(
@@ -402,8 +453,8 @@ go_live_with_something_in_between = edited(
     "go_live_with_something_in_between",
     Replayer,
     "replay",
-    "lag.position < self._told or",
-    "lag.position < self._told - 1 or",
+    "lag.position < self._ring.next or",
+    "lag.position < self._ring.next - 1 or",
 )
 go_live_never = edited("go_live_never", Replayer, "replay", "mailbox.is_half_empty()", "False")
 replay_what_another_lag_asked_for = edited(
@@ -523,5 +574,13 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (keep_rooms_late, "sessions_are_kept_with_messages", {}),
     (let_the_kicked_back, "sessions_hold", {}),
     (tell_of_every_absence, "short_absences_are_not_told", {}),
+    (keep_the_epoch_of_a_backup, "ids_are_unique", {"restores": True}),
+    (know_ids_beyond_a_backup, "unknown_ids_are_told", {"restores": True}),
+    (keep_nonces_that_a_backup_does_not_have, "accepted_is_said", {"restores": True}),
+    (back_up_too_little, "one_order", {"restores": True}),
+    (back_up_too_little, "nothing_missed_nor_twice", {"restores": True}),
+    (know_no_earlier_epochs, "nothing_missed_nor_twice", {"restores": True}),
+    (call_all_by_the_present_epoch, "ids_are_in_order", {"restores": True}),
+    (pass_over_unknown_ids, "unknown_ids_are_told", {}),
     (show_the_past_backwards, "history_is_what_was_said", {}),
 ]

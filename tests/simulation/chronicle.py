@@ -12,12 +12,23 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 from multichat.journal import SessionRecord
 
 from .journal import Taken
 
-__all__ = ["KILLED", "Chronicle", "Departure", "Kill", "LogEntry", "Publish", "Stay", "key_of"]
+__all__ = [
+    "KILLED",
+    "Chronicle",
+    "Departure",
+    "Kill",
+    "LogEntry",
+    "Publish",
+    "Stay",
+    "Told",
+    "key_of",
+]
 
 # `c7.12: …` is the twelfth message of client 7, `d7.12: …` a private one, `s0.1: …` the server's.
 _TAG = re.compile(r"([cds])(\d+)\.(\d+):")
@@ -92,6 +103,17 @@ class Kill:
     sessions: dict[int, tuple[SessionRecord, float]]
 
 
+class Told(NamedTuple):
+    """A message that was told: where, with which number there, and its key."""
+
+    room: str
+    number: int
+    key: str
+
+
+# Ids have as many digits from the first number on.
+_FIRST_ID = 10**9
+
 # What stands in the log of a run where its server was killed.
 KILLED = "[killed]"
 
@@ -108,7 +130,7 @@ class Chronicle:
     there; *ghosts* what was done by who had left; *untaken* what was told that the journal had not
     taken, or not yet in its room's turn; *early* what was told before it was kept; *misnumbered*
     what was not numbered in its room's order.  *numbered* are the keys of what was told in each
-    room, by their numbers; *taken_from* is what each connection said,
+    room, by their numbers; *ids* is the same by ids; *taken_from* is what each connection said,
     *busy_seconds* when the last of that had its turn.
     """
 
@@ -124,7 +146,7 @@ class Chronicle:
         self.publishes: list[Publish] = []
         self.by_room: dict[str, list[Publish]] = {}
         self.numbered: dict[str, list[str]] = {}
-        self.rooms: dict[str, str] = {}  # by epochs
+        self.ids: dict[str, Told] = {}
         self.order: dict[str, int] = {}  # of each message: the how manieth it is
         self.shared_names: list[str] = []
         self.ghosts: list[str] = []
@@ -255,7 +277,6 @@ class Chronicle:
     def _take(self, taken: Taken) -> None:
         said = taken.said
         room, client = said.room.lower(), said.client
-        self.rooms[said.epoch] = room
         self._turns.setdefault(room, deque()).append(taken)
         if client not in self._who:
             self.ghosts.append(f"client {client} said {said.run[:20]}")
@@ -297,7 +318,10 @@ class Chronicle:
             publish.first = taken.said.first
             if taken.said.first != len(numbered):
                 self.misnumbered.append(f"{keys[0]} is {taken.said.first}, not {len(numbered)}")
-            numbered += keys
+            for key in keys:
+                id_ = f"{taken.said.epoch}-{_FIRST_ID + len(numbered)}"
+                self.ids[id_] = Told(room, len(numbered), key)
+                numbered.append(key)
 
     def _whose_turn(self, name: str, run: str, *, act: bool) -> Taken | None:
         for turns in self._turns.values():
@@ -308,6 +332,10 @@ class Chronicle:
                 return turns.popleft()
         self.untaken.append(f"{name}: {run[:20]}")
         return None
+
+    def number_of(self, id_: str | None) -> int:
+        """Return the number of the message with that id; -1 if nothing was told with it."""
+        return self.ids[id_].number if id_ in self.ids else -1
 
     def told(self, room: str, position: float) -> int:
         """Return how many messages had been told in *room* before *position* in the log."""

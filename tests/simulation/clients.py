@@ -322,7 +322,7 @@ class Client:
         limit = self._rng.choice((1, 3, 20, 1000))
         if not self._plan.speaks_json or self._notebook is None:
             return self._ask("history", limit=limit)
-        ids = self._notebook.ids.get(self._notebook.epoch)
+        ids = self._notebook.ids.get(self._notebook.room)
         before = {"before": self._rng.choice(ids)} if ids and self._rng.random() < 0.5 else {}
         return self._ask("history", limit=limit, **before)
 

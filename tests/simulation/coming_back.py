@@ -4,11 +4,14 @@ That every member has every message once and in one order, across its connection
 deaths, is the sum of these: each time somebody comes back it is told everything from the number on
 that it asked for (`nothing_missed_nor_twice`), which is what it heard last; it is who it was
 (`sessions_hold`); what it says again is what it said (`nonces_are_once`); and what anybody was
-told is in the journal, and stays there (`journal_first`).
+told is in the journal, and stays there (`journal_first`), or is unknown after a restore, and called
+that (`unknown_ids_are_told`).
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import takewhile
+from math import inf
 from typing import Any
 
 import msgspec
@@ -16,7 +19,7 @@ import msgspec
 from multichat import Slow
 
 from .chronicle import KILLED
-from .history import History, Section, Visit, read_id
+from .history import History, Section, Visit
 
 __all__ = ["COMING_BACK"]
 
@@ -117,9 +120,10 @@ def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> 
                 }
             places = skipped
         elif heard.kind == "said" and heard.id:
-            epoch, number = read_id(heard.id)
-            if chronicle.rooms.get(epoch) != stay.room:
+            told = chronicle.ids.get(heard.id)
+            if told is None or told.room != stay.room:
                 return f"heard {heard.key}, which was said elsewhere"
+            number = told.number
             if not any(place <= number and _all_own(place, number, own) for place in places):
                 return f"heard {heard.key}, number {number}, where one of {sorted(places)} is next"
             places = {number + 1}
@@ -195,14 +199,29 @@ def _must_reach(history: History, visit: Visit, section: Section, *, last: bool)
     return end
 
 
+def unknown_ids_are_told(history: History) -> Iterator[str]:
+    """Who asks for what was said since a message that its room does not have is told so."""
+    for visit in history.visits:
+        for i, heard in enumerate(visit.told):
+            since, _ = visit.wish(heard) or (None, 0)
+            if since is None or history.knows(since, heard):
+                continue
+            rest = visit.told[i + 1 :]
+            errors = [each.text for each in takewhile(lambda each: each.kind == "error", rest)]
+            # Where its room could not be entered, that is what it is told.
+            is_told = not {"unknown-id", "too-many-rooms"}.isdisjoint(errors)
+            if not is_told and len(errors) < len(rest):
+                yield f"{visit} was not told that {heard.room} does not have {since}"
+
+
 def sessions_hold(history: History) -> Iterator[str]:
     """Who shows its token is who it was: a number, its name and its room; nobody else is.
 
     A token that was never given, or is another's, or belongs to who has left for good, was away for
     too long, or was not yet kept when its server was killed, gives nothing.
     """
-    issued: dict[str, int] = {}
-    for visit in history.visits:
+    issued: dict[str, int] = {}  # also with a welcome that is lost, where its session is not
+    for visit in (visit for each in history.branches for visit in each.visits):
         for heard in visit.told:
             if heard.kind == "welcome" and not heard.act:
                 issued[heard.text] = heard.number or 0
@@ -217,11 +236,18 @@ def sessions_hold(history: History) -> Iterator[str]:
             if each.server_number != connection and history.stays(each)[0].start < began
         ]
         gone = [each for each in before if _has_left(history, each, began)]
-        if any(_left_for_good(history, each) for each in gone):
+        if any(
+            _left_for_good(history, each) and _kept_since(history, client, each, began) is None
+            for each in gone
+        ):
             yield f"client {connection} is client {client}, who had left for good"
         if before and gone == before:
-            away = history.log[began].seconds - max(_seen(history, client, each) for each in gone)
-            if away > history.plan.session_seconds + 1e-6:
+            seen = max(_seen(history, client, each, began) for each in gone)
+            away = history.log[began].seconds - seen
+            reading = (
+                history.plan.faults.slow_seconds / 2
+            )  # it asks for its session, and then reads
+            if away > history.plan.session_seconds + reading + 1e-6:
                 yield f"client {connection} is client {client}, who was away for {away:.2f} s"
     for visit in history.visits:
         welcome = next((heard for heard in visit.told if heard.kind == "welcome"), None)
@@ -278,16 +304,26 @@ def _has_left(history: History, visit: Visit, position: int) -> bool:
     return departure is not None and departure.position < position
 
 
-def _seen(history: History, client: int, visit: Visit) -> float:
-    """Return when *client* was last seen on *visit*, for whoever knows it afterwards."""
+def _seen(history: History, client: int, visit: Visit, until: float) -> float:
+    """Return when *client* was last seen on *visit*, for who knows it at *until* in the log."""
     departure = history.departure(visit)
     if departure is None:
         return history.seconds
-    if departure.reason != KILLED:
-        return departure.seconds
-    # The next server knows what the journal was told last.
-    kill = next(kill for kill in history.kills if kill.position == departure.position)
-    return kill.sessions[client][1] if client in kill.sessions else 0.0
+    seen = 0.0 if departure.reason == KILLED else departure.seconds
+    return max(seen, _kept_since(history, client, visit, until) or 0.0)
+
+
+def _kept_since(history: History, client: int, visit: Visit, until: float) -> float | None:
+    """Return since when *client* is gone, for the server after the first kill since *visit* ended.
+
+    That server knows what the journal was told last, which may not be yet that *visit* had ended.
+    None if there was no kill before *until*, or the session was not kept.
+    """
+    departure = history.departure(visit)
+    for kill in history.kills:
+        if departure is not None and departure.position <= kill.position < until:
+            return kill.sessions[client][1] if client in kill.sessions else None
+    return None
 
 
 def _left_for_good(history: History, visit: Visit) -> bool:
@@ -304,14 +340,15 @@ def _is_lost(history: History, client: int, visit: Visit) -> bool:
     for kill in history.kills:
         if client not in kill.sessions or history.plan.faults.damaged_reads:
             return True
-    seen = 0.0
+    stays = history.stays(visit)
+    seen, until = 0.0, stays[0].start if stays else inf
     for each in history.visits_of(client):
         departure = history.departure(each)
         if each is visit or departure is None:
             continue
         if _left_for_good(history, each):
             return True
-        seen = max(seen, _seen(history, client, each))
+        seen = max(seen, _seen(history, client, each, until))
     ended = visit.session_ended_seconds or history.seconds
     return ended - seen > history.plan.session_seconds
 
@@ -350,16 +387,12 @@ def history_is_what_was_said(history: History) -> Iterator[str]:
             page: dict[str, Any] = msgspec.json.decode(heard.text)
             numbers = []
             for said in page["messages"]:
-                epoch, number = read_id(said["id"])
-                keys = chronicle.numbered.get(chronicle.rooms.get(epoch, ""), [])
-                numbers.append(number)
+                told = chronicle.ids.get(said["id"])
                 key = said["text"].partition(":")[0]
-                if not 0 <= number < len(keys) or keys[number].partition(":")[0] not in (
-                    key,
-                    said["name"],
-                ):
+                if told is None or told.key.partition(":")[0] not in (key, said["name"]):
                     yield f"{visit} was shown {key} as {said['id']}, which it is not"
                     break
+                numbers.append(told.number)
             gaps = max(numbers, default=-1) + 1 - min(numbers, default=0) - len(numbers)
             if numbers != sorted({*numbers}) or gaps > page.get("missed", 0):
                 yield f"{visit} was shown {numbers}"
@@ -410,6 +443,7 @@ COMING_BACK: tuple[Callable[[History], Iterator[str]], ...] = (
     journal_first,
     what_is_not_kept_is_not_said,
     nothing_missed_nor_twice,
+    unknown_ids_are_told,
     sessions_hold,
     sessions_are_kept_with_messages,
     nonces_are_once,

@@ -7,7 +7,7 @@ what should have been heard follows from the log (`chronicle`).
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
 from typing import Any, NamedTuple
@@ -33,7 +33,6 @@ __all__ = [
     "Section",
     "Sent",
     "Visit",
-    "read_id",
 ]
 
 # 2023-11-14T22:13:20Z: the time of day at which every run begins.
@@ -209,11 +208,20 @@ def _read_text_request(text: str) -> Iterator[Sent]:
 # --- One connection -------------------------------------------------------------------------------
 
 
+class Cut(NamedTuple):
+    """How many bytes of a connection count: what its client sent, was told, and read."""
+
+    sent: int
+    told: int
+    heard: int
+
+
 @dataclass
 class Visit:
     """One connection of a person, the how manieth, as the run recorded it.
 
-    *server_number* is the number that it got when it came; it may have become another.
+    *server_number* is the number that it got when it came; it may have become another.  *cut* is
+    set where only the beginning of it is part of a history: see `History.back_up`.
     """
 
     plan: PersonPlan
@@ -229,6 +237,7 @@ class Visit:
     sent: list[Sent] = field(default_factory=list)
     hello: dict[str, Any] = field(default_factory=dict)
     joins: dict[str, str] = field(default_factory=dict)  # since when, by nonce
+    cut: Cut | None = None
 
     def __str__(self) -> str:
         again = f", {self.number}" if self.number else ""
@@ -251,17 +260,42 @@ class Visit:
         """Read what went over its connection; the *cache* is for what many were told."""
         if self.connection is None:
             return
+        sent, told, heard = self.cut or self._sizes()
         pipe = self.connection.to_client
-        self.heard = _read_lines(bytes(pipe.written[: pipe.read_bytes]), cache)
+        self.heard = _read_lines(bytes(pipe.written[:heard]), cache)
         self.told = self.heard
-        if pipe.read_bytes < len(pipe.written):
-            self.told = _read_lines(bytes(pipe.written), cache)
+        if heard < told:
+            self.told = _read_lines(bytes(pipe.written[:told]), cache)
         pipe = self.connection.to_server
-        lines = bytes(pipe.written).split(b"\n")
-        if not pipe.ended:  # what stands behind the last LF is no line
+        lines = bytes(pipe.written[:sent]).split(b"\n")
+        if self.cut or not pipe.ended:  # what stands behind the last LF is no line
             lines.pop()
         self.sent = list(_read_requests(lines, max_line_bytes))
         self._read_wishes(lines)
+
+    def _sizes(self) -> Cut:
+        assert self.connection is not None
+        to_server, to_client = self.connection.to_server, self.connection.to_client
+        return Cut(len(to_server.written), len(to_client.written), to_client.read_bytes)
+
+    def cut_off(self) -> "Visit":
+        """Return it as it is now, killed."""
+        return Visit(
+            self.plan,
+            self.number,
+            self.connection,
+            self.server_number,
+            killed=True,
+            cut=self._sizes(),
+        )
+
+    def wish(self, heard: Heard) -> tuple[str | None, int] | None:
+        """Return `since` and `replay` of what *heard* answers; None if that is no wish."""
+        if heard.kind == "welcome":
+            return self.hello.get("since"), self.hello.get("replay", 0)
+        if heard.kind == "joined" and heard.room:
+            return self.joins.get(str(heard.nonce)), 0
+        return None
 
     def _read_wishes(self, lines: list[bytes]) -> None:
         """Read from where on it wished to be told what was said."""
@@ -301,15 +335,6 @@ CANCELLED = "the server ended the session"
 # Of who had to make room in memory for the others: what waited for it was dropped.
 TOO_FAR_BEHIND = "too far behind"
 
-_ID = re.compile(r"([0-9a-f]+)-(\d{10})")
-_FIRST_ID = 10**9
-
-
-def read_id(id_: str) -> tuple[str, int]:
-    """Return the epoch and the number that an id is made of; no epoch, where it is none."""
-    parts = _ID.fullmatch(id_)
-    return (parts[1], int(parts[2]) - _FIRST_ID) if parts else ("", -1)
-
 
 class Section(NamedTuple):
     """What a client heard in one room, from when it was told that it is there.
@@ -336,11 +361,16 @@ class Section(NamedTuple):
 
 @dataclass
 class History:
-    """One run, when it is over.
+    """One run, when it is over; as far as the server's disk knows it.
+
+    A restored backup undoes what happened after it was taken.  So *lost* are the histories that
+    ended with a restore, each whole up to that, and this one goes on from the last backup: as if
+    the server had been killed when that was taken.
 
     *peak_bytes* is the most that was seen waiting for each client, by its server's number;
     *left_behind* says what the server did not let go of; *cancelled_seconds* is when its sessions
     were cancelled, if they were.  *messages* and *too_slow* are the server's own figures.
+    *connected* are the numbers that it gave.
     """
 
     plan: Plan
@@ -358,6 +388,45 @@ class History:
     crash: str = ""
     messages: int = 0
     too_slow: int = 0
+    connected: set[int] = field(default_factory=set)
+    lost: list["History"] = field(default_factory=list)
+
+    def back_up(self, *, messages: int, too_slow: int) -> "History":
+        """Return the history that goes on where the backup that is taken now is restored later.
+
+        The server has counted so many *messages*, and clients that were *too_slow*.
+        """
+        visits = []
+        for visit in self.visits:
+            if visit.connection is None or visit.connection.server.closed:
+                visits.append(visit)
+            elif visit.server_number in self.connected:
+                visits.append(visit.cut_off())
+        return replace(
+            self,
+            visits=visits,
+            log=[*self.log],
+            taken=[each.as_of_backup() for each in self.taken],
+            kills=[*self.kills],
+            lags=[*self.lags],
+            waits=[*self.waits],
+            peak_bytes={**self.peak_bytes},
+            messages=messages,
+            too_slow=too_slow,
+            connected={*self.connected},
+        )
+
+    @property
+    def branches(self) -> "list[History]":
+        """Those that are lost, and this one."""
+        return [*self.lost, self]
+
+    def knows(self, id_: str, heard: Heard) -> bool:
+        """Say whether the room in which *heard* welcomes somebody had told that message then."""
+        told = self.chronicle.ids.get(id_)
+        if told is None or told.room != heard.room.lower():
+            return False
+        return told.number <= self.chronicle.number_of(heard.id)
 
     @cached_property
     def chronicle(self) -> Chronicle:
@@ -398,21 +467,18 @@ class History:
         where, begun = 0, 0
         section = Section([], stays[0], stays[0].client)
         for i, heard in enumerate(visit.heard):
-            since, replay = visit.joins.get(str(heard.nonce)), 0
-            if heard.kind == "welcome":
-                since, replay = visit.hello.get("since"), visit.hello.get("replay", 0)
-                where += heard.act  # it is who it was, and where it was
-            elif heard.kind != "joined" or not heard.room:
+            if (wish := visit.wish(heard)) is None:
                 continue
+            since, replay = wish
+            if heard.kind == "welcome":
+                where += heard.act  # it is who it was, and where it was
             where += heard.room.lower() != stays[min(where, len(stays) - 1)].room
-            told = read_id(heard.id)[1] + 1
+            told = self.chronicle.number_of(heard.id) + 1
             stay = stays[min(where, len(stays) - 1)]
             same = stay is section.stay
             start = told
-            epoch, number = read_id(since) if since is not None else ("", -1)
-            known = self.chronicle.rooms.get(epoch) == stay.room and number < told
-            if since is not None and known:
-                start = number + 1
+            if since is not None and self.knows(since, heard):
+                start = self.chronicle.number_of(since) + 1
             elif since is None and replay:
                 start = max(0, told - replay)
             elif same:

@@ -26,7 +26,6 @@ from .history import (
     History,
     Sent,
     Visit,
-    read_id,
 )
 from .journal import Taken
 from .plan import HUSH, SHOUT, SHOUTED, SLEEPY, ServerEnding
@@ -57,12 +56,14 @@ class Violation(NamedTuple):
 
 
 def violations(history: History) -> list[Violation]:
-    """Return what is wrong with *history*, at most a few of each kind."""
-    return [
+    """Return what is wrong with *history*, and those that are lost, at most a few of each kind."""
+    found = [
         Violation(invariant.__name__, what)
+        for each in history.branches
         for invariant in INVARIANTS
-        for what in islice(invariant(history), _MOST_TOLD)
+        for what in islice(invariant(each), _MOST_TOLD)
     ]
+    return [*dict.fromkeys(found)]
 
 
 # --- Order ----------------------------------------------------------------------------------------
@@ -100,14 +101,23 @@ def ids_are_in_order(history: History) -> Iterator[str]:
     """A message has one id for everybody, which is its room's and its number there."""
     chronicle = history.chronicle
     for visit in history.visits:
-        for heard in visit.heard_said:
-            if not heard.id:
-                continue
-            epoch, number = read_id(heard.id)
-            numbered = chronicle.numbered.get(chronicle.rooms.get(epoch, ""), [])
-            if not 0 <= number < len(numbered) or numbered[number] != heard.key:
+        for heard in visit.heard:
+            told = chronicle.ids.get(heard.id)
+            if heard.kind == "said" and heard.id and (told is None or told.key != heard.key):
                 yield f"{visit} heard {heard.key} as {heard.id}, which it is not"
                 break
+            if heard.kind in ("welcome", "joined") and heard.id and told is None:
+                yield f"{visit} heard {heard.id} as the last id, which nothing has"
+                break
+
+
+def ids_are_unique(history: History) -> Iterator[str]:
+    """No id is given to two messages, whatever backup is restored."""
+    keys: dict[str, str] = {}
+    for each in history.branches:
+        for id_, told in each.chronicle.ids.items():
+            if keys.setdefault(id_, told.key) != told.key:
+                yield f"{keys[id_]} and {told.key} are both {id_}"
 
 
 def sender_order(history: History) -> Iterator[str]:
@@ -369,7 +379,6 @@ def accepted_is_said(history: History) -> Iterator[str]:
 
     It is accepted as often as it was sent, at most: however often that is, with one id.
     """
-    numbered = history.chronicle.numbered
     order = history.chronicle.order
     for visit in history.visits:
         sent = {each.nonce: each for each in visit.sent if each.nonce is not None}
@@ -383,11 +392,10 @@ def accepted_is_said(history: History) -> Iterator[str]:
                 continue
             message = sent[heard.nonce]
             if message.to is None:
-                epoch, number = read_id(heard.id)
-                keys = numbered.get(history.chronicle.rooms.get(epoch, ""), [])
+                told = history.chronicle.ids.get(heard.id)
                 if message.key not in order:
                     yield f"{visit} had {message.key} accepted, which was not said"
-                elif not 0 <= number < len(keys) or keys[number] != message.key:
+                elif told is None or told.key != message.key:
                     yield f"{message.key} was accepted as {heard.id}, which it is not"
             elif not _was_told(history, message):
                 yield f"{visit} had {message.key} accepted, and client {message.to} has nothing"
@@ -664,6 +672,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     nothing_crashes,
     one_order,
     ids_are_in_order,
+    ids_are_unique,
     sender_order,
     nothing_lost,
     skips_add_up,

@@ -6,12 +6,12 @@ it is kept: `Witness` stands between a server and any journal, and writes that d
 
 `FaultyJournal` keeps things on a `Disk`, in the order in which it took them and in groups.  Its
 disk outlives it: `kill` leaves on it what was reported kept and, of what was pending, the first so
-many, as a file does that is written from front to back.
+many, as a file does that is written from front to back.  A copy of the disk is a backup.
 """
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from random import Random
 
@@ -56,6 +56,14 @@ class Taken:
         """When that was known; 0 if it was at once."""
         return self.keeping.known_seconds if isinstance(self.keeping, _Pending) else 0.0
 
+    def as_of_backup(self) -> "Taken":
+        """Return what it is after the backup that is taken now: what is pending is not in it."""
+        if self.kept is not None:
+            return self
+        missing = _Pending()
+        missing.become(kept=False)
+        return replace(self, keeping=missing)
+
 
 # --- Faults ---------------------------------------------------------------------------------------
 
@@ -96,7 +104,10 @@ class _Pending(Keeping):
 
 @dataclass
 class _DiskRoom:
-    epoch: str
+    """*earlier* are the epochs before this one, each with the number at which the next began."""
+
+    epoch: str = ""
+    earlier: dict[str, int] = field(default_factory=dict)
     first: int = 0
     next: int = 0
     runs: deque[SaidRun] = field(default_factory=deque)
@@ -107,11 +118,26 @@ class Disk:
     """What outlives a server."""
 
     clients_ever: int = 0
-    epochs: int = 0  # that were ever made up
+    epochs: int = 0  # that were ever given; a real one is a time, which no backup sets back
     rooms: dict[str, _DiskRoom] = field(default_factory=dict)
     # With the time since when each is disconnected; infinite while it is connected.
     sessions: dict[bytes, tuple[SessionRecord, float]] = field(default_factory=dict)
     nonces: dict[int, list[KeptNonce]] = field(default_factory=dict)
+
+    def copy(self) -> "Disk":
+        """Return a backup."""
+        rooms = {
+            name: replace(room, earlier={**room.earlier}, runs=room.runs.copy())
+            for name, room in self.rooms.items()
+        }
+        nonces = {client: [*known] for client, known in self.nonces.items()}
+        return replace(self, rooms=rooms, sessions={**self.sessions}, nonces=nonces)
+
+    def disconnect_sessions(self) -> None:
+        """Have all sessions be disconnected, from now on if they are connected."""
+        now = trio.current_time()
+        for digest, (record, since) in self.sessions.items():
+            self.sessions[digest] = record, min(since, now)
 
 
 @dataclass
@@ -191,8 +217,7 @@ class FaultyJournal(Journal):
         for _ in range(self._rng.randint(0, len(self._queue))):
             self._apply(write := self._queue.popleft())
             write.pending.resolve("the server was killed")
-        for digest, (record, since) in self._disk.sessions.items():
-            self._disk.sessions[digest] = record, min(since, trio.current_time())
+        self._disk.disconnect_sessions()
         for write in self._queue:
             write.lasting = False
         self._fail("the server was killed")
@@ -232,11 +257,10 @@ class FaultyJournal(Journal):
         """Return the part of that room."""
         room = self._rooms.get(name)
         if room is None or not room.next:
-            on_disk = self._disk.rooms.get(name)
-            if on_disk is None:
-                self._disk.epochs += 1
-                on_disk = _DiskRoom(f"{_FIRST_EPOCH + self._disk.epochs:011x}")
-            room = _FaultyRoom(self, name, on_disk, self._faults.max_messages)
+            self._disk.epochs += 1
+            epoch = f"{_FIRST_EPOCH + self._disk.epochs:011x}"
+            on_disk = self._disk.rooms.get(name) or _DiskRoom()
+            room = _FaultyRoom(self, name, epoch, on_disk, self._faults.max_messages)
             self._rooms[name] = room
         return room
 
@@ -286,15 +310,23 @@ class FaultyJournal(Journal):
 
 
 class _FaultyRoom(RoomJournal):
+    """One room of a server: its *epoch* is on the disk from the first message on."""
+
     def __init__(
-        self, journal: FaultyJournal, name: str, on_disk: _DiskRoom, max_messages: int | None
+        self,
+        journal: FaultyJournal,
+        name: str,
+        epoch: str,
+        on_disk: _DiskRoom,
+        max_messages: int | None,
     ) -> None:
         self._journal = journal
         self._name = name
         self._on_disk = on_disk
         self._max_messages = max_messages
-        self.epoch = on_disk.epoch
-        self.next = on_disk.next
+        self.epoch, self.next = epoch, on_disk.next
+        if on_disk.next:
+            self.earlier = {**on_disk.earlier, on_disk.epoch: on_disk.next}
 
     @property
     def first(self) -> int:  # type: ignore[override]
@@ -316,6 +348,7 @@ class _FaultyRoom(RoomJournal):
         def apply(disk: Disk) -> None:
             room = self._on_disk
             disk.rooms[self._name] = room
+            room.epoch, room.earlier = self.epoch, {**self.earlier}
             room.runs.append(said)
             room.next = said.first + said.run.count("\n") + 1
             disk.clients_ever = max(disk.clients_ever, said.client)
@@ -399,7 +432,7 @@ class _WitnessedRoom(RoomJournal):
     ) -> None:
         self._room = room
         self._note = note
-        self.epoch = room.epoch
+        self.epoch, self.earlier = room.epoch, room.earlier
 
     @property
     def first(self) -> int:  # type: ignore[override]

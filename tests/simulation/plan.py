@@ -121,6 +121,7 @@ class Plan:
     journal: JournalKind
     faults: Faults
     kills: tuple[float, ...]  # when the server is killed, in order
+    restores: tuple[tuple[float, int], ...]  # when a backup is taken, and after which kill restored
     session_seconds: float  # who is away for longer has lost its session
 
     @property
@@ -256,11 +257,41 @@ def make_plan(seed: int) -> Plan:
         journal=JournalKind.MEMORY,
         faults=Faults(),
         kills=(),
+        restores=(),
         session_seconds=24 * 3600.0,
     )
     plan = _with_journal(plan, Random(f"multichat journal {seed}"), crowd=crowd)
     plan = _with_replays(plan, Random(f"multichat replays {seed}"))
-    return _with_damage(plan, Random(f"multichat damage {seed}"))
+    plan = _with_damage(plan, Random(f"multichat damage {seed}"))
+    return _with_restores(plan, Random(f"multichat restores {seed}"))
+
+
+def _with_restores(plan: Plan, rng: Random) -> Plan:
+    """Have the server go on with a backup after some of its kills."""
+    restores = [
+        (max(0.0, seconds - rng.choice([0.1, 1.0, 5.0, 90.0]) * rng.random()), number)
+        for number, seconds in enumerate(plan.kills)
+        if _one_in(rng, 2)
+    ]
+    if not restores:
+        return plan
+    people = (
+        _all_along(rng, each, plan.seconds) if each.returns and len(plan.people) <= 30 else each
+        for each in plan.people
+    )
+    return replace(plan, restores=tuple(restores), people=tuple(people))
+
+
+def _all_along(rng: Random, person: PersonPlan, seconds: float) -> PersonPlan:
+    """Have *person* talk and come back all along, and say again some of what was accepted."""
+    returns = [*person.returns, *make_returns(rng, most=4)]
+    return replace(
+        person,
+        talkativeness_seconds=seconds / 10,
+        returns=tuple(
+            replace(each, repeats_accepted=True, actions=rng.randint(2, 8)) for each in returns
+        ),
+    )
 
 
 def _with_damage(plan: Plan, rng: Random) -> Plan:

@@ -63,8 +63,10 @@ def _reached(room: Room, member: Member) -> int:
 
 
 @contextlib.contextmanager
-def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[None]:
-    """Write into *history* who lags where, until its server *is_over*."""
+def watch_rooms(
+    current_history: Callable[[], "History"], is_over: Callable[[], bool]
+) -> Iterator[None]:
+    """Write into the *current_history* who lags where, until its server *is_over*."""
     connections: dict[Member, int] = {}
     cut_off: dict[Member, int] = {}  # at which block, those whose send queue was closed meanwhile
     offer_again = Room._offer_again
@@ -77,12 +79,12 @@ def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[Non
                 connections[member],
                 member.client,
                 room.name.lower(),
-                len(history.log),
+                len(current_history().log),
                 trio.current_time(),
                 cut_off.pop(member, _reached(room, member)),
                 room.messages,
             )
-            history.lags.append(record)
+            current_history().lags.append(record)
 
     def watched_join(room: Room, member: Member) -> None:
         connections.setdefault(member, member.client)
@@ -93,11 +95,12 @@ def watch_rooms(history: "History", is_over: Callable[[], bool]) -> Iterator[Non
         lag(room, member, position)
 
     def watched_go_live(room: Room, member: Member) -> bool:
-        before = len(history.lags)
+        lags = current_history().lags
+        before = len(lags)
         note("live", room, member)  # before it leaves, which it does where the server is closing
         is_live = go_live(room, member)
         if not is_live:
-            del history.lags[before:]
+            del lags[before:]
         return is_live
 
     def watched_leave(room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
@@ -126,8 +129,10 @@ class WaitMeter(trio.abc.Instrument):
     Time goes on only while all tasks wait; so it is enough to look just before that.
     """
 
-    def __init__(self, history: "History", rooms: Callable[[], list[Room]]) -> None:
-        self._history = history
+    def __init__(
+        self, current_history: Callable[[], "History"], rooms: Callable[[], list[Room]]
+    ) -> None:
+        self._current_history = current_history
         self._rooms = rooms
         self._since: dict[Room, tuple[object, float]] = {}  # for which publish, and since when
         self._paying: dict[Room, float] = {}
@@ -137,7 +142,7 @@ class WaitMeter(trio.abc.Instrument):
         rooms = self._rooms()
         for room, start in self._paying.items():
             if now > start:
-                self._history.waits.append(Wait(room, start, now))
+                self._current_history().waits.append(Wait(room, start, now))
         before = self._since
         self._since = {room: (room._waiting, now) for room in rooms if room._waiting}
         for room, (waiting, since) in before.items():

@@ -93,8 +93,7 @@ class Notebook:
     resumed: bool = False
     client: int = 0
     room: str = ""
-    epoch: str = ""  # the room's, as far as anything was heard of it
-    ids: dict[str, list[str]] = field(default_factory=dict)  # by epoch
+    ids: dict[str, list[str]] = field(default_factory=dict)  # by room
     unaccepted: dict[int, bytes] = field(default_factory=dict)  # by nonce
     accepted: list[bytes] = field(default_factory=list)
 
@@ -111,32 +110,21 @@ class Notebook:
             case {"type": "welcome", "session": token, "room": room, "resumed": resumed}:
                 self.token, self.client = token, event["client"]
                 self.resumed = resumed
-                self._enter(room, event["last"])
-            case {"type": "joined", "client": client, "room": room, "last": last} if (
-                client == self.client
-            ):
-                self._enter(room, last)
-            case {"type": "said", "id": id_}:
-                self.epoch = id_.partition("-")[0]
-                self.ids.setdefault(self.epoch, []).append(id_)
+                self.room = room.lower()
+            case {"type": "joined", "client": client, "room": room} if client == self.client:
+                self.room = room.lower()
+            case {"type": "said", "id": id_, "room": room}:
+                self.ids.setdefault(room.lower(), []).append(id_)
             case {"type": "accepted", "nonce": nonce}:
                 self._answered(nonce, said=True)
             case {"type": "error", "nonce": nonce, "code": code} if code != "storage-failed":
                 self._answered(nonce, said=False)
-
-    def _enter(self, room: str, last: str | None) -> None:
-        self.room = room
-        self.epoch = last.partition("-")[0] if last else ""
 
     def _answered(self, nonce: object, *, said: bool) -> None:
         if isinstance(nonce, int) and nonce in self.unaccepted:
             line = self.unaccepted.pop(nonce)
             if said:
                 self.accepted = [*self.accepted[-_MAX_UNACCEPTED:], line]
-
-    def last_ids(self) -> dict[str, str]:
-        """Return the last id heard of each room, by its epoch."""
-        return {epoch: ids[-1] for epoch, ids in self.ids.items()}
 
     def hello(self, coming: Return, rng: Random, rooms: tuple[str, ...]) -> bytes:
         """Spell the hello of that coming back."""
@@ -158,17 +146,18 @@ class Notebook:
 
     def since(self, kind: Since, rng: Random) -> str | None:
         """Return what to ask for the past with."""
-        ids = self.ids.get(self.epoch, [])
-        others = [each[-1] for epoch, each in self.ids.items() if epoch != self.epoch]
+        ids = self.ids.get(self.room, [])
+        others = [each[-1] for room, each in self.ids.items() if room != self.room]
+        epoch = ids[-1].partition("-")[0] if ids else ""
         match kind:
             case Since.LAST if ids:
                 return ids[-1]
             case Since.OLDER if ids:
                 return rng.choice(ids)
             case Since.GARBAGE:
-                return rng.choice(["", "-", "1", "x-1000000000", "0-é", f"{self.epoch}-1"])
+                return rng.choice(["", "-", "1", "x-1000000000", "0-é", f"{epoch}-1"])
             case Since.NEVER if ids:
-                return f"{self.epoch}-{int(ids[-1].partition('-')[2]) + 1_000_000}"
+                return f"{epoch}-{int(ids[-1].partition('-')[2]) + 1_000_000}"
             case Since.ELSEWHERE if others:
                 return rng.choice(others)
         return None
@@ -180,5 +169,5 @@ class Notebook:
             self.accepted.clear()
         known = max(0, _MAX_UNACCEPTED - len(self.unaccepted))
         accepted = self.accepted[len(self.accepted) - min(known, len(self.accepted)) :]
-        repeated = [line for line in accepted if rng.random() < 0.2]
+        repeated = [line for line in accepted if rng.random() < 0.5]
         return [*(repeated if coming.repeats_accepted else []), *self.unaccepted.values()]

@@ -69,15 +69,14 @@ class Outcome:
 
 def simulate(plan: Plan) -> Outcome:
     """Run *plan*, and say which invariants its history violates."""
-    history = History(plan)
     clock = trio.testing.MockClock(autojump_threshold=0)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_same_schedule(plan.seed))
         stack.enter_context(_time_of_day(clock))
         stack.enter_context(_tokens(plan.seed))
-        world = _World(plan, history)
+        world = _World(plan)
         stack.enter_context(_log_to(_Recorder(world)))
-        stack.enter_context(watch_rooms(history, lambda: world.killed))
+        stack.enter_context(watch_rooms(lambda: world.history, lambda: world.killed))
         stack.enter_context(mock.patch("multichat.mailbox.unsent_bytes", world.kernel.unsent_bytes))
         if plan.full_disk:
             stack.enter_context(_log_on_full_disk())
@@ -86,9 +85,10 @@ def simulate(plan: Plan) -> Outcome:
         try:
             trio.run(world.run, clock=clock)
         except Exception:  # noqa: BLE001 - that is what we are here to find
-            history.crash = traceback.format_exc()
+            world.history.crash = traceback.format_exc()
+    history = world.history
     cache: dict[bytes, Heard] = {}
-    for visit in history.visits:
+    for visit in (visit for each in history.branches for visit in each.visits):
         visit.read(cache, plan.config.max_line_bytes)
     return Outcome(history, violations(history), _digest(history))
 
@@ -159,6 +159,8 @@ def _kernel(kernel: Kernel) -> Iterator[None]:
 def _digest(history: History) -> str:
     """Return what differs when anything that anybody could observe differs."""
     digest = hashlib.sha256()
+    for lost in history.lost:
+        digest.update(_digest(lost).encode())
     for visit in history.visits:
         if visit.connection is not None:
             digest.update(visit.connection.to_server.written)
@@ -205,11 +207,12 @@ class _StandstillGuard(trio.abc.Instrument):
 class _World:
     """One run of a plan."""
 
-    def __init__(self, plan: Plan, history: History) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.kernel = Kernel()
+        self.history = History(plan)
         self._plan = plan
-        self._history = history
         self._disk = Disk()
+        self._backups: dict[int, tuple[Disk, History]] = {}  # by the kill after which each is used
         self._faulty: FaultyJournal | None = None
         self._server = self._start_server()
         self._numbers_before = 0
@@ -217,7 +220,6 @@ class _World:
         self._doors = trio.Event()  # open
         self._closed_for_good = False
         self.killed = False
-        self._connected: set[int] = set()
         self._entrance = trio.Lock()
         self._everybody_leaves = trio.Event()
         self._everybody_left = trio.Event()
@@ -240,7 +242,7 @@ class _World:
                 return MemoryJournal()
             case JournalKind.SMALL:
                 return MemoryJournal(max_messages=plan.faults.max_messages or 1)
-        rng = Random(f"{plan.seed} journal {len(self._history.kills)}")
+        rng = Random(f"{plan.seed} journal {len(self.history.kills)}")
         self._faulty = FaultyJournal(self._disk, plan.faults, rng)
         return self._faulty
 
@@ -253,20 +255,20 @@ class _World:
         """
         if self.killed and "crashed" not in text:
             return
-        self._history.log.append(LogEntry(trio.current_time(), level, text))
+        self.history.log.append(LogEntry(trio.current_time(), level, text))
         if connected := _CONNECTED.fullmatch(text):
-            self._connected.add(int(connected[1]))
-        if len(self._history.log) % self._sample_every == 0:
+            self.history.connected.add(int(connected[1]))
+        if len(self.history.log) % self._sample_every == 0:
             self._sample()
 
     def _note_taken(
         self, said: SaidRun, nonces: tuple[Nonce | None, ...], keeping: Keeping | None
     ) -> None:
-        history = self._history
+        history = self.history
         history.taken.append(Taken(len(history.log), said, nonces, keeping))
 
     def _sample(self) -> None:
-        peaks = self._history.peak_bytes
+        peaks = self.history.peak_bytes
         for member in self._server.members:
             peaks[member.client] = max(peaks.get(member.client, 0), member.waiting_bytes)
 
@@ -274,15 +276,16 @@ class _World:
 
     async def run(self) -> None:
         """Run the plan and record it."""
-        history, plan = self._history, self._plan
+        plan = self._plan
         tasks = trio.lowlevel.current_statistics().tasks_living
         with trio.move_on_after(plan.patient_seconds) as patience:
             trio.lowlevel.add_instrument(_StandstillGuard(patience))
-            trio.lowlevel.add_instrument(WaitMeter(history, self._open_rooms))
+            trio.lowlevel.add_instrument(WaitMeter(lambda: self.history, self._open_rooms))
             async with trio.open_nursery() as world:
                 await self._serve(world)
                 await trio.sleep(_AFTERMATH_SECONDS)
                 self._everybody_leaves.set()
+        history = self.history
         history.ended_in_time = not patience.cancelled_caught
         history.seconds = trio.current_time()
         await trio.testing.wait_all_tasks_blocked()
@@ -300,10 +303,10 @@ class _World:
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
                 visit.connection is not None and not visit.connection.server.closed
-                for visit in self._history.visits
+                for visit in self.history.visits
             ),
         }
-        self._history.left_behind = [f"{count} {what}" for what, count in found.items() if count]
+        self.history.left_behind = [f"{count} {what}" for what, count in found.items() if count]
 
     async def _serve(self, world: trio.Nursery) -> None:
         """Run the server until it ends as planned; clients and faults are started in *world*."""
@@ -315,11 +318,15 @@ class _World:
                 faults.start_soon(self._kick, *kick)
             for number, seconds in enumerate(plan.announcements, 1):
                 faults.start_soon(self._announce, number, seconds)
-            for seconds in plan.kills:
+            for backup in plan.restores:
+                faults.start_soon(self._back_up, *backup)
+            for number, seconds in enumerate(plan.kills):
                 async with self._opened() as sessions:
                     with trio.move_on_at(seconds):
                         await self._everybody_left.wait()
                     self._kill(sessions)
+                if number in self._backups:
+                    self._restore(*self._backups.pop(number))
                 self._server = self._start_server()
                 self.killed = False
             async with self._opened() as sessions:
@@ -337,14 +344,12 @@ class _World:
 
     def _kill(self, sessions: trio.Nursery) -> None:
         """End the server as `kill -9` does: what it does from here on nobody sees."""
-        history = self._history
-        self.note(logging.INFO, KILLED)
+        history = self.history
         self.killed = True
         self._doors = trio.Event()
         if self._faulty is not None:
             self._faulty.kill()
-        sessions_left = {kept[0].client: kept for kept in self._disk.sessions.values()}
-        history.kills.append(Kill(len(history.log) - 1, trio.current_time(), sessions_left))
+        self._note_kill()
         counts = self._server.statistics()
         history.messages += counts.messages
         history.too_slow += counts.too_slow
@@ -352,9 +357,36 @@ class _World:
             if visit.connection is not None and not visit.connection.server.closed:
                 visit.connection.reset(visit.connection.server)
                 visit.killed = True
-                if visit.server_number not in self._connected:
+                if visit.server_number not in history.connected:
                     visit.server_number = None  # it was on its way in, and the number is free
         sessions.cancel_scope.cancel(reason="the server is killed")
+
+    def _note_kill(self) -> None:
+        log, now = self.history.log, trio.current_time()
+        sessions_left = {kept[0].client: kept for kept in self._disk.sessions.values()}
+        self.history.kills.append(Kill(len(log), now, sessions_left))
+        log.append(LogEntry(now, logging.INFO, KILLED))
+
+    async def _back_up(self, seconds: float, kill: int) -> None:
+        """Copy the disk then, as it will be restored after that kill, if it is there by then."""
+        await trio.sleep_until(seconds)
+        messages, too_slow = self.history.messages, self.history.too_slow
+        if not self.killed:
+            counts = self._server.statistics()
+            messages, too_slow = messages + counts.messages, too_slow + counts.too_slow
+        history = self.history.back_up(messages=messages, too_slow=too_slow)
+        self._backups[kill] = self._disk.copy(), history
+
+    def _restore(self, disk: Disk, history: History) -> None:
+        """Go on with a backup: for the next server this one was killed when it was taken."""
+        lost = self.history
+        lost.seconds, lost.ended_in_time = trio.current_time(), True
+        history.lost = lost.branches
+        self.history = history
+        disk.epochs = self._disk.epochs
+        disk.disconnect_sessions()
+        self._disk = disk
+        self._note_kill()
 
     async def _end(self, sessions: trio.Nursery) -> None:
         """Have the server end as planned; its last sessions may still be at it then."""
@@ -371,10 +403,10 @@ class _World:
             deadline = trio.current_time() + plan.config.grace_seconds
             with trio.move_on_at(deadline):
                 await self._server.close()
-            self._history.cancelled_seconds = deadline + LINGER_SECONDS
+            self.history.cancelled_seconds = deadline + LINGER_SECONDS
             sessions.cancel_scope.deadline = deadline + LINGER_SECONDS
         else:
-            self._history.cancelled_seconds = trio.current_time()
+            self.history.cancelled_seconds = trio.current_time()
             sessions.cancel_scope.cancel(reason="the server is cancelled")
 
     # --- Faults -----------------------------------------------------------------------------------
@@ -425,9 +457,8 @@ class _World:
             self._everybody_left.set()
 
     async def _come(self, person: PersonPlan, number: int) -> Visit:
-        """Have *person* connect, if it can; the record of that is kept in any case."""
+        """Have *person* connect, if it can."""
         visit = Visit(person, number)
-        self._history.visits.append(visit)
         async with self._entrance:
             while not (
                 self._doors.is_set() or self._everybody_leaves.is_set() or self._closed_for_good
@@ -439,7 +470,8 @@ class _World:
                 and not self._closed_for_good
                 and not self._everybody_leaves.is_set()
             ):
-                visit.connection = await self._connect(visit)
+                self.history.visits.append(visit)
+                await self._connect(visit)
         return visit
 
     async def _hold(self, visit: Visit, client: Client) -> None:
@@ -450,10 +482,10 @@ class _World:
         again = f" {number}" if number else ""
         return Random(f"{self._plan.seed} {purpose} {person.number}{again}")
 
-    async def _connect(self, visit: Visit) -> Connection:
+    async def _connect(self, visit: Visit) -> None:
         """Connect as a listener does, one after another, so that we know everybody's number."""
         plan = visit.plan
-        connection = Connection(
+        visit.connection = connection = Connection(
             to_server_bytes=plan.to_server_bytes,
             to_client_bytes=plan.to_client_bytes,
             rng=self._rng("connection", plan, visit.number),
@@ -471,12 +503,14 @@ class _World:
                 visit.refused = True
                 break
             await trio.lowlevel.checkpoint()
-        return connection
 
     async def _handle(self, visit: Visit, connection: Connection, server: Server) -> None:
         try:
             await server.handle(connection.server)
-            if visit.server_number is not None and visit.server_number not in self._connected:
+            if (
+                visit.server_number is not None
+                and visit.server_number not in self.history.connected
+            ):
                 # There was room when it got its number, and none any more when that was kept.
                 visit.server_number, visit.refused = None, True
         finally:
