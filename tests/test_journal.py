@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.errors import NotKept
+from multichat.ids import message_id
 from multichat.journal import Journal, SessionRecord, newest_of, part_of, within
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal
@@ -224,6 +225,27 @@ async def test_a_room_that_is_asked_for_again_goes_on(kind: Kind) -> None:
         assert (again.epoch, again.first, again.next) == (room.epoch, 0, 1)
         # Where nothing was said there is nothing to go on with.
         assert journal.room("den").epoch < journal.room("den").epoch
+
+
+async def test_each_server_has_its_own_epoch_in_a_room_and_knows_the_earlier_ones(
+    kind: Kind,
+) -> None:
+    if not kind.outlives:
+        pytest.skip("there is one server")
+    told: list[str] = []
+    for n in range(4):
+        async with running(kind.make()) as journal:
+            room = journal.room("lobby")
+            assert [room.id_of(number) for number in range(room.next)] == told
+            assert [room.number_of(id_) for id_ in told] == [*range(len(told))]
+            if n != 1:  # a server in whose time nothing was said leaves nothing
+                said = await say(room, "one", "two")
+                told += [message_id(said.epoch, said.first + i) for i in range(2)]
+            epochs = [*dict.fromkeys(id_.partition("-")[0] for id_ in told)]
+            # What another server may have said after a backup that this one began with.
+            ends = [message_id(epoch, 2 * (i + 1)) for i, epoch in enumerate(epochs)]
+            assert [room.number_of(id_) for id_ in ends] == [None] * len(ends)
+    assert (len(epochs), told) == (3, sorted(told))
 
 
 async def test_epochs_rise_also_when_the_clock_is_set_back(
