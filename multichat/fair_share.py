@@ -17,7 +17,7 @@ the short ones.
 Invariants:
 
 1. A short turn waits for at most one long turn, and for short turns.
-2. Without short turns nobody pauses.
+2. Without short turns of others nobody pauses: one who talks alone has all of the time.
 3. While there are short turns, each lane has at most its share of the time, and so have all credits
    together.
 """
@@ -107,11 +107,16 @@ class _Lane:
         """Have *account* wait, as the last from its address."""
         self.waiting.setdefault(account.place, {})[account] = None
 
+    @property
+    def first(self) -> Account:
+        """Who is next."""
+        return next(iter(next(iter(self.waiting.values()))))
+
     def pop(self) -> Account:
         """Return who is next; its address comes last from here on."""
+        account = self.first
         place = next(iter(self.waiting))
         accounts = self.waiting.pop(place)
-        account = next(iter(accounts))
         del accounts[account]
         if accounts:
             self.waiting[place] = accounts
@@ -145,7 +150,9 @@ class FairShare:
         self._short: list[tuple[float, int, Account]] = []  # a heap
         self._asked = self._asked_before_long = 0  # how many have, for a short turn
         self._floor = 0.0  # the rank of who had the last short turn
-        self._short_at = -math.inf
+        # Who had the last short turn, and when; and when anybody else had one.
+        self._talker: Account | None = None
+        self._talked_at = self._others_talked_at = -math.inf
         self.asked_at: float | None = None  # when somebody first did since that poll
         self._in_lane: Account | None = None  # who has a long turn now
         self._in_lane_until = -math.inf
@@ -157,9 +164,13 @@ class FairShare:
         """Whether there is anybody for `next` to return, now or later."""
         return bool(self._short or self._new_lane.waiting or self._slow_lane.waiting)
 
-    def somebody_talks(self, now: float) -> bool:
-        """Whether anybody took a short turn just now."""
-        return now - self._short_at <= self.shares.talk_seconds
+    def others_talk(self, account: Account, now: float) -> bool:
+        """Whether anybody but *account* took a short turn just now."""
+        return now <= self._talk_until(account)
+
+    def _talk_until(self, account: Account) -> float:
+        at = self._others_talked_at if account is self._talker else self._talked_at
+        return at + self.shares.talk_seconds
 
     def ask(self, account: Account, now: float) -> bool:
         """Ask for a turn; return whether it begins at once."""
@@ -175,8 +186,8 @@ class FairShare:
             self._asked += 1
             heapq.heappush(self._short, (account.rank, self._asked, account))
         else:
-            if may_begin and not lane.waiting and self._due_at(lane) <= now:
-                self._begin_long(account, now)
+            if may_begin and not lane.waiting and self._due_at(lane, account) <= now:
+                self._begin_long(lane, account, now)
                 return True
             lane.push(account)
         account.waits = True
@@ -186,14 +197,20 @@ class FairShare:
         """Return when to poll the sockets and then call `next`; infinity if nobody waits."""
         if self._short:
             return now
-        return min((self._due_at(lane) for lane in self._lanes if lane.waiting), default=math.inf)
+        return min(
+            (self._due_at(lane, lane.first) for lane in self._lanes if lane.waiting),
+            default=math.inf,
+        )
 
     def next(self, now: float) -> list[Account]:
         """Return whose turns begin now: one long one, or as many short ones as fit."""
-        due = [lane for lane in self._lanes if lane.waiting and self._due_at(lane) <= now]
+        due = [
+            lane for lane in self._lanes if lane.waiting and self._due_at(lane, lane.first) <= now
+        ]
         if due and not (self._short and (self._lane_was_last or self._owes_short_turns())):
-            account = min(due, key=lambda lane: lane.free_at).pop()
-            self._begin_long(account, now)
+            lane = min(due, key=lambda lane: lane.free_at)
+            account = lane.pop()
+            self._begin_long(lane, account, now)
             return [account]
         self._lane_was_last = False
         begin: list[Account] = []
@@ -230,7 +247,9 @@ class FairShare:
         account.excess = min(shares.excess_seconds, max(0.0, excess))
         account.is_long = account.accepts or account.excess >= shares.excess_seconds
         if not (account.is_long or was_long):
-            self._short_at = now
+            if account is not self._talker:
+                self._talker, self._others_talked_at = account, self._talked_at
+            self._talked_at = now
         # By what the turn has turned out to be: one that began as a short one is paid for, too, and
         # so are the short ones of new connections, which are not accepted so fast then.
         if account.is_new:
@@ -270,13 +289,14 @@ class FairShare:
     def _lanes(self) -> tuple[_Lane, _Lane]:
         return self._new_lane, self._slow_lane
 
-    def _due_at(self, lane: _Lane) -> float:
-        """Return when the next turn of *lane* may begin."""
-        paused_until = min(lane.free_at, self._short_at + self.shares.talk_seconds)
+    def _due_at(self, lane: _Lane, account: Account) -> float:
+        """Return when *account*, which is next in *lane*, may begin its turn."""
+        paused_until = min(lane.free_at, self._talk_until(account))
         return paused_until if self._in_lane is None else max(paused_until, self._in_lane_until)
 
-    def _begin_long(self, account: Account, now: float) -> None:
+    def _begin_long(self, lane: _Lane, account: Account, now: float) -> None:
         account.waits, account.turn = False, True
+        lane.free_at = min(lane.free_at, now)  # nobody waits later for what disturbed nobody
         self._in_lane, self._in_lane_until = account, now + self.shares.longest_seconds
         self._lane_was_last = True
         self._asked_before_long = self._asked

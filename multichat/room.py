@@ -104,8 +104,7 @@ class Room:
         self._slow_timeout = slow_timeout_seconds
         self._replay_bytes = replay_bytes
         self._wait_budget = WaitBudget(slow_timeout_seconds)
-        self._counts = counts
-        self._dismiss = dismiss
+        self._counts, self._dismiss = counts, dismiss
         self._closing: Goodbye | None = None
         self._members: dict[int, Member] = {}
         self._by_voice: dict[Voice, dict[int, Member]] = {TEXT: {}, JSON: {}}
@@ -113,8 +112,7 @@ class Room:
         self._at_disk = False  # who has its turn
         self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
         self._delivery = Delivery()  # of that
-        self._wait_over = trio.Event()
-        self._waits_freely = False
+        self._wait_over, self._waits_freely = trio.Event(), False
         self._replayer = Replayer(
             journal,
             self._ring,
@@ -209,10 +207,7 @@ class Room:
             self._fall_behind(member, batch, self._delivery)
 
     def queue_ran_empty(self) -> None:
-        """Note that a live member's send queue may be empty: then waiting costs it time.
-
-        MUST be called whenever one has run empty.
-        """
+        """Note that a member's send queue has run empty: from now on waiting costs it time."""
         if self._waits_freely:
             self._wait_over.set()
 

@@ -20,7 +20,7 @@ __all__ = ["Meter", "Turns", "current_meter", "end_turn", "next_turn"]
 
 T = TypeVar("T")
 
-# While anybody talks, a turn is for so much: 1.5 ms, where it is binary noise.
+# While others talk, a turn is for so much: 1.5 ms, where it is binary noise.
 TURN_BYTES = 8 * 1024
 
 # The meter of the connection that this task serves, if it does.
@@ -139,7 +139,7 @@ class Meter(Account):
 
     def most_bytes(self, max_bytes: int) -> int:
         """Return how much of *max_bytes* to read for one turn; right after `take` or `end`."""
-        if self._turns.fair_share.somebody_talks(self._ran):
+        if self._turns.fair_share.others_talk(self, self._ran):
             return min(max_bytes, TURN_BYTES)
         return max_bytes
 

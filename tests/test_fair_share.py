@@ -278,6 +278,25 @@ def test_nobody_waits_where_nobody_else_wants_a_turn(loop: Loop) -> None:
     assert all(max(each.waits) == 0 for each in loop.clients)
 
 
+def test_a_client_alone_is_not_paused_for_its_own_short_turns(loop: Loop) -> None:
+    turns = chain.from_iterable(repeat([0.1 * MS] * 50 + [2 * MS] * 10))
+    alone = loop.client(turns)
+    loop.run(1.0)
+    assert max(alone.waits) <= POLL
+    pair(loop)
+    loop.run(1.0)
+    assert max(alone.waits) > 2 * MS  # the same client, paused for others
+
+
+def test_a_flood_that_disturbed_nobody_is_not_paused_for_that_later(loop: Loop) -> None:
+    flood = loop.client(repeat(2 * MS))
+    loop.run(10.0)
+    pair(loop)
+    since = loop.now
+    loop.run(1.0)
+    assert 0.05 < flood.used(since, loop.now) < 0.15
+
+
 lengths = st.sampled_from([0.01, 0.06, 0.2, 0.3, 1.0, 5.0, 30.0])
 scripts = st.tuples(
     st.lists(lengths, min_size=1, max_size=6),

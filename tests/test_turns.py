@@ -235,3 +235,4 @@ async def test_while_somebody_talks_less_is_read_at_once(
             talker.end()
         assert reader.most_bytes(48 * 1024) == 8 * 1024
         assert reader.most_bytes(100) == 100
+        assert talker.most_bytes(48 * 1024) == 48 * 1024
