@@ -9,12 +9,13 @@ may be from somebody who has left, and under a name that is somebody else's by n
 import re
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
 from multichat.journal import SessionRecord
+from multichat.messages import LOBBY
 
 from .journal import Taken
 
@@ -126,7 +127,10 @@ class Chronicle:
     """The log, read: who was where, who was called what, what was said in which order.
 
     Connections are known by the number that they got when they came, also when they become somebody
-    who was there before.  *forged* is what was taken as somebody's who is not called so, or is not
+    who was there before.  *hellos* are the rooms that each wished for, and was welcomed in: a
+    session keeps a room that could not be entered, of which the log says nothing.
+
+    *forged* is what was taken as somebody's who is not called so, or is not
     there; *ghosts* what was done by who had left; *untaken* what was told that the journal had not
     taken, or not yet in its room's turn; *early* what was told before it was kept; *misnumbered*
     what was not numbered in its room's order.  *numbered* are the keys of what was told in each
@@ -140,6 +144,7 @@ class Chronicle:
         taken: Sequence[Taken],
         kills: Sequence[Kill] = (),
         max_rooms: int = 1024,
+        hellos: Mapping[int, tuple[str, str]] | None = None,
     ) -> None:
         self.stays: dict[int, list[Stay]] = {}
         self.departures: dict[int, Departure] = {}
@@ -160,6 +165,8 @@ class Chronicle:
         self.busy_seconds: dict[int, float] = {}
         self.resumed: dict[int, int] = {}  # who each connection that came back is
         self._max_rooms = max_rooms
+        self._hellos = hellos or {}
+        self._refused: dict[int, str] = {}  # the room that each client could not enter, maybe
         self._who: dict[int, int] = {}  # which connection a client has
         self._displaced: dict[int, int] = {}  # which it had, until that is told to go
         self._away: dict[int, tuple[str, str]] = {}  # what it was called, and where it was
@@ -191,8 +198,9 @@ class Chronicle:
     def _change(self, position: int, seconds: float, client: int, what: str, rest: str) -> None:
         if what == "connected":
             self._who[client] = client
-            self.stays[client] = [Stay("lobby", position, client)]
+            self.stays[client] = [Stay(LOBBY, position, client)]
             self._call(client, f"Client {client}")
+            self._wish(client, client)
             return
         if what == "disconnected" and client in self._displaced:
             connection = self._displaced.pop(client)
@@ -209,6 +217,7 @@ class Chronicle:
         elif what == "joined":
             stays[-1].end = position
             stays.append(Stay(rest.strip().lower(), position, client))
+            self._refused.pop(client, None)
         elif what == "is now called":
             self._call(client, rest.strip())
         elif again := _AGAIN.match(rest):
@@ -225,9 +234,14 @@ class Chronicle:
             self.ghosts.append(f"client {client} is client {as_whom}, who cannot come back")
             return
         name, room = self._away.pop(as_whom)
+        _, welcomed_in = self._hellos.get(connection, ("", ""))
+        if self._refused.pop(as_whom, None) == welcomed_in:
+            room = welcomed_in
         open_rooms = {self.stays[each][-1].room for each in self._who.values()}
-        if room not in {"lobby", *open_rooms} and len(open_rooms) >= self._max_rooms:
-            room = "lobby"
+        if room not in {LOBBY, *open_rooms} and len(open_rooms) >= self._max_rooms:
+            self._refused[as_whom] = room
+            room = LOBBY
+        self._wish(connection, as_whom)
         self.resumed[connection] = as_whom
         self._who[as_whom] = connection
         self.stays[connection].append(Stay(room, position, as_whom))
@@ -236,6 +250,11 @@ class Chronicle:
         if as_whom in self._replaced:
             self._replaced.remove(as_whom)
             self.renamed_away.add(position)
+
+    def _wish(self, connection: int, client: int) -> None:
+        room, _ = self._hellos.get(connection, ("", ""))
+        if room:
+            self._refused[client] = room  # unless it is told to have joined it
 
     def _go(self, client: int, position: int) -> None:
         last = self.stays[self._who.pop(client)][-1]
@@ -261,6 +280,7 @@ class Chronicle:
         for client, connection in list(self._who.items()):
             self._go(client, position)
             self.departures[connection] = Departure(position, kill.seconds, KILLED)
+        self._refused.clear()
         self._away = {
             client: (record.name, record.room.lower())
             for client, (record, _) in kill.sessions.items()
@@ -306,7 +326,7 @@ class Chronicle:
         self, position: int, taken: Taken | None, name: str, texts: list[str], *, act: bool
     ) -> None:
         speaker = None if taken is None else taken.said.client
-        room = "lobby" if taken is None else taken.said.room.lower()
+        room = LOBBY if taken is None else taken.said.room.lower()
         keys = [key_of(name, text) for text in texts]
         publish = Publish(position, room, speaker, name, act, keys, texts)
         for key in keys:

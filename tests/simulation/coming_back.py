@@ -208,9 +208,7 @@ def unknown_ids_are_told(history: History) -> Iterator[str]:
                 continue
             rest = visit.told[i + 1 :]
             errors = [each.text for each in takewhile(lambda each: each.kind == "error", rest)]
-            # Where its room could not be entered, that is what it is told.
-            is_told = not {"unknown-id", "too-many-rooms"}.isdisjoint(errors)
-            if not is_told and len(errors) < len(rest):
+            if "unknown-id" not in errors and len(errors) < len(rest):
                 yield f"{visit} was not told that {heard.room} does not have {since}"
 
 
@@ -268,7 +266,10 @@ def sessions_hold(history: History) -> Iterator[str]:
 
 
 def sessions_are_kept_with_messages(history: History) -> Iterator[str]:
-    """After a kill a session is in the room in which it said something last, or a later one."""
+    """After a kill a session is in the room in which it said something last, or a later one.
+
+    Or in the one that it wished for in a hello, and could not enter.
+    """
     for kill in history.kills:
         last = {
             each.said.client: each
@@ -286,6 +287,7 @@ def sessions_are_kept_with_messages(history: History) -> Iterator[str]:
                 and stay.end >= last[client].position
                 and stay.start <= kill.position
             }
+            rooms |= {each.hello.get("room", "").lower() for each in history.visits_of(client)}
             if record.room.lower() not in rooms:
                 yield f"client {client} was left in {record.room}, and was last in {rooms}"
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import takewhile
 from math import inf
 from typing import Any, NamedTuple
 
@@ -272,6 +273,18 @@ class Visit:
             lines.pop()
         self.sent = list(_read_requests(lines, max_line_bytes))
         self._read_wishes(lines)
+        if self._is_refused():
+            self.hello.pop("since", None)
+            self.hello.pop("replay", None)
+
+    def _is_refused(self) -> bool:
+        """Say whether its room could not be entered: then it is not told that room's past."""
+        for i, heard in enumerate(self.told):
+            if heard.kind == "welcome":
+                errors = takewhile(lambda each: each.kind == "error", self.told[i + 1 :])
+                full = heard.act and ("too-many-rooms", None) in ((e.text, e.nonce) for e in errors)
+                return full or self.hello.get("room", heard.room).lower() != heard.room.lower()
+        return False
 
     def _sizes(self) -> Cut:
         assert self.connection is not None
@@ -431,7 +444,14 @@ class History:
     @cached_property
     def chronicle(self) -> Chronicle:
         """The log, read."""
-        return Chronicle(self.log, self.taken, self.kills, self.plan.config.max_rooms)
+        hellos = {
+            visit.server_number: (visit.hello.get("room", "").lower(), heard.room.lower())
+            for visit in self.visits
+            if visit.server_number is not None
+            for heard in visit.told
+            if heard.kind == "welcome"
+        }
+        return Chronicle(self.log, self.taken, self.kills, self.plan.config.max_rooms, hellos)
 
     @cached_property
     def person_of(self) -> dict[int, int]:
