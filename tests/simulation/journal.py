@@ -9,6 +9,7 @@ disk outlives it: `kill` leaves on it what was reported kept and, of what was pe
 many, as a file does that is written from front to back.  A copy of the disk is a backup.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,7 @@ class _DiskRoom:
     earlier: dict[str, int] = field(default_factory=dict)
     first: int = 0
     next: int = 0
-    runs: deque[SaidRun] = field(default_factory=deque)
+    runs: list[SaidRun] = field(default_factory=list)
 
 
 @dataclass
@@ -127,7 +128,7 @@ class Disk:
     def copy(self) -> "Disk":
         """Return a backup."""
         rooms = {
-            name: replace(room, earlier={**room.earlier}, runs=room.runs.copy())
+            name: replace(room, earlier={**room.earlier}, runs=[*room.runs])
             for name, room in self.rooms.items()
         }
         nonces = {client: [*known] for client, known in self.nonces.items()}
@@ -363,23 +364,30 @@ class _FaultyRoom(RoomJournal):
                 and len(room.runs) > 1
                 and room.next - room.first > self._max_messages
             ):
-                room.runs.popleft()
+                del room.runs[0]
                 room.first = room.runs[0].first
 
         return self._journal.take(apply)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         await self._journal.wait_to_read()
-        parts = [part for run in self._whole() if (part := part_of(run, start, stop))]
-        return within(parts, max_bytes)
+        parts = [part_of(run, start, stop) for run in self._whole(start, stop)]
+        return within([part for part in parts if part], max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
         await self._journal.wait_to_read()
-        runs = reversed(self._whole())
+        runs = reversed(self._whole(0, stop))
         return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
 
-    def _whole(self) -> list[SaidRun]:
-        return [run for run in self._on_disk.runs if not self._journal.is_damaged()]
+    def _whole(self, start: int, stop: int) -> list[SaidRun]:
+        runs = self._on_disk.runs
+        begin = bisect_right(runs, start, key=_first_of) - 1
+        end = bisect_left(runs, stop, key=_first_of)
+        return [run for run in runs[max(0, begin) : end] if not self._journal.is_damaged()]
+
+
+def _first_of(run: SaidRun) -> int:
+    return run.first
 
 
 # --- The witness ----------------------------------------------------------------------------------
