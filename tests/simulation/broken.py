@@ -512,6 +512,11 @@ LAGS = {
     "replay": ReplayLimits(queue_bytes=1, ring_bytes=0, page_messages=1),
 }
 
+LAGS_WITH_RING = {
+    **LAGS,
+    "replay": ReplayLimits(queue_bytes=300, ring_bytes=2000, page_messages=1),
+}
+
 MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (reorder, "one_order", {"slow": Slow.WAIT}),
     (say_backwards, "sender_order", {}),
@@ -550,8 +555,8 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
         "nothing_missed_nor_twice",
         {**LAGS, "replay": ReplayLimits(queue_bytes=1, ring_bytes=0, page_messages=3)},
     ),
-    (lose_what_finds_no_room, "nothing_missed_nor_twice", LAGS),
-    (lag_on_after_leaving, "nothing_missed_nor_twice", LAGS),
+    (lose_what_finds_no_room, "nothing_missed_nor_twice", LAGS_WITH_RING),
+    (lag_on_after_leaving, "nothing_missed_nor_twice", LAGS_WITH_RING),
     (lose_a_block_in_memory, "nobody_goes_without_reason", LAGS),
     (wait_without_budget, "rooms_wait_within_budgets", WAITS),
     (cancel_without_paying, "rooms_wait_within_budgets", WAITS),

@@ -10,6 +10,7 @@ that (`unknown_ids_are_told`).
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from itertools import takewhile
 from math import inf
 from typing import Any
@@ -258,7 +259,7 @@ def sessions_hold(history: History) -> Iterator[str]:
             yield f"{visit} was told {welcome.act} of coming back as {as_whom}"
         elif welcome.act and (known != as_whom or welcome.number != as_whom):
             yield f"{visit} came back as {as_whom} with the token of {known}"
-        elif not welcome.act and known is not None and not _is_lost(history, known, visit):
+        elif token and not welcome.act and known and not _is_lost(history, known, visit, token):
             yield f"{visit} was not let back as client {known}"
         stay = _first_stay(history, visit)
         if stay is not None and welcome.room.lower() != stay:
@@ -335,12 +336,14 @@ def _left_for_good(history: History, visit: Visit) -> bool:
     return any(heard.kind == "goodbye" and _QUIT in heard.text for heard in visit.told)
 
 
-def _is_lost(history: History, client: int, visit: Visit) -> bool:
-    """Whether *client* could not be somebody again when *visit* said hello."""
+def _is_lost(history: History, client: int, visit: Visit, token: str) -> bool:
+    """Whether *client*, which has *token*, could not be resumed when *visit* said hello."""
     if history.plan.config.memory_bytes < _SESSIONS_BYTES:
         return True  # there is no room for anybody to be known
+    digest = sha256(token.encode()).digest()  # the number may be another client's since a restore
     for kill in history.kills:
-        if client not in kill.sessions or history.plan.faults.damaged_reads:
+        record, _ = kill.sessions.get(client, (None, 0.0))
+        if record is None or record.digest != digest or history.plan.faults.damaged_reads:
             return True
     stays = history.stays(visit)
     seen, until = 0.0, stays[0].start if stays else inf
