@@ -18,8 +18,8 @@ Invariants:
 
 1. A short turn waits for at most one long turn, and for short turns.
 2. Without short turns of others nobody pauses: one who talks alone has all of the time.
-3. While there are short turns, each lane has at most its share of the time, and so have all credits
-   together.
+3. While there are short turns of others, each lane has at most its share of the time, and so have
+   all credits together.  New connections pause only for short turns of connections that are not.
 """
 
 import heapq
@@ -135,6 +135,27 @@ class _Lane:
         self.free_at = max(self.free_at, now) + self._pause * seconds
 
 
+class _Talk:
+    """Until when an account is held up by the short turns of others: *seconds* after the last."""
+
+    __slots__ = ("_at", "_others_at", "_seconds", "_talker")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._talker: Account | None = None  # who had the last one
+        self._at = self._others_at = -math.inf  # when that was, and when the last of anybody else
+
+    def note(self, account: Account, now: float) -> None:
+        """Note that *account* has had a short turn."""
+        if account is not self._talker:
+            self._talker, self._others_at = account, self._at
+        self._at = now
+
+    def lasts_until(self, account: Account) -> float:
+        """Return until when *account* is held up."""
+        return (self._others_at if account is self._talker else self._at) + self._seconds
+
+
 class FairShare:
     """The connections of one server, and whose turn it is.
 
@@ -150,9 +171,8 @@ class FairShare:
         self._short: list[tuple[float, int, Account]] = []  # a heap
         self._asked = self._asked_before_long = 0  # how many have, for a short turn
         self._floor = 0.0  # the rank of who had the last short turn
-        # Who had the last short turn, and when; and when anybody else had one.
-        self._talker: Account | None = None
-        self._talked_at = self._others_talked_at = -math.inf
+        self._talk = _Talk(self.shares.talk_seconds)
+        self._known_talk = _Talk(self.shares.talk_seconds)  # without that of new connections
         self.asked_at: float | None = None  # when somebody first did since that poll
         self._in_lane: Account | None = None  # who has a long turn now
         self._in_lane_until = -math.inf
@@ -166,11 +186,7 @@ class FairShare:
 
     def others_talk(self, account: Account, now: float) -> bool:
         """Whether anybody but *account* took a short turn just now."""
-        return now <= self._talk_until(account)
-
-    def _talk_until(self, account: Account) -> float:
-        at = self._others_talked_at if account is self._talker else self._talked_at
-        return at + self.shares.talk_seconds
+        return now <= self._talk.lasts_until(account)
 
     def ask(self, account: Account, now: float) -> bool:
         """Ask for a turn; return whether it begins at once."""
@@ -247,9 +263,9 @@ class FairShare:
         account.excess = min(shares.excess_seconds, max(0.0, excess))
         account.is_long = account.accepts or account.excess >= shares.excess_seconds
         if not (account.is_long or was_long):
-            if account is not self._talker:
-                self._talker, self._others_talked_at = account, self._talked_at
-            self._talked_at = now
+            self._talk.note(account, now)
+            if not account.is_new:
+                self._known_talk.note(account, now)
         # By what the turn has turned out to be: one that began as a short one is paid for, too, and
         # so are the short ones of new connections, which are not accepted so fast then.
         if account.is_new:
@@ -291,7 +307,9 @@ class FairShare:
 
     def _due_at(self, lane: _Lane, account: Account) -> float:
         """Return when *account*, which is next in *lane*, may begin its turn."""
-        paused_until = min(lane.free_at, self._talk_until(account))
+        # Many that connect at once and say hello hold up the slow lane, but not each other.
+        talk = self._known_talk if lane is self._new_lane else self._talk
+        paused_until = min(lane.free_at, talk.lasts_until(account))
         return paused_until if self._in_lane is None else max(paused_until, self._in_lane_until)
 
     def _begin_long(self, lane: _Lane, account: Account, now: float) -> None:

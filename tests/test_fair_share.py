@@ -297,6 +297,25 @@ def test_a_flood_that_disturbed_nobody_is_not_paused_for_that_later(loop: Loop) 
     assert 0.05 < flood.used(since, loop.now) < 0.15
 
 
+def test_new_connections_that_say_hello_do_not_hold_up_others(loop: Loop) -> None:
+    def connect(count: int) -> float:
+        coming = [
+            loop.client(repeat(0.2 * MS), f"{i}", pause=0.02, known=False) for i in range(count)
+        ]
+        since = loop.now
+        while coming:
+            loop.run(MS)
+            for each in [each for each in coming if len(each.taken) == 2]:
+                coming.remove(each)
+                loop.clients.remove(each)
+        return loop.now - since
+
+    alone = connect(500)
+    pair(loop)
+    loop.run(1.0)
+    assert connect(500) > 2 * alone  # they have a fifth of the time while others talk
+
+
 lengths = st.sampled_from([0.01, 0.06, 0.2, 0.3, 1.0, 5.0, 30.0])
 scripts = st.tuples(
     st.lists(lengths, min_size=1, max_size=6),

@@ -22,7 +22,9 @@ SAID = "multichat: cannot write to standard output: no space left on device\n"
 
 def into_full(folder: Path, *arguments: str) -> Command:
     """A command whose standard output is a full disk."""
-    line = shlex.join(["env", f"HOME={folder}", MULTICHAT, *arguments])
+    # Which shell completion is for is not asked of the processes above: there may be no shell.
+    variables = [f"HOME={folder}", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1"]
+    line = shlex.join(["env", *variables, MULTICHAT, *arguments])
     return Command(folder, "/bin/sh", "-c", f"exec {line} > /dev/full")
 
 
