@@ -4,22 +4,27 @@ Real processes, real SQLite.
 """
 
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 import trio.testing
 
 from multichat.errors import JournalFailed, NotKept
+from multichat.journal.file_lock import FileLock, is_locked
 from multichat.journal.reading import open_reader
-from multichat.journal.sqlite import Durability, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite_file import open_file
 from multichat.testing import ScriptedClient
 
 from .support.journals import running, say, spell, texts_of, wait_kept
@@ -209,6 +214,199 @@ async def test_a_killed_server_starts_again_wherever_it_was_in_writing_back(
                     ]
             for reader in readers:
                 reader.close()
+
+
+async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_path: Path) -> None:
+    """Any backup with the `-wal` of any later kill: nothing is ever mixed.
+
+    A backup that was made since the `-wal` began may not be noticed; then the start goes on with
+    what the killed server had.
+    """
+    rng = Random(1)
+    path = tmp_path / "chat.db"
+    backups: list[Path] = []
+    killed: list[tuple[Path, int]] = []
+    retention = Retention(max_messages=500)
+    async with running(SqliteJournal(path, retention=retention)) as journal:
+        journal._rows.long_wal_bytes = 512 * 1024
+        rooms = [journal.room(name) for name in "abcdef"]
+        for _ in range(150):
+            for _ in range(rng.randrange(1, 60)):
+                room = rng.choice(rooms)
+                keeping = room.append(spell(room, "x" * rng.randrange(20, 900)))
+            await wait_kept(keeping)
+            if rng.random() < 0.5:
+                await journal._tidy()
+            if rng.random() < 0.12:
+                backups.append(tmp_path / f"{len(backups)}.db")
+                back_up(path, backups[-1])
+            if rng.random() < 0.12:
+                killed.append((save(path, tmp_path / f"killed-{len(killed)}"), len(backups)))
+    refused = 0
+    copy = tmp_path / "copy" / "chat.db"
+    for crashed, count in killed:
+        shutil.copytree(crashed.parent, copy.parent, dirs_exist_ok=True)
+        expected = dump(copy)
+        for backup in backups[:count]:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+            copy.parent.mkdir()
+            shutil.copy(wal_of(crashed), wal_of(copy))
+            shutil.copy(backup, copy)
+            try:
+                opened = open_file(copy, durable=False)
+            except JournalFailed as failure:
+                assert "is not of this file" in str(failure)  # noqa: PT017
+                refused += 1
+            else:
+                opened.connection.close()
+                opened.lock.close()
+                assert dump(copy) == expected
+    assert refused > 50
+
+
+def dump(path: Path) -> list[object]:
+    """Return what is in the journal at *path*, whose pages are all whole."""
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return connection.execute("SELECT seq, room, first, text FROM runs ORDER BY seq").fetchall()
+
+
+async def test_a_backup_is_noticed_though_messages_cannot_be_read_with_the_wal(
+    tmp_path: Path,
+) -> None:
+    """As when the last thing that the killed server did was to delete old ones."""
+    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
+    limits = SqliteLimits(tidy_seconds=1e6)
+    retention = Retention(max_messages=50)
+    async with running(SqliteJournal(path, retention=retention, limits=limits)) as journal:
+        room = journal.room("lobby")
+        await say(room, "one")
+        back_up(path, backup)
+        for n in range(100):
+            await say(room, f"{n} " + "x" * 3000)
+        async with journal._writing:
+            await trio.to_thread.run_sync(journal._rows.write_back)
+        await journal._tidy()
+        crashed = save(path, tmp_path / "killed")
+    shutil.copy(backup, crashed)
+    assert "is not of this file" in await refusal(crashed)
+
+
+async def test_a_backup_with_other_pages_is_noticed_at_any_time(tmp_path: Path) -> None:
+    """As `VACUUM INTO` makes it: also if it was made since the `-wal` began."""
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        for n in range(20):
+            await say(room, f"{n} " + "x" * 3000)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
+        crashed = save(path, tmp_path / "killed")
+    shutil.copy(tmp_path / "copy.db", crashed)
+    assert "is not of this file" in await refusal(crashed)
+
+
+async def test_the_wal_is_not_written_back_without_a_seal(tmp_path: Path) -> None:
+    """As on a full disk: a backup from before could not be told from the file."""
+    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
+    async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
+        room, rows = journal.room("lobby"), journal._rows
+        await say(room, *["one " + "x" * 500] * 50)
+        back_up(path, backup)
+        await say(room, *["two " + "x" * 500] * 50)
+        before = path.read_bytes()
+        async with journal._writing:
+            with file_size_limit(wal_of(path).stat().st_size):
+                rows.write_back()
+        assert path.read_bytes() == before
+        async with journal._writing:
+            rows.write_back()
+        assert path.read_bytes() != before
+        await say(room, "three")
+        crashed = save(path, tmp_path / "killed")
+    shutil.copy(backup, crashed)
+    assert "is not of this file" in await refusal(crashed)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Have the system refuse to make a file of this process larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_server_keeps_messages_though_the_stamps_of_its_file_are_damaged(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, "one")
+    with closing(sqlite3.connect(path)) as connection:
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+        [page] = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'stamps'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xff" * size)
+    async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
+        room = journal.room("lobby")
+        journal._rows.long_wal_bytes = 128 * 1024
+        for _ in range(50):
+            await say(room, "x" * 10_000)
+        assert wal_of(path).stat().st_size < 1024 * 1024
+    assert len(await all_texts(path)) == 51
+
+
+async def test_history_can_be_read_wherever_a_server_is_in_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        for n in range(30):
+            await say(room, f"{n} " + "x" * 300)
+        async with journal._writing:
+            await trio.to_thread.run_sync(journal._rows.write_back)
+        await say(room, "the last")
+        killed = save(path, tmp_path / "killed")
+        before, wal = killed.read_bytes(), wal_of(killed).read_bytes()
+    with closing(sqlite3.connect(killed)) as connection:
+        connection.execute("PRAGMA wal_checkpoint")
+        after = killed.read_bytes()
+    size = 4096
+    assert len(after) % size == 0
+    lock = FileLock(killed, killed)
+    with closing(lock):
+        for n in range(0, len(after) + size, size):
+            for suffix in ("-wal", "-shm"):
+                Path(f"{killed}{suffix}").unlink(missing_ok=True)
+            wal_of(killed).write_bytes(wal)
+            killed.write_bytes(after[:n] + before[n:])
+            with open_reader(killed) as reader:
+                assert len(list(reader.read())) == 31
+
+
+def test_no_server_is_refused_for_a_reader_that_asks_whether_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    FileLock(path, path).close()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            is_locked(path)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(100):
+            with closing(FileLock(path, path)):
+                assert is_locked(path)
+            assert not is_locked(path)
+    finally:
+        over.set()
+        thread.join()
 
 
 # --- Moved, deleted or replaced -------------------------------------------------------------------

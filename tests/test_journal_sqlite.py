@@ -1099,3 +1099,34 @@ async def test_whatever_is_done_it_is_a_list_with_its_front_missing(
                 assert await texts_of(room, 0, LOTS) == model[name][room.first :]
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("end", "seconds"), [("in order", 20), ("killed", 90)])
+async def test_sessions_expire_however_often_the_server_is_restarted(
+    end: str, seconds: int, tmp_path: Path
+) -> None:
+    """A server that is killed may count a minute less."""
+    now = [1_700_000_000.0, 100.0]
+    path = tmp_path / "chat.db"
+
+    def journal() -> SqliteJournal:
+        limits = SqliteLimits(session_seconds=200, tidy_seconds=1e6)
+        return SqliteJournal(path, limits=limits, clocks=lambda: (now[0], now[1]))
+
+    async with running(journal()) as first:
+        first.keep_session(ALICE, connected=False)
+        await say(first.room("lobby"), "one")
+    for restarts in range(1, 60):
+        (tmp_path / f"{restarts}").mkdir()
+        async with running(journal()) as each:
+            await each._tidy()
+            for _ in range(0, seconds, 10):
+                now = [clock + 10 for clock in now]
+                await each._tidy()
+            if await each.session(ALICE.digest) is None:
+                break
+            for file in path.parent.glob("chat.db*"):
+                shutil.copy(file, tmp_path / f"{restarts}")
+        if end == "killed":
+            path = tmp_path / f"{restarts}" / "chat.db"
+    assert restarts * seconds <= 200 + restarts * (60 if end == "killed" else 0) + seconds

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from multichat.errors import JournalFailed
@@ -11,9 +11,12 @@ from multichat.errors import JournalFailed
 if sys.platform == "linux":
     import fcntl
 
-__all__ = ["FileLock"]
+__all__ = ["FileLock", "is_locked"]
 
 _IN_USE = "another server is using it"
+
+# A reader that asks whether there is a server (`is_locked`) has the lock for less than that.
+_PROBE_SECONDS = 0.25
 
 
 class FileLock:
@@ -30,17 +33,10 @@ class FileLock:
         self._path, self._real = path, real
         self._file = -1
         self._identities: dict[str, tuple[int, int]] = {}
-        beside = Path(f"{real}-lock")
         with suppress(FileExistsError):
-            os.close(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+            os.close(os.open(f"{real}-lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         # SQLite's own, which every system has; in the journal itself it would keep readers out.
-        self._beside = sqlite3.connect(
-            f"{beside.as_uri()}?mode=rw",
-            uri=True,
-            timeout=0,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        self._beside = _connect(real, "rw", timeout=_PROBE_SECONDS)
         try:
             self._beside.execute("PRAGMA journal_mode=MEMORY")  # no third file for no content
             self._beside.execute("BEGIN EXCLUSIVE")
@@ -84,6 +80,26 @@ class FileLock:
         self._beside.close()
         if self._file >= 0:
             os.close(self._file)
+
+
+def is_locked(real: Path) -> bool:
+    """Return whether a server has the lock of the name *real*."""
+    try:
+        with closing(_connect(real, "ro", timeout=0)) as beside:
+            beside.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+    return False
+
+
+def _connect(real: Path, mode: str, *, timeout: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{Path(f'{real}-lock').as_uri()}?mode={mode}",
+        uri=True,
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+    )
 
 
 def _identity(path: str) -> tuple[int, int]:

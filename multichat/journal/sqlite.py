@@ -357,7 +357,7 @@ class SqliteJournal(Journal):
             self._last_room = max(self._last_room, head.id)
 
     def _close_file(self) -> None:
-        self._rows.write_back(closing=True)
+        self._rows.write_back(end_clock=self._clock_of_file())
         for connection in (self._reader, self._rows.connection):
             # The last to close the file has all of it written back.
             with suppress(*SQLITE_ERRORS):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from multichat.errors import JournalFailed
 from multichat.framing import clean
-from multichat.journal.file_lock import FileLock
+from multichat.journal.file_lock import FileLock, is_locked
 
 __all__ = [
     "APPLICATION_ID",
@@ -321,7 +321,13 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             raise JournalFailed(path, _NOT_OURS if real.exists() else "no such file")
         mode = "ro"
         try:
-            _check_wal(path, real)
+            # A server has checked its WAL, and may be in a checkpoint: the file changes meanwhile.
+            if not is_locked(real):
+                try:
+                    _check_wal(path, real)
+                except JournalFailed:
+                    if not is_locked(real):  # by a server that started during the check
+                        raise
             _inspect(path, real, mode, MIGRATIONS)
         except JournalFailed as failure:
             cause = failure.__cause__
@@ -398,61 +404,84 @@ def _bytes_beside(real: Path, suffix: str) -> int:
 
 
 class _Stamp(NamedTuple):
-    """*newest* is the last run of messages in that state of the file."""
-
     stamp: str
     sealed: int
-    newest: int
+
+
+# Of a journal without stamps: one of version 1, or one that has no tables yet.
+_NO_STAMP = _Stamp("", 2)
+
+# In the header: versions of the file format.  2 is one that is used with a WAL.
+_FORMAT_OFFSET, _WAL_FORMAT = 18, b"\2\2"
 
 
 def _check_wal(path: Path, real: Path) -> None:
     """Raise `JournalFailed` if the WAL belongs to another file, as after a backup was copied here.
 
-    SQLite cannot tell, and would mix the two.  So the server gives the file a stamp, a *seal*,
-    before it writes the WAL back, and another one with the first transaction after that: the WAL
-    holds all stamps that its file can have.  Its last one, if that is no seal, can only be in the
-    file where another program has written the WAL back, or in a backup; then their times tell.
-
     Not for a process that has the file open: see `FileLock`.
     """
     if not _bytes_beside(real, "-wal"):
         return
-    wal = _wal_of(real)
+    with _failing(path):
+        belongs = _wal_belongs(real)
+    if not belongs:
+        wal = _wal_of(real).name
+        raise JournalFailed(
+            path,
+            f"{wal} is not of this file, as after a backup was copied over it; delete {wal} and "
+            f"{real.name}-shm to go on with the backup, or put the other file back",
+        )
+
+
+def _wal_belongs(real: Path) -> bool:
+    """Return whether a WAL belongs to its file; raises one of `SQLITE_ERRORS`, or `OSError`.
+
+    SQLite cannot tell, and would mix the two.  So the server gives the file a stamp, a *seal*,
+    before each checkpoint, and another one with the first transaction after that: the WAL holds all
+    stamps that its file can have.
+
+    A file with the last of them, if that is no seal, is a backup that was made since, or another
+    program has made a checkpoint; then the newest messages and the times of the files tell.  What
+    is not noticed is such a backup whose stamp the file may have, too.  It differs from the file in
+    nothing but pages that are in the WAL: nothing is mixed, all messages of the WAL are there.
+    """
+    with real.open("rb") as file:
+        file.seek(_FORMAT_OFFSET)
+        if file.read(len(_WAL_FORMAT)) != _WAL_FORMAT:  # such as `VACUUM INTO` makes
+            return False
     with closing(connect(real, "ro&immutable=1")) as alone, closing(connect(real, "ro")) as both:
         try:
-            both.execute("BEGIN")  # meanwhile no server can begin another WAL
-            *earlier, last = _stamps(both)
             found = _stamps(alone)[-1]
-        except SQLITE_ERRORS:  # damaged, or killed while the WAL was written back
-            return
-    if found.stamp in {each.stamp for each in earlier}:
-        return
-    if found.stamp == last.stamp:
-        written_later = real.stat().st_ctime_ns > wal.stat().st_mtime_ns
-        if last.sealed or found.newest == last.newest or not written_later:
-            return
-    raise JournalFailed(
-        path,
-        f"{wal.name} is not of this file, as after a backup was copied over it; delete {wal.name} "
-        f"and {real.name}-shm to go on with the backup, or put the other file back",
-    )
+        except SQLITE_ERRORS:  # damaged, or the server was killed during a checkpoint
+            return True
+        try:
+            both.execute("BEGIN")
+            *earlier, last = _stamps(both)
+            if found in earlier or (found == last and found.sealed):
+                return True
+            if found != last:
+                return False
+            written_later = real.stat().st_ctime_ns > _wal_of(real).stat().st_mtime_ns
+            return not written_later or _newest_run(alone) == _newest_run(both)
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            return False  # the file can be read, but not together with the WAL
 
 
 def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
     """Return the stamps of a file, the newest last."""
     try:
-        return [
-            _Stamp(*row)
-            for row in connection.execute(
-                "SELECT stamp, sealed, (SELECT max(seq) FROM runs) FROM stamps ORDER BY id"
-            )
-        ] or [_Stamp("", 2, 0)]
+        rows = connection.execute("SELECT stamp, sealed FROM stamps ORDER BY id")
+        return [_Stamp(*row) for row in rows] or [_NO_STAMP]
     except sqlite3.OperationalError as error:
-        if (
-            getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR"
-        ):  # no such table: it is of an older version
-            return [_Stamp("", 2, 0)]
-        raise
+        if getattr(error, "sqlite_errorname", "") != "SQLITE_ERROR":
+            raise
+        return [_NO_STAMP]  # there is no such table
+
+
+def _newest_run(connection: sqlite3.Connection) -> object:
+    return connection.execute("SELECT max(seq) FROM runs").fetchone()
 
 
 def _inspect(

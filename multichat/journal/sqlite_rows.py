@@ -42,8 +42,8 @@ __all__ = [
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
 
-# How often the clock is written, with whatever else is: a server that is killed may lose so much.
-_CLOCK_SECONDS = 600.0
+# How often the clock of the file is written: a server that is killed loses as much of it.
+_CLOCK_SECONDS = 60.0
 
 # What a short transaction writes to the WAL: some six pages.
 _TRANSACTION_BYTES = 24 * 1024
@@ -128,6 +128,7 @@ class Rows:
         self._highest_client = self._highest_epoch = 0
         # The next transaction is the first since the WAL was written back: in full, or in part?
         self._written_back: bool | None = None
+        self._has_stamps = True
         self._wal_bytes = 0  # about
         self.long_wal_bytes = 4 * 1024 * 1024  # about, after which it is written back
 
@@ -187,7 +188,7 @@ class Rows:
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
         execute("BEGIN IMMEDIATE")
         try:
-            if self._written_back is not None:
+            if self._written_back is not None and self._has_stamps:
                 if self._written_back:
                     execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
                 self._stamp(0)
@@ -218,17 +219,24 @@ class Rows:
         if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
             self.write_back()
 
-    def write_back(self, *, truncate: bool = False, closing: bool = False) -> None:
+    def write_back(self, *, truncate: bool = False, end_clock: float | None = None) -> None:
         """Write the WAL back into the file, as far as no reader is in the way.
 
         With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
-        *closing*: nothing is written later.
+        *end_clock* is where the clock of the file stands at the end, if nothing is written later.
         Whatever goes wrong is tried again next time.  The file is sealed before with a stamp that
-        no earlier backup has; see `sqlite_file._check_wal`.
+        no earlier backup has; see `sqlite_file._wal_belongs`.
         """
         self._wal_bytes = 0
-        with suppress(*SQLITE_ERRORS), self.transaction():
-            self._stamp(2 if closing else 1)
+        try:
+            with self.transaction():
+                self._stamp(1 if end_clock is None else 2)
+                if end_clock is not None:
+                    self.connection.execute("UPDATE heads SET clock = ?", (end_clock,))
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                return
+            self._has_stamps = False  # damaged: no reason to keep nothing
         self._written_back = False
         with suppress(*SQLITE_ERRORS):
             busy, in_wal, written = self.connection.execute(
