@@ -18,7 +18,7 @@ from multichat.config import ReplayLimits, ServerConfig
 from multichat.errors import JournalFailed
 from multichat.history import show_history
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal
-from multichat.journal.sqlite_file import MIGRATIONS
+from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.harmless import is_harmless, is_one_harmless_line

@@ -28,8 +28,9 @@ from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Moment
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_deletion import Deletions
-from multichat.journal.sqlite_file import APPLICATION_ID, MIGRATIONS, open_file, open_for_reading
+from multichat.journal.sqlite_file import open_file, open_for_reading
 from multichat.journal.sqlite_rows import Rows, read_runs_backwards
+from multichat.journal.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 
 from .support.disks import mounted

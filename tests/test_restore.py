@@ -19,7 +19,8 @@ from multichat.ids import message_id
 from multichat.journal import RoomJournal
 from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import SqliteJournal, SqliteLimits
-from multichat.journal.sqlite_file import MIGRATIONS, open_file
+from multichat.journal.sqlite_file import open_file
+from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import ScriptedClient
 
 from .support.journals import running, say, texts_of

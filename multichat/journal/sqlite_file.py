@@ -1,4 +1,4 @@
-"""The file of a SQLite journal: its tables, how it is opened, and how its versions follow.
+"""The file of a SQLite journal: how it is opened, and whether it is one of ours.
 
 Owns what is asked of a file before anything is written to it.  One that is not ours, is damaged as
 far as that can be seen at once, is in use or is newer than we are is refused with one line, and
@@ -22,12 +22,20 @@ from typing import Any, NamedTuple
 from multichat.errors import JournalFailed
 from multichat.framing import clean
 from multichat.journal.file_lock import FileLock, is_locked
+from multichat.journal.sqlite_schema import (
+    APPLICATION_ID,
+    EPOCHS_VERSION,
+    MIGRATIONS,
+    compare_schemas,
+    expected_schema,
+    migrate,
+    read_plain_indexes,
+    read_schema,
+)
 
 __all__ = [
-    "APPLICATION_ID",
     "DISK_FAILS",
     "DISK_FULL",
-    "MIGRATIONS",
     "SQLITE_ERRORS",
     "DamagedRow",
     "OpenFile",
@@ -41,92 +49,9 @@ __all__ = [
     "typed",
 ]
 
-# In the header of the file, where `file` and others look for whose it is: "mchj".
-APPLICATION_ID = 0x6D63686A
-
 # Somebody else's look into the file, or a copy that is being made, is over by then; what waits
 # longer is tried again by the journal itself.
 BUSY_SECONDS = 0.25
-
-# Each makes of a file of the version that is its place in this list, from 0, one of the next.  What
-# is here once released is never changed: files that were made by it exist.
-MIGRATIONS: tuple[Sequence[str], ...] = (
-    (
-        # One row: the highest number that a client may have, the highest epoch that a room had.
-        "CREATE TABLE heads (clients_ever INTEGER NOT NULL, last_epoch INTEGER NOT NULL)",
-        "INSERT INTO heads VALUES (0, 0)",
-        # `seq` is that of the last run: the room in which nothing was said for longest goes first.
-        """CREATE TABLE rooms (
-            id INTEGER PRIMARY KEY,
-            name TEXT NOT NULL UNIQUE,
-            epoch TEXT NOT NULL UNIQUE,
-            first INTEGER NOT NULL,
-            next INTEGER NOT NULL,
-            seq INTEGER NOT NULL
-        )""",
-        # `seq` is the order over all rooms.  The text is last, so that what is long is not read by
-        # those who want to know how much there is.
-        """CREATE TABLE runs (
-            seq INTEGER PRIMARY KEY,
-            room INTEGER NOT NULL,
-            first INTEGER NOT NULL,
-            messages INTEGER NOT NULL,
-            bytes INTEGER NOT NULL,
-            time TEXT NOT NULL,
-            shown TEXT NOT NULL,
-            client INTEGER NOT NULL,
-            name TEXT NOT NULL,
-            act INTEGER NOT NULL,
-            text TEXT NOT NULL
-        )""",
-        "CREATE UNIQUE INDEX runs_by_number ON runs (room, first)",
-        """CREATE TABLE sessions (
-            digest BLOB PRIMARY KEY,
-            client INTEGER NOT NULL,
-            name TEXT NOT NULL,
-            room TEXT NOT NULL,
-            seen REAL NOT NULL
-        ) WITHOUT ROWID""",
-        "CREATE INDEX sessions_by_seen ON sessions (seen)",
-        # One row for each run that was said with nonces: a JSON array of them, null for none.
-        """CREATE TABLE nonces (
-            seq INTEGER PRIMARY KEY,
-            client INTEGER NOT NULL,
-            count INTEGER NOT NULL,
-            epoch TEXT NOT NULL,
-            first INTEGER NOT NULL,
-            nonces TEXT NOT NULL
-        )""",
-        "CREATE INDEX nonces_by_client ON nonces (client, seq)",
-    ),
-    (
-        # For how many seconds servers have run with this file: the age of a session is counted in
-        # these, because the system's clock may be set.
-        "ALTER TABLE heads ADD COLUMN clock REAL NOT NULL DEFAULT 0.0",
-        "UPDATE sessions SET seen = 0",  # seconds since 1970 until now
-        "CREATE INDEX sessions_by_client ON sessions (client)",
-        # Of each nonce four bytes: the CRC-32 of what was said with it.  Nothing for older ones.
-        "ALTER TABLE nonces ADD COLUMN checks BLOB NOT NULL DEFAULT x''",
-        # Each server gives a room a new epoch with its first message there; `next` is the number of
-        # that message.
-        """CREATE TABLE epochs (
-            room INTEGER NOT NULL,
-            next INTEGER NOT NULL,
-            epoch TEXT NOT NULL UNIQUE,
-            PRIMARY KEY (room, next)
-        ) WITHOUT ROWID""",
-        # By these it is known which WAL belongs to the file, and whether it has one: `sealed` is 1
-        # for a stamp before the WAL is written back, 2 where the server ends after that, else 0.
-        """CREATE TABLE stamps (
-            id INTEGER PRIMARY KEY,
-            stamp TEXT NOT NULL,
-            sealed INTEGER NOT NULL
-        )""",
-        "INSERT INTO stamps VALUES (1, '', 2)",
-    ),
-)
-
-_EPOCHS_VERSION = 2  # from which on there is a table of epochs
 
 DISK_FULL = "the disk is full"
 DISK_FAILS = "the disk fails"
@@ -268,7 +193,7 @@ def open_file(
         real = _resolved(path)  # two names of one file have one lock
         exists = _exists(path, real, writing=True)
         if exists:
-            _look_from_afar(path, real, migrations)
+            _inspect_unlocked(path, real, migrations)
         with _failing(f"{real}-lock"):
             lock = FileLock(path, real)
         try:
@@ -288,7 +213,7 @@ def open_file(
                 has_lost_wal = False
                 with suppress(*SQLITE_ERRORS):  # damaged: no reason not to start
                     has_lost_wal = exists and not had_wal and _stamps(connection)[-1].sealed == 1
-                _migrate(connection, migrations)
+                migrate(connection, migrations)
                 lock.watch(path, _wal_of(real))
             except BaseException:
                 connection.close()
@@ -299,8 +224,8 @@ def open_file(
     return OpenFile(connection, lock, has_lost_wal)
 
 
-def _look_from_afar(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
-    """Inspect the file without so much as a lock: beside somebody else's we lay none of ours."""
+def _inspect_unlocked(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
+    """Inspect the file without a lock: beside another program's file no lock file is made."""
     try:
         _inspect(path, real, "ro&immutable=1", migrations, beginning=True)
     except JournalFailed as failure:
@@ -348,7 +273,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
                 ) from cause
         connection = connect(real, mode)
         [version] = connection.execute("PRAGMA user_version").fetchone()
-        if version < _EPOCHS_VERSION:  # and not ours to change: each room has one epoch
+        if version < EPOCHS_VERSION:  # and not ours to change: each room has one epoch
             connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute("CREATE TEMP TABLE epochs (room, next, epoch)")
         return connection
@@ -502,8 +427,8 @@ def _inspect(
         [version] = connection.execute("PRAGMA user_version").fetchone()
         [pages] = connection.execute("PRAGMA page_count").fetchone()
         [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
-        schema = _schema(connection)
-        plain = {name for (name,) in connection.execute(_PLAIN_INDEXES)}
+        schema = read_schema(connection)
+        plain = read_plain_indexes(connection)
     if not tables and application in (0, APPLICATION_ID):
         # A server may have ended, or be, between making the file and its tables.
         if not beginning:
@@ -513,51 +438,12 @@ def _inspect(
     if version > len(migrations):
         reason = f"made by a newer multichat: version {version}, this one knows {len(migrations)}"
         raise JournalFailed(path, reason)
-    if tables and (fault := _compare(schema, _expected_schema(migrations[:version]), plain)):
+    if tables and (fault := compare_schemas(schema, expected_schema(migrations[:version]), plain)):
         raise JournalFailed(path, fault)
     # A page that is cut in two; of the others SQLite itself says that they are missing.  Where
     # there is a WAL, what is missing may be in there.
     if not _bytes_beside(real, "-wal") and real.stat().st_size < pages * page_bytes:
         raise JournalFailed(path, _DAMAGED)
-
-
-# SQLite's own tables, as `ANALYZE` makes them, are left out.
-_SCHEMA = """
-    SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql NOT NULL
-    AND NOT (type = 'table' AND name LIKE 'sqlite\\_%' ESCAPE '\\')
-"""
-# They change nothing but the speed of queries.  A unique index can reject messages; expressions and
-# the condition of a partial index are evaluated for each message.
-_PLAIN_INDEXES = """
-    SELECT s.name FROM sqlite_master AS s JOIN pragma_index_list(s.tbl_name) AS i USING (name)
-    WHERE s.type = 'index' AND NOT i."unique" AND NOT i.partial
-    AND NOT EXISTS (SELECT 1 FROM pragma_index_info(s.name) AS c WHERE c.cid = -2)
-"""
-
-
-def _schema(connection: sqlite3.Connection) -> set[tuple[Any, ...]]:
-    """Return what the file defines: type, name, table and SQL of each."""
-    return set(connection.execute(_SCHEMA))
-
-
-def _compare(found: set[tuple[Any, ...]], expected: set[tuple[Any, ...]], plain: set[Any]) -> str:
-    """Say what is wrong with a schema; empty if nothing is.  Additional *plain* indexes are not."""
-    for kind, name, *_ in sorted(expected - found, reverse=True):
-        return f"its {kind} {name} is missing or changed"
-    for kind, name, *_ in found - expected:
-        if kind != "index" or name not in plain:
-            article = "an" if kind == "index" else "a"
-            thing = clean(f"{article} {kind} {name}")[: _SHOWN_CHARACTERS // 2]
-            return f"it has {thing} that multichat did not make; drop it"
-    return ""
-
-
-def _expected_schema(migrations: Sequence[Sequence[str]]) -> set[tuple[Any, ...]]:
-    with closing(sqlite3.connect(":memory:")) as connection:
-        for statements in migrations:
-            for statement in statements:
-                connection.execute(statement)
-        return _schema(connection)
 
 
 def _create(real: Path) -> None:
@@ -588,20 +474,3 @@ def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
         connection.execute("PRAGMA fullfsync=1")
     connection.execute("PRAGMA checkpoint_fullfsync=1")
     connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Rows.write_back`
-
-
-def _migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
-    """Bring the tables to our version: each step is done whole or not at all."""
-    [version] = connection.execute("PRAGMA user_version").fetchone()
-    for number, statements in enumerate(migrations[version:], version + 1):
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            for statement in statements:
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={number}")
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(*SQLITE_ERRORS):
-                connection.execute("ROLLBACK")
-            raise
