@@ -278,6 +278,8 @@ class Console:
         for part in parts:
             self._piped.note_read(part)
             if isinstance(part, LineTooLong):
+                await self._send(chat, lines)
+                lines = []
                 self._piped.note_sent(1)
                 self._log.line("STATE", str(part), logging.WARNING)
                 continue
@@ -295,6 +297,7 @@ class Console:
                 if not chat.connected and chat.unaccepted:
                     self._show_status(chat)
                     self._log.line("STATE", LEAVES_WHEN_SENT)
+                self._piped.discard_rest()
                 return False
         await self._send(chat, lines)
         return True
@@ -302,18 +305,27 @@ class Console:
     async def _send(self, chat: Chat, lines: list[str]) -> None:
         run = "\n".join(lines)
         if self._is_piped and chat.welcome is not None and may_be_disguised(run):
-            count = len(lines)
-            lines, run = await _without_disguised(lines)
-            self._piped.note_sent(count - len(lines))
+            meant = await _without_disguised(lines)
+            # In their order: `Piped` counts them.
+            for is_said, some in groupby(lines, lambda line: meant[line] is not None):
+                part = list(some)
+                if is_said:
+                    await self._send_run(chat, part, "\n".join(meant[line] or "" for line in part))
+                else:
+                    self._piped.note_sent(len(part))
+        elif lines:
+            await self._send_run(chat, lines, run)
+
+    async def _send_run(self, chat: Chat, lines: list[str], run: str) -> None:
+        """Send *run*, which is what is meant by *lines*, and log these."""
         self._sending = len(lines)
-        if lines:
-            await self._piped.send(run, chat.send)
-            if chat.goodbye is None:
-                self._sending = 0
-            self._sent += len(lines)
-            if shown := [line for line in lines if read_password(line) is None]:
-                self._log.lines("TX", "\n".join(shown))
-            await self._wait_for_output()
+        await self._piped.send(run, chat.send)
+        if chat.goodbye is None:
+            self._sending = 0
+        self._sent += len(lines)
+        if shown := [line for line in lines if read_password(line) is None]:
+            self._log.lines("TX", "\n".join(shown))
+        await self._wait_for_output()
 
     def _show_status(self, chat: Chat) -> None:
         if not chat.connected:
@@ -345,19 +357,18 @@ class Console:
             raise OutputLost((failure.strerror or "").lower())
 
 
-async def _without_disguised(lines: list[str]) -> tuple[list[str], str]:
-    """Return *lines* without disguised commands, and what to send for them.
+async def _without_disguised(lines: list[str]) -> dict[str, str | None]:
+    """Return what to send for each of *lines*: None for a disguised command.
 
-    A notice tells of what was left out.
+    A notice tells of those.
     """
-    sent = {line: say_unless_command(line) for line in lines}
-    left_out = [line for line in lines if sent[line] is None]
+    meant = {line: say_unless_command(line) for line in lines}
+    left_out = [line for line in lines if meant[line] is None]
     if left_out:
         reason = why_not_said(disguised_command(left_out[0]) or left_out[0])
         more = f"{len(left_out)} lines not said, the first: " if len(left_out) > 1 else ""
         await notify(f"{more}{reason}")
-    said = [line for line in lines if sent[line] is not None]
-    return said, "\n".join(filter(None, map(sent.get, said)))
+    return meant
 
 
 def waiting_for_server(error: ConnectFailed) -> str:

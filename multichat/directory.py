@@ -11,6 +11,7 @@ Invariants:
 3. A room is there while somebody is in it: an empty one costs nothing but what its journal keeps.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -78,7 +79,7 @@ _MAX_SOUGHT_CHARACTERS = 128
 # while they are told so.
 _LEAVING_PART = 1 / 8
 
-# How often the operator is told of a disk that is full, and goes on being.
+# How often a fault of the journal that goes on is logged.
 _TELL_NOT_KEPT_SECONDS = 60.0
 
 
@@ -126,7 +127,7 @@ class Directory:
         self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = NewRooms(config.max_new_rooms)
-        self._not_kept_at = -_TELL_NOT_KEPT_SECONDS
+        self._not_kept_at: dict[str, float] = {}  # when each fault of the journal was logged last
 
     @property
     def members(self) -> list[Member]:
@@ -327,15 +328,15 @@ class Directory:
     def _closing_goodbye(self) -> Goodbye:
         return Goodbye.of("shutdown", self.closed)
 
-    def note_not_kept(self, error: NotKept) -> None:
-        """Tell the operator, now and then, that nothing can be said."""
+    def note_not_kept(self, error: NotKept, what: str = "The journal keeps nothing") -> None:
+        """Log now and then *what* the journal does not do, and why."""
         now = trio.current_time()
-        if now - self._not_kept_at >= _TELL_NOT_KEPT_SECONDS:
-            self._not_kept_at = now
-            self._log.line("STATE", f"The journal keeps nothing: {error.reason}", ERROR)
+        if now - self._not_kept_at.get(what, -math.inf) >= _TELL_NOT_KEPT_SECONDS:
+            self._not_kept_at[what] = now
+            self._log.line("STATE", f"{what}: {error.reason}", ERROR)
 
     def note_not_resumed(self, error: NotKept) -> None:
-        """Tell the operator that a session cannot be resumed, and why."""
+        """Log that a session cannot be resumed, and why."""
         self._log.line("STATE", f"A session cannot be resumed: {error.reason}", ERROR)
 
     def give_session(self, member: Member) -> str:

@@ -78,14 +78,12 @@ async def send(
             if not_named is not None:
                 await notify(f"{not_named}; speaking as {chat.name}")
         piped = Piped(chat)
-        try:
+        with piped.explaining():
             if text is not None:
                 await chat.say(text)
             else:
                 await _send_input(input_fd, piped, lambda run: chat.say(*run.split("\n")))
             await chat.finish()
-        except ConnectionLost as error:
-            raise piped.explain(error) from None
         if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
         if errors:
@@ -221,11 +219,9 @@ def _event(line: str) -> object:
 
 async def _pass_input(chat: Chat, piped: Piped, fd: int, welcomed: trio.Event) -> None:
     await welcomed.wait()
-    try:
+    with piped.explaining():
         await _send_input(fd, piped, chat.send)
         await chat.finish(end_line=JSON.spell_request(Quit()))
-    except ConnectionLost as error:
-        raise piped.explain(error) from None
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -4,7 +4,8 @@ Lines are counted from 1 on as they are read, without empty ones.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from multichat.chat import Chat
@@ -61,6 +62,10 @@ class Piped:
             if nonce is not None:
                 self._unaccepted.append((number, nonce))
 
+    def discard_rest(self) -> None:
+        """Note that what was read and not sent is not meant to be."""
+        self.read = self.sent
+
     def describe(self) -> str:
         """Say how many lines were not accepted and which is the first; nothing if all were."""
         chat = self._chat
@@ -80,3 +85,11 @@ class Piped:
     def explain(self, error: ConnectionLost) -> ConnectionLost:
         """Return *error* with what `describe` says."""
         return ConnectionLost("; ".join(filter(None, (error.reason, self.describe()))))
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Raise a `ConnectionLost` of the block with what `describe` says."""
+        try:
+            yield
+        except ConnectionLost as error:
+            raise self.explain(error) from None

@@ -108,7 +108,8 @@ class Taken:
             try:
                 await self._keeping.wait()
             except NotKept:
-                return False
+                if self.epoch:
+                    return False
             self._keeping = None
         if self._told is not None:
             await self._told.wait()
@@ -132,8 +133,8 @@ class Taken:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is known that they are not kept."""
-        return self._keeping is not None and self._keeping.failed
+        """Whether it is known that they are not kept, and so were not said."""
+        return bool(self.epoch) and self._keeping is not None and self._keeping.failed
 
     def check_of(self, message: int) -> bytes:
         """Return the check of the message of that number among them; empty if it is not known."""
@@ -192,7 +193,7 @@ class Resumable:
             start = max(0, len(nonces) - MAX_UNACCEPTED)
             places = zip(repeat(taken), range(start, len(nonces)), strict=False)
             window.update(zip(nonces[start:], places, strict=False))  # type: ignore[arg-type]
-        newest = nonces[-MAX_UNACCEPTED:] if MAX_UNACCEPTED else ()
+        newest = nonces[-MAX_UNACCEPTED:]
         self._longest = max((self._longest, *map(sys.getsizeof, newest)))
         while len(window) > MAX_UNACCEPTED:
             del window[next(iter(window))]
@@ -397,6 +398,18 @@ class Resumables:
         """Do as `Resumable.take`; *one* may have disconnected meanwhile."""
         one.take(nonces, taken)
         self._count(one)
+
+    async def take_private(self, one: Resumable, nonce: Nonce, check: bytes) -> None:
+        """Note that *one* has sent a private message with *nonce*; return when the journal has it.
+
+        Raises `NotKept`: then the nonce is known for as long as the session is in memory.
+        """
+        keeping = self._journal.keep_nonce(one.client, nonce, check)
+        taken = Taken(checks=check, keeping=keeping)
+        self.take(one, (nonce,), taken)
+        if keeping is not None:
+            await keeping.wait()
+            taken.settle()
 
     def _add_away(self, one: Resumable) -> None:
         self._away[one.digest] = one

@@ -534,7 +534,8 @@ class Room:
         self.lag(member, position)
         if member.lag is not None and member.resumable is not None:
             journal = self._journal
-            ends = {**journal.earlier, journal.epoch: journal.next}
+            # What is not told yet is noted when it is.
+            ends = {**journal.earlier, journal.epoch: self._told}
             for number in member.resumable.numbers(ends):
                 member.lag.note_own(number, number + 1)
 

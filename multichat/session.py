@@ -319,6 +319,8 @@ class Session:
                 try:
                     await self._do(request)
                 except RemoteProtocolError as error:
+                    if isinstance(error, NotKept):
+                        self._directory.note_not_kept(error)
                     nonce = getattr(request, "nonce", None)
                     await self._answer(Invalid.because(error, nonce).error)
 
@@ -350,7 +352,13 @@ class Session:
                 await self._mailbox.put(directory.room_list.encode(me.voice, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
                 self._speech.require_room(room)
-                await self._answer(await me.room.history(limit, before, nonce))
+                try:
+                    page = await me.room.history(limit, before, nonce)
+                except NotKept as error:
+                    self._directory.note_not_kept(error, "History cannot be read")
+                    await self._answer(Invalid.because(error, nonce).error)
+                else:
+                    await self._answer(page)
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
             case Help(nonce=nonce):

@@ -255,10 +255,14 @@ class Speech:
         if self._filters:
             text = await self._filtered(Directed(client=me.client, name=me.name, text=text))
         await directory.direct(me, recipient, text)
-        if nonce is not None:
-            if me.resumable is not None:
-                directory.resumables.take(me.resumable, (nonce,), Taken(checks=check))
-            await self._answer(Accepted(nonce=nonce))
+        if nonce is None:
+            return
+        if me.resumable is not None:
+            try:
+                await directory.resumables.take_private(me.resumable, nonce, check)
+            except NotKept as error:  # the message has been delivered all the same
+                directory.note_not_kept(error)
+        await self._answer(Accepted(nonce=nonce))
 
     async def _answer(self, *events: Event) -> None:
         """Tell this client alone, who is not read while its send queue is full."""

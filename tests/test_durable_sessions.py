@@ -84,6 +84,38 @@ async def test_no_client_is_forgotten_though_memory_has_room_for_one(
             assert await reader.history() == [f"{number}" for number in range(0, CLIENTS, 3)]
 
 
+@pytest.mark.parametrize(
+    "end", [signal.SIGTERM, signal.SIGKILL, None], ids=["ended", "killed", "evicted"]
+)
+async def test_a_private_message_that_is_sent_again_is_delivered_once(
+    end: signal.Signals | None, tmp_path: Path
+) -> None:
+    message = {"to": "bob", "text": "psst", "nonce": 1}
+    async with AsyncExitStack() as stack:
+        one = await stack.enter_async_context(server(tmp_path, "--max-sessions", "1"))
+        bob = await stack.enter_async_context(program(one, name="bob"))
+        async with program(one) as alice:
+            accepted = await alice.ask("direct", **message)
+            assert (await bob.hear("direct"))["text"] == "psst"
+        if end is not None:
+            one.signal(end)
+            await one.wait()
+            one = await stack.enter_async_context(server(tmp_path))
+            session = bob.welcome["session"]
+            bob = await stack.enter_async_context(program(one, session=session))
+        else:
+            for _ in range(3):
+                async with program(one):
+                    pass
+        async with program(one, session=alice.welcome["session"]) as again:
+            assert again.welcome["resumed"]
+            assert await again.ask("direct", **message) == accepted
+            changed = await again.ask("direct", to="bob", text="another", nonce=1)
+            assert changed["code"] == "nonce-reused"
+            await again.ask("direct", to="bob", text="the next", nonce=2)
+        assert (await bob.hear("direct"))["text"] == "the next"
+
+
 async def test_a_client_that_quit_is_forgotten_for_good(tmp_path: Path) -> None:
     async with (
         server(tmp_path, "--max-sessions", "1") as one,

@@ -158,7 +158,7 @@ async def test_clients_of_a_server_that_is_gone_end(heir: str, tmp_path: Path) -
 
 
 async def test_a_server_that_is_back_in_time_gets_everything(tmp_path: Path) -> None:
-    journal = ("--journal", str(tmp_path / "chat.db"))
+    journal = ("--journal", str(tmp_path / "chat.db"), "--log-rate", "0")
     async with AsyncExitStack() as stack, serve(tmp_path, *journal) as server:
         where = {"host": LOOPBACK, "port": server.port, "seconds": 60.0}
         async with (

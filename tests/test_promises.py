@@ -23,6 +23,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the same, to a session": (
         "test_durable_sessions::test_after_a_kill_a_client_is_in_the_room_in_which_its_message_was_accepted",
         "test_durable_sessions::test_no_client_is_forgotten_though_memory_has_room_for_one",
+        "test_durable_sessions::test_a_private_message_that_is_sent_again_is_delivered_once",
     ),
     "the machine loses power": (
         "test_journal_sqlite::test_a_wal_cut_anywhere_is_whole_up_to_there",

@@ -23,7 +23,7 @@ from multichat.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidRun
 from multichat.resume import Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
-from .support.journals import running, tidy
+from .support.journals import HeldJournal, HeldRoom, running, tidy
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -819,6 +819,44 @@ async def test_what_a_client_said_before_a_restart_is_not_counted_as_missed(
         alice = await again(network, alice, since=seen)
         assert await alice.hear() == {"type": "missed", "count": 59 - 10}
         assert await alice.texts(10) == [f"b{n}" for n in range(50, 60)]
+
+
+class PendingRoom(HeldRoom):
+    """A room of which *keeping*, where it is set, says when what is appended is kept."""
+
+    keeping: Keeping | None = None
+
+    def append(
+        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> Keeping | None:
+        return super().append(said, nonces, checks) or self.keeping
+
+
+class PendingJournal(HeldJournal):
+    kind = PendingRoom
+
+
+async def test_a_message_that_is_told_while_its_client_resumes_counts_as_its_own_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    journal = PendingJournal()
+    async with memory_server(NO_RING, journal=journal) as network:
+        alice, bob = [await program(network, name=name) for name in ("alice", "bob")]
+        await bob.say("0", "1", "2", "3", "4")
+        seen = (await alice.hear_until("said"))[-1]["id"]
+        room = journal.held["lobby"]
+        assert isinstance(room, PendingRoom)
+        room.keeping = Keeping()
+        await alice.send(type="say", text="mine", nonce=1)
+        await trio.testing.wait_all_tasks_blocked()
+        room.hold()
+        alice = await again(network, alice, since=seen)
+        room.keeping.resolve()
+        await trio.testing.wait_all_tasks_blocked()
+        [behind] = [each.behind for each in network.server.members if each.name == "alice"]
+        assert behind == 4
+        room.release()
+        assert await alice.texts(4) == ["1", "2", "3", "4"]
 
 
 async def test_beyond_the_nonces_of_a_session_the_count_of_missed_messages_is_an_upper_bound(

@@ -14,7 +14,9 @@ from trio.testing import MockClock
 
 from multichat import ClientTimeouts, ConnectionLost, errands, open_chat
 from multichat.client import Endpoint
-from multichat.connection import Standstill
+from multichat.connection import MAX_LINE_BYTES, Standstill
+from multichat.console import Console
+from multichat.log import open_log
 from multichat.messages import MAX_UNACCEPTED
 from multichat.testing import ScriptedClient
 
@@ -206,3 +208,42 @@ async def test_time_in_which_the_process_did_not_run_does_not_count(mock_clock: 
     mock_clock.jump(3600)  # stopped, or asleep
     assert standstill.watch("a", at_most=1) == 3
     assert standstill.watch("b", at_most=1) == 0
+
+
+SAID, LEFT_OUT, LONG = "said", " /msg bob x", "x" * (MAX_LINE_BYTES + 1)
+
+
+@pytest.mark.parametrize("accepted", [0, 1])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [SAID, SAID, LEFT_OUT, "", LEFT_OUT],
+        [LEFT_OUT, SAID, LEFT_OUT, SAID],
+        [SAID, LEFT_OUT, LEFT_OUT, SAID, SAID],
+        [SAID, LONG, SAID],
+        [LONG, SAID, SAID],
+        [SAID, SAID, "/status", SAID],
+        [SAID, SAID, "/quit", SAID, SAID],
+    ],
+    ids=["1", "2", "3", "too long", "too long first", "status", "quit"],
+)
+async def test_connect_in_a_pipe_says_which_line_was_the_first_that_was_not_accepted(
+    lines: list[str], accepted: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "input"
+    path.write_text("".join(f"{line}\n" for line in lines))
+    counted = [line for line in lines if line]
+    if "/quit" in counted:
+        del counted[counted.index("/quit") :]
+    rest = [number for number, line in enumerate(counted, 1) if line == SAID][accepted:]
+    timeouts = ClientTimeouts(progress=SECONDS)
+    async with scripted(timeouts, accepted=accepted) as endpoint:
+        with (
+            path.open("rb") as file,
+            (tmp_path / "log").open("wb") as out,
+            open_log(out.fileno()) as writer,
+            pytest.raises(ConnectionLost) as caught,
+        ):
+            await Console(endpoint, writer=writer, input_fd=file.fileno()).run()
+    were = "1 line was" if len(rest) == 1 else f"{len(rest)} lines were"
+    assert f"; {were} not accepted, the first is line {rest[0]} of" in str(caught.value)

@@ -95,7 +95,7 @@ class KeptNonce(NamedTuple):
     """A nonce, and the id of the message that was said with it: its *epoch* and *number*.
 
     *room* is that message's, folded, and *check* the four bytes that were appended with it; both
-    are empty where they are not known.
+    are empty where they are not known.  *epoch* and *room* of a private message are empty.
     """
 
     nonce: Nonce
@@ -231,6 +231,13 @@ class Journal(ABC):
     @abstractmethod
     def forget_session(self, digest: bytes) -> None:
         """Forget a session, if it is there, and the nonces of its client."""
+
+    @abstractmethod
+    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+        """Keep that *client* sent a private message with *nonce*; of its text only the *check*.
+
+        Returns None if there is nothing to wait for.  What goes wrong shows in what is returned.
+        """
 
     @abstractmethod
     async def session(self, digest: bytes) -> KeptSession | None:

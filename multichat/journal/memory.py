@@ -102,6 +102,10 @@ class MemoryJournal(Journal):
     def forget_session(self, digest: bytes) -> None:
         """Do nothing."""
 
+    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+        """Return None."""
+        return None
+
     async def session(self, digest: bytes) -> KeptSession | None:
         """Return None."""
         return None

@@ -56,6 +56,7 @@ from multichat.journal.sqlite_file import (
 )
 from multichat.journal.sqlite_jobs import (
     Job,
+    NonceJob,
     NumbersJob,
     SaidJob,
     SessionJob,
@@ -250,7 +251,7 @@ class SqliteJournal(Journal):
                 del self._sessions[job.digest]
                 self._replaceable.discard(job.digest)
         for job in jobs:
-            if isinstance(job, SaidJob | NumbersJob):
+            if not isinstance(job, SessionJob):
                 job.keeping.resolve(refused.get(subject_of(job), ""))
         for part, failure in refused.items():
             if not isinstance(part, SqliteRoom):
@@ -279,7 +280,7 @@ class SqliteJournal(Journal):
         self._sessions = {job.digest: job for job in sessions}
         self._waiting += sessions
         for job in jobs:
-            if isinstance(job, SaidJob | NumbersJob):
+            if not isinstance(job, SessionJob):
                 job.keeping.resolve(failure)
 
     async def _tidy(self) -> bool:
@@ -448,6 +449,16 @@ class SqliteJournal(Journal):
     def forget_session(self, digest: bytes) -> None:
         """See `Journal.forget_session`."""
         self._put_session(digest, None)
+
+    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+        """See `Journal.keep_nonce`."""
+        job = NonceJob(client, msgspec.json.encode([nonce]).decode(), check)
+        if self._open:
+            self._replaceable.clear()
+            self._put(job)
+        else:
+            job.keeping.resolve(_CLOSED)
+        return job.keeping
 
     def _put_session(self, digest: bytes, row: SessionRow | None) -> None:
         """Have it written in its turn, but not more often than something is said in between."""

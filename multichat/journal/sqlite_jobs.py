@@ -15,7 +15,7 @@ from multichat.messages import SaidRun
 if TYPE_CHECKING:
     from multichat.journal.sqlite import SqliteRoom
 
-__all__ = ["Job", "NumbersJob", "SaidJob", "SessionJob", "subject_of", "write_jobs"]
+__all__ = ["Job", "NonceJob", "NumbersJob", "SaidJob", "SessionJob", "subject_of", "write_jobs"]
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +41,16 @@ class SessionJob:
 
 
 @dataclass(slots=True, eq=False)
+class NonceJob:
+    """*client* has sent a private message with that nonce, of which *check* is the check."""
+
+    client: int
+    nonce: str
+    check: bytes
+    keeping: Keeping = field(default_factory=Keeping)
+
+
+@dataclass(slots=True, eq=False)
 class NumbersJob:
     """Numbers up to *clients_ever* are somebody's."""
 
@@ -48,16 +58,18 @@ class NumbersJob:
     keeping: Keeping = field(default_factory=Keeping)
 
 
-Job: TypeAlias = SaidJob | SessionJob | NumbersJob
+Job: TypeAlias = SaidJob | SessionJob | NonceJob | NumbersJob
 
 
 def subject_of(job: Job) -> object:
-    """Return what *job* is about: a room, a session, or nothing that a part of the file holds."""
+    """Return what *job* is about: a room, a session, a client; None if all depend on it."""
     match job:
         case SaidJob(room=room):
             return room
         case SessionJob(digest=digest):
             return digest
+        case NonceJob(client=client):
+            return client
     return None
 
 
@@ -97,7 +109,10 @@ def _apply(rows: Rows, jobs: list[Job]) -> None:
             case SaidJob():
                 rows.say(job.room, job.said, job.messages, job.size)
                 if job.nonce_count:
-                    rows.use_nonces(job.said, job.nonces, job.nonce_count, job.checks)
+                    id_ = job.said.client, job.said.epoch, job.said.first
+                    rows.use_nonces(*id_, job.nonces, job.nonce_count, job.checks)
+            case NonceJob():
+                rows.use_nonces(job.client, "", 0, job.nonce, 1, job.check)
             case SessionJob(digest=digest, row=None):
                 rows.forget_session(digest)
             case SessionJob(row=SessionRow() as row):

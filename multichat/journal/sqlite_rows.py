@@ -336,13 +336,17 @@ class Rows:
             execute("DELETE FROM nonces WHERE client = ?", row)
             self._nonce_counts.pop(row[0], None)
 
-    def use_nonces(self, said: SaidRun, nonces: str, count: int, checks: bytes) -> None:
-        """Keep with which *nonces*, *count* of them spelled as JSON, *said* was said."""
-        client = said.client
+    def use_nonces(
+        self, client: int, epoch: str, first: int, nonces: str, count: int, checks: bytes
+    ) -> None:
+        """Keep with which *nonces*, *count* of them spelled as JSON, *client* said a run.
+
+        *epoch* is empty for a private message.
+        """
         self.connection.execute(
             "INSERT INTO nonces (client, count, epoch, first, nonces, checks) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            (client, count, said.epoch, said.first, nonces, checks),
+            (client, count, epoch, first, nonces, checks),
         )
         # Of a client that we have not counted yet, there may be as many as may be.
         counted = self._nonce_counts.get(client, MAX_UNACCEPTED) + count
@@ -533,7 +537,7 @@ def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> lis
             raise DamagedRow from None
         if (
             len(nonces) - nonces.count(None) != count
-            or not EPOCH.fullmatch(epoch)
+            or not (EPOCH.fullmatch(epoch) or epoch == "")
             or len(checks) not in (0, 4 * len(nonces))
         ):
             raise DamagedRow

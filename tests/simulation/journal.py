@@ -293,6 +293,14 @@ class FaultyJournal(Journal):
 
         self.take(apply, lasting=True)
 
+    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+        """Keep it in its turn."""
+
+        def apply(disk: Disk) -> None:
+            disk.nonces.setdefault(client, []).append(KeptNonce(nonce, "", 0, "", check))
+
+        return self.take(apply)
+
     async def session(self, digest: bytes) -> KeptSession | None:
         """Return what is on the disk by the time that all which was taken before is there."""
         asked = trio.current_time()
@@ -426,6 +434,10 @@ class Witness(Journal):
     def forget_session(self, digest: bytes) -> None:
         """Pass it on."""
         self._journal.forget_session(digest)
+
+    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+        """Pass it on."""
+        return self._journal.keep_nonce(client, nonce, check)
 
     async def session(self, digest: bytes) -> KeptSession | None:
         """Pass it on."""

@@ -136,7 +136,9 @@ class HeldRoom(RoomJournal):
 
 
 class HeldJournal(MemoryJournal):
-    """A journal in memory whose rooms are `HeldRoom`s, by name in *held*."""
+    """A journal in memory whose rooms are `HeldRoom`s, of that *kind*, by name in *held*."""
+
+    kind = HeldRoom
 
     def __init__(self, *, max_room_bytes: int = LOTS) -> None:
         super().__init__(max_room_bytes=max_room_bytes)
@@ -147,7 +149,7 @@ class HeldJournal(MemoryJournal):
         room = super().room(name)
         held = self.held.get(name)
         if held is None or held.epoch != room.epoch:
-            held = self.held[name] = HeldRoom(room)
+            held = self.held[name] = self.kind(room)
         return held
 
 
