@@ -1,4 +1,4 @@
-"""The person's side of `multichat connect`: standard input to the chat, the chat to the log.
+"""`multichat connect` without an input line: standard input to the chat, the chat to the log.
 
 Owns what is local to a client: its commands, its log, and when it is time to leave and how that
 is told to the shell.  A terminal and a pipe are read the same way.
@@ -64,19 +64,18 @@ __all__ = [
 
 _READ_BYTES = 64 * 1024
 
-# What may wait for a slow standard output before we stop reading, well below where the log would
-# begin to skip lines: what we were told is not ours to lose.
+# How much may wait for a slow standard output before we stop reading: well below where the log
+# would skip lines, because no message may be lost.
 _UNWRITTEN_BYTES = 2 * 1024 * 1024
 
-# A server that closes its side first may still be reading (`ncat -l </dev/null`): what a pipe
-# has to say is sent as long as more of it comes within this time.
+# A server that closes its side first may still be reading (`ncat -l </dev/null`): the rest of a
+# pipe is sent as long as more of it comes within this time.
 _LAST_INPUT_SECONDS = 1.0
 
-# How long, after a goodbye, what is left of a pipe may take to be read: whoever writes into it had
-# written by then, or was not about to.
+# How long after a goodbye the rest of a pipe is read, to count what was not sent.
 _LEFT_INPUT_SECONDS = 0.25
 
-# What our own client tells.
+# The events that our own client adds to the server's.
 _OURS = (Disconnected, Reconnected)
 
 SPEAKING_TEXT = "The server does not answer in JSON: speaking plain text"
@@ -118,9 +117,9 @@ class Console:
         self._input_over = trio.Event()
         self._log = Log("client")
         self._sent = self._received = 0
-        self._sending = 0  # lines that were read and are not on their way
-        self._turned_away = False  # with a goodbye as the first thing that was said
-        self._is_full = False  # as that goodbye says of the server
+        self._sending = 0  # lines that were read and not sent yet
+        self._turned_away = False  # the server's first event was a goodbye
+        self._is_full = False  # and its code was `full`
         self._connected_at = 0.0
         self._failure: MultichatError | None = None
 
@@ -144,7 +143,7 @@ class Console:
             nursery.cancel_scope.cancel(reason="all is said and written")
 
     async def _watch_output(self) -> None:
-        """End the conversation when nobody can hear it any more."""
+        """End the conversation when the output cannot be written any more."""
         await trio.to_thread.run_sync(self._writer.wait_for_failure, abandon_on_cancel=True)
         self._check_output()
 
@@ -216,14 +215,14 @@ class Console:
                 raise self._piped.explain(ConnectionLost(reason))
             if self._is_full:
                 raise ConnectionLost(chat.goodbye)
-            return  # we have been told, and shown, why
+            return  # the goodbye was shown
         if self._is_piped and isinstance(self._failure, ConnectionLost):
             raise self._piped.explain(self._failure)
         if self._failure is not None:
             raise self._failure
 
     def _is_unsaid(self, chat: Chat) -> bool:
-        """Say, of a conversation that ended with a goodbye, whether lines are known to be lost."""
+        """Return whether lines are known to be lost in a conversation that ended with a goodbye."""
         return bool(self._sending or (self._sent and (self._turned_away or chat.waiting_bytes)))
 
     def _fail(self, error: MultichatError) -> None:
@@ -306,7 +305,7 @@ class Console:
         run = "\n".join(lines)
         if self._is_piped and chat.welcome is not None and may_be_disguised(run):
             meant = await _without_disguised(lines)
-            # In their order: `Piped` counts them.
+            # In the order of the input, by which `Piped` numbers them.
             for is_said, some in groupby(lines, lambda line: meant[line] is not None):
                 part = list(some)
                 if is_said:
@@ -317,7 +316,7 @@ class Console:
             await self._send_run(chat, lines, run)
 
     async def _send_run(self, chat: Chat, lines: list[str], run: str) -> None:
-        """Send *run*, which is what is meant by *lines*, and log these."""
+        """Send *run*, the requests that *lines* stand for, and log the lines."""
         self._sending = len(lines)
         await self._piped.send(run, chat.send)
         if chat.goodbye is None:
@@ -372,14 +371,14 @@ async def _without_disguised(lines: list[str]) -> dict[str, str | None]:
 
 
 def waiting_for_server(error: ConnectFailed) -> str:
-    """Say in one line that we wait for a server that is not there."""
+    """Return the line that says that we wait for a server that is not there."""
     return f"Cannot connect: {error.reason}; waiting for the server"
 
 
 async def try_name(chat: Chat, name: str, seconds: float) -> Refused | None:
     """Ask for *name*; return why it was refused, or None if it was not, or not in *seconds*.
 
-    If the connection is lost meanwhile, whoever receives the events is told.
+    A connection that is lost meanwhile is reported by the events.
     """
     try:
         with trio.move_on_after(seconds):
@@ -392,13 +391,13 @@ async def try_name(chat: Chat, name: str, seconds: float) -> Refused | None:
 
 
 def refused_name(refused: Refused) -> str:
-    """Say in one line why we cannot have the name that we asked for, and what becomes of it."""
+    """Return the line that says why our name was refused, and whether we ask for it again."""
     again = "; asking again when it is free" if refused.code == "name-taken" else ""
     return f"{refused}{again}"
 
 
 def _tag(event: Event) -> str:
-    """Say which tag a line of the log gets: who is there is no message."""
+    """Return the tag of an event's log lines: joins and leaves are no messages."""
     return "STATE" if isinstance(event, STATES) else "RX"
 
 
@@ -407,11 +406,11 @@ def _describe(event: Event) -> list[str]:
 
 
 async def read_input(fd: int) -> AsyncGenerator[list[Part]]:
-    """Yield what each read of *fd* brings, cut into lines, and in the end what has no line end.
+    """Yield the lines of each read of *fd*, and at its end what has no line end.
 
-    Read in a thread: terminals, pipes and files all work so.  A read that is under way when we
+    Reads in a thread, which works for terminals, pipes and files.  A read that is under way when we
     leave is abandoned; its thread does not keep the process.  Raises `InputNotText` for UTF-16,
-    as some programs write it.
+    which some programs write.
     """
     decoder = LineDecoder(MAX_LINE_BYTES)
     first = True

@@ -1,14 +1,14 @@
-"""Everybody who is connected: their numbers and names, and which rooms they are in.
+"""Connected clients, their numbers, names and rooms.
 
-Owns what is unique on the whole server.  All of it changes in functions without `await`, so that
-of two who want one name exactly one gets it.
+Owns what is unique on the whole server.  All of it changes in functions without `await`, so that of
+two clients that want one name exactly one gets it.
 
 Invariants:
 
-1. A client is in exactly one room, and in it from `enter` to `leave`.
-2. No two rooms have names that are the same (`multichat.names.fold_name`); for those of clients see
+1. A client is in exactly one room at a time, from `enter` to `leave`.
+2. No two rooms have the same folded name (`multichat.names.fold_name`); for clients' names see
    `multichat.name_registry`.
-3. A room is there while somebody is in it: an empty one costs nothing but what its journal keeps.
+3. A room exists while somebody is in it: an empty one takes no memory except its journal's.
 """
 
 import math
@@ -70,28 +70,28 @@ from multichat.voices import JSON, TEXT
 
 __all__ = ["Directory"]
 
-# As people call who has no name; and who is not found need not be looked for any longer.
+# How people write the name of an unnamed client; longer names are not searched for.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
 _MAX_SOUGHT_CHARACTERS = 128
 
 
-# Of the memory for clients, what those may still hold that are disconnected because it is full,
-# while they are told so.
+# The part of the clients' memory that may be held by those that are being disconnected because it
+# is full, while their goodbye is written.
 _LEAVING_PART = 1 / 8
 
-# How often a fault of the journal that goes on is logged.
+# How often a lasting fault of the journal is logged.
 _TELL_NOT_KEPT_SECONDS = 60.0
 
 
 class Directory:
     """The members and rooms of one server.
 
-    Any task may call anything; only `broadcast`, `direct`, `tell` and `close` wait.  *start_soon*
-    is for the rooms.  *is_banned* says whether nobody may have that name.  *journal*, which is
-    open, keeps what is said; *resumables* are those who may come back.
+    Any task may call any method; only `broadcast`, `direct`, `tell` and `close` wait.  *start_soon*
+    starts tasks of the rooms.  *is_banned* says whether a name is banned.  *journal*, which is
+    open, keeps the messages; *resumables* is the session store.
 
-    *room_list* is the answer to `rooms`.
-    *budget* is the memory for connected clients: above it, those that hold most are disconnected.
+    *room_list* is the answer to `rooms`.  *budget* is the memory for connected clients: above it,
+    those that hold most are disconnected.
     """
 
     def __init__(
@@ -131,20 +131,20 @@ class Directory:
 
     @property
     def members(self) -> list[Member]:
-        """Who is connected now, in the order of their coming."""
+        """The connected clients, in the order in which they connected."""
         return list(self._members.values())
 
     @property
     def rooms(self) -> list[Room]:
-        """The rooms in which somebody is, in the order of their opening."""
+        """The rooms that have members, in the order in which they were opened."""
         return [room for room in self._rooms.values() if room]
 
     def __len__(self) -> int:
-        """How many are connected now."""
+        """How many clients are connected."""
         return len(self._members)
 
     def find(self, who: str | int) -> Member | None:
-        """Return who has that number, or that name, if there is anybody."""
+        """Return the client with that number or name; None if there is none."""
         if isinstance(who, int):
             return self._members.get(who)
         if len(who) > _MAX_SOUGHT_CHARACTERS:
@@ -168,7 +168,10 @@ class Directory:
         return to.voice.spell(Members(name, [], person_in, nonce=nonce))
 
     def reply(self, member: Member, text: str) -> Direct:
-        """Address *text* to who sent *member* a private message last; raises `InvalidRequest`."""
+        """Address *text* to the sender of *member*'s last private message.
+
+        Raises `InvalidRequest` if there is none.
+        """
         if member.last_sender is None:
             raise InvalidRequest(NO_SENDER)
         return Direct(member.last_sender, text)
@@ -179,10 +182,10 @@ class Directory:
     def _open(self, name: str, *, mover: Member | None = None, resuming: bool = False) -> Room:
         """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
 
-        *mover* leaves its room for it.
+        *mover* is about to leave its room for it.
 
-        The rules for names are for new rooms: one with members or messages, or in which a session
-        that is *resuming* was, may have its name from a time when other names were allowed.
+        The rules for names apply to new rooms: a room with members or messages, or one of a session
+        that is *resuming*, may have a name from a time when the rules were different.
         """
         key = fold_name(name)
         room = self._rooms.get(key)
@@ -226,8 +229,8 @@ class Directory:
     def _check_room_name(self, name: str, *, is_new: bool) -> None:
         """Raise `InvalidName` if *name* can be mistaken for that of another room.
 
-        A room in which something was said before is always opened: else whoever opens one that
-        looks like it would lock the others out of it.
+        A room that has messages is always opened: else opening a lookalike would lock its members
+        out.
         """
         keys = lookalike_keys(name)
         if not set(keys).isdisjoint(lookalike_keys(LOBBY)):
@@ -238,7 +241,7 @@ class Directory:
     def _count_new_room(self, member: Member) -> None:
         """Raise `TooManyRooms` if *member*, or its address, has opened too many new ones."""
         creator = member.origin
-        # Whoever comes through a proxy or a tunnel shares the address of this machine.
+        # All clients behind a proxy or a tunnel share the address of this machine.
         if creator is None or is_loopback(creator.partition("/")[0]):
             creator = f"client {member.client}"
         if seconds := self._new_rooms.take(creator, trio.current_time()):
@@ -247,9 +250,7 @@ class Directory:
     def _close_if_empty(self, room: Room) -> None:
         if room or self._rooms.get(fold_name(room.name)) is not room:
             return
-        if (
-            room.busy and not self.closed
-        ):  # who comes next finds it as it is: what is on its way is not told yet
+        if room.busy and not self.closed:  # a message on its way is not delivered yet
             self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[fold_name(room.name)]
@@ -261,7 +262,7 @@ class Directory:
         self._close_if_empty(room)
 
     def enter(self, member: Member) -> None:
-        """Let *member* in, to its room.  A closed server sends it away."""
+        """Let *member* into the lobby.  A closed server disconnects it."""
         self._members[member.client] = member
         member.log = self._log_rates.open(member.client, member.origin)
         self._join(member, self._open(LOBBY))
@@ -280,9 +281,10 @@ class Directory:
     ) -> None:
         """Take *member* out at once.  Idempotent.
 
-        *reason* is for the others and the log, and empty if it was the member's own wish.  What
-        waits in the mailbox, and then *last_words*, may still be written.  Unless it leaves *for
-        good*, one who was given a session may come back with it; where it is *taken over*, one has.
+        *reason* is for the others and the log, and empty if the member asked to leave.  What waits
+        in the mailbox, and then *last_words*, may still be written.  Its session, if it has one,
+        ends if it leaves *for good*, and is in use already if it was *taken over*; otherwise the
+        client may resume it.
         """
         if self._members.get(member.client) is not member:
             return
@@ -329,7 +331,7 @@ class Directory:
         return Goodbye.of("shutdown", self.closed)
 
     def note_not_kept(self, error: NotKept, what: str = "The journal keeps nothing") -> None:
-        """Log now and then *what* the journal does not do, and why."""
+        """Log *what* the journal does not do, and why; at most once a minute."""
         now = trio.current_time()
         if now - self._not_kept_at.get(what, -math.inf) >= _TELL_NOT_KEPT_SECONDS:
             self._not_kept_at[what] = now
@@ -340,17 +342,18 @@ class Directory:
         self._log.line("STATE", f"A session cannot be resumed: {error.reason}", ERROR)
 
     def give_session(self, member: Member) -> str:
-        """Let *member* come back, should it lose its connection; return the token for that."""
+        """Give *member* a session, which it can resume; return the token."""
         token, member.resumable = self.resumables.issue(
             member.client, self._names.name_of(member), member.room.name
         )
         return token
 
     def resume(self, member: Member, resumable: Resumable) -> list[RemoteProtocolError]:
-        """Have *member*, who has just come, be who has that session: number, name and room.
+        """Resume a session on *member*, a new connection: its number, name and room.
 
-        Whoever is that now has to go, and nobody is told.  Returns what it cannot have any more: if
-        that is its room, see `Member.refused_room`.
+        A connection that still has the session is replaced; the others are not told.  Returns an
+        error for its name or its room, if it cannot have it back; for the room see
+        `Member.refused_room`.
         """
         refused: list[RemoteProtocolError] = []
         name, room_name, old = resumable.name, resumable.room, self._members.get(resumable.client)
@@ -391,13 +394,13 @@ class Directory:
             )
 
     def _shed_soon(self) -> None:
-        # Not now: a publish is in the middle of its members.
+        # Not now: this is called while a publish iterates over the members.
         if not self._shedding:
             self._shedding = True
             self._start_soon(self._shed)
 
     async def _shed(self) -> None:
-        """Disconnect clients until the rest fits again: of the largest address the largest."""
+        """Disconnect the largest client of the largest address until the rest fits the budget."""
         budget = self.budget
         leaving = 0  # what is being written to clients that may finish it within the grace period
         try:
@@ -417,7 +420,7 @@ class Directory:
             self._shedding = False
 
     def _largest(self) -> Member:
-        """Return the client for which most is held, of the address for whose clients most is."""
+        """Return the client that holds most memory, of the address whose clients hold most."""
         held: Counter[str | int] = Counter()
         for member in self._members.values():
             held[member.origin or member.client] += member.mailbox.held_bytes
@@ -428,7 +431,7 @@ class Directory:
         return max(self._members.values(), key=size)
 
     def rename(self, member: Member, name: str) -> str:
-        """Give *member* a *name*, and return the one that it had.
+        """Give *member* a *name*, and return its former one.
 
         Raises `InvalidName`, `NameTaken` or `Banned`.
         """
@@ -443,7 +446,7 @@ class Directory:
         return old
 
     def move(self, member: Member, room_name: str) -> None:
-        """Have *member* go to another room; nothing if it is there.
+        """Move *member* to another room; nothing if it is there already.
 
         Raises `InvalidName` or `TooManyRooms`.
         """
@@ -460,7 +463,7 @@ class Directory:
         self._note_change(member)
 
     def move_in_hello(self, member: Member, room_name: str) -> None:
-        """Do as `move`; where that fails, nothing that is meant for that room is said elsewhere."""
+        """Do as `move`; if that fails, messages meant for that room are refused, not said here."""
         try:
             self.move(member, room_name)
         except RemoteProtocolError as error:
@@ -481,7 +484,7 @@ class Directory:
         recipient.last_sender = sender.client
 
     async def tell(self, recipient: Member, text: str) -> None:
-        """Tell *recipient* alone as the server; see `direct`."""
+        """Send *text* to *recipient* alone as the server; see `direct`."""
         await self._tell(recipient, Notice(text))
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
@@ -499,7 +502,7 @@ class Directory:
             raise NotDelivered(recipient.name)
 
     async def broadcast(self, text: str) -> Receipt:
-        """Say *text* in every room as the server; see `Room.notify`."""
+        """Send *text* to every room as the server; see `Room.notify`."""
         receipts: list[Receipt] = []
         self.counts.messages += 1
         if not self.rooms:
@@ -514,14 +517,14 @@ class Directory:
         return sum(receipts, Receipt())
 
     async def close(self, reason: str) -> None:
-        """Let what is being said reach everyone, then dismiss all; nobody can come any more.
+        """Deliver the messages on their way, then disconnect all; no client can enter any more.
 
         Replays go on for at most half of the grace period; the other half is for what is queued.
-        A member that still lags then is told how many messages it missed, unless it can come back
+        A member that still lags then is told how many messages it missed, unless it can reconnect
         for them: it speaks JSON, and they are in a file.
 
-        Cancelled while it waits, it has done the same but for the rest of the replays, and for what
-        the journal has not kept by then.
+        Cancelled, it does the same, except for the rest of the replays and for what the journal has
+        not kept by then.
         """
         try:
             async with trio.open_nursery() as nursery:

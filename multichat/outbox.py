@@ -1,8 +1,8 @@
-"""What a client has asked and was not answered, in order, by whichever connection.  Pure.
+"""The requests of a client that have not been answered yet, in order.  Pure.
 
-Owns the nonces of a conversation, which go on when a connection does not: a server knows by them
-what it was asked already.  What is here is sent again, with the nonce that it had and before
-anything new, on the next connection.
+Owns the nonces of a conversation, which outlives its connections: by them a server recognises a
+request that is sent again.  On the next connection the unanswered requests are sent again, with
+their nonces and before anything new.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ __all__ = ["Kept", "Outbox"]
 
 @dataclass(slots=True)
 class Kept:
-    """A request and the *room* it is from.
+    """A request, and the *room* in which it was made.
 
     *names_number* is set for a private message that is addressed by client number.
     """
@@ -34,37 +34,36 @@ class Outbox:
     """The requests of one conversation that wait for their answer.
 
     There MUST NOT be more than `MAX_UNACCEPTED`.  `number` a request, `keep` it in the step in
-    which it is handed to a connection or left to the next one, and `settle` it when its answer has
-    come.
+    which it is handed to a connection or left to the next one, and `settle` it when it is answered.
     """
 
     def __init__(self) -> None:
         self._nonce = 0
         self._kept: dict[Nonce, Kept] = {}
-        self._joins: dict[Nonce, str] = {}  # of these the rooms that we asked to join
+        self._joins: dict[Nonce, str] = {}  # the rooms of those that are joins
 
     def __len__(self) -> int:
-        """How many wait."""
+        """How many requests wait."""
         return len(self._kept)
 
     def __contains__(self, nonce: Nonce | None) -> bool:
-        """Say whether what has that nonce waits."""
+        """Return whether the request with that nonce waits."""
         return nonce in self._kept
 
     @property
     def messages(self) -> int:
-        """How many of them say something."""
+        """How many of them are messages."""
         return sum(kept.is_message for kept in self._kept.values())
 
     def meant_room(self, room: str) -> str:
-        """Return the room in which what is said next is meant to be heard.
+        """Return the room that the next message is meant for.
 
-        The one that we asked to join last, where that is not answered; or *room*, where we are.
+        That is the room of the last join that is not answered yet, or else *room*, where we are.
         """
         return next(reversed(self._joins.values()), room)
 
     def number(self, request: WireRequest) -> tuple[int, str]:
-        """Give a request the next nonce; return that, and how both are spelled."""
+        """Give a request the next nonce; return the nonce and the encoded request."""
         self._nonce += 1
         return self._nonce, JSON.spell_request(msgspec.structs.replace(request, nonce=self._nonce))
 
@@ -76,7 +75,7 @@ class Outbox:
     def keep(
         self, nonce: int, request: WireRequest, line: str, room: str, *, is_sent: bool
     ) -> None:
-        """Remember what was numbered until it is settled; it *is_sent* now, or is to be `again`."""
+        """Keep a numbered request until it is settled; it *is_sent* now, or will be by `again`."""
         names_number = isinstance(request, Direct) and isinstance(request.to, int)
         is_message = isinstance(request, Say | Act | Direct)
         self._kept[nonce] = Kept(line, room, is_message, names_number, is_sent)
@@ -84,14 +83,14 @@ class Outbox:
             self._joins[nonce] = request.room
 
     def settle(self, nonce: Nonce | None) -> Kept | None:
-        """Forget what has been answered; return it, if it waited."""
+        """Forget a request that has been answered; return it, if it waited."""
         if nonce is None:
             return None
         self._joins.pop(nonce, None)
         return self._kept.pop(nonce, None)
 
     def take_back(self, nonces: Iterable[Nonce]) -> None:
-        """Forget what was not sent after all, or what nobody wants any more."""
+        """Forget requests that were not sent after all, or are not wanted any more."""
         for nonce in nonces:
             self.settle(nonce)
 

@@ -1,4 +1,4 @@
-"""Which lines of a pipe were accepted, for the error when some were not.
+"""Which lines of a pipe were accepted: the error names the first that was not.
 
 Lines are counted from 1 on as they are read, without empty ones.
 """
@@ -17,20 +17,20 @@ from multichat.voices import JSON, TEXT
 
 __all__ = ["Piped", "for_pipe"]
 
-# Less than may be unaccepted, so that there is always something on its way.
+# Less than the limit of unaccepted messages, so that some are always on their way.
 _PIECE_LINES = 64
 
 
 def for_pipe(timeouts: ClientTimeouts) -> ClientTimeouts:
-    """Return *timeouts* that also limit how long the sending of a pipe may stand still."""
+    """Return *timeouts* that also limit how long sending may wait without progress."""
     return replace(timeouts, blocked=timeouts.progress)
 
 
 class Piped:
     """The lines that are read from a pipe and sent over *chat*.
 
-    *read* counts the lines that were read, *sent* those that were sent, or left out; *all_read*
-    says that there are no more.
+    *read* counts the lines that were read, *sent* those that were sent or left out, which are noted
+    in the order of the input; *all_read* says that there are no more.
     """
 
     def __init__(self, chat: Chat) -> None:
@@ -46,7 +46,7 @@ class Piped:
     async def send(
         self, run: str, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
     ) -> None:
-        """Have *send* send a run of lines, in pieces; what it returns is a nonce for each line."""
+        """Send a run of lines in pieces by *send*, which returns a nonce for each line."""
         lines = run.split("\n")
         size = _PIECE_LINES if self._chat.voice is JSON else len(lines)
         for start in range(0, len(lines), size):
@@ -54,7 +54,7 @@ class Piped:
             self.note_sent(len(piece), await send("\n".join(piece)))
 
     def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:
-        """Note that so many *lines* were sent; the last of them with these *nonces*."""
+        """Note that so many *lines* were sent or left out; the last of them have these *nonces*."""
         while self._unaccepted and not self._chat.is_unaccepted(self._unaccepted[0][1]):
             self._unaccepted.popleft()
         self.sent += lines
@@ -63,11 +63,11 @@ class Piped:
                 self._unaccepted.append((number, nonce))
 
     def discard_rest(self) -> None:
-        """Note that what was read and not sent is not meant to be."""
+        """Note that lines which were read and not sent are not going to be."""
         self.read = self.sent
 
     def describe(self) -> str:
-        """Say how many lines were not accepted and which is the first; nothing if all were."""
+        """Return how many lines were not accepted and which is the first; empty if all were."""
         chat = self._chat
         waiting = [number for number, nonce in self._unaccepted if chat.is_unaccepted(nonce)]
         count = len(waiting) + self.read - self.sent
@@ -83,12 +83,12 @@ class Piped:
         )
 
     def explain(self, error: ConnectionLost) -> ConnectionLost:
-        """Return *error* with what `describe` says."""
+        """Return *error* with what `describe` returns added to it."""
         return ConnectionLost("; ".join(filter(None, (error.reason, self.describe()))))
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Raise a `ConnectionLost` of the block with what `describe` says."""
+        """Add what `describe` returns to a `ConnectionLost` that the block raises."""
         try:
             yield
         except ConnectionLost as error:

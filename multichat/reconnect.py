@@ -1,8 +1,8 @@
-"""A connection that is followed by another when it is lost.
+"""The connections of one conversation: a lost one is followed by another.
 
-Owns the connections of one conversation, one after the other: the hello and the password on each,
-the pings, when to reconnect, and the queue of events that wait for the program.  What the lines
-mean is `multichat.conversation`'s, what a program can do with them `multichat.chat`'s.
+Owns the hello and the password on each connection, the pings, when to reconnect, and the queue of
+events that wait for the program.  `multichat.conversation` interprets the lines, `multichat.chat`
+is the program's interface.
 """
 
 import math
@@ -38,7 +38,7 @@ from multichat.voices import JSON, TEXT, spell_hello
 
 __all__ = ["ReconnectingConnection", "Redial", "Retry"]
 
-# How much memory the events may take that wait for a busy program.  Above this we stop reading, and
+# How much memory the events that wait for a busy program may take.  Above this we stop reading, and
 # the server waits for us.
 _WAITING_BYTES = 32 * 1024 * 1024
 
@@ -46,14 +46,14 @@ _WAITING_BYTES = 32 * 1024 * 1024
 # call is given up, so that the program can receive.
 _AWAITED_BYTES = 128 * 1024 * 1024
 
-# A read of tiny lines holds 30,000 events.  They are queued in pieces, so that a program can be
-# cancelled between two.
+# A read of tiny lines holds 30,000 events.  They are queued in pieces, so that the program has
+# checkpoints between them.
 _EVENTS_AT_ONCE = 1000
 
-# Into so many steps a limit is divided when progress is looked for.
+# How often progress is checked within a time limit.
 _LOOKS = 20
 
-# A server may say when to reconnect; nobody would wait for longer than that.
+# A server may say when to reconnect; we do not wait longer than this.
 _LONGEST_AFTER_SECONDS = 300.0
 
 Redial: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
@@ -68,11 +68,11 @@ class Retry(NamedTuple):
 
 
 class _Progress:
-    """How far what was said has come.
+    """How much of what we sent has arrived.
 
-    In JSON that is what was answered, and how much a peer has taken since the last answer: a server
-    that takes the same again and again, by one connection after the other, gets no further.  In
-    text it is what the peer has taken, and once that is all, also what it sends.
+    In JSON that is how many requests were answered, and how many bytes the server has taken since
+    the last answer: taking the same bytes again on the next connection is no progress.  In text it
+    is how many bytes the server has taken and, once it has taken all, also how many it sends.
     """
 
     def __init__(self) -> None:
@@ -97,10 +97,10 @@ class ReconnectingConnection:
     it, once.  *bell* is rung whenever anything may have changed.  *heard* is what waits for the
     program: events, and how many bytes of memory they take.
 
-    *goodbye* is the last thing that the server said, if that was a goodbye and final; *failure* is
-    the error with which the conversation ended; *told_lost* says that a caller was told that nobody
-    is there any more.  *connected* says that what is sent goes to *connection*, and not only into
-    the outbox; *retry* is the next try to reconnect, or the one that is under way.
+    *goodbye* is the server's last event, if that was a final goodbye; *failure* is the error with
+    which the conversation ended; *told_lost* says that a caller was told that the connection is
+    lost.  *connected* says that requests go to *connection*, and not only into the outbox; *retry*
+    is the next try to reconnect, or the one that is under way.
     """
 
     def __init__(
@@ -128,17 +128,17 @@ class ReconnectingConnection:
         self.heard: deque[tuple[int, list[Event]]] = deque()
         self.heard_bytes = 0
         self.goodbye: Goodbye | None = None
-        self._sent_away: Goodbye | None = None  # the same if we may reconnect after it
+        self._sent_away: Goodbye | None = None  # a goodbye after which we may reconnect
         self.failure: MultichatError | None = None
         self.told_lost = False
-        self.finished = False  # by us, or about to be
-        self._sending = 0  # calls of ours that are under way
+        self.finished = False  # `finish` was called
+        self._sending = 0  # calls of the program that are sending
         self._down = ""  # why there is no connection
         self.connected = True
         self._connected_at = 0.0
         self.retry: Retry | None = None
         self._begun = self._ended = False
-        self._tasks = trio.CancelScope(shield=True)  # until our end has been said
+        self._tasks = trio.CancelScope(shield=True)  # until `end`
 
     @property
     def can_send(self) -> bool:
@@ -161,11 +161,11 @@ class ReconnectingConnection:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will be heard."""
+        """Whether no more events will come."""
         return self._ended or (self.connection.over and not self.returns)
 
     def lost(self) -> ConnectionLost:
-        """Return, for somebody to be told, the exception that says why nobody is there any more."""
+        """Return the exception for a caller that says why the connection is lost."""
         self.told_lost = True
         if isinstance(self.failure, ConnectionLost):
             return self.failure
@@ -176,10 +176,10 @@ class ReconnectingConnection:
         await self.bell.wait_until(lambda: self.over or condition())
 
     def may_read(self, awaited: bool) -> bool:
-        """Say whether more may be read; more of it where an answer is *awaited*."""
+        """Return whether more may be read; the limit is higher while an answer is *awaited*."""
         return self.heard_bytes < (_AWAITED_BYTES if awaited else _WAITING_BYTES)
 
-    # --- What is sent and heard -------------------------------------------------------------------
+    # --- Sending and receiving --------------------------------------------------------------------
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -191,7 +191,7 @@ class ReconnectingConnection:
             self._sending -= 1
 
     async def put_kept(self, lines: dict[int, tuple[WireRequest, str]]) -> None:
-        """Send, and keep until they are answered, requests that were numbered."""
+        """Send numbered requests, and keep them until they are answered."""
         await trio.lowlevel.checkpoint_if_cancelled()
         outbox, connection = self.conversation.outbox, self.connection
         for nonce, (request, line) in lines.items():
@@ -202,19 +202,19 @@ class ReconnectingConnection:
                 await connection.put("\n".join(line for _, line in lines.values()))
             elif not self.returns or self.finished:
                 raise self.lost()  # noqa: TRY301
-            else:  # they go first where we are connected again
+            else:  # they are sent first when we are connected again
                 await trio.lowlevel.cancel_shielded_checkpoint()
         except ConnectionLost:
             if not self.returns or self.finished:
                 outbox.take_back(lines)
                 raise self.lost() from None
         except BaseException:
-            if connection is self.connection:  # else they are on their way by the next one
+            if connection is self.connection:  # else the next one is sending them
                 outbox.take_back(lines)
             raise
 
     async def put(self, run: str) -> None:
-        """Send lines that nothing answers; raises `ConnectionLost`."""
+        """Send lines that get no answer; raises `ConnectionLost`."""
         if not self.connected:
             await self.wait_until(lambda: self.connected)
         try:
@@ -249,7 +249,7 @@ class ReconnectingConnection:
         self.bell.ring()
         return events
 
-    # --- One connection after the other -----------------------------------------------------------
+    # --- Connections ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         """Hold one connection after the other until the conversation is over, or cancelled."""
@@ -267,10 +267,10 @@ class ReconnectingConnection:
             self._ended = True
             self.bell.ring()
 
-    # --- Progress, and the lack of it -------------------------------------------------------------
+    # --- Progress ---------------------------------------------------------------------------------
 
     async def _watch_progress(self) -> None:
-        """Give the conversation up when somebody waits in vain for what was said to be accepted."""
+        """Give the conversation up when a caller waits for it too long without progress."""
         timeouts = self._timeouts
         if timeouts.blocked == math.inf:
             while not self.finished:
@@ -296,7 +296,7 @@ class ReconnectingConnection:
                 break
 
     def _give_up(self, reason: str) -> None:
-        """End the conversation; that is no failure where only the server's end was waited for."""
+        """End the conversation; that is a failure unless only the server's end was missing."""
         if self.conversation.voice is TEXT:
             reason = (
                 self.connection.describe_untaken() or "the server does not end the conversation"
@@ -328,7 +328,7 @@ class ReconnectingConnection:
             while self.failure is None and not connection.over:
                 await self.bell.wait()
             pinging.cancel(reason="the connection is over")
-            if self.failure is not None or self.returns:  # nobody reads what we would say there
+            if self.failure is not None or self.returns:  # nothing more is sent on it
                 connection.abort("the conversation is over")
                 await trio.aclose_forcefully(connection.stream)
 
@@ -354,23 +354,23 @@ class ReconnectingConnection:
             connection.abort("the server has said goodbye")
 
     async def _wait_for_program(self, connection: Connection) -> None:
-        # An answer that is awaited may come behind much that the program has not heard.
+        # An awaited answer may come behind many events that the program has not received.
         while not connection.over and not self.may_read(self.bell.awaited > 0):
             await self.bell.wait()
 
     async def _keep_alive(self, connection: Connection, scope: trio.CancelScope) -> None:
         """Ping a silent server, and give up the connection if it does not answer.
 
-        Whatever comes is a sign of life.  While messages of ours are not accepted, the server may
-        have stopped reading for a slow client, and has longer to answer.  While our own program has
-        not heard what came, nothing more is read, and silence means nothing.
+        Any input shows that the server is alive.  While messages of ours are not accepted, the
+        server may have stopped reading for a slow client, and gets more time to answer.  While our
+        own program does not receive events, nothing is read, and silence means nothing.
         """
         timeouts = self._timeouts
         with scope:
             while connection.can_send:
                 heard_at = connection.heard_at
                 await trio.sleep_until(heard_at + timeouts.ping)
-                if self.finished:  # `Connection.finish` has its own idea of a standstill
+                if self.finished:  # `Connection.finish` has its own time limit
                     return
                 if connection.has_come_since(heard_at):
                     continue
@@ -385,7 +385,7 @@ class ReconnectingConnection:
                     connection.abort(f"no answer in {seconds:g} s")
 
     async def _greet(self, connection: Connection) -> None:
-        """Settle which protocol the conversation begins with."""
+        """Settle which protocol is spoken."""
         hello, shake = self.conversation.handshake.hello, self.conversation.handshake
         timeouts = self._timeouts
         await self._say_hello(connection, timeouts.password_request if self._plain else None)
@@ -408,7 +408,7 @@ class ReconnectingConnection:
         self._note_connected()
 
     async def _greet_again(self, connection: Connection) -> None:
-        """Go on where we were, with what was not answered first."""
+        """Resume the session, and send the unanswered requests first."""
         conversation, shake = self.conversation, self.conversation.handshake
         await self._say_hello(connection)
         self.check_admitted()
@@ -420,18 +420,18 @@ class ReconnectingConnection:
         if refusals and fold_name(self.conversation.place.room) != fold_name(
             shake.hello.room or ""
         ):
-            # What was meant for a room is said nowhere else.
+            # Messages that were meant for a room are said nowhere else.
             raise Refused(refusals[0].code, refusals[0].text)
         self.tell(list(refusals))  # of a name that somebody else has now
         self._note_connected()
         if lines := conversation.outbox.again():
-            with suppress(ConnectionLost):  # then they go by the next one
+            with suppress(ConnectionLost):  # then the next connection sends them
                 await connection.put("\n".join(lines))
 
     async def _say_hello(self, connection: Connection, seconds: float | None = None) -> None:
         """Say hello, and the password if the server wants it; wait for the answer.
 
-        Returns when there is one, or it is too late, or the connection is over.  Raises
+        Returns when it has come, or too late, or the connection is over.  Raises
         `RemoteProtocolError` for a welcome that is not valid.
         """
         shake, timeouts = self.conversation.handshake, self._timeouts
@@ -440,7 +440,7 @@ class ReconnectingConnection:
             asked = shake.password_asked or bool(shake.refusals) or self.goodbye is not None
             return asked or shake.failure is not None or (shake.settled and not self._plain)
 
-        with suppress(ConnectionLost):  # the task that receives will hear of it
+        with suppress(ConnectionLost):  # the receiving task reports it
             if not self._plain:
                 await connection.put(spell_hello(shake.hello))
             if not self._plain or self._password is not None:
@@ -476,7 +476,7 @@ class ReconnectingConnection:
         )
 
     def check_admitted(self) -> None:
-        """Raise `Refused` if the server wants a password and was told none, or a wrong one."""
+        """Raise `Refused` if the server wants a password and got none, or a wrong one."""
         shake = self.conversation.handshake
         if shake.password_refused:
             raise Refused("wrong-password", WRONG_PASSWORD)
@@ -488,12 +488,12 @@ class ReconnectingConnection:
         self.connected, self._connected_at, self.retry = True, trio.current_time(), None
         if self.conversation.welcome is not None:
             self.connection.allow_waits(self.conversation.welcome.limits.wait)
-        else:  # there is no other connection to try
+        else:  # a text connection cannot be followed by another
             self.connection.stuck_seconds = self._timeouts.progress
         self.bell.ring()
 
     async def _dial_again(self) -> None:
-        """Wait and dial until there is a connection, or no use in it."""
+        """Wait and dial until there is a connection, or reconnecting makes no sense any more."""
         goodbye, self._sent_away = self._sent_away, None
         reason = self.connection.lost().reason if goodbye is None else goodbye.reason
         if self.connected:
@@ -536,14 +536,14 @@ class ReconnectingConnection:
             raise self.failure or self.lost()
 
     async def finish(self, end_line: str) -> None:
-        """Have what was said sent and accepted, then the end of input; wait for the server's.
+        """Have everything sent and accepted, then end the input; wait for the server's end.
 
         In text *end_line* asks for that where a stream has no end of input of its own.
 
         See `multichat.chat.Chat.finish`.
         """
         self.finished = True
-        self.bell.ring()  # there may be nothing to come back for
+        self.bell.ring()  # there may be no reason to reconnect any more
         self.check_admitted()
         try:
             await self._finish(end_line)
@@ -551,7 +551,7 @@ class ReconnectingConnection:
             if self.conversation.voice is JSON and not self.conversation.outbox:
                 return  # all was accepted, and how it ended does not matter
             self.told_lost = True
-            self.check_admitted()  # which may be known only now
+            self.check_admitted()  # a refusal may have come only now
             raise
         self.check_admitted()
 
@@ -586,7 +586,7 @@ class ReconnectingConnection:
         )
 
     async def end(self) -> None:
-        """End it at once; that it is for good the server hears, if that needs no waiting."""
+        """End it at once; send a `quit`, which ends the session, if that needs no waiting."""
         if self.conversation.voice is JSON and self.connected and not self.connection.waiting_bytes:
             self.connection.offer(JSON.spell_request(Quit()))
         self._tasks.cancel(reason="the chat was closed")

@@ -1,21 +1,20 @@
 """Session store: resumable sessions and nonce deduplication.
 
-Owns session tokens and each session's nonces: what makes a client the one that it was, and a
-message that is sent again the one that was accepted.  Knows nothing of connections and rooms.
+Owns session tokens and each session's nonces: by the token a client resumes its session, by the
+nonce a message that is sent again is recognised.  Knows nothing of connections and rooms.
 
-What is in memory is bounded; a session that is not there is looked up in the journal, if that
-outlives the server.
+The sessions in memory are bounded; others are looked up in the journal, if it outlives the server.
 
-1. A token is 128 random bits; only its digest is kept, so that nobody can read it out of us, and
-   whoever guesses learns nothing from how long the answer takes.
+1. A token is 128 random bits.  Only its digest is kept, so that the token cannot be read from
+   memory or the journal, and the time of the answer tells nothing to somebody who guesses.
 2. The session of a connected client stays in memory.  The others are bounded in number and in
-   bytes: above that, the oldest session of the address that has most is evicted.  What its client
-   said is in the journal by then.
-3. A session keeps its last `MAX_UNACCEPTED` nonces for as long as it is there, each from the moment
-   in which its message was numbered, and with a check of what was said: a nonce that is used again
-   for another message is refused.
-4. The journal has each change of a session before whatever is accepted through it afterwards.
-5. No clock that can be set is looked at.
+   bytes: above that, the oldest session of the address that uses most is evicted.  Its nonces are
+   in the journal by then.
+3. A session keeps its last `MAX_UNACCEPTED` nonces, each from the step in which its message is
+   numbered (a private one: delivered), with a checksum of the text: a nonce that is used again for
+   another message is refused.
+4. The journal has each change of a session before any message that is accepted after the change.
+5. Times come from a clock that cannot be set.
 """
 
 import heapq
@@ -54,8 +53,7 @@ _TOKEN = re.compile(f"[0-9a-f]{{{2 * _TOKEN_BYTES}}}")
 
 _CHECK_BYTES = 4
 
-# What a check begins with: the same words mean something else where they are acted, or said to one
-# person.
+# Seeds the check of an action: the same text said, acted or sent privately has different checks.
 _ACT = 1
 
 
@@ -63,7 +61,7 @@ def checks_of(run: str, *, act: bool = False, to: str | int | None = None) -> by
     """Return the checks of the texts of *run*: their CRC-32, `_CHECK_BYTES` for each.
 
     *to* is the recipient of a private message.  Of more than `MAX_UNACCEPTED` only the last are
-    looked at ever again; the others are zero.
+    needed later; the others are zero.
     """
     seed = _ACT if act else 0 if to is None else crc32(repr(to).encode("utf-8", "replace"))
     texts = run.encode("utf-8", "replace").split(b"\n")
@@ -79,11 +77,12 @@ def check_at(checks: bytes, message: int) -> bytes:
 
 
 class Taken:
-    """Where messages that were said with nonces stand: in their room's journal, or soon.
+    """A run of messages with nonces: their ids, and whether they are kept and delivered yet.
 
-    *epoch* is empty for a private message, which is in none.  *room* is the room's name, folded,
-    empty where it is not known, and *checks* are those of the messages.  *told* is set when it has
-    been told to the room, by `settle`: an answer says that, too.
+    *epoch* is empty for a private message, which has no id and has been delivered.  *room* is the
+    room's name, folded, empty where it is not known, and *checks* are those of the messages.
+    *keeping* says when the journal has them, or a private one's nonce.  `settle` sets *told* when
+    they have been delivered to the room: `accepted` means that, too.
     """
 
     __slots__ = ("_keeping", "_told", "checks", "epoch", "first", "room")
@@ -103,12 +102,12 @@ class Taken:
         self._keeping, self._told = keeping, told
 
     async def is_kept(self) -> bool:
-        """Wait until it is known whether they are kept, and told; return whether they are."""
+        """Wait until they are kept and delivered; return whether they were said at all."""
         if self._keeping is not None:
             try:
                 await self._keeping.wait()
             except NotKept:
-                if self.epoch:
+                if self.epoch:  # a private message has been delivered all the same
                     return False
             self._keeping = None
         if self._told is not None:
@@ -117,7 +116,7 @@ class Taken:
         return True
 
     def settle(self) -> None:
-        """Note that they have been told, or never will be: what is known takes no memory."""
+        """Note that they have been delivered, or never will be, and release what is not needed."""
         if self._told is not None:
             self._told.set()
             self._told = None
@@ -126,7 +125,7 @@ class Taken:
 
     @property
     def is_pending(self) -> bool:
-        """Whether it is not known yet whether they are kept, or they are not told yet."""
+        """Whether it is not known yet if they are kept, or they are not delivered yet."""
         return (self._keeping is not None and not self._keeping.resolved) or (
             self._told is not None and not self._told.is_set()
         )
@@ -148,8 +147,8 @@ class Taken:
 class Resumable:
     """A session: *client* is the client's number, *name* is empty where it has none.
 
-    *here* says whether it is connected; if not, *place* is where it was last, *left_at* since when
-    it is gone, and *counted_bytes* what it takes in memory.
+    *here* says whether it is connected; if not, *place* is its last address, *left_at* when it
+    disconnected, and *counted_bytes* what the session takes in memory.
     """
 
     __slots__ = (
@@ -184,12 +183,12 @@ class Resumable:
         return _SESSION_BYTES + nonces
 
     def take(self, nonces: Sequence[Nonce | None], taken: Taken) -> None:
-        """Note with which *nonces* the messages of *taken* were said, one for each."""
+        """Note the *nonces* of the messages of *taken*, one for each message."""
         self.unpack()
         window = self.window
         if None in nonces:
             window.update({n: (taken, i) for i, n in enumerate(nonces) if n is not None})
-        else:  # of most batches all have one
+        else:  # mostly all have one
             start = max(0, len(nonces) - MAX_UNACCEPTED)
             places = zip(repeat(taken), range(start, len(nonces)), strict=False)
             window.update(zip(nonces[start:], places, strict=False))  # type: ignore[arg-type]
@@ -199,9 +198,9 @@ class Resumable:
             del window[next(iter(window))]
 
     def numbers(self, ends: Mapping[str, int]) -> list[int]:
-        """Return the numbers of the messages that it said last in a room, in order.
+        """Return the numbers of its last messages in a room, in order.
 
-        *ends* are the room's epochs, each with the number behind its last message.
+        *ends* has the room's epochs, each with the number behind its last message.
         """
         return [
             taken.first + i
@@ -210,7 +209,7 @@ class Resumable:
         ]
 
     def pack(self) -> None:
-        """Keep the nonces in few bytes, unless the fate of one is not known yet."""
+        """Encode the nonces compactly, unless one is still pending."""
         window = self.window
         if not window or any(taken.is_pending for taken, _ in window.values()):
             return
@@ -243,7 +242,7 @@ class Resumable:
         return SessionRecord(digest=self.digest, client=self.client, name=self.name, room=self.room)
 
     def count_new(self, nonces: Sequence[Nonce | None]) -> int:
-        """Return how many of them, from the first on, nothing was said with before."""
+        """Return how many of them, from the first on, have not been used before."""
         window = self.window
         if window.keys().isdisjoint(nonces) and len(set(nonces)) == len(nonces):
             return len(nonces)  # mostly
@@ -257,10 +256,10 @@ class Resumable:
         return len(nonces)
 
     async def answer(self, nonce: Nonce, check: bytes, room: str | None = None) -> Accepted | None:
-        """Return the answer to what was said with *nonce*, once it is kept.
+        """Return the answer to the message with *nonce*, once it is kept.
 
-        None for nothing: also if it cannot be kept, for then it was not said.  Raises `NonceReused`
-        if *check* is that of another message, or it was not said in *room*, if one is named.
+        None if there is none, or it could not be kept and was not said.  Raises `NonceReused` if
+        *check* is that of another message, or *room* is given and it was not said there.
         """
         if nonce not in self.window:
             return None
@@ -304,7 +303,7 @@ class Resumables:
         self.away_bytes = 0  # what those that are not connected take
 
     def issue(self, client: int, name: str, room: str) -> tuple[str, Resumable]:
-        """Make one for who has just come; return its token, too, which is kept nowhere."""
+        """Make a session for a new client; return it and its token, which is kept nowhere."""
         token = secrets.token_hex(_TOKEN_BYTES)
         record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
         one = self._here[record.digest] = Resumable(record)
@@ -315,12 +314,12 @@ class Resumables:
     async def find(self, token: str) -> Resumable | None:
         """Return the session with that *token*; None if there is none, or it is too old.
 
-        It is in memory then, until the caller waits for something.  Raises `NotKept` if the journal
+        It stays in memory until the caller's next checkpoint.  Raises `NotKept` if the journal
         cannot be read.
         """
         digest = _digest(token)
         if (one := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
-            async with self._looking:  # one at a time, so that nobody finds one session twice
+            async with self._looking:  # one at a time, so that no session is loaded twice
                 if (one := self._in_memory(digest)) is None:
                     one = self._restored(await self._journal.session(digest))
         if one is None or one.here or trio.current_time() - one.left_at <= self._session_seconds:
@@ -351,14 +350,14 @@ class Resumables:
         one.here = True
 
     def changed(self, one: Resumable, name: str, room: str) -> None:
-        """Note what *one* is called now, and where it is."""
+        """Note the present name and room of *one*."""
         one.name, one.room = name, room
         self._journal.keep_session(one.record(), connected=True)
 
     def go(self, one: Resumable, place: Hashable) -> None:
-        """Note that *one*, who was at *place*, is not connected any more, and may come back.
+        """Note that *one*, which was at address *place*, has disconnected and may reconnect.
 
-        None is no place: it is not known.
+        *place* is None if the address is not known.
         """
         if self._here.pop(one.digest, None) is None:
             return
@@ -368,14 +367,14 @@ class Resumables:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Evict sessions that are too old; of too many, those of the largest addresses."""
+        """Evict expired sessions, and if there are too many, those of the largest addresses."""
         away, expired = self._away, trio.current_time() - self._session_seconds
         while away and (oldest := next(iter(away.values()))).left_at < expired:
             self._leave_away(oldest)
         if len(away) <= self._max_away and self.away_bytes <= self._max_bytes:
             return
         places: dict[Hashable, deque[Resumable]] = {}
-        for one in away.values():  # of an unknown place, each is one of its own
+        for one in away.values():  # one without an address counts as an address of its own
             place = one.digest if one.place is None else one.place
             places.setdefault(place, deque()).append(one)
         largest = [
@@ -391,7 +390,7 @@ class Resumables:
             if sessions:
                 heapq.heappush(largest, (size + victim.counted_bytes, order, sessions))
             self._count(victim)
-            if not victim.window:  # else the journal does not have all that it said yet
+            if not victim.window:  # else some of its nonces are not in the journal yet
                 self._leave_away(victim)
 
     def take(self, one: Resumable, nonces: Sequence[Nonce | None], taken: Taken) -> None:
@@ -416,14 +415,14 @@ class Resumables:
         self._count(one)
 
     def _count(self, one: Resumable) -> None:
-        """Have *away_bytes* include what *one* takes now, unless it is connected."""
+        """Update *away_bytes* with what *one* takes now, unless it is connected."""
         if not one.here and one.digest in self._away:
             one.pack()
             self.away_bytes += one.held_bytes - one.counted_bytes
             one.counted_bytes = one.held_bytes
 
     def forget(self, one: Resumable) -> None:
-        """Let nobody come back as *one*, ever."""
+        """End the session *one*: nobody can resume it."""
         self._here.pop(one.digest, None)
         self._leave_away(one)
         one.here = False

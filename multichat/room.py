@@ -1,24 +1,23 @@
-"""A room: who is in it, in which order things are said there, and who gets them.
+"""A room: its members, the one order of its messages, and their delivery.
 
-Decides synchronously, then waits: membership and who-receives-what change in functions without
-`await`.  Owns the one order of its messages and the policy for members who are too slow; knows
-nothing of sockets, and of clients only what a `Member` says.
+Decides synchronously, then waits: membership and delivery change in functions without `await`.
+Owns the one order of its messages and the policy for slow members; knows nothing of sockets, and of
+clients only their `Member`.
 
 Invariants:
 
-1. All members see the same messages in the same order, but for what they were told they missed.
-2. What is said is numbered by the journal at once, and told when that has kept it: first the
-   journal, then the members, then the sender.  From the first of the three on, neither cancelling
-   the sender nor its leaving changes that every member gets it, is told that it missed it, or
-   leaves.
-3. A member that leaves is out at once: nobody waits for it, and nothing is queued to it.
-4. Whoever speaks has been announced before, to every live member that is told of joins; one whose
-   send queue was full is told later, in numbers.
+1. All members see the same messages in the same order, except those that they are told they missed.
+2. The journal numbers a message at once and keeps it; then it is delivered to the members, then
+   acknowledged to the sender.  Once it is numbered and kept, every member gets it, is told that it
+   missed it, or leaves, even if the sender is cancelled or leaves.
+3. A member that leaves is out at once: nobody waits for it, and nothing is queued for it.
+4. A sender has been announced before its first message to every live member that is told of joins;
+   one whose send queue was full gets a `presence` summary later.
 5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
    waits for it.  It becomes live again in the step in which nothing lies between.
-6. Whoever the slow members are, the room spends at most its wait budget on them, except while
-   waiting costs nobody anything: every live member has something left in its send queue.  One
-   publish waits for at most `MAX_FREE_WAIT_SECONDS` in that way.
+6. The room spends at most its wait budget on slow members, whoever they are, except while waiting
+   delays nobody: every live member has something left in its send queue.  One publish waits for at
+   most `MAX_FREE_WAIT_SECONDS` in that way.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -57,23 +56,23 @@ __all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
 
-# How often the send queues are looked at while waiting is free.
+# How often the send queues are checked while waiting is free.
 _LOOK_SECONDS = 0.02
 
-# Private messages may take this part of what a replay keeps queued: the next is the replay's then.
+# Private messages may take this part of what a replay keeps queued; the rest is for the replay.
 _ALONE_DIVISOR = 4
 
 
 class Room:
     """A conversation with one order.
 
-    Any task may call anything; `say`, `notify`, `settle`, `history` and `replay` wait, the rest
-    never does.  *journal* is where what is said here is kept; *rings* bounds what all rooms keep in
-    memory beside it, and *pages* is what their replays read.  The room waits for slow members at
-    most *slow_timeout_seconds* at once; a lagging one that takes nothing for
-    *stall_timeout_seconds* is disconnected.  A replay keeps *replay_bytes* in a send queue at most.
+    Any task may call any method; only `say`, `notify`, `settle`, `history` and `replay` wait.
+    *journal* keeps the messages; *rings* bounds what all rooms keep in memory beside it, and
+    *pages* caches what replays read.  The room waits for slow members at most
+    *slow_timeout_seconds* at once; a lagging one that takes nothing for *stall_timeout_seconds* is
+    disconnected.  A replay keeps at most *replay_bytes* in a send queue.
 
-    *dismiss* has a member leave the server against its wish.  *announce*, *away_seconds* and
+    *dismiss* disconnects a member.  *announce*, *away_seconds* and
     *start_soon* are for the `Announcer`.
     """
 
@@ -134,34 +133,34 @@ class Room:
 
     @property
     def members(self) -> list[Member]:
-        """Who is here now, in the order of their coming."""
+        """The members, in the order in which they joined."""
         return list(self._members.values())
 
     def __len__(self) -> int:
-        """How many are here now."""
+        """How many members there are."""
         return len(self._members)
 
     def __contains__(self, member: Member) -> bool:
-        """Say whether *member* is here now."""
+        """Return whether *member* is in the room."""
         return self._members.get(member.client) is member
 
     def who(self, to: Member, nonce: Nonce | None = None) -> bytes:
-        """Return the encoded answer to `who`, for *to*, which is also told when they leave."""
+        """Return the encoded answer to `who` for *to*, which is told from then on who leaves."""
         return self._announcer.who(to, nonce)
 
     @property
     def last_id(self) -> str | None:
-        """The id of what was told last, if anything was."""
+        """The id of the last message that was delivered, if there is one."""
         return self._journal.id_of(self._told - 1) if self._told else None
 
     @property
     def _told(self) -> int:
-        """The number of the message that is told next."""
+        """The number of the message that is delivered next."""
         return self._ring.next
 
     @property
     def messages(self) -> int:
-        """How many messages were told here, ever."""
+        """How many messages were delivered here, ever."""
         return self._told
 
     def number_of(self, id_: str) -> int:
@@ -176,7 +175,7 @@ class Room:
         return max(self._journal.first, self._told - messages)
 
     def join(self, member: Member) -> None:
-        """Let *member* in: it is told all that is said from now on."""
+        """Let *member* in: it gets every message from now on."""
         self._members[member.client] = member
         self._by_voice[member.voice][member.client] = member
         member.room = self
@@ -186,9 +185,9 @@ class Room:
             self.lag(member, self._told)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
-        """Take *member* out at once; *reason* is empty if it was the member's own wish.
+        """Take *member* out at once; *reason* is empty if it asked to leave.
 
-        If it is only *away* the others hear of that when it has not come back after a while.
+        If it is only *away*, the others are told when it has not come back after a while.
         """
         del self._members[member.client]
         self._forget_delivery(member)
@@ -197,53 +196,53 @@ class Room:
         self._announcer.left(member, reason, away=away and not self._closing)
 
     def _forget_delivery(self, member: Member) -> None:
-        """Deliver nothing to *member* any more, and do not wait for it."""
+        """Stop delivering to *member*, and stop waiting for it."""
         self._by_voice[member.voice].pop(member.client, None)
         self._end_wait_for(member)
 
     def stop_waiting_for(self, member: Member) -> None:
-        """Have *member* lag if the room waits for it: it gets the rest at its own pace."""
+        """Make *member* lag if the room is waiting for it: it gets the rest at its own pace."""
         if (batch := self._waiting.get(member)) is not None:
             self._fall_behind(member, batch, self._delivery)
 
     def queue_ran_empty(self) -> None:
-        """Note that a member's send queue has run empty: from now on waiting costs it time."""
+        """Note that a member's send queue has run empty: waiting is no longer free."""
         if self._waits_freely:
             self._wait_over.set()
 
     def close(self) -> None:
-        """Give back what an empty room keeps in memory; it is not used any more."""
+        """Release the memory of an empty room, which is not used after this."""
         self._rings.discard(self._ring)
 
     def renamed(self, member: Member) -> None:
-        """Have the others told that *member* has another name now."""
+        """Tell the others that *member* has a new name."""
         self._announcer.entered(member)
 
     def give_up(self, client: int) -> None:
-        """Have the others told of one who is away that it left, if it is away."""
+        """Tell the others that *client* has left, if it is away."""
         self._announcer.give_up(client)
 
     def speak(self, member: Member, voice: Voice) -> None:
-        """From now on *member* is told everything in *voice*."""
+        """Encode everything for *member* in *voice* from now on."""
         live = self._by_voice[member.voice].pop(member.client, None)
         member.voice = voice
         if live is not None:
             self._by_voice[voice][member.client] = member
 
-    # --- What is said -----------------------------------------------------------------------------
+    # --- Publishing -------------------------------------------------------------------------------
 
     def shut_down(self, goodbye: Goodbye) -> None:
-        """Accept and wait for nothing more; a member gets *goodbye* when it is live again."""
+        """Accept nothing and wait for nothing more; a lagging member gets *goodbye* once live."""
         self._closing = goodbye
         self._wait_over.set()
 
     @property
     def busy(self) -> bool:
-        """Whether something is being said, or on its way."""
+        """Whether a message is being delivered."""
         return self._order.locked()
 
     async def settle(self) -> None:
-        """Wait until what is being said has reached everyone; a closed room waits for no disk."""
+        """Wait until messages on their way are delivered; a closed room waits for no disk."""
         if not self._closing:
             async with self._order:
                 return
@@ -268,17 +267,16 @@ class Room:
         checks: bytes = b"",
         on_taken: Callable[[str, int, Keeping | None], object] | None = None,
     ) -> Receipt:
-        """Publish a run of messages, clean and not empty, as said by *sender*, to all others.
+        """Publish a run of messages, clean and not empty, from *sender* to all others.
 
-        Returns when the journal has kept it, and every live member has it in its send queue or its
-        socket, under `Slow.WAIT` after waiting for the slow ones.  Where nobody has to be waited
-        for, that is at once, without a checkpoint.  Cancelled, it waits for the journal, and for
-        nobody else.  A sender that has left says nothing, and in a closed room nobody does.
+        Returns when the journal has kept it and every live member has it in its send queue or its
+        socket, under `Slow.WAIT` after waiting for the slow ones.  If nobody has to be waited for,
+        it returns at once, without a checkpoint.  Cancelled, it waits for the journal only.  If the
+        sender has left or the room is closed, nothing is published.
 
         *nonces* are those of the messages, if any has one, with their *checks*.  *on_taken* is
         called in the step in which they are numbered, with the epoch, the first number, and what
-        says when they are kept (see `RoomJournal.append`).  Raises `NotKept`: then nothing was
-        said.
+        `RoomJournal.append` returned.  Raises `NotKept` if nothing was published.
         """
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
@@ -306,9 +304,9 @@ class Room:
             self._order.release()
 
     async def notify(self, text: str) -> Receipt:
-        """Say *text*, which is clean and not empty, to all members as the server; see `say`.
+        """Send *text*, which is clean and not empty, to all members as the server; see `say`.
 
-        It has no id, and is not among the messages that are counted.
+        It has no id and is not counted as a message.
         """
         async with self._order:
             if self._closing:
@@ -330,9 +328,9 @@ class Room:
         sender: Member | None,
         delivery: Delivery,
     ) -> Receipt:
-        """Tell all live members; for a block, all others by replay.
+        """Deliver to all live members; the others get a block by replay.
 
-        Cancelled, it has told the rest, too, without waiting for anybody.
+        Cancelled, it delivers the rest without waiting for anybody.
         """
         clients = len(self._members) + (sender is not None and sender.client not in self._members)
         try:
@@ -356,15 +354,15 @@ class Room:
     def _offer_to_all(
         self, batch: Batch, sender: Member | None, delivery: Delivery
     ) -> list[Member]:
-        """Queue *batch* for every live member that has room; return those that have none.
+        """Queue *batch* for every live member; return those whose send queue is full.
 
-        Membership cannot change half-way, and whoever keeps up has the batch before anybody is
-        waited for.
+        Membership cannot change half-way, and members that keep up get the batch before the room
+        waits for slow ones.
         """
         delivered = queued = broken = 0
         full: list[Member] = []
         if sender is not None:
-            sender = self._members.get(sender.client)  # who may have come back meanwhile
+            sender = self._members.get(sender.client)  # it may have reconnected meanwhile
         for voice, members in self._by_voice.items():
             if sender is not None and len(members) == 1 and sender.client in members:
                 continue
@@ -399,7 +397,7 @@ class Room:
     async def _treat_slow(
         self, full: list[Member], batch: Batch, sender: Member | None, delivery: Delivery
     ) -> None:
-        """Do what the policy says about *full*."""
+        """Apply the policy for slow members to *full*."""
         match self._slow:
             case Slow.WAIT:
                 await self._wait_for(full, batch, sender, delivery)
@@ -440,7 +438,7 @@ class Room:
                 try:
                     with trio.move_on_after(seconds):
                         await self._wait_over.wait()
-                finally:  # also when the sender leaves: others come, and would have it wait again
+                finally:  # also if the sender leaves: others could come and spend as much again
                     now = trio.current_time()
                     progress.look(now)
                     if not is_free:
@@ -450,7 +448,7 @@ class Room:
                 self._fall_behind(member, batch, delivery)
 
     def _offer_again(self, member: Member, batch: Batch, delivery: Delivery) -> None:
-        """Queue *batch* for *member*, which has room again, if it is still waited for."""
+        """Queue *batch* for *member*, whose queue has space again, if the room waits for it."""
         if self._waiting.get(member) is not batch:
             return
         offer = member.mailbox.offer(batch.spelled(member.voice))
@@ -467,9 +465,9 @@ class Room:
             self._wait_over.set()
 
     def _somebody_is_dry(self, sender: Member | None) -> bool:
-        """Return whether a live member but *sender* has nothing left in its send queue.
+        """Return whether the send queue of a live member other than *sender* is empty.
 
-        While nobody has, waiting costs no member anything.
+        Until then waiting delays nobody.
         """
         speaker = None if sender is None else sender.client
         return any(
@@ -479,7 +477,7 @@ class Room:
         )
 
     def _fall_behind(self, member: Member, batch: Batch, delivery: Delivery) -> None:
-        """Have *member* lag, from *batch* on, which it has not taken."""
+        """Make *member* lag from *batch* on, which it has not taken."""
         if isinstance(batch, Block):
             self.lag(member, batch.said.first)
         else:
@@ -507,7 +505,7 @@ class Room:
             return mailbox.offer(member.voice.spell(event))
         return _FULL
 
-    # --- What was said ----------------------------------------------------------------------------
+    # --- History and replay -----------------------------------------------------------------------
 
     async def history(self, limit: int, before: str | None, nonce: Nonce | None) -> HistoryPage:
         """Return the last *limit* messages, or those before that id, within the page's bounds.
@@ -518,7 +516,7 @@ class Room:
         return await past.read_history(self._journal, self._ring, stop, limit, nonce)
 
     def lag(self, member: Member, position: int) -> None:
-        """Replay to *member*, from number *position* on, what was told; then it is live again.
+        """Replay delivered messages to *member* from number *position* on, until it is live again.
 
         Until then nobody waits for it.
         """
@@ -529,12 +527,12 @@ class Room:
     def replay_from(self, member: Member, position: int) -> None:
         """Replay to *member* from number *position* on; see `lag`.
 
-        What is deleted of that, it missed, but for the messages that its session knows as its own.
+        Deleted messages count as missed, except those that its session knows as its own.
         """
         self.lag(member, position)
         if member.lag is not None and member.resumable is not None:
             journal = self._journal
-            # What is not told yet is noted when it is.
+            # A message that is not delivered yet is noted when it is.
             ends = {**journal.earlier, journal.epoch: self._told}
             for number in member.resumable.numbers(ends):
                 member.lag.note_own(number, number + 1)

@@ -1,13 +1,12 @@
 """One client's conversation, over any stream.
 
-Owns a client from its first byte to its last: reads what it asks, has it said or answers it, and
-closes so that nothing that was written is thrown away.  One nursery: the reader is the task that
-called `run`, the writer is its mailbox's and begins when something has to wait for the first time,
-or with the last words.
+Owns a client from its first byte to its last: reads its requests, carries them out and answers
+them, and closes so that nothing that was written is lost.  One nursery: the reader is the task that
+called `run`; the writer is the mailbox's and starts when something has to wait for the first time,
+or with the goodbye.
 
-How it ends, whoever wished it: the member leaves the room (synchronously; the mailbox takes
-nothing more), the writer finishes within the grace period, EOF, what still comes is discarded for
-a moment, close.
+It always ends in this order: the member leaves the room (synchronously; the mailbox takes nothing
+more), the writer finishes within the grace period, EOF, input is discarded for a moment, close.
 """
 
 from collections.abc import Awaitable
@@ -67,7 +66,7 @@ from multichat.voices import JSON, TEXT, encoded_help
 __all__ = ["Session"]
 
 
-# More than any answer is that goes with a change of what its client hears.
+# More than the answer takes to any request that changes the client's room or protocol.
 _ANSWER_BYTES = 4096
 
 
@@ -79,7 +78,7 @@ def _program() -> str:
 class _Leave(Exception):
     """The conversation is over; *reason* is for the log, *last_words* for the client.
 
-    Whoever leaves *for good* cannot come back as who it was.
+    Where it is over *for good*, its session ends.
     """
 
     def __init__(
@@ -90,11 +89,11 @@ class _Leave(Exception):
 
 
 class Session:
-    """A client in *directory*; constructing it starts nothing and says nothing.
+    """A client in *directory*; constructing it starts nothing and sends nothing.
 
-    *greeted* is its connection from *address*, and what was read from it before; limits count it
-    at *origin*, and *meter* takes its turns.  `run` is called
-    once, by one task.  The stream is closed when it returns or raises.
+    *greeted* is its connection from *address*, and what was already read from it; limits count it
+    at *origin*, and *meter* takes its turns.  `run` is called once, by one task.  The stream is
+    closed when it returns or raises.
     """
 
     __slots__ = (
@@ -174,10 +173,10 @@ class Session:
         self._reading.cancel(reason=reason or "the client left")
 
     async def run(self) -> None:
-        """Hold the conversation until it ends, whichever side ends it.
+        """Hold the conversation until either side ends it.
 
-        Raises nothing on account of the client.  Cancelled, the member has left the room, the
-        stream is closed, and what was still queued for it is lost.
+        Nothing that the client does raises.  Cancelled, the member has left the room, the stream is
+        closed, and what was still queued for it is lost.
         """
         try:
             async with trio.open_nursery() as self._nursery:
@@ -187,12 +186,12 @@ class Session:
                         await self._read()
                     if self._mailbox.failure:  # and nothing came after it
                         self._directory.leave(self.member, self._mailbox.failure)
-                finally:  # while the nursery is open: who is in the room may need a writer
+                finally:  # while the nursery is open: leaving may start the writer
                     self._directory.leave(self.member, "the server ended the session")
             if self._mailbox.drained:
                 await transport.hang_up(self._stream, self._config.timeouts.linger)
         finally:
-            # They refer to us: what is left of a client is to go with it, not with the collector.
+            # They refer to us: without these cycles its memory is freed at once.
             del self.member, self._speech, self._mailbox, self._nursery, self._greeted
             await transport.close(self._stream)
 
@@ -202,7 +201,7 @@ class Session:
             self._nursery.start_soon(self._write)
 
     async def _write(self) -> None:
-        current_meter.set(None)  # it was that of whoever filled the mailbox
+        current_meter.set(None)  # it was that of the client that filled the mailbox
         await self._mailbox.run()
         # If writing failed, what the client sent before is still read, within the grace period.
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
@@ -213,10 +212,10 @@ class Session:
             self._nursery.start_soon(self._replay)
 
     async def _replay(self) -> None:
-        # It takes turns of its own, and all replays of a client have one credit.
+        # A replay takes its own turns; all replays of a client share one meter.
         if self._replay_meter is None:
             self._replay_meter = self._meter.another()
-        # It was that of whoever sent what this client lags behind.
+        # It was that of the client whose message made this one lag.
         current_meter.set(self._replay_meter)
         await self._replay_meter.measure(self._replay_rooms())
 
@@ -274,7 +273,7 @@ class Session:
 
     async def _receive(self) -> bytes | bytearray:
         size = SLOW_READ_BYTES if self._directory.budget.tight else self._read_bytes
-        if self._active_at is None:  # something was asked since the last read
+        if self._active_at is None:  # there was a request since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
             data = await transport.receive_some(self._stream, size)
@@ -306,7 +305,7 @@ class Session:
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
             for request in self.member.voice.parse_requests(part):
                 await take_turn()
-                # A keep-alive says nothing about whoever sits there.
+                # A keep-alive does not show that anybody is there.
                 if type(request) is not Ping:
                     self._active_at = None
                 if type(request) is SayRun:  # mostly
@@ -325,7 +324,7 @@ class Session:
                     await self._answer(Invalid.because(error, nonce).error)
 
     async def _do(self, request: Request) -> None:
-        """Do what is asked, and answer; raises `RemoteProtocolError` where it cannot be done."""
+        """Carry out a request and answer it; raises `RemoteProtocolError` if that is refused."""
         await self._stay()
         me, directory = self.member, self._directory
         match request:
@@ -372,7 +371,7 @@ class Session:
                 raise _Leave(last_words=me.voice.spell(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:
-        """Change to the JSON voice, in one step with the welcome, which is its first line."""
+        """Change to JSON, in one step with the welcome, which is its first line."""
         me, directory = self.member, self._directory
         resumables = directory.resumables
         token = hello.session or ""
@@ -399,7 +398,7 @@ class Session:
                     refused.append(Invalid.because(error).error)
         missed = self._mailbox.take_missed()  # in the protocol in which it was
         me.room.speak(me, JSON)
-        if me.refused_room is None:  # else the past of that room is meant
+        if me.refused_room is None:  # else `since` and `replay` are about that room
             self._start_from(hello.since, hello.replay, refused)
         welcome = Welcome(
             PROTOCOL,
@@ -413,14 +412,14 @@ class Session:
             resumed=resumed is not None,
             session=token,
         )
-        # A name that was ours and is wished for, too, is refused once.
+        # If the session's name is also the one in the hello, it is refused once.
         events: list[Event] = [welcome, *dict.fromkeys(refused)]
         await self._mailbox.put(missed + b"".join(map(JSON.spell, events)))
 
     def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
         """Replay to this client from there, behind the answer that is queued in the same step.
 
-        An id that is none of the room is *refused*.
+        If *since* is no id of the room, an error is appended to *refused*.
         """
         room, position = self.member.room, None
         if since is not None:
@@ -434,7 +433,7 @@ class Session:
             room.replay_from(self.member, position)
 
     async def _wait_for_room(self) -> None:
-        """Wait until an answer is taken at once: what it goes with happens in the same step."""
+        """Wait until an answer can be queued at once, in one step with what it reports."""
         while not self._mailbox.has_room(_ANSWER_BYTES):
             await self._mailbox.wait_for_space()
         await self._stay()
@@ -444,6 +443,6 @@ class Session:
         await trio.lowlevel.checkpoint_if_cancelled()
 
     def _answer(self, *events: Event) -> Awaitable[object]:
-        """Tell this client alone, who is not read while its mailbox is full."""
+        """Answer this client, which is not read while its mailbox is full."""
         # Not async: it would hold the events, as large as their encoding, while it waits.
         return self._mailbox.put(b"".join(map(self.member.voice.spell, events)))

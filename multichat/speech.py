@@ -1,7 +1,7 @@
-"""What one client says: at its rate, through the filters, each nonce once, in the room it means.
+"""What one client says: rate limit, filters, nonce deduplication, and the room it is meant for.
 
-Owns the way of a message from its request to its room, and the answers to it.  Knows nothing of
-connections; whoever reads the client's requests calls it, one at a time.
+Owns a message from its request to its room, and the answers to it.  Knows nothing of connections;
+the reader of the client's requests calls it, for one request at a time.
 """
 
 import trio
@@ -39,12 +39,12 @@ from multichat.resume import Taken, check_at, checks_of
 
 __all__ = ["Speech"]
 
-# How often somebody is told that it is too fast, and goes on being.
+# How often a client that stays over its rate limit is told so.
 _TELL_SLOWED_SECONDS = 60.0
 
 
 class Speech:
-    """What *member* says.  It is answered in its send queue, and may have left meanwhile."""
+    """Says what *member* asks to say.  Answers go to its send queue; it may have left meanwhile."""
 
     __slots__ = ("_config", "_directory", "_filters", "_member", "_messages", "_slowed_at")
 
@@ -57,14 +57,14 @@ class Speech:
         self._slowed_at = -_TELL_SLOWED_SECONDS
 
     async def say(self, said: SayRun) -> None:
-        """Say messages that were not said before, and answer them; see `say_new`."""
+        """Say messages whose nonces are new, and answer them; see `say_new`."""
         if self._messages is None and not self._filters:
             await self._say_now(said)
         else:
             await self._say_in_time(said)
 
     async def _say_now(self, said: SayRun, checks: bytes = b"") -> None:
-        """Say it; *checks* are those of the texts that came, if they are others by now."""
+        """Say it; *checks* are those of the original texts, if filters have changed them."""
         me, nonces = self._member, said.nonces
         try:
             self.require_room(said.room)
@@ -81,7 +81,7 @@ class Speech:
                 await self._accept(nonces, receipt)
 
     def require_room(self, room: str | None) -> None:
-        """Raise `NotInRoom` if this client is not in *room*, or where none is named, in its own."""
+        """Raise `NotInRoom` if this client is not in *room*, or its own room was refused."""
         me = self._member
         if room is None:
             if me.refused_room is not None:
@@ -90,7 +90,7 @@ class Speech:
             raise NotInRoom(room)
 
     async def _refuse(self, nonces: tuple[Nonce | None, ...], error: RemoteProtocolError) -> None:
-        """Answer messages with those *nonces*, and all that have none, with *error*."""
+        """Answer each of *nonces*, and once all messages without one, with *error*."""
         named = [nonce for nonce in nonces if nonce is not None]
         errors = [Invalid.because(error, nonce).error for nonce in named]
         if not nonces or len(named) < len(nonces):
@@ -100,7 +100,7 @@ class Speech:
     async def _say_once(
         self, run: str, nonces: tuple[Nonce | None, ...], checks: bytes, *, act: bool = False
     ) -> Receipt:
-        """Say it, and remember its *nonces* from the moment on in which it is numbered."""
+        """Say it, and remember its *nonces* from the step on in which it is numbered."""
         me, room = self._member, self._member.room
         taken: Taken | None = None
 
@@ -120,7 +120,7 @@ class Speech:
                 taken.settle()
 
     async def say_new(self, said: SayRun) -> None:
-        """Say what was not said before; what was is answered as it was then."""
+        """Say the messages whose nonces are new; repeated ones get the answer they had before."""
         resumable = self._member.resumable
         texts, nonces = said.run.split("\n"), said.nonces
         while texts:
@@ -145,9 +145,9 @@ class Speech:
     async def _was_accepted(
         self, nonce: Nonce | None, check: bytes, room: str | None = None
     ) -> Accepted | None:
-        """Return the answer to what was said with that nonce before, once it is kept.
+        """Return the answer to the message that had this nonce before, once it is kept.
 
-        Raises `NonceReused` if that was something else.
+        None if there was none.  Raises `NonceReused` if it was another message.
         """
         resumable = self._member.resumable
         if nonce is None or resumable is None:
@@ -155,7 +155,7 @@ class Speech:
         return await resumable.answer(nonce, check, None if room is None else fold_name(room))
 
     async def _say_in_time(self, said: SayRun) -> None:
-        """Say what this client may say now, what the filters leave of it, and then the rest."""
+        """Say as much as the rate limit allows now, through the filters, and then the rest."""
         texts, nonces = said.run.split("\n"), said.nonces
         while texts:
             some = await self.may_ask(len(texts))
@@ -195,7 +195,7 @@ class Speech:
         return Said(room=me.room.name, client=me.client, name=me.name, text=text, act=act)
 
     async def _filtered(self, message: Message) -> str:
-        """Return what the filters leave of it; raises `NotLetThrough` for nothing."""
+        """Return its text after the filters; raises `NotLetThrough` if they drop it."""
         [result] = await self._filters.apply([message])
         if result is None:
             raise NotLetThrough
@@ -211,7 +211,7 @@ class Speech:
         return granted
 
     async def slow_down(self, seconds: float, limit: str) -> None:
-        """Do not read this client for so long, and now and then tell it why."""
+        """Do not read this client for so long, and tell it why now and then."""
         now = trio.current_time()
         if now - self._slowed_at >= _TELL_SLOWED_SECONDS:
             self._slowed_at = now
@@ -228,7 +228,7 @@ class Speech:
         )
 
     async def act(self, request: Act) -> None:
-        """Say in the third person what it does; raises `RemoteProtocolError`."""
+        """Say an action (`/me`); raises `RemoteProtocolError`."""
         text, room, nonce = request.text, request.room, request.nonce
         check = checks_of(text, act=True)
         if (answer := await self._was_accepted(nonce, check, room)) is not None:
@@ -242,7 +242,7 @@ class Speech:
             await self._accept((nonce,), receipt)
 
     async def direct(self, request: Direct) -> None:
-        """Say something to one person; raises `RemoteProtocolError`."""
+        """Send a private message; raises `RemoteProtocolError`."""
         me, directory = self._member, self._directory
         to, text, nonce = request.to, request.text, request.nonce
         check = checks_of(text, to=to)
@@ -265,5 +265,5 @@ class Speech:
         await self._answer(Accepted(nonce=nonce))
 
     async def _answer(self, *events: Event) -> None:
-        """Tell this client alone, who is not read while its send queue is full."""
+        """Answer this client, which is not read while its send queue is full."""
         await self._member.mailbox.put(b"".join(map(self._member.voice.spell, events)))
