@@ -11,7 +11,6 @@ Invariants:
 3. A room exists while somebody is in it: an empty one takes no memory except its journal's.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -79,9 +78,6 @@ _MAX_SOUGHT_CHARACTERS = 128
 # is full, while their goodbye is written.
 _LEAVING_PART = 1 / 8
 
-# How often a lasting fault of the journal is logged.
-_TELL_NOT_KEPT_SECONDS = 60.0
-
 
 class Directory:
     """The members and rooms of one server.
@@ -127,7 +123,6 @@ class Directory:
         self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = NewRooms(config.max_new_rooms)
-        self._not_kept_at: dict[str, float] = {}  # when each fault of the journal was logged last
 
     @property
     def members(self) -> list[Member]:
@@ -329,13 +324,6 @@ class Directory:
     @property
     def _closing_goodbye(self) -> Goodbye:
         return Goodbye.of("shutdown", self.closed)
-
-    def note_not_kept(self, error: NotKept, what: str = "The journal keeps nothing") -> None:
-        """Log *what* the journal does not do, and why; at most once a minute."""
-        now = trio.current_time()
-        if now - self._not_kept_at.get(what, -math.inf) >= _TELL_NOT_KEPT_SECONDS:
-            self._not_kept_at[what] = now
-            self._log.line("STATE", f"{what}: {error.reason}", ERROR)
 
     def note_not_resumed(self, error: NotKept) -> None:
         """Log that a session cannot be resumed, and why."""

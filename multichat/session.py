@@ -318,8 +318,6 @@ class Session:
                 try:
                     await self._do(request)
                 except RemoteProtocolError as error:
-                    if isinstance(error, NotKept):
-                        self._directory.note_not_kept(error)
                     nonce = getattr(request, "nonce", None)
                     await self._answer(Invalid.because(error, nonce).error)
 
@@ -351,13 +349,7 @@ class Session:
                 await self._mailbox.put(directory.room_list.encode(me.voice, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
                 self._speech.require_room(room)
-                try:
-                    page = await me.room.history(limit, before, nonce)
-                except NotKept as error:
-                    self._directory.note_not_kept(error, "History cannot be read")
-                    await self._answer(Invalid.because(error, nonce).error)
-                else:
-                    await self._answer(page)
+                await self._answer(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
             case Help(nonce=nonce):

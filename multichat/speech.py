@@ -4,6 +4,8 @@ Owns a message from its request to its room, and the answers to it.  Knows nothi
 the reader of the client's requests calls it, for one request at a time.
 """
 
+from contextlib import suppress
+
 import trio
 
 from multichat.batch import Receipt
@@ -73,8 +75,6 @@ class Speech:
                 return
             receipt = await self._say_once(said.run, nonces, checks or checks_of(said.run))
         except (NotKept, NotInRoom) as error:
-            if isinstance(error, NotKept):
-                self._directory.note_not_kept(error)
             await self._refuse(nonces, error)
         else:
             if receipt.epoch:
@@ -258,10 +258,8 @@ class Speech:
         if nonce is None:
             return
         if me.resumable is not None:
-            try:
+            with suppress(NotKept):  # the message has been delivered all the same
                 await directory.resumables.take_private(me.resumable, nonce, check)
-            except NotKept as error:  # the message has been delivered all the same
-                directory.note_not_kept(error)
         await self._answer(Accepted(nonce=nonce))
 
     async def _answer(self, *events: Event) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from logging import ERROR
 from pathlib import Path
 from random import Random
 
@@ -426,16 +427,17 @@ class Speaker:
     def __init__(self, client: ScriptedClient) -> None:
         self._client = client
 
-    async def say(self, text: str) -> str:
-        """Say it; return the answer, `accepted` or the code of an error."""
-        await self._client.send(f'{{"type":"say","text":"{text}","nonce":"{text}"}}')
+    async def say(self, text: str, type_: str = "say") -> str:
+        """Say it; return the answer, `accepted` or the line of an error."""
+        await self._client.send(f'{{"type":"{type_}","text":"{text}","nonce":"{text}"}}')
         while True:
             line = await self._client.line()
             if f'"nonce":"{text}"' in line and '"said"' not in line:
                 return "accepted" if '"accepted"' in line else line
 
 
-MOVED = "was renamed, deleted or replaced; put it back, or restart the server"
+MOVED = "was renamed, deleted or replaced; put it back, or stop the server and restore a backup"
+NOT_IN_PLACE = "nothing can be said now: the server cannot keep messages"
 
 
 @linux
@@ -447,9 +449,15 @@ async def test_a_journal_that_is_renamed_and_put_back_while_the_server_runs(
         assert await one.say("one") == "accepted"
         path.rename(elsewhere)
         await server.wait_for(f"The journal keeps nothing: {path} {MOVED}")  # nobody spoke
-        assert "storage-failed" in await one.say("two")
+        for type_ in ("say", "act"):
+            answer = await one.say("two", type_)
+            assert NOT_IN_PLACE in answer
+            assert "storage-failed" in answer
+            assert str(tmp_path) not in answer
         elsewhere.rename(path)
-        await server.wait_for("The journal is in its place")
+        await server.wait_for("The journal is in its place again and keeps messages")
+        assert server.out.count("The journal keeps nothing") == 1
+        assert server.out.count("keeps messages") == 1
         assert await one.say("three") == "accepted"
         server.signal(signal.SIGTERM)
         await server.wait()
@@ -482,11 +490,12 @@ async def test_a_start_without_the_file_of_a_wal_is_refused_and_loses_nothing(
 @linux
 @pytest.mark.parametrize("what", ["deleted", "replaced", "overwritten folder", "its -wal"])
 async def test_messages_are_refused_when_the_files_of_the_journal_are_gone(
-    what: str, tmp_path: Path
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """At once, and the log says once what to do."""
     (tmp_path / "folder").mkdir()
     path = tmp_path / "folder" / "chat.db"
-    limits = SqliteLimits(retry_seconds=0, watch_again_seconds=0)
+    limits = SqliteLimits(retry_seconds=1e6, watch_again_seconds=0)  # it does not wait for that
     async with running(SqliteJournal(path, limits=limits)) as journal:
         room = journal.room("lobby")
         await say(room, "one")
@@ -501,10 +510,13 @@ async def test_messages_are_refused_when_the_files_of_the_journal_are_gone(
             case _:
                 (tmp_path / "folder").rename(tmp_path / "other")
                 (tmp_path / "folder").mkdir()
-        with pytest.raises(NotKept, match=MOVED):
+        with trio.fail_after(60), pytest.raises(NotKept, match=NOT_IN_PLACE):
             await wait_kept(room.append(spell(room, "two")))
         assert room.next == 1
-    if what == "its -wal":  # a restart is all that is needed
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
+    advice = "SIGTERM, which saves what was in it" if what == "its -wal" else MOVED
+    assert advice in line
+    if what == "its -wal":
         assert await all_texts(path) == ["one"]
 
 
@@ -610,6 +622,33 @@ async def test_a_start_waits_for_a_program_that_has_locked_the_file(tmp_path: Pa
             other.execute("ROLLBACK")
     assert started.is_set()
     assert await all_texts(path) == ["one"]
+
+
+async def test_the_log_has_the_same_failure_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever was to be kept or read, and however often."""
+    path = tmp_path / "chat.db"
+    limits = SqliteLimits(retry_seconds=0)
+    async with running(SqliteJournal(path, limits=limits)) as journal:
+        room = journal.room("lobby")
+        await say(room, "one")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(3):
+                with pytest.raises(NotKept):
+                    await say(room, "two")
+            other.execute("ROLLBACK")
+        await say(room, "two")
+        async with journal._reading:
+            journal._reader.close()
+        for _ in range(3):
+            with pytest.raises(NotKept):
+                await room.read(0, 1, max_bytes=1)
+    errors = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
+    assert errors[0].endswith("The journal keeps nothing: another program is using it")
+    assert "The journal cannot be read: " in errors[1]
+    assert len(errors) == 2
 
 
 def test_a_start_waits_as_long_as_a_server_that_runs() -> None:

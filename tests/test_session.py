@@ -9,17 +9,12 @@ import trio.testing
 
 from multichat import ServerConfig
 from multichat.batch import MAX_BATCH_BYTES, cut
-from multichat.config import ReplayLimits
-from multichat.errors import NotKept
-from multichat.journal import Keeping
-from multichat.messages import Nonce, SaidRun
+from multichat.messages import SaidRun
 from multichat.testing import ScriptedClient, memory_server
 from multichat.voices import TEXT, encoded_help
 
-from .support.journals import HeldJournal, HeldRoom
 from .support.log import LogRecorder
 from .support.processes import WAIT_SECONDS
-from .support.programs import join
 from .support.sockets import tcp_pair
 
 pytestmark = pytest.mark.unit
@@ -415,59 +410,3 @@ async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
             network.server.kick(1)
             assert await theirs.receive_some() == b"[Server] goodbye: kicked\n"
         await theirs.aclose()
-
-
-class FailingRoom(HeldRoom):
-    def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
-        if self.failure:
-            raise NotKept(self.failure)
-        return super().append(said, nonces, checks)
-
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
-        if self.failure:
-            raise NotKept(self.failure)
-        return await super().read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
-
-
-class FailingJournal(HeldJournal):
-    kind = FailingRoom
-
-    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
-        keeping = Keeping()
-        keeping.resolve("the disk is full")
-        return keeping
-
-
-@pytest.mark.parametrize(
-    ("request_", "line"),
-    [
-        ({"type": "say", "text": "x"}, "The journal keeps nothing: the disk is full"),
-        ({"type": "act", "text": "x"}, "The journal keeps nothing: the disk is full"),
-        ({"type": "history"}, "History cannot be read: the disk is full"),
-        ({"type": "direct", "to": 1, "text": "x"}, "The journal keeps nothing: the disk is full"),
-    ],
-    ids=lambda value: value["type"] if isinstance(value, dict) else "",
-)
-async def test_whatever_the_journal_fails_at_is_logged_once_a_minute(
-    request_: dict[str, object], line: str, log: LogRecorder, autojump_clock: trio.testing.MockClock
-) -> None:
-    journal = FailingJournal()
-    no_ring = ServerConfig(replay=ReplayLimits(ring_bytes=1))  # but for two messages
-    async with memory_server(no_ring, journal=journal) as network:
-        client = await join(network)
-        for _ in range(5):
-            await client.ask("say", text="hello")
-        journal.held["lobby"].release("the disk is full")
-        fields = {name: value for name, value in request_.items() if name != "type"}
-        for _ in range(2):
-            for _ in range(3):
-                answer = await client.ask(str(request_["type"]), **fields)
-                if request_["type"] == "direct":  # it was delivered all the same
-                    assert answer["type"] == "accepted"
-                else:
-                    assert answer["code"] == "storage-failed"
-            await trio.sleep(61)
-    assert len([each for each in log.lines if line in each]) == 2
-    assert len([each for each in log.lines if "ERROR" in each]) == 2

@@ -1,4 +1,4 @@
-"""Locks that keep other servers away from a journal, and a watch for files that are moved."""
+"""Locks that keep other servers away from a journal, and a check whether its files were moved."""
 
 import os
 import sqlite3
@@ -32,7 +32,7 @@ class FileLock:
         """Take the lock of the name; raises `JournalFailed`, `OSError`, `sqlite3.Error`."""
         self._path, self._real = path, real
         self._file = -1
-        self._identities: dict[str, tuple[int, int]] = {}
+        self._files: list[tuple[str, tuple[int, int], str]] = []
         with suppress(FileExistsError):
             os.close(os.open(f"{real}-lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         # SQLite's own, which every system has; in the journal itself it would keep readers out.
@@ -58,21 +58,26 @@ class FileLock:
         except OSError:  # a file system without such locks
             pass
 
-    def watch(self, *files: Path) -> None:
-        """Note which *files* the journal has: see `moved`."""
-        self._identities = {each: _identity(each) for each in map(str, files)}
+    def watch(self, path: Path, wal: Path) -> None:
+        """Note which files *path* and *wal* are now: see `fault`."""
+        advice = {
+            path: "put it back, or stop the server and restore a backup",
+            wal: "put it back, or stop the server with SIGTERM, which saves what was in it, and "
+            "start it again",
+        }
+        self._files = [(str(each), _identity(str(each)), what) for each, what in advice.items()]
 
-    def moved(self) -> str:
-        """Say which of the files has been renamed, deleted or replaced; empty if none has."""
-        for each, identity in self._identities.items():
+    def fault(self) -> str:
+        """Say which file has been renamed, deleted or replaced, and what to do; empty if none."""
+        for each, identity, advice in self._files:
             try:
                 if _identity(each) == identity:
                     continue
             except (FileNotFoundError, NotADirectoryError):
                 pass
-            except OSError:  # a directory that may not be looked into: the open file is still good
+            except OSError:  # a directory that may not be read: the open file is still good
                 continue
-            return f"{each} was renamed, deleted or replaced; put it back, or restart the server"
+            return f"{each} was renamed, deleted or replaced; {advice}"
         return ""
 
     def close(self) -> None:

@@ -15,11 +15,11 @@ from multichat.errors import JournalFailed, UnknownId
 from multichat.ids import message_number
 from multichat.journal import part_of
 from multichat.journal.sqlite_file import (
+    MAX_NUMBER,
     SQLITE_ERRORS,
     is_damage,
     open_for_reading,
     reason_of,
-    text_or_bytes,
     typed,
 )
 from multichat.journal.sqlite_rows import RUN_COLUMNS, said_run
@@ -33,9 +33,6 @@ _PAGE_RUNS = 500
 _PAGE_BYTES = 1024 * 1024
 
 _FAR = 1 << 62
-
-# A larger number, or place in the order, is damaged.
-_MAX_KEY = 2**53
 
 
 @contextmanager
@@ -70,7 +67,6 @@ class Reader:
         self.damaged = 0
         self._path = path
         self._connection = connection
-        connection.text_factory = text_or_bytes
 
     def has_several_rooms(self) -> bool:
         """Whether something was said in more than one room."""
@@ -144,7 +140,7 @@ class Reader:
         start, total = _FAR, 0
         key = order.key
         sql = order.sql(f"{key}, messages", f"{key} BETWEEN 0 AND ?", f"ORDER BY {key} DESC")
-        with closing(self._connection.execute(sql, (*order.parameters, _MAX_KEY))) as rows:
+        with closing(self._connection.execute(sql, (*order.parameters, MAX_NUMBER))) as rows:
             for start, messages in rows:  # noqa: B007 - used behind the loop
                 total += messages if type(messages) is int else 0  # what is damaged is left out
                 if total >= limit:
@@ -162,7 +158,7 @@ class Reader:
         )
         # Each of the two is at an end of an index; asked for together, all between them is read.
         low = self._one(order.sql(f"min({key})", f"{key} >= 0"), order.parameters)
-        high = self._one(order.sql(f"max({key})", f"{key} <= {_MAX_KEY}"), order.parameters)
+        high = self._one(order.sql(f"max({key})", f"{key} <= {MAX_NUMBER}"), order.parameters)
         if low is None or high is None:
             return 0
         high += 1  # from there on all is since then; before low nothing is
@@ -183,11 +179,11 @@ class Reader:
         Of the first run so many messages are *skipped*.
         """
         left = _FAR if limit is None else limit
-        last = self._one("SELECT max(seq) FROM runs WHERE seq <= ?", (_MAX_KEY,)) or 0
+        last = self._one("SELECT max(seq) FROM runs WHERE seq <= ?", (MAX_NUMBER,)) or 0
         sql = order.sql(f"max({order.key})", f"{order.key} BETWEEN 0 AND ? AND seq <= ?")
-        end = self._one(sql, (*order.parameters, _MAX_KEY, last))
+        end = self._one(sql, (*order.parameters, MAX_NUMBER, last))
         sql = order.sql("count(*)", f"({order.key} < 0 OR {order.key} > ?)")
-        self.damaged += self._one(sql, (*order.parameters, _MAX_KEY)) or 0
+        self.damaged += self._one(sql, (*order.parameters, MAX_NUMBER)) or 0
         while left > 0 and end is not None and key <= end:
             page, key = self._page(order, key, end, last)
             for said in page:

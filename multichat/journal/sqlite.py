@@ -40,6 +40,7 @@ from multichat.journal import (
     part_of,
     within,
 )
+from multichat.journal.failure_log import FailureLog
 from multichat.journal.file_lock import FileLock
 from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Retention, SteadyClock
@@ -52,7 +53,6 @@ from multichat.journal.sqlite_file import (
     is_busy,
     open_file,
     reason_of,
-    text_or_bytes,
 )
 from multichat.journal.sqlite_jobs import (
     Job,
@@ -90,6 +90,9 @@ _MAX_SESSIONS_WAITING = 20_000
 
 _CLOSED = "the server is closing its journal"
 
+# What clients are told when a file of the journal is not in its place; the log has its path.
+_NOT_IN_PLACE = "the server cannot keep messages"
+
 # Deletions between two transactions, where the file is too large: each takes more than one of them
 # has written, so that it does not get larger.
 _MAX_DELETIONS = 20
@@ -122,12 +125,13 @@ class SqliteJournal(Journal):
         self._step_bytes = self.retention.step_bytes
         self._log = Log("server")
         self._deletion_log = DeletionLog(self._log, self.retention, self._limits.tell_seconds)
+        self._failure_log = FailureLog(self._log, self._limits.tell_seconds)
         self._is_refusal_told = False
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses these
         self._deletions: Deletions
         self._lock: FileLock
-        self._moved = ""  # which file is not in its place, and what to do
+        self._file_fault = ""  # which file is not in its place, and what to do
         self._watched_at = -math.inf  # by the writer
         self._reader: sqlite3.Connection
         self._writing = trio.CapacityLimiter(1)
@@ -197,22 +201,26 @@ class SqliteJournal(Journal):
                 watch_at = trio.current_time() + self._limits.watch_seconds
             if trio.current_time() >= tidy_at or self._deletions.is_too_large:
                 more = False
-                for _ in range(0 if self._moved else _MAX_DELETIONS):
+                for _ in range(0 if self._file_fault else _MAX_DELETIONS):
                     more = await self._tidy()
                     if not (more and self._deletions.is_too_large):
                         break
                 tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
 
     def _watch(self) -> None:
-        """See whether the files are still in their place; say so in the log when that changes."""
-        moved = self._lock.moved()
-        if moved != self._moved:
-            text = f"The journal keeps nothing: {moved}" if moved else "The journal is in its place"
-            self._log.line("STATE", text, ERROR)
-        self._moved = moved
+        """Check whether the files are still in their place; log when that changes."""
+        fault = self._lock.fault()
+        if fault and fault != self._file_fault:
+            self._log.line("STATE", f"The journal keeps nothing: {fault}", ERROR)
+        elif self._file_fault and not fault:
+            self._log.line("STATE", "The journal is in its place again and keeps messages")
+        self._file_fault = fault
+
+    def _log_failure(self, text: str) -> None:
+        self._failure_log.note(text, trio.current_time())
 
     async def _write_waiting(self, give_up_at: float) -> bool:
-        """Keep what waits, as much as one transaction takes, or have all that waits then fail.
+        """Keep what waits, as much as one transaction takes, or fail all of it at *give_up_at*.
 
         Where the file is damaged, what needs the damaged part fails, and what waits behind it in
         the same room.  Returns whether the rest is kept.
@@ -225,7 +233,12 @@ class SqliteJournal(Journal):
         while failure := await trio.to_thread.run_sync(
             self._write, jobs, self._clock_of_file(), refused, limiter=self._writing
         ):
-            if trio.current_time() >= give_up_at:
+            is_moved = failure == _NOT_IN_PLACE
+            if is_moved or trio.current_time() >= give_up_at:
+                if is_moved:
+                    self._watch()
+                else:
+                    self._log_failure(f"The journal keeps nothing: {failure}")
                 self._fail(failure)
                 self._failing = True
                 return False
@@ -254,8 +267,8 @@ class SqliteJournal(Journal):
             if not isinstance(job, SessionJob):
                 job.keeping.resolve(refused.get(subject_of(job), ""))
         for part, failure in refused.items():
-            if not isinstance(part, SqliteRoom):
-                self._log.line("STATE", f"The journal does not keep a session: {failure}", ERROR)
+            what = f"messages of {part.name}" if isinstance(part, SqliteRoom) else "a session"
+            self._log_failure(f"The journal does not keep {what}: {failure}")
         return True
 
     def _first_jobs(self) -> list[Job]:
@@ -338,7 +351,6 @@ class SqliteJournal(Journal):
             self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
             self._rows.write_back()
             self._reader = connect(self.path.resolve(), "ro")
-            self._reader.text_factory = text_or_bytes
         except BaseException as error:
             opened.connection.close()
             opened.lock.close()
@@ -374,9 +386,9 @@ class SqliteJournal(Journal):
         now = time.monotonic()
         if now - self._watched_at >= self._limits.watch_again_seconds:
             self._watched_at = now
-            if moved := self._lock.moved():
+            if self._lock.fault():
                 self._watched_at = -math.inf
-                return moved
+                return _NOT_IN_PLACE
         refused.clear()
         if not self._deletions.may_write():
             return DISK_FULL
@@ -420,6 +432,7 @@ class SqliteJournal(Journal):
         if not self._open:
             raise NotKept(_CLOSED)
         if self._waiting_bytes + size > self._limits.waiting_bytes and self._waiting:
+            self._log_failure("The journal keeps nothing: the disk does not keep up")
             raise NotKept("the disk does not keep up")
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
@@ -485,38 +498,16 @@ class SqliteJournal(Journal):
         return self._rows.loaded_clock + self._clock.look(*self._clocks()).run
 
     async def read_room(
-        self, room: "SqliteRoom", start: int, stop: int, max_bytes: int
+        self,
+        room: "SqliteRoom",
+        read: Callable[[sqlite3.Connection, list[int]], list[SaidRun]],
     ) -> list[SaidRun]:
-        """See `RoomJournal.read`; for our rooms alone."""
+        """Return what *read* returns, which appends the numbers of damaged runs to its list.
 
-        def read(reader: sqlite3.Connection) -> list[SaidRun]:
-            runs: list[SaidRun] = []
-            left = max_bytes
-            with closing(read_runs(reader, room.id, start, stop, damaged)) as found:
-                for said in found:
-                    if (part := part_of(said, start, stop)) is not None:
-                        runs.append(part)
-                        left -= len(part.run)  # at least
-                        if left < 0:
-                            break
-            return within(runs, max_bytes)
-
+        For our rooms alone.
+        """
         damaged: list[int] = []
-        runs = await self._read(read)
-        self._note_damaged(room, damaged)
-        return runs
-
-    async def read_room_before(
-        self, room: "SqliteRoom", stop: int, max_messages: int, max_bytes: int
-    ) -> list[SaidRun]:
-        """See `RoomJournal.read_before`; for our rooms alone."""
-
-        def read(reader: sqlite3.Connection) -> list[SaidRun]:
-            with closing(read_runs_backwards(reader, room.id, stop, damaged)) as found:
-                return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
-
-        damaged: list[int] = []
-        runs = await self._read(read)
+        runs = await self._read(lambda reader: read(reader, damaged))
         self._note_damaged(room, damaged)
         return runs
 
@@ -533,7 +524,9 @@ class SqliteJournal(Journal):
         try:
             return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
         except SQLITE_ERRORS as error:
-            raise NotKept(f"the journal cannot be read: {reason_of(error)}") from error
+            reason = reason_of(error)
+            self._log_failure(f"The journal cannot be read: {reason}")
+            raise NotKept(f"the journal cannot be read: {reason}") from error
 
 
 class SqliteRoom(RoomJournal):
@@ -582,7 +575,23 @@ class SqliteRoom(RoomJournal):
         return keeping
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
-        return await self._journal.read_room(self, start, stop, max_bytes)
+        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
+            runs: list[SaidRun] = []
+            left = max_bytes
+            with closing(read_runs(reader, self.id, start, stop, damaged)) as found:
+                for said in found:
+                    if (part := part_of(said, start, stop)) is not None:
+                        runs.append(part)
+                        left -= len(part.run)  # at least
+                        if left < 0:
+                            break
+            return within(runs, max_bytes)
+
+        return await self._journal.read_room(self, read)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
-        return await self._journal.read_room_before(self, stop, max_messages, max_bytes)
+        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
+            with closing(read_runs_backwards(reader, self.id, stop, damaged)) as found:
+                return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+
+        return await self._journal.read_room(self, read)

@@ -36,6 +36,7 @@ from multichat.journal.sqlite_schema import (
 __all__ = [
     "DISK_FAILS",
     "DISK_FULL",
+    "MAX_NUMBER",
     "SQLITE_ERRORS",
     "DamagedRow",
     "OpenFile",
@@ -73,7 +74,7 @@ _REASONS = {
 
 
 # No number of ours is larger, and JSON has no larger one.
-_MAX_NUMBER = 2**53
+MAX_NUMBER = 2**53
 
 _SHOWN_CHARACTERS = 100
 
@@ -97,7 +98,7 @@ def typed(row: Any, *kinds: type) -> Any:
     if row is None or tuple(map(type, row)) != kinds:
         raise DamagedRow
     for value in row:
-        if type(value) is int and not 0 <= value <= _MAX_NUMBER:
+        if type(value) is int and not 0 <= value <= MAX_NUMBER:
             raise DamagedRow
     return row
 
@@ -161,9 +162,9 @@ class OpenFile(NamedTuple):
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Connect to *path*, for one thread at a time; *mode* is the end of SQLite's URI for it.
 
-    No transaction begins by itself.
+    No transaction begins by itself.  Text that is not UTF-8 is returned as bytes.
     """
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         f"{path.as_uri()}?mode={mode}",
         uri=True,
         timeout=BUSY_SECONDS,
@@ -171,6 +172,8 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=64,
     )
+    connection.text_factory = text_or_bytes
+    return connection
 
 
 @contextmanager

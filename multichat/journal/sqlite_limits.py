@@ -18,7 +18,8 @@ class SqliteLimits:
     # The same when the journal is closed.
     close_seconds: float = 5.0
 
-    # How often expired messages are looked for; while there are more, one step follows each commit.
+    # How often to delete what has expired.  While there is more, a step follows each commit, and up
+    # to twenty where the file is too large.
     tidy_seconds: float = 5.0
 
     # Messages are deleted by age when the wall clock has been steady for this long, or for the age
@@ -26,11 +27,11 @@ class SqliteLimits:
     # servers run.
     steady_seconds: float = 6 * 3600.0
 
-    # How often a line of the log says what was deleted.
+    # How often a line of the log says what was deleted, or that the same thing has failed.
     tell_seconds: float = 60.0
 
-    # How often to look whether the file is still in its place: while nothing is written, and at
-    # most before a transaction, where it takes some microseconds.
+    # How often to check whether the files are still in their place: while nothing is written, and
+    # at most before a transaction, where it takes some microseconds.
     watch_seconds: float = 1.0
     watch_again_seconds: float = 0.05
 
