@@ -15,17 +15,17 @@ __all__ = ["FileLock", "is_locked"]
 
 _IN_USE = "another server is using it"
 
-# A reader that asks whether there is a server (`is_locked`) has the lock for less than that.
+# A reader that checks whether there is a server (`is_locked`) holds a lock for less than that.
 _PROBE_SECONDS = 0.25
 
 
 class FileLock:
-    """Keeps other servers away from a journal, and sees whether its files are still in their place.
+    """Locks a journal against other servers, and checks whether its files are still in their place.
 
-    One lock is on a file beside, so it is of the name: SQLite finds the WAL by that.  The other is
-    on the file itself, which may have several names: hard links, bind mounts.  Both end with the
-    process.  To be closed after all connections to the journal: closing a file gives back all
-    locks that SQLite has on it in this process.
+    One lock is on a file beside the journal and stands for its name, by which SQLite finds the WAL.
+    The other is on the journal itself, which may have several names: hard links, bind mounts.  Both
+    end with the process.  Close this after all connections to the journal: closing a file releases
+    all locks that SQLite has on it in this process.
     """
 
     def __init__(self, path: Path, real: Path) -> None:
@@ -81,7 +81,7 @@ class FileLock:
         return ""
 
     def close(self) -> None:
-        """Give both locks back."""
+        """Release both locks."""
         self._beside.close()
         if self._file >= 0:
             os.close(self._file)

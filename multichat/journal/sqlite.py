@@ -85,7 +85,8 @@ _RUN_BYTES = 300  # in memory, beside its text
 
 _EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
 
-# Sessions that could not be written wait for the next transaction; as many as a server has.
+# How many sessions that could not be written wait for the next transaction: as many as a server
+# has in memory.
 _MAX_SESSIONS_WAITING = 20_000
 
 _CLOSED = "the server is closing its journal"
@@ -283,7 +284,7 @@ class SqliteJournal(Journal):
         return self._waiting.copy()
 
     def _fail(self, failure: str) -> None:
-        """Have nothing that waits be kept, but for sessions, for which nobody waits."""
+        """Fail all that waits but sessions, for which nobody waits."""
         jobs, self._waiting, self._waiting_bytes = self._waiting, [], 0
         for job in jobs:
             if isinstance(job, SaidJob):
@@ -297,7 +298,7 @@ class SqliteJournal(Journal):
                 job.keeping.resolve(failure)
 
     async def _tidy(self) -> bool:
-        """Take one step of what has to go; return whether there is more."""
+        """Delete one step of what retention does not keep; return whether there is more."""
         most = self.retention.max_messages
         full: dict[int, int] = {}
         if most is not None:
@@ -372,7 +373,7 @@ class SqliteJournal(Journal):
     def _close_file(self) -> None:
         self._rows.write_back(end_clock=self._clock_of_file())
         for connection in (self._reader, self._rows.connection):
-            # The last to close the file has all of it written back.
+            # The last connection that is closed makes a checkpoint.
             with suppress(*SQLITE_ERRORS):
                 connection.close()
         self._lock.close()
@@ -563,8 +564,7 @@ class SqliteRoom(RoomJournal):
     def append(
         self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
-        # What cannot be spelled is found here, where it is one caller's mistake, and not in the
-        # transaction, where it would be everybody's.
+        # What cannot be encoded fails here, for one caller, and not in the transaction, for all.
         run = said.run
         size = len(run) if run.isascii() else len(run.encode())
         count = len(nonces) - nonces.count(None)

@@ -1,11 +1,10 @@
 """The file of a SQLite journal: how it is opened, and whether it is one of ours.
 
-Owns what is asked of a file before anything is written to it.  One that is not ours, is damaged as
-far as that can be seen at once, is in use or is newer than we are is refused with one line, and
-not a byte of it has changed.
+Owns the checks of a file before anything is written to it.  A file that is not a journal, is in
+use, was made by a newer version, or is visibly damaged is refused with one line and not changed.
 
-1. What is looked at is looked at read-only.
-2. One process writes: it holds a lock on a file beside, which ends with the process.
+1. Checks read only.
+2. One process writes: it holds a lock (`multichat.journal.file_lock`), which ends with the process.
 3. Nothing reads the whole file: opening takes as long for a million messages as for none.
 
 Source: https://www.sqlite.org/fileformat2.html, https://www.sqlite.org/wal.html
@@ -50,8 +49,8 @@ __all__ = [
     "typed",
 ]
 
-# Somebody else's look into the file, or a copy that is being made, is over by then; what waits
-# longer is tried again by the journal itself.
+# How long SQLite waits for another program, such as one that makes a copy; after that the journal
+# itself tries again.
 BUSY_SECONDS = 0.25
 
 DISK_FULL = "the disk is full"
@@ -134,7 +133,7 @@ def text_or_bytes(data: bytes) -> str | bytes:
 
 
 def reason_of(error: Exception) -> str:
-    """Say in a few words what SQLite, or the system, has against it; clean, and in one line."""
+    """Return in a few words why SQLite, or the system, failed; clean, and in one line."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     # "SQLITE_IOERR_WRITE" is one of "SQLITE_IOERR".

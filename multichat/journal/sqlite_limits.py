@@ -15,7 +15,7 @@ class SqliteLimits:
     # waits as long for the program that holds the file.
     retry_seconds: float = 3.0
 
-    # The same when the journal is closed.
+    # How long it tries when it is closed.
     close_seconds: float = 5.0
 
     # How often to delete what has expired.  While there is more, a step follows each commit, and up
