@@ -1,20 +1,33 @@
 """What a SQLite journal deletes: messages that are too old or too many, old sessions, empty rooms.
 
-For the thread that writes.  Each step is a transaction of its own and bounded.  A full disk can be
-deleted from: see `multichat.journal.reserve`.
+For the thread that writes.  Each step is bounded, and one transaction; in a damaged file it is
+several, and rows that cannot be deleted are left out.  A full disk can be deleted from: see
+`multichat.journal.reserve`.
 """
 
 import math
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
 
 from multichat.journal.reserve import Reserve
 from multichat.journal.retention import MIN_BYTES, Deleted, Moment, Retention, format_seconds
-from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, typed
+from multichat.journal.sqlite_file import (
+    DISK_FAILS,
+    DISK_FULL,
+    SQLITE_ERRORS,
+    DamagedRow,
+    is_damage,
+    reason_of,
+    typed,
+)
 from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import Rows
+from multichat.journal.sqlite_salvage import first_readable, is_readable
 from multichat.log import Log
 
 __all__ = ["STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
@@ -27,6 +40,12 @@ _FREE_PART = 4
 
 # Of a step, what may be moved to make the file smaller: other pages change with what is moved.
 _MOVED_PART = 2
+
+# Around damage, a step tries fewer runs at once, each time by this factor, down to one.
+_FEWER = 8
+
+# So often a step of a damaged file fails before it leaves the rest to the next one.
+_MAX_FAILURES = 50
 
 # How many epochs of a room stay when all their messages are gone.
 _GONE_EPOCHS = 100
@@ -42,20 +61,36 @@ class Tidied:
     """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
 
     *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
+    *damage* says, in a few words, why something cannot be deleted.
     """
 
     firsts: dict[int, int] = field(default_factory=dict)
     deleted: Deleted = field(default_factory=Deleted)
     expired: bool = False
     more: bool = False
+    damage: str = ""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where to go on in a damaged file: rows below *position* are left out.
+
+    *position* is a `seq`, or in a room the number of a message.  *most* runs are tried at once.
+    """
+
+    position: int = 0
+    most: int = STEP_RUNS
+    gone: bool = False  # nothing behind it can be read
+
+
+_Key: TypeAlias = int | str
 
 
 class Deletions:
-    """What has to go from the file of *rows*, whose list of rooms is loaded.
+    """Deletes from the file of *rows*, whose list of rooms is loaded.
 
-    Above the number of sessions that *limits* allows, the oldest go first: whose they are is not in
-    the file, and a server has in its memory those of the clients from other addresses than who
-    makes so many.
+    Above the number of sessions that *limits* allows, the oldest are deleted, whatever address they
+    are from: the file holds no addresses.  A server has the sessions of other addresses in memory.
 
     *is_full*: the disk has no room for what was to be written.  *is_too_large*: more is in use than
     may be, by a step or more.
@@ -74,6 +109,9 @@ class Deletions:
         self._rows, self._retention, self._reserve = rows, retention, reserve
         self._connection = rows.connection
         self._first_dated = -1  # up to there, all runs are dated ahead
+        # What cannot be deleted everywhere, by room or by reason.
+        self._damaged: dict[_Key, _Place] = {}
+        self._damage = ""
         self._page_bytes = self._pragma("page_size")
         # The WAL is written back when two steps are in it, and is as large as four after a burst.
         rows.long_wal_bytes = 2 * retention.step_bytes
@@ -93,81 +131,192 @@ class Deletions:
         return not self.is_full
 
     def step(self, full: dict[int, int], empty: list[int], now: Moment) -> Tidied | None:
-        """Delete a bounded part of what has to go; None if that cannot be done now.
+        """Delete a bounded number of expired rows; None if that cannot be done now.
 
-        *full* says for rooms, by their ids, before which number their messages have to go; *empty*
-        are rooms without a message that have to go.
+        *full* says for rooms, by their ids, before which number messages are deleted; *empty* are
+        rooms without a message that are deleted.
         """
-        tidied = None if self.is_full else self._step(full, empty, now)
-        if tidied is None:
+        tidied: Tidied | None = None
+        is_full = self.is_full
+        if not is_full:
+            try:
+                tidied = self._step(full, empty, now)
+            except SQLITE_ERRORS as error:
+                # Another program that has locked the file needs none of the reserve.
+                is_full = reason_of(error) in (DISK_FULL, DISK_FAILS)
+        if is_full:
             self._reserve.release()
-            self._rows.write_back(truncate=True)  # deletions are written where the WAL begins anew
-            tidied = self._step(full, empty, now, shrink=True)
+            # Deletions are written to the WAL, which starts anew.
+            self._rows.write_back(truncate=True)
+            with suppress(*SQLITE_ERRORS):
+                tidied = self._step(full, empty, now, shrink=True)
             self._rows.write_back(truncate=True)  # gives back what was deleted
         self.look()
         return tidied
 
     def _step(
         self, full: dict[int, int], empty: list[int], now: Moment, *, shrink: bool = False
-    ) -> Tidied | None:
+    ) -> Tidied:
+        """Do the same; raises one of `SQLITE_ERRORS`, but not for damage."""
         tidied = Tidied()
-        kept = self._retention
-        step = _Step(self._connection, tidied, kept.step_bytes)
+        step = _Step(self._connection, tidied, self._retention.step_bytes)
         clock = self._rows.loaded_clock + now.run
-        try:
-            with self._rows.transaction(clock):
-                for room, before in full.items():
-                    step.delete(
-                        f"above {kept.max_messages} a room",
-                        "WHERE room = ? AND first < ? AND first + messages <= ? ORDER BY first",
-                        (room, before, before),
-                    )
-                if kept.max_age_seconds is not None:
-                    end = self._last_expired(kept.max_age_seconds, now)
-                    if end is not None and now.wait:
-                        tidied.expired = True
-                    elif end is not None:
-                        reason = f"older than {format_seconds(kept.max_age_seconds)}"
-                        step.delete(reason, "WHERE seq <= ? ORDER BY seq", (end,))
-                if kept.max_bytes is not None:
-                    excess = self._bytes(used=True) - kept.max_bytes
-                    if excess > 0:
-                        reason = f"above {kept.max_bytes / 2**20:g} MiB"
-                        step.delete(reason, "ORDER BY seq", (), most_bytes=excess)
-                        step.is_over = True  # what it takes is known when it is done
-                has_more_sessions = self._forget_sessions(clock)
-                self._connection.executemany(
-                    "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
-                )
-                self._connection.executemany(
-                    "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
-                    [(room,) for room in empty],
-                )
-                self._connection.executemany(
-                    "UPDATE rooms SET first = ? WHERE id = ?",
-                    [(first, room) for room, first in tidied.firsts.items()],
-                )
-                # Whose messages are gone; the last ones still tell how much a client missed.
-                self._connection.executemany(
-                    "DELETE FROM epochs WHERE room = ? AND next <= min(?, coalesce((SELECT next "
-                    "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
-                    [(room, first, room, _GONE_EPOCHS) for room, first in tidied.firsts.items()],
-                )
-            if step.deleted:
-                self._rows.note_written(kept.step_bytes)
-            tidied.more = (
-                bool(step.deleted and step.is_over)
-                or has_more_sessions
-                or self._shrink(all_of_it=shrink)
-            )
-        except SQLITE_ERRORS:
-            return None
+        parts = self._parts(step, full, empty, now, clock)
+        if not self._damage:
+            try:
+                with self._rows.transaction(clock):
+                    for part in parts.values():
+                        part()
+                    step.write_firsts()
+            except SQLITE_ERRORS as error:
+                self._note_damage(error)
+                tidied = Tidied(more=True)  # and see the damage in the next step
+            self._finish(step, tidied, shrink=shrink)
+        else:
+            self._delete_around_damage(step, parts, clock)
+            self._finish(step, tidied, shrink=shrink)
+        tidied.damage = self._damage
         return tidied
 
-    def _last_expired(self, max_age_seconds: float, now: Moment) -> int | None:
+    def _parts(
+        self, step: "_Step", full: dict[int, int], empty: list[int], now: Moment, clock: float
+    ) -> dict[_Key, Callable[[], None]]:
+        """Return what there is to delete: by room, by age, by size, sessions, rooms."""
+        kept = self._retention
+        parts: dict[_Key, Callable[[], None]] = {}
+
+        def delete_full(room: int, before: int) -> None:
+            place = self._place(room)
+            step.delete(
+                f"above {kept.max_messages} a room",
+                "WHERE room = ? AND first >= ? AND first < ? AND first + messages <= ? "
+                "ORDER BY first",
+                (room, place.position, before, before),
+                most=place.most,
+            )
+
+        def delete_old(max_age_seconds: float) -> None:
+            place = self._place("age")
+            end = self._last_expired(max_age_seconds, now, place)
+            if end is not None and now.wait:
+                step.tidied.expired = True
+            elif end is not None:
+                reason = f"older than {format_seconds(max_age_seconds)}"
+                which = "WHERE seq BETWEEN ? AND ? ORDER BY seq"
+                step.delete(reason, which, (place.position, end), most=place.most)
+
+        def delete_excess(max_bytes: int) -> None:
+            excess = self._bytes(used=True) - max_bytes
+            if excess > 0:
+                place = self._place("size")
+                reason = f"above {max_bytes / 2**20:g} MiB"
+                which = "WHERE seq >= ? ORDER BY seq"
+                step.delete(reason, which, (place.position,), most_bytes=excess, most=place.most)
+                step.is_over = True  # what it takes is known when it is done
+
+        for room, before in full.items():
+            parts[room] = partial(delete_full, room, before)
+        if kept.max_age_seconds is not None:
+            parts["age"] = partial(delete_old, kept.max_age_seconds)
+        if kept.max_bytes is not None:
+            parts["size"] = partial(delete_excess, kept.max_bytes)
+        parts["sessions"] = partial(self._forget_sessions, step, clock)
+        if empty:
+            parts["rooms"] = partial(self._delete_rooms, empty)
+        return parts
+
+    def _delete_around_damage(
+        self, step: "_Step", parts: dict[_Key, Callable[[], None]], clock: float
+    ) -> None:
+        """Do each part in a transaction of its own, and leave out the rows where that fails."""
+        failures = 0
+        for key, part in parts.items():
+            place = self._place(key)
+            is_over = step.is_over and key != "sessions"
+            if place.gone or is_over or failures >= _MAX_FAILURES:
+                continue
+            before = step.state()
+            try:
+                with self._rows.transaction(clock):
+                    part()
+                    step.write_firsts()
+            except SQLITE_ERRORS as error:
+                step.restore(before)
+                if not is_damage(error) and step.deleted:
+                    return  # what is deleted has to be told
+                self._note_damage(error)
+                failures += 1
+                step.tidied.more = True
+                self._leave_out(key, place)
+            else:
+                place.most = min(STEP_RUNS, place.most * _FEWER)
+
+    def _note_damage(self, error: Exception) -> None:
+        """Remember that the file is damaged; raises *error* if it is about something else."""
+        if not is_damage(error):
+            raise error
+        self._damage = reason_of(error)
+
+    def _place(self, key: _Key) -> _Place:
+        return self._damaged.setdefault(key, _Place()) if self._damage else _Place()
+
+    def _leave_out(self, key: _Key, place: _Place) -> None:
+        """Go on with fewer runs; with one run that cannot be deleted, behind it."""
+        if key in ("sessions", "rooms"):
+            place.gone = True
+            return
+        if place.most > 1:
+            place.most = max(1, place.most // _FEWER)
+            return
+        column = which = "seq"
+        if isinstance(key, int):
+            column, which = "first", f"room = {key} AND first"
+
+        def read_from(position: int) -> Any:
+            return self._connection.execute(
+                f"SELECT {column}, time FROM runs WHERE {which} >= ? ORDER BY {column} LIMIT 1",  # noqa: S608 - our own words
+                (position,),
+            ).fetchone()
+
+        def can_read_from(position: int) -> bool:
+            return is_readable(lambda: read_from(position))
+
+        if can_read_from(place.position):
+            row = read_from(place.position)
+            found = None if row is None else row[0] + 1 if type(row[0]) is int else None
+        else:
+            found = first_readable(place.position, can_read_from)
+        if found is None:
+            place.gone = True
+        else:
+            place.position = found
+
+    def _finish(self, step: "_Step", tidied: Tidied, *, shrink: bool) -> None:
+        """Shrink the file, and see whether there is more to do, after the messages are deleted."""
+        if step.deleted:
+            self._rows.note_written(self._retention.step_bytes)
+        tidied.more |= bool(step.deleted and step.is_over) or step.has_more_sessions
+        if not tidied.more:
+            place = self._place("shrink")
+            try:
+                tidied.more = not place.gone and self._shrink(all_of_it=shrink)
+            except SQLITE_ERRORS as error:
+                self._note_damage(error)
+                self._place("shrink").gone = True
+
+    def _delete_rooms(self, empty: list[int]) -> None:
+        self._connection.executemany(
+            "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
+        )
+        self._connection.executemany(
+            "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
+            [(room,) for room in empty],
+        )
+
+    def _last_expired(self, max_age_seconds: float, now: Moment, place: _Place) -> int | None:
         """Return up to which run all are too old; None if the first is not.
 
-        That goes by the order in which they were said, so that no room gets a gap.  What is dated
+        The order of the messages counts, so that no room gets a gap.  What is dated
         ahead was said while the clock was wrong: it is as old as what follows it.  What this server
         has kept itself is no older than the server.
         """
@@ -179,7 +328,7 @@ class Deletions:
         for row in self._connection.execute(
             "SELECT seq, time FROM runs WHERE seq > ? AND time < ? AND typeof(time) = 'text' "
             "ORDER BY seq LIMIT ?",
-            (self._first_dated, latest, STEP_RUNS),
+            (max(self._first_dated, place.position - 1), latest, place.most),
         ):
             seq, said_at = row
             if type(said_at) is not str:  # damaged: it goes with what follows it
@@ -191,11 +340,8 @@ class Deletions:
             last = seq
         return last
 
-    def _forget_sessions(self, clock: float) -> bool:
-        """Forget the sessions of disconnected clients that are too old, or too many.
-
-        Returns whether there are more of them.
-        """
+    def _forget_sessions(self, step: "_Step", clock: float) -> None:
+        """Delete the sessions of disconnected clients that are too old, or too many."""
         execute = self._connection.execute
         max_sessions = self._limits.sessions
         before, most = clock - self._limits.session_seconds, STEP_RUNS
@@ -209,7 +355,7 @@ class Deletions:
         ).fetchall()
         for (digest,) in found:
             self._rows.forget_session(digest)
-        return len(found) == STEP_RUNS
+        step.has_more_sessions = len(found) == STEP_RUNS
 
     def _shrink(self, *, all_of_it: bool) -> bool:
         """Give some of what is free in the file back; return whether there may be more."""
@@ -234,23 +380,29 @@ class Deletions:
 
 
 class _Step:
-    """One bounded step of taking runs away; *tidied* is told which."""
+    """One bounded step of deleting runs; *tidied* is told which."""
 
     def __init__(self, connection: sqlite3.Connection, tidied: Tidied, max_bytes: int) -> None:
         self.deleted = 0
-        self.is_over = False
+        self.is_over = self.has_more_sessions = False
         self._max_bytes = max_bytes
         self._connection = connection
-        self._tidied = tidied
+        self.tidied = tidied
         self._bytes = 0
 
     def delete(
-        self, reason: str, which: str, parameters: tuple[object, ...], *, most_bytes: int = 1 << 62
+        self,
+        reason: str,
+        which: str,
+        parameters: tuple[object, ...],
+        *,
+        most_bytes: int = 1 << 62,
+        most: int = STEP_RUNS,
     ) -> None:
-        """Delete the first runs of *which*."""
+        """Delete the first runs of *which*, *most* of them at most."""
         if self.is_over:
             return
-        left = STEP_RUNS - self.deleted
+        left = min(most, STEP_RUNS - self.deleted)
         found = self._connection.execute(
             f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
             (*parameters, left),
@@ -273,13 +425,38 @@ class _Step:
             gone.append((seq,))
             count += messages
             rooms.add(room)
-            firsts = self._tidied.firsts
+            firsts = self.tidied.firsts
             firsts[room] = max(first + messages, firsts.get(room, 0))
         self._connection.executemany("DELETE FROM runs WHERE seq = ?", gone)
         self.deleted += len(gone)
         self.is_over |= len(gone) == left
         if gone:
-            self._tidied.deleted.add(reason, count, rooms)
+            self.tidied.deleted.add(reason, count, rooms)
+
+    def state(self) -> tuple[Any, ...]:
+        """Return what `restore` needs to undo what is done after this."""
+        deleted = Deleted()
+        deleted.update(self.tidied.deleted)
+        return self.deleted, self.is_over, self._bytes, self.tidied.firsts.copy(), deleted
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Undo what was done after `state`: its transaction has failed."""
+        self.deleted, self.is_over, self._bytes, firsts, deleted = state
+        self.tidied.firsts, self.tidied.deleted = firsts, deleted
+
+    def write_firsts(self) -> None:
+        """Write where the rooms begin of which messages were deleted."""
+        firsts = self.tidied.firsts
+        self._connection.executemany(
+            "UPDATE rooms SET first = ? WHERE id = ?",
+            [(first, room) for room, first in firsts.items()],
+        )
+        # Epochs without messages; the last ones still tell how many a client missed.
+        self._connection.executemany(
+            "DELETE FROM epochs WHERE room = ? AND next <= min(?, coalesce((SELECT next "
+            "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
+            [(room, first, room, _GONE_EPOCHS) for room, first in firsts.items()],
+        )
 
 
 class DeletionLog:

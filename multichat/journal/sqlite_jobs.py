@@ -1,11 +1,12 @@
 """What waits to be written into a SQLite journal, and how it is written.
 
-A transaction that fails because a part of the file is damaged is written once more without what
-needs that part: damage in one room keeps no other from talking.
+Where a page is damaged, only the messages and sessions that need this page fail: damage in one
+room keeps no other from talking.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from multichat.journal import Keeping
 from multichat.journal.sqlite_file import SQLITE_ERRORS, is_damage, reason_of
@@ -15,7 +16,16 @@ from multichat.messages import SaidRun
 if TYPE_CHECKING:
     from multichat.journal.sqlite import SqliteRoom
 
-__all__ = ["Job", "NonceJob", "NumbersJob", "SaidJob", "SessionJob", "subject_of", "write_jobs"]
+__all__ = [
+    "Job",
+    "NonceJob",
+    "NoncesOf",
+    "NumbersJob",
+    "SaidJob",
+    "SessionJob",
+    "subject_of",
+    "write_jobs",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -73,49 +83,110 @@ def subject_of(job: Job) -> object:
     return None
 
 
+class NoncesOf(NamedTuple):
+    """The nonces of *client*: a subject of its own, because messages are kept without them."""
+
+    client: int
+
+
+class _Part(NamedTuple):
+    subject: object
+    jobs: list[Job]
+    write: Callable[[Rows, Job], None]
+
+
 def write_jobs(rows: Rows, jobs: list[Job], clock: float, refused: dict[object, str]) -> None:
-    """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS`.
+    """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS`, then nothing is written.
 
     *clock* is where the clock of the file stands now.
 
-    What is not written because a part of the file is damaged is added to *refused*, by its subject
-    and with the reason.
+    What is not written because a page is damaged is added to *refused*, by its subject and with the
+    reason.  Then the rest takes several transactions: SQLite does not commit one that has read a
+    damaged page, not even after it was rolled back to a savepoint.  A message is kept although its
+    nonce cannot be; until the server restarts, the nonces of its client are in memory only.
     """
     try:
         with rows.transaction(clock):
-            _apply(rows, jobs)
+            for job in jobs:
+                _write(rows, job)
+                _write_nonces(rows, job)
     except SQLITE_ERRORS as error:
         if not is_damage(error):
             raise
     else:
         return
-    parts: dict[object, list[Job]] = {}
+    parts: dict[object, _Part] = {}
+    nonces: dict[object, _Part] = {}
     for job in jobs:
-        parts.setdefault(subject_of(job), []).append(job)
-    with rows.transaction(clock):
-        for subject, part in parts.items():
-            try:
-                with rows.part():
-                    _apply(rows, part)
-            except SQLITE_ERRORS as error:
-                if not is_damage(error):
-                    raise
-                refused[subject] = reason_of(error)
+        subject = subject_of(job)
+        parts.setdefault(subject, _Part(subject, [], _write)).jobs.append(job)
+        if isinstance(job, SaidJob) and job.nonce_count:
+            client = NoncesOf(job.said.client)
+            nonces.setdefault(client, _Part(client, [], _write_nonces)).jobs.append(job)
+    # A message must not be there without its session, nor a nonce without its message.
+    ordered = sorted(parts.values(), key=lambda part: isinstance(part.jobs[0], SaidJob))
+    _write_parts(rows, ordered, clock, refused, may_raise=True)
+    said = [
+        part._replace(jobs=kept)
+        for part in nonces.values()
+        if (kept := [job for job in part.jobs if subject_of(job) not in refused])
+    ]
+    _write_parts(rows, said, clock, refused)
+    rows.unkept_nonces.update(each.client for each in refused if isinstance(each, NoncesOf))
 
 
-def _apply(rows: Rows, jobs: list[Job]) -> None:
-    for job in jobs:
-        match job:
-            case SaidJob():
-                rows.say(job.room, job.said, job.messages, job.size)
-                if job.nonce_count:
-                    id_ = job.said.client, job.said.epoch, job.said.first
-                    rows.use_nonces(*id_, job.nonces, job.nonce_count, job.checks)
-            case NonceJob():
-                rows.use_nonces(job.client, "", 0, job.nonce, 1, job.check)
-            case SessionJob(digest=digest, row=None):
-                rows.forget_session(digest)
-            case SessionJob(row=SessionRow() as row):
-                rows.keep_session(row)
-            case NumbersJob():
-                rows.give_numbers(job.clients_ever)
+def _write_parts(
+    rows: Rows,
+    parts: Sequence[_Part],
+    clock: float,
+    refused: dict[object, str],
+    *,
+    may_raise: bool = False,
+) -> bool:
+    """Write *parts* in as few transactions as possible; return whether any is written.
+
+    A failing transaction is split into halves until the part that needs the damaged page is alone.
+    Without *may_raise*, which holds until something is written, other errors refuse the parts, too:
+    they cannot be tried again together with what is written already.
+    """
+    if not parts:
+        return False
+    try:
+        with rows.transaction(clock):
+            for part in parts:
+                for job in part.jobs:
+                    part.write(rows, job)
+    except SQLITE_ERRORS as error:
+        if may_raise and not is_damage(error):
+            raise
+        if len(parts) == 1 or not is_damage(error):
+            refused.update((part.subject, reason_of(error)) for part in parts)
+            return False
+    else:
+        return True
+    half = len(parts) // 2
+    written = _write_parts(rows, parts[:half], clock, refused, may_raise=may_raise)
+    may_raise = may_raise and not written
+    return _write_parts(rows, parts[half:], clock, refused, may_raise=may_raise) or written
+
+
+def _write(rows: Rows, job: Job) -> None:
+    match job:
+        case SaidJob():
+            rows.say(job.room, job.said, job.messages, job.size)
+        case SessionJob(digest=digest, row=None):
+            rows.forget_session(digest)
+        case SessionJob(row=SessionRow() as row):
+            rows.keep_session(row)
+        case NonceJob():
+            rows.use_nonces(job.client, "", 0, job.nonce, 1, job.check)
+        case NumbersJob():
+            rows.give_numbers(job.clients_ever)
+
+
+def _write_nonces(rows: Rows, job: Job) -> None:
+    if isinstance(job, SaidJob) and job.nonce_count:
+        client = job.said.client
+        if client not in rows.unkept_nonces:
+            id_ = client, job.said.epoch, job.said.first
+            rows.use_nonces(*id_, job.nonces, job.nonce_count, job.checks)

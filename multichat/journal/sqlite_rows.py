@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +63,9 @@ RUN_COLUMNS = """
     first, time, shown, client, name, text, act, messages
 """
 
+# In how many rooms a start tries to say something before it gives up.
+_MAX_TRIED = 100
+
 # Where rows are damaged, so many numbers are looked up one by one: some milliseconds.
 _MAX_LOOKUPS = 2000
 
@@ -78,6 +82,22 @@ class Head(NamedTuple):
     first: int
     next: int
     earlier: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Tried:
+    """A room in which it is tried to say something; see `RoomHead`."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
+    begins: int
+    earlier: Mapping[str, int]
+
+
+class _Undo(Exception):
+    """A transaction is not committed."""
 
 
 class RoomHead(Protocol):
@@ -121,6 +141,7 @@ class Rows:
         self.new_sessions = 0
         self._seq = self.loaded_seq = 0
         self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
+        self.unkept_nonces: set[int] = set()  # clients whose nonces are on a damaged page
         # Of the transaction that is being made.
         self._runs: list[tuple[object, ...]] = []
         self._heads: dict[int, tuple[object, ...]] = {}
@@ -135,47 +156,91 @@ class Rows:
     def load(self) -> list[Head]:
         """Read where the last server stopped; return all rooms, the longest silent first.
 
-        What is damaged of that is repaired first; *repaired* says what was done.
+        What is damaged of that is repaired first; *repaired* says what was done.  Raises one of
+        `SQLITE_ERRORS` where nothing could be said with this file.
         """
         try:
-            return self._load()
-        except DamagedRow:
-            self.repaired = repair(self.connection)
-            return self._load()
-
-    def _load(self) -> list[Head]:
-        execute = self.connection.execute
-        rows = execute("SELECT clients_ever, last_epoch, clock FROM heads LIMIT 2").fetchall()
-        if not are_heads(rows):
-            raise DamagedRow
-        self.clients_ever, self.last_epoch, self.loaded_clock = rows[0]
-        self._written_clock = self.loaded_clock
-        row = execute(
-            "SELECT max(coalesce((SELECT max(seq) FROM runs WHERE seq <= :most), 0), "
-            "coalesce((SELECT max(seq) FROM rooms), 0))",
-            {"most": MAX_COUNTER},
+            self._load_heads()
+            rooms = self.connection.execute(ROOMS).fetchall()
+            is_damaged = not all(map(is_whole, rooms))
+            epochs = self._load_epochs()
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            is_damaged = True
+        if is_damaged:
+            rooms, self.repaired = repair(self.connection)
+            self._load_heads()
+            epochs = self._load_epochs_of([row[0] for row in rooms])
+        [newest] = self.connection.execute(
+            "SELECT coalesce(max(seq), 0) FROM runs WHERE seq <= ?", (MAX_COUNTER,)
         ).fetchone()
-        [self._seq] = typed(row, int)
-        self.loaded_seq = self._seq
+        self._seq = self.loaded_seq = max([newest, *(row[5] for row in rooms)])
         earlier: dict[int, dict[str, int]] = {}
-        newest = execute(
-            "SELECT room, next, epoch FROM epochs ORDER BY epoch DESC LIMIT ?", (_MAX_EPOCHS,)
-        ).fetchall()
-        for row in reversed(newest):
+        for row in epochs:
             with suppress(DamagedRow):  # the ids of that epoch are unknown
                 room, next_, epoch = typed(row, int, int, str)
                 if EPOCH.fullmatch(epoch):
                     earlier.setdefault(room, {})[epoch] = next_
-        heads: list[Head] = []
-        for row in execute(ROOMS):
-            if not is_whole(row):
-                raise DamagedRow
-            id_, name, epoch, first, next_, *_ = row
-            heads.append(Head(id_, name, epoch, first, next_, earlier.get(id_, {})))
+        heads = [
+            Head(id_, name, epoch, first, next_, earlier.get(id_, {}))
+            for id_, name, epoch, first, next_, *_ in rooms
+        ]
+        self._try_to_say(heads)
         with suppress(*SQLITE_ERRORS), self.transaction():  # those of clients that were connected
             values = self.loaded_clock, self.loaded_clock
-            execute("UPDATE sessions SET seen = ? WHERE seen > ?", values)
+            self.connection.execute("UPDATE sessions SET seen = ? WHERE seen > ?", values)
         return heads
+
+    def _load_heads(self) -> None:
+        sql = "SELECT clients_ever, last_epoch, clock FROM heads LIMIT 2"
+        rows = self.connection.execute(sql).fetchall()
+        if not are_heads(rows):
+            raise DamagedRow
+        self.clients_ever, self.last_epoch, self.loaded_clock = rows[0]
+        self._written_clock = self.loaded_clock
+
+    def _load_epochs(self) -> list[tuple[Any, ...]]:
+        """Return the newest earlier epochs of all rooms, oldest first."""
+        sql = "SELECT room, next, epoch FROM epochs ORDER BY epoch DESC LIMIT ?"
+        return self.connection.execute(sql, (_MAX_EPOCHS,)).fetchall()[::-1]
+
+    def _load_epochs_of(self, rooms: list[int]) -> list[tuple[Any, ...]]:
+        """Return the earlier epochs of *rooms*, those of each oldest first, as far as readable."""
+        sql = "SELECT room, next, epoch FROM epochs WHERE room = ? ORDER BY next DESC LIMIT ?"
+        found: list[tuple[Any, ...]] = []
+        for room in rooms:
+            with suppress(*SQLITE_ERRORS):
+                found += self.connection.execute(sql, (room, _MAX_EPOCHS)).fetchall()[::-1]
+        return found
+
+    def _try_to_say(self, heads: list[Head]) -> None:
+        """Raise one of `SQLITE_ERRORS` if a message can be said in none of the rooms.
+
+        Each message needs some pages, such as the one behind the last message; where one of them is
+        damaged, a server is of no use.
+        """
+        unused = f"{MAX_COUNTER:011x}"  # an epoch
+        tried = heads[:: max(1, len(heads) // _MAX_TRIED)] or [Head(1, "\n", unused, 0, 0, {})]
+        failure: Exception | None = None
+        for head in tried:
+            earlier = {**head.earlier, head.epoch: head.next} if heads else {}
+            said = SaidRun(unused, head.next, "", head.name, 0, "", "")
+            room = _Tried(head.id, head.name, unused, head.first, head.next, earlier)
+            try:
+                with suppress(_Undo), self.transaction():
+                    self._stamp(0)
+                    self.say(room, said, 1, 0)
+                    self._flush()
+                    raise _Undo
+            except SQLITE_ERRORS as error:
+                if not is_damage(error):
+                    raise
+                failure = error
+            else:
+                return
+        if failure is not None:
+            raise failure
 
     @contextmanager
     def transaction(self, clock: float = 0.0) -> Iterator[None]:
@@ -248,27 +313,6 @@ class Rows:
         self.connection.execute(
             "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (secrets.token_hex(8), sealed)
         )
-
-    @contextmanager
-    def part(self) -> Iterator[None]:
-        """Do what is done in the block as a part of a transaction, or nothing of it.
-
-        Raises one of `SQLITE_ERRORS`.
-        """
-        execute = self.connection.execute
-        seq = self._seq
-        execute("SAVEPOINT part")
-        try:
-            yield
-            self._flush()
-        except SQLITE_ERRORS:
-            self._seq = seq
-            self._clear()
-            execute("ROLLBACK TO part")
-            raise
-        finally:
-            if self.connection.in_transaction:
-                execute("RELEASE part")
 
     def _clear(self) -> None:
         self._runs.clear()
