@@ -370,7 +370,7 @@ class Session:
         while True:
             try:
                 resumed = await resumables.find(token)
-            except NotKept as error:  # what it sends again could be said twice
+            except NotKept as error:  # the client sees `resumed`, see docs/journal.md
                 directory.note_not_resumed(error)
                 resumed = None
             if self._mailbox.has_room(_ANSWER_BYTES):

@@ -94,6 +94,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_damage::test_a_session_whose_nonces_are_damaged_is_unknown",
     ),
     "whole pages of the file are damaged": (
+        "test_damaged_pages::test_messages_are_said_in_other_rooms_whatever_page_is_damaged",
+        "test_damaged_pages::test_messages_are_deleted_behind_damage",
         "test_journal_sqlite::test_messages_around_a_damaged_page_can_be_read",
         "test_damage::test_a_session_is_answered_whatever_pages_of_nonces_are_damaged",
         "test_hostile_files::test_a_server_with_a_journal_with_flipped_bytes",

@@ -346,7 +346,7 @@ class SqliteJournal(Journal):
             if room.first == room.next and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
         if tidied.damage:
-            self._log_damage("messages or sessions on its pages are not deleted", tidied.damage)
+            self._log_damage("messages or sessions on damaged pages are not deleted", tidied.damage)
         self._deletion_log.note(tidied, now, trio.current_time())
         return tidied.more
 

@@ -1,0 +1,192 @@
+"""Each page of a journal is damaged once: what does not need it goes on."""
+
+import itertools
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from multichat.errors import JournalFailed, NotKept
+from multichat.journal import Keeping, SessionRecord
+from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.messages import SaidRun
+
+from .support.journals import running, wait_kept
+from .support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
+
+PAGE_BYTES = 4096
+ROOMS = 24
+MESSAGES = 25
+SESSIONS = 150
+
+# Of the rooms, so many may be on one page of the index of messages, and some more on a page above.
+MOST_CONCERNED = ROOMS // 2
+
+# Pages that each message needs and that are not among the first: the last one of the messages, and
+# the last one of the index of epochs.
+MOST_LAST_PAGES = 2
+
+OLD = "2025-01-15T10:30:45.123Z"
+NOW = 1_800_000_000.0
+
+
+class Whole(NamedTuple):
+    """A journal without damage; *first_pages* is the last page at which a table or index begins."""
+
+    data: bytes
+    first_pages: int
+
+
+def record_of(client: int) -> SessionRecord:
+    digest = client.to_bytes(2, "big") * 16
+    return SessionRecord(digest=digest, client=client, name=f"member {client}", room="room 1")
+
+
+def open_journal(path: Path, **retention: float) -> SqliteJournal:
+    return SqliteJournal(
+        path,
+        durability=Durability.NORMAL,
+        retention=Retention(**retention),  # type: ignore[arg-type]
+        limits=SqliteLimits(retry_seconds=0.1, steady_seconds=0.0),
+        clocks=lambda: (NOW, NOW),
+    )
+
+
+def said_in(room: object, text: str, client: int, time: str) -> SaidRun:
+    return SaidRun(room.epoch, room.next, time, room.name, client, "alice", text)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    path = tmp_path_factory.mktemp("whole") / "chat.db"
+
+    async def run() -> None:
+        for server in range(2):  # so that there are earlier epochs
+            async with running(open_journal(path)) as journal:
+                for client in range(1, SESSIONS + 1):
+                    journal.keep_session(record_of(client), connected=server == 0)
+                rooms = [journal.room(f"room {number}") for number in range(ROOMS)]
+                keepings: list[Keeping | None] = []
+                for number, room in itertools.product(range(MESSAGES), rooms):
+                    client = 1 + len(keepings) % SESSIONS
+                    said = said_in(room, f"{number} {'x' * 100}", client, OLD)
+                    keepings.append(room.append(said, (number,)))
+                for keeping in keepings:
+                    await wait_kept(keeping)
+
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
+    with closing(sqlite3.connect(path)) as connection:
+        [last] = connection.execute("SELECT max(rootpage) FROM sqlite_master").fetchone()
+    return Whole(path.read_bytes(), last)
+
+
+def damaged_files(
+    whole: Whole, path: Path, kinds: str = "zeros random", every: int = 1
+) -> Iterator[int]:
+    """Write, for each page but that of the schema, a file in which it is damaged."""
+    random = Random(1)
+    for page in range(2, len(whole.data) // PAGE_BYTES + 1, every):
+        for kind in kinds.split():
+            noise = bytes(PAGE_BYTES) if kind == "zeros" else random.randbytes(PAGE_BYTES)
+            for beside in path.parent.glob(f"{path.name}*"):
+                beside.unlink()
+            start = (page - 1) * PAGE_BYTES
+            path.write_bytes(whole.data[:start] + noise + whole.data[start + PAGE_BYTES :])
+            yield page
+
+
+async def say_everywhere(journal: SqliteJournal, nonce: int | None) -> list[bool]:
+    """Say something in each room; return where it is kept."""
+    kept = []
+    keepings = []
+    for number in range(ROOMS):
+        room = journal.room(f"room {number}")
+        said = said_in(room, "hello", 1 + number, OLD)
+        keepings.append(room.append(said, () if nonce is None else (nonce,)))
+    for keeping in keepings:
+        try:
+            assert keeping is not None
+            await keeping.wait()
+        except NotKept:
+            kept.append(False)
+        else:
+            kept.append(True)
+    return kept
+
+
+async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
+    whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Before and after a restart, with nonces and without, and all who come back are answered."""
+    path = tmp_path / "chat.db"
+    refused: set[int] = set()
+    for page in damaged_files(whole, path):
+        log.lines.clear()
+        for server in range(2):
+            if not await does_start(open_journal(path), partial(check_talk, server=server)):
+                refused.add(page)
+                break
+        assert len([line for line in log.lines if "sessions cannot be written" in line]) <= 2
+        assert len([line for line in log.lines if "nonces cannot be written" in line]) <= 2
+        assert len(log.lines) < 40
+    assert len([page for page in refused if page > whole.first_pages]) <= MOST_LAST_PAGES
+
+
+async def does_start(
+    journal: SqliteJournal, check: Callable[[SqliteJournal], Awaitable[None]]
+) -> bool:
+    """Run *check* while the journal is open; return whether it could be opened."""
+    reason = ""
+    try:
+        async with running(journal):
+            await check(journal)
+    except* JournalFailed as failures:
+        reason = str(failures.exceptions[0])
+    assert not reason or "the file is damaged" in reason
+    return not reason
+
+
+async def check_talk(journal: SqliteJournal, server: int) -> None:
+    for client in range(1, 20):
+        with suppress(NotKept):
+            await journal.session(record_of(client).digest)
+        journal.keep_session(record_of(client), connected=True)
+    for nonce in (None, 1000 + server):
+        kept = await say_everywhere(journal, nonce)
+        assert kept.count(False) <= MOST_CONCERNED
+
+
+@pytest.mark.parametrize("retention", [{"max_messages": 3}, {"max_age_seconds": 3600.0}])
+async def test_messages_are_deleted_behind_damage(
+    whole: Whole,
+    retention: dict[str, float],
+    tmp_path: Path,
+    log: LogRecorder,
+    thread_clock: MockClock,
+) -> None:
+    path = tmp_path / "chat.db"
+    for page in damaged_files(whole, path, "zeros", every=4):
+        log.lines.clear()
+        await does_start(open_journal(path, **retention), check_deletion)
+        assert len([line for line in log.lines if "not deleted" in line]) <= 1, page
+
+
+async def check_deletion(journal: SqliteJournal) -> None:
+    steps = 0
+    while await journal._tidy():
+        steps += 1
+        assert steps < 5000
+    rooms = [journal.room(f"room {number}") for number in range(ROOMS)]
+    # Most is deleted in the other rooms: SQLite merges a page of an index with those beside it, and
+    # cannot where that is the damaged one.
+    kept = [room.next - room.first for room in rooms]
+    assert len([count for count in kept if count > 40]) <= MOST_CONCERNED
