@@ -26,3 +26,8 @@ class FailureLog:
             self._logged.clear()
         self._logged[text] = now
         self._log.line("STATE", text, ERROR)
+
+    def note_once(self, text: str) -> None:
+        """Log *text* the first time: it is about damage, which stays until the file is repaired."""
+        if text not in self._logged:
+            self.note(text, math.inf)

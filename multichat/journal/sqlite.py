@@ -44,7 +44,7 @@ from multichat.journal.failure_log import FailureLog
 from multichat.journal.file_lock import FileLock
 from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Retention, SteadyClock
-from multichat.journal.sqlite_deletion import STEP_RUNS, DeletionLog, Deletions
+from multichat.journal.sqlite_deletion import NOT_DELETED, STEP_RUNS, DeletionLog, Deletions
 from multichat.journal.sqlite_file import (
     DISK_FAILS,
     DISK_FULL,
@@ -57,10 +57,10 @@ from multichat.journal.sqlite_file import (
 from multichat.journal.sqlite_jobs import (
     Job,
     NonceJob,
-    NoncesOf,
     NumbersJob,
     SaidJob,
     SessionJob,
+    effect_on,
     subject_of,
     write_jobs,
 )
@@ -129,7 +129,6 @@ class SqliteJournal(Journal):
         self._deletion_log = DeletionLog(self._log, self.retention, self._limits.tell_seconds)
         self._failure_log = FailureLog(self._log, self._limits.tell_seconds)
         self._is_refusal_told = False
-        self._logged_damage: set[str] = set()
         self.commits = 0
         self._rows: Rows  # the writer's thread alone uses these
         self._deletions: Deletions
@@ -271,27 +270,12 @@ class SqliteJournal(Journal):
                 job.keeping.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
             if isinstance(subject, SqliteRoom):
-                text = f"messages of {subject.name}"
-                self._log_failure(f"The journal does not keep {text}: {failure}")
-            elif isinstance(subject, int):
-                self._log_failure(f"The journal does not keep a private message: {failure}")
-            elif isinstance(subject, bytes):
-                self._log_damage(
-                    "sessions cannot be written, their clients cannot resume after a restart",
-                    failure,
+                self._log_failure(
+                    f"The journal does not keep messages of {subject.name}: {failure}"
                 )
-            elif isinstance(subject, NoncesOf):
-                self._log_damage(
-                    "nonces cannot be written, after a restart a client may send a message twice",
-                    failure,
-                )
+            else:
+                self._failure_log.note_once(effect_on(subject))
         return True
-
-    def _log_damage(self, what: str, failure: str) -> None:
-        """Log once for each *what*: damage stays until somebody repairs the file."""
-        if what not in self._logged_damage:
-            self._logged_damage.add(what)
-            self._log.line("STATE", f"The journal is damaged: {what} ({failure})", ERROR)
 
     def _first_jobs(self) -> list[Job]:
         """Return what waits, without what is too much for one transaction."""
@@ -346,7 +330,7 @@ class SqliteJournal(Journal):
             if room.first == room.next and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
         if tidied.damage:
-            self._log_damage("messages or sessions on damaged pages are not deleted", tidied.damage)
+            self._failure_log.note_once(NOT_DELETED)
         self._deletion_log.note(tidied, now, trio.current_time())
         return tidied.more
 

@@ -30,7 +30,7 @@ from multichat.journal.sqlite_rows import Rows
 from multichat.journal.sqlite_salvage import first_readable, is_readable
 from multichat.log import Log
 
-__all__ = ["STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
+__all__ = ["NOT_DELETED", "STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
 
 # Deleting reads what it deletes: some 10 ms.
 STEP_RUNS = 500
@@ -46,6 +46,8 @@ _FEWER = 8
 
 # So often a step of a damaged file fails before it leaves the rest to the next one.
 _MAX_FAILURES = 50
+
+NOT_DELETED = "The journal is damaged: messages or sessions on damaged pages are not deleted"
 
 # How many epochs of a room stay when all their messages are gone.
 _GONE_EPOCHS = 100

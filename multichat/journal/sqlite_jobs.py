@@ -23,6 +23,7 @@ __all__ = [
     "NumbersJob",
     "SaidJob",
     "SessionJob",
+    "effect_on",
     "subject_of",
     "write_jobs",
 ]
@@ -87,6 +88,16 @@ class NoncesOf(NamedTuple):
     """The nonces of *client*: a subject of its own, because messages are kept without them."""
 
     client: int
+
+
+def effect_on(subject: object) -> str:
+    """Say what follows for the operator where *subject*, which is no room, cannot be written."""
+    what = "private messages, or numbers of clients, cannot be written"
+    if isinstance(subject, NoncesOf):
+        what = "nonces cannot be written, after a restart a client may send a message twice"
+    elif isinstance(subject, bytes):
+        what = "sessions cannot be written, their clients cannot resume after a restart"
+    return f"The journal is damaged: {what}"
 
 
 class _Part(NamedTuple):
