@@ -269,12 +269,7 @@ class SqliteJournal(Journal):
             if not isinstance(job, SessionJob):
                 job.keeping.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
-            if isinstance(subject, SqliteRoom):
-                self._log_failure(
-                    f"The journal does not keep messages of {subject.name}: {failure}"
-                )
-            else:
-                self._failure_log.note_once(effect_on(subject))
+            self._log_failure(f"{effect_on(subject, getattr(subject, 'name', ''))}: {failure}")
         return True
 
     def _first_jobs(self) -> list[Job]:

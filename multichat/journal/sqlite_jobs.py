@@ -90,13 +90,16 @@ class NoncesOf(NamedTuple):
     client: int
 
 
-def effect_on(subject: object) -> str:
-    """Say what follows for the operator where *subject*, which is no room, cannot be written."""
-    what = "private messages, or numbers of clients, cannot be written"
+def effect_on(subject: object, room: str) -> str:
+    """Say what follows for the operator where *subject*, or that *room*, cannot be written."""
+    if room:
+        return f"The journal does not keep messages of {room}"
     if isinstance(subject, NoncesOf):
         what = "nonces cannot be written, after a restart a client may send a message twice"
     elif isinstance(subject, bytes):
         what = "sessions cannot be written, their clients cannot resume after a restart"
+    else:
+        what = "private messages, or numbers of clients, cannot be written"
     return f"The journal is damaged: {what}"
 
 
