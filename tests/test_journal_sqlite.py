@@ -29,7 +29,8 @@ from multichat.journal.retention import Moment
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_deletion import Deletions
 from multichat.journal.sqlite_file import open_file, open_for_reading
-from multichat.journal.sqlite_rows import Rows, read_runs_backwards
+from multichat.journal.sqlite_reading import read_runs_backwards
+from multichat.journal.sqlite_rows import Rows
 from multichat.journal.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 

@@ -22,7 +22,7 @@ from multichat.journal.sqlite_file import (
     reason_of,
     typed,
 )
-from multichat.journal.sqlite_rows import RUN_COLUMNS, said_run
+from multichat.journal.sqlite_reading import RUN_COLUMNS, said_run
 from multichat.messages import SaidRun
 from multichat.names import fold_name
 

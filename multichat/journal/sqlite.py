@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from itertools import islice
 from logging import ERROR, WARNING
 from pathlib import Path
@@ -36,9 +36,6 @@ from multichat.journal import (
     KeptSession,
     RoomJournal,
     SessionRecord,
-    newest_of,
-    part_of,
-    within,
 )
 from multichat.journal.failure_log import FailureLog
 from multichat.journal.file_lock import FileLock
@@ -65,14 +62,9 @@ from multichat.journal.sqlite_jobs import (
     write_jobs,
 )
 from multichat.journal.sqlite_limits import Durability, SqliteLimits
-from multichat.journal.sqlite_rows import (
-    Head,
-    Rows,
-    SessionRow,
-    read_runs,
-    read_runs_backwards,
-    read_session,
-)
+from multichat.journal.sqlite_reading import read_session
+from multichat.journal.sqlite_room import SqliteRoom
+from multichat.journal.sqlite_rows import Head, Rows, SessionRow
 from multichat.log import Log
 from multichat.messages import LOBBY, Nonce, SaidRun
 
@@ -502,7 +494,7 @@ class SqliteJournal(Journal):
 
     async def read_room(
         self,
-        room: "SqliteRoom",
+        room: SqliteRoom,
         read: Callable[[sqlite3.Connection, list[int]], list[SaidRun]],
     ) -> list[SaidRun]:
         """Return what *read* returns, which appends the numbers of damaged runs to its list.
@@ -514,7 +506,7 @@ class SqliteJournal(Journal):
         self._note_damaged(room, damaged)
         return runs
 
-    def _note_damaged(self, room: "SqliteRoom", numbers: list[int]) -> None:
+    def _note_damaged(self, room: SqliteRoom, numbers: list[int]) -> None:
         """Log, once for a room, that some of its rows are damaged."""
         if numbers and not room.is_damaged:
             room.is_damaged = True
@@ -530,70 +522,3 @@ class SqliteJournal(Journal):
             reason = reason_of(error)
             self._log_failure(f"The journal cannot be read: {reason}")
             raise NotKept(f"the journal cannot be read: {reason}") from error
-
-
-class SqliteRoom(RoomJournal):
-    """A room's part of the file; made by its journal.
-
-    *kept* is the number up to which everything is committed.
-
-    *is_begun*: it has the epoch of this server, which is in the file from the first message on.
-    *is_damaged*: the log tells of rows that cannot be read.
-    """
-
-    __slots__ = (
-        *("_journal", "begins", "earlier", "epoch", "first"),
-        *("id", "is_begun", "is_damaged", "kept", "name", "next"),
-    )
-
-    def __init__(self, journal: SqliteJournal, head: Head, *, is_begun: bool = True) -> None:
-        self._journal = journal
-        self.id, self.name, self.epoch = head.id, head.name, head.epoch
-        self.first, self.earlier = head.first, head.earlier
-        self.begins = self.next = self.kept = head.next
-        self.is_begun = is_begun
-        self.is_damaged = False
-
-    def begin(self, epoch: str) -> None:
-        """Go on in another *epoch*.
-
-        The file may be a restored backup, and clients may know messages that were said after it:
-        their numbers are given again, their ids are not.
-        """
-        self.earlier = {**self.earlier, self.epoch: self.next}
-        self.epoch, self.is_begun = epoch, True
-
-    def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
-        # What cannot be encoded fails here, for one caller, and not in the transaction, for all.
-        run = said.run
-        size = len(run) if run.isascii() else len(run.encode())
-        count = len(nonces) - nonces.count(None)
-        spelled = msgspec.json.encode(nonces).decode() if count else ""
-        messages = run.count("\n") + 1
-        keeping = self._journal.take(SaidJob(self, said, messages, size, spelled, count, checks))
-        self.next += messages
-        return keeping
-
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
-        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
-            runs: list[SaidRun] = []
-            left = max_bytes
-            with closing(read_runs(reader, self.id, start, stop, damaged)) as found:
-                for said in found:
-                    if (part := part_of(said, start, stop)) is not None:
-                        runs.append(part)
-                        left -= len(part.run)  # at least
-                        if left < 0:
-                            break
-            return within(runs, max_bytes)
-
-        return await self._journal.read_room(self, read)
-
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
-        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
-            with closing(read_runs_backwards(reader, self.id, stop, damaged)) as found:
-                return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
-
-        return await self._journal.read_room(self, read)

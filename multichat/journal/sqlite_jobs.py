@@ -14,7 +14,7 @@ from multichat.journal.sqlite_rows import Rows, SessionRow
 from multichat.messages import SaidRun
 
 if TYPE_CHECKING:
-    from multichat.journal.sqlite import SqliteRoom
+    from multichat.journal.sqlite_room import SqliteRoom
 
 __all__ = [
     "Job",

@@ -1,4 +1,4 @@
-"""The rows of a SQLite journal: what is written, and what is read.
+"""The rows of a SQLite journal: what is loaded at the start, and what is written.
 
 For one thread at a time; nothing here knows of waiting, of trying again, or of numbering.
 Each statement finds its rows by an index: none takes longer because there is much in the file.
@@ -6,16 +6,12 @@ Each statement finds its rows by an index: none takes longer because there is mu
 
 import secrets
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
-from multichat.framing import clean, clean_lines
-from multichat.journal import KeptNonce, KeptSession, SessionRecord
+from multichat.journal import SessionRecord
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, text_or_bytes, typed
 from multichat.journal.sqlite_repair import (
     EPOCH,
@@ -25,20 +21,9 @@ from multichat.journal.sqlite_repair import (
     is_whole,
     repair,
 )
-from multichat.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidRun
-from multichat.names import fold_name
+from multichat.messages import MAX_UNACCEPTED, SaidRun
 
-__all__ = [
-    "RUN_COLUMNS",
-    "Head",
-    "RoomHead",
-    "Rows",
-    "SessionRow",
-    "read_runs",
-    "read_runs_backwards",
-    "read_session",
-    "said_run",
-]
+__all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
 
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
@@ -52,25 +37,8 @@ _TRANSACTION_BYTES = 24 * 1024
 # Ids of older epochs are unknown to a server; `history --since` knows all that are in the file.
 _MAX_EPOCHS = 100_000
 
-# Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
-RUN_COLUMNS = """
-    coalesce(
-        (SELECT epoch FROM epochs WHERE room = runs.room AND next > runs.first
-            AND length(epoch) = 11 AND epoch NOT GLOB '*[^0-9a-f]*' ORDER BY next LIMIT 1),
-        (SELECT epoch FROM rooms WHERE id = runs.room)
-    ),
-    (SELECT name FROM rooms WHERE id = runs.room),
-    first, time, shown, client, name, text, act, messages
-"""
-
 # In how many rooms a start tries to say something before it gives up.
 _MAX_TRIED = 100
-
-# Where rows are damaged, so many numbers are looked up one by one: some milliseconds.
-_MAX_LOOKUPS = 2000
-
-# What no name has, and what would end a string in JSON.
-_QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
 
 class Head(NamedTuple):
@@ -229,7 +197,6 @@ class Rows:
             room = _Tried(head.id, head.name, unused, head.first, head.next, earlier)
             try:
                 with suppress(_Undo), self.transaction():
-                    self._stamp(0)
                     self.say(room, said, 1, 0)
                     self._flush()
                     raise _Undo
@@ -412,187 +379,3 @@ class Rows:
                     "DELETE FROM nonces WHERE client = ? AND seq < ?", (client, seq)
                 )
                 return
-
-
-# --- Reading --------------------------------------------------------------------------------------
-
-
-def read_runs(
-    connection: sqlite3.Connection, room: int, start: int, stop: int, damaged: list[int]
-) -> Generator[SaidRun, None, None]:
-    """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
-
-    Damaged rows are left out, and the first number of each is appended to *damaged*; raises only
-    if nothing at all can be read.  To be closed by whoever does not read it to its end.
-    """
-    row = connection.execute(
-        "SELECT max(first) FROM runs WHERE room = ? AND first <= ?", (room, start)
-    ).fetchone()
-    position = row[0] if type(row[0]) is int else start
-    found = False
-    try:
-        which = "first >= ? AND first < ? ORDER BY first"
-        for said in _read_runs(connection, room, which, position, stop):
-            found = True
-            position = said.first + 1
-            yield said
-    except SQLITE_ERRORS as error:
-        numbers = range(max(0, position), stop)
-        yield from _look_up(connection, room, numbers, damaged, error, found=found)
-
-
-def read_runs_backwards(
-    connection: sqlite3.Connection, room: int, stop: int, damaged: list[int]
-) -> Generator[SaidRun, None, None]:
-    """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
-
-    The rest is as for `read_runs`.
-    """
-    position, found = stop, False
-    try:
-        which = "first < ? ORDER BY first DESC"
-        for said in _read_runs(connection, room, which, position):
-            found = True
-            position = said.first
-            yield said
-    except SQLITE_ERRORS as error:
-        numbers = range(position - 1, -1, -1)
-        yield from _look_up(connection, room, numbers, damaged, error, found=found)
-
-
-def _look_up(
-    connection: sqlite3.Connection,
-    room: int,
-    numbers: range,
-    damaged: list[int],
-    error: Exception,
-    *,
-    found: bool,
-) -> Generator[SaidRun, None, None]:
-    """Yield the runs that begin at one of *numbers*, after *error*, without those that raise it.
-
-    Where some runs were *found* before, it is not raised again.
-    """
-    if not is_damage(error):
-        raise error
-    for number in numbers[:_MAX_LOOKUPS]:
-        try:
-            for said in _read_runs(connection, room, "first = ?", number):
-                found = True
-                yield said
-        except SQLITE_ERRORS as again:
-            if not is_damage(again):
-                raise
-            damaged.append(number)
-    if not found:
-        raise error
-
-
-def _read_runs(
-    connection: sqlite3.Connection, room: int, which: str, *parameters: int
-) -> Generator[SaidRun, None, None]:
-    sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND {which}"  # noqa: S608 - our own words
-    cursor = connection.execute(sql, (room, *parameters))
-    try:
-        for row in cursor:
-            yield said_run(row)
-    finally:
-        cursor.close()
-
-
-def said_run(row: Sequence[object]) -> SaidRun:
-    """Return a row of `RUN_COLUMNS` as a server has it.
-
-    The file may be anybody's: its text is cleaned, a name is a string in JSON as it is, and no row
-    is said in another room than its own.  Raises `DamagedRow`.
-    """
-    epoch, room, first, said_at, shown, client, name, text, act, messages = typed(
-        row, str, str, int, str, str, int, str, str, int, int
-    )
-    if text.count("\n") + 1 != messages:
-        raise DamagedRow
-    epoch, said_at, shown, name = (
-        clean(each).translate(_QUOTES) for each in (epoch, said_at, shown, name)
-    )
-    if fold_name(shown) != room:
-        shown = clean(room).translate(_QUOTES)
-    return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
-
-
-def read_session(
-    connection: sqlite3.Connection, digest: bytes, waiting: SessionRow | None, clock: float
-) -> KeptSession | None:
-    """Return that session with its last nonces, None if there is none.
-
-    *waiting* is what is about to be written of it, if anything is, and *clock* where the clock of
-    the file stands now.  Raises `DamagedRow` also if any of its nonces is damaged: what is said
-    with it could not be told from what was said before.
-    """
-    if waiting is None:
-        row = connection.execute(
-            "SELECT digest, client, name, room, seen FROM sessions WHERE digest = ?", (digest,)
-        ).fetchone()
-        if row is None:
-            return None
-        waiting = _session(row)
-        # Of two that claim one number it is not known whose that is.
-        others = connection.execute(
-            "SELECT 1 FROM sessions WHERE client = ? AND digest != ?", (row[1], digest)
-        )
-        if others.fetchone() is not None:
-            raise DamagedRow
-    record, seen = waiting
-    nonces = _read_nonces(connection, record.client, MAX_UNACCEPTED)
-    return KeptSession(record=record, age_seconds=max(0.0, clock - seen), nonces=nonces)
-
-
-def _session(row: tuple[Any, ...]) -> SessionRow:
-    """Return a row of `sessions`; raises `DamagedRow`.
-
-    A name that nobody can have does not keep a client from coming back: it is told so, and comes
-    back without it.
-    """
-    digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
-    if not (
-        len(digest) == sha256().digest_size
-        and client <= MAX_COUNTER
-        and 0 < len(room) <= MAX_DECOMPOSED
-        and clean(room) == room
-    ):
-        raise DamagedRow
-    name = clean(name[: MAX_DECOMPOSED + 1])
-    return SessionRow(SessionRecord(digest=digest, client=client, name=name, room=room), seen)
-
-
-def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> list[KeptNonce]:
-    """Return the last *limit* nonces of *client*, the oldest first."""
-    found: list[KeptNonce] = []
-    for row in connection.execute(
-        "SELECT epoch, first, coalesce("
-        "(SELECT name FROM rooms WHERE epoch = nonces.epoch), (SELECT name FROM rooms WHERE id = "
-        "(SELECT room FROM epochs WHERE epoch = nonces.epoch)), ''), nonces, count, checks "
-        "FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
-        (client, limit),
-    ).fetchall():
-        epoch, first, room, spelled, count, checks = typed(row, str, int, str, str, int, bytes)
-        try:
-            nonces = _decode_nonces(spelled)
-        except (msgspec.MsgspecError, RecursionError):
-            raise DamagedRow from None
-        if (
-            len(nonces) - nonces.count(None) != count
-            or not (EPOCH.fullmatch(epoch) or epoch == "")
-            or len(checks) not in (0, 4 * len(nonces))
-        ):
-            raise DamagedRow
-        found += [
-            KeptNonce(nonce, epoch, first + i, room, checks[4 * i : 4 * i + 4])
-            for i, nonce in reversed(list(enumerate(nonces)))
-            if nonce is not None
-        ]
-        if len(found) >= limit:
-            break
-    return found[:limit][::-1]
-
-
-_decode_nonces = msgspec.json.Decoder(list[Nonce | None]).decode
