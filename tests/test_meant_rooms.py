@@ -224,11 +224,10 @@ async def test_what_our_client_says_after_a_join_that_is_refused_is_not_heard_wh
         bob = await join(network, room="den")
         async with network.chat(room="den") as chat:
             [_, said] = [*await chat.send("/join kitchen"), *await chat.send("for the kitchen")]
-            while True:
-                event = (await chat.receive())[0]
+            async for event in chat:
                 if isinstance(event, Error) and event.nonce == said:
+                    assert event.code == "not-in-room"
                     break
-            assert event.code == "not-in-room"
             await chat.send("/join lobby")
             await chat.send("for the lobby")
             await chat.send("/join DEN")
