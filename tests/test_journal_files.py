@@ -26,6 +26,7 @@ from multichat.journal.file_lock import FileLock, is_locked
 from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_file import open_file
+from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import ScriptedClient
 
 from .support.journals import running, say, spell, texts_of, wait_kept
@@ -163,8 +164,9 @@ async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
             shutil.copytree(crashed.parent, copy.parent)
             shutil.copy(backup, copy)
             expected = (
-                "chat.db-wal is not of this file, as after a backup was copied over it; delete "
-                "chat.db-wal and chat.db-shm to go on with the backup, or put the other file back"
+                "chat.db-wal is not of this file, as after a backup was copied over it, or a start "
+                "under another name of the file; move chat.db-wal and chat.db-shm away to go on "
+                "with this file, or put the other file back"
             )
             assert await refusal(copy) == expected
             assert reader_refusal(copy) == expected
@@ -520,7 +522,7 @@ async def test_messages_are_refused_when_the_files_of_the_journal_are_gone(
         assert await all_texts(path) == ["one"]
 
 
-@pytest.mark.parametrize("lost", ["deleted", "beside another name", "not copied"])
+@pytest.mark.parametrize("lost", ["deleted", "not copied"])
 async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may_be_missing(
     lost: str, tmp_path: Path
 ) -> None:
@@ -534,19 +536,54 @@ async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may
         wal_of(path).unlink()
     else:
         found = tmp_path / "other.db"
-        if lost == "not copied":
-            shutil.copy(path, found)
-        else:
-            os.link(path, found)
+        shutil.copy(path, found)
     async with serve(tmp_path, "--journal", str(found)) as server:
-        await server.wait_for("The last messages may be missing")
+        await server.wait_for(f"{found}-wal is not there: messages that were in it are missing")
         server.signal(signal.SIGTERM)
         await server.wait()
     for _ in range(2):  # said once; and a server that ended in order has lost nothing
         async with serve(tmp_path, "--journal", str(found)) as server:
-            assert "missing" not in server.out
+            assert "is not there" not in server.out
             server.signal(signal.SIGTERM)
             await server.wait()
+
+
+# --- Other programs that write -------------------------------------------------------------------
+
+
+WRITTEN_BY_OTHERS = ["PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA wal_checkpoint", "VACUUM"]
+
+
+@pytest.mark.parametrize("sql", WRITTEN_BY_OTHERS)
+async def test_a_checkpoint_or_vacuum_of_another_program_beside_a_server_loses_nothing(
+    sql: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room("lobby")
+        for n in range(3):
+            await say(room, f"{n}")
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                other.execute(sql).fetchall()
+            await say(room, f"{n} again")
+            killed = save(path, tmp_path / f"killed-{n}")
+            assert await all_texts(killed) == await texts_of(room, 0, room.next)
+    assert len(await all_texts(path)) == 6
+
+
+@pytest.mark.parametrize("sql", WRITTEN_BY_OTHERS)
+async def test_a_checkpoint_or_vacuum_of_the_file_of_a_killed_server_loses_nothing(
+    sql: str, tmp_path: Path
+) -> None:
+    """The next server starts, though it cannot know who has taken the `-wal`."""
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path)) as journal:
+        await say(journal.room("lobby"), "one")
+        killed = save(path, tmp_path / "killed")
+    with closing(sqlite3.connect(killed, isolation_level=None)) as other:
+        other.execute(sql).fetchall()
+    assert not wal_of(killed).exists()
+    assert await all_texts(killed) == ["one"]
 
 
 # --- Two names of one file ------------------------------------------------------------------------
@@ -596,6 +633,95 @@ async def test_one_file_has_one_server_whatever_its_names(kind: str, tmp_path: P
             server.signal(signal.SIGTERM)
             await server.wait()
         assert await all_texts(path) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
+    checkpoint: bool, tmp_path: Path
+) -> None:
+    """As after a kill; nothing is lost, and both names work when the server has ended in order."""
+    (tmp_path / "other").mkdir()
+    path, other = tmp_path / "chat.db", tmp_path / "other" / "name.db"
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+        assert await one.say("one") == "accepted"
+        os.link(path, other)
+        assert "name.db-wal is missing" in reader_refusal(other)
+        if checkpoint:  # by another program, after which the last message is in the -wal alone
+            with closing(sqlite3.connect(path)) as program:
+                program.execute("PRAGMA wal_checkpoint")
+            assert await one.say("two") == "accepted"
+        server.process.kill()
+        await server.wait()
+    reason = (
+        "name.db-wal is missing, and may be beside another name of the file (a hard link), whose "
+        "server was killed or runs: use that name; or, to go on without the messages in that "
+        "-wal, put a copy of the file in the place of this one"
+    )
+    assert await refusal(other) == reader_refusal(other) == reason
+    assert reason in await serve_refused(tmp_path, other)
+    texts = ["one", "two"] if checkpoint else ["one"]
+    for name in (path, other, path):
+        assert await all_texts(name) == texts
+
+
+async def test_a_copy_of_a_file_with_another_name_goes_on_without_its_wal(tmp_path: Path) -> None:
+    path, other = tmp_path / "chat.db", tmp_path / "other.db"
+    await write(path, "one")
+    async with running(SqliteJournal(path)) as journal:
+        await say(journal.room("lobby"), "two")
+        killed = save(path, tmp_path / "killed")
+    os.link(killed, other)
+    assert "use that name" in await refusal(other)
+    shutil.copy(other, tmp_path / "copy.db")
+    (tmp_path / "copy.db").rename(other)
+    assert await all_texts(other) == ["one"]
+    assert await all_texts(killed) == ["one", "two"]
+
+
+@pytest.mark.parametrize("what", ["damaged page", "damaged stamp", "version 1"])
+async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
+    what: str, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "chat.db", tmp_path / "other.db"
+    if what == "version 1":
+        opened = open_file(path, durable=False, migrations=MIGRATIONS[:1])
+        opened.connection.close()
+        opened.lock.close()
+    else:
+        await write(path, "one")
+        with closing(sqlite3.connect(path)) as connection:
+            [page] = connection.execute(
+                "SELECT rootpage FROM sqlite_master WHERE name = 'stamps'"
+            ).fetchone()
+            connection.execute("UPDATE stamps SET sealed = 'x'")
+            connection.commit()
+        if what == "damaged page":
+            with path.open("r+b") as file:
+                file.seek((page - 1) * 4096)
+                file.write(b"\xff" * 4096)
+    os.link(path, other)
+    assert "use that name" in await refusal(other)
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+@pytest.mark.parametrize("kind", ["hard link", "symbolic link", "link to nothing"])
+async def test_no_file_is_overwritten_that_is_linked_beside_the_journal(
+    tmp_path: Path, suffix: str, kind: str
+) -> None:
+    """SQLite would write into it, and that file is somebody's."""
+    (tmp_path / "server").mkdir()
+    path, other = tmp_path / "server" / "chat.db", tmp_path / "other"
+    await write(path, "one")
+    link = Path(f"{path}{suffix}")
+    if kind == "link to nothing":
+        link.symlink_to(other)
+    else:
+        other.write_bytes(b"somebody's" * 10_000)
+        link.symlink_to(other) if kind == "symbolic link" else os.link(other, link)
+    assert "is a link to another file; move it away" in await refusal(path)
+    assert not other.exists() or other.read_bytes() == b"somebody's" * 10_000
+    link.unlink()
+    assert await all_texts(path) == ["one"]
 
 
 # --- Locked by another program --------------------------------------------------------------------

@@ -51,6 +51,14 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the `-wal` of a killed server": (
         "test_journal_files::test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may_be_missing",
     ),
+    "another program makes a checkpoint": (
+        "test_journal_files::test_a_checkpoint_or_vacuum_of_another_program_beside_a_server_loses_nothing",
+        "test_journal_files::test_a_checkpoint_or_vacuum_of_the_file_of_a_killed_server_loses_nothing",
+    ),
+    "the file of a killed server is started under another name": (
+        "test_journal_files::test_a_file_is_refused_while_its_wal_is_beside_another_name",
+        "test_journal_files::test_a_linked_file_that_may_have_a_wal_is_refused_without_it",
+    ),
     "two servers are given one file": (
         "test_journal_files::test_one_file_has_one_server_whatever_its_names",
     ),

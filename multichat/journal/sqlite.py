@@ -335,9 +335,10 @@ class SqliteJournal(Journal):
                 raise
             opened = open_file(self.path, durable=durable)
         self._lock = opened.lock
-        if opened.has_lost_wal:
-            text = f"The last messages may be missing: the server was killed, and {self.path}-wal"
-            self._log.line("STATE", f"{text}, where they were, is not there", WARNING)
+        if opened.lacks_wal:
+            text = f"The last server was killed, and {self.path}-wal is not there: messages that"
+            text += " were in it are missing, unless another program has written it into the file"
+            self._log.line("STATE", text, WARNING)
         if not self.retention.reserve_bytes:
             reserve.release()  # an earlier server's
         try:

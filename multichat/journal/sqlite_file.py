@@ -13,7 +13,7 @@ Source: https://www.sqlite.org/fileformat2.html, https://www.sqlite.org/wal.html
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,16 +146,20 @@ def reason_of(error: Exception) -> str:
 # Of the files beside a journal.
 _SUFFIXES = ("-wal", "-shm", "-lock", "-journal", "-reserve")
 
+# Of those that SQLite overwrites in place, and with them whatever else has their inode.
+_WRITTEN_IN_PLACE = ("-wal", "-shm")
+
 
 class OpenFile(NamedTuple):
     """A journal that is ours to write: its connection, and the lock, which is closed last.
 
-    *has_lost_wal*: the last server did not end well, and what it left in the WAL is not there.
+    *lacks_wal*: the last server was killed, and its WAL is not there; another program may have
+    written it into the file.
     """
 
     connection: sqlite3.Connection
     lock: FileLock
-    has_lost_wal: bool
+    lacks_wal: bool
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -208,13 +212,11 @@ def open_file(
                 # A server that was killed while it made the file left what has to be undone first.
                 mode = "rw" if _bytes_beside(real, "-journal") else "ro"
                 _inspect(path, real, mode, migrations, beginning=True)
-            had_wal = _bytes_beside(real, "-wal") > 0
+                _check_names(path, real)
+            lacks_wal = exists and _lacks_wal(real)
             connection = connect(real, "rw")
             try:
                 _prepare(connection, durable=durable)
-                has_lost_wal = False
-                with suppress(*SQLITE_ERRORS):  # damaged: no reason not to start
-                    has_lost_wal = exists and not had_wal and _stamps(connection)[-1].sealed == 1
                 migrate(connection, migrations)
                 lock.watch(path, _wal_of(real))
             except BaseException:
@@ -223,7 +225,7 @@ def open_file(
         except BaseException:
             lock.close()
             raise
-    return OpenFile(connection, lock, has_lost_wal)
+    return OpenFile(connection, lock, lacks_wal)
 
 
 def _inspect_unlocked(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
@@ -248,14 +250,9 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             raise JournalFailed(path, _NOT_OURS if real.exists() else "no such file")
         mode = "ro"
         try:
-            # A server has checked its WAL, and may be in a checkpoint: the file changes meanwhile.
-            if not is_locked(real):
-                try:
-                    _check_wal(path, real)
-                except JournalFailed:
-                    if not is_locked(real):  # by a server that started during the check
-                        raise
+            _check_unlocked(_check_wal, path, real)
             _inspect(path, real, mode, MIGRATIONS)
+            _check_unlocked(_check_names, path, real)
         except JournalFailed as failure:
             cause = failure.__cause__
             code = getattr(cause, "sqlite_errorname", "") or ""
@@ -281,6 +278,16 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
         return connection
 
 
+def _check_unlocked(check: Callable[[Path, Path], None], path: Path, real: Path) -> None:
+    """Do *check*, but not beside a server: it has done so, and a checkpoint may change the file."""
+    if not is_locked(real):
+        try:
+            check(path, real)
+        except JournalFailed:
+            if not is_locked(real):  # by a server that started during the check
+                raise
+
+
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
@@ -296,6 +303,11 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
     for each in (path, *(Path(f"{real}{suffix}") for suffix in _SUFFIXES)):
         if each.exists() and not each.is_file():  # opening a FIFO waits for ever
             raise JournalFailed(each, "not a file")
+    for each in (Path(f"{real}{suffix}") for suffix in _WRITTEN_IN_PLACE if writing):
+        if each.is_symlink() or (each.exists() and each.stat().st_nlink > 1):
+            raise JournalFailed(
+                each, "it is a link to another file; move it away, or put a copy in its place"
+            )
     if writing and not os.access(folder, os.W_OK | os.X_OK):
         raise JournalFailed(path, f"nothing can be written to {folder}")
     wal = _wal_of(real)
@@ -352,12 +364,43 @@ def _check_wal(path: Path, real: Path) -> None:
     with _failing(path):
         belongs = _wal_belongs(real)
     if not belongs:
-        wal = _wal_of(real).name
+        wal = _wal_of(real)
         raise JournalFailed(
             path,
-            f"{wal} is not of this file, as after a backup was copied over it; delete {wal} and "
-            f"{real.name}-shm to go on with the backup, or put the other file back",
+            f"{wal.name} is not of this file, as after a backup was copied over it, or a start "
+            f"under another name of the file; move {wal.name} and {real.name}-shm away to go on "
+            "with this file, or put the other file back",
         )
+
+
+def _check_names(path: Path, real: Path) -> None:
+    """Raise `JournalFailed` if the file has hard links and its WAL may be beside another name."""
+    if real.stat().st_nlink > 1 and _lacks_wal(real):
+        raise JournalFailed(
+            path,
+            f"{_wal_of(real).name} is missing, and may be beside another name of the file (a hard "
+            "link), whose server was killed or runs: use that name; or, to go on without the "
+            "messages in that -wal, put a copy of the file in the place of this one",
+        )
+
+
+def _lacks_wal(real: Path) -> bool:
+    """Return whether the last server was killed, or runs, and its WAL is not here."""
+    if _bytes_beside(real, "-wal"):
+        return False
+    stamp = _last_stamp(real)
+    if real.stat().st_nlink > 1:  # the WAL may be elsewhere: to be on the safe side
+        return stamp is None or stamp.sealed != 2 or stamp == _NO_STAMP
+    return stamp is not None and stamp.sealed != 2
+
+
+def _last_stamp(real: Path) -> _Stamp | None:
+    """Return the last stamp of the file itself, without its WAL; None if that is damaged."""
+    try:
+        with closing(connect(real, "ro&immutable=1")) as alone:
+            return _stamps(alone)[-1]
+    except SQLITE_ERRORS:
+        return None
 
 
 def _wal_belongs(real: Path) -> bool:
