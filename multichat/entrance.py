@@ -28,7 +28,7 @@ import trio
 from multichat import transport
 from multichat.config import MAX_CLIENTS_PER_ADDRESS, MAX_PASSWORD_CHARACTERS, ServerConfig
 from multichat.errors import LineTooLong
-from multichat.framing import LineDecoder, Part, clean
+from multichat.framing import LineDecoder, Part, behind, clean
 from multichat.messages import SHUTTING_DOWN, Event, Goodbye, Notice
 from multichat.origin import Origin
 from multichat.password_attempts import PasswordAttempts
@@ -351,7 +351,7 @@ class _Asking:
         self._seconds = self._left = seconds
         self._stream = stream
         self._decoder = decoder
-        self._lines: list[str] = []
+        self._run = ""
         self._parts: list[Part] = []
         self._first = True
         self._over = False
@@ -366,15 +366,19 @@ class _Asking:
 
     async def hear(self) -> str | None:
         """Return the password in the next line, or None if there is none; raises `TurnedAway`."""
-        while not self._lines:
+        while not self._run:
             if self._parts:
                 part = self._parts.pop(0)
-                self._lines = [""] if isinstance(part, LineTooLong) else part.split("\n")[::-1]
+                if isinstance(part, LineTooLong):
+                    self._first = False
+                    return None
+                self._run = part
             elif self._over:
                 raise TurnedAway(_LEFT_WITHOUT)
             else:
                 await self._read()
-        line = self._lines.pop()
+        line, more, _ = self._run.partition("\n")
+        self._run = behind(self._run, 1) if more else ""
         if self._first and looks_like_http(line):
             raise TurnedAway("it speaks HTTP, this is a chat server", HTTP_ANSWER)
         self._first = False
@@ -415,8 +419,7 @@ class _Asking:
 
     def rest(self) -> list[Part]:
         """Return what was read behind the password."""
-        lines = "\n".join(reversed(self._lines))
-        return [lines, *self._parts] if lines else self._parts
+        return [self._run, *self._parts] if self._run else self._parts
 
 
 def _plain_on_tls() -> TurnedAway:

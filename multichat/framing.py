@@ -14,12 +14,13 @@ The rules it lives by:
 """
 
 import re
-from typing import TypeAlias
+from itertools import compress
+from typing import Self, TypeAlias
 
 from multichat.errors import LineTooLong
 from multichat.telnet import TelnetResponder
 
-__all__ = ["LineDecoder", "Part", "clean", "clean_lines"]
+__all__ = ["Filtered", "LineDecoder", "Part", "behind", "clean", "clean_lines", "marked"]
 
 Part: TypeAlias = str | LineTooLong
 """What a decoder returns in sequence: a run of lines, or the place of one it dropped.
@@ -70,6 +71,31 @@ def clean_lines(text: str) -> str:
     return text.translate(_REPLACEMENTS) if _UNFIT.search(text) else text
 
 
+def marked(text: str) -> str:
+    """Return *text* with U+FFFD for every character that `clean_lines` would replace or drop."""
+    return _UNFIT.sub("\ufffd", text)
+
+
+class Filtered(str):
+    """A run that the filter has changed; *raw* has the same lines as they were sent."""
+
+    __slots__ = ("raw",)
+
+    raw: str
+
+    def __new__(cls, text: str, raw: str) -> Self:
+        """Make it of the clean *text* and of *raw*."""
+        run = super().__new__(cls, text)
+        run.raw = raw
+        return run
+
+
+def behind(run: str, lines: int) -> str:
+    """Return what stands behind the first *lines* of *run*, which has more than that."""
+    rest = run.split("\n", lines)[lines]
+    return Filtered(rest, run.raw.split("\n", lines)[lines]) if isinstance(run, Filtered) else rest
+
+
 # A pattern of two characters and nothing else: anything cleverer takes ten times as long, and `in`
 # twice.
 _EMPTY_LINE = re.compile("\n\n")
@@ -82,15 +108,18 @@ def _decode(block: bytes) -> str:
     # The common case first: deleting what is plain costs a table look-up per byte, decoding and
     # filtering twenty times that.
     if block.isascii() and not block.translate(None, _PLAIN):
-        text = block.decode("ascii")
+        raw = text = block.decode("ascii")
     else:
         if b"\xff" in block:
             block = _TELNET.sub(b"", block)
         # Filtered after decoding: the continuation bytes of honest characters look like C1.
-        text = clean_lines(block.decode("utf-8", "replace"))
+        raw = block.decode("utf-8", "replace")
+        text = clean_lines(raw)
     if text.startswith("\n") or text.endswith("\n") or _EMPTY_LINE.search(text):
-        text = "\n".join(line for line in text.split("\n") if line)
-    return text
+        lines = text.split("\n")
+        raw = "\n".join(compress(raw.split("\n"), lines))
+        text = "\n".join(filter(None, lines))
+    return text if raw == text else Filtered(text, raw)
 
 
 class LineDecoder:

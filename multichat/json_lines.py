@@ -5,18 +5,26 @@ escapes are no way around `multichat.framing`.
 
 1. Whether a line is nested too deeply depends on the line alone.
 2. No string that is decoded here holds a character that `multichat.framing.clean` would replace.
+3. A string that the peer gets back is as it was sent, or it is refused.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any
 
 import msgspec
 
-from multichat.framing import clean
+from multichat.framing import Filtered, clean, clean_lines, marked
 
-__all__ = ["MAX_NESTING", "JsonDecoder", "NestedTooDeeply", "clean_json"]
+__all__ = [
+    "MAX_NESTING",
+    "JsonDecoder",
+    "NestedTooDeeply",
+    "NotExact",
+    "clean_json",
+    "lone_surrogate",
+]
 
 # JSON's own escapes that may stand for something that the filter has not seen.
 _ESCAPED = re.compile(r"\\[nrbfu]")
@@ -37,6 +45,15 @@ class NestedTooDeeply(Exception):
 
     def __init__(self) -> None:
         super().__init__(f"that is nested too deeply: at most {MAX_NESTING} levels")
+
+
+class NotExact(Exception):
+    """A string that the peer is to get back has a character that the filter replaces."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"the {field} has a character that cannot be sent back unchanged, such as a control"
+        )
 
 
 def _most(lines: list[str], character: str) -> int:
@@ -66,14 +83,20 @@ def _check_nesting(line: str) -> None:
 
 
 class JsonDecoder:
-    """Reads values of one type, strictly, and every string in them through the filter."""
+    """Reads values of one type, strictly, and every string in them through the filter.
 
-    def __init__(self, type_: Any) -> None:
+    *exact* are the fields in which the filter may change nothing.
+    """
+
+    def __init__(self, type_: Any, exact: Iterable[str] = ()) -> None:
         self._type = type_
+        self._exact = tuple(exact)
         self._decode = msgspec.json.Decoder(type_).decode
 
     def read_run(self, run: str) -> list[Any] | None:
-        """Return what each line of a run says, or None if one of them says nothing."""
+        """Return what each line of a run says, or None if one of them has to be read alone."""
+        if self._exact and (isinstance(run, Filtered) or "\ufffd" in run):
+            return None
         lines = run.split("\n")
         read: Callable[[str], Any]
         if _may_be_nested(run, lines):
@@ -83,20 +106,42 @@ class JsonDecoder:
         # Not the decoder's own way to read lines, which takes whatever values stand there for such.
         try:
             return list(map(read, lines))
-        except (msgspec.MsgspecError, NestedTooDeeply, RecursionError):
+        except (msgspec.MsgspecError, NestedTooDeeply, NotExact, RecursionError):
             # The last, of a line that is no JSON.
             return None
 
-    def read(self, line: str) -> Any:
-        """Return what one line says; raises `msgspec.MsgspecError` or `NestedTooDeeply`."""
+    def read(self, line: str, raw: str = "") -> Any:
+        """Return what one line says, which was sent as *raw* if the filter has changed it.
+
+        Raises `msgspec.MsgspecError`, `NestedTooDeeply` or `NotExact`.
+        """
         _check_nesting(line)
-        return self._decode_clean(line)
+        value = self._decode_clean(line)
+        raw = raw or line
+        if self._exact and (raw != line or "\ufffd" in line):
+            sent = _marked(raw)
+            _check_nesting(sent)
+            self._check_exact(self._decode(sent))
+        return value
 
     def _decode_clean(self, line: str) -> Any:
         value = self._decode(line)
         if "\\" in line and _ESCAPED.search(line):
+            self._check_exact(value)
             value = msgspec.convert(_clean_strings(msgspec.to_builtins(value)), self._type)
         return value
+
+    def _check_exact(self, value: Any) -> None:
+        for field in self._exact:
+            text = getattr(value, field, None)
+            # U+FFFD may stand for what was no UTF-8.
+            if isinstance(text, str) and ("\ufffd" in text or clean(text) != text):
+                raise NotExact(field)
+
+
+def _marked(raw: str) -> str:
+    """Return *raw*, cleaned, with U+FFFD for what the filter replaces or drops in its strings."""
+    return clean_lines(_STRING.sub(lambda string: marked(string[0]), raw))
 
 
 def _clean_strings(value: Any) -> Any:
@@ -112,7 +157,13 @@ def _clean_strings(value: Any) -> Any:
 _ESCAPE = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{0,4}|.)"
 )
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]..")
 _SHORT_ESCAPES = {"\\n": "\n", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
+
+
+def lone_surrogate(line: str) -> str:
+    """Return the first escape in *line* that is half of a surrogate pair, or an empty string."""
+    return next(filter(_SURROGATE.fullmatch, _ESCAPE.findall(line)), "")
 
 
 def clean_json(line: str) -> str:

@@ -9,17 +9,18 @@ here, so that every text that leaves this module is clean.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Protocol, get_args
 
 import msgspec
 
 from multichat.commands import help_lines, may_be_disguised, parse_line, say_literally, shortened
 from multichat.errors import EmptyText, InvalidRequest, UnknownRequest
-from multichat.framing import clean
+from multichat.framing import Filtered, behind, clean
 from multichat.ids import FIRST_ID
-from multichat.json_lines import JsonDecoder, NestedTooDeeply
+from multichat.json_lines import JsonDecoder, NestedTooDeeply, NotExact, lone_surrogate
 from multichat.messages import (
+    MAX_TOKEN_CHARACTERS,
     Act,
     Direct,
     Directed,
@@ -140,7 +141,7 @@ class TextVoice:
         What follows a `Hello` is read in the JSON voice.
         """
         if not may_be_disguised(run):
-            yield SayRun(run)
+            yield SayRun(str(run))  # without what was sent, which would take as much again
             return
         said: list[str] = []
         lines = run.split("\n")
@@ -155,7 +156,7 @@ class TextVoice:
             if request is None:
                 yield from _parse_hello(line[len("/json") :])
                 if number < len(lines):
-                    yield from JSON.parse_requests("\n".join(lines[number:]))
+                    yield from JSON.parse_requests(behind(run, number))
                 return
             yield request
         if said:
@@ -311,6 +312,11 @@ _LAST_DIGITS = [f"{digits:03}" for digits in range(1000)]  # spelling a number t
 # Of what the decoder says is wrong; it may quote the line.
 _REASON_CHARACTERS = 200
 
+_NO_NONCE = (
+    f"a nonce is a string of at most {MAX_TOKEN_CHARACTERS} characters, "
+    "or a whole number from -2^53 to 2^53"
+)
+
 
 class _Kind(msgspec.Struct):
     """As much as can be known of an object that is no request."""
@@ -319,7 +325,11 @@ class _Kind(msgspec.Struct):
     nonce: Any = None
 
 
-_REQUESTS = JsonDecoder(WireRequest)
+# What the answer to a request repeats.
+_REPEATED = ("nonce", "token")
+
+_REQUESTS = JsonDecoder(WireRequest, exact=_REPEATED)
+_KIND = JsonDecoder(_Kind, exact=("nonce",))
 _EVENTS = JsonDecoder(WireEvent)
 _HELLO = JsonDecoder(Hello)
 _REQUEST_TYPES = frozenset(kind.__struct_config__.tag for kind in get_args(WireRequest))
@@ -335,8 +345,10 @@ class JsonVoice:
 
     def parse_requests(self, run: str) -> Iterator[Request]:
         """Yield what a client asks with a run of lines, what is said between two others as one."""
-        read = _REQUESTS.read_run(run)
-        requests = map(self._parse_request, run.split("\n")) if read is None else read
+        requests: Iterable[Request | Say] | None = _REQUESTS.read_run(run)
+        if requests is None:
+            raw = run.raw if isinstance(run, Filtered) else run
+            requests = map(self._parse_request, run.split("\n"), raw.split("\n"))
         texts: list[str] = []
         nonces: list[Nonce | None] = []
         room: str | None = None
@@ -360,24 +372,25 @@ class JsonVoice:
         if texts:
             yield _say_run(texts, nonces, room)
 
-    def _parse_request(self, line: str) -> Request | Say:
+    def _parse_request(self, line: str, raw: str) -> Request | Say:
         try:
-            return _REQUESTS.read(line)  # type: ignore[no-any-return]
+            return _REQUESTS.read(line, raw)  # type: ignore[no-any-return]
         except NestedTooDeeply as error:
             return Invalid.because(InvalidRequest(str(error)))
-        except msgspec.MsgspecError as error:
-            reason = _reason(error)
+        except (msgspec.MsgspecError, NotExact) as error:
+            reason = _reason(error, line)
         nonce = None
         try:
-            kind = _decode_kind(line)
+            kind = _KIND.read(line, raw)
+        except NotExact as error:
+            reason = _reason(error, line)
         except msgspec.MsgspecError:
             pass
         else:
-            if _is_nonce(kind.nonce):
-                nonce = clean(kind.nonce) if isinstance(kind.nonce, str) else kind.nonce
+            nonce = kind.nonce if _is_nonce(kind.nonce) else None
             if isinstance(kind.type, str) and kind.type not in _REQUEST_TYPES:
-                shown = shortened(clean(kind.type))
-                return Invalid.because(UnknownRequest(f"there is no request {shown}"), nonce)
+                unknown = UnknownRequest(f"there is no request {shortened(kind.type)}")
+                return Invalid.because(unknown, nonce)
         return Invalid.because(InvalidRequest(reason), nonce)
 
     def spell_request(self, request: WireRequest) -> str:
@@ -475,7 +488,7 @@ def _parse_hello(rest: str) -> Iterator[Request]:
         yield Invalid.because(InvalidRequest(str(error)))
     except msgspec.MsgspecError as error:
         yield Hello()
-        yield Invalid.because(InvalidRequest(_reason(error)))
+        yield Invalid.because(InvalidRequest(_reason(error, rest)))
 
 
 def is_hello(line: str) -> bool:
@@ -488,8 +501,13 @@ def spell_hello(hello: Hello) -> str:
     return f"/json {_encode(hello).decode()}"
 
 
-def _reason(error: Exception) -> str:
-    return f"that is no request: {clean(str(error))[:_REASON_CHARACTERS]}"
+def _reason(error: Exception, line: str) -> str:
+    reason = clean(str(error))[:_REASON_CHARACTERS]
+    if reason.endswith("`$.nonce`"):
+        reason = _NO_NONCE
+    elif ("surrogate" in reason or "truncated" in reason) and (escape := lone_surrogate(line)):
+        reason = f"{escape} is half of a surrogate pair, the other half is missing"
+    return f"that is no request: {reason}"
 
 
 def _is_nonce(value: object) -> bool:

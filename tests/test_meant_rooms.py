@@ -46,6 +46,34 @@ async def test_a_request_that_names_another_room_is_refused_and_done_nowhere() -
         assert await carol.history() == []
 
 
+@pytest.mark.parametrize(
+    "room",
+    [
+        *(
+            "",
+            "#",
+            "\x00",
+            "lobby\x00",
+            "lobby\n",
+            "\u200blobby",
+            "lobby\ufffd",
+            "lobbу",
+        ),
+        *("x" * 60_000, "a" + "\u0301\u0323" * 5_000, 0, True, ["lobby"], {"lobby": 1}),
+    ],
+    ids=lambda room: ascii(room)[:20],
+)
+async def test_what_is_no_name_of_the_room_names_another_room(room: object) -> None:
+    async with memory_server() as network:
+        alice, bob = await join(network), await join(network)
+        for type_ in ("say", "act", "history"):
+            refusal = await alice.ask(type_, text="psst", room=room)
+            assert refusal["type"] == "error"
+            assert len(str(refusal["text"])) < 150
+        assert (await alice.ask("say", text="in the lobby", room="LOBBY"))["type"] == "accepted"
+        assert (await bob.hear("said"))["text"] == "in the lobby"
+
+
 async def test_what_a_client_says_whose_room_cannot_be_entered_again_is_said_nowhere(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -69,6 +69,9 @@ VOICES: list[Voice] = [TEXT, JSON]
 SPOILT = "no json"
 
 
+NO_NONCE = "a nonce is a string of at most 128 characters, or a whole number from -2^53 to 2^53"
+
+
 def invalid(text: str, code: str = "invalid-request", nonce: str | int | None = None) -> Invalid:
     return Invalid(Error(code, text, nonce=nonce))
 
@@ -150,7 +153,7 @@ texts = (
     .filter(bool)
 )
 visible_texts = texts.filter(str.strip)
-tokens = st.text(max_size=128).map(clean)
+tokens = st.text(max_size=128).map(lambda text: clean(text).replace("\ufffd", ""))
 nonces = st.none() | tokens | st.integers(-(2**53), 2**53)
 numbers = st.integers(0, 10**15 - 1)
 lengths = st.integers(1, 10**15 - 1)
@@ -557,7 +560,12 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
         (['{"type":"hello"}'], [invalid("there is no request hello", "unknown-request")]),
         (
             ['{"type":"dance","nonce":"\\u202en"}'],
-            [invalid("there is no request dance", "unknown-request", "n")],
+            [
+                invalid(
+                    "that is no request: the nonce has a character that cannot be sent back "
+                    "unchanged, such as a control"
+                )
+            ],
         ),
         (
             ['{"type":"\\u001b' + "x" * 60_000 + '"}'],
@@ -616,7 +624,7 @@ def test_what_is_no_request_is_answered_and_hurts_nobody_else(line: str) -> None
     assert (before, after) == (SayRun("before"), SayRun("after"))
     assert isinstance(refused, Invalid)
     assert refused.error.code == "invalid-request"
-    assert len(refused.error.text) < 100
+    assert len(refused.error.text) < 120
     assert_clean(refused)
 
 
@@ -625,7 +633,8 @@ def test_what_is_no_request_is_answered_and_hurts_nobody_else(line: str) -> None
     [
         ('{"type":"say","nonce":7}', 7),
         ('{"nonce":"n","type":"say"}', "n"),
-        ('{"nonce":"\\n[Server] x","type":5}', "␊[Server] x"),
+        ('{"nonce":"\\n[Server] x","type":5}', None),
+        ('{"type":"ping","token":"\\u0000","nonce":"n"}', "n"),
         ('{"nonce":"n"}', "n"),
         ('{"type":"say","text":"","nonce":0}', 0),
         ('{"type":"dance","nonce":""}', ""),
@@ -752,14 +761,114 @@ def test_events_survive_the_json_voice(sent: list[Event]) -> None:
 @example("\U0001f600", True)
 @example("\\n", False)
 def test_every_string_in_json_goes_through_the_filter(raw: str, escaped: bool) -> None:
-    direct = {"type": "direct", "to": raw, "text": f"x{raw}", "nonce": raw[:128]}
+    direct = {"type": "direct", "to": raw, "text": f"x{raw}"}
     line = json.dumps(direct, ensure_ascii=escaped)
-    read = [Direct(clean(raw), clean(f"x{raw}"), nonce=clean(raw[:128]))]
+    read = [Direct(clean(raw), clean(f"x{raw}"))]
     assert list(JSON.parse_requests(clean(line))) == read
     members = {"type": "members", "room": raw, "members": [{"client": 1, "name": raw}]}
     line = json.dumps(members, ensure_ascii=escaped)
     told = [Members(clean(raw), [MemberName(1, clean(raw))])]
     assert list(JSON.parse_events(clean(line))) == told
+
+
+def repeated_in(request: Request, field: str) -> object:
+    """Return what the answer to *request* repeats in *field*; None if that was refused."""
+    match request:
+        case SayRun(nonces=[nonce]):
+            return nonce
+        case Ping(token=token) if field == "token":
+            return token
+        case Invalid(error=error):
+            return error.nonce
+    return getattr(request, field)
+
+
+odd_values = (
+    st.text(st.characters(exclude_categories=()), max_size=140)  # surrogates, too
+    | st.text(
+        'a\x00\n\x1b\x7f\x9b\u2028\u202e\u2066\ufeff\ufffd\ud800\udc00␀é\U0001f600"\\', max_size=5
+    )
+    | st.integers()
+    | st.floats()
+    | st.booleans()
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=1)
+)
+
+
+@given(
+    odd_values,
+    st.sampled_from([{"type": "say", "text": "x"}, {"type": "rooms"}, {"type": "dance"}]),
+    st.booleans(),
+    st.booleans(),
+)
+@example("\x00", {"type": "rooms"}, False, True)
+@example("a\u202eb", {"type": "say", "text": "x"}, False, False)
+@example("a\u2028b", {"type": "say", "text": "\ufeff"}, True, False)
+@example("\ufeff", {"type": "dance"}, False, False)
+@example(2**53, {"type": "dance"}, False, False)
+@example(2**53 + 1, {"type": "rooms"}, False, False)
+def test_a_nonce_comes_back_as_it_was_sent_or_is_refused(
+    nonce: object, request_: dict[str, str], behind_hello: bool, escaped: bool
+) -> None:
+    line = json.dumps({**request_, "nonce": nonce}, ensure_ascii=escaped)
+    wire = line.encode("utf-8", "surrogatepass")
+    [run] = LineDecoder(100_000).feed((b"/json\n" if behind_hello else b"") + wire + b"\n")
+    assert isinstance(run, str)
+    *_, read = (TEXT if behind_hello else JSON).parse_requests(run)
+    repeated = repeated_in(read, "nonce")
+    assert repeated is None or (repeated == nonce and type(repeated) is type(nonce))
+    if isinstance(nonce, str) and len(nonce) <= 128 and clean(nonce) == nonce:
+        assert repeated == (None if "\ufffd" in nonce else nonce)
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("odd", ["\x00", "\x7f", "\x9b", "\u2028", "\u202e", "\ufeff", "\ufffd"])
+def test_a_token_that_would_not_come_back_unchanged_is_refused(odd: str, escaped: bool) -> None:
+    line = json.dumps({"type": "ping", "token": f"a{odd}", "nonce": 1}, ensure_ascii=escaped)
+    [run] = LineDecoder(1000).feed(f"{line}\n".encode())
+    assert isinstance(run, str)
+    assert list(JSON.parse_requests(run)) == [
+        invalid(
+            "that is no request: the token has a character that cannot be sent back unchanged, "
+            "such as a control",
+            nonce=1,
+        )
+    ]
+
+
+def test_a_nonce_is_exact_whatever_the_filter_drops_beside_it() -> None:
+    lines = ['\ufeff{"type":"say","text":"a\u202eb\x1b","nonce":"n"}', "\ufeff", '{"type":"rooms"}']
+    [run] = LineDecoder(1000).feed("\n".join([*lines, ""]).encode())
+    assert isinstance(run, str)
+    assert list(JSON.parse_requests(run)) == [SayRun("ab␛", ("n",)), Rooms()]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (r'"\ud83d"', r"\ud83d is half of a surrogate pair, the other half is missing"),
+        (r'"\\\ude00x"', r"\ude00 is half of a surrogate pair, the other half is missing"),
+        (r'"\ud83dA"', r"\ud83d is half of a surrogate pair, the other half is missing"),
+        (r'"\ud83d\u0041"', r"\ud83d is half of a surrogate pair, the other half is missing"),
+        (r'"\ud83d\ude00"', None),
+        ('"x', "Input data was truncated"),
+        ("9007199254740993", NO_NONCE),
+        ("-9007199254740993", NO_NONCE),
+        ("1" * 5000, NO_NONCE),
+        ("1.5", NO_NONCE),
+        ("1e400", NO_NONCE),
+        ("true", NO_NONCE),
+        ("[1]", NO_NONCE),
+        ("{}", NO_NONCE),
+        (f'"{"x" * 129}"', NO_NONCE),
+        ("null", None),
+        ("-9007199254740992", None),
+    ],
+)
+def test_a_refused_nonce_is_answered_with_what_is_wrong(value: str, reason: str | None) -> None:
+    [read] = JSON.parse_requests(f'{{"type":"rooms","nonce":{value}}}')
+    assert (read == invalid(f"that is no request: {reason}")) == (reason is not None)
 
 
 @given(st.lists(hostile_lines(), max_size=5), st.lists(json_requests, max_size=3))
