@@ -500,6 +500,9 @@ see_no_progress = edited(
     "see_no_progress", Replayer, "_wait_for_space", "mailbox.progress != progress", "False"
 )
 forget_notices = edited("forget_notices", Room, "_go_live", "if member.notices:", "if False:")
+lose_the_notice_in_hand = edited(
+    "lose_the_notice_in_hand", Room, "_fall_behind", "member.keep_notice(delivery.notice)", "pass"
+)
 
 
 WAITS = {"slow": Slow.WAIT}
@@ -565,6 +568,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (disconnect_at_the_first_stall, "only_the_stalled_are_too_slow", WAITS),
     (see_no_progress, "only_the_stalled_are_too_slow", WAITS),
     (forget_notices, "nothing_lost", LAGS),
+    (lose_the_notice_in_hand, "nothing_lost", LAGS),
     (forget_nonces, "nonces_are_once", {}),
     (forget_nonces, "nothing_twice", {}),
     (restore_no_nonces, "nonces_are_once", {}),

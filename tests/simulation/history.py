@@ -524,6 +524,13 @@ class History:
         """
         return next((record.reached for record in self._leavings(stay)), None)
 
+    def left_untaken(self, stay: Stay) -> bool:
+        """Whether the client left before it took a notice that had just been told.
+
+        A notice has no number and is not repeated; see "Coming back" in docs/protocol.md.
+        """
+        return any(record.untaken for record in self._leavings(stay))
+
     def _leavings(self, stay: Stay) -> Iterator[LagRecord]:
         for record in self._lags_of.get((stay.client, stay.room), []):
             if record.kind == "left" and record.position - stay.end in (0, 1):

@@ -193,7 +193,7 @@ def _expected(history: History, visit: Visit) -> _Expected:
 
     A publish may wait for slow members between two of its batches, and so be going on when somebody
     comes or goes: who comes has the rest of it, who goes the beginning.  Whoever lags when it goes
-    has what was replayed to it by then.
+    has what was replayed to it by then.  A notice for which the room waited then is not repeated.
     """
     sure: list[str] = []
     maybe: set[str] = set()
@@ -206,6 +206,8 @@ def _expected(history: History, visit: Visit) -> _Expected:
             maybe.update(before.keys[1:])
         reached = history.reached(stay)
         if publishes and history.may_be_cut_short(stay) and not _is_exact(history, stay):
+            maybe.update(publishes[-1].keys)
+        if publishes and publishes[-1].speaker is None and history.left_untaken(stay):
             maybe.update(publishes[-1].keys)
         lags = history.lagging(stay)
         notices = [each.position for each in publishes if each.speaker is None]

@@ -32,7 +32,8 @@ class LagRecord(NamedTuple):
 
     *kind* is `lag`, `live` or `left`.  *connection* is the number that it got when it came,
     *client* that of who it is; *position* is where in the log.  It had everything up to the message
-    of number *reached*, itself not; *told* had been told in the room.
+    of number *reached*, itself not; *told* had been told in the room.  *untaken* is whether the
+    room was waiting for it to take a notice of the server, which has no number.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class LagRecord(NamedTuple):
     seconds: float
     reached: int
     told: int
+    untaken: bool = False
 
 
 class Wait(NamedTuple):
@@ -53,13 +55,10 @@ class Wait(NamedTuple):
     end: float
 
 
-def _reached(room: Room, member: Member) -> int:
+def _reached(room: Room, member: Member, untaken: Batch | None) -> int:
     if member.lag is not None:
         return member.lag.position
-    if member in room._waiting:
-        batch = room._waiting[member]
-        return batch.said.first if isinstance(batch, Block) else room.messages
-    return room.messages
+    return untaken.said.first if isinstance(untaken, Block) else room.messages
 
 
 @contextlib.contextmanager
@@ -68,12 +67,13 @@ def watch_rooms(
 ) -> Iterator[None]:
     """Write into the *current_history* who lags where, until its server *is_over*."""
     connections: dict[Member, int] = {}
-    cut_off: dict[Member, int] = {}  # at which block, those whose send queue was closed meanwhile
+    cut_off: dict[Member, Batch] = {}  # at which one, those whose send queue was closed meanwhile
     offer_again = Room._offer_again
     lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
 
     def note(kind: str, room: Room, member: Member) -> None:
         if not is_over():
+            untaken = cut_off.pop(member, room._waiting.get(member))
             record = LagRecord(
                 kind,
                 connections[member],
@@ -81,8 +81,9 @@ def watch_rooms(
                 room.name.lower(),
                 len(current_history().log),
                 trio.current_time(),
-                cut_off.pop(member, _reached(room, member)),
+                _reached(room, member, untaken),
                 room.messages,
+                untaken is not None and not isinstance(untaken, Block),
             )
             current_history().lags.append(record)
 
@@ -108,9 +109,8 @@ def watch_rooms(
         leave(room, member, *args, **kwargs)
 
     def watched_offer(room: Room, member: Member, batch: Batch, delivery: Any) -> None:
-        is_cut_off = member.mailbox.closed and room._waiting.get(member) is batch
-        if is_cut_off and isinstance(batch, Block):
-            cut_off[member] = batch.said.first
+        if member.mailbox.closed and room._waiting.get(member) is batch:
+            cut_off[member] = batch
         offer_again(room, member, batch, delivery)
 
     with (
