@@ -13,7 +13,7 @@ from collections.abc import (
     Callable,
     Sequence,
 )
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from logging import ERROR, WARNING
@@ -134,7 +134,6 @@ class Server:
         self._bots: trio.Nursery | None = None
         self._shutdown = trio.Event()
         self._clients_ever = self._clients_before = self._refused = 0
-        self._numbers_lost = False
 
     async def run(
         self,
@@ -223,6 +222,7 @@ class Server:
                 task_status.started(self)
                 await self._shutdown.wait()
                 acceptors.cancel_scope.cancel(reason="the server is shutting down")
+            self._journal.before_shutdown()
             self._log.line("stop", "Shutting down multi-chat server")
             deadline = trio.current_time() + self.config.grace_seconds
             with trio.move_on_at(deadline):
@@ -530,17 +530,14 @@ class Server:
                 await self._entrance.turn_away(stream, refusal.last_words)
 
     async def _give_number(self) -> int:
-        """Return the number of a new client, which none had before, nor before a restart."""
+        """Return the number of a new client, which none had before, nor before a restart.
+
+        Where the journal cannot keep it, another client may get it after a restart.
+        """
         self._clients_ever += 1
         number = self._clients_ever
-        try:
+        with suppress(NotKept):  # the journal has logged it; a full disk keeps nobody out
             await self._journal.give_numbers(number)
-        except NotKept as error:  # a full disk keeps nobody out
-            if not self._numbers_lost:
-                self._log.line("STATE", f"The journal does not take numbers: {error.reason}", ERROR)
-            self._numbers_lost = True
-        else:
-            self._numbers_lost = False
         return number
 
     def _check(self, address: str, too_many: str) -> None:

@@ -27,7 +27,7 @@ from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_file import open_file
 from multichat.journal.sqlite_schema import MIGRATIONS
-from multichat.testing import ScriptedClient
+from multichat.testing import ScriptedClient, memory_server
 
 from .support.journals import running, say, spell, texts_of, wait_kept
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
@@ -548,6 +548,25 @@ async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may
             await server.wait()
 
 
+async def test_a_client_is_admitted_after_a_while_though_another_program_has_locked_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its number cannot be kept; the log says once what to do."""
+    path = tmp_path / "chat.db"
+    journal = SqliteJournal(path, limits=SqliteLimits(retry_seconds=0))
+    async with memory_server(journal=journal) as network:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with trio.fail_after(60):
+                for _ in range(2):
+                    client = await network.join()
+                    await client.send("/ping")
+                    while await client.line() != "[Server] pong":
+                        pass
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
+    assert "another program is using it; end that program, the server needs no restart" in line
+
+
 # --- Other programs that write -------------------------------------------------------------------
 
 
@@ -772,7 +791,8 @@ async def test_the_log_has_the_same_failure_once(
             with pytest.raises(NotKept):
                 await room.read(0, 1, max_bytes=1)
     errors = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
-    assert errors[0].endswith("The journal keeps nothing: another program is using it")
+    text = "The journal keeps nothing: another program is using it; end that program, the server "
+    assert errors[0].endswith(f"{text}needs no restart")
     assert "The journal cannot be read: " in errors[1]
     assert len(errors) == 2
 

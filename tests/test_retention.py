@@ -3,18 +3,24 @@
 import logging
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.clock import read_clocks
 from multichat.errors import TooManyRooms
 from multichat.journal import SessionRecord
-from multichat.journal.retention import Deleted, SteadyClock, format_seconds
+from multichat.journal.retention import Deleted, Moment, SteadyClock, format_seconds
 from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite_deletion import DeletionLog, Tidied
+from multichat.log import Log
+from multichat.server import Server, serve
 
 from .support.journals import (
     ALICE,
@@ -358,12 +364,66 @@ async def test_what_is_deleted_is_one_line_a_minute_and_the_rest_at_the_end(
                 keeping = room.append(spell(room, f"{n}"))
             await wait_kept(keeping)
             await tidy(journal)
+            assert not await journal._tidy()  # deletes nothing: what was deleted is now known
         assert lines(log, "Deleted") == [
             "[STATE] Deleted from the journal: 590 messages of 1 room (above 10 a room)"
         ]
     assert lines(log, "Deleted")[1:] == [
         "[STATE] Deleted from the journal: 1190 messages of 2 rooms (above 10 a room)"
     ]
+
+
+def test_deletions_are_logged_when_they_have_stopped_or_gone_on_for_a_minute(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """Not one step earlier, with the rest a minute later."""
+    deletions = DeletionLog(Log("server"), Retention(max_messages=1), 60.0)
+    moment = Moment(wall=0.0, wait=0.0, run=0.0)
+
+    def note(now: float, messages: int, *, more: bool = False) -> list[str]:
+        tidied = Tidied(more=more)
+        if messages:
+            tidied.deleted.add("test", messages, {1})
+        log.clear()
+        deletions.note(tidied, moment, now)
+        return [line.split()[5] for line in lines(log, "Deleted")]
+
+    assert note(0, 500, more=True) == note(1, 90) == []
+    assert note(5, 0) == ["590"]
+    for n in range(10, 70, 5):  # each five seconds, as with a limit for each room
+        assert note(n, 10) == []
+    assert note(70, 10) == ["130"]
+    assert note(75, 10) == note(80, 0) == note(125, 0) == []
+    assert note(130, 0) == ["10"]
+
+
+async def test_what_was_deleted_is_logged_before_the_server_says_that_it_shuts_down(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    limits = SqliteLimits(tidy_seconds=0.01)
+    retention = Retention(max_messages=1)
+    journal = SqliteJournal(tmp_path / "chat.db", retention=retention, limits=limits)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            start = partial(serve, 0, host="127.0.0.1", journal=journal)
+            server: Server = await nursery.start(start)
+            room = journal.room("lobby")
+            for wait_for_line in (True, False):
+                for n in range(5):
+                    await say(room, f"{n}")
+                    await wait_until(lambda: room.first == room.next - 1)
+                if wait_for_line:
+                    await wait_until(lambda: bool(lines(log, "Deleted")))
+            server.shutdown()
+    texts = [str(record.msg) for record in log.records]
+    assert "Shutting down" in texts[-1]
+    counts = [int(line.split()[5]) for line in lines(log, "Deleted")]
+    assert (len(counts), sum(counts)) == (2, 9)
+
+
+async def wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        await trio.sleep(0.01)
 
 
 def test_deleted_messages_are_counted_for_each_reason() -> None:

@@ -206,6 +206,9 @@ class Journal(ABC):
         `JournalFailed` if it cannot be opened; then it has changed nothing.
         """
 
+    def before_shutdown(self) -> None:  # noqa: B027 - not every journal deletes
+        """Delete nothing more, and log what was: the server is about to say that it shuts down."""
+
     @abstractmethod
     def room(self, name: str) -> RoomJournal:
         """Return the part of the room of that *name*, folded as names are; it may be a new one.

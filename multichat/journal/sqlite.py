@@ -50,6 +50,7 @@ from multichat.journal.sqlite_file import (
     is_busy,
     open_file,
     reason_of,
+    with_advice,
 )
 from multichat.journal.sqlite_jobs import (
     Job,
@@ -131,7 +132,7 @@ class SqliteJournal(Journal):
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self._open = False
-        self._failing = False
+        self._failing = self._is_ending = False
         self._waiting: list[Job] = []
         self._waiting_bytes = 0
         self._sessions: dict[bytes, SessionJob] = {}  # the last that waits of each
@@ -195,7 +196,8 @@ class SqliteJournal(Journal):
                 watch_at = trio.current_time() + self._limits.watch_seconds
             if trio.current_time() >= tidy_at or self._deletions.is_too_large:
                 more = False
-                for _ in range(0 if self._file_fault else _MAX_DELETIONS):
+                is_off = self._file_fault or self._is_ending
+                for _ in range(0 if is_off else _MAX_DELETIONS):
                     more = await self._tidy()
                     if not (more and self._deletions.is_too_large):
                         break
@@ -232,7 +234,7 @@ class SqliteJournal(Journal):
                 if is_moved:
                     self._watch()
                 else:
-                    self._log_failure(f"The journal keeps nothing: {failure}")
+                    self._log_failure(f"The journal keeps nothing: {with_advice(failure)}")
                 self._fail(failure)
                 self._failing = True
                 return False
@@ -396,6 +398,11 @@ class SqliteJournal(Journal):
             return reason
         self._deletions.look()
         return ""
+
+    def before_shutdown(self) -> None:
+        """See `Journal.before_shutdown`."""
+        self._is_ending = True
+        self._deletion_log.flush()
 
     # --- Asked by others --------------------------------------------------------------------------
 

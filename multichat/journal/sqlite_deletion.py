@@ -464,7 +464,8 @@ class _Step:
 class DeletionLog:
     """Tells the operator what is deleted, and what is about to be.
 
-    Of deletions there is a line when a round is over, but one in *seconds* at most.
+    Of deletions there is a line when they have stopped for now, or have gone on for *seconds*, but
+    one in *seconds* at most.
     """
 
     def __init__(self, log: Log, retention: Retention, seconds: float) -> None:
@@ -472,6 +473,7 @@ class DeletionLog:
         self._max_age = retention.max_age_seconds
         self._deleted = Deleted()  # and not told yet
         self._tell_at = -math.inf
+        self._tell_by = math.inf
         self._is_wait_told = False
 
     def note(self, tidied: Tidied, moment: Moment, now: float) -> None:
@@ -481,8 +483,11 @@ class DeletionLog:
             text = f"Messages older than {age} are deleted in {wait}"
             self._log.line("STATE", f"{text}, if the clock of this machine is not set meanwhile")
         self._is_wait_told = tidied.expired
+        if tidied.deleted and not self._deleted:
+            self._tell_by = now + self._seconds
         self._deleted.update(tidied.deleted)
-        if not tidied.more and now >= self._tell_at and self.flush():
+        is_over = not (tidied.deleted or tidied.more)
+        if (now >= self._tell_by or (is_over and now >= self._tell_at)) and self.flush():
             self._tell_at = now + self._seconds
 
     def flush(self) -> bool:

@@ -47,6 +47,7 @@ __all__ = [
     "reason_of",
     "text_or_bytes",
     "typed",
+    "with_advice",
 ]
 
 # How long SQLite waits for another program, such as one that makes a copy; after that the journal
@@ -56,16 +57,17 @@ BUSY_SECONDS = 0.25
 DISK_FULL = "the disk is full"
 DISK_FAILS = "the disk fails"
 _DAMAGED = "the file is damaged"
+_BUSY = "another program is using it"
 _NOT_OURS = "not a journal of multichat"
 
 _REASONS = {
-    "SQLITE_BUSY": "another program is using it",
+    "SQLITE_BUSY": _BUSY,
     "SQLITE_CANTOPEN": "cannot be opened",
     "SQLITE_CONSTRAINT": _DAMAGED,
     "SQLITE_CORRUPT": _DAMAGED,
     "SQLITE_FULL": DISK_FULL,
     "SQLITE_IOERR": DISK_FAILS,
-    "SQLITE_LOCKED": "another program is using it",
+    "SQLITE_LOCKED": _BUSY,
     "SQLITE_NOTADB": _NOT_OURS,
     "SQLITE_PERM": "permission denied",
     "SQLITE_READONLY": "cannot be written to",
@@ -141,6 +143,19 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError) or (not name and "UTF-8" in str(error)):
         return _DAMAGED  # the message quotes what cannot be decoded
     return _REASONS.get(name) or clean(str(error))[:_SHOWN_CHARACTERS]
+
+
+_ADVICE = {
+    DISK_FULL: "make room on it",
+    DISK_FAILS: "check the disk",
+    _BUSY: "end that program",
+}
+
+
+def with_advice(reason: str) -> str:
+    """Return *reason* with what the operator of a server can do about it."""
+    advice = _ADVICE.get(reason)
+    return f"{reason}; {advice}, the server needs no restart" if advice else reason
 
 
 # Of the files beside a journal.

@@ -98,8 +98,10 @@ def effect_on(subject: object, room: str) -> str:
         what = "nonces cannot be written, after a restart a client may send a message twice"
     elif isinstance(subject, bytes):
         what = "sessions cannot be written, their clients cannot resume after a restart"
+    elif subject is None:
+        what = "numbers of new clients cannot be written, after a restart others may get them"
     else:
-        what = "private messages, or numbers of clients, cannot be written"
+        what = "private messages are refused"
     return f"The journal is damaged: {what}"
 
 
