@@ -28,7 +28,7 @@ from multichat.errors import (
     InvalidName,
     InvalidRequest,
     NotDelivered,
-    NotKept,
+    NotRead,
     RemoteProtocolError,
     TooManyRooms,
 )
@@ -325,7 +325,7 @@ class Directory:
     def _closing_goodbye(self) -> Goodbye:
         return Goodbye.of("shutdown", self.closed)
 
-    def note_not_resumed(self, error: NotKept) -> None:
+    def note_not_resumed(self, error: NotRead) -> None:
         """Log that a session cannot be resumed, and why."""
         self._log.line("STATE", f"A session cannot be resumed: {error.reason}", ERROR)
 

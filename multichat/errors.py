@@ -22,7 +22,8 @@ The tree::
     │   ├── UnknownId           … what was said after something that nobody said there
     │   ├── NotInRoom           … to say something in a room that it is not in
     │   ├── NonceReused         … to say something with the nonce of another message
-    │   └── NotKept             … to say something when the journal cannot keep it
+    │   ├── NotKept             … to say something when the journal cannot keep it
+    │   └── NotRead             … for messages when the journal cannot be read
     ├── Refused                 the server refused what we asked for, and said why
     ├── ConnectFailed           nobody could be reached at that address
     ├── ListenFailed            the system does not let us listen there
@@ -67,6 +68,7 @@ __all__ = [
     "NotInRoom",
     "NotKept",
     "NotLetThrough",
+    "NotRead",
     "OutputLost",
     "Refused",
     "RemoteProtocolError",
@@ -259,6 +261,16 @@ class NotKept(RemoteProtocolError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"nothing can be said now: {reason}")
+        self.reason = reason
+
+
+class NotRead(RemoteProtocolError):
+    """The peer asked for what the journal has, and the journal cannot be read."""
+
+    code = "storage-failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the history cannot be read: {reason}")
         self.reason = reason
 
 

@@ -22,7 +22,7 @@ async def read_history(
 
     And at most `MAX_HISTORY_MESSAGES`, in `MAX_HISTORY_BYTES` as JSON spells them, but one in any
     case.  The *journal* is read only for what the *ring* does not have.  The page says how many
-    messages are missing behind its first one.  Raises `NotKept` if the journal cannot be read.
+    messages are missing behind its first one.  Raises `NotRead` if the journal cannot be read.
     """
     limit = min(limit, MAX_HISTORY_MESSAGES)
     runs = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
@@ -42,7 +42,9 @@ async def read_history(
         first = number
     oldest = journal.id_of(min(journal.first, ring.first))
     more = bool(messages) and messages[-1].id > oldest
-    missed = stop - first - len(messages) if messages else 0
+    if not messages:  # of what the journal still has, nothing can be read
+        first = min(stop, journal.first, ring.first)
+    missed = stop - first - len(messages)
     return HistoryPage(messages[::-1], more, missed, nonce=nonce)
 
 

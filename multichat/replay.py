@@ -18,7 +18,7 @@ import trio
 
 from multichat.batch import MAX_BATCH_BYTES, Block, cut
 from multichat.config import ReplayLimits
-from multichat.errors import NotKept
+from multichat.errors import NotRead
 from multichat.journal import RoomJournal, backwards_from, newest_of, part_of
 from multichat.messages import Missed, SaidRun
 from multichat.voices import Voice
@@ -229,7 +229,7 @@ class PageCache:
     async def read(self, journal: RoomJournal, start: int, told: int) -> list[Block]:
         """Return messages from number *start* on, at most to the end of its page, nor to *told*.
 
-        What the journal has no more is left out.  Raises `NotKept` if it cannot be read.
+        What the journal has no more is left out.  Raises `NotRead` if it cannot be read.
         """
         key = journal.epoch, start
         while True:
@@ -238,7 +238,7 @@ class PageCache:
             self._pages.move_to_end(key)
             await page.done.wait()
             if page.failure:
-                raise NotKept(page.failure)
+                raise NotRead(page.failure)
             if page.blocks is not None:
                 return page.blocks
 
@@ -252,7 +252,7 @@ class PageCache:
         try:
             runs = await journal.read(start, stop, max_bytes=_PAGE_BYTES)
             page.blocks = [Block(said, said.run.count("\n") + 1) for said in runs]
-        except NotKept as error:
+        except NotRead as error:
             page.failure = error.reason
             raise
         finally:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import trio
 
-from multichat.errors import NotKept
+from multichat.errors import NotRead
 from multichat.journal import RoomJournal
 from multichat.mailbox import Offer
 from multichat.member import Member
@@ -66,7 +66,7 @@ class Replayer:
             start, gap_end = lag.position, lag.gap_end
             try:
                 data = await self._next_part(member, lag)
-            except NotKept as error:
+            except NotRead as error:
                 if member.lag is not lag:
                     continue
                 # Of several pages that cannot be read it is told once.

@@ -314,7 +314,7 @@ class Resumables:
     async def find(self, token: str) -> Resumable | None:
         """Return the session with that *token*; None if there is none, or it is too old.
 
-        It stays in memory until the caller's next checkpoint.  Raises `NotKept` if the journal
+        It stays in memory until the caller's next checkpoint.  Raises `NotRead` if the journal
         cannot be read.
         """
         digest = _digest(token)

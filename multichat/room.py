@@ -510,7 +510,7 @@ class Room:
     async def history(self, limit: int, before: str | None, nonce: Nonce | None) -> HistoryPage:
         """Return the last *limit* messages, or those before that id, within the page's bounds.
 
-        Raises `UnknownId` and `NotKept`.
+        Raises `UnknownId` and `NotRead`.
         """
         stop = self._told if before is None else self.number_of(before)
         return await past.read_history(self._journal, self._ring, stop, limit, nonce)

@@ -21,7 +21,7 @@ from multichat.directory import Directory
 from multichat.entrance import Greeted
 from multichat.errors import (
     LineTooLong,
-    NotKept,
+    NotRead,
     RemoteProtocolError,
 )
 from multichat.filters import Filters
@@ -370,7 +370,7 @@ class Session:
         while True:
             try:
                 resumed = await resumables.find(token)
-            except NotKept as error:  # the client sees `resumed`, see docs/journal.md
+            except NotRead as error:  # the client sees `resumed`, see docs/journal.md
                 directory.note_not_resumed(error)
                 resumed = None
             if self._mailbox.has_room(_ANSWER_BYTES):

@@ -94,16 +94,59 @@ async def test_pages_that_cannot_be_read_are_missed_and_the_rest_is_replayed(
     config = ServerConfig(replay=limits)
     async with memory_server(config, journal=SqliteJournal(path)) as network:
         client, _ = await hello(network, room="den", since=ids[0])
-        told = [json.loads(line) for line in await client.lines(5)]
+        told = [json.loads(line) for line in await client.lines(4)]
     what = [(event["type"], event.get("text") or event.get("count")) for event in told]
-    reason = "nothing can be said now: the journal cannot be read: the file is damaged"
     assert what == [
         ("said", "text 1"),
-        ("error", reason),
         ("missed", 6),
         ("said", "text 8"),
         ("said", "text 9"),
     ]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [[0], [5], [9], [0, 9], [3, 4, 5], [*range(5, 10)], [*range(10)]],
+    ids=["first", "middle", "last", "both ends", "three", "newest half", "all"],
+)
+async def test_a_damaged_message_costs_only_itself(
+    damaged: list[int], tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """In a replay, a page of history, in text and in the command; nobody is told an error."""
+    path = tmp_path / "chat.db"
+    await say_ten(path)
+    marks = ", ".join("?" * len(damaged))
+    execute(path, f"UPDATE runs SET text = x'ff' WHERE first IN ({marks})", damaged)
+    readable = [f"text {number}" for number in range(10) if number not in damaged]
+    replayed: list[str | int] = []
+    for number in range(10):
+        if number not in damaged:
+            replayed.append(f"text {number}")
+        elif replayed and isinstance(replayed[-1], int):
+            replayed[-1] += 1
+        else:
+            replayed.append(1)
+    async with memory_server(UNREMEMBERED, journal=SqliteJournal(path)) as network:
+        client, _ = await hello(network, room="den", replay=10)
+        lines = await client.lines(len(replayed))
+        page = await ask(client, type="history")
+        newest = await ask(client, type="history", limit=1)
+        text = await network.join()
+        await text.send("/join den", "/history", "/quit")
+        shown = await text.rest()
+        await network.server.close()
+    events = [json.loads(line) for line in lines]
+    assert [event.get("text") or event.get("count") for event in events] == replayed
+    assert [message["text"] for message in page["messages"]] == readable
+    behind = int(readable[0].split()[1]) if readable else 0
+    assert page.get("missed", 0) == len([number for number in damaged if number >= behind])
+    assert [message["text"] for message in newest["messages"]] == readable[-1:]
+    assert [line.split("] ")[-1] for line in shown[2:-1]] == readable
+    assert len([line for line in log.lines if "messages of den cannot be read" in line]) == 1
+    out = tmp_path / "out"
+    with out.open("wb") as file, pytest.raises(JournalFailed, match=f"in {len(damaged)} place"):
+        show_history(path, file.fileno())
+    assert [line.split("] ")[-1] for line in out.read_text().splitlines()] == readable
 
 
 async def test_history_in_text_says_how_many_messages_cannot_be_read(

@@ -13,12 +13,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from multichat.errors import JournalFailed, NotKept
+from multichat.errors import JournalFailed, NotKept, NotRead
+from multichat.history import show_history
 from multichat.journal import Keeping, SessionRecord
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.messages import SaidRun
 
-from .support.journals import running, wait_kept
+from .support.journals import LOTS, running, wait_kept
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -34,6 +35,10 @@ MOST_CONCERNED = ROOMS // 2
 # Pages that each message needs and that are not among the first: the last one of the messages, and
 # the last one of the index of epochs.
 MOST_LAST_PAGES = 2
+
+# Of messages, on one page of their index; and so many are found from one side of it only.
+MOST_ON_A_PAGE = 400
+MOST_BESIDE = 2
 
 OLD = "2025-01-15T10:30:45.123Z"
 NOW = 1_800_000_000.0
@@ -157,12 +162,51 @@ async def does_start(
 
 async def check_talk(journal: SqliteJournal, server: int) -> None:
     for client in range(1, 20):
-        with suppress(NotKept):
+        with suppress(NotRead):
             await journal.session(record_of(client).digest)
         journal.keep_session(record_of(client), connected=True)
     for nonce in (None, 1000 + server):
         kept = await say_everywhere(journal, nonce)
         assert kept.count(False) <= MOST_CONCERNED
+
+
+async def read_everything(journal: SqliteJournal) -> None:
+    """Read each room forwards and backwards; only what is damaged is left out."""
+    forwards = backwards = 0
+    rooms = list(journal._rooms.values())
+    for room in rooms:
+        for start in range(0, room.next, 20):
+            runs = await room.read(start, min(room.next, start + 20), max_bytes=LOTS)
+            assert all(start <= said.first < start + 20 for said in runs)
+            forwards += len(runs)
+        stop = room.next
+        while runs := await room.read_before(stop, max_messages=20, max_bytes=LOTS):
+            backwards += len(runs)
+            stop = runs[0].first
+    assert abs(forwards - backwards) <= MOST_BESIDE
+    assert forwards >= len(rooms) * 2 * MESSAGES - MOST_ON_A_PAGE
+
+
+async def test_messages_beside_a_damaged_page_are_read(
+    whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """By clients that resume, and by those that ask for the history."""
+    path = tmp_path / "chat.db"
+    for _ in damaged_files(whole, path, "zeros"):
+        await does_start(open_journal(path), read_everything)
+
+
+async def test_the_command_shows_what_is_beside_a_damaged_page(
+    whole: Whole, tmp_path: Path
+) -> None:
+    """Also where no server starts: the last page of messages, which each new one needs."""
+    path, out = tmp_path / "chat.db", tmp_path / "out"
+    for page in damaged_files(whole, path, "zeros"):
+        if page <= whole.first_pages:
+            continue
+        with out.open("wb") as file, suppress(JournalFailed):
+            show_history(path, file.fileno())
+        assert len(out.read_text().splitlines()) >= ROOMS * 2 * MESSAGES - MOST_ON_A_PAGE
 
 
 @pytest.mark.parametrize("retention", [{"max_messages": 3}, {"max_age_seconds": 3600.0}])

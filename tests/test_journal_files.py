@@ -21,7 +21,7 @@ import pytest
 import trio
 import trio.testing
 
-from multichat.errors import JournalFailed, NotKept
+from multichat.errors import JournalFailed, NotKept, NotRead
 from multichat.journal.file_lock import FileLock, is_locked
 from multichat.journal.reading import open_reader
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
@@ -788,7 +788,7 @@ async def test_the_log_has_the_same_failure_once(
         async with journal._reading:
             journal._reader.close()
         for _ in range(3):
-            with pytest.raises(NotKept):
+            with pytest.raises(NotRead):
                 await room.read(0, 1, max_bytes=1)
     errors = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
     text = "The journal keeps nothing: another program is using it; end that program, the server "

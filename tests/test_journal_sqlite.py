@@ -677,8 +677,7 @@ async def test_messages_around_a_damaged_page_can_be_read(tmp_path: Path, log: L
         assert 1 <= len(lost) <= 10
         before = await room.read_before(200, max_messages=200, max_bytes=LOTS)
         assert before == runs
-        with pytest.raises(NotKept, match="cannot be read: the file is damaged"):
-            await room.read(lost[0], lost[0] + 1, max_bytes=LOTS)
+        assert await room.read(lost[0], lost[0] + 1, max_bytes=LOTS) == []
     assert len([line for line in log.lines if "The journal is damaged" in line]) == 1
 
 

@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import example, given
 
 from multichat.batch import Block
-from multichat.errors import NotKept
+from multichat.errors import NotRead
 from multichat.journal.memory import MemoryJournal
 from multichat.messages import Missed, Notice, Said, SaidRun
 from multichat.replay import Lag, PageCache, Ring, Rings, encode
@@ -409,7 +409,7 @@ async def read_together(
         with scopes[reader]:
             try:
                 got[reader] = numbers(await pages.read(room, 0, room.next))
-            except NotKept as error:
+            except NotRead as error:
                 got[reader] = error.reason
 
     room.hold()
@@ -461,7 +461,7 @@ async def test_a_page_that_could_not_be_read_is_read_again() -> None:
     room = await make_room(3)
     pages = PageCache()
     room.release("it cannot be read")
-    with pytest.raises(NotKept):
+    with pytest.raises(NotRead):
         await pages.read(room, 0, 3)
     room.release()
     assert numbers(await pages.read(room, 0, 3)) == [0, 1, 2]

@@ -174,7 +174,7 @@ class RoomJournal(ABC):
 
         Of runs that are only partly asked for that part.  Ends early, between two messages, when
         more than *max_bytes* of text are read, but not before one message is.  What is not kept, or
-        not kept any more, is left out.  Raises `NotKept` if it cannot be read.
+        not kept any more, is left out.  Raises `NotRead` if it cannot be read.
         """
 
     @abstractmethod
@@ -183,7 +183,7 @@ class RoomJournal(ABC):
 
         At most *max_messages*, and at most *max_bytes* of text, but one message in any case.  Reads
         backwards and no further: what is read is at most one run more than what is returned.
-        Raises `NotKept` if it cannot be read.
+        Raises `NotRead` if it cannot be read.
         """
 
 
@@ -247,7 +247,7 @@ class Journal(ABC):
         """Return that session; None if it is not there, or the journal is in memory only.
 
         Messages whose fate was not known when it was asked may be missing from its nonces.  Raises
-        `NotKept` if it cannot be read.
+        `NotRead` if it cannot be read.
         """
 
 

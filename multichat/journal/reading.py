@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from multichat.errors import JournalFailed, UnknownId
@@ -17,12 +18,14 @@ from multichat.journal import part_of
 from multichat.journal.sqlite_file import (
     MAX_NUMBER,
     SQLITE_ERRORS,
+    DamagedRow,
     is_damage,
     open_for_reading,
     reason_of,
     typed,
 )
 from multichat.journal.sqlite_reading import RUN_COLUMNS, said_run
+from multichat.journal.sqlite_salvage import Row, rows_around_damage, table_rows
 from multichat.messages import SaidRun
 from multichat.names import fold_name
 
@@ -60,7 +63,8 @@ class _Order:
 class Reader:
     """A journal that is open to be read; of one thread.  Made by `open_reader`.
 
-    *damaged* is how many runs could not be read so far, and were left out.
+    *damaged* is how many runs could not be read so far, and were left out: about so many where
+    pages are damaged.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -70,8 +74,8 @@ class Reader:
 
     def has_several_rooms(self) -> bool:
         """Whether something was said in more than one room."""
-        found = self._connection.execute("SELECT 1 FROM rooms LIMIT 2").fetchall()
-        return len(found) > 1
+        rows = table_rows(self._connection, "rooms", "id", "id")
+        return len(list(islice(rows, 2))) > 1
 
     def read(
         self, *, room: str | None = None, since: float | str | None = None, limit: int | None = None
@@ -88,8 +92,7 @@ class Reader:
         if isinstance(since, str):
             room_id, start = self._locate(since, room)
             order = self._order(room_id)
-            sql = order.sql("max(first)", "first <= ?")
-            run = self._one(sql, (*order.parameters, start))
+            run = self._last_key(order, start)  # the message may be in its middle
             return self._pages(order, start if run is None else run, start, limit)
         order = self._order(None if room is None else self._find(room))
         if since is not None:
@@ -97,21 +100,11 @@ class Reader:
         return self._last(order, limit)
 
     def _find(self, room: str) -> int:
-        row = self._connection.execute(
-            "SELECT id FROM rooms WHERE name = ?", (fold_name(room),)
-        ).fetchone()
-        if row is None:
-            raise JournalFailed(self._path, f"nothing was said in a room {room}")
-        [id_] = typed(row, int)
-        return int(id_)
-
-    def _one(self, sql: str, parameters: tuple[object, ...] = ()) -> int | None:
-        """Return the number that is asked for, None if there is none; raises `DamagedRow`."""
-        row = self._connection.execute(sql, parameters).fetchone()
-        if row == (None,):
-            return None
-        [number] = typed(row, int)
-        return int(number)
+        folded = fold_name(room)
+        for id_, name in table_rows(self._connection, "rooms", "id", "id, name"):
+            if name == folded:
+                return int(id_)
+        raise JournalFailed(self._path, f"nothing was said in a room {room}")
 
     def _locate(self, id_: str, room: str | None) -> tuple[int, int]:
         """Return the room of the message with that id, and the number of the next one."""
@@ -138,37 +131,65 @@ class Reader:
         if limit is None:
             return self._pages(order, 0, 0, None)
         start, total = _FAR, 0
-        key = order.key
-        sql = order.sql(f"{key}, messages", f"{key} BETWEEN 0 AND ?", f"ORDER BY {key} DESC")
-        with closing(self._connection.execute(sql, (*order.parameters, MAX_NUMBER))) as rows:
+        with closing(self._select(order, "messages", 0, MAX_NUMBER, backwards=True)) as rows:
             for start, messages in rows:  # noqa: B007 - used behind the loop
                 total += messages if type(messages) is int else 0  # what is damaged is left out
                 if total >= limit:
                     break
         return self._pages(order, start, 0, limit, skipped=max(0, total - limit))
 
+    def _select(
+        self,
+        order: _Order,
+        columns: str,
+        low: int,
+        high: int,
+        unreadable: list[range] | None = None,
+        *,
+        backwards: bool = False,
+    ) -> Generator[Row, None, None]:
+        """Yield the key and *columns* of the runs with keys from *low* to *high*.
+
+        For *unreadable* see `rows_around_damage`.
+        """
+        key, execute = order.key, self._connection.execute
+        direction = "DESC" if backwards else "ASC"
+        sql = order.sql(
+            f"{key}, {columns}", f"{key} BETWEEN ? AND ?", f"ORDER BY {key} {direction} LIMIT ?"
+        )
+
+        def select(position: int, limit: int) -> sqlite3.Cursor:
+            bounds = (low, -position) if backwards else (position, high)
+            return execute(sql, (*order.parameters, *bounds, limit))
+
+        def key_of(row: Row) -> object:
+            return -row[0] if backwards and type(row[0]) is int else row[0]
+
+        return rows_around_damage(select, key_of, -high if backwards else low, unreadable)
+
+    def _last_key(
+        self, order: _Order, high: int = MAX_NUMBER, unreadable: list[range] | None = None
+    ) -> int | None:
+        """Return the highest key up to *high* that can be read; None if there is none."""
+        with closing(self._select(order, "1", 0, high, unreadable, backwards=True)) as rows:
+            return next((int(key) for key, _ in rows), None)
+
     def _first_since(self, order: _Order, since: float) -> int:
         """Return the key of the first run that was said at *since* or later, by halving."""
         moment = datetime.fromtimestamp(since, UTC)
         spelled = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
-        key, execute = order.key, self._connection.execute
-        # What is damaged is not looked at: its time may be anything.
-        sql = order.sql(
-            f"{key}, time", f"{key} >= ? AND time GLOB '[0-9]*'", f"ORDER BY {key} LIMIT 1"
-        )
-        # Each of the two is at an end of an index; asked for together, all between them is read.
-        low = self._one(order.sql(f"min({key})", f"{key} >= 0"), order.parameters)
-        high = self._one(order.sql(f"max({key})", f"{key} <= {MAX_NUMBER}"), order.parameters)
-        if low is None or high is None:
-            return 0
-        high += 1  # from there on all is since then; before low nothing is
+        last = self._last_key(order)
+        low, high = 0, 0 if last is None else last + 1  # from there on all is since then
         while low < high:
             middle = (low + high) // 2
-            found = execute(sql, (*order.parameters, middle)).fetchone()
-            if found is None or type(found[1]) is not str or found[1] >= spelled:
+            with closing(self._select(order, "time", middle, high)) as rows:
+                # What is damaged is not looked at: its time may be anything.
+                times = (row for row in rows if type(row[1]) is str and row[1][:1].isdigit())
+                key, time = next(times, (middle, spelled))
+            if time >= spelled:
                 high = middle
             else:
-                low = found[0] + 1
+                low = key + 1
         return int(low)
 
     def _pages(
@@ -179,13 +200,11 @@ class Reader:
         Of the first run so many messages are *skipped*.
         """
         left = _FAR if limit is None else limit
-        last = self._one("SELECT max(seq) FROM runs WHERE seq <= ?", (MAX_NUMBER,)) or 0
-        sql = order.sql(f"max({order.key})", f"{order.key} BETWEEN 0 AND ? AND seq <= ?")
-        end = self._one(sql, (*order.parameters, MAX_NUMBER, last))
-        sql = order.sql("count(*)", f"({order.key} < 0 OR {order.key} > ?)")
-        self.damaged += self._one(sql, (*order.parameters, MAX_NUMBER)) or 0
-        while left > 0 and end is not None and key <= end:
-            page, key = self._page(order, key, end, last)
+        unreadable: list[range] = []
+        last = self._last_key(order, MAX_NUMBER, unreadable)
+        self.damaged += bool(unreadable) + self._count_outside(order)
+        while last is not None and left > 0 and key <= last:
+            page, key = self._page(order, key, last)
             for said in page:
                 part = part_of(said, max(start, said.first + skipped), _FAR)
                 skipped = 0
@@ -193,44 +212,38 @@ class Reader:
                     left -= part.run.count("\n") + 1
                     yield part
 
-    def _page(self, order: _Order, key: int, end: int, last: int) -> tuple[list[SaidRun], int]:
+    def _count_outside(self, order: _Order) -> int:
+        """Return how many runs have a key that no server has written, as far as it can be read."""
+        sql = order.sql("count(*)", f"({order.key} < 0 OR {order.key} > ?)")
+        try:
+            [count] = self._connection.execute(sql, (*order.parameters, MAX_NUMBER)).fetchone()
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            return 0
+        return int(count)
+
+    def _page(self, order: _Order, key: int, last: int) -> tuple[list[SaidRun], int]:
         """Return the runs with keys from *key* on, and the key with which the next page begins.
 
         Damaged ones are left out and counted.
         """
         page: list[SaidRun] = []
+        unreadable: list[range] = []
         size = 0
-        try:
-            for its_key, said in self._runs(order, f"BETWEEN ? AND {end}", key, last):
-                page.append(said)
-                key = its_key + 1
-                size += len(said.run)
-                if size > _PAGE_BYTES:
-                    return page, key
-        except SQLITE_ERRORS as error:
-            if not is_damage(error):
-                raise
-        else:
-            return page, key if len(page) == _PAGE_RUNS else end + 1
-        stop = min(key + _PAGE_RUNS, end + 1)
-        for each in range(key, stop):
-            try:
-                page += [said for _, said in self._runs(order, "= ?", each, last)]
-            except SQLITE_ERRORS as error:
-                if not is_damage(error):
-                    raise
-                self.damaged += 1
-        return page, stop
-
-    def _runs(
-        self, order: _Order, which: str, key: int, last: int
-    ) -> Generator[tuple[int, SaidRun], None, None]:
-        sql = order.sql(
-            f"{order.key}, {RUN_COLUMNS}",
-            f"{order.key} {which} AND seq <= ?",
-            f"ORDER BY {order.key} LIMIT {_PAGE_RUNS}",
-        )
-        with closing(self._connection.execute(sql, (*order.parameters, key, last))) as rows:
+        with closing(self._select(order, RUN_COLUMNS, key, last, unreadable)) as rows:
             for row in rows:
-                [its_key] = typed(row[:1], int)
-                yield its_key, said_run(row[1:])
+                try:
+                    page.append(said_run(row[1:]))
+                except DamagedRow:
+                    self.damaged += 1
+                else:
+                    size += len(page[-1].run)
+                if size > _PAGE_BYTES or len(page) == _PAGE_RUNS:
+                    key = row[0] + 1
+                    break
+            else:
+                key = last + 1
+        for keys in unreadable:
+            self.damaged += len(range(keys.start, min(keys.stop, last + 1)))
+        return page, key

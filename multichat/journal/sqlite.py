@@ -28,7 +28,7 @@ import msgspec
 import trio
 
 from multichat.clock import read_clocks
-from multichat.errors import JournalFailed, NotKept, TooManyRooms
+from multichat.errors import JournalFailed, NotKept, NotRead, TooManyRooms
 from multichat.journal import (
     MAX_TIME_EPOCH,
     Journal,
@@ -523,10 +523,10 @@ class SqliteJournal(Journal):
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         if not self._open:
-            raise NotKept(_CLOSED)
+            raise NotRead(_CLOSED)
         try:
             return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
         except SQLITE_ERRORS as error:
             reason = reason_of(error)
             self._log_failure(f"The journal cannot be read: {reason}")
-            raise NotKept(f"the journal cannot be read: {reason}") from error
+            raise NotRead(reason) from error

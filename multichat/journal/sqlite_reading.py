@@ -6,6 +6,7 @@ and their numbers returned, a damaged session is an error.
 
 import sqlite3
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from hashlib import sha256
 from typing import Any
 
@@ -16,6 +17,7 @@ from multichat.journal import KeptNonce, KeptSession, SessionRecord
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite_repair import EPOCH, MAX_COUNTER
 from multichat.journal.sqlite_rows import SessionRow
+from multichat.journal.sqlite_salvage import Row, rows_around_damage
 from multichat.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidRun
 from multichat.names import fold_name
 
@@ -32,9 +34,6 @@ RUN_COLUMNS = """
     first, time, shown, client, name, text, act, messages
 """
 
-# Where rows are damaged, so many numbers are looked up one by one: some milliseconds.
-_MAX_LOOKUPS = 2000
-
 # What no name has, and what would end a string in JSON.
 _QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
@@ -44,23 +43,20 @@ def read_runs(
 ) -> Generator[SaidRun, None, None]:
     """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
 
-    Damaged rows are left out, and the first number of each is appended to *damaged*; raises only
-    if nothing at all can be read.  To be closed by whoever does not read it to its end.
+    What is damaged is left out, and where that begins is appended to *damaged*.  To be closed by
+    whoever does not read it to its end.
     """
-    row = connection.execute(
-        "SELECT max(first) FROM runs WHERE room = ? AND first <= ?", (room, start)
-    ).fetchone()
-    position = row[0] if type(row[0]) is int else start
-    found = False
-    try:
-        which = "first >= ? AND first < ? ORDER BY first"
-        for said in _read_runs(connection, room, which, position, stop):
-            found = True
-            position = said.first + 1
-            yield said
+    begin = start
+    try:  # the run that *start* is in
+        sql = "SELECT max(first) FROM runs WHERE room = ? AND first <= ?"
+        [found] = connection.execute(sql, (room, start)).fetchone()
     except SQLITE_ERRORS as error:
-        numbers = range(max(0, position), stop)
-        yield from _look_up(connection, room, numbers, damaged, error, found=found)
+        if not is_damage(error):
+            raise
+    else:
+        if type(found) is int:
+            begin = found
+    return _read_runs(connection, room, begin, stop - 1, damaged)
 
 
 def read_runs_backwards(
@@ -70,56 +66,45 @@ def read_runs_backwards(
 
     The rest is as for `read_runs`.
     """
-    position, found = stop, False
-    try:
-        which = "first < ? ORDER BY first DESC"
-        for said in _read_runs(connection, room, which, position):
-            found = True
-            position = said.first
-            yield said
-    except SQLITE_ERRORS as error:
-        numbers = range(position - 1, -1, -1)
-        yield from _look_up(connection, room, numbers, damaged, error, found=found)
-
-
-def _look_up(
-    connection: sqlite3.Connection,
-    room: int,
-    numbers: range,
-    damaged: list[int],
-    error: Exception,
-    *,
-    found: bool,
-) -> Generator[SaidRun, None, None]:
-    """Yield the runs that begin at one of *numbers*, after *error*, without those that raise it.
-
-    Where some runs were *found* before, it is not raised again.
-    """
-    if not is_damage(error):
-        raise error
-    for number in numbers[:_MAX_LOOKUPS]:
-        try:
-            for said in _read_runs(connection, room, "first = ?", number):
-                found = True
-                yield said
-        except SQLITE_ERRORS as again:
-            if not is_damage(again):
-                raise
-            damaged.append(number)
-    if not found:
-        raise error
+    return _read_runs(connection, room, 0, stop - 1, damaged, backwards=True)
 
 
 def _read_runs(
-    connection: sqlite3.Connection, room: int, which: str, *parameters: int
+    connection: sqlite3.Connection,
+    room: int,
+    low: int,
+    high: int,
+    damaged: list[int],
+    *,
+    backwards: bool = False,
 ) -> Generator[SaidRun, None, None]:
-    sql = f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND {which}"  # noqa: S608 - our own words
-    cursor = connection.execute(sql, (room, *parameters))
+    """Yield the runs of *room* that begin at *low* to *high*."""
+    order = "DESC" if backwards else "ASC"
+    sql = (
+        f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND first BETWEEN ? AND ? "  # noqa: S608 - our own words
+        f"ORDER BY first {order} LIMIT ?"
+    )
+
+    def select(position: int, limit: int) -> sqlite3.Cursor:
+        bounds = (low, -position) if backwards else (position, high)
+        return connection.execute(sql, (room, *bounds, limit))
+
+    def key_of(row: Row) -> object:
+        first = row[2]
+        return -first if backwards and type(first) is int else first
+
+    unreadable: list[range] = []
+    rows = rows_around_damage(select, key_of, -high if backwards else low, unreadable)
     try:
-        for row in cursor:
-            yield said_run(row)
+        with closing(rows):
+            for row in rows:
+                try:
+                    yield said_run(row)
+                except DamagedRow:
+                    damaged.append(row[2] if type(row[2]) is int else low)
     finally:
-        cursor.close()
+        begins = (-keys[-1] if backwards else keys[0] for keys in unreadable)
+        damaged += (begin for begin in begins if low <= begin <= high)
 
 
 def said_run(row: Sequence[object]) -> SaidRun:

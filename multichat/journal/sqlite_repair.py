@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from multichat.framing import clean
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
-from multichat.journal.sqlite_salvage import first_readable, is_readable, rows_around_damage
+from multichat.journal.sqlite_salvage import first_readable, is_readable, table_rows
 from multichat.names import MAX_DECOMPOSED, fold_name
 
 __all__ = [
@@ -148,7 +148,7 @@ def _last_epoch(connection: sqlite3.Connection) -> int:
     """Return the highest epoch that can be read; `heads` has it too, unless they are damaged."""
     last = 0
     for table, columns in (("rooms", "id, epoch"), ("epochs", "room, epoch")):
-        for _, epoch in rows_around_damage(connection, table, columns.split(",")[0], columns):
+        for _, epoch in table_rows(connection, table, columns.split(",")[0], columns):
             if _is_epoch(epoch):
                 last = max(last, int(epoch, 16))
     return last
@@ -195,7 +195,7 @@ def _read_rooms(connection: sqlite3.Connection, done: list[str]) -> dict[int, tu
 
     Of a room whose first or last message cannot be read, its row says where it begins and ends.
     """
-    rows = {row[0]: row for row in rows_around_damage(connection, "rooms", "id", _COLUMNS)}
+    rows = {row[0]: row for row in table_rows(connection, "rooms", "id", _COLUMNS)}
     unreadable = 0
     for id_ in _rooms_with_messages(connection):
         if id_ in rows:

@@ -17,7 +17,7 @@ from multichat import Slow
 from multichat.batch import Batch, Receipt
 from multichat.config import Message, ReplayLimits
 from multichat.directory import Directory
-from multichat.errors import NotKept
+from multichat.errors import NotKept, NotRead
 from multichat.filters import Filters
 from multichat.journal import Keeping, KeptSession, RoomJournal
 from multichat.limits import WaitBudget
@@ -293,7 +293,7 @@ def resume_without_damaged_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
     async def session(original: Any, journal: FaultyJournal, digest: bytes) -> KeptSession | None:
         try:
             return await original(journal, digest)  # type: ignore[no-any-return]
-        except NotKept:
+        except NotRead:
             if digest not in journal._disk.sessions:
                 return None
             record, _ = journal._disk.sessions[digest]

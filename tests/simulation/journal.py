@@ -18,7 +18,7 @@ from random import Random
 
 import trio
 
-from multichat.errors import NotKept
+from multichat.errors import NotKept, NotRead
 from multichat.journal import (
     Journal,
     Keeping,
@@ -242,12 +242,12 @@ class FaultyJournal(Journal):
             raise NotKept("the disk is full")
 
     async def wait_to_read(self) -> None:
-        """Take the time that a read takes; raises `NotKept` if it cannot be done."""
+        """Take the time that a read takes; raises `NotRead` if it cannot be done."""
         await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
         if self._dead or (self.is_full and self._faults.refuses and self._rng.random() < 0.2):
-            raise NotKept("it cannot be read")
+            raise NotRead("it cannot be read")
         if self.is_damaged():
-            raise NotKept("the file is damaged")
+            raise NotRead("the file is damaged")
 
     def is_damaged(self) -> bool:
         """Whether what is read now is damaged."""
@@ -310,7 +310,7 @@ class FaultyJournal(Journal):
                 write.apply(disk)
         await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
         if self.is_damaged():
-            raise NotKept("the file is damaged")
+            raise NotRead("the file is damaged")
         if digest not in disk.sessions:
             return None
         record, since = disk.sessions[digest]

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from multichat.errors import NotKept
+from multichat.errors import NotRead
 from multichat.ids import message_id
 from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
@@ -115,7 +115,7 @@ class HeldRoom(RoomJournal):
             self._released = trio.Event()
 
     def release(self, failure: str = "") -> None:
-        """Let the reads that wait go on; with a *failure* they, and all others, raise `NotKept`."""
+        """Let the reads that wait go on; with a *failure* they, and all others, raise `NotRead`."""
         self.failure = failure
         self._released.set()
 
@@ -128,7 +128,7 @@ class HeldRoom(RoomJournal):
         self.reads.append((start, stop))
         await self._released.wait()
         if self.failure:
-            raise NotKept(self.failure)
+            raise NotRead(self.failure)
         return await self._room.read(start, stop, max_bytes=max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
