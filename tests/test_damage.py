@@ -4,8 +4,8 @@ import itertools
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -41,13 +41,19 @@ async def hello(network: MemoryServer, **wishes: object) -> tuple[ScriptedClient
     return client, json.loads(await client.line())
 
 
-async def ask(client: ScriptedClient, **request: object) -> dict[str, Any]:
-    """Send a request and return its answer; events in between are dropped."""
+async def ask(
+    client: ScriptedClient, lines: list[str] | None = None, **request: object
+) -> dict[str, Any]:
+    """Send a request and return its answer; that, and what comes before, is added to *lines*."""
     nonce = next(_nonces)
     await client.send(json.dumps({**request, "nonce": nonce}))
-    while (event := json.loads(await client.line())).get("nonce") != nonce:
-        pass
-    return dict(event)
+    event: dict[str, Any] = {}
+    while event.get("nonce") != nonce:
+        line = await client.line()
+        event = json.loads(line)
+        if lines is not None:
+            lines.append(line)
+    return event
 
 
 def execute(path: Path, sql: str, parameters: Sequence[object] = ()) -> None:
@@ -250,30 +256,79 @@ async def test_history_shows_the_messages_that_can_be_read(
     assert [line.split()[-1] for line in out.read_text().splitlines()] == list("01235678")
 
 
-async def test_a_session_is_answered_whatever_pages_of_nonces_are_damaged(
-    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
-) -> None:
-    path = tmp_path / "chat.db"
-    first, _ = await say_ten(path)
+def damaged_pages_of(path: Path, table: str) -> Iterator[str]:
+    """Write the file anew for each page at which *table* or an index of it begins, damaged."""
     whole = path.read_bytes()
     with closing(sqlite3.connect(path)) as connection:
-        sql = "SELECT rootpage FROM sqlite_master WHERE name LIKE 'nonces%'"
-        pages = [page for (page,) in connection.execute(sql)]
+        sql = "SELECT name, rootpage FROM sqlite_master WHERE tbl_name = ? ORDER BY rootpage"
+        pages = connection.execute(sql, [table]).fetchall()
         [size] = connection.execute("PRAGMA page_size").fetchone()
-    assert len(pages) == 2
-    for page in pages:
+    assert len(pages) >= 2
+    for name, page in pages:
         for noise in (b"\xff", b"\x00"):
             start = (page - 1) * size
+            for beside in path.parent.glob(f"{path.name}-*"):
+                beside.unlink()
             path.write_bytes(whole[:start] + noise * size + whole[start + size :])
+            yield f"{name} {noise!r}"
+
+
+@pytest.mark.parametrize("table", ["nonces", "sessions"])
+async def test_everybody_is_answered_whatever_pages_of_sessions_are_damaged(
+    table: str, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Whoever resumes gets a welcome, and all can talk, before and after another restart."""
+    path = tmp_path / "chat.db"
+    first, _ = await say_ten(path)
+    for what in damaged_pages_of(path, table):
+        for _ in range(2):
+            log.lines.clear()
             async with memory_server(journal=SqliteJournal(path)) as network:
-                client, welcome = await hello(network, session=first["session"])
-                assert welcome["type"] == "welcome"
-                await ask(client, type="say", text="hello")
-                text = await network.join()
-                await text.send("/join den", "/history 1", "/who")
-                [_, head] = await text.lines(2)
-                assert head.startswith("[Server] 1 message")
-    assert not [line for line in log.lines if "crash" in line]
+                client, welcome = await hello(network, session=first["session"], room="den")
+                assert welcome["type"] == "welcome", what
+                other, _ = await hello(network, room="attic")
+                for one in (client, other):
+                    for text in ("hello", "and again"):
+                        assert (await ask(one, type="say", text=text))["type"] == "accepted", what
+                    assert (await ask(one, type="act", text="waves"))["type"] == "accepted", what
+                reader = await network.join()
+                await reader.send("/join den", "/history 2", "/quit")
+                lines = await reader.rest()
+                assert lines[2].endswith("] and again"), what
+                assert lines[3].endswith(f" * Client {welcome['client']} waves"), what
+                await network.server.close()
+            assert not [line for line in log.lines if "crash" in line]
+
+
+async def test_private_messages_are_delivered_though_their_nonces_cannot_be_kept(
+    tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """They are accepted, heard once while the server runs, and the log says what that costs."""
+    path = tmp_path / "chat.db"
+    await say_ten(path)
+    for what in damaged_pages_of(path, "nonces"):
+        log.lines.clear()
+        async with memory_server(journal=SqliteJournal(path)) as network:
+            alice, _ = await hello(network, room="den")
+            bob, welcome = await hello(network, room="den")
+            other, _ = await hello(network, room="attic")
+            for number in range(3):
+                request = {"type": "direct", "to": welcome["client"], "text": f"{number}"}
+                private = json.dumps({**request, "nonce": f"n{number}"})
+                for _ in range(2):  # the second time it is known
+                    await alice.send(private)
+                    while "nonce" not in (answer := json.loads(await alice.line())):
+                        pass
+                    assert answer == {"type": "accepted", "nonce": f"n{number}"}, what
+                assert (await ask(other, type="say", text="hi"))["type"] == "accepted", what
+            heard = []
+            await alice.send('{"type": "say", "text": "over"}')
+            while (event := json.loads(await bob.line()))["type"] != "said":
+                heard.append(event.get("text"))
+            assert [text for text in heard if text] == ["0", "1", "2"], what
+            await network.server.close()
+        told = [line for line in log.lines if "nonces cannot be written" in line]
+        assert len(told) == 1, (what, log.lines)
 
 
 # --- Every column of every table ------------------------------------------------------------------
@@ -410,7 +465,7 @@ async def check_server(path: Path, talk: Talk) -> None:
                 {"type": "rooms"},
                 {"type": "say", "text": "hello again"},
             ):
-                await ask(client, **request)
+                await ask(client, lines, **request)
             await client.send('{"type": "quit"}')
             lines += await client.rest()
         text = await network.join()
@@ -472,6 +527,111 @@ async def test_a_server_serves_with_any_value_in_any_column(
             await check_server(path, talk)
             await check_retention(path)
             check_history(path)
+    assert not [line for line in log.lines if "crash" in line or not is_one_harmless_line(line)]
+
+
+# --- Text that a terminal or a viewer obeys -------------------------------------------------------
+
+# Each is one line, so that a message with it is not taken for one of another length.
+RAW_TEXTS: dict[str, object] = {
+    "escapes": "\x1b[2J\x9b1m\r[Server] forged\x7f\x00\x08",
+    "bidi controls": "a\u202eb\u2066c\u2028d\ufeff",
+    "the end of a JSON string": 'a","type":"goodbye","reason":"\\',
+    "a lone surrogate": Undecodable(b"a\xed\xa0\x80b"),
+    "broken UTF-8": Undecodable(b"a\xff\xc3\x1b[2J"),
+}
+
+TEXT_COLUMNS = {
+    "runs": ("time", "shown", "name", "text"),
+    "rooms": ("name", "epoch"),
+    "epochs": ("epoch",),
+    "sessions": ("name", "room"),
+    "nonces": ("epoch", "nonces"),
+    "stamps": ("stamp",),
+}
+
+
+def test_every_text_column_of_the_tables_is_known() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        for migration in MIGRATIONS:
+            for statement in migration:
+                connection.execute(statement)
+        sql = "SELECT name FROM pragma_table_info(?) WHERE type = 'TEXT'"
+        found = {
+            table: tuple(name for (name,) in connection.execute(sql, [table]))
+            for table in tables()
+            if table != "sqlite_sequence"
+        }
+    assert {table: names for table, names in found.items() if names} == TEXT_COLUMNS
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """Yield each string in a JSON value, as a program has it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from strings_in(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from strings_in(each)
+
+
+async def hear_everything(path: Path, talk: Talk) -> tuple[list[str], list[str]]:
+    """Return what members hear of a journal: the lines of text, and those of JSON."""
+    spoken: list[str] = []
+    text_lines: list[str] = []
+    async with memory_server(UNREMEMBERED, journal=journal_at(path)) as network:
+        for session in talk.sessions:
+            client, welcome = await hello(network, session=session, replay=9)
+            spoken.append(json.dumps(welcome, ensure_ascii=False))
+            for room in ("hall", "den"):
+                await ask(client, spoken, type="join", room=room, since=talk.since)
+                for request in ("history", "who", "rooms"):
+                    await ask(client, spoken, type=request)
+                await ask(client, spoken, type="say", text="hello again")
+        for room in ("hall", "den"):
+            text = await network.join()
+            await text.send(f"/join {room}", "/history", "/who", "/rooms", "/quit")
+            text_lines += await text.rest()
+        await network.server.close()
+    return text_lines, spoken
+
+
+@pytest.mark.process  # each takes seconds
+@pytest.mark.parametrize("what", RAW_TEXTS)
+async def test_damaged_text_reaches_nobody_raw(
+    what: str, talk: Talk, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Neither in text nor in JSON, nor by the command, nor in the log."""
+    path, out = tmp_path / "chat.db", tmp_path / "out"
+    value = RAW_TEXTS[what]
+    is_text = not isinstance(value, Undecodable)
+    mark = "?" if is_text else "CAST(? AS TEXT)"
+    for table, names in TEXT_COLUMNS.items():
+        for column in names:
+            for beside in tmp_path.iterdir():
+                beside.unlink()
+            path.write_bytes(talk.data)
+            damaged = json.dumps([value]) if column == "nonces" and is_text else value
+            execute(path, f"UPDATE OR IGNORE {table} SET {column} = {mark}", [damaged])
+            shown = b""
+            for is_json in (False, True):
+                with out.open("wb") as file, suppress(JournalFailed):
+                    show_history(path, file.fileno(), json=is_json)
+                shown += out.read_bytes()
+            text_lines, json_lines = await hear_everything(path, talk)
+            json_lines += [line for line in shown.decode().splitlines() if line.startswith("{")]
+            strings = [each for line in json_lines for each in strings_in(json.loads(line))]
+            for line in [*shown.decode().split("\n"), *text_lines, *json_lines, *strings]:
+                assert is_one_harmless_line(line), (table, column, line)
+            assert not any('"type":"goodbye","reason":"\\' in line for line in json_lines)
+            if is_text and (table, column) in [
+                ("runs", "text"),
+                ("runs", "name"),
+                ("runs", "time"),
+            ]:
+                assert len([line for line in json_lines if '"said"' in line]) > 20, (table, column)
     assert not [line for line in log.lines if "crash" in line or not is_one_harmless_line(line)]
 
 

@@ -72,22 +72,22 @@ class NumbersJob:
 Job: TypeAlias = SaidJob | SessionJob | NonceJob | NumbersJob
 
 
+class NoncesOf(NamedTuple):
+    """The nonces of *client*: a subject of its own, because messages are kept without them."""
+
+    client: int
+
+
 def subject_of(job: Job) -> object:
-    """Return what *job* is about: a room, a session, a client; None if all depend on it."""
+    """Return what *job* is about: a room, a session, nonces; None if all depend on it."""
     match job:
         case SaidJob(room=room):
             return room
         case SessionJob(digest=digest):
             return digest
         case NonceJob(client=client):
-            return client
+            return NoncesOf(client)
     return None
-
-
-class NoncesOf(NamedTuple):
-    """The nonces of *client*: a subject of its own, because messages are kept without them."""
-
-    client: int
 
 
 def effect_on(subject: object, room: str) -> str:
@@ -98,10 +98,8 @@ def effect_on(subject: object, room: str) -> str:
         what = "nonces cannot be written, after a restart a client may send a message twice"
     elif isinstance(subject, bytes):
         what = "sessions cannot be written, their clients cannot resume after a restart"
-    elif subject is None:
-        what = "numbers of new clients cannot be written, after a restart others may get them"
     else:
-        what = "private messages are refused"
+        what = "numbers of new clients cannot be written, after a restart others may get them"
     return f"The journal is damaged: {what}"
 
 
