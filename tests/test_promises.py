@@ -89,6 +89,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "a message is damaged": (
         "test_damage::test_a_damaged_message_is_missed_in_its_place",
+        "test_damage::test_a_damaged_message_costs_only_itself",
+        "test_damage::test_damaged_text_reaches_nobody_raw",
         "test_damage::test_history_shows_the_messages_that_can_be_read",
         "test_damage::test_damage_in_one_room_does_not_keep_others_from_talking",
         "test_damage::test_a_server_serves_with_any_value_in_any_column",
@@ -100,12 +102,15 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a session, or its nonces, are damaged": (
         "test_damage::test_sessions_that_claim_one_client_are_unknown",
         "test_damage::test_a_session_whose_nonces_are_damaged_is_unknown",
+        "test_damage::test_private_messages_are_delivered_though_their_nonces_cannot_be_kept",
     ),
     "whole pages of the file are damaged": (
         "test_damaged_pages::test_messages_are_said_in_other_rooms_whatever_page_is_damaged",
         "test_damaged_pages::test_messages_are_deleted_behind_damage",
         "test_journal_sqlite::test_messages_around_a_damaged_page_can_be_read",
-        "test_damage::test_a_session_is_answered_whatever_pages_of_nonces_are_damaged",
+        "test_damaged_pages::test_messages_beside_a_damaged_page_are_read",
+        "test_damaged_pages::test_the_command_shows_what_is_beside_a_damaged_page",
+        "test_damage::test_everybody_is_answered_whatever_pages_of_sessions_are_damaged",
         "test_hostile_files::test_a_server_with_a_journal_with_flipped_bytes",
         "test_hostile_files::test_history_of_a_journal_with_flipped_bytes",
     ),
