@@ -186,3 +186,15 @@ def make_journal(path: Path) -> Path:
         )
         connection.execute("INSERT INTO nonces VALUES (1, 1, 1, '00000000001', 0, '[1]', x'')")
     return path
+
+
+def damage_table(path: Path, table: str) -> None:
+    """Overwrite the pages at which *table* and its indexes begin."""
+    with closing(sqlite3.connect(path)) as connection:
+        sql = "SELECT rootpage FROM sqlite_master WHERE tbl_name = ?"
+        pages = [page for (page,) in connection.execute(sql, [table])]
+        [size] = connection.execute("PRAGMA page_size").fetchone()
+    data = bytearray(path.read_bytes())
+    for page in pages:
+        data[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(data)

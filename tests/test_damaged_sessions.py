@@ -1,0 +1,112 @@
+"""Clients that come back to a server whose sessions, or their nonces, are damaged: real processes.
+
+Each is welcomed as somebody new and chats on; none tries for ever, and none is left without an
+answer.
+"""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from multichat.testing import ScriptedClient
+
+from .support.journals import damage_table
+from .support.processes import (
+    LOOPBACK,
+    MULTICHAT,
+    WAIT_SECONDS,
+    ServerCommand,
+    connect,
+    serve,
+    tcp,
+)
+from .support.terminals import Terminal
+
+pytestmark = pytest.mark.process
+
+TABLES = pytest.mark.parametrize("table", ["nonces", "sessions"])
+
+
+def serve_journal(folder: Path, port: int) -> ServerCommand:
+    return serve(folder, "--journal", str(folder / "chat.db"), port=port)
+
+
+async def end(server: ServerCommand) -> None:
+    server.signal(signal.SIGTERM)
+    assert await server.wait() == 0
+    assert "crash" not in server.out
+
+
+async def say(client: ScriptedClient, text: str, nonce: int) -> dict[str, object]:
+    """Say it; return the answer."""
+    await client.send(json.dumps({"type": "say", "text": text, "nonce": nonce}))
+    while (event := json.loads(await client.line())).get("nonce") != nonce:
+        pass
+    return dict(event)
+
+
+@TABLES
+async def test_a_program_is_welcomed_and_can_talk(table: str, port: int, tmp_path: Path) -> None:
+    with trio.fail_after(2 * WAIT_SECONDS):
+        async with serve_journal(tmp_path, port) as server, tcp(server) as stream:
+            client = ScriptedClient(stream)
+            await client.send("/json")
+            token = json.loads(await client.line())["session"]
+            assert (await say(client, "before", 1))["type"] == "accepted"
+            await end(server)
+        damage_table(tmp_path / "chat.db", table)
+        async with serve_journal(tmp_path, port) as server, tcp(server) as stream:
+            client = ScriptedClient(stream)
+            await client.send("/json " + json.dumps({"session": token}))
+            welcome = json.loads(await client.line())
+            assert (welcome["type"], welcome["resumed"]) == ("welcome", False)
+            for nonce in (1, 2):  # the server knows none of its nonces
+                assert (await say(client, "after", nonce))["type"] == "accepted"
+            await end(server)
+
+
+@TABLES
+async def test_connect_in_a_pipe_chats_on_and_ends(table: str, port: int, tmp_path: Path) -> None:
+    async with (
+        serve_journal(tmp_path, port) as server,
+        connect(tmp_path, server, "--name", "alice") as client,
+    ):
+        await client.wait_for("you are alice")
+        await client.type("before\n")
+        await server.wait_for("[RX] [alice] before")
+        await end(server)
+        await client.wait_for("Connection lost")
+        damage_table(tmp_path / "chat.db", table)
+        await client.type("meanwhile\n")
+        async with serve_journal(tmp_path, port) as again:
+            await client.wait_for("Connected again, as somebody new")
+            await again.wait_for("[RX] [alice] meanwhile")
+            async with tcp(again) as other:
+                await other.send_all(b"welcome back\n")
+                await client.wait_for("welcome back")
+            client.end_input()
+            assert await client.wait() == 0
+            assert client.err == ""
+            assert again.out.count("[alice] meanwhile") == 1
+            await end(again)
+
+
+@TABLES
+async def test_connect_on_a_terminal_chats_on(
+    table: str, port: int, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve_journal(tmp_path, port) as server:
+        await terminal.open("t", MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(port))
+        await terminal.wait_for("t", "alice in lobby · 1 here")
+        await terminal.type("t", "before")
+        await server.wait_for("[RX] [alice] before")
+        await end(server)
+    await terminal.wait_for_match("t", r"! Connection lost: .*; reconnecting$")
+    damage_table(tmp_path / "chat.db", table)
+    async with serve_journal(tmp_path, port) as server:
+        await terminal.wait_for("t", "Connected again, as somebody new")
+        await terminal.type("t", "and on")
+        await server.wait_for("[RX] [alice] and on")
