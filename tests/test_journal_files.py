@@ -88,7 +88,7 @@ def wal_of(path: Path) -> Path:
 async def test_a_server_killed_at_any_system_call_can_start_again_and_has_lost_nothing(
     tmp_path: Path,
 ) -> None:
-    """Also while it makes the file, writes the WAL back, or closes it."""
+    """Also while it makes the file, makes a checkpoint, or closes it."""
     folder = tmp_path / "killed"
     folder.mkdir()
     argv = [sys.executable, "-m", "tests.support.system_calls", str(folder)]
@@ -155,8 +155,8 @@ async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
             await say(room, f"after the backup {n}")
             killed.append(save(path, tmp_path / f"killed-{n}"))
             async with journal._writing:
-                await trio.to_thread.run_sync(journal._rows.write_back)
-            await say(room, f"written back {n}")
+                await trio.to_thread.run_sync(journal._rows.checkpoint)
+            await say(room, f"after the checkpoint {n}")
         told = await texts_of(room, 0, room.next)
     for n, crashed in enumerate(killed, 1):
         for backup in backups[: n + 1]:
@@ -180,7 +180,7 @@ async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
         assert texts[-1] == f"after the backup {n}"
 
 
-async def test_a_killed_server_starts_again_wherever_it_was_in_writing_back(
+async def test_a_killed_server_starts_again_wherever_it_was_in_a_checkpoint(
     tmp_path: Path,
 ) -> None:
     """Also with readers in the way, and after several kills."""
@@ -201,7 +201,7 @@ async def test_a_killed_server_starts_again_wherever_it_was_in_writing_back(
                 if step % 4 == 3:
                     readers.pop().close()
                 async with journal._writing:
-                    await trio.to_thread.run_sync(journal._rows.write_back)
+                    await trio.to_thread.run_sync(journal._rows.checkpoint)
                 if step % 5 == 2:  # so does another program
                     await say(room, f"{number} x")
                     number += 1
@@ -288,7 +288,7 @@ async def test_a_backup_is_noticed_though_messages_cannot_be_read_with_the_wal(
         for n in range(100):
             await say(room, f"{n} " + "x" * 3000)
         async with journal._writing:
-            await trio.to_thread.run_sync(journal._rows.write_back)
+            await trio.to_thread.run_sync(journal._rows.checkpoint)
         await journal._tidy()
         crashed = save(path, tmp_path / "killed")
     shutil.copy(backup, crashed)
@@ -309,7 +309,7 @@ async def test_a_backup_with_other_pages_is_noticed_at_any_time(tmp_path: Path) 
     assert "is not of this file" in await refusal(crashed)
 
 
-async def test_the_wal_is_not_written_back_without_a_seal(tmp_path: Path) -> None:
+async def test_no_checkpoint_is_made_without_a_seal(tmp_path: Path) -> None:
     """As on a full disk: a backup from before could not be told from the file."""
     path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
     async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
@@ -320,10 +320,10 @@ async def test_the_wal_is_not_written_back_without_a_seal(tmp_path: Path) -> Non
         before = path.read_bytes()
         async with journal._writing:
             with file_size_limit(wal_of(path).stat().st_size):
-                rows.write_back()
+                rows.checkpoint()
         assert path.read_bytes() == before
         async with journal._writing:
-            rows.write_back()
+            rows.checkpoint()
         assert path.read_bytes() != before
         await say(room, "three")
         crashed = save(path, tmp_path / "killed")
@@ -371,7 +371,7 @@ async def test_history_can_be_read_wherever_a_server_is_in_a_checkpoint(tmp_path
         for n in range(30):
             await say(room, f"{n} " + "x" * 300)
         async with journal._writing:
-            await trio.to_thread.run_sync(journal._rows.write_back)
+            await trio.to_thread.run_sync(journal._rows.checkpoint)
         await say(room, "the last")
         killed = save(path, tmp_path / "killed")
         before, wal = killed.read_bytes(), wal_of(killed).read_bytes()

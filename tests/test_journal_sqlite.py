@@ -22,15 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, NotKept
-from multichat.journal import Keeping, RoomJournal, newest_of
+from multichat.journal import Keeping, RoomJournal, SessionRecord, newest_of
 from multichat.journal.reading import open_reader
 from multichat.journal.reserve import Reserve
-from multichat.journal.retention import Moment
+from multichat.journal.retention import MIN_BYTES, Moment
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_deletion import Deletions
 from multichat.journal.sqlite_file import open_file, open_for_reading
+from multichat.journal.sqlite_jobs import NumbersJob, SessionJob
+from multichat.journal.sqlite_queue import JobQueue
 from multichat.journal.sqlite_reading import read_runs_backwards
-from multichat.journal.sqlite_rows import Rows
+from multichat.journal.sqlite_rows import Rows, SessionRow
 from multichat.journal.sqlite_schema import APPLICATION_ID, MIGRATIONS
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 
@@ -452,7 +454,7 @@ async def test_an_empty_file_is_a_new_journal_unless_something_was_in_it(tmp_pat
     await write(path, "x")
     assert await all_texts(path) == ["x"]
     path.write_bytes(b"")
-    Path(f"{path}-wal").write_bytes(b"what a killed server had not written back")
+    Path(f"{path}-wal").write_bytes(b"what a killed server had not copied")
     assert (await refusal(path)).startswith(f"the file is empty, but {path}-wal has messages of it")
 
 
@@ -693,6 +695,54 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
         keepings = [room.append(spell(room, "y" * 3000)) for _ in range(3)]
         for keeping in keepings:
             await wait_kept(keeping)
+
+
+async def test_a_deleted_session_leaves_no_nonces_of_messages_that_waited(tmp_path: Path) -> None:
+    """Also where these take several transactions."""
+    path = tmp_path / "chat.db"
+    retention = Retention(max_bytes=MIN_BYTES)
+    async with running(SqliteJournal(path, retention=retention)) as journal:
+        room = journal.room("lobby")
+        async with journal._writing:  # all of it waits
+            for n in range(10):
+                said = spell(room, f"{n} " + "x" * 50_000)
+                assert said.client == ALICE.client
+                keeping = room.append(said, (n,))
+                journal.keep_session(ALICE, connected=True)
+            journal.forget_session(ALICE.digest)
+            assert await journal.session(ALICE.digest) is None
+        await wait_kept(keeping)
+        assert journal.commits > 1
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("sessions", "nonces"):
+            assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+
+
+def test_each_transaction_writes_the_newest_state_of_sessions_before_messages() -> None:
+    """If sessions alone are too much for one transaction, no message is in it."""
+    queue = JobQueue(10 * 300)
+
+    def put_sessions(room: str) -> list[SessionJob]:
+        jobs = []
+        for n in range(12):
+            record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", room=room)
+            jobs.append(SessionJob(record.digest, SessionRow(record, 0.0)))
+            queue.put_session(jobs[-1])
+        return jobs
+
+    put_sessions("den")
+    deleted, *sessions = put_sessions("attic")
+    jobs = [NumbersJob(n) for n in range(12)]
+    for job in jobs:
+        queue.put(job)
+    deleted = SessionJob(deleted.digest, None)
+    queue.put_session(deleted)
+    steps = []
+    while step := queue.first():
+        steps.append(step)
+        queue.remove(step, ())
+    assert steps == [sessions[:10], [sessions[10], *jobs[:10]], [*jobs[10:], deleted]]
+    assert queue.bytes == 0
 
 
 async def test_of_a_transaction_that_failed_nothing_is_in_the_next(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a backup is copied over the file": (
         "test_journal_files::test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed",
         "test_journal_files::test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made",
-        "test_journal_files::test_the_wal_is_not_written_back_without_a_seal",
+        "test_journal_files::test_no_checkpoint_is_made_without_a_seal",
     ),
     "the file is renamed, deleted or replaced": (
         "test_journal_files::test_a_journal_that_is_renamed_and_put_back_while_the_server_runs",

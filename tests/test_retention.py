@@ -305,28 +305,28 @@ async def test_of_too_many_sessions_in_the_file_the_oldest_are_deleted(tmp_path:
 class TestSteadyClock:
     def test_it_is_trusted_when_it_has_been_steady_for_long_enough(self) -> None:
         clock = SteadyClock(100)
-        waits = [clock.look(NOW + n, n).wait for n in range(0, 120, 30)]
+        waits = [clock.observe(NOW + n, n).wait for n in range(0, 120, 30)]
         assert waits == [100, 70, 40, 10]
-        assert clock.look(NOW + 120, 120).wait == 0
+        assert clock.observe(NOW + 120, 120).wait == 0
 
     @pytest.mark.parametrize("step", [-YEAR, -61.0, 61.0, YEAR])
     def test_it_has_to_be_steady_anew_when_it_was_set(self, step: float) -> None:
         clock = SteadyClock(100)
         for n in range(0, 200, 10):
-            assert clock.look(NOW + n, n).wait == max(0, 100 - n)
+            assert clock.observe(NOW + n, n).wait == max(0, 100 - n)
         for n in range(200, 400, 10):
-            assert clock.look(NOW + n + step, n).wait == max(0, 300 - n)
+            assert clock.observe(NOW + n + step, n).wait == max(0, 300 - n)
 
     def test_corrections_by_ntp_leave_it_steady(self) -> None:
         clock = SteadyClock(HOUR)
         for n in range(0, 7200, 5):
-            moment = clock.look(NOW + n * 1.0005, n)
+            moment = clock.observe(NOW + n * 1.0005, n)
         assert moment.wait == 0
 
     def test_when_both_clocks_jump_only_a_moment_has_passed(self) -> None:
         clock = SteadyClock(HOUR)
-        clock.look(NOW, 0)
-        moment = clock.look(NOW + YEAR, YEAR)
+        clock.observe(NOW, 0)
+        moment = clock.observe(NOW + YEAR, YEAR)
         assert moment.wait == HOUR - 60
         assert moment.run == 60
 
@@ -334,10 +334,10 @@ class TestSteadyClock:
     def test_no_reading_makes_time_pass(self, steps: list[tuple[float, float]]) -> None:
         clock = SteadyClock(HOUR)
         wall = passed = 0.0
-        clock.look(wall, passed)
+        clock.observe(wall, passed)
         for seconds, jump in steps:
             wall, passed = wall + seconds + jump, passed + seconds
-            moment = clock.look(wall, passed)
+            moment = clock.observe(wall, passed)
             assert moment.run <= passed + 1e-6
             assert moment.wait >= HOUR - passed - 1e-6
             if abs(jump) > 121:

@@ -83,7 +83,7 @@ class SteadyClock:
         self._previous: float | None = None
         self._offset = 0.0  # between the two clocks, since the wall clock was last set
 
-    def look(self, wall: float, monotonic: float) -> Moment:
+    def observe(self, wall: float, monotonic: float) -> Moment:
         """Return what is known at this moment; to be called every few seconds."""
         if self._previous is None:
             self._previous, self._offset = monotonic, wall - monotonic

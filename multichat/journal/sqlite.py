@@ -5,7 +5,7 @@ so that many who speak at once wait for it once.
 
 Invariants:
 
-1. What waits is in one list, in the order of the calls, and leaves it when it is committed or has
+1. What waits is in one queue, in the order of the calls, and leaves it when it is committed or has
    failed, never in between: whoever is cancelled where, nothing is lost.
 2. A room's numbers go on from what is committed when what waited behind that has failed.
 3. One thread writes, another reads, and neither waits for the other.
@@ -63,6 +63,7 @@ from multichat.journal.sqlite_jobs import (
     write_jobs,
 )
 from multichat.journal.sqlite_limits import Durability, SqliteLimits
+from multichat.journal.sqlite_queue import JobQueue, job_bytes
 from multichat.journal.sqlite_reading import read_session
 from multichat.journal.sqlite_room import SqliteRoom
 from multichat.journal.sqlite_rows import Head, Rows, SessionRow
@@ -75,13 +76,7 @@ T = TypeVar("T")
 
 _RETRY_PAUSE_SECONDS = 0.05
 
-_RUN_BYTES = 300  # in memory, beside its text
-
 _EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
-
-# How many sessions that could not be written wait for the next transaction: as many as a server
-# has in memory.
-_MAX_SESSIONS_WAITING = 20_000
 
 _CLOSED = "the server is closing its journal"
 
@@ -117,7 +112,6 @@ class SqliteJournal(Journal):
         self._clocks = clocks
         steady_seconds = self._limits.steady_seconds
         self._clock = SteadyClock(min(steady_seconds, self.retention.max_age_seconds or math.inf))
-        self._step_bytes = self.retention.step_bytes
         self._log = Log("server")
         self._deletion_log = DeletionLog(self._log, self.retention, self._limits.tell_seconds)
         self._failure_log = FailureLog(self._log, self._limits.tell_seconds)
@@ -133,11 +127,7 @@ class SqliteJournal(Journal):
         self._reading = trio.CapacityLimiter(1)
         self._open = False
         self._failing = self._is_ending = False
-        self._waiting: list[Job] = []
-        self._waiting_bytes = 0
-        self._sessions: dict[bytes, SessionJob] = {}  # the last that waits of each
-        # Of these the last that waits may be replaced: nothing was said after it.
-        self._replaceable: set[bytes] = set()
+        self._queue = JobQueue(self.retention.step_bytes)
         self._woken = trio.Event()
         # Of those in which something was said; the one in which it was last is the last.
         self._rooms: OrderedDict[str, SqliteRoom] = OrderedDict()
@@ -158,7 +148,7 @@ class SqliteJournal(Journal):
             with trio.CancelScope(shield=True):
                 try:
                     give_up_at = trio.current_time() + self._limits.close_seconds
-                    while self._waiting and await self._write_waiting(give_up_at):
+                    while self._queue and await self._write_waiting(give_up_at):
                         pass
                 finally:
                     self._fail(_CLOSED)
@@ -189,7 +179,7 @@ class SqliteJournal(Journal):
                 await self._woken.wait()
             self._woken = trio.Event()
             retry_seconds = 0 if self._failing else self._limits.retry_seconds
-            if await self._write_waiting(trio.current_time() + retry_seconds) and self._waiting:
+            if await self._write_waiting(trio.current_time() + retry_seconds) and self._queue:
                 self._woken.set()
             if trio.current_time() >= watch_at:
                 self._watch()
@@ -221,13 +211,12 @@ class SqliteJournal(Journal):
         Where the file is damaged, what needs the damaged part fails, and what waits behind it in
         the same room.  Returns whether the rest is kept.
         """
-        jobs = self._first_jobs()
-        if not jobs:
+        written = self._queue.first()
+        if not written:
             return True
-        self._replaceable.clear()
         refused: dict[object, str] = {}
         while failure := await trio.to_thread.run_sync(
-            self._write, jobs, self._clock_of_file(), refused, limiter=self._writing
+            self._write, written, self._clock_of_file(), refused, limiter=self._writing
         ):
             is_moved = failure == _NOT_IN_PLACE
             if is_moved or trio.current_time() >= give_up_at:
@@ -243,53 +232,28 @@ class SqliteJournal(Journal):
             await trio.sleep(_RETRY_PAUSE_SECONDS)
         self._failing = False
         self.commits += 1
-        del self._waiting[: len(jobs)]
-        if refused:
-            behind = [job for job in self._waiting if subject_of(job) in refused]
-            self._waiting = [job for job in self._waiting if subject_of(job) not in refused]
-            jobs += behind
+        jobs = self._queue.remove(written, refused)
         for job in jobs:
             if isinstance(job, SaidJob):
-                self._waiting_bytes -= job.size + _RUN_BYTES
                 if job.room in refused:
                     job.room.next = job.room.kept
                 else:
                     job.room.kept = job.said.first + job.messages
                     self._untidy.add(job.room)
-            elif isinstance(job, SessionJob) and self._sessions.get(job.digest) is job:
-                del self._sessions[job.digest]
-                self._replaceable.discard(job.digest)
         for job in jobs:
-            if not isinstance(job, SessionJob):
-                job.keeping.resolve(refused.get(subject_of(job), ""))
+            job.keeping.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
             self._log_failure(f"{effect_on(subject, getattr(subject, 'name', ''))}: {failure}")
         return True
 
-    def _first_jobs(self) -> list[Job]:
-        """Return what waits, without what is too much for one transaction."""
-        if self._waiting_bytes <= self._step_bytes:
-            return self._waiting.copy()
-        size = 0
-        for number, job in enumerate(self._waiting):
-            size += job.size + _RUN_BYTES if isinstance(job, SaidJob) else _RUN_BYTES
-            if size > self._step_bytes:
-                return self._waiting[: max(1, number)]
-        return self._waiting.copy()
-
     def _fail(self, failure: str) -> None:
-        """Fail all that waits but sessions, for which nobody waits."""
-        jobs, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        """Fail all jobs; sessions stay for the next transaction."""
+        jobs = self._queue.clear()
         for job in jobs:
             if isinstance(job, SaidJob):
                 job.room.next = job.room.kept
-        self._replaceable.clear()
-        sessions = list(self._sessions.values())[-_MAX_SESSIONS_WAITING:]
-        self._sessions = {job.digest: job for job in sessions}
-        self._waiting += sessions
         for job in jobs:
-            if not isinstance(job, SessionJob):
-                job.keeping.resolve(failure)
+            job.keeping.resolve(failure)
 
     async def _tidy(self) -> bool:
         """Delete one step of what retention does not keep; return whether there is more."""
@@ -305,7 +269,7 @@ class SqliteJournal(Journal):
         if len(self._rooms) >= self._limits.rooms:
             silent = (room for room in self._rooms.values() if room.first == room.next)
             empty = {room.id: room for room in islice(silent, STEP_RUNS)}
-        now = self._clock.look(*self._clocks())
+        now = self._clock.observe(*self._clocks())
         tidied = await trio.to_thread.run_sync(
             self._deletions.step, full, list(empty), now, limiter=self._writing
         )
@@ -347,7 +311,7 @@ class SqliteJournal(Journal):
             self._rows = Rows(opened.connection)
             heads = self._rows.load()
             self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
-            self._rows.write_back()
+            self._rows.checkpoint()
             self._reader = connect(self.path.resolve(), "ro")
         except BaseException as error:
             opened.connection.close()
@@ -368,14 +332,14 @@ class SqliteJournal(Journal):
             self._last_room = max(self._last_room, head.id)
 
     def _close_file(self) -> None:
-        self._rows.write_back(end_clock=self._clock_of_file())
+        self._rows.checkpoint(end_clock=self._clock_of_file())
         for connection in (self._reader, self._rows.connection):
             # The last connection that is closed makes a checkpoint.
             with suppress(*SQLITE_ERRORS):
                 connection.close()
         self._lock.close()
 
-    def _write(self, jobs: list[Job], clock: float, refused: dict[object, str]) -> str:
+    def _write(self, jobs: list[Job | SessionJob], clock: float, refused: dict[object, str]) -> str:
         """Write *jobs* in one transaction; return in a few words why that cannot be, if so.
 
         Where only a part of the file is damaged, add to *refused* what is not written for that.
@@ -396,7 +360,7 @@ class SqliteJournal(Journal):
             reason = reason_of(error)
             self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
             return reason
-        self._deletions.look()
+        self._deletions.check_size()
         return ""
 
     def before_shutdown(self) -> None:
@@ -431,22 +395,19 @@ class SqliteJournal(Journal):
 
     def take(self, job: SaidJob) -> Keeping:
         """Have *job* written; for our rooms alone.  Raises `NotKept`."""
-        size = job.size + _RUN_BYTES
         if not self._open:
             raise NotKept(_CLOSED)
-        if self._waiting_bytes + size > self._limits.waiting_bytes and self._waiting:
+        if self._queue.bytes + job_bytes(job) > self._limits.waiting_bytes and self._queue.bytes:
             self._log_failure("The journal keeps nothing: the disk does not keep up")
             raise NotKept("the disk does not keep up")
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
         self._rooms.move_to_end(job.room.name)
-        self._waiting_bytes += size
-        self._replaceable.clear()
         self._put(job)
         return job.keeping
 
     def _put(self, job: Job) -> None:
-        self._waiting.append(job)
+        self._queue.put(job)
         self._woken.set()
 
     async def give_numbers(self, clients_ever: int) -> None:
@@ -460,37 +421,33 @@ class SqliteJournal(Journal):
     def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
         """See `Journal.keep_session`."""
         seen = math.inf if connected else self._clock_of_file()
-        self._put_session(record.digest, SessionRow(record, seen))
+        self._put_session(SessionJob(record.digest, SessionRow(record, seen)))
 
     def forget_session(self, digest: bytes) -> None:
         """See `Journal.forget_session`."""
-        self._put_session(digest, None)
+        waiting = self._queue.session(digest)
+        if waiting is None:
+            self._put_session(SessionJob(digest, None))
+        elif waiting.row is not None:
+            self._put_session(SessionJob(digest, None, waiting.row.record.client))
 
     def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
         """See `Journal.keep_nonce`."""
         job = NonceJob(client, msgspec.json.encode([nonce]).decode(), check)
         if self._open:
-            self._replaceable.clear()
             self._put(job)
         else:
             job.keeping.resolve(_CLOSED)
         return job.keeping
 
-    def _put_session(self, digest: bytes, row: SessionRow | None) -> None:
-        """Have it written in its turn, but not more often than something is said in between."""
-        if not self._open:
-            return
-        if digest in self._replaceable:
-            self._sessions[digest].row = row
-        else:
-            self._sessions.pop(digest, None)  # the last to change is the last to be given up
-            job = self._sessions[digest] = SessionJob(digest, row)
-            self._replaceable.add(digest)
-            self._put(job)
+    def _put_session(self, job: SessionJob) -> None:
+        if self._open:
+            self._queue.put_session(job)
+            self._woken.set()
 
     async def session(self, digest: bytes) -> KeptSession | None:
         """See `Journal.session`."""
-        waiting, clock = self._sessions.get(digest), self._clock_of_file()
+        waiting, clock = self._queue.session(digest), self._clock_of_file()
         if waiting is not None and waiting.row is None:
             return None
         row = None if waiting is None else waiting.row
@@ -498,7 +455,7 @@ class SqliteJournal(Journal):
 
     def _clock_of_file(self) -> float:
         """Return for how many seconds servers have run with this file."""
-        return self._rows.loaded_clock + self._clock.look(*self._clocks()).run
+        return self._rows.loaded_clock + self._clock.observe(*self._clocks()).run
 
     async def read_room(
         self,

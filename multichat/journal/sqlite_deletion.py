@@ -106,7 +106,7 @@ class Deletions:
         limits: SqliteLimits | None = None,
     ) -> None:
         self._limits = limits or SqliteLimits()
-        self._sessions = self._limits.sessions + 1  # when they were counted; they never were
+        self._session_count = self._limits.sessions + 1  # when they were counted; they never were
         self.is_full = self.is_too_large = False
         self._rows, self._retention, self._reserve = rows, retention, reserve
         self._connection = rows.connection
@@ -115,12 +115,12 @@ class Deletions:
         self._damaged: dict[_Key, _Place] = {}
         self._damage = ""
         self._page_bytes = self._pragma("page_size")
-        # The WAL is written back when two steps are in it, and is as large as four after a burst.
+        # A checkpoint is made when two steps are in the WAL; after a burst it is as large as four.
         rows.long_wal_bytes = 2 * retention.step_bytes
         self._connection.execute(f"PRAGMA journal_size_limit={4 * retention.step_bytes}")
 
-    def look(self) -> None:
-        """See whether the file is too large."""
+    def check_size(self) -> None:
+        """Set *is_too_large*."""
         most = self._retention.max_bytes
         with suppress(*SQLITE_ERRORS):
             self.is_too_large = (
@@ -149,11 +149,11 @@ class Deletions:
         if is_full:
             self._reserve.release()
             # Deletions are written to the WAL, which starts anew.
-            self._rows.write_back(truncate=True)
+            self._rows.checkpoint(truncate=True)
             with suppress(*SQLITE_ERRORS):
                 tidied = self._step(full, empty, now, shrink=True)
-            self._rows.write_back(truncate=True)  # gives back what was deleted
-        self.look()
+            self._rows.checkpoint(truncate=True)  # gives back what was deleted
+        self.check_size()
         return tidied
 
     def _step(
@@ -337,7 +337,7 @@ class Deletions:
                 continue
             if said_at >= before or (now.run < max_age_seconds and seq > self._rows.loaded_seq):
                 if last is None:
-                    self._first_dated = seq - 1  # what is dated ahead is not looked at each time
+                    self._first_dated = seq - 1  # what is dated ahead is not read each time
                 break
             last = seq
         return last
@@ -347,11 +347,11 @@ class Deletions:
         execute = self._connection.execute
         max_sessions = self._limits.sessions
         before, most = clock - self._limits.session_seconds, STEP_RUNS
-        if self._sessions + self._rows.new_sessions > max_sessions:
-            [self._sessions] = execute("SELECT count(*) FROM sessions").fetchone()
+        if self._session_count + self._rows.new_sessions > max_sessions:
+            [self._session_count] = execute("SELECT count(*) FROM sessions").fetchone()
             self._rows.new_sessions = 0
-            if self._sessions > max_sessions:
-                before, most = clock, min(self._sessions - max_sessions, STEP_RUNS)
+            if self._session_count > max_sessions:
+                before, most = clock, min(self._session_count - max_sessions, STEP_RUNS)
         found = execute(
             "SELECT digest FROM sessions WHERE seen <= ? ORDER BY seen LIMIT ?", (before, most)
         ).fetchall()

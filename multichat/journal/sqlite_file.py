@@ -533,4 +533,4 @@ def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
     if durable:  # where a plain fsync stops at the disk's own memory, as on macOS
         connection.execute("PRAGMA fullfsync=1")
     connection.execute("PRAGMA checkpoint_fullfsync=1")
-    connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Rows.write_back`
+    connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Rows.checkpoint`

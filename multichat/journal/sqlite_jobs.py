@@ -45,10 +45,14 @@ class SaidJob:
 
 @dataclass(slots=True, eq=False)
 class SessionJob:
-    """A session as it is now; None if it is forgotten, with the nonces of its client."""
+    """A session as it is now; *row* is None if it is deleted, with the nonces of its client.
+
+    That is *client* if the session may not have been written yet.
+    """
 
     digest: bytes
     row: SessionRow | None
+    client: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +73,7 @@ class NumbersJob:
     keeping: Keeping = field(default_factory=Keeping)
 
 
-Job: TypeAlias = SaidJob | SessionJob | NonceJob | NumbersJob
+Job: TypeAlias = SaidJob | NonceJob | NumbersJob  # each is awaited, a session is not
 
 
 class NoncesOf(NamedTuple):
@@ -78,7 +82,7 @@ class NoncesOf(NamedTuple):
     client: int
 
 
-def subject_of(job: Job) -> object:
+def subject_of(job: Job | SessionJob) -> object:
     """Return what *job* is about: a room, a session, nonces; None if all depend on it."""
     match job:
         case SaidJob(room=room):
@@ -105,11 +109,13 @@ def effect_on(subject: object, room: str) -> str:
 
 class _Part(NamedTuple):
     subject: object
-    jobs: list[Job]
-    write: Callable[[Rows, Job], None]
+    jobs: list[Job | SessionJob]
+    write: Callable[[Rows, Job | SessionJob], None]
 
 
-def write_jobs(rows: Rows, jobs: list[Job], clock: float, refused: dict[object, str]) -> None:
+def write_jobs(
+    rows: Rows, jobs: list[Job | SessionJob], clock: float, refused: dict[object, str]
+) -> None:
     """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS`, then nothing is written.
 
     *clock* is where the clock of the file stands now.
@@ -184,12 +190,12 @@ def _write_parts(
     return _write_parts(rows, parts[half:], clock, refused, may_raise=may_raise) or written
 
 
-def _write(rows: Rows, job: Job) -> None:
+def _write(rows: Rows, job: Job | SessionJob) -> None:
     match job:
         case SaidJob():
             rows.say(job.room, job.said, job.messages, job.size)
-        case SessionJob(digest=digest, row=None):
-            rows.forget_session(digest)
+        case SessionJob(row=None):
+            rows.forget_session(job.digest, job.client)
         case SessionJob(row=SessionRow() as row):
             rows.keep_session(row)
         case NonceJob():
@@ -198,7 +204,7 @@ def _write(rows: Rows, job: Job) -> None:
             rows.give_numbers(job.clients_ever)
 
 
-def _write_nonces(rows: Rows, job: Job) -> None:
+def _write_nonces(rows: Rows, job: Job | SessionJob) -> None:
     if isinstance(job, SaidJob) and job.nonce_count:
         client = job.said.client
         if client not in rows.unkept_nonces:

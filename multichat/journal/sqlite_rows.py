@@ -4,6 +4,7 @@ For one thread at a time; nothing here knows of waiting, of trying again, or of 
 Each statement finds its rows by an index: none takes longer because there is much in the file.
 """
 
+import enum
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from multichat.journal import SessionRecord
-from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, text_or_bytes, typed
+from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite_repair import (
     EPOCH,
     MAX_COUNTER,
@@ -89,6 +90,14 @@ class SessionRow(NamedTuple):
     seen: float
 
 
+class _Wal(enum.Enum):
+    """The state of the WAL, before the next transaction."""
+
+    IN_USE = enum.auto()
+    SEALED = enum.auto()  # a checkpoint has copied a part of it into the file
+    COPIED = enum.auto()  # a checkpoint has copied all of it
+
+
 class Rows:
     """What one thread writes, through *connection*, which it has for itself.
 
@@ -102,7 +111,6 @@ class Rows:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        connection.text_factory = text_or_bytes
         self.repaired: list[str] = []
         self.clients_ever = self.last_epoch = 0
         self.loaded_clock = self._written_clock = 0.0
@@ -115,11 +123,10 @@ class Rows:
         self._heads: dict[int, tuple[object, ...]] = {}
         self._ended: list[tuple[object, ...]] = []
         self._highest_client = self._highest_epoch = 0
-        # The next transaction is the first since the WAL was written back: in full, or in part?
-        self._written_back: bool | None = None
+        self._wal = _Wal.IN_USE
         self._has_stamps = True
         self._wal_bytes = 0  # about
-        self.long_wal_bytes = 4 * 1024 * 1024  # about, after which it is written back
+        self.long_wal_bytes = 4 * 1024 * 1024  # about, after which a checkpoint is made
 
     def load(self) -> list[Head]:
         """Read where the last server stopped; return all rooms, the longest silent first.
@@ -220,8 +227,8 @@ class Rows:
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
         execute("BEGIN IMMEDIATE")
         try:
-            if self._written_back is not None and self._has_stamps:
-                if self._written_back:
+            if self._wal is not _Wal.IN_USE and self._has_stamps:
+                if self._wal is _Wal.COPIED:
                     execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
                 self._stamp(0)
             yield
@@ -242,17 +249,17 @@ class Rows:
         self.clients_ever, self.last_epoch = self._highest_client, self._highest_epoch
         if is_later:
             self._written_clock = clock
-        self._written_back = None
+        self._wal = _Wal.IN_USE
         self.note_written(_TRANSACTION_BYTES)
 
     def note_written(self, size: int) -> None:
-        """Note that the WAL is *size* bytes longer, about; write it back if it is long."""
+        """Note that the WAL is *size* bytes longer, about; make a checkpoint if it is long."""
         self._wal_bytes += size
         if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
-            self.write_back()
+            self.checkpoint()
 
-    def write_back(self, *, truncate: bool = False, end_clock: float | None = None) -> None:
-        """Write the WAL back into the file, as far as no reader is in the way.
+    def checkpoint(self, *, truncate: bool = False, end_clock: float | None = None) -> None:
+        """Copy the WAL into the file, as far as no reader is in the way.
 
         With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
         *end_clock* is where the clock of the file stands at the end, if nothing is written later.
@@ -269,12 +276,13 @@ class Rows:
             if not is_damage(error):
                 return
             self._has_stamps = False  # damaged: no reason to keep nothing
-        self._written_back = False
+        self._wal = _Wal.SEALED
         with suppress(*SQLITE_ERRORS):
             busy, in_wal, written = self.connection.execute(
                 f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})"
             ).fetchone()
-            self._written_back = not busy and in_wal == written
+            if not busy and in_wal == written:
+                self._wal = _Wal.COPIED
 
     def _stamp(self, sealed: int) -> None:
         self.connection.execute(
@@ -338,14 +346,16 @@ class Rows:
         values = (record.digest, record.client, record.name, record.room, row.seen)
         self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
 
-    def forget_session(self, digest: bytes) -> None:
-        """Forget that session, and the nonces of its client."""
+    def forget_session(self, digest: bytes, client: int | None = None) -> None:
+        """Delete that session and the nonces of its client; that is *client* if it is not there."""
         execute = self.connection.execute
         row = execute("SELECT client FROM sessions WHERE digest = ?", (digest,)).fetchone()
         if row is not None:
             execute("DELETE FROM sessions WHERE digest = ?", (digest,))
-            execute("DELETE FROM nonces WHERE client = ?", row)
-            self._nonce_counts.pop(row[0], None)
+            [client] = row
+        if client is not None:
+            execute("DELETE FROM nonces WHERE client = ?", (client,))
+            self._nonce_counts.pop(client, None)
 
     def use_nonces(
         self, client: int, epoch: str, first: int, nonces: str, count: int, checks: bytes

@@ -93,7 +93,7 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             PRIMARY KEY (room, next)
         ) WITHOUT ROWID""",
         # By these it is known which WAL belongs to the file, and whether it has one: `sealed` is 1
-        # for a stamp before the WAL is written back, 2 where the server ends after that, else 0.
+        # for a stamp before a checkpoint, 2 where the server ends after that, else 0.
         """CREATE TABLE stamps (
             id INTEGER PRIMARY KEY,
             stamp TEXT NOT NULL,

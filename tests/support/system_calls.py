@@ -32,14 +32,14 @@ def use(path: Path) -> None:
     with closing(opened.lock), closing(opened.connection):
         rows = Rows(opened.connection)
         rows.load()
-        rows.write_back()
+        rows.checkpoint()
         for n in range(4):
             with rows.transaction():
                 record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", room="lobby")
                 rows.keep_session(SessionRow(record, 0.0))
             if n == 1:
-                rows.write_back()
-        rows.write_back()
+                rows.checkpoint()
+        rows.checkpoint()
 
 
 def begin(path: Path) -> int:
