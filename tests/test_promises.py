@@ -82,6 +82,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a client comes back for messages that were deleted": (
         "test_resume::test_what_the_journal_has_no_more_is_counted",
         "test_resume::test_what_a_client_said_before_a_restart_is_not_counted_as_missed",
+        "test_retention::test_clients_that_resume_during_deletion_hear_each_message_or_how_many_they_missed",
     ),
     "hundreds of clients come back": (
         "test_resume::test_a_room_talks_on_while_somebody_catches_up_with_a_hundred_thousand",

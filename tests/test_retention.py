@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multichat import ServerConfig
 from multichat.clock import read_clocks
+from multichat.config import ReplayLimits
 from multichat.errors import TooManyRooms
 from multichat.journal import SessionRecord
 from multichat.journal.retention import Deleted, Moment, SteadyClock, format_seconds
@@ -21,6 +25,7 @@ from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_deletion import DeletionLog, Tidied
 from multichat.log import Log
 from multichat.server import Server, serve
+from multichat.testing import MemoryServer, memory_server
 
 from .support.journals import (
     ALICE,
@@ -34,6 +39,7 @@ from .support.journals import (
     tidy,
     wait_kept,
 )
+from .support.programs import JsonClient, join
 
 pytestmark = pytest.mark.process
 
@@ -41,6 +47,7 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 YEAR = 365 * DAY
 NOW = 1_750_000_000.0
+MIB = 1024 * 1024
 MONTH = Retention(max_age_seconds=30 * DAY)
 
 
@@ -96,6 +103,115 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def lines(log: pytest.LogCaptureFixture, part: str) -> list[str]:
     return [str(record.msg) for record in log.records if part in str(record.msg)]
+
+
+# --- While clients resume -------------------------------------------------------------------------
+
+
+def number_of(id_: str) -> int:
+    return int(id_.rpartition("-")[2])
+
+
+class Turns:
+    """The turns of a writer, for which others wait."""
+
+    def __init__(self) -> None:
+        self._next, self._over = trio.Event(), False
+
+    def take(self, *, last: bool = False) -> None:
+        self._next.set()
+        self._over = last
+        if not last:
+            self._next = trio.Event()
+
+    async def wait_for(self, turns: int) -> None:
+        """Wait for so many turns, or the last."""
+        while turns and not self._over:
+            await self._next.wait()
+            turns -= 1
+
+
+class Resumer:
+    """A client that resumes all the time, and writes down what it is told."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = Random(seed)
+        self._hello: dict[str, object] = {}
+        self._nonces = 0
+        self._unaccepted: dict[str, object] | None = None
+        self._said: set[int] = set()
+        self._heard: list[tuple[int, int]] = []  # the number of a message, the `missed` before it
+        self._end = False
+
+    async def run(self, network: MemoryServer, turns: Turns) -> None:
+        """Resume, read a little, break off and stay away, until the last message is there."""
+        while not self._end:
+            client = await join(network, **self._hello)
+            self._hello.setdefault("since", client.welcome["last"])
+            self._hello["session"] = client.welcome["session"]
+            await self._read(client)
+            await client.reset()
+            await turns.wait_for(self._random.choice((0, 2, 30)))
+
+    async def _read(self, client: JsonClient) -> None:
+        if self._random.random() < 0.3 and self._unaccepted is None:
+            self._nonces += 1
+            self._unaccepted = {"type": "say", "text": "mine", "nonce": self._nonces}
+        if self._unaccepted is not None:
+            await client.send(self._unaccepted)
+        missed, left = 0, self._random.choice((1, 5, 60))
+        while left > 0 or (self._end and self._unaccepted is not None):
+            event = await client.hear("said", "missed", "accepted", "error")
+            assert event["type"] != "error"
+            if event["type"] == "missed":
+                missed += event["count"]
+            elif event["type"] == "accepted":
+                self._said.add(number_of(event["id"]))
+                self._unaccepted = None
+            else:
+                self._heard.append((number_of(event["id"]), missed))
+                missed, left = 0, left - 1
+                self._hello["since"] = event["id"]
+                if event["text"] == "the end":
+                    self._end, left = True, 0
+
+    def check(self) -> int:
+        """Check that each message of others was heard or counted; return how many were counted."""
+        for (last, _), (number, missed) in pairwise(self._heard):
+            own = sum(last < each < number for each in self._said)
+            assert number - last - 1 - own == missed, f"between {last} and {number}"
+        return sum(missed for _, missed in self._heard)
+
+
+@pytest.mark.parametrize(
+    "retention",
+    [Retention(max_messages=30), Retention(max_bytes=MIB)],
+    ids=["messages", "bytes"],
+)
+async def test_clients_that_resume_during_deletion_hear_each_message_or_how_many_they_missed(
+    retention: Retention, tmp_path: Path
+) -> None:
+    journal = SqliteJournal(
+        tmp_path / "chat.db", retention=retention, limits=SqliteLimits(tidy_seconds=0.01)
+    )
+    # Of the newest messages only two are in memory.
+    config = ServerConfig(replay=ReplayLimits(ring_bytes=1, page_messages=7))
+    random, turns, resumers = Random(0), Turns(), [Resumer(seed) for seed in range(6)]
+    with trio.fail_after(60):
+        async with memory_server(config, journal=journal) as network:
+            writer = await join(network)
+            await writer.ask("say", text="the beginning")
+            async with trio.open_nursery() as nursery:
+                for each in resumers:
+                    nursery.start_soon(each.run, network, turns)
+                for _ in range(150):
+                    texts = ["x" * random.choice((5, 3000))] * random.choice((1, 5, 40))
+                    await writer.send(*({"type": "say", "text": text} for text in texts))
+                    await writer.ask("say", text="y")
+                    turns.take()
+                await writer.ask("say", text="the end")
+                turns.take(last=True)
+    assert sum(each.check() for each in resumers) > 100
 
 
 # --- By age ---------------------------------------------------------------------------------------
