@@ -1,13 +1,13 @@
 """The journal in a SQLite file: what rooms say outlives the server, its end and its `kill -9`.
 
-Nothing is done per message: a run is a row.  What waits while the disk is busy is one transaction,
-so that many who speak at once wait for it once.
+Nothing is done per message: a run is a row.  All jobs that wait while the disk is busy are written
+in one transaction, so that many senders wait for the disk once.
 
 Invariants:
 
 1. What waits is in one queue, in the order of the calls, and leaves it when it is committed or has
-   failed, never in between: whoever is cancelled where, nothing is lost.
-2. A room's numbers go on from what is committed when what waited behind that has failed.
+   failed, never in between: a cancelled task loses nothing.
+2. When jobs have failed, the numbers of their rooms go on from the last message committed.
 3. One thread writes, another reads, and neither waits for the other.
 """
 
@@ -153,7 +153,7 @@ class SqliteJournal(Journal):
                 finally:
                     self._fail(_CLOSED)
                     self._deletion_log.flush()
-                    async with self._reading:  # who reads has to finish before
+                    async with self._reading:  # after the last read has finished
                         await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
     async def _open_in_time(self) -> None:
@@ -264,7 +264,7 @@ class SqliteJournal(Journal):
             full = {room.id: room.kept - most for room in self._untidy}
         else:
             self._untidy.clear()
-        # Those without a message give way where there are too many, the longest silent first.
+        # Where there are too many rooms, those without a message are deleted, the oldest first.
         empty: dict[int, SqliteRoom] = {}
         if len(self._rooms) >= self._limits.rooms:
             silent = (room for room in self._rooms.values() if room.first == room.next)
@@ -273,13 +273,13 @@ class SqliteJournal(Journal):
         tidied = await trio.to_thread.run_sync(
             self._deletions.step, full, list(empty), now, limiter=self._writing
         )
-        if tidied is None:  # the disk has no room even for that, or somebody else has the file
+        if tidied is None:  # the disk is full, or another program has locked the file
             return False
         if tidied.firsts:
             for room in self._rooms.values():
                 room.first = tidied.firsts.get(room.id, room.first)
         for room in empty.values():
-            # Whoever is in it does not notice: with the next word it is recorded again.
+            # Its members do not notice: with the next message it is in the file again.
             if room.first == room.next and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
         if tidied.damage:

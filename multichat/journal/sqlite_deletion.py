@@ -35,16 +35,16 @@ __all__ = ["NOT_DELETED", "STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
 # Deleting reads what it deletes: some 10 ms.
 STEP_RUNS = 500
 
-# A file gets smaller when it holds that much of nothing; less is soon filled again.
+# The file is made smaller when this part of it is unused; less is soon filled again.
 _FREE_PART = 4
 
-# Of a step, what may be moved to make the file smaller: other pages change with what is moved.
+# Part of a step's pages that are moved to make the file smaller; each changes other pages, too.
 _MOVED_PART = 2
 
 # Around damage, a step tries fewer runs at once, each time by this factor, down to one.
 _FEWER = 8
 
-# So often a step of a damaged file fails before it leaves the rest to the next one.
+# After this many failures a step of a damaged file leaves the rest to the next step.
 _MAX_FAILURES = 50
 
 NOT_DELETED = "The journal is damaged: messages or sessions on damaged pages are not deleted"
@@ -54,7 +54,7 @@ _GONE_EPOCHS = 100
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
 
-# What is dated further ahead than this was said while the clock was wrong.
+# A message dated further ahead than this was said while the clock was wrong.
 _FUTURE_SECONDS = 60.0
 
 
@@ -106,7 +106,7 @@ class Deletions:
         limits: SqliteLimits | None = None,
     ) -> None:
         self._limits = limits or SqliteLimits()
-        self._session_count = self._limits.sessions + 1  # when they were counted; they never were
+        self._session_count = self._limits.sessions + 1  # not counted yet
         self.is_full = self.is_too_large = False
         self._rows, self._retention, self._reserve = rows, retention, reserve
         self._connection = rows.connection
@@ -245,7 +245,7 @@ class Deletions:
             except SQLITE_ERRORS as error:
                 step.restore(before)
                 if not is_damage(error) and step.deleted:
-                    return  # what is deleted has to be told
+                    return  # so that the caller learns what is deleted
                 self._note_damage(error)
                 failures += 1
                 step.tidied.more = True
@@ -318,9 +318,9 @@ class Deletions:
     def _last_expired(self, max_age_seconds: float, now: Moment, place: _Place) -> int | None:
         """Return up to which run all are too old; None if the first is not.
 
-        The order of the messages counts, so that no room gets a gap.  What is dated
-        ahead was said while the clock was wrong: it is as old as what follows it.  What this server
-        has kept itself is no older than the server.
+        Messages are deleted in the order in which they were said, so that no room gets a gap.  A
+        message that is dated ahead was said while the clock was wrong: it is as old as the next
+        one.  Messages that this server has kept are no older than the server.
         """
         before, latest = (
             time.strftime(_SECOND, time.gmtime(max(0, seconds)))
@@ -360,7 +360,7 @@ class Deletions:
         step.has_more_sessions = len(found) == STEP_RUNS
 
     def _shrink(self, *, all_of_it: bool) -> bool:
-        """Give some of what is free in the file back; return whether there may be more."""
+        """Give unused pages back to the disk; return whether there may be more."""
         free = self._bytes(used=False)
         size = free + self._bytes(used=True)
         most = self._retention.max_bytes
@@ -416,7 +416,7 @@ class _Step:
                 break
             try:
                 seq, room, first, messages, size = typed(row, int, int, int, int, int)
-            except DamagedRow:  # what cannot be read keeps nothing behind it
+            except DamagedRow:  # deleted too, so that later rows can be
                 gone.append((row[0],))
                 continue
             if self._bytes > self._max_bytes:
@@ -462,7 +462,7 @@ class _Step:
 
 
 class DeletionLog:
-    """Tells the operator what is deleted, and what is about to be.
+    """Logs what is deleted, and what is about to be.
 
     Of deletions there is a line when they have stopped for now, or have gone on for *seconds*, but
     one in *seconds* at most.
@@ -491,7 +491,7 @@ class DeletionLog:
             self._tell_at = now + self._seconds
 
     def flush(self) -> bool:
-        """Tell what was deleted since the last line; return whether anything was."""
+        """Log what was deleted since the last line; return whether anything was."""
         if not self._deleted:
             return False
         self._log.line("STATE", f"Deleted from the journal: {self._deleted}")

@@ -45,7 +45,6 @@ __all__ = [
     "open_file",
     "open_for_reading",
     "reason_of",
-    "text_or_bytes",
     "typed",
     "with_advice",
 ]
@@ -123,7 +122,7 @@ def is_busy(failure: JournalFailed) -> bool:
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
-def text_or_bytes(data: bytes) -> str | bytes:
+def _text_or_bytes(data: bytes) -> str | bytes:
     """Return text as it is in the file; bytes, which `typed` refuses, if it is not UTF-8.
 
     A `text_factory`: SQLite's own raises, and then no row behind that one can be read.
@@ -190,7 +189,7 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=64,
     )
-    connection.text_factory = text_or_bytes
+    connection.text_factory = _text_or_bytes
     return connection
 
 
@@ -273,8 +272,8 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             code = getattr(cause, "sqlite_errorname", "") or ""
             if not code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
-            # Readers agree with writers in files beside, and here none can be made.  Nobody writes
-            # here, then; but what is only in the WAL must not be passed over in silence.
+            # Readers and writers share a -shm, which cannot be made here: so no server writes to
+            # this file.  Messages that are only in the WAL must not be left out in silence.
             if _bytes_beside(real, "-wal"):
                 raise JournalFailed(
                     path, "its server did not end well; copy it, with its -wal, to read it"
@@ -311,7 +310,7 @@ def _resolved(path: Path) -> Path:
 
 
 def _exists(path: Path, real: Path, *, writing: bool) -> bool:
-    """Whether there is something in the file; raises where it can be seen that it is of no use."""
+    """Return whether the file has content; raises `JournalFailed` if it cannot be a journal."""
     folder = real.parent
     if not folder.is_dir():
         raise JournalFailed(path, f"there is no directory {folder}")
@@ -327,7 +326,7 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
         raise JournalFailed(path, f"nothing can be written to {folder}")
     wal = _wal_of(real)
     if _bytes_beside(real, "-wal") and not (real.exists() and real.stat().st_size):
-        # SQLite would begin anew, and delete what is in there.
+        # SQLite would make a new file and delete the WAL.
         what = "empty" if real.exists() else "missing"
         raise JournalFailed(
             path,
@@ -500,8 +499,8 @@ def _inspect(
         raise JournalFailed(path, reason)
     if tables and (fault := compare_schemas(schema, expected_schema(migrations[:version]), plain)):
         raise JournalFailed(path, fault)
-    # A page that is cut in two; of the others SQLite itself says that they are missing.  Where
-    # there is a WAL, what is missing may be in there.
+    # A page is cut in two; SQLite itself reports whole pages that are missing.  Where there is a
+    # WAL, the missing pages may be in it.
     if not _bytes_beside(real, "-wal") and real.stat().st_size < pages * page_bytes:
         raise JournalFailed(path, _DAMAGED)
 

@@ -67,7 +67,7 @@ class NonceJob:
 
 @dataclass(slots=True, eq=False)
 class NumbersJob:
-    """Numbers up to *clients_ever* are somebody's."""
+    """Numbers up to *clients_ever* have been given to clients."""
 
     clients_ever: int
     keeping: Keeping = field(default_factory=Keeping)

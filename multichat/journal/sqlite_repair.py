@@ -39,16 +39,16 @@ MAX_COUNTER = 2**48
 MAX_SECONDS = 1e11
 
 # Numbers of messages: with more, ids would not be ordered as strings.
-MAX_NUMBER = 8_000_000_000
+_MAX_MESSAGES = 8_000_000_000
 
 # More messages than one run can have.
 MAX_GAP = 2**17
 
 _BEGIN = f"""
-    SELECT min(first) FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {MAX_NUMBER}
+    SELECT min(first) FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {_MAX_MESSAGES}
 """  # noqa: S608 - our own words
 _LAST = f"""
-    SELECT seq FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {MAX_NUMBER}
+    SELECT seq FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {_MAX_MESSAGES}
     ORDER BY first DESC LIMIT 1
 """  # noqa: S608 - our own words
 _ROOM = f"""
@@ -96,7 +96,7 @@ def is_whole(room: tuple[Any, ...]) -> bool:
         is_name(name)
         and EPOCH.fullmatch(epoch) is not None
         and max(id_, seq) <= MAX_COUNTER
-        and next_ <= MAX_NUMBER
+        and next_ <= _MAX_MESSAGES
         and (first == next_ if end is None else first == begin and end <= next_ <= end + MAX_GAP)
     )
 
@@ -302,7 +302,7 @@ def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None
         name = max(shown, key=shown.count)
     if not is_name(name):
         return None
-    whole = type(next_) is int and 0 <= next_ <= MAX_NUMBER
+    whole = type(next_) is int and 0 <= next_ <= _MAX_MESSAGES
     if end is None:
         if first != next_ or not whole:
             return None

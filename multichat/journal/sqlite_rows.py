@@ -332,10 +332,10 @@ class Rows:
             self._runs.clear()
             self._heads.clear()
 
-    # --- Clients and who may come back ------------------------------------------------------------
+    # --- Sessions and nonces ----------------------------------------------------------------------
 
     def give_numbers(self, clients_ever: int) -> None:
-        """Keep that numbers up to *clients_ever* are somebody's."""
+        """Keep that numbers up to *clients_ever* have been given to clients."""
         self._highest_client = max(self._highest_client, clients_ever)
 
     def keep_session(self, row: SessionRow) -> None:

@@ -10,14 +10,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, TypeAlias
 
-from multichat.journal.sqlite_file import SQLITE_ERRORS, is_damage
+from multichat.journal.sqlite_file import MAX_NUMBER, SQLITE_ERRORS, is_damage
 
 __all__ = ["Row", "first_readable", "is_readable", "rows_around_damage", "table_rows"]
 
 Row: TypeAlias = tuple[Any, ...]
-
-# No key is larger: see `sqlite_file.typed`.
-_MAX_KEY = 2**53
 
 # So many keys are tried one by one: with larger steps, readable rows between damaged ones are left
 # out.  Some milliseconds.
@@ -42,11 +39,11 @@ def first_readable(damaged: int, can_read_from: Callable[[int], bool]) -> int | 
     """
     low, high, width = damaged, damaged + 1, 1
     while not can_read_from(high):
-        if high == _MAX_KEY:
+        if high == MAX_NUMBER:
             return None
         if high - damaged >= _ONE_BY_ONE:
             width *= 2
-        low, high = high, min(high + width, _MAX_KEY)
+        low, high = high, min(high + width, MAX_NUMBER)
     while high - low > 1:
         middle = (low + high) // 2
         if can_read_from(middle):
@@ -90,7 +87,7 @@ def rows_around_damage(
             if limit == 1:
                 begin, position = position, first_readable(position, can_read_from)
                 if unreadable is not None:
-                    unreadable.append(range(begin, _MAX_KEY if position is None else position))
+                    unreadable.append(range(begin, MAX_NUMBER if position is None else position))
             limit = -1 if limit == 1 else 1
         else:
             if limit == -1 or row is None:
