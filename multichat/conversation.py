@@ -47,6 +47,9 @@ __all__ = ["Conversation", "memory_of"]
 # strings in it.
 _OBJECT_BYTES = 200
 
+# What is told where the server does not know the last message that we know.
+_GAP = "messages that were said here meanwhile may be missing; /history shows the latest"
+
 
 def memory_of(run: str) -> int:
     """Return about how many bytes the events of *run* take: one a line, or one a JSON object."""
@@ -201,7 +204,7 @@ class Conversation:
                 self._holder = holder
             case Error(code="unknown-id", nonce=None):
                 self.place.begin_anew()
-                return Error(event.code, "what was said here meanwhile is not known any more")
+                return Error(event.code, _GAP)
         return self._for_program(event, ours=kept is not None)
 
     def _note_freed(self, name: str) -> None:

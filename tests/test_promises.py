@@ -32,6 +32,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a backup is restored": (
         "test_restore::test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume",
         "test_restore::test_two_servers_that_began_with_one_backup_give_different_ids",
+        "test_restore::test_our_client_in_a_pipe_says_after_a_restore_that_messages_may_be_missing",
+        "test_restore::test_our_client_on_a_terminal_says_after_a_restore_that_messages_may_be_missing",
     ),
     "a backup is copied over the file": (
         "test_journal_files::test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed",

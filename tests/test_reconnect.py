@@ -680,7 +680,8 @@ async def test_a_room_that_has_begun_anew_is_said_to_be(autojump_clock: MockCloc
         events = [await anext(chat) for _ in range(5)]
         assert events[2] == Reconnected(resumed=False)
         assert events[3] == Error(
-            "unknown-id", "what was said here meanwhile is not known any more"
+            "unknown-id",
+            "messages that were said here meanwhile may be missing; /history shows the latest",
         )
         assert isinstance(events[4], Said)
         await peer.reset()

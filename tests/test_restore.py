@@ -7,7 +7,7 @@ import json
 import shutil
 import signal
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from multichat.testing import ScriptedClient
 from .support.journals import running, say, texts_of
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from .support.sockets import open_client
+from .support.terminals import Terminal
 
 pytestmark = pytest.mark.process
 
@@ -55,6 +56,10 @@ class Program:
         for text in texts:
             await self._client.send(json.dumps({"type": "say", "text": text, "nonce": text}))
             self.ids[text] = (await self.hear("accepted"))["id"]
+
+    async def history(self) -> list[str]:
+        await self._client.send('{"type":"history"}')
+        return [said["text"] for said in (await self.hear("history"))["messages"]]
 
 
 @asynccontextmanager
@@ -132,6 +137,103 @@ async def test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume(
                         wanted,
                         before.get(wanted, after.get(wanted)),
                     )
+
+
+MISSING = "messages that were said here meanwhile may be missing; /history shows the latest"
+
+
+@asynccontextmanager
+async def restored_while_away(
+    folder: Path,
+    port: int,
+    end: signal.Signals,
+    say: Callable[[str], Awaitable[object]],
+    hear: Callable[[str], Awaitable[object]],
+) -> AsyncIterator[None]:
+    """A server with a restored backup, which lacks messages that a client said and heard.
+
+    With *say* the client says something, *hear* waits until it shows something.
+    """
+    path = folder / "chat.db"
+    async with serve(folder, "--journal", str(path), port=port) as server:
+        await say("kept")
+        await server.wait_for("] kept\n")
+        back_up(path, folder / "backup.db")
+        async with program(server, name="bob") as bob:
+            await say("mine is lost")
+            assert (await bob.hear("said"))["text"] == "mine is lost"
+            await bob.say("lost, too")
+            await hear("lost, too")  # so it knows that its own was accepted
+        server.process.send_signal(end)
+        await server.wait()
+    remove_beside(path)
+    shutil.copy(folder / "backup.db", path)
+    await say("while away")
+    unheard = [f"unheard {number}" for number in range(5)]
+    async with serve(folder, "--journal", str(path)) as server:  # where the client is not
+        async with program(server, name="bob") as bob:
+            await bob.say(*unheard)
+        server.process.send_signal(signal.SIGTERM)
+        await server.wait()
+    async with serve(folder, "--journal", str(path), port=port) as server:
+        await server.wait_for("] while away\n")
+        async with program(server, name="bob") as bob:
+            await bob.say("said after the restore")
+            await say("mine after the restore")
+            assert (await bob.hear("said"))["text"] == "mine after the restore"
+            later = ["while away", "said after the restore", "mine after the restore"]
+            assert await bob.history() == ["kept", *unheard, *later]
+            await hear("said after the restore")
+            yield
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+async def test_our_client_in_a_pipe_says_after_a_restore_that_messages_may_be_missing(
+    end: signal.Signals, port: int, tmp_path: Path
+) -> None:
+    command = (MULTICHAT, "connect", LOOPBACK, str(port), "--name", "alice", "--wait")
+    async with Command(tmp_path, *command) as alice:
+
+        async def say(text: str) -> None:
+            await alice.type(f"{text}\n")
+
+        async def hear(text: str) -> None:
+            await alice.wait_for(f"[RX] [bob] {text}")
+
+        async with restored_while_away(tmp_path, port, end, say, hear):
+            out = alice.out
+            assert "unheard" not in out
+            await alice.type("/history\n")
+            await alice.wait_for("[bob] unheard 4")
+            alice.end_input()
+            assert await alice.wait() == 0
+    assert alice.err == ""
+    shown = "[bob] lost, too", "Connected again", MISSING, "[bob] said after the restore"
+    assert [out.count(text) for text in shown] == [1, 1, 1, 1]
+    places = [out.index(text) for text in shown]
+    assert places == sorted(places)
+
+
+async def test_our_client_on_a_terminal_says_after_a_restore_that_messages_may_be_missing(
+    terminal: Terminal, port: int, tmp_path: Path
+) -> None:
+    await terminal.open("t", MULTICHAT, "connect", "--wait", "--name", "alice", LOOPBACK, str(port))
+
+    async def say(text: str) -> None:
+        await terminal.type("t", text)
+
+    async def hear(text: str) -> None:
+        await terminal.wait_for("t", f"bob  {text}")
+
+    async with restored_while_away(tmp_path, port, signal.SIGKILL, say, hear):
+        screen = " ".join((await terminal.screen("t")).split())
+    shown = [
+        *("alice kept", "alice mine is lost", "bob lost, too"),
+        *(MISSING, "alice while away", "bob said after the restore"),
+    ]
+    assert [screen.count(text) for text in shown] == [1] * len(shown)
+    places = [screen.index(text) for text in shown]
+    assert places == sorted(places)
 
 
 async def all_ids(room: RoomJournal) -> list[str]:
