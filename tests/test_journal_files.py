@@ -29,7 +29,7 @@ from multichat.journal.sqlite_file import open_file
 from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import ScriptedClient, memory_server
 
-from .support.journals import running, say, spell, texts_of, wait_kept
+from .support.journals import running, say, spell, texts_of, tidy, wait_kept
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from .support.sockets import open_client
 
@@ -681,6 +681,58 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
     texts = ["one", "two"] if checkpoint else ["one"]
     for name in (path, other, path):
         assert await all_texts(name) == texts
+
+
+async def test_a_reader_at_the_start_does_not_hide_that_a_wal_is_missing_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "chat.db"
+    await write(path, "one")
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM runs").fetchone()
+        async with running(SqliteJournal(path)) as journal:
+            await say(journal.room("lobby"), "two")
+            reader.execute("ROLLBACK")
+            await tidy(journal)
+            await say(journal.room("lobby"), "three")
+            killed = save(path, tmp_path / "killed")
+    wal_of(killed).unlink()
+    assert await all_texts(killed) == ["one", "two"]
+    assert "chat.db-wal is not there" in caplog.text
+
+
+@linux
+@pytest.mark.parametrize("kind", ["symbolic link", "bind mount"])
+async def test_after_a_kill_no_message_is_lost_by_a_start_under_another_name(
+    kind: str, tmp_path: Path
+) -> None:
+    """A bind mount is not noticed, but in the log; then the advice is to keep the `-wal`."""
+    (tmp_path / "other").mkdir()
+    path, other = tmp_path / "chat.db", tmp_path / "other" / "name.db"
+    await write(path, "one")
+    if kind == "symbolic link":
+        other.symlink_to(path)
+    with bound(path, other) if kind == "bind mount" else nullcontext():
+        async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+            assert await one.say("two") == "accepted"
+            server.process.kill()
+            await server.wait()
+        killed = save(path, tmp_path / "killed")
+        async with serve(tmp_path, "--journal", str(other)) as server, speaking(server) as one:
+            assert await one.say("three") == "accepted"
+            assert (f"{other}-wal is not there" in server.out) == (kind == "bind mount")
+            server.signal(signal.SIGTERM)
+            await server.wait()
+    if kind == "symbolic link":
+        assert await all_texts(path) == ["one", "two", "three"]
+        return
+    reason = await refusal(path)
+    assert "a start under another name of the file; move chat.db-wal and chat.db-shm away" in reason
+    assert wal_of(path).read_bytes() == wal_of(killed).read_bytes()
+    wal_of(path).rename(tmp_path / "away")
+    assert await all_texts(path) == ["one", "three"]
+    assert await all_texts(killed) == ["one", "two"]
 
 
 async def test_a_copy_of_a_file_with_another_name_goes_on_without_its_wal(tmp_path: Path) -> None:

@@ -154,6 +154,8 @@ class Deletions:
                 tidied = self._step(full, empty, now, shrink=True)
             self._rows.checkpoint(truncate=True)  # gives back what was deleted
         self.check_size()
+        if not self._rows.is_marked:
+            self._rows.checkpoint()
         return tidied
 
     def _step(

@@ -107,6 +107,9 @@ class Rows:
     The clock of the file says for how many seconds servers have run with it: a session's age is
     counted in these, because the system's clock may be wrong at any time.  *loaded_clock* is where
     it stood when the file was opened.  *new_sessions* is how many may have come since it was set.
+
+    *is_marked*: a checkpoint has written into the file that a server is using it; at a start, a
+    reader can prevent that.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -124,6 +127,7 @@ class Rows:
         self._ended: list[tuple[object, ...]] = []
         self._highest_client = self._highest_epoch = 0
         self._wal = _Wal.IN_USE
+        self.is_marked = False
         self._has_stamps = True
         self._wal_bytes = 0  # about
         self.long_wal_bytes = 4 * 1024 * 1024  # about, after which a checkpoint is made
@@ -283,6 +287,7 @@ class Rows:
             ).fetchone()
             if not busy and in_wal == written:
                 self._wal = _Wal.COPIED
+                self.is_marked = True
 
     def _stamp(self, sealed: int) -> None:
         self.connection.execute(
