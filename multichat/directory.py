@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from logging import ERROR
 
 import trio
 
@@ -28,7 +27,6 @@ from multichat.errors import (
     InvalidName,
     InvalidRequest,
     NotDelivered,
-    NotRead,
     RemoteProtocolError,
     TooManyRooms,
 )
@@ -324,10 +322,6 @@ class Directory:
     @property
     def _closing_goodbye(self) -> Goodbye:
         return Goodbye.of("shutdown", self.closed)
-
-    def note_not_resumed(self, error: NotRead) -> None:
-        """Log that a session cannot be resumed, and why."""
-        self._log.line("STATE", f"A session cannot be resumed: {error.reason}", ERROR)
 
     def give_session(self, member: Member) -> str:
         """Give *member* a session, which it can resume; return the token."""

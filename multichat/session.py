@@ -370,8 +370,7 @@ class Session:
         while True:
             try:
                 resumed = await resumables.find(token)
-            except NotRead as error:  # the client sees `resumed`, see docs/journal.md
-                directory.note_not_resumed(error)
+            except NotRead:  # the client sees `resumed`, see docs/journal.md
                 resumed = None
             if self._mailbox.has_room(_ANSWER_BYTES):
                 break

@@ -3,6 +3,7 @@
 Real processes, real SQLite.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ import pytest
 import trio
 import trio.testing
 
+from multichat.config import ReplayLimits, ServerConfig
 from multichat.errors import JournalFailed, NotKept, NotRead
 from multichat.journal.file_lock import FileLock, is_locked
 from multichat.journal.reading import open_reader
@@ -30,6 +32,7 @@ from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.journals import running, say, spell, texts_of, tidy, wait_kept
+from .support.log import LogRecorder
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from .support.sockets import open_client
 
@@ -821,6 +824,44 @@ async def test_a_start_waits_for_a_program_that_has_locked_the_file(tmp_path: Pa
     assert await all_texts(path) == ["one"]
 
 
+REFUSED = [
+    ({"type": "say", "text": "x"}, "nothing can be said now: another program is using it"),
+    ({"type": "act", "text": "x"}, "nothing can be said now: another program is using it"),
+    ({"type": "history"}, "the history cannot be read: Cannot operate on a closed database."),
+]
+
+
+@pytest.mark.parametrize(("request_", "told"), REFUSED, ids=["say", "act", "history"])
+async def test_the_log_has_what_a_client_is_refused_for_the_journal(
+    request_: dict[str, str], told: str, tmp_path: Path, log: LogRecorder
+) -> None:
+    """Once, however often it is asked for; and what the operator can do, where that is known."""
+    path = tmp_path / "chat.db"
+    config = ServerConfig(replay=ReplayLimits(ring_bytes=0))
+    journal = SqliteJournal(path, limits=SqliteLimits(retry_seconds=0))
+    async with memory_server(config, journal=journal) as network:
+        client = await network.join()
+        await client.send("/json")
+        assert json.loads(await client.line())["type"] == "welcome"
+        for text in "12345":  # more than are always in memory
+            await client.send(json.dumps({"type": "say", "text": text, "nonce": text}))
+            assert json.loads(await client.line())["type"] == "accepted"
+        log.lines.clear()
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with journal._reading:
+                journal._reader.close()
+            for nonce in range(3):
+                await client.send(json.dumps({**request_, "nonce": nonce}))
+                answer = json.loads(await client.line())
+                assert (answer["code"], answer["text"]) == ("storage-failed", told)
+            other.execute("ROLLBACK")
+    [line] = [line for line in log.lines if "cannot be read" in line or "keeps nothing" in line]
+    if request_["type"] != "history":
+        expected = "another program is using it; end that program, the server needs no restart"
+        assert line.endswith(f"The journal keeps nothing: {expected}")
+
+
 async def test_the_log_has_the_same_failure_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -845,7 +886,7 @@ async def test_the_log_has_the_same_failure_once(
     errors = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
     text = "The journal keeps nothing: another program is using it; end that program, the server "
     assert errors[0].endswith(f"{text}needs no restart")
-    assert "The journal cannot be read: " in errors[1]
+    assert "The history cannot be read: " in errors[1]
     assert len(errors) == 2
 
 

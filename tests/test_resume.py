@@ -690,9 +690,9 @@ class CountingJournal(SqliteJournal):
 
     reads = 0
 
-    async def _read(self, read: Any) -> Any:
+    async def _read(self, what: str, read: Any) -> Any:
         self.reads += 1
-        return await super()._read(read)
+        return await super()._read(what, read)
 
 
 async def test_a_room_talks_on_while_somebody_catches_up_with_a_hundred_thousand(

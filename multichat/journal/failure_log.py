@@ -1,30 +1,35 @@
 """Logs what a journal cannot keep or read, without a line for each message."""
 
 import math
+from collections.abc import Hashable
 from logging import ERROR
 
 from multichat.log import Log
 
 __all__ = ["FailureLog"]
 
-# How many different failures are remembered.
-_MAX_FAILURES = 100
+# How many kinds of failures are remembered.
+_MAX_KINDS = 100
 
 
 class FailureLog:
-    """Logs the same failure once in *seconds*."""
+    """Logs one failure of each kind in *seconds*."""
 
     def __init__(self, log: Log, seconds: float) -> None:
         self._log, self._seconds = log, seconds
-        self._logged: dict[str, float] = {}  # when, by the clock of the loop
+        self._logged: dict[Hashable, float] = {}  # when, by the clock of the loop
 
-    def note(self, text: str, now: float) -> None:
-        """Log *text*, unless it was logged a short while ago."""
-        if now - self._logged.get(text, -math.inf) < self._seconds:
+    def note(self, text: str, now: float, kind: Hashable = None) -> None:
+        """Log *text*, unless one of its *kind* was logged a short while ago.
+
+        Without a *kind*, the same text is one.
+        """
+        kind = text if kind is None else kind
+        if now - self._logged.get(kind, -math.inf) < self._seconds:
             return
-        if len(self._logged) >= _MAX_FAILURES:
+        if len(self._logged) >= _MAX_KINDS:
             self._logged.clear()
-        self._logged[text] = now
+        self._logged[kind] = now
         self._log.line("STATE", text, ERROR)
 
     def note_once(self, text: str) -> None:

@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from itertools import islice
 from logging import ERROR, WARNING
@@ -43,6 +43,7 @@ from multichat.journal.reserve import Reserve
 from multichat.journal.retention import Retention, SteadyClock
 from multichat.journal.sqlite_deletion import NOT_DELETED, STEP_RUNS, DeletionLog, Deletions
 from multichat.journal.sqlite_file import (
+    DAMAGED,
     DISK_FAILS,
     DISK_FULL,
     SQLITE_ERRORS,
@@ -77,6 +78,8 @@ T = TypeVar("T")
 _RETRY_PAUSE_SECONDS = 0.05
 
 _EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
+
+_TOO_SLOW = "the disk does not keep up"
 
 _CLOSED = "the server is closing its journal"
 
@@ -202,8 +205,9 @@ class SqliteJournal(Journal):
             self._log.line("STATE", "The journal is in its place again and keeps messages")
         self._file_fault = fault
 
-    def _log_failure(self, text: str) -> None:
-        self._failure_log.note(text, trio.current_time())
+    def _log_failure(self, what: str, reason: str, kind: Hashable = None) -> None:
+        text = f"{what}: {with_advice(reason)}"
+        self._failure_log.note(text, trio.current_time(), kind)
 
     async def _write_waiting(self, give_up_at: float) -> bool:
         """Keep what waits, as much as one transaction takes, or fail all of it at *give_up_at*.
@@ -223,7 +227,7 @@ class SqliteJournal(Journal):
                 if is_moved:
                     self._watch()
                 else:
-                    self._log_failure(f"The journal keeps nothing: {with_advice(failure)}")
+                    self._log_failure("The journal keeps nothing", failure)
                 self._fail(failure)
                 self._failing = True
                 return False
@@ -243,7 +247,8 @@ class SqliteJournal(Journal):
         for job in jobs:
             job.keeping.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
-            self._log_failure(f"{effect_on(subject, getattr(subject, 'name', ''))}: {failure}")
+            effect = effect_on(subject, getattr(subject, "name", ""))
+            self._log_failure(effect, failure, type(subject).__name__)
         return True
 
     def _fail(self, failure: str) -> None:
@@ -398,8 +403,8 @@ class SqliteJournal(Journal):
         if not self._open:
             raise NotKept(_CLOSED)
         if self._queue.bytes + job_bytes(job) > self._limits.waiting_bytes and self._queue.bytes:
-            self._log_failure("The journal keeps nothing: the disk does not keep up")
-            raise NotKept("the disk does not keep up")
+            self._log_failure("The journal keeps nothing", _TOO_SLOW)
+            raise NotKept(_TOO_SLOW)
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
         self._rooms.move_to_end(job.room.name)
@@ -451,7 +456,9 @@ class SqliteJournal(Journal):
         if waiting is not None and waiting.row is None:
             return None
         row = None if waiting is None else waiting.row
-        return await self._read(lambda reader: read_session(reader, digest, row, clock))
+        return await self._read(
+            "A session cannot be resumed", lambda reader: read_session(reader, digest, row, clock)
+        )
 
     def _clock_of_file(self) -> float:
         """Return for how many seconds servers have run with this file."""
@@ -467,23 +474,19 @@ class SqliteJournal(Journal):
         For our rooms alone.
         """
         damaged: list[int] = []
-        runs = await self._read(lambda reader: read(reader, damaged))
-        self._note_damaged(room, damaged)
+        runs = await self._read("The history cannot be read", lambda reader: read(reader, damaged))
+        if damaged:
+            what = f"Messages of {room.name} cannot be read, the first is number {min(damaged)}"
+            self._log_failure(what, DAMAGED, "messages")
         return runs
 
-    def _note_damaged(self, room: SqliteRoom, numbers: list[int]) -> None:
-        """Log, once for a room, that some of its rows are damaged."""
-        if numbers and not room.is_damaged:
-            room.is_damaged = True
-            text = f"The journal is damaged: messages of {room.name} cannot be read"
-            self._log.line("STATE", f"{text}, the first is number {min(numbers)}", ERROR)
-
-    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+    async def _read(self, what: str, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what *read* returns; *what* is for the log where that fails."""
         if not self._open:
             raise NotRead(_CLOSED)
         try:
             return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
         except SQLITE_ERRORS as error:
             reason = reason_of(error)
-            self._log_failure(f"The journal cannot be read: {reason}")
+            self._log_failure(what, reason)
             raise NotRead(reason) from error

@@ -33,6 +33,7 @@ from multichat.journal.sqlite_schema import (
 )
 
 __all__ = [
+    "DAMAGED",
     "DISK_FAILS",
     "DISK_FULL",
     "MAX_NUMBER",
@@ -55,15 +56,15 @@ BUSY_SECONDS = 0.25
 
 DISK_FULL = "the disk is full"
 DISK_FAILS = "the disk fails"
-_DAMAGED = "the file is damaged"
+DAMAGED = "the file is damaged"
 _BUSY = "another program is using it"
 _NOT_OURS = "not a journal of multichat"
 
 _REASONS = {
     "SQLITE_BUSY": _BUSY,
     "SQLITE_CANTOPEN": "cannot be opened",
-    "SQLITE_CONSTRAINT": _DAMAGED,
-    "SQLITE_CORRUPT": _DAMAGED,
+    "SQLITE_CONSTRAINT": DAMAGED,
+    "SQLITE_CORRUPT": DAMAGED,
     "SQLITE_FULL": DISK_FULL,
     "SQLITE_IOERR": DISK_FAILS,
     "SQLITE_LOCKED": _BUSY,
@@ -87,7 +88,7 @@ class DamagedRow(sqlite3.DatabaseError):
     """A row holds what no server has written there: SQLite keeps anything in any column."""
 
     def __init__(self) -> None:
-        super().__init__(_DAMAGED)
+        super().__init__(DAMAGED)
 
 
 def typed(row: Any, *kinds: type) -> Any:
@@ -140,21 +141,22 @@ def reason_of(error: Exception) -> str:
     # "SQLITE_IOERR_WRITE" is one of "SQLITE_IOERR".
     name = "_".join((getattr(error, "sqlite_errorname", None) or "").split("_")[:2])
     if isinstance(error, UnicodeDecodeError) or (not name and "UTF-8" in str(error)):
-        return _DAMAGED  # the message quotes what cannot be decoded
+        return DAMAGED  # the message quotes what cannot be decoded
     return _REASONS.get(name) or clean(str(error))[:_SHOWN_CHARACTERS]
 
 
 _ADVICE = {
-    DISK_FULL: "make room on it",
-    DISK_FAILS: "check the disk",
-    _BUSY: "end that program",
+    DISK_FULL: "make room on it, the server needs no restart",
+    DISK_FAILS: "check the disk, the server needs no restart",
+    _BUSY: "end that program, the server needs no restart",
+    DAMAGED: "restore a backup, or save the rest by sqlite3's .recover",
 }
 
 
 def with_advice(reason: str) -> str:
     """Return *reason* with what the operator of a server can do about it."""
     advice = _ADVICE.get(reason)
-    return f"{reason}; {advice}, the server needs no restart" if advice else reason
+    return f"{reason}; {advice}" if advice else reason
 
 
 # Of the files beside a journal.
@@ -502,7 +504,7 @@ def _inspect(
     # A page is cut in two; SQLite itself reports whole pages that are missing.  Where there is a
     # WAL, the missing pages may be in it.
     if not _bytes_beside(real, "-wal") and real.stat().st_size < pages * page_bytes:
-        raise JournalFailed(path, _DAMAGED)
+        raise JournalFailed(path, DAMAGED)
 
 
 def _create(real: Path) -> None:

@@ -24,12 +24,11 @@ class SqliteRoom(RoomJournal):
     *kept* is the number up to which everything is committed.
 
     *is_begun*: it has the epoch of this server, which is in the file from the first message on.
-    *is_damaged*: the log tells of rows that cannot be read.
     """
 
     __slots__ = (
         *("_journal", "begins", "earlier", "epoch", "first"),
-        *("id", "is_begun", "is_damaged", "kept", "name", "next"),
+        *("id", "is_begun", "kept", "name", "next"),
     )
 
     def __init__(self, journal: "SqliteJournal", head: Head, *, is_begun: bool = True) -> None:
@@ -38,7 +37,6 @@ class SqliteRoom(RoomJournal):
         self.first, self.earlier = head.first, head.earlier
         self.begins = self.next = self.kept = head.next
         self.is_begun = is_begun
-        self.is_damaged = False
 
     def begin(self, epoch: str) -> None:
         """Go on in another *epoch*.
