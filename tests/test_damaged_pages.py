@@ -2,7 +2,7 @@
 
 import itertools
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,10 @@ SESSIONS = 150
 MOST_CONCERNED = ROOMS // 2
 
 # Pages that each message needs and that are not among the first: the last one of the messages, and
-# the last one of the index of epochs.
-MOST_LAST_PAGES = 2
+# those of the two indexes of epochs.
+MOST_LAST_PAGES = 3
+
+MANY_ROOMS = 600
 
 # Of messages, on one page of their index; and so many are found from one side of it only.
 MOST_ON_A_PAGE = 400
@@ -109,11 +111,13 @@ def damaged_files(
             yield page
 
 
-async def say_everywhere(journal: SqliteJournal, nonce: int | None) -> list[bool]:
-    """Say something in each room; return where it is kept."""
+async def say_in_rooms(
+    journal: SqliteJournal, nonce: int | None, numbers: Iterable[int] = range(ROOMS)
+) -> list[bool]:
+    """Say something in rooms of these *numbers*; return where it is kept."""
     kept = []
     keepings = []
-    for number in range(ROOMS):
+    for number in numbers:
         room = journal.room(f"room {number}")
         said = said_in(room, "hello", 1 + number, OLD)
         keepings.append(room.append(said, () if nonce is None else (nonce,)))
@@ -166,8 +170,46 @@ async def check_talk(journal: SqliteJournal, server: int) -> None:
             await journal.session(record_of(client).digest)
         journal.keep_session(record_of(client), connected=True)
     for nonce in (None, 1000 + server):
-        kept = await say_everywhere(journal, nonce)
+        kept = await say_in_rooms(journal, nonce)
         assert kept.count(False) <= MOST_CONCERNED
+
+
+@pytest.fixture(scope="module")
+def many_rooms(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A journal of so many rooms that each index of them has several pages."""
+    path = tmp_path_factory.mktemp("many") / "chat.db"
+
+    async def run() -> None:
+        for _ in range(2):
+            async with running(open_journal(path)) as journal:
+                assert all(await say_in_rooms(journal, None, range(MANY_ROOMS)))
+
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
+    with closing(sqlite3.connect(path)) as connection:
+        [last] = connection.execute("SELECT max(rootpage) FROM sqlite_master").fetchone()
+    return Whole(path.read_bytes(), last)
+
+
+async def test_a_start_is_refused_only_where_no_room_can_be_talked_in(
+    many_rooms: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """It was refused for a page that no message needs, and not for one that each message needs."""
+    path = tmp_path / "chat.db"
+    kept: list[bool] = []
+
+    async def talk(journal: SqliteJournal) -> None:
+        kept[:] = await say_in_rooms(journal, None, range(0, MANY_ROOMS, 20))
+
+    refused = set()
+    for page in damaged_files(many_rooms, path, "zeros"):
+        if page <= many_rooms.first_pages:
+            continue
+        if not await does_start(open_journal(path), talk):
+            refused.add(page)
+        else:
+            # Pages that are full are split, which needs those beside them, too.
+            assert kept.count(True) > len(kept) // 4, page
+    assert len(refused) <= MOST_LAST_PAGES
 
 
 async def read_everything(journal: SqliteJournal) -> None:

@@ -112,6 +112,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_damaged_pages::test_messages_are_deleted_behind_damage",
         "test_journal_sqlite::test_messages_around_a_damaged_page_can_be_read",
         "test_damaged_pages::test_messages_beside_a_damaged_page_are_read",
+        "test_damaged_pages::test_a_start_is_refused_only_where_no_room_can_be_talked_in",
+        "test_damaged_sessions::test_connect_in_a_pipe_chats_on_and_ends",
         "test_damaged_pages::test_the_command_shows_what_is_beside_a_damaged_page",
         "test_damage::test_everybody_is_answered_whatever_pages_of_sessions_are_damaged",
         "test_hostile_files::test_a_server_with_a_journal_with_flipped_bytes",

@@ -199,7 +199,7 @@ class Rows:
         Each message needs some pages, such as the one behind the last message; where one of them is
         damaged, a server is of no use.
         """
-        unused = f"{MAX_COUNTER:011x}"  # an epoch
+        unused = 11 * "f"  # an epoch that sorts behind all others, as the next one does
         tried = heads[:: max(1, len(heads) // _MAX_TRIED)] or [Head(1, "\n", unused, 0, 0, {})]
         failure: Exception | None = None
         for head in tried:
