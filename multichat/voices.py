@@ -382,10 +382,8 @@ class JsonVoice:
         nonce = None
         try:
             kind = _KIND.read(line, raw)
-        except NotExact as error:
+        except (msgspec.MsgspecError, NotExact) as error:
             reason = _reason(error, line)
-        except msgspec.MsgspecError:
-            pass
         else:
             nonce = kind.nonce if _is_nonce(kind.nonce) else None
             if isinstance(kind.type, str) and kind.type not in _REQUEST_TYPES:

@@ -871,6 +871,12 @@ def test_a_refused_nonce_is_answered_with_what_is_wrong(value: str, reason: str 
     assert (read == invalid(f"that is no request: {reason}")) == (reason is not None)
 
 
+def test_half_a_surrogate_pair_is_named_also_in_a_request_that_there_is_not() -> None:
+    [read] = JSON.parse_requests(r'{"type":"dance","nonce":"\ud83d"}')
+    reason = r"\ud83d is half of a surrogate pair, the other half is missing"
+    assert read == invalid(f"that is no request: {reason}")
+
+
 @given(st.lists(hostile_lines(), max_size=5), st.lists(json_requests, max_size=3))
 def test_a_line_is_one_request_whatever_it_is_and_wherever_it_stands(
     hostile: list[str], honest: list[WireRequest]
