@@ -777,6 +777,22 @@ async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
     assert "use that name" in await refusal(other)
 
 
+async def test_a_copy_of_a_linked_wal_has_its_messages(tmp_path: Path) -> None:
+    """As after a copy of the folder that consists of hard links."""
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path)) as journal:
+        await say(journal.room("lobby"), "one")
+        killed = save(path, tmp_path / "killed")
+    linked = tmp_path / "linked" / "chat.db"
+    shutil.copytree(killed.parent, linked.parent, copy_function=os.link)
+    assert "put a copy of it in its place" in await refusal(killed)
+    shutil.copy(wal_of(killed), tmp_path / "copy")
+    (tmp_path / "copy").rename(wal_of(killed))
+    before = wal_of(linked).read_bytes()
+    assert await all_texts(killed) == ["one"]
+    assert wal_of(linked).read_bytes() == before
+
+
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 @pytest.mark.parametrize("kind", ["hard link", "symbolic link", "link to nothing"])
 async def test_no_file_is_overwritten_that_is_linked_beside_the_journal(
@@ -792,7 +808,9 @@ async def test_no_file_is_overwritten_that_is_linked_beside_the_journal(
     else:
         other.write_bytes(b"somebody's" * 10_000)
         link.symlink_to(other) if kind == "symbolic link" else os.link(other, link)
-    assert "is a link to another file; move it away" in await refusal(path)
+    advice = "move it away" if kind == "link to nothing" else "put a copy of it in its place"
+    reason = f"{link}: a link to another file, which SQLite overwrites; {advice}"
+    assert await refusal(path) == reason
     assert not other.exists() or other.read_bytes() == b"somebody's" * 10_000
     link.unlink()
     assert await all_texts(path) == ["one"]

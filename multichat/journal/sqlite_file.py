@@ -321,9 +321,8 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
             raise JournalFailed(each, "not a file")
     for each in (Path(f"{real}{suffix}") for suffix in _WRITTEN_IN_PLACE if writing):
         if each.is_symlink() or (each.exists() and each.stat().st_nlink > 1):
-            raise JournalFailed(
-                each, "it is a link to another file; move it away, or put a copy in its place"
-            )
+            advice = "put a copy of it in its place" if each.exists() else "move it away"
+            raise JournalFailed(each, f"a link to another file, which SQLite overwrites; {advice}")
     if writing and not os.access(folder, os.W_OK | os.X_OK):
         raise JournalFailed(path, f"nothing can be written to {folder}")
     wal = _wal_of(real)
