@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from multichat.server import Server
+    from multichat.server.server import Server
 
 __all__ = ["SCENARIOS", "Scenario", "main", "run"]
 
@@ -48,7 +48,7 @@ KOREAN = "안녕하세요 여러분 👋 오늘도 좋은 하루 되세요 🎉"
 @contextmanager
 def framing(line: str) -> Iterator[Repeat]:
     """Cut a chunk, full of *line*, into lines."""
-    from multichat.framing import LineDecoder
+    from multichat.protocol.framing import LineDecoder
 
     spelled = f"{line}\n".encode()
     chunk = spelled * (CHUNK_BYTES // len(spelled))
@@ -64,8 +64,8 @@ def framing(line: str) -> Iterator[Repeat]:
 @contextmanager
 def spelling(messages: int) -> Iterator[Repeat]:
     """Take a batch of lines for what they ask, and spell what everybody is told."""
-    from multichat.messages import SaidRun, SayRun
-    from multichat.voices import TEXT
+    from multichat.protocol.codecs import TEXT
+    from multichat.protocol.messages import SaidRun, SayRun
 
     lines = "\n".join([TEXT_63] * messages)
 
@@ -108,10 +108,10 @@ def _server() -> "Server":
     Under valgrind everything takes fifty times as long, and on a busy machine longer: how long a
     turn takes makes no difference.
     """
-    from multichat.server import Server
+    from multichat.server.server import Server
 
     try:
-        from multichat.fair_share import NO_PAUSES
+        from multichat.net.fair_share import NO_PAUSES
     except ImportError:  # a revision without turns
         return Server()
     return Server(
@@ -203,8 +203,8 @@ def start() -> Iterator[Repeat]:
     def repeat(_: int) -> None:
         import trio  # noqa: F401
 
-        import multichat.cli
-        import multichat.server  # noqa: F401
+        import multichat.cli.main
+        import multichat.server.server  # noqa: F401
 
     yield repeat
 

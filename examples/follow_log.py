@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 import multichat
-from multichat.framing import LineDecoder
+from multichat.protocol.framing import LineDecoder
 
 # Soon enough for who watches, seldom enough for a machine that does something else.
 LOOK_SECONDS = 0.25

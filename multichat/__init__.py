@@ -7,11 +7,8 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from multichat.bans import Ban, parse_duration, parse_target
-    from multichat.batch import Receipt
-    from multichat.chat import Chat
-    from multichat.client import client_tls, connect, dial, dial_unix, open_chat
-    from multichat.config import ClientTimeouts, Filter, Message, ServerConfig, ServerTimeouts, Slow
+    from multichat.client.chat import Chat
+    from multichat.client.connect import client_tls, connect, dial, dial_unix, open_chat
     from multichat.errors import (
         BadCertificate,
         Banned,
@@ -42,10 +39,10 @@ if TYPE_CHECKING:
         UnknownId,
         UnknownRequest,
     )
-    from multichat.journal import Journal
+    from multichat.journal.base import Journal
     from multichat.journal.memory import MemoryJournal
-    from multichat.listen import server_tls
-    from multichat.messages import (
+    from multichat.net.listeners import server_tls
+    from multichat.protocol.messages import (
         Accepted,
         Directed,
         Disconnected,
@@ -68,7 +65,17 @@ if TYPE_CHECKING:
         Said,
         Welcome,
     )
-    from multichat.server import MemberInfo, Server, ServerStatistics, serve
+    from multichat.server.bans import Ban, parse_duration, parse_target
+    from multichat.server.broadcast import Receipt
+    from multichat.server.config import (
+        ClientTimeouts,
+        Filter,
+        Message,
+        ServerConfig,
+        ServerTimeouts,
+        Slow,
+    )
+    from multichat.server.server import MemberInfo, Server, ServerStatistics, serve
 
 __all__ = [
     "Accepted",
@@ -148,17 +155,17 @@ __all__ = [
 # Imported when first asked for: `multichat --help` needs no trio, and the command's own entry
 # point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
 _HOMES = (
-    "bans",
-    "batch",
-    "chat",
-    "client",
-    "config",
+    "server.bans",
+    "server.broadcast",
+    "client.chat",
+    "client.connect",
+    "server.config",
     "errors",
-    "journal",
+    "journal.base",
     "journal.memory",
-    "listen",
-    "messages",
-    "server",
+    "net.listeners",
+    "protocol.messages",
+    "server.server",
 )
 
 

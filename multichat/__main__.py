@@ -23,7 +23,7 @@ __all__ = ["client_main", "main", "server_main"]
 
 def _run(name: str) -> NoReturn:
     try:
-        from multichat import cli
+        from multichat.cli import main as cli
 
         getattr(cli, name)()
     except KeyboardInterrupt:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from multichat.clock import TimeSpeller
-from multichat.framing import clean, clean_lines
+from multichat.protocol.framing import clean, clean_lines
+from multichat.protocol.timestamps import TimeSpeller
 
 __all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
 

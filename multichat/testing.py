@@ -11,13 +11,13 @@ from typing import TypeVar
 import trio
 import trio.testing
 
-from multichat.chat import Chat
-from multichat.client import open_chat
-from multichat.config import ServerConfig
+from multichat.client.chat import Chat
+from multichat.client.connect import open_chat
 from multichat.errors import lone_exception
-from multichat.fair_share import NO_PAUSES
-from multichat.journal import Journal
-from multichat.server import Server
+from multichat.journal.base import Journal
+from multichat.net.fair_share import NO_PAUSES
+from multichat.server.config import ServerConfig
+from multichat.server.server import Server
 
 __all__ = ["MemoryServer", "ScriptedClient", "StalledClient", "memory_server", "run_on_mock_clock"]
 

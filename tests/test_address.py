@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.address import is_loopback, parse_port, split_address
+from multichat.protocol.address import is_loopback, parse_port, split_address
 
 pytestmark = pytest.mark.unit
 

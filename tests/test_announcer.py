@@ -6,13 +6,13 @@ import pytest
 import trio
 import trio.testing
 
-from multichat.announcer import Announcer
-from multichat.mailbox import Mailbox
-from multichat.member import Member
-from multichat.messages import Missed
-from multichat.names import default_name
+from multichat.net.send_queue import Mailbox
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.messages import Missed
+from multichat.protocol.names import default_name
+from multichat.server.announcer import Announcer
+from multichat.server.member import Member
 from multichat.testing import run_on_mock_clock
-from multichat.voices import JSON, TEXT
 
 pytestmark = pytest.mark.unit
 

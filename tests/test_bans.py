@@ -8,7 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.bans import (
+from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
+from multichat.net.transport import spell_address
+from multichat.protocol.framing import clean
+from multichat.protocol.names import fold_name, parse_name
+from multichat.server.bans import (
     MAX_BANS,
     Ban,
     Bans,
@@ -21,10 +25,6 @@ from multichat.bans import (
     spell_bans,
     split_target,
 )
-from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
-from multichat.framing import clean
-from multichat.names import fold_name, parse_name
-from multichat.transport import spell_address
 
 pytestmark = pytest.mark.unit
 

@@ -31,10 +31,10 @@ from multichat import (
     ServerTimeouts,
     open_chat,
 )
-from multichat.config import DEFAULT_TIMEOUTS
-from multichat.messages import MAX_UNACCEPTED
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.messages import MAX_UNACCEPTED
+from multichat.server.config import DEFAULT_TIMEOUTS
 from multichat.testing import ScriptedClient, memory_server
-from multichat.voices import JSON, TEXT
 
 from .support.log import LogRecorder
 from .support.processes import WAIT_SECONDS

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.clock import TimeSpeller
+from multichat.protocol.timestamps import TimeSpeller
 
 pytestmark = pytest.mark.unit
 

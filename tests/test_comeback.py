@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.comeback import (
+from multichat.client.comeback import (
     EVERYTHING,
     STEADY_SECONDS,
     Backoff,
@@ -15,7 +15,8 @@ from multichat.comeback import (
     describe_connection,
     describe_retry,
 )
-from multichat.messages import (
+from multichat.client.unacknowledged import Outbox
+from multichat.protocol.messages import (
     MAX_UNACCEPTED,
     PROTOCOL,
     Disconnected,
@@ -29,7 +30,6 @@ from multichat.messages import (
     Welcome,
     Who,
 )
-from multichat.outbox import Outbox
 
 pytestmark = pytest.mark.unit
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.framing import clean
+from multichat.protocol.framing import clean
 
 from .support.processes import (
     BIN,
@@ -491,10 +491,10 @@ async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: P
 IMPATIENT = """
 import sys, trio, typer
 from multichat import ClientTimeouts
-from multichat.client import Endpoint
-from multichat.console import Console
+from multichat.client.connect import Endpoint
+from multichat.cli.console import Console
 from multichat.log import open_log
-from multichat.shell import one_line_errors
+from multichat.cli.process import one_line_errors
 
 timeouts = ClientTimeouts(progress=1.0, finish=0.5)
 endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=timeouts)

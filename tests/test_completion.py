@@ -2,8 +2,8 @@
 
 import pytest
 
-from multichat.commands import COMMANDS
-from multichat.completion import complete
+from multichat.protocol.commands import COMMANDS
+from multichat.terminal.completion import complete
 
 pytestmark = pytest.mark.unit
 

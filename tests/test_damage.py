@@ -14,11 +14,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from multichat.config import ReplayLimits, ServerConfig
+from multichat.cli.history import show_history
 from multichat.errors import JournalFailed
-from multichat.history import show_history
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal
-from multichat.journal.sqlite_schema import MIGRATIONS
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
+from multichat.journal.sqlite.schema import MIGRATIONS
+from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.harmless import is_harmless, is_one_harmless_line

@@ -13,11 +13,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from multichat.cli.history import show_history
 from multichat.errors import JournalFailed, NotKept, NotRead
-from multichat.history import show_history
-from multichat.journal import Keeping, SessionRecord
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
-from multichat.messages import SaidRun
+from multichat.journal.base import Keeping, SessionRecord
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.protocol.messages import SaidRun
 
 from .support.journals import LOTS, running, wait_kept
 from .support.log import LogRecorder

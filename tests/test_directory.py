@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from trio._core import _run as trio_run
 
 from multichat import ServerConfig, Slow
-from multichat.directory import Directory
 from multichat.errors import InvalidName, NameTaken, TooManyRooms
 from multichat.log import Log
-from multichat.lookalikes import lookalike_keys
-from multichat.mailbox import Mailbox, Offer
-from multichat.member import Member
-from multichat.messages import (
+from multichat.net.send_queue import Mailbox, Offer
+from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.lookalikes import lookalike_keys
+from multichat.protocol.messages import (
     LOBBY,
     Accepted,
     MemberName,
@@ -26,9 +25,10 @@ from multichat.messages import (
     RoomList,
     RoomSize,
 )
-from multichat.names import default_name
+from multichat.protocol.names import default_name
+from multichat.server.member import Member
+from multichat.server.registry import Directory
 from multichat.testing import memory_server, run_on_mock_clock
-from multichat.voices import JSON, TEXT, Voice
 
 from .support.log import LogRecorder
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 import multichat
-from multichat.shell import read_password_file
+from multichat.cli.process import read_password_file
 
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect, program, serve
 from .support.terminals import Terminal

@@ -14,12 +14,14 @@ import trio.testing
 from trio.testing import MockClock
 
 import multichat
-from multichat import Server, ServerConfig, ServerTimeouts, server, transport
-from multichat.config import MAX_CLIENTS_PER_ADDRESS
-from multichat.entrance import MAX_AT_THE_DOOR, MAX_BYTES, MAX_TRIES, Entrance, TurnedAway
-from multichat.listen import beyond_loopback
-from multichat.origin import Origin
-from multichat.preamble import looks_like_http, looks_like_tls, read_password, spell_password
+from multichat import Server, ServerConfig, ServerTimeouts
+from multichat.net import transport
+from multichat.net.listeners import beyond_loopback
+from multichat.protocol.auth import looks_like_http, looks_like_tls, read_password, spell_password
+from multichat.server import server
+from multichat.server.admission import MAX_AT_THE_DOOR, MAX_BYTES, MAX_TRIES, Entrance, TurnedAway
+from multichat.server.config import MAX_CLIENTS_PER_ADDRESS
+from multichat.server.origin import Origin
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.log import LogRecorder

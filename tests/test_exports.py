@@ -72,5 +72,7 @@ def test_type_checkers_are_told_the_same() -> None:
 
 @pytest.mark.process
 def test_asking_for_help_imports_nothing_that_waits() -> None:
-    code = "import sys, multichat.cli; sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
+    code = (
+        "import sys, multichat.cli.main; sys.exit('trio' in sys.modules or 'rich' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multichat.fair_share import Account, FairShare, Shares
+from multichat.net.fair_share import Account, FairShare, Shares
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.resume import Resumable, Resumables
+from multichat.server.session_store import Resumable, Resumables
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .simulation.journal import Disk, Faults, FaultyJournal

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.ban_file import BanFile
-from multichat.bans import read_bans
-from multichat.client import client_tls
+from multichat.cli.config_file import load_settings
+from multichat.cli.process import read_password_file
+from multichat.client.connect import client_tls
 from multichat.errors import BadCertificate, InvalidBanFile, InvalidSettings
 from multichat.files import (
     check_regular,
@@ -21,10 +21,10 @@ from multichat.files import (
     read_file,
     replace_file,
 )
-from multichat.listen import server_tls
-from multichat.recall import History
-from multichat.settings import load_settings
-from multichat.shell import read_password_file
+from multichat.net.listeners import server_tls
+from multichat.server.ban_file import BanFile
+from multichat.server.bans import read_bans
+from multichat.terminal.input_history import History
 
 pytestmark = pytest.mark.unit
 

@@ -13,9 +13,9 @@ import trio
 import trio.lowlevel
 
 from multichat import Error, Refused, Said, ServerConfig
-from multichat.config import Filter, Message
-from multichat.filters import Filters, load_filter
 from multichat.log import Log
+from multichat.server.config import Filter, Message
+from multichat.server.filters import Filters, load_filter
 from multichat.testing import memory_server
 
 from .support.log import LogRecorder

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multichat.errors import LineTooLong
-from multichat.framing import LineDecoder, clean
+from multichat.protocol.framing import LineDecoder, clean
 
 pytestmark = pytest.mark.unit
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from multichat.errors import NotKept
-from multichat.journal import RoomJournal
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.journal.base import RoomJournal
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 
 from .support.disks import mounted
 from .support.journals import LOTS, running, spell, texts_of, wait_kept

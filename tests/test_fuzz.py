@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from multichat.framing import LineDecoder
-from multichat.handshake import Handshake
-from multichat.messages import Welcome
+from multichat.client.negotiation import Handshake
+from multichat.protocol.framing import LineDecoder
+from multichat.protocol.messages import Welcome
 from tests.fuzz import reference
 from tests.fuzz.__main__ import main
 from tests.fuzz.campaign import CORPUS, failure_of, fuzz_plainly, read_corpus
@@ -65,21 +65,31 @@ NEVER = re.compile("(?!)")
 @pytest.mark.parametrize(
     ("name", "broken", "replacement", "found_by"),
     [
-        ("framing", "multichat.framing.clean_lines", as_it_came, "csi-c1"),
-        ("framing", "multichat.framing._TELNET", SWALLOWS_LF, "telnet-option-cut-by-lf"),
-        ("framing", "multichat.framing._TELNET", NO_TELNET, "telnet-ctrl-c"),
-        ("framing", "multichat.framing._EMPTY_LINE", NEVER, "empty-lines-between"),
-        ("conversation", "multichat.framing.clean_lines", as_it_came, "ansi"),
-        ("conversation", "multichat.json_lines.clean", as_it_came, "json-escaped-lf"),
-        ("json-requests", "multichat.json_lines.clean", as_it_came, "json-escaped-lf"),
-        ("json-requests", "multichat.json_lines._ESCAPED", NEVER, "json-escaped-controls"),
-        ("json-events", "multichat.json_lines.clean", as_it_came, "json-escaped-names"),
-        ("text-requests", "multichat.commands.shortened", as_it_came, "command-unknown-long"),
-        ("text-events", "multichat.voices._ACTED", re.compile(r"\* (\S+) ?(.*)"), "said-by-nobody"),
-        ("names", "multichat.names._taken_for", lambda name: "", "server-long-s"),
-        ("names", "multichat.names._ADDRESS", NEVER, "address-hexadecimal"),
-        ("names", "multichat.names.readings", lambda name: (name,), "client-capital-i"),
-        ("names", "multichat.names.may_mix", lambda text: True, "mixed-greek"),
+        ("framing", "multichat.protocol.framing.clean_lines", as_it_came, "csi-c1"),
+        ("framing", "multichat.protocol.framing._TELNET", SWALLOWS_LF, "telnet-option-cut-by-lf"),
+        ("framing", "multichat.protocol.framing._TELNET", NO_TELNET, "telnet-ctrl-c"),
+        ("framing", "multichat.protocol.framing._EMPTY_LINE", NEVER, "empty-lines-between"),
+        ("conversation", "multichat.protocol.framing.clean_lines", as_it_came, "ansi"),
+        ("conversation", "multichat.protocol.json_lines.clean", as_it_came, "json-escaped-lf"),
+        ("json-requests", "multichat.protocol.json_lines.clean", as_it_came, "json-escaped-lf"),
+        ("json-requests", "multichat.protocol.json_lines._ESCAPED", NEVER, "json-escaped-controls"),
+        ("json-events", "multichat.protocol.json_lines.clean", as_it_came, "json-escaped-names"),
+        (
+            "text-requests",
+            "multichat.protocol.commands.shortened",
+            as_it_came,
+            "command-unknown-long",
+        ),
+        (
+            "text-events",
+            "multichat.protocol.codecs._ACTED",
+            re.compile(r"\* (\S+) ?(.*)"),
+            "said-by-nobody",
+        ),
+        ("names", "multichat.protocol.names._taken_for", lambda name: "", "server-long-s"),
+        ("names", "multichat.protocol.names._ADDRESS", NEVER, "address-hexadecimal"),
+        ("names", "multichat.protocol.names.readings", lambda name: (name,), "client-capital-i"),
+        ("names", "multichat.protocol.names.may_mix", lambda text: True, "mixed-greek"),
     ],
 )
 def test_what_is_broken_is_found_by_the_corpus(

@@ -7,9 +7,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat.bans import Ban
-from multichat.config import ServerConfig, Slow
-from multichat.messages import GOODBYES, Goodbye
+from multichat.protocol.messages import GOODBYES, Goodbye
+from multichat.server.bans import Ban
+from multichat.server.config import ServerConfig, Slow
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit

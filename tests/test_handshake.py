@@ -24,10 +24,10 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.handshake import Handshake
-from multichat.messages import PROTOCOL, Error, Hello, Limits, Welcome
+from multichat.client.negotiation import Handshake
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
 from multichat.testing import ScriptedClient, memory_server
-from multichat.voices import JSON, TEXT
 
 pytestmark = pytest.mark.unit
 

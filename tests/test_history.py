@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from multichat.cli.history import parse_since
 from multichat.errors import UnknownId
-from multichat.history import parse_since
-from multichat.ids import message_id
-from multichat.journal.reading import Reader, open_reader
-from multichat.journal.sqlite import SqliteJournal
-from multichat.messages import SaidRun
+from multichat.journal.sqlite.journal import SqliteJournal
+from multichat.journal.sqlite.reader import Reader, open_reader
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import SaidRun
 
 from .support.journals import running, wait_kept
 from .support.processes import MULTICHAT

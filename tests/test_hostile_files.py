@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 from typer.testing import CliRunner
 
-from multichat.cli import COMMANDS, make_app
+from multichat.cli.history import parse_since, show_history
+from multichat.cli.main import COMMANDS, make_app
 from multichat.errors import JournalFailed, UnknownId, lone_exception
-from multichat.history import parse_since, show_history
-from multichat.journal.sqlite import Durability, SqliteJournal
+from multichat.journal.sqlite.journal import Durability, SqliteJournal
 from multichat.testing import memory_server
 
 from .support.harmless import is_harmless, is_one_harmless_line

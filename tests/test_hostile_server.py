@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.connection import MAX_LINE_BYTES
+from multichat.client.connection import MAX_LINE_BYTES
 from multichat.testing import ScriptedClient
 
 from .support.processes import LOOPBACK, MULTICHAT, Command, listening

@@ -15,13 +15,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat import Event, MultichatError, errands, open_chat
-from multichat.client import Endpoint
-from multichat.console import Console
-from multichat.json_lines import clean_json
+from multichat import Event, MultichatError, open_chat
+from multichat.cli import errands
+from multichat.cli.console import Console
+from multichat.client.connect import Endpoint
 from multichat.log import open_log
+from multichat.protocol.codecs import JSON
+from multichat.protocol.json_lines import clean_json
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
-from multichat.voices import JSON
 
 from .support.harmless import HARMFUL, is_harmless, is_one_harmless_line
 from .support.log import LogRecorder

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.errors import NotKept
-from multichat.ids import message_id
-from multichat.journal import Journal, SessionRecord, newest_of, part_of, within
+from multichat.journal.base import Journal, SessionRecord, newest_of, part_of, within
 from multichat.journal.memory import MemoryJournal
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal
-from multichat.messages import SaidRun
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import SaidRun
 
 from .simulation.journal import Disk, Faults, FaultyJournal
 from .support.journals import (

@@ -22,13 +22,13 @@ import pytest
 import trio
 import trio.testing
 
-from multichat.config import ReplayLimits, ServerConfig
 from multichat.errors import JournalFailed, NotKept, NotRead
-from multichat.journal.file_lock import FileLock, is_locked
-from multichat.journal.reading import open_reader
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
-from multichat.journal.sqlite_file import open_file
-from multichat.journal.sqlite_schema import MIGRATIONS
+from multichat.journal.sqlite.file import open_file
+from multichat.journal.sqlite.file_lock import FileLock, is_locked
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite.reader import open_reader
+from multichat.journal.sqlite.schema import MIGRATIONS
+from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.journals import running, say, spell, texts_of, tidy, wait_kept

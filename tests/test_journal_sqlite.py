@@ -22,19 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, NotKept
-from multichat.journal import Keeping, RoomJournal, SessionRecord, newest_of
-from multichat.journal.reading import open_reader
-from multichat.journal.reserve import Reserve
+from multichat.journal.base import Keeping, RoomJournal, SessionRecord, newest_of
 from multichat.journal.retention import MIN_BYTES, Moment
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
-from multichat.journal.sqlite_deletion import Deletions
-from multichat.journal.sqlite_file import open_file, open_for_reading
-from multichat.journal.sqlite_jobs import NumbersJob, SessionJob
-from multichat.journal.sqlite_queue import JobQueue
-from multichat.journal.sqlite_reading import read_runs_backwards
-from multichat.journal.sqlite_rows import Rows, SessionRow
-from multichat.journal.sqlite_schema import APPLICATION_ID, MIGRATIONS
-from multichat.messages import MAX_UNACCEPTED, SaidRun
+from multichat.journal.sqlite.deletion import Deletions
+from multichat.journal.sqlite.file import open_file, open_for_reading
+from multichat.journal.sqlite.jobs import NumbersJob, SessionJob
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.journal.sqlite.queries import Rows, SessionRow
+from multichat.journal.sqlite.queue import JobQueue
+from multichat.journal.sqlite.reader import open_reader
+from multichat.journal.sqlite.reading import read_runs_backwards
+from multichat.journal.sqlite.reserve import Reserve
+from multichat.journal.sqlite.schema import APPLICATION_ID, MIGRATIONS
+from multichat.protocol.messages import MAX_UNACCEPTED, SaidRun
 
 from .support.disks import mounted
 from .support.journals import (
@@ -422,7 +422,7 @@ async def test_two_servers_do_not_share_a_journal(tmp_path: Path) -> None:
         # … nor in two processes.
         code = (
             "import sys, trio; from pathlib import Path\n"
-            "from multichat.journal.sqlite import SqliteJournal\n"
+            "from multichat.journal.sqlite.journal import SqliteJournal\n"
             "trio.run(SqliteJournal(Path(sys.argv[1])).run)"
         )
         argv = [sys.executable, "-c", code, str(path)]

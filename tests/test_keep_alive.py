@@ -22,7 +22,7 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.config import ServerConfig
+from multichat.server.config import ServerConfig
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit

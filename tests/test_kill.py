@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.journal.sqlite import SqliteJournal
+from multichat.journal.sqlite.journal import SqliteJournal
 
 from .kills.__main__ import journal, run
 from .kills.checker import Member, Rooms, Wrong, check_room

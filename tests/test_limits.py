@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.limits import Bucket, Budget, NewRooms, WaitBudget
+from multichat.server.limits import Bucket, Budget, NewRooms, WaitBudget
 
 pytestmark = pytest.mark.unit
 

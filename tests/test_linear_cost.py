@@ -6,16 +6,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from multichat.commands import disguised_command, looks_like, parse_line, say_literally
-from multichat.completion import complete, expand_reply
-from multichat.framing import LineDecoder, clean
-from multichat.json_lines import clean_json
-from multichat.look import Look, Us
-from multichat.mention import find_mentions
-from multichat.messages import Notice, Said, SayRun
-from multichat.names import fold_name, visible_name
-from multichat.voices import TEXT
-from multichat.wrap import wrap
+from multichat.protocol.codecs import TEXT
+from multichat.protocol.commands import disguised_command, looks_like, parse_line, say_literally
+from multichat.protocol.framing import LineDecoder, clean
+from multichat.protocol.json_lines import clean_json
+from multichat.protocol.messages import Notice, Said, SayRun
+from multichat.protocol.names import fold_name, visible_name
+from multichat.terminal.completion import complete, expand_reply
+from multichat.terminal.mention import find_mentions
+from multichat.terminal.render import Look, Us
+from multichat.terminal.wrap import wrap
 
 pytestmark = pytest.mark.unit
 

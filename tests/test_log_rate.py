@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from multichat import ServerConfig
 from multichat.log import Log
-from multichat.log_rate import BURST_SECONDS, ClientLog, LogRates
+from multichat.server.log_rate import BURST_SECONDS, ClientLog, LogRates
 from multichat.testing import memory_server, run_on_mock_clock
 
 from .support.log import LogRecorder

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.framing import clean
-from multichat.look import DIM, NAME_COLORS, WARNING, Fragments, Look, Us, mentions, name_style
-from multichat.messages import (
+from multichat.protocol.framing import clean
+from multichat.protocol.messages import (
     Act,
     Direct,
     Directed,
@@ -32,6 +31,16 @@ from multichat.messages import (
     Said,
     SayRun,
     Welcome,
+)
+from multichat.terminal.render import (
+    DIM,
+    NAME_COLORS,
+    WARNING,
+    Fragments,
+    Look,
+    Us,
+    mentions,
+    name_style,
 )
 
 pytestmark = pytest.mark.unit
@@ -241,7 +250,7 @@ def test_every_colour_is_one_that_a_terminal_of_256_has(color: str) -> None:
 @pytest.mark.process
 def test_a_name_has_the_same_colour_in_every_process_and_spelling() -> None:
     assert name_style("Alice") == name_style("ALICE") == name_style("Ａlice")
-    code = "from multichat.look import name_style; print(name_style('καλή'))"
+    code = "from multichat.terminal.render import name_style; print(name_style('καλή'))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from multichat.errors import InvalidName
-from multichat.lookalikes import (
+from multichat.protocol.lookalikes import (
     NameIndex,
     fold,
     lookalike_keys,
@@ -18,7 +18,7 @@ from multichat.lookalikes import (
     script_of,
     skeleton,
 )
-from multichat.names import parse_person_name
+from multichat.protocol.names import parse_person_name
 
 pytestmark = pytest.mark.unit
 

@@ -8,10 +8,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multichat.limits import Budget
-from multichat.mailbox import MAX_WAITING_BYTES, Mailbox, Offer
-from multichat.messages import Missed
-from multichat.voices import TEXT
+from multichat.net.send_queue import MAX_WAITING_BYTES, Mailbox, Offer
+from multichat.protocol.codecs import TEXT
+from multichat.protocol.messages import Missed
+from multichat.server.limits import Budget
 
 from .support.collector import collector_off
 from .support.sockets import tcp_pair

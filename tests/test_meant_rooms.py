@@ -8,9 +8,9 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.config import Message
-from multichat.journal.sqlite import Durability, SqliteJournal
-from multichat.messages import Error
+from multichat.journal.sqlite.journal import Durability, SqliteJournal
+from multichat.protocol.messages import Error
+from multichat.server.config import Message
 from multichat.testing import memory_server
 
 from .support.programs import JsonClient, join

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.look import Look, Us, mentions
-from multichat.mention import find_mentions
-from multichat.messages import Said
+from multichat.protocol.messages import Said
+from multichat.terminal.mention import find_mentions
+from multichat.terminal.render import Look, Us, mentions
 
 pytestmark = pytest.mark.unit
 

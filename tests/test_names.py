@@ -9,11 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.bans import parse_duration, parse_target, split_target
 from multichat.errors import InvalidBan, InvalidName
-from multichat.framing import clean
-from multichat.lookalikes import NameIndex
-from multichat.names import (
+from multichat.protocol.framing import clean
+from multichat.protocol.lookalikes import NameIndex
+from multichat.protocol.names import (
     MAX_NAME_CHARACTERS,
     SERVER_NAME,
     default_name,
@@ -21,6 +20,7 @@ from multichat.names import (
     parse_name,
     parse_person_name,
 )
+from multichat.server.bans import parse_duration, parse_target, split_target
 
 pytestmark = pytest.mark.unit
 
@@ -415,7 +415,7 @@ trio.run(main)
 
 @pytest.mark.process
 def test_help_and_a_client_load_no_tables_of_characters() -> None:
-    code = "import sys, multichat.cli, multichat.client, multichat.console"
+    code = "import sys, multichat.cli.main, multichat.client.connect, multichat.cli.console"
     names = subprocess.check_output(
         [sys.executable, "-c", f"{code}; print(*sys.modules)"], text=True
     ).split()

@@ -10,12 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from multichat import operator, transport
-from multichat.config import ServerConfig
 from multichat.errors import LineTooLong
-from multichat.framing import Part
-from multichat.operator import Operator, console_fd, run_console
-from multichat.server import MemberInfo, Server
+from multichat.net import transport
+from multichat.protocol.framing import Part
+from multichat.server.config import ServerConfig
+from multichat.server.server import MemberInfo, Server
+from multichat.terminal import admin_console as operator
+from multichat.terminal.admin_console import Operator, console_fd, run_console
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.log import LogRecorder
@@ -417,8 +418,8 @@ async def test_a_bug_of_ours_ends_neither_the_console_nor_the_server(
 # A server that has a console and nothing else, for what only a terminal and its shell can show.
 PROGRAM = """
 import signal, sys, trio
-from multichat.operator import run_console
-from multichat.server import Server
+from multichat.terminal.admin_console import run_console
+from multichat.server.server import Server
 
 async def main():
     async with Server().open() as server:

@@ -29,7 +29,7 @@ IN_FRONT = (
 BUSY = """
 import os, signal
 from pathlib import Path
-from multichat.cli import main
+from multichat.cli.main import main
 
 def stand_still(*_):
     Path("busy").touch()
@@ -264,7 +264,7 @@ async def test_lines_typed_while_the_server_is_busy_wait_in_the_prompt_and_are_a
 
 def test_a_server_without_a_terminal_imports_no_prompt() -> None:
     code = (
-        "import sys, multichat.cli, multichat.operator_prompt, multichat.server; "
+        "import sys, multichat.cli.main, multichat.terminal.admin_prompt, multichat.server.server; "
         "sys.exit(any(name.startswith(('prompt_toolkit', 'asyncio')) for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

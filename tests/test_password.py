@@ -20,14 +20,14 @@ from multichat import (
     Server,
     ServerConfig,
     ServerTimeouts,
-    errands,
     open_chat,
 )
-from multichat.client import Endpoint
-from multichat.config import DEFAULT_TIMEOUTS, ClientTimeouts
-from multichat.shell import read_password_file
+from multichat.cli import errands
+from multichat.cli.process import read_password_file
+from multichat.client.connect import Endpoint
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.server.config import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
-from multichat.voices import JSON, TEXT
 
 from .support.log import LogRecorder
 from .support.processes import (

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat import ServerTimeouts
-from multichat.origin import Origin
-from multichat.password_attempts import PasswordAttempts, PasswordLimits
+from multichat.server.origin import Origin
+from multichat.server.password_attempts import PasswordAttempts, PasswordLimits
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +40,7 @@ HERE, ELSEWHERE = v4(1), v4(2)
 
 
 class Attempts:
-    """Attempts with a clock: each waits as `multichat.entrance` has it wait."""
+    """Attempts with a clock: each waits as `multichat.server.admission` has it wait."""
 
     def __init__(self, limits: PasswordLimits = LIMITS) -> None:
         self.limit = PasswordAttempts(TIMEOUTS, limits)

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.batch import Block
-from multichat.ids import message_id
-from multichat.journal import Keeping, RoomJournal, backwards_from
+from multichat.journal.base import Keeping, RoomJournal, backwards_from
 from multichat.journal.memory import MemoryJournal
-from multichat.messages import Nonce, SaidRun
-from multichat.past import MAX_HISTORY_BYTES, MAX_HISTORY_MESSAGES, read_history
-from multichat.replay import Ring, Rings
+from multichat.protocol.codecs import JSON
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import Nonce, SaidRun
+from multichat.server.broadcast import Block
+from multichat.server.history_pages import MAX_HISTORY_BYTES, MAX_HISTORY_MESSAGES, read_history
+from multichat.server.replay import Ring, Rings
 from multichat.testing import run_on_mock_clock
-from multichat.voices import JSON
 
 from .support.journals import spell
 

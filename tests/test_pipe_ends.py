@@ -22,11 +22,11 @@ import json, sys, trio, typer
 from functools import partial
 from pathlib import Path
 from multichat import ClientTimeouts
-from multichat.client import Endpoint, client_tls
-from multichat.console import Console, until_signal
-from multichat.errands import pass_json, send
+from multichat.client.connect import Endpoint, client_tls
+from multichat.cli.console import Console, until_signal
+from multichat.cli.errands import pass_json, send
 from multichat.log import open_log
-from multichat.shell import one_line_errors
+from multichat.cli.process import one_line_errors
 
 command, where = sys.argv[1], json.loads(sys.argv[2])
 seconds = where.pop("seconds")

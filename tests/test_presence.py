@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.messages import Joined, Left, Presence, Renamed
-from multichat.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
+from multichat.protocol.messages import Joined, Left, Presence, Renamed
+from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from multichat import Notice, Said, Server, ServerConfig, Slow
-from multichat.mailbox import MAX_WAITING_BYTES
+from multichat.net.send_queue import MAX_WAITING_BYTES
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.log import LogRecorder

@@ -25,10 +25,10 @@ import pytest
 import trio
 
 import multichat
-from multichat import transport
-from multichat.listen import listen_tcp
 from multichat.log import open_log
-from multichat.preamble import PASSWORD_ACCEPTED
+from multichat.net import transport
+from multichat.net.listeners import listen_tcp
+from multichat.protocol.auth import PASSWORD_ACCEPTED
 
 from .support.processes import (
     LOOPBACK,
@@ -435,7 +435,7 @@ async def test_an_accept_that_the_system_refuses(
         listeners.extend(map(Scarce, await listen_tcp(*args)))
         return listeners
 
-    monkeypatch.setattr("multichat.server.listen_tcp", listen)
+    monkeypatch.setattr("multichat.server.server.listen_tcp", listen)
     log = tmp_path / "log"
     with log.open("wb") as output, open_log(output.fileno()):
         async with trio.open_nursery() as nursery:

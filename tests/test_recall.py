@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multichat.recall import MAX_LINES, History, keeps
+from multichat.terminal.input_history import MAX_LINES, History, keeps
 
 pytestmark = pytest.mark.unit
 

@@ -19,8 +19,8 @@ import trustme
 
 import multichat
 from multichat import MultichatError, ServerConfig, ServerTimeouts
-from multichat.client import client_tls, connect
-from multichat.listen import server_tls
+from multichat.client.connect import client_tls, connect
+from multichat.net.listeners import server_tls
 
 from .support.log import LogRecorder
 from .support.processes import BIN, LOOPBACK, MULTICHAT, Command, serve

@@ -19,10 +19,10 @@ import trustme
 
 import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
-from multichat.client import client_tls
-from multichat.listen import server_tls
-from multichat.mailbox import Mailbox
-from multichat.session import Session
+from multichat.client.connect import client_tls
+from multichat.net.listeners import server_tls
+from multichat.net.send_queue import Mailbox
+from multichat.server.session import Session
 
 from .support.collector import collector_off, in_cycles
 from .support.processes import LOOPBACK

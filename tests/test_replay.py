@@ -10,12 +10,12 @@ import trio
 import trio.testing
 from hypothesis import example, given
 
-from multichat.batch import Block
 from multichat.errors import NotRead
 from multichat.journal.memory import MemoryJournal
-from multichat.messages import Missed, Notice, Said, SaidRun
-from multichat.replay import Lag, PageCache, Ring, Rings, encode
-from multichat.voices import JSON, TEXT, Voice
+from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.messages import Missed, Notice, Said, SaidRun
+from multichat.server.broadcast import Block
+from multichat.server.replay import Lag, PageCache, Ring, Rings, encode
 
 from .support.journals import HeldRoom, say
 

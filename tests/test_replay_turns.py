@@ -10,13 +10,13 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.config import ReplayLimits
-from multichat.fair_share import Shares
-from multichat.origin import Origin
-from multichat.server import Server
+from multichat.net.fair_share import Shares
+from multichat.net.transport import peer_address
+from multichat.net.turns import Meter, Turns, current_meter
+from multichat.server.config import ReplayLimits
+from multichat.server.origin import Origin
+from multichat.server.server import Server
 from multichat.testing import MemoryServer, memory_server
-from multichat.transport import peer_address
-from multichat.turns import Meter, Turns, current_meter
 
 from .support.processes import WAIT_SECONDS
 from .support.sockets import tcp_pair

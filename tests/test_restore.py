@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from multichat.errors import NotKept
-from multichat.ids import message_id
-from multichat.journal import RoomJournal
-from multichat.journal.reading import open_reader
-from multichat.journal.sqlite import SqliteJournal, SqliteLimits
-from multichat.journal.sqlite_file import open_file
-from multichat.journal.sqlite_schema import MIGRATIONS
+from multichat.journal.base import RoomJournal
+from multichat.journal.sqlite.file import open_file
+from multichat.journal.sqlite.journal import SqliteJournal, SqliteLimits
+from multichat.journal.sqlite.reader import open_reader
+from multichat.journal.sqlite.schema import MIGRATIONS
+from multichat.protocol.ids import message_id
 from multichat.testing import ScriptedClient
 
 from .support.journals import running, say, texts_of

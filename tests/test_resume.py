@@ -14,13 +14,13 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.config import ReplayLimits
-from multichat.ids import message_id
-from multichat.journal import Keeping, SessionRecord
+from multichat.journal.base import Keeping, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
-from multichat.journal.sqlite import Durability, Retention, SqliteJournal
-from multichat.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidRun
-from multichat.resume import Resumables, Taken
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidRun
+from multichat.server.config import ReplayLimits
+from multichat.server.session_store import Resumables, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.journals import HeldJournal, HeldRoom, running, tidy

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat import ServerConfig
-from multichat.clock import read_clocks
-from multichat.config import ReplayLimits
 from multichat.errors import TooManyRooms
-from multichat.journal import SessionRecord
+from multichat.journal.base import SessionRecord
 from multichat.journal.retention import Deleted, Moment, SteadyClock, format_seconds
-from multichat.journal.sqlite import Retention, SqliteJournal, SqliteLimits
-from multichat.journal.sqlite_deletion import DeletionLog, Tidied
+from multichat.journal.sqlite.deletion import DeletionLog, Tidied
+from multichat.journal.sqlite.journal import Retention, SqliteJournal, SqliteLimits
 from multichat.log import Log
-from multichat.server import Server, serve
+from multichat.protocol.timestamps import read_clocks
+from multichat.server.config import ReplayLimits
+from multichat.server.server import Server, serve
 from multichat.testing import MemoryServer, memory_server
 
 from .support.journals import (

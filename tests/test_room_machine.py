@@ -32,14 +32,11 @@ from hypothesis.stateful import (
 )
 from trio._core import _run as trio_run
 
-from multichat.batch import Block
-from multichat.config import ReplayLimits, ServerConfig, Slow
-from multichat.directory import Directory
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
-from multichat.mailbox import Mailbox
-from multichat.member import Member
-from multichat.messages import (
+from multichat.net.send_queue import Mailbox
+from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.messages import (
     LOBBY,
     Event,
     Goodbye,
@@ -51,8 +48,11 @@ from multichat.messages import (
     Presence,
     Renamed,
 )
-from multichat.names import default_name, fold_name, parse_name
-from multichat.voices import JSON, TEXT, Voice
+from multichat.protocol.names import default_name, fold_name, parse_name
+from multichat.server.broadcast import Block
+from multichat.server.config import ReplayLimits, ServerConfig, Slow
+from multichat.server.member import Member
+from multichat.server.registry import Directory
 
 from .support.journals import LOTS, HeldJournal
 

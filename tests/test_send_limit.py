@@ -12,12 +12,13 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat import ClientTimeouts, ConnectionLost, errands, open_chat
-from multichat.client import Endpoint
-from multichat.connection import MAX_LINE_BYTES, Standstill
-from multichat.console import Console
+from multichat import ClientTimeouts, ConnectionLost, open_chat
+from multichat.cli import errands
+from multichat.cli.console import Console
+from multichat.client.connect import Endpoint
+from multichat.client.connection import MAX_LINE_BYTES, Standstill
 from multichat.log import open_log
-from multichat.messages import MAX_UNACCEPTED
+from multichat.protocol.messages import MAX_UNACCEPTED
 from multichat.testing import ScriptedClient
 
 pytestmark = pytest.mark.unit

@@ -22,11 +22,11 @@ from multichat import (
     Slow,
     UnknownClient,
 )
-from multichat.fair_share import Shares
 from multichat.journal.memory import MemoryJournal
-from multichat.listen import FairListener
+from multichat.net.fair_share import Shares
+from multichat.net.listeners import FairListener
+from multichat.net.turns import Meter, Turns
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
-from multichat.turns import Meter, Turns
 
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, WAIT_SECONDS, listening

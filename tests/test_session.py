@@ -8,10 +8,10 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.batch import MAX_BATCH_BYTES, cut
-from multichat.messages import SaidRun
+from multichat.protocol.codecs import TEXT, encoded_help
+from multichat.protocol.messages import SaidRun
+from multichat.server.broadcast import MAX_BATCH_BYTES, cut
 from multichat.testing import ScriptedClient, memory_server
-from multichat.voices import TEXT, encoded_help
 
 from .support.log import LogRecorder
 from .support.processes import WAIT_SECONDS

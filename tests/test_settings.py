@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.errors import InvalidSettings
-from multichat.settings import (
+from multichat.cli.config_file import (
     Settings,
     history_path,
     load_settings,
     settings_path,
 )
+from multichat.errors import InvalidSettings
 
 from .support.processes import MULTICHAT, connect, serve
 

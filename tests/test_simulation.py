@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig, Slow
-from multichat.messages import TOO_FAR_BEHIND, Goodbye
+from multichat.protocol.messages import TOO_FAR_BEHIND, Goodbye
 from multichat.testing import ScriptedClient, memory_server
 
 from .simulation.broken import MUTATIONS, Break, echo

@@ -13,9 +13,9 @@ import trustme
 from trio.lowlevel import current_statistics
 
 import multichat
-from multichat.client import client_tls
-from multichat.mailbox import Mailbox
-from multichat.session import Session
+from multichat.client.connect import client_tls
+from multichat.net.send_queue import Mailbox
+from multichat.server.session import Session
 
 from .soak.people import Circle, Visitor
 from .support.collector import collector_off, in_cycles

@@ -10,7 +10,7 @@ from statistics import median
 import pytest
 import trio
 
-from multichat.framing import LineDecoder
+from multichat.protocol.framing import LineDecoder
 
 from .support.processes import ServerCommand, serve, tcp
 

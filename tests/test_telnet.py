@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from multichat import ServerConfig
-from multichat.framing import LineDecoder
-from multichat.telnet import TelnetResponder
+from multichat.protocol.framing import LineDecoder
+from multichat.protocol.telnet import TelnetResponder
 from multichat.testing import memory_server
 
 from .support.processes import LOOPBACK, connect, program, serve, tcp

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.messages import PROTOCOL, Limits, Welcome
-from multichat.voices import JSON
+from multichat.protocol.codecs import JSON
+from multichat.protocol.messages import PROTOCOL, Limits, Welcome
 
 from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, listening
 
@@ -27,10 +27,10 @@ IMPATIENT = """
 import os, sys, typer
 from pathlib import Path
 from multichat import ClientTimeouts
-from multichat.client import Endpoint
-from multichat.recall import History
-from multichat.shell import one_line_errors
-from multichat.terminal import TerminalChat
+from multichat.client.connect import Endpoint
+from multichat.terminal.input_history import History
+from multichat.cli.process import one_line_errors
+from multichat.terminal.app import TerminalChat
 
 endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=ClientTimeouts(finish=0.2))
 try:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from multichat.client import Endpoint
-from multichat.framing import clean
-from multichat.look import Line
-from multichat.messages import (
+from multichat.client.connect import Endpoint
+from multichat.protocol.codecs import JSON
+from multichat.protocol.framing import clean
+from multichat.protocol.messages import (
     Directed,
     Event,
     Joined,
@@ -18,9 +18,9 @@ from multichat.messages import (
     Renamed,
     Said,
 )
-from multichat.recall import History
-from multichat.terminal import TerminalChat
-from multichat.voices import JSON
+from multichat.terminal.app import TerminalChat
+from multichat.terminal.input_history import History
+from multichat.terminal.render import Line
 
 pytestmark = pytest.mark.unit
 

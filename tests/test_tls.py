@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives import serialization
 
 import multichat
 from multichat import Chat, ConnectFailed, Server, ServerConfig, open_chat
-from multichat.client import client_tls, connect, dial
-from multichat.entrance import MAX_AT_THE_DOOR
+from multichat.client.connect import client_tls, connect, dial
 from multichat.errors import BadCertificate
-from multichat.listen import server_tls
-from multichat.messages import Goodbye
+from multichat.net.listeners import server_tls
+from multichat.protocol.codecs import TEXT
+from multichat.protocol.messages import Goodbye
+from multichat.server.admission import MAX_AT_THE_DOOR
 from multichat.testing import ScriptedClient
-from multichat.voices import TEXT
 
 from .support.log import LogRecorder
 from .support.processes import (

@@ -90,7 +90,7 @@ async def test_the_tour(port: int, terminal: Terminal, tmp_path: Path) -> None:
 
 
 def test_the_tour_names_everything() -> None:
-    from multichat.commands import COMMANDS
+    from multichat.protocol.commands import COMMANDS
 
     page = PAGE.read_text("utf-8")
     missing = {each.name for each in COMMANDS if each.purpose and each.name not in page}

@@ -7,9 +7,9 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.messages import Error, Event, Joined, Left, Presence, Renamed, Welcome
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.messages import Error, Event, Joined, Left, Presence, Renamed, Welcome
 from multichat.testing import ScriptedClient, memory_server
-from multichat.voices import JSON, TEXT
 
 pytestmark = pytest.mark.unit
 

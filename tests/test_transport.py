@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from multichat import transport
+from multichat.net import transport
 
 from .support.processes import LOOPBACK
 from .support.sockets import tcp_pair

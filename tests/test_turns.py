@@ -10,9 +10,9 @@ import trio
 import trio.testing
 import trustme
 
-from multichat import transport
-from multichat.fair_share import Shares
-from multichat.turns import Meter, Turns, current_meter, next_turn
+from multichat.net import transport
+from multichat.net.fair_share import Shares
+from multichat.net.turns import Meter, Turns, current_meter, next_turn
 
 pytestmark = pytest.mark.unit
 

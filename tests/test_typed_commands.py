@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.commands import (
+from multichat.protocol.codecs import TEXT
+from multichat.protocol.commands import (
     COMMANDS,
     UNAVAILABLE,
     disguised_command,
@@ -17,10 +18,9 @@ from multichat.commands import (
     say_literally,
     say_unless_command,
 )
-from multichat.framing import clean
-from multichat.messages import Direct, Invalid, Say, SayRun
+from multichat.protocol.framing import clean
+from multichat.protocol.messages import Direct, Invalid, Say, SayRun
 from multichat.testing import memory_server
-from multichat.voices import TEXT
 
 pytestmark = pytest.mark.unit
 

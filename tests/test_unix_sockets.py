@@ -18,9 +18,9 @@ import trio.testing
 
 import multichat
 from multichat import ConnectFailed, ListenFailed, Server, ServerConfig, open_chat
-from multichat.client import Endpoint, dial_unix
-from multichat.listen import listen_unix, unlinked_at_end
-from multichat.log_rate import BURST_SECONDS
+from multichat.client.connect import Endpoint, dial_unix
+from multichat.net.listeners import listen_unix, unlinked_at_end
+from multichat.server.log_rate import BURST_SECONDS
 from multichat.testing import ScriptedClient
 
 from .support.log import LogRecorder

@@ -9,9 +9,9 @@ import pytest
 import trio
 import typer.main
 
-from multichat.cli import COMMANDS, make_app
-from multichat.cli_rules import RULES, Excludes, Needs, Useless
-from multichat.shell import UsageMistake
+from multichat.cli.main import COMMANDS, make_app
+from multichat.cli.option_rules import RULES, Excludes, Needs, Useless
+from multichat.cli.process import UsageMistake
 
 from .support.processes import BIN, LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve
 from .support.terminals import Terminal

@@ -11,9 +11,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from multichat.errors import InvalidName
-from multichat.framing import LineDecoder, clean
-from multichat.ids import message_id
-from multichat.messages import (
+from multichat.protocol.auth import HTTP_ANSWER, looks_like_http, looks_like_tls
+from multichat.protocol.codecs import JSON, TEXT, Voice, encoded_help, is_hello, spell_hello
+from multichat.protocol.framing import LineDecoder, clean
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import (
     Accepted,
     Act,
     Direct,
@@ -55,9 +57,7 @@ from multichat.messages import (
     WireEvent,
     WireRequest,
 )
-from multichat.names import MAX_DECOMPOSED, default_name, parse_name
-from multichat.preamble import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.voices import JSON, TEXT, Voice, encoded_help, is_hello, spell_hello
+from multichat.protocol.names import MAX_DECOMPOSED, default_name, parse_name
 
 pytestmark = pytest.mark.unit
 

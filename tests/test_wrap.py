@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.wrap import Fragments, columns_of, wrap
+from multichat.terminal.wrap import Fragments, columns_of, wrap
 
 pytestmark = pytest.mark.unit
 

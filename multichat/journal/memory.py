@@ -15,7 +15,7 @@ from operator import attrgetter
 
 import trio
 
-from multichat.journal import (
+from multichat.journal.base import (
     MAX_TIME_EPOCH,
     Journal,
     Keeping,
@@ -27,7 +27,7 @@ from multichat.journal import (
     part_of,
     within,
 )
-from multichat.messages import Nonce, SaidRun
+from multichat.protocol.messages import Nonce, SaidRun
 
 __all__ = ["MemoryJournal"]
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 import msgspec
 
-from multichat.messages import Event, WireRequest
+from multichat.protocol.messages import Event, WireRequest
 
 __all__ = ["CHARACTERS", "COMMANDS", "EVENTS", "LETTERS", "REQUESTS", "STEPS", "TAGS", "TELNET"]
 

@@ -14,24 +14,24 @@ import trio
 import trio.testing
 
 from multichat import Slow
-from multichat.batch import Batch, Receipt
-from multichat.config import Message, ReplayLimits
-from multichat.directory import Directory
 from multichat.errors import NotKept, NotRead
-from multichat.filters import Filters
-from multichat.journal import Keeping, KeptSession, RoomJournal
-from multichat.limits import WaitBudget
-from multichat.lookalikes import NameIndex
-from multichat.mailbox import Mailbox, Offer
-from multichat.member import Member
-from multichat.messages import Goodbye, HistoryPage, Missed, SaidRun
-from multichat.past import read_history
-from multichat.replay import Ring
-from multichat.replayer import Replayer
-from multichat.resume import Resumable, Resumables
-from multichat.room import Room
-from multichat.session import Session
-from multichat.voices import JsonVoice, TextVoice
+from multichat.journal.base import Keeping, KeptSession, RoomJournal
+from multichat.net.send_queue import Mailbox, Offer
+from multichat.protocol.codecs import JsonVoice, TextVoice
+from multichat.protocol.lookalikes import NameIndex
+from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidRun
+from multichat.server.broadcast import Batch, Receipt
+from multichat.server.config import Message, ReplayLimits
+from multichat.server.filters import Filters
+from multichat.server.history_pages import read_history
+from multichat.server.limits import WaitBudget
+from multichat.server.member import Member
+from multichat.server.registry import Directory
+from multichat.server.replay import Ring
+from multichat.server.replayer import Replayer
+from multichat.server.room import Room
+from multichat.server.session import Session
+from multichat.server.session_store import Resumable, Resumables
 
 from .journal import Disk, FaultyJournal
 
@@ -235,7 +235,7 @@ def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang_up(stream: trio.abc.Stream, linger_seconds: float) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr("multichat.transport.hang_up", hang_up)
+    monkeypatch.setattr("multichat.net.transport.hang_up", hang_up)
 
 
 def crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,11 +273,11 @@ def tell_the_past_from(offset: int) -> Break:
 
 
 def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.replayer.Missed", lambda count: Missed(count + 1))
+    monkeypatch.setattr("multichat.server.replayer.Missed", lambda count: Missed(count + 1))
 
 
 def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.resume.MAX_UNACCEPTED", 0)
+    monkeypatch.setattr("multichat.server.session_store.MAX_UNACCEPTED", 0)
 
 
 def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +377,7 @@ def show_the_past_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
         page = await read_history(*args)
         return msgspec.structs.replace(page, messages=page.messages[::-1])
 
-    monkeypatch.setattr("multichat.past.read_history", read)
+    monkeypatch.setattr("multichat.server.history_pages.read_history", read)
 
 
 # --- Epochs and restored backups ------------------------------------------------------------------

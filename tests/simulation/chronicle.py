@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from multichat.journal import SessionRecord
-from multichat.messages import LOBBY
+from multichat.journal.base import SessionRecord
+from multichat.protocol.messages import LOBBY
 
 from .journal import Taken
 

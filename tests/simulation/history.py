@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from multichat import Slow
-from multichat.framing import clean
+from multichat.protocol.framing import clean
 
 from .chronicle import KILLED, Chronicle, Departure, Kill, LogEntry, Stay, key_of
 from .journal import Taken

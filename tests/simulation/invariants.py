@@ -11,10 +11,10 @@ from math import inf
 from typing import NamedTuple
 
 from multichat import Slow
-from multichat.batch import MAX_BATCH_BYTES
-from multichat.mailbox import MAX_WAITING_BYTES
-from multichat.messages import SHUTTING_DOWN
-from multichat.room import Room
+from multichat.net.send_queue import MAX_WAITING_BYTES
+from multichat.protocol.messages import SHUTTING_DOWN
+from multichat.server.broadcast import MAX_BATCH_BYTES
+from multichat.server.room import Room
 
 from .chronicle import KILLED, Publish, Stay, key_of
 from .coming_back import COMING_BACK

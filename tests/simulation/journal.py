@@ -19,7 +19,7 @@ from random import Random
 import trio
 
 from multichat.errors import NotKept, NotRead
-from multichat.journal import (
+from multichat.journal.base import (
     Journal,
     Keeping,
     KeptNonce,
@@ -30,7 +30,7 @@ from multichat.journal import (
     part_of,
     within,
 )
-from multichat.messages import MAX_UNACCEPTED, Nonce, SaidRun
+from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidRun
 
 __all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
 

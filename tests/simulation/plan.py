@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from multichat import ServerConfig, Slow
-from multichat.config import Message, ReplayLimits
+from multichat.server.config import Message, ReplayLimits
 
 from .journal import Faults
 from .returning import Return, make_returns

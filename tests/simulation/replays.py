@@ -12,9 +12,9 @@ from unittest import mock
 
 import trio
 
-from multichat.batch import Batch, Block
-from multichat.member import Member
-from multichat.room import Room
+from multichat.server.broadcast import Batch, Block
+from multichat.server.member import Member
+from multichat.server.room import Room
 
 from .wire import End
 

@@ -261,11 +261,11 @@ class Kernel:
         self._ends.append(end)
 
     def eager_fileno(self, stream: trio.abc.Stream) -> Callable[[], int] | None:
-        """Stand in for `multichat.transport.eager_fileno`."""
+        """Stand in for `multichat.net.transport.eager_fileno`."""
         return stream.fileno if isinstance(stream, End) and stream.number >= 0 else None
 
     def unsent_bytes(self, stream: trio.abc.Stream) -> int:
-        """Stand in for `multichat.transport.unsent_bytes`."""
+        """Stand in for `multichat.net.transport.unsent_bytes`."""
         return stream.unsent_bytes if isinstance(stream, End) else 0
 
     def write(self, number: int, data: bytes | memoryview) -> int:

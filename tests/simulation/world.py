@@ -22,15 +22,15 @@ import trio.testing
 from trio._core import _run as trio_run
 
 from multichat import Server
-from multichat.config import ServerTimeouts
 from multichat.errors import UnknownClient
-from multichat.fair_share import NO_PAUSES
-from multichat.journal import Journal, Keeping
+from multichat.journal.base import Journal, Keeping
 from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
-from multichat.messages import Nonce, SaidRun
-from multichat.room import Room
-from multichat.transport import LINGER_SECONDS
+from multichat.net.fair_share import NO_PAUSES
+from multichat.net.transport import LINGER_SECONDS
+from multichat.protocol.messages import Nonce, SaidRun
+from multichat.server.config import ServerTimeouts
+from multichat.server.room import Room
 
 from .chronicle import KILLED, Kill, LogEntry
 from .clients import Client
@@ -77,7 +77,9 @@ def simulate(plan: Plan) -> Outcome:
         world = _World(plan)
         stack.enter_context(_log_to(_Recorder(world)))
         stack.enter_context(watch_rooms(lambda: world.history, lambda: world.killed))
-        stack.enter_context(mock.patch("multichat.mailbox.unsent_bytes", world.kernel.unsent_bytes))
+        stack.enter_context(
+            mock.patch("multichat.net.send_queue.unsent_bytes", world.kernel.unsent_bytes)
+        )
         if plan.full_disk:
             stack.enter_context(_log_on_full_disk())
         if plan.eager:
@@ -150,8 +152,8 @@ def _log_on_full_disk() -> Iterator[None]:
 def _kernel(kernel: Kernel) -> Iterator[None]:
     """Have mailboxes offer bytes to our connections as they do to sockets."""
     with (
-        mock.patch("multichat.mailbox.eager_fileno", kernel.eager_fileno),
-        mock.patch("multichat.mailbox.write", kernel.write),
+        mock.patch("multichat.net.send_queue.eager_fileno", kernel.eager_fileno),
+        mock.patch("multichat.net.send_queue.write", kernel.write),
     ):
         yield
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import trio
 
-from multichat.journal.sqlite import Durability, SqliteJournal
-from multichat.messages import SaidRun
+from multichat.journal.sqlite.journal import Durability, SqliteJournal
+from multichat.protocol.messages import SaidRun
 
 
 async def main(path: str, durability: str, speakers: str) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import trio
 
 from multichat.errors import NotRead
-from multichat.ids import message_id
-from multichat.journal import Journal, Keeping, RoomJournal, SessionRecord
+from multichat.journal.base import Journal, Keeping, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
-from multichat.journal.sqlite import SqliteJournal
-from multichat.journal.sqlite_file import open_file
-from multichat.messages import Nonce, SaidRun
+from multichat.journal.sqlite.file import open_file
+from multichat.journal.sqlite.journal import SqliteJournal
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import Nonce, SaidRun
 
 LOTS = 1 << 40  # bytes
 ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den")

@@ -15,9 +15,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from multichat.journal import SessionRecord
-from multichat.journal.sqlite_file import open_file
-from multichat.journal.sqlite_rows import Rows, SessionRow
+from multichat.journal.base import SessionRecord
+from multichat.journal.sqlite.file import open_file
+from multichat.journal.sqlite.queries import Rows, SessionRow
 
 _TRACE_ME, _SYSCALL = 0, 24
 

@@ -8,10 +8,10 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from multichat.errors import InvalidName
-from multichat.framing import LineDecoder, clean
-from multichat.messages import Directed, Event, Said, SayRun
-from multichat.names import parse_name
-from multichat.voices import JSON, TEXT, Voice
+from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.framing import LineDecoder, clean
+from multichat.protocol.messages import Directed, Event, Said, SayRun
+from multichat.protocol.names import parse_name
 from tests.fuzz import reference
 
 __all__ = [

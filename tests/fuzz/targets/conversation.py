@@ -1,9 +1,10 @@
 """The whole way: from one client's socket to what the terminals of the others are given."""
 
 from multichat.errors import LineTooLong
-from multichat.framing import LineDecoder
-from multichat.ids import message_id
-from multichat.messages import (
+from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.framing import LineDecoder
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import (
     Act,
     Direct,
     Directed,
@@ -22,8 +23,7 @@ from multichat.messages import (
     SaidRun,
     SayRun,
 )
-from multichat.names import default_name, parse_person_name
-from multichat.voices import JSON, TEXT, Voice
+from multichat.protocol.names import default_name, parse_person_name
 from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
 
 __all__ = ["check_conversation"]

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from multichat.framing import clean
-from multichat.json_lines import clean_json
-from multichat.messages import Said
-from multichat.voices import JSON, TEXT
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.framing import clean
+from multichat.protocol.json_lines import clean_json
+from multichat.protocol.messages import Said
 from tests.fuzz.targets.checks import (
     SPOILT,
     assert_as_the_standard_library_reads,

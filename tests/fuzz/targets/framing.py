@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from multichat.errors import LineTooLong
-from multichat.framing import LineDecoder, Part, clean
-from multichat.telnet import TelnetResponder
+from multichat.protocol.framing import LineDecoder, Part, clean
+from multichat.protocol.telnet import TelnetResponder
 from tests.fuzz import reference
 from tests.fuzz.targets.checks import assert_harmless, assert_same, cut
 

@@ -1,7 +1,7 @@
 """The handshake: a connection's life until it is settled which protocol is spoken, as a script."""
 
-from multichat.handshake import Handshake, make_hello
-from multichat.voices import JSON
+from multichat.client.negotiation import Handshake, make_hello
+from multichat.protocol.codecs import JSON
 from tests.fuzz.targets.checks import assert_harmless, assert_same, run_of, strings_in
 
 __all__ = ["check_handshake"]

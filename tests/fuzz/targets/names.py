@@ -5,11 +5,11 @@ import socket
 import unicodedata
 from contextlib import suppress
 
-from multichat.bans import parse_target, split_target
-from multichat.framing import clean
-from multichat.messages import Direct, Join, Rename, Said
-from multichat.names import MAX_NAME_CHARACTERS, fold_name, parse_name, parse_person_name
-from multichat.voices import TEXT
+from multichat.protocol.codecs import TEXT
+from multichat.protocol.framing import clean
+from multichat.protocol.messages import Direct, Join, Rename, Said
+from multichat.protocol.names import MAX_NAME_CHARACTERS, fold_name, parse_name, parse_person_name
+from multichat.server.bans import parse_target, split_target
 from tests.fuzz.targets.checks import assert_harmless, assert_same, kept
 
 __all__ = ["check_names"]

@@ -4,8 +4,18 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import get_args
 
-from multichat.messages import Act, Direct, Hello, Invalid, Nonce, Reply, Request, Say, SayRun
-from multichat.voices import JSON, TEXT, Voice, spell_hello
+from multichat.protocol.codecs import JSON, TEXT, Voice, spell_hello
+from multichat.protocol.messages import (
+    Act,
+    Direct,
+    Hello,
+    Invalid,
+    Nonce,
+    Reply,
+    Request,
+    Say,
+    SayRun,
+)
 from tests.fuzz.targets.checks import (
     SPOILT,
     assert_as_the_standard_library_reads,

@@ -1,0 +1,175 @@
+"""The file in which one keeps servers and habits: `config.toml` in the platform's place for it.
+
+Owns where the file is, what may stand in it, and which of its values hold for which server.  Knows
+nothing of options and the environment, which come before it.  A file that cannot be understood is
+an error with its name and the key, never a guess.
+
+Keys are the options of `connect`, at the top for every server and in `[servers.NAME]` for one,
+where `host` (also as HOST:PORT), `port` or `unix` say which that is.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from multichat.errors import InvalidSettings
+from multichat.files import decode_text, read_file
+from multichat.protocol.address import split_address
+from multichat.server.config import DEFAULT_PORT
+
+__all__ = ["Habits", "Server", "Settings", "history_path", "load_settings", "settings_path"]
+
+_NAME = "multichat"
+
+# Thousands of servers.
+MAX_FILE_BYTES = 1024 * 1024
+
+# A key with so many parts as fit takes some ms; the time that `tomllib` needs grows with their
+# square.
+MAX_LINE_CHARACTERS = 4096
+
+
+class Habits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """What holds for a server, or for all; None is not said."""
+
+    name: str | None = None
+    room: str | None = None
+    password_file: Path | None = None
+    tls: bool | None = None
+    tls_ca: Path | None = None
+    tls_name: str | None = None
+    plain: bool | None = None
+    color: Literal["auto", "always", "never"] | None = None
+    bell: bool | None = None
+    log_style: bool | None = None
+    timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class Server(Habits, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """A server that has a name."""
+
+    host: str | None = None
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    unix: Path | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in the file at *path*; nothing if there is none."""
+
+    path: Path
+    found: bool = False
+    habits: Habits = Habits()
+    servers: dict[str, Server] = {}
+
+    def values(self, server: str | None) -> dict[str, tuple[Any, str]]:
+        """Return what is said for *server*, by the options' names, each with where that stands."""
+        said = {key: (value, "") for key, value in _said(self.habits).items()}
+        if server is not None and server in self.servers:
+            table = f"servers.{server}"
+            said |= {key: (value, table) for key, value in _said(self.servers[server]).items()}
+        return said
+
+
+def _said(habits: Habits) -> dict[str, Any]:
+    values = msgspec.structs.asdict(habits)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def settings_path() -> Path:
+    """Return where the file is, or would be; the variable `MULTICHAT_CONFIG` says otherwise."""
+    if said := os.environ.get("MULTICHAT_CONFIG"):
+        return Path(said)
+    import platformdirs
+
+    return platformdirs.user_config_path(_NAME, appauthor=False) / "config.toml"
+
+
+def history_path() -> Path:
+    """Return where what was typed is kept; the variable `MULTICHAT_HISTORY` says otherwise."""
+    if said := os.environ.get("MULTICHAT_HISTORY"):
+        return Path(said)
+    import platformdirs
+
+    return platformdirs.user_state_path(_NAME, appauthor=False) / "history"
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the file at *path*; raises `InvalidSettings` for anything but a good one or none."""
+    try:
+        text = decode_text(read_file(path, max_bytes=MAX_FILE_BYTES))
+    except FileNotFoundError:
+        return Settings(path=path)
+    except OSError as error:
+        raise InvalidSettings(path, "", (error.strerror or "").lower()) from error
+    except ValueError as error:
+        raise InvalidSettings(path, "", str(error)) from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > MAX_LINE_CHARACTERS:
+            reason = f"line {number} is longer than {MAX_LINE_CHARACTERS} characters"
+            raise InvalidSettings(path, "", reason)
+    import tomllib  # most people have no such file
+
+    try:
+        tables = tomllib.loads(text)
+    except ValueError as error:  # a number with thousands of digits is no TOMLDecodeError
+        raise InvalidSettings(path, "", str(error)) from error
+    except RecursionError as error:
+        raise InvalidSettings(path, "", "nested too deeply") from error
+    servers = tables.pop("servers", {})
+    if not isinstance(servers, dict):
+        raise InvalidSettings(path, "servers", "expected tables [servers.NAME]")
+    return Settings(
+        path=path,
+        found=True,
+        habits=_read(path, tables, Habits, ""),
+        servers={
+            name: _read_server(path, table, f"servers.{name}") for name, table in servers.items()
+        },
+    )
+
+
+def _read_server(path: Path, table: object, where: str) -> Server:
+    server: Server = _read(path, table, Server, where)
+    if (server.host is None) == (server.unix is None):
+        raise InvalidSettings(path, where, "needs either host or unix")
+    if server.host is None:
+        if server.port is not None:
+            raise InvalidSettings(path, f"{where}.port", "a Unix socket has none")
+        return server
+    try:
+        host, port = split_address(server.host)
+    except ValueError as error:
+        raise InvalidSettings(path, f"{where}.host", str(error)) from None
+    if port is not None and server.port is not None:
+        raise InvalidSettings(path, f"{where}.port", "stands in host, too")
+    return msgspec.structs.replace(server, host=host, port=port or server.port or DEFAULT_PORT)
+
+
+def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
+    """Return *table* as a *kind*; raises `InvalidSettings` with the key that is wrong."""
+
+    def to_path(expected: type[object], value: object) -> object:
+        if expected is Path and isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("a path has no null character")
+            # As if one stood where the file is, wherever one stands.
+            return path.parent / Path(value).expanduser()
+        raise ValueError("expected a path")
+
+    try:
+        return msgspec.convert(table, kind, dec_hook=to_path)
+    except msgspec.ValidationError as error:
+        reason, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".")
+        if "unknown field" in reason:
+            key, reason = f"{key}.{reason.split('`')[1]}".lstrip("."), "there is no such setting"
+        shown = ".".join(filter(None, (where, key)))
+        raise InvalidSettings(path, shown, _lowered(reason)) from None
+    except (RuntimeError, OSError) as error:  # a home that is nobody's
+        raise InvalidSettings(path, where, str(error)) from None
+
+
+def _lowered(reason: str) -> str:
+    return reason[:1].lower() + reason[1:].replace("`", "").replace(" | null", "")

@@ -1,0 +1,83 @@
+"""The command `history`: what a journal holds, spelled for people or programs."""
+
+import os
+import re
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+from multichat.errors import JournalFailed, OutputLost
+from multichat.journal.sqlite.reader import open_reader
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.messages import SaidRun, room_of
+
+__all__ = ["parse_since", "show_history"]
+
+_ID = re.compile(r"[0-9a-f]{11}-\d{10,}")
+
+
+def parse_since(text: str) -> float | str:
+    """Return the id that *text* is, or the time that it says, in seconds since 1970.
+
+    A time without a zone is local.  Raises `ValueError`.
+    """
+    if _ID.fullmatch(text):
+        return text
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(
+            f"{text} is neither a message's id nor a time such as 2025-01-15T10:30"
+        ) from None
+
+
+def show_history(
+    path: Path,
+    output_fd: int,
+    *,
+    room: str | None = None,
+    since: float | str | None = None,
+    limit: int | None = None,
+    json: bool = False,
+) -> None:
+    """Write what `Reader.read` reads to *output_fd*, a page at a time.
+
+    Ends quietly when nobody reads it any more.  Raises `JournalFailed`, when the rest is written if
+    some messages are damaged, `UnknownId`, `OutputLost`.
+    """
+    room = None if room is None else room_of(room)
+    with open_reader(path) as reader:
+        one_room = room is not None or isinstance(since, str) or not reader.has_several_rooms()
+        for said in reader.read(room=room, since=since, limit=limit):
+            data = JSON.spell_said(said) if json else _spell(said, with_room=not one_room)
+            try:
+                _write_all(output_fd, data)
+            except BrokenPipeError:
+                return
+            except OSError as error:
+                raise OutputLost((error.strerror or "").lower()) from error
+        if reader.damaged:
+            places = "1 place" if reader.damaged == 1 else f"{reader.damaged} places"
+            reason = f"the file is damaged: messages cannot be read in {places}"
+            raise JournalFailed(path, reason)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _spell(said: SaidRun, *, with_room: bool) -> bytes:
+    where = f"{said.room}: " if with_room else ""
+    head = f"{_local(said.time)} {where}{TEXT.speaker(said.name, act=said.act)} ".encode()
+    return b"".join((head, said.run.encode().replace(b"\n", b"\n" + head), b"\n"))
+
+
+@lru_cache(maxsize=1)  # of a run that was cut, and of many that came at once
+def _local(time: str) -> str:
+    """Spell a time of the wire as the log has it."""
+    try:
+        local = datetime.fromisoformat(time).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return time
+    return f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03}"

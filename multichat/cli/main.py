@@ -1,0 +1,577 @@
+"""The command line: parse, build what is asked for, run.  No logic."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+
+from multichat.cli.config import (
+    ColorWhen,
+    client_timeouts,
+    config,
+    default_to_file,
+    find_server,
+    is_colored,
+    list_servers,
+    parse_server,
+    split_port,
+)
+from multichat.cli.option_rules import CheckedCommand
+from multichat.cli.process import (
+    PasswordFile,
+    UsageMistake,
+    checked_password,
+    command_line,
+    fileno,
+    is_terminal,
+    one_line_errors,
+    with_password,
+)
+from multichat.cli.serve import serve
+from multichat.server.config import DEFAULT_PORT
+
+if TYPE_CHECKING:
+    from multichat.client.connect import Endpoint
+
+__all__ = [
+    "COMMANDS",
+    "client_main",
+    "connect",
+    "history",
+    "main",
+    "make_app",
+    "send",
+    "server_main",
+    "who",
+]
+
+_T = TypeVar("_T")
+
+_HOST_HELP = (
+    "The server: an address or host name, also as HOST:PORT or [IPV6]:PORT, or the name of a "
+    "server in the configuration file."
+)
+_PORT_HELP = "TCP port of the server."
+# What /history shows, too: enough to know what is being talked about, on one screen.
+_TERMINAL_REPLAY = 20
+
+_Host = Annotated[
+    str | None,
+    typer.Argument(
+        help=_HOST_HELP,
+        is_eager=True,  # what the file says of it are the defaults of all that follows
+        callback=default_to_file,
+        autocompletion=list_servers,
+    ),
+]
+_Unix = Annotated[
+    Path | None,
+    typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
+]
+_Port = Annotated[
+    int | None,
+    typer.Argument(min=1, max=65535, help=_PORT_HELP, show_default=str(DEFAULT_PORT)),
+]
+_Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.", envvar="MULTICHAT_TLS")]
+_TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        help="Use TLS, and trust only this CA certificate (PEM).",
+        envvar="MULTICHAT_TLS_CA",
+        show_default="the CAs of the system",
+    ),
+]
+_TlsName = Annotated[
+    str | None,
+    typer.Option(
+        help="Use TLS, and verify the certificate against this host name.",
+        envvar="MULTICHAT_TLS_NAME",
+        show_default="HOST",
+    ),
+]
+
+
+def _place(
+    context: typer.Context, host: str | None, port: int | None, unix: Path | None
+) -> tuple[str, int, Path | None]:
+    if host is not None:
+        return find_server(context, host, port)
+    if unix is not None:
+        return "", 0, unix
+    raise UsageMistake("HOST, or --unix PATH, is missing")
+
+
+def _endpoint(
+    place: tuple[str, int, Path | None],
+    *,
+    tls: bool = False,
+    tls_ca: Path | None = None,
+    tls_name: str | None = None,
+    timeout: float | None = None,
+) -> "Endpoint":
+    from multichat.client.connect import Endpoint, client_tls
+
+    host, port, unix = place
+    timeouts = client_timeouts(timeout)
+    if unix is not None:
+        return Endpoint(unix=unix, timeouts=timeouts)
+    encrypted = tls or tls_ca is not None or tls_name is not None
+    context = client_tls(tls_ca) if encrypted else None
+    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name, timeouts=timeouts)
+
+
+def _with_password(
+    run: Callable[[str | None], _T], endpoint: "Endpoint", password: str | None
+) -> _T:
+    """Call *run* with *password*, or with what is typed if one is missing and asked for."""
+    from multichat.protocol.address import is_loopback
+
+    in_plain_text = (
+        endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host)
+    )
+    return with_password(run, password, str(endpoint), in_plain_text=in_plain_text)
+
+
+_Name = Annotated[
+    str | None,
+    typer.Option(help="Your name in the chat.", envvar="MULTICHAT_NAME", show_default="Client N"),
+]
+_Room = Annotated[
+    str | None,
+    typer.Option(help="Room to join.", envvar="MULTICHAT_ROOM", show_default="lobby"),
+]
+_Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
+]
+_AnswerTimeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait for the connection and for each answer of the server.",
+        envvar="MULTICHAT_TIMEOUT",
+        show_default="30 and 10",
+    ),
+]
+_Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait for the connection, for each answer, and for everything to be "
+        "accepted: from the end of input on, and before it while the server takes no more.",
+        envvar="MULTICHAT_TIMEOUT",
+        show_default="30, 10, and 300 without progress",
+    ),
+]
+_Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Wait until the server can be reached.", envvar="MULTICHAT_WAIT"),
+]
+
+
+def connect(
+    context: typer.Context,
+    host: _Host = None,
+    port: _Port = None,
+    unix: _Unix = None,
+    name: _Name = None,
+    room: _Room = None,
+    password_file: PasswordFile = None,
+    tls: _Tls = False,
+    tls_ca: _TlsCa = None,
+    tls_name: _TlsName = None,
+    listen: Annotated[
+        bool,
+        typer.Option(
+            "--listen", help="Only listen; ignore standard input.", envvar="MULTICHAT_LISTEN"
+        ),
+    ] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Pass the JSON protocol between the server and standard input and output.",
+            envvar="MULTICHAT_JSON",
+        ),
+    ] = False,
+    plain: _Plain = False,
+    replay: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Show the last messages of the room first, at most this many.",
+            envvar="MULTICHAT_REPLAY",
+            show_default=f"{_TERMINAL_REPLAY} on a terminal, else 0",
+        ),
+    ] = None,
+    wait: _Wait = False,
+    no_reconnect: Annotated[
+        bool,
+        typer.Option(
+            "--no-reconnect",
+            help="Exit when the connection is lost, as --plain and --json always do.",
+            envvar="MULTICHAT_NO_RECONNECT",
+        ),
+    ] = False,
+    timeout: _Timeout = None,
+    log_style: Annotated[
+        bool,
+        typer.Option(
+            "--log-style",
+            help="Write log lines, as into a pipe.",
+            envvar="MULTICHAT_LOG_STYLE",
+        ),
+    ] = False,
+    color: Annotated[
+        ColorWhen,
+        typer.Option(
+            help="Show names in color; auto: unless NO_COLOR is set.",
+            envvar="MULTICHAT_COLOR",
+        ),
+    ] = ColorWhen.AUTO,
+    bell: Annotated[
+        bool,
+        typer.Option(
+            "--bell",
+            help="Ring the terminal's bell when your name is mentioned.",
+            envvar="MULTICHAT_BELL",
+        ),
+    ] = False,
+) -> None:
+    """Join the chat on a server.
+
+    Each line that you type is sent to everybody in the room. The end of input (Ctrl+D) sends what
+    is left and exits, Ctrl+C exits at once. /help lists the commands, the client's own first.
+
+    When the connection is lost, the client reconnects, shows the messages that it missed and sends
+    those that you typed meanwhile.
+
+    If standard input or output is a pipe, there is no prompt, and it writes log lines.
+    """
+    place = _place(context, host, port, unix)
+    with one_line_errors():
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+        join = partial(
+            _join,
+            endpoint,
+            name=name,
+            room=room,
+            listen=listen,
+            json=json,
+            plain=plain,
+            replay=replay,
+            wait=wait,
+            reconnect=not no_reconnect,
+            log_style=log_style,
+            color=color,
+            bell=bell,
+        )
+        _with_password(join, endpoint, checked_password(password_file))
+
+
+def _join(
+    endpoint: "Endpoint",
+    password: str | None,
+    *,
+    name: str | None = None,
+    room: str | None = None,
+    listen: bool = False,
+    json: bool = False,
+    plain: bool = False,
+    replay: int | None = None,
+    wait: bool = False,
+    reconnect: bool = True,
+    log_style: bool = False,
+    color: ColorWhen = ColorWhen.AUTO,
+    bell: bool = False,
+) -> None:
+    import trio
+
+    input_fd = None if listen else fileno(sys.stdin)
+    if json:
+        from multichat.cli.console import until_signal
+        from multichat.cli.errands import pass_json
+
+        errand = partial(
+            pass_json,
+            endpoint,
+            input_fd=input_fd,
+            output_fd=fileno(sys.stdout),
+            name=name,
+            room=room,
+            password=password,
+            replay=replay or 0,
+            wait=wait,
+        )
+        trio.run(until_signal, errand)
+        return
+    if not (listen or log_style) and is_terminal():
+        from multichat.cli.config_file import history_path
+        from multichat.terminal.app import TerminalChat
+        from multichat.terminal.input_history import History
+
+        TerminalChat(
+            endpoint,
+            history=History(history_path()),
+            name=name,
+            room=room,
+            password=password,
+            plain=plain,
+            replay=_TERMINAL_REPLAY if replay is None else replay,
+            reconnect=reconnect,
+            wait=wait,
+            color=is_colored(color),
+            bell=bell,
+        ).run()
+        return
+    from multichat.cli.console import Console
+    from multichat.log import open_log
+
+    with open_log(fileno(sys.stdout)) as writer:
+        console = Console(
+            endpoint,
+            writer=writer,
+            input_fd=input_fd,
+            name=name,
+            room=room,
+            password=password,
+            plain=plain,
+            replay=replay or 0,
+            reconnect=reconnect,
+            wait=wait,
+        )
+        trio.run(console.run)
+
+
+def _connect_plain(
+    host: Annotated[
+        str, typer.Argument(help="Address or name of the server; also as HOST:PORT or [IPV6]:PORT.")
+    ],
+    port: _Port = None,
+) -> None:
+    """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
+    name_or_address, tcp_port = parse_server(host, port)
+    with one_line_errors():
+        endpoint = _endpoint((name_or_address, tcp_port, None))
+        join = partial(_join, endpoint, plain=True, log_style=True)
+        _with_password(join, endpoint, checked_password(None))
+
+
+def send(
+    context: typer.Context,
+    host: _Host = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PORT] TEXT...",
+            help="The message; - sends each line of standard input. A first word of digits is the "
+            "port, unless HOST contains it: send HOST:9000 42.",
+            show_default=False,
+        ),
+    ] = None,
+    unix: Annotated[
+        Path | None,
+        typer.Option(
+            help="Connect to this Unix socket; all arguments are TEXT then.",
+            is_eager=True,  # so that the first argument is no server
+        ),
+    ] = None,
+    name: _Name = None,
+    room: _Room = None,
+    password_file: PasswordFile = None,
+    tls: _Tls = False,
+    tls_ca: _TlsCa = None,
+    tls_name: _TlsName = None,
+    plain: _Plain = False,
+    wait: _Wait = False,
+    timeout: _Timeout = None,
+) -> None:
+    """Send a message and exit when the server has accepted it.
+
+    If the name is taken the message is sent without it; if the room cannot be joined it is not
+    sent. If the connection is lost the client reconnects; the message is delivered exactly once.
+    If the server is gone for good, the error says how many lines were not accepted and which is
+    the first.
+    """
+    words, port = text or [], None
+    if unix is not None:
+        words, host = [host, *words] if host is not None else [], None
+    elif host is not None and words:
+        port, words = split_port(context, host, words)
+    place = _place(context, host, port, unix)
+    if not words:
+        raise UsageMistake("TEXT is missing")
+    with one_line_errors("interrupted before the server had accepted everything"):
+        import trio
+
+        from multichat.cli.console import until_signal
+        from multichat.cli.errands import send
+
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+
+        def say(password: str | None) -> bool:
+            errand = partial(
+                send,
+                endpoint,
+                None if words == ["-"] else " ".join(words),
+                input_fd=fileno(sys.stdin),
+                name=name,
+                room=room,
+                password=password,
+                plain=plain,
+                wait=wait,
+            )
+            return trio.run(until_signal, errand)
+
+        if not _with_password(say, endpoint, checked_password(password_file)):
+            raise KeyboardInterrupt
+
+
+def who(
+    context: typer.Context,
+    host: _Host = None,
+    port: _Port = None,
+    unix: _Unix = None,
+    room: _Room = None,
+    password_file: PasswordFile = None,
+    tls: _Tls = False,
+    tls_ca: _TlsCa = None,
+    tls_name: _TlsName = None,
+    timeout: _AnswerTimeout = None,
+) -> None:
+    """List the members of a room by number and name, one per line."""
+    place = _place(context, host, port, unix)
+    with one_line_errors():
+        import trio
+
+        from multichat.cli.console import until_signal
+        from multichat.cli.errands import who
+
+        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+
+        lines: list[str] = []
+
+        def ask(password: str | None) -> bool:
+            async def hear() -> None:
+                lines.extend(await who(endpoint, room=room, password=password))
+
+            return trio.run(until_signal, hear)
+
+        if not _with_password(ask, endpoint, checked_password(password_file)):
+            raise typer.Exit(1)
+    for line in lines:
+        typer.echo(line)
+
+
+def history(
+    file: Annotated[Path, typer.Argument(help="The journal: a file written by serve --journal.")],
+    room: Annotated[
+        str | None,
+        typer.Option(
+            help="Only messages of this room.", envvar="MULTICHAT_ROOM", show_default="all"
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Only messages since this time, such as 2025-01-15T10:30, local unless it "
+            "contains a time zone, or after the message with this id.",
+            envvar="MULTICHAT_SINCE",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Show at most this many messages: the last, or with --since the first.",
+            envvar="MULTICHAT_LIMIT",
+            show_default="all",
+        ),
+    ] = None,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Write one JSON object per line, as in the JSON protocol, with times in UTC.",
+            envvar="MULTICHAT_JSON",
+        ),
+    ] = False,
+) -> None:
+    """Show the messages in a server's journal, with local times.
+
+    The server may be running; nothing is written to the file.
+    """
+    from multichat.cli.history import parse_since, show_history
+
+    try:
+        from_ = None if since is None else parse_since(since)
+    except ValueError as error:
+        raise UsageMistake(f"--since: {error}") from None
+    with one_line_errors():
+        show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version  # which imports what reads mail
+
+        typer.echo(f"multichat {version('multichat')}")
+        raise typer.Exit
+
+
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Group chat over plain TCP.
+
+    `multichat serve` on one machine, `multichat connect HOST PORT` (or plain `nc HOST PORT`) on
+    the others, and everybody talks.
+    """
+
+
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+def make_app(*commands: Callable[..., None]) -> typer.Typer:
+    """Return the command line of these *commands*; one alone has no name of its own."""
+    # Plain help: rich costs a third of the start and draws boxes that no narrow terminal holds.
+    app = typer.Typer(
+        # The specification's own two commands have nothing to complete.
+        add_completion=len(commands) > 1,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for command in commands:
+        app.command(cls=CheckedCommand, context_settings=_HELP_OPTIONS)(command)
+    if len(commands) > 1:
+        app.callback(no_args_is_help=True, context_settings=_HELP_OPTIONS)(_options)
+    return app
+
+
+def _run(*commands: Callable[..., None]) -> NoReturn:
+    with command_line():
+        sys.exit(make_app(*commands)(standalone_mode=False))
+
+
+COMMANDS = (serve, connect, send, who, history, config)
+
+
+def main() -> NoReturn:
+    """Run `multichat`."""
+    _run(*COMMANDS)
+
+
+def server_main() -> NoReturn:
+    """Run `multi_chat_tcp_server`."""
+    _run(serve)
+
+
+def client_main() -> NoReturn:
+    """Run `multi_chat_tcp_client`."""
+    _run(_connect_plain)

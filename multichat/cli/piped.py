@@ -1,0 +1,95 @@
+"""Which lines of a pipe were accepted: the error names the first that was not.
+
+Lines are counted from 1 on as they are read, without empty ones.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from multichat.client.chat import Chat
+from multichat.errors import ConnectionLost, LineTooLong
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.framing import Part
+from multichat.protocol.messages import Nonce
+from multichat.server.config import ClientTimeouts
+
+__all__ = ["Piped", "for_pipe"]
+
+# Less than the limit of unaccepted messages, so that some are always on their way.
+_PIECE_LINES = 64
+
+
+def for_pipe(timeouts: ClientTimeouts) -> ClientTimeouts:
+    """Return *timeouts* that also limit how long sending may wait without progress."""
+    return replace(timeouts, blocked=timeouts.progress)
+
+
+class Piped:
+    """The lines that are read from a pipe and sent over *chat*.
+
+    *read* counts the lines that were read, *sent* those that were sent or left out, which are noted
+    in the order of the input; *all_read* says that there are no more.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        self.read = self.sent = 0
+        self.all_read = False
+        self._chat = chat
+        self._unaccepted: deque[tuple[int, Nonce]] = deque()
+
+    def note_read(self, part: Part) -> None:
+        """Note what was read."""
+        self.read += 1 if isinstance(part, LineTooLong) else part.count("\n") + 1
+
+    async def send(
+        self, run: str, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
+    ) -> None:
+        """Send a run of lines in pieces by *send*, which returns a nonce for each line."""
+        lines = run.split("\n")
+        size = _PIECE_LINES if self._chat.voice is JSON else len(lines)
+        for start in range(0, len(lines), size):
+            piece = lines[start : start + size]
+            self.note_sent(len(piece), await send("\n".join(piece)))
+
+    def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:
+        """Note that so many *lines* were sent or left out; the last of them have these *nonces*."""
+        while self._unaccepted and not self._chat.is_unaccepted(self._unaccepted[0][1]):
+            self._unaccepted.popleft()
+        self.sent += lines
+        for number, nonce in enumerate(nonces, self.sent - len(nonces) + 1):
+            if nonce is not None:
+                self._unaccepted.append((number, nonce))
+
+    def discard_rest(self) -> None:
+        """Note that lines which were read and not sent are not going to be."""
+        self.read = self.sent
+
+    def describe(self) -> str:
+        """Return how many lines were not accepted and which is the first; empty if all were."""
+        chat = self._chat
+        waiting = [number for number, nonce in self._unaccepted if chat.is_unaccepted(nonce)]
+        count = len(waiting) + self.read - self.sent
+        if not count:
+            return ""
+        first = waiting[0] if waiting else self.sent + 1
+        accepted = "sent" if chat.voice is TEXT else "accepted"
+        were = "1 line was" if count == 1 else f"{count} lines were"
+        rest = "" if self.all_read else ", and what follows was not read"
+        return (
+            f"{were} not {accepted}, the first is line {first} of the input "
+            f"(empty lines not counted){rest}"
+        )
+
+    def explain(self, error: ConnectionLost) -> ConnectionLost:
+        """Return *error* with what `describe` returns added to it."""
+        return ConnectionLost("; ".join(filter(None, (error.reason, self.describe()))))
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Add what `describe` returns to a `ConnectionLost` that the block raises."""
+        try:
+            yield
+        except ConnectionLost as error:
+            raise self.explain(error) from None

@@ -1,0 +1,272 @@
+"""What the commands share with whoever calls them: descriptors, secrets, and how they fail.
+
+An expected failure is one line on standard error and exit status 1; a usage error is status 2.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import StringIO, TextIOWrapper
+from pathlib import Path
+from typing import IO, Annotated, Any, TextIO, TypeVar
+
+import typer
+
+from multichat.cli.notices import tell, warn, write_notice
+from multichat.errors import MultichatError, OutputLost, Refused
+from multichat.files import decode_text, read_file
+from multichat.protocol.framing import clean, clean_lines
+from multichat.signals import ending_signals
+
+__all__ = [
+    "PasswordFile",
+    "UsageMistake",
+    "checked_password",
+    "command_line",
+    "fileno",
+    "is_terminal",
+    "one_line_errors",
+    "read_password_file",
+    "utf8_text",
+    "with_password",
+]
+
+_VARIABLE = "MULTICHAT_PASSWORD"
+
+# A password has one line.
+_MAX_PASSWORD_FILE_BYTES = 64 * 1024
+
+# It may come from a program that asks somebody for a passphrase first.
+_PASSWORD_FIFO_SECONDS = 60.0
+
+# As many as a server takes from one connection.
+_MAX_TRIES = 3
+
+_T = TypeVar("_T")
+
+# Typer has no public name for it.
+_UsageError: Any = typer.BadParameter.__base__
+
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD.",
+        envvar="MULTICHAT_PASSWORD_FILE",
+    ),
+]
+
+
+class UsageMistake(typer.BadParameter):
+    """A command was called in a way that makes no sense: one line, and exit status 2."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the line to *file*, by default standard error."""
+        typer.echo(f"multichat: {clean(self.message)}", file=file, err=True)
+
+
+def utf8_text(value: str, name: str) -> str:
+    """Return the text of *value*, an argument or a variable; raises `UsageMistake`.
+
+    It is UTF-8 where it can be, and else what the locale's encoding has it be.
+    """
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeError:
+        if any("\ud800" <= character <= "\udfff" for character in value):  # nor the locale's
+            raise UsageMistake(f"{name} is not UTF-8") from None
+        return value
+
+
+def read_password_file(
+    file: Path | None, *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
+) -> str | None:
+    """Return the password that *file*, or the environment, holds; raises `ValueError`.
+
+    It is one line, whose line break at the end is left out; spaces belong to it.  A FIFO or pipe
+    is read for at most *fifo_seconds*.
+    """
+    if file is None:
+        where, password = _VARIABLE, utf8_text(os.environ.get(_VARIABLE, ""), _VARIABLE)
+        if not password:
+            return None
+    else:
+        where = str(file)
+        try:
+            data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
+            password = decode_text(data)
+        except OSError as error:
+            raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+    password = password.rstrip("\r\n")
+    if not password.strip():
+        raise ValueError(f"{where}: there is no password in it")
+    if "\n" in password or "\r" in password:
+        raise ValueError(f"{where}: a password has one line")
+    return password
+
+
+def checked_password(file: Path | None) -> str | None:
+    """Return the password, or end with a usage error that says why it cannot be read."""
+    try:
+        return read_password_file(file)
+    except ValueError as error:
+        raise UsageMistake(str(error)) from None
+
+
+def with_password(
+    run: Callable[[str | None], _T], password: str | None, where: str, *, in_plain_text: bool
+) -> _T:
+    """Call *run* with *password*; on a terminal, ask for one that is missing, and run again.
+
+    *where* is the server.  Warns before a password is sent *in_plain_text*.  What is typed is not
+    shown; a wrong one may be tried again.  Raises as *run* does.
+    """
+    warning = f"the password is sent to {where} in plain text, where others can read it: add --tls"
+    if password is not None and in_plain_text:
+        warn(warning)
+    try:
+        return run(password)
+    except Refused as refused:
+        if refused.code != "password-required" or not _is_terminal():
+            raise
+        missing = refused
+    if in_plain_text:
+        warn(warning)
+    for left in reversed(range(_MAX_TRIES)):
+        typed = _ask(f"Password for {clean(where)}: ")
+        if not typed:
+            raise missing
+        try:
+            return run(typed)
+        except Refused as refused:
+            if refused.code != "wrong-password" or not left:
+                raise
+            tell(str(refused))
+    raise AssertionError  # the last try returns or raises
+
+
+def _is_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def _ask(prompt: str) -> str:
+    """Return what is typed, without its being shown; nothing at the end of input."""
+    from getpass import getpass
+    from locale import getpreferredencoding
+
+    try:
+        typed = getpass(prompt)  # which goes by the locale, and not by UTF-8
+        with suppress(UnicodeError):
+            typed = typed.encode(getpreferredencoding(do_setlocale=False)).decode()
+    except UnicodeError:
+        raise UsageMistake("the password is not UTF-8") from None
+    except BaseException as error:
+        write_notice("\n")  # the cursor still stands behind the prompt
+        if isinstance(error, EOFError):
+            return ""
+        raise
+    return typed
+
+
+@contextmanager
+def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
+    """Turn what can be expected to go wrong into one line on standard error and status 1.
+
+    A signal that ends the command is such an error where *interrupted* says what it means.
+    """
+    # Where trio does not listen for them, before and after its run, these are a quiet end too.
+    for number in ending_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:  # before trio took over, or after it let go
+        if interrupted is None:
+            raise typer.Exit from None
+        reason = interrupted
+    except MultichatError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = _reason_of(error)
+    else:
+        return
+    tell(reason)
+    raise typer.Exit(1)
+
+
+def _reason_of(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+class _Output(TextIOWrapper):
+    """A standard output that raises `OutputLost` where it cannot be written to."""
+
+    def write(self, text: str) -> int:
+        """Write *text*, or a part of it if that is all that fits in the buffer."""
+        with self._failures():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Write what is in the buffer."""
+        with self._failures():
+            super().flush()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is in the buffer would fail once more when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise OutputLost((error.strerror or str(error)).lower()) from error
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Prepare the standard streams, and report the errors of the command line itself.
+
+    The streams are UTF-8, as are the wire, the log and pipes, whatever the locale says.
+    """
+    for stream in (sys.stdin, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not None, where it was closed
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        line_buffering = sys.stdout.line_buffering
+        sys.stdout = _Output(
+            sys.stdout.detach(),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=line_buffering,
+        )
+    try:
+        yield
+    except _UsageError as error:  # may quote an argument, or a variable
+        error.message = clean_lines(error.message)
+        shown = StringIO()
+        error.show(shown)
+        write_notice(shown.getvalue())
+        sys.exit(error.exit_code)
+    except OutputLost as error:
+        tell(str(error))
+        sys.exit(1)
+    except OSError as error:
+        tell(_reason_of(error))
+        sys.exit(1)
+
+
+def fileno(stream: TextIO | None) -> int:
+    """Return the descriptor of a standard stream, or of nothing if it was closed before us."""
+    return os.open(os.devnull, os.O_RDWR) if stream is None else stream.fileno()
+
+
+def is_terminal() -> bool:
+    """Say whether one can sit here, with an input line and a cursor that moves."""
+    if sys.stdin is None or sys.stdout is None:
+        return False
+    moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
+    streams = sys.stdin, sys.stdout  # None where it was closed
+    return moves and all(stream is not None and stream.isatty() for stream in streams)

@@ -1,0 +1,501 @@
+"""What a SQLite journal deletes: messages that are too old or too many, old sessions, empty rooms.
+
+For the thread that writes.  Each step is bounded, and one transaction; in a damaged file it is
+several, and rows that cannot be deleted are left out.  A full disk can be deleted from: see
+`multichat.journal.sqlite.reserve`.
+"""
+
+import math
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+from multichat.journal.retention import MIN_BYTES, Deleted, Moment, Retention, format_seconds
+from multichat.journal.sqlite.file import (
+    DISK_FAILS,
+    DISK_FULL,
+    SQLITE_ERRORS,
+    DamagedRow,
+    is_damage,
+    reason_of,
+    typed,
+)
+from multichat.journal.sqlite.limits import SqliteLimits
+from multichat.journal.sqlite.queries import Rows
+from multichat.journal.sqlite.reserve import Reserve
+from multichat.journal.sqlite.salvage import first_readable, is_readable
+from multichat.log import Log
+
+__all__ = ["NOT_DELETED", "STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
+
+# Deleting reads what it deletes: some 10 ms.
+STEP_RUNS = 500
+
+# The file is made smaller when this part of it is unused; less is soon filled again.
+_FREE_PART = 4
+
+# Part of a step's pages that are moved to make the file smaller; each changes other pages, too.
+_MOVED_PART = 2
+
+# Around damage, a step tries fewer runs at once, each time by this factor, down to one.
+_FEWER = 8
+
+# After this many failures a step of a damaged file leaves the rest to the next step.
+_MAX_FAILURES = 50
+
+NOT_DELETED = "The journal is damaged: messages or sessions on damaged pages are not deleted"
+
+# How many epochs of a room stay when all their messages are gone.
+_GONE_EPOCHS = 100
+
+_SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
+
+# A message dated further ahead than this was said while the clock was wrong.
+_FUTURE_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Tidied:
+    """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
+
+    *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
+    *damage* says, in a few words, why something cannot be deleted.
+    """
+
+    firsts: dict[int, int] = field(default_factory=dict)
+    deleted: Deleted = field(default_factory=Deleted)
+    expired: bool = False
+    more: bool = False
+    damage: str = ""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where to go on in a damaged file: rows below *position* are left out.
+
+    *position* is a `seq`, or in a room the number of a message.  *most* runs are tried at once.
+    """
+
+    position: int = 0
+    most: int = STEP_RUNS
+    gone: bool = False  # nothing behind it can be read
+
+
+_Key: TypeAlias = int | str
+
+
+class Deletions:
+    """Deletes from the file of *rows*, whose list of rooms is loaded.
+
+    Above the number of sessions that *limits* allows, the oldest are deleted, whatever address they
+    are from: the file holds no addresses.  A server has the sessions of other addresses in memory.
+
+    *is_full*: the disk has no room for what was to be written.  *is_too_large*: more is in use than
+    may be, by a step or more.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        retention: Retention,
+        reserve: Reserve,
+        limits: SqliteLimits | None = None,
+    ) -> None:
+        self._limits = limits or SqliteLimits()
+        self._session_count = self._limits.sessions + 1  # not counted yet
+        self.is_full = self.is_too_large = False
+        self._rows, self._retention, self._reserve = rows, retention, reserve
+        self._connection = rows.connection
+        self._first_dated = -1  # up to there, all runs are dated ahead
+        # What cannot be deleted everywhere, by room or by reason.
+        self._damaged: dict[_Key, _Place] = {}
+        self._damage = ""
+        self._page_bytes = self._pragma("page_size")
+        # A checkpoint is made when two steps are in the WAL; after a burst it is as large as four.
+        rows.long_wal_bytes = 2 * retention.step_bytes
+        self._connection.execute(f"PRAGMA journal_size_limit={4 * retention.step_bytes}")
+
+    def check_size(self) -> None:
+        """Set *is_too_large*."""
+        most = self._retention.max_bytes
+        with suppress(*SQLITE_ERRORS):
+            self.is_too_large = (
+                most is not None and self._bytes(used=True) > most + self._retention.step_bytes
+            )
+
+    def may_write(self) -> bool:
+        """Return whether a message leaves the room that deleting needs."""
+        self.is_full = not self._reserve.hold()
+        return not self.is_full
+
+    def step(self, full: dict[int, int], empty: list[int], now: Moment) -> Tidied | None:
+        """Delete a bounded number of expired rows; None if that cannot be done now.
+
+        *full* says for rooms, by their ids, before which number messages are deleted; *empty* are
+        rooms without a message that are deleted.
+        """
+        tidied: Tidied | None = None
+        is_full = self.is_full
+        if not is_full:
+            try:
+                tidied = self._step(full, empty, now)
+            except SQLITE_ERRORS as error:
+                # Another program that has locked the file needs none of the reserve.
+                is_full = reason_of(error) in (DISK_FULL, DISK_FAILS)
+        if is_full:
+            self._reserve.release()
+            # Deletions are written to the WAL, which starts anew.
+            self._rows.checkpoint(truncate=True)
+            with suppress(*SQLITE_ERRORS):
+                tidied = self._step(full, empty, now, shrink=True)
+            self._rows.checkpoint(truncate=True)  # gives back what was deleted
+        self.check_size()
+        if not self._rows.is_marked:
+            self._rows.checkpoint()
+        return tidied
+
+    def _step(
+        self, full: dict[int, int], empty: list[int], now: Moment, *, shrink: bool = False
+    ) -> Tidied:
+        """Do the same; raises one of `SQLITE_ERRORS`, but not for damage."""
+        tidied = Tidied()
+        step = _Step(self._connection, tidied, self._retention.step_bytes)
+        clock = self._rows.loaded_clock + now.run
+        parts = self._parts(step, full, empty, now, clock)
+        if not self._damage:
+            try:
+                with self._rows.transaction(clock):
+                    for part in parts.values():
+                        part()
+                    step.write_firsts()
+            except SQLITE_ERRORS as error:
+                self._note_damage(error)
+                tidied = Tidied(more=True)  # and see the damage in the next step
+            self._finish(step, tidied, shrink=shrink)
+        else:
+            self._delete_around_damage(step, parts, clock)
+            self._finish(step, tidied, shrink=shrink)
+        tidied.damage = self._damage
+        return tidied
+
+    def _parts(
+        self, step: "_Step", full: dict[int, int], empty: list[int], now: Moment, clock: float
+    ) -> dict[_Key, Callable[[], None]]:
+        """Return what there is to delete: by room, by age, by size, sessions, rooms."""
+        kept = self._retention
+        parts: dict[_Key, Callable[[], None]] = {}
+
+        def delete_full(room: int, before: int) -> None:
+            place = self._place(room)
+            step.delete(
+                f"above {kept.max_messages} a room",
+                "WHERE room = ? AND first >= ? AND first < ? AND first + messages <= ? "
+                "ORDER BY first",
+                (room, place.position, before, before),
+                most=place.most,
+            )
+
+        def delete_old(max_age_seconds: float) -> None:
+            place = self._place("age")
+            end = self._last_expired(max_age_seconds, now, place)
+            if end is not None and now.wait:
+                step.tidied.expired = True
+            elif end is not None:
+                reason = f"older than {format_seconds(max_age_seconds)}"
+                which = "WHERE seq BETWEEN ? AND ? ORDER BY seq"
+                step.delete(reason, which, (place.position, end), most=place.most)
+
+        def delete_excess(max_bytes: int) -> None:
+            excess = self._bytes(used=True) - max_bytes
+            if excess > 0:
+                place = self._place("size")
+                reason = f"above {max_bytes / 2**20:g} MiB"
+                which = "WHERE seq >= ? ORDER BY seq"
+                step.delete(reason, which, (place.position,), most_bytes=excess, most=place.most)
+                step.is_over = True  # what it takes is known when it is done
+
+        for room, before in full.items():
+            parts[room] = partial(delete_full, room, before)
+        if kept.max_age_seconds is not None:
+            parts["age"] = partial(delete_old, kept.max_age_seconds)
+        if kept.max_bytes is not None:
+            parts["size"] = partial(delete_excess, kept.max_bytes)
+        parts["sessions"] = partial(self._forget_sessions, step, clock)
+        if empty:
+            parts["rooms"] = partial(self._delete_rooms, empty)
+        return parts
+
+    def _delete_around_damage(
+        self, step: "_Step", parts: dict[_Key, Callable[[], None]], clock: float
+    ) -> None:
+        """Do each part in a transaction of its own, and leave out the rows where that fails."""
+        failures = 0
+        for key, part in parts.items():
+            place = self._place(key)
+            is_over = step.is_over and key != "sessions"
+            if place.gone or is_over or failures >= _MAX_FAILURES:
+                continue
+            before = step.state()
+            try:
+                with self._rows.transaction(clock):
+                    part()
+                    step.write_firsts()
+            except SQLITE_ERRORS as error:
+                step.restore(before)
+                if not is_damage(error) and step.deleted:
+                    return  # so that the caller learns what is deleted
+                self._note_damage(error)
+                failures += 1
+                step.tidied.more = True
+                self._leave_out(key, place)
+            else:
+                place.most = min(STEP_RUNS, place.most * _FEWER)
+
+    def _note_damage(self, error: Exception) -> None:
+        """Remember that the file is damaged; raises *error* if it is about something else."""
+        if not is_damage(error):
+            raise error
+        self._damage = reason_of(error)
+
+    def _place(self, key: _Key) -> _Place:
+        return self._damaged.setdefault(key, _Place()) if self._damage else _Place()
+
+    def _leave_out(self, key: _Key, place: _Place) -> None:
+        """Go on with fewer runs; with one run that cannot be deleted, behind it."""
+        if key in ("sessions", "rooms"):
+            place.gone = True
+            return
+        if place.most > 1:
+            place.most = max(1, place.most // _FEWER)
+            return
+        column = which = "seq"
+        if isinstance(key, int):
+            column, which = "first", f"room = {key} AND first"
+
+        def read_from(position: int) -> Any:
+            return self._connection.execute(
+                f"SELECT {column}, time FROM runs WHERE {which} >= ? ORDER BY {column} LIMIT 1",  # noqa: S608 - our own words
+                (position,),
+            ).fetchone()
+
+        def can_read_from(position: int) -> bool:
+            return is_readable(lambda: read_from(position))
+
+        if can_read_from(place.position):
+            row = read_from(place.position)
+            found = None if row is None else row[0] + 1 if type(row[0]) is int else None
+        else:
+            found = first_readable(place.position, can_read_from)
+        if found is None:
+            place.gone = True
+        else:
+            place.position = found
+
+    def _finish(self, step: "_Step", tidied: Tidied, *, shrink: bool) -> None:
+        """Shrink the file, and see whether there is more to do, after the messages are deleted."""
+        if step.deleted:
+            self._rows.note_written(self._retention.step_bytes)
+        tidied.more |= bool(step.deleted and step.is_over) or step.has_more_sessions
+        if not tidied.more:
+            place = self._place("shrink")
+            try:
+                tidied.more = not place.gone and self._shrink(all_of_it=shrink)
+            except SQLITE_ERRORS as error:
+                self._note_damage(error)
+                self._place("shrink").gone = True
+
+    def _delete_rooms(self, empty: list[int]) -> None:
+        self._connection.executemany(
+            "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
+        )
+        self._connection.executemany(
+            "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
+            [(room,) for room in empty],
+        )
+
+    def _last_expired(self, max_age_seconds: float, now: Moment, place: _Place) -> int | None:
+        """Return up to which run all are too old; None if the first is not.
+
+        Messages are deleted in the order in which they were said, so that no room gets a gap.  A
+        message that is dated ahead was said while the clock was wrong: it is as old as the next
+        one.  Messages that this server has kept are no older than the server.
+        """
+        before, latest = (
+            time.strftime(_SECOND, time.gmtime(max(0, seconds)))
+            for seconds in (now.wall - max_age_seconds, now.wall + _FUTURE_SECONDS)
+        )
+        last = None
+        for row in self._connection.execute(
+            "SELECT seq, time FROM runs WHERE seq > ? AND time < ? AND typeof(time) = 'text' "
+            "ORDER BY seq LIMIT ?",
+            (max(self._first_dated, place.position - 1), latest, place.most),
+        ):
+            seq, said_at = row
+            if type(said_at) is not str:  # damaged: it goes with what follows it
+                continue
+            if said_at >= before or (now.run < max_age_seconds and seq > self._rows.loaded_seq):
+                if last is None:
+                    self._first_dated = seq - 1  # what is dated ahead is not read each time
+                break
+            last = seq
+        return last
+
+    def _forget_sessions(self, step: "_Step", clock: float) -> None:
+        """Delete the sessions of disconnected clients that are too old, or too many."""
+        execute = self._connection.execute
+        max_sessions = self._limits.sessions
+        before, most = clock - self._limits.session_seconds, STEP_RUNS
+        if self._session_count + self._rows.new_sessions > max_sessions:
+            [self._session_count] = execute("SELECT count(*) FROM sessions").fetchone()
+            self._rows.new_sessions = 0
+            if self._session_count > max_sessions:
+                before, most = clock, min(self._session_count - max_sessions, STEP_RUNS)
+        found = execute(
+            "SELECT digest FROM sessions WHERE seen <= ? ORDER BY seen LIMIT ?", (before, most)
+        ).fetchall()
+        for (digest,) in found:
+            self._rows.forget_session(digest)
+        step.has_more_sessions = len(found) == STEP_RUNS
+
+    def _shrink(self, *, all_of_it: bool) -> bool:
+        """Give unused pages back to the disk; return whether there may be more."""
+        free = self._bytes(used=False)
+        size = free + self._bytes(used=True)
+        most = self._retention.max_bytes
+        has_to = all_of_it or (most is not None and size > most)
+        if not free or not (has_to or free > max(MIN_BYTES, size // _FREE_PART)):
+            return False
+        # As a script: `execute` takes a statement without rows one step far, which is one page.
+        pages = self._retention.step_bytes // self._page_bytes // _MOVED_PART
+        self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+        self._rows.note_written(self._retention.step_bytes)
+        return True
+
+    def _bytes(self, *, used: bool) -> int:
+        free = self._pragma("freelist_count")
+        return (self._pragma("page_count") - free if used else free) * self._page_bytes
+
+    def _pragma(self, what: str) -> int:
+        return int(self._connection.execute(f"PRAGMA {what}").fetchone()[0])
+
+
+class _Step:
+    """One bounded step of deleting runs; *tidied* is told which."""
+
+    def __init__(self, connection: sqlite3.Connection, tidied: Tidied, max_bytes: int) -> None:
+        self.deleted = 0
+        self.is_over = self.has_more_sessions = False
+        self._max_bytes = max_bytes
+        self._connection = connection
+        self.tidied = tidied
+        self._bytes = 0
+
+    def delete(
+        self,
+        reason: str,
+        which: str,
+        parameters: tuple[object, ...],
+        *,
+        most_bytes: int = 1 << 62,
+        most: int = STEP_RUNS,
+    ) -> None:
+        """Delete the first runs of *which*, *most* of them at most."""
+        if self.is_over:
+            return
+        left = min(most, STEP_RUNS - self.deleted)
+        found = self._connection.execute(
+            f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
+            (*parameters, left),
+        ).fetchall()
+        gone: list[tuple[int]] = []
+        count, rooms = 0, set()
+        for row in found:
+            if most_bytes <= 0:
+                break
+            try:
+                seq, room, first, messages, size = typed(row, int, int, int, int, int)
+            except DamagedRow:  # deleted too, so that later rows can be
+                gone.append((row[0],))
+                continue
+            if self._bytes > self._max_bytes:
+                self.is_over = True
+                break
+            self._bytes += size
+            most_bytes -= size
+            gone.append((seq,))
+            count += messages
+            rooms.add(room)
+            firsts = self.tidied.firsts
+            firsts[room] = max(first + messages, firsts.get(room, 0))
+        self._connection.executemany("DELETE FROM runs WHERE seq = ?", gone)
+        self.deleted += len(gone)
+        self.is_over |= len(gone) == left
+        if gone:
+            self.tidied.deleted.add(reason, count, rooms)
+
+    def state(self) -> tuple[Any, ...]:
+        """Return what `restore` needs to undo what is done after this."""
+        deleted = Deleted()
+        deleted.update(self.tidied.deleted)
+        return self.deleted, self.is_over, self._bytes, self.tidied.firsts.copy(), deleted
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Undo what was done after `state`: its transaction has failed."""
+        self.deleted, self.is_over, self._bytes, firsts, deleted = state
+        self.tidied.firsts, self.tidied.deleted = firsts, deleted
+
+    def write_firsts(self) -> None:
+        """Write where the rooms begin of which messages were deleted."""
+        firsts = self.tidied.firsts
+        self._connection.executemany(
+            "UPDATE rooms SET first = ? WHERE id = ?",
+            [(first, room) for room, first in firsts.items()],
+        )
+        # Epochs without messages; the last ones still tell how many a client missed.
+        self._connection.executemany(
+            "DELETE FROM epochs WHERE room = ? AND next <= min(?, coalesce((SELECT next "
+            "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
+            [(room, first, room, _GONE_EPOCHS) for room, first in firsts.items()],
+        )
+
+
+class DeletionLog:
+    """Logs what is deleted, and what is about to be.
+
+    Of deletions there is a line when they have stopped for now, or have gone on for *seconds*, but
+    one in *seconds* at most.
+    """
+
+    def __init__(self, log: Log, retention: Retention, seconds: float) -> None:
+        self._log, self._seconds = log, seconds
+        self._max_age = retention.max_age_seconds
+        self._deleted = Deleted()  # and not told yet
+        self._tell_at = -math.inf
+        self._tell_by = math.inf
+        self._is_wait_told = False
+
+    def note(self, tidied: Tidied, moment: Moment, now: float) -> None:
+        """Note what a step has done at that *moment*, which is *now* by the clock of the loop."""
+        if self._max_age is not None and tidied.expired and not self._is_wait_told:
+            age, wait = format_seconds(self._max_age), format_seconds(moment.wait)
+            text = f"Messages older than {age} are deleted in {wait}"
+            self._log.line("STATE", f"{text}, if the clock of this machine is not set meanwhile")
+        self._is_wait_told = tidied.expired
+        if tidied.deleted and not self._deleted:
+            self._tell_by = now + self._seconds
+        self._deleted.update(tidied.deleted)
+        is_over = not (tidied.deleted or tidied.more)
+        if (now >= self._tell_by or (is_over and now >= self._tell_at)) and self.flush():
+            self._tell_at = now + self._seconds
+
+    def flush(self) -> bool:
+        """Log what was deleted since the last line; return whether anything was."""
+        if not self._deleted:
+            return False
+        self._log.line("STATE", f"Deleted from the journal: {self._deleted}")
+        self._deleted = Deleted()
+        return True

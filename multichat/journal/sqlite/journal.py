@@ -1,0 +1,492 @@
+"""The journal in a SQLite file: what rooms say outlives the server, its end and its `kill -9`.
+
+Nothing is done per message: a run is a row.  All jobs that wait while the disk is busy are written
+in one transaction, so that many senders wait for the disk once.
+
+Invariants:
+
+1. What waits is in one queue, in the order of the calls, and leaves it when it is committed or has
+   failed, never in between: a cancelled task loses nothing.
+2. When jobs have failed, the numbers of their rooms go on from the last message committed.
+3. One thread writes, another reads, and neither waits for the other.
+"""
+
+import math
+import os
+import secrets
+import sqlite3
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from itertools import islice
+from logging import ERROR, WARNING
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from multichat.errors import JournalFailed, NotKept, NotRead, TooManyRooms
+from multichat.journal.base import (
+    MAX_TIME_EPOCH,
+    Journal,
+    Keeping,
+    KeptSession,
+    RoomJournal,
+    SessionRecord,
+)
+from multichat.journal.failure_log import FailureLog
+from multichat.journal.retention import Retention, SteadyClock
+from multichat.journal.sqlite.deletion import NOT_DELETED, STEP_RUNS, DeletionLog, Deletions
+from multichat.journal.sqlite.file import (
+    DAMAGED,
+    DISK_FAILS,
+    DISK_FULL,
+    SQLITE_ERRORS,
+    connect,
+    is_busy,
+    open_file,
+    reason_of,
+    with_advice,
+)
+from multichat.journal.sqlite.file_lock import FileLock
+from multichat.journal.sqlite.jobs import (
+    Job,
+    NonceJob,
+    NumbersJob,
+    SaidJob,
+    SessionJob,
+    effect_on,
+    subject_of,
+    write_jobs,
+)
+from multichat.journal.sqlite.limits import Durability, SqliteLimits
+from multichat.journal.sqlite.queries import Head, Rows, SessionRow
+from multichat.journal.sqlite.queue import JobQueue, job_bytes
+from multichat.journal.sqlite.reading import read_session
+from multichat.journal.sqlite.reserve import Reserve
+from multichat.journal.sqlite.room import SqliteRoom
+from multichat.log import Log
+from multichat.protocol.messages import LOBBY, Nonce, SaidRun
+from multichat.protocol.timestamps import read_clocks
+
+__all__ = ["Durability", "Retention", "SqliteJournal", "SqliteLimits"]
+
+T = TypeVar("T")
+
+_RETRY_PAUSE_SECONDS = 0.05
+
+_EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
+
+_TOO_SLOW = "the disk does not keep up"
+
+_CLOSED = "the server is closing its journal"
+
+# What clients are told when a file of the journal is not in its place; the log has its path.
+_NOT_IN_PLACE = "the server cannot keep messages"
+
+# Deletions between two transactions, where the file is too large: each takes more than one of them
+# has written, so that it does not get larger.
+_MAX_DELETIONS = 20
+
+
+class SqliteJournal(Journal):
+    """Keeps everything in the file at *path*, which only one server at a time writes to.
+
+    *clocks* returns the wall clock, and one that nobody sets.  *commits* counts the transactions in
+    which something was kept.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        durability: Durability = Durability.FULL,
+        retention: Retention | None = None,
+        limits: SqliteLimits | None = None,
+        clocks: Callable[[], tuple[float, float]] = read_clocks,
+    ) -> None:
+        self.path = Path(path)
+        self.place = str(path)
+        self.durability = durability
+        self.retention = retention or Retention()
+        self._limits = limits or SqliteLimits()
+        self._clocks = clocks
+        steady_seconds = self._limits.steady_seconds
+        self._clock = SteadyClock(min(steady_seconds, self.retention.max_age_seconds or math.inf))
+        self._log = Log("server")
+        self._deletion_log = DeletionLog(self._log, self.retention, self._limits.tell_seconds)
+        self._failure_log = FailureLog(self._log, self._limits.tell_seconds)
+        self._is_refusal_told = False
+        self.commits = 0
+        self._rows: Rows  # the writer's thread alone uses these
+        self._deletions: Deletions
+        self._lock: FileLock
+        self._file_fault = ""  # which file is not in its place, and what to do
+        self._watched_at = -math.inf  # by the writer
+        self._reader: sqlite3.Connection
+        self._writing = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(1)
+        self._open = False
+        self._failing = self._is_ending = False
+        self._queue = JobQueue(self.retention.step_bytes)
+        self._woken = trio.Event()
+        # Of those in which something was said; the one in which it was last is the last.
+        self._rooms: OrderedDict[str, SqliteRoom] = OrderedDict()
+        self._untidy: set[SqliteRoom] = set()  # that may have more messages than they may
+        self._last_room = self._last_epoch = 0
+
+    # --- Writing ----------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the file, say so, and write what comes until cancelled; see `Journal.run`."""
+        await self._open_in_time()
+        try:
+            self._open = True
+            task_status.started()
+            await self._write_for_ever()
+        finally:
+            self._open = False
+            with trio.CancelScope(shield=True):
+                try:
+                    give_up_at = trio.current_time() + self._limits.close_seconds
+                    while self._queue and await self._write_waiting(give_up_at):
+                        pass
+                finally:
+                    self._fail(_CLOSED)
+                    self._deletion_log.flush()
+                    async with self._reading:  # after the last read has finished
+                        await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
+
+    async def _open_in_time(self) -> None:
+        give_up_at = trio.current_time() + self._limits.retry_seconds
+        while True:
+            try:
+                with trio.CancelScope(shield=True):  # bounded by the disk, and not left half done
+                    await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
+            except JournalFailed as failure:
+                if not is_busy(failure):
+                    raise
+                if trio.current_time() >= give_up_at:
+                    reason = "another program has locked it; end that program, and start again"
+                    raise JournalFailed(self.path, reason) from failure
+            else:
+                return
+            await trio.sleep(_RETRY_PAUSE_SECONDS)
+
+    async def _write_for_ever(self) -> None:
+        tidy_at = watch_at = trio.current_time()
+        while True:
+            with trio.move_on_at(min(tidy_at, watch_at)):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            retry_seconds = 0 if self._failing else self._limits.retry_seconds
+            if await self._write_waiting(trio.current_time() + retry_seconds) and self._queue:
+                self._woken.set()
+            if trio.current_time() >= watch_at:
+                self._watch()
+                watch_at = trio.current_time() + self._limits.watch_seconds
+            if trio.current_time() >= tidy_at or self._deletions.is_too_large:
+                more = False
+                is_off = self._file_fault or self._is_ending
+                for _ in range(0 if is_off else _MAX_DELETIONS):
+                    more = await self._tidy()
+                    if not (more and self._deletions.is_too_large):
+                        break
+                tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
+
+    def _watch(self) -> None:
+        """Check whether the files are still in their place; log when that changes."""
+        fault = self._lock.fault()
+        if fault and fault != self._file_fault:
+            self._log.line("STATE", f"The journal keeps nothing: {fault}", ERROR)
+        elif self._file_fault and not fault:
+            self._log.line("STATE", "The journal is in its place again and keeps messages")
+        self._file_fault = fault
+
+    def _log_failure(self, what: str, reason: str, kind: Hashable = None) -> None:
+        text = f"{what}: {with_advice(reason)}"
+        self._failure_log.note(text, trio.current_time(), kind)
+
+    async def _write_waiting(self, give_up_at: float) -> bool:
+        """Keep what waits, as much as one transaction takes, or fail all of it at *give_up_at*.
+
+        Where the file is damaged, what needs the damaged part fails, and what waits behind it in
+        the same room.  Returns whether the rest is kept.
+        """
+        written = self._queue.first()
+        if not written:
+            return True
+        refused: dict[object, str] = {}
+        while failure := await trio.to_thread.run_sync(
+            self._write, written, self._clock_of_file(), refused, limiter=self._writing
+        ):
+            is_moved = failure == _NOT_IN_PLACE
+            if is_moved or trio.current_time() >= give_up_at:
+                if is_moved:
+                    self._watch()
+                else:
+                    self._log_failure("The journal keeps nothing", failure)
+                self._fail(failure)
+                self._failing = True
+                return False
+            if self._deletions.is_full:
+                await self._tidy()
+            await trio.sleep(_RETRY_PAUSE_SECONDS)
+        self._failing = False
+        self.commits += 1
+        jobs = self._queue.remove(written, refused)
+        for job in jobs:
+            if isinstance(job, SaidJob):
+                if job.room in refused:
+                    job.room.next = job.room.kept
+                else:
+                    job.room.kept = job.said.first + job.messages
+                    self._untidy.add(job.room)
+        for job in jobs:
+            job.keeping.resolve(refused.get(subject_of(job), ""))
+        for subject, failure in refused.items():
+            effect = effect_on(subject, getattr(subject, "name", ""))
+            self._log_failure(effect, failure, type(subject).__name__)
+        return True
+
+    def _fail(self, failure: str) -> None:
+        """Fail all jobs; sessions stay for the next transaction."""
+        jobs = self._queue.clear()
+        for job in jobs:
+            if isinstance(job, SaidJob):
+                job.room.next = job.room.kept
+        for job in jobs:
+            job.keeping.resolve(failure)
+
+    async def _tidy(self) -> bool:
+        """Delete one step of what retention does not keep; return whether there is more."""
+        most = self.retention.max_messages
+        full: dict[int, int] = {}
+        if most is not None:
+            self._untidy = {room for room in self._untidy if room.kept - room.first > most}
+            full = {room.id: room.kept - most for room in self._untidy}
+        else:
+            self._untidy.clear()
+        # Where there are too many rooms, those without a message are deleted, the oldest first.
+        empty: dict[int, SqliteRoom] = {}
+        if len(self._rooms) >= self._limits.rooms:
+            silent = (room for room in self._rooms.values() if room.first == room.next)
+            empty = {room.id: room for room in islice(silent, STEP_RUNS)}
+        now = self._clock.observe(*self._clocks())
+        tidied = await trio.to_thread.run_sync(
+            self._deletions.step, full, list(empty), now, limiter=self._writing
+        )
+        if tidied is None:  # the disk is full, or another program has locked the file
+            return False
+        if tidied.firsts:
+            for room in self._rooms.values():
+                room.first = tidied.firsts.get(room.id, room.first)
+        for room in empty.values():
+            # Its members do not notice: with the next message it is in the file again.
+            if room.first == room.next and self._rooms.get(room.name) is room:
+                del self._rooms[room.name]
+        if tidied.damage:
+            self._failure_log.note_once(NOT_DELETED)
+        self._deletion_log.note(tidied, now, trio.current_time())
+        return tidied.more
+
+    # --- In the writer's thread -------------------------------------------------------------------
+
+    def _open_file(self) -> None:
+        durable = self.durability is Durability.FULL
+        beside = Path(f"{os.path.realpath(self.path)}-reserve")
+        reserve = Reserve(beside, self.retention.reserve_bytes)
+        try:
+            opened = open_file(self.path, durable=durable)
+        except JournalFailed as failure:
+            # Opening takes a little room on the disk, too.
+            if failure.reason not in (DISK_FULL, DISK_FAILS) or not reserve.release():
+                raise
+            opened = open_file(self.path, durable=durable)
+        self._lock = opened.lock
+        if opened.lacks_wal:
+            text = f"The last server was killed, and {self.path}-wal is not there: messages that"
+            text += " were in it are missing, unless another program has written it into the file"
+            self._log.line("STATE", text, WARNING)
+        if not self.retention.reserve_bytes:
+            reserve.release()  # an earlier server's
+        try:
+            self._rows = Rows(opened.connection)
+            heads = self._rows.load()
+            self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
+            self._rows.checkpoint()
+            self._reader = connect(self.path.resolve(), "ro")
+        except BaseException as error:
+            opened.connection.close()
+            opened.lock.close()
+            if isinstance(error, SQLITE_ERRORS):
+                raise JournalFailed(self.path, reason_of(error)) from error
+            raise
+        for repaired in self._rows.repaired:
+            self._log.line("STATE", f"The journal was damaged: {repaired}", WARNING)
+        self.clients_ever = self._rows.clients_ever
+        self._last_epoch = self._rows.last_epoch
+        if self._last_epoch >= int(self._clocks()[0] * 1000):
+            # The clock is behind.  A server that began with a copy of this file has other epochs.
+            self._last_epoch += secrets.randbelow(_EPOCH_GAP)
+        for head in heads:
+            self._rooms[head.name] = room = SqliteRoom(self, head, is_begun=False)
+            self._untidy.add(room)
+            self._last_room = max(self._last_room, head.id)
+
+    def _close_file(self) -> None:
+        self._rows.checkpoint(end_clock=self._clock_of_file())
+        for connection in (self._reader, self._rows.connection):
+            # The last connection that is closed makes a checkpoint.
+            with suppress(*SQLITE_ERRORS):
+                connection.close()
+        self._lock.close()
+
+    def _write(self, jobs: list[Job | SessionJob], clock: float, refused: dict[object, str]) -> str:
+        """Write *jobs* in one transaction; return in a few words why that cannot be, if so.
+
+        Where only a part of the file is damaged, add to *refused* what is not written for that.
+        """
+        rows = self._rows
+        now = time.monotonic()
+        if now - self._watched_at >= self._limits.watch_again_seconds:
+            self._watched_at = now
+            if self._lock.fault():
+                self._watched_at = -math.inf
+                return _NOT_IN_PLACE
+        refused.clear()
+        if not self._deletions.may_write():
+            return DISK_FULL
+        try:
+            write_jobs(rows, jobs, clock, refused)
+        except SQLITE_ERRORS as error:
+            reason = reason_of(error)
+            self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
+            return reason
+        self._deletions.check_size()
+        return ""
+
+    def before_shutdown(self) -> None:
+        """See `Journal.before_shutdown`."""
+        self._is_ending = True
+        self._deletion_log.flush()
+
+    # --- Asked by others --------------------------------------------------------------------------
+
+    def room(self, name: str) -> RoomJournal:
+        """Return the part of that room; a new one is in the file with its first message."""
+        room = self._rooms.get(name)
+        if room is None:
+            if len(self._rooms) >= (most := self._limits.rooms) and name != LOBBY:
+                if not self._is_refusal_told:
+                    self._is_refusal_told = True
+                    text = f"The journal has {most} rooms and takes no new ones: use --keep-days"
+                    self._log.line("STATE", f"{text}, or begin another file", ERROR)
+                raise TooManyRooms(most)
+            self._last_room += 1
+            room = SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
+        elif not room.is_begun:
+            room.begin(self._next_epoch())
+        return room
+
+    def _next_epoch(self) -> str:
+        """Return an epoch that no room had: a time, so that ids rise, also in a room begun anew."""
+        self._last_epoch = max(
+            self._last_epoch + 1, min(int(self._clocks()[0] * 1000), MAX_TIME_EPOCH)
+        )
+        return f"{self._last_epoch:011x}"
+
+    def take(self, job: SaidJob) -> Keeping:
+        """Have *job* written; for our rooms alone.  Raises `NotKept`."""
+        if not self._open:
+            raise NotKept(_CLOSED)
+        if self._queue.bytes + job_bytes(job) > self._limits.waiting_bytes and self._queue.bytes:
+            self._log_failure("The journal keeps nothing", _TOO_SLOW)
+            raise NotKept(_TOO_SLOW)
+        if self._rooms.setdefault(job.room.name, job.room) is not job.room:
+            raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
+        self._rooms.move_to_end(job.room.name)
+        self._put(job)
+        return job.keeping
+
+    def _put(self, job: Job) -> None:
+        self._queue.put(job)
+        self._woken.set()
+
+    async def give_numbers(self, clients_ever: int) -> None:
+        """See `Journal.give_numbers`."""
+        if not self._open:
+            raise NotKept(_CLOSED)
+        job = NumbersJob(clients_ever)
+        self._put(job)
+        await job.keeping.wait()
+
+    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """See `Journal.keep_session`."""
+        seen = math.inf if connected else self._clock_of_file()
+        self._put_session(SessionJob(record.digest, SessionRow(record, seen)))
+
+    def forget_session(self, digest: bytes) -> None:
+        """See `Journal.forget_session`."""
+        waiting = self._queue.session(digest)
+        if waiting is None:
+            self._put_session(SessionJob(digest, None))
+        elif waiting.row is not None:
+            self._put_session(SessionJob(digest, None, waiting.row.record.client))
+
+    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+        """See `Journal.keep_nonce`."""
+        job = NonceJob(client, msgspec.json.encode([nonce]).decode(), check)
+        if self._open:
+            self._put(job)
+        else:
+            job.keeping.resolve(_CLOSED)
+        return job.keeping
+
+    def _put_session(self, job: SessionJob) -> None:
+        if self._open:
+            self._queue.put_session(job)
+            self._woken.set()
+
+    async def session(self, digest: bytes) -> KeptSession | None:
+        """See `Journal.session`."""
+        waiting, clock = self._queue.session(digest), self._clock_of_file()
+        if waiting is not None and waiting.row is None:
+            return None
+        row = None if waiting is None else waiting.row
+        return await self._read(
+            "A session cannot be resumed", lambda reader: read_session(reader, digest, row, clock)
+        )
+
+    def _clock_of_file(self) -> float:
+        """Return for how many seconds servers have run with this file."""
+        return self._rows.loaded_clock + self._clock.observe(*self._clocks()).run
+
+    async def read_room(
+        self,
+        room: SqliteRoom,
+        read: Callable[[sqlite3.Connection, list[int]], list[SaidRun]],
+    ) -> list[SaidRun]:
+        """Return what *read* returns, which appends the numbers of damaged runs to its list.
+
+        For our rooms alone.
+        """
+        damaged: list[int] = []
+        runs = await self._read("The history cannot be read", lambda reader: read(reader, damaged))
+        if damaged:
+            what = f"Messages of {room.name} cannot be read, the first is number {min(damaged)}"
+            self._log_failure(what, DAMAGED, "messages")
+        return runs
+
+    async def _read(self, what: str, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what *read* returns; *what* is for the log where that fails."""
+        if not self._open:
+            raise NotRead(_CLOSED)
+        try:
+            return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
+        except SQLITE_ERRORS as error:
+            reason = reason_of(error)
+            self._log_failure(what, reason)
+            raise NotRead(reason) from error

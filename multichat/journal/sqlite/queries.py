@@ -1,0 +1,396 @@
+"""The rows of a SQLite journal: what is loaded at the start, and what is written.
+
+For one thread at a time; nothing here knows of waiting, of trying again, or of numbering.
+Each statement finds its rows by an index: none takes longer because there is much in the file.
+"""
+
+import enum
+import secrets
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from multichat.journal.base import SessionRecord
+from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
+from multichat.journal.sqlite.repair import (
+    EPOCH,
+    MAX_COUNTER,
+    ROOMS,
+    are_heads,
+    is_whole,
+    repair,
+)
+from multichat.protocol.messages import MAX_UNACCEPTED, SaidRun
+
+__all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
+
+# Clients whose nonces we have counted; of others they are counted anew.
+_MAX_COUNTED = 20_000
+
+# How often the clock of the file is written: a server that is killed loses as much of it.
+_CLOCK_SECONDS = 60.0
+
+# What a short transaction writes to the WAL: some six pages.
+_TRANSACTION_BYTES = 24 * 1024
+
+# Ids of older epochs are unknown to a server; `history --since` knows all that are in the file.
+_MAX_EPOCHS = 100_000
+
+# In how many rooms a start tries to say something before it gives up.
+_MAX_TRIED = 100
+
+
+class Head(NamedTuple):
+    """What is known of a room without reading what was said there; see `RoomJournal`."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
+    next: int
+    earlier: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class _Tried:
+    """A room in which it is tried to say something; see `RoomHead`."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
+    begins: int
+    earlier: Mapping[str, int]
+
+
+class _Undo(Exception):
+    """A transaction is not committed."""
+
+
+class RoomHead(Protocol):
+    """The same, of a room in which something is said; *begins* is the first of its epoch."""
+
+    id: int
+    name: str
+    epoch: str
+    first: int
+    begins: int
+    earlier: Mapping[str, int]
+
+
+class SessionRow(NamedTuple):
+    """A session, and when the clock of the file stood there as it was *seen* last.
+
+    Infinite while it is connected.
+    """
+
+    record: SessionRecord
+    seen: float
+
+
+class _Wal(enum.Enum):
+    """The state of the WAL, before the next transaction."""
+
+    IN_USE = enum.auto()
+    SEALED = enum.auto()  # a checkpoint has copied a part of it into the file
+    COPIED = enum.auto()  # a checkpoint has copied all of it
+
+
+class Rows:
+    """What one thread writes, through *connection*, which it has for itself.
+
+    *clients_ever* and *last_epoch* are the highest that are in the file; *loaded_seq* is that of
+    the last run before it was opened.
+
+    The clock of the file says for how many seconds servers have run with it: a session's age is
+    counted in these, because the system's clock may be wrong at any time.  *loaded_clock* is where
+    it stood when the file was opened.  *new_sessions* is how many may have come since it was set.
+
+    *is_marked*: a checkpoint has written into the file that a server is using it; at a start, a
+    reader can prevent that.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.repaired: list[str] = []
+        self.clients_ever = self.last_epoch = 0
+        self.loaded_clock = self._written_clock = 0.0
+        self.new_sessions = 0
+        self._seq = self.loaded_seq = 0
+        self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
+        self.unkept_nonces: set[int] = set()  # clients whose nonces are on a damaged page
+        # Of the transaction that is being made.
+        self._runs: list[tuple[object, ...]] = []
+        self._heads: dict[int, tuple[object, ...]] = {}
+        self._ended: list[tuple[object, ...]] = []
+        self._highest_client = self._highest_epoch = 0
+        self._wal = _Wal.IN_USE
+        self.is_marked = False
+        self._has_stamps = True
+        self._wal_bytes = 0  # about
+        self.long_wal_bytes = 4 * 1024 * 1024  # about, after which a checkpoint is made
+
+    def load(self) -> list[Head]:
+        """Read where the last server stopped; return all rooms, the longest silent first.
+
+        What is damaged of that is repaired first; *repaired* says what was done.  Raises one of
+        `SQLITE_ERRORS` where nothing could be said with this file.
+        """
+        try:
+            self._load_heads()
+            rooms = self.connection.execute(ROOMS).fetchall()
+            is_damaged = not all(map(is_whole, rooms))
+            epochs = self._load_epochs()
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            is_damaged = True
+        if is_damaged:
+            rooms, self.repaired = repair(self.connection)
+            self._load_heads()
+            epochs = self._load_epochs_of([row[0] for row in rooms])
+        [newest] = self.connection.execute(
+            "SELECT coalesce(max(seq), 0) FROM runs WHERE seq <= ?", (MAX_COUNTER,)
+        ).fetchone()
+        self._seq = self.loaded_seq = max([newest, *(row[5] for row in rooms)])
+        earlier: dict[int, dict[str, int]] = {}
+        for row in epochs:
+            with suppress(DamagedRow):  # the ids of that epoch are unknown
+                room, next_, epoch = typed(row, int, int, str)
+                if EPOCH.fullmatch(epoch):
+                    earlier.setdefault(room, {})[epoch] = next_
+        heads = [
+            Head(id_, name, epoch, first, next_, earlier.get(id_, {}))
+            for id_, name, epoch, first, next_, *_ in rooms
+        ]
+        self._try_to_say(heads)
+        with suppress(*SQLITE_ERRORS), self.transaction():  # those of clients that were connected
+            values = self.loaded_clock, self.loaded_clock
+            self.connection.execute("UPDATE sessions SET seen = ? WHERE seen > ?", values)
+        return heads
+
+    def _load_heads(self) -> None:
+        sql = "SELECT clients_ever, last_epoch, clock FROM heads LIMIT 2"
+        rows = self.connection.execute(sql).fetchall()
+        if not are_heads(rows):
+            raise DamagedRow
+        self.clients_ever, self.last_epoch, self.loaded_clock = rows[0]
+        self._written_clock = self.loaded_clock
+
+    def _load_epochs(self) -> list[tuple[Any, ...]]:
+        """Return the newest earlier epochs of all rooms, oldest first."""
+        sql = "SELECT room, next, epoch FROM epochs ORDER BY epoch DESC LIMIT ?"
+        return self.connection.execute(sql, (_MAX_EPOCHS,)).fetchall()[::-1]
+
+    def _load_epochs_of(self, rooms: list[int]) -> list[tuple[Any, ...]]:
+        """Return the earlier epochs of *rooms*, those of each oldest first, as far as readable."""
+        sql = "SELECT room, next, epoch FROM epochs WHERE room = ? ORDER BY next DESC LIMIT ?"
+        found: list[tuple[Any, ...]] = []
+        for room in rooms:
+            with suppress(*SQLITE_ERRORS):
+                found += self.connection.execute(sql, (room, _MAX_EPOCHS)).fetchall()[::-1]
+        return found
+
+    def _try_to_say(self, heads: list[Head]) -> None:
+        """Raise one of `SQLITE_ERRORS` if a message can be said in none of the rooms.
+
+        Each message needs some pages, such as the one behind the last message; where one of them is
+        damaged, a server is of no use.
+        """
+        unused = 11 * "f"  # an epoch that sorts behind all others, as the next one does
+        tried = heads[:: max(1, len(heads) // _MAX_TRIED)] or [Head(1, "\n", unused, 0, 0, {})]
+        failure: Exception | None = None
+        for head in tried:
+            earlier = {**head.earlier, head.epoch: head.next} if heads else {}
+            said = SaidRun(unused, head.next, "", head.name, 0, "", "")
+            room = _Tried(head.id, head.name, unused, head.first, head.next, earlier)
+            try:
+                with suppress(_Undo), self.transaction():
+                    self.say(room, said, 1, 0)
+                    self._flush()
+                    raise _Undo
+            except SQLITE_ERRORS as error:
+                if not is_damage(error):
+                    raise
+                failure = error
+            else:
+                return
+        if failure is not None:
+            raise failure
+
+    @contextmanager
+    def transaction(self, clock: float = 0.0) -> Iterator[None]:
+        """Commit what is done in the block, or nothing of it; raises one of `SQLITE_ERRORS`.
+
+        *clock* is where the clock of the file stands now.
+        """
+        execute = self.connection.execute
+        seq = self._seq
+        self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
+        execute("BEGIN IMMEDIATE")
+        try:
+            if self._wal is not _Wal.IN_USE and self._has_stamps:
+                if self._wal is _Wal.COPIED:
+                    execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
+                self._stamp(0)
+            yield
+            self._flush()
+            if (self._highest_client, self._highest_epoch) != (self.clients_ever, self.last_epoch):
+                highest = self._highest_client, self._highest_epoch
+                execute("UPDATE heads SET clients_ever = ?, last_epoch = ?", highest)
+            if is_later := clock - self._written_clock >= _CLOCK_SECONDS:
+                execute("UPDATE heads SET clock = ?", (clock,))
+            execute("COMMIT")
+        except BaseException:
+            self._seq = seq
+            self._clear()
+            if self.connection.in_transaction:  # some failures have ended it already
+                with suppress(*SQLITE_ERRORS):
+                    execute("ROLLBACK")
+            raise
+        self.clients_ever, self.last_epoch = self._highest_client, self._highest_epoch
+        if is_later:
+            self._written_clock = clock
+        self._wal = _Wal.IN_USE
+        self.note_written(_TRANSACTION_BYTES)
+
+    def note_written(self, size: int) -> None:
+        """Note that the WAL is *size* bytes longer, about; make a checkpoint if it is long."""
+        self._wal_bytes += size
+        if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
+            self.checkpoint()
+
+    def checkpoint(self, *, truncate: bool = False, end_clock: float | None = None) -> None:
+        """Copy the WAL into the file, as far as no reader is in the way.
+
+        With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
+        *end_clock* is where the clock of the file stands at the end, if nothing is written later.
+        Whatever goes wrong is tried again next time.  The file is sealed before with a stamp that
+        no earlier backup has; see `sqlite_file._wal_belongs`.
+        """
+        self._wal_bytes = 0
+        try:
+            with self.transaction():
+                self._stamp(1 if end_clock is None else 2)
+                if end_clock is not None:
+                    self.connection.execute("UPDATE heads SET clock = ?", (end_clock,))
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                return
+            self._has_stamps = False  # damaged: no reason to keep nothing
+        self._wal = _Wal.SEALED
+        with suppress(*SQLITE_ERRORS):
+            busy, in_wal, written = self.connection.execute(
+                f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})"
+            ).fetchone()
+            if not busy and in_wal == written:
+                self._wal = _Wal.COPIED
+                self.is_marked = True
+
+    def _stamp(self, sealed: int) -> None:
+        self.connection.execute(
+            "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (secrets.token_hex(8), sealed)
+        )
+
+    def _clear(self) -> None:
+        self._runs.clear()
+        self._heads.clear()
+        self._ended.clear()
+        self._nonce_counts.clear()
+
+    def say(self, room: RoomHead, said: SaidRun, messages: int, size: int) -> None:
+        """Keep *said*, which is so many *messages* and bytes, behind all that was said before."""
+        self._seq += 1
+        self._wal_bytes += size
+        self._runs.append(
+            (
+                *(self._seq, room.id, said.first, messages, size, said.time),
+                *(said.room, said.client, said.name, said.act, said.run),
+            )
+        )
+        self._heads[room.id] = (
+            *(room.id, room.name, room.epoch, room.first),
+            *(said.first + messages, self._seq),
+        )
+        if room.begins == said.first and room.earlier:
+            self._ended.append((room.id, said.first, [*room.earlier][-1], room.epoch))
+        self._highest_client = max(self._highest_client, said.client)
+        self._highest_epoch = max(self._highest_epoch, int(room.epoch, 16))
+
+    def _flush(self) -> None:
+        execute = self.connection.execute
+        if self._runs:
+            self.connection.executemany(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._runs
+            )
+            self.connection.executemany(
+                "INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET next = excluded.next, seq = excluded.seq",
+                self._heads.values(),
+            )
+            for room, end, ended, epoch in self._ended:
+                execute("INSERT OR REPLACE INTO epochs VALUES (?, ?, ?)", (room, end, ended))
+                execute("UPDATE rooms SET epoch = ? WHERE id = ?", (epoch, room))
+            self._ended.clear()
+            self._runs.clear()
+            self._heads.clear()
+
+    # --- Sessions and nonces ----------------------------------------------------------------------
+
+    def give_numbers(self, clients_ever: int) -> None:
+        """Keep that numbers up to *clients_ever* have been given to clients."""
+        self._highest_client = max(self._highest_client, clients_ever)
+
+    def keep_session(self, row: SessionRow) -> None:
+        """Keep it instead of what was kept of that session."""
+        record = row.record
+        self._highest_client = max(self._highest_client, record.client)
+        self.new_sessions += 1
+        values = (record.digest, record.client, record.name, record.room, row.seen)
+        self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
+
+    def forget_session(self, digest: bytes, client: int | None = None) -> None:
+        """Delete that session and the nonces of its client; that is *client* if it is not there."""
+        execute = self.connection.execute
+        row = execute("SELECT client FROM sessions WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            execute("DELETE FROM sessions WHERE digest = ?", (digest,))
+            [client] = row
+        if client is not None:
+            execute("DELETE FROM nonces WHERE client = ?", (client,))
+            self._nonce_counts.pop(client, None)
+
+    def use_nonces(
+        self, client: int, epoch: str, first: int, nonces: str, count: int, checks: bytes
+    ) -> None:
+        """Keep with which *nonces*, *count* of them spelled as JSON, *client* said a run.
+
+        *epoch* is empty for a private message.
+        """
+        self.connection.execute(
+            "INSERT INTO nonces (client, count, epoch, first, nonces, checks) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (client, count, epoch, first, nonces, checks),
+        )
+        # Of a client that we have not counted yet, there may be as many as may be.
+        counted = self._nonce_counts.get(client, MAX_UNACCEPTED) + count
+        if counted > MAX_UNACCEPTED:
+            self._trim_nonces(client)
+            counted = 0
+        if len(self._nonce_counts) >= _MAX_COUNTED:
+            self._nonce_counts.clear()
+        self._nonce_counts[client] = counted
+
+    def _trim_nonces(self, client: int) -> None:
+        total = 0
+        for seq, count in self.connection.execute(
+            "SELECT seq, count FROM nonces WHERE client = ? ORDER BY seq DESC", (client,)
+        ):
+            total += count if type(count) is int else 0
+            if total >= MAX_UNACCEPTED:
+                self.connection.execute(
+                    "DELETE FROM nonces WHERE client = ? AND seq < ?", (client, seq)
+                )
+                return

@@ -1,0 +1,249 @@
+"""Reads a SQLite journal without its server, or beside it.
+
+A page at a time: no more of it is in memory, and a server that writes to the file meanwhile can
+have it cleaned up in between.  What is read ends with what was there at the beginning.
+"""
+
+import sqlite3
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from multichat.errors import JournalFailed, UnknownId
+from multichat.journal.base import part_of
+from multichat.journal.sqlite.file import (
+    MAX_NUMBER,
+    SQLITE_ERRORS,
+    DamagedRow,
+    is_damage,
+    open_for_reading,
+    reason_of,
+    typed,
+)
+from multichat.journal.sqlite.reading import RUN_COLUMNS, said_run
+from multichat.journal.sqlite.salvage import Row, rows_around_damage, table_rows
+from multichat.protocol.ids import message_number
+from multichat.protocol.messages import SaidRun
+from multichat.protocol.names import fold_name
+
+__all__ = ["Reader", "open_reader"]
+
+# A page: what one transaction reads.
+_PAGE_RUNS = 500
+_PAGE_BYTES = 1024 * 1024
+
+_FAR = 1 << 62
+
+
+@contextmanager
+def open_reader(path: Path) -> Iterator["Reader"]:
+    """Open the journal at *path* to read it; raises `JournalFailed`, in the block as well."""
+    with closing(open_for_reading(path)) as connection:
+        try:
+            yield Reader(path, connection)
+        except SQLITE_ERRORS as error:
+            raise JournalFailed(path, reason_of(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The runs *where* they are, in the order of the column *key*, which is theirs alone."""
+
+    key: str
+    where: str
+    parameters: tuple[object, ...]
+
+    def sql(self, columns: str, condition: str, end: str = "") -> str:
+        return f"SELECT {columns} FROM runs WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+
+
+class Reader:
+    """A journal that is open to be read; of one thread.  Made by `open_reader`.
+
+    *damaged* is how many runs could not be read so far, and were left out: about so many where
+    pages are damaged.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.damaged = 0
+        self._path = path
+        self._connection = connection
+
+    def has_several_rooms(self) -> bool:
+        """Whether something was said in more than one room."""
+        rows = table_rows(self._connection, "rooms", "id", "id")
+        return len(list(islice(rows, 2))) > 1
+
+    def read(
+        self, *, room: str | None = None, since: float | str | None = None, limit: int | None = None
+    ) -> Iterator[SaidRun]:
+        """Yield what was said, in the order in which it was kept.
+
+        In *room* alone, or in all of them.  *since* is a time, in seconds since 1970, or the id of
+        a message, which says the room, too: what was said after it.  At most *limit* messages: the
+        first since then, or without *since* the last that there are.  If the clock was set back,
+        what follows the first message since that time is all read.
+
+        Raises `JournalFailed` if there is no such room, `UnknownId` for an id of another one.
+        """
+        if isinstance(since, str):
+            room_id, start = self._locate(since, room)
+            order = self._order(room_id)
+            run = self._last_key(order, start)  # the message may be in its middle
+            return self._pages(order, start if run is None else run, start, limit)
+        order = self._order(None if room is None else self._find(room))
+        if since is not None:
+            return self._pages(order, self._first_since(order, since), 0, limit)
+        return self._last(order, limit)
+
+    def _find(self, room: str) -> int:
+        folded = fold_name(room)
+        for id_, name in table_rows(self._connection, "rooms", "id", "id, name"):
+            if name == folded:
+                return int(id_)
+        raise JournalFailed(self._path, f"nothing was said in a room {room}")
+
+    def _locate(self, id_: str, room: str | None) -> tuple[int, int]:
+        """Return the room of the message with that id, and the number of the next one."""
+        epoch = id_.partition("-")[0]
+        row = self._connection.execute(
+            "SELECT id, next FROM rooms WHERE epoch = :epoch "
+            "UNION ALL SELECT room, next FROM epochs WHERE epoch = :epoch",
+            {"epoch": epoch},
+        ).fetchone()
+        number = message_number(epoch, id_)
+        if row is None or number is None:
+            raise UnknownId
+        its_room, next_number = typed(row, int, int)
+        if number >= next_number or (room is not None and its_room != self._find(room)):
+            raise UnknownId
+        return its_room, number + 1
+
+    def _order(self, room: int | None) -> _Order:
+        if room is None:
+            return _Order("seq", "1", ())
+        return _Order("first", "room = ?", (room,))
+
+    def _last(self, order: _Order, limit: int | None) -> Iterator[SaidRun]:
+        if limit is None:
+            return self._pages(order, 0, 0, None)
+        start, total = _FAR, 0
+        with closing(self._select(order, "messages", 0, MAX_NUMBER, backwards=True)) as rows:
+            for start, messages in rows:  # noqa: B007 - used behind the loop
+                total += messages if type(messages) is int else 0  # what is damaged is left out
+                if total >= limit:
+                    break
+        return self._pages(order, start, 0, limit, skipped=max(0, total - limit))
+
+    def _select(
+        self,
+        order: _Order,
+        columns: str,
+        low: int,
+        high: int,
+        unreadable: list[range] | None = None,
+        *,
+        backwards: bool = False,
+    ) -> Generator[Row, None, None]:
+        """Yield the key and *columns* of the runs with keys from *low* to *high*.
+
+        For *unreadable* see `rows_around_damage`.
+        """
+        key, execute = order.key, self._connection.execute
+        direction = "DESC" if backwards else "ASC"
+        sql = order.sql(
+            f"{key}, {columns}", f"{key} BETWEEN ? AND ?", f"ORDER BY {key} {direction} LIMIT ?"
+        )
+
+        def select(position: int, limit: int) -> sqlite3.Cursor:
+            bounds = (low, -position) if backwards else (position, high)
+            return execute(sql, (*order.parameters, *bounds, limit))
+
+        def key_of(row: Row) -> object:
+            return -row[0] if backwards and type(row[0]) is int else row[0]
+
+        return rows_around_damage(select, key_of, -high if backwards else low, unreadable)
+
+    def _last_key(
+        self, order: _Order, high: int = MAX_NUMBER, unreadable: list[range] | None = None
+    ) -> int | None:
+        """Return the highest key up to *high* that can be read; None if there is none."""
+        with closing(self._select(order, "1", 0, high, unreadable, backwards=True)) as rows:
+            return next((int(key) for key, _ in rows), None)
+
+    def _first_since(self, order: _Order, since: float) -> int:
+        """Return the key of the first run that was said at *since* or later, by halving."""
+        moment = datetime.fromtimestamp(since, UTC)
+        spelled = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
+        last = self._last_key(order)
+        low, high = 0, 0 if last is None else last + 1  # from there on all is since then
+        while low < high:
+            middle = (low + high) // 2
+            with closing(self._select(order, "time", middle, high)) as rows:
+                # What is damaged is not looked at: its time may be anything.
+                times = (row for row in rows if type(row[1]) is str and row[1][:1].isdigit())
+                key, time = next(times, (middle, spelled))
+            if time >= spelled:
+                high = middle
+            else:
+                low = key + 1
+        return int(low)
+
+    def _pages(
+        self, order: _Order, key: int, start: int, limit: int | None, *, skipped: int = 0
+    ) -> Iterator[SaidRun]:
+        """Yield what was said from *key* on, and of it what is numbered *start* or more.
+
+        Of the first run so many messages are *skipped*.
+        """
+        left = _FAR if limit is None else limit
+        unreadable: list[range] = []
+        last = self._last_key(order, MAX_NUMBER, unreadable)
+        self.damaged += bool(unreadable) + self._count_outside(order)
+        while last is not None and left > 0 and key <= last:
+            page, key = self._page(order, key, last)
+            for said in page:
+                part = part_of(said, max(start, said.first + skipped), _FAR)
+                skipped = 0
+                if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
+                    left -= part.run.count("\n") + 1
+                    yield part
+
+    def _count_outside(self, order: _Order) -> int:
+        """Return how many runs have a key that no server has written, as far as it can be read."""
+        sql = order.sql("count(*)", f"({order.key} < 0 OR {order.key} > ?)")
+        try:
+            [count] = self._connection.execute(sql, (*order.parameters, MAX_NUMBER)).fetchone()
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            return 0
+        return int(count)
+
+    def _page(self, order: _Order, key: int, last: int) -> tuple[list[SaidRun], int]:
+        """Return the runs with keys from *key* on, and the key with which the next page begins.
+
+        Damaged ones are left out and counted.
+        """
+        page: list[SaidRun] = []
+        unreadable: list[range] = []
+        size = 0
+        with closing(self._select(order, RUN_COLUMNS, key, last, unreadable)) as rows:
+            for row in rows:
+                try:
+                    page.append(said_run(row[1:]))
+                except DamagedRow:
+                    self.damaged += 1
+                else:
+                    size += len(page[-1].run)
+                if size > _PAGE_BYTES or len(page) == _PAGE_RUNS:
+                    key = row[0] + 1
+                    break
+            else:
+                key = last + 1
+        for keys in unreadable:
+            self.damaged += len(range(keys.start, min(keys.stop, last + 1)))
+        return page, key

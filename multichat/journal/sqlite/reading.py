@@ -1,0 +1,205 @@
+"""Reads messages and sessions from a SQLite journal.
+
+For one thread at a time.  Rows that no server can have written are damaged: messages are left out
+and their numbers returned, a damaged session is an error.
+"""
+
+import sqlite3
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from multichat.journal.base import KeptNonce, KeptSession, SessionRecord
+from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
+from multichat.journal.sqlite.queries import SessionRow
+from multichat.journal.sqlite.repair import EPOCH, MAX_COUNTER
+from multichat.journal.sqlite.salvage import Row, rows_around_damage
+from multichat.protocol.framing import clean, clean_lines
+from multichat.protocol.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidRun
+from multichat.protocol.names import fold_name
+
+__all__ = ["RUN_COLUMNS", "read_runs", "read_runs_backwards", "read_session", "said_run"]
+
+# Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
+RUN_COLUMNS = """
+    coalesce(
+        (SELECT epoch FROM epochs WHERE room = runs.room AND next > runs.first
+            AND length(epoch) = 11 AND epoch NOT GLOB '*[^0-9a-f]*' ORDER BY next LIMIT 1),
+        (SELECT epoch FROM rooms WHERE id = runs.room)
+    ),
+    (SELECT name FROM rooms WHERE id = runs.room),
+    first, time, shown, client, name, text, act, messages
+"""
+
+# What no name has, and what would end a string in JSON.
+_QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
+
+
+def read_runs(
+    connection: sqlite3.Connection, room: int, start: int, stop: int, damaged: list[int]
+) -> Generator[SaidRun, None, None]:
+    """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
+
+    What is damaged is left out, and where that begins is appended to *damaged*.  To be closed by
+    whoever does not read it to its end.
+    """
+    begin = start
+    try:  # the run that *start* is in
+        sql = "SELECT max(first) FROM runs WHERE room = ? AND first <= ?"
+        [found] = connection.execute(sql, (room, start)).fetchone()
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+    else:
+        if type(found) is int:
+            begin = found
+    return _read_runs(connection, room, begin, stop - 1, damaged)
+
+
+def read_runs_backwards(
+    connection: sqlite3.Connection, room: int, stop: int, damaged: list[int]
+) -> Generator[SaidRun, None, None]:
+    """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
+
+    The rest is as for `read_runs`.
+    """
+    return _read_runs(connection, room, 0, stop - 1, damaged, backwards=True)
+
+
+def _read_runs(
+    connection: sqlite3.Connection,
+    room: int,
+    low: int,
+    high: int,
+    damaged: list[int],
+    *,
+    backwards: bool = False,
+) -> Generator[SaidRun, None, None]:
+    """Yield the runs of *room* that begin at *low* to *high*."""
+    order = "DESC" if backwards else "ASC"
+    sql = (
+        f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND first BETWEEN ? AND ? "  # noqa: S608 - our own words
+        f"ORDER BY first {order} LIMIT ?"
+    )
+
+    def select(position: int, limit: int) -> sqlite3.Cursor:
+        bounds = (low, -position) if backwards else (position, high)
+        return connection.execute(sql, (room, *bounds, limit))
+
+    def key_of(row: Row) -> object:
+        first = row[2]
+        return -first if backwards and type(first) is int else first
+
+    unreadable: list[range] = []
+    rows = rows_around_damage(select, key_of, -high if backwards else low, unreadable)
+    try:
+        with closing(rows):
+            for row in rows:
+                try:
+                    yield said_run(row)
+                except DamagedRow:
+                    damaged.append(row[2] if type(row[2]) is int else low)
+    finally:
+        begins = (-keys[-1] if backwards else keys[0] for keys in unreadable)
+        damaged += (begin for begin in begins if low <= begin <= high)
+
+
+def said_run(row: Sequence[object]) -> SaidRun:
+    """Return a row of `RUN_COLUMNS` as a server has it.
+
+    The file may be anybody's: its text is cleaned, a name is a string in JSON as it is, and no row
+    is said in another room than its own.  Raises `DamagedRow`.
+    """
+    epoch, room, first, said_at, shown, client, name, text, act, messages = typed(
+        row, str, str, int, str, str, int, str, str, int, int
+    )
+    if text.count("\n") + 1 != messages:
+        raise DamagedRow
+    epoch, said_at, shown, name = (
+        clean(each).translate(_QUOTES) for each in (epoch, said_at, shown, name)
+    )
+    if fold_name(shown) != room:
+        shown = clean(room).translate(_QUOTES)
+    return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
+
+
+def read_session(
+    connection: sqlite3.Connection, digest: bytes, waiting: SessionRow | None, clock: float
+) -> KeptSession | None:
+    """Return that session with its last nonces, None if there is none.
+
+    *waiting* is what is about to be written of it, if anything is, and *clock* where the clock of
+    the file stands now.  Raises `DamagedRow` also if any of its nonces is damaged: what is said
+    with it could not be told from what was said before.
+    """
+    if waiting is None:
+        row = connection.execute(
+            "SELECT digest, client, name, room, seen FROM sessions WHERE digest = ?", (digest,)
+        ).fetchone()
+        if row is None:
+            return None
+        waiting = _session(row)
+        # Of two that claim one number it is not known whose that is.
+        others = connection.execute(
+            "SELECT 1 FROM sessions WHERE client = ? AND digest != ?", (row[1], digest)
+        )
+        if others.fetchone() is not None:
+            raise DamagedRow
+    record, seen = waiting
+    nonces = _read_nonces(connection, record.client, MAX_UNACCEPTED)
+    return KeptSession(record=record, age_seconds=max(0.0, clock - seen), nonces=nonces)
+
+
+def _session(row: tuple[Any, ...]) -> SessionRow:
+    """Return a row of `sessions`; raises `DamagedRow`.
+
+    A name that nobody can have does not keep a client from coming back: it is told so, and comes
+    back without it.
+    """
+    digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
+    if not (
+        len(digest) == sha256().digest_size
+        and client <= MAX_COUNTER
+        and 0 < len(room) <= MAX_DECOMPOSED
+        and clean(room) == room
+    ):
+        raise DamagedRow
+    name = clean(name[: MAX_DECOMPOSED + 1])
+    return SessionRow(SessionRecord(digest=digest, client=client, name=name, room=room), seen)
+
+
+def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> list[KeptNonce]:
+    """Return the last *limit* nonces of *client*, the oldest first."""
+    found: list[KeptNonce] = []
+    for row in connection.execute(
+        "SELECT epoch, first, coalesce("
+        "(SELECT name FROM rooms WHERE epoch = nonces.epoch), (SELECT name FROM rooms WHERE id = "
+        "(SELECT room FROM epochs WHERE epoch = nonces.epoch)), ''), nonces, count, checks "
+        "FROM nonces WHERE client = ? ORDER BY seq DESC LIMIT ?",
+        (client, limit),
+    ).fetchall():
+        epoch, first, room, spelled, count, checks = typed(row, str, int, str, str, int, bytes)
+        try:
+            nonces = _decode_nonces(spelled)
+        except (msgspec.MsgspecError, RecursionError):
+            raise DamagedRow from None
+        if (
+            len(nonces) - nonces.count(None) != count
+            or not (EPOCH.fullmatch(epoch) or epoch == "")
+            or len(checks) not in (0, 4 * len(nonces))
+        ):
+            raise DamagedRow
+        found += [
+            KeptNonce(nonce, epoch, first + i, room, checks[4 * i : 4 * i + 4])
+            for i, nonce in reversed(list(enumerate(nonces)))
+            if nonce is not None
+        ]
+        if len(found) >= limit:
+            break
+    return found[:limit][::-1]
+
+
+_decode_nonces = msgspec.json.Decoder(list[Nonce | None]).decode

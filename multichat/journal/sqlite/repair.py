@@ -1,0 +1,314 @@
+"""Rebuilds the heads and the list of rooms of a SQLite journal from its messages.
+
+Owns what happens where a row of these two tables, or a page that is read at the start, is damaged.
+Only the epoch of a room is in no other table: if it is lost the room gets another one, and the ids
+that clients know from the last server are unknown.
+
+`repair` reads more than a start does, and is for damaged files only.  `are_heads`, `is_whole` and
+`ROOMS` tell at each start whether the file is damaged.
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
+from multichat.journal.sqlite.salvage import first_readable, is_readable, table_rows
+from multichat.protocol.framing import clean
+from multichat.protocol.names import MAX_DECOMPOSED, fold_name
+
+__all__ = [
+    "EPOCH",
+    "MAX_COUNTER",
+    "MAX_SECONDS",
+    "ROOMS",
+    "Repaired",
+    "are_heads",
+    "is_whole",
+    "repair",
+]
+
+# Of a room: milliseconds since 1970, in hexadecimal.
+EPOCH = re.compile("[0-9a-f]{11}")
+
+# Numbers of clients, and places in the order over all rooms: what is larger is damaged.
+MAX_COUNTER = 2**48
+
+# In seconds since 1970, which is longer ago than any server has run.
+MAX_SECONDS = 1e11
+
+# Numbers of messages: with more, ids would not be ordered as strings.
+_MAX_MESSAGES = 8_000_000_000
+
+# More messages than one run can have.
+MAX_GAP = 2**17
+
+_BEGIN = f"""
+    SELECT min(first) FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {_MAX_MESSAGES}
+"""  # noqa: S608 - our own words
+_LAST = f"""
+    SELECT seq FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {_MAX_MESSAGES}
+    ORDER BY first DESC LIMIT 1
+"""  # noqa: S608 - our own words
+_ROOM = f"""
+    SELECT rooms.id, rooms.name, rooms.epoch, rooms.first, rooms.next, rooms.seq, ({_BEGIN}),
+        runs.first + iif(runs.messages BETWEEN 1 AND {MAX_GAP}, CAST(runs.messages AS INTEGER), 1)
+"""
+
+_COLUMNS = "id, name, epoch, first, next, seq"
+
+# All rooms, with the first message that is left of each, and the end of its last run.
+ROOMS = f"{_ROOM} FROM rooms LEFT JOIN runs ON runs.seq = ({_LAST}) ORDER BY rooms.seq"
+
+# The same of one room, of which the row need not be there.
+_FROM_ROOM = (
+    f"{_ROOM} FROM (SELECT ? AS id, ? AS name, ? AS epoch, ? AS first, ? AS next, ? AS seq)"
+)
+_ONE_ROOM = f"{_FROM_ROOM} AS rooms LEFT JOIN runs ON runs.seq = ({_LAST})"
+
+
+def is_name(name: object) -> bool:
+    """Return whether *name* can be the folded name of a room."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_DECOMPOSED:
+        return False
+    return clean(name) == name == fold_name(name)
+
+
+def are_heads(rows: list[tuple[Any, ...]]) -> bool:
+    """Return whether *rows* can be all that a server has written into `heads`."""
+    try:
+        [row] = rows
+        clients_ever, last_epoch, clock = typed(row, int, int, float)
+    except (ValueError, DamagedRow):
+        return False
+    return bool(max(clients_ever, last_epoch) <= MAX_COUNTER and 0 <= clock <= MAX_SECONDS)
+
+
+def is_whole(room: tuple[Any, ...]) -> bool:
+    """Return whether a row of `ROOMS` can be what a server has written, and fits its messages."""
+    try:
+        id_, name, epoch, first, next_, seq = typed(room[:6], int, str, str, int, int, int)
+    except DamagedRow:
+        return False
+    begin, end = room[6:]
+    return (
+        is_name(name)
+        and EPOCH.fullmatch(epoch) is not None
+        and max(id_, seq) <= MAX_COUNTER
+        and next_ <= _MAX_MESSAGES
+        and (first == next_ if end is None else first == begin and end <= next_ <= end + MAX_GAP)
+    )
+
+
+class Repaired(NamedTuple):
+    """What a damaged file still has: its *rooms*, longest silent first, and what was *done*.
+
+    *rooms* are rows of `rooms` as they should be.  *done* is for the log.
+    """
+
+    rooms: list[tuple[Any, ...]]
+    done: list[str]
+
+
+def repair(connection: sqlite3.Connection) -> Repaired:
+    """Rewrite heads and rooms where they are damaged; return what can be used.
+
+    A row that is on a damaged page is not rewritten, and a room whose row cannot be read is left
+    out.  Raises one of `SQLITE_ERRORS` where the heads cannot be read or written.
+    """
+    done: list[str] = []
+    # All is read before anything is written: SQLite commits no transaction that met a damaged page.
+    heads = connection.execute("SELECT clients_ever, last_epoch, clock FROM heads").fetchall()
+    if not are_heads(heads):
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            _rewrite_heads(connection)
+        done.append("the numbers of clients go on from those that its messages and sessions have")
+    return Repaired(_repair_rooms(connection, done), done)
+
+
+def _rewrite_heads(connection: sqlite3.Connection) -> None:
+    [clients_ever] = connection.execute(
+        "SELECT max(client) FROM (SELECT client FROM runs UNION ALL SELECT client FROM sessions "
+        "UNION ALL SELECT client FROM nonces) WHERE client BETWEEN 0 AND ?",
+        (MAX_COUNTER,),
+    ).fetchone()
+    [clock] = connection.execute(
+        "SELECT max(seen) FROM sessions WHERE seen BETWEEN 0 AND ?", (MAX_SECONDS,)
+    ).fetchone()
+    connection.execute("DELETE FROM heads")
+    connection.execute(
+        "INSERT INTO heads (clients_ever, last_epoch, clock) VALUES (?, ?, ?)",
+        (int(clients_ever or 0), _last_epoch(connection), float(clock or 0)),
+    )
+
+
+def _last_epoch(connection: sqlite3.Connection) -> int:
+    """Return the highest epoch that can be read; `heads` has it too, unless they are damaged."""
+    last = 0
+    for table, columns in (("rooms", "id, epoch"), ("epochs", "room, epoch")):
+        for _, epoch in table_rows(connection, table, columns.split(",")[0], columns):
+            if _is_epoch(epoch):
+                last = max(last, int(epoch, 16))
+    return last
+
+
+def _is_epoch(epoch: object) -> bool:
+    return isinstance(epoch, str) and EPOCH.fullmatch(epoch) is not None
+
+
+def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple[Any, ...]]:
+    """Rewrite each room whose row contradicts its messages, or is missing; return all rooms."""
+    last_epoch = _last_epoch(connection)
+    rows = _read_rooms(connection, done)
+    rebuilt: dict[int, tuple[Any, ...]] = {}
+    for id_, found in rows.items():
+        if (row := _rebuilt(found, _shown(connection, id_))) is not None:
+            rebuilt[id_] = row
+    # Of two rows with the same name or epoch, the one that was not damaged keeps it.
+    names: set[str] = set()
+    epochs: set[str] = set()
+    wanted: list[tuple[Any, ...]] = []
+    lost = {row[1]: row[2] for id_, row in rows.items() if id_ not in rebuilt}
+    for id_, row in sorted(rebuilt.items(), key=lambda each: each[1] != rows[each[0]][:6]):
+        _, name, epoch, *rest = row
+        if name in names:
+            done.append(f"what was said in a second room {name} is left out")
+            continue
+        if not _is_epoch(epoch):
+            epoch = lost.get(name)
+        if not _is_epoch(epoch) or epoch in epochs:
+            last_epoch += 1
+            epoch = f"{last_epoch:011x}"
+        names.add(name)
+        epochs.add(epoch)
+        wanted.append((id_, name, epoch, *rest))
+    changed = [row for row in wanted if row != rows[row[0]][:6]]
+    whole = {row[0] for row in wanted}.difference(row[0] for row in changed)
+    _rewrite_rooms(connection, [(id_,) for id_ in rows if id_ not in whole], changed, done)
+    return sorted(wanted, key=lambda row: row[5])
+
+
+def _read_rooms(connection: sqlite3.Connection, done: list[str]) -> dict[int, tuple[Any, ...]]:
+    """Return what can be read of the rooms, by their ids: rows of `ROOMS`.
+
+    Of a room whose first or last message cannot be read, its row says where it begins and ends.
+    """
+    rows = {row[0]: row for row in table_rows(connection, "rooms", "id", _COLUMNS)}
+    unreadable = 0
+    for id_ in _rooms_with_messages(connection):
+        if id_ in rows:
+            continue
+        try:
+            row = connection.execute(
+                f"SELECT {_COLUMNS} FROM rooms WHERE id = ?",  # noqa: S608 - our own words
+                (id_,),
+            ).fetchone()
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            unreadable += 1
+        else:
+            unknown = str(id_).encode()  # a blob is no name, and no epoch
+            rows[id_] = row or (id_, unknown, unknown, 0, 0, 0)
+    if unreadable:
+        done.append(f"rooms that cannot be read: {unreadable}")
+    damaged = 0
+    for id_, row in rows.items():
+        try:
+            rows[id_] = connection.execute(_ONE_ROOM, row).fetchone()
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            damaged += 1
+            first, next_ = row[3:5]
+            rows[id_] = (*row, *((None, None) if first == next_ else (first, next_)))
+    if damaged:
+        done.append(f"rooms whose first or last messages cannot be read: {damaged}")
+    return rows
+
+
+def _rewrite_rooms(
+    connection: sqlite3.Connection,
+    stale: list[tuple[int]],
+    changed: list[tuple[Any, ...]],
+    done: list[str],
+) -> None:
+    """Delete the *stale* rows and insert the *changed* ones, but for those on damaged pages."""
+    if not stale:
+        return
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        with connection:
+            connection.executemany("DELETE FROM rooms WHERE id = ?", stale)
+            connection.executemany("INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?)", changed)
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+        if len(stale) == 1:
+            return
+        for id_ in stale:
+            row = [row for row in changed if row[0] == id_[0]]
+            _rewrite_rooms(connection, [id_], row, done)
+    else:
+        done += [f"the room {row[1]} was rebuilt from its messages" for row in changed]
+
+
+def _rooms_with_messages(connection: sqlite3.Connection) -> Iterator[int]:
+    sql = "SELECT room FROM runs WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1"
+
+    def read_from(position: int) -> Any:
+        return connection.execute(sql, (position, MAX_COUNTER)).fetchone()
+
+    def can_read_from(position: int) -> bool:
+        return is_readable(lambda: read_from(position))
+
+    position: int | None = 0
+    while position is not None:
+        if not can_read_from(position):
+            position = first_readable(position, can_read_from)
+            continue
+        if (row := read_from(position)) is None:
+            return
+        if type(row[0]) is int:
+            yield row[0]
+        position = int(row[0]) + 1
+
+
+def _shown(connection: sqlite3.Connection, room: int) -> list[str]:
+    """Return what the last runs of *room* call it, folded."""
+    sql = "SELECT shown FROM runs WHERE room = ? ORDER BY first DESC LIMIT 5"
+    names: list[str] = []
+    try:
+        for (shown,) in connection.execute(sql, (room,)):
+            if isinstance(shown, str) and is_name(name := fold_name(shown)):
+                names.append(name)
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+    return names
+
+
+def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None:
+    """Return the row that a room should have, given what `ROOMS` says of it.
+
+    None if nothing is known of it.  An epoch that is damaged is left as it is.
+    """
+    id_, name, epoch, first, next_, seq, begin, end = found
+    if not 0 <= id_ <= MAX_COUNTER:
+        return None
+    if shown and not is_name(name):
+        name = max(shown, key=shown.count)
+    if not is_name(name):
+        return None
+    whole = type(next_) is int and 0 <= next_ <= _MAX_MESSAGES
+    if end is None:
+        if first != next_ or not whole:
+            return None
+    else:
+        next_ = next_ if whole and end <= next_ <= end + MAX_GAP else end
+        first = begin
+    if type(seq) is not int or not 0 <= seq <= MAX_COUNTER:
+        seq = 0
+    return id_, name, epoch, first, next_, seq

@@ -1,0 +1,108 @@
+"""Reading around damaged pages of a SQLite journal.
+
+SQLite raises an error where a query meets a damaged page, and cannot go on behind it.  A query that
+starts behind the page works: where that is, is found by trying the next keys, one by one at first,
+then in steps that double.
+"""
+
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, TypeAlias
+
+from multichat.journal.sqlite.file import MAX_NUMBER, SQLITE_ERRORS, is_damage
+
+__all__ = ["Row", "first_readable", "is_readable", "rows_around_damage", "table_rows"]
+
+Row: TypeAlias = tuple[Any, ...]
+
+# So many keys are tried one by one: with larger steps, readable rows between damaged ones are left
+# out.  Some milliseconds.
+_ONE_BY_ONE = 500
+
+
+def is_readable(read: Callable[[], object]) -> bool:
+    """Return whether *read* meets no damage; raises other errors of SQLite."""
+    try:
+        read()
+    except SQLITE_ERRORS as error:
+        if not is_damage(error):
+            raise
+        return False
+    return True
+
+
+def first_readable(damaged: int, can_read_from: Callable[[int], bool]) -> int | None:
+    """Return the lowest key above *damaged* from which on rows can be read; None if there is none.
+
+    *can_read_from* reads the first row that has that key or a higher one.
+    """
+    low, high, width = damaged, damaged + 1, 1
+    while not can_read_from(high):
+        if high == MAX_NUMBER:
+            return None
+        if high - damaged >= _ONE_BY_ONE:
+            width *= 2
+        low, high = high, min(high + width, MAX_NUMBER)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if can_read_from(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def rows_around_damage(
+    select: Callable[[int, int], sqlite3.Cursor],
+    key_of: Callable[[Row], object],
+    start: int,
+    unreadable: list[range] | None = None,
+) -> Generator[Row, None, None]:
+    """Yield rows in the order of their keys, from *start* on, without unreadable ones.
+
+    *select* returns the rows from a key on, at most so many, where a negative number is no bound;
+    *key_of* returns that of a row.  Where rows are left out, the keys that they can have
+    are appended to *unreadable*.  Where keys are not unique, rows that follow an unreadable one and
+    have the same key are left out, too.
+    """
+
+    def can_read_from(position: int) -> bool:
+        return is_readable(lambda: select(position, 1).fetchone())
+
+    position: int | None = start
+    limit = -1
+    while position is not None:
+        row: Row | None = None
+        try:
+            with closing(select(position, limit)) as cursor:
+                for row in cursor:
+                    if type(key := key_of(row)) is int:
+                        position = key + 1
+                    yield row
+        except SQLITE_ERRORS as error:
+            if not is_damage(error):
+                raise
+            # Python reads one row ahead, and raises before it returns the last readable one.
+            if limit == 1:
+                begin, position = position, first_readable(position, can_read_from)
+                if unreadable is not None:
+                    unreadable.append(range(begin, MAX_NUMBER if position is None else position))
+            limit = -1 if limit == 1 else 1
+        else:
+            if limit == -1 or row is None:
+                return
+            limit = -1
+
+
+def table_rows(
+    connection: sqlite3.Connection, table: str, key: str, columns: str
+) -> Generator[Row, None, None]:
+    """Yield the rows of *table* in the order of *key*, its primary key, without unreadable ones.
+
+    *key* is the first of the *columns*.
+    """
+    sql = f"SELECT {columns} FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"  # noqa: S608 - our own words
+    return rows_around_damage(
+        lambda *which: connection.execute(sql, which), lambda row: row[0], -(2**63)
+    )

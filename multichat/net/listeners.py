@@ -1,0 +1,209 @@
+"""Where a server listens: TCP ports, Unix sockets, and the certificate that it shows.
+
+What is opened here is closed by whoever gets it.  Everything that the system refuses is one
+`ListenFailed`.
+"""
+
+import errno
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+import trio
+
+from multichat.errors import BadCertificate, ListenFailed
+from multichat.net import transport
+from multichat.net.turns import Meter, Turns
+
+__all__ = [
+    "FairListener",
+    "beyond_loopback",
+    "listen_tcp",
+    "listen_unix",
+    "server_tls",
+    "unlinked_at_end",
+]
+
+# How a machine without IPv6 refuses to listen on it.
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+_BACKLOG = 1024
+
+
+class FairListener(trio.abc.Listener[trio.SocketStream]):
+    """A *listener* whose new connections take *turns* with those that there are.
+
+    Connections wait in the kernel's queue, where they cost nothing.  One that was closed there,
+    and nothing was sent on it, is not returned.  Closing this closes the listener; a cancelled
+    `accept` has accepted nothing.
+    """
+
+    def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
+        self._listener = listener
+        self._meter = Meter(turns, listener, accepts=True)
+
+    async def accept(self) -> trio.SocketStream:
+        """Return the next connection when it is its turn; raises as the listener's."""
+        return await self._meter.measure(self._accept())
+
+    async def _accept(self) -> trio.SocketStream:
+        while True:
+            await self._meter.take()
+            self._meter.end()  # else it would go on until somebody connects
+            stream = await self._listener.accept()
+            if not _has_gone(stream.socket):
+                return stream
+            stream.socket.close()
+
+    async def aclose(self) -> None:
+        """Close the listener."""
+        await self._listener.aclose()
+
+
+def _has_gone(connection: trio.socket.SocketType) -> bool:
+    """Whether the other end has hung up, and said nothing before it."""
+    # Trio's would wait, where this does not: the descriptor is one of its own.
+    plain = socket.socket(connection.family, connection.type, connection.proto, connection.fileno())
+    try:
+        return not plain.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        plain.detach()
+
+
+async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.SocketListener]:
+    """Listen on TCP *port* of every *host*, or with None of every interface.
+
+    With port 0 the system chooses one for the first, and the others share it.
+    """
+    everywhere = host is None
+    if host is None:
+        hosts: Sequence[str | None] = ("0.0.0.0", "::") if port == 0 else (None,)  # noqa: S104
+    else:
+        hosts = (host,) if isinstance(host, str) else host
+    if not hosts:
+        raise ValueError("there is no host to listen on")
+    listeners: list[trio.SocketListener] = []
+    for each in hosts:
+        try:
+            opened = await trio.open_tcp_listeners(port, host=each)
+            for listener in opened:  # the connections that it accepts inherit this
+                listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            listeners += opened
+        except (OSError, ValueError) as error:
+            if everywhere and listeners and getattr(error, "errno", None) in _NO_IPV6:
+                break
+            for listener in listeners:
+                listener.socket.close()
+            raise ListenFailed(each, port, transport.reason_of(error)) from error
+        port = port or listeners[0].socket.getsockname()[1]
+    return listeners
+
+
+async def listen_unix(path: Path, mode: int) -> trio.SocketListener:
+    """Listen on a Unix socket at *path*, which is *mode* for the file system from the first moment.
+
+    A socket that a server left behind there is removed; one that somebody listens on, and anything
+    else, is not.
+    """
+    where = str(path)
+    try:
+        await _remove_stale(path)
+        # Not trio's: a bind is at once here, and must not let go of the mask.
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            before = os.umask(0o777 & ~mode)
+            try:
+                plain.bind(where)
+            finally:
+                os.umask(before)
+            plain.listen(_BACKLOG)
+        except BaseException:
+            plain.close()
+            raise
+    except AttributeError:
+        raise ListenFailed(where, None, "this system has no Unix sockets") from None
+    except OSError as error:
+        raise ListenFailed(where, None, transport.reason_of(error)) from error
+    return trio.SocketListener(trio.socket.from_stdlib_socket(plain))
+
+
+async def _remove_stale(path: Path) -> None:
+    place = trio.Path(path)
+    try:
+        if not stat.S_ISSOCK((await place.lstat()).st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:
+        return
+    try:
+        stream = await trio.open_unix_socket(str(path))
+    except ConnectionRefusedError:
+        await place.unlink()
+    else:
+        await stream.aclose()
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+@contextmanager
+def unlinked_at_end(path: Path) -> Iterator[None]:
+    """Remove the socket at *path* when the block ends, unless somebody else's stands there now."""
+    ours = _identity(path)
+    try:
+        yield
+    finally:
+        if ours is not None and _identity(path) == ours:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def beyond_loopback(listener: trio.SocketListener) -> bool:
+    """Say whether other machines may reach it."""
+    name = listener.socket.getsockname()
+    return isinstance(name, tuple) and not ip_address(name[0].partition("%")[0]).is_loopback
+
+
+def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
+    """Return the TLS of a server that shows *certificate*, a PEM file with the whole chain.
+
+    Its *key* may stand in the same file.  TLS 1.2 and up.  Raises `BadCertificate`.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def refuse_to_ask() -> str:
+        raise BadCertificate(key or certificate, "it asks for a passphrase")
+
+    for path in filter(None, (certificate, key)):
+        transport.check_pem_file(path)
+    try:
+        context.load_cert_chain(certificate, key, refuse_to_ask)
+    except OSError as error:
+        raise BadCertificate(certificate, _why(error, key)) from error
+    return context
+
+
+def _why(error: OSError, key: Path | None) -> str:
+    reason = (getattr(error, "reason", None) or "").lower().replace("_", " ")
+    if reason == "key values mismatch":
+        return f"the key {key} belongs to another certificate"
+    return (
+        "no certificate and key in PEM form"
+        if reason in ("", "pem lib", "no start line")
+        else reason
+    )

@@ -1,0 +1,187 @@
+"""JSON as it stands on a line: decoded strictly, within bounds and through the filter.  Pure.
+
+Owns what is to be known of JSON before it means anything: how deep it may be nested, and that its
+escapes are no way around `multichat.protocol.framing`.
+
+1. Whether a line is nested too deeply depends on the line alone.
+2. No string that is decoded here holds a character that `multichat.protocol.framing.clean` would replace.
+3. A string that the peer gets back is as it was sent, or it is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from typing import Any
+
+import msgspec
+
+from multichat.protocol.framing import Filtered, clean, clean_lines, marked
+
+__all__ = [
+    "MAX_NESTING",
+    "JsonDecoder",
+    "NestedTooDeeply",
+    "NotExact",
+    "clean_json",
+    "lone_surrogate",
+]
+
+# JSON's own escapes that may stand for something that the filter has not seen.
+_ESCAPED = re.compile(r"\\[nrbfu]")
+
+# What we send has three levels; unknown fields of later versions may have more.  The decoder's own
+# limit is the depth of Python's stack, which differs from call to call.
+MAX_NESTING = 32
+
+# JSON that is nested more deeply is longer: each level begins and ends with a bracket.
+_NESTED_CHARACTERS = 2 * (MAX_NESTING + 1)
+
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+
+
+class NestedTooDeeply(Exception):
+    """A line has more than `MAX_NESTING` arrays and objects in one another."""
+
+    def __init__(self) -> None:
+        super().__init__(f"that is nested too deeply: at most {MAX_NESTING} levels")
+
+
+class NotExact(Exception):
+    """A string that the peer is to get back has a character that the filter replaces."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"the {field} has a character that cannot be sent back unchanged, such as a control"
+        )
+
+
+def _most(lines: list[str], character: str) -> int:
+    return max(map(str.count, lines, repeat(character)), default=0)
+
+
+def _may_be_nested(run: str, lines: list[str]) -> bool:
+    """Say whether one of *lines*, of *run*, is nested too deeply or is no JSON at all.
+
+    A bound, and cheap: first of the whole run, of which each object has one bracket at least.
+    """
+    arrays = run.count("[") if "[" in run else 0
+    if run.count("{") + arrays - len(lines) < MAX_NESTING:
+        return False
+    long = [line for line in lines if len(line) >= _NESTED_CHARACTERS]
+    return _most(long, "{") + (_most(long, "[") if arrays else 0) > MAX_NESTING
+
+
+def _check_nesting(line: str) -> None:
+    if line.count("{") + line.count("[") <= MAX_NESTING:
+        return
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", line)):
+        depth += 1 if bracket in "{[" else -1
+        if depth > MAX_NESTING:
+            raise NestedTooDeeply
+
+
+class JsonDecoder:
+    """Reads values of one type, strictly, and every string in them through the filter.
+
+    *exact* are the fields in which the filter may change nothing.
+    """
+
+    def __init__(self, type_: Any, exact: Iterable[str] = ()) -> None:
+        self._type = type_
+        self._exact = tuple(exact)
+        self._decode = msgspec.json.Decoder(type_).decode
+
+    def read_run(self, run: str) -> list[Any] | None:
+        """Return what each line of a run says, or None if one of them has to be read alone."""
+        if self._exact and (isinstance(run, Filtered) or "\ufffd" in run):
+            return None
+        lines = run.split("\n")
+        read: Callable[[str], Any]
+        if _may_be_nested(run, lines):
+            read = self.read
+        else:
+            read = self._decode_clean if "\\" in run else self._decode
+        # Not the decoder's own way to read lines, which takes whatever values stand there for such.
+        try:
+            return list(map(read, lines))
+        except (msgspec.MsgspecError, NestedTooDeeply, NotExact, RecursionError):
+            # The last, of a line that is no JSON.
+            return None
+
+    def read(self, line: str, raw: str = "") -> Any:
+        """Return what one line says, which was sent as *raw* if the filter has changed it.
+
+        Raises `msgspec.MsgspecError`, `NestedTooDeeply` or `NotExact`.
+        """
+        _check_nesting(line)
+        value = self._decode_clean(line)
+        raw = raw or line
+        if self._exact and (raw != line or "\ufffd" in line):
+            sent = _marked(raw)
+            _check_nesting(sent)
+            self._check_exact(self._decode(sent))
+        return value
+
+    def _decode_clean(self, line: str) -> Any:
+        value = self._decode(line)
+        if "\\" in line and _ESCAPED.search(line):
+            self._check_exact(value)
+            value = msgspec.convert(_clean_strings(msgspec.to_builtins(value)), self._type)
+        return value
+
+    def _check_exact(self, value: Any) -> None:
+        for field in self._exact:
+            text = getattr(value, field, None)
+            # U+FFFD may stand for what was no UTF-8.
+            if isinstance(text, str) and ("\ufffd" in text or clean(text) != text):
+                raise NotExact(field)
+
+
+def _marked(raw: str) -> str:
+    """Return *raw*, cleaned, with U+FFFD for what the filter replaces or drops in its strings."""
+    return clean_lines(_STRING.sub(lambda string: marked(string[0]), raw))
+
+
+def _clean_strings(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_clean_strings(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _clean_strings(each) for key, each in value.items()}
+    return value
+
+
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{0,4}|.)"
+)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]..")
+_SHORT_ESCAPES = {"\\n": "\n", "\\r": "\r", "\\b": "\b", "\\f": "\f"}
+
+
+def lone_surrogate(line: str) -> str:
+    """Return the first escape in *line* that is half of a surrogate pair, or an empty string."""
+    return next(filter(_SURROGATE.fullmatch, _ESCAPE.findall(line)), "")
+
+
+def clean_json(line: str) -> str:
+    """Return a line of JSON with its strings filtered, for whoever decodes and shows them.
+
+    Escape by escape, not by a decoder: what ours refuses another one may take.
+    """
+    return _ESCAPE.sub(_clean_escape, line) if "\\" in line else line
+
+
+def _clean_escape(match: re.Match[str]) -> str:
+    escape = match[0]
+    if not escape.startswith("\\u") or len(escape) > len("\\u0000"):
+        # Two surrogates are one character, and none that is filtered.
+        character = _SHORT_ESCAPES.get(escape, "")
+    elif len(escape) == len("\\u0000"):
+        character = chr(int(escape.removeprefix("\\u"), 16))
+    else:  # to nobody an escape yet, and it must not become one by what is dropped behind it
+        return "\ufffd"
+    cleaned = clean(character)
+    return escape if cleaned == character else cleaned

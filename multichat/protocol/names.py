@@ -1,0 +1,259 @@
+"""What people and rooms may be called, and when two names are the same.  Pure.
+
+A name is shown in other people's terminals in front of what its holder says.  It has to be short,
+on one line, and not mistakable for the name of somebody else, for the server, or for an argument of
+a command.
+
+1. A name is kept in its NFKC form: full-width letters and ligatures become ordinary letters.
+2. Two names are the same if they are equal after case folding.
+3. 1 to 32 letters, digits, `-`, `_` and `.`; marks only where a script writes its vowels with them.
+4. Letters of different scripts do not mix, except those of Chinese, Japanese or Korean with Latin.
+5. A person's name has a letter, and looks like no name of the server's, no claim to run it, and no
+   number, address, duration or other argument of a command.
+
+Which names look alike is in `multichat.protocol.lookalikes`.
+
+Sources: Unicode Technical Standard 39 (skeletons, the profile "highly restrictive"), Unicode
+Standard Annex 15, RFC 5893 (section 2, rule 1: a right-to-left name starts with its letters).
+"""
+
+import re
+import unicodedata
+from functools import cache
+
+from multichat.errors import InvalidName
+from multichat.protocol.lookalikes import (
+    fold,
+    lookalike_keys,
+    may_mix,
+    readings,
+    script_of,
+    skeleton,
+)
+from multichat.protocol.messages import MAX_DECOMPOSED, MAX_NAME_CHARACTERS
+
+__all__ = [
+    "MAX_DECOMPOSED",
+    "MAX_NAME_CHARACTERS",
+    "SERVER_NAME",
+    "default_name",
+    "fold_name",
+    "load_tables",
+    "normalize_name",
+    "parse_name",
+    "parse_person_name",
+    "parse_room_name",
+    "visible_name",
+]
+
+SERVER_NAME = "Server"
+
+_PUNCTUATION = "-_."
+
+# Letters and marks that are drawn as nothing: fillers, variation selectors.
+_FILLERS = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164"
+    "\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef"
+)
+_INVISIBLE = re.compile(f"[{_FILLERS}]")
+
+# The same, and what is no letter at all: joiners, direction marks, tags.
+_UNSEEN = re.compile(
+    f"[{_FILLERS}\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\U000e0000-\U000e0fff]"
+)
+
+# Marks in a row on one letter: as many as Burmese words have.
+_MAX_MARKS = 4
+# Of the accents that any letter can carry, one: that is what Yoruba needs.
+_ACCENT = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
+_OVERLAY = re.compile("[\u0334-\u0338\u20d0-\u20ff]")  # and none that strikes it out
+
+# Scripts that no mark of another script is drawn on.
+_WESTERN = ("LATIN", "GREEK", "CYRILLIC")
+
+# Phonetic letters in the shape of small capitals, which are read as the ordinary letters.
+_PHONETIC = re.compile("[\u1d00-\u1dbf]")
+_SMALL_CAPITAL = "SMALL CAPITAL"
+
+# Words by which somebody claims to be, or to run, the server: alone, joined to one another, or as
+# one of the words of a name.
+_AUTHORITIES = (
+    "server", "system", "console", "multichat", "admin", "admins", "administrator", "sysadmin",
+    "operator", "sysop", "moderator", "mod", "mods", "owner", "root", "staff", "support",
+)  # fmt: skip
+
+# The same only as a whole name: DevOps and co-op are names.
+_AUTHORITIES_ALONE = ("op", "ops")
+
+# Digits that are read as letters; 0 and 1 are so in every reading.
+_DIGITS_AS_LETTERS = str.maketrans("3457", "east")
+
+# What commands, and people, mean by these words is not a person of that name.
+_WORDS = (
+    "all", "everyone", "everybody", "anyone", "anybody", "here", "nobody", "me", "you", "name",
+    "forever", "localhost",
+)  # fmt: skip
+
+# One word ends where another begins with a capital: ServerAdmin.
+_BETWEEN_WORDS = re.compile(r"[-_.\d]+|(?<=[a-z])(?=[A-Z])")
+
+# In a reading (see `readings`) 0 and 1 have become letters.  These are all spellings of an IPv4
+# address that `inet_aton` reads, numbers among them, and what `multichat.server.bans.parse_duration` does.
+_DIGIT = r"[\dlo]"
+_ADDRESS = re.compile(rf"(?:ox[\da-flo]*|{_DIGIT}+)(?:\.(?:ox[\da-flo]*|{_DIGIT}+))*\.?")
+_DURATION = re.compile(rf"{_DIGIT}+(?:s|rn|rnin|h|d|w)")
+
+
+def load_tables() -> None:
+    """Load the tables of characters, which otherwise the first claim of a name does in 50 ms."""
+    parse_person_name("alice")
+
+
+def default_name(client: int) -> str:
+    """Return what *client* is called until it says otherwise."""
+    return f"Client {client}"
+
+
+def fold_name(name: str) -> str:
+    """Return what is equal for two names that are the same."""
+    return fold(name)
+
+
+def normalize_name(name: str, kind: str = "a name") -> str:
+    """Return *name* in the form in which names are kept; raises `InvalidName`, about that *kind*.
+
+    It has the characters of a name, but may be one that nobody can have: a ban may be of it.
+    """
+    if len(name) > MAX_DECOMPOSED:
+        raise InvalidName(f"{kind} has at most {MAX_NAME_CHARACTERS} characters")
+    name = unicodedata.normalize("NFKC", name)
+    if not name:
+        raise InvalidName(f"{kind} has at least one character")
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise InvalidName(f"{kind} has at most {MAX_NAME_CHARACTERS} characters")
+    if _INVISIBLE.search(name) or _OVERLAY.search(name) or not _are_letters(name):
+        raise InvalidName(f"{kind} consists of letters, digits, '-', '_' and '.'")
+    return name
+
+
+def visible_name(name: str) -> str:
+    """Return *name*, as a server has sent it, without invisible characters."""
+    return name if name.isascii() else _UNSEEN.sub("", name)
+
+
+def parse_name(name: str, kind: str = "a name") -> str:
+    """Return the name of a person or of a room as it is kept; raises `InvalidName`."""
+    name = normalize_name(name, kind)
+    # Folded, too: an iota subscript, for one, becomes a letter.
+    if not may_mix(name + fold_name(name)):
+        raise InvalidName(
+            f"{kind} has letters of one script, or of Chinese, Japanese or Korean with Latin"
+        )
+    if len({ord(digit) - int(digit) for digit in name if digit.isdecimal()}) > 1:
+        raise InvalidName(f"{kind} has digits of one script")
+    if any(map(_is_small_capital, name)):
+        raise InvalidName(f"{kind} has no phonetic letters that look like small capitals")
+    if name.startswith("-") or not any(map(str.isalnum, name)):
+        raise InvalidName(f"{kind} has a letter or a digit, and does not start with '-'")
+    if _is_right_to_left(name) and not _is_right_to_left(name[0]):
+        raise InvalidName(f"{kind} that is written from right to left starts with a letter")
+    return name
+
+
+def parse_room_name(name: str) -> str:
+    """Return the name of a room as it is kept; raises `InvalidName`."""
+    return parse_name(name, "a room's name")
+
+
+def parse_person_name(name: str) -> str:
+    """Return the name of a person as it is kept; raises `InvalidName`."""
+    name = parse_name(name)
+    if taken_for := _taken_for(name):
+        raise InvalidName(f"nobody can be called {name}: it can be taken for {taken_for}")
+    return name
+
+
+def _taken_for(name: str) -> str:
+    """Return what a person of that *name* would be mistaken for; empty for nothing."""
+    keys = readings(name)
+    stem = name.rstrip("0123456789")
+    for spelling in {name, stem.translate(_DIGITS_AS_LETTERS) + name[len(stem) :]}:
+        whole = list(map(_bare, readings(spelling)))
+        words = [_bare(key) for word in _BETWEEN_WORDS.split(spelling) for key in readings(word)]
+        if any(map(_unnamed().fullmatch, whole)):
+            return "a client without a name"
+        if any(map(_authorities().fullmatch, (*whole, *words))) or any(
+            map(_authorities_alone().fullmatch, whole)
+        ):
+            return "the server or its operator"
+    # As written, and not in lower case: ALI, the name, is not ALL.
+    if not {_bare(keys[0]), _bare(skeleton(name))}.isdisjoint(_words()):
+        return "a word that commands use"
+    if not any(map(str.isalpha, name)):
+        return "a number or an address"
+    for key in keys:
+        # lol and ox are names, l0l and 0x are not.
+        if any(map(str.isdecimal, name + key)) and (
+            _ADDRESS.fullmatch(key) or _DURATION.fullmatch(key)
+        ):
+            return "a number, an address or a time"
+    return ""
+
+
+def _bare(key: str) -> str:
+    """Return the letters and digits of *key*, without what makes them look a little different."""
+    parts = unicodedata.normalize("NFD", key)
+    return "".join(c for c in parts if unicodedata.category(c) in ("Ll", "Lo", "Lt", "Lu", "Nd"))
+
+
+def _keys_of(*words: str) -> set[str]:
+    """Return how *words* look in small and in capital letters."""
+    return {key for word in words for form in (word, word.upper()) for key in readings(form)}
+
+
+@cache
+def _unnamed() -> re.Pattern[str]:
+    return re.compile(rf"(?:{'|'.join(_keys_of('client'))}){_DIGIT}*")
+
+
+@cache
+def _authorities() -> re.Pattern[str]:
+    return re.compile(rf"(?:{'|'.join(_keys_of(*_AUTHORITIES))})+{_DIGIT}*")
+
+
+@cache
+def _authorities_alone() -> re.Pattern[str]:
+    words = _keys_of(*_AUTHORITIES, *_AUTHORITIES_ALONE)
+    return re.compile(rf"(?:{'|'.join(words)})+{_DIGIT}*")
+
+
+@cache
+def _words() -> frozenset[str]:
+    return frozenset(key for word in _WORDS for key in lookalike_keys(word))
+
+
+def _is_small_capital(character: str) -> bool:
+    return bool(_PHONETIC.match(character)) or _SMALL_CAPITAL in unicodedata.name(character, "")
+
+
+def _is_right_to_left(text: str) -> bool:
+    return any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
+
+
+def _are_letters(name: str) -> bool:
+    marks = _MAX_MARKS  # that stand on one letter so far: there is none yet
+    western = False
+    for character in name:
+        category = unicodedata.category(character)
+        if category[0] == "L":
+            marks = 0
+            western = script_of(character) in _WESTERN
+        elif western and category == "Mn" and not _ACCENT.match(character):
+            return False  # a mark of another script's on a letter of ours
+        elif category == "Nd" or character in _PUNCTUATION:
+            marks = _MAX_MARKS
+        elif category in ("Mn", "Mc") and marks < _MAX_MARKS:
+            marks = _MAX_MARKS if _ACCENT.match(character) else marks + 1
+        else:
+            return False
+    return True

@@ -1,0 +1,181 @@
+"""Tells the members of one room who is there, and who joins, leaves and changes names.
+
+The latter not at once and not one by one: what counts is the difference between what was told last
+and what is so now (see `multichat.server.presence`).  Nobody waits for a member that is told this: one
+that lags, or has no room in its send queue, gets a summary when it has caught up.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import trio
+
+from multichat.net.send_queue import Offer
+from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
+from multichat.server.broadcast import Batch
+from multichat.server.cached_answers import CachedAnswer
+from multichat.server.member import Member
+from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
+
+__all__ = ["Announcer"]
+
+# Whoever joins says hello next, and is announced by the name that it gives there.
+PRESENCE_SECONDS = 0.1
+
+# Members are told of joins and leaves no more often than this.
+PRESENCE_PAUSE_SECONDS = 1.0
+
+
+class Announcer:
+    """Tells *members* of *room*, by client number, who of them joins and leaves.
+
+    *by_voice* are those of them that are live, by protocol; both are the room's, and change before
+    a method here is called.  Clients that speak text are told only with *to_text*.  A member that
+    leaves and may resume is told to have left after *away_seconds*.  *start_soon* starts the tasks
+    that do the telling.
+    """
+
+    def __init__(
+        self,
+        room: str,
+        members: Mapping[int, Member],
+        by_voice: Mapping[Voice, Mapping[int, Member]],
+        *,
+        to_text: bool,
+        away_seconds: float,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._room = room
+        self._members, self._by_voice = members, by_voice
+        self._who = CachedAnswer(self._list_members)
+        self._to_text = to_text
+        self._away_seconds = away_seconds
+        self._start_soon = start_soon
+        self._changes = Changes()
+        self._telling = self._waiting_for_away = False
+        self._told_at = -PRESENCE_PAUSE_SECONDS
+        self._away: dict[int, tuple[float, str]] = {}  # until when, and why they left then
+
+    def entered(self, member: Member) -> None:
+        """Note that *member* has joined, or has another name."""
+        self._who.forget()
+        self._away.pop(member.client, None)
+        self._changes.enter(member.client, member.name)
+        self._tell_soon()
+
+    def left(self, member: Member, reason: str, *, away: bool) -> None:
+        """Note that *member* has left; if it is only *away*, the others are told later."""
+        self._who.forget()
+        if away and self._away_seconds and self._has_listeners():
+            self._away[member.client] = (trio.current_time() + self._away_seconds, reason)
+            if not self._waiting_for_away:
+                self._waiting_for_away = True
+                self._start_soon(self._tell_away)
+        else:
+            self._changes.leave(member.client, reason)
+            self._tell_soon()
+
+    async def _tell_away(self) -> None:
+        try:
+            while self._away:  # the first has been away for longest
+                client, (deadline, _) = next(iter(self._away.items()))
+                if trio.current_time() < deadline:
+                    await trio.sleep_until(deadline)
+                else:
+                    self.give_up(client)
+        finally:
+            self._waiting_for_away = False
+
+    def give_up(self, client: int) -> None:
+        """Tell the others of *client*, if it is away, that it has left."""
+        if (away := self._away.pop(client, None)) is not None:
+            self._changes.leave(client, away[1])
+            self._tell_soon()
+
+    def who(self, to: Member, nonce: Nonce | None) -> bytes:
+        """Return the encoded answer to `who`, for *to*, which is also told when they leave."""
+        self._changes.show(to.client)
+        return self._who.encode(to.voice, nonce)
+
+    def _list_members(self) -> Members:
+        return Members(self._room, [MemberName(m.client, m.name) for m in self._members.values()])
+
+    def introduce(self, client: int, name: str) -> None:
+        """Tell of *client*, who is about to speak, if the others do not know it yet."""
+        if client not in self._changes:
+            return
+        if client in self._members:
+            self._tell_changes()
+        elif (joined := self._changes.announce(client, name)) is not None:
+            self._tell(self._members.values(), [joined])
+
+    def make_up(self, member: Member) -> None:
+        """Tell *member*, unless it lags, in one event what it was not told."""
+        is_here = self._members.get(member.client) is member
+        if member.lag is None and member.missed_presence is not None and is_here:
+            summary = summarize([member.missed_presence], len(self._members))
+            if member.mailbox.offer(member.voice.spell(summary)) is Offer.FULL:
+                member.mailbox.call_when_space(partial(self.make_up, member))
+            else:
+                member.missed_presence = None
+
+    def _has_listeners(self) -> bool:
+        live = sum(map(len, self._by_voice.values()))
+        return bool(
+            self._by_voice[JSON] or (self._to_text and self._members) or live < len(self._members)
+        )
+
+    def _tell_soon(self) -> None:
+        """Each change of membership ends with this."""
+        if not self._has_listeners():
+            self._changes.forget()
+        elif not self._telling:
+            self._telling = True
+            self._start_soon(self._keep_telling)
+
+    async def _keep_telling(self) -> None:
+        try:
+            while self._changes:
+                soon = trio.current_time() + PRESENCE_SECONDS
+                await trio.sleep_until(max(soon, self._told_at + PRESENCE_PAUSE_SECONDS))
+                self._tell_changes()
+        finally:
+            self._telling = False
+
+    def _tell_changes(self) -> None:
+        self._told_at = trio.current_time()
+        events = self._changes.take()
+        if len(events) > MAX_TOLD_ONE_BY_ONE:
+            told = [event for _, event in events]
+            self._tell(self._members.values(), [summarize(told, len(self._members))])
+            return
+        subjects = {client for client, _ in events}
+        others = [member for client, member in self._members.items() if client not in subjects]
+        self._tell(others, [event for _, event in events])
+        for subject in subjects:  # nobody is told of itself
+            if (member := self._members.get(subject)) is not None:
+                self._tell([member], [event for client, event in events if client != subject])
+
+    def _tell(
+        self, members: Iterable[Member], events: Sequence[Joined | Left | Renamed | Presence]
+    ) -> None:
+        if not events:
+            return
+
+        def spell(voice: Voice) -> bytes:
+            if voice is TEXT and not self._to_text:
+                return b""
+            return b"".join(map(voice.spell, events))
+
+        batch = Batch(0, spell)
+        for member in members:
+            if not (data := batch.spelled(member.voice)):
+                continue
+            missed = member.missed_presence
+            if member.lag is None and missed is None:
+                if member.mailbox.offer(data) is not Offer.FULL:
+                    continue
+                member.mailbox.call_when_space(partial(self.make_up, member))
+            so_far = [] if missed is None else [missed]
+            member.missed_presence = summarize([*so_far, *events], len(self._members))

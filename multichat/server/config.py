@@ -1,0 +1,341 @@
+"""The settings and timeouts of servers and clients: defaults, with the reason for each.  Pure."""
+
+import enum
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
+
+from multichat.protocol.framing import clean
+from multichat.protocol.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
+
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_TIMEOUTS",
+    "MAX_CLIENTS_PER_ADDRESS",
+    "MAX_FREE_WAIT_SECONDS",
+    "MAX_PASSWORD_CHARACTERS",
+    "ClientTimeouts",
+    "Filter",
+    "Message",
+    "ReplayLimits",
+    "ServerConfig",
+    "ServerTimeouts",
+    "Slow",
+]
+
+Message: TypeAlias = Said | Directed
+"""What somebody says, to a room or to one person, before anybody is told."""
+
+Filter: TypeAlias = Callable[[Message], Message | Awaitable[Message | None] | None]
+"""A function that gets each message before anybody is told.
+
+Returns the message as it is, a changed one, or None if nobody is to have it; may be a coroutine
+function.  See `multichat.server.filters`.
+"""
+
+# The specification's.
+DEFAULT_PORT = 9000
+
+# How long one publish waits at most where a room has nobody but slow members, who take bytes.
+MAX_FREE_WAIT_SECONDS = 30.0
+
+# A company, a campus, a mobile network may share an address; an attacker with one takes an eighth
+# of the server.
+MAX_CLIENTS_PER_ADDRESS = 128
+
+# Shorter than any line that a client may send.
+MAX_PASSWORD_CHARACTERS = 1024
+
+
+class Slow(enum.Enum):
+    """What a room does about members whose send queue is full."""
+
+    WAIT = "wait"  # wait for a bounded time, then replay what they have not got at their own pace
+    DROP = "drop"  # they miss the messages and are told how many they missed
+    DISCONNECT = "disconnect"  # disconnect them at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerTimeouts:
+    """How long a server waits where no operator needs to choose; tests pass other values.
+
+    Raises `ValueError` for a negative value.
+    """
+
+    # A client that has been told goodbye is read for this long before its connection is closed: if
+    # data arrives after a close, the kernel sends a reset, which discards what the client has not
+    # read yet.
+    linger: float = 1.0
+
+    # After a wrong password the next attempt from the same address waits, at first for half a
+    # second and twice as long each time.  At the maximum that allows 450 attempts an hour, and does
+    # not keep out somebody who mistyped.  Without attempts the count is forgotten.  How many there
+    # may be in all: `multichat.server.password_attempts`.
+    first_attempt_delay: float = 0.5
+    max_attempt_delay: float = 8.0
+    forget_attempts: float = 600.0
+
+    # A disconnected client may resume its session within this time, which covers a laptop that is
+    # closed over night; and the address of somebody who said the password is known for as long.
+    session: float = 24 * 3600.0
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not getattr(self, each.name) >= 0:  # NaN is not either
+                raise ValueError(f"{each.name} must be 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientTimeouts:
+    """How many seconds a client waits, for what."""
+
+    # For a TCP connection, and for the TLS handshake on it; a server allows as much for the latter.
+    connect: float = 30.0
+    handshake: float = 10.0
+
+    # For a server that is not there yet, where the client is told to wait for it.
+    wait: float = math.inf
+
+    # For the answer to the hello, and to a question that the command line asks.
+    answer: float = 10.0
+
+    # For the welcome where chat came first: a server with a busy lobby may deliver some before it
+    # has read the hello.  Then the client speaks text, for good.
+    lobby: float = 5.0
+
+    # For a server to ask for the password where the client speaks text and has one to say, and for
+    # it to accept that password: the server delays the next try after wrong ones.
+    password_request: float = 3.0
+    password: float = 30.0
+
+    # Silence from the server after which the client pings it, and for the answer to that.  Half a
+    # minute also keeps the idle timers of common proxies and NATs from running out.
+    ping: float = 30.0
+    pong: float = 10.0
+
+    # Silence, after that ping or after the end of input, while the server has not taken or accepted
+    # everything: it may be waiting for a slow client.  The time that the server says it may wait is
+    # added.  After the end of input and that, for the server to close.
+    stuck: float = 30.0
+    finish: float = 2.0
+
+    # Without progress, over however many connections, after the end of input: a machine that
+    # restarts is back by then, and an unattended job does not hang for ever.  `blocked` is the same
+    # before the end of input, while the server takes no more: a program may have reason to wait, a
+    # command that reads a pipe has not.  Both are at least `stuck` and the server's own wait.
+    progress: float = 300.0
+    blocked: float = math.inf
+
+    # For everything to be accepted, from the end of input on, with progress or without.
+    delivery: float = math.inf
+
+    # The first pause before a reconnect, which doubles up to the longest: nobody notices a quarter
+    # of a second, and a server that was down for an hour was asked a hundred times.
+    first_retry: float = 0.25
+    longest_retry: float = 30.0
+
+    # Between two tries to get a name that somebody else has.
+    name: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            if not getattr(self, field_.name) > 0:  # NaN is not either
+                raise ValueError(f"{field_.name} must be more than 0")
+
+
+DEFAULT_TIMEOUTS = ClientTimeouts()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayLimits:
+    """The sizes of what is replayed to clients that are behind; tests pass other values."""
+
+    # What a replay keeps in a send queue at most: answers and private messages find room there.
+    queue_bytes: int = 256 * 1024
+
+    # What a room keeps in memory beside its journal: a few reads of a fast sender, or a day of a
+    # quiet room.
+    ring_bytes: int = 1024 * 1024
+
+    # Older messages are read in pages that begin at multiples of this.  A page is at most half a
+    # batch before it is encoded.
+    page_messages: int = 500
+
+
+# An eighth of the memory: beside what is held for it a connection takes 11 KiB while it is idle, 20
+# with the tasks of a slow client.  A server that is given little memory still accepts some.
+CONNECTIONS_PER_MIB = 8
+_MIN_CONNECTIONS = 128
+
+# A page of 128 KiB, encoded for both protocols.  Clients that resume together are a few apart.
+_CACHED_PAGE_BYTES = 512 * 1024
+_MAX_PAGES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The settings of a server, with the defaults of the command line.
+
+    Raises `ValueError` for a value that makes no sense.
+    """
+
+    # Room for a pasted stack trace, while a thousand clients stalled in mid-line fit in 64 MiB.
+    max_line_bytes: int = 64 * 1024
+
+    # A burst of 64 reads from one sender, or a word each from 64 people, before anybody waits.
+    mailbox_batches: int = 64
+
+    # Nothing is lost, and nobody waits for long.
+    slow: Slow = Slow.WAIT
+
+    # How long a room waits at once for slow clients, before it goes on and replays to them what
+    # they have not got: long enough for a phone to change its cell.
+    slow_timeout_seconds: float = 2.0
+
+    # A client that is behind and takes nothing for this long is disconnected: a laptop that is
+    # carried to another room is not.
+    stall_timeout_seconds: float = 300.0
+
+    # What an ordinary limit of open files allows, give or take the server's own.
+    max_clients: int = 1024
+
+    # Of IPv6 a network of 64 bits counts as one address: that is what one customer gets.  0 is no
+    # limit.  None is `MAX_CLIENTS_PER_ADDRESS`, but no limit for loopback, from where proxies and
+    # tunnels connect.  Unix sockets have no address.
+    max_clients_per_address: int | None = None
+
+    # Messages, or other requests, that a client may send a second, and how many at once: a paste of
+    # 500 lines arrives without a pause.  Whoever sends faster is read more slowly.
+    rate: float | None = None
+    burst: int = 500
+
+    # The same in bytes as they come, whatever they are; at least one read goes at once.
+    byte_rate: float | None = None
+
+    # What is held for clients and rooms together; see the properties below for its parts.  A small
+    # machine's half: 1,024 clients that are all in the middle of a long line fit in the clients'.
+    memory_bytes: int = 512 * 1024 * 1024
+
+    # Who only listens says nothing for days; TCP itself notices who is dead.
+    idle_seconds: float | None = None
+
+    # What everybody has to say before anything else; None lets anybody in.
+    password: str | None = field(default=None, repr=False)
+
+    # As long as a person takes to type a password, and a slow phone for its handshake.
+    auth_seconds: float = 10.0
+    handshake_seconds: float = 10.0
+
+    # What every message goes through, in order, and what a read's messages may take for that: after
+    # it they go on as they are, as nobody waits for a filter that hangs.
+    filters: tuple[Filter, ...] = ()
+    filter_seconds: float = 1.0
+
+    # More than anybody looks through; each costs what its members cost.
+    max_rooms: int = 1024
+
+    # New rooms that one address may open within an hour, or one client over loopback or without an
+    # address: a person needs a few, and a journal keeps a room for ever.
+    max_new_rooms: int = 100
+
+    # In the text voice the server says nothing until there is something to say; programs, and
+    # `multichat connect`, are always told who comes and goes.
+    announce: bool = False
+
+    # Messages of each client that are logged a second, and ten times as many at once; the others
+    # are counted.  A paste of 500 lines is logged whole, and a client that floods for a day writes
+    # a gigabyte.
+    log_rate: float | None = 100.0
+
+    # Those who may come back: ten times as many as may be connected; 0.6 KiB
+    # each, 4 to 15 with the nonces of 256 messages; see `sessions_bytes`.
+    max_sessions: int = 10_000
+
+    # Whoever may come back is away for so long before the others hear that it left, and so long its
+    # name is nobody else's: what it takes to notice a broken connection and make a new one.
+    away_seconds: float = 5.0
+
+    # As long as a person waits for a program that was told to stop before telling it again.
+    grace_seconds: float = 5.0
+
+    timeouts: ServerTimeouts = ServerTimeouts()
+    replay: ReplayLimits = ReplayLimits()
+
+    @property
+    def history_bytes(self) -> int:
+        """How many bytes the messages may take that are kept in memory only."""
+        return self.memory_bytes // 2
+
+    @property
+    def rings_bytes(self) -> int:
+        """How many bytes the rooms' newest messages may take."""
+        return self.memory_bytes // 8
+
+    @property
+    def clients_bytes(self) -> int:
+        """How many bytes may be held for connected clients."""
+        return self.memory_bytes // 4
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections may be open, also those not admitted yet and those that end."""
+        return max(_MIN_CONNECTIONS, self.memory_bytes * CONNECTIONS_PER_MIB >> 20)
+
+    @property
+    def max_pages(self) -> int:
+        """How many pages of earlier messages are kept for replays."""
+        return max(1, min(_MAX_PAGES, self.memory_bytes // 32 // _CACHED_PAGE_BYTES))
+
+    @property
+    def sessions_bytes(self) -> int:
+        """How many bytes the sessions of disconnected clients may take."""
+        return self.memory_bytes // 8
+
+    @property
+    def limits(self) -> Limits:
+        """What a welcome says of these settings; JSON has no infinity."""
+        wait = MAX_FREE_WAIT_SECONDS + min(self.slow_timeout_seconds, 1e6)
+        return Limits(self.max_line_bytes, MAX_NAME_CHARACTERS, wait)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_line_bytes",
+            "mailbox_batches",
+            "max_clients",
+            "max_sessions",
+            "max_rooms",
+            "max_new_rooms",
+            "burst",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.max_clients_per_address is not None and self.max_clients_per_address < 0:
+            raise ValueError("max_clients_per_address must be 0 or more")
+        for name in (
+            "slow_timeout_seconds",
+            "grace_seconds",
+            "away_seconds",
+            "memory_bytes",
+        ):
+            if not getattr(self, name) >= 0:  # NaN is not either
+                raise ValueError(f"{name} must be 0 or more")
+        for name in (
+            "stall_timeout_seconds",
+            "rate",
+            "byte_rate",
+            "idle_seconds",
+            "auth_seconds",
+            "handshake_seconds",
+            "filter_seconds",
+            "log_rate",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be more than 0")
+        if self.password is not None and "\n" in self.password:
+            raise ValueError("a password has one line")
+        # Of those that anybody can type; see `multichat.protocol.framing`.
+        typed = None if self.password is None else len(clean(self.password))
+        if typed is not None and not 0 < typed <= MAX_PASSWORD_CHARACTERS:
+            raise ValueError(f"a password has 1 to {MAX_PASSWORD_CHARACTERS} characters")

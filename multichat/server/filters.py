@@ -1,0 +1,199 @@
+"""What becomes of a message before it is said: the operator's own functions.
+
+A filter takes a `Said` or a `Directed` and returns it, a changed one, or None for nobody to have
+it.  Only its text is taken from what it returns.  It stands between one sender and the room:
+while it works its sender is not read, and nobody else waits.
+
+Whatever a filter does, the chat goes on: one that raises, and one that is too slow, lets the
+message through as it was, and is logged once for each kind of trouble.  Its time is each message's:
+else whoever says much at once would get past it.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from logging import WARNING
+from typing import Any
+
+import msgspec
+import trio
+
+from multichat.log import Log
+from multichat.protocol.framing import clean
+from multichat.server.config import Filter, Message
+
+__all__ = ["Filters", "load_filter"]
+
+# Plain functions that hang keep a thread each; the others wait for one of the rest, and then for
+# no longer than any filter is waited for.
+_THREADS = 16
+
+# Of what somebody returned or raised; it may quote a message.
+_SHOWN_CHARACTERS = 200
+
+
+def load_filter(name: str) -> Filter:
+    """Return the function that *name*, `package.module:function`, stands for.
+
+    Raises `ValueError` with the reason if it cannot be imported or is no filter.
+    """
+    module_name, colon, attribute = name.partition(":")
+    names = [*module_name.split("."), *attribute.split(".")]
+    if not (colon and all(map(str.isidentifier, names))):
+        raise ValueError(f"{name}: a filter is named as package.module:function")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name}: there is no module {error.name}") from error
+    except (Exception, SystemExit) as error:  # whatever stands in there
+        raise ValueError(f"{name}: importing {module_name} raises {error!r}") from error
+    function: Any = module
+    for part in attribute.split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        where = getattr(module, "__file__", None) or "a part of Python"
+        raise ValueError(f"{name}: {module_name} has no function {attribute}; it is {where}")  # noqa: TRY004
+    if reason := _why_no_filter(function):
+        raise ValueError(f"{name}: {reason}")
+    found: Filter = function
+    return found
+
+
+def _why_no_filter(function: Callable[..., object]) -> str:
+    """Return why *function* cannot be a filter; empty if it can, as far as one can see."""
+    if inspect.isclass(function):
+        return "a class is no filter"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        return "a generator is no filter: a filter returns a message or None"
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return "a filter takes one argument, the message"
+    except ValueError:  # some functions in C have no signature
+        pass
+    return ""
+
+
+class Filters:
+    """The *filters* of one server, in order; any task may call `apply`."""
+
+    def __init__(self, filters: Sequence[Filter], seconds: float, log: Log) -> None:
+        self._filters = tuple(filters)
+        self._seconds = seconds
+        self._log = log
+        self._limiter = trio.CapacityLimiter(_THREADS)
+        self._told: set[tuple[Filter, str]] = set()
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to go through."""
+        return bool(self._filters)
+
+    async def apply(self, messages: Sequence[Message]) -> list[Message | None]:
+        """Return what became of each of *messages*; their texts are clean and not empty.
+
+        Takes each filter's deadline at most for each message.  Cancelled, a plain function may go
+        on in its thread.
+        """
+        results: list[Message | None] = list(messages)
+        for function in self._filters:
+            if _is_async(function):
+                await self._await_each(function, results)
+            else:
+                await self._call_in_thread(function, results)
+        return results
+
+    async def _await_each(self, function: Filter, results: list[Message | None]) -> None:
+        for i, message in enumerate(results):
+            if message is not None:
+                with trio.move_on_after(self._seconds) as scope:
+                    try:
+                        results[i] = _checked(message, await function(message))  # type: ignore[misc]
+                    except BaseException as error:
+                        if _is_ours(error):
+                            raise
+                        self._tell_raised(function, error)
+                if scope.cancelled_caught:
+                    self._tell_slow(function)
+
+    async def _call_in_thread(self, function: Filter, results: list[Message | None]) -> None:
+        """Have *function* called for each of *results*, many in one thread while that is fast."""
+        start = 0
+        while start < len(results):
+            messages = results[start:]
+            done: list[Message | None] = []
+            with trio.move_on_after(self._seconds) as scope:
+                await trio.to_thread.run_sync(
+                    partial(self._call_some, function, messages, done),
+                    abandon_on_cancel=True,
+                    limiter=self._limiter,
+                )
+            finished = done.copy()  # what a thread still does is too late
+            if scope.cancelled_caught:
+                self._tell_slow(function)
+                finished += messages[len(finished) :][:1]  # that one goes on as it was
+            results[start : start + len(finished)] = finished
+            start += len(finished)
+
+    def _call_some(
+        self, function: Filter, messages: list[Message | None], done: list[Message | None]
+    ) -> None:
+        """Put into *done* what becomes of so many of *messages* as half of a deadline lets."""
+        until = time.monotonic() + self._seconds / 2
+        for message in messages:
+            result = message
+            if message is not None:
+                try:
+                    result = _checked(message, function(message))
+                except BaseException as error:  # noqa: BLE001 - somebody else's code, in a thread
+                    self._tell_raised(function, error)
+            done.append(result)
+            if time.monotonic() > until:
+                return
+
+    def _tell_raised(self, function: Filter, error: BaseException) -> None:
+        self._tell(function, type(error).__name__, f"raised {_shown(error)}")
+
+    def _tell_slow(self, function: Filter) -> None:
+        self._tell(function, "is too slow", f"is not waited for beyond {self._seconds:g} s")
+
+    def _tell(self, function: Filter, kind: str, what: str) -> None:
+        if (function, kind) not in self._told:
+            self._told.add((function, kind))
+            name = getattr(function, "__qualname__", None) or repr(function)
+            self._log.line("FILTER", f"{name} {what}; messages go on without it", WARNING)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Say whether that is not the filter's own doing: a cancellation of ours, or a Ctrl+C."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None
+    return isinstance(error, trio.Cancelled | KeyboardInterrupt)
+
+
+def _shown(value: object) -> str:
+    """Return a little of what somebody else's object says of itself, if it does."""
+    try:
+        return repr(value)[:_SHOWN_CHARACTERS]
+    except Exception:  # noqa: BLE001 - somebody else's code
+        return f"a {type(value).__name__}"
+
+
+def _is_async(function: Filter) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - an object with an async call
+    )
+
+
+def _checked(message: Message, result: object) -> Message | None:
+    """Return *message* with the text of what a filter returned, or None for nothing."""
+    if result is None:
+        return None
+    text = getattr(result, "text", None)
+    if not isinstance(text, str):
+        raise TypeError(f"it returned {_shown(result)}, which is no message")
+    text = clean(text)
+    if result is message and text == message.text:
+        return message
+    return msgspec.structs.replace(message, text=text) if text else None

@@ -1,0 +1,67 @@
+"""Answers to `history`: a page of earlier messages, out of a room's ring and its journal."""
+
+from collections.abc import Iterator
+
+from multichat.journal.base import RoomJournal
+from multichat.protocol.codecs import JSON
+from multichat.protocol.ids import message_id
+from multichat.protocol.messages import HistoryPage, Nonce, Said, SaidRun
+from multichat.server.replay import Ring
+
+__all__ = ["read_history"]
+
+# A screenful or three, and what any client takes in one line.
+MAX_HISTORY_MESSAGES = 100
+MAX_HISTORY_BYTES = 256 * 1024
+
+
+async def read_history(
+    journal: RoomJournal, ring: Ring, stop: int, limit: int, nonce: Nonce | None = None
+) -> HistoryPage:
+    """Return the last messages before number *stop*, oldest first; at most *limit*.
+
+    And at most `MAX_HISTORY_MESSAGES`, in `MAX_HISTORY_BYTES` as JSON spells them, but one in any
+    case.  The *journal* is read only for what the *ring* does not have.  The page says how many
+    messages are missing behind its first one.  Raises `NotRead` if the journal cannot be read.
+    """
+    limit = min(limit, MAX_HISTORY_MESSAGES)
+    runs = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
+    first = runs[0].first if runs else stop
+    left = limit - sum(run.run.count("\n") + 1 for run in runs)
+    bytes_left = MAX_HISTORY_BYTES - sum(len(run.run.encode()) for run in runs)
+    if first <= ring.first and first > journal.first and left and bytes_left > 0:
+        older = await journal.read_before(first, max_messages=left, max_bytes=bytes_left)
+        runs = [*older, *runs]
+    messages: list[Said] = []  # the newest first
+    bytes_left = MAX_HISTORY_BYTES
+    for number, said in _backwards(runs):
+        bytes_left -= JSON.said_bytes(said)
+        if bytes_left < 0 and messages:
+            break
+        messages.append(said)
+        first = number
+    oldest = journal.id_of(min(journal.first, ring.first))
+    more = bool(messages) and messages[-1].id > oldest
+    if not messages:  # of what the journal still has, nothing can be read
+        first = min(stop, journal.first, ring.first)
+    missed = stop - first - len(messages)
+    return HistoryPage(messages[::-1], more, missed, nonce=nonce)
+
+
+def _backwards(runs: list[SaidRun]) -> Iterator[tuple[int, Said]]:
+    for run in reversed(runs):
+        texts = run.run.split("\n")
+        for index in reversed(range(len(texts))):
+            number = run.first + index
+            yield (
+                number,
+                Said(
+                    id=message_id(run.epoch, number),
+                    time=run.time,
+                    room=run.room,
+                    client=run.client,
+                    name=run.name,
+                    text=texts[index],
+                    act=run.act,
+                ),
+            )

@@ -1,0 +1,104 @@
+"""Which client has which name; names of clients that may reconnect are kept for a moment.
+
+Changes in functions without `await`, so that of two clients that want one name exactly one gets it.
+
+Invariant: no two clients have names that are the same (`multichat.protocol.names.fold_name`) or look alike
+(`multichat.protocol.lookalikes`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import trio
+
+from multichat.errors import Banned, NameTaken
+from multichat.protocol.lookalikes import NameIndex
+from multichat.protocol.names import fold_name
+from multichat.server.member import Member
+from multichat.server.room import Room
+
+__all__ = ["NameRegistry"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Away:
+    """A client that may reconnect, and *until* when its name is kept for it."""
+
+    client: int
+    name: str
+    room: Room
+    origin: str | None
+    until: float
+
+    def gives_way_to(self, other: Member, now: float) -> bool:
+        """Return whether *other* may have the name: a client from its address is likely the same.
+
+        A program that was killed and started again asks for its name and knows no session.
+        """
+        return other.client == self.client or other.origin == self.origin or self.until <= now
+
+
+_Holder: TypeAlias = Member | _Away
+
+
+class NameRegistry:
+    """The names of one server's clients; default names such as `Client 7` are not in it.
+
+    A name is kept for *keep_seconds* after its client has disconnected.  *is_banned* says whether
+    nobody may have that name.
+    """
+
+    def __init__(self, keep_seconds: float, is_banned: Callable[[str], bool]) -> None:
+        self._keep_seconds = keep_seconds
+        self._is_banned = is_banned
+        self._names: NameIndex[_Holder] = NameIndex()
+        self._away: dict[_Away, None] = {}  # the one that disconnected first is first
+
+    def find(self, name: str) -> Member | None:
+        """Return the connected client of that name, in any case or form, if there is one."""
+        holder = self._names.find(name)
+        return holder if isinstance(holder, Member) else None
+
+    def name_of(self, member: Member) -> str:
+        """Return the name that *member* has here; empty if it has none."""
+        return member.name if member in self._names else ""
+
+    def check(self, member: Member, name: str) -> None:
+        """Raise `NameTaken` or `Banned` if *member* cannot have that *name*."""
+        now = trio.current_time()
+        for other in self._names.lookalikes(name):
+            if other is member or (isinstance(other, _Away) and other.gives_way_to(member, now)):
+                continue
+            is_same = fold_name(other.name) == fold_name(name)
+            raise NameTaken(name, "" if is_same else other.name)
+        if self._is_banned(name):
+            raise Banned(name)
+
+    def take(self, member: Member, name: str) -> None:
+        """Give *member* a *name* that it can have (see `check`)."""
+        for other in self._names.lookalikes(name):
+            if isinstance(other, _Away):  # it gives way
+                self._give_up(other)
+                if other.client != member.client:
+                    other.room.give_up(other.client)
+        self._names.add(member, name)
+        member.name = name
+
+    def release(self, member: Member, *, keep: bool) -> None:
+        """Take its name from *member*, which disconnects; *keep* it if the client may reconnect."""
+        if member not in self._names:
+            return
+        self._names.discard(member)
+        if keep:
+            now = trio.current_time()
+            while self._away and (oldest := next(iter(self._away))).until <= now:
+                self._give_up(oldest)
+            until = now + self._keep_seconds
+            away = _Away(member.client, member.name, member.room, member.origin, until)
+            self._away[away] = None
+            self._names.add(away, away.name)
+
+    def _give_up(self, away: _Away) -> None:
+        del self._away[away]
+        self._names.discard(away)

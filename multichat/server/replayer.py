@@ -1,0 +1,122 @@
+"""Replays to lagging members of one room: page by page, at the pace of each.
+
+Reads from the room's ring, or from its journal; never holds the room's order, and decides nothing
+of membership: that is the room's.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from multichat.errors import NotRead
+from multichat.journal.base import RoomJournal
+from multichat.net.send_queue import Offer
+from multichat.net.turns import end_turn, next_turn
+from multichat.protocol.messages import Error, Missed
+from multichat.server.member import Member
+from multichat.server.replay import Lag, PageCache, Ring, encode
+
+__all__ = ["Replayer"]
+
+# How often a stalled member is looked at, within its timeout, to see whether it takes bytes.
+_LOOKS = 4
+
+
+class Replayer:
+    """What replays the messages of one room, to any number of its members at once.
+
+    *ring* has the newest of them, *journal* all that are kept, read through *pages*.  A replay
+    keeps *max_bytes* in a send queue at most.
+
+    *is_here* says whether a member is in the room.  *go_live* makes one that has everything live
+    again, and returns whether it could.  *too_slow* disconnects one that has taken nothing for
+    *stall_timeout_seconds*.
+    """
+
+    def __init__(
+        self,
+        journal: RoomJournal,
+        ring: Ring,
+        pages: PageCache,
+        *,
+        max_bytes: int,
+        stall_timeout_seconds: float,
+        is_here: Callable[[Member], bool],
+        go_live: Callable[[Member], bool],
+        too_slow: Callable[[Member], None],
+    ) -> None:
+        self._journal, self._ring, self._pages = journal, ring, pages
+        self._max_bytes = max_bytes
+        self._stall_timeout = stall_timeout_seconds
+        self._is_here, self._go_live, self._too_slow = is_here, go_live, too_slow
+
+    async def replay(self, member: Member) -> None:
+        """Replay messages to *member* while it lags here.
+
+        Returns when it is live, has left, or takes nothing any more; cancelled, it stays behind.
+        """
+        mailbox = member.mailbox
+        while (lag := member.lag) is not None and self._is_here(member) and not mailbox.closed:
+            if mailbox.waiting_bytes >= mailbox.fit(self._max_bytes) or not mailbox.has_room(0):
+                await self._wait_for_space(member)
+                continue
+            await next_turn()
+            if member.lag is not lag:
+                continue
+            start, gap_end = lag.position, lag.gap_end
+            try:
+                data = await self._next_part(member, lag)
+            except NotRead as error:
+                if member.lag is not lag:
+                    continue
+                # Of several pages that cannot be read it is told once.
+                is_first = gap_end <= start
+                data = member.voice.spell(Error(error.code, str(error))) if is_first else b""
+                self._skip_page(lag)
+            if data and mailbox.offer(data) is Offer.FULL:  # meanwhile, or it is one huge message
+                lag.position, lag.gap_end = start, gap_end
+            elif lag.position < self._ring.next or member.lag is not lag:
+                continue
+            elif mailbox.is_half_empty() and self._go_live(member):
+                return
+            await self._wait_for_space(member)
+
+    async def _next_part(self, member: Member, lag: Lag) -> bytes:
+        """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
+        ring, mailbox = self._ring, member.mailbox
+        start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
+        if start >= ring.first:
+            missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
+            data = member.voice.spell(Missed(missed)) if missed else b""
+            max_bytes = mailbox.fit(self._max_bytes)
+            return data + ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
+        blocks = await self._pages.read(self._journal, start, ring.next)
+        if member.lag is not lag:
+            return b""
+        if blocks:  # its size is decided here: many may have waited for them
+            max_bytes = mailbox.fit(self._max_bytes)
+            return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
+        self._skip_page(lag)
+        return b""
+
+    def _skip_page(self, lag: Lag) -> None:
+        """Have *lag* go on behind the page that it is at, of which nothing can be read."""
+        start = max(lag.position, lag.gap_end, self._journal.first)
+        lag.gap_end = min(self._ring.first, self._pages.page_end(start))
+
+    async def _wait_for_space(self, member: Member) -> None:
+        """Wait until *member* has taken something; disconnect it if that takes too long."""
+        end_turn()
+        mailbox = member.mailbox
+        progress, since = mailbox.progress, trio.current_time()
+        while True:
+            with trio.move_on_after(self._stall_timeout / _LOOKS) as look:
+                await mailbox.wait_for_space()
+            if not look.cancelled_caught:
+                return
+            if mailbox.progress != progress:
+                progress, since = mailbox.progress, trio.current_time()
+            elif trio.current_time() - since >= self._stall_timeout:
+                if self._is_here(member):
+                    self._too_slow(member)
+                return

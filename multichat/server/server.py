@@ -1,0 +1,575 @@
+"""The server: listeners, the nursery tree, who may come in, and how it all ends.
+
+Knows every client by its number; what they say to each other is the room's business, and how one
+of them is spoken to the session's.
+"""
+
+import math
+import ssl
+import time
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Sequence,
+)
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from logging import ERROR, WARNING
+from pathlib import Path
+
+import trio
+
+from multichat.client.chat import Chat
+from multichat.client.connect import open_chat
+from multichat.errors import (
+    LocalProtocolError,
+    MultichatError,
+    NotKept,
+    Refused,
+    UnknownClient,
+    lone_exception,
+)
+from multichat.journal.base import Journal
+from multichat.journal.memory import MemoryJournal
+from multichat.log import Log
+from multichat.net import transport
+from multichat.net.fair_share import Shares
+from multichat.net.listeners import (
+    FairListener,
+    beyond_loopback,
+    listen_tcp,
+    listen_unix,
+    unlinked_at_end,
+)
+from multichat.net.turns import Meter, Turns, current_meter
+from multichat.protocol.auth import SERVER_IS_FULL
+from multichat.protocol.framing import LineDecoder, clean
+from multichat.protocol.messages import SHUTTING_DOWN, Goodbye
+from multichat.protocol.names import load_tables
+from multichat.server.admission import Entrance, Greeted, TurnedAway
+from multichat.server.ban_file import BanFile
+from multichat.server.bans import Ban, Bans
+from multichat.server.broadcast import Receipt
+from multichat.server.config import CONNECTIONS_PER_MIB, DEFAULT_PORT, ClientTimeouts, ServerConfig
+from multichat.server.filters import Filters
+from multichat.server.member import Member
+from multichat.server.origin import Origin
+from multichat.server.registry import Directory
+from multichat.server.session import Session
+
+__all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
+
+# A bot starts before its server has time for it, where that is just being started.
+_BOT_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberInfo:
+    """A connected client, at the moment of asking; *address* is empty where there is none.
+
+    *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
+    """
+
+    client: int
+    name: str
+    room: str
+    address: str
+    waiting_bytes: int
+    behind: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerStatistics:
+    """What a server has done since it began, and how much waits in its mailboxes now.
+
+    *deliveries* counts a message once for each member that got it, *skipped* once for each that
+    missed it under the `drop` policy, *too_slow* the clients that
+    were disconnected because they took nothing for the stall timeout, because they were slow under
+    the `disconnect` policy, or because memory was full.
+    """
+
+    clients: int
+    rooms: int
+    clients_ever: int
+    refused: int
+    messages: int
+    deliveries: int
+    skipped: int
+    too_slow: int
+    waiting_bytes: int
+
+
+class Server:
+    """A chat server; constructing it starts nothing.
+
+    *journal* keeps what is said; without one, memory does until the server ends.  The server runs
+    it; it is nobody else's.  *shares* is how its connections share the event loop's time.
+
+    `run` serves TCP ports.  Somebody who has streams of their own opens the server with `open`,
+    gives each stream to `handle`, in a task of its own, and calls `close` in the end.  All other
+    methods may be called by any task of the same trio run; `broadcast` alone waits.
+
+    *port* is the first TCP port that is listened on and *addresses* are all of them, spelled
+    `0.0.0.0:9000`, `[::]:9000`; 0 and none until it listens.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig | None = None,
+        *,
+        journal: Journal | None = None,
+        shares: Shares | None = None,
+    ) -> None:
+        self.config = config or ServerConfig()
+        self._journal = journal or MemoryJournal(max_bytes=self.config.history_bytes)
+        self.port = 0
+        self.addresses: list[str] = []
+        self._log = Log("server")
+        self._bans = Bans()
+        self._ban_file: BanFile | None = None
+        self._bans_changed = self._saving_bans = False
+        self._directory = Directory(
+            self.config, self._log, self._start_soon, self._is_banned, self._journal
+        )
+        self._entrance = Entrance(self.config)
+        self._turns = Turns(shares)
+        self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
+        self._nursery: trio.Nursery | None = None
+        self._bots: trio.Nursery | None = None
+        self._shutdown = trio.Event()
+        self._clients_ever = self._clients_before = self._refused = 0
+
+    async def run(
+        self,
+        port: int | None = DEFAULT_PORT,
+        *,
+        host: str | Sequence[str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        unix: Path | None = None,
+        unix_mode: int = 0o600,
+        task_status: trio.TaskStatus["Server"] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
+
+        *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
+        port 0 the system chooses one for the first address, and further hosts share it.  With *tls*
+        nothing else is spoken on that port.  The socket at *unix* has *unix_mode* and is removed in
+        the end.  Hands the server itself to `task_status` when connections are accepted.
+
+        Ends in two phases after `shutdown`: it stops accepting; what is being said reaches
+        everyone; all are told goodbye and get what waits for them, for at most the grace period; a
+        client that lags gets the rest, too, or is told how many messages it missed.
+        Cancelled, it ends at once and what waits is lost.
+
+        Raises `ListenFailed` if the system does not let us listen.
+        """
+        if port is None and unix is None:
+            raise ValueError("there is nowhere to listen")
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.open())
+            listeners: list[trio.SocketListener] = []
+            if unix is not None:
+                listeners.append(await listen_unix(unix, unix_mode))
+                stack.callback(listeners[0].socket.close)
+                stack.enter_context(unlinked_at_end(unix))
+            tcp = [] if port is None else await listen_tcp(port, host)
+            # The log's first lines come before anybody can connect.
+            self._log_start(tcp, unix, encrypted=tls is not None)
+            self._start_soon(partial(trio.to_thread.run_sync, load_tables))
+            await self._serve(tcp, listeners, tls, task_status)
+
+    def _log_start(
+        self, tcp: list[trio.SocketListener], unix: Path | None, *, encrypted: bool
+    ) -> None:
+        names = [listener.socket.getsockname() for listener in tcp]
+        self.port = names[0][1] if names else 0
+        self.addresses = [transport.spell_address(name) for name in names]
+        if unix is not None:
+            self.addresses.append(str(unix))
+        where = f"port {self.port}" if tcp else str(unix)
+        self._log.line("start", f"Starting multi-chat server on {where}")
+        for address in self.addresses:
+            self._log.line("start", f"Listening on {address}")
+        if kept := self._journal.place:
+            self._log.line("start", f"Keeping what is said in {kept}")
+        if (connections := self.config.max_connections) < self.config.max_clients:
+            needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
+            text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
+            self._log.line("start", text)
+        if encrypted or not any(map(beyond_loopback, tcp)):
+            return
+        if self.config.password is None:
+            # Not as a warning: the specification's log is of one level, this far.
+            warning = "Listening beyond this machine with neither TLS nor a password: "
+            self._log.line("start", f"{warning}anybody can read and join")
+        else:
+            warning = "The password is sent in plain text beyond this machine: add --tls-cert"
+            self._log.line("start", warning, WARNING)
+
+    async def _serve(
+        self,
+        tcp: list[trio.SocketListener],
+        local: list[trio.SocketListener],
+        tls: ssl.SSLContext | None,
+        task_status: trio.TaskStatus["Server"],
+    ) -> None:
+        async with trio.open_nursery() as clients:  # ends last
+            async with trio.open_nursery() as acceptors:  # stops first
+                accept = partial(trio.serve_listeners, handler_nursery=clients)
+                for handle, listeners in (
+                    (partial(self.handle, tls=tls), tcp),
+                    (self.handle, local),
+                ):
+                    if listeners:
+                        fair = [FairListener(each, self._turns) for each in listeners]
+                        await acceptors.start(accept, handle, fair)
+                task_status.started(self)
+                await self._shutdown.wait()
+                acceptors.cancel_scope.cancel(reason="the server is shutting down")
+            self._journal.before_shutdown()
+            self._log.line("stop", "Shutting down multi-chat server")
+            deadline = trio.current_time() + self.config.grace_seconds
+            with trio.move_on_at(deadline):
+                await self.close()
+            clients.cancel_scope.deadline = deadline + self.config.timeouts.linger
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator["Server"]:
+        """Have the tasks that are nobody's: the journal, bots, who tells rooms who came and went.
+
+        Clients are handled, and bots started, while the block runs.  At its end bots that have been
+        told goodbye may come to theirs; otherwise they are cancelled.  `run` does this itself.
+
+        Raises `JournalFailed`.
+        """
+        with lone_exception():
+            async with trio.open_nursery() as self._nursery:
+                await self._nursery.start(self._journal.run)
+                try:
+                    self._clients_before = self._journal.clients_ever
+                    self._clients_ever = self._clients_before
+                    self._start_soon(self._turns.run)
+                    async with trio.open_nursery() as self._bots:
+                        yield self
+                        if not self._directory.closed:
+                            self._bots.cancel_scope.cancel(reason="the server has ended")
+                finally:
+                    self._nursery.cancel_scope.cancel(reason="the server has ended")
+                    self._nursery = self._bots = None
+
+    def _start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:  # else it has ended, and there is nobody to tell anything
+            self._nursery.start_soon(self._guard, task)
+
+    async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except* Exception as group:  # noqa: BLE001 - our own bug, and no reason to end
+            self._log.crash("a task crashed", group)
+
+    async def start_bot(
+        self,
+        bot: Callable[[Chat], Awaitable[object]],
+        *,
+        name: str | None = None,
+        room: str | None = None,
+    ) -> None:
+        """Start *bot*, a task of this server's that talks as a client among the others.
+
+        Returns when it is in its room.  It gets a `Chat` as `connect` gives it, and leaves when it
+        returns.  What it raises is logged and ends nobody else; if it falls behind it lags, as
+        any client; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server
+        is not open, `Refused` if it cannot have that name or room, or the server is full.
+        """
+        if self._bots is None:
+            raise RuntimeError("the server is not open")
+        await self._bots.start(self._run_bot, bot, name, room)
+
+    async def _run_bot(
+        self,
+        bot: Callable[[Chat], Awaitable[object]],
+        name: str | None,
+        room: str | None,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        started = False
+        try:
+            # Real sockets: bounded, and offered to as everybody's.
+            ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
+            with lone_exception():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._handle_bot, theirs, nursery.cancel_scope)
+                    wishes = partial(open_chat, name=name, room=room, timeouts=_BOT_TIMEOUTS)
+                    async with wishes(ours) as chat:
+                        if chat.welcome is None:
+                            reason = chat.goodbye or "the server has ended"
+                            raise Refused("refused", reason)  # noqa: TRY301 - for who started it
+                        started = True
+                        task_status.started()
+                        await bot(chat)
+        except Exception as error:  # the boundary of one bot
+            if not started:
+                raise
+            called = name or getattr(bot, "__name__", "without a name")
+            self._log.crash(f"the bot {called} crashed", error)
+
+    async def _handle_bot(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
+        await self.handle(stream)
+        scope.deadline = trio.current_time() + self.config.timeouts.linger
+
+    @property
+    def members(self) -> list[MemberInfo]:
+        """Who is connected now, in the order of their coming."""
+        return [
+            MemberInfo(
+                client=member.client,
+                name=member.name,
+                room=member.room.name,
+                address=member.address,
+                waiting_bytes=member.mailbox.waiting_bytes,
+                behind=member.lag.behind(member.room.messages) if member.lag else 0,
+            )
+            for member in self._directory.members
+        ]
+
+    def find(self, who: str | int) -> int | None:
+        """Return the number of who has that number, or that name, if there is anybody."""
+        member = self._directory.find(who)
+        return None if member is None else member.client
+
+    def statistics(self) -> ServerStatistics:
+        """Return a snapshot."""
+        directory, counts = self._directory, self._directory.counts
+        return ServerStatistics(
+            clients=len(directory),
+            rooms=len(directory.rooms),
+            clients_ever=self._clients_ever - self._clients_before,
+            refused=self._refused,
+            messages=counts.messages,
+            deliveries=counts.deliveries,
+            skipped=counts.skipped,
+            too_slow=counts.too_slow,
+            waiting_bytes=sum(member.mailbox.waiting_bytes for member in directory.members),
+        )
+
+    async def broadcast(self, text: str) -> Receipt:
+        """Say *text* to everybody in every room, as the server; one message, whatever it holds.
+
+        Returns what became of it, in members.  Waits for slow members as for anybody's message;
+        cancelled before its turn, it has not been said.  Raises `LocalProtocolError` if *text* is
+        empty.
+        """
+        text = clean(text)
+        if not text:
+            raise LocalProtocolError("an empty message cannot be said")
+        await trio.lowlevel.checkpoint()
+        return await self._directory.broadcast(text)
+
+    async def tell(self, client: int, text: str) -> None:
+        """Tell *client* alone, as the server; waits for it as for anybody's private message.
+
+        Raises `UnknownClient`; `NotDelivered` if it takes nothing; `LocalProtocolError` if *text*
+        is empty.
+        """
+        text = clean(text)
+        if not text:
+            raise LocalProtocolError("an empty message cannot be said")
+        await trio.lowlevel.checkpoint()
+        await self._directory.tell(self._member(client), text)
+
+    def kick(self, client: int, reason: str = "kicked") -> None:
+        """Have *client* leave at once; it is told the *reason*, and the log too.
+
+        Raises `UnknownClient` if it is not connected.
+        """
+        goodbye = Goodbye.of("kicked", clean(reason) or "kicked")
+        self._directory.dismiss(self._member(client), goodbye)
+
+    def _member(self, client: int) -> Member:
+        member = self._directory.find(client)
+        if member is None:
+            raise UnknownClient(client)
+        return member
+
+    @property
+    def bans(self) -> list[Ban]:
+        """Who may not come in, as it stands now."""
+        return self._bans.current(time.time())
+
+    def ban(self, ban: Ban) -> list[int]:
+        """Have nobody come in, or be called so, whom *ban* is about; return who had to go.
+
+        Raises `TooManyBans`.
+        """
+        now = time.time()
+        self._bans.add(ban, now)
+        self._log.line("STATE", f"Banned {ban.describe(now)}")
+        self._save_bans_soon()
+        gone = [
+            member for member in self._directory.members if ban.covers(member.address, member.name)
+        ]
+        for member in gone:
+            self._directory.dismiss(member, Goodbye.of("banned", ban.refusal(now)))
+        return [member.client for member in gone]
+
+    def unban(self, target: str) -> bool:
+        """Lift the ban of just that target (see `multichat.server.bans`); return whether there was one.
+
+        Raises `InvalidBan` if nothing could be called so.
+        """
+        lifted = self._bans.remove(target)
+        if lifted is None:
+            return False
+        self._log.line("STATE", f"Unbanned {lifted.subject}")
+        self._save_bans_soon()
+        return True
+
+    def keep_bans(self, path: Path) -> None:
+        """Begin with the bans in the file at *path*, and have it hold those that there are.
+
+        Raises `OSError` if it cannot be read, `InvalidBanFile` if a line of it cannot.
+        """
+        self._ban_file = BanFile(path)
+        for ban in self._ban_file.load():
+            self._bans.add(ban, time.time())
+
+    def _save_bans_soon(self) -> None:
+        self._bans_changed = True
+        if self._ban_file is not None and not self._saving_bans and self._nursery is not None:
+            self._saving_bans = True
+            self._start_soon(partial(self._save_bans, self._ban_file))
+
+    async def _save_bans(self, file: BanFile) -> None:
+        try:
+            with trio.CancelScope(shield=True):  # bounded by the disk
+                while self._bans_changed:
+                    self._bans_changed = False
+                    await trio.to_thread.run_sync(file.save, self._bans.known())
+        except (OSError, MultichatError) as error:
+            reason = str(error) if isinstance(error, MultichatError) else transport.reason_of(error)
+            self._log.line("STATE", f"The bans hold, but are not saved: {reason}", ERROR)
+        finally:
+            self._saving_bans = False
+
+    def _is_banned(self, name: str) -> bool:
+        return self._bans.find_name(name, time.time()) is not None
+
+    def shutdown(self) -> None:
+        """Ask the server to end: `run` goes through its shutdown and returns.  Idempotent."""
+        self._shutdown.set()
+
+    @property
+    def shutting_down(self) -> bool:
+        """Whether somebody has called `shutdown`."""
+        return self._shutdown.is_set()
+
+    async def close(self) -> None:
+        """Let what is being said reach everyone, then say goodbye to all.
+
+        Cancelled, it no longer waits for the slow ones, and has done the rest all the same.
+        Sessions end by themselves, in the tasks that called `handle`, within the grace period
+        and what it takes to hang up.
+        """
+        self._entrance.close()
+        await self._directory.close(SHUTTING_DOWN)
+
+    async def handle(self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None) -> None:
+        """Serve one client on *stream* until it is gone; the stream is closed in the end.
+
+        With *tls*, it is spoken on it.  The server MUST be open.  The boundary of one connection:
+        whatever goes wrong in it is logged and stays here.
+        """
+        address = transport.peer_address(stream)
+        origin = Origin.of(address, transport.peer_user(stream))
+        meter = Meter(self._turns, origin and origin.address)
+        current_meter.set(meter)
+        try:
+            await meter.measure(self._handle(stream, address, origin, tls, meter))
+        except* Exception as group:  # noqa: BLE001 - the boundary of one connection
+            self._log.crash("a session crashed", group)
+        finally:
+            await transport.close(stream)
+
+    async def _handle(
+        self,
+        stream: trio.abc.Stream,
+        address: str,
+        origin: Origin | None,
+        tls: ssl.SSLContext | None,
+        meter: Meter,
+    ) -> None:
+        await meter.take()
+        transport.keep_alive(stream, self.config.stall_timeout_seconds)
+        try:
+            too_many = self._entrance.count(origin)
+            try:
+                greeted = Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
+                if tls is not None or self._entrance.asks_password:
+                    with self._entrance.at_the_door(origin) as place:
+                        if tls is not None:
+                            greeted.stream = stream = await self._entrance.shake_hands(stream, tls)
+                        self._check(address, too_many)
+                        if self._entrance.asks_password:
+                            greeted = await self._entrance.ask_password(stream, place)
+                self._check(address, too_many)
+                number = await self._give_number()
+                self._check(address, too_many)  # the disk took its time; from here on nothing does
+                session = Session(
+                    greeted,
+                    self._directory,
+                    number,
+                    self.config,
+                    self._filters,
+                    address,
+                    origin,
+                    meter,
+                )
+                await session.run()
+            finally:
+                self._entrance.uncount(origin)
+        except TurnedAway as refusal:
+            self._refused += 1
+            self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
+            if refusal.last_words:
+                await self._entrance.turn_away(stream, refusal.last_words)
+
+    async def _give_number(self) -> int:
+        """Return the number of a new client, which none had before, nor before a restart.
+
+        Where the journal cannot keep it, another client may get it after a restart.
+        """
+        self._clients_ever += 1
+        number = self._clients_ever
+        with suppress(NotKept):  # the journal has logged it; a full disk keeps nobody out
+            await self._journal.give_numbers(number)
+        return number
+
+    def _check(self, address: str, too_many: str) -> None:
+        """Raise `TurnedAway` if who has come from *address* cannot come in now."""
+        if (ban := self._bans.find_address(address, now := time.time())) is not None:
+            raise TurnedAway.politely(ban.refusal(now))
+        if too_many:
+            raise TurnedAway.politely(too_many)
+        if len(self._directory) >= self.config.max_clients:
+            raise TurnedAway.politely(f"{SERVER_IS_FULL} (limit: {self.config.max_clients})")
+
+
+async def serve(
+    port: int | None = DEFAULT_PORT,
+    *,
+    host: str | Sequence[str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    unix: Path | None = None,
+    config: ServerConfig | None = None,
+    journal: Journal | None = None,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a chat server on TCP *port* until it is told to shut down; for `nursery.start`.
+
+    Hands its `Server` to `task_status` when connections are accepted.  For the rest see
+    `Server.run`.
+    """
+    server = Server(config, journal=journal)
+    await server.run(port, host=host, tls=tls, unix=unix, task_status=task_status)

@@ -1,0 +1,439 @@
+"""One client's conversation, over any stream.
+
+Owns a client from its first byte to its last: reads its requests, carries them out and answers
+them, and closes so that nothing that was written is lost.  One nursery: the reader is the task that
+called `run`; the writer is the mailbox's and starts when something has to wait for the first time,
+or with the goodbye.
+
+It always ends in this order: the member leaves the room (synchronously; the mailbox takes nothing
+more), the writer finishes within the grace period, EOF, input is discarded for a moment, close.
+"""
+
+from collections.abc import Awaitable
+from functools import cache
+from importlib.metadata import version
+
+import trio
+
+from multichat.errors import (
+    LineTooLong,
+    NotRead,
+    RemoteProtocolError,
+)
+from multichat.net import transport
+from multichat.net.send_queue import Mailbox
+from multichat.net.turns import Meter, current_meter
+from multichat.protocol.auth import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
+from multichat.protocol.codecs import JSON, TEXT, encoded_help
+from multichat.protocol.framing import Part
+from multichat.protocol.messages import (
+    ASKED_TO_LEAVE,
+    PROTOCOL,
+    Act,
+    Direct,
+    Error,
+    Event,
+    Goodbye,
+    Hello,
+    Help,
+    History,
+    Invalid,
+    Join,
+    Joined,
+    Missed,
+    Ping,
+    Pong,
+    Quit,
+    Rename,
+    Renamed,
+    Reply,
+    Request,
+    Rooms,
+    SayRun,
+    Welcome,
+    Who,
+)
+from multichat.protocol.names import default_name
+from multichat.server.admission import Greeted
+from multichat.server.config import ServerConfig
+from multichat.server.filters import Filters
+from multichat.server.limits import READ_BYTES, READ_COST, SLOW_READ_BYTES, SMALL_READ_BYTES, Bucket
+from multichat.server.member import Member
+from multichat.server.origin import Origin
+from multichat.server.registry import Directory
+from multichat.server.speech import Speech
+
+__all__ = ["Session"]
+
+
+# More than the answer takes to any request that changes the client's room or protocol.
+_ANSWER_BYTES = 4096
+
+
+@cache
+def _program() -> str:
+    return f"multichat {version('multichat')}"
+
+
+class _Leave(Exception):
+    """The conversation is over; *reason* is for the log, *last_words* for the client.
+
+    Where it is over *for good*, its session ends.
+    """
+
+    def __init__(
+        self, reason: str = "", last_words: bytes = b"", *, for_good: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.last_words, self.for_good = reason, last_words, for_good
+
+
+class Session:
+    """A client in *directory*; constructing it starts nothing and sends nothing.
+
+    *greeted* is its connection from *address*, and what was already read from it; limits count it
+    at *origin*, and *meter* takes its turns.  `run` is called once, by one task.  The stream is
+    closed when it returns or raises.
+    """
+
+    __slots__ = (
+        "_active_at",
+        "_bytes",
+        "_config",
+        "_directory",
+        "_first_line",
+        "_greeted",
+        "_in_hand_bytes",
+        "_mailbox",
+        "_meter",
+        "_nursery",
+        "_read_bytes",
+        "_reading",
+        "_replay_meter",
+        "_replayed",
+        "_speech",
+        "_stream",
+        "_writing",
+        "member",
+    )
+
+    def __init__(
+        self,
+        greeted: Greeted,
+        directory: Directory,
+        client: int,
+        config: ServerConfig,
+        filters: Filters,
+        address: str,
+        origin: Origin | None,
+        meter: Meter,
+    ) -> None:
+        self._greeted = greeted
+        self._stream = greeted.stream
+        self._directory = directory
+        self._config = config
+        byte_rate = config.byte_rate
+        self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
+        self._read_bytes = READ_BYTES if config.rate is None else SLOW_READ_BYTES
+        self._in_hand_bytes = 0
+        self._active_at: float | None = trio.current_time()
+        self._reading = trio.CancelScope()
+        self._first_line = True
+        self._nursery: trio.Nursery
+        self._meter = meter
+        self._replay_meter: Meter | None = None
+        self._writing = False
+        self._replayed: trio.Event | None = None  # while the client lags
+        self._mailbox = Mailbox(
+            self._stream,
+            max_batches=config.mailbox_batches,
+            spell_missed=lambda count: self.member.voice.spell(Missed(count)),
+            on_waiting=self._start_writing,
+            on_empty=self._queue_ran_empty,
+            budget=directory.budget,
+        )
+        self.member = Member(
+            client=client,
+            name=default_name(client),
+            mailbox=self._mailbox,
+            address=address,
+            origin=origin and origin.address,
+            on_leave=self._stop_reading,
+            on_lag=self._start_replaying,
+        )
+        self._speech = Speech(self.member, directory, config, filters)
+
+    def _queue_ran_empty(self) -> None:
+        self.member.room.queue_ran_empty()  # it may have moved to another one
+
+    def _stop_reading(self, reason: str) -> None:
+        self._start_writing()  # the last words: our own task may be waiting for somebody slow
+        self._greeted.decoder.forget()
+        self._nursery.cancel_scope.deadline = trio.current_time() + self._config.grace_seconds
+        self._reading.cancel(reason=reason or "the client left")
+
+    async def run(self) -> None:
+        """Hold the conversation until either side ends it.
+
+        Nothing that the client does raises.  Cancelled, the member has left the room, the stream is
+        closed, and what was still queued for it is lost.
+        """
+        try:
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    self._directory.enter(self.member)
+                    with self._reading:
+                        await self._read()
+                    if self._mailbox.failure:  # and nothing came after it
+                        self._directory.leave(self.member, self._mailbox.failure)
+                finally:  # while the nursery is open: leaving may start the writer
+                    self._directory.leave(self.member, "the server ended the session")
+            if self._mailbox.drained:
+                await transport.hang_up(self._stream, self._config.timeouts.linger)
+        finally:
+            # They refer to us: without these cycles its memory is freed at once.
+            del self.member, self._speech, self._mailbox, self._nursery, self._greeted
+            await transport.close(self._stream)
+
+    def _start_writing(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._nursery.start_soon(self._write)
+
+    async def _write(self) -> None:
+        current_meter.set(None)  # it was that of the client that filled the mailbox
+        await self._mailbox.run()
+        # If writing failed, what the client sent before is still read, within the grace period.
+        self._reading.deadline = trio.current_time() + self._config.grace_seconds
+
+    def _start_replaying(self) -> None:
+        if self._replayed is None:
+            self._replayed = trio.Event()
+            self._nursery.start_soon(self._replay)
+
+    async def _replay(self) -> None:
+        # A replay takes its own turns; all replays of a client share one meter.
+        if self._replay_meter is None:
+            self._replay_meter = self._meter.another()
+        # It was that of the client whose message made this one lag.
+        current_meter.set(self._replay_meter)
+        await self._replay_meter.measure(self._replay_rooms())
+
+    async def _replay_rooms(self) -> None:
+        member = self.member
+        while member.lag is not None and not self._mailbox.closed:
+            await member.room.replay(member)
+        self._note_held()
+        replayed, self._replayed = self._replayed, None
+        assert replayed is not None  # noqa: S101 - there is one replay task
+        replayed.set()
+
+    async def _read(self) -> None:
+        try:
+            await self._converse()
+            # A client that has half-closed the connection goes on reading.
+            self.member.room.stop_waiting_for(self.member)
+            if self._replayed is not None:
+                await self._replayed.wait()
+        except _Leave as leave:
+            self._directory.leave(
+                self.member, leave.reason, last_words=leave.last_words, for_good=leave.for_good
+            )
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self._directory.leave(self.member, transport.reason_of(error))
+        else:
+            self._directory.leave(self.member)
+
+    async def _converse(self) -> None:
+        receive, decoder = self._receive, self._greeted.decoder
+        await self._take(self._greeted.parts)
+        data = await receive()
+        if data == b"\x16":  # the first byte of a TLS record, cut off from its second
+            data += await receive()
+        if looks_like_tls(data):
+            raise _Leave("it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS)))
+        while data:
+            parts, size, data = decoder.feed(data), len(data), b""
+            if size > SMALL_READ_BYTES:  # it may have to wait
+                self._in_hand_bytes = size * READ_COST
+                self._note_held()
+            await self._take(parts)
+            self._in_hand_bytes = 0
+            self._note_held()
+            if decoder.reply and self.member.voice is TEXT:
+                await self._mailbox.put(decoder.reply)
+            data = await receive()
+        await self._take(decoder.finish())
+
+    def _note_held(self) -> None:
+        session, lag = self.member.resumable, self.member.lag
+        held = self._in_hand_bytes + self._greeted.decoder.buffered_bytes
+        held += (session.held_bytes if session else 0) + (lag.held_bytes if lag else 0)
+        self._mailbox.note(held)
+
+    async def _receive(self) -> bytes | bytearray:
+        size = SLOW_READ_BYTES if self._directory.budget.tight else self._read_bytes
+        if self._active_at is None:  # there was a request since the last read
+            self._active_at = trio.current_time()
+        if self._config.idle_seconds is None:
+            data = await transport.receive_some(self._stream, size)
+        else:
+            with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
+                data = await transport.receive_some(self._stream, size)
+            if idle.cancelled_caught and transport.has_input(self._stream):  # it waits for its turn
+                data = await transport.receive_some(self._stream, size)
+            elif idle.cancelled_caught:
+                reason = f"nothing said for {self._config.idle_seconds:g} s"
+                raise _Leave(reason, self.member.voice.spell(Goodbye.of("idle", reason)))
+        if self._bytes is not None:
+            debt = self._bytes.spend(len(data), trio.current_time())
+            if debt:
+                await self._speech.slow_down(debt, f"{self._config.byte_rate:g} bytes")
+        return data
+
+    async def _take(self, parts: list[Part]) -> None:
+        take_turn = self._meter.take
+        for part in parts:
+            if isinstance(part, LineTooLong):
+                await take_turn()
+                await self._speech.may_ask(1)
+                await self._answer(Invalid.because(part).error)
+                continue
+            if self._first_line:
+                self._first_line = False
+                if looks_like_http(part.partition("\n")[0]):
+                    raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
+            for request in self.member.voice.parse_requests(part):
+                await take_turn()
+                # A keep-alive does not show that anybody is there.
+                if type(request) is not Ping:
+                    self._active_at = None
+                if type(request) is SayRun:  # mostly
+                    if request.nonces:
+                        await self._speech.say_new(request)
+                    else:
+                        await self._speech.say(request)
+                    continue
+                await self._speech.may_ask(1)
+                try:
+                    await self._do(request)
+                except RemoteProtocolError as error:
+                    nonce = getattr(request, "nonce", None)
+                    await self._answer(Invalid.because(error, nonce).error)
+
+    async def _do(self, request: Request) -> None:
+        """Carry out a request and answer it; raises `RemoteProtocolError` if that is refused."""
+        await self._stay()
+        me, directory = self.member, self._directory
+        match request:
+            case Act():
+                await self._speech.act(request)
+            case Direct():
+                await self._speech.direct(request)
+            case Rename(name=name, nonce=nonce):
+                old = directory.rename(me, name)
+                await self._answer(Renamed(me.client, old, me.name, nonce=nonce))
+            case Join(room=room, since=since, nonce=nonce):
+                await self._wait_for_room()
+                directory.move(me, room)
+                refused: list[Error] = []
+                self._start_from(since, 0, refused)
+                at = me.room
+                joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
+                await self._answer(joined, *refused)
+            case Reply(text=text):
+                await self._do(directory.reply(me, text))
+            case Who(room=room, nonce=nonce):
+                await self._mailbox.put(directory.who(room or me.room.name, me, nonce))
+            case Rooms(nonce=nonce):
+                await self._mailbox.put(directory.room_list.encode(me.voice, nonce))
+            case History(limit=limit, before=before, room=room, nonce=nonce):
+                self._speech.require_room(room)
+                await self._answer(await me.room.history(limit, before, nonce))
+            case Ping(token=token, nonce=nonce):
+                await self._answer(Pong(token, nonce=nonce))
+            case Help(nonce=nonce):
+                await self._mailbox.put(encoded_help(me.voice, nonce))
+            case Hello():
+                await self._greet(request)
+            case Invalid(error):
+                await self._answer(error)
+            case Quit(nonce=nonce):
+                goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
+                raise _Leave(last_words=me.voice.spell(goodbye), for_good=True)
+
+    async def _greet(self, hello: Hello) -> None:
+        """Change to JSON, in one step with the welcome, which is its first line."""
+        me, directory = self.member, self._directory
+        resumables = directory.resumables
+        token = hello.session or ""
+        while True:
+            try:
+                resumed = await resumables.find(token)
+            except NotRead:  # the client sees `resumed`, see docs/journal.md
+                resumed = None
+            if self._mailbox.has_room(_ANSWER_BYTES):
+                break
+            await self._mailbox.wait_for_space()  # the session may end meanwhile
+        await self._stay()
+        refused: list[Error] = []
+        if resumed is not None:
+            refused += [Invalid.because(error).error for error in directory.resume(me, resumed)]
+        else:
+            token = directory.give_session(me)
+        for wish, grant in ((hello.room, directory.move_in_hello), (hello.name, directory.rename)):
+            if wish is not None:
+                try:
+                    grant(me, wish)
+                except RemoteProtocolError as error:
+                    refused.append(Invalid.because(error).error)
+        missed = self._mailbox.take_missed()  # in the protocol in which it was
+        me.room.speak(me, JSON)
+        if me.refused_room is None:  # else `since` and `replay` are about that room
+            self._start_from(hello.since, hello.replay, refused)
+        welcome = Welcome(
+            PROTOCOL,
+            me.client,
+            me.name,
+            me.room.name,
+            len(me.room),
+            self._config.limits,
+            me.room.last_id,
+            _program(),
+            resumed=resumed is not None,
+            session=token,
+        )
+        # If the session's name is also the one in the hello, it is refused once.
+        events: list[Event] = [welcome, *dict.fromkeys(refused)]
+        await self._mailbox.put(missed + b"".join(map(JSON.spell, events)))
+
+    def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
+        """Replay to this client from there, behind the answer that is queued in the same step.
+
+        If *since* is no id of the room, an error is appended to *refused*.
+        """
+        room, position = self.member.room, None
+        if since is not None:
+            try:
+                position = room.number_of(since) + 1
+            except RemoteProtocolError as error:
+                refused.append(Invalid.because(error).error)
+        elif replay:
+            position = room.number_of_last(replay)
+        if position is not None:
+            room.replay_from(self.member, position)
+
+    async def _wait_for_room(self) -> None:
+        """Wait until an answer can be queued at once, in one step with what it reports."""
+        while not self._mailbox.has_room(_ANSWER_BYTES):
+            await self._mailbox.wait_for_space()
+        await self._stay()
+
+    async def _stay(self) -> None:
+        """Return unless the client has been disconnected while we waited."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _answer(self, *events: Event) -> Awaitable[object]:
+        """Answer this client, which is not read while its mailbox is full."""
+        # Not async: it would hold the events, as large as their encoding, while it waits.
+        return self._mailbox.put(b"".join(map(self.member.voice.spell, events)))

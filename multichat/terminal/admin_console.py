@@ -1,0 +1,372 @@
+"""The operator's console: what whoever runs a server types into its terminal, and is shown there.
+
+Owns the operator's commands and nothing that they do: all of that is the server's.
+
+1. A command is obeyed at once, whoever is slow: what is said waits in a queue of its own, in the
+   order in which it was typed, and the end of the server behind it.
+2. Whatever is typed, the answer is a line or a few; a mistake is one, and ends nothing.
+3. What is shown is clean: names and reasons are other people's.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from multichat.cli.console import read_input
+from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
+from multichat.log import Log
+from multichat.protocol.commands import disguised_command
+from multichat.protocol.framing import Part, clean
+from multichat.protocol.messages import room_of
+from multichat.protocol.names import fold_name, parse_person_name
+from multichat.server.bans import (
+    Ban,
+    Target,
+    host_of,
+    network_of,
+    parse_duration,
+    parse_target,
+    split_target,
+)
+from multichat.terminal.wrap import columns_of
+
+if TYPE_CHECKING:  # who starts us
+    from multichat.server.server import MemberInfo, Server
+
+__all__ = ["COMMANDS", "Operator", "console_fd", "run_console", "terminal_stops_nobody"]
+
+# A pasted page or ten; each takes a moment, and two seconds where somebody has to be waited for.
+MAX_WAITING_LINES = 1000
+
+# A narrow terminal's: tables are cut to it.
+_COLUMNS = 60
+_GAP = "  "
+_LEAST_COLUMN = 8
+
+_HELP = """\
+What you type is said to everybody; //x says /x. Commands:
+/clients [ROOM]            who is connected, or in ROOM
+/who [ROOM]                the same
+/rooms                     the rooms, and how many are there
+/send WHO TEXT             tell one client
+/kick WHO [REASON]         disconnect a client
+/ban WHAT [TIME] [REASON]  disconnect it, and keep it out
+/unban WHAT                lift a ban
+/bans                      list the bans
+/help                      this list
+/quit                      shut down the server
+WHO is a client's number or name. WHAT is that (then its
+address is banned), an address, a network such as
+203.0.113.0/24, or: name NAME. TIME is 90s, 10m, 2h, 1d, 3w
+or forever, which is the default; a number is minutes."""
+
+_USAGE = {
+    line.split(maxsplit=1)[0]: line.partition("  ")[0]
+    for line in _HELP.split("\n")
+    if line.startswith("/")
+}
+
+COMMANDS = tuple(_USAGE)
+
+
+class Operator:
+    """One operator of a *server*; `run` is called once.
+
+    *show* is called with each line of an answer, which is clean, and must not wait.  *clock* says
+    how many seconds have gone by since 1970.
+    """
+
+    def __init__(
+        self,
+        server: "Server",
+        show: Callable[[str], object],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._server = server
+        self._show_line = show
+        self._clock = clock
+        self._queue, self._queued = trio.open_memory_channel[Callable[[], Awaitable[object]]](
+            MAX_WAITING_LINES
+        )
+
+    async def run(self, lines: AsyncIterable[list[Part]]) -> None:
+        """Obey *lines* to their end, and return when all that was to be said has been.
+
+        Cancelled, what still waits is not said.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._work)
+            with self._queue:
+                async for parts in lines:
+                    for part in parts:
+                        if isinstance(part, str):
+                            for line in part.split("\n"):
+                                self._obey(line)
+                        else:
+                            self._show(str(part))
+
+    async def _work(self) -> None:
+        async for task in self._queued:
+            try:
+                await task()
+            except Exception as error:  # noqa: BLE001 - the boundary of what is said
+                self._fail(error)
+
+    def _soon(self, task: Callable[[], Awaitable[object]]) -> None:
+        try:
+            self._queue.send_nowait(task)
+        except trio.WouldBlock:
+            raise LocalProtocolError("too much waits to be said; that was not taken") from None
+
+    def _show(self, text: str) -> None:
+        self._show_line(clean(text))
+
+    def _obey(self, line: str) -> None:
+        try:
+            if line.startswith("/") and not line.startswith("//"):
+                self._command(line)
+            elif (command := disguised_command(line, COMMANDS)) is not None:
+                name = command.split(maxsplit=1)[0]
+                self._show(f"not said, because it looks like {name}; // says a /")
+            else:
+                text = line.removeprefix("/") if line.startswith("//") else line
+                self._soon(partial(self._server.broadcast, text))
+        except Exception as error:  # noqa: BLE001 - the boundary of one line
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, MultichatError):
+            self._show(str(error))
+        else:  # our own bug, which ends neither the console nor the server
+            Log("server").crash("a command of the operator's crashed", error)
+            self._show("that failed, and the log says how")
+
+    def _command(self, line: str) -> None:
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match command.lower():
+            case "/clients" | "/who":
+                self._show_clients(room_of(rest))
+            case "/rooms":
+                self._show_rooms()
+            case "/send" if _split_who(rest)[1]:
+                who, text = _split_who(rest)
+                self._soon(partial(self._server.tell, self._client(who), text))
+            case "/kick" if rest:
+                self._kick(*_split_who(rest))
+            case "/ban" if rest:
+                self._ban(rest)
+            case "/unban" if rest:
+                self._unban(rest)
+            case "/bans":
+                self._show_bans()
+            case "/help":
+                for text in _HELP.split("\n"):
+                    self._show(text)
+            case "/quit":
+                self._soon(self._shut_down)
+            case known if known in _USAGE:
+                self._show(f"usage: {_USAGE[known]}")
+            case _:
+                self._show(f"unknown command {command[:40]}; /help lists them; // says a /")
+
+    async def _shut_down(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._server.shutdown()
+
+    def _client(self, who: str) -> int:
+        """Return the number of *who* is connected; raises `LocalProtocolError`."""
+        client = self._server.find(who)
+        if client is None:
+            nobody = "no client" if who.isdecimal() else "nobody called"
+            raise LocalProtocolError(f"{nobody} {who[:40]} is connected")
+        return client
+
+    def _kick(self, who: str, reason: str) -> None:
+        client = self._client(who)
+        self._server.kick(client, f"kicked: {reason}" if reason else "kicked")
+        self._show(f"client {client} was disconnected")
+
+    def _ban(self, rest: str) -> None:
+        target, terms = self._split_target(rest)
+        if isinstance(target, str):
+            parse_person_name(target)  # a name that nobody can have is a mistake
+        until, reason = self._parse_terms(terms)
+        ban = Ban(target=target, until=until, reason=reason)
+        gone = len(self._server.ban(ban))
+        clients = {0: "no client was", 1: "1 client was"}.get(gone, f"{gone} clients were")
+        self._show(f"banned {ban.describe(self._clock())} ({clients} disconnected)")
+
+    def _split_target(self, rest: str) -> tuple[Target, str]:
+        """Split off what is banned; an address, and `name NAME`, even if somebody is called so."""
+        what, terms = split_target(rest)
+        if " " in what or _is_network(what):
+            return parse_target(what), terms
+        who, terms = _split_who(rest)
+        if " " in who or who.isdecimal() or self._server.find(who) is not None:
+            return self._target(self._client(who)), terms
+        return parse_target(who), terms
+
+    def _target(self, client: int) -> Target:
+        """Return what keeps *client* out: its address, or the name of who comes without one."""
+        info = next(each for each in self._server.members if each.client == client)
+        if (network := network_of(info.address)) is not None:
+            return network
+        try:
+            return parse_target(f"name {info.name}")
+        except InvalidBan:
+            raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
+
+    def _parse_terms(self, terms: str) -> tuple[float | None, str]:
+        """Return until when, and why; what begins with a digit is a time, or a mistake."""
+        word, _, rest = terms.partition(" ")
+        if not (word[:1].isdecimal() or word.lower() == "forever"):
+            return None, terms
+        seconds = parse_duration(word)
+        return None if seconds is None else self._clock() + seconds, rest
+
+    def _unban(self, text: str) -> None:
+        subject = Ban(target=parse_target(text)).subject
+        if self._server.unban(text):
+            self._show(f"{subject} is no longer banned")
+        else:
+            self._show(f"there is no ban of {subject}; /bans lists them")
+
+    def _show_bans(self) -> None:
+        now = self._clock()
+        for ban in self._server.bans:
+            self._show(ban.describe(now))
+        if not self._server.bans:
+            self._show("nobody is banned")
+
+    def _show_rooms(self) -> None:
+        sizes = Counter(member.room for member in self._server.members)
+        if not sizes:
+            self._show("nobody is connected")
+            return
+        rows = [(room, str(members)) for room, members in sorted(sizes.items())]
+        for line in _table([("room", "clients"), *rows]):
+            self._show(line)
+
+    def _show_clients(self, room: str) -> None:
+        members = self._server.members
+        if room:
+            members = [each for each in members if fold_name(each.room) == fold_name(room)]
+        if not members:
+            self._show(f"nobody is in {room[:40]}" if room else "nobody is connected")
+            return
+        for line in _table([("#", "name", "room", "address", "waiting"), *map(_row, members)]):
+            self._show(line)
+
+
+def _split_who(text: str) -> tuple[str, str]:
+    """Split off who is meant: a number, a name, or two words as in `Client 7`."""
+    who, _, rest = text.partition(" ")
+    rest = rest.lstrip()
+    if who.lower() == "client" and rest:
+        number, _, others = rest.partition(" ")
+        if number.isdecimal():
+            return f"{who} {number}", others.lstrip()
+    return who, rest
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return not isinstance(parse_target(text), str)
+    except InvalidBan:
+        return False
+
+
+def _row(member: "MemberInfo") -> tuple[str, ...]:
+    host = host_of(member.address) or member.address or "-"
+    waiting = _spell_bytes(member.waiting_bytes)
+    if member.behind:
+        waiting = f"{member.behind:,} behind"
+    return str(member.client), member.name, member.room, host, waiting
+
+
+def _spell_bytes(count: int) -> str:
+    for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
+        if count >= size:
+            return f"{count // size} {unit}"
+    return f"{count} B"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align *rows*, numbers to the right; the widest column is cut to fit."""
+    widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
+        widest = max(widths)
+        if widest <= _LEAST_COLUMN:
+            break
+        widths[widths.index(widest)] -= 1
+    lines: list[str] = []
+    for row in rows:
+        cells = [_fit(text, width) for text, width in zip(row, widths, strict=True)]
+        for right in (0, -1) if len(cells) > 2 else (-1,):
+            cells[right] = cells[right].rstrip().rjust(widths[right])
+        lines.append(_GAP.join(cells))
+    return lines
+
+
+def _fit(text: str, width: int) -> str:
+    if columns_of(text) > width:
+        while columns_of(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - columns_of(text))
+
+
+def console_fd() -> int | None:
+    """Return the number of standard input if an operator types there, and to us; else None.
+
+    It has to be a terminal in whose foreground we are: reading in the background stops a process.
+    """
+    try:
+        fd = sys.stdin.fileno()
+        if not os.isatty(fd):
+            return None
+        if sys.platform != "win32" and os.tcgetpgrp(fd) != os.getpgrp():
+            return None
+    except (AttributeError, OSError, ValueError):  # none at all, closed, or not our terminal
+        return None
+    return fd
+
+
+@contextmanager
+def terminal_stops_nobody() -> Iterator[None]:
+    """Have a use of the terminal fail, and not stop us, once we are in its background."""
+    if sys.platform == "win32":
+        yield
+        return
+    numbers = signal.SIGTTIN, signal.SIGTTOU
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+async def run_console(server: "Server", show: Callable[[str], object]) -> None:
+    """Run the operator's commands that are typed at our terminal; return at once without one.
+
+    In the main thread only.  *show* is as `Operator` has it.  Returns at the end of the input, and
+    when we were put into the background; the server goes on.
+    """
+    fd = console_fd()
+    if fd is None:
+        await trio.lowlevel.checkpoint()
+        return
+    with terminal_stops_nobody():
+        await Operator(server, show).run(read_input(fd))
+    show("The console has ended, the server goes on")

@@ -1,0 +1,233 @@
+"""The input line of a server in the foreground of a terminal, beneath its scrolling log.
+
+It is the client's `prompt`, in a thread of its own: drawing waits for a terminal that takes
+nothing, and the server must not.  The log's thread hands its lines over and waits until they are
+shown, so that the log's bound holds.  prompt_toolkit is imported in that thread, too, and holds up
+no start.
+
+While the server is stopped, or in the background, nothing is read or drawn, and the log's lines go
+straight to the terminal; back in the foreground the input line is there again.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import trio
+
+from multichat.log import Log, LogWriter
+from multichat.protocol.commands import looks_like
+from multichat.protocol.framing import Part
+from multichat.terminal.admin_console import COMMANDS, Operator, console_fd, terminal_stops_nobody
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from multichat.server.server import Server
+    from multichat.terminal.prompt import Prompt
+
+__all__ = ["run_prompted_console"]
+
+_STATUS = "what you type is said to everybody; /help lists the commands"
+
+# How long a terminal that hangs may hold up being stopped, and our end.
+_SUSPEND_SECONDS = 1.0
+_CLOSE_SECONDS = 2.0
+
+
+async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bool = True) -> None:
+    """Run the operator's commands for *server*, with an input line below *writer*'s log.
+
+    As `operator.run_console`, but for what is in the foreground again after it was not.
+    """
+    if console_fd() is None:
+        await trio.lowlevel.checkpoint()
+        return
+    with terminal_stops_nobody():
+        async with _InputLine(writer, color=color).open() as lines:
+            await Operator(server, writer.show).run(lines)
+    writer.show("The console has ended, the server goes on")
+
+
+class _InputLine:
+    """The thread, and how the others talk to it; made in trio's task, opened once."""
+
+    def __init__(self, writer: LogWriter, *, color: bool) -> None:
+        self._writer, self._color = writer, color
+        self._token = trio.lowlevel.current_trio_token()
+        self._typed_in, self._typed = trio.open_memory_channel[tuple[str, trio.Event]](1)
+        self._obeyed: trio.Event | None = None  # of the thread's own run
+        self._thread = threading.Thread(target=self._work, name="multichat console", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prompt: Prompt | None = None
+        self._suspended = self._closing = False
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[AsyncIterator[list[Part]]]:
+        """Yield what is typed, which ends with Ctrl+D; the terminal is in the end as it was."""
+        self._thread.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed_signals)
+            try:
+                yield self._receive()
+            finally:
+                nursery.cancel_scope.cancel(reason="the console has ended")
+                await self._close()
+
+    async def _receive(self) -> AsyncGenerator[list[Part]]:
+        async for line, obeyed in self._typed:
+            yield [line]
+            self._call(obeyed.set)
+
+    async def _close(self) -> None:
+        self._closing = True
+        if self._suspended:  # the terminal is somebody else's, and as it was
+            return
+        self._call(self._close_prompt)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._thread.join, _CLOSE_SECONDS)
+
+    def _close_prompt(self) -> None:
+        if self._prompt is not None:
+            self._prompt.close()
+        if self._obeyed is not None:
+            self._obeyed.set()
+
+    def _call(self, function: Callable[[], object]) -> None:
+        """Have the thread call *function*, if it is there yet and still."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function)
+
+    # --- In the thread ----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        from multichat.terminal.event_loop import run_beside_prompt
+
+        try:
+            run_beside_prompt(self._read)
+        except Exception as error:  # noqa: BLE001 - our own bug, which ends the console alone
+            Log("server").crash("the console crashed", error)
+        finally:
+            self._writer.sink = None
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._typed_in.close)
+
+    async def _read(self) -> None:
+        import asyncio
+
+        from multichat.terminal.input_line import Syntax
+        from multichat.terminal.prompt import Show, open_prompt
+        from multichat.terminal.render import DIM
+
+        # The operator is told of what only looks like a command; see `Operator`.
+        syntax = Syntax(lambda _: None, _looks_like, _literally, lambda: "everybody")
+        show = Show(lambda: [(DIM, _STATUS)], lambda: (), _complete, syntax, self._warn)
+        async with open_prompt(
+            show, color=self._color, wraps=False, handles_signals=False
+        ) as self._prompt:
+            self._loop = asyncio.get_running_loop()
+            self._writer.sink = self._show
+            # One line at a time: while the server is busy the others wait in the prompt, which says
+            # when they become too many.
+            while not self._closing:
+                line = await anext(self._prompt.typed, None)
+                if line is None or self._closing:
+                    return
+                self._prompt.show([[("", f"> {line}")]])  # as a terminal echoes it
+                self._obeyed = trio.Event()
+                self._token.run_sync_soon(self._hand_over, line, self._obeyed)
+                await self._obeyed.wait()
+
+    def _warn(self, text: str) -> None:
+        if self._prompt is not None:
+            self._prompt.show([[("", text)]])
+
+    def _hand_over(self, line: str, obeyed: trio.Event) -> None:
+        with suppress(trio.BrokenResourceError):  # the server has ended
+            self._typed_in.send_nowait((line, obeyed))
+
+    # --- In the log's thread ----------------------------------------------------------------------
+
+    def _show(self, data: bytes) -> bool:
+        """Show whole lines above the input line; return False if there is none."""
+        loop, prompt = self._loop, self._prompt
+        if self._suspended or loop is None or prompt is None:
+            return False
+        lines = data.decode("utf-8", "replace").removesuffix("\n").split("\n")
+        shown = threading.Event()
+
+        def show() -> None:
+            prompt.show([[("", line)] for line in lines])
+            shown.set()
+
+        try:
+            loop.call_soon_threadsafe(show)
+        except RuntimeError:  # it has ended
+            return False
+        while not shown.wait(1):
+            if loop.is_closed():
+                return shown.is_set()
+        return True
+
+    # --- Signals, which only the main thread hears ------------------------------------------------
+
+    async def _heed_signals(self) -> None:
+        if sys.platform == "win32":
+            return
+        numbers = signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH
+        with trio.open_signal_receiver(*numbers) as signals:
+            async for number in signals:
+                match number:
+                    case signal.SIGTSTP:
+                        await self._stop()
+                    case signal.SIGCONT if console_fd() is not None:
+                        self._suspended = False
+                        self._call(self._go_on)
+                    case signal.SIGWINCH:
+                        self._call(self._resized)
+
+    async def _stop(self) -> None:
+        """Stop, with the terminal as it was, until somebody has us go on."""
+        done = trio.Event()
+
+        def suspend() -> None:
+            if self._prompt is not None:
+                self._prompt.suspend()
+            self._token.run_sync_soon(done.set)
+
+        if self._loop is not None and not self._suspended:
+            self._suspended = True
+            self._call(suspend)
+            with trio.move_on_after(_SUSPEND_SECONDS):
+                await done.wait()
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # returns when we go on, which SIGCONT tells of
+        signal.signal(signal.SIGTSTP, handler)
+
+    def _go_on(self) -> None:
+        if self._prompt is not None:
+            self._prompt.go_on()
+
+    def _resized(self) -> None:
+        if self._prompt is not None:
+            self._prompt.resized()
+
+
+def _complete(before: str) -> list[tuple[str, int]]:
+    """Return the commands that *before* may become."""
+    found = [name for name in COMMANDS if name.startswith(before.lower())]
+    return [(name, len(before)) for name in found] if before.startswith("/") else []
+
+
+def _looks_like(line: str) -> str | None:
+    return looks_like(line, COMMANDS)
+
+
+def _literally(line: str) -> str:
+    """Return the line that says *line* to everybody."""
+    return f"/{line}" if line.startswith("/") else line

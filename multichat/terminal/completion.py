@@ -1,0 +1,69 @@
+"""Completion of commands, names and rooms, and expansion of `/r`, while a line is typed.  Pure."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from multichat.protocol.commands import COMMANDS, find_command
+from multichat.protocol.names import fold_name
+
+__all__ = ["Completion", "complete", "expand_reply"]
+
+
+class Completion(NamedTuple):
+    """*text* for the last *length* characters before the cursor."""
+
+    text: str
+    length: int
+
+
+def complete(before: str, names: Iterable[str], rooms: Iterable[str]) -> list[Completion]:
+    """Return what the last word of *before* may become, in the order in which to offer it.
+
+    Names are found anywhere, and by any spelling that is the same to people; commands only where a
+    line begins.  A word that is not begun yet becomes anything only behind a command.
+    """
+    word = before.rpartition(" ")[2]
+    command = find_command(before.split(" ", maxsplit=1)[0])
+    first = " " not in before
+    if first and word.startswith("/"):
+        # A space behind what goes on saves one key.
+        found = sorted(
+            each.name + " " * bool(each.takes)
+            for each in COMMANDS
+            if each.purpose and each.name.startswith(word.lower())
+        )
+        return [Completion(name, len(word)) for name in found]
+    second = command if before.count(" ") == 1 else None
+    if second is not None and second.takes == "room":
+        return _matching(word.lstrip("#"), rooms, "")
+    if second is not None and second.takes == "name":
+        # Who has no name is called "Client 7"; a message to 7 arrives.
+        end = "" if second.is_local else " "
+        return _matching(word.removeprefix("@"), (_address(name) for name in names), end)
+    if not word:
+        return []
+    return _matching(word.removeprefix("@"), names, ": " if first else "")
+
+
+def _matching(word: str, names: Iterable[str], end: str) -> list[Completion]:
+    folded = fold_name(word)
+    found = {name for name in names if fold_name(name).startswith(folded)}
+    return [Completion(name + end, len(word)) for name in sorted(found, key=fold_name)]
+
+
+def _address(name: str) -> str:
+    """Return *name* as one word: who has none is called by number."""
+    first, _, number = name.partition(" ")
+    return number if first == "Client" and number.isdecimal() else name
+
+
+def expand_reply(line: str, last_sender: int | None) -> str:
+    """Return *line*, where it is `/r` with a space behind it as `/msg` to *last_sender*.
+
+    That is a client's number: somebody else may have the name by the time the message is sent.
+    """
+    word, space, rest = line.partition(" ")
+    command = find_command(word) if space else None
+    if last_sender is None or command is None or command.name != "/r":
+        return line
+    return f"/msg {last_sender} {rest}"

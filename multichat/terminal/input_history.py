@@ -1,0 +1,101 @@
+"""What was typed before: a file of lines, newest last, that nobody else can read.
+
+Owns the file's bounds and its permissions.  Never keeps a line that holds a password, and never
+makes it anybody's problem that a file cannot be read or written: a history is a convenience.
+Blocks on the disk: call it from a thread.
+"""
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+from multichat.files import open_regular, replace_file
+from multichat.protocol.auth import read_password
+from multichat.protocol.commands import disguised_command
+
+__all__ = ["MAX_LINES", "History", "keeps"]
+
+# Weeks of conversation; a tenth of a second to search through.
+MAX_LINES = 1000
+
+# A thousand of the longest lines that a server takes would be 64 MiB to read at each start.
+_MAX_BYTES = 1024 * 1024
+
+# Of a file that something else filled, its end.
+_MAX_READ_BYTES = 4 * _MAX_BYTES
+
+_MODE = 0o600
+_FOLDER_MODE = 0o700
+
+
+class History:
+    """The lines in the file at *path*; *failure* is why it could not be read or written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.failure: OSError | None = None
+        self._path = path
+
+    def load(self) -> list[str]:
+        """Return at most `MAX_LINES` lines, the oldest first; the file is cut down to them."""
+        try:
+            with os.fdopen(open_regular(self._path), "rb") as file:
+                _make_private(file.fileno())
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, size - _MAX_READ_BYTES))
+                data = file.read(_MAX_READ_BYTES)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self.failure = error
+            return []
+        # With the byte order mark and the line ends of an editor, if one was used on it.
+        text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
+        lines = [line for line in text.split("\n") if line]
+        if size > _MAX_READ_BYTES:
+            del lines[:1]  # the end of one that begins before
+        kept = lines[-MAX_LINES:]
+        while sum(map(len, kept)) > _MAX_BYTES:
+            kept = kept[1 + len(kept) // 10 :]
+        # Not at each start: who opens two clients at once should hardly ever lose a line by it.
+        if len(lines) > 2 * MAX_LINES or size > 2 * _MAX_BYTES:
+            self._rewrite(kept)
+        return kept
+
+    def append(self, *lines: str) -> None:
+        """Add *lines*, which have no line breaks."""
+        text = "".join(f"{line}\n" for line in lines if keeps(line))
+        if not text:
+            return
+        try:
+            self._path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            self._append(text)
+        except OSError as error:
+            self.failure = error
+
+    def _rewrite(self, lines: list[str]) -> None:
+        text = "".join(f"{line}\n" for line in lines)
+        try:
+            replace_file(self._path, text.encode("utf-8", "replace"), mode=_MODE)
+        except OSError as error:
+            self.failure = error
+
+    def _append(self, text: str) -> None:
+        fd = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _MODE)
+        with open(fd, "ab") as file:  # noqa: PTH123 - with its mode at once
+            _make_private(fd)
+            file.write(text.encode("utf-8", "replace"))
+
+
+def _make_private(fd: int) -> None:
+    """Take away what others may do with a file of ours that was made without that care."""
+    if sys.platform == "win32":  # where the folder's permissions hold
+        return
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
+        os.fchmod(fd, _MODE)
+
+
+def keeps(line: str) -> bool:
+    """Say whether *line* is kept: empty ones are not, nor is what only its server should know."""
+    return bool(line.strip()) and read_password(disguised_command(line) or line) is None

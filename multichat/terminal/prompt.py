@@ -1,0 +1,347 @@
+"""The terminal that one types in: an input line that stays, beneath a conversation that scrolls.
+
+Owns the terminal while `open_prompt` is entered: its last rows, and that it is as it was before on
+every way out and while we are stopped.  What is typed is `input_line`'s.  Knows nothing of chats.
+Nothing wakes up while nothing happens.
+
+It is prompt_toolkit's, on an asyncio loop on which trio is a guest: see `guest`.
+"""
+
+import asyncio
+import contextvars
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any, NamedTuple
+
+import trio
+from prompt_toolkit.filters import Condition, is_done, is_searching
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.input import create_input
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.layout import (
+    BufferControl,
+    ConditionalContainer,
+    Dimension,
+    FormattedTextControl,
+    HSplit,
+    Layout,
+    SearchBufferControl,
+    VerticalAlign,
+    Window,
+)
+from prompt_toolkit.layout.menus import CompletionsMenu
+from prompt_toolkit.layout.processors import BeforeInput
+from prompt_toolkit.output import ColorDepth
+
+from multichat.terminal.event_loop import TerminalModes
+from multichat.terminal.input_line import InputLine, Syntax
+from multichat.terminal.render import DIM, Fragments
+from multichat.terminal.screen import ScreenApplication
+
+__all__ = ["Prompt", "Show", "open_prompt"]
+
+# The last rows of a terminal of 15 are not all ours.
+_MAX_INPUT_ROWS = 4
+_MAX_PENDING_ROWS = 3
+_MAX_QUESTION_ROWS = 3
+_MAX_MENU_ROWS = 5
+
+# How long a terminal that hangs may hold up our end.
+_CLOSE_SECONDS = 2.0
+
+# prompt_toolkit would put an old line into the input, one Enter away from being sent.
+_SCROLLING = [f"{held}{key}" for held in ("", "s-", "c-", "c-s-") for key in ("pageup", "pagedown")]
+
+
+class Show(NamedTuple):
+    """What the rows around the input line show, asked for whenever they are drawn.
+
+    *syntax* says what a command looks like; *warn* shows one line in the conversation.
+    """
+
+    status: Callable[[], Fragments]
+    pending: Callable[[], Sequence[Fragments]]
+    complete: Callable[[str], Iterable[tuple[str, int]]]
+    syntax: Syntax
+    warn: Callable[[str], None]
+
+
+class Prompt:
+    """What `open_prompt` yields; all of it is called from trio and nothing waits.
+
+    *typed* gives the lines that are typed, clean and not empty, and ends with Ctrl+D or when the
+    terminal goes away.  Ctrl+C is SIGINT.
+    """
+
+    def __init__(
+        self,
+        show: Show,
+        history: Sequence[str],
+        *,
+        color: bool,
+        wraps: bool,
+        handles_signals: bool,
+    ) -> None:
+        self._handles_signals = handles_signals
+        self._detached = ExitStack()  # of the terminal's input, while we are suspended
+        self._show = show
+        self._modes = TerminalModes()
+        self._line = InputLine(show.complete, show.syntax, self._warn, history)
+        self.typed = self._line.typed
+        self._app = ScreenApplication(
+            wraps=wraps,
+            layout=self._lay_out(),
+            key_bindings=self._bind_keys(),
+            include_default_pygments_style=False,
+            input=create_input(sys.stdin),
+            color_depth=ColorDepth.DEPTH_8_BIT if color else ColorDepth.DEPTH_1_BIT,
+            erase_when_done=True,
+            # Where the system tells of a new size, nobody has to ask twice a second.
+            terminal_size_polling_interval=None if hasattr(signal, "SIGWINCH") else 1.0,
+        )
+        self._screen = self._app.screen
+        self._app.after_render += self._after_render
+
+    # --- What is seen -----------------------------------------------------------------------------
+
+    def show(self, lines: Sequence[Fragments]) -> None:
+        """Add *lines* to the conversation above the input line."""
+        if lines:
+            self._screen.show(lines)
+
+    def refresh(self) -> None:
+        """Have the status, what is pending and the input line drawn again."""
+        self._app.invalidate()
+
+    def clear(self) -> None:
+        """Forget and erase what the screen shows."""
+        self._screen.clear()
+
+    def ring(self) -> None:
+        """Ring the terminal's bell."""
+        self._app.output.bell()
+        self._app.output.flush()
+
+    def _warn(self, text: str) -> None:
+        self.ring()
+        if text:
+            self._show.warn(text)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a line is begun and was not entered."""
+        return self._line.is_begun
+
+    @property
+    def waiting(self) -> list[str]:
+        """The lines that were entered and not received yet."""
+        return self._line.waiting
+
+    def take_unsent(self) -> list[str]:
+        """Return, and forget, what was typed and not received."""
+        return self._line.take_unsent()
+
+    def close_after_next(self) -> None:
+        """End *typed* with the next line that is entered, which may be empty."""
+        self._line.close_after_next()
+
+    def discard_input(self) -> None:
+        """Forget what the terminal has not handed to us yet, so that no shell reads it."""
+        self._modes.discard_input()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the terminal was closed: nobody sees what is shown, or can type."""
+        return self._screen.gone or not sys.stdout.isatty()
+
+    def _after_render(self, _: object) -> None:
+        if self._app.render_counter == 1:
+            self._modes.note()
+        if self._screen.gone:
+            self._line.close()
+
+    # --- The rows that are ours -------------------------------------------------------------------
+
+    def _lay_out(self) -> Layout:
+        asking = self._line.is_asking
+        has_pending = Condition(lambda: bool(self._show.pending()))
+        pending = Window(
+            FormattedTextControl(self._pending),
+            height=Dimension(max=_MAX_PENDING_ROWS),
+            dont_extend_height=True,
+        )
+        search = SearchBufferControl(
+            self._line.search_buffer,
+            input_processors=[BeforeInput("search: ", style="bold")],
+            ignore_case=True,
+        )
+        typing = Window(
+            BufferControl(self._line.buffer, search_buffer_control=search, preview_search=True),
+            height=Dimension(min=1, max=_MAX_INPUT_ROWS),
+            wrap_lines=True,
+            dont_extend_height=True,
+            get_line_prefix=lambda _, wrap: [(f"{DIM} bold", "> ")] if not wrap else "",
+        )
+        question = Window(
+            FormattedTextControl(self._question, focusable=False, show_cursor=False),
+            height=Dimension(min=1, max=_MAX_QUESTION_ROWS),
+            wrap_lines=True,
+            dont_extend_height=True,
+        )
+        rows = [
+            ConditionalContainer(pending, has_pending & ~is_done),
+            typing,
+            ConditionalContainer(question, asking & ~is_done),
+            ConditionalContainer(Window(search, height=1), is_searching & ~is_done),
+            CompletionsMenu(max_height=_MAX_MENU_ROWS, scroll_offset=1),
+            Window(FormattedTextControl(self._status), height=1, dont_extend_height=True),
+        ]
+        return Layout(HSplit(rows, align=VerticalAlign.TOP), focused_element=typing)
+
+    def _status(self) -> StyleAndTextTuples:
+        return list(self._show.status())
+
+    def _pending(self) -> StyleAndTextTuples:
+        lines = self._show.pending()
+        shown = list(lines[-_MAX_PENDING_ROWS:])
+        if len(lines) > len(shown):
+            hidden = len(lines) - len(shown) + 1
+            shown[0] = [(DIM, f"      … {hidden} more")]
+        ends: StyleAndTextTuples = []
+        for line in shown:
+            ends += [*line, ("", "\n")]
+        return ends[:-1]
+
+    def _question(self) -> StyleAndTextTuples:
+        return list(self._line.question)
+
+    # --- Keys -------------------------------------------------------------------------------------
+
+    def _bind_keys(self) -> KeyBindings:
+        keys = KeyBindings()
+        self._line.bind(keys)
+
+        @keys.add("c-c", eager=True)
+        def _(_: KeyPressEvent) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        @keys.add("c-z", filter=Condition(lambda: hasattr(signal, "SIGTSTP")))
+        def _(_: KeyPressEvent) -> None:
+            # The whole job, as the system does where we don't read the key.
+            self._stop(0) if self._handles_signals else os.kill(0, signal.SIGTSTP)
+
+        @keys.add("c-l")
+        def _(_: KeyPressEvent) -> None:
+            self._screen.repaint()
+
+        for name in _SCROLLING:
+            keys.add(name)(lambda _: None)
+
+        return keys
+
+    # --- Being stopped and going on ---------------------------------------------------------------
+
+    def _stop(self, process: int) -> None:
+        """Stop, with the terminal as it was, until somebody has us go on."""
+        if sys.platform == "win32":
+            return
+        self.suspend()
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(process, signal.SIGTSTP)  # returns when we go on
+        signal.signal(signal.SIGTSTP, handler)
+        self.go_on()
+
+    def suspend(self) -> None:
+        """Leave the terminal to others, as it was, until `go_on`; nothing is read or drawn."""
+        self._screen.suspend()
+        self._detached.enter_context(self._app.input.detach())
+        self._modes.restore()
+
+    def go_on(self) -> None:
+        """Take the terminal again."""
+        self._detached.close()
+        self._modes.take()
+        self._screen.go_on()
+
+    def resized(self) -> None:
+        """Redraw for a new size of the window; called by whoever handles the signals."""
+        self._screen.resized()
+
+    def close(self) -> None:
+        """End what is typed, as Ctrl+D does."""
+        self._line.close()
+
+    async def _heed_stops(self) -> None:
+        if sys.platform == "win32":
+            return
+        with trio.open_signal_receiver(signal.SIGTSTP, signal.SIGCONT) as signals:
+            async for number in signals:
+                if number == signal.SIGTSTP:
+                    self._stop(os.getpid())
+                else:  # after a stop that nobody can heed
+                    self.go_on()
+
+    # --- Its life ---------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Hold the terminal until cancelled; raises what goes wrong in drawing it."""
+        loop = asyncio.get_running_loop()
+        ended = trio.Event()
+        failures: list[BaseException] = []
+
+        def fail(_: object, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            failures.append(error if error is not None else RuntimeError(context["message"]))
+            ended.set()
+
+        loop.set_exception_handler(fail)
+        running = contextvars.Context().run(
+            loop.create_task,
+            self._app.run_async(handle_sigint=False, set_exception_handler=False),
+        )
+        running.add_done_callback(lambda _: ended.set())
+        try:
+            await ended.wait()
+        finally:
+            with trio.CancelScope(deadline=trio.current_time() + _CLOSE_SECONDS, shield=True):
+                finished = trio.Event()
+                running.add_done_callback(lambda _: finished.set())
+                with suppress(Exception):  # it was about to end by itself
+                    self._app.exit()
+                await finished.wait()
+            running.cancel()
+            self._modes.restore()
+            self._line.close()
+        if failures:
+            raise failures[0]
+        with suppress(EOFError):  # the terminal is gone
+            running.result()
+
+
+@asynccontextmanager
+async def open_prompt(
+    show: Show,
+    *,
+    history: Sequence[str] = (),
+    color: bool = True,
+    wraps: bool = True,
+    handles_signals: bool = True,
+) -> AsyncGenerator[Prompt]:
+    """Take the terminal for as long as the block runs, and give it back as it was.
+
+    Only inside of `guest.run_beside_prompt`, with standard input and output on a terminal.
+    *history* is what was typed before, the oldest first.  Unless it *wraps* lines the terminal
+    breaks them.  Unless it *handles_signals*, which only the main thread can, whoever does calls
+    `Prompt.suspend`, `go_on` and `resized`.  Raises in the block's place what goes
+    wrong in drawing the terminal, which is our own bug.
+    """
+    prompt = Prompt(show, history, color=color, wraps=wraps, handles_signals=handles_signals)
+    async with trio.open_nursery() as nursery:
+        if handles_signals:
+            nursery.start_soon(prompt._heed_stops)  # noqa: SLF001 - its tasks are its own
+        nursery.start_soon(prompt._run)  # noqa: SLF001
+        yield prompt
+        nursery.cancel_scope.cancel(reason="the prompt is closed")
