@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from multichat.client.chat import Chat
     from multichat.client.connect import client_tls, connect, dial, dial_unix, open_chat
+    from multichat.client.timeouts import ClientTimeouts
     from multichat.errors import (
         BadCertificate,
         Banned,
@@ -67,14 +68,7 @@ if TYPE_CHECKING:
     )
     from multichat.server.bans import Ban, parse_duration, parse_target
     from multichat.server.broadcast import Receipt
-    from multichat.server.config import (
-        ClientTimeouts,
-        Filter,
-        Message,
-        ServerConfig,
-        ServerTimeouts,
-        Slow,
-    )
+    from multichat.server.config import Filter, Message, ServerConfig, ServerTimeouts, Slow
     from multichat.server.server import MemberInfo, Server, ServerStatistics, serve
 
 __all__ = [
@@ -159,6 +153,7 @@ _HOMES = (
     "server.broadcast",
     "client.chat",
     "client.connect",
+    "client.timeouts",
     "server.config",
     "errors",
     "journal.base",

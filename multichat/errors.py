@@ -148,7 +148,7 @@ class EmptyText(RemoteProtocolError):
 
 
 class InvalidName(RemoteProtocolError):
-    """The peer wanted a name, for itself or a room, that breaks the rules of `multichat.protocol.names`."""
+    """The peer wanted a name, for itself or a room, that `multichat.protocol.names` refuses."""
 
     code = "invalid-name"
 

@@ -31,9 +31,9 @@ from multichat import (
     ServerTimeouts,
     open_chat,
 )
+from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.protocol.codecs import JSON, TEXT
 from multichat.protocol.messages import MAX_UNACCEPTED
-from multichat.server.config import DEFAULT_TIMEOUTS
 from multichat.testing import ScriptedClient, memory_server
 
 from .support.log import LogRecorder

@@ -19,7 +19,7 @@ from multichat import (
     Said,
     open_chat,
 )
-from multichat.server.config import DEFAULT_TIMEOUTS, ClientTimeouts
+from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit

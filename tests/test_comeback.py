@@ -7,14 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.client.comeback import (
-    EVERYTHING,
-    STEADY_SECONDS,
-    Backoff,
-    Place,
-    describe_connection,
-    describe_retry,
-)
+from multichat.client.comeback import EVERYTHING, STEADY_SECONDS, Backoff, Place
+from multichat.client.status import describe_connection, describe_retry
 from multichat.client.unacknowledged import Outbox
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,

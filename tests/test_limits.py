@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from multichat.server.limits import Bucket, Budget, NewRooms, WaitBudget
+from multichat.net.memory_budget import MemoryBudget
+from multichat.server.limits import Bucket, NewRooms, WaitBudget
 
 pytestmark = pytest.mark.unit
 
@@ -158,7 +159,8 @@ def test_who_waits_until_there_is_one_gets_it(
             assert turns < 10
 
 
-# --- Budget --------------------------------------------------------------------------------------
+# --- MemoryBudget
+# --------------------------------------------------------------------------------------
 
 
 @given(
@@ -171,7 +173,7 @@ def test_a_budget_counts_what_is_shared_once(
 ) -> None:
     datas = [bytes(bytearray(data)) for data in datas]  # objects of their own
     told: list[int] = []
-    budget = Budget(limit, lambda: told.append(budget.held_bytes))
+    budget = MemoryBudget(limit, lambda: told.append(budget.held_bytes))
     holders = Counter[int]()
     for hold, which in steps:
         data = datas[which % len(datas)]
@@ -193,7 +195,7 @@ def test_a_budget_counts_what_is_shared_once(
 
 def test_two_that_are_equal_are_not_one() -> None:
     one, other = bytes(bytearray(b"xx")), bytes(bytearray(b"xx"))
-    budget = Budget()
+    budget = MemoryBudget()
     budget.hold(one)
     budget.hold(one)
     assert budget.held_bytes == 2
@@ -209,7 +211,7 @@ def test_two_that_are_equal_are_not_one() -> None:
 
 def test_who_is_told_may_let_go_at_once() -> None:
     data = bytes(1000)
-    budget = Budget(999, lambda: budget.release(data))
+    budget = MemoryBudget(999, lambda: budget.release(data))
     budget.hold(data)
     assert (budget.held_bytes, budget.over) == (0, False)
 

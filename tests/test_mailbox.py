@@ -8,10 +8,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from multichat.net.memory_budget import MemoryBudget
 from multichat.net.send_queue import MAX_WAITING_BYTES, Mailbox, Offer
 from multichat.protocol.codecs import TEXT
 from multichat.protocol.messages import Missed
-from multichat.server.limits import Budget
 
 from .support.collector import collector_off
 from .support.sockets import tcp_pair
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 
 
 def mailbox_on(
-    stream: trio.abc.Stream, max_batches: int = 2, budget: Budget | None = None
+    stream: trio.abc.Stream, max_batches: int = 2, budget: MemoryBudget | None = None
 ) -> Mailbox:
     return Mailbox(
         stream,
@@ -55,7 +55,7 @@ async def test_what_is_offered_is_written_in_order_and_the_last_words_last() -> 
 
 
 async def test_while_memory_is_tight_send_queues_are_shorter() -> None:
-    budget = Budget(2 * MAX_WAITING_BYTES)
+    budget = MemoryBudget(2 * MAX_WAITING_BYTES)
     ours, _ = trio.testing.memory_stream_pair()
     mailbox = mailbox_on(ours, 64, budget)
     assert mailbox.offer(b"x" * 256 * 1024) is Offer.QUEUED
@@ -110,7 +110,7 @@ async def test_what_waits_is_joined_into_one_write() -> None:
 
 async def test_while_memory_is_tight_what_waits_is_not_copied_into_one_write() -> None:
     """What members share would be each one's own."""
-    stream, budget = Recorder(), Budget(1000)
+    stream, budget = Recorder(), MemoryBudget(1000)
     budget.add(900)
     mailbox = mailbox_on(stream, 64, budget)
     for i in range(3):

@@ -25,8 +25,8 @@ from multichat import (
 from multichat.cli import errands
 from multichat.cli.process import read_password_file
 from multichat.client.connect import Endpoint
+from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.protocol.codecs import JSON, TEXT
-from multichat.server.config import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.log import LogRecorder

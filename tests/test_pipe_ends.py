@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint, client_tls
-from multichat.cli.console import Console, until_signal
+from multichat.cli.console import (Console)
+from multichat.stdio import (until_signal)
 from multichat.cli.errands import pass_json, send
 from multichat.log import open_log
 from multichat.cli.process import one_line_errors

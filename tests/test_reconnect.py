@@ -28,9 +28,10 @@ from multichat import (
     open_chat,
 )
 from multichat.client.comeback import EVERYTHING
+from multichat.client.connect import dial_until_there
+from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.errors import RemoteProtocolError
 from multichat.protocol.messages import GOODBYES, MAX_UNACCEPTED, Joined, MemberName, Renamed
-from multichat.server.config import DEFAULT_TIMEOUTS
 from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
@@ -1032,12 +1033,12 @@ async def test_dialling_until_somebody_is_there(autojump_clock: MockClock) -> No
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(come_up)
-        await multichat.client.connect.dial_until_there(network.dial, told.append)
+        await dial_until_there(network.dial, told.append)
     assert told == [REFUSED]  # once, however often it was tried
     assert 5 <= len(network.dialled) <= 20
     network.down = ConnectFailed("x", 1, "no", lasting=True)
     with pytest.raises(ConnectFailed):
-        await multichat.client.connect.dial_until_there(network.dial)
+        await dial_until_there(network.dial)
 
 
 async def test_the_last_messages_are_told_to_who_asks_for_them(autojump_clock: MockClock) -> None:

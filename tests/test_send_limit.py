@@ -16,9 +16,10 @@ from multichat import ClientTimeouts, ConnectionLost, open_chat
 from multichat.cli import errands
 from multichat.cli.console import Console
 from multichat.client.connect import Endpoint
-from multichat.client.connection import MAX_LINE_BYTES, Standstill
+from multichat.client.connection import Standstill
 from multichat.log import open_log
 from multichat.protocol.messages import MAX_UNACCEPTED
+from multichat.stdio import MAX_LINE_BYTES
 from multichat.testing import ScriptedClient
 
 pytestmark = pytest.mark.unit

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The commands: parse, build the configuration, run."""

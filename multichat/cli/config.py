@@ -14,8 +14,9 @@ import typer
 
 from multichat.cli.notices import tell
 from multichat.cli.process import UsageMistake, one_line_errors
+from multichat.client.timeouts import ClientTimeouts
+from multichat.protocol.address import DEFAULT_PORT
 from multichat.protocol.framing import clean
-from multichat.server.config import DEFAULT_PORT, ClientTimeouts
 
 if TYPE_CHECKING:
     from multichat.cli.config_file import Server, Settings

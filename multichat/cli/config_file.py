@@ -16,8 +16,7 @@ import msgspec
 
 from multichat.errors import InvalidSettings
 from multichat.files import decode_text, read_file
-from multichat.protocol.address import split_address
-from multichat.server.config import DEFAULT_PORT
+from multichat.protocol.address import DEFAULT_PORT, split_address
 
 __all__ = ["Habits", "Server", "Settings", "history_path", "load_settings", "settings_path"]
 

@@ -6,8 +6,6 @@ is told to the shell.  A terminal and a pipe are read the same way.
 
 import logging
 import os
-import select
-from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from itertools import groupby
 
@@ -17,9 +15,15 @@ import trio
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe
 from multichat.client.chat import Chat
-from multichat.client.comeback import describe_connection, describe_retry
 from multichat.client.connect import Endpoint, open_chat
-from multichat.client.connection import MAX_LINE_BYTES
+from multichat.client.status import (
+    LEAVES_WHEN_SENT,
+    SPEAKING_TEXT,
+    describe_connection,
+    describe_retry,
+    refused_name,
+    waiting_for_server,
+)
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -27,8 +31,6 @@ from multichat.errors import (
     LineTooLong,
     MultichatError,
     OutputLost,
-    Refused,
-    lone_exception,
 )
 from multichat.log import Log, LogWriter
 from multichat.protocol.auth import read_password
@@ -40,7 +42,7 @@ from multichat.protocol.commands import (
     say_unless_command,
     why_not_said,
 )
-from multichat.protocol.framing import LineDecoder, Part
+from multichat.protocol.framing import Part
 from multichat.protocol.messages import (
     ASKED_TO_LEAVE,
     Disconnected,
@@ -48,21 +50,12 @@ from multichat.protocol.messages import (
     Goodbye,
     Reconnected,
 )
-from multichat.signals import EndingSignals, receive_ending_signals
+from multichat.stdio import read_input, until_signal
 from multichat.terminal.render import STATES
 
 __all__ = [
-    "LEAVES_WHEN_SENT",
-    "SPEAKING_TEXT",
     "Console",
-    "read_input",
-    "refused_name",
-    "try_name",
-    "until_signal",
-    "waiting_for_server",
 ]
-
-_READ_BYTES = 64 * 1024
 
 # How much may wait for a slow standard output before we stop reading: well below where the log
 # would skip lines, because no message may be lost.
@@ -78,18 +71,14 @@ _LEFT_INPUT_SECONDS = 0.25
 # The events that our own client adds to the server's.
 _OURS = (Disconnected, Reconnected)
 
-SPEAKING_TEXT = "The server does not answer in JSON: speaking plain text"
-
-LEAVES_WHEN_SENT = "Leaving when they are sent; Ctrl+C leaves at once"
-
 _LOCAL_COMMANDS = ("/quit", "/status")
 
 
 class Console:
     """One run of `connect`; `run` is called once.
 
-    For *replay*, *reconnect* and *wait* see `multichat.client.connect.connect`.  *writer* is where the log
-    goes, *input_fd* what is read, None for nothing at all.  Neither is closed here.
+    For *replay*, *reconnect* and *wait* see `multichat.client.connect.connect`.  *writer* is where
+    the log goes, *input_fd* what is read, None for nothing at all.  Neither is closed here.
     """
 
     def __init__(
@@ -183,7 +172,7 @@ class Console:
         if chat.welcome is None:
             return
         if self._name is not None:
-            refused = await try_name(chat, self._name, self._timeouts.answer)
+            refused = await chat.try_rename(self._name, self._timeouts.answer)
             if refused is not None:
                 self._log.line("STATE", refused_name(refused), logging.WARNING)
         here = msgspec.structs.replace(chat.welcome, name=chat.name)
@@ -370,32 +359,6 @@ async def _without_disguised(lines: list[str]) -> dict[str, str | None]:
     return meant
 
 
-def waiting_for_server(error: ConnectFailed) -> str:
-    """Return the line that says that we wait for a server that is not there."""
-    return f"Cannot connect: {error.reason}; waiting for the server"
-
-
-async def try_name(chat: Chat, name: str, seconds: float) -> Refused | None:
-    """Ask for *name*; return why it was refused, or None if it was not, or not in *seconds*.
-
-    A connection that is lost meanwhile is reported by the events.
-    """
-    try:
-        with trio.move_on_after(seconds):
-            await chat.rename(name)
-    except Refused as refused:
-        return refused
-    except ConnectionLost:
-        pass
-    return None
-
-
-def refused_name(refused: Refused) -> str:
-    """Return the line that says why our name was refused, and whether we ask for it again."""
-    again = "; asking again when it is free" if refused.code == "name-taken" else ""
-    return f"{refused}{again}"
-
-
 def _tag(event: Event) -> str:
     """Return the tag of an event's log lines: joins and leaves are no messages."""
     return "STATE" if isinstance(event, STATES) else "RX"
@@ -403,48 +366,3 @@ def _tag(event: Event) -> str:
 
 def _describe(event: Event) -> list[str]:
     return describe_connection(event) if isinstance(event, _OURS) else TEXT.describe(event)
-
-
-async def read_input(fd: int) -> AsyncGenerator[list[Part]]:
-    """Yield the lines of each read of *fd*, and at its end what has no line end.
-
-    Reads in a thread, which works for terminals, pipes and files.  A read that is under way when we
-    leave is abandoned; its thread does not keep the process.  Raises `InputNotText` for UTF-16,
-    which some programs write.
-    """
-    decoder = LineDecoder(MAX_LINE_BYTES)
-    first = True
-    while data := await trio.to_thread.run_sync(_read_some, fd, abandon_on_cancel=True):
-        if first and data.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise InputNotText
-        first = False
-        yield decoder.feed(data)
-    yield decoder.finish()
-
-
-def _read_some(fd: int) -> bytes:
-    while True:
-        try:
-            return os.read(fd, _READ_BYTES)
-        except BlockingIOError:
-            # Somebody shares this terminal or pipe and made it non-blocking.
-            select.select([fd], [], [], 1.0)
-        except OSError:
-            return b""  # closed, or a terminal that is not ours any more
-
-
-async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
-    """Run *main* until one of `ending_signals` cancels it; return whether it ended by itself."""
-    finished = False
-    with receive_ending_signals() as signals, lone_exception():
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            await main()
-            finished = True
-            nursery.cancel_scope.cancel(reason="the work is done")
-    return finished
-
-
-async def _cancel_on_signal(signals: EndingSignals, scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel(reason="interrupted")

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import trio
 
-from multichat.cli.console import SPEAKING_TEXT, read_input, try_name
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe
 from multichat.client.chat import Chat
 from multichat.client.connect import Endpoint, open_chat
 from multichat.client.negotiation import check_welcome, make_hello, settles_text
+from multichat.client.status import SPEAKING_TEXT
 from multichat.errors import (
     ConnectionLost,
     LineTooLong,
@@ -29,6 +29,7 @@ from multichat.errors import (
 from multichat.protocol.codecs import JSON, TEXT, spell_hello
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Error, Goodbye, Nonce, Quit, Welcome
+from multichat.stdio import read_input
 
 __all__ = ["pass_json", "send", "who"]
 
@@ -74,7 +75,7 @@ async def send(
         errors: list[Error] = []
         nursery.start_soon(_receive_errors, chat, errors)
         if name is not None and not plain and not chat.fell_back:
-            not_named = await try_name(chat, name, timeouts.answer)
+            not_named = await chat.try_rename(name, timeouts.answer)
             if not_named is not None:
                 await notify(f"{not_named}; speaking as {chat.name}")
         piped = Piped(chat)

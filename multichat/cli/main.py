@@ -31,7 +31,7 @@ from multichat.cli.process import (
     with_password,
 )
 from multichat.cli.serve import serve
-from multichat.server.config import DEFAULT_PORT
+from multichat.protocol.address import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
@@ -290,8 +290,8 @@ def _join(
 
     input_fd = None if listen else fileno(sys.stdin)
     if json:
-        from multichat.cli.console import until_signal
         from multichat.cli.errands import pass_json
+        from multichat.stdio import until_signal
 
         errand = partial(
             pass_json,
@@ -405,8 +405,8 @@ def send(
     with one_line_errors("interrupted before the server had accepted everything"):
         import trio
 
-        from multichat.cli.console import until_signal
         from multichat.cli.errands import send
+        from multichat.stdio import until_signal
 
         endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
@@ -445,8 +445,8 @@ def who(
     with one_line_errors():
         import trio
 
-        from multichat.cli.console import until_signal
         from multichat.cli.errands import who
+        from multichat.stdio import until_signal
 
         endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from multichat.client.chat import Chat
+from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost, LineTooLong
 from multichat.protocol.codecs import JSON, TEXT
 from multichat.protocol.framing import Part
 from multichat.protocol.messages import Nonce
-from multichat.server.config import ClientTimeouts
 
 __all__ = ["Piped", "for_pipe"]
 

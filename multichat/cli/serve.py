@@ -22,13 +22,8 @@ from multichat.cli.process import (
     read_password_file,
 )
 from multichat.files import is_readable_by_others
-from multichat.server.config import (
-    DEFAULT_PORT,
-    MAX_CLIENTS_PER_ADDRESS,
-    Filter,
-    ServerConfig,
-    Slow,
-)
+from multichat.protocol.address import DEFAULT_PORT
+from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, Filter, ServerConfig, Slow
 
 if TYPE_CHECKING:
     from multichat.journal.base import Journal
@@ -445,9 +440,9 @@ def _journal(
     memory_bytes: int,
 ) -> "Journal":
     if path is None:
-        from multichat.journal.base import memory
+        from multichat.journal.memory import MemoryJournal
 
-        return memory.MemoryJournal(
+        return MemoryJournal(
             max_messages=max_messages,
             max_bytes=max_bytes or memory_bytes,
         )

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The client as a library: connections, reconnects, and the `Chat` that a program uses."""

@@ -5,8 +5,8 @@ program in a bounded queue.  Neither waits for the other, so that a server which
 because we do not read, and a program which does not read because it is saying something, cannot
 lock each other up.
 
-Owns what a program can call.  The connections are `multichat.client.reconnect`'s, what is said over them
-`multichat.client.conversation`'s.
+Owns what a program can call.  The connections are `multichat.client.reconnect`'s, what is said over
+them `multichat.client.conversation`'s.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ import trio
 
 from multichat.client.negotiation import make_hello
 from multichat.client.reconnect import ReconnectingConnection, Redial, Retry
+from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import (
     ConnectionLost,
     InvalidRequest,
@@ -53,7 +54,6 @@ from multichat.protocol.messages import (
     Who,
     WireRequest,
 )
-from multichat.server.config import DEFAULT_TIMEOUTS, ClientTimeouts
 
 __all__ = ["Chat"]
 
@@ -233,6 +233,21 @@ class Chat:
         """Be called *name*; raises `Refused` if that cannot be, `ConnectionLost`."""
         await self._ask(Rename(clean(name)))
 
+    async def try_rename(self, name: str, seconds: float) -> Refused | None:
+        """Ask to be called *name*; return why that was refused.
+
+        None if it was not, or not within *seconds*; a connection that is lost meanwhile is reported
+        by the events.
+        """
+        try:
+            with trio.move_on_after(seconds):
+                await self.rename(name)
+        except Refused as refused:
+            return refused
+        except ConnectionLost:
+            pass
+        return None
+
     async def join(self, room: str) -> None:
         """Go to another room; raises `Refused` if that cannot be, `ConnectionLost`.
 
@@ -271,10 +286,10 @@ class Chat:
     async def send(self, run: str) -> list[Nonce | None]:
         """Send a run of lines as if they had been typed, commands and all.
 
-        They MUST be clean and not empty, as `multichat.protocol.framing` returns them.  A command that is
-        none is answered by an `Error` among the events, as is what is too long.  Returns for each
-        line the nonce, which its answer has too, or None for such a one; nothing in the text
-        protocol.  For the rest see `say`.
+        They MUST be clean and not empty, as `multichat.protocol.framing` returns them.  A command
+        that is none is answered by an `Error` among the events, as is what is too long.  Returns
+        for each line the nonce, which its answer has too, or None for such a one; nothing in the
+        text protocol.  For the rest see `say`.
         """
         with self._line.sending():
             if self.voice is TEXT:

@@ -4,15 +4,12 @@ Owns the pauses between two tries, and the place in a conversation from which it
 asked and not answered is in `multichat.client.unacknowledged`.
 """
 
-import math
 from collections.abc import Callable
 
 from multichat.protocol.messages import (
     PROTOCOL,
-    Disconnected,
     Hello,
     Joined,
-    Reconnected,
     Renamed,
     Said,
     Welcome,
@@ -23,8 +20,6 @@ __all__ = [
     "EVERYTHING",
     "Backoff",
     "Place",
-    "describe_connection",
-    "describe_retry",
 ]
 
 # A connection that did not hold for that long is no success: whoever is sent away as soon as it
@@ -33,30 +28,6 @@ STEADY_SECONDS = 1.0
 
 # Whatever was said in a room in which nothing had been said when we came.
 EVERYTHING = 2**31 - 1
-
-
-def describe_connection(event: Disconnected | Reconnected) -> list[str]:
-    """Say in words, one line each, what has become of our connection.
-
-    Of a try that has failed nothing: that is a matter for `describe_retry`, where it is in place.
-    """
-    if isinstance(event, Disconnected):
-        return [] if event.failures else [f"Connection lost: {event.reason}; reconnecting"]
-    if event.resumed:
-        lines = ["Connected again"]
-    else:
-        lines = ["Connected again, as somebody new: the server has forgotten us"]
-        if event.again:
-            lines.append("What was not accepted is sent again, and may be said twice")
-    return lines
-
-
-def describe_retry(number: int, seconds: float) -> str:
-    """Say in a few words which try is next and in how many *seconds*; none are left: it goes on."""
-    last, last_two = number % 10, number % 100
-    suffix = "th" if last_two in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
-    when = f", next in {math.ceil(seconds)} s" if seconds > 0 else ""
-    return f"reconnecting ({number}{suffix} try{when})"
 
 
 class Backoff:

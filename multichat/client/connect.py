@@ -15,9 +15,9 @@ import trio
 from multichat.client.chat import Chat
 from multichat.client.comeback import Backoff
 from multichat.client.reconnect import Redial
+from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import BadCertificate, ConnectFailed, lone_exception
 from multichat.net import transport
-from multichat.server.config import DEFAULT_TIMEOUTS, ClientTimeouts
 
 __all__ = [
     "Endpoint",

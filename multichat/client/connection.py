@@ -13,11 +13,11 @@ from contextlib import contextmanager
 
 import trio
 
+from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost
 from multichat.net import transport
 from multichat.net.send_queue import Mailbox, Offer
 from multichat.protocol.framing import LineDecoder, Part
-from multichat.server.config import ClientTimeouts
 
 __all__ = ["MAX_LINE_BYTES", "MAX_WAIT_SECONDS", "Bell", "Connection", "Standstill"]
 

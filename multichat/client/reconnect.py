@@ -1,8 +1,8 @@
 """The connections of one conversation: a lost one is followed by another.
 
 Owns the hello and the password on each connection, the pings, when to reconnect, and the queue of
-events that wait for the program.  `multichat.client.conversation` interprets the lines, `multichat.client.chat`
-is the program's interface.
+events that wait for the program.  `multichat.client.conversation` interprets the lines,
+`multichat.client.chat` is the program's interface.
 """
 
 import math
@@ -18,6 +18,7 @@ import trio
 from multichat.client.comeback import Backoff
 from multichat.client.connection import MAX_WAIT_SECONDS, Bell, Connection, Standstill
 from multichat.client.conversation import Conversation, memory_of
+from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
 from multichat.protocol.auth import WRONG_PASSWORD, spell_password
 from multichat.protocol.codecs import JSON, TEXT, spell_hello
@@ -34,7 +35,6 @@ from multichat.protocol.messages import (
     WireRequest,
 )
 from multichat.protocol.names import fold_name
-from multichat.server.config import ClientTimeouts
 
 __all__ = ["ReconnectingConnection", "Redial", "Retry"]
 
@@ -93,9 +93,9 @@ class _Progress:
 class ReconnectingConnection:
     """The connections of one conversation: *stream*, and those that *redial* returns.
 
-    For *hello*, *password*, *plain* and *wait* see `multichat.client.connect.open_chat`.  `begin` starts
-    it, once.  *bell* is rung whenever anything may have changed.  *heard* is what waits for the
-    program: events, and how many bytes of memory they take.
+    For *hello*, *password*, *plain* and *wait* see `multichat.client.connect.open_chat`.  `begin`
+    starts it, once.  *bell* is rung whenever anything may have changed.  *heard* is what waits for
+    the program: events, and how many bytes of memory they take.
 
     *goodbye* is the server's last event, if that was a final goodbye; *failure* is the error with
     which the conversation ended; *told_lost* says that a caller was told that the connection is

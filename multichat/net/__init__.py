@@ -1,1 +1,1 @@
-"""TODO"""
+"""Sockets, TLS, send queues, and turns at the event loop."""

@@ -20,8 +20,8 @@ from os import write
 
 import trio
 
+from multichat.net.memory_budget import MemoryBudget
 from multichat.net.transport import close, eager_fileno, reason_of, send_all, unsent_bytes
-from multichat.server.limits import Budget
 
 __all__ = ["Mailbox", "Offer"]
 
@@ -93,12 +93,12 @@ class Mailbox:
         spell_missed: Callable[[int], bytes],
         on_waiting: Callable[[], object] | None = None,
         on_empty: Callable[[], object] | None = None,
-        budget: Budget | None = None,
+        budget: MemoryBudget | None = None,
     ) -> None:
         self.waiting_bytes = 0
         self.drained = False
         self.failure = ""
-        self._budget = budget or Budget()
+        self._budget = budget or MemoryBudget()
         self._stream = stream
         self._fileno = eager_fileno(stream)
         self._spell_missed = spell_missed

@@ -20,7 +20,6 @@ import trio
 from multichat.errors import BadCertificate
 from multichat.files import check_regular
 from multichat.net.turns import Meter, current_meter
-from multichat.server.config import ServerTimeouts
 
 __all__ = [
     "TooMuchData",
@@ -51,8 +50,9 @@ KEEP_ALIVE_SECONDS = 30
 # noticed or not.
 USER_TIMEOUT_SECONDS = 60
 
-# For a client's connections, and where nothing else is said.
-LINGER_SECONDS = ServerTimeouts().linger
+# After the end of output a connection is read for this long before it is closed: if data arrives
+# after a close, the kernel sends a reset, which discards what the peer has not read yet.
+LINGER_SECONDS = 1.0
 
 _DISCARD_BYTES = 64 * 1024
 

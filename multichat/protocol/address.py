@@ -2,9 +2,12 @@
 
 from ipaddress import IPv6Address, ip_address
 
-__all__ = ["is_loopback", "parse_port", "split_address"]
+__all__ = ["DEFAULT_PORT", "is_loopback", "parse_port", "split_address"]
 
 _MAX_PORT = 65535
+
+# The specification's.
+DEFAULT_PORT = 9000
 
 
 def split_address(text: str) -> tuple[str, int | None]:

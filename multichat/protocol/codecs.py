@@ -1,11 +1,11 @@
 """How requests and events are spelled on the wire: the text voice and the JSON voice.  Pure.
 
-Both spell and read the same types, those of `multichat.protocol.messages`.  What is said to many is spelled
-once for each voice that is spoken, never once per member: what these functions return is shared,
-immutable bytes.
+Both spell and read the same types, those of `multichat.protocol.messages`.  What is said to many is
+spelled once for each voice that is spoken, never once per member: what these functions return is
+shared, immutable bytes.
 
-Lines have been through `multichat.protocol.framing`, and strings inside of JSON go through the same filter
-here, so that every text that leaves this module is clean.
+Lines have been through `multichat.protocol.framing`, and strings inside of JSON go through the same
+filter here, so that every text that leaves this module is clean.
 """
 
 import re

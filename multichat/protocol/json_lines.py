@@ -4,7 +4,8 @@ Owns what is to be known of JSON before it means anything: how deep it may be ne
 escapes are no way around `multichat.protocol.framing`.
 
 1. Whether a line is nested too deeply depends on the line alone.
-2. No string that is decoded here holds a character that `multichat.protocol.framing.clean` would replace.
+2.  No string that is decoded here holds a character that `multichat.protocol.framing.clean` would
+   replace.
 3. A string that the peer gets back is as it was sent, or it is refused.
 """
 

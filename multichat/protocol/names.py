@@ -98,7 +98,8 @@ _WORDS = (
 _BETWEEN_WORDS = re.compile(r"[-_.\d]+|(?<=[a-z])(?=[A-Z])")
 
 # In a reading (see `readings`) 0 and 1 have become letters.  These are all spellings of an IPv4
-# address that `inet_aton` reads, numbers among them, and what `multichat.server.bans.parse_duration` does.
+# address that `inet_aton` reads, numbers among them, and what
+# `multichat.server.bans.parse_duration` does.
 _DIGIT = r"[\dlo]"
 _ADDRESS = re.compile(rf"(?:ox[\da-flo]*|{_DIGIT}+)(?:\.(?:ox[\da-flo]*|{_DIGIT}+))*\.?")
 _DURATION = re.compile(rf"{_DIGIT}+(?:s|rn|rnin|h|d|w)")

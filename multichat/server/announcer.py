@@ -1,8 +1,8 @@
 """Tells the members of one room who is there, and who joins, leaves and changes names.
 
 The latter not at once and not one by one: what counts is the difference between what was told last
-and what is so now (see `multichat.server.presence`).  Nobody waits for a member that is told this: one
-that lags, or has no room in its send queue, gets a summary when it has caught up.
+and what is so now (see `multichat.server.presence`).  Nobody waits for a member that is told this:
+one that lags, or has no room in its send queue, gets a summary when it has caught up.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

@@ -6,8 +6,8 @@ seconds since 1970, so that a ban outlives a restart.
 
 1. A network is kept without host bits, and IPv4 inside of IPv6 as IPv4, so that nobody gets past a
    ban by the way of writing an address.
-2. Two bans are of the same name if the server says so (`multichat.protocol.names.fold_name`); a ban of a
-   name covers the names that look like it.
+2.  Two bans are of the same name if the server says so (`multichat.protocol.names.fold_name`); a
+   ban of a name covers the names that look like it.
 3. Every ban is spelled so that it is read as the same ban, and all of it is fit to be shown.
 4. A file is read whole or not at all: a line that is not understood would be somebody let in.
 """

@@ -2,8 +2,8 @@
 
 Changes in functions without `await`, so that of two clients that want one name exactly one gets it.
 
-Invariant: no two clients have names that are the same (`multichat.protocol.names.fold_name`) or look alike
-(`multichat.protocol.lookalikes`).
+Invariant: no two clients have names that are the same (`multichat.protocol.names.fold_name`) or
+look alike (`multichat.protocol.lookalikes`).
 """
 
 from collections.abc import Callable

@@ -6,8 +6,8 @@ two clients that want one name exactly one gets it.
 Invariants:
 
 1. A client is in exactly one room at a time, from `enter` to `leave`.
-2. No two rooms have the same folded name (`multichat.protocol.names.fold_name`); for clients' names see
-   `multichat.server.name_registry`.
+2.  No two rooms have the same folded name (`multichat.protocol.names.fold_name`); for clients'
+   names see `multichat.server.name_registry`.
 3. A room exists while somebody is in it: an empty one takes no memory except its journal's.
 """
 
@@ -28,6 +28,7 @@ from multichat.errors import (
 from multichat.journal.base import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
+from multichat.net.memory_budget import MemoryBudget
 from multichat.net.send_queue import Offer
 from multichat.protocol.address import is_loopback
 from multichat.protocol.codecs import JSON, TEXT
@@ -57,7 +58,7 @@ from multichat.protocol.timestamps import utc_now
 from multichat.server.broadcast import Counts, Receipt
 from multichat.server.cached_answers import CachedAnswer
 from multichat.server.config import ServerConfig, Slow
-from multichat.server.limits import Budget, NewRooms
+from multichat.server.limits import NewRooms
 from multichat.server.log_rate import LogRates
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
@@ -106,7 +107,7 @@ class Directory:
         self.counts = Counts()
         self.closed = ""
         self._emptied = trio.Event()  # once closed
-        self.budget = Budget(config.clients_bytes, self._shed_soon)
+        self.budget = MemoryBudget(config.clients_bytes, self._shed_soon)
         self._shedding = False
         self._config = config
         self._log = log

@@ -23,6 +23,7 @@ import trio
 
 from multichat.client.chat import Chat
 from multichat.client.connect import open_chat
+from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import (
     LocalProtocolError,
     MultichatError,
@@ -44,6 +45,7 @@ from multichat.net.listeners import (
     unlinked_at_end,
 )
 from multichat.net.turns import Meter, Turns, current_meter
+from multichat.protocol.address import DEFAULT_PORT
 from multichat.protocol.auth import SERVER_IS_FULL
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.messages import SHUTTING_DOWN, Goodbye
@@ -52,7 +54,7 @@ from multichat.server.admission import Entrance, Greeted, TurnedAway
 from multichat.server.ban_file import BanFile
 from multichat.server.bans import Ban, Bans
 from multichat.server.broadcast import Receipt
-from multichat.server.config import CONNECTIONS_PER_MIB, DEFAULT_PORT, ClientTimeouts, ServerConfig
+from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.member import Member
 from multichat.server.origin import Origin
@@ -415,7 +417,7 @@ class Server:
         return [member.client for member in gone]
 
     def unban(self, target: str) -> bool:
-        """Lift the ban of just that target (see `multichat.server.bans`); return whether there was one.
+        """Lift the ban of just that target (see `multichat.server.bans`); say whether it existed.
 
         Raises `InvalidBan` if nothing could be called so.
         """

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What people see and type on a terminal: the chat, and the console of a server."""

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from multichat.cli.console import read_input
 from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
 from multichat.log import Log
 from multichat.protocol.commands import disguised_command
@@ -36,6 +35,7 @@ from multichat.server.bans import (
     parse_target,
     split_target,
 )
+from multichat.stdio import read_input
 from multichat.terminal.wrap import columns_of
 
 if TYPE_CHECKING:  # who starts us

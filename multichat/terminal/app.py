@@ -1,8 +1,8 @@
 """A chat on a terminal: what one types to the server, what happens to the screen.
 
-Owns what is local to whoever sits there: the local commands of `multichat.protocol.commands`, whom they do
-not want to hear, who and what can be completed, and what was said and is not yet accepted.  The
-terminal itself is `prompt`'s, the look of things `look`'s.
+Owns what is local to whoever sits there: the local commands of `multichat.protocol.commands`, whom
+they do not want to hear, who and what can be completed, and what was said and is not yet accepted.
+The terminal itself is `prompt`'s, the look of things `look`'s.
 
 What we say is shown pending until the server has accepted it, and then where the room has it, in
 the one order that everybody sees.
@@ -16,17 +16,15 @@ from functools import partial
 import msgspec
 import trio
 
-from multichat.cli.console import (
+from multichat.client.chat import Chat
+from multichat.client.connect import Endpoint, open_chat
+from multichat.client.status import (
     LEAVES_WHEN_SENT,
     SPEAKING_TEXT,
+    describe_retry,
     refused_name,
-    try_name,
-    until_signal,
     waiting_for_server,
 )
-from multichat.client.chat import Chat
-from multichat.client.comeback import describe_retry
-from multichat.client.connect import Endpoint, open_chat
 from multichat.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -67,6 +65,7 @@ from multichat.protocol.messages import (
     Welcome,
 )
 from multichat.protocol.names import fold_name
+from multichat.stdio import until_signal
 from multichat.terminal.completion import Completion, complete, expand_reply
 from multichat.terminal.event_loop import run_beside_prompt
 from multichat.terminal.input_history import History, keeps
@@ -102,8 +101,8 @@ _SHOWN_UNSENT = 10
 class TerminalChat:
     """One run of `connect` on a terminal; `run` is called once.
 
-    For *replay*, *reconnect* and *wait* see `multichat.client.connect.connect`.  *history* is where what is
-    typed is kept.  *bell* rings for what is meant for us in particular.
+    For *replay*, *reconnect* and *wait* see `multichat.client.connect.connect`.  *history* is where
+    what is typed is kept.  *bell* rings for what is meant for us in particular.
     """
 
     def __init__(
@@ -220,7 +219,7 @@ class TerminalChat:
         if chat.welcome is not None:
             if self._name is not None:
                 seconds = self._endpoint.timeouts.answer
-                refused = await try_name(chat, self._name, seconds)
+                refused = await chat.try_rename(self._name, seconds)
                 if refused is not None:
                     self._told(refused_name(refused), warning=True)
             self._room_at_first, self._last = chat.welcome.room, chat.welcome.last or ""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
-from multichat.client.comeback import describe_connection
+from multichat.client.status import describe_connection
 from multichat.protocol.codecs import TEXT
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The journal in a SQLite file."""

@@ -4,7 +4,8 @@ Owns the checks of a file before anything is written to it.  A file that is not 
 use, was made by a newer version, or is visibly damaged is refused with one line and not changed.
 
 1. Checks read only.
-2. One process writes: it holds a lock (`multichat.journal.sqlite.file_lock`), which ends with the process.
+2.  One process writes: it holds a lock (`multichat.journal.sqlite.file_lock`), which ends with the
+   process.
 3. Nothing reads the whole file: opening takes as long for a million messages as for none.
 
 Source: https://www.sqlite.org/fileformat2.html, https://www.sqlite.org/wal.html

@@ -1,0 +1,63 @@
+"""Standard input, and the signals that end a program: for commands, terminals and consoles."""
+
+import os
+import select
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import trio
+
+from multichat.errors import InputNotText, lone_exception
+from multichat.protocol.framing import LineDecoder, Part
+from multichat.signals import EndingSignals, receive_ending_signals
+
+__all__ = ["MAX_LINE_BYTES", "read_input", "until_signal"]
+
+# No server takes more, and none sends more.
+MAX_LINE_BYTES = 1024 * 1024
+
+_READ_BYTES = 64 * 1024
+
+
+async def read_input(fd: int) -> AsyncGenerator[list[Part]]:
+    """Yield the lines of each read of *fd*, and at its end what has no line end.
+
+    Reads in a thread, which works for terminals, pipes and files.  A read that is under way when we
+    leave is abandoned; its thread does not keep the process.  Raises `InputNotText` for UTF-16,
+    which some programs write.
+    """
+    decoder = LineDecoder(MAX_LINE_BYTES)
+    first = True
+    while data := await trio.to_thread.run_sync(_read_some, fd, abandon_on_cancel=True):
+        if first and data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputNotText
+        first = False
+        yield decoder.feed(data)
+    yield decoder.finish()
+
+
+def _read_some(fd: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, _READ_BYTES)
+        except BlockingIOError:
+            # Somebody shares this terminal or pipe and made it non-blocking.
+            select.select([fd], [], [], 1.0)
+        except OSError:
+            return b""  # closed, or a terminal that is not ours any more
+
+
+async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
+    """Run *main* until one of `ending_signals` cancels it; return whether it ended by itself."""
+    finished = False
+    with receive_ending_signals() as signals, lone_exception():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            await main()
+            finished = True
+            nursery.cancel_scope.cancel(reason="the work is done")
+    return finished
+
+
+async def _cancel_on_signal(signals: EndingSignals, scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel(reason="interrupted")
