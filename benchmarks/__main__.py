@@ -117,7 +117,7 @@ def _line(run: dict[str, Any]) -> str:
     for name in ("error", "deliveries_per_second", "p50", "reached_seconds"):
         if name in run:
             value = run[name]
-            return f"{what} {value if isinstance(value, str) else report.spell(value)}"
+            return f"{what} {value if isinstance(value, str) else report.encode(value)}"
     return what
 
 

@@ -198,7 +198,7 @@ def _report(revision: str, counts: Counts) -> int:
             if now / then > WORST_RATIO:
                 ratio += " worse"
                 status = 1
-        print(row(name, SCENARIOS[name].unit, _spell(now), _spell(then), ratio).rstrip())
+        print(row(name, SCENARIOS[name].unit, _encode(now), _encode(then), ratio).rstrip())
     for name, outcomes in counts.items():
         for where, outcome in zip(("now", revision), outcomes, strict=True):
             if isinstance(outcome, ScenarioFailed):
@@ -206,7 +206,7 @@ def _report(revision: str, counts: Counts) -> int:
     return status
 
 
-def _spell(count: Outcome) -> str:
+def _encode(count: Outcome) -> str:
     if isinstance(count, ScenarioFailed):
         return "–"
     return f"{count:,.0f}" if count >= 1000 else f"{count:,.2f}"

@@ -14,7 +14,7 @@ from benchmarks import pictures
 from benchmarks.servers import SERVERS, Server
 from benchmarks.workloads import WORKLOADS, Workload
 
-__all__ = ["BLOCKS", "DOCS", "Results", "draw", "promises", "spell", "write"]
+__all__ = ["BLOCKS", "DOCS", "Results", "draw", "encode", "promises", "write"]
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -60,7 +60,7 @@ class Results:
         return next((run["error"] for run in runs if "error" in run), "not measured")
 
 
-def spell(value: float | None) -> str:
+def encode(value: float | None) -> str:
     """Two significant digits or three, and k or M."""
     if value is None:
         return "–"
@@ -80,9 +80,9 @@ def spread(values: Sequence[float], rounds: int) -> str:
     """Median, lowest and highest, and how many of the *rounds* there are if not all."""
     if not values:
         return "–"
-    middle = spell(statistics.median(values))
+    middle = encode(statistics.median(values))
     missing = "" if len(values) == rounds else f", {len(values)} of {rounds} runs"
-    return f"{middle} ({spell(min(values))} … {spell(max(values))}{missing})"
+    return f"{middle} ({encode(min(values))} … {encode(max(values))}{missing})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -146,7 +146,7 @@ def latency(results: Results) -> str:
         for workload in workloads:
             figures = _percentiles(results, workload, server)
             lost = sum(results.values(workload.key, server.name, "lost"))
-            text = " / ".join(spell(figure) for figure in figures)
+            text = " / ".join(encode(figure) for figure in figures)
             row.append("–" if figures[0] is None else text + (f", {lost:,.0f} lost" * (lost > 0)))
         rows.append(row)
     return table(["ms: p50 / p99 / p99.9 / max", *(w.title for w in workloads)], rows)
@@ -166,7 +166,7 @@ def connections(results: Results) -> str:
         if not seconds:
             rows.append([_name(server), results.error("connections", server.name), "", ""])
             continue
-        rate = spell(5001 / statistics.median(seconds))
+        rate = encode(5001 / statistics.median(seconds))
         rows.append(
             [_name(server), spread(seconds, results.rounds), rate, spread(memory, results.rounds)]
         )
@@ -220,7 +220,7 @@ def generator(results: Results) -> str:
         if not used or drained is None:
             continue
         share = "–" if ours is None else f"{ours:.0%}"
-        rows.append([workload.title, spell(drained), f"{used:.0%}", spell(drained / used), share])
+        rows.append([workload.title, encode(drained), f"{used:.0%}", encode(drained / used), share])
     head = ["", "it drained", "with this much of a core", "its ceiling", "of a core for multichat"]
     return table(head, rows)
 
@@ -245,7 +245,7 @@ def promises(results: Results) -> str:
     def add(what: str, wanted: float, got: float | None, *, at_least: bool) -> None:
         kept = got is not None and (got >= wanted if at_least else got <= wanted)
         sign = "≥" if at_least else "≤"
-        row = [what, f"{sign} {wanted:g}", spell(got), "yes" if kept else "**no**"]
+        row = [what, f"{sign} {wanted:g}", encode(got), "yes" if kept else "**no**"]
         rows.append(row)
 
     for key, wanted in (("100", 3.0), ("1000", 3.0), ("ten-senders", 3.0), ("10", 2.0)):

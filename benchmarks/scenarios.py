@@ -65,15 +65,15 @@ def framing(line: str) -> Iterator[Repeat]:
 def spelling(messages: int) -> Iterator[Repeat]:
     """Take a batch of lines for what they ask, and spell what everybody is told."""
     from multichat.protocol.codecs import TEXT
-    from multichat.protocol.messages import SaidRun, SayRun
+    from multichat.protocol.messages import SaidBlock, SayBlock
 
     lines = "\n".join([TEXT_63] * messages)
 
     def repeat(n: int) -> None:
         for _ in range(n):
             for request in TEXT.parse_requests(lines):
-                if isinstance(request, SayRun):
-                    TEXT.spell_said(SaidRun(EPOCH, 0, NOW, "lobby", 1, NAME, request.run))
+                if isinstance(request, SayBlock):
+                    TEXT.encode_said(SaidBlock(EPOCH, 0, NOW, "lobby", 1, NAME, request.text))
 
     yield repeat
 
@@ -126,7 +126,7 @@ async def publish(
     """Say so many *messages* at once to *members* who keep up, on real sockets; no log.
 
     From the bytes that a sender writes to the bytes that every member reads.  It is *said* in one
-    voice and *heard* in another, or the same.
+    protocol and *heard* in another, or the same.
     """
     import trio
     from trio.testing import wait_all_tasks_blocked
@@ -144,8 +144,8 @@ async def publish(
                 nursery.start_soon(server.handle, stream)
                 await wait_all_tasks_blocked()  # or two would be numbered by chance
             sender, *others = far_ends
-            for far, voice in zip(far_ends, [said] + [heard] * members, strict=True):
-                if voice == "json":
+            for far, codec in zip(far_ends, [said] + [heard] * members, strict=True):
+                if codec == "json":
                     far.sendall(b"/json\n")
                     await wait_all_tasks_blocked()
                     far.recv(CHUNK_BYTES)  # the welcome
@@ -254,7 +254,7 @@ def run(name: str, n: int) -> None:
     prepared = SCENARIOS[name].prepare()
     if isinstance(prepared, AbstractContextManager):
         with prepared as repeat:
-            _forget_the_past()
+            _forget_history()
             repeat(n)
     else:
         import trio
@@ -267,11 +267,11 @@ def run(name: str, n: int) -> None:
 
 async def _run_async(prepared: AbstractAsyncContextManager[RepeatAsync], n: int) -> None:
     async with prepared as repeat:
-        _forget_the_past()
+        _forget_history()
         await repeat(n)
 
 
-def _forget_the_past() -> None:
+def _forget_history() -> None:
     # A collection goes through what the work left behind, not through whatever was imported.
     gc.collect()
     gc.freeze()

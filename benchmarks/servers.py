@@ -34,14 +34,14 @@ class Dialect:
     def arguments(self) -> list[str]:
         """Spell it for the load generator."""
         return [
-            f"receiver={self._spell(self.receiver)}",
-            f"sender={self._spell(self.sender)}",
+            f"receiver={self._encode(self.receiver)}",
+            f"sender={self._encode(self.sender)}",
             f"prefix={self.prefix.hex()}",
             f"suffix={self.suffix.hex()}",
         ]
 
     @staticmethod
-    def _spell(steps: tuple[tuple[bytes, bytes], ...]) -> str:
+    def _encode(steps: tuple[tuple[bytes, bytes], ...]) -> str:
         return ",".join(f"{hello.hex()}:{ready.hex()}" for hello, ready in steps)
 
 

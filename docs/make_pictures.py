@@ -105,7 +105,7 @@ def _changed(style: Style, codes: str) -> Style:
     return style
 
 
-def spell_color(number: int) -> str:
+def format_color(number: int) -> str:
     """Return one of the upper 240 of 256 colours, which are the same in every terminal."""
     if number >= 232:
         level = 8 + 10 * (number - 232)
@@ -140,7 +140,7 @@ def _draw_row(row: list[Run], y: int, theme: str) -> Iterator[str]:
         if not text:
             continue
         width = width_of(text) * CELL_WIDTH
-        color = foreground if run.style.color is None else spell_color(run.style.color)
+        color = foreground if run.style.color is None else format_color(run.style.color)
         x = MARGIN + (run.column + run.text.index(text)) * CELL_WIDTH
         top = MARGIN + y * CELL_HEIGHT
         if run.style.reverse:

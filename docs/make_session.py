@@ -126,7 +126,7 @@ def wait_for_log(log: Path, text: str) -> None:
         time.sleep(0.05)
 
 
-def spell(screens: dict[str, str]) -> str:
+def encode(screens: dict[str, str]) -> str:
     """Return the page."""
     introduction = (
         "`nc`, `multichat connect` and a bot in one room, in terminals of 60 columns.\n"
@@ -151,7 +151,7 @@ def spell(screens: dict[str, str]) -> str:
 def main() -> None:
     """Hold the session and write the page."""
     with tempfile.TemporaryDirectory() as folder:
-        PAGE.write_text(spell(hold_session(Path(folder))), "utf-8")
+        PAGE.write_text(encode(hold_session(Path(folder))), "utf-8")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ async def test_the_bot_answers_in_private(autojump_clock: MockClock) -> None:
 
 
 async def test_the_bot_survives_who_takes_nothing(autojump_clock: MockClock) -> None:
-    config = multichat.ServerConfig(mailbox_batches=1, slow_timeout_seconds=20)
+    config = multichat.ServerConfig(send_queue_batches=1, slow_timeout_seconds=20)
     async with (
         memory_server(config) as network,
         trio.open_nursery() as nursery,

@@ -66,12 +66,12 @@ __all__ = [
     "NonceReused",
     "NotDelivered",
     "NotInRoom",
-    "NotKept",
-    "NotLetThrough",
     "NotRead",
     "OutputLost",
     "Refused",
+    "Rejected",
     "RemoteProtocolError",
+    "StorageFailed",
     "TooManyBans",
     "TooManyRooms",
     "UnknownClient",
@@ -203,10 +203,10 @@ class NotDelivered(RemoteProtocolError):
         self.name = name
 
 
-class NotLetThrough(RemoteProtocolError):
+class Rejected(RemoteProtocolError):
     """The peer said what the server's own filter does not let through."""
 
-    code = "not-let-through"
+    code = "rejected"
 
     def __init__(self, messages: int = 1) -> None:
         what = "that was" if messages == 1 else f"{messages} messages were"
@@ -254,7 +254,7 @@ class NonceReused(RemoteProtocolError):
         self.nonce = nonce
 
 
-class NotKept(RemoteProtocolError):
+class StorageFailed(RemoteProtocolError):
     """The peer said something that the journal cannot keep, so that it was not said."""
 
     code = "storage-failed"

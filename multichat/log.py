@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from multichat.protocol.framing import clean, clean_lines
-from multichat.protocol.timestamps import TimeSpeller
+from multichat.protocol.timestamps import TimeFormatter
 
 __all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
 
@@ -52,26 +52,26 @@ class Lines:
     are not ours, without times.
     """
 
-    __slots__ = ("after", "before", "run")
+    __slots__ = ("after", "before", "text")
 
-    def __init__(self, before: str, run: str, after: str = "") -> None:
-        self.before, self.run, self.after = before, run, after
+    def __init__(self, before: str, block: str, after: str = "") -> None:
+        self.before, self.text, self.after = before, block, after
 
-    def spell(self, start: str) -> str:
+    def encode(self, start: str) -> str:
         """Spell all lines, each starting with *start*; no line break at the end."""
         tail = f"\n{start}{self.after}" if self.after else ""
         head = f"{start}{self.before}"
-        lines = self.run.replace("\n", f"{tail}\n{head}")
+        lines = self.text.replace("\n", f"{tail}\n{head}")
         return f"{head}{lines}{tail}"
 
-    def spell_bytes(self, start: str) -> bytes:
+    def format_bytes(self, start: str) -> bytes:
         """Spell them in UTF-8 and with the last line break, in a third of the time."""
         head = f"{start}{self.before}".encode()
         tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
-        return b"".join((head, self.run.encode().replace(b"\n", tail + head), tail))
+        return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
 
     def __str__(self) -> str:
-        return self.spell("")
+        return self.encode("")
 
 
 class Log:
@@ -84,17 +84,17 @@ class Log:
         """Log one line; *text* is cleaned."""
         self._lines(Lines(f"[{tag}] ", clean(text)), level)
 
-    def lines(self, tag: str, run: str) -> None:
+    def lines(self, tag: str, block: str) -> None:
         """Log one line for each line of *run*, which is clean."""
-        self._lines(Lines(f"[{tag}] ", run))
+        self._lines(Lines(f"[{tag}] ", block))
 
-    def said(self, speaker: str, run: str, clients: int, tag: str = "RX") -> None:
+    def said(self, speaker: str, block: str, clients: int, tag: str = "RX") -> None:
         """Log the messages of one publish, which are clean, and that each goes to so many.
 
         *speaker* is what stands before each of them: `[Client 1]`, or `* Client 1`.
         """
         after = f"[BROADCAST] Broadcasting to {clients} clients"
-        self._lines(Lines(f"[{tag}] {speaker} ", run, after))
+        self._lines(Lines(f"[{tag}] {speaker} ", block, after))
 
     def crash(self, text: str, error: BaseException) -> None:
         """Log our own bug in one line, and at level DEBUG with its traceback."""
@@ -113,7 +113,7 @@ class LineFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._time = TimeSpeller(time.localtime, "%Y-%m-%d %H:%M:%S")
+        self._time = TimeFormatter(time.localtime, "%Y-%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
         """Spell all lines of *record*, without the last line break."""
@@ -121,7 +121,7 @@ class LineFormatter(logging.Formatter):
         start = self._start(record)
         message = record.msg
         if isinstance(message, Lines):
-            return message.spell(start)
+            return message.encode(start)
         text = clean(record.getMessage())
         if package != "multichat":
             return f"{start}[STATE] {text}"
@@ -133,14 +133,14 @@ class LineFormatter(logging.Formatter):
     def format_bytes(self, record: logging.LogRecord) -> bytes:
         """Spell all lines of *record* as they stand in a file."""
         if isinstance(record.msg, Lines):
-            return record.msg.spell_bytes(self._start(record))
+            return record.msg.format_bytes(self._start(record))
         return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
 
     def _start(self, record: logging.LogRecord) -> str:
         package, _, component = record.name.partition(".")
         if package != "multichat":  # trio's own, about the listeners
             component = "server"
-        return f"{self._time.spell(record.created)} [{record.levelname}] [{component}] "
+        return f"{self._time.encode(record.created)} [{record.levelname}] [{component}] "
 
 
 class LogWriter(logging.Handler):
@@ -166,7 +166,7 @@ class LogWriter(logging.Handler):
         # Shows lines on a terminal that somebody else draws on, in our thread; False if it cannot.
         self.sink: Callable[[bytes], bool] | None = None
         self._name = name
-        self._spell = LineFormatter().format_bytes
+        self._encode = LineFormatter().format_bytes
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
         self._fd = fd
@@ -189,7 +189,7 @@ class LogWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Spell *record* and queue it; called with the handler's lock held."""
         self._logger_name = record.name
-        data = self._spell(record)
+        data = self._encode(record)
         with self._changed:
             # Once lines are skipped they all are, until the thread has told of it in their place.
             if self._skipped or not (self._has_room(len(data)) or self._wait_for_file(len(data))):

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from multichat.net.send_queue import Mailbox
+from multichat.net.send_queue import SendQueue
 from multichat.protocol.codecs import JSON, TEXT
 from multichat.protocol.messages import Missed
 from multichat.protocol.names import default_name
@@ -21,8 +21,10 @@ AWAY_SECONDS = 30.0
 
 def make_member(client: int) -> Member:
     near, _ = trio.testing.memory_stream_pair()
-    mailbox = Mailbox(near, max_batches=4, spell_missed=lambda count: JSON.spell(Missed(count)))
-    return Member(client, default_name(client), mailbox, "", lambda _: None, lambda: None, JSON)
+    send_queue = SendQueue(
+        near, max_batches=4, encode_missed=lambda count: JSON.encode(Missed(count))
+    )
+    return Member(client, default_name(client), send_queue, "", lambda _: None, lambda: None, JSON)
 
 
 def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() -> None:

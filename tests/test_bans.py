@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multichat.errors import InvalidBan, InvalidBanFile, InvalidName, TooManyBans
-from multichat.net.transport import spell_address
+from multichat.net.transport import format_address
 from multichat.protocol.framing import clean
 from multichat.protocol.names import fold_name, parse_name
 from multichat.server.bans import (
@@ -17,12 +17,12 @@ from multichat.server.bans import (
     Ban,
     Bans,
     Network,
+    format_bans,
     host_of,
     network_of,
     parse_duration,
     parse_target,
     read_bans,
-    spell_bans,
     split_target,
 )
 
@@ -73,7 +73,7 @@ def key_of(ban: Ban) -> object:
 
 
 def peer(ip: IPv4Address | IPv6Address) -> str:
-    return spell_address((str(ip), 51234))
+    return format_address((str(ip), 51234))
 
 
 # What counts as one address
@@ -354,7 +354,7 @@ def test_a_ban_of_a_name_that_nobody_can_have_any_more_stays_in_its_file(name: s
     data = f"name {name}\n".encode()
     [ban] = read_bans(data, "bans")
     assert ban.subject == f"name {name}"
-    assert spell_bans([ban], data) == data
+    assert format_bans([ban], data) == data
     assert Bans([ban], now=NOW).remove(f"name {name}") is ban
 
 
@@ -484,7 +484,7 @@ def test_a_new_file_says_how_it_is_read() -> None:
         Ban(target=parse_target("203.0.113.7"), until=NOW, reason="flooding the lobby"),
         Ban(target="bob"),
     ]
-    *header, first, second = spell_bans(bans).decode().splitlines()
+    *header, first, second = format_bans(bans).decode().splitlines()
     assert all(line.startswith("# ") for line in header)
     assert first == "203.0.113.7 until 2025-01-15T10:30:46Z because flooding the lobby"
     assert second == "name bob"
@@ -493,9 +493,9 @@ def test_a_new_file_says_how_it_is_read() -> None:
 def test_what_somebody_wrote_stays_as_it_is() -> None:
     data = b"# from Monday\n\n  BOB  because of # 3\n\n203.0.113.7\r\n# Tuesday\n2001:db8::/32\n\n"
     bob, address, network = read_bans(data, FILE)
-    assert spell_bans([network, address, bob], data) == data.rstrip(b"\n") + b"\n"
+    assert format_bans([network, address, bob], data) == data.rstrip(b"\n") + b"\n"
     until = Ban(target=address.target, until=NOW)
-    assert spell_bans([Ban(target="alice"), until, bob], data) == (
+    assert format_bans([Ban(target="alice"), until, bob], data) == (
         b"# from Monday\n\n  BOB  because of # 3\n\n"
         b"203.0.113.7 until 2025-01-15T10:30:46Z\n# Tuesday\nname alice\n"
     )
@@ -503,10 +503,10 @@ def test_what_somebody_wrote_stays_as_it_is() -> None:
 
 @given(st.lists(BANS, unique_by=key_of), st.lists(BANS, unique_by=key_of))
 def test_what_is_spelled_is_read_as_it_was(bans: list[Ban], later: list[Ban]) -> None:
-    data = spell_bans(bans)
+    data = format_bans(bans)
     assert read_bans(data, FILE) == bans
-    assert spell_bans(bans, data) == data
-    changed = read_bans(spell_bans(later, data), FILE)
+    assert format_bans(bans, data) == data
+    changed = read_bans(format_bans(later, data), FILE)
     assert {key_of(ban): ban for ban in changed} == {key_of(ban): ban for ban in later}
 
 
@@ -534,5 +534,5 @@ def assert_is_read_or_refused(data: bytes) -> None:
     except InvalidBanFile as error:
         reason = str(error)
     else:
-        assert read_bans(spell_bans(bans, data), FILE) == bans
+        assert read_bans(format_bans(bans, data), FILE) == bans
     assert clean(reason) == reason

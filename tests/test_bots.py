@@ -15,7 +15,7 @@ pytestmark = pytest.mark.process
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-# Far more than the sockets and a mailbox hold, in messages and in bytes, as fast as it is taken.
+# Far more than the sockets and a send queue hold, in messages and in bytes, as fast as it is taken.
 FLOOD = 10_000
 PADDING = "x" * 1000
 

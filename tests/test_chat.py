@@ -1,4 +1,4 @@
-"""The library's client in the JSON voice: what calls return, which voice is settled on, bots."""
+"""The library's client in the JSON protocol: what calls return, negotiation, bots."""
 
 import json
 import re
@@ -73,7 +73,7 @@ async def test_people_talk(autojump_clock: MockClock) -> None:
         network.chat(name="alice") as alice,
         network.chat(name="bob") as bob,
     ):
-        assert (alice.client, alice.name, alice.room, alice.voice) == (1, "alice", "lobby", JSON)
+        assert (alice.client, alice.name, alice.room, alice.codec) == (1, "alice", "lobby", JSON)
         await alice.say("hello", "/quit is not obeyed", "two\nlines")
         await alice.act("waves")
         await alice.direct("bob", "psst")
@@ -305,7 +305,8 @@ async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClo
         await server.finish()
 
 
-# --- Which voice ---------------------------------------------------------------------------------
+# --- Which protocol
+# ---------------------------------------------------------------------------------
 
 
 async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(

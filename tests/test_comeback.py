@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.client.comeback import EVERYTHING, STEADY_SECONDS, Backoff, Place
+from multichat.client.comeback import EVERYTHING, STEADY_SECONDS, Backoff, Position
 from multichat.client.status import describe_connection, describe_retry
 from multichat.client.unacknowledged import Outbox
 from multichat.protocol.messages import (
@@ -101,7 +101,7 @@ def test_the_next_try_is_told_in_a_few_words(number: int, seconds: float, words:
 
 
 def test_it_goes_on_after_what_it_has_heard() -> None:
-    place = Place()
+    place = Position()
     place.welcomed(welcome(last="e-1"))
     assert place.hello() == Hello(PROTOCOL, None, "lobby", "token", "e-1")
     assert place.hear(said(2))
@@ -114,7 +114,7 @@ def test_it_goes_on_after_what_it_has_heard() -> None:
 
 
 def test_it_asks_for_its_name_and_room_again() -> None:
-    place = Place()
+    place = Position()
     place.welcomed(welcome(last="e-1"))
     place.renamed(Renamed(7, "Client 7", "alice"))
     place.renamed(Renamed(8, "Client 8", "bob"))
@@ -127,7 +127,7 @@ def test_it_asks_for_its_name_and_room_again() -> None:
 
 
 def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
-    place = Place()
+    place = Position()
     place.welcomed(welcome(last=None))
     assert (place.hello().since, place.hello().replay) == (None, EVERYTHING)
     place.welcomed(welcome(last="e-4"))
@@ -137,7 +137,7 @@ def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
 
 
 def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
-    place = Place()
+    place = Position()
     place.welcomed(welcome(last="z-8"))
     assert place.hear(Said(id="z-9", room="lobby", name="bob", text="hi"))
     place.welcomed(welcome(last="e-3"))
@@ -147,7 +147,7 @@ def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
 
 
 def test_what_has_no_id_is_always_new() -> None:
-    place = Place()
+    place = Position()
     place.welcomed(welcome())
     assert place.hear(Said(name="bob", text="hi"))
     assert place.hear(Said(name="bob", text="hi"))

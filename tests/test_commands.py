@@ -736,13 +736,13 @@ async def test_stopped_under_load_it_delivers_all_that_it_had_accepted(
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     async with (
         serve(
-            tmp_path, "--grace", "600", "--slow", "drop", "--mailbox", "1", "--log-rate", "0"
+            tmp_path, "--grace", "600", "--slow", "drop", "--send-queue", "1", "--log-rate", "0"
         ) as server,
         tcp(server) as stalled,
     ):
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         await server.wait_for("Client 1 connected")
-        async with tcp(server) as sender:  # more than the stalled one's sockets and mailbox hold
+        async with tcp(server) as sender:  # more than the stalled one's sockets and send queue hold
             for _ in range(200):
                 await sender.send_all(b"x" * 60_000 + b"\n")
             await server.wait_for("[BROADCAST]", 200)
@@ -867,7 +867,7 @@ async def test_usage_errors_have_status_2(tmp_path: Path) -> None:
         for arguments in (
             ("serve", "70000"),
             ("serve", "--slow", "maybe"),
-            ("serve", "--mailbox", "0"),
+            ("serve", "--send-queue", "0"),
             ("serve", "--slow-timeout", "nan"),
             ("connect",),
             ("connect", LOOPBACK, "0"),
@@ -885,10 +885,10 @@ async def test_options_have_environment_variables(tmp_path: Path) -> None:
     shown = subprocess.run([MULTICHAT, "serve", "--help"], capture_output=True, text=True).stdout
     options = set(re.findall(r"^  --([a-z-]+) <", shown, re.MULTILINE))
     assert options == {
-        "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line", "mailbox",
-        "slow", "slow-timeout", "stall-timeout", "max-clients", "max-clients-per-address", "rate",
-        "burst", "byte-rate", "memory", "idle", "filter", "ban-file", "max-rooms",
-        "max-new-rooms", "grace",
+        "host", "unix", "unix-mode", "tls-cert", "tls-key", "password-file", "max-line",
+        "send-queue", "slow", "slow-timeout", "stall-timeout", "max-clients",
+        "max-clients-per-address", "rate", "burst", "byte-rate", "memory", "idle", "filter",
+        "ban-file", "max-rooms", "max-new-rooms", "grace",
         "log-file", "log-level", "log-rate",
         "journal", "durability", "keep-messages", "keep-days", "keep-mib", "max-sessions", "away",
     }  # fmt: skip

@@ -14,12 +14,12 @@ import trio
 from trio.testing import MockClock
 
 from multichat.cli.history import show_history
-from multichat.errors import JournalFailed, NotKept, NotRead
+from multichat.errors import JournalFailed, NotRead, StorageFailed
 from multichat.journal.base import Keeping, SessionRecord
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 
-from .support.journals import LOTS, running, wait_kept
+from .support.journals import LOTS, running, wait_stored
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -68,8 +68,8 @@ def open_journal(path: Path, **retention: float) -> SqliteJournal:
     )
 
 
-def said_in(room: object, text: str, client: int, time: str) -> SaidRun:
-    return SaidRun(room.epoch, room.next, time, room.name, client, "alice", text)  # type: ignore[attr-defined]
+def said_in(room: object, text: str, client: int, time: str) -> SaidBlock:
+    return SaidBlock(room.epoch, room.next, time, room.name, client, "alice", text)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
                     said = said_in(room, f"{number} {'x' * 100}", client, OLD)
                     keepings.append(room.append(said, (number,)))
                 for keeping in keepings:
-                    await wait_kept(keeping)
+                    await wait_stored(keeping)
 
     trio.run(run, clock=MockClock(autojump_threshold=0.01))
     with closing(sqlite3.connect(path)) as connection:
@@ -125,7 +125,7 @@ async def say_in_rooms(
         try:
             assert keeping is not None
             await keeping.wait()
-        except NotKept:
+        except StorageFailed:
             kept.append(False)
         else:
             kept.append(True)

@@ -13,8 +13,8 @@ from trio._core import _run as trio_run
 from multichat import ServerConfig, Slow
 from multichat.errors import InvalidName, NameTaken, TooManyRooms
 from multichat.log import Log
-from multichat.net.send_queue import Mailbox, Offer
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.net.send_queue import SendQueue, SendResult
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.lookalikes import lookalike_keys
 from multichat.protocol.messages import (
     LOBBY,
@@ -27,7 +27,7 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import default_name
 from multichat.server.member import Member
-from multichat.server.registry import Directory
+from multichat.server.registry import Registry
 from multichat.testing import memory_server, run_on_mock_clock
 
 from .support.log import LogRecorder
@@ -39,26 +39,26 @@ MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean wit
 
 def make_member(client: int, address: str = "") -> Member:
     near, _ = trio.testing.memory_stream_pair()
-    mailbox = Mailbox(
+    send_queue = SendQueue(
         near,
         max_batches=1,
-        spell_missed=lambda count: TEXT.spell(Missed(count)),
+        encode_missed=lambda count: TEXT.encode(Missed(count)),
     )
-    return Member(client, default_name(client), mailbox, address, lambda _: None, lambda: None)
+    return Member(client, default_name(client), send_queue, address, lambda _: None, lambda: None)
 
 
 @asynccontextmanager
-async def directory_of(
+async def registry_of(
     *, members: int, **settings: int
-) -> AsyncIterator[tuple[Directory, list[Member]]]:
-    """A directory with some members in its lobby, whose mailboxes nobody empties."""
+) -> AsyncIterator[tuple[Registry, list[Member]]]:
+    """A directory with some members in its lobby, whose send queues nobody empties."""
     async with trio.open_nursery() as nursery:
-        directory = Directory(ServerConfig(**settings), Log("server"), nursery.start_soon)  # type: ignore[arg-type]
+        registry = Registry(ServerConfig(**settings), Log("server"), nursery.start_soon)  # type: ignore[arg-type]
         made: list[Member] = []
         for client in range(1, members + 1):
             made.append(make_member(client))
-            directory.enter(made[-1])
-        yield directory, made
+            registry.enter(made[-1])
+        yield registry, made
         nursery.cancel_scope.cancel()
 
 
@@ -148,7 +148,7 @@ def test_no_two_clients_ever_have_names_that_look_alike(
     steps: list[tuple[int, str, str]],
 ) -> None:
     async def run() -> None:
-        async with directory_of(members=0, away_seconds=5) as (directory, _):
+        async with registry_of(members=0, away_seconds=5) as (registry, _):
             clients: dict[int, Member] = {}
             next_client = 0
             for seat, step, name in steps:
@@ -157,23 +157,21 @@ def test_no_two_clients_ever_have_names_that_look_alike(
                     next_client += 1
                     address = f"192.0.2.{seat}:{next_client}"
                     member = clients[seat] = make_member(next_client, address)
-                    directory.enter(member)
-                    directory.give_session(member)
+                    registry.enter(member)
+                    registry.give_session(member)
                 match step:
                     case "name":
                         with suppress(InvalidName, NameTaken):
-                            directory.rename(member, name)
-                            assert directory.find(name) is member
+                            registry.rename(member, name)
+                            assert registry.find(name) is member
                     case "leave":
-                        directory.leave(clients.pop(seat), for_good=True)
+                        registry.leave(clients.pop(seat), for_good=True)
                     case "lose":
-                        directory.leave(clients.pop(seat))
+                        registry.leave(clients.pop(seat))
                     case "wait":
                         await trio.sleep(3)
                 named = [
-                    each.name
-                    for each in directory.members
-                    if each.name != default_name(each.client)
+                    each.name for each in registry.members if each.name != default_name(each.client)
                 ]
                 keys = [set(lookalike_keys(each)) for each in named]
                 assert len(set().union(*keys)) == sum(map(len, keys))
@@ -182,15 +180,15 @@ def test_no_two_clients_ever_have_names_that_look_alike(
 
 
 async def test_who_is_reached_by_what() -> None:
-    async with directory_of(members=3) as (directory, [one, two, three]):
-        directory.rename(one, "alice")
-        directory.rename(two, "안녕")
+    async with registry_of(members=3) as (registry, [one, two, three]):
+        registry.rename(one, "alice")
+        registry.rename(two, "안녕")
         for who, member in (
             (1, one), ("1", one), ("alice", one), ("ALICE", one), ("client 1", one), ("안녕", two),
             ("Client 3", three), (3, three), ("Client 4", None), (4, None), ("", None), (-1, None),
             ("client", None), ("1" * 5000, None), ("a" * 5000, None), ("Client 03", three),
         ):  # fmt: skip
-            assert directory.find(who) is member, who
+            assert registry.find(who) is member, who
 
 
 async def test_a_room_is_there_while_somebody_is_in_it(log: LogRecorder) -> None:
@@ -237,50 +235,50 @@ async def test_ids_go_on_when_a_room_begins_anew() -> None:
 
 
 async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_protocol() -> None:
-    async with directory_of(members=3) as (directory, [a, b, c]):
+    async with registry_of(members=3) as (registry, [a, b, c]):
 
         def encoded(*members: Member) -> bytes:
             """Return what all of *members* get, which is one object."""
-            answers = [directory.who(LOBBY, each) for each in members]
+            answers = [registry.who(LOBBY, each) for each in members]
             assert all(answer is answers[0] for answer in answers)
             names = [MemberName(each.client, each.name) for each in a.room.members]
-            assert answers[0] == members[0].voice.spell(Members(LOBBY, names))
+            assert answers[0] == members[0].codec.encode(Members(LOBBY, names))
             return answers[0]
 
         answers = [encoded(a, b, a)]
         a.room.speak(c, JSON)
         answers += [encoded(c, c), encoded(a, b)]
         assert answers[2] is answers[0]
-        directory.rename(b, "bob")
+        registry.rename(b, "bob")
         answers += [encoded(a, b)]
-        directory.enter(make_member(4))
+        registry.enter(make_member(4))
         answers += [encoded(a, b), encoded(c)]
-        directory.move(b, "den")
+        registry.move(b, "den")
         answers += [encoded(a), encoded(c)]
-        directory.leave(c)
+        registry.leave(c)
         answers += [encoded(a)]
         assert len(set(answers)) == len(answers) - 1
 
 
 async def test_rooms_are_encoded_once_for_each_change_of_the_members_and_each_protocol() -> None:
-    async with directory_of(members=3) as (directory, [a, b, c]):
+    async with registry_of(members=3) as (registry, [a, b, c]):
 
-        def encoded(voice: Voice) -> bytes:
-            answer = directory.room_list.encode(voice)
-            assert directory.room_list.encode(voice) is answer
-            sizes = [RoomSize(room.name, len(room)) for room in directory.rooms]
-            assert answer == voice.spell(RoomList(sizes))
+        def encoded(codec: Codec) -> bytes:
+            answer = registry.room_list.encode(codec)
+            assert registry.room_list.encode(codec) is answer
+            sizes = [RoomSize(room.name, len(room)) for room in registry.rooms]
+            assert answer == codec.encode(RoomList(sizes))
             return answer
 
         answers = {encoded(TEXT), encoded(JSON)}
-        directory.move(a, "den")
+        registry.move(a, "den")
         answers |= {encoded(TEXT), encoded(JSON)}
-        directory.move(b, "den")
+        registry.move(b, "den")
         answers |= {encoded(TEXT), encoded(JSON)}
-        directory.enter(make_member(4))
+        registry.enter(make_member(4))
         answers |= {encoded(TEXT), encoded(JSON)}
-        directory.leave(c)
-        directory.leave(b)
+        registry.leave(c)
+        registry.leave(b)
         answers |= {encoded(TEXT), encoded(JSON)}
         assert len(answers) == 10
 
@@ -307,40 +305,40 @@ async def test_there_are_only_so_many_rooms() -> None:
 async def test_an_address_opens_only_so_many_new_rooms_an_hour(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with directory_of(members=4, max_new_rooms=3) as (directory, members):
+    async with registry_of(members=4, max_new_rooms=3) as (registry, members):
         a, b, c, local = members
         a.origin = b.origin = "203.0.113.7/32"
         c.origin = "203.0.113.8/32"
         for n in range(3):
-            directory.move(a, f"room-{n}")
+            registry.move(a, f"room-{n}")
         for member in (a, b):
             with pytest.raises(TooManyRooms, match="3 new rooms an hour; the next one in 1200 s"):
-                directory.move(member, "one-more")
-        directory.move(b, "room-2")  # it is open
-        directory.move(a, "lobby")
-        directory.move(c, "another")
+                registry.move(member, "one-more")
+        registry.move(b, "room-2")  # it is open
+        registry.move(a, "lobby")
+        registry.move(c, "another")
         await trio.sleep(1200)
-        directory.move(b, "one-more")
+        registry.move(b, "one-more")
         with pytest.raises(TooManyRooms):
-            directory.move(a, "two-more")
+            registry.move(a, "two-more")
 
 
 async def test_over_loopback_each_client_opens_its_own_new_rooms() -> None:
-    async with directory_of(members=2, max_new_rooms=1) as (directory, members):
+    async with registry_of(members=2, max_new_rooms=1) as (registry, members):
         for member in members:
             member.origin = "127.0.0.1/32"
-            directory.move(member, f"of-{member.client}")
+            registry.move(member, f"of-{member.client}")
             with pytest.raises(TooManyRooms):
-                directory.move(member, "more")
+                registry.move(member, "more")
 
 
 async def test_a_room_in_which_something_was_said_is_not_a_new_one() -> None:
-    async with directory_of(members=1, max_new_rooms=1) as (directory, [a]):
-        directory.move(a, "den")
+    async with registry_of(members=1, max_new_rooms=1) as (registry, [a]):
+        registry.move(a, "den")
         await a.room.say(a, "x")
         for _ in range(3):
-            directory.move(a, "lobby")
-            directory.move(a, "den")
+            registry.move(a, "lobby")
+            registry.move(a, "den")
 
 
 async def test_a_new_room_that_looks_like_an_open_one_is_refused() -> None:
@@ -385,26 +383,26 @@ async def test_nothing_is_queued_to_who_has_gone_to_another_room(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Not even the message for which the room was waiting for it."""
-    async with directory_of(members=3) as (directory, [sender, slow, quick]):
-        while slow.mailbox.offer(b"x\n") is not Offer.FULL:
+    async with registry_of(members=3) as (registry, [sender, slow, quick]):
+        while slow.send_queue.try_send(b"x\n") is not SendResult.FULL:
             pass
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(slow.room.say, sender, "too late")
             await trio.sleep(0.5)
-            directory.move(slow, "kitchen")
+            registry.move(slow, "kitchen")
         assert trio.current_time() - started == pytest.approx(0.5)
-        slow.mailbox.close()
-        await slow.mailbox.run()
-        assert slow.mailbox.drained
-        assert directory.counts.too_slow == 0
-        assert directory.counts.deliveries == 1  # the quick one's
+        slow.send_queue.close()
+        await slow.send_queue.run()
+        assert slow.send_queue.drained
+        assert registry.counts.too_slow == 0
+        assert registry.counts.deliveries == 1  # the quick one's
 
 
 async def test_private_messages_wait_for_their_recipient_alone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+    async with memory_server(ServerConfig(send_queue_batches=1)) as network:
         a, b = [await network.join() for _ in range(2)]
         stalled = await network.stalled()
         await a.send(*["/msg 3 are you there?"] * 3)
@@ -450,7 +448,7 @@ async def test_who_speaks_has_been_announced_before(
 async def test_what_was_missed_in_text_is_told_before_the_welcome(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1, slow=Slow.DROP)) as network:
+    async with memory_server(ServerConfig(send_queue_batches=1, slow=Slow.DROP)) as network:
         stalled = await network.stalled()
         talker = await network.join()
         for i in range(5):
@@ -468,7 +466,7 @@ async def test_what_was_missed_in_text_is_told_before_the_welcome(
 async def test_a_private_message_that_waits_is_told_in_the_voice_that_is_spoken_then(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+    async with memory_server(ServerConfig(send_queue_batches=1)) as network:
         stalled = await network.stalled()
         whisperers = [await network.join() for _ in range(5)]
         for whisperer in whisperers:
@@ -494,16 +492,16 @@ async def test_the_lobby_is_called_so(autojump_clock: trio.testing.MockClock) ->
         assert network.server.statistics().rooms == 0
 
 
-@pytest.mark.parametrize("voice", ["json", "text"])
+@pytest.mark.parametrize("codec", ["json", "text"])
 async def test_a_storm_of_joins_is_told_in_few_lines(
-    voice: str, autojump_clock: trio.testing.MockClock
+    codec: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     count = 300
     async with memory_server(ServerConfig(announce=True)) as network:
         clients = []
         for _ in range(count):
             clients.append(await network.join())
-            if voice == "json":
+            if codec == "json":
                 await clients[-1].send("/json")
             await trio.sleep(0.01)
         await trio.sleep(5)
@@ -551,18 +549,18 @@ async def test_a_broadcast_reaches_every_room(log: LogRecorder) -> None:
 async def test_somebody_leaves_while_others_are_told_who_came(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with directory_of(members=3) as (directory, [stalled, second, third]):
+    async with registry_of(members=3) as (registry, [stalled, second, third]):
         room = stalled.room
         room.speak(stalled, JSON)
-        while stalled.mailbox.offer(b"x\n") is not Offer.FULL:
+        while stalled.send_queue.try_send(b"x\n") is not SendResult.FULL:
             pass
-        directory.rename(stalled, "stalled")
-        directory.rename(second, "second")
-        directory.rename(third, "third")
+        registry.rename(stalled, "stalled")
+        registry.rename(second, "second")
+        registry.rename(third, "third")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(room.say, second, "hello")  # waits for the stalled one
             await trio.sleep(0.5)
-            directory.leave(third)
-        assert directory.members == [stalled, second]
+            registry.leave(third)
+        assert registry.members == [stalled, second]
         assert stalled.lag is not None
         assert room.messages == 1

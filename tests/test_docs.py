@@ -200,8 +200,8 @@ def test_the_session_that_is_shown_happens() -> None:
         program(name)
     make_session = load("make_session")
     page = (ROOT / "docs" / "session.md").read_text("utf-8")
-    shown = held(make_session.hold_session, lambda shown: make_session.spell(shown) == page)
-    assert make_session.spell(shown) == page
+    shown = held(make_session.hold_session, lambda shown: make_session.encode(shown) == page)
+    assert make_session.encode(shown) == page
 
 
 @pytest.mark.process

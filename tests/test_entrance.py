@@ -17,9 +17,15 @@ import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.net import transport
 from multichat.net.listeners import beyond_loopback
-from multichat.protocol.auth import looks_like_http, looks_like_tls, read_password, spell_password
+from multichat.protocol.auth import encode_password, looks_like_http, looks_like_tls, read_password
 from multichat.server import server
-from multichat.server.admission import MAX_AT_THE_DOOR, MAX_BYTES, MAX_TRIES, Entrance, TurnedAway
+from multichat.server.admission import (
+    MAX_BYTES,
+    MAX_IN_ADMISSION,
+    MAX_TRIES,
+    Admission,
+    AdmissionRefused,
+)
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS
 from multichat.server.origin import Origin
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -328,14 +334,14 @@ def test_a_password_of_nothing_that_can_be_typed_is_none() -> None:
 def test_the_password_is_not_shown_with_the_configuration() -> None:
     assert SECRET not in repr(asking())
     assert SECRET not in str(asking())
-    assert SECRET not in repr(vars(Server(asking())._entrance)).replace(repr(asking()), "")
+    assert SECRET not in repr(vars(Server(asking())._admission)).replace(repr(asking()), "")
 
 
 def test_a_line_says_a_password_or_it_does_not() -> None:
     assert read_password("/auth x y ") == "x y "
     assert read_password("/Auth  x") == " x"
     assert read_password("/auth ") == ""
-    assert read_password(spell_password(" /auth x")) == " /auth x"
+    assert read_password(encode_password(" /auth x")) == " /auth x"
     for line in ("/auth", "/authx y", " /auth x", "//auth x", "auth x", "/auth\tx", ""):
         assert read_password(line) is None
 
@@ -547,7 +553,7 @@ async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.Monke
 async def test_whoever_stands_at_the_door_keeps_nobody_out(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
-    number = MAX_AT_THE_DOOR + 50
+    number = MAX_IN_ADMISSION + 50
     async with memory_server(asking()) as network:
         crowd = [await knock(network) for _ in range(number)]
         for client in crowd[:50]:
@@ -560,14 +566,14 @@ async def test_whoever_stands_at_the_door_keeps_nobody_out(
         assert await crowd[-1].line() == ACCEPTED
         assert len(network.server.members) == 2
         await trio.sleep(20)
-        assert network.server._entrance._at_the_door == {}
+        assert network.server._admission._in_admission == {}
 
 
 class Door:
     """Connections that wait for admission until they are closed for others."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
-        self.entrance = Entrance(ServerConfig())
+        self.admission = Admission(ServerConfig())
         self._nursery = nursery
         self.closed: list[str] = []
 
@@ -578,13 +584,13 @@ class Door:
 
     async def _wait(self, address: str) -> None:
         try:
-            with self.entrance.at_the_door(Origin.of(address)):
+            with self.admission.in_admission(Origin.of(address)):
                 await trio.sleep_forever()
-        except TurnedAway:
+        except AdmissionRefused:
             self.closed.append(address)
 
 
-MANY = MAX_AT_THE_DOOR
+MANY = MAX_IN_ADMISSION
 FLOODS = {
     "an IPv4 address": [f"192.0.2.1:{port}" for port in range(MANY)],
     "an IPv6 /64": [f"[2001:db8:7:7::{port:x}]:1" for port in range(MANY)],
@@ -624,11 +630,11 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
         door = Door(nursery)
         await door.wait(*others)
         for ours, _ in streams:  # nobody reads the goodbye
-            nursery.start_soon(door.entrance.turn_away, ours, b"goodbye\n")
+            nursery.start_soon(door.admission.turn_away, ours, b"goodbye\n")
         await settle()
-        assert len(door.entrance._at_the_door) == MANY
+        assert len(door.admission._in_admission) == MANY
         await trio.sleep(ServerTimeouts().linger + 0.1)
-        assert len(door.entrance._at_the_door) == len(others)
+        assert len(door.admission._in_admission) == len(others)
         assert door.closed == []
         nursery.cancel_scope.cancel(reason="all was seen")
 
@@ -663,7 +669,7 @@ async def test_of_one_address_only_so_many(log: LogRecorder) -> None:
             with trio.fail_after(WAIT_SECONDS):
                 while (
                     len(server.members) != count
-                    or sum(server._entrance._connections.values()) != count
+                    or sum(server._admission._connections.values()) != count
                 ):
                     await trio.sleep(0.005)
 
@@ -709,10 +715,10 @@ async def test_an_address_is_that_of_a_network_for_that_limit_too(
         assert await arrive("[2001:db8:0:1::1]:1") == pong
         for _ in range(3):
             assert await arrive("") == pong  # a Unix socket: nobody knows who it is
-        entrance = network.server._entrance
+        admission = network.server._admission
         await settle()
-        assert sorted(entrance._connections.values()) == [1, 2]
-    assert not entrance._connections  # nothing is left of those who are gone
+        assert sorted(admission._connections.values()) == [1, 2]
+    assert not admission._connections  # nothing is left of those who are gone
 
 
 @pytest.mark.parametrize(
@@ -733,25 +739,25 @@ def test_how_many_clients_one_address_may_have(
     limit: int | None, address: str, admitted: int
 ) -> None:
     """Of 200: by default `MAX_CLIENTS_PER_ADDRESS`, but any number from this machine."""
-    entrance = Entrance(ServerConfig(max_clients_per_address=limit))
+    admission = Admission(ServerConfig(max_clients_per_address=limit))
     origin = Origin.of(address, None if address else 7)
-    refusals = [entrance.count(origin) for _ in range(200)]
+    refusals = [admission.count(origin) for _ in range(200)]
     assert [not refusal for refusal in refusals] == [True] * admitted + [False] * (200 - admitted)
     for _ in range(200):
-        entrance.uncount(origin)
-    assert not entrance._connections
+        admission.uncount(origin)
+    assert not admission._connections
 
 
 def test_connections_are_bounded_by_memory() -> None:
     """Eight a MiB, or 128 if that is more, whatever they come from."""
     for mebibytes, most in ((1, 128), (64, 512)):
-        entrance = Entrance(ServerConfig(memory_bytes=mebibytes * 2**20))
-        refusals = [entrance.count(None) for _ in range(most + 1)]
+        admission = Admission(ServerConfig(memory_bytes=mebibytes * 2**20))
+        refusals = [admission.count(None) for _ in range(most + 1)]
         full = f"the server is full (memory for {most} connections)"
         assert refusals == [""] * most + [full]
         for _ in range(2):
-            entrance.uncount(None)
-        assert not entrance.count(None)
+            admission.uncount(None)
+        assert not admission.count(None)
 
 
 @pytest.mark.process
@@ -769,7 +775,7 @@ async def test_a_server_whose_clients_need_more_memory_says_how_much(
 
 
 async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place() -> None:
-    entrance = Entrance(ServerConfig())
+    admission = Admission(ServerConfig())
 
     async def fail_when_cancelled() -> None:
         try:
@@ -777,13 +783,13 @@ async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place(
         finally:
             raise ValueError
 
-    with pytest.RaisesGroup(ValueError), entrance.at_the_door(Origin.of("192.0.2.1:5")):
+    with pytest.RaisesGroup(ValueError), admission.in_admission(Origin.of("192.0.2.1:5")):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_cancelled)
             nursery.start_soon(trio.sleep_forever)
             await trio.testing.wait_all_tasks_blocked()
-            entrance.close()
-    assert entrance._at_the_door == {}
+            admission.close()
+    assert admission._in_admission == {}
 
 
 async def test_who_is_at_the_door_counts_too(

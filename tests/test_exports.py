@@ -54,7 +54,7 @@ def test_the_package_exports_what_it_says_and_nothing_else() -> None:
         assert getattr(multichat, name) is value
         assert name in dir(multichat)
     with pytest.raises(AttributeError, match="module 'multichat' has no attribute 'Mailbox'"):
-        multichat.Mailbox  # noqa: B018
+        multichat.SendQueue  # noqa: B018
 
 
 def test_type_checkers_are_told_the_same() -> None:

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.server.session_store import Resumable, Resumables
+from multichat.server.session_store import SessionStore, StoredSession
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .simulation.journal import Disk, Faults, FaultyJournal
@@ -59,7 +59,7 @@ async def test_a_room_that_everybody_left_is_gone_when_all_is_told(
         network.server.kick(1)
         assert network.server.statistics().rooms == 0
         await trio.sleep(2)
-        assert not network.server._directory._rooms
+        assert not network.server._registry._rooms
 
 
 async def test_who_is_sent_away_for_good_while_it_comes_back_does_not(
@@ -68,14 +68,14 @@ async def test_who_is_sent_away_for_good_while_it_comes_back_does_not(
     async with memory_server() as network:
         _, welcome = await come(network)
 
-        find = Resumables.find
+        find = SessionStore.find
 
-        async def kick_and_find(resumables: Resumables, token: str) -> Resumable | None:
+        async def kick_and_find(session_store: SessionStore, token: str) -> StoredSession | None:
             network.server.kick(1)
             await trio.lowlevel.checkpoint()
-            return await find(resumables, token)
+            return await find(session_store, token)
 
-        monkeypatch.setattr(Resumables, "find", kick_and_find)
+        monkeypatch.setattr(SessionStore, "find", kick_and_find)
         _, again = await come(network, session=welcome["session"])
         assert not again["resumed"]
         assert (again["client"], again["session"] != welcome["session"]) == (2, True)

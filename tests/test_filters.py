@@ -217,7 +217,7 @@ async def test_every_nonce_is_answered(autojump_clock: trio.testing.MockClock) -
             for _ in range(2):
                 event = await anext(alice)
                 assert isinstance(event, Error)
-                assert event.code == "not-let-through"
+                assert event.code == "rejected"
             with pytest.raises(Refused, match="not let through"):
                 await alice.direct(1, "spam")
             assert not alice.unaccepted

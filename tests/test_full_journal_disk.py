@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.errors import NotKept
+from multichat.errors import StorageFailed
 from multichat.journal.base import RoomJournal
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 
 from .support.disks import mounted
-from .support.journals import LOTS, running, spell, texts_of, wait_kept
+from .support.journals import LOTS, encode, running, texts_of, wait_stored
 
 pytestmark = pytest.mark.process
 
@@ -23,9 +23,9 @@ ONE_MIB = Retention(max_bytes=MIB)
 async def say_all(room: RoomJournal, texts: list[str]) -> list[str]:
     """Say *texts* at once; return those that were kept."""
     kept = []
-    for text, keeping in [(text, room.append(spell(room, text))) for text in texts]:
-        with suppress(NotKept):
-            await wait_kept(keeping)
+    for text, keeping in [(text, room.append(encode(room, text))) for text in texts]:
+        with suppress(StorageFailed):
+            await wait_stored(keeping)
             kept.append(text)
     return kept
 
@@ -71,8 +71,8 @@ async def test_what_has_to_go_is_deleted_from_a_disk_that_others_have_filled(
         async with running(journal):
             room = journal.room("lobby")
             for n in range(50):
-                said = spell(room, f"{n} " + "x" * 100_000, time="2025-06-15T15:06:40.000Z")
-                await wait_kept(room.append(said))
+                said = encode(room, f"{n} " + "x" * 100_000, time="2025-06-15T15:06:40.000Z")
+                await wait_stored(room.append(said))
             fill(disk / "somebody else's")
             assert len(await say_all(room, ["x" * 500_000] * 20)) < 20
             with trio.fail_after(60):
@@ -89,7 +89,7 @@ async def test_a_smaller_limit_makes_room_on_a_full_disk(tmp_path: Path) -> None
         async with running(large) as journal:
             room = journal.room("lobby")
             for n in range(20):
-                await wait_kept(room.append(spell(room, f"{n} " + "x" * 400_000)))
+                await wait_stored(room.append(encode(room, f"{n} " + "x" * 400_000)))
         fill(disk / "somebody else's")
         async with running(SqliteJournal(path, retention=ONE_MIB, limits=limits)) as journal:
             room = journal.room("lobby")

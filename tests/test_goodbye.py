@@ -100,7 +100,7 @@ async def test_a_client_that_asks_to_leave_gets_its_own_code(autojump_clock: Moc
 
 
 async def test_a_slow_client_may_reconnect(autojump_clock: MockClock) -> None:
-    config = ServerConfig(slow=Slow.DISCONNECT, mailbox_batches=1)
+    config = ServerConfig(slow=Slow.DISCONNECT, send_queue_batches=1)
     async with memory_server(config) as network:
         ours, theirs = trio.testing.lockstep_stream_pair()
         slow, talker = ScriptedClient(theirs), await network.join()

@@ -42,7 +42,7 @@ def welcome(name: str = "Client 7", room: str = "lobby") -> Welcome:
 
 
 def line_of(event: Any) -> str:
-    return JSON.spell(event).decode().removesuffix("\n")
+    return JSON.encode(event).decode().removesuffix("\n")
 
 
 WELCOME = line_of(welcome())
@@ -64,7 +64,7 @@ def test_a_welcome_settles_json() -> None:
     shake = Handshake(Hello(PROTOCOL))
     assert not shake.settled
     assert shake.hear(WELCOME) == [welcome()]
-    assert (shake.voice, shake.welcome, shake.settled) == (JSON, welcome(), True)
+    assert (shake.codec, shake.welcome, shake.settled) == (JSON, welcome(), True)
 
 
 @pytest.mark.parametrize("line", FOREIGN)
@@ -72,7 +72,7 @@ def test_any_other_line_settles_text_for_good(line: str) -> None:
     shake = Handshake(Hello(PROTOCOL))
     [event] = shake.hear(line)
     assert TEXT.lines(event) == line
-    assert (shake.voice, shake.settled) == (TEXT, True)
+    assert (shake.codec, shake.settled) == (TEXT, True)
     assert shake.hear(WELCOME) == [Said(name="", text=WELCOME)]
     assert shake.welcome is None
 
@@ -243,7 +243,7 @@ async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClo
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
         async with open_chat(ours) as chat:
-            assert chat.voice is JSON
+            assert chat.codec is JSON
             await chat.say("hi")
             assert await server.line() == '/json {"protocol":1}'
             said = json.loads(await server.line())
@@ -285,7 +285,7 @@ async def test_a_busy_lobby_does_not_turn_a_json_client_into_a_text_client(
             await talker.send(*["said before the hello"] * 10)
             await trio.testing.wait_all_tasks_blocked()
             async with open_chat(stream) as chat:
-                assert chat.voice is JSON
+                assert chat.codec is JSON
                 await talker.send(f"said after it {i}")
                 event = await anext(chat)
                 assert isinstance(event, Said)
@@ -342,5 +342,5 @@ async def test_a_password_request_is_no_proof_of_a_plain_server(autojump_clock: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(admit)
         async with open_chat(ours, password="swordfish") as chat:
-            assert chat.voice is JSON
+            assert chat.codec is JSON
             nursery.start_soon(server.finish)

@@ -18,9 +18,9 @@ from multichat.errors import UnknownId
 from multichat.journal.sqlite.journal import SqliteJournal
 from multichat.journal.sqlite.reader import Reader, open_reader
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 
-from .support.journals import running, wait_kept
+from .support.journals import running, wait_stored
 from .support.processes import MULTICHAT
 
 pytestmark = pytest.mark.process
@@ -38,14 +38,14 @@ async def write(
     """Write what was said: the room, seconds after noon, a name, a run; return rooms' epochs."""
     async with running(SqliteJournal(path)) as journal:
         epochs = {}
-        for shown, seconds, name, run in said:
+        for shown, seconds, name, block in said:
             room = journal.room(shown.lower())
             epochs[shown] = room.epoch
             keeping = room.append(
-                SaidRun(room.epoch, room.next, at(seconds), shown, 7, name, run, act)
+                SaidBlock(room.epoch, room.next, at(seconds), shown, 7, name, block, act)
             )
             if not together:
-                await wait_kept(keeping)
+                await wait_stored(keeping)
         return epochs
 
 
@@ -143,8 +143,8 @@ async def test_every_beginning_and_every_length(tmp_path: Path) -> None:
     with reading(path) as reader:
 
         def texts(since: float | str | None, limit: int | None) -> list[int]:
-            runs = reader.read(since=since, limit=limit)
-            return [int(text) for said in runs for text in said.run.split("\n")]
+            blocks = reader.read(since=since, limit=limit)
+            return [int(text) for said in blocks for text in said.text.split("\n")]
 
         for limit in range(17):
             assert texts(None, limit) == list(range(15))[max(0, 15 - limit) :]
@@ -191,26 +191,26 @@ async def test_it_reads_beside_a_server_what_is_kept_by_then(tmp_path: Path) -> 
         room = journal.room("lobby")
 
         async def say(number: int) -> None:
-            said = SaidRun(room.epoch, room.next, at(number), "lobby", 7, "a", str(number))
-            await wait_kept(room.append(said))
+            said = SaidBlock(room.epoch, room.next, at(number), "lobby", 7, "a", str(number))
+            await wait_stored(room.append(said))
 
         for number in range(3):
             await say(number)
             lines = await trio.to_thread.run_sync(history, path)
             assert [line[24:] for line in lines] == [f"[a] {n}" for n in range(number + 1)]
         with reading(path) as reader:
-            runs = reader.read()
-            assert next(runs).run == "0"
+            blocks = reader.read()
+            assert next(blocks).text == "0"
             await say(99)  # nobody waits for who reads, and who reads ends where it began
-            assert [said.run for said in runs] == ["1", "2"]
+            assert [said.text for said in blocks] == ["1", "2"]
     assert not Path(f"{path}-wal").exists()
 
 
 async def test_a_reader_of_much_holds_little_and_may_stop(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     text = "x" * 1000
-    run = "\n".join([text] * 250)
-    await write(path, *[("lobby", n, "a", run) for n in range(300)])  # 75 MB
+    block = "\n".join([text] * 250)
+    await write(path, *[("lobby", n, "a", block) for n in range(300)])  # 75 MB
     program = subprocess.Popen(
         [MULTICHAT, "history", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -249,9 +249,9 @@ async def test_what_of_a_damaged_file_can_be_read_is_shown(tmp_path: Path) -> No
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + b"\xff" * 8192 + whole[middle + 8192 :])
     with reading(path) as reader:
-        runs = [said.run for said in reader.read()]
-        assert runs
-        assert set(runs) == {"x" * 2000}
-        assert len(runs) + reader.damaged == 100
+        blocks = [said.text for said in reader.read()]
+        assert blocks
+        assert set(blocks) == {"x" * 2000}
+        assert len(blocks) + reader.damaged == 100
     with pytest.raises(UnknownId), reading(path) as reader:
         reader.read(since="0-1000000000")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 MARKS = "a" + "\u0301\u0316" * 120_000
 
 
-def spell(**event: object) -> bytes:
+def encode(**event: object) -> bytes:
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -30,26 +30,26 @@ def said_by(name: str) -> bytes:
     ours, theirs = {"client": 7, "name": "Client 7"}, {"client": 8, "name": name}
     return b"".join(
         [
-            spell(type="said", id="x-1", time=name, room="lobby", text="hello", **theirs),
-            spell(type="said", id="x-2", time="", room=name, text="hello", **theirs),
-            spell(type="direct", time="", text="hello", **theirs),
-            spell(type="joined", **theirs),
-            spell(type="renamed", client=8, old=name, name="bob"),
-            spell(type="left", reason=name, **theirs),
-            spell(type="notice", text=name),
-            spell(type="error", code="x", text=name),
-            spell(type="members", room="lobby", members=[ours, theirs]),
-            spell(type="rooms", rooms=[{"room": name, "members": 1}]),
-            spell(type="renamed", client=7, old="Client 7", name=name),
-            spell(type="joined", client=7, name=name, room=name, members=2),
-            spell(type="said", id="x-3", time="", room=name, text=name, client=8, name="bob"),
+            encode(type="said", id="x-1", time=name, room="lobby", text="hello", **theirs),
+            encode(type="said", id="x-2", time="", room=name, text="hello", **theirs),
+            encode(type="direct", time="", text="hello", **theirs),
+            encode(type="joined", **theirs),
+            encode(type="renamed", client=8, old=name, name="bob"),
+            encode(type="left", reason=name, **theirs),
+            encode(type="notice", text=name),
+            encode(type="error", code="x", text=name),
+            encode(type="members", room="lobby", members=[ours, theirs]),
+            encode(type="rooms", rooms=[{"room": name, "members": 1}]),
+            encode(type="renamed", client=7, old="Client 7", name=name),
+            encode(type="joined", client=7, name=name, room=name, members=2),
+            encode(type="said", id="x-3", time="", room=name, text=name, client=8, name="bob"),
         ]
     )
 
 
 def welcome(name: str = "Client 7", room: str = "lobby") -> bytes:
     limits = {"line": 65536, "name": 32}
-    return spell(
+    return encode(
         type="welcome", protocol=1, client=7, name=name, room=room, members=2, limits=limits,
         last=None, server="x", resumed=False, session="x",
     )  # fmt: skip
@@ -68,15 +68,15 @@ async def answer(stream: trio.SocketStream, name: str, room: str, after: str) ->
         line = await client.line()
         if line.startswith("/json"):
             await stream.send_all(welcome(name, room) + said_by(MARKS))
-            await stream.send_all(spell(type="notice", text=after))
+            await stream.send_all(encode(type="notice", text=after))
             continue
         request = json.loads(line)
         nonce = request.get("nonce")
         if request["type"] == "who":
             members = [{"client": 8, "name": MARKS}]
-            await stream.send_all(spell(type="members", room="x", members=members, nonce=nonce))
+            await stream.send_all(encode(type="members", room="x", members=members, nonce=nonce))
         elif request["type"] == "name":
-            await stream.send_all(spell(type="error", code="x", text=MARKS, nonce=nonce))
+            await stream.send_all(encode(type="error", code="x", text=MARKS, nonce=nonce))
 
 
 # The longest lines that a client reads, of characters that are expensive to measure or to break.
@@ -162,8 +162,8 @@ async def test_a_client_on_a_terminal_shows_lines_of_the_greatest_length_and_end
                 for number, filler in enumerate(FILLERS):
                     text = "a" + filler * (MAX_LINE_BYTES // 2 // len(filler.encode()))
                     said = {"client": 8, "name": "bob", "time": "", "room": "lobby"}
-                    await stream.send_all(spell(type="said", id=f"x-{number}", text=text, **said))
-                await stream.send_all(spell(type="notice", text="That was all"))
+                    await stream.send_all(encode(type="said", id=f"x-{number}", text=text, **said))
+                await stream.send_all(encode(type="notice", text="That was all"))
                 with suppress(trio.BrokenResourceError, EOFError):
                     while True:
                         await client.line()
@@ -185,7 +185,7 @@ async def test_ctrl_d_leaves_a_server_that_never_stops_sending(terminal: Termina
                 with suppress(trio.BrokenResourceError):
                     await stream.send_all(welcome())
                     while True:
-                        await stream.send_all(spell(type="notice", text="more") * 100)
+                        await stream.send_all(encode(type="notice", text="more") * 100)
 
         await terminal.open("t", MULTICHAT, "connect", LOOPBACK, str(port))
         nursery.start_soon(flood)

@@ -140,20 +140,20 @@ def check_output(text: str, component: str = "client") -> list[str]:
 # --- A hostile client ----------------------------------------------------------------------------
 
 
-def spell_raw(value: object) -> bytes:
+def encode_raw(value: object) -> bytes:
     """Spell JSON with every character as it is, so that controls stand in it unescaped."""
     if isinstance(value, str):
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         return b'"' + quoted.encode("utf-8", "surrogatepass") + b'"'
     if isinstance(value, dict):
-        fields = (spell_raw(key) + b":" + spell_raw(each) for key, each in value.items())
+        fields = (encode_raw(key) + b":" + encode_raw(each) for key, each in value.items())
         return b"{" + b",".join(fields) + b"}"
     if isinstance(value, list):
-        return b"[" + b",".join(map(spell_raw, value)) + b"]"
+        return b"[" + b",".join(map(encode_raw, value)) + b"]"
     return json.dumps(value).encode()
 
 
-def spell_escaped(value: object) -> bytes:
+def encode_escaped(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -203,7 +203,7 @@ def said_in_json(payload: str) -> list[dict[str, object]]:
 
 
 class Room:
-    """A server with two who listen, one in each voice, and everything that they are told."""
+    """A server with two who listen, one in each protocol, and everything that they are told."""
 
     def __init__(self, network: MemoryServer, text: ScriptedClient, program: ScriptedClient):
         self.network, self.text, self.program = network, text, program
@@ -258,20 +258,20 @@ async def test_a_client_in_text_harms_nobody(
     assert not [event for event in events if event["type"] == "notice"]
 
 
-@pytest.mark.parametrize("spell", [spell_escaped, spell_raw])
+@pytest.mark.parametrize("encode", [encode_escaped, encode_raw])
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 async def test_a_client_in_json_harms_nobody(
-    payload: str, spell: object, log: LogRecorder, autojump_clock: MockClock
+    payload: str, encode: object, log: LogRecorder, autojump_clock: MockClock
 ) -> None:
-    assert callable(spell)
+    assert callable(encode)
     async with room() as here:
         hostile = await here.network.join()
-        hello = spell({"protocol": 1, "name": f"a{payload}", "room": payload})
+        hello = encode({"protocol": 1, "name": f"a{payload}", "room": payload})
         await hostile.stream.send_all(b"/json " + hello + b"\n")
         # What is meant for a room that there cannot be is said in no other.
-        await hostile.stream.send_all(spell({"type": "join", "room": "lobby"}) + b"\n")
+        await hostile.stream.send_all(encode({"type": "join", "room": "lobby"}) + b"\n")
         for request in said_in_json(payload):
-            await hostile.stream.send_all(spell(request) + b"\n")
+            await hostile.stream.send_all(encode(request) + b"\n")
         await trio.sleep(5)
         heard = await here.told(hostile)
         await trio.sleep(5)
@@ -279,7 +279,7 @@ async def test_a_client_in_json_harms_nobody(
     check_told_in_text(text)
     check_log(log.lines)
     events = check_json(program)
-    if spell is spell_escaped:
+    if encode is encode_escaped:
         answers = check_json(heard)
         assert len(answers) >= 10
         texts = [event["text"] for event in events if event["type"] == "said"]
@@ -301,9 +301,9 @@ async def test_a_hello_harms_nobody(log: LogRecorder, autojump_clock: MockClock)
                 [payload],
                 payload,
             ):
-                for spell in (spell_escaped, spell_raw):
+                for encode in (encode_escaped, encode_raw):
                     client = await here.network.join()
-                    await client.stream.send_all(b"/json " + spell(value) + b"\n")
+                    await client.stream.send_all(b"/json " + encode(value) + b"\n")
                     check_lines(await here.told(client))
         check_told_in_text(await here.told(here.text))
         check_json(await here.told(here.program))
@@ -416,7 +416,7 @@ def all_in_json() -> bytes:
     events = [event for payload in PAYLOADS.values() for event in poisoned_events(payload)]
     # Lines behind a goodbye are ignored.
     events.sort(key=lambda event: isinstance(event, dict) and event.get("type") == "goodbye")
-    lines = [spell(event) for event in events for spell in (spell_escaped, spell_raw)]
+    lines = [encode(event) for event in events for encode in (encode_escaped, encode_raw)]
     return b"".join(line + b"\n" for line in lines)
 
 
@@ -439,7 +439,7 @@ async def hear(data: bytes, *, plain: bool = False) -> list[Event]:
         nursery.start_soon(speak)
         with suppress(MultichatError):
             async with open_chat(ours, plain=plain) as chat:
-                assert (chat.voice is JSON) == data.startswith(b'{"type":"welcome"')
+                assert (chat.codec is JSON) == data.startswith(b'{"type":"welcome"')
                 if chat.welcome is not None:
                     events.append(chat.welcome)
                 for each in (chat.name, chat.room):
@@ -463,13 +463,13 @@ async def test_a_program_hears_nothing_harmful_of_a_server_in_text(
         check_events(events)
 
 
-@pytest.mark.parametrize("spell", [spell_escaped, spell_raw])
+@pytest.mark.parametrize("encode", [encode_escaped, encode_raw])
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 async def test_a_program_hears_nothing_harmful_of_a_server_in_json(
-    payload: str, spell: object, autojump_clock: MockClock
+    payload: str, encode: object, autojump_clock: MockClock
 ) -> None:
-    assert callable(spell)
-    data = b"".join(spell(event) + b"\n" for event in [WELCOME, *poisoned_events(payload)])
+    assert callable(encode)
+    data = b"".join(encode(event) + b"\n" for event in [WELCOME, *poisoned_events(payload)])
     events = await hear(data)
     assert len(events) > len(EVENTS)
     check_events(events)
@@ -482,7 +482,7 @@ async def test_a_refusal_says_nothing_harmful(autojump_clock: MockClock) -> None
             {"type": "error", "code": "invalid-name", "text": payload},
         ):
             ours, theirs = trio.testing.memory_stream_pair()
-            await theirs.send_all(spell_escaped(WELCOME) + b"\n" + spell_escaped(event) + b"\n")
+            await theirs.send_all(encode_escaped(WELCOME) + b"\n" + encode_escaped(event) + b"\n")
             with pytest.raises(MultichatError) as refused:
                 async with open_chat(ours, name="alice"):
                     pytest.fail("it was granted")
@@ -523,14 +523,14 @@ async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("voice", ["text", "plain", "json"])
-async def test_connect_shows_nothing_harmful(voice: str, tmp_path: Path) -> None:
-    welcome = spell_escaped(WELCOME) + b"\n"
+@pytest.mark.parametrize("codec", ["text", "plain", "json"])
+async def test_connect_shows_nothing_harmful(codec: str, tmp_path: Path) -> None:
+    welcome = encode_escaped(WELCOME) + b"\n"
     # Who does not answer in JSON at once is waited for; a server that says so is not.
     unknown = b"[Server] unknown command /json\n"
-    says = welcome + all_in_json() if voice == "json" else unknown + all_in_text()
+    says = welcome + all_in_json() if codec == "json" else unknown + all_in_text()
     async with hostile_server(says) as endpoint:
-        shown = check_output(await show(endpoint, tmp_path / "out", plain=voice == "plain"))
+        shown = check_output(await show(endpoint, tmp_path / "out", plain=codec == "plain"))
     assert len([line for line in shown if "FORGED" in line]) > len(PAYLOADS) * 9
 
 
@@ -545,14 +545,14 @@ def without_keys(payload: str) -> list[object]:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("spell", [spell_escaped, spell_raw])
-async def test_json_lines_hold_nothing_harmful_once_decoded(spell: object, tmp_path: Path) -> None:
-    assert callable(spell)
+@pytest.mark.parametrize("encode", [encode_escaped, encode_raw])
+async def test_json_lines_hold_nothing_harmful_once_decoded(encode: object, tmp_path: Path) -> None:
+    assert callable(encode)
     events = [event for payload in PAYLOADS.values() for event in without_keys(payload)]
-    says = b"".join(spell(event) + b"\n" for event in [WELCOME, *events])
+    says = b"".join(encode(event) + b"\n" for event in [WELCOME, *events])
     async with hostile_server(says) as endpoint:
         data = await pass_json(endpoint, tmp_path / "out")
-    if spell is spell_escaped:
+    if encode is encode_escaped:
         assert len(check_json(data)) == 1 + len(events)
     assert is_harmless(data.decode("utf-8"))
     for line in data.decode().split("\n"):
@@ -562,7 +562,7 @@ async def test_json_lines_hold_nothing_harmful_once_decoded(spell: object, tmp_p
 
 @pytest.mark.parametrize("payload", ["\x1b[2J", "\x9b2J", "\u202e", "\n"])
 def test_names_of_fields_hold_nothing_harmful_once_decoded(payload: str) -> None:
-    line = spell_escaped({"type": "notice", payload: "x"}).decode()
+    line = encode_escaped({"type": "notice", payload: "x"}).decode()
     assert is_harmless(clean_json(line))
     assert all(map(is_one_harmless_line, strings(json.loads(clean_json(line)))))
 
@@ -592,8 +592,8 @@ async def test_errands_say_nothing_harmful() -> None:
         {"client": number, "name": payload} for number, payload in enumerate(PAYLOADS.values(), 10)
     ]
     answer = {"type": "members", "room": "lobby", "members": members, "nonce": 1}
-    welcome = spell_escaped(WELCOME) + b"\n"
-    async with hostile_server(welcome, spell_escaped(answer) + b"\n") as endpoint:
+    welcome = encode_escaped(WELCOME) + b"\n"
+    async with hostile_server(welcome, encode_escaped(answer) + b"\n") as endpoint:
         lines = await errands.who(endpoint)
     assert len(lines) == len(PAYLOADS)
     assert all(map(is_one_harmless_line, lines))
@@ -612,8 +612,8 @@ async def test_errands_say_nothing_harmful() -> None:
         for payload in PAYLOADS.values():
             goodbye = {"type": "goodbye", "reason": payload}
             error = {"type": "error", "code": payload, "text": payload, "nonce": 1}
-            nursery.start_soon(fail, welcome, spell_escaped(goodbye))
-            nursery.start_soon(fail, welcome, spell_escaped(error), spell_escaped(goodbye))
+            nursery.start_soon(fail, welcome, encode_escaped(goodbye))
+            nursery.start_soon(fail, welcome, encode_escaped(error), encode_escaped(goodbye))
             text = f"[Server] goodbye: {payload}".encode("utf-8", "surrogatepass")
             nursery.start_soon(fail, text)
 
@@ -637,7 +637,7 @@ async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) ->
         await hostile.send_all(b"/json\n")
         for payload in PAYLOADS.values():
             for request in said_in_json(payload):
-                await hostile.send_all(spell_escaped(request) + b"\n")
+                await hostile.send_all(encode_escaped(request) + b"\n")
             await hostile.send_all(b'{"type":"join","room":"lobby"}\n')
         last = b'{"type":"say","text":"the last"}\n'
         await hostile.send_all(last)
@@ -662,10 +662,10 @@ async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) ->
 
 @pytest.mark.process
 async def test_real_commands_show_nothing_harmful_of_a_server(tmp_path: Path) -> None:
-    welcome = spell_escaped(WELCOME) + b"\n"
+    welcome = encode_escaped(WELCOME) + b"\n"
     error = {"type": "error", "code": "x", "text": PAYLOADS["the clipboard"], "nonce": 1}
     goodbye = {"type": "goodbye", "reason": PAYLOADS["clear the screen"]}
-    refusal = b"".join(spell_escaped(each) + b"\n" for each in (error, goodbye))
+    refusal = b"".join(encode_escaped(each) + b"\n" for each in (error, goodbye))
     commands = {
         "connect --listen": welcome + all_in_json(),
         "connect --plain --listen": all_in_text(),

@@ -10,25 +10,25 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.errors import NotKept
+from multichat.errors import StorageFailed
 from multichat.journal.base import Journal, SessionRecord, newest_of, part_of, within
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 
 from .simulation.journal import Disk, Faults, FaultyJournal
 from .support.journals import (
     ALICE,
     LOTS,
+    encode,
     nonces_of,
     record_of,
     running,
     say,
-    spell,
     texts_before,
     texts_of,
-    wait_kept,
+    wait_stored,
 )
 from .support.processes import WAIT_SECONDS
 
@@ -73,17 +73,17 @@ async def test_what_is_appended_is_numbered_at_once_and_read_as_it_was(kind: Kin
         room = journal.room("lobby")
         assert (room.first, room.next) == (0, 0)
         assert await texts_of(room, 0, 10) == []
-        one = spell(room, "one", time="2025-01-15T10:30:45.123Z")
+        one = encode(room, "one", time="2025-01-15T10:30:45.123Z")
         keepings = [room.append(one)]
         assert room.next == 1
-        act = SaidRun(room.epoch, room.next, "then", "LOBBY", 8, "", "wïnks 😀", act=True)
+        act = SaidBlock(room.epoch, room.next, "then", "LOBBY", 8, "", "wïnks 😀", act=True)
         keepings.append(room.append(act))
         assert room.next == 2
-        more = spell(room, "three", "", "five")
+        more = encode(room, "three", "", "five")
         keepings.append(room.append(more))
         assert (room.first, room.next) == (0, 5)
         for keeping in keepings:
-            await wait_kept(keeping)
+            await wait_stored(keeping)
         assert await room.read(0, 5, max_bytes=LOTS) == [one, act, more]
 
 
@@ -114,11 +114,11 @@ async def test_the_newest_messages_below_a_number_are_read_backwards(kind: Kind)
         room = journal.room("lobby")
         assert await room.read_before(5, max_messages=3, max_bytes=LOTS) == []
         sizes = (1, 3, 1, 4, 3)
-        runs = [
+        blocks = [
             await say(room, *(f"{start}{n}" for n in range(size)))
             for start, size in zip("abcde", sizes, strict=True)
         ]
-        texts = [text for run in runs for text in run.run.split("\n")]
+        texts = [text for block in blocks for text in block.text.split("\n")]
         for stop in range(15):
             for most in (1, 2, 5, 100):
                 wanted = texts[max(0, min(stop, 12) - most) : stop]
@@ -126,7 +126,7 @@ async def test_the_newest_messages_below_a_number_are_read_backwards(kind: Kind)
                 wanted = wanted[-2:]  # two of three bytes each, with their LF
                 assert await texts_before(room, stop, max_messages=most, max_bytes=6) == wanted
         assert await texts_before(room, 12, max_messages=9, max_bytes=0) == ["e2"]
-        assert await room.read_before(12, max_messages=8, max_bytes=LOTS) == runs[2:]
+        assert await room.read_before(12, max_messages=8, max_bytes=LOTS) == blocks[2:]
 
 
 async def test_the_bytes_of_what_is_read_backwards_are_those_of_utf_8(kind: Kind) -> None:
@@ -147,17 +147,17 @@ async def test_the_bytes_of_what_is_read_backwards_are_those_of_utf_8(kind: Kind
 def test_reading_backwards_takes_no_run_that_it_does_not_need(
     said: list[list[str]], stop: int, max_messages: int, max_bytes: int
 ) -> None:
-    runs: list[SaidRun] = []
+    blocks: list[SaidBlock] = []
     for texts in said:
-        first = runs[-1].first + runs[-1].run.count("\n") + 1 if runs else 0
-        runs.append(SaidRun("e", first, "", "lobby", 1, "a", "\n".join(texts)))
-    taken: list[SaidRun] = []
+        first = blocks[-1].first + blocks[-1].text.count("\n") + 1 if blocks else 0
+        blocks.append(SaidBlock("e", first, "", "lobby", 1, "a", "\n".join(texts)))
+    taken: list[SaidBlock] = []
 
-    def backwards() -> Iterator[SaidRun]:
-        for run in reversed(runs):
-            if run.first < stop:
-                taken.append(run)
-            yield run
+    def backwards() -> Iterator[SaidBlock]:
+        for block in reversed(blocks):
+            if block.first < stop:
+                taken.append(block)
+            yield block
 
     found = newest_of(backwards(), stop, max_messages=max_messages, max_bytes=max_bytes)
     numbered = list(enumerate([text for texts in said for text in texts]))[:stop]
@@ -167,7 +167,9 @@ def test_reading_backwards_takes_no_run_that_it_does_not_need(
         if max_bytes < 0 and wanted:
             break
         wanted.insert(0, (number, text))
-    assert [each for run in found for each in enumerate(run.run.split("\n"), run.first)] == wanted
+    assert [
+        each for block in found for each in enumerate(block.text.split("\n"), block.first)
+    ] == wanted
     assert len(taken) <= len(found) + 1
 
 
@@ -291,12 +293,12 @@ async def test_what_was_taken_is_kept_when_it_ends(kind: Kind) -> None:
     journal = kind.make()
     async with running(journal):
         room = journal.room("lobby")
-        keepings = [room.append(spell(room, f"last words {n}")) for n in range(100)]
+        keepings = [room.append(encode(room, f"last words {n}")) for n in range(100)]
     for keeping in keepings:
-        await wait_kept(keeping)
+        await wait_stored(keeping)
     if kind.outlives:
-        with pytest.raises(NotKept, match="closing"):
-            room.append(spell(room, "too late"))
+        with pytest.raises(StorageFailed, match="closing"):
+            room.append(encode(room, "too late"))
         assert room.next == 100
         async with running(kind.make()) as again:
             room = again.room("lobby")
@@ -306,13 +308,13 @@ async def test_what_was_taken_is_kept_when_it_ends(kind: Kind) -> None:
 async def test_what_cannot_be_spelled_is_its_callers_mistake_alone(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        keeping = room.append(spell(room, "before"))
+        keeping = room.append(encode(room, "before"))
         if kind.outlives:
             with pytest.raises(UnicodeEncodeError):
-                room.append(spell(room, "half a pair: \ud83d"))
+                room.append(encode(room, "half a pair: \ud83d"))
             with pytest.raises(UnicodeEncodeError):
-                room.append(spell(room, "x"), ("\ud83d",))
-        await wait_kept(keeping)
+                room.append(encode(room, "x"), ("\ud83d",))
+        await wait_stored(keeping)
         await say(room, "after")
         assert await texts_of(room, 0, 9) == ["before", "after"]
 
@@ -356,7 +358,7 @@ async def test_no_number_that_somebody_spoke_with_is_given_again(kind: Kind) -> 
         pytest.skip("its numbers begin anew")
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        await wait_kept(room.append(spell(room, "x", client=300)))
+        await wait_stored(room.append(encode(room, "x", client=300)))
     async with running(kind.make()) as journal:
         assert journal.clients_ever == 300
         journal.keep_session(
@@ -372,8 +374,8 @@ async def test_nonces_are_what_they_were_and_go_with_their_session(kind: Kind) -
     async with running(journal):
         den = journal.room("den")
         journal.keep_session(ALICE, connected=True)
-        said = spell(den, "x", "y", "z")
-        await wait_kept(den.append(said, ("n", None, 5), b"xxxxyyyyzzzz"))
+        said = encode(den, "x", "y", "z")
+        await wait_stored(den.append(said, ("n", None, 5), b"xxxxyyyyzzzz"))
         await say(den, "none")
         await say(den, "w", nonces=("5",))
         if not kind.outlives:
@@ -418,26 +420,26 @@ lines = st.lists(st.text(alphabet="aé😀", max_size=5), min_size=1, max_size=2
 def test_part_of_a_run_is_the_messages_with_those_numbers(
     texts: list[str], start: int, stop: int
 ) -> None:
-    said = SaidRun("e", 40, "now", "lobby", 1, "a", "\n".join(texts))
+    said = SaidBlock("e", 40, "now", "lobby", 1, "a", "\n".join(texts))
     wanted = [text for number, text in enumerate(texts, 40) if start <= number < stop]
     part = part_of(said, start, stop)
-    assert ([] if part is None else part.run.split("\n")) == wanted
+    assert ([] if part is None else part.text.split("\n")) == wanted
     assert part is None or part.first == max(40, start)
 
 
 @given(st.lists(lines, min_size=1, max_size=4), st.integers(0, 80))
 def test_within_a_bound_is_as_much_as_fits_and_one_message(
-    runs: list[list[str]], max_bytes: int
+    blocks: list[list[str]], max_bytes: int
 ) -> None:
-    whole: list[SaidRun] = []
+    whole: list[SaidBlock] = []
     first = 0
-    for texts in runs:
-        whole.append(SaidRun("e", first, "now", "lobby", 1, "a", "\n".join(texts)))
+    for texts in blocks:
+        whole.append(SaidBlock("e", first, "now", "lobby", 1, "a", "\n".join(texts)))
         first += len(texts)
     taken = within(whole, max_bytes)
-    taken_texts = [text for said in taken for text in said.run.split("\n")]
-    all_texts = [text for texts in runs for text in texts]
+    taken_texts = [text for said in taken for text in said.text.split("\n")]
+    all_texts = [text for texts in blocks for text in texts]
     assert taken_texts == all_texts[: len(taken_texts)]
     assert taken_texts
-    size = sum(len(said.run.encode()) for said in taken)
+    size = sum(len(said.text.encode()) for said in taken)
     assert size <= max_bytes or len(taken_texts) == 1

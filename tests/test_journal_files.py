@@ -22,7 +22,7 @@ import pytest
 import trio
 import trio.testing
 
-from multichat.errors import JournalFailed, NotKept, NotRead
+from multichat.errors import JournalFailed, NotRead, StorageFailed
 from multichat.journal.sqlite.file import open_file
 from multichat.journal.sqlite.file_lock import FileLock, is_locked
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
@@ -31,7 +31,7 @@ from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import ScriptedClient, memory_server
 
-from .support.journals import running, say, spell, texts_of, tidy, wait_kept
+from .support.journals import encode, running, say, texts_of, tidy, wait_stored
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from .support.sockets import open_client
@@ -239,8 +239,8 @@ async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_p
         for _ in range(150):
             for _ in range(rng.randrange(1, 60)):
                 room = rng.choice(rooms)
-                keeping = room.append(spell(room, "x" * rng.randrange(20, 900)))
-            await wait_kept(keeping)
+                keeping = room.append(encode(room, "x" * rng.randrange(20, 900)))
+            await wait_stored(keeping)
             if rng.random() < 0.5:
                 await journal._tidy()
             if rng.random() < 0.12:
@@ -515,8 +515,8 @@ async def test_messages_are_refused_when_the_files_of_the_journal_are_gone(
             case _:
                 (tmp_path / "folder").rename(tmp_path / "other")
                 (tmp_path / "folder").mkdir()
-        with trio.fail_after(60), pytest.raises(NotKept, match=NOT_IN_PLACE):
-            await wait_kept(room.append(spell(room, "two")))
+        with trio.fail_after(60), pytest.raises(StorageFailed, match=NOT_IN_PLACE):
+            await wait_stored(room.append(encode(room, "two")))
         assert room.next == 1
     [line] = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
     advice = "SIGTERM, which saves what was in it" if what == "its -wal" else MOVED
@@ -892,7 +892,7 @@ async def test_the_log_has_the_same_failure_once(
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             for _ in range(3):
-                with pytest.raises(NotKept):
+                with pytest.raises(StorageFailed):
                     await say(room, "two")
             other.execute("ROLLBACK")
         await say(room, "two")

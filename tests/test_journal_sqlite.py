@@ -21,7 +21,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multichat.errors import JournalFailed, NotKept
+from multichat.errors import JournalFailed, StorageFailed
 from multichat.journal.base import Keeping, RoomJournal, SessionRecord, newest_of
 from multichat.journal.retention import MIN_BYTES, Moment
 from multichat.journal.sqlite.deletion import Deletions
@@ -31,25 +31,25 @@ from multichat.journal.sqlite.journal import Durability, Retention, SqliteJourna
 from multichat.journal.sqlite.queries import Rows, SessionRow
 from multichat.journal.sqlite.queue import JobQueue
 from multichat.journal.sqlite.reader import open_reader
-from multichat.journal.sqlite.reading import read_runs_backwards
+from multichat.journal.sqlite.reading import read_blocks_backwards
 from multichat.journal.sqlite.reserve import Reserve
 from multichat.journal.sqlite.schema import APPLICATION_ID, MIGRATIONS
-from multichat.protocol.messages import MAX_UNACCEPTED, SaidRun
+from multichat.protocol.messages import MAX_UNACCEPTED, SaidBlock
 
 from .support.disks import mounted
 from .support.journals import (
     ALICE,
     LOTS,
     OLD_TOKENS,
+    encode,
     nonces_of,
     old_journal,
     record_of,
     running,
     say,
-    spell,
     texts_of,
     tidy,
-    wait_kept,
+    wait_stored,
 )
 from .support.log import LogRecorder
 
@@ -103,8 +103,8 @@ async def test_reading_backwards_reads_little_more_from_the_file_than_it_returns
 
     with closing(open_for_reading(path)) as connection:
         connection.text_factory = count
-        with closing(read_runs_backwards(connection, 1, 150, [])) as runs:
-            found = newest_of(runs, 150, max_messages=100, max_bytes=50_000)
+        with closing(read_blocks_backwards(connection, 1, 150, [])) as blocks:
+            found = newest_of(blocks, 150, max_messages=100, max_bytes=50_000)
     assert [said.first for said in found] == [146, 147, 148, 149]
     assert 40_000 < read_bytes < 55_000
 
@@ -252,11 +252,11 @@ async def test_cancelling_it_while_the_disk_is_busy_loses_nothing(tmp_path: Path
         async with running(SqliteJournal(path)) as journal:
             room = journal.room("lobby")
             for n in range(3):
-                keepings.append(room.append(spell(room, f"{turns}.{n}")))
+                keepings.append(room.append(encode(room, f"{turns}.{n}")))
                 for _ in range(turns):
                     await trio.lowlevel.checkpoint()
         for keeping in keepings:
-            await wait_kept(keeping)
+            await wait_stored(keeping)
     assert await all_texts(path) == [f"{turns}.{n}" for turns in range(6) for n in range(3)]
 
 
@@ -344,7 +344,7 @@ async def test_a_journal_opens_after_analyze_and_with_plain_indexes_of_its_owner
     await write(path, "two")
     assert await all_texts(path) == ["one", "two"]
     with open_reader(path) as reader:
-        assert [said.run for said in reader.read()] == ["one", "two"]
+        assert [said.text for said in reader.read()] == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -502,12 +502,12 @@ async def test_a_read_only_file_system(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         assert await refusal(path) == f"nothing can be written to {disk}"
         with open_reader(path) as reader:
-            assert [said.run for said in reader.read()] == ["one", "two", "three"]
+            assert [said.text for said in reader.read()] == ["one", "two", "three"]
         with open_reader(copy) as reader:  # with the WAL of a server that was killed
-            assert [said.run for said in reader.read()] == ["one", "two", "three"]
+            assert [said.text for said in reader.read()] == ["one", "two", "three"]
         try:
             with open_reader(bare) as reader:
-                assert [said.run for said in reader.read()] == ["one", "two", "three"]
+                assert [said.text for said in reader.read()] == ["one", "two", "three"]
         except JournalFailed as failure:
             assert str(failure).endswith("copy it, with its -wal, to read it")  # noqa: PT017
 
@@ -575,26 +575,26 @@ async def test_a_full_disk_is_said_and_it_goes_on_when_there_is_room(
             for cycle in range(2):
                 reasons: set[str] = set()
                 for n in range(2000):
-                    runs = []
+                    blocks = []
                     for i in range(3):
-                        said = spell(room, f"{cycle}.{n}.{i} " + "x" * 2000)
-                        runs.append((said, room.append(said)))
-                    for said, keeping in runs:
+                        said = encode(room, f"{cycle}.{n}.{i} " + "x" * 2000)
+                        blocks.append((said, room.append(said)))
+                    for said, keeping in blocks:
                         try:
-                            await wait_kept(keeping)
-                        except NotKept as error:
+                            await wait_stored(keeping)
+                        except StorageFailed as error:
                             reasons.add(error.reason)
                         else:
-                            kept.append(said.run)
+                            kept.append(said.text)
                     assert room.next == len(kept)  # no gaps, whatever failed
                     if reasons:
                         break
                 assert reasons == {reason}
                 # A session waits until there is room; who says something does not.
                 journal.keep_session(ALICE, connected=True)
-                keeping = room.append(spell(room, "y" * 1_000_000))
-                with pytest.raises(NotKept, match=reason):
-                    await wait_kept(keeping)
+                keeping = room.append(encode(room, "y" * 1_000_000))
+                with pytest.raises(StorageFailed, match=reason):
+                    await wait_stored(keeping)
                 assert await texts_of(room, 0, LOTS) == kept  # what is kept is read
                 add(2 << 20)
                 await say(room, f"room again {cycle}")
@@ -613,7 +613,7 @@ async def test_messages_wait_while_another_program_holds_the_file(
         await say(room, "one")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            keeping = room.append(spell(room, "two"))
+            keeping = room.append(encode(room, "two"))
             assert keeping is not None
             kept = trio.Event()
 
@@ -630,15 +630,15 @@ async def test_messages_wait_while_another_program_holds_the_file(
             mock_clock.rate = 0
             number = room.next
             other.execute("BEGIN IMMEDIATE")
-            keeping = room.append(spell(room, "lost"))
+            keeping = room.append(encode(room, "lost"))
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(1001)
-            with pytest.raises(NotKept, match="another program is using it"):
-                await wait_kept(keeping)
+            with pytest.raises(StorageFailed, match="another program is using it"):
+                await wait_stored(keeping)
             assert room.next == number
             # The next one fails without waiting: the clock stands still.
-            with pytest.raises(NotKept, match="another program is using it"):
-                await wait_kept(room.append(spell(room, "lost")))
+            with pytest.raises(StorageFailed, match="another program is using it"):
+                await wait_stored(room.append(encode(room, "lost")))
             assert room.next == number
             other.execute("ROLLBACK")
         await say(room, "three")
@@ -655,9 +655,9 @@ async def test_a_message_that_is_not_written_before_the_journal_closes_is_an_err
             room = journal.room("lobby")
             await say(room, "one")
             other.execute("BEGIN IMMEDIATE")
-            keeping = room.append(spell(room, "two"))
-        with pytest.raises(NotKept):
-            await wait_kept(keeping)
+            keeping = room.append(encode(room, "two"))
+        with pytest.raises(StorageFailed):
+            await wait_stored(keeping)
         assert room.next == 1
         other.execute("ROLLBACK")
     assert await all_texts(path) == ["one"]
@@ -671,14 +671,14 @@ async def test_messages_around_a_damaged_page_can_be_read(tmp_path: Path, log: L
     path.write_bytes(whole[:middle] + b"\xff" * 16384 + whole[middle + 16384 :])
     async with running(SqliteJournal(path)) as journal:  # nobody reads all of it first
         room = journal.room("lobby")
-        runs = await room.read(0, 200, max_bytes=LOTS)
-        numbers = [run.first for run in runs]
+        blocks = await room.read(0, 200, max_bytes=LOTS)
+        numbers = [block.first for block in blocks]
         lost = sorted({*range(200)} - {*numbers})
         assert numbers == sorted({*numbers})
-        assert all(run.run.startswith(f"{run.first} ") for run in runs)
+        assert all(block.text.startswith(f"{block.first} ") for block in blocks)
         assert 1 <= len(lost) <= 10
         before = await room.read_before(200, max_messages=200, max_bytes=LOTS)
-        assert before == runs
+        assert before == blocks
         assert await room.read(lost[0], lost[0] + 1, max_bytes=LOTS) == []
     assert len([line for line in log.lines if "Messages of lobby cannot be read" in line]) == 1
 
@@ -687,14 +687,14 @@ async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
     limits = SqliteLimits(waiting_bytes=10_000)
     async with running(SqliteJournal(tmp_path / "chat.db", limits=limits)) as journal:
         room = journal.room("lobby")
-        keepings = [room.append(spell(room, "x" * 20_000))]  # what is alone may be larger
-        with pytest.raises(NotKept, match="the disk does not keep up"):
-            room.append(spell(room, "y"))
+        keepings = [room.append(encode(room, "x" * 20_000))]  # what is alone may be larger
+        with pytest.raises(StorageFailed, match="the disk does not keep up"):
+            room.append(encode(room, "y"))
         assert room.next == 1
-        await wait_kept(keepings[0])
-        keepings = [room.append(spell(room, "y" * 3000)) for _ in range(3)]
+        await wait_stored(keepings[0])
+        keepings = [room.append(encode(room, "y" * 3000)) for _ in range(3)]
         for keeping in keepings:
-            await wait_kept(keeping)
+            await wait_stored(keeping)
 
 
 async def test_a_deleted_session_leaves_no_nonces_of_messages_that_waited(tmp_path: Path) -> None:
@@ -705,13 +705,13 @@ async def test_a_deleted_session_leaves_no_nonces_of_messages_that_waited(tmp_pa
         room = journal.room("lobby")
         async with journal._writing:  # all of it waits
             for n in range(10):
-                said = spell(room, f"{n} " + "x" * 50_000)
+                said = encode(room, f"{n} " + "x" * 50_000)
                 assert said.client == ALICE.client
                 keeping = room.append(said, (n,))
                 journal.keep_session(ALICE, connected=True)
             journal.forget_session(ALICE.digest)
             assert await journal.session(ALICE.digest) is None
-        await wait_kept(keeping)
+        await wait_stored(keeping)
         assert journal.commits > 1
     with closing(sqlite3.connect(path)) as connection:
         for table in ("sessions", "nonces"):
@@ -750,7 +750,7 @@ async def test_of_a_transaction_that_failed_nothing_is_in_the_next(tmp_path: Pat
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         await say(room, "one")
-        rows, said = journal._rows, spell(room, "two")
+        rows, said = journal._rows, encode(room, "two")
         async with journal._writing:  # the journal's own thread does nothing meanwhile
             with pytest.raises(sqlite3.OperationalError, match="made up"), rows.transaction():
                 rows.say(room, said, 1, 3)
@@ -811,8 +811,8 @@ async def test_of_each_room_so_many_messages_are_kept(tmp_path: Path) -> None:
         loud, quiet = journal.room("loud"), journal.room("quiet")
         await say(quiet, "still here")
         for n in range(1500):
-            keeping = loud.append(spell(loud, f"{n}"))
-        await wait_kept(keeping)
+            keeping = loud.append(encode(loud, f"{n}"))
+        await wait_stored(keeping)
         await tidy(journal)
         assert (loud.first, loud.next) == (1400, 1500)
         assert await texts_of(loud, 0, LOTS) == [f"{n}" for n in range(1400, 1500)]
@@ -830,8 +830,8 @@ async def test_the_file_does_not_stay_larger_than_it_may(tmp_path: Path) -> None
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for _ in range(400):
-            keeping = room.append(spell(room, *[text] * 20))
-        await wait_kept(keeping)
+            keeping = room.append(encode(room, *[text] * 20))
+        await wait_stored(keeping)
     assert path.stat().st_size > 8_000_000
     async with running(SqliteJournal(path, retention=Retention(max_bytes=limit))) as journal:
         room = journal.room("lobby")
@@ -847,10 +847,10 @@ async def test_a_step_of_tidying_is_bounded(tmp_path: Path) -> None:
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for _ in range(1200):
-            keeping = room.append(spell(room, "x"))
+            keeping = room.append(encode(room, "x"))
         for _ in range(30):
-            keeping = room.append(spell(room, *["x" * 1000] * 1000))
-        await wait_kept(keeping)
+            keeping = room.append(encode(room, *["x" * 1000] * 1000))
+        await wait_stored(keeping)
     # The journal's own thread has ended: a connection is for one thread at a time.
     opened = open_file(path, durable=False)
     with closing(opened.connection) as connection, closing(opened.lock):
@@ -877,8 +877,8 @@ async def test_each_client_has_its_last_nonces(tmp_path: Path) -> None:
             room = journal.room("lobby")
             journal.keep_session(ALICE, connected=True)
             for n in range(start, start + 5000, 2):
-                keeping = room.append(spell(room, "x", "y"), (n, f"{n + 1}"))
-            await wait_kept(keeping)
+                keeping = room.append(encode(room, "x", "y"), (n, f"{n + 1}"))
+            await wait_stored(keeping)
     async with running(SqliteJournal(path)) as journal:
         found = await nonces_of(journal, ALICE)
         assert [number for _, _, number in found] == list(range(10_000 - MAX_UNACCEPTED, 10_000))
@@ -894,8 +894,8 @@ async def test_nonces_are_bounded_however_often_a_server_begins_anew(tmp_path: P
         async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
             room = journal.room("lobby")
             for n in range(600):
-                keeping = room.append(spell(room, "x"), (n,))
-            await wait_kept(keeping)
+                keeping = room.append(encode(room, "x"), (n,))
+            await wait_stored(keeping)
     with closing(sqlite3.connect(path)) as connection:
         [rows] = connection.execute("SELECT count(*) FROM nonces").fetchone()
     assert rows <= MAX_UNACCEPTED + 600
@@ -956,7 +956,7 @@ async def test_a_file_of_version_1_is_opened_with_everything_in_it(tmp_path: Pat
     """Made by multichat 0.1.0: see `tests/data`."""
     path = old_journal(tmp_path / "chat.db", version=1)
     with open_reader(path) as reader:
-        assert [said.run for said in reader.read(room="lobby")] == ["hello", "it is quiet here"]
+        assert [said.text for said in reader.read(room="lobby")] == ["hello", "it is quiet here"]
     for _ in range(2):
         async with running(SqliteJournal(path)) as journal:
             lobby, kitchen = journal.room("lobby"), journal.room("kitchen")
@@ -1026,7 +1026,7 @@ async def test_no_question_reads_through_a_table(tmp_path: Path) -> None:
                     assert allowed or "min(" in question or "max(" in question, (question, plan)
 
 
-def fill(path: Path, runs: int) -> None:
+def fill(path: Path, blocks: int) -> None:
     """Write so many runs of ten messages, as the journal would, but in one transaction."""
     opened = open_file(path, durable=False)
     with closing(opened.lock), closing(opened.connection):
@@ -1040,10 +1040,10 @@ def fill(path: Path, runs: int) -> None:
 
         room = Room()
         with rows.transaction():
-            for n in range(runs):
-                run = "\n".join(f"message {10 * n + i} of some length" for i in range(10))
-                said = SaidRun(Room.epoch, 10 * n, "now", "lobby", 7, "alice", run)
-                rows.say(room, said, 10, len(run))
+            for n in range(blocks):
+                block = "\n".join(f"message {10 * n + i} of some length" for i in range(10))
+                said = SaidBlock(Room.epoch, 10 * n, "now", "lobby", 7, "alice", block)
+                rows.say(room, said, 10, len(block))
 
 
 async def test_a_million_messages_take_no_longer_than_a_thousand(tmp_path: Path) -> None:
@@ -1123,14 +1123,14 @@ async def test_whatever_is_done_it_is_a_list_with_its_front_missing(
                 if kind == "say":
                     room = journal.room(name)
                     texts = [f"{len(model[name]) + i}" for i in range(n)]
-                    keepings.append(room.append(spell(room, *texts)))
+                    keepings.append(room.append(encode(room, *texts)))
                     model[name] += texts
                     continue
                 if kind == "reopen":
                     most, least = n, min(least, n)
                     return True
                 for keeping in keepings:
-                    await wait_kept(keeping)
+                    await wait_stored(keeping)
                 if kind == "tidy":
                     await tidy(journal)
                     for each in "ab":

@@ -134,7 +134,7 @@ async def test_a_server_that_does_not_answer_is_called_again_and_nothing_is_lost
 async def test_a_server_that_waits_for_a_slow_client_is_not_dead(
     autojump_clock: MockClock,
 ) -> None:
-    config = ServerConfig(slow_timeout_seconds=300, mailbox_batches=1)
+    config = ServerConfig(slow_timeout_seconds=300, send_queue_batches=1)
     async with memory_server(config) as network:
         await network.stalled()
         async with network.chat() as chat, trio.open_nursery() as nursery:

@@ -43,7 +43,7 @@ async def run_and_kill(
     crowd: Crowd,
     dice: random.Random,
     journal: Path,
-    patience: trio.CancelScope,
+    timeout: trio.CancelScope,
 ) -> None:
     """Run a server until it has been killed so often; the last one stays."""
     for kills in range(KILLS + 1):
@@ -51,7 +51,7 @@ async def run_and_kill(
             await one.wait_for("Listening on")
             if kills == KILLS:
                 crowd.hush()
-                patience.deadline = trio.current_time() + SETTLE_SECONDS
+                timeout.deadline = trio.current_time() + SETTLE_SECONDS
                 await trio.sleep_forever()
             while not crowd.ready:
                 await trio.sleep(0.05)
@@ -73,7 +73,7 @@ async def said_in(path: Path, room: str) -> list[str]:
         its = journal.room(room)
         runs = await its.read(its.first, its.next, max_bytes=1 << 40)
         nursery.cancel_scope.cancel(reason="all was read")
-    return [text for run in runs for text in run.run.split("\n")]
+    return [text for run in runs for text in run.text.split("\n")]
 
 
 async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
@@ -86,11 +86,11 @@ async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path
         crowd = Crowd(port, seed, rooms=ROOMS, members=MEMBERS, burst=20, pause_seconds=0.05)
         async with trio.open_nursery() as nursery:
             dice = random.Random(f"{seed} kills")
-            with trio.CancelScope() as patience:
-                nursery.start_soon(run_and_kill, tmp_path, port, crowd, dice, path, patience)
+            with trio.CancelScope() as timeout:
+                nursery.start_soon(run_and_kill, tmp_path, port, crowd, dice, path, timeout)
                 await crowd.run()
             sys.stdout.write(f"{crowd.statistics()}\n")
-            if patience.cancelled_caught:
+            if timeout.cancelled_caught:
                 pytest.fail(f"seed {seed}: {crowd.waiting()}")
             nursery.cancel_scope.cancel(reason="all was heard")
     crowd.check()

@@ -10,11 +10,11 @@ from multichat.protocol.codecs import TEXT
 from multichat.protocol.commands import disguised_command, looks_like, parse_line, say_literally
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.json_lines import clean_json
-from multichat.protocol.messages import Notice, Said, SayRun
+from multichat.protocol.messages import Notice, Said, SayBlock
 from multichat.protocol.names import fold_name, visible_name
 from multichat.terminal.completion import complete, expand_reply
 from multichat.terminal.mention import find_mentions
-from multichat.terminal.render import Look, Us
+from multichat.terminal.render import Renderer, Us
 from multichat.terminal.wrap import wrap
 
 pytestmark = pytest.mark.unit
@@ -41,10 +41,10 @@ ACTIONS: dict[str, Callable[[str], object]] = {
     "leave out what is invisible": visible_name,
     "wrap": lambda text: wrap([("", "10:30 bob  "), ("", text)], 80),
     "wrap on a narrow terminal": lambda text: wrap([("", f"10:30 bob  {text}")], 9),
-    "show what was said": lambda text: Look().event(Said(name="bob", text=text), US, NOW),
-    "show a name": lambda text: Look().event(Said(name=text, text="x"), US, NOW),
-    "show a notice": lambda text: Look().event(Notice(text), US, NOW),
-    "show what was typed": lambda text: Look().typed(SayRun(text), US, NOW),
+    "show what was said": lambda text: Renderer().event(Said(name="bob", text=text), US, NOW),
+    "show a name": lambda text: Renderer().event(Said(name=text, text="x"), US, NOW),
+    "show a notice": lambda text: Renderer().event(Notice(text), US, NOW),
+    "show what was typed": lambda text: Renderer().typed(SayBlock(text), US, NOW),
     "find a Latin mention": lambda text: list(find_mentions(text, "xx")),
     "find a Korean mention": lambda text: list(find_mentions(text, "\uac00\uac00")),
     "find a Hebrew mention": lambda text: list(find_mentions(text, "\u05d0\u05d0")),

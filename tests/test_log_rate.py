@@ -198,8 +198,8 @@ class Counter(Log):
         self.runs: list[str] = []
         self.left_out = 0
 
-    def said(self, speaker: str, run: str, clients: int, tag: str = "RX") -> None:
-        self.runs.append(run)
+    def said(self, speaker: str, block: str, clients: int, tag: str = "RX") -> None:
+        self.runs.append(block)
 
     def line(self, tag: str, text: str, level: int = logging.INFO) -> None:
         self.left_out += int(text.split()[1].replace(",", ""))
@@ -213,13 +213,13 @@ def test_a_flood_is_cut_once_for_each_batch() -> None:
             for _ in range(100):
                 client.said("[Client 1]", "\n".join(["a"] * 20_000), 20_000, 1)
             nursery.cancel_scope.cancel()
-        assert [run.count("a") for run in log.runs] == [BURST]
+        assert [block.count("a") for block in log.runs] == [BURST]
 
     run_on_mock_clock(main)
 
 
-runs = st.lists(st.sampled_from(["a", "bc" * 1000, "d" * 5000]), min_size=1, max_size=300)
-steps = st.lists(st.tuples(runs, st.sampled_from([0.0, 0.01, 0.3, 1.5])), max_size=15)
+blocks = st.lists(st.sampled_from(["a", "bc" * 1000, "d" * 5000]), min_size=1, max_size=300)
+steps = st.lists(st.tuples(blocks, st.sampled_from([0.0, 0.01, 0.3, 1.5])), max_size=15)
 
 
 @given(steps, st.sampled_from([1.0, 7.5, 100.0]))
@@ -236,7 +236,7 @@ def test_each_line_is_logged_or_counted_and_the_log_stays_within_its_rate(
                 client.said("[Client 1]", "\n".join(texts), len(texts), 1)
                 assert "\n".join(texts).startswith("".join(log.runs[before:]))
                 messages += len(texts)
-                logged = sum(run.count("\n") + 1 for run in log.runs)
+                logged = sum(block.count("\n") + 1 for block in log.runs)
                 most = rate * (seconds + BURST_SECONDS) + 1e-6
                 assert logged <= most
                 long = max(
@@ -246,7 +246,7 @@ def test_each_line_is_logged_or_counted_and_the_log_stays_within_its_rate(
                 await trio.sleep(pause)
                 seconds += pause
             rates.close(client)
-            assert log.left_out == messages - sum(run.count("\n") + 1 for run in log.runs)
+            assert log.left_out == messages - sum(block.count("\n") + 1 for block in log.runs)
             nursery.cancel_scope.cancel()
 
     run_on_mock_clock(main)

@@ -29,7 +29,7 @@ from multichat.protocol.messages import (
     Reconnected,
     Renamed,
     Said,
-    SayRun,
+    SayBlock,
     Welcome,
 )
 from multichat.terminal.render import (
@@ -37,7 +37,7 @@ from multichat.terminal.render import (
     NAME_COLORS,
     WARNING,
     Fragments,
-    Look,
+    Renderer,
     Us,
     mentions,
     name_style,
@@ -54,14 +54,14 @@ def plain(fragments: Fragments) -> str:
 
 
 def shown(event: Event, us: Us = US, now: datetime = NOW) -> list[str]:
-    return [plain(line.fragments) for line in Look(UTC).event(event, us, now)]
+    return [plain(line.fragments) for line in Renderer(UTC).event(event, us, now)]
 
 
 # --- What is said -----------------------------------------------------------------------------
 
 
 def test_what_somebody_says() -> None:
-    [line] = Look(UTC).event(Said(client=2, name="bob", text="Hello"), US, NOW)
+    [line] = Renderer(UTC).event(Said(client=2, name="bob", text="Hello"), US, NOW)
     assert plain(line.fragments) == "10:30 bob  Hello"
     assert (f"{name_style('bob')} bold", "bob") in line.fragments
     assert line.fragments[0] == (DIM, "10:30 ")
@@ -71,7 +71,7 @@ def test_what_somebody_says() -> None:
 def test_the_time_is_the_servers_where_it_says_one_and_is_shown_in_our_zone() -> None:
     said = Said(time="2025-01-15T08:05:59.999Z", client=2, name="bob", text="Hello")
     assert shown(said) == ["08:05 bob  Hello"]
-    [line] = Look(timezone(timedelta(hours=5))).event(said, US, NOW)
+    [line] = Renderer(timezone(timedelta(hours=5))).event(said, US, NOW)
     assert plain(line.fragments) == "13:05 bob  Hello"
 
 
@@ -85,7 +85,7 @@ def test_what_somebody_does() -> None:
 
 
 def test_what_is_said_to_us_alone_calls_us() -> None:
-    [line] = Look(UTC).event(Directed(client=2, name="bob", text="psst"), US, NOW)
+    [line] = Renderer(UTC).event(Directed(client=2, name="bob", text="psst"), US, NOW)
     assert plain(line.fragments) == "10:30 bob → you  psst"
     assert line.calls
 
@@ -98,8 +98,8 @@ def test_a_line_without_a_name_does_not_pass_for_one_with(text: str) -> None:
 
 
 def test_our_own_words_are_marked_as_ours() -> None:
-    [typed] = Look(UTC).typed(SayRun("Hello, alice"), US, NOW)
-    [heard] = Look(UTC).event(Said(client=1, name="alice", text="Hello, alice"), US, NOW)
+    [typed] = Renderer(UTC).typed(SayBlock("Hello, alice"), US, NOW)
+    [heard] = Renderer(UTC).event(Said(client=1, name="alice", text="Hello, alice"), US, NOW)
     assert typed == heard, "as after a resume, or on another of our terminals"
     assert plain(typed.fragments) == "10:30 alice  Hello, alice"
     assert (f"{name_style('alice')} bold underline", "alice") in typed.fragments
@@ -107,8 +107,8 @@ def test_our_own_words_are_marked_as_ours() -> None:
 
 
 def test_the_kinds_of_what_we_say() -> None:
-    look = Look(UTC)
-    requests = (SayRun("one\ntwo"), Act("waves"), Direct("bob", "psst"), Direct(7, "psst"))
+    look = Renderer(UTC)
+    requests = (SayBlock("one\ntwo"), Act("waves"), Direct("bob", "psst"), Direct(7, "psst"))
     lines = [plain(line.fragments) for each in requests for line in look.typed(each, US, NOW)]
     assert lines == [
         "10:30 alice  one",
@@ -117,12 +117,12 @@ def test_the_kinds_of_what_we_say() -> None:
         "10:30 you → bob  psst",
         "10:30 you → 7  psst",
     ]
-    [unnamed] = look.typed(SayRun("one"), Us(), NOW)
+    [unnamed] = look.typed(SayBlock("one"), Us(), NOW)
     assert plain(unnamed.fragments) == "10:30 you  one"
 
 
 def test_what_is_pending_is_all_dimmed() -> None:
-    [line] = Look(UTC).typed(SayRun("Hello"), US, NOW, pending=True)
+    [line] = Renderer(UTC).typed(SayBlock("Hello"), US, NOW, pending=True)
     assert line.fragments == [(DIM, "10:30 alice  Hello")]
 
 
@@ -173,13 +173,13 @@ WELCOME = Welcome(
 def test_who_comes_and_goes_is_dimmed_and_what_went_wrong_is_not(
     event: Event, style: str, text: str
 ) -> None:
-    [line] = Look(UTC).event(event, US, NOW)
+    [line] = Renderer(UTC).event(event, US, NOW)
     assert line.fragments == [(DIM, "10:30 "), (style, text)]
     assert not line.calls
 
 
 def test_what_the_server_says_of_its_own_accord_is_its_own() -> None:
-    [line] = Look(UTC).event(Notice(text="Lunch, alice?"), US, NOW)
+    [line] = Renderer(UTC).event(Notice(text="Lunch, alice?"), US, NOW)
     assert plain(line.fragments) == "10:30 Server  Lunch, alice?"
     assert ("bold", "Server") in line.fragments
     assert line.calls
@@ -199,7 +199,7 @@ def test_a_page_of_history_looks_as_the_messages_did() -> None:
         more=True,
         nonce=1,
     )
-    look = Look(UTC)
+    look = Renderer(UTC)
     look.told("connected", NOW)
     lines = look.event(page, US, NOW)
     assert [plain(line.fragments) for line in lines] == [
@@ -214,7 +214,7 @@ def test_a_page_of_history_looks_as_the_messages_did() -> None:
 
 
 def test_another_day_is_told_once_before_its_first_line() -> None:
-    look = Look(UTC)
+    look = Renderer(UTC)
     said = Said(client=2, name="bob", text="Hello")
     assert len(look.event(said, US, NOW)) == 1, "the first line of all needs no date"
     assert len(look.event(said, US, NOW + timedelta(hours=13, minutes=29))) == 1
@@ -222,7 +222,7 @@ def test_another_day_is_told_once_before_its_first_line() -> None:
     assert plain(date.fragments).startswith("— Thursday, ")
     assert {style for style, _ in date.fragments} == {DIM}
     assert plain(line.fragments) == "00:30 bob  Hello"
-    assert len(look.typed(SayRun("Hello"), US, NOW + timedelta(hours=14))) == 1
+    assert len(look.typed(SayBlock("Hello"), US, NOW + timedelta(hours=14))) == 1
     assert len(look.told("connected", NOW + timedelta(days=2))) == 2
 
 
@@ -296,7 +296,7 @@ def test_a_name_is_no_pattern_and_nobody_is_never_mentioned() -> None:
 
 
 def test_a_mention_is_marked_and_calls_us() -> None:
-    [line] = Look(UTC).event(Said(client=2, name="bob", text="hi Alice, alice"), US, NOW)
+    [line] = Renderer(UTC).event(Said(client=2, name="bob", text="hi Alice, alice"), US, NOW)
     assert line.calls
     marked = [text for style, text in line.fragments if "reverse" in style]
     assert marked == ["Alice", "alice"]
@@ -313,7 +313,7 @@ def test_any_text_is_one_clean_line_with_styles_of_ours(
     name: str, text: str, own: str, act: bool
 ) -> None:
     """Also of a hostile server, whose strings nobody has filtered."""
-    look = Look(UTC)
+    look = Renderer(UTC)
     us = Us(1, own)
     events: list[Event] = [
         Said(client=2, name=name, text=text, act=act, time=own),

@@ -98,7 +98,7 @@ IMPOSTORS = [
     "Serᴠer", "ꓢerver", "ꓢꓰꓣꓦꓰꓣ", "Seʀver", "Śerver", "Sérver", "5erver.server", "Server-admin",
     "ServerAdmin", "serveradmin", "chat-server", "Server2", "the.Server", "admin", "ADMIN",
     "Admin7", "adrnin", "ADMlN", "аdmin", "alice_admin", "bobAdmin", "administrator",
-    "Operator", "moderator", "sysop", "System", "Client", "client", "Client7", "client_07",
+    "AdminConsole", "moderator", "sysop", "System", "Client", "client", "Client7", "client_07",
     "CLIENT-7", ".client.7.", "cl.ie.nt", "client٧", "client²", "Client１", "ᴄlient.7",
     "CIient_7", "C1ient-7", "cli̇ent7", "clıent7", "Client1O", "CLlENT", "сlient",
     "Łukasz-admin", "cłient", "multichat",

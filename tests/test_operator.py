@@ -16,7 +16,7 @@ from multichat.protocol.framing import Part
 from multichat.server.config import ServerConfig
 from multichat.server.server import MemberInfo, Server
 from multichat.terminal import admin_console as operator
-from multichat.terminal.admin_console import Operator, console_fd, run_console
+from multichat.terminal.admin_console import AdminConsole, console_fd, run_console
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.log import LogRecorder
@@ -44,7 +44,7 @@ class Desk:
         self.ended = False
 
     async def run(self) -> None:
-        await Operator(self.server, self.shown.append, clock=lambda: NOW).run(self.lines)
+        await AdminConsole(self.server, self.shown.append, clock=lambda: NOW).run(self.lines)
         self.ended = True
 
     async def type(self, *parts: Part) -> list[str]:
@@ -140,7 +140,7 @@ async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> Non
 async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_desk(monkeypatch, ServerConfig(mailbox_batches=1)) as desk:
+    async with open_desk(monkeypatch, ServerConfig(send_queue_batches=1)) as desk:
         await desk.network.join(lockstep=True)
         assert await desk.type("\n".join(f"line {i}" for i in range(9))) == []
         started = trio.current_time()
@@ -154,7 +154,7 @@ async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
 async def test_who_takes_nothing_is_not_told(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_desk(monkeypatch, ServerConfig(mailbox_batches=1)) as desk:
+    async with open_desk(monkeypatch, ServerConfig(send_queue_batches=1)) as desk:
         await desk.network.join(lockstep=True)
         for text in ("is being written", "waits", "has no room"):
             assert await desk.type(f"/send 1 {text}") == []

@@ -67,7 +67,7 @@ async def test_the_right_password_opens_a_conversation(autojump_clock: MockClock
         b = open_chat(network.connect(), password=SECRET, room="den", plain=True)
         async with a as alice, b as bob:
             assert trio.current_time() == 0  # neither waited for anything
-            assert (alice.voice, alice.name, alice.room) == (JSON, "alice", "den")
+            assert (alice.codec, alice.name, alice.room) == (JSON, "alice", "den")
             assert not alice.fell_back
             await bob.say("one", "two")
             heard = [TEXT.lines(await anext(alice)) for _ in range(3)]
@@ -115,7 +115,7 @@ async def test_a_password_that_nobody_asks_for_is_not_said(autojump_clock: MockC
         for plain in (False, True):
             async with open_chat(network.connect(), password=SECRET, plain=plain) as chat:
                 await chat.say("hello")
-                assert (chat.voice is TEXT) == plain
+                assert (chat.codec is TEXT) == plain
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     async with open_chat(ours, password=SECRET, plain=True) as chat:
@@ -249,7 +249,7 @@ COMMANDS = [
 
 
 def forgets(server: Server) -> bool:
-    return SECRET not in repr(vars(server)) and SECRET not in repr(vars(server._entrance))
+    return SECRET not in repr(vars(server)) and SECRET not in repr(vars(server._admission))
 
 
 @pytest.mark.process
@@ -383,7 +383,7 @@ async def test_a_password_stands_nowhere_where_others_look(tmp_path: Path) -> No
         await clients[2].wait_for(ASKED)
         await clients[2].type(f"/auth {WRONG}\n/Auth {SECRET}\n")
         await server.wait_for("connected", 3)
-        # Once more, in each voice, where nobody asks for it any more.
+        # Once more, in each protocol, where nobody asks for it any more.
         await clients[0].type(f"/auth {SECRET}\n")
         await clients[1].type(f"/auth {SECRET}\n")
         await clients[2].type(f"/auth {SECRET}\n")

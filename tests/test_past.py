@@ -10,13 +10,13 @@ from multichat.journal.base import Keeping, RoomJournal, backwards_from
 from multichat.journal.memory import MemoryJournal
 from multichat.protocol.codecs import JSON
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import Nonce, SaidRun
+from multichat.protocol.messages import Nonce, SaidBlock
 from multichat.server.broadcast import Block
 from multichat.server.history_pages import MAX_HISTORY_BYTES, MAX_HISTORY_MESSAGES, read_history
 from multichat.server.replay import Ring, Rings
 from multichat.testing import run_on_mock_clock
 
-from .support.journals import spell
+from .support.journals import encode
 
 pytestmark = pytest.mark.unit
 
@@ -38,25 +38,25 @@ class CountingRoom(RoomJournal):
         return self._room.next
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         return self._room.append(said, nonces, checks)
 
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         raise NotImplementedError
 
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
-        runs = await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
-        self.read_bytes += sum(len(run.run.encode()) for run in runs)
-        return runs
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
+        blocks = await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+        self.read_bytes += sum(len(block.text.encode()) for block in blocks)
+        return blocks
 
 
-def made(runs: Sequence[Sequence[str]], *, ring_bytes: int) -> tuple[CountingRoom, Ring]:
+def made(blocks: Sequence[Sequence[str]], *, ring_bytes: int) -> tuple[CountingRoom, Ring]:
     """Return a room's journal and its ring, with what was said there."""
     journal = CountingRoom()
     ring = Ring(Rings(1 << 40, ring_bytes=ring_bytes), 0)
-    for texts in runs:
-        said = spell(journal, *texts)
+    for texts in blocks:
+        said = encode(journal, *texts)
         journal.append(said)
         ring.add(Block(said, len(texts)))
     return journal, ring
@@ -72,16 +72,16 @@ texts = st.sampled_from(["", "a", '"quoted"', "é" * 100, "x" * 30_000, "\\" * 6
     st.integers(1, 120),
 )
 def test_a_page_is_the_same_whether_the_ring_or_the_journal_has_it(
-    runs: list[list[str]], ring_bytes: int, stop: int, limit: int
+    blocks: list[list[str]], ring_bytes: int, stop: int, limit: int
 ) -> None:
     async def main() -> None:
-        journal, ring = made(runs, ring_bytes=ring_bytes)
+        journal, ring = made(blocks, ring_bytes=ring_bytes)
         page = await read_history(journal, ring, min(stop, journal.next), limit, 7)
-        said = [text for texts in runs for text in texts][:stop]
+        said = [text for texts in blocks for text in texts][:stop]
         wanted: list[str] = []
         size = 0
         for text in reversed(said[-min(limit, MAX_HISTORY_MESSAGES) :]):
-            size += len(JSON.spell_said(spell(journal, text)))
+            size += len(JSON.encode_said(encode(journal, text)))
             if size > MAX_HISTORY_BYTES and wanted:
                 break
             wanted.insert(0, text)
@@ -103,7 +103,7 @@ async def test_a_page_of_long_messages_reads_and_encodes_what_it_holds(in_ring: 
     page = await read_history(journal, ring, 100, 100)
     assert len(page.messages) == 4
     assert journal.read_bytes <= (2 if in_ring <= 2 else 1 if in_ring == 3 else 0) * 63_000
-    assert len(JSON.spell(page)) <= MAX_HISTORY_BYTES + 100
+    assert len(JSON.encode(page)) <= MAX_HISTORY_BYTES + 100
 
 
 async def test_recent_history_is_not_read_from_the_journal() -> None:

@@ -69,13 +69,13 @@ def client(folder: Path, command: str, **where: Any) -> Command:
     return Command(folder, sys.executable, "-c", CLIENT, command, place)
 
 
-def spell(command: str, text: str) -> str:
+def encode(command: str, text: str) -> str:
     return json.dumps({"type": "say", "text": text}) if command == "json" else text
 
 
 async def pipe(one: Command, command: str, lines: int) -> None:
     """Write so many lines into a client, as long as it reads, and the end of input."""
-    line = spell(command, "again" if command in JSON_COMMANDS else LONG)
+    line = encode(command, "again" if command in JSON_COMMANDS else LONG)
     with suppress(BrokenPipeError):
         await one.type(f"{line}\n" * lines)
         one.end_input()
@@ -92,7 +92,7 @@ async def talking(
             for command in commands
         ]
         for one, command in zip(clients, commands, strict=True):
-            await one.type(spell(command, "first") + "\n")
+            await one.type(encode(command, "first") + "\n")
         await server.wait_for("first\n", len(clients))
         yield clients
 
@@ -193,7 +193,7 @@ async def test_a_timeout_is_for_the_whole_end(tmp_path: Path) -> None:
             for argv in argvs.values()
         ]
         for one, command in zip(clients, argvs, strict=True):
-            await one.type(spell(command, "first") + "\n")
+            await one.type(encode(command, "first") + "\n")
         await server.wait_for("first\n", len(clients))
         server.signal(signal.SIGSTOP)
         with trio.fail_after(50):

@@ -40,13 +40,13 @@ async def test_whatever_happens_to_connections_everybody_hears_everything_once()
                 await trio.sleep(0.1)
             crowd.hush()
             proxy.calm.set()
-            patience.deadline = trio.current_time() + SETTLE_SECONDS
+            timeout.deadline = trio.current_time() + SETTLE_SECONDS
 
-        with trio.CancelScope() as patience:
+        with trio.CancelScope() as timeout:
             nursery.start_soon(disturb)
             await crowd.run()
         sys.stdout.write(f"{crowd.statistics()}; {dict(proxy.faults)}\n")
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             pytest.fail(f"seed {seed}: {crowd.waiting()}")
         crowd.check()
         nursery.cancel_scope.cancel(reason="all was heard")

@@ -173,7 +173,7 @@ async def test_a_silent_client_is_disconnected_where_an_idle_limit_is_set(
 @pytest.mark.process
 async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder) -> None:
     """Answers that are not taken are nobody else's: each costs its own memory."""
-    config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES // 4, mailbox_batches=100_000)
+    config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES // 4, send_queue_batches=100_000)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat_server, config)
         greedy = [await open_client(server.port) for _ in range(4)]
@@ -185,7 +185,7 @@ async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder)
                 asking.start_soon(ask_and_never_read, client)
             with trio.fail_after(WAIT_SECONDS):
                 while server.statistics().too_slow < 2:
-                    assert server._directory.budget.held_bytes <= config.memory_bytes
+                    assert server._registry.budget.held_bytes <= config.memory_bytes
                     await trio.sleep(0.01)
             await honest.send("/ping")
             assert await honest.line() == "[Server] pong"
@@ -222,7 +222,7 @@ async def test_clients_with_long_unfinished_lines_are_disconnected_when_memory_i
             await client.stream.send_all(b"x" * 40_000)
             await trio.testing.wait_all_tasks_blocked()
         assert len(server.server.members) == 3
-        assert server.server._directory.budget.held_bytes == 2 * 40_000
+        assert server.server._registry.budget.held_bytes == 2 * 40_000
         await honest.send("/ping")
         assert await honest.line() == "[Server] pong"
         assert "[Server] goodbye: too far behind" in await others[0].rest()
@@ -230,17 +230,19 @@ async def test_clients_with_long_unfinished_lines_are_disconnected_when_memory_i
             await client.send("y")
             await honest.line()
         await trio.testing.wait_all_tasks_blocked()
-        assert server.server._directory.budget.held_bytes == 0
+        assert server.server._registry.budget.held_bytes == 0
 
 
 async def test_a_read_whose_messages_wait_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    config = ServerConfig(mailbox_batches=1, stall_timeout_seconds=1e6, slow_timeout_seconds=1000)
+    config = ServerConfig(
+        send_queue_batches=1, stall_timeout_seconds=1e6, slow_timeout_seconds=1000
+    )
     async with memory_server(config) as server:
         alice = await server.join()
         stalled = await server.stalled()
-        budget = server.server._directory.budget
+        budget = server.server._registry.budget
         for _ in range(2):
             await alice.send("x" * 1000)
             await trio.testing.wait_all_tasks_blocked()
@@ -263,7 +265,7 @@ async def test_nonces_of_connected_clients_count_until_they_leave() -> None:
         alice = await server.join()
         await alice.send("/json", *(f'{{"type":"say","text":"x","nonce":{n}}}' for n in range(300)))
         await alice.lines(301)
-        budget = server.server._directory.budget
+        budget = server.server._registry.budget
         assert 256 * 200 < budget.held_bytes < 256 * 300
         server.server.kick(1)
         await trio.testing.wait_all_tasks_blocked()
@@ -273,9 +275,9 @@ async def test_nonces_of_connected_clients_count_until_they_leave() -> None:
 async def test_an_answer_that_waits_for_room_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1, grace_seconds=1)) as server:
+    async with memory_server(ServerConfig(send_queue_batches=1, grace_seconds=1)) as server:
         stalled = await server.stalled()
-        budget = server.server._directory.budget
+        budget = server.server._registry.budget
         await stalled.send("/help", "/help", "/help", "/help")
         await trio.testing.wait_all_tasks_blocked()
         assert budget.held_bytes > server.server.members[0].waiting_bytes
@@ -311,13 +313,13 @@ async def test_what_members_share_counts_once(autojump_clock: trio.testing.MockC
         stalled = [await server.stalled() for _ in range(100)]
         await alice.send("x" * 10_000)
         await trio.testing.wait_all_tasks_blocked()
-        assert server.server._directory.budget.held_bytes == 10_000 + len("[Client 1] \n")
+        assert server.server._registry.budget.held_bytes == 10_000 + len("[Client 1] \n")
         assert len(server.server.members) == 101
         for each in stalled:
             each.recover()
         assert [await each.line() for each in stalled] == ["[Client 1] " + "x" * 10_000] * 100
         await trio.testing.wait_all_tasks_blocked()
-        assert server.server._directory.budget.held_bytes == 0
+        assert server.server._registry.budget.held_bytes == 0
 
 
 async def test_nothing_is_held_for_who_is_gone(autojump_clock: trio.testing.MockClock) -> None:
@@ -327,7 +329,7 @@ async def test_nothing_is_held_for_who_is_gone(autojump_clock: trio.testing.Mock
         await alice.send(*["x" * 1000] * 50)
         await alice.send("again")
         await trio.testing.wait_all_tasks_blocked()
-        budget = server.server._directory.budget
+        budget = server.server._registry.budget
         assert budget.held_bytes > 50_000
         server.server.kick(2)
         await trio.sleep(5)

@@ -21,7 +21,7 @@ import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.client.connect import client_tls
 from multichat.net.listeners import server_tls
-from multichat.net.send_queue import Mailbox
+from multichat.net.send_queue import SendQueue
 from multichat.server.session import Session
 
 from .support.collector import collector_off, in_cycles
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.process
 
 VISITS = 3
 # A `trio.SSLStream` refers to itself, and so keeps its socket; see `test_soak.py` for its memory.
-KINDS_OVER_TLS = (Session, Mailbox)
+KINDS_OVER_TLS = (Session, SendQueue)
 KINDS = (*KINDS_OVER_TLS, trio.SocketStream)
 
 CONFIG = ServerConfig(

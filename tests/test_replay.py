@@ -12,8 +12,8 @@ from hypothesis import example, given
 
 from multichat.errors import NotRead
 from multichat.journal.memory import MemoryJournal
-from multichat.protocol.codecs import JSON, TEXT, Voice
-from multichat.protocol.messages import Missed, Notice, Said, SaidRun
+from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.messages import Missed, Notice, Said, SaidBlock
 from multichat.server.broadcast import Block
 from multichat.server.replay import Lag, PageCache, Ring, Rings, encode
 
@@ -22,27 +22,27 @@ from .support.journals import HeldRoom, say
 pytestmark = pytest.mark.unit
 
 EPOCH = "00000000001"
-VOICES = st.sampled_from([TEXT, JSON])
+CODECS = st.sampled_from([TEXT, JSON])
 ME = 7
 
 
 def block(first: int, messages: int, *, client: int = 1, length: int = 1) -> Block:
     """Messages that are their own numbers, filled up to *length*."""
     texts = [str(number).ljust(length, ".") for number in range(first, first + messages)]
-    said = SaidRun(EPOCH, first, "now", "lobby", client, f"c{client}", "\n".join(texts))
+    said = SaidBlock(EPOCH, first, "now", "lobby", client, f"c{client}", "\n".join(texts))
     return Block(said, messages)
 
 
-def follow(voice: Voice, data: bytes) -> list[int | tuple[str, int]]:
+def follow(codec: Codec, data: bytes) -> list[int | tuple[str, int]]:
     """Read what a client was sent: the numbers of messages, and counts of what it missed."""
     heard: list[int | tuple[str, int]] = []
-    for event in voice.parse_events(data.decode().removesuffix("\n")) if data else ():
+    for event in codec.parse_events(data.decode().removesuffix("\n")) if data else ():
         match event:
             case Said(text=text):
                 heard.append(int(text.rstrip(".")))
             case Missed(count):
                 heard.append(("missed", count))
-            case Notice(text=text) if voice is TEXT and text.endswith(" skipped"):
+            case Notice(text=text) if codec is TEXT and text.endswith(" skipped"):
                 heard.append(("missed", int(text.split()[0])))
             case _:
                 pytest.fail(f"unexpected {event}")
@@ -136,10 +136,10 @@ def make_blocks(plan: Iterable[tuple[int, int, int, int]], first: int = 3) -> li
 
 
 @given(
-    plan=_BLOCKS, skip=st.integers(0, 30), voice=VOICES, max_bytes=st.sampled_from([1, 300, 9999])
+    plan=_BLOCKS, skip=st.integers(0, 30), codec=CODECS, max_bytes=st.sampled_from([1, 300, 9999])
 )
 def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_missing(
-    plan: list[tuple[int, int, int, int]], skip: int, voice: Voice, max_bytes: int
+    plan: list[tuple[int, int, int, int]], skip: int, codec: Codec, max_bytes: int
 ) -> None:
     blocks = make_blocks(plan)
     end = blocks[-1].end if blocks else 0
@@ -147,9 +147,9 @@ def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_
     heard: list[int | tuple[str, int]] = []
     while lag.position < end:
         before = lag.position
-        part = encode(blocks, lag, voice, ME, max_bytes=max_bytes)
+        part = encode(blocks, lag, codec, ME, max_bytes=max_bytes)
         assert lag.position > before
-        heard += follow(voice, part)
+        heard += follow(codec, part)
     expected: list[int | tuple[str, int]] = []
     position = skip
     for each in blocks:
@@ -163,16 +163,16 @@ def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_
     assert heard == expected
 
 
-@given(plan=_BLOCKS, voice=VOICES)
-@example(plan=[(1, 1, 8, 1)] * 60, voice=TEXT)
+@given(plan=_BLOCKS, codec=CODECS)
+@example(plan=[(1, 1, 8, 1)] * 60, codec=TEXT)
 def test_one_part_of_a_replay_is_about_as_large_as_wished(
-    plan: list[tuple[int, int, int, int]], voice: Voice
+    plan: list[tuple[int, int, int, int]], codec: Codec
 ) -> None:
     blocks = make_blocks(plan)
-    largest = max((len(each.spelled(voice)) for each in blocks), default=0)
+    largest = max((len(each.spelled(codec)) for each in blocks), default=0)
     lag = Lag(0)
     while blocks and lag.position < blocks[-1].end:
-        assert len(encode(blocks, lag, voice, ME, max_bytes=500)) <= 500 + largest + 100
+        assert len(encode(blocks, lag, codec, ME, max_bytes=500)) <= 500 + largest + 100
 
 
 def test_a_large_block_is_replayed_in_pieces() -> None:
@@ -280,18 +280,18 @@ def test_a_closed_room_gives_its_memory_back() -> None:
     max_bytes=st.sampled_from([0, 5000, 100_000]),
 )
 def test_rings_keep_the_newest_messages_within_their_bounds(
-    steps: list[tuple[int, int, int, int, Voice | None]], ring_bytes: int, max_bytes: int
+    steps: list[tuple[int, int, int, int, Codec | None]], ring_bytes: int, max_bytes: int
 ) -> None:
     rings = Rings(max_bytes, ring_bytes=ring_bytes)
     all_rings = [Ring(rings, 10 * number) for number in range(3)]
     added: list[list[Block]] = [[], [], []]
-    for number, messages, client, length, voice in steps:
+    for number, messages, client, length, codec in steps:
         ring = last = all_rings[number]
         new = block(ring.next, messages, client=client, length=length)
         added[number].append(new)
         ring.add(new)
-        if voice is not None:
-            ring.encode(Lag(ring.first), voice, ME, max_bytes=1000)
+        if codec is not None:
+            ring.encode(Lag(ring.first), codec, ME, max_bytes=1000)
         for ring, blocks in zip(all_rings, added, strict=True):
             left = [each for each in blocks if each.said.first >= ring.first]
             assert left == blocks[len(blocks) - len(left) :]
@@ -306,11 +306,11 @@ def test_rings_keep_the_newest_messages_within_their_bounds(
 @given(
     blocks=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([1, 2, ME])), max_size=20),
     ring_bytes=st.sampled_from([0, 3000, 100_000]),
-    voice=VOICES,
+    codec=CODECS,
     max_bytes=st.sampled_from([1, 400]),
 )
 def test_whoever_is_replayed_to_from_a_ring_gets_what_live_members_got(
-    blocks: list[tuple[int, int]], ring_bytes: int, voice: Voice, max_bytes: int
+    blocks: list[tuple[int, int]], ring_bytes: int, codec: Codec, max_bytes: int
 ) -> None:
     """While the ring grows, and forgets, between two parts."""
     ring = Ring(Rings(MANY_BYTES, ring_bytes=ring_bytes), 0)
@@ -328,9 +328,9 @@ def test_whoever_is_replayed_to_from_a_ring_gets_what_live_members_got(
             missed = set(live) & {*range(lag.position, ring.first)}
             lag.skip_to(ring.first)
             live = [number for number in live if number not in missed]
-        heard += follow(voice, ring.encode(lag, voice, ME, max_bytes=max_bytes))
+        heard += follow(codec, ring.encode(lag, codec, ME, max_bytes=max_bytes))
     while lag is not None and lag.position < ring.next:
-        heard += follow(voice, ring.encode(lag, voice, ME, max_bytes=max_bytes))
+        heard += follow(codec, ring.encode(lag, codec, ME, max_bytes=max_bytes))
     assert heard == live
 
 
@@ -346,8 +346,8 @@ async def make_room(messages: int, *, name: str = "lobby") -> HeldRoom:
 
 def numbers(blocks: list[Block]) -> list[int]:
     assert all(one.end == two.said.first for one, two in pairwise(blocks))
-    assert all(each.messages == each.said.run.count("\n") + 1 for each in blocks)
-    return [int(text) for each in blocks for text in each.said.run.split("\n")]
+    assert all(each.messages == each.said.text.count("\n") + 1 for each in blocks)
+    return [int(text) for each in blocks for text in each.said.text.split("\n")]
 
 
 async def test_a_page_ends_at_a_multiple_of_its_size() -> None:

@@ -23,8 +23,8 @@ from .support.sockets import tcp_pair
 
 pytestmark = pytest.mark.unit
 
-# Nobody is waited for, and the second batch finds the mailbox full.
-LAGGING = ServerConfig(slow_timeout_seconds=0, mailbox_batches=1)
+# Nobody is waited for, and the second batch finds the send queue full.
+LAGGING = ServerConfig(slow_timeout_seconds=0, send_queue_batches=1)
 
 # All turns are long: one at a time, without pauses.
 LONG_TURNS = Shares(excess_seconds=0, slow_lane=1.0, new_lane=1.0)
@@ -120,7 +120,7 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     config = ServerConfig(
-        slow_timeout_seconds=0, mailbox_batches=1, replay=ReplayLimits(queue_bytes=1)
+        slow_timeout_seconds=0, send_queue_batches=1, replay=ReplayLimits(queue_bytes=1)
     )
     async with (
         Server(config, shares=LONG_TURNS).open() as server,
@@ -134,7 +134,7 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
         for i in range(9):
             await sender.send(str(i), "/ping")
             assert await sender.line() == "[Server] pong"
-        [member] = [each for each in server._directory.members if each.client == 2]
+        [member] = [each for each in server._registry.members if each.client == 2]
         for i in range(4):
             assert await slow.line() == f"[Client 1] {i}"
             await trio.sleep(1)
@@ -147,7 +147,7 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
         await trio.testing.wait_all_tasks_blocked()
         assert await slow.line() == "[Client 1] 4"
         await trio.testing.wait_all_tasks_blocked()
-        assert (meter.waits, member.mailbox.waiting_bytes) == (True, 0)
+        assert (meter.waits, member.send_queue.waiting_bytes) == (True, 0)
         release.set()
         assert await slow.lines(4) == [f"[Client 1] {i}" for i in range(5, 9)]
         nursery.cancel_scope.cancel(reason="the test is over")

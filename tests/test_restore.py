@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from multichat.errors import NotKept
+from multichat.errors import StorageFailed
 from multichat.journal.base import RoomJournal
 from multichat.journal.sqlite.file import open_file
 from multichat.journal.sqlite.journal import SqliteJournal, SqliteLimits
@@ -237,9 +237,11 @@ async def test_our_client_on_a_terminal_says_after_a_restore_that_messages_may_b
 
 
 async def all_ids(room: RoomJournal) -> list[str]:
-    runs = await room.read(0, room.next, max_bytes=1 << 30)
+    blocks = await room.read(0, room.next, max_bytes=1 << 30)
     return [
-        message_id(run.epoch, run.first + n) for run in runs for n in range(run.run.count("\n") + 1)
+        message_id(block.epoch, block.first + n)
+        for block in blocks
+        for n in range(block.text.count("\n") + 1)
     ]
 
 
@@ -263,7 +265,7 @@ async def test_a_message_keeps_its_id_however_often_the_server_starts(tmp_path: 
     assert len({id_.partition("-")[0] for id_ in told}) == 4
     with open_reader(path) as reader:
         for number, id_ in enumerate(told):
-            texts = [t for said in reader.read(since=id_) for t in said.run.split("\n")]
+            texts = [t for said in reader.read(since=id_) for t in said.text.split("\n")]
             assert len(texts) == len(told) - number - 1
 
 
@@ -277,7 +279,7 @@ async def test_an_epoch_whose_first_message_could_not_be_written_begins_with_the
         room = journal.room("lobby")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(NotKept):
+            with pytest.raises(StorageFailed):
                 await say(room, "lost")
             other.execute("ROLLBACK")
         await say(room, "two", "three")

@@ -18,9 +18,9 @@ from multichat.journal.base import Keeping, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidRun
+from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidBlock
 from multichat.server.config import ReplayLimits
-from multichat.server.session_store import Resumables, Taken
+from multichat.server.session_store import SessionStore, Taken
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 
 from .support.journals import HeldJournal, HeldRoom, running, tidy
@@ -211,7 +211,9 @@ async def test_what_is_said_again_is_accepted_when_the_room_has_been_told(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """And not before: what was said before it would be left out by who comes back after it."""
-    async with memory_server(ServerConfig(mailbox_batches=1, slow_timeout_seconds=30)) as network:
+    async with memory_server(
+        ServerConfig(send_queue_batches=1, slow_timeout_seconds=30)
+    ) as network:
         sender, alice = await network.join(), await program(network, name="alice")
         await network.join(lockstep=True)  # and is never asked for a line
         for text in "012":
@@ -372,14 +374,14 @@ async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
 async def test_an_expired_session_is_nobodys(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    resumables = Resumables(MemoryJournal(), 10, session_seconds=60)
-    token, one = resumables.issue(1, "alice", "lobby")
+    session_store = SessionStore(MemoryJournal(), 10, session_seconds=60)
+    token, one = session_store.issue(1, "alice", "lobby")
     await trio.sleep(100)  # connected, it does not get older
-    resumables.go(one, "here")
+    session_store.go(one, "here")
     await trio.sleep(60)
-    assert await resumables.find(token) is one
+    assert await session_store.find(token) is one
     await trio.sleep(0.1)
-    assert await resumables.find(token) is None
+    assert await session_store.find(token) is None
     assert token not in "\n".join(log.lines)
 
 
@@ -425,7 +427,7 @@ class Visits:
     """Sessions that begin and end at once, each with so many nonces, in a store of their own."""
 
     def __init__(self, max_away: int = 10_000, max_bytes: float = math.inf) -> None:
-        self.store = Resumables(MemoryJournal(), max_away, 60.0, max_bytes)
+        self.store = SessionStore(MemoryJournal(), max_away, 60.0, max_bytes)
         self._tokens: dict[int, str] = {}
 
     def visit(self, client: int, address: str | None, nonces: int = 0) -> None:
@@ -761,7 +763,7 @@ async def test_who_is_waited_for_and_asks_for_the_past_is_told_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Seed 82: what it was waited for with came once more, after the past in which it was."""
-    config = ServerConfig(mailbox_batches=1, slow_timeout_seconds=60)
+    config = ServerConfig(send_queue_batches=1, slow_timeout_seconds=60)
     for _ in range(20):  # it depends on who comes first when there is room again
         async with memory_server(config) as network, trio.open_nursery() as nursery:
             sender = await network.join()
@@ -827,7 +829,7 @@ class PendingRoom(HeldRoom):
     keeping: Keeping | None = None
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         return super().append(said, nonces, checks) or self.keeping
 
@@ -878,7 +880,7 @@ async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_m
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Seed 290: those who waited for their turn said more than was kept."""
-    config = ServerConfig(mailbox_batches=1, slow_timeout_seconds=60)
+    config = ServerConfig(send_queue_batches=1, slow_timeout_seconds=60)
     journal = MemoryJournal(max_messages=2)
     async with memory_server(config, journal=journal) as network:
         one = await program(network)
@@ -903,7 +905,7 @@ async def test_all_are_told_of_a_shutdown_though_the_disk_is_not_done(
     append = _MemoryRoom.append
 
     def append_slowly(
-        room: _MemoryRoom, said: SaidRun, nonces: tuple[Nonce | None, ...], checks: bytes
+        room: _MemoryRoom, said: SaidBlock, nonces: tuple[Nonce | None, ...], checks: bytes
     ) -> Keeping:
         append(room, said, nonces, checks)
         return keeping

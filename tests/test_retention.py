@@ -30,14 +30,14 @@ from multichat.testing import MemoryServer, memory_server
 from .support.journals import (
     ALICE,
     LOTS,
+    encode,
     nonces_of,
     record_of,
     running,
     say,
-    spell,
     texts_of,
     tidy,
-    wait_kept,
+    wait_stored,
 )
 from .support.programs import JsonClient, join
 
@@ -80,8 +80,8 @@ async def write_dated(path: Path, *texts_and_times: tuple[str, float]) -> None:
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for text, seconds in texts_and_times:
-            keeping = room.append(spell(room, text, time=stamp(seconds)))
-        await wait_kept(keeping)
+            keeping = room.append(encode(room, text, time=stamp(seconds)))
+        await wait_stored(keeping)
 
 
 def opened(path: Path, clocks: Clocks, retention: Retention = MONTH) -> SqliteJournal:
@@ -203,7 +203,7 @@ async def test_clients_that_resume_during_deletion_hear_each_message_or_how_many
             await writer.ask("say", text="the beginning")
             async with trio.open_nursery() as nursery:
                 for each in resumers:
-                    nursery.start_soon(each.run, network, turns)
+                    nursery.start_soon(each.text, network, turns)
                 for _ in range(150):
                     texts = ["x" * random.choice((5, 3000))] * random.choice((1, 5, 40))
                     await writer.send(*({"type": "say", "text": text} for text in texts))
@@ -298,7 +298,7 @@ async def test_what_a_server_has_heard_itself_is_no_older_than_the_server(tmp_pa
     async with running(opened(tmp_path / "chat.db", clocks, retention)) as journal:
         room = journal.room("lobby")
         text = "while the clock was behind"
-        await wait_kept(room.append(spell(room, text, time=stamp(clocks.wall))))
+        await wait_stored(room.append(encode(room, text, time=stamp(clocks.wall))))
         await clocks.run(journal, HOUR)
         clocks.wall += YEAR
         await clocks.run(journal, 16 * HOUR)
@@ -477,8 +477,8 @@ async def test_what_is_deleted_is_one_line_a_minute_and_the_rest_at_the_end(
         for name in ("loud", "den", "loud"):
             room = journal.room(name)
             for n in range(600):
-                keeping = room.append(spell(room, f"{n}"))
-            await wait_kept(keeping)
+                keeping = room.append(encode(room, f"{n}"))
+            await wait_stored(keeping)
             await tidy(journal)
             assert not await journal._tidy()  # deletes nothing: what was deleted is now known
         assert lines(log, "Deleted") == [
@@ -605,7 +605,7 @@ async def test_rooms_without_a_message_give_way_to_new_ones(tmp_path: Path) -> N
         for n in range(10):
             room = writer.room(f"{n}")
             age = YEAR if n < 3 else DAY
-            await wait_kept(room.append(spell(room, "x", time=stamp(NOW - age))))
+            await wait_stored(room.append(encode(room, "x", time=stamp(NOW - age))))
     async with running(journal):
         entered = journal.room("1")
         await clocks.run(journal, 7 * HOUR)

@@ -34,8 +34,8 @@ from trio._core import _run as trio_run
 
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
-from multichat.net.send_queue import Mailbox
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.net.send_queue import SendQueue
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.messages import (
     LOBBY,
     Event,
@@ -52,7 +52,7 @@ from multichat.protocol.names import default_name, fold_name, parse_name
 from multichat.server.broadcast import Block
 from multichat.server.config import ReplayLimits, ServerConfig, Slow
 from multichat.server.member import Member
-from multichat.server.registry import Directory
+from multichat.server.registry import Registry
 
 from .support.journals import LOTS, HeldJournal
 
@@ -192,9 +192,9 @@ class Guest:
         return self._heard_notices
 
     def _take(self) -> None:
-        run = self.stream.received.decode()
+        block = self.stream.received.decode()
         self.stream.received.clear()  # all of it at every step would take most of the time
-        for line in run.splitlines():
+        for line in block.splitlines():
             for event in (JSON if line.startswith("{") else TEXT).parse_events(line):
                 self._events.append(event)
                 text = TEXT.lines(event)
@@ -263,24 +263,24 @@ class RoomMachine(RuleBasedStateMachine):
             replay=self.limits,
         )
         self.journal = HeldJournal(max_room_bytes=self.room_bytes)
-        self.directory = Directory(
+        self.registry = Registry(
             config, Log("server"), self.loop.nursery.start_soon, journal=self.journal
         )
 
     def _order(self, room: str) -> list[str]:
         return self.witnesses[room].lines if room in self.witnesses else []
 
-    async def _enter(self, voice: Voice, room: str = LOBBY, *, max_batches: int = 1) -> Guest:
+    async def _enter(self, codec: Codec, room: str = LOBBY, *, max_batches: int = 1) -> Guest:
         client = len(self.everybody) + 1
         stream = GatedStream()
 
         def on_empty() -> None:
             member.room.queue_ran_empty()
 
-        mailbox = Mailbox(
+        send_queue = SendQueue(
             stream,
             max_batches=max_batches,
-            spell_missed=lambda count: member.voice.spell(Missed(count)),
+            encode_missed=lambda count: member.codec.encode(Missed(count)),
             on_empty=on_empty,
         )
 
@@ -301,16 +301,16 @@ class RoomMachine(RuleBasedStateMachine):
 
         async def replay() -> None:
             nonlocal replaying
-            while member.lag is not None and not mailbox.closed:
+            while member.lag is not None and not send_queue.closed:
                 await member.room.replay(member)
             replaying = False
 
-        member = Member(client, default_name(client), mailbox, "", on_leave, on_lag, voice)
+        member = Member(client, default_name(client), send_queue, "", on_leave, on_lag, codec)
         guest = Guest(member, stream)
-        self.loop.nursery.start_soon(mailbox.run)
-        self.directory.enter(member)
+        self.loop.nursery.start_soon(send_queue.run)
+        self.registry.enter(member)
         if room != LOBBY:
-            self.directory.move(member, room)
+            self.registry.move(member, room)
         self._arrive(guest)
         self.everybody.append(guest)
         return guest
@@ -324,13 +324,13 @@ class RoomMachine(RuleBasedStateMachine):
         room = guest.member.room
         guest.known_at = len(guest.events)
         names = [MemberName(other.client, other.name) for other in room.members]
-        answer = guest.member.voice.spell(Members(room.name, names))
+        answer = guest.member.codec.encode(Members(room.name, names))
         assert room.who(guest.member) == answer
         guest.known = {each.client: each.name for each in names}
 
-    @rule(target=guests, voice=st.sampled_from([TEXT, JSON]))
-    def enter(self, voice: Voice) -> Guest:
-        return self.loop.call(partial(self._enter, voice))
+    @rule(target=guests, codec=st.sampled_from([TEXT, JSON]))
+    def enter(self, codec: Codec) -> Guest:
+        return self.loop.call(partial(self._enter, codec))
 
     @rule(guest=guests)
     def leave(self, guest: Guest) -> None:
@@ -342,12 +342,12 @@ class RoomMachine(RuleBasedStateMachine):
         if not guest.left:
             guest.stays[-1].last = guest.reached()
             if reason:
-                self.directory.dismiss(guest.member, Goodbye.of("kicked", reason))
+                self.registry.disconnect(guest.member, Goodbye.of("kicked", reason))
             else:
-                self.directory.leave(guest.member)
+                self.registry.leave(guest.member)
 
     @rule(guest=guests, reason=st.sampled_from(["kicked", "flooding"]))
-    def dismiss(self, guest: Guest, reason: str) -> None:
+    def disconnect(self, guest: Guest, reason: str) -> None:
         self.loop.call(partial(self._leave, guest, reason=reason))
 
     @rule(guest=guests)
@@ -355,7 +355,7 @@ class RoomMachine(RuleBasedStateMachine):
         """What is replayed from now on is, too."""
 
         async def speak() -> None:
-            if guest.member.voice is not JSON:
+            if guest.member.codec is not JSON:
                 guest.member.room.speak(guest.member, JSON)
                 self._learn_who_is_there(guest)
 
@@ -374,7 +374,7 @@ class RoomMachine(RuleBasedStateMachine):
 
         async def rename() -> bool:
             try:
-                self.directory.rename(guest.member, name)
+                self.registry.rename(guest.member, name)
             except RemoteProtocolError:
                 return False
             return True
@@ -398,7 +398,7 @@ class RoomMachine(RuleBasedStateMachine):
             return
         old, reached = guest.member.room, guest.reached()
         try:
-            self.directory.move(guest.member, room)
+            self.registry.move(guest.member, room)
         except RemoteProtocolError:
             assert room == "no room"
         if guest.member.room is not old:
@@ -555,11 +555,11 @@ class RoomMachine(RuleBasedStateMachine):
         Whoever was behind has heard of some only as numbers, the last of which is right.
         """
         there: list[Member] = []
-        while there != (there := self.directory.members):  # some have stalled for too long
+        while there != (there := self.registry.members):  # some have stalled for too long
             self.loop.call(partial(trio.sleep, 10))
         for guest in self._present():
             member = guest.member
-            if member.voice is not JSON or guest.stalled or member.lag is not None:
+            if member.codec is not JSON or guest.stalled or member.lag is not None:
                 continue
             known, size = guest.known.copy(), len(guest.known)
             for event in guest.events[guest.known_at :]:
@@ -643,20 +643,20 @@ class RoomMachine(RuleBasedStateMachine):
     @invariant()
     def membership_is_true(self) -> None:
         present = self._present()
-        assert self.directory.members == [guest.member for guest in present]
+        assert self.registry.members == [guest.member for guest in present]
         for guest in present:
-            assert [guest.member in room for room in self.directory.rooms].count(True) == 1
+            assert [guest.member in room for room in self.registry.rooms].count(True) == 1
             assert guest.member in guest.member.room
             assert guest.member.room.name == guest.stays[-1].room
-            assert self.directory.find(guest.member.client) is guest.member
-            assert self.directory.find(guest.member.name) is guest.member
-        rooms = self.directory.rooms
+            assert self.registry.find(guest.member.client) is guest.member
+            assert self.registry.find(guest.member.name) is guest.member
+        rooms = self.registry.rooms
         assert sum(map(len, rooms)) == len(present)
         assert all(rooms)  # an empty one is none
 
     @invariant()
     def names_are_unique(self) -> None:
-        for names in (self.directory.members, self.directory.rooms):
+        for names in (self.registry.members, self.registry.rooms):
             folded = [fold_name(each.name) for each in names]
             assert len(set(folded)) == len(folded)
 
@@ -757,15 +757,15 @@ class OneLagging(RoomMachine):
             stay.last = bob.reached()
             match what_happens:
                 case "leaves":
-                    self.directory.leave(member)
+                    self.registry.leave(member)
                 case "is kicked":
-                    self.directory.dismiss(member, Goodbye.of("kicked", "enough"))
+                    self.registry.disconnect(member, Goodbye.of("kicked", "enough"))
                 case "moves":
-                    self.directory.move(member, "dev")
+                    self.registry.move(member, "dev")
                     self._arrive(bob)
                 case "comes back":
-                    self.directory.move(member, "dev")
-                    self.directory.move(member, LOBBY)
+                    self.registry.move(member, "dev")
+                    self.registry.move(member, LOBBY)
                     self._arrive(bob)
                 case "lags again":
                     position = max(0, member.room.messages - 4)
@@ -821,7 +821,7 @@ WHAT_HAPPENS = [
 
 
 @pytest.mark.parametrize("what_happens", WHAT_HAPPENS)
-@pytest.mark.parametrize("task", ["replay", "Mailbox.run", "and_settle"])
+@pytest.mark.parametrize("task", ["replay", "SendQueue.run", "and_settle"])
 def test_whatever_happens_to_a_client_at_each_await_it_hears_everything_once(
     what_happens: str, task: str
 ) -> None:

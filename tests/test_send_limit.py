@@ -180,9 +180,9 @@ async def test_a_program_may_wait_for_its_server_for_as_long_as_it_likes(
     async with scripted(timeouts) as endpoint:
         stream = await endpoint.dial()
         async with open_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
-            with trio.move_on_after(100 * SECONDS) as patience:
+            with trio.move_on_after(100 * SECONDS) as timeout:
                 await chat.say(*map(str, range(1000)))
-            assert patience.cancelled_caught
+            assert timeout.cancelled_caught
             assert chat.can_send
             with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
                 await chat.finish()

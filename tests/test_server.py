@@ -57,7 +57,7 @@ async def test_broadcast_says_what_became_of_it(log: LogRecorder) -> None:
 async def test_broadcast_counts_who_did_not_get_it(
     slow: Slow, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with memory_server(ServerConfig(slow=slow, mailbox_batches=1)) as network:
+    async with memory_server(ServerConfig(slow=slow, send_queue_batches=1)) as network:
         await network.join()
         await network.join(lockstep=True)
         receipts = []
@@ -177,7 +177,7 @@ async def test_refusing_someone_who_does_not_listen_costs_nothing(
     "values",
     [
         {"max_line_bytes": 0},
-        {"mailbox_batches": 0},
+        {"send_queue_batches": 0},
         {"max_clients": 0},
         {"slow_timeout_seconds": -1.0},
         {"grace_seconds": float("nan")},
@@ -216,7 +216,7 @@ async def test_shutdown_with_all_idle_is_immediate(
 async def test_shutdown_with_mailboxes_full_delivers_all_that_was_accepted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+    async with memory_server(ServerConfig(send_queue_batches=1)) as network:
         sender = await network.join()
         slow = await network.join(lockstep=True)
         for i in range(3):  # the last of them is being waited for when the end comes
@@ -240,13 +240,13 @@ async def lag_by(messages: int, sender: ScriptedClient, network: MemoryServer) -
     for i in range(messages):
         await sender.send(str(i), "/ping")
         assert await sender.line() == "[Server] pong"  # perhaps once the wait budget is spent
-    assert sum(member.lag is not None for member in network.server._directory.members) == 1
+    assert sum(member.lag is not None for member in network.server._registry.members) == 1
 
 
 async def test_at_shutdown_a_lagging_client_gets_the_rest_and_then_the_goodbye(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+    async with memory_server(ServerConfig(send_queue_batches=1)) as network:
         sender = await network.join()
         slow = await network.join(lockstep=True)
         await lag_by(10, sender, network)
@@ -263,7 +263,7 @@ async def test_at_shutdown_a_lagging_client_gets_the_rest_and_then_the_goodbye(
 async def test_at_shutdown_a_client_that_lags_for_too_long_is_told_how_much_it_missed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    config = ServerConfig(mailbox_batches=1, grace_seconds=4)
+    config = ServerConfig(send_queue_batches=1, grace_seconds=4)
     async with memory_server(config) as network:
         sender = await network.join()
         slow = await network.join(lockstep=True)
@@ -284,7 +284,7 @@ async def test_at_shutdown_a_client_that_can_come_back_for_the_rest_has_missed_n
     has_file: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
     """It speaks JSON, and there is a journal in a file; without one it has missed the rest."""
-    config = ServerConfig(mailbox_batches=1, grace_seconds=4)
+    config = ServerConfig(send_queue_batches=1, grace_seconds=4)
     journal = MemoryJournal()  # a disk has a thread, for which this clock does not wait
     journal.place = "a file" if has_file else ""
     async with memory_server(config, journal=journal) as network:
@@ -329,7 +329,7 @@ async def test_shutdown_ends_serve_and_frees_the_port(log: LogRecorder) -> None:
 async def test_shutdown_ends_within_the_grace_period_whatever_clients_do(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with memory_server(ServerConfig(mailbox_batches=1, grace_seconds=3)) as network:
+    async with memory_server(ServerConfig(send_queue_batches=1, grace_seconds=3)) as network:
         sender = await network.join()
         await network.join(lockstep=True)
         for i in range(2):
@@ -459,7 +459,7 @@ async def test_a_grace_period_that_ends_before_the_slow_timeout_loses_nothing(
     """Cut in the middle of a publish of several batches, for one who has stalled."""
     count = 24_000  # one read, two batches
     patient = ServerConfig(
-        slow_timeout_seconds=600, grace_seconds=2, mailbox_batches=4, log_rate=None
+        slow_timeout_seconds=600, grace_seconds=2, send_queue_batches=4, log_rate=None
     )
     async with memory_server(patient) as network:
         healthy = await network.join()

@@ -9,7 +9,7 @@ import trio.testing
 
 from multichat import ServerConfig
 from multichat.protocol.codecs import TEXT, encoded_help
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 from multichat.server.broadcast import MAX_BATCH_BYTES, cut
 from multichat.testing import ScriptedClient, memory_server
 
@@ -125,13 +125,13 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
         a, b = [await network.join() for _ in range(2)]
         await a.send(*["x"] * count)
         assert await b.lines(count) == ["[Client 1] x"] * count
-    said = SaidRun("epoch", 0, "now", "lobby", 1, "Client 1", "\n".join(["x"] * count))
+    said = SaidBlock("epoch", 0, "now", "lobby", 1, "Client 1", "\n".join(["x"] * count))
     spelled = [len(batch.spelled(TEXT)) for batch in cut(said, count, [TEXT])]
     assert len(spelled) > 1
     assert max(spelled) <= MAX_BATCH_BYTES
     assert sum(spelled) == count * len("[Client 1] x\n")
     # A single message is never cut.
-    [alone] = cut(msgspec.structs.replace(said, run="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT])
+    [alone] = cut(msgspec.structs.replace(said, text="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT])
     assert alone.messages == 1
 
 
@@ -309,7 +309,7 @@ async def test_cancelled_at_any_await_a_session_leaves_nothing_behind(
     for step in range(60):
         log.lines.clear()
         cancel = CancelAt(task, step)
-        async with memory_server(ServerConfig(mailbox_batches=1)) as network:
+        async with memory_server(ServerConfig(send_queue_batches=1)) as network:
             witness = await network.join()
             ours, theirs = trio.testing.lockstep_stream_pair()
             victim = ScriptedClient(theirs)
@@ -397,7 +397,7 @@ async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
 
 @pytest.mark.process
 async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
-    config = ServerConfig(slow_timeout_seconds=600, mailbox_batches=1)
+    config = ServerConfig(slow_timeout_seconds=600, send_queue_batches=1)
     async with memory_server(config) as network:
         ours, theirs = await tcp_pair()
         network.accept(ours)

@@ -97,7 +97,7 @@ async def be_sent_away_with(request: str) -> list[str]:
 
     Returns what it was told, and checks that nothing of it is left.
     """
-    config = ServerConfig(slow=Slow.DISCONNECT, mailbox_batches=1)
+    config = ServerConfig(slow=Slow.DISCONNECT, send_queue_batches=1)
     async with memory_server(config) as network:
         other = await network.join()
         slow = await network.join(lockstep=True)
@@ -151,11 +151,11 @@ async def test_what_is_half_written_is_not_forgotten() -> None:
             await trio.testing.wait_all_tasks_blocked()
             await sender.send(*["x" * 100_000] * 20)
             await trio.testing.wait_all_tasks_blocked()
-            directory = network.server._directory
-            member = directory.members[-1]
-            assert member.mailbox.waiting_bytes > 1_000_000
-            member.mailbox.forget()  # as where memory is full
-            directory.dismiss(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
+            registry = network.server._registry
+            member = registry.members[-1]
+            assert member.send_queue.waiting_bytes > 1_000_000
+            member.send_queue.forget()  # as where memory is full
+            registry.disconnect(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
             async with theirs:
                 with trio.fail_after(60):
                     *told, goodbye = await ScriptedClient(theirs).rest()

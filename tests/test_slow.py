@@ -13,12 +13,12 @@ from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
 
-# A mailbox of one batch, the writer holding another: the third batch finds it full.
+# A send queue of one batch, the writer holding another: the third batch finds it full.
 BATCHES_BEFORE_FULL = 2
 
 
 def config(slow: Slow, **kwargs: float) -> ServerConfig:
-    return ServerConfig(slow=slow, mailbox_batches=1, **kwargs)  # type: ignore[arg-type]
+    return ServerConfig(slow=slow, send_queue_batches=1, **kwargs)  # type: ignore[arg-type]
 
 
 async def say_all(sender: ScriptedClient, texts: list[str]) -> float:
@@ -332,7 +332,7 @@ async def test_server_notices_wait_until_the_send_queue_takes_them_while_memory_
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network:
-        budget = network.server._directory.budget
+        budget = network.server._registry.budget
         budget.add(int(budget.limit_bytes * 3 / 4))
         assert budget.tight
         sender = await network.join()
@@ -569,7 +569,7 @@ async def test_what_a_sender_said_before_it_was_kicked_is_said_in_its_turn(
 async def test_memory_for_a_stalled_member_is_bounded_in_bytes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    many = ServerConfig(slow=Slow.DROP, mailbox_batches=10_000)
+    many = ServerConfig(slow=Slow.DROP, send_queue_batches=10_000)
     async with memory_server(many) as network:
         sender = await network.join()
         await network.join(lockstep=True)

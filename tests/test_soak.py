@@ -14,7 +14,7 @@ from trio.lowlevel import current_statistics
 
 import multichat
 from multichat.client.connect import client_tls
-from multichat.net.send_queue import Mailbox
+from multichat.net.send_queue import SendQueue
 from multichat.server.session import Session
 
 from .soak.people import Circle, Visitor
@@ -73,7 +73,7 @@ async def test_who_came_and_went_left_no_task_and_no_garbage_behind() -> None:
     with collector_off():
         await _come_and_go()
         # The server's collector looks seldom: in cycles, those who left would be its memory.
-        assert in_cycles(Session, Mailbox) == []
+        assert in_cycles(Session, SendQueue) == []
 
 
 async def _come_and_go() -> None:

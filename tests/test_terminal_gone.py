@@ -18,7 +18,7 @@ from .support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, listening
 pytestmark = pytest.mark.process
 
 FLOOD = b"[Client 2] " + b"x" * 200 + b"\n"
-WELCOME = JSON.spell(
+WELCOME = JSON.encode(
     Welcome(PROTOCOL, 1, "Client 1", "lobby", 1, Limits(65536, 32), None, "x", resumed=False)
 )
 

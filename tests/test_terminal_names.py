@@ -78,7 +78,7 @@ def test_an_event_is_one_line_whatever_the_name_in_it(name: str, chat: TerminalC
     ]
     for event in events:
         # As it stands on the wire, because what is read is filtered there.
-        [read] = JSON.parse_events(JSON.spell(event).decode().rstrip("\n"))
+        [read] = JSON.parse_events(JSON.encode(event).decode().rstrip("\n"))
         [line] = shown(chat._take(read))
         assert clean(line) == line
         assert "\n" not in line
@@ -88,7 +88,7 @@ def test_an_event_is_one_line_whatever_the_name_in_it(name: str, chat: TerminalC
 
 
 def test_a_name_above_128_characters_is_in_no_event(chat: TerminalChat) -> None:
-    line = JSON.spell(said(2, "x" * 129)).decode().rstrip("\n")
+    line = JSON.encode(said(2, "x" * 129)).decode().rstrip("\n")
     assert list(JSON.parse_events(line)) == []
 
 

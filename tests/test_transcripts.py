@@ -1,4 +1,4 @@
-"""Every command in both voices: whichever way it is asked, the same comes of it for everybody."""
+"""Every command in both protocols: the same request has the same result for everybody."""
 
 import re
 

@@ -159,7 +159,7 @@ async def test_errors_of_sockets_are_those_of_streams() -> None:
     ],
 )
 def test_addresses_are_spelled_as_people_write_them(name: object, spelled: str) -> None:
-    assert transport.spell_address(name) == spelled
+    assert transport.format_address(name) == spelled
 
 
 def broken(cause: BaseException) -> trio.BrokenResourceError:

@@ -19,7 +19,7 @@ from multichat.protocol.commands import (
     say_unless_command,
 )
 from multichat.protocol.framing import clean
-from multichat.protocol.messages import Direct, Invalid, Say, SayRun
+from multichat.protocol.messages import Direct, Invalid, Say, SayBlock
 from multichat.testing import memory_server
 
 pytestmark = pytest.mark.unit
@@ -384,7 +384,7 @@ async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str)
         [answer, _] = await a.rest()
         assert answer.startswith("[Server] not said, because it looks like /")
         assert await b.lines(2) == ["[Client 1] before", "[Client 1] behind"]
-        assert TEXT.spell_request(Say(f"{disguise} x")) == f"/say {disguise} x"
+        assert TEXT.encode_request(Say(f"{disguise} x")) == f"/say {disguise} x"
         assert disguised_command(f"{disguise} bob x") in ("/msg bob x", "/w bob x", "/tell bob x")
 
 
@@ -478,18 +478,18 @@ any_line = st.text().map(clean).filter(bool)
         any_line | st.builds("".join, st.tuples(st.sampled_from(DISGUISES), any_line)), min_size=1
     ).map("\n".join)
 )
-def test_lines_that_need_a_look_are_found_whatever_stands_around_them(run: str) -> None:
-    lines = run.split("\n")
+def test_lines_that_need_a_look_are_found_whatever_stands_around_them(block: str) -> None:
+    lines = block.split("\n")
     special = any(line[0] == "/" or disguised_command(line) for line in lines)
-    assert may_be_disguised(run) or not special
-    if not may_be_disguised(run):
-        assert list(TEXT.parse_requests(run)) == [SayRun(run)]
+    assert may_be_disguised(block) or not special
+    if not may_be_disguised(block):
+        assert list(TEXT.parse_requests(block)) == [SayBlock(block)]
 
 
 @given(st.sampled_from(DISGUISES) | st.text().map(clean).filter(bool), st.text().map(clean))
 def test_what_is_said_literally_is_said(start: str, rest: str) -> None:
     text = start + rest
-    assert list(TEXT.parse_requests(say_literally(text))) == [SayRun(text)]
+    assert list(TEXT.parse_requests(say_literally(text))) == [SayBlock(text)]
 
 
 @pytest.mark.parametrize(
@@ -499,9 +499,9 @@ def test_what_is_said_literally_is_said(start: str, rest: str) -> None:
 def test_the_longest_line_is_looked_at_in_linear_time(blank: str) -> None:
     line = blank * (65_536 // len(blank))
     started = time.process_time()
-    for run in (line, "\n".join([line] * 4), f"{line}/msg"):
-        may_be_disguised(run)
-        disguised_command(run)
+    for block in (line, "\n".join([line] * 4), f"{line}/msg"):
+        may_be_disguised(block)
+        disguised_command(block)
     assert time.process_time() - started < 5  # a quadratic pattern takes minutes
 
 

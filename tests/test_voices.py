@@ -1,4 +1,4 @@
-"""Both voices: what a line asks, how an event is spelled, and that nothing at all is too much."""
+"""Both codecs: what a line requests, how an event is encoded, and their bounds."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from multichat.errors import InvalidName
 from multichat.protocol.auth import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.protocol.codecs import JSON, TEXT, Voice, encoded_help, is_hello, spell_hello
+from multichat.protocol.codecs import JSON, TEXT, Codec, encode_hello, encoded_help, is_hello
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import (
@@ -49,9 +49,9 @@ from multichat.protocol.messages import (
     Rooms,
     RoomSize,
     Said,
-    SaidRun,
+    SaidBlock,
     Say,
-    SayRun,
+    SayBlock,
     Welcome,
     Who,
     WireEvent,
@@ -63,7 +63,7 @@ pytestmark = pytest.mark.unit
 
 T = TypeVar("T")
 
-VOICES: list[Voice] = [TEXT, JSON]
+CODECS: list[Codec] = [TEXT, JSON]
 
 # Behind a line that is no JSON each line is read alone; see `test_one_line_is_one_request`.
 SPOILT = "no json"
@@ -90,25 +90,25 @@ def shortened(line: str) -> str:
 
 def decoded(wire: bytes) -> str:
     """The run of lines that the other side reads."""
-    [run] = LineDecoder(10**6).feed(wire)
-    assert isinstance(run, str)
-    return run
+    [block] = LineDecoder(10**6).feed(wire)
+    assert isinstance(block, str)
+    return block
 
 
-def spelled(voice: Voice, requests: list[WireRequest]) -> str:
-    run = "\n".join(map(voice.spell_request, requests))
-    assert decoded(f"{run}\n".encode()) == run
-    return run
+def spelled(codec: Codec, requests: list[WireRequest]) -> str:
+    block = "\n".join(map(codec.encode_request, requests))
+    assert decoded(f"{block}\n".encode()) == block
+    return block
 
 
 def one_by_one(requests: Iterable[Request]) -> list[Request]:
-    """The same requests with each `SayRun` taken apart."""
+    """The same requests with each `SayBlock` taken apart."""
     apart: list[Request] = []
     for request in requests:
         assert isinstance(request, get_args(Request))
         assert not isinstance(request, Say), "it has to be part of a run"
-        if isinstance(request, SayRun):
-            texts = request.run.split("\n")
+        if isinstance(request, SayBlock):
+            texts = request.text.split("\n")
             nonces = request.nonces or (None,) * len(texts)
             apart += [
                 Say(text, request.room, nonce=n) for text, n in zip(texts, nonces, strict=True)
@@ -120,8 +120,8 @@ def one_by_one(requests: Iterable[Request]) -> list[Request]:
 
 def strings_in(value: Any) -> list[str]:
     """All strings in requests or events, whatever their fields are called."""
-    if isinstance(value, SayRun):
-        return [*value.run.split("\n"), *strings_in(value.nonces)]
+    if isinstance(value, SayBlock):
+        return [*value.text.split("\n"), *strings_in(value.nonces)]
     if isinstance(value, msgspec.Struct):
         return strings_in(msgspec.structs.astuple(value))
     if isinstance(value, list | tuple):
@@ -238,8 +238,8 @@ def hostile_lines(draw: st.DrawFn) -> str:
         st.one_of(
             json_values.map(json.dumps),
             json_values.map(lambda value: json.dumps(value, separators=(",", ":"))),
-            json_requests.map(JSON.spell_request),
-            events.map(lambda event: JSON.spell(event).decode()[:-1]),
+            json_requests.map(JSON.encode_request),
+            events.map(lambda event: JSON.encode(event).decode()[:-1]),
             st.text(min_size=1),
         )
     )
@@ -251,20 +251,21 @@ def hostile_lines(draw: st.DrawFn) -> str:
     return clean(line) or SPOILT
 
 
-# --- The text voice -------------------------------------------------------------------------------
+# --- The text protocol
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("lines", "requests"),
     [
-        (["hello", "again"], [SayRun("hello\nagain")]),
-        (["//usr is full", "ok"], [SayRun("/usr is full\nok")]),
-        (["///x"], [SayRun("//x")]),
-        (["//"], [SayRun("/")]),
-        (["a/b", "c"], [SayRun("a/b\nc")]),
-        ([" /usr/bin is full"], [SayRun(" /usr/bin is full")]),
-        (["a", "/ping", "b", "c"], [SayRun("a"), Ping(), SayRun("b\nc")]),
-        (["/quit", "lost"], [Quit(), SayRun("lost")]),
+        (["hello", "again"], [SayBlock("hello\nagain")]),
+        (["//usr is full", "ok"], [SayBlock("/usr is full\nok")]),
+        (["///x"], [SayBlock("//x")]),
+        (["//"], [SayBlock("/")]),
+        (["a/b", "c"], [SayBlock("a/b\nc")]),
+        ([" /usr/bin is full"], [SayBlock(" /usr/bin is full")]),
+        (["a", "/ping", "b", "c"], [SayBlock("a"), Ping(), SayBlock("b\nc")]),
+        (["/quit", "lost"], [Quit(), SayBlock("lost")]),
         (["/help"], [Help()]),
         (["/HELP me"], [Help()]),
         (["/who", "/Who den", "/names #den"], [Who(), Who("den"), Who("den")]),
@@ -305,7 +306,7 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["/query bob"], [invalid("/query does not open a conversation; type /msg bob TEXT")]),
         (["/r hi there", "/reply ok"], [Reply("hi there"), Reply("ok")]),
         (["/r"], [invalid("usage: /r TEXT")]),
-        (["/say  /msg bob hi", "/say //x"], [SayRun(" /msg bob hi\n//x")]),
+        (["/say  /msg bob hi", "/say //x"], [SayBlock(" /msg bob hi\n//x")]),
         (["/say"], [invalid("usage: /say TEXT")]),
         (["/topic x"], [invalid("rooms have no topic", "unknown-request")]),
         (["/foo bar"], [unknown("/foo")]),
@@ -332,8 +333,8 @@ def test_what_a_text_line_asks(lines: list[str], requests: list[Request]) -> Non
 def test_after_a_hello_json_is_read(line: str, hello: Hello) -> None:
     lines = ["in text", line, '{"type":"say","text":"in JSON"}', "/who", '{"type":"who"}']
     before, heard, said, refused, who = TEXT.parse_requests("\n".join(lines))
-    assert (before, heard) == (SayRun("in text"), hello)
-    assert (said, who) == (SayRun("in JSON"), Who())
+    assert (before, heard) == (SayBlock("in text"), hello)
+    assert (said, who) == (SayBlock("in JSON"), Who())
     assert isinstance(refused, Invalid)
 
 
@@ -359,7 +360,7 @@ def test_whose_hello_makes_no_sense_is_spoken_to_in_json_all_the_same(line: str)
 
 @given(st.builds(Hello, st.integers(0, 9), st.none() | names, st.none() | names))
 def test_a_hello_survives_the_wire(hello: Hello) -> None:
-    assert list(TEXT.parse_requests(spell_hello(hello))) == [hello]
+    assert list(TEXT.parse_requests(encode_hello(hello))) == [hello]
 
 
 def test_a_hello_is_as_clean_as_any_request() -> None:
@@ -378,7 +379,7 @@ def test_requests_survive_the_text_voice(requests: list[WireRequest]) -> None:
 @pytest.mark.parametrize("request_", [Say("x"), Act("x"), Direct(7, "x"), Who(), Ping("x")])
 def test_nonces_are_left_out_of_the_text_voice(request_: WireRequest) -> None:
     with_nonce = msgspec.structs.replace(request_, nonce="n")
-    assert TEXT.spell_request(with_nonce) == TEXT.spell_request(request_)
+    assert TEXT.encode_request(with_nonce) == TEXT.encode_request(request_)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +392,7 @@ def test_nonces_are_left_out_of_the_text_voice(request_: WireRequest) -> None:
     ],
 )
 def test_what_the_text_voice_has_no_way_to_say(request_: WireRequest, read: Request) -> None:
-    assert list(TEXT.parse_requests(TEXT.spell_request(request_))) == [read]
+    assert list(TEXT.parse_requests(TEXT.encode_request(request_))) == [read]
 
 
 @pytest.mark.parametrize("name", ["clıent", "clİent"])
@@ -436,7 +437,7 @@ def test_any_lines_are_requests_and_mean_together_what_they_mean_alone(lines: li
 )
 def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
     assert TEXT.lines(event) == line
-    assert TEXT.spell(event) == f"{line}\n".encode()
+    assert TEXT.encode(event) == f"{line}\n".encode()
     assert list(TEXT.parse_events(line)) == [event]
 
 
@@ -473,7 +474,7 @@ def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
 )
 def test_what_the_server_tells_is_told_in_words(event: Event, lines: list[str]) -> None:
     assert TEXT.describe(event) == lines
-    assert TEXT.spell(event) == "".join(f"[Server] {line}\n" for line in lines).encode()
+    assert TEXT.encode(event) == "".join(f"[Server] {line}\n" for line in lines).encode()
 
 
 @given(
@@ -501,9 +502,9 @@ def test_any_line_is_an_event_that_is_shown_as_it_came(lines: list[str]) -> None
 def test_a_publish_is_one_tagged_line_for_each_message(
     said: list[str], name: str, act: bool
 ) -> None:
-    wire = TEXT.spell_said(SaidRun("e", 0, "", "lobby", 1, name, "\n".join(said), act=act))
-    run = decoded(wire)
-    assert list(TEXT.parse_events(run)) == [Said(name=name, text=text, act=act) for text in said]
+    wire = TEXT.encode_said(SaidBlock("e", 0, "", "lobby", 1, name, "\n".join(said), act=act))
+    block = decoded(wire)
+    assert list(TEXT.parse_events(block)) == [Said(name=name, text=text, act=act) for text in said]
     assert len(wire) >= len(said) * TEXT.least_said_bytes + len("\n".join(said))
 
 
@@ -516,32 +517,33 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
     ]
     assert {type(request) for request in requests} == set(get_args(WireRequest))
     for request in requests:
-        command = TEXT.spell_request(request).split()[0]
+        command = TEXT.encode_request(request).split()[0]
         assert any(line.startswith(f"[Server] {command}") for line in lines), command
     notices = list(JSON.parse_events(decoded(encoded_help(JSON, 7))))
     assert notices == [Notice(line.removeprefix("[Server] "), nonce=7) for line in lines]
 
 
-# --- The JSON voice -------------------------------------------------------------------------------
+# --- The JSON protocol
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("lines", "requests"),
     [
-        (['{"type":"say","text":"hello"}'], [SayRun("hello")]),
-        (['{"text":"hello","type":"say"}'], [SayRun("hello")]),
-        ([' {"type" : "say", "text": "hello", "mood": {"glad": [1]}} '], [SayRun("hello")]),
+        (['{"type":"say","text":"hello"}'], [SayBlock("hello")]),
+        (['{"text":"hello","type":"say"}'], [SayBlock("hello")]),
+        ([' {"type" : "say", "text": "hello", "mood": {"glad": [1]}} '], [SayBlock("hello")]),
         (
             ['{"type":"say","text":"a"}', '{"type":"say","text":"b","nonce":7}'],
-            [SayRun("a\nb", (None, 7))],
+            [SayBlock("a\nb", (None, 7))],
         ),
         (
             ['{"type":"say","text":"a"}', '{"type":"who"}', '{"type":"say","text":"b"}'],
-            [SayRun("a"), Who(), SayRun("b")],
+            [SayBlock("a"), Who(), SayBlock("b")],
         ),
         (
             ['{"type":"say","text":"a"}', '{"type":"say","text":"","nonce":"n"}'],
-            [SayRun("a"), invalid("an empty message cannot be said", "empty-text", "n")],
+            [SayBlock("a"), invalid("an empty message cannot be said", "empty-text", "n")],
         ),
         (
             ['{"type":"act","text":""}', '{"type":"direct","to":1,"text":"\\u202e"}'],
@@ -621,7 +623,7 @@ def test_what_a_json_line_asks(lines: list[str], requests: list[Request]) -> Non
 def test_what_is_no_request_is_answered_and_hurts_nobody_else(line: str) -> None:
     around = '{"type":"say","text":"before"}', '{"type":"say","text":"after"}'
     before, refused, after = JSON.parse_requests(f"{around[0]}\n{line}\n{around[1]}")
-    assert (before, after) == (SayRun("before"), SayRun("after"))
+    assert (before, after) == (SayBlock("before"), SayBlock("after"))
     assert isinstance(refused, Invalid)
     assert refused.error.code == "invalid-request"
     assert len(refused.error.text) < 120
@@ -655,7 +657,7 @@ def test_the_nonce_of_what_is_no_request_is_repeated_if_it_can_be_read(
 
 
 @pytest.mark.parametrize(
-    ("run", "kinds"),
+    ("block", "kinds"),
     [
         (" ", [Invalid]),
         ('{"type":"who"}\n\t\n{"type":"who"}', [Who, Invalid, Who]),
@@ -664,8 +666,8 @@ def test_the_nonce_of_what_is_no_request_is_repeated_if_it_can_be_read(
         ('{"type":"who"}{"type":"who"\n}', [Invalid, Invalid]),
     ],
 )
-def test_one_line_is_one_request(run: str, kinds: list[type[Request]]) -> None:
-    assert [type(request) for request in JSON.parse_requests(run)] == kinds
+def test_one_line_is_one_request(block: str, kinds: list[type[Request]]) -> None:
+    assert [type(request) for request in JSON.parse_requests(block)] == kinds
 
 
 @pytest.mark.parametrize(
@@ -684,7 +686,7 @@ def test_unknown_fields_are_ignored_whatever_is_escaped(
     spelled: str, text: str, field: str
 ) -> None:
     line = f'{{"type":"say","text":"{spelled}",{field}}}'
-    assert list(JSON.parse_requests(line)) == [SayRun(text)]
+    assert list(JSON.parse_requests(line)) == [SayBlock(text)]
 
 
 NESTED = [
@@ -733,7 +735,7 @@ def test_how_deep_json_may_be_nested_does_not_depend_on_the_stack(
 @pytest.mark.parametrize("field", ["name", "room"])
 def test_an_event_with_a_name_that_is_too_long_is_left_out(field: str) -> None:
     for length in (128, 129):
-        said = JSON.spell(Said(name="x", room="x", text="hi")).decode().rstrip("\n")
+        said = JSON.encode(Said(name="x", room="x", text="hi")).decode().rstrip("\n")
         said = said.replace(f'"{field}":"x"', f'"{field}":"{"é" * length}"')
         assert len(list(JSON.parse_events(said))) == (length == 128)
         tagged = list(TEXT.parse_events(f"[{'é' * length}] hi"))
@@ -745,15 +747,15 @@ def test_requests_survive_the_json_voice(requests: list[WireRequest]) -> None:
     read = list(JSON.parse_requests(spelled(JSON, requests)))
     assert one_by_one(read) == requests
     for one, next_one in pairwise(read):
-        assert not (isinstance(one, SayRun) and isinstance(next_one, SayRun))
+        assert not (isinstance(one, SayBlock) and isinstance(next_one, SayBlock))
 
 
 @given(st.lists(events, min_size=1))
 def test_events_survive_the_json_voice(sent: list[Event]) -> None:
-    wire = b"".join(map(JSON.spell, sent))
-    run = decoded(wire)
-    assert list(JSON.parse_events(run)) == sent
-    assert all(line.startswith('{"type":"') for line in run.split("\n"))
+    wire = b"".join(map(JSON.encode, sent))
+    block = decoded(wire)
+    assert list(JSON.parse_events(block)) == sent
+    assert all(line.startswith('{"type":"') for line in block.split("\n"))
 
 
 @given(st.text(), st.booleans())
@@ -774,7 +776,7 @@ def test_every_string_in_json_goes_through_the_filter(raw: str, escaped: bool) -
 def repeated_in(request: Request, field: str) -> object:
     """Return what the answer to *request* repeats in *field*; None if that was refused."""
     match request:
-        case SayRun(nonces=[nonce]):
+        case SayBlock(nonces=[nonce]):
             return nonce
         case Ping(token=token) if field == "token":
             return token
@@ -813,9 +815,9 @@ def test_a_nonce_comes_back_as_it_was_sent_or_is_refused(
 ) -> None:
     line = json.dumps({**request_, "nonce": nonce}, ensure_ascii=escaped)
     wire = line.encode("utf-8", "surrogatepass")
-    [run] = LineDecoder(100_000).feed((b"/json\n" if behind_hello else b"") + wire + b"\n")
-    assert isinstance(run, str)
-    *_, read = (TEXT if behind_hello else JSON).parse_requests(run)
+    [block] = LineDecoder(100_000).feed((b"/json\n" if behind_hello else b"") + wire + b"\n")
+    assert isinstance(block, str)
+    *_, read = (TEXT if behind_hello else JSON).parse_requests(block)
     repeated = repeated_in(read, "nonce")
     assert repeated is None or (repeated == nonce and type(repeated) is type(nonce))
     if isinstance(nonce, str) and len(nonce) <= 128 and clean(nonce) == nonce:
@@ -826,9 +828,9 @@ def test_a_nonce_comes_back_as_it_was_sent_or_is_refused(
 @pytest.mark.parametrize("odd", ["\x00", "\x7f", "\x9b", "\u2028", "\u202e", "\ufeff", "\ufffd"])
 def test_a_token_that_would_not_come_back_unchanged_is_refused(odd: str, escaped: bool) -> None:
     line = json.dumps({"type": "ping", "token": f"a{odd}", "nonce": 1}, ensure_ascii=escaped)
-    [run] = LineDecoder(1000).feed(f"{line}\n".encode())
-    assert isinstance(run, str)
-    assert list(JSON.parse_requests(run)) == [
+    [block] = LineDecoder(1000).feed(f"{line}\n".encode())
+    assert isinstance(block, str)
+    assert list(JSON.parse_requests(block)) == [
         invalid(
             "that is no request: the token has a character that cannot be sent back unchanged, "
             "such as a control",
@@ -839,9 +841,9 @@ def test_a_token_that_would_not_come_back_unchanged_is_refused(odd: str, escaped
 
 def test_a_nonce_is_exact_whatever_the_filter_drops_beside_it() -> None:
     lines = ['\ufeff{"type":"say","text":"a\u202eb\x1b","nonce":"n"}', "\ufeff", '{"type":"rooms"}']
-    [run] = LineDecoder(1000).feed("\n".join([*lines, ""]).encode())
-    assert isinstance(run, str)
-    assert list(JSON.parse_requests(run)) == [SayRun("ab␛", ("n",)), Rooms()]
+    [block] = LineDecoder(1000).feed("\n".join([*lines, ""]).encode())
+    assert isinstance(block, str)
+    assert list(JSON.parse_requests(block)) == [SayBlock("ab␛", ("n",)), Rooms()]
 
 
 @pytest.mark.parametrize(
@@ -881,7 +883,7 @@ def test_half_a_surrogate_pair_is_named_also_in_a_request_that_there_is_not() ->
 def test_a_line_is_one_request_whatever_it_is_and_wherever_it_stands(
     hostile: list[str], honest: list[WireRequest]
 ) -> None:
-    lines = [SPOILT, *hostile, *map(JSON.spell_request, honest), *hostile]
+    lines = [SPOILT, *hostile, *map(JSON.encode_request, honest), *hostile]
     requests = list(JSON.parse_requests("\n".join(lines)))
     assert_clean(requests)
     alone = one_by_one(
@@ -897,8 +899,8 @@ def test_a_line_is_one_request_whatever_it_is_and_wherever_it_stands(
 
 @given(st.lists(hostile_lines(), min_size=1))
 def test_nothing_that_a_server_sends_is_too_much(lines: list[str]) -> None:
-    for voice in VOICES:
-        told = list(voice.parse_events("\n".join(lines)))
+    for codec in CODECS:
+        told = list(codec.parse_events("\n".join(lines)))
         assert all(isinstance(event, get_args(Event)) for event in told)
         assert_clean(told)
 
@@ -908,20 +910,20 @@ def test_nothing_that_a_server_sends_is_too_much(lines: list[str]) -> None:
 @example(b'{"type":"say","text":"\x00\x1b\r\r\n')
 def test_any_bytes_are_requests_and_events_in_both_voices(data: bytes) -> None:
     decoder = LineDecoder(100)
-    for run in decoder.feed(data) + decoder.finish():
-        if isinstance(run, str):
-            for voice in VOICES:
-                requests = list(voice.parse_requests(run))
+    for block in decoder.feed(data) + decoder.finish():
+        if isinstance(block, str):
+            for codec in CODECS:
+                requests = list(codec.parse_requests(block))
                 one_by_one(requests)
-                assert_clean([requests, list(voice.parse_events(run))])
+                assert_clean([requests, list(codec.parse_events(block))])
 
 
 WELCOME = (
-    JSON.spell(Welcome(1, 7, "alice", "lobby", 2, Limits(65536, 32), None, "x", resumed=False))
+    JSON.encode(Welcome(1, 7, "alice", "lobby", 2, Limits(65536, 32), None, "x", resumed=False))
     .decode()
     .rstrip()
 )
-MISSED = JSON.spell(Missed(3)).decode().rstrip()
+MISSED = JSON.encode(Missed(3)).decode().rstrip()
 
 
 @pytest.mark.parametrize("number", [0, -5, 2**60, 10**399], ids=["0", "-5", "2^60", "400 digits"])
@@ -948,14 +950,14 @@ def test_what_is_no_event_is_shown_and_what_is_unknown_is_not(
     line: str, events: list[Event]
 ) -> None:
     assert list(JSON.parse_events(line)) == events
-    run = f'{{"type":"missed","count":1}}\n{line}\n{{"type":"missed","count":2}}'
-    assert list(JSON.parse_events(run)) == [Missed(1), *events, Missed(2)]
+    block = f'{{"type":"missed","count":1}}\n{line}\n{{"type":"missed","count":2}}'
+    assert list(JSON.parse_events(block)) == [Missed(1), *events, Missed(2)]
 
 
 @given(
     st.lists(texts, min_size=1),
     st.builds(
-        SaidRun,
+        SaidBlock,
         st.just("e4"),
         st.integers(0, 10**9),
         st.just("2025-01-15T10:30:45.123Z"),
@@ -966,20 +968,22 @@ def test_what_is_no_event_is_shown_and_what_is_unknown_is_not(
         st.booleans(),
     ),
 )
-@example(['"', "\\", "\t", "\\n", "é", "a\u2029b"], SaidRun("e", 0, "", "r", 1, "n", "", act=True))
-def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], run: SaidRun) -> None:
+@example(
+    ['"', "\\", "\t", "\\n", "é", "a\u2029b"], SaidBlock("e", 0, "", "r", 1, "n", "", act=True)
+)
+def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], block: SaidBlock) -> None:
     said = [clean(text) for text in said]
-    wire = JSON.spell_said(msgspec.structs.replace(run, run="\n".join(said)))
+    wire = JSON.encode_said(msgspec.structs.replace(block, text="\n".join(said)))
     lines = decoded(wire)
-    shown = [("act", True)] if run.act else []
+    shown = [("act", True)] if block.act else []
     assert [json.loads(line, object_pairs_hook=list) for line in lines.split("\n")] == [
         [
             ("type", "said"),
-            ("id", message_id(run.epoch, run.first + number)),
-            ("time", run.time),
-            ("room", run.room),
-            ("client", run.client),
-            ("name", run.name),
+            ("id", message_id(block.epoch, block.first + number)),
+            ("time", block.time),
+            ("room", block.room),
+            ("client", block.client),
+            ("name", block.name),
             ("text", text),
             *shown,
         ]
@@ -987,13 +991,13 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], run: S
     ]
     assert list(JSON.parse_events(lines)) == [
         Said(
-            id=message_id(run.epoch, run.first + number),
-            time=run.time,
-            room=run.room,
-            client=run.client,
-            name=run.name,
+            id=message_id(block.epoch, block.first + number),
+            time=block.time,
+            room=block.room,
+            client=block.client,
+            name=block.name,
             text=text,
-            act=run.act,
+            act=block.act,
         )
         for number, text in enumerate(said)
     ]
@@ -1007,9 +1011,9 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], run: S
 def test_a_nonce_is_added_to_an_answer_that_is_encoded_already(
     answer: Members | RoomList, nonce: Nonce | None
 ) -> None:
-    encoded = JSON.spell(msgspec.structs.replace(answer, nonce=nonce))
-    assert JSON.with_nonce(JSON.spell(answer), nonce) == encoded
-    assert TEXT.with_nonce(TEXT.spell(answer), nonce) == TEXT.spell(answer)
+    encoded = JSON.encode(msgspec.structs.replace(answer, nonce=nonce))
+    assert JSON.with_nonce(JSON.encode(answer), nonce) == encoded
+    assert TEXT.with_nonce(TEXT.encode(answer), nonce) == TEXT.encode(answer)
 
 
 @given(texts, names, numbers, st.booleans())
@@ -1018,13 +1022,13 @@ def test_the_size_of_a_message_is_known_without_encoding_its_text(
     text: str, name: str, number: int, act: bool
 ) -> None:
     said = Said(id="e-1", room="den", client=number, name=name, text=clean(text), act=act)
-    assert JSON.said_bytes(said) == len(JSON.spell(said))
+    assert JSON.said_bytes(said) == len(JSON.encode(said))
 
 
 def test_a_message_adds_as_many_bytes_as_is_promised() -> None:
     time = "2025-01-15T10:30:45.123Z"
     for act in (False, True):
-        wire = JSON.spell_said(SaidRun("0", 0, time, "a", 1, "a", "x", act=act))
+        wire = JSON.encode_said(SaidBlock("0", 0, time, "a", 1, "a", "x", act=act))
         assert len(wire) >= JSON.least_said_bytes + len("x")
 
 

@@ -107,7 +107,7 @@ class Console:
         self._log = Log("client")
         self._sent = self._received = 0
         self._sending = 0  # lines that were read and not sent yet
-        self._turned_away = False  # the server's first event was a goodbye
+        self._was_rejected = False  # the server's first event was a goodbye
         self._is_full = False  # and its code was `full`
         self._connected_at = 0.0
         self._failure: MultichatError | None = None
@@ -212,7 +212,7 @@ class Console:
 
     def _is_unsaid(self, chat: Chat) -> bool:
         """Return whether lines are known to be lost in a conversation that ended with a goodbye."""
-        return bool(self._sending or (self._sent and (self._turned_away or chat.waiting_bytes)))
+        return bool(self._sending or (self._sent and (self._was_rejected or chat.waiting_bytes)))
 
     def _fail(self, error: MultichatError) -> None:
         self._failure = self._failure or error
@@ -221,7 +221,7 @@ class Console:
         while events := await chat.receive():
             if not self._received and chat.welcome is None:
                 first = events[0]
-                self._turned_away = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
+                self._was_rejected = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
                 self._is_full = isinstance(first, Goodbye) and first.known().code == "full"
             self._received += sum(not isinstance(event, _OURS) for event in events)
             if any(isinstance(event, Reconnected) for event in events):
@@ -291,23 +291,25 @@ class Console:
         return True
 
     async def _send(self, chat: Chat, lines: list[str]) -> None:
-        run = "\n".join(lines)
-        if self._is_piped and chat.welcome is not None and may_be_disguised(run):
+        block = "\n".join(lines)
+        if self._is_piped and chat.welcome is not None and may_be_disguised(block):
             meant = await _without_disguised(lines)
             # In the order of the input, by which `Piped` numbers them.
             for is_said, some in groupby(lines, lambda line: meant[line] is not None):
                 part = list(some)
                 if is_said:
-                    await self._send_run(chat, part, "\n".join(meant[line] or "" for line in part))
+                    await self._send_block(
+                        chat, part, "\n".join(meant[line] or "" for line in part)
+                    )
                 else:
                     self._piped.note_sent(len(part))
         elif lines:
-            await self._send_run(chat, lines, run)
+            await self._send_block(chat, lines, block)
 
-    async def _send_run(self, chat: Chat, lines: list[str], run: str) -> None:
+    async def _send_block(self, chat: Chat, lines: list[str], block: str) -> None:
         """Send *run*, the requests that *lines* stand for, and log the lines."""
         self._sending = len(lines)
-        await self._piped.send(run, chat.send)
+        await self._piped.send(block, chat.send)
         if chat.goodbye is None:
             self._sending = 0
         self._sent += len(lines)

@@ -26,7 +26,7 @@ from multichat.errors import (
     OutputLost,
     Refused,
 )
-from multichat.protocol.codecs import JSON, TEXT, spell_hello
+from multichat.protocol.codecs import JSON, TEXT, encode_hello
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Error, Goodbye, Nonce, Quit, Welcome
 from multichat.stdio import read_input
@@ -85,7 +85,7 @@ async def send(
             else:
                 await _send_input(input_fd, piped, lambda run: chat.say(*run.split("\n")))
             await chat.finish()
-        if chat.goodbye is not None and chat.voice is TEXT:  # and who knows what was heard before
+        if chat.goodbye is not None and chat.codec is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
         if errors:
             raise Refused(errors[0].code, errors[0].text)
@@ -176,15 +176,15 @@ async def pass_json(
         trio.open_nursery() as nursery,
     ):
         piped = Piped(chat)
-        await chat.send(spell_hello(make_hello(name, room, replay)))
+        await chat.send(encode_hello(make_hello(name, room, replay)))
         welcomed = trio.Event()
         if input_fd is not None:
             nursery.start_soon(_pass_input, chat, piped, input_fd, welcomed)
-        with trio.move_on_after(timeouts.answer) as patience:
+        with trio.move_on_after(timeouts.answer) as timeout:
             last = ""
             try:
                 while events := await chat.receive():
-                    # As they came: in the text voice every line is an event that is that line.
+                    # As they came: in the text protocol every line is an event that is that line.
                     lines = list(map(TEXT.lines, events))
                     if not welcomed.is_set():
                         chat.check_admitted()
@@ -196,7 +196,7 @@ async def pass_json(
                         if not lines:
                             _check(chat, needs_json=False)
                             continue
-                        patience.deadline = float("inf")
+                        timeout.deadline = float("inf")
                         welcomed.set()
                     last = lines[-1]
                     data = "".join(f"{clean_json(line)}\n" for line in lines).encode()
@@ -209,7 +209,7 @@ async def pass_json(
                 if not isinstance(_event(last), Goodbye):
                     raise piped.explain(error) from None
             _check(chat, needs_json=False)
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             raise NoJson(timeouts.answer)
         nursery.cancel_scope.cancel(reason="the conversation is over")
 
@@ -222,7 +222,7 @@ async def _pass_input(chat: Chat, piped: Piped, fd: int, welcomed: trio.Event) -
     await welcomed.wait()
     with piped.explaining():
         await _send_input(fd, piped, chat.send)
-        await chat.finish(end_line=JSON.spell_request(Quit()))
+        await chat.finish(end_line=JSON.encode_request(Quit()))
 
 
 def _write_all(fd: int, data: bytes) -> None:

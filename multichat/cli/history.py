@@ -9,7 +9,7 @@ from pathlib import Path
 from multichat.errors import JournalFailed, OutputLost
 from multichat.journal.sqlite.reader import open_reader
 from multichat.protocol.codecs import JSON, TEXT
-from multichat.protocol.messages import SaidRun, room_of
+from multichat.protocol.messages import SaidBlock, room_of
 
 __all__ = ["parse_since", "show_history"]
 
@@ -49,7 +49,7 @@ def show_history(
     with open_reader(path) as reader:
         one_room = room is not None or isinstance(since, str) or not reader.has_several_rooms()
         for said in reader.read(room=room, since=since, limit=limit):
-            data = JSON.spell_said(said) if json else _spell(said, with_room=not one_room)
+            data = JSON.encode_said(said) if json else _encode(said, with_room=not one_room)
             try:
                 _write_all(output_fd, data)
             except BrokenPipeError:
@@ -67,10 +67,10 @@ def _write_all(fd: int, data: bytes) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _spell(said: SaidRun, *, with_room: bool) -> bytes:
+def _encode(said: SaidBlock, *, with_room: bool) -> bytes:
     where = f"{said.room}: " if with_room else ""
     head = f"{_local(said.time)} {where}{TEXT.speaker(said.name, act=said.act)} ".encode()
-    return b"".join((head, said.run.encode().replace(b"\n", b"\n" + head), b"\n"))
+    return b"".join((head, said.text.encode().replace(b"\n", b"\n" + head), b"\n"))
 
 
 @lru_cache(maxsize=1)  # of a run that was cut, and of many that came at once

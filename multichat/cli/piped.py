@@ -44,11 +44,11 @@ class Piped:
         self.read += 1 if isinstance(part, LineTooLong) else part.count("\n") + 1
 
     async def send(
-        self, run: str, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
+        self, block: str, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
     ) -> None:
         """Send a run of lines in pieces by *send*, which returns a nonce for each line."""
-        lines = run.split("\n")
-        size = _PIECE_LINES if self._chat.voice is JSON else len(lines)
+        lines = block.split("\n")
+        size = _PIECE_LINES if self._chat.codec is JSON else len(lines)
         for start in range(0, len(lines), size):
             piece = lines[start : start + size]
             self.note_sent(len(piece), await send("\n".join(piece)))
@@ -74,7 +74,7 @@ class Piped:
         if not count:
             return ""
         first = waiting[0] if waiting else self.sent + 1
-        accepted = "sent" if chat.voice is TEXT else "accepted"
+        accepted = "sent" if chat.codec is TEXT else "accepted"
         were = "1 line was" if count == 1 else f"{count} lines were"
         rest = "" if self.all_read else ", and what follows was not read"
         return (

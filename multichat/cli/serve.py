@@ -101,12 +101,12 @@ def serve(
         int,
         typer.Option(min=1, help="Longest line accepted, in bytes.", envvar="MULTICHAT_MAX_LINE"),
     ] = _DEFAULTS.max_line_bytes,
-    mailbox: Annotated[
+    send_queue: Annotated[
         int,
         typer.Option(
-            min=1, help="Size of a client's send queue, in batches.", envvar="MULTICHAT_MAILBOX"
+            min=1, help="Size of a client's send queue, in batches.", envvar="MULTICHAT_SEND_QUEUE"
         ),
-    ] = _DEFAULTS.mailbox_batches,
+    ] = _DEFAULTS.send_queue_batches,
     slow: Annotated[
         Slow,
         typer.Option(
@@ -132,9 +132,7 @@ def serve(
             envvar="MULTICHAT_STALL_TIMEOUT",
         ),
     ] = _DEFAULTS.stall_timeout_seconds,
-    patience: Annotated[
-        float | None, typer.Option(hidden=True, envvar="MULTICHAT_PATIENCE")
-    ] = None,
+    timeout: Annotated[float | None, typer.Option(hidden=True, envvar="MULTICHAT_PATIENCE")] = None,
     max_clients: Annotated[
         int,
         typer.Option(
@@ -324,7 +322,7 @@ def serve(
     commands.
     """
     _check_environment(context)
-    if patience is not None:
+    if timeout is not None:
         raise UsageMistake(
             "--patience is now called --slow-timeout, and its variable MULTICHAT_SLOW_TIMEOUT"
         )
@@ -335,7 +333,7 @@ def serve(
     try:
         config = ServerConfig(
             max_line_bytes=max_line,
-            mailbox_batches=mailbox,
+            send_queue_batches=send_queue,
             slow=slow,
             slow_timeout_seconds=slow_timeout,
             stall_timeout_seconds=stall_timeout,

@@ -26,7 +26,7 @@ from multichat.errors import (
     Refused,
     RemoteProtocolError,
 )
-from multichat.protocol.codecs import JSON, TEXT, Voice, is_hello
+from multichat.protocol.codecs import JSON, TEXT, Codec, is_hello
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,
@@ -49,7 +49,7 @@ from multichat.protocol.messages import (
     Rooms,
     RoomSize,
     Say,
-    SayRun,
+    SayBlock,
     Welcome,
     Who,
     WireRequest,
@@ -134,14 +134,14 @@ class Chat:
         return self._conversation.place.room
 
     @property
-    def voice(self) -> Voice:
+    def codec(self) -> Codec:
         """The protocol that is spoken now."""
-        return self._conversation.voice
+        return self._conversation.codec
 
     @property
     def fell_back(self) -> bool:
         """Whether JSON was asked for and the server speaks text."""
-        return self.voice is TEXT and not self._plain and self._conversation.handshake.settled
+        return self.codec is TEXT and not self._plain and self._conversation.handshake.settled
 
     @property
     def last_sender(self) -> int | None:
@@ -219,13 +219,13 @@ class Chat:
     async def direct(self, to: str | int, text: str) -> None:
         """Say *text* to one person alone: a name, or a client's number.
 
-        Returns when it is on its way to that person; in the text voice, to the server, where people
-        have no numbers that we know of.  Raises `Refused` if there is nobody, or nobody who takes
-        it, and as `say` does.
+        Returns when it is on its way to that person; in the text protocol, to the server, where
+        people have no numbers that we know of.  Raises `Refused` if there is nobody, or nobody who
+        takes it, and as `say` does.
         """
         if isinstance(to, str):
             to = clean(to)
-            if self.voice is TEXT and len(to.split()) != 1:
+            if self.codec is TEXT and len(to.split()) != 1:
                 raise LocalProtocolError("a name is one word")
         await self._ask(Direct(to, _sayable(text)))
 
@@ -283,7 +283,7 @@ class Chat:
         tag = type(answer).__struct_config__.tag
         return RemoteProtocolError(f"the server answered with `{tag}` instead of `{of}`")
 
-    async def send(self, run: str) -> list[Nonce | None]:
+    async def send(self, block: str) -> list[Nonce | None]:
         """Send a run of lines as if they had been typed, commands and all.
 
         They MUST be clean and not empty, as `multichat.protocol.framing` returns them.  A command
@@ -292,18 +292,18 @@ class Chat:
         text protocol.  For the rest see `say`.
         """
         with self._line.sending():
-            if self.voice is TEXT:
-                await self._line.put(run)
+            if self.codec is TEXT:
+                await self._line.put(block)
                 return []
-            return await self._send_typed(run)
+            return await self._send_typed(block)
 
-    async def _send_typed(self, run: str) -> list[Nonce | None]:
+    async def _send_typed(self, block: str) -> list[Nonce | None]:
         nonces: list[Nonce | None] = []
         # There is nothing more to be changed by a hello, and what follows one is no JSON here.
-        run = "\n".join(line for line in run.split("\n") if not is_hello(line))
-        for request in TEXT.parse_requests(run) if run else ():
-            if isinstance(request, SayRun):
-                says = [Say(text) for text in request.run.split("\n")]
+        block = "\n".join(line for line in block.split("\n") if not is_hello(line))
+        for request in TEXT.parse_requests(block) if block else ():
+            if isinstance(request, SayBlock):
+                says = [Say(text) for text in request.text.split("\n")]
                 nonces += await self._send_kept(says, typed=True)
             elif isinstance(request, Invalid):
                 self._line.tell([request.error])
@@ -316,7 +316,7 @@ class Chat:
                     direct = Direct(self.last_sender, request.text)
                     nonces += await self._send_kept([direct], typed=True)
             elif isinstance(request, Quit):
-                await self._line.put(JSON.spell_request(request))
+                await self._line.put(JSON.encode_request(request))
                 nonces.append(None)
             elif not isinstance(request, Hello):  # which it cannot be
                 nonces += await self._send_kept([request], typed=True)
@@ -324,8 +324,8 @@ class Chat:
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> list[Nonce | None]:
         with self._line.sending():
-            if self.voice is TEXT:
-                await self._line.put("\n".join(map(TEXT.spell_request, requests)))
+            if self.codec is TEXT:
+                await self._line.put("\n".join(map(TEXT.encode_request, requests)))
                 return []
             return await self._send_kept(requests)
 
@@ -378,8 +378,8 @@ class Chat:
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text protocol, without nonces."""
         conversation = self._conversation
-        if self.voice is TEXT:
-            await self._line.put(TEXT.spell_request(request))
+        if self.codec is TEXT:
+            await self._line.put(TEXT.encode_request(request))
             return None
         if isinstance(request, Direct):
             await self._wait_to_send(1)
@@ -499,7 +499,7 @@ class Chat:
         """Raise `Refused` if the server wants a password and was told none, or a wrong one."""
         self._line.check_admitted()
 
-    async def finish(self, *, end_line: str = TEXT.spell_request(Quit())) -> None:
+    async def finish(self, *, end_line: str = TEXT.encode_request(Quit())) -> None:
         """Have what was said sent and accepted, then the end of input; wait for the server's.
 
         Waits until the server closes or nothing moves any more: over one connection after the

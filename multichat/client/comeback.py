@@ -19,7 +19,7 @@ from multichat.protocol.names import default_name, fold_name
 __all__ = [
     "EVERYTHING",
     "Backoff",
-    "Place",
+    "Position",
 ]
 
 # A connection that did not hold for that long is no success: whoever is sent away as soon as it
@@ -60,7 +60,7 @@ class Backoff:
             self._seconds = self._first_seconds
 
 
-class Place:
+class Position:
     """Where a client is in its conversation: who it is, in which room, what it has heard there.
 
     *session* is empty until a server has given one.  What is told here is what the server told, in

@@ -119,7 +119,7 @@ class Endpoint:
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
 
     def __str__(self) -> str:
-        return transport.spell_address((self.host, self.port) if self.unix is None else self.unix)
+        return transport.format_address((self.host, self.port) if self.unix is None else self.unix)
 
     async def dial_until_there(
         self, tell: Callable[[ConnectFailed], object] = lambda _: None

@@ -5,7 +5,7 @@ and what arrived from what did not.  Knows nothing of what the lines mean: that 
 `multichat.client.conversation`.
 
 One task sends and one receives; they do not wait for each other.  What waits to be written is
-bounded by a mailbox.
+bounded by a send queue.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import trio
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost
 from multichat.net import transport
-from multichat.net.send_queue import Mailbox, Offer
+from multichat.net.send_queue import SendQueue, SendResult
 from multichat.protocol.framing import LineDecoder, Part
 
 __all__ = ["MAX_LINE_BYTES", "MAX_WAIT_SECONDS", "Bell", "Connection", "Standstill"]
@@ -119,7 +119,9 @@ class Connection:
         self.heard_at = trio.current_time()
         self.stuck_seconds = timeouts.stuck
         self._timeouts = timeouts
-        self._outbox = Mailbox(stream, max_batches=_OUTBOX_BATCHES, spell_missed=_nothing_is_missed)
+        self._outbox = SendQueue(
+            stream, max_batches=_OUTBOX_BATCHES, encode_missed=_nothing_is_missed
+        )
         self._decoder = LineDecoder(MAX_LINE_BYTES)
         self._bell = bell
         self._received_bytes = self._taken_bytes = 0
@@ -181,19 +183,19 @@ class Connection:
 
     # --- Lines ------------------------------------------------------------------------------------
 
-    async def put(self, run: str) -> None:
+    async def put(self, block: str) -> None:
         """Send a run of lines in one piece; returns when they are on their way.
 
         Cancelled, they are not.  Raises `ConnectionLost`.
         """
-        data = f"{run}\n".encode()
-        if await self._outbox.put(data) is Offer.CLOSED:
+        data = f"{block}\n".encode()
+        if await self._outbox.put(data) is SendResult.CLOSED:
             raise self.lost()
         self._taken_bytes += len(data)
 
-    def offer(self, run: str) -> bool:
+    def try_send(self, block: str) -> bool:
         """Send a run of lines if that needs no waiting; say whether."""
-        return self._outbox.offer(f"{run}\n".encode()) in (Offer.SENT, Offer.QUEUED)
+        return self._outbox.try_send(f"{block}\n".encode()) in (SendResult.SENT, SendResult.QUEUED)
 
     def abort(self, reason: str) -> None:
         """Neither send nor read any more; *reason* is why, if nothing else was before."""

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from multichat.client.comeback import Place
+from multichat.client.comeback import Position
 from multichat.client.negotiation import Handshake
 from multichat.client.unacknowledged import Outbox
 from multichat.errors import LineTooLong
-from multichat.protocol.codecs import JSON, TEXT, Voice, with_visible_names
+from multichat.protocol.codecs import JSON, TEXT, Codec, with_visible_names
 from multichat.protocol.framing import Part
 from multichat.protocol.messages import (
     Accepted,
@@ -51,9 +51,9 @@ _OBJECT_BYTES = 200
 _GAP = "messages that were said here meanwhile may be missing; /history shows the latest"
 
 
-def memory_of(run: str) -> int:
+def memory_of(block: str) -> int:
     """Return about how many bytes the events of *run* take: one a line, or one a JSON object."""
-    return len(run) + _OBJECT_BYTES * (1 + run.count("\n") + run.count("{"))
+    return len(block) + _OBJECT_BYTES * (1 + block.count("\n") + block.count("{"))
 
 
 class Conversation:
@@ -67,7 +67,7 @@ class Conversation:
 
     def __init__(self, hello: Hello, *, plain: bool) -> None:
         self._plain = plain
-        self.place = Place()
+        self.place = Position()
         self.outbox = Outbox()
         self.welcome: Welcome | None = None
         self.handshake = Handshake(hello, plain=plain)
@@ -83,7 +83,7 @@ class Conversation:
         self._our_own: set[Nonce] = set()  # of pings and of the last quit
 
     @property
-    def voice(self) -> Voice:
+    def codec(self) -> Codec:
         """The protocol that is spoken; JSON for good once the server has welcomed us."""
         return TEXT if self.welcome is None else JSON
 
@@ -144,19 +144,19 @@ class Conversation:
         """
         events: list[Event] = []
         for part in parts:
-            if self.handshake.dismissed:
+            if self.handshake.disconnected:
                 break
             if isinstance(part, LineTooLong):
                 events.append(Notice(str(part)))
             else:
-                events += self._hear_run(part, ended=ended)
+                events += self._hear_block(part, ended=ended)
         return events
 
-    def _hear_run(self, run: str, *, ended: bool) -> list[Event]:
-        if ended and not self.handshake.settled and run.startswith("{"):
+    def _hear_block(self, block: str, *, ended: bool) -> list[Event]:
+        if ended and not self.handshake.settled and block.startswith("{"):
             return []  # half a welcome
-        heard = list(map(with_visible_names, self.handshake.hear(run)))
-        if self.handshake.voice is TEXT:
+        heard = list(map(with_visible_names, self.handshake.hear(block)))
+        if self.handshake.codec is TEXT:
             return heard
         if ended:  # the message comes whole by the next connection
             heard = [event for event in heard if not isinstance(event, Said) or event.id]

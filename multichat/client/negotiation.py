@@ -17,7 +17,7 @@ import re
 
 from multichat.errors import RemoteProtocolError
 from multichat.protocol.auth import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     PROTOCOL,
@@ -84,8 +84,8 @@ class Handshake:
 
     *failure* is what is wrong with the server's answer.
 
-    *dismissed* says that the server has said goodbye: lines behind that are ignored.  In text that
-    is settled it never is: another server may pass on such a line that anybody has typed.
+    *disconnected* says that the server has said goodbye: lines behind that are ignored.  In text
+    that is settled it never is: another server may pass on such a line that anybody has typed.
 
     With *plain* text is settled from the start.  With *knows_json* the server has welcomed us on an
     earlier connection: whatever comes before its welcome is dropped, and text is never settled.
@@ -98,14 +98,14 @@ class Handshake:
         self.refusals: list[Error] = []
         self.password_asked = self.password_said = self.password_refused = False
         self.failure: RemoteProtocolError | None = None
-        self.dismissed = False
+        self.disconnected = False
         self._knows_json = knows_json
         self._chat: list[str] = []
         self._chat_characters = 0
         self._wishes_refused = 0  # refusals that the welcome is followed by, and that have not come
 
     @property
-    def voice(self) -> Voice:
+    def codec(self) -> Codec:
         """The protocol that is spoken now."""
         return TEXT if self.welcome is None else JSON
 
@@ -114,15 +114,15 @@ class Handshake:
         """Whether chat has come, and no answer yet."""
         return bool(self._chat)
 
-    def hear(self, run: str) -> list[Event]:
+    def hear(self, block: str) -> list[Event]:
         """Return what the server tells with a run of lines, except what only concerns this."""
         settled = self.settled
         if settled:
-            return self._hear_settled(run)
+            return self._hear_settled(block)
         events: list[Event] = []
-        lines = run.split("\n")
+        lines = block.split("\n")
         for number, line in enumerate(lines, 1):
-            if self.dismissed or self.failure is not None:
+            if self.disconnected or self.failure is not None:
                 break
             events += self._hear_line(line)
             if self.settled:
@@ -130,16 +130,16 @@ class Handshake:
                 return events + self._hear_settled(rest) if rest else events
         return events
 
-    def _hear_settled(self, run: str) -> list[Event]:
-        if self.dismissed:
+    def _hear_settled(self, block: str) -> list[Event]:
+        if self.disconnected:
             return []
-        events = list(self.voice.parse_events(run))
-        if self.voice is JSON:
+        events = list(self.codec.parse_events(block))
+        if self.codec is JSON:
             for number, event in enumerate(events, 1):
                 if isinstance(event, Goodbye):
-                    self.dismissed = True
+                    self.disconnected = True
                     return events[:number]
-        elif "password" in run:
+        elif "password" in block:
             for event in events:
                 self._hear_of_password(event)
         return events
@@ -158,7 +158,7 @@ class Handshake:
             return []
         event = next(iter(TEXT.parse_events(line)))
         if isinstance(event, Goodbye):
-            self.dismissed = True
+            self.disconnected = True
             return [*self._take_chat(), event]
         if isinstance(event, Notice) and event.text in _ABOUT_PASSWORD:
             self._hear_of_password(event)
@@ -200,7 +200,7 @@ class Handshake:
                 self.settled = not self._wishes_refused
             else:  # two wishes that were refused for the same reason have one refusal
                 self.settled = True
-                self.dismissed = isinstance(event, Goodbye)
+                self.disconnected = isinstance(event, Goodbye)
                 events.append(event)
         return events
 

@@ -20,8 +20,8 @@ from multichat.client.connection import MAX_WAIT_SECONDS, Bell, Connection, Stan
 from multichat.client.conversation import Conversation, memory_of
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
-from multichat.protocol.auth import WRONG_PASSWORD, spell_password
-from multichat.protocol.codecs import JSON, TEXT, spell_hello
+from multichat.protocol.auth import WRONG_PASSWORD, encode_password
+from multichat.protocol.codecs import JSON, TEXT, encode_hello
 from multichat.protocol.framing import Part, clean
 from multichat.protocol.messages import (
     Disconnected,
@@ -81,7 +81,7 @@ class _Progress:
     def value(self, line: "ReconnectingConnection") -> tuple[int, int]:
         """Return a value that changes when there is progress."""
         conversation, connection = line.conversation, line.connection
-        if conversation.voice is TEXT:
+        if conversation.codec is TEXT:
             is_taken = not connection.untaken_bytes
             return 0, connection.moved_bytes if is_taken else connection.acknowledged_bytes
         if conversation.answered != self._answered:
@@ -213,12 +213,12 @@ class ReconnectingConnection:
                 outbox.take_back(lines)
             raise
 
-    async def put(self, run: str) -> None:
+    async def put(self, block: str) -> None:
         """Send lines that get no answer; raises `ConnectionLost`."""
         if not self.connected:
             await self.wait_until(lambda: self.connected)
         try:
-            await self.connection.put(run)
+            await self.connection.put(block)
         except ConnectionLost:
             raise self.lost() from None
 
@@ -297,13 +297,13 @@ class ReconnectingConnection:
 
     def _give_up(self, reason: str) -> None:
         """End the conversation; that is a failure unless only the server's end was missing."""
-        if self.conversation.voice is TEXT:
+        if self.conversation.codec is TEXT:
             reason = (
                 self.connection.describe_untaken() or "the server does not end the conversation"
             )
         elif not self.connected and self._down:
             reason = f"{reason} ({self._down})"
-        if self.conversation.voice is TEXT or self.conversation.outbox:
+        if self.conversation.codec is TEXT or self.conversation.outbox:
             self.failure = ConnectionLost(reason)
         self.connection.abort(reason)
         self._tasks.cancel(reason=reason)
@@ -323,7 +323,7 @@ class ReconnectingConnection:
                 self.failure = error
                 self.bell.ring()
             else:
-                if self.conversation.voice is JSON:
+                if self.conversation.codec is JSON:
                     nursery.start_soon(self._keep_alive, connection, pinging)
             while self.failure is None and not connection.over:
                 await self.bell.wait()
@@ -338,19 +338,19 @@ class ReconnectingConnection:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connection.send)
                 while not connection.over:
-                    dismissed = self.conversation.handshake.dismissed
+                    disconnected = self.conversation.handshake.disconnected
                     self._hear(await connection.receive())
                     self.bell.ring()
-                    if self.conversation.handshake.dismissed and not dismissed:
-                        nursery.start_soon(self._abort_dismissed, connection)
+                    if self.conversation.handshake.disconnected and not disconnected:
+                        nursery.start_soon(self._abort_disconnected, connection)
                     await self._wait_for_program(connection)
 
-    async def _abort_dismissed(self, connection: Connection) -> None:
+    async def _abort_disconnected(self, connection: Connection) -> None:
         """End a connection that the server does not close after its goodbye."""
-        with trio.move_on_after(self._timeouts.finish) as patience:
+        with trio.move_on_after(self._timeouts.finish) as timeout:
             while not connection.over:
                 await self.bell.wait()
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             connection.abort("the server has said goodbye")
 
     async def _wait_for_program(self, connection: Connection) -> None:
@@ -375,7 +375,7 @@ class ReconnectingConnection:
                 if connection.has_come_since(heard_at):
                     continue
                 if connection.listening:
-                    connection.offer(self.conversation.number_ours(Ping()))
+                    connection.try_send(self.conversation.number_ours(Ping()))
                 unaccepted = len(self.conversation.outbox)
                 seconds = connection.stuck_seconds if unaccepted else timeouts.pong
                 with trio.move_on_after(seconds) as answer:
@@ -401,9 +401,9 @@ class ReconnectingConnection:
                 raise self.lost()
             raise NoJson(timeouts.answer)
         if self._plain and hello.name is not None:
-            await self.put(TEXT.spell_request(Rename(hello.name)))
+            await self.put(TEXT.encode_request(Rename(hello.name)))
         if self._plain and hello.room is not None:
-            await self.put(TEXT.spell_request(Join(hello.room)))
+            await self.put(TEXT.encode_request(Join(hello.room)))
         self._begun = True
         self._note_connected()
 
@@ -442,7 +442,7 @@ class ReconnectingConnection:
 
         with suppress(ConnectionLost):  # the receiving task reports it
             if not self._plain:
-                await connection.put(spell_hello(shake.hello))
+                await connection.put(encode_hello(shake.hello))
             if not self._plain or self._password is not None:
                 with trio.move_on_after(timeouts.answer if seconds is None else seconds):
                     await connection.wait_until(lambda: is_answered() or shake.chatting)
@@ -464,8 +464,8 @@ class ReconnectingConnection:
     async def _say_password(self, connection: Connection, password: str) -> None:
         shake = self.conversation.handshake
         shake.password_said = True
-        said = spell_password(password)
-        await connection.put(said if self._plain else f"{said}\n{spell_hello(shake.hello)}")
+        said = encode_password(password)
+        await connection.put(said if self._plain else f"{said}\n{encode_hello(shake.hello)}")
         await connection.wait_until(
             lambda: (
                 shake.password_refused
@@ -548,7 +548,7 @@ class ReconnectingConnection:
         try:
             await self._finish(end_line)
         except ConnectionLost:
-            if self.conversation.voice is JSON and not self.conversation.outbox:
+            if self.conversation.codec is JSON and not self.conversation.outbox:
                 return  # all was accepted, and how it ended does not matter
             self.told_lost = True
             self.check_admitted()  # a refusal may have come only now
@@ -581,13 +581,13 @@ class ReconnectingConnection:
         last_line = self.conversation.number_ours(Quit())
         await connection.finish(
             lambda: not self.conversation.outbox,
-            last_line if self.conversation.voice is JSON else "",
+            last_line if self.conversation.codec is JSON else "",
             end_line=end_line,
         )
 
     async def end(self) -> None:
         """End it at once; send a `quit`, which ends the session, if that needs no waiting."""
-        if self.conversation.voice is JSON and self.connected and not self.connection.waiting_bytes:
-            self.connection.offer(JSON.spell_request(Quit()))
+        if self.conversation.codec is JSON and self.connected and not self.connection.waiting_bytes:
+            self.connection.try_send(JSON.encode_request(Quit()))
         self._tasks.cancel(reason="the chat was closed")
         await trio.aclose_forcefully(self.connection.stream)

@@ -65,7 +65,7 @@ class Outbox:
     def number(self, request: WireRequest) -> tuple[int, str]:
         """Give a request the next nonce; return the nonce and the encoded request."""
         self._nonce += 1
-        return self._nonce, JSON.spell_request(msgspec.structs.replace(request, nonce=self._nonce))
+        return self._nonce, JSON.encode_request(msgspec.structs.replace(request, nonce=self._nonce))
 
     @property
     def messages_sent(self) -> int:

@@ -23,9 +23,9 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import trio
 
-from multichat.errors import NotKept
+from multichat.errors import StorageFailed
 from multichat.protocol.ids import message_id, message_number
-from multichat.protocol.messages import Nonce, SaidRun
+from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = [
     "MAX_TIME_EPOCH",
@@ -72,10 +72,10 @@ class Keeping:
         self._done.set()
 
     async def wait(self) -> None:
-        """Wait until it is kept; raises `NotKept` if it never will be."""
+        """Wait until it is kept; raises `StorageFailed` if it never will be."""
         await self._done.wait()
         if self._failure:
-            raise NotKept(self._failure)
+            raise StorageFailed(self._failure)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,18 +158,18 @@ class RoomJournal(ABC):
 
     @abstractmethod
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         """Take *said*, whose epoch and first number MUST be ours, and move *next* on, at once.
 
         Returns None if it is kept already.  *nonces* are those that its messages were said with, or
         none at all, and *checks* four bytes for each, by which a nonce that is used again for
-        another message is noticed.  Raises `NotKept` if nothing can be kept now; then nothing has
-        changed.
+        another message is noticed.  Raises `StorageFailed` if nothing can be kept now; then nothing
+        has changed.
         """
 
     @abstractmethod
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         """Return messages with numbers from *start* up to, and without, *stop*, oldest first.
 
         Of runs that are only partly asked for that part.  Ends early, between two messages, when
@@ -178,7 +178,7 @@ class RoomJournal(ABC):
         """
 
     @abstractmethod
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*, oldest first.
 
         At most *max_messages*, and at most *max_bytes* of text, but one message in any case.  Reads
@@ -221,7 +221,7 @@ class Journal(ABC):
     async def give_numbers(self, clients_ever: int) -> None:
         """Have no server, after a restart, give a client a number up to *clients_ever*.
 
-        Raises `NotKept`.
+        Raises `StorageFailed`.
         """
 
     @abstractmethod
@@ -251,15 +251,15 @@ class Journal(ABC):
         """
 
 
-def part_of(said: SaidRun, start: int, stop: int) -> SaidRun | None:
+def part_of(said: SaidBlock, start: int, stop: int) -> SaidBlock | None:
     """Return the messages of *said* with numbers from *start* up to *stop*; None if none has."""
-    texts = said.run.split("\n")
+    texts = said.text.split("\n")
     from_, to = max(0, start - said.first), min(len(texts), stop - said.first)
     if from_ >= to:
         return None
     if to - from_ == len(texts):
         return said
-    return msgspec.structs.replace(said, first=said.first + from_, run="\n".join(texts[from_:to]))
+    return msgspec.structs.replace(said, first=said.first + from_, text="\n".join(texts[from_:to]))
 
 
 def backwards_from(
@@ -273,16 +273,16 @@ def backwards_from(
         yield items[index]
 
 
-def within(runs: Iterable[SaidRun], max_bytes: int) -> list[SaidRun]:
+def within(blocks: Iterable[SaidBlock], max_bytes: int) -> list[SaidBlock]:
     """Return the first messages of *runs* with at most so many bytes of text, but one at least."""
-    taken: list[SaidRun] = []
-    for said in runs:
-        size = len(said.run.encode())
+    taken: list[SaidBlock] = []
+    for said in blocks:
+        size = len(said.text.encode())
         if size <= max_bytes:
             taken.append(said)
             max_bytes -= size
             continue
-        texts = said.run.split("\n")
+        texts = said.text.split("\n")
         count = 0
         for text in texts:
             max_bytes -= len(text.encode()) + 1
@@ -296,19 +296,19 @@ def within(runs: Iterable[SaidRun], max_bytes: int) -> list[SaidRun]:
 
 
 def newest_of(
-    runs: Iterable[SaidRun], stop: int, *, max_messages: int, max_bytes: int
-) -> list[SaidRun]:
+    blocks: Iterable[SaidBlock], stop: int, *, max_messages: int, max_bytes: int
+) -> list[SaidBlock]:
     """Return what `RoomJournal.read_before` returns, given all runs from the newest to the oldest.
 
     Takes no more of *runs* than it needs.
     """
-    found: list[SaidRun] = []
-    for said in runs:
-        count = said.run.count("\n") + 1
+    found: list[SaidBlock] = []
+    for said in blocks:
+        count = said.text.count("\n") + 1
         end = min(count, stop - said.first)  # the messages of this run that are below *stop*
         if end <= 0:
             continue
-        texts = said.run.rsplit("\n", count - end + max_messages)[: end - count or None]
+        texts = said.text.rsplit("\n", count - end + max_messages)[: end - count or None]
         taken = 0
         for text in reversed(texts[-max_messages:]):
             max_bytes -= (len(text) if text.isascii() else len(text.encode())) + 1
@@ -318,8 +318,8 @@ def newest_of(
         if taken == count:
             found.append(said)
         elif taken:
-            first, run = said.first + end - taken, "\n".join(texts[-taken:])
-            found.append(msgspec.structs.replace(said, first=first, run=run))
+            first, block = said.first + end - taken, "\n".join(texts[-taken:])
+            found.append(msgspec.structs.replace(said, first=first, text=block))
         max_messages -= taken
         if max_bytes < 0 or not max_messages:
             break

@@ -27,7 +27,7 @@ from multichat.journal.base import (
     part_of,
     within,
 )
-from multichat.protocol.messages import Nonce, SaidRun
+from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = ["MemoryJournal"]
 
@@ -39,7 +39,7 @@ MAX_BYTES = 256 * 1024 * 1024
 
 # What a run costs beside its text: its values and their places.  A room costs about as much as
 # that, too.
-_RUN_BYTES = 300
+_BLOCK_BYTES = 300
 
 
 class MemoryJournal(Journal):
@@ -87,11 +87,11 @@ class MemoryJournal(Journal):
         rooms = self._rooms
         if room.name not in rooms:
             rooms[room.name] = room
-            self._bytes += _RUN_BYTES
+            self._bytes += _BLOCK_BYTES
         rooms.move_to_end(room.name)
         while self._bytes > self._max_bytes and len(rooms) > 1:
             _, oldest = rooms.popitem(last=False)
-            self._bytes -= oldest.clear() + _RUN_BYTES
+            self._bytes -= oldest.clear() + _BLOCK_BYTES
 
     async def give_numbers(self, clients_ever: int) -> None:
         """Do nothing: numbers begin anew."""
@@ -118,15 +118,15 @@ class _MemoryRoom(RoomJournal):
         self.name, self.epoch = name, epoch
         self.first = self.next = 0
         self._journal = journal
-        self._runs: deque[SaidRun] = deque()
+        self._runs: deque[SaidBlock] = deque()
         self._bytes = 0
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         before = self._bytes
         self._runs.append(said)
-        self.next += said.run.count("\n") + 1
+        self.next += said.text.count("\n") + 1
         self._bytes += _size(said)
         journal = self._journal
         most = journal.max_messages or math.inf
@@ -145,19 +145,19 @@ class _MemoryRoom(RoomJournal):
         self.first = self.next
         return cleared
 
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         await trio.lowlevel.checkpoint()
-        runs = self._runs
-        begin = max(0, bisect_right(runs, start, key=attrgetter("first")) - 1)
-        found = (runs[index] for index in range(begin, len(runs)))
+        blocks = self._runs
+        begin = max(0, bisect_right(blocks, start, key=attrgetter("first")) - 1)
+        found = (blocks[index] for index in range(begin, len(blocks)))
         wanted = takewhile(lambda said: said.first < stop, found)
         return within(filter(None, (part_of(said, start, stop) for said in wanted)), max_bytes)
 
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         await trio.lowlevel.checkpoint()
-        runs = backwards_from(self._runs, stop, attrgetter("first"))
-        return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
+        blocks = backwards_from(self._runs, stop, attrgetter("first"))
+        return newest_of(blocks, stop, max_messages=max_messages, max_bytes=max_bytes)
 
 
-def _size(said: SaidRun) -> int:
-    return sys.getsizeof(said.run) + _RUN_BYTES
+def _size(said: SaidBlock) -> int:
+    return sys.getsizeof(said.text) + _BLOCK_BYTES

@@ -1,4 +1,4 @@
-"""One member's mailbox: a bounded memory channel of bytes, and the task that empties it.
+"""One member's send queue: a bounded memory channel of bytes, and the task that empties it.
 
 Owns the order of everything that is written to one stream, the count of what waits, and the
 answer to "is there room?".  It never decides what becomes of a slow member: that is the room's.
@@ -10,7 +10,7 @@ Invariants:
    same step as the decision that depends on it, so nothing can overtake what waits.
 3. While nothing waits, bytes are offered to the kernel at once; the channel, and the task that
    empties it, are what happens next: a member who keeps up never needs either.
-4. Nobody waits for a closed mailbox.
+4. Nobody waits for a closed send queue.
 """
 
 import enum
@@ -23,7 +23,7 @@ import trio
 from multichat.net.memory_budget import MemoryBudget
 from multichat.net.transport import close, eager_fileno, reason_of, send_all, unsent_bytes
 
-__all__ = ["Mailbox", "Offer"]
+__all__ = ["SendQueue", "SendResult"]
 
 # What one client may have waiting; all of them together are bounded by `--memory`.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
@@ -37,8 +37,8 @@ _TIGHT_DIVISOR = 8
 _WRITE_BYTES = 256 * 1024
 
 
-class Offer(enum.Enum):
-    """What became of bytes that were offered to a mailbox."""
+class SendResult(enum.Enum):
+    """What became of bytes that were offered to a send queue."""
 
     SENT = enum.auto()  # the kernel has all of them
     QUEUED = enum.auto()  # some or all of them wait
@@ -46,26 +46,27 @@ class Offer(enum.Enum):
     CLOSED = enum.auto()  # nobody is there to take them
 
 
-_SENT, _QUEUED, _FULL, _CLOSED = Offer
+_SENT, _QUEUED, _FULL, _CLOSED = SendResult
 
 
-class Mailbox:
+class SendQueue:
     """The way out to one stream.
 
-    Any task may `offer`, `put`, `miss` and `close`; exactly one runs `run`, which alone writes
+    Any task may `try_send`, `put`, `miss` and `close`; exactly one runs `run`, which alone writes
     to *stream* while anything waits.  The stream is not closed here.
 
     *max_batches* bounds how many offers wait, `MAX_WAITING_BYTES` how many bytes; a single offer
-    above that is taken when nothing else waits.  *spell_missed* says how the member is told that it
-    missed that many messages.
-    *budget* is what all mailboxes of a server share; what waits here counts in it.
-    *on_waiting* is called once, synchronously, when something has to wait and nobody runs `run`
-    yet: it has a task do so.  *on_empty* is called, synchronously, whenever nothing waits any more.
+    above that is taken when nothing else waits.  *encode_missed* says how the member is told that
+    it missed that many messages.  *budget* is what all send queues of a server share; what waits
+    here counts in it.  *on_waiting* is called once, synchronously, when something has to wait and
+    nobody runs `run` yet: it has a task do so.  *on_empty* is called, synchronously, whenever
+    nothing waits any more.
     """
 
     __slots__ = (
         "_budget",
         "_closed",
+        "_encode_missed",
         "_fileno",
         "_handed_bytes",
         "_last_words",
@@ -77,7 +78,6 @@ class Mailbox:
         "_receive",
         "_send",
         "_space_callbacks",
-        "_spell_missed",
         "_stream",
         "_torn",
         "drained",
@@ -90,7 +90,7 @@ class Mailbox:
         stream: trio.abc.Stream,
         *,
         max_batches: int,
-        spell_missed: Callable[[int], bytes],
+        encode_missed: Callable[[int], bytes],
         on_waiting: Callable[[], object] | None = None,
         on_empty: Callable[[], object] | None = None,
         budget: MemoryBudget | None = None,
@@ -101,7 +101,7 @@ class Mailbox:
         self._budget = budget or MemoryBudget()
         self._stream = stream
         self._fileno = eager_fileno(stream)
-        self._spell_missed = spell_missed
+        self._encode_missed = encode_missed
         self._on_waiting, self._on_empty = on_waiting, on_empty
         self._max_batches = max_batches
         self._send: trio.MemorySendChannel[bytes | memoryview] | None = None
@@ -130,12 +130,12 @@ class Mailbox:
             self._budget.add(size - self._noted_bytes)
             self._noted_bytes = size
 
-    def offer(self, data: bytes) -> Offer:
+    def try_send(self, data: bytes) -> SendResult:
         """Take *data* if there is room for all of it, without waiting."""
         if self._closed:
             return _CLOSED
         if self._missed:
-            data = self._spell_missed(self._missed) + data
+            data = self._encode_missed(self._missed) + data
         rest: bytes | memoryview = data
         if not self.waiting_bytes:
             if self._fileno is not None:
@@ -176,22 +176,22 @@ class Mailbox:
             self._send, self._receive = trio.open_memory_channel(self._max_batches)
         return self._send
 
-    async def put(self, data: bytes) -> Offer:
-        """Offer *data* and wait as long as it takes until there is room; never `Offer.FULL`.
+    async def put(self, data: bytes) -> SendResult:
+        """Offer *data* and wait as long as it takes until there is room; never `SendResult.FULL`.
 
         Cancelled, it has taken nothing.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if (offer := self.offer(data)) is _FULL:
+        if (try_send := self.try_send(data)) is _FULL:
             self._budget.hold(data)
             try:
-                while offer is _FULL:
+                while try_send is _FULL:
                     await self.wait_for_space()
-                    offer = self.offer(data)
+                    try_send = self.try_send(data)
             finally:
                 self._budget.release(data)
         await trio.lowlevel.cancel_shielded_checkpoint()
-        return offer
+        return try_send
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -233,7 +233,7 @@ class Mailbox:
     def take_missed(self) -> bytes:
         """Return the notice of what was missed, if anything was; it is not sent by itself then."""
         missed, self._missed = self._missed, 0
-        return self._spell_missed(missed) if missed else b""
+        return self._encode_missed(missed) if missed else b""
 
     def call_when_space(self, callback: Callable[[], object]) -> None:
         """Call *callback* once, synchronously, when there may be room again or nobody is left."""
@@ -267,19 +267,19 @@ class Mailbox:
         self.note(0)
         self._closed = True
         if self._missed:
-            last_words = self._spell_missed(self._missed) + last_words
+            last_words = self._encode_missed(self._missed) + last_words
         self._last_words = last_words
         if self._send is not None:
             self._send.close()
         self._notify()
 
     async def run(self) -> None:
-        """Write what is offered until the mailbox is closed, then what waits and the last words.
+        """Write what is offered until the send queue is closed, then what waits and the last words.
 
         Called after `close`, where nothing ever had to wait, it writes the last words alone.
 
         Sets `drained` when all of it was handed to the stream, `failure` to the reason when the
-        stream broke; either way the mailbox is closed.  So it is after cancellation: then the
+        stream broke; either way the send queue is closed.  So it is after cancellation: then the
         stream may have half a line on it and MUST NOT be written to again.
         """
         try:
@@ -320,7 +320,7 @@ class Mailbox:
             self._notify()
             if not self.waiting_bytes:
                 if self._missed:  # perhaps nothing follows for long
-                    self.offer(b"")
+                    self.try_send(b"")
                 if self._on_empty is not None:
                     self._on_empty()
 

@@ -27,6 +27,7 @@ __all__ = [
     "close",
     "eager_fileno",
     "encrypt",
+    "format_address",
     "handshake",
     "hang_up",
     "has_input",
@@ -39,7 +40,6 @@ __all__ = [
     "reason_of",
     "receive_some",
     "send_all",
-    "spell_address",
     "unsent_bytes",
 ]
 
@@ -227,7 +227,7 @@ def peer_address(stream: trio.abc.Stream) -> str:
     """
     if (below := _socket_of(stream)) is not None and below.socket.family != _AF_UNIX:
         try:
-            return spell_address(below.socket.getpeername())
+            return format_address(below.socket.getpeername())
         except OSError:
             pass
     return ""
@@ -349,7 +349,7 @@ async def peek(stream: trio.abc.Stream) -> bytes:
         raise trio.BrokenResourceError from error
 
 
-def spell_address(name: object) -> str:
+def format_address(name: object) -> str:
     """Spell what `getsockname` returns: `127.0.0.1:9000`, `[::1]:9000`, or a path."""
     match name:
         case (str(host), int(port), *_):

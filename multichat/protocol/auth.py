@@ -1,4 +1,4 @@
-"""What is said before anybody has a voice: the password, refusals, what strangers say.  Pure."""
+"""What is said before anybody has a protocol: the password, refusals, what strangers say.  Pure."""
 
 import re
 
@@ -13,13 +13,13 @@ __all__ = [
     "TOO_MANY_FROM_ADDRESS",
     "TOO_MANY_WRONG",
     "WRONG_PASSWORD",
+    "encode_password",
     "looks_like_http",
     "looks_like_tls",
     "read_password",
-    "spell_password",
 ]
 
-# What a server says that asks for a password, before anybody has a voice.
+# What a server says that asks for a password, before anybody has a protocol.
 PASSWORD_REQUIRED = "a password is asked for: /auth PASSWORD"  # noqa: S105 - words, not one
 WRONG_PASSWORD = "wrong password"  # noqa: S105
 PASSWORD_ACCEPTED = "password accepted"  # noqa: S105
@@ -44,7 +44,7 @@ def read_password(line: str) -> str | None:
     return password if command.lower() == "/auth" and space else None
 
 
-def spell_password(password: str) -> str:
+def encode_password(password: str) -> str:
     """Spell it as the line that a server waits for which asked for it."""
     return f"/auth {password}"
 

@@ -1,7 +1,7 @@
-"""How requests and events are spelled on the wire: the text voice and the JSON voice.  Pure.
+"""How requests and events are spelled on the wire: the text protocol and the JSON protocol.  Pure.
 
 Both spell and read the same types, those of `multichat.protocol.messages`.  What is said to many is
-spelled once for each voice that is spoken, never once per member: what these functions return is
+encoded once for each protocol that is spoken, never once per member: what these functions return is
 shared, immutable bytes.
 
 Lines have been through `multichat.protocol.framing`, and strings inside of JSON go through the same
@@ -57,9 +57,9 @@ from multichat.protocol.messages import (
     Rooms,
     RoomSize,
     Said,
-    SaidRun,
+    SaidBlock,
     Say,
-    SayRun,
+    SayBlock,
     Welcome,
     Who,
     WireEvent,
@@ -70,35 +70,35 @@ from multichat.protocol.names import MAX_DECOMPOSED, SERVER_NAME, visible_name
 __all__ = [
     "JSON",
     "TEXT",
-    "JsonVoice",
-    "TextVoice",
-    "Voice",
+    "Codec",
+    "JsonCodec",
+    "TextCodec",
+    "encode_hello",
     "encoded_help",
     "is_hello",
-    "spell_hello",
     "with_visible_names",
 ]
 
 
-class Voice(Protocol):
+class Codec(Protocol):
     """A way to spell requests and events; there is one object of each."""
 
     name: ClassVar[str]
-    least_said_bytes: ClassVar[int]  # what `spell_said` adds at least to each message
+    least_said_bytes: ClassVar[int]  # what `encode_said` adds at least to each message
 
-    def parse_requests(self, run: str) -> Iterator[Request]:
+    def parse_requests(self, block: str) -> Iterator[Request]:
         """Yield what a client asks with a run of lines; nothing is raised on account of them."""
 
-    def parse_events(self, run: str) -> Iterator[Event]:
+    def parse_events(self, block: str) -> Iterator[Event]:
         """Yield what a server tells us with a run of lines; nothing is raised either."""
 
-    def spell_request(self, request: WireRequest) -> str:
+    def encode_request(self, request: WireRequest) -> str:
         """Spell one request as a line, or a run of them, without the last LF."""
 
-    def spell(self, event: Event) -> bytes:
-        """Spell one event as it stands on the wire; nothing where this voice has no word for it."""
+    def encode(self, event: Event) -> bytes:
+        """Encode one event; empty where this protocol has no word for it."""
 
-    def spell_said(self, said: SaidRun) -> bytes:
+    def encode_said(self, said: SaidBlock) -> bytes:
         """Spell what one publish says."""
 
     def with_nonce(self, encoded: bytes, nonce: Nonce | None) -> bytes:
@@ -124,7 +124,8 @@ def with_visible_names(event: Event) -> Event:
     return msgspec.structs.replace(event, **changed) if changed else event
 
 
-# --- The text voice -------------------------------------------------------------------------------
+# --- The text protocol
+# -------------------------------------------------------------------------------
 
 _GOODBYE = "goodbye: "
 
@@ -135,40 +136,40 @@ _TAGGED = re.compile(rf"\[([^\]]{{1,{MAX_DECOMPOSED}}})\] (.*)", re.DOTALL)
 _ACTED = re.compile(rf"\* (Client \d{{1,15}}|\S{{1,{MAX_DECOMPOSED}}}) (.*)", re.DOTALL)
 
 
-class TextVoice:
+class TextCodec:
     """What `nc` speaks: one message a line, tagged with its sender; commands start with a slash."""
 
     name: ClassVar[str] = "text"
     least_said_bytes: ClassVar[int] = len("[a] ")
 
-    def parse_requests(self, run: str) -> Iterator[Request]:
+    def parse_requests(self, block: str) -> Iterator[Request]:
         """Yield what a client asks with a run of lines, chat between two commands as one run.
 
-        What follows a `Hello` is read in the JSON voice.
+        What follows a `Hello` is read in the JSON protocol.
         """
-        if not may_be_disguised(run):
-            yield SayRun(str(run))  # without what was sent, which would take as much again
+        if not may_be_disguised(block):
+            yield SayBlock(str(block))  # without what was sent, which would take as much again
             return
         said: list[str] = []
-        lines = run.split("\n")
+        lines = block.split("\n")
         for number, line in enumerate(lines, 1):
             request = None if is_hello(line) else parse_line(line)
             if isinstance(request, str):
                 said.append(request)
                 continue
             if said:
-                yield SayRun("\n".join(said))
+                yield SayBlock("\n".join(said))
                 said.clear()
             if request is None:
                 yield from _parse_hello(line[len("/json") :])
                 if number < len(lines):
-                    yield from JSON.parse_requests(behind(run, number))
+                    yield from JSON.parse_requests(behind(block, number))
                 return
             yield request
         if said:
-            yield SayRun("\n".join(said))
+            yield SayBlock("\n".join(said))
 
-    def spell_request(self, request: WireRequest) -> str:
+    def encode_request(self, request: WireRequest) -> str:
         """Spell one request as the line that one would type; its nonce is left out."""
         match request:
             case Say(text=text):
@@ -194,10 +195,10 @@ class TextVoice:
             case Quit():
                 return "/quit"
 
-    def spell_said(self, said: SaidRun) -> bytes:
+    def encode_said(self, said: SaidBlock) -> bytes:
         """Spell the messages of one publish, each on a line tagged with who said it."""
         tag = f"{self.speaker(said.name, act=said.act)} ".encode()
-        return b"".join((tag, said.run.encode().replace(b"\n", b"\n" + tag), b"\n"))
+        return b"".join((tag, said.text.encode().replace(b"\n", b"\n" + tag), b"\n"))
 
     def with_nonce(self, encoded: bytes, nonce: Nonce | None) -> bytes:  # noqa: ARG002
         """Return *encoded*: the text protocol has no nonces."""
@@ -252,7 +253,7 @@ class TextVoice:
                 unreadable = f" and {missed} that cannot be read" if missed else ""
                 return [
                     f"{_messages(len(messages))}{unreadable}, times in UTC:",
-                    *(f"{_spell_time(said.time)} {self.lines(said)}" for said in messages),
+                    *(f"{_format_time(said.time)} {self.lines(said)}" for said in messages),
                 ]
             case Pong(token=token):
                 return [f"pong {token}".rstrip(" ")]
@@ -262,14 +263,14 @@ class TextVoice:
                 return [text]
         return []
 
-    def spell(self, event: Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         """Spell one event as it stands on the wire."""
         lines = self.lines(event)
         return f"{lines}\n".encode() if lines else b""
 
-    def parse_events(self, run: str) -> Iterator[Event]:
+    def parse_events(self, block: str) -> Iterator[Event]:
         """Yield what a server tells us with a run of lines; any line at all is an event."""
-        return map(self._parse_event, run.split("\n"))
+        return map(self._parse_event, block.split("\n"))
 
     def _parse_event(self, line: str) -> Event:
         if directed := _DIRECTED.fullmatch(line):
@@ -286,16 +287,16 @@ class TextVoice:
         return Said(name="", text=line)
 
 
-def encoded_help(voice: Voice, nonce: Nonce | None = None) -> bytes:
+def encoded_help(codec: Codec, nonce: Nonce | None = None) -> bytes:
     """Return the encoded answer to `Help`, a notice a line, within 60 columns."""
-    notices = _encoded_help.get(voice)
+    notices = _encoded_help.get(codec)
     if notices is None:
         lines = ["commands, each on a line of its own:", *help_lines()]
-        notices = _encoded_help[voice] = [voice.spell(Notice(line)) for line in lines]
-    return b"".join(voice.with_nonce(notice, nonce) for notice in notices)
+        notices = _encoded_help[codec] = [codec.encode(Notice(line)) for line in lines]
+    return b"".join(codec.with_nonce(notice, nonce) for notice in notices)
 
 
-_encoded_help: dict[Voice, list[bytes]] = {}
+_encoded_help: dict[Codec, list[bytes]] = {}
 
 
 def _are_here(members: int) -> str:
@@ -306,12 +307,13 @@ def _messages(count: int) -> str:
     return f"{count} message{'' if count == 1 else 's'}"
 
 
-def _spell_time(time: str) -> str:
+def _format_time(time: str) -> str:
     """Return a time on the wire as people read it, without its fraction."""
     return f"{time[:10]} {time[11:19]}"
 
 
-# --- The JSON voice -------------------------------------------------------------------------------
+# --- The JSON protocol
+# -------------------------------------------------------------------------------
 
 _LAST_DIGITS = [f"{digits:03}" for digits in range(1000)]  # spelling a number takes its time
 
@@ -343,18 +345,18 @@ _encode = msgspec.json.Encoder().encode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
 
 
-class JsonVoice:
+class JsonCodec:
     """What programs speak: one JSON object per line, both ways, its `type` first."""
 
     name: ClassVar[str] = "json"
     least_said_bytes: ClassVar[int] = 100
 
-    def parse_requests(self, run: str) -> Iterator[Request]:
+    def parse_requests(self, block: str) -> Iterator[Request]:
         """Yield what a client asks with a run of lines, what is said between two others as one."""
-        requests: Iterable[Request | Say] | None = _REQUESTS.read_run(run)
+        requests: Iterable[Request | Say] | None = _REQUESTS.read_block(block)
         if requests is None:
-            raw = run.raw if isinstance(run, Filtered) else run
-            requests = map(self._parse_request, run.split("\n"), raw.split("\n"))
+            raw = block.raw if isinstance(block, Filtered) else block
+            requests = map(self._parse_request, block.split("\n"), raw.split("\n"))
         texts: list[str] = []
         nonces: list[Nonce | None] = []
         room: str | None = None
@@ -362,21 +364,21 @@ class JsonVoice:
             if type(request) is Say and request.text:
                 if request.room != room:
                     if texts:
-                        yield _say_run(texts, nonces, room)
+                        yield _say_block(texts, nonces, room)
                         texts, nonces = [], []
                     room = request.room
                 texts.append(request.text)
                 nonces.append(request.nonce)
                 continue
             if texts:
-                yield _say_run(texts, nonces, room)
+                yield _say_block(texts, nonces, room)
                 texts, nonces = [], []
             if isinstance(request, Say | Act | Direct) and not request.text:
                 yield Invalid.because(EmptyText(), request.nonce)
             else:
                 yield request
         if texts:
-            yield _say_run(texts, nonces, room)
+            yield _say_block(texts, nonces, room)
 
     def _parse_request(self, line: str, raw: str) -> Request | Say:
         try:
@@ -397,11 +399,11 @@ class JsonVoice:
                 return Invalid.because(unknown, nonce)
         return Invalid.because(InvalidRequest(reason), nonce)
 
-    def spell_request(self, request: WireRequest) -> str:
+    def encode_request(self, request: WireRequest) -> str:
         """Spell one request as a line."""
         return _encode(request).decode()
 
-    def spell(self, event: Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         """Spell one event as it stands on the wire."""
         return _encode(event) + b"\n"
 
@@ -416,17 +418,17 @@ class JsonVoice:
         text = said.text
         size = len(text) if text.isascii() else len(text.encode())
         escapes = text.count('"') + text.count("\\") + text.count("\t")
-        return len(self.spell(msgspec.structs.replace(said, text=""))) + size + escapes
+        return len(self.encode(msgspec.structs.replace(said, text=""))) + size + escapes
 
-    def spell_said(self, said: SaidRun) -> bytes:
+    def encode_said(self, said: SaidBlock) -> bytes:
         """Spell the messages of one publish, each as a `Said` of its own.
 
         Not by the encoder, which takes nearly three times as long: what all of them have in common
         is spelled once.
         """
-        texts = said.run.split("\n")
+        texts = said.text.split("\n")
         # What has to be escaped in clean text; a pattern would take as long as all the rest.
-        if '"' in said.run or "\\" in said.run or "\t" in said.run:
+        if '"' in said.text or "\\" in said.text or "\t" in said.text:
             texts = [_encode(text).decode()[1:-1] for text in texts]
         head = f'{{"type":"said","id":"{said.epoch}-'
         between = (
@@ -449,17 +451,17 @@ class JsonVoice:
         pieces.append(tail)
         return "".join(pieces).encode()
 
-    def parse_events(self, run: str) -> Iterator[Event]:
+    def parse_events(self, block: str) -> Iterator[Event]:
         """Yield what a server tells us with a run of lines.
 
         What has the form of an event and is none that we know is left out; any other line comes
         back as something said by nobody.
         """
-        events = _EVENTS.read_run(run)
+        events = _EVENTS.read_block(block)
         if events is not None:
             yield from events
             return
-        for line in run.split("\n"):
+        for line in block.split("\n"):
             try:
                 yield _EVENTS.read(line)
             except NestedTooDeeply:
@@ -476,9 +478,9 @@ def _has_type(line: str) -> bool:
         return False
 
 
-def _say_run(texts: list[str], nonces: list[Nonce | None], room: str | None) -> SayRun:
+def _say_block(texts: list[str], nonces: list[Nonce | None], room: str | None) -> SayBlock:
     answered = any(nonce is not None for nonce in nonces)
-    return SayRun("\n".join(texts), tuple(nonces) if answered else (), room)
+    return SayBlock("\n".join(texts), tuple(nonces) if answered else (), room)
 
 
 def _parse_hello(rest: str) -> Iterator[Request]:
@@ -496,12 +498,12 @@ def _parse_hello(rest: str) -> Iterator[Request]:
 
 
 def is_hello(line: str) -> bool:
-    """Whether *line*, of the text voice, is a hello."""
+    """Whether *line*, of the text protocol, is a hello."""
     return line[:5].lower() == "/json" and not line[5:6].strip()
 
 
-def spell_hello(hello: Hello) -> str:
-    """Spell the hello, which is a line of the text voice; every server of ours takes it."""
+def encode_hello(hello: Hello) -> str:
+    """Spell the hello, which is a line of the text protocol; every server of ours takes it."""
     return f"/json {_encode(hello).decode()}"
 
 
@@ -522,5 +524,5 @@ def _is_nonce(value: object) -> bool:
     return True
 
 
-TEXT = TextVoice()
-JSON = JsonVoice()
+TEXT = TextCodec()
+JSON = JsonCodec()

@@ -85,15 +85,17 @@ class Filtered(str):
 
     def __new__(cls, text: str, raw: str) -> Self:
         """Make it of the clean *text* and of *raw*."""
-        run = super().__new__(cls, text)
-        run.raw = raw
-        return run
+        text = super().__new__(cls, text)
+        text.raw = raw
+        return text
 
 
-def behind(run: str, lines: int) -> str:
+def behind(text: str, lines: int) -> str:
     """Return what stands behind the first *lines* of *run*, which has more than that."""
-    rest = run.split("\n", lines)[lines]
-    return Filtered(rest, run.raw.split("\n", lines)[lines]) if isinstance(run, Filtered) else rest
+    rest = text.split("\n", lines)[lines]
+    return (
+        Filtered(rest, text.raw.split("\n", lines)[lines]) if isinstance(text, Filtered) else rest
+    )
 
 
 # A pattern of two characters and nothing else: anything cleverer takes ten times as long, and `in`
@@ -197,17 +199,17 @@ class LineDecoder:
 
     def _decode_within_limit(self, block: bytes, parts: list[Part]) -> None:
         if len(block) <= self._max_line_bytes:  # then so is each of its lines
-            if run := _decode(block):
-                parts.append(run)
+            if text := _decode(block):
+                parts.append(text)
             return
         lines: list[bytes] = []
         for line in block.split(b"\n"):
             if self._too_long(len(line), ends_with_cr=line.endswith(b"\r")):
-                if run := _decode(b"\n".join(lines)):
-                    parts.append(run)
+                if text := _decode(b"\n".join(lines)):
+                    parts.append(text)
                 lines.clear()
                 parts.append(LineTooLong(self._max_line_bytes))
             else:
                 lines.append(line)
-        if run := _decode(b"\n".join(lines)):
-            parts.append(run)
+        if text := _decode(b"\n".join(lines)):
+            parts.append(text)

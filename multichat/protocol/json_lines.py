@@ -61,13 +61,13 @@ def _most(lines: list[str], character: str) -> int:
     return max(map(str.count, lines, repeat(character)), default=0)
 
 
-def _may_be_nested(run: str, lines: list[str]) -> bool:
+def _may_be_nested(block: str, lines: list[str]) -> bool:
     """Say whether one of *lines*, of *run*, is nested too deeply or is no JSON at all.
 
     A bound, and cheap: first of the whole run, of which each object has one bracket at least.
     """
-    arrays = run.count("[") if "[" in run else 0
-    if run.count("{") + arrays - len(lines) < MAX_NESTING:
+    arrays = block.count("[") if "[" in block else 0
+    if block.count("{") + arrays - len(lines) < MAX_NESTING:
         return False
     long = [line for line in lines if len(line) >= _NESTED_CHARACTERS]
     return _most(long, "{") + (_most(long, "[") if arrays else 0) > MAX_NESTING
@@ -94,16 +94,16 @@ class JsonDecoder:
         self._exact = tuple(exact)
         self._decode = msgspec.json.Decoder(type_).decode
 
-    def read_run(self, run: str) -> list[Any] | None:
+    def read_block(self, block: str) -> list[Any] | None:
         """Return what each line of a run says, or None if one of them has to be read alone."""
-        if self._exact and (isinstance(run, Filtered) or "\ufffd" in run):
+        if self._exact and (isinstance(block, Filtered) or "\ufffd" in block):
             return None
-        lines = run.split("\n")
+        lines = block.split("\n")
         read: Callable[[str], Any]
-        if _may_be_nested(run, lines):
+        if _may_be_nested(block, lines):
             read = self.read
         else:
-            read = self._decode_clean if "\\" in run else self._decode
+            read = self._decode_clean if "\\" in block else self._decode
         # Not the decoder's own way to read lines, which takes whatever values stand there for such.
         try:
             return list(map(read, lines))

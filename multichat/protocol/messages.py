@@ -2,7 +2,8 @@
 
 Requests are imperative and come from a client; events are facts and go to one.  All are frozen and
 know nothing of how they are spelled: that is `multichat.protocol.codecs`.  A type's tag is its name
-in the JSON voice, and its fields are that object's; so they are documented in `docs/protocol.md`.
+in the JSON protocol, and its fields are that object's; so they are documented in
+`docs/protocol.md`.
 
 Every request may carry a *nonce*, which its answer repeats.
 """
@@ -71,9 +72,9 @@ __all__ = [
     "RoomSize",
     "Rooms",
     "Said",
-    "SaidRun",
+    "SaidBlock",
     "Say",
-    "SayRun",
+    "SayBlock",
     "Welcome",
     "Who",
     "WireEvent",
@@ -81,7 +82,7 @@ __all__ = [
     "room_of",
 ]
 
-# The version of the JSON voice.
+# The version of the JSON protocol.
 PROTOCOL = 1
 
 LOBBY = "lobby"
@@ -207,7 +208,7 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
     """From the next line on I speak and hear JSON; call me *name* and let me into *room*.
 
     I am who was given this *session*; tell me what was said *since* that id, or the last *replay*
-    messages.  The one request that is asked in the text voice only.
+    messages.  The one request that is asked in the text protocol only.
     """
 
     protocol: int = 0  # not said
@@ -231,14 +232,14 @@ class Reply(msgspec.Struct, frozen=True):
     text: str
 
 
-class SayRun(msgspec.Struct, frozen=True):
+class SayBlock(msgspec.Struct, frozen=True):
     """What several `Say` in a row are once they have been read: nothing is done per message.
 
     *run* is their texts, in order, with an LF between two; *nonces* are theirs, or nothing if
     none has one.  All name the same *room*, or none.
     """
 
-    run: str
+    text: str
     nonces: tuple[Nonce | None, ...] = ()
     room: str | None = None
 
@@ -281,8 +282,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
 class Said(_Message, frozen=True, kw_only=True, tag="said"):
     """Somebody said *text*, or did it if *act*.
 
-    Over the text voice *id*, *time*, *room* and *client* are unknown, and *name* is empty where the
-    other side does not tag its lines.
+    Over the text protocol *id*, *time*, *room* and *client* are unknown, and *name* is empty where
+    the other side does not tag its lines.
     """
 
     id: str = ""
@@ -297,7 +298,7 @@ class Said(_Message, frozen=True, kw_only=True, tag="said"):
 class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
     """Somebody said *text* to us alone.
 
-    Over the text voice *time* and *client* are unknown.
+    Over the text protocol *time* and *client* are unknown.
     """
 
     time: str = ""
@@ -520,7 +521,7 @@ class Reconnected(_Message, frozen=True):
     again: int = 0
 
 
-class SaidRun(msgspec.Struct, frozen=True):
+class SaidBlock(msgspec.Struct, frozen=True):
     """What one publish says in a room: several `Said` in a row, not yet spelled.
 
     *run* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
@@ -533,7 +534,7 @@ class SaidRun(msgspec.Struct, frozen=True):
     room: str
     client: int
     name: str
-    run: str
+    text: str
     act: bool = False
 
 
@@ -552,10 +553,10 @@ class Invalid(msgspec.Struct, frozen=True):
 WireRequest: TypeAlias = (
     Say | Act | Direct | Rename | Join | Who | Rooms | History | Ping | Help | Quit
 )
-"""What a client can ask in either voice."""
+"""What a client can ask in either protocol."""
 
-Request: TypeAlias = SayRun | WireRequest | Hello | Reply | Invalid
-"""What a server reads: `Say` as part of a `SayRun`, and what was no request as `Invalid`."""
+Request: TypeAlias = SayBlock | WireRequest | Hello | Reply | Invalid
+"""What a server reads: `Say` as part of a `SayBlock`, and what was no request as `Invalid`."""
 
 WireEvent: TypeAlias = (
     Welcome

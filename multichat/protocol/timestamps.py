@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 
-__all__ = ["TimeSpeller", "read_clocks", "utc_now"]
+__all__ = ["TimeFormatter", "read_clocks", "utc_now"]
 
 
-class TimeSpeller:
+class TimeFormatter:
     """Spells seconds since 1970 with milliseconds, in the zone of *convert*.
 
     *form* is for `time.strftime` and covers the second; *end* stands behind the milliseconds.
@@ -23,7 +23,7 @@ class TimeSpeller:
         self._millisecond: int | None = None
         self._start = self._spelled = ""
 
-    def spell(self, seconds: float) -> str:
+    def encode(self, seconds: float) -> str:
         """Spell *seconds*, cut to the millisecond."""
         millisecond = int(seconds * 1000 // 1)
         if millisecond != self._millisecond:
@@ -36,12 +36,12 @@ class TimeSpeller:
         return self._spelled
 
 
-_utc = TimeSpeller(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
+_utc = TimeFormatter(time.gmtime, "%Y-%m-%dT%H:%M:%S", "Z")
 
 
 def utc_now() -> str:
     """Spell the time as it stands on the wire: RFC 3339, in UTC, with milliseconds."""
-    return _utc.spell(time.time())
+    return _utc.encode(time.time())
 
 
 def read_clocks() -> tuple[float, float]:

@@ -5,10 +5,10 @@ task, under a deadline, so that accepting waits for nobody.
 
 Invariants:
 
-1. At most `MAX_AT_THE_DOOR` connections are neither admitted nor closed.  Above this, the oldest is
-   closed of the site and the address that have most of them; rejected ones count as one site.  So
-   one address takes no place that another one needs.  A client that waits in a queue of passwords
-   takes none: `PasswordAttempts` bounds them.
+1.  At most `MAX_IN_ADMISSION` connections are neither admitted nor closed.  Above this, the oldest
+   is closed of the site and the address that have most of them; rejected ones count as one site.
+   So one address takes no place that another one needs.  A client that waits in a queue of
+   passwords takes none: `PasswordAttempts` bounds them.
 2. At most `MAX_BYTES` are read before the TLS handshake is done, and as many before the password.
 3. Before the password nothing but the password is read, and nothing is told but that.
 4. No password, and no wrong one, is in a log, an error or an exception.
@@ -49,13 +49,13 @@ from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, MAX_PASSWORD_CHARAC
 from multichat.server.origin import Origin
 from multichat.server.password_attempts import PasswordAttempts
 
-__all__ = ["Entrance", "Greeted", "TurnedAway"]
+__all__ = ["Admission", "AdmissionRefused", "Greeted"]
 
 T = TypeVar("T")
 
 # Handshakes under way, people typing a password, and goodbyes being read, at any moment.  An honest
 # handshake takes milliseconds, so that only thousands of others a second could displace it.
-MAX_AT_THE_DOOR = 256
+MAX_IN_ADMISSION = 256
 
 # A TLS handshake takes 2 KiB, a password at most 4.
 MAX_BYTES = 8 * 1024
@@ -80,7 +80,7 @@ _LEFT_WITHOUT = "it left without a password"
 _TLS_RECORD = b"\x16"
 
 
-class TurnedAway(Exception):
+class AdmissionRefused(Exception):
     """A connection is rejected; *reason* is for the log, *last_words* are sent before the close."""
 
     def __init__(self, reason: str, last_words: bytes = b"") -> None:
@@ -88,9 +88,9 @@ class TurnedAway(Exception):
         self.reason, self.last_words = reason, last_words
 
     @classmethod
-    def politely(cls, reason: str) -> "TurnedAway":
+    def politely(cls, reason: str) -> "AdmissionRefused":
         """Return one whose *reason* is sent as a goodbye, too."""
-        return cls(reason, TEXT.spell(Goodbye(reason)))
+        return cls(reason, TEXT.encode(Goodbye(reason)))
 
 
 class Greeted:
@@ -100,12 +100,12 @@ class Greeted:
         self.stream, self.decoder, self.parts = stream, decoder, parts
 
 
-class Entrance:
+class Admission:
     """Admission to one server."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._at_the_door: dict[trio.CancelScope, Origin | None] = {}
+        self._in_admission: dict[trio.CancelScope, Origin | None] = {}
         self._queued: set[trio.CancelScope] = set()
         self._closed = ""
         self._open = 0
@@ -141,19 +141,19 @@ class Entrance:
         if not self._connections[origin.address]:
             del self._connections[origin.address]
 
-    def at_the_door(self, origin: Origin | None) -> "_AtTheDoor":
+    def in_admission(self, origin: Origin | None) -> "_InAdmission":
         """Take a place of a connection that is not admitted while the block runs.
 
-        Raises `TurnedAway`, also at the end of the block if the place was needed for another.
+        Raises `AdmissionRefused`, also at the end of the block if the place was needed for another.
         """
-        return _AtTheDoor(self, origin)
+        return _InAdmission(self, origin)
 
     def add_waiting(self, scope: trio.CancelScope, origin: Origin | None) -> None:
-        """Add *scope*; for `_AtTheDoor` alone, as are the next three."""
+        """Add *scope*; for `_InAdmission` alone, as are the next three."""
         self._check_open()
-        if len(self._at_the_door) >= MAX_AT_THE_DOOR:
+        if len(self._in_admission) >= MAX_IN_ADMISSION:
             self._make_room()
-        self._at_the_door[scope] = origin
+        self._in_admission[scope] = origin
 
     async def queue(self, scope: trio.CancelScope, origin: Origin | None, seconds: float) -> None:
         """Wait for so long without a place."""
@@ -167,42 +167,42 @@ class Entrance:
 
     def remove_waiting(self, scope: trio.CancelScope) -> None:
         """Remove *scope*."""
-        self._at_the_door.pop(scope, None)
+        self._in_admission.pop(scope, None)
 
     def check(self, scope: trio.CancelScope) -> None:
-        """Raise `TurnedAway` if *scope* was cancelled."""
+        """Raise `AdmissionRefused` if *scope* was cancelled."""
         if scope.cancelled_caught:
             self._check_open()
-            raise TurnedAway("too many connections wait for admission")
+            raise AdmissionRefused("too many connections wait for admission")
 
     def _check_open(self) -> None:
         if self._closed:
-            raise TurnedAway(self._closed)
+            raise AdmissionRefused(self._closed)
 
     def _make_room(self) -> None:
         """Close the oldest of the largest address of the largest site."""
-        sites = Counter(origin and origin.site for origin in self._at_the_door.values())
+        sites = Counter(origin and origin.site for origin in self._in_admission.values())
         [(site, _)] = sites.most_common(1)
         there = {
             scope: origin and origin.address
-            for scope, origin in self._at_the_door.items()
+            for scope, origin in self._in_admission.items()
             if (origin and origin.site) == site
         }
         [(address, _)] = Counter(there.values()).most_common(1)
         oldest = next(scope for scope, each in there.items() if each == address)
-        del self._at_the_door[oldest]
+        del self._in_admission[oldest]
         oldest.cancel(reason="a newer connection needs the place")
 
     def close(self) -> None:
         """Reject all connections that are not admitted, and those that come."""
         self._closed = SHUTTING_DOWN
-        for scope in (*self._at_the_door, *self._queued):
+        for scope in (*self._in_admission, *self._queued):
             scope.cancel(reason=self._closed)
 
     async def shake_hands(
         self, stream: trio.abc.Stream, context: ssl.SSLContext
     ) -> trio.abc.Stream:
-        """Return the encrypted stream over *stream*; raises `TurnedAway`."""
+        """Return the encrypted stream over *stream*; raises `AdmissionRefused`."""
         encrypted = transport.encrypt(
             stream,
             context,
@@ -216,15 +216,17 @@ class Entrance:
                     raise _plain_on_tls()
                 await transport.handshake(encrypted, MAX_BYTES)
         except transport.TooMuchData:
-            raise TurnedAway(f"more than {MAX_BYTES} bytes and no TLS handshake") from None
+            raise AdmissionRefused(f"more than {MAX_BYTES} bytes and no TLS handshake") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_no_tls(error):
                 raise _plain_on_tls() from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
-                raise TurnedAway("it broke off the TLS handshake: does it trust us?") from None
-            raise TurnedAway(transport.reason_of(error)) from None
+                raise AdmissionRefused(
+                    "it broke off the TLS handshake: does it trust us?"
+                ) from None
+            raise AdmissionRefused(transport.reason_of(error)) from None
         if in_time.cancelled_caught:
-            raise TurnedAway(f"no TLS handshake in {self._config.handshake_seconds:g} s")
+            raise AdmissionRefused(f"no TLS handshake in {self._config.handshake_seconds:g} s")
         return encrypted
 
     @property
@@ -236,17 +238,17 @@ class Entrance:
         """Send *last_words* and close, in a second; the peer may be gone."""
         seconds = self._config.timeouts.linger
         try:
-            with self.at_the_door(_REJECTED), trio.move_on_after(seconds):
+            with self.in_admission(_REJECTED), trio.move_on_after(seconds):
                 await transport.send_all(stream, last_words)
                 await transport.hang_up(stream, seconds, _LINGER_READS)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, TurnedAway):
+        except (trio.BrokenResourceError, trio.ClosedResourceError, AdmissionRefused):
             pass  # it is gone, or its place was needed
 
-    async def ask_password(self, stream: trio.abc.Stream, place: "_AtTheDoor") -> Greeted:
+    async def ask_password(self, stream: trio.abc.Stream, place: "_InAdmission") -> Greeted:
         """Return when the client has sent the password, with what came behind it.
 
         Reads for `auth_seconds` in all; the delay of wrong passwords does not count.  Raises
-        `TurnedAway`.
+        `AdmissionRefused`.
         """
         decoder = LineDecoder(self._config.max_line_bytes)
         asking = _Asking(self._config.auth_seconds, stream, decoder)
@@ -255,9 +257,9 @@ class Entrance:
         while strays < _MAX_STRAY_LINES:
             try:
                 password = await asking.hear()
-            except TurnedAway as refusal:
+            except AdmissionRefused as refusal:
                 if tries:
-                    raise TurnedAway("wrong password", refusal.last_words) from None
+                    raise AdmissionRefused("wrong password", refusal.last_words) from None
                 raise
             if password is None:
                 strays += 1
@@ -268,12 +270,12 @@ class Entrance:
             else:
                 tries += 1
                 if tries == MAX_TRIES:
-                    raise TurnedAway.politely(WRONG_PASSWORD)
+                    raise AdmissionRefused.politely(WRONG_PASSWORD)
                 await asking.tell(Notice(WRONG_PASSWORD))
-        raise TurnedAway.politely(PASSWORD_REQUIRED)
+        raise AdmissionRefused.politely(PASSWORD_REQUIRED)
 
-    async def _is_right(self, password: str, place: "_AtTheDoor") -> bool:
-        """Return whether *password* is right, when the limits allow it; raises `TurnedAway`."""
+    async def _is_right(self, password: str, place: "_InAdmission") -> bool:
+        """Return whether *password* is right, in time for the limits; raises `AdmissionRefused`."""
         assert self._key is not None  # noqa: S101 - a password is required
         right = hmac.compare_digest(_digest(password), self._key)
         if (origin := place.origin) is None:  # a stream of the program itself
@@ -299,28 +301,28 @@ class Entrance:
     async def _reject_later(self, reason: str) -> NoReturn:
         """Reject an attempt that would wait too long; not at once, or it would be back at once."""
         await trio.sleep(self._config.auth_seconds)
-        raise TurnedAway.politely(reason)
+        raise AdmissionRefused.politely(reason)
 
 
-class _AtTheDoor:
-    """The block of `Entrance.at_the_door`.
+class _InAdmission:
+    """The block of `Admission.in_admission`.
 
     Not a `contextmanager`: raising another error in one leaves a reference cycle behind; see
     `transport.receive_some`.
     """
 
-    def __init__(self, entrance: Entrance, origin: Origin | None) -> None:
-        self._entrance, self.origin = entrance, origin
+    def __init__(self, admission: Admission, origin: Origin | None) -> None:
+        self._admission, self.origin = admission, origin
         self._scope = trio.CancelScope()
 
     def __enter__(self) -> Self:
-        self._entrance.add_waiting(self._scope, self.origin)
+        self._admission.add_waiting(self._scope, self.origin)
         self._scope.__enter__()
         return self
 
     async def queue(self, seconds: float) -> None:
-        """Wait for so long without the place; raises `TurnedAway`."""
-        await self._entrance.queue(self._scope, self.origin, seconds)
+        """Wait for so long without the place; raises `AdmissionRefused`."""
+        await self._admission.queue(self._scope, self.origin, seconds)
 
     def __exit__(
         self,
@@ -331,8 +333,8 @@ class _AtTheDoor:
         try:
             self._scope.__exit__(kind, error, traceback)
         finally:
-            self._entrance.remove_waiting(self._scope)
-        self._entrance.check(self._scope)
+            self._admission.remove_waiting(self._scope)
+        self._admission.check(self._scope)
 
 
 def _digest(password: str) -> bytes:
@@ -358,14 +360,14 @@ class _Asking:
         self._bytes_left = MAX_BYTES
 
     async def tell(self, event: Event) -> None:
-        """Send *event*; raises `TurnedAway` if the client does not take it in time."""
+        """Send *event*; raises `AdmissionRefused` if the client does not take it in time."""
         try:
-            await self._in_time(transport.send_all(self._stream, TEXT.spell(event)))
-        except TurnedAway as refusal:  # perhaps after half a line: nothing may follow
-            raise TurnedAway(refusal.reason) from None
+            await self._in_time(transport.send_all(self._stream, TEXT.encode(event)))
+        except AdmissionRefused as refusal:  # perhaps after half a line: nothing may follow
+            raise AdmissionRefused(refusal.reason) from None
 
     async def hear(self) -> str | None:
-        """Return the password in the next line, or None if there is none; raises `TurnedAway`."""
+        """Return the password of the next line, None without one; raises `AdmissionRefused`."""
         while not self._run:
             if self._parts:
                 part = self._parts.pop(0)
@@ -374,13 +376,13 @@ class _Asking:
                     return None
                 self._run = part
             elif self._over:
-                raise TurnedAway(_LEFT_WITHOUT)
+                raise AdmissionRefused(_LEFT_WITHOUT)
             else:
                 await self._read()
         line, more, _ = self._run.partition("\n")
         self._run = behind(self._run, 1) if more else ""
         if self._first and looks_like_http(line):
-            raise TurnedAway("it speaks HTTP, this is a chat server", HTTP_ANSWER)
+            raise AdmissionRefused("it speaks HTTP, this is a chat server", HTTP_ANSWER)
         self._first = False
         return read_password(line)
 
@@ -389,8 +391,8 @@ class _Asking:
         if data == b"\x16":  # the first byte of a TLS record, cut off from its second
             data += await self._receive()
         if self._first and looks_like_tls(data):
-            raise TurnedAway(
-                "it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS))
+            raise AdmissionRefused(
+                "it speaks TLS, this port does not", TEXT.encode(Goodbye(SPEAKS_NO_TLS))
             )
         self._over = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
@@ -399,28 +401,30 @@ class _Asking:
 
     async def _receive(self) -> bytes | bytearray:
         if not self._bytes_left:
-            raise TurnedAway.politely(f"no password in the first {MAX_BYTES} bytes")
+            raise AdmissionRefused.politely(f"no password in the first {MAX_BYTES} bytes")
         wanted = min(_READ_BYTES, self._bytes_left)
         data = await self._in_time(transport.receive_some(self._stream, wanted))
         self._bytes_left -= len(data)
         return data
 
     async def _in_time(self, operation: Awaitable[T]) -> T:
-        """Wait for *operation* in the time that is left; raises `TurnedAway`."""
+        """Wait for *operation* in the time that is left; raises `AdmissionRefused`."""
         started = trio.current_time()
         try:
             with trio.move_on_after(max(0.0, self._left)):
                 return await operation
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise TurnedAway(_LEFT_WITHOUT) from None
+            raise AdmissionRefused(_LEFT_WITHOUT) from None
         finally:
             self._left -= trio.current_time() - started
-        raise TurnedAway.politely(f"no password in {self._seconds:g} s")
+        raise AdmissionRefused.politely(f"no password in {self._seconds:g} s")
 
     def rest(self) -> list[Part]:
         """Return what was read behind the password."""
         return [self._run, *self._parts] if self._run else self._parts
 
 
-def _plain_on_tls() -> TurnedAway:
-    return TurnedAway("it does not speak TLS, this port does", TEXT.spell(Goodbye(SPEAKS_TLS)))
+def _plain_on_tls() -> AdmissionRefused:
+    return AdmissionRefused(
+        "it does not speak TLS, this port does", TEXT.encode(Goodbye(SPEAKS_TLS))
+    )

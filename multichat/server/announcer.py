@@ -10,8 +10,8 @@ from functools import partial
 
 import trio
 
-from multichat.net.send_queue import Offer
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.net.send_queue import SendResult
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
 from multichat.server.broadcast import Batch
 from multichat.server.cached_answers import CachedAnswer
@@ -30,7 +30,7 @@ PRESENCE_PAUSE_SECONDS = 1.0
 class Announcer:
     """Tells *members* of *room*, by client number, who of them joins and leaves.
 
-    *by_voice* are those of them that are live, by protocol; both are the room's, and change before
+    *by_codec* are those of them that are live, by protocol; both are the room's, and change before
     a method here is called.  Clients that speak text are told only with *to_text*.  A member that
     leaves and may resume is told to have left after *away_seconds*.  *start_soon* starts the tasks
     that do the telling.
@@ -40,14 +40,14 @@ class Announcer:
         self,
         room: str,
         members: Mapping[int, Member],
-        by_voice: Mapping[Voice, Mapping[int, Member]],
+        by_codec: Mapping[Codec, Mapping[int, Member]],
         *,
         to_text: bool,
         away_seconds: float,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._room = room
-        self._members, self._by_voice = members, by_voice
+        self._members, self._by_codec = members, by_codec
         self._who = CachedAnswer(self._list_members)
         self._to_text = to_text
         self._away_seconds = away_seconds
@@ -96,7 +96,7 @@ class Announcer:
     def who(self, to: Member, nonce: Nonce | None) -> bytes:
         """Return the encoded answer to `who`, for *to*, which is also told when they leave."""
         self._changes.show(to.client)
-        return self._who.encode(to.voice, nonce)
+        return self._who.encode(to.codec, nonce)
 
     def _list_members(self) -> Members:
         return Members(self._room, [MemberName(m.client, m.name) for m in self._members.values()])
@@ -115,15 +115,15 @@ class Announcer:
         is_here = self._members.get(member.client) is member
         if member.lag is None and member.missed_presence is not None and is_here:
             summary = summarize([member.missed_presence], len(self._members))
-            if member.mailbox.offer(member.voice.spell(summary)) is Offer.FULL:
-                member.mailbox.call_when_space(partial(self.make_up, member))
+            if member.send_queue.try_send(member.codec.encode(summary)) is SendResult.FULL:
+                member.send_queue.call_when_space(partial(self.make_up, member))
             else:
                 member.missed_presence = None
 
     def _has_listeners(self) -> bool:
-        live = sum(map(len, self._by_voice.values()))
+        live = sum(map(len, self._by_codec.values()))
         return bool(
-            self._by_voice[JSON] or (self._to_text and self._members) or live < len(self._members)
+            self._by_codec[JSON] or (self._to_text and self._members) or live < len(self._members)
         )
 
     def _tell_soon(self) -> None:
@@ -163,19 +163,19 @@ class Announcer:
         if not events:
             return
 
-        def spell(voice: Voice) -> bytes:
-            if voice is TEXT and not self._to_text:
+        def encode(codec: Codec) -> bytes:
+            if codec is TEXT and not self._to_text:
                 return b""
-            return b"".join(map(voice.spell, events))
+            return b"".join(map(codec.encode, events))
 
-        batch = Batch(0, spell)
+        batch = Batch(0, encode)
         for member in members:
-            if not (data := batch.spelled(member.voice)):
+            if not (data := batch.spelled(member.codec)):
                 continue
             missed = member.missed_presence
             if member.lag is None and missed is None:
-                if member.mailbox.offer(data) is not Offer.FULL:
+                if member.send_queue.try_send(data) is not SendResult.FULL:
                     continue
-                member.mailbox.call_when_space(partial(self.make_up, member))
+                member.send_queue.call_when_space(partial(self.make_up, member))
             so_far = [] if missed is None else [missed]
             member.missed_presence = summarize([*so_far, *events], len(self._members))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multichat.files import read_file, replace_file
-from multichat.server.bans import Ban, read_bans, spell_bans
+from multichat.server.bans import Ban, format_bans, read_bans
 
 __all__ = ["BanFile"]
 
@@ -43,8 +43,8 @@ class BanFile:
         try:
             old = self._read()
             mode = self.path.stat().st_mode & 0o777
-            data = spell_bans(bans, old)
+            data = format_bans(bans, old)
         except FileNotFoundError:
             mode = _MODE
-            data = spell_bans(bans)
+            data = format_bans(bans)
         replace_file(self.path, data, mode=mode)

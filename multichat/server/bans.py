@@ -32,13 +32,13 @@ __all__ = [
     "Bans",
     "Network",
     "Target",
+    "format_bans",
     "host_of",
     "network_of",
     "network_of_host",
     "parse_duration",
     "parse_target",
     "read_bans",
-    "spell_bans",
     "split_target",
 ]
 
@@ -199,7 +199,7 @@ def parse_duration(text: str) -> int | None:
     return seconds
 
 
-def _spell_duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     """Spell about how long that is, in a unit of which it has two at least."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if (count := round(seconds / size)) >= 2:
@@ -264,7 +264,7 @@ class Ban:
         return f"banned {self._terms(now)}"
 
     def _terms(self, now: float) -> str:
-        left = "ever" if self.until is None else _spell_duration(max(0, self.until - now))
+        left = "ever" if self.until is None else _format_duration(max(0, self.until - now))
         return f"for {left}: {self.reason}" if self.reason else f"for {left}"
 
 
@@ -399,7 +399,7 @@ def read_bans(data: bytes, file: str) -> list[Ban]:
     return bans
 
 
-def spell_bans(bans: Iterable[Ban], data: bytes = _HEADER) -> bytes:
+def format_bans(bans: Iterable[Ban], data: bytes = _HEADER) -> bytes:
     """Return the *data* of a file, which has been read, with just these *bans* in it.
 
     Comments, empty lines, and the lines of bans that have not changed stay as they are; new bans
@@ -411,14 +411,14 @@ def spell_bans(bans: Iterable[Ban], data: bytes = _HEADER) -> bytes:
         if old is None:
             lines.append(line)
         elif (ban := left.pop(_key(old.target), None)) is not None:
-            lines.append(line if ban == old else _spell_line(ban))
+            lines.append(line if ban == old else _format_line(ban))
     while lines and not lines[-1].strip():
         lines.pop()
-    lines += map(_spell_line, left.values())
+    lines += map(_format_line, left.values())
     return b"".join(b"%b\n" % line for line in lines)
 
 
-def _spell_line(ban: Ban) -> bytes:
+def _format_line(ban: Ban) -> bytes:
     words = [ban.subject]
     if ban.until is not None:
         words.append(f"until {datetime.fromtimestamp(ban.until, UTC):%Y-%m-%dT%H:%M:%SZ}")

@@ -1,4 +1,4 @@
-"""What one publish tells: cut into pieces, spelled once for each voice, and what became of it."""
+"""Broadcasts: batches that are encoded once for each protocol, and receipts of their delivery."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from multichat.protocol.codecs import Voice
+from multichat.protocol.codecs import Codec
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 
 __all__ = ["MAX_BATCH_BYTES", "Batch", "Block", "Counts", "Receipt", "cut"]
 
-# What one publish may add to a mailbox in one piece; more is cut between two messages, so that
-# members take turns and a mailbox's bound in bytes means something.
+# What one publish may add to a send queue in one piece; more is cut between two messages, so that
+# members take turns and a send queue's bound in bytes means something.
 MAX_BATCH_BYTES = 256 * 1024
 
 # What a block takes beside its text and its encodings: its objects, and their places.
@@ -21,23 +21,23 @@ _BLOCK_BYTES = 500
 
 
 class Batch:
-    """Events that are delivered in one piece: spelled once for each voice, shared by all members.
+    """Events that are delivered in one piece, encoded once for each protocol.
 
     *messages* is what a member misses who does not get it.
     """
 
-    __slots__ = ("_spell", "_spelled", "messages")
+    __slots__ = ("_encode", "_spelled", "messages")
 
-    def __init__(self, messages: int, spell: Callable[[Voice], bytes]) -> None:
+    def __init__(self, messages: int, encode: Callable[[Codec], bytes]) -> None:
         self.messages = messages
-        self._spell = spell
-        self._spelled: dict[Voice, bytes] = {}
+        self._encode = encode
+        self._spelled: dict[Codec, bytes] = {}
 
-    def spelled(self, voice: Voice) -> bytes:
-        """Return its bytes in *voice*; none if that voice is not told of it."""
-        data = self._spelled.get(voice)
+    def spelled(self, codec: Codec) -> bytes:
+        """Return its bytes in *codec*; none if that protocol is not told of it."""
+        data = self._spelled.get(codec)
         if data is None:
-            self._spelled[voice] = data = self._spell(voice)
+            self._spelled[codec] = data = self._encode(codec)
         return data
 
 
@@ -46,8 +46,8 @@ class Block(Batch):
 
     __slots__ = ("counted_bytes", "said")
 
-    def __init__(self, said: SaidRun, messages: int) -> None:
-        super().__init__(messages, lambda voice: voice.spell_said(said))
+    def __init__(self, said: SaidBlock, messages: int) -> None:
+        super().__init__(messages, lambda codec: codec.encode_said(said))
         self.said = said
         self.counted_bytes = 0  # of `size`, by the ring that it is in
 
@@ -59,16 +59,16 @@ class Block(Batch):
     @property
     def size(self) -> int:
         """How many bytes it takes in memory, about."""
-        size = _BLOCK_BYTES + sys.getsizeof(self.said.run)
+        size = _BLOCK_BYTES + sys.getsizeof(self.said.text)
         for data in self._spelled.values():
             size += len(data)
         return size
 
-    def is_small(self, voice: Voice) -> bool:
-        """Return whether it has at most `MAX_BATCH_BYTES` in *voice*."""
+    def is_small(self, codec: Codec) -> bool:
+        """Return whether it has at most `MAX_BATCH_BYTES` in *codec*."""
         # Most that does not fit is found without encoding it in vain.
-        least_bytes = len(self.said.run) + self.messages * voice.least_said_bytes
-        return least_bytes <= MAX_BATCH_BYTES and len(self.spelled(voice)) <= MAX_BATCH_BYTES
+        least_bytes = len(self.said.text) + self.messages * codec.least_said_bytes
+        return least_bytes <= MAX_BATCH_BYTES and len(self.spelled(codec)) <= MAX_BATCH_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,19 +114,19 @@ class Counts:
     too_slow: int = 0
 
 
-def cut(said: SaidRun, messages: int, voices: Iterable[Voice]) -> Iterator[Block]:
-    """Make blocks of at most `MAX_BATCH_BYTES`, in each of the *voices*, of what one publish says.
+def cut(said: SaidBlock, messages: int, codecs: Iterable[Codec]) -> Iterator[Block]:
+    """Make blocks of at most `MAX_BATCH_BYTES`, in each of the *codecs*, of what one publish says.
 
     That is so many *messages*: to count them takes as long as to tag them.  A single message above
     that is a block of its own.
     """
     block = Block(said, messages)
-    if messages == 1 or all(map(block.is_small, voices)):
+    if messages == 1 or all(map(block.is_small, codecs)):
         yield block
     else:
-        texts = said.run.split("\n")
+        texts = said.text.split("\n")
         middle = messages // 2
         halves = (said.first, texts[:middle]), (said.first + middle, texts[middle:])
         for first, half in halves:
-            part = msgspec.structs.replace(said, first=first, run="\n".join(half))
-            yield from cut(part, len(half), voices)
+            part = msgspec.structs.replace(said, first=first, text="\n".join(half))
+            yield from cut(part, len(half), codecs)

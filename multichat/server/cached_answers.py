@@ -5,7 +5,7 @@ Owns the encoded bytes until what they say changes.  Only the nonce is added for
 
 from collections.abc import Callable
 
-from multichat.protocol.codecs import Voice
+from multichat.protocol.codecs import Codec
 from multichat.protocol.messages import Event, Nonce
 
 __all__ = ["CachedAnswer"]
@@ -18,14 +18,14 @@ class CachedAnswer:
 
     def __init__(self, make: Callable[[], Event]) -> None:
         self._make = make
-        self._encoded: dict[Voice, bytes] = {}
+        self._encoded: dict[Codec, bytes] = {}
 
-    def encode(self, voice: Voice, nonce: Nonce | None = None) -> bytes:
-        """Return the answer in *voice*, to the request with that *nonce*."""
-        encoded = self._encoded.get(voice)
+    def encode(self, codec: Codec, nonce: Nonce | None = None) -> bytes:
+        """Return the answer in *codec*, to the request with that *nonce*."""
+        encoded = self._encoded.get(codec)
         if encoded is None:
-            encoded = self._encoded[voice] = voice.spell(self._make())
-        return voice.with_nonce(encoded, nonce)
+            encoded = self._encoded[codec] = codec.encode(self._make())
+        return codec.with_nonce(encoded, nonce)
 
     def forget(self) -> None:
         """Encode the answer anew when it is asked for next: it has changed."""

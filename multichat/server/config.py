@@ -116,7 +116,7 @@ class ServerConfig:
     max_line_bytes: int = 64 * 1024
 
     # A burst of 64 reads from one sender, or a word each from 64 people, before anybody waits.
-    mailbox_batches: int = 64
+    send_queue_batches: int = 64
 
     # Nothing is lost, and nobody waits for long.
     slow: Slow = Slow.WAIT
@@ -171,7 +171,7 @@ class ServerConfig:
     # address: a person needs a few, and a journal keeps a room for ever.
     max_new_rooms: int = 100
 
-    # In the text voice the server says nothing until there is something to say; programs, and
+    # In the text protocol the server says nothing until there is something to say; programs, and
     # `multichat connect`, are always told who comes and goes.
     announce: bool = False
 
@@ -233,7 +233,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for name in (
             "max_line_bytes",
-            "mailbox_batches",
+            "send_queue_batches",
             "max_clients",
             "max_sessions",
             "max_rooms",

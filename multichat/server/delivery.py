@@ -5,7 +5,7 @@ Knows nothing of rooms and clocks.
 
 from dataclasses import dataclass
 
-from multichat.protocol.messages import Notice, SaidRun
+from multichat.protocol.messages import Notice, SaidBlock
 from multichat.server.broadcast import Receipt
 from multichat.server.member import Member
 
@@ -28,7 +28,7 @@ class Delivery:
     lagging: int = 0
     dropped: int = 0
 
-    def receipt(self, said: SaidRun) -> Receipt:
+    def receipt(self, said: SaidBlock) -> Receipt:
         """Return it, of what *said* says."""
         return Receipt(
             delivered=self.delivered,
@@ -45,10 +45,10 @@ class Progress:
 
     def __init__(self, members: list[Member], now: float) -> None:
         self.at = now
-        self._seen = {member: member.mailbox.progress for member in members}
+        self._seen = {member: member.send_queue.progress for member in members}
 
     def look(self, now: float) -> None:
         """Look whether one of them has taken something since."""
-        seen = {member: member.mailbox.progress for member in self._seen}
+        seen = {member: member.send_queue.progress for member in self._seen}
         if seen != self._seen:
             self._seen, self.at = seen, now

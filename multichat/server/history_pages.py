@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from multichat.journal.base import RoomJournal
 from multichat.protocol.codecs import JSON
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import HistoryPage, Nonce, Said, SaidRun
+from multichat.protocol.messages import HistoryPage, Nonce, Said, SaidBlock
 from multichat.server.replay import Ring
 
 __all__ = ["read_history"]
@@ -25,16 +25,16 @@ async def read_history(
     messages are missing behind its first one.  Raises `NotRead` if the journal cannot be read.
     """
     limit = min(limit, MAX_HISTORY_MESSAGES)
-    runs = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
-    first = runs[0].first if runs else stop
-    left = limit - sum(run.run.count("\n") + 1 for run in runs)
-    bytes_left = MAX_HISTORY_BYTES - sum(len(run.run.encode()) for run in runs)
+    blocks = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
+    first = blocks[0].first if blocks else stop
+    left = limit - sum(block.text.count("\n") + 1 for block in blocks)
+    bytes_left = MAX_HISTORY_BYTES - sum(len(block.text.encode()) for block in blocks)
     if first <= ring.first and first > journal.first and left and bytes_left > 0:
         older = await journal.read_before(first, max_messages=left, max_bytes=bytes_left)
-        runs = [*older, *runs]
+        blocks = [*older, *blocks]
     messages: list[Said] = []  # the newest first
     bytes_left = MAX_HISTORY_BYTES
-    for number, said in _backwards(runs):
+    for number, said in _backwards(blocks):
         bytes_left -= JSON.said_bytes(said)
         if bytes_left < 0 and messages:
             break
@@ -48,20 +48,20 @@ async def read_history(
     return HistoryPage(messages[::-1], more, missed, nonce=nonce)
 
 
-def _backwards(runs: list[SaidRun]) -> Iterator[tuple[int, Said]]:
-    for run in reversed(runs):
-        texts = run.run.split("\n")
+def _backwards(blocks: list[SaidBlock]) -> Iterator[tuple[int, Said]]:
+    for block in reversed(blocks):
+        texts = block.text.split("\n")
         for index in reversed(range(len(texts))):
-            number = run.first + index
+            number = block.first + index
             yield (
                 number,
                 Said(
-                    id=message_id(run.epoch, number),
-                    time=run.time,
-                    room=run.room,
-                    client=run.client,
-                    name=run.name,
+                    id=message_id(block.epoch, number),
+                    time=block.time,
+                    room=block.room,
+                    client=block.client,
+                    name=block.name,
                     text=texts[index],
-                    act=run.act,
+                    act=block.act,
                 ),
             )

@@ -92,14 +92,14 @@ class ClientLog:
         else:
             self._leave_out(1)
 
-    def said(self, speaker: str, run: str, messages: int, clients: int) -> None:
+    def said(self, speaker: str, block: str, messages: int, clients: int) -> None:
         """Log what the client says in one publish of so many *messages*; see `Log.said`."""
         log, logged = self._rates.log, 0
         if not self._left_out:
-            if self._take(messages, len(run)):
-                log.said(speaker, run, clients)
+            if self._take(messages, len(block)):
+                log.said(speaker, block, clients)
                 return
-            if head := _head(run, self._lines_left()):
+            if head := _head(block, self._lines_left()):
                 logged = head.count("\n") + 1
                 log.said(speaker, head, clients)
         self._leave_out(messages - logged)
@@ -141,8 +141,8 @@ class ClientLog:
         self.tell_left_out()
 
 
-def _head(run: str, lines: int) -> str:
+def _head(block: str, lines: int) -> str:
     """Return the first messages of *run* that are at most so many *lines* of 1 KiB."""
-    head = "\n".join(run.split("\n", lines)[:lines])
+    head = "\n".join(block.split("\n", lines)[:lines])
     most = lines * _LINE_CHARACTERS
     return head if len(head) <= most else head[: max(0, head.rfind("\n", 0, most))]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from multichat.net.send_queue import Mailbox
-from multichat.protocol.codecs import TEXT, Voice
+from multichat.net.send_queue import SendQueue
+from multichat.protocol.codecs import TEXT, Codec
 from multichat.protocol.messages import Notice, Presence
 from multichat.server.log_rate import ClientLog
 from multichat.server.replay import Lag
-from multichat.server.session_store import Resumable
+from multichat.server.session_store import StoredSession
 
 if TYPE_CHECKING:
     from multichat.server.room import Room
@@ -38,13 +38,13 @@ class Member:
 
     client: int
     name: str
-    mailbox: Mailbox
+    send_queue: SendQueue
     address: str
     on_leave: Callable[[str], None]
     on_lag: Callable[[], None]
-    voice: Voice = TEXT
+    codec: Codec = TEXT
     origin: str | None = None  # the address that limits count it at; see `Origin`
-    resumable: Resumable | None = None  # by which it may come back
+    stored_session: StoredSession | None = None  # by which it may come back
     refused_room: str | None = None
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member

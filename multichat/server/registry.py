@@ -29,7 +29,7 @@ from multichat.journal.base import Journal
 from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
-from multichat.net.send_queue import Offer
+from multichat.net.send_queue import SendResult
 from multichat.protocol.address import is_loopback
 from multichat.protocol.codecs import JSON, TEXT
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
@@ -64,9 +64,9 @@ from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
 from multichat.server.replay import PageCache, Rings
 from multichat.server.room import Room
-from multichat.server.session_store import Resumable, Resumables
+from multichat.server.session_store import SessionStore, StoredSession
 
-__all__ = ["Directory"]
+__all__ = ["Registry"]
 
 # How people write the name of an unnamed client; longer names are not searched for.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
@@ -78,12 +78,12 @@ _MAX_SOUGHT_CHARACTERS = 128
 _LEAVING_PART = 1 / 8
 
 
-class Directory:
+class Registry:
     """The members and rooms of one server.
 
     Any task may call any method; only `broadcast`, `direct`, `tell` and `close` wait.  *start_soon*
     starts tasks of the rooms.  *is_banned* says whether a name is banned.  *journal*, which is
-    open, keeps the messages; *resumables* is the session store.
+    open, keeps the messages; *session_store* is the session store.
 
     *room_list* is the answer to `rooms`.  *budget* is the memory for connected clients: above it,
     those that hold most are disconnected.
@@ -98,7 +98,7 @@ class Directory:
         journal: Journal | None = None,
     ) -> None:
         self._journal = journal or MemoryJournal(max_bytes=config.history_bytes)
-        self.resumables = Resumables(
+        self.session_store = SessionStore(
             self._journal,
             config.max_sessions,
             config.timeouts.session,
@@ -159,7 +159,7 @@ class Directory:
         name = parse_room_name(room_name) if room is None else room.name
         person = self.find(name)
         person_in = "" if person is None else person.room.name
-        return to.voice.spell(Members(name, [], person_in, nonce=nonce))
+        return to.codec.encode(Members(name, [], person_in, nonce=nonce))
 
     def reply(self, member: Member, text: str) -> Direct:
         """Address *text* to the sender of *member*'s last private message.
@@ -211,7 +211,7 @@ class Directory:
                 announce=self._config.announce,
                 away_seconds=self._config.away_seconds,
                 counts=self.counts,
-                dismiss=self.dismiss,
+                disconnect=self.disconnect,
                 start_soon=self._start_soon,
             )
             if name != LOBBY:
@@ -262,7 +262,7 @@ class Directory:
         self._join(member, self._open(LOBBY))
         self._log.line("STATE", f"Client {member.client} connected")
         if self.closed:
-            self.dismiss(member, self._closing_goodbye)
+            self.disconnect(member, self._closing_goodbye)
 
     def leave(
         self,
@@ -276,20 +276,20 @@ class Directory:
         """Take *member* out at once.  Idempotent.
 
         *reason* is for the others and the log, and empty if the member asked to leave.  What waits
-        in the mailbox, and then *last_words*, may still be written.  Its session, if it has one,
+        in the send queue, and then *last_words*, may still be written.  Its session, if it has one,
         ends if it leaves *for good*, and is in use already if it was *taken over*; otherwise the
         client may resume it.
         """
         if self._members.get(member.client) is not member:
             return
-        resumable = member.resumable
-        if resumable is not None and for_good:
-            self.resumables.forget(resumable)
-            resumable = None
-        elif resumable is not None and not taken_over:
-            self.resumables.go(resumable, member.origin)
-        member.mailbox.close(last_words)
-        self._take_out(member, reason, away=resumable is not None)
+        stored_session = member.stored_session
+        if stored_session is not None and for_good:
+            self.session_store.forget(stored_session)
+            stored_session = None
+        elif stored_session is not None and not taken_over:
+            self.session_store.go(stored_session, member.origin)
+        member.send_queue.close(last_words)
+        self._take_out(member, reason, away=stored_session is not None)
         self._log_rates.close(member.log)
         suffix = f" ({reason})" if reason else ""
         self._log.line("STATE", f"Client {member.client} disconnected{suffix}")
@@ -311,13 +311,13 @@ class Directory:
         member.room.leave(member, reason, away=away)
         self._close_if_empty(member.room)
 
-    def dismiss(self, member: Member, goodbye: Goodbye) -> None:
+    def disconnect(self, member: Member, goodbye: Goodbye) -> None:
         """Disconnect *member* with this *goodbye*.
 
         Its session ends if the goodbye does not allow it to reconnect.
         """
         for_good = not goodbye.reconnect
-        last_words = member.voice.spell(goodbye)
+        last_words = member.codec.encode(goodbye)
         self.leave(member, goodbye.reason, last_words=last_words, for_good=for_good)
 
     @property
@@ -326,12 +326,12 @@ class Directory:
 
     def give_session(self, member: Member) -> str:
         """Give *member* a session, which it can resume; return the token."""
-        token, member.resumable = self.resumables.issue(
+        token, member.stored_session = self.session_store.issue(
             member.client, self._names.name_of(member), member.room.name
         )
         return token
 
-    def resume(self, member: Member, resumable: Resumable) -> list[RemoteProtocolError]:
+    def resume(self, member: Member, stored_session: StoredSession) -> list[RemoteProtocolError]:
         """Resume a session on *member*, a new connection: its number, name and room.
 
         A connection that still has the session is replaced; the others are not told.  Returns an
@@ -339,15 +339,19 @@ class Directory:
         `Member.refused_room`.
         """
         refused: list[RemoteProtocolError] = []
-        name, room_name, old = resumable.name, resumable.room, self._members.get(resumable.client)
-        self._log.line("STATE", f"Client {member.client} is Client {resumable.client} again")
+        name, room_name, old = (
+            stored_session.name,
+            stored_session.room,
+            self._members.get(stored_session.client),
+        )
+        self._log.line("STATE", f"Client {member.client} is Client {stored_session.client} again")
         self._take_out(member, "")
         if old is not None:
             goodbye = Goodbye.of("replaced", TAKEN_OVER)
-            words = old.voice.spell(goodbye)
+            words = old.codec.encode(goodbye)
             self.leave(old, goodbye.reason, last_words=words, taken_over=True)
-        self.resumables.come(resumable)
-        member.client, member.resumable = resumable.client, resumable
+        self.session_store.come(stored_session)
+        member.client, member.stored_session = stored_session.client, stored_session
         member.log.client = member.client
         member.name = default_name(member.client)
         self._members[member.client] = member
@@ -369,9 +373,9 @@ class Directory:
         return refused
 
     def _note_change(self, member: Member) -> None:
-        if member.resumable is not None:
-            self.resumables.changed(
-                member.resumable,
+        if member.stored_session is not None:
+            self.session_store.changed(
+                member.stored_session,
                 self._names.name_of(member),
                 member.refused_room or member.room.name,
             )
@@ -389,15 +393,15 @@ class Directory:
         try:
             while budget.held_bytes - leaving > budget.limit_bytes and self._members:
                 member = self._largest()
-                if not member.mailbox.held_bytes:
+                if not member.send_queue.held_bytes:
                     return
                 self.counts.too_slow += 1
-                member.mailbox.forget()
-                self.dismiss(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
-                if leaving + member.mailbox.waiting_bytes <= budget.limit_bytes * _LEAVING_PART:
-                    leaving += member.mailbox.waiting_bytes
+                member.send_queue.forget()
+                self.disconnect(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
+                if leaving + member.send_queue.waiting_bytes <= budget.limit_bytes * _LEAVING_PART:
+                    leaving += member.send_queue.waiting_bytes
                 else:
-                    await member.mailbox.abort()
+                    await member.send_queue.abort()
                 await trio.lowlevel.checkpoint()  # then what it held is free
         finally:
             self._shedding = False
@@ -406,10 +410,10 @@ class Directory:
         """Return the client that holds most memory, of the address whose clients hold most."""
         held: Counter[str | int] = Counter()
         for member in self._members.values():
-            held[member.origin or member.client] += member.mailbox.held_bytes
+            held[member.origin or member.client] += member.send_queue.held_bytes
 
         def size(member: Member) -> tuple[int, int]:
-            return held[member.origin or member.client], member.mailbox.held_bytes
+            return held[member.origin or member.client], member.send_queue.held_bytes
 
         return max(self._members.values(), key=size)
 
@@ -471,17 +475,17 @@ class Directory:
         await self._tell(recipient, Notice(text))
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
-        mailbox = recipient.mailbox
-        offer = recipient.room.offer_alone(recipient, event)
-        if offer is Offer.FULL and self._config.slow is Slow.WAIT:
-            if mailbox.progress == recipient.undelivered_at:
+        send_queue = recipient.send_queue
+        try_send = recipient.room.try_send_alone(recipient, event)
+        if try_send is SendResult.FULL and self._config.slow is Slow.WAIT:
+            if send_queue.progress == recipient.undelivered_at:
                 raise NotDelivered(recipient.name)
             with trio.move_on_after(self._config.slow_timeout_seconds):
-                while offer is Offer.FULL:
-                    await mailbox.wait_for_space()
-                    offer = recipient.room.offer_alone(recipient, event)
-        if offer in (Offer.FULL, Offer.CLOSED):
-            recipient.undelivered_at = mailbox.progress
+                while try_send is SendResult.FULL:
+                    await send_queue.wait_for_space()
+                    try_send = recipient.room.try_send_alone(recipient, event)
+        if try_send in (SendResult.FULL, SendResult.CLOSED):
+            recipient.undelivered_at = send_queue.progress
             raise NotDelivered(recipient.name)
 
     async def broadcast(self, text: str) -> Receipt:
@@ -523,7 +527,7 @@ class Directory:
                         nursery.start_soon(room.settle)
             for member in self.members:
                 if member.lag is None:
-                    self.dismiss(member, self._closing_goodbye)
+                    self.disconnect(member, self._closing_goodbye)
             try:
                 with trio.move_on_after(self._config.grace_seconds / 2):
                     if self._members:
@@ -531,7 +535,7 @@ class Directory:
             finally:
                 for member in self.members:
                     if member.lag is not None and not (
-                        self._journal.place and member.voice is JSON
+                        self._journal.place and member.codec is JSON
                     ):
-                        member.mailbox.miss(member.lag.skip_to(member.room.messages))
-                    self.dismiss(member, self._closing_goodbye)
+                        member.send_queue.miss(member.lag.skip_to(member.room.messages))
+                    self.disconnect(member, self._closing_goodbye)

@@ -18,8 +18,8 @@ import trio
 
 from multichat.errors import NotRead
 from multichat.journal.base import RoomJournal, backwards_from, newest_of, part_of
-from multichat.protocol.codecs import Voice
-from multichat.protocol.messages import Missed, SaidRun
+from multichat.protocol.codecs import Codec
+from multichat.protocol.messages import Missed, SaidBlock
 from multichat.server.broadcast import MAX_BATCH_BYTES, Block, cut
 from multichat.server.config import ReplayLimits
 
@@ -80,7 +80,7 @@ class Lag:
 
 
 def encode(
-    blocks: Iterable[Block], lag: Lag, voice: Voice, client: int, *, max_bytes: int
+    blocks: Iterable[Block], lag: Lag, codec: Codec, client: int, *, max_bytes: int
 ) -> bytes:
     """Return what *client* gets next out of *blocks*, and move *lag* behind it.
 
@@ -95,13 +95,13 @@ def encode(
         if size >= max_bytes:
             break
         if block.said.first > lag.position and (missed := lag.skip_to(block.said.first)):
-            pieces.append(voice.spell(Missed(missed)))
+            pieces.append(codec.encode(Missed(missed)))
             size += len(pieces[-1])
         if block.said.client == client:
             lag.skip_to(block.end)
             continue
-        for piece in _rest_of(block, lag.position, voice):
-            pieces.append(piece.spelled(voice))
+        for piece in _rest_of(block, lag.position, codec):
+            pieces.append(piece.spelled(codec))
             lag.skip_to(piece.end)
             size += len(pieces[-1])
             if size >= max_bytes:
@@ -109,12 +109,12 @@ def encode(
     return b"".join(pieces)
 
 
-def _rest_of(block: Block, position: int, voice: Voice) -> Iterable[Block]:
+def _rest_of(block: Block, position: int, codec: Codec) -> Iterable[Block]:
     """Return the messages of *block* from *position* on, in pieces that are not too large."""
-    if position <= block.said.first and (block.messages == 1 or block.is_small(voice)):
+    if position <= block.said.first and (block.messages == 1 or block.is_small(codec)):
         return [block]
     part = part_of(block.said, max(position, block.said.first), block.end)
-    return cut(part, block.end - part.first, [voice]) if part is not None else []
+    return cut(part, block.end - part.first, [codec]) if part is not None else []
 
 
 class Rings:
@@ -170,16 +170,16 @@ class Ring:
         self.next = block.end
         self._count([block])
 
-    def newest(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    def newest(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*; see `RoomJournal.read_before`."""
         blocks = backwards_from(self._blocks, stop, attrgetter("said.first"))
-        runs = (block.said for block in blocks)
-        return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
+        stored = (block.said for block in blocks)
+        return newest_of(stored, stop, max_messages=max_messages, max_bytes=max_bytes)
 
-    def encode(self, lag: Lag, voice: Voice, client: int, *, max_bytes: int) -> bytes:
+    def encode(self, lag: Lag, codec: Codec, client: int, *, max_bytes: int) -> bytes:
         """Return what *client* gets next; see `encode`.  Its *lag* MUST NOT begin before us."""
         behind = list(takewhile(lambda block: block.end > lag.position, reversed(self._blocks)))
-        data = encode(reversed(behind), lag, voice, client, max_bytes=max_bytes)
+        data = encode(reversed(behind), lag, codec, client, max_bytes=max_bytes)
         self._count(behind)  # some are encoded only now
         return data
 
@@ -250,8 +250,8 @@ class PageCache:
             self._pages.popitem(last=False)
         stop = min(told, self.page_end(start))
         try:
-            runs = await journal.read(start, stop, max_bytes=_PAGE_BYTES)
-            page.blocks = [Block(said, said.run.count("\n") + 1) for said in runs]
+            stored = await journal.read(start, stop, max_bytes=_PAGE_BYTES)
+            page.blocks = [Block(said, said.text.count("\n") + 1) for said in stored]
         except NotRead as error:
             page.failure = error.reason
             raise

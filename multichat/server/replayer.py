@@ -10,7 +10,7 @@ import trio
 
 from multichat.errors import NotRead
 from multichat.journal.base import RoomJournal
-from multichat.net.send_queue import Offer
+from multichat.net.send_queue import SendResult
 from multichat.net.turns import end_turn, next_turn
 from multichat.protocol.messages import Error, Missed
 from multichat.server.member import Member
@@ -55,9 +55,11 @@ class Replayer:
 
         Returns when it is live, has left, or takes nothing any more; cancelled, it stays behind.
         """
-        mailbox = member.mailbox
-        while (lag := member.lag) is not None and self._is_here(member) and not mailbox.closed:
-            if mailbox.waiting_bytes >= mailbox.fit(self._max_bytes) or not mailbox.has_room(0):
+        send_queue = member.send_queue
+        while (lag := member.lag) is not None and self._is_here(member) and not send_queue.closed:
+            if send_queue.waiting_bytes >= send_queue.fit(
+                self._max_bytes
+            ) or not send_queue.has_room(0):
                 await self._wait_for_space(member)
                 continue
             await next_turn()
@@ -71,31 +73,33 @@ class Replayer:
                     continue
                 # Of several pages that cannot be read it is told once.
                 is_first = gap_end <= start
-                data = member.voice.spell(Error(error.code, str(error))) if is_first else b""
+                data = member.codec.encode(Error(error.code, str(error))) if is_first else b""
                 self._skip_page(lag)
-            if data and mailbox.offer(data) is Offer.FULL:  # meanwhile, or it is one huge message
+            if (
+                data and send_queue.try_send(data) is SendResult.FULL
+            ):  # meanwhile, or it is one huge message
                 lag.position, lag.gap_end = start, gap_end
             elif lag.position < self._ring.next or member.lag is not lag:
                 continue
-            elif mailbox.is_half_empty() and self._go_live(member):
+            elif send_queue.is_half_empty() and self._go_live(member):
                 return
             await self._wait_for_space(member)
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
-        ring, mailbox = self._ring, member.mailbox
+        ring, send_queue = self._ring, member.send_queue
         start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
-            data = member.voice.spell(Missed(missed)) if missed else b""
-            max_bytes = mailbox.fit(self._max_bytes)
-            return data + ring.encode(lag, member.voice, member.client, max_bytes=max_bytes)
+            data = member.codec.encode(Missed(missed)) if missed else b""
+            max_bytes = send_queue.fit(self._max_bytes)
+            return data + ring.encode(lag, member.codec, member.client, max_bytes=max_bytes)
         blocks = await self._pages.read(self._journal, start, ring.next)
         if member.lag is not lag:
             return b""
         if blocks:  # its size is decided here: many may have waited for them
-            max_bytes = mailbox.fit(self._max_bytes)
-            return encode(blocks, lag, member.voice, member.client, max_bytes=max_bytes)
+            max_bytes = send_queue.fit(self._max_bytes)
+            return encode(blocks, lag, member.codec, member.client, max_bytes=max_bytes)
         self._skip_page(lag)
         return b""
 
@@ -107,15 +111,15 @@ class Replayer:
     async def _wait_for_space(self, member: Member) -> None:
         """Wait until *member* has taken something; disconnect it if that takes too long."""
         end_turn()
-        mailbox = member.mailbox
-        progress, since = mailbox.progress, trio.current_time()
+        send_queue = member.send_queue
+        progress, since = send_queue.progress, trio.current_time()
         while True:
             with trio.move_on_after(self._stall_timeout / _LOOKS) as look:
-                await mailbox.wait_for_space()
+                await send_queue.wait_for_space()
             if not look.cancelled_caught:
                 return
-            if mailbox.progress != progress:
-                progress, since = mailbox.progress, trio.current_time()
+            if send_queue.progress != progress:
+                progress, since = send_queue.progress, trio.current_time()
             elif trio.current_time() - since >= self._stall_timeout:
                 if self._is_here(member):
                     self._too_slow(member)

@@ -29,8 +29,8 @@ import trio
 from multichat.errors import UnknownId
 from multichat.journal.base import Keeping, RoomJournal
 from multichat.log import Log
-from multichat.net.send_queue import Offer
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.net.send_queue import SendResult
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.messages import (
     TOO_SLOW,
     Directed,
@@ -38,7 +38,7 @@ from multichat.protocol.messages import (
     HistoryPage,
     Nonce,
     Notice,
-    SaidRun,
+    SaidBlock,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.timestamps import utc_now
@@ -54,7 +54,7 @@ from multichat.server.replayer import Replayer
 
 __all__ = ["Room"]
 
-_SENT, _QUEUED, _FULL, _CLOSED = Offer  # once: an enum's members are slow to look up
+_SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow to look up
 
 # How often the send queues are checked while waiting is free.
 _LOOK_SECONDS = 0.02
@@ -72,7 +72,7 @@ class Room:
     *slow_timeout_seconds* at once; a lagging one that takes nothing for *stall_timeout_seconds* is
     disconnected.  A replay keeps at most *replay_bytes* in a send queue.
 
-    *dismiss* disconnects a member.  *announce*, *away_seconds* and
+    *disconnect* disconnects a member.  *announce*, *away_seconds* and
     *start_soon* are for the `Announcer`.
     """
 
@@ -91,7 +91,7 @@ class Room:
         announce: bool,
         away_seconds: float,
         counts: Counts,
-        dismiss: Callable[[Member, Goodbye], None],
+        disconnect: Callable[[Member, Goodbye], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self.name, self.key = name, fold_name(name)
@@ -103,10 +103,10 @@ class Room:
         self._slow_timeout = slow_timeout_seconds
         self._replay_bytes = replay_bytes
         self._wait_budget = WaitBudget(slow_timeout_seconds)
-        self._counts, self._dismiss = counts, dismiss
+        self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
         self._members: dict[int, Member] = {}
-        self._by_voice: dict[Voice, dict[int, Member]] = {TEXT: {}, JSON: {}}
+        self._by_codec: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
         self._at_disk = False  # who has its turn
         self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
@@ -120,12 +120,12 @@ class Room:
             stall_timeout_seconds=stall_timeout_seconds,
             is_here=self.__contains__,
             go_live=self._go_live,
-            too_slow=self._dismiss_slow,
+            too_slow=self._disconnect_slow,
         )
         self._announcer = Announcer(
             name,
             self._members,
-            self._by_voice,
+            self._by_codec,
             to_text=announce,
             away_seconds=away_seconds,
             start_soon=start_soon,
@@ -177,7 +177,7 @@ class Room:
     def join(self, member: Member) -> None:
         """Let *member* in: it gets every message from now on."""
         self._members[member.client] = member
-        self._by_voice[member.voice][member.client] = member
+        self._by_codec[member.codec][member.client] = member
         member.room = self
         self._announcer.entered(member)
         self.queue_ran_empty()
@@ -197,7 +197,7 @@ class Room:
 
     def _forget_delivery(self, member: Member) -> None:
         """Stop delivering to *member*, and stop waiting for it."""
-        self._by_voice[member.voice].pop(member.client, None)
+        self._by_codec[member.codec].pop(member.client, None)
         self._end_wait_for(member)
 
     def stop_waiting_for(self, member: Member) -> None:
@@ -222,12 +222,12 @@ class Room:
         """Tell the others that *client* has left, if it is away."""
         self._announcer.give_up(client)
 
-    def speak(self, member: Member, voice: Voice) -> None:
-        """Encode everything for *member* in *voice* from now on."""
-        live = self._by_voice[member.voice].pop(member.client, None)
-        member.voice = voice
+    def speak(self, member: Member, codec: Codec) -> None:
+        """Encode everything for *member* in *codec* from now on."""
+        live = self._by_codec[member.codec].pop(member.client, None)
+        member.codec = codec
         if live is not None:
-            self._by_voice[voice][member.client] = member
+            self._by_codec[codec][member.client] = member
 
     # --- Publishing -------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class Room:
     async def say(
         self,
         sender: Member,
-        run: str,
+        block: str,
         *,
         act: bool = False,
         nonces: tuple[Nonce | None, ...] = (),
@@ -276,13 +276,15 @@ class Room:
 
         *nonces* are those of the messages, if any has one, with their *checks*.  *on_taken* is
         called in the step in which they are numbered, with the epoch, the first number, and what
-        `RoomJournal.append` returned.  Raises `NotKept` if nothing was published.
+        `RoomJournal.append` returned.  Raises `StorageFailed` if nothing was published.
         """
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
         journal, client, name = self._journal, sender.client, sender.name
-        said = SaidRun(journal.epoch, journal.next, utc_now(), self.name, client, name, run, act)
+        said = SaidBlock(
+            journal.epoch, journal.next, utc_now(), self.name, client, name, block, act
+        )
         keeping = journal.append(said, nonces, checks)
         messages = journal.next - said.first
         if on_taken is not None:
@@ -297,7 +299,7 @@ class Room:
                 with trio.CancelScope(shield=True), self._waiting_for_disk():
                     await keeping.wait()
             self._announcer.introduce(client, name)
-            spoken = [voice for voice, them in self._by_voice.items() if them]
+            spoken = [codec for codec, them in self._by_codec.items() if them]
             blocks = cut(said, messages, spoken)
             return await self._publish(blocks, said, messages, sender, Delivery())
         finally:
@@ -312,8 +314,8 @@ class Room:
             if self._closing:
                 return Receipt()
             notice = Notice(text)
-            said = SaidRun("", 0, "", self.name, 0, SERVER_NAME, text)
-            batch = Batch(1, lambda voice: voice.spell(notice))
+            said = SaidBlock("", 0, "", self.name, 0, SERVER_NAME, text)
+            batch = Batch(1, lambda codec: codec.encode(notice))
             lagging = [member for member in self._members.values() if member.lag is not None]
             for member in lagging:  # what is replayed to them has no notices
                 member.keep_notice(notice)
@@ -323,7 +325,7 @@ class Room:
     async def _publish(
         self,
         batches: Iterator[Batch],
-        said: SaidRun,
+        said: SaidBlock,
         messages: int,
         sender: Member | None,
         delivery: Delivery,
@@ -335,23 +337,23 @@ class Room:
         clients = len(self._members) + (sender is not None and sender.client not in self._members)
         try:
             for batch in batches:
-                full = self._offer_to_all(batch, sender, delivery)
+                full = self._try_send_to_all(batch, sender, delivery)
                 if not delivery.logged:  # before any wait, so that the log is in order
                     delivery.logged = True
                     speaker = TEXT.speaker(said.name, act=said.act)
                     if sender is None:
-                        self._log.said(speaker, said.run, clients, "TX")
+                        self._log.said(speaker, said.text, clients, "TX")
                     else:
-                        sender.log.said(speaker, said.run, messages, clients)
+                        sender.log.said(speaker, said.text, messages, clients)
                 if full:
                     await self._treat_slow(full, batch, sender, delivery)
         finally:
             for batch in batches:  # cancelled: there are some left
-                for member in self._offer_to_all(batch, sender, delivery):
+                for member in self._try_send_to_all(batch, sender, delivery):
                     self._fall_behind(member, batch, delivery)
         return delivery.receipt(said)
 
-    def _offer_to_all(
+    def _try_send_to_all(
         self, batch: Batch, sender: Member | None, delivery: Delivery
     ) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.
@@ -363,21 +365,21 @@ class Room:
         full: list[Member] = []
         if sender is not None:
             sender = self._members.get(sender.client)  # it may have reconnected meanwhile
-        for voice, members in self._by_voice.items():
+        for codec, members in self._by_codec.items():
             if sender is not None and len(members) == 1 and sender.client in members:
                 continue
             if not members:
                 continue
-            data = batch.spelled(voice)
+            data = batch.spelled(codec)
             for member in members.values():
                 if member is sender:
                     continue
-                offer = member.mailbox.offer(data)
-                if offer is _SENT:
+                try_send = member.send_queue.try_send(data)
+                if try_send is _SENT:
                     delivered += 1
-                elif offer is _QUEUED:
+                elif try_send is _QUEUED:
                     queued += 1
-                elif offer is _FULL:
+                elif try_send is _FULL:
                     full.append(member)
                 else:
                     broken += 1
@@ -403,12 +405,12 @@ class Room:
                 await self._wait_for(full, batch, sender, delivery)
             case Slow.DROP:
                 for member in full:
-                    member.mailbox.miss(batch.messages)
+                    member.send_queue.miss(batch.messages)
                     self._counts.skipped += batch.messages
                     delivery.dropped += 1
             case Slow.DISCONNECT:
                 for member in full:
-                    self._dismiss_slow(member)
+                    self._disconnect_slow(member)
                     delivery.dropped += 1
 
     async def _wait_for(
@@ -420,7 +422,9 @@ class Room:
         """
         self._waiting, self._delivery = dict.fromkeys(full, batch), delivery
         for member in full:
-            member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
+            member.send_queue.call_when_space(
+                partial(self._try_send_again, member, batch, delivery)
+            )
         now = trio.current_time()
         if delivery.free_until is None:
             delivery.free_until = now + MAX_FREE_WAIT_SECONDS
@@ -447,16 +451,18 @@ class Room:
             for member in list(self._waiting):
                 self._fall_behind(member, batch, delivery)
 
-    def _offer_again(self, member: Member, batch: Batch, delivery: Delivery) -> None:
+    def _try_send_again(self, member: Member, batch: Batch, delivery: Delivery) -> None:
         """Queue *batch* for *member*, whose queue has space again, if the room waits for it."""
         if self._waiting.get(member) is not batch:
             return
-        offer = member.mailbox.offer(batch.spelled(member.voice))
-        if offer is _FULL:
-            member.mailbox.call_when_space(partial(self._offer_again, member, batch, delivery))
+        try_send = member.send_queue.try_send(batch.spelled(member.codec))
+        if try_send is _FULL:
+            member.send_queue.call_when_space(
+                partial(self._try_send_again, member, batch, delivery)
+            )
             return
         self._end_wait_for(member)
-        if offer is not _CLOSED:  # else its connection is broken, and it leaves soon
+        if try_send is not _CLOSED:  # else its connection is broken, and it leaves soon
             delivery.queued += 1
             self._counts.deliveries += batch.messages
 
@@ -471,8 +477,8 @@ class Room:
         """
         speaker = None if sender is None else sender.client
         return any(
-            not (member.mailbox.waiting_bytes or member.mailbox.closed) and client != speaker
-            for members in self._by_voice.values()
+            not (member.send_queue.waiting_bytes or member.send_queue.closed) and client != speaker
+            for members in self._by_codec.values()
             for client, member in members.items()
         )
 
@@ -486,23 +492,23 @@ class Room:
                 member.keep_notice(delivery.notice)
         delivery.lagging += 1
 
-    def _dismiss_slow(self, member: Member) -> None:
+    def _disconnect_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
-        self._dismiss(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
+        self._disconnect(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
-    def offer_alone(self, member: Member, event: Directed | Notice) -> Offer:
+    def try_send_alone(self, member: Member, event: Directed | Notice) -> SendResult:
         """Queue *event* for *member* alone, unless that would delay the messages of the room.
 
         Half of its send queue may be for that, and a part of what a replay keeps there.
         """
-        mailbox = member.mailbox
+        send_queue = member.send_queue
         if member.lag is None:
-            may_be_queued = mailbox.is_half_empty()
+            may_be_queued = send_queue.is_half_empty()
         else:
-            part = mailbox.fit(self._replay_bytes) // _ALONE_DIVISOR
-            may_be_queued = mailbox.waiting_bytes <= part
-        if mailbox.closed or may_be_queued:
-            return mailbox.offer(member.voice.spell(event))
+            part = send_queue.fit(self._replay_bytes) // _ALONE_DIVISOR
+            may_be_queued = send_queue.waiting_bytes <= part
+        if send_queue.closed or may_be_queued:
+            return send_queue.try_send(member.codec.encode(event))
         return _FULL
 
     # --- History and replay -----------------------------------------------------------------------
@@ -530,11 +536,11 @@ class Room:
         Deleted messages count as missed, except those that its session knows as its own.
         """
         self.lag(member, position)
-        if member.lag is not None and member.resumable is not None:
+        if member.lag is not None and member.stored_session is not None:
             journal = self._journal
             # A message that is not delivered yet is noted when it is.
             ends = {**journal.earlier, journal.epoch: self._told}
-            for number in member.resumable.numbers(ends):
+            for number in member.stored_session.numbers(ends):
                 member.lag.note_own(number, number + 1)
 
     async def replay(self, member: Member) -> None:
@@ -544,13 +550,16 @@ class Room:
     def _go_live(self, member: Member) -> bool:
         """Make *member* live if its send queue takes the notices that wait for that."""
         if member.notices:
-            if member.mailbox.offer(b"".join(map(member.voice.spell, member.notices))) is _FULL:
+            if (
+                member.send_queue.try_send(b"".join(map(member.codec.encode, member.notices)))
+                is _FULL
+            ):
                 return False
             member.notices = ()
         member.lag = None
-        self._by_voice[member.voice][member.client] = member
+        self._by_codec[member.codec][member.client] = member
         self.queue_ran_empty()
         self._announcer.make_up(member)
         if self._closing:
-            self._dismiss(member, self._closing)
+            self._disconnect(member, self._closing)
         return True

@@ -27,8 +27,8 @@ from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import (
     LocalProtocolError,
     MultichatError,
-    NotKept,
     Refused,
+    StorageFailed,
     UnknownClient,
     lone_exception,
 )
@@ -50,7 +50,7 @@ from multichat.protocol.auth import SERVER_IS_FULL
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.messages import SHUTTING_DOWN, Goodbye
 from multichat.protocol.names import load_tables
-from multichat.server.admission import Entrance, Greeted, TurnedAway
+from multichat.server.admission import Admission, AdmissionRefused, Greeted
 from multichat.server.ban_file import BanFile
 from multichat.server.bans import Ban, Bans
 from multichat.server.broadcast import Receipt
@@ -58,7 +58,7 @@ from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.member import Member
 from multichat.server.origin import Origin
-from multichat.server.registry import Directory
+from multichat.server.registry import Registry
 from multichat.server.session import Session
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
@@ -84,7 +84,7 @@ class MemberInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerStatistics:
-    """What a server has done since it began, and how much waits in its mailboxes now.
+    """What a server has done since it began, and how much waits in its send queues now.
 
     *deliveries* counts a message once for each member that got it, *skipped* once for each that
     missed it under the `drop` policy, *too_slow* the clients that
@@ -132,10 +132,10 @@ class Server:
         self._bans = Bans()
         self._ban_file: BanFile | None = None
         self._bans_changed = self._saving_bans = False
-        self._directory = Directory(
+        self._registry = Registry(
             self.config, self._log, self._start_soon, self._is_banned, self._journal
         )
-        self._entrance = Entrance(self.config)
+        self._admission = Admission(self.config)
         self._turns = Turns(shares)
         self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
         self._nursery: trio.Nursery | None = None
@@ -187,7 +187,7 @@ class Server:
     ) -> None:
         names = [listener.socket.getsockname() for listener in tcp]
         self.port = names[0][1] if names else 0
-        self.addresses = [transport.spell_address(name) for name in names]
+        self.addresses = [transport.format_address(name) for name in names]
         if unix is not None:
             self.addresses.append(str(unix))
         where = f"port {self.port}" if tcp else str(unix)
@@ -255,7 +255,7 @@ class Server:
                     self._start_soon(self._turns.run)
                     async with trio.open_nursery() as self._bots:
                         yield self
-                        if not self._directory.closed:
+                        if not self._registry.closed:
                             self._bots.cancel_scope.cancel(reason="the server has ended")
                 finally:
                     self._nursery.cancel_scope.cancel(reason="the server has ended")
@@ -330,30 +330,30 @@ class Server:
                 name=member.name,
                 room=member.room.name,
                 address=member.address,
-                waiting_bytes=member.mailbox.waiting_bytes,
+                waiting_bytes=member.send_queue.waiting_bytes,
                 behind=member.lag.behind(member.room.messages) if member.lag else 0,
             )
-            for member in self._directory.members
+            for member in self._registry.members
         ]
 
     def find(self, who: str | int) -> int | None:
         """Return the number of who has that number, or that name, if there is anybody."""
-        member = self._directory.find(who)
+        member = self._registry.find(who)
         return None if member is None else member.client
 
     def statistics(self) -> ServerStatistics:
         """Return a snapshot."""
-        directory, counts = self._directory, self._directory.counts
+        registry, counts = self._registry, self._registry.counts
         return ServerStatistics(
-            clients=len(directory),
-            rooms=len(directory.rooms),
+            clients=len(registry),
+            rooms=len(registry.rooms),
             clients_ever=self._clients_ever - self._clients_before,
             refused=self._refused,
             messages=counts.messages,
             deliveries=counts.deliveries,
             skipped=counts.skipped,
             too_slow=counts.too_slow,
-            waiting_bytes=sum(member.mailbox.waiting_bytes for member in directory.members),
+            waiting_bytes=sum(member.send_queue.waiting_bytes for member in registry.members),
         )
 
     async def broadcast(self, text: str) -> Receipt:
@@ -367,7 +367,7 @@ class Server:
         if not text:
             raise LocalProtocolError("an empty message cannot be said")
         await trio.lowlevel.checkpoint()
-        return await self._directory.broadcast(text)
+        return await self._registry.broadcast(text)
 
     async def tell(self, client: int, text: str) -> None:
         """Tell *client* alone, as the server; waits for it as for anybody's private message.
@@ -379,7 +379,7 @@ class Server:
         if not text:
             raise LocalProtocolError("an empty message cannot be said")
         await trio.lowlevel.checkpoint()
-        await self._directory.tell(self._member(client), text)
+        await self._registry.tell(self._member(client), text)
 
     def kick(self, client: int, reason: str = "kicked") -> None:
         """Have *client* leave at once; it is told the *reason*, and the log too.
@@ -387,10 +387,10 @@ class Server:
         Raises `UnknownClient` if it is not connected.
         """
         goodbye = Goodbye.of("kicked", clean(reason) or "kicked")
-        self._directory.dismiss(self._member(client), goodbye)
+        self._registry.disconnect(self._member(client), goodbye)
 
     def _member(self, client: int) -> Member:
-        member = self._directory.find(client)
+        member = self._registry.find(client)
         if member is None:
             raise UnknownClient(client)
         return member
@@ -410,10 +410,10 @@ class Server:
         self._log.line("STATE", f"Banned {ban.describe(now)}")
         self._save_bans_soon()
         gone = [
-            member for member in self._directory.members if ban.covers(member.address, member.name)
+            member for member in self._registry.members if ban.covers(member.address, member.name)
         ]
         for member in gone:
-            self._directory.dismiss(member, Goodbye.of("banned", ban.refusal(now)))
+            self._registry.disconnect(member, Goodbye.of("banned", ban.refusal(now)))
         return [member.client for member in gone]
 
     def unban(self, target: str) -> bool:
@@ -474,8 +474,8 @@ class Server:
         Sessions end by themselves, in the tasks that called `handle`, within the grace period
         and what it takes to hang up.
         """
-        self._entrance.close()
-        await self._directory.close(SHUTTING_DOWN)
+        self._admission.close()
+        await self._registry.close(SHUTTING_DOWN)
 
     async def handle(self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None) -> None:
         """Serve one client on *stream* until it is gone; the stream is closed in the end.
@@ -505,22 +505,22 @@ class Server:
         await meter.take()
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
-            too_many = self._entrance.count(origin)
+            too_many = self._admission.count(origin)
             try:
                 greeted = Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
-                if tls is not None or self._entrance.asks_password:
-                    with self._entrance.at_the_door(origin) as place:
+                if tls is not None or self._admission.asks_password:
+                    with self._admission.in_admission(origin) as place:
                         if tls is not None:
-                            greeted.stream = stream = await self._entrance.shake_hands(stream, tls)
+                            greeted.stream = stream = await self._admission.shake_hands(stream, tls)
                         self._check(address, too_many)
-                        if self._entrance.asks_password:
-                            greeted = await self._entrance.ask_password(stream, place)
+                        if self._admission.asks_password:
+                            greeted = await self._admission.ask_password(stream, place)
                 self._check(address, too_many)
                 number = await self._give_number()
                 self._check(address, too_many)  # the disk took its time; from here on nothing does
                 session = Session(
                     greeted,
-                    self._directory,
+                    self._registry,
                     number,
                     self.config,
                     self._filters,
@@ -530,12 +530,12 @@ class Server:
                 )
                 await session.run()
             finally:
-                self._entrance.uncount(origin)
-        except TurnedAway as refusal:
+                self._admission.uncount(origin)
+        except AdmissionRefused as refusal:
             self._refused += 1
             self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
             if refusal.last_words:
-                await self._entrance.turn_away(stream, refusal.last_words)
+                await self._admission.turn_away(stream, refusal.last_words)
 
     async def _give_number(self) -> int:
         """Return the number of a new client, which none had before, nor before a restart.
@@ -544,18 +544,18 @@ class Server:
         """
         self._clients_ever += 1
         number = self._clients_ever
-        with suppress(NotKept):  # the journal has logged it; a full disk keeps nobody out
+        with suppress(StorageFailed):  # the journal has logged it; a full disk keeps nobody out
             await self._journal.give_numbers(number)
         return number
 
     def _check(self, address: str, too_many: str) -> None:
-        """Raise `TurnedAway` if who has come from *address* cannot come in now."""
+        """Raise `AdmissionRefused` if who has come from *address* cannot come in now."""
         if (ban := self._bans.find_address(address, now := time.time())) is not None:
-            raise TurnedAway.politely(ban.refusal(now))
+            raise AdmissionRefused.politely(ban.refusal(now))
         if too_many:
-            raise TurnedAway.politely(too_many)
-        if len(self._directory) >= self.config.max_clients:
-            raise TurnedAway.politely(f"{SERVER_IS_FULL} (limit: {self.config.max_clients})")
+            raise AdmissionRefused.politely(too_many)
+        if len(self._registry) >= self.config.max_clients:
+            raise AdmissionRefused.politely(f"{SERVER_IS_FULL} (limit: {self.config.max_clients})")
 
 
 async def serve(

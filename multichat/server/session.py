@@ -2,11 +2,12 @@
 
 Owns a client from its first byte to its last: reads its requests, carries them out and answers
 them, and closes so that nothing that was written is lost.  One nursery: the reader is the task that
-called `run`; the writer is the mailbox's and starts when something has to wait for the first time,
-or with the goodbye.
+called `run`; the writer is the send queue's and starts when something has to wait for the first
+time, or with the goodbye.
 
-It always ends in this order: the member leaves the room (synchronously; the mailbox takes nothing
-more), the writer finishes within the grace period, EOF, input is discarded for a moment, close.
+It always ends in this order: the member leaves the room (synchronously; the send queue takes
+nothing more), the writer finishes within the grace period, EOF, input is discarded for a moment,
+close.
 """
 
 from collections.abc import Awaitable
@@ -21,7 +22,7 @@ from multichat.errors import (
     RemoteProtocolError,
 )
 from multichat.net import transport
-from multichat.net.send_queue import Mailbox
+from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
 from multichat.protocol.auth import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.protocol.codecs import JSON, TEXT, encoded_help
@@ -49,7 +50,7 @@ from multichat.protocol.messages import (
     Reply,
     Request,
     Rooms,
-    SayRun,
+    SayBlock,
     Welcome,
     Who,
 )
@@ -60,7 +61,7 @@ from multichat.server.filters import Filters
 from multichat.server.limits import READ_BYTES, READ_COST, SLOW_READ_BYTES, SMALL_READ_BYTES, Bucket
 from multichat.server.member import Member
 from multichat.server.origin import Origin
-from multichat.server.registry import Directory
+from multichat.server.registry import Registry
 from multichat.server.speech import Speech
 
 __all__ = ["Session"]
@@ -100,17 +101,17 @@ class Session:
         "_active_at",
         "_bytes",
         "_config",
-        "_directory",
         "_first_line",
         "_greeted",
         "_in_hand_bytes",
-        "_mailbox",
         "_meter",
         "_nursery",
         "_read_bytes",
         "_reading",
+        "_registry",
         "_replay_meter",
         "_replayed",
+        "_send_queue",
         "_speech",
         "_stream",
         "_writing",
@@ -120,7 +121,7 @@ class Session:
     def __init__(
         self,
         greeted: Greeted,
-        directory: Directory,
+        registry: Registry,
         client: int,
         config: ServerConfig,
         filters: Filters,
@@ -130,7 +131,7 @@ class Session:
     ) -> None:
         self._greeted = greeted
         self._stream = greeted.stream
-        self._directory = directory
+        self._registry = registry
         self._config = config
         byte_rate = config.byte_rate
         self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
@@ -144,24 +145,24 @@ class Session:
         self._replay_meter: Meter | None = None
         self._writing = False
         self._replayed: trio.Event | None = None  # while the client lags
-        self._mailbox = Mailbox(
+        self._send_queue = SendQueue(
             self._stream,
-            max_batches=config.mailbox_batches,
-            spell_missed=lambda count: self.member.voice.spell(Missed(count)),
+            max_batches=config.send_queue_batches,
+            encode_missed=lambda count: self.member.codec.encode(Missed(count)),
             on_waiting=self._start_writing,
             on_empty=self._queue_ran_empty,
-            budget=directory.budget,
+            budget=registry.budget,
         )
         self.member = Member(
             client=client,
             name=default_name(client),
-            mailbox=self._mailbox,
+            send_queue=self._send_queue,
             address=address,
             origin=origin and origin.address,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
-        self._speech = Speech(self.member, directory, config, filters)
+        self._speech = Speech(self.member, registry, config, filters)
 
     def _queue_ran_empty(self) -> None:
         self.member.room.queue_ran_empty()  # it may have moved to another one
@@ -181,18 +182,18 @@ class Session:
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
-                    self._directory.enter(self.member)
+                    self._registry.enter(self.member)
                     with self._reading:
                         await self._read()
-                    if self._mailbox.failure:  # and nothing came after it
-                        self._directory.leave(self.member, self._mailbox.failure)
+                    if self._send_queue.failure:  # and nothing came after it
+                        self._registry.leave(self.member, self._send_queue.failure)
                 finally:  # while the nursery is open: leaving may start the writer
-                    self._directory.leave(self.member, "the server ended the session")
-            if self._mailbox.drained:
+                    self._registry.leave(self.member, "the server ended the session")
+            if self._send_queue.drained:
                 await transport.hang_up(self._stream, self._config.timeouts.linger)
         finally:
             # They refer to us: without these cycles its memory is freed at once.
-            del self.member, self._speech, self._mailbox, self._nursery, self._greeted
+            del self.member, self._speech, self._send_queue, self._nursery, self._greeted
             await transport.close(self._stream)
 
     def _start_writing(self) -> None:
@@ -201,8 +202,8 @@ class Session:
             self._nursery.start_soon(self._write)
 
     async def _write(self) -> None:
-        current_meter.set(None)  # it was that of the client that filled the mailbox
-        await self._mailbox.run()
+        current_meter.set(None)  # it was that of the client that filled the send queue
+        await self._send_queue.run()
         # If writing failed, what the client sent before is still read, within the grace period.
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
 
@@ -221,7 +222,7 @@ class Session:
 
     async def _replay_rooms(self) -> None:
         member = self.member
-        while member.lag is not None and not self._mailbox.closed:
+        while member.lag is not None and not self._send_queue.closed:
             await member.room.replay(member)
         self._note_held()
         replayed, self._replayed = self._replayed, None
@@ -236,13 +237,13 @@ class Session:
             if self._replayed is not None:
                 await self._replayed.wait()
         except _Leave as leave:
-            self._directory.leave(
+            self._registry.leave(
                 self.member, leave.reason, last_words=leave.last_words, for_good=leave.for_good
             )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._directory.leave(self.member, transport.reason_of(error))
+            self._registry.leave(self.member, transport.reason_of(error))
         else:
-            self._directory.leave(self.member)
+            self._registry.leave(self.member)
 
     async def _converse(self) -> None:
         receive, decoder = self._receive, self._greeted.decoder
@@ -251,7 +252,7 @@ class Session:
         if data == b"\x16":  # the first byte of a TLS record, cut off from its second
             data += await receive()
         if looks_like_tls(data):
-            raise _Leave("it speaks TLS, this port does not", TEXT.spell(Goodbye(SPEAKS_NO_TLS)))
+            raise _Leave("it speaks TLS, this port does not", TEXT.encode(Goodbye(SPEAKS_NO_TLS)))
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
             if size > SMALL_READ_BYTES:  # it may have to wait
@@ -260,19 +261,19 @@ class Session:
             await self._take(parts)
             self._in_hand_bytes = 0
             self._note_held()
-            if decoder.reply and self.member.voice is TEXT:
-                await self._mailbox.put(decoder.reply)
+            if decoder.reply and self.member.codec is TEXT:
+                await self._send_queue.put(decoder.reply)
             data = await receive()
         await self._take(decoder.finish())
 
     def _note_held(self) -> None:
-        session, lag = self.member.resumable, self.member.lag
+        session, lag = self.member.stored_session, self.member.lag
         held = self._in_hand_bytes + self._greeted.decoder.buffered_bytes
         held += (session.held_bytes if session else 0) + (lag.held_bytes if lag else 0)
-        self._mailbox.note(held)
+        self._send_queue.note(held)
 
     async def _receive(self) -> bytes | bytearray:
-        size = SLOW_READ_BYTES if self._directory.budget.tight else self._read_bytes
+        size = SLOW_READ_BYTES if self._registry.budget.tight else self._read_bytes
         if self._active_at is None:  # there was a request since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
@@ -284,7 +285,7 @@ class Session:
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
-                raise _Leave(reason, self.member.voice.spell(Goodbye.of("idle", reason)))
+                raise _Leave(reason, self.member.codec.encode(Goodbye.of("idle", reason)))
         if self._bytes is not None:
             debt = self._bytes.spend(len(data), trio.current_time())
             if debt:
@@ -303,12 +304,12 @@ class Session:
                 self._first_line = False
                 if looks_like_http(part.partition("\n")[0]):
                     raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
-            for request in self.member.voice.parse_requests(part):
+            for request in self.member.codec.parse_requests(part):
                 await take_turn()
                 # A keep-alive does not show that anybody is there.
                 if type(request) is not Ping:
                     self._active_at = None
-                if type(request) is SayRun:  # mostly
+                if type(request) is SayBlock:  # mostly
                     if request.nonces:
                         await self._speech.say_new(request)
                     else:
@@ -324,70 +325,70 @@ class Session:
     async def _do(self, request: Request) -> None:
         """Carry out a request and answer it; raises `RemoteProtocolError` if that is refused."""
         await self._stay()
-        me, directory = self.member, self._directory
+        me, registry = self.member, self._registry
         match request:
             case Act():
                 await self._speech.act(request)
             case Direct():
                 await self._speech.direct(request)
             case Rename(name=name, nonce=nonce):
-                old = directory.rename(me, name)
+                old = registry.rename(me, name)
                 await self._answer(Renamed(me.client, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
                 await self._wait_for_room()
-                directory.move(me, room)
+                registry.move(me, room)
                 refused: list[Error] = []
                 self._start_from(since, 0, refused)
                 at = me.room
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
                 await self._answer(joined, *refused)
             case Reply(text=text):
-                await self._do(directory.reply(me, text))
+                await self._do(registry.reply(me, text))
             case Who(room=room, nonce=nonce):
-                await self._mailbox.put(directory.who(room or me.room.name, me, nonce))
+                await self._send_queue.put(registry.who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
-                await self._mailbox.put(directory.room_list.encode(me.voice, nonce))
+                await self._send_queue.put(registry.room_list.encode(me.codec, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
                 self._speech.require_room(room)
                 await self._answer(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
                 await self._answer(Pong(token, nonce=nonce))
             case Help(nonce=nonce):
-                await self._mailbox.put(encoded_help(me.voice, nonce))
+                await self._send_queue.put(encoded_help(me.codec, nonce))
             case Hello():
                 await self._greet(request)
             case Invalid(error):
                 await self._answer(error)
             case Quit(nonce=nonce):
                 goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
-                raise _Leave(last_words=me.voice.spell(goodbye), for_good=True)
+                raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:
         """Change to JSON, in one step with the welcome, which is its first line."""
-        me, directory = self.member, self._directory
-        resumables = directory.resumables
+        me, registry = self.member, self._registry
+        session_store = registry.session_store
         token = hello.session or ""
         while True:
             try:
-                resumed = await resumables.find(token)
+                resumed = await session_store.find(token)
             except NotRead:  # the client sees `resumed`, see docs/journal.md
                 resumed = None
-            if self._mailbox.has_room(_ANSWER_BYTES):
+            if self._send_queue.has_room(_ANSWER_BYTES):
                 break
-            await self._mailbox.wait_for_space()  # the session may end meanwhile
+            await self._send_queue.wait_for_space()  # the session may end meanwhile
         await self._stay()
         refused: list[Error] = []
         if resumed is not None:
-            refused += [Invalid.because(error).error for error in directory.resume(me, resumed)]
+            refused += [Invalid.because(error).error for error in registry.resume(me, resumed)]
         else:
-            token = directory.give_session(me)
-        for wish, grant in ((hello.room, directory.move_in_hello), (hello.name, directory.rename)):
+            token = registry.give_session(me)
+        for wish, grant in ((hello.room, registry.move_in_hello), (hello.name, registry.rename)):
             if wish is not None:
                 try:
                     grant(me, wish)
                 except RemoteProtocolError as error:
                     refused.append(Invalid.because(error).error)
-        missed = self._mailbox.take_missed()  # in the protocol in which it was
+        missed = self._send_queue.take_missed()  # in the protocol in which it was
         me.room.speak(me, JSON)
         if me.refused_room is None:  # else `since` and `replay` are about that room
             self._start_from(hello.since, hello.replay, refused)
@@ -405,7 +406,7 @@ class Session:
         )
         # If the session's name is also the one in the hello, it is refused once.
         events: list[Event] = [welcome, *dict.fromkeys(refused)]
-        await self._mailbox.put(missed + b"".join(map(JSON.spell, events)))
+        await self._send_queue.put(missed + b"".join(map(JSON.encode, events)))
 
     def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
         """Replay to this client from there, behind the answer that is queued in the same step.
@@ -425,8 +426,8 @@ class Session:
 
     async def _wait_for_room(self) -> None:
         """Wait until an answer can be queued at once, in one step with what it reports."""
-        while not self._mailbox.has_room(_ANSWER_BYTES):
-            await self._mailbox.wait_for_space()
+        while not self._send_queue.has_room(_ANSWER_BYTES):
+            await self._send_queue.wait_for_space()
         await self._stay()
 
     async def _stay(self) -> None:
@@ -434,6 +435,6 @@ class Session:
         await trio.lowlevel.checkpoint_if_cancelled()
 
     def _answer(self, *events: Event) -> Awaitable[object]:
-        """Answer this client, which is not read while its mailbox is full."""
+        """Answer this client, which is not read while its send queue is full."""
         # Not async: it would hold the events, as large as their encoding, while it waits.
-        return self._mailbox.put(b"".join(map(self.member.voice.spell, events)))
+        return self._send_queue.put(b"".join(map(self.member.codec.encode, events)))

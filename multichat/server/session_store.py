@@ -33,12 +33,12 @@ from zlib import crc32
 import msgspec
 import trio
 
-from multichat.errors import NonceReused, NotKept
+from multichat.errors import NonceReused, StorageFailed
 from multichat.journal.base import Journal, Keeping, KeptSession, SessionRecord
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce
 
-__all__ = ["Resumable", "Resumables", "Taken", "check_at", "checks_of"]
+__all__ = ["SessionStore", "StoredSession", "Taken", "check_at", "checks_of"]
 
 # What a disconnected session takes in memory, without its nonces; a nonce of a connected one takes
 # `_NONCE_BYTES` beside the nonce itself.  Both measured with CPython 3.11.
@@ -57,14 +57,14 @@ _CHECK_BYTES = 4
 _ACT = 1
 
 
-def checks_of(run: str, *, act: bool = False, to: str | int | None = None) -> bytes:
+def checks_of(block: str, *, act: bool = False, to: str | int | None = None) -> bytes:
     """Return the checks of the texts of *run*: their CRC-32, `_CHECK_BYTES` for each.
 
     *to* is the recipient of a private message.  Of more than `MAX_UNACCEPTED` only the last are
     needed later; the others are zero.
     """
     seed = _ACT if act else 0 if to is None else crc32(repr(to).encode("utf-8", "replace"))
-    texts = run.encode("utf-8", "replace").split(b"\n")
+    texts = block.encode("utf-8", "replace").split(b"\n")
     start = max(0, len(texts) - MAX_UNACCEPTED)
     newest = texts[start:]
     sums = map(crc32, newest, repeat(seed)) if seed else map(crc32, newest)
@@ -106,7 +106,7 @@ class Taken:
         if self._keeping is not None:
             try:
                 await self._keeping.wait()
-            except NotKept:
+            except StorageFailed:
                 if self.epoch:  # a private message has been delivered all the same
                     return False
             self._keeping = None
@@ -144,7 +144,7 @@ class Taken:
         return message_id(self.epoch, self.first + message) if self.epoch else None
 
 
-class Resumable:
+class StoredSession:
     """A session: *client* is the client's number, *name* is empty where it has none.
 
     *here* says whether it is connected; if not, *place* is its last address, *left_at* when it
@@ -280,7 +280,7 @@ _decode = msgspec.msgpack.Decoder(
 ).decode
 
 
-class Resumables:
+class SessionStore:
     """All sessions of a server, and what *journal* is to keep of them.
 
     Of those that are not connected at most *max_away* are in memory, which take at most
@@ -297,21 +297,21 @@ class Resumables:
         self._journal = journal
         self._session_seconds = session_seconds
         self._max_away, self._max_bytes = max_away, max_bytes
-        self._here: dict[bytes, Resumable] = {}
-        self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
+        self._here: dict[bytes, StoredSession] = {}
+        self._away: OrderedDict[bytes, StoredSession] = OrderedDict()  # who left first is first
         self._looking = trio.Lock()  # into the journal
         self.away_bytes = 0  # what those that are not connected take
 
-    def issue(self, client: int, name: str, room: str) -> tuple[str, Resumable]:
+    def issue(self, client: int, name: str, room: str) -> tuple[str, StoredSession]:
         """Make a session for a new client; return it and its token, which is kept nowhere."""
         token = secrets.token_hex(_TOKEN_BYTES)
         record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
-        one = self._here[record.digest] = Resumable(record)
+        one = self._here[record.digest] = StoredSession(record)
         one.here = True
         self._journal.keep_session(record, connected=True)
         return token, one
 
-    async def find(self, token: str) -> Resumable | None:
+    async def find(self, token: str) -> StoredSession | None:
         """Return the session with that *token*; None if there is none, or it is too old.
 
         It stays in memory until the caller's next checkpoint.  Raises `NotRead` if the journal
@@ -326,15 +326,15 @@ class Resumables:
             return one
         return None
 
-    def _in_memory(self, digest: bytes) -> Resumable | None:
+    def _in_memory(self, digest: bytes) -> StoredSession | None:
         one = self._here.get(digest) or self._away.get(digest)
         return None if one is None or not hmac.compare_digest(one.digest, digest) else one
 
-    def _restored(self, kept: KeptSession | None) -> Resumable | None:
+    def _restored(self, kept: KeptSession | None) -> StoredSession | None:
         """Take over a session from the journal."""
         if kept is None or kept.age_seconds > self._session_seconds:
             return None
-        one = Resumable(kept.record)
+        one = StoredSession(kept.record)
         one.left_at = trio.current_time() - kept.age_seconds
         for nonce, epoch, number, room, check in kept.nonces:
             one.take((nonce,), Taken(epoch, number, room=room, checks=check))
@@ -342,19 +342,19 @@ class Resumables:
         self._add_away(one)
         return one
 
-    def come(self, one: Resumable) -> None:
+    def come(self, one: StoredSession) -> None:
         """Note that *one* is connected."""
         self._leave_away(one)
         one.unpack()
         self._here[one.digest] = one
         one.here = True
 
-    def changed(self, one: Resumable, name: str, room: str) -> None:
+    def changed(self, one: StoredSession, name: str, room: str) -> None:
         """Note the present name and room of *one*."""
         one.name, one.room = name, room
         self._journal.keep_session(one.record(), connected=True)
 
-    def go(self, one: Resumable, place: Hashable) -> None:
+    def go(self, one: StoredSession, place: Hashable) -> None:
         """Note that *one*, which was at address *place*, has disconnected and may reconnect.
 
         *place* is None if the address is not known.
@@ -373,7 +373,7 @@ class Resumables:
             self._leave_away(oldest)
         if len(away) <= self._max_away and self.away_bytes <= self._max_bytes:
             return
-        places: dict[Hashable, deque[Resumable]] = {}
+        places: dict[Hashable, deque[StoredSession]] = {}
         for one in away.values():  # one without an address counts as an address of its own
             place = one.digest if one.place is None else one.place
             places.setdefault(place, deque()).append(one)
@@ -393,15 +393,15 @@ class Resumables:
             if not victim.window:  # else some of its nonces are not in the journal yet
                 self._leave_away(victim)
 
-    def take(self, one: Resumable, nonces: Sequence[Nonce | None], taken: Taken) -> None:
-        """Do as `Resumable.take`; *one* may have disconnected meanwhile."""
+    def take(self, one: StoredSession, nonces: Sequence[Nonce | None], taken: Taken) -> None:
+        """Do as `StoredSession.take`; *one* may have disconnected meanwhile."""
         one.take(nonces, taken)
         self._count(one)
 
-    async def take_private(self, one: Resumable, nonce: Nonce, check: bytes) -> None:
+    async def take_private(self, one: StoredSession, nonce: Nonce, check: bytes) -> None:
         """Note that *one* has sent a private message with *nonce*; return when the journal has it.
 
-        Raises `NotKept`: then the nonce is known for as long as the session is in memory.
+        Raises `StorageFailed`: then the nonce is known for as long as the session is in memory.
         """
         keeping = self._journal.keep_nonce(one.client, nonce, check)
         taken = Taken(checks=check, keeping=keeping)
@@ -410,25 +410,25 @@ class Resumables:
             await keeping.wait()
             taken.settle()
 
-    def _add_away(self, one: Resumable) -> None:
+    def _add_away(self, one: StoredSession) -> None:
         self._away[one.digest] = one
         self._count(one)
 
-    def _count(self, one: Resumable) -> None:
+    def _count(self, one: StoredSession) -> None:
         """Update *away_bytes* with what *one* takes now, unless it is connected."""
         if not one.here and one.digest in self._away:
             one.pack()
             self.away_bytes += one.held_bytes - one.counted_bytes
             one.counted_bytes = one.held_bytes
 
-    def forget(self, one: Resumable) -> None:
+    def forget(self, one: StoredSession) -> None:
         """End the session *one*: nobody can resume it."""
         self._here.pop(one.digest, None)
         self._leave_away(one)
         one.here = False
         self._journal.forget_session(one.digest)
 
-    def _leave_away(self, one: Resumable) -> None:
+    def _leave_away(self, one: StoredSession) -> None:
         if self._away.pop(one.digest, None) is not None:
             self.away_bytes -= one.counted_bytes
             one.counted_bytes = 0

@@ -12,9 +12,9 @@ from multichat.errors import (
     NobodyThere,
     NonceReused,
     NotInRoom,
-    NotKept,
-    NotLetThrough,
+    Rejected,
     RemoteProtocolError,
+    StorageFailed,
 )
 from multichat.journal.base import Keeping
 from multichat.protocol.messages import (
@@ -28,7 +28,7 @@ from multichat.protocol.messages import (
     Nonce,
     Notice,
     Said,
-    SayRun,
+    SayBlock,
 )
 from multichat.protocol.names import fold_name
 from multichat.server.broadcast import Receipt
@@ -36,7 +36,7 @@ from multichat.server.config import Message, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.limits import Bucket
 from multichat.server.member import Member
-from multichat.server.registry import Directory
+from multichat.server.registry import Registry
 from multichat.server.session_store import Taken, check_at, checks_of
 
 __all__ = ["Speech"]
@@ -48,33 +48,33 @@ _TELL_SLOWED_SECONDS = 60.0
 class Speech:
     """Says what *member* asks to say.  Answers go to its send queue; it may have left meanwhile."""
 
-    __slots__ = ("_config", "_directory", "_filters", "_member", "_messages", "_slowed_at")
+    __slots__ = ("_config", "_filters", "_member", "_messages", "_registry", "_slowed_at")
 
     def __init__(
-        self, member: Member, directory: Directory, config: ServerConfig, filters: Filters
+        self, member: Member, registry: Registry, config: ServerConfig, filters: Filters
     ) -> None:
-        self._member, self._directory = member, directory
+        self._member, self._registry = member, registry
         self._config, self._filters = config, filters
         self._messages = Bucket(config.rate, config.burst) if config.rate is not None else None
         self._slowed_at = -_TELL_SLOWED_SECONDS
 
-    async def say(self, said: SayRun) -> None:
+    async def say(self, said: SayBlock) -> None:
         """Say messages whose nonces are new, and answer them; see `say_new`."""
         if self._messages is None and not self._filters:
             await self._say_now(said)
         else:
             await self._say_in_time(said)
 
-    async def _say_now(self, said: SayRun, checks: bytes = b"") -> None:
+    async def _say_now(self, said: SayBlock, checks: bytes = b"") -> None:
         """Say it; *checks* are those of the original texts, if filters have changed them."""
         me, nonces = self._member, said.nonces
         try:
             self.require_room(said.room)
             if not nonces:
-                await me.room.say(me, said.run)
+                await me.room.say(me, said.text)
                 return
-            receipt = await self._say_once(said.run, nonces, checks or checks_of(said.run))
-        except (NotKept, NotInRoom) as error:
+            receipt = await self._say_once(said.text, nonces, checks or checks_of(said.text))
+        except (StorageFailed, NotInRoom) as error:
             await self._refuse(nonces, error)
         else:
             if receipt.epoch:
@@ -98,7 +98,7 @@ class Speech:
         await self._answer(*errors)
 
     async def _say_once(
-        self, run: str, nonces: tuple[Nonce | None, ...], checks: bytes, *, act: bool = False
+        self, block: str, nonces: tuple[Nonce | None, ...], checks: bytes, *, act: bool = False
     ) -> Receipt:
         """Say it, and remember its *nonces* from the step on in which it is numbered."""
         me, room = self._member, self._member.room
@@ -106,29 +106,31 @@ class Speech:
 
         def on_taken(epoch: str, first: int, keeping: Keeping | None) -> None:
             nonlocal taken
-            if me.resumable is not None:
+            if me.stored_session is not None:
                 told = trio.Event()
                 taken = Taken(
                     epoch, first, room=room.key, checks=checks, keeping=keeping, told=told
                 )
-                self._directory.resumables.take(me.resumable, nonces, taken)
+                self._registry.session_store.take(me.stored_session, nonces, taken)
 
         try:
-            return await room.say(me, run, act=act, nonces=nonces, checks=checks, on_taken=on_taken)
+            return await room.say(
+                me, block, act=act, nonces=nonces, checks=checks, on_taken=on_taken
+            )
         finally:
             if taken is not None:
                 taken.settle()
 
-    async def say_new(self, said: SayRun) -> None:
+    async def say_new(self, said: SayBlock) -> None:
         """Say the messages whose nonces are new; repeated ones get the answer they had before."""
-        resumable = self._member.resumable
-        texts, nonces = said.run.split("\n"), said.nonces
+        stored_session = self._member.stored_session
+        texts, nonces = said.text.split("\n"), said.nonces
         while texts:
-            new = len(nonces) if resumable is None else resumable.count_new(nonces)
+            new = len(nonces) if stored_session is None else stored_session.count_new(nonces)
             if new:
                 whole = new == len(said.nonces)
-                run = said.run if whole else "\n".join(texts[:new])
-                await self.say(SayRun(run, nonces[:new], said.room))
+                block = said.text if whole else "\n".join(texts[:new])
+                await self.say(SayBlock(block, nonces[:new], said.room))
             else:
                 new, nonce = 1, nonces[0]
                 answer: Accepted | Error | None
@@ -149,44 +151,44 @@ class Speech:
 
         None if there was none.  Raises `NonceReused` if it was another message.
         """
-        resumable = self._member.resumable
-        if nonce is None or resumable is None:
+        stored_session = self._member.stored_session
+        if nonce is None or stored_session is None:
             return None
-        return await resumable.answer(nonce, check, None if room is None else fold_name(room))
+        return await stored_session.answer(nonce, check, None if room is None else fold_name(room))
 
-    async def _say_in_time(self, said: SayRun) -> None:
+    async def _say_in_time(self, said: SayBlock) -> None:
         """Say as much as the rate limit allows now, through the filters, and then the rest."""
-        texts, nonces = said.run.split("\n"), said.nonces
+        texts, nonces = said.text.split("\n"), said.nonces
         while texts:
             some = await self.may_ask(len(texts))
-            part = SayRun("\n".join(texts[:some]), nonces[:some], said.room)
+            part = SayBlock("\n".join(texts[:some]), nonces[:some], said.room)
             if self._filters:
                 await self._say_filtered(part)
             else:
                 await self._say_now(part)
             texts, nonces = texts[some:], nonces[some:]
 
-    async def _say_filtered(self, said: SayRun) -> None:
+    async def _say_filtered(self, said: SayBlock) -> None:
         nonces = said.nonces
         try:
             self.require_room(said.room)
         except NotInRoom as error:
             await self._refuse(nonces, error)
             return
-        results = await self._filters.apply([self._said(text) for text in said.run.split("\n")])
+        results = await self._filters.apply([self._said(text) for text in said.text.split("\n")])
         kept = [i for i, result in enumerate(results) if result is not None]
         if kept:
-            run = "\n".join(results[i].text for i in kept)  # type: ignore[union-attr]
-            came = checks_of(said.run) if nonces else b""
+            block = "\n".join(results[i].text for i in kept)  # type: ignore[union-attr]
+            came = checks_of(said.text) if nonces else b""
             await self._say_now(
-                SayRun(run, tuple(nonces[i] for i in kept) if nonces else (), said.room),
+                SayBlock(block, tuple(nonces[i] for i in kept) if nonces else (), said.room),
                 b"".join(check_at(came, i) for i in kept),
             )
         dropped = [i for i, result in enumerate(results) if result is None]
         named = [nonces[i] for i in dropped if nonces and nonces[i] is not None]
-        errors = [Invalid.because(NotLetThrough(), nonce).error for nonce in named]
+        errors = [Invalid.because(Rejected(), nonce).error for nonce in named]
         if len(dropped) > len(named):
-            errors.append(Invalid.because(NotLetThrough(len(dropped) - len(named))).error)
+            errors.append(Invalid.because(Rejected(len(dropped) - len(named))).error)
         if errors:
             await self._answer(*errors)
 
@@ -195,10 +197,10 @@ class Speech:
         return Said(room=me.room.name, client=me.client, name=me.name, text=text, act=act)
 
     async def _filtered(self, message: Message) -> str:
-        """Return its text after the filters; raises `NotLetThrough` if they drop it."""
+        """Return its text after the filters; raises `Rejected` if they drop it."""
         [result] = await self._filters.apply([message])
         if result is None:
-            raise NotLetThrough
+            raise Rejected
         return result.text
 
     async def may_ask(self, wanted: int) -> int:
@@ -243,25 +245,25 @@ class Speech:
 
     async def direct(self, request: Direct) -> None:
         """Send a private message; raises `RemoteProtocolError`."""
-        me, directory = self._member, self._directory
+        me, registry = self._member, self._registry
         to, text, nonce = request.to, request.text, request.nonce
         check = checks_of(text, to=to)
         if (answer := await self._was_accepted(nonce, check)) is not None:
             await self._answer(answer)
             return
-        recipient = directory.find(to)
+        recipient = registry.find(to)
         if recipient is None:
             raise NobodyThere(to)
         if self._filters:
             text = await self._filtered(Directed(client=me.client, name=me.name, text=text))
-        await directory.direct(me, recipient, text)
+        await registry.direct(me, recipient, text)
         if nonce is None:
             return
-        if me.resumable is not None:
-            with suppress(NotKept):  # the message has been delivered all the same
-                await directory.resumables.take_private(me.resumable, nonce, check)
+        if me.stored_session is not None:
+            with suppress(StorageFailed):  # the message has been delivered all the same
+                await registry.session_store.take_private(me.stored_session, nonce, check)
         await self._answer(Accepted(nonce=nonce))
 
     async def _answer(self, *events: Event) -> None:
         """Answer this client, which is not read while its send queue is full."""
-        await self._member.mailbox.put(b"".join(map(self._member.voice.spell, events)))
+        await self._member.send_queue.put(b"".join(map(self._member.codec.encode, events)))

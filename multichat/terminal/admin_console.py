@@ -41,7 +41,7 @@ from multichat.terminal.wrap import columns_of
 if TYPE_CHECKING:  # who starts us
     from multichat.server.server import MemberInfo, Server
 
-__all__ = ["COMMANDS", "Operator", "console_fd", "run_console", "terminal_stops_nobody"]
+__all__ = ["COMMANDS", "AdminConsole", "console_fd", "run_console", "terminal_stops_nobody"]
 
 # A pasted page or ten; each takes a moment, and two seconds where somebody has to be waited for.
 MAX_WAITING_LINES = 1000
@@ -77,7 +77,7 @@ _USAGE = {
 COMMANDS = tuple(_USAGE)
 
 
-class Operator:
+class AdminConsole:
     """One operator of a *server*; `run` is called once.
 
     *show* is called with each line of an answer, which is clean, and must not wait.  *clock* says
@@ -288,13 +288,13 @@ def _is_network(text: str) -> bool:
 
 def _row(member: "MemberInfo") -> tuple[str, ...]:
     host = host_of(member.address) or member.address or "-"
-    waiting = _spell_bytes(member.waiting_bytes)
+    waiting = _format_bytes(member.waiting_bytes)
     if member.behind:
         waiting = f"{member.behind:,} behind"
     return str(member.client), member.name, member.room, host, waiting
 
 
-def _spell_bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     for unit, size in (("MiB", 1024 * 1024), ("KiB", 1024)):
         if count >= size:
             return f"{count // size} {unit}"
@@ -360,13 +360,13 @@ def terminal_stops_nobody() -> Iterator[None]:
 async def run_console(server: "Server", show: Callable[[str], object]) -> None:
     """Run the operator's commands that are typed at our terminal; return at once without one.
 
-    In the main thread only.  *show* is as `Operator` has it.  Returns at the end of the input, and
-    when we were put into the background; the server goes on.
+    In the main thread only.  *show* is as `AdminConsole` has it.  Returns at the end of the input,
+    and when we were put into the background; the server goes on.
     """
     fd = console_fd()
     if fd is None:
         await trio.lowlevel.checkpoint()
         return
     with terminal_stops_nobody():
-        await Operator(server, show).run(read_input(fd))
+        await AdminConsole(server, show).run(read_input(fd))
     show("The console has ended, the server goes on")

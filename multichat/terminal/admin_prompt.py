@@ -22,7 +22,12 @@ import trio
 from multichat.log import Log, LogWriter
 from multichat.protocol.commands import looks_like
 from multichat.protocol.framing import Part
-from multichat.terminal.admin_console import COMMANDS, Operator, console_fd, terminal_stops_nobody
+from multichat.terminal.admin_console import (
+    COMMANDS,
+    AdminConsole,
+    console_fd,
+    terminal_stops_nobody,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -49,7 +54,7 @@ async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bo
         return
     with terminal_stops_nobody():
         async with _InputLine(writer, color=color).open() as lines:
-            await Operator(server, writer.show).run(lines)
+            await AdminConsole(server, writer.show).run(lines)
     writer.show("The console has ended, the server goes on")
 
 
@@ -124,7 +129,7 @@ class _InputLine:
         from multichat.terminal.prompt import Show, open_prompt
         from multichat.terminal.render import DIM
 
-        # The operator is told of what only looks like a command; see `Operator`.
+        # The operator is told of what only looks like a command; see `AdminConsole`.
         syntax = Syntax(lambda _: None, _looks_like, _literally, lambda: "everybody")
         show = Show(lambda: [(DIM, _STATUS)], lambda: (), _complete, syntax, self._warn)
         async with open_prompt(

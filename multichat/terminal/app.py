@@ -61,7 +61,7 @@ from multichat.protocol.messages import (
     Renamed,
     Request,
     Said,
-    SayRun,
+    SayBlock,
     Welcome,
 )
 from multichat.protocol.names import fold_name
@@ -71,7 +71,7 @@ from multichat.terminal.event_loop import run_beside_prompt
 from multichat.terminal.input_history import History, keeps
 from multichat.terminal.input_line import Syntax
 from multichat.terminal.prompt import Prompt, Show, open_prompt
-from multichat.terminal.render import DIM, WARNING, Fragments, Line, Look, Us
+from multichat.terminal.render import DIM, WARNING, Fragments, Line, Renderer, Us
 
 __all__ = ["TerminalChat"]
 
@@ -83,7 +83,7 @@ _ASK_AGAIN_SECONDS = 10.0
 _ASK_AGAIN_SOON_SECONDS = 1.0
 
 # Names and rooms that are offered for completion, however many a server tells of.
-_MAX_OFFERED = 4096
+_MAX_TRIED_BYTES = 4096
 
 # How often we look whether all is accepted, where the terminal is gone.
 _LOOK_AGAIN_SECONDS = 0.1
@@ -125,7 +125,7 @@ class TerminalChat:
         self._password = password
         self._replay, self._reconnect, self._wait = replay, reconnect, wait
         self._color, self._bell = color, bell
-        self._look = Look()
+        self._renderer = Renderer()
         self._prompt: Prompt
         self._chat: Chat | None = None
         self._state = "connecting"  # empty while all is well
@@ -246,7 +246,7 @@ class TerminalChat:
 
     def _tell_unaccepted(self) -> None:
         for request in (*self._waiting.values(), *self._unsent):
-            for line in self._look.typed(request, self._us, _now()):
+            for line in self._renderer.typed(request, self._us, _now()):
                 text = "".join(text for _, text in line.fragments)
                 self._told(f"not accepted: {text}", warning=True)
 
@@ -283,8 +283,8 @@ class TerminalChat:
             case Error(code=LineTooLong.code):
                 hint = "it was not sent; the arrow key up brings it back"
                 return [
-                    *self._look.event(event, self._us, _now()),
-                    *self._look.told(hint, _now(), warning=True),
+                    *self._renderer.event(event, self._us, _now()),
+                    *self._renderer.told(hint, _now(), warning=True),
                 ]
             case Said() | Directed():
                 self._received += 1
@@ -295,12 +295,12 @@ class TerminalChat:
             case Reconnected(resumed=False):
                 self._last_direct = None
             case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
-                if len(self._renamed) < _MAX_OFFERED:
+                if len(self._renamed) < _MAX_TRIED_BYTES:
                     self._renamed[client] = fold_name(old)
             case HistoryPage(messages=messages):
                 heard = [said for said in messages if not self._is_ignored(said)]
                 event = msgspec.structs.replace(event, messages=heard)
-        lines = self._look.event(event, self._us, _now())
+        lines = self._renderer.event(event, self._us, _now())
         if isinstance(event, Said) and self._is_replayed(event):
             lines = [line._replace(calls=False) for line in lines]
         return [*before, *lines]
@@ -316,7 +316,7 @@ class TerminalChat:
     def _settle(self, nonce: Nonce | None) -> list[Line]:
         """Return how something looks that we said and that is not pending any more."""
         if nonce in self._waiting:
-            return self._look.typed(self._waiting.pop(nonce), self._us, _now())
+            return self._renderer.typed(self._waiting.pop(nonce), self._us, _now())
         if nonce is not None and self._unsent:
             self._early.add(nonce)
         return []
@@ -330,7 +330,7 @@ class TerminalChat:
                 self._names_stale.set()
             case Joined(room="", name=name, members=members):
                 self._members = members or self._members + 1
-                self._offer(name)
+                self._try_send(name)
             case Joined(members=members):
                 self._members = members
                 self._names_stale.set()
@@ -339,7 +339,7 @@ class TerminalChat:
                 self._names.discard(name)
             case Renamed(old=old, name=name):
                 self._names.discard(old)
-                self._offer(name)
+                self._try_send(name)
             case Presence(members=members):
                 self._members = members
                 self._names_stale.set()
@@ -350,10 +350,10 @@ class TerminalChat:
                 self._names_stale.set()
             case Members(room=room, members=members) if self._is_here(room):
                 self._members = len(members)
-                self._names = {member.name for member in members[:_MAX_OFFERED]}
+                self._names = {member.name for member in members[:_MAX_TRIED_BYTES]}
 
-    def _offer(self, name: str) -> None:
-        if len(self._names) < _MAX_OFFERED:
+    def _try_send(self, name: str) -> None:
+        if len(self._names) < _MAX_TRIED_BYTES:
             self._names.add(name)
 
     async def _count_down(self, chat: Chat) -> None:
@@ -380,9 +380,9 @@ class TerminalChat:
                 members, rooms = await chat.members(), await chat.rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
                 continue  # whoever reads hears of what matters
-            self._names = {member.name for member in members[:_MAX_OFFERED]}
+            self._names = {member.name for member in members[:_MAX_TRIED_BYTES]}
             self._members = len(members)
-            self._rooms = {room.room for room in rooms[:_MAX_OFFERED]}
+            self._rooms = {room.room for room in rooms[:_MAX_TRIED_BYTES]}
             self._prompt.refresh()
             if self._changes == before:
                 await trio.sleep(_ASK_AGAIN_SECONDS)
@@ -471,10 +471,12 @@ class TerminalChat:
             if nonce in self._early:
                 self._show(self._settle(nonce))
         self._early.clear()
-        if chat.voice is TEXT:  # in which nobody says what is accepted
-            self._show([line for each in said for line in self._look.typed(each, self._us, _now())])
+        if chat.codec is TEXT:  # in which nobody says what is accepted
+            self._show(
+                [line for each in said for line in self._renderer.typed(each, self._us, _now())]
+            )
 
-    def _with_name(self, request: SayRun | Act | Direct) -> SayRun | Act | Direct:
+    def _with_name(self, request: SayBlock | Act | Direct) -> SayBlock | Act | Direct:
         """Return *request* as it is shown: an answer to a private message names its sender."""
         last = self._last_direct
         if last is not None and isinstance(request, Direct) and request.to == last.client:
@@ -500,7 +502,7 @@ class TerminalChat:
         return Us(self._chat.client, self._chat.name)
 
     def _told(self, text: str, *, warning: bool = False) -> None:
-        self._show(self._look.told(text, _now(), warning=warning))
+        self._show(self._renderer.told(text, _now(), warning=warning))
 
     def _warn(self, text: str) -> None:
         self._told(text, warning=True)
@@ -552,7 +554,7 @@ class TerminalChat:
         lines = [
             line.fragments
             for request in requests
-            for line in self._look.typed(request, us, now, pending=True)
+            for line in self._renderer.typed(request, us, now, pending=True)
         ]
         return [[] for _ in first] + lines  # which are only counted, however many there are
 
@@ -563,11 +565,11 @@ class TerminalChat:
         return expand_reply(line, None if self._last_direct is None else self._last_direct.client)
 
 
-def _said_by(run: str) -> list[SayRun | Act | Direct]:
+def _said_by(run: str) -> list[SayBlock | Act | Direct]:
     """Return what the lines of *run* say to anybody."""
     if not run:
         return []
-    return [each for each in TEXT.parse_requests(run) if isinstance(each, SayRun | Act | Direct)]
+    return [each for each in TEXT.parse_requests(run) if isinstance(each, SayBlock | Act | Direct)]
 
 
 def _now() -> datetime:

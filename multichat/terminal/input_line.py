@@ -20,7 +20,7 @@ import trio
 from prompt_toolkit.application.current import get_app
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer
-from prompt_toolkit.completion import Completion as Offer
+from prompt_toolkit.completion import Completion as SendResult
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, has_completions, is_searching
 from prompt_toolkit.history import InMemoryHistory
@@ -390,7 +390,7 @@ class _Completer(Completer):
     def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]]) -> None:
         self._complete = complete
 
-    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[Offer]:
+    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[SendResult]:
         """Yield what the menu shows."""
         for text, length in self._complete(document.text_before_cursor):
-            yield Offer(text, start_position=-length)
+            yield SendResult(text, start_position=-length)

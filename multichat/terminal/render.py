@@ -36,7 +36,7 @@ from multichat.protocol.messages import (
     Renamed,
     Request,
     Said,
-    SayRun,
+    SayBlock,
     Welcome,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
@@ -50,7 +50,7 @@ __all__ = [
     "WARNING",
     "Fragments",
     "Line",
-    "Look",
+    "Renderer",
     "Us",
     "mentions",
     "name_style",
@@ -110,7 +110,7 @@ def name_style(name: str) -> str:
     return NAME_COLORS[(value ^ value >> 16) % len(NAME_COLORS)]
 
 
-class Look:
+class Renderer:
     """The lines of one conversation, which knows what day it is there.
 
     *zone* is where times are shown, None for here.
@@ -160,10 +160,10 @@ class Look:
         own = us.name or "you"
         lines: list[Fragments] = []
         match request:
-            case SayRun(run=run):
+            case SayBlock(text=block):
                 lines = [
                     self._said(time, own, text, us, act=False, is_ours=True)
-                    for text in run.split("\n")
+                    for text in block.split("\n")
                 ]
             case Act(text=text):
                 lines = [self._said(time, own, text, us, act=True, is_ours=True)]

@@ -14,24 +14,24 @@ import trio
 import trio.testing
 
 from multichat import Slow
-from multichat.errors import NotKept, NotRead
+from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import Keeping, KeptSession, RoomJournal
-from multichat.net.send_queue import Mailbox, Offer
-from multichat.protocol.codecs import JsonVoice, TextVoice
+from multichat.net.send_queue import SendQueue, SendResult
+from multichat.protocol.codecs import JsonCodec, TextCodec
 from multichat.protocol.lookalikes import NameIndex
-from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidRun
+from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock
 from multichat.server.broadcast import Batch, Receipt
 from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters
 from multichat.server.history_pages import read_history
 from multichat.server.limits import WaitBudget
 from multichat.server.member import Member
-from multichat.server.registry import Directory
+from multichat.server.registry import Registry
 from multichat.server.replay import Ring
 from multichat.server.replayer import Replayer
 from multichat.server.room import Room
 from multichat.server.session import Session
-from multichat.server.session_store import Resumable, Resumables
+from multichat.server.session_store import SessionStore, StoredSession
 
 from .journal import Disk, FaultyJournal
 
@@ -74,47 +74,47 @@ def edited(name: str, owner: type, method: str, old: str, new: str) -> Break:
 
 
 def reorder(monkeypatch: pytest.MonkeyPatch) -> None:
-    held: dict[Mailbox, bytes] = {}
+    held: dict[SendQueue, bytes] = {}
     now = every(3)
 
-    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
-        if mailbox in held:
-            offered = original(mailbox, data)
-            original(mailbox, held.pop(mailbox))
+    def try_send(original: Any, send_queue: SendQueue, data: bytes) -> Any:
+        if send_queue in held:
+            offered = original(send_queue, data)
+            original(send_queue, held.pop(send_queue))
             return offered
         if now():
-            held[mailbox] = data
-            return Offer.QUEUED
-        return original(mailbox, data)
+            held[send_queue] = data
+            return SendResult.QUEUED
+        return original(send_queue, data)
 
-    wrap(monkeypatch, Mailbox, "offer", offer)
+    wrap(monkeypatch, SendQueue, "try_send", try_send)
 
 
 def say_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(original: Any, room: Room, sender: Member, run: str, **kwargs: Any) -> Any:
-        return original(room, sender, "\n".join(reversed(run.split("\n"))), **kwargs)
+    def say(original: Any, room: Room, sender: Member, block: str, **kwargs: Any) -> Any:
+        return original(room, sender, "\n".join(reversed(block.split("\n"))), **kwargs)
 
     wrap(monkeypatch, Room, "say", say)
 
 
 def count_ids_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spell_said(original: Any, voice: JsonVoice, said: SaidRun) -> Any:
-        return original(voice, msgspec.structs.replace(said, first=100_000 - said.first))
+    def encode_said(original: Any, codec: JsonCodec, said: SaidBlock) -> Any:
+        return original(codec, msgspec.structs.replace(said, first=100_000 - said.first))
 
-    wrap(monkeypatch, JsonVoice, "spell_said", spell_said)
+    wrap(monkeypatch, JsonCodec, "encode_said", encode_said)
 
 
 def lose(monkeypatch: pytest.MonkeyPatch) -> None:
     now = every(5)
 
-    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
-        return Offer.QUEUED if now() else original(mailbox, data)
+    def try_send(original: Any, send_queue: SendQueue, data: bytes) -> Any:
+        return SendResult.QUEUED if now() else original(send_queue, data)
 
-    wrap(monkeypatch, Mailbox, "offer", offer)
+    wrap(monkeypatch, SendQueue, "try_send", try_send)
 
 
 def miscount_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, Mailbox, "miss", lambda original, box, count: original(box, count + 1))
+    wrap(monkeypatch, SendQueue, "miss", lambda original, box, count: original(box, count + 1))
 
 
 def swallow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,34 +138,34 @@ def accept_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
 def duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = every(5)
 
-    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
-        return original(mailbox, data * 2 if now() else data)
+    def try_send(original: Any, send_queue: SendQueue, data: bytes) -> Any:
+        return original(send_queue, data * 2 if now() else data)
 
-    wrap(monkeypatch, Mailbox, "offer", offer)
+    wrap(monkeypatch, SendQueue, "try_send", try_send)
 
 
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offer_to_all(
+    def try_send_to_all(
         original: Any, room: Room, batch: Batch, sender: Member | None, delivery: Any
     ) -> Any:
         return original(room, batch, None, delivery)
 
-    wrap(monkeypatch, Room, "_offer_to_all", offer_to_all)
+    wrap(monkeypatch, Room, "_try_send_to_all", try_send_to_all)
 
 
 def forget_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(original: Any, room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
         original(room, member, *args, **kwargs)
-        room._by_voice[member.voice][member.client] = member
+        room._by_codec[member.codec][member.client] = member
 
     wrap(monkeypatch, Room, "leave", leave)
 
 
 def forge(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spell_said(original: Any, voice: TextVoice, said: SaidRun) -> Any:
-        return original(voice, msgspec.structs.replace(said, name="Client 1"))
+    def encode_said(original: Any, codec: TextCodec, said: SaidBlock) -> Any:
+        return original(codec, msgspec.structs.replace(said, name="Client 1"))
 
-    wrap(monkeypatch, TextVoice, "spell_said", spell_said)
+    wrap(monkeypatch, TextCodec, "encode_said", encode_said)
 
 
 def see_no_lookalikes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,42 +181,42 @@ def filter_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offer(original: Any, mailbox: Mailbox, data: bytes) -> Any:
-        return original(mailbox, data[:-2] + data[-1:])
+    def try_send(original: Any, send_queue: SendQueue, data: bytes) -> Any:
+        return original(send_queue, data[:-2] + data[-1:])
 
-    wrap(monkeypatch, Mailbox, "offer", offer)
+    wrap(monkeypatch, SendQueue, "try_send", try_send)
 
 
 def evict_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dismiss(original: Any, directory: Directory, member: Member, goodbye: Goodbye) -> None:
-        directory.leave(member, goodbye.reason)
+    def disconnect(original: Any, registry: Registry, member: Member, goodbye: Goodbye) -> None:
+        registry.leave(member, goodbye.reason)
 
-    wrap(monkeypatch, Directory, "dismiss", dismiss)
+    wrap(monkeypatch, Registry, "disconnect", disconnect)
 
 
 def blame_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(
-        original: Any, directory: Directory, member: Member, reason: str = "", **kw: Any
+        original: Any, registry: Registry, member: Member, reason: str = "", **kw: Any
     ) -> None:
-        original(directory, member, reason or "connection reset", **kw)
+        original(registry, member, reason or "connection reset", **kw)
 
-    wrap(monkeypatch, Directory, "leave", leave)
+    wrap(monkeypatch, Registry, "leave", leave)
 
 
 def haunt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(original: Any, directory: Directory, member: Member, *args: Any, **kw: Any) -> None:
-        original(directory, member, *args, **kw)
+    def leave(original: Any, registry: Registry, member: Member, *args: Any, **kw: Any) -> None:
+        original(registry, member, *args, **kw)
         if not member.name.startswith("ghost"):
-            directory.rename(member, f"ghost{member.client}")
+            registry.rename(member, f"ghost{member.client}")
 
-    wrap(monkeypatch, Directory, "leave", leave)
+    wrap(monkeypatch, Registry, "leave", leave)
 
 
 def take_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(original: Any, *args: Any, max_batches: int, **kwargs: Any) -> None:
         original(*args, max_batches=1000 * max_batches, **kwargs)
 
-    wrap(monkeypatch, Mailbox, "__init__", init)
+    wrap(monkeypatch, SendQueue, "__init__", init)
 
 
 def leave_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def leave_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep_empty_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, Directory, "_close_if_empty", lambda original, directory, room: None)
+    wrap(monkeypatch, Registry, "_close_if_empty", lambda original, registry, room: None)
 
 
 def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,12 +281,12 @@ def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    def restored(original: Any, resumables: Resumables, kept: KeptSession | None) -> Any:
+    def restored(original: Any, session_store: SessionStore, kept: KeptSession | None) -> Any:
         if kept is not None:
             kept.nonces.clear()
-        return original(resumables, kept)
+        return original(session_store, kept)
 
-    wrap(monkeypatch, Resumables, "_restored", restored)
+    wrap(monkeypatch, SessionStore, "_restored", restored)
 
 
 def resume_without_damaged_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,56 +313,58 @@ def say_nothing_of_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
         try:
             return await original(*args, **kwargs)  # type: ignore[no-any-return]
-        except NotKept:
+        except StorageFailed:
             return Receipt()
 
     wrap(monkeypatch, Room, "say", say)
 
 
 def let_anybody_be_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def find(original: Any, resumables: Resumables, token: str) -> Any:
-        known = [*resumables._here.values(), *resumables._away.values()]
-        return await original(resumables, token) or next(iter(known), None)
+    async def find(original: Any, session_store: SessionStore, token: str) -> Any:
+        known = [*session_store._here.values(), *session_store._away.values()]
+        return await original(session_store, token) or next(iter(known), None)
 
-    wrap(monkeypatch, Resumables, "find", find)
+    wrap(monkeypatch, SessionStore, "find", find)
 
 
 def let_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async def find(*_: Any) -> None:
         await trio.lowlevel.checkpoint()
 
-    wrap(monkeypatch, Resumables, "find", find)
+    wrap(monkeypatch, SessionStore, "find", find)
 
 
 def let_back_after_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(
-        original: Any, store: Resumables, journal: Any, most: int, *_: Any, **more: Any
+        original: Any, store: SessionStore, journal: Any, most: int, *_: Any, **more: Any
     ) -> None:
         original(store, journal, most, inf, **more)
 
-    wrap(monkeypatch, Resumables, "__init__", make)
+    wrap(monkeypatch, SessionStore, "__init__", make)
 
 
 def let_the_kicked_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(original: Any, *args: Any, for_good: bool = False, **kwargs: Any) -> None:
         original(*args, **kwargs)
 
-    wrap(monkeypatch, Directory, "leave", leave)
+    wrap(monkeypatch, Registry, "leave", leave)
 
 
 def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    def changed(original: Any, resumables: Resumables, one: Resumable, name: str, room: str) -> Any:
+    def changed(
+        original: Any, session_store: SessionStore, one: StoredSession, name: str, room: str
+    ) -> Any:
         one.name, one.room = name, room  # which the journal is told when it leaves
 
-    wrap(monkeypatch, Resumables, "changed", changed)
+    wrap(monkeypatch, SessionStore, "changed", changed)
 
 
 def forget_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    def resume(original: Any, directory: Directory, member: Member, one: Resumable) -> Any:
+    def resume(original: Any, registry: Registry, member: Member, one: StoredSession) -> Any:
         one.room = "lobby"
-        return original(directory, member, one)
+        return original(registry, member, one)
 
-    wrap(monkeypatch, Directory, "resume", resume)
+    wrap(monkeypatch, Registry, "resume", resume)
 
 
 def tell_of_every_absence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +417,7 @@ def back_up_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(original: Any, disk: Disk) -> Disk:
         backup: Disk = original(disk)
         for room in backup.rooms.values():
-            room.next = room.runs.pop().first
+            room.next = room.blocks.pop().first
         return backup
 
     wrap(monkeypatch, Disk, "copy", copy)
@@ -456,7 +458,7 @@ go_live_with_something_in_between = edited(
     "lag.position < self._ring.next or",
     "lag.position < self._ring.next - 1 or",
 )
-go_live_never = edited("go_live_never", Replayer, "replay", "mailbox.is_half_empty()", "False")
+go_live_never = edited("go_live_never", Replayer, "replay", "send_queue.is_half_empty()", "False")
 replay_what_another_lag_asked_for = edited(
     "replay_what_another_lag_asked_for",
     Replayer,
@@ -497,7 +499,7 @@ disconnect_at_the_first_stall = edited(
     ">= 0",
 )
 see_no_progress = edited(
-    "see_no_progress", Replayer, "_wait_for_space", "mailbox.progress != progress", "False"
+    "see_no_progress", Replayer, "_wait_for_space", "send_queue.progress != progress", "False"
 )
 forget_notices = edited("forget_notices", Room, "_go_live", "if member.notices:", "if False:")
 lose_the_notice_in_hand = edited(
@@ -511,7 +513,7 @@ WAITS = {"slow": Slow.WAIT}
 LAGS = {
     "slow": Slow.WAIT,
     "slow_timeout_seconds": 0.0,
-    "mailbox_batches": 1,
+    "send_queue_batches": 1,
     "replay": ReplayLimits(queue_bytes=1, ring_bytes=0, page_messages=1),
 }
 
@@ -539,7 +541,7 @@ MUTATIONS: list[tuple[Break, str, dict[str, Any]]] = [
     (evict_silently, "evicted_are_told", {}),
     (blame_the_connection, "nobody_goes_without_reason", {}),
     (haunt, "gone_is_gone", {}),
-    (take_without_bound, "mailboxes_bounded", {"mailbox_batches": 1}),
+    (take_without_bound, "send_queues_bounded", {"send_queue_batches": 1}),
     (leave_a_task, "nothing_left_behind", {}),
     (keep_empty_rooms, "nothing_left_behind", {}),
     (hang_up_never, "ends_in_time", {}),

@@ -289,7 +289,7 @@ class Chronicle:
             while turns:
                 if (taken := turns.popleft()).kept:
                     said = taken.said
-                    texts = said.run.split("\n")
+                    texts = said.text.split("\n")
                     self._publish(position, taken, said.name, texts, act=said.act)
 
     # --- What is said -----------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Chronicle:
         room, client = said.room.lower(), said.client
         self._turns.setdefault(room, deque()).append(taken)
         if client not in self._who:
-            self.ghosts.append(f"client {client} said {said.run[:20]}")
+            self.ghosts.append(f"client {client} said {said.text[:20]}")
             return
         self.taken_from.setdefault(self._who[client], []).append(taken)
         self._taken_from[id(taken)] = self._who[client]
@@ -308,7 +308,7 @@ class Chronicle:
         if self._names.get(client) != said.name:
             self.forged.append(f"client {client} is {self._names.get(client)}, not {said.name}")
         elif self.stays[self._who[client]][-1].room != room:
-            self.forged.append(f"client {client} said {said.run[:20]} in {room}, and is elsewhere")
+            self.forged.append(f"client {client} said {said.text[:20]} in {room}, and is elsewhere")
 
     def _say(self, position: int, seconds: float, record: str, said: re.Match[str]) -> None:
         name, act = said[2] or said[4], bool(said[3])
@@ -348,7 +348,7 @@ class Chronicle:
             while turns and turns[0].kept is False:
                 turns.popleft()  # it was told to its sender that it was not said
             said = turns[0].said if turns else None
-            if said is not None and (said.name, said.run, said.act) == (name, run, act):
+            if said is not None and (said.name, said.text, said.act) == (name, run, act):
                 return turns.popleft()
         self.untaken.append(f"{name}: {run[:20]}")
         return None

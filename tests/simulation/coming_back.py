@@ -62,7 +62,7 @@ def journal_first(history: History) -> Iterator[str]:
 
 def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
     """Who says what cannot be kept, and is still there, is told so, and nobody else is told."""
-    kept = {(each.said.client, each.said.run) for each in history.taken if each.kept}
+    kept = {(each.said.client, each.said.text) for each in history.taken if each.kept}
     logged = {"\n".join(each.texts) for each in history.chronicle.publishes}
     for visit in history.visits:
         told = {each.nonce for each in visit.told if each.text == "storage-failed"}
@@ -74,12 +74,12 @@ def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
             said = each.said
             if each.kept is not False:
                 continue
-            if said.run in logged and (said.client, said.run) not in kept:
-                yield f"{visit} said {said.run[:20]}, which was not kept, and is told"
+            if said.text in logged and (said.client, said.text) not in kept:
+                yield f"{visit} said {said.text[:20]}, which was not kept, and is told"
             if departure is None or (departure.reason and each is taken[-1]):
                 continue  # it may have had to go before that was known, or before its turn
             if history.heard_until_departure(visit) and not told.issuperset(each.nonces or [None]):
-                yield f"{visit} was not told that {said.run[:20]} is not kept"
+                yield f"{visit} was not told that {said.text[:20]} is not kept"
 
 
 # --- Coming back ----------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class Heard(NamedTuple):
     name: str = ""
     text: str = ""
     act: bool = False
-    number: int | None = None  # the client's, where the voice says it
+    number: int | None = None  # the client's, where the protocol says it
     id: str = ""
     room: str = ""
     messages: int = 0  # so many were missed

@@ -147,7 +147,7 @@ def sender_order(history: History) -> Iterator[str]:
 def _kept(taken: list[Taken]) -> Iterator[str]:
     for each in taken:
         if each.kept:
-            for text in each.said.run.split("\n"):
+            for text in each.said.text.split("\n"):
                 yield key_of(each.said.name, text)
 
 
@@ -359,7 +359,7 @@ def all_is_said(history: History) -> Iterator[str]:
     """
     plan = history.plan
     for taken in history.chronicle.never_told:
-        yield f"{taken.said.run[:20]} was taken, and nobody was told"
+        yield f"{taken.said.text[:20]} was taken, and nobody was told"
     shutdown = inf if plan.server_ending is ServerEnding.OUTLIVES else plan.server_ends_seconds
     said = set(history.chronicle.order)
     for visit in history.visits:
@@ -596,12 +596,12 @@ def gone_is_gone(history: History) -> Iterator[str]:
         yield f"{what}, after it had left"
 
 
-def mailboxes_bounded(history: History) -> Iterator[str]:
-    """No more waits for a client than its mailbox holds, in batches and in bytes.
+def send_queues_bounded(history: History) -> Iterator[str]:
+    """No more waits for a client than its send queue holds, in batches and in bytes.
 
     So many batches in the channel, and as many, and one, that were joined to be written.
     """
-    batches = 2 * history.plan.config.mailbox_batches + 1
+    batches = 2 * history.plan.config.send_queue_batches + 1
     most = min(batches * _largest_batch(history), max(MAX_WAITING_BYTES, _largest_batch(history)))
     for number, waiting in history.peak_bytes.items():
         if waiting > most:
@@ -609,7 +609,7 @@ def mailboxes_bounded(history: History) -> Iterator[str]:
 
 
 def _largest_batch(history: History) -> int:
-    """Return a bound for any one offer to a mailbox: of what is said, and of what is answered."""
+    """Return a bound for what is queued at once: of what is said, and of what is answered."""
     largest = total = 0
     for publish in history.chronicle.publishes:
         # In JSON a message has about 200 bytes more, and some characters take two.
@@ -691,7 +691,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     evicted_are_told,
     nobody_goes_without_reason,
     gone_is_gone,
-    mailboxes_bounded,
+    send_queues_bounded,
     nothing_left_behind,
     ends_in_time,
     counts_add_up,

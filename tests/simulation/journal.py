@@ -18,7 +18,7 @@ from random import Random
 
 import trio
 
-from multichat.errors import NotKept, NotRead
+from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import (
     Journal,
     Keeping,
@@ -30,7 +30,7 @@ from multichat.journal.base import (
     part_of,
     within,
 )
-from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidRun
+from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidBlock
 
 __all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
 
@@ -43,7 +43,7 @@ class Taken:
     """Messages that a journal took, at once; *position* is how much had been logged by then."""
 
     position: int
-    said: SaidRun
+    said: SaidBlock
     nonces: tuple[Nonce | None, ...]
     keeping: Keeping | None
 
@@ -111,7 +111,7 @@ class _DiskRoom:
     earlier: dict[str, int] = field(default_factory=dict)
     first: int = 0
     next: int = 0
-    runs: list[SaidRun] = field(default_factory=list)
+    blocks: list[SaidBlock] = field(default_factory=list)
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Disk:
     def copy(self) -> "Disk":
         """Return a backup."""
         rooms = {
-            name: replace(room, earlier={**room.earlier}, runs=[*room.runs])
+            name: replace(room, earlier={**room.earlier}, blocks=[*room.blocks])
             for name, room in self.rooms.items()
         }
         nonces = {client: [*known] for client, known in self.nonces.items()}
@@ -235,11 +235,11 @@ class FaultyJournal(Journal):
         return pending
 
     def check(self) -> None:
-        """Raise `NotKept` if nothing is taken now."""
+        """Raise `StorageFailed` if nothing is taken now."""
         if self._dead:
-            raise NotKept("the journal is closing")
+            raise StorageFailed("the journal is closing")
         if self._faults.refuses and self.is_full:
-            raise NotKept("the disk is full")
+            raise StorageFailed("the disk is full")
 
     async def wait_to_read(self) -> None:
         """Take the time that a read takes; raises `NotRead` if it cannot be done."""
@@ -346,20 +346,20 @@ class _FaultyRoom(RoomJournal):
         self.next = self._on_disk.next
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         self._journal.check()
         if (said.epoch, said.first) != (self.epoch, self.next):
             raise AssertionError(f"{said.epoch}-{said.first} is not {self.epoch}-{self.next}")
-        "".join((said.run, *(nonce for nonce in nonces if isinstance(nonce, str)))).encode()
-        self.next += said.run.count("\n") + 1
+        "".join((said.text, *(nonce for nonce in nonces if isinstance(nonce, str)))).encode()
+        self.next += said.text.count("\n") + 1
 
         def apply(disk: Disk) -> None:
             room = self._on_disk
             disk.rooms[self._name] = room
             room.epoch, room.earlier = self.epoch, {**self.earlier}
-            room.runs.append(said)
-            room.next = said.first + said.run.count("\n") + 1
+            room.blocks.append(said)
+            room.next = said.first + said.text.count("\n") + 1
             disk.clients_ever = max(disk.clients_ever, said.client)
             known = disk.nonces.setdefault(said.client, [])
             known += [
@@ -369,33 +369,33 @@ class _FaultyRoom(RoomJournal):
             ]
             while (
                 self._max_messages is not None
-                and len(room.runs) > 1
+                and len(room.blocks) > 1
                 and room.next - room.first > self._max_messages
             ):
-                del room.runs[0]
-                room.first = room.runs[0].first
+                del room.blocks[0]
+                room.first = room.blocks[0].first
 
         return self._journal.take(apply)
 
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         await self._journal.wait_to_read()
-        parts = [part_of(run, start, stop) for run in self._whole(start, stop)]
+        parts = [part_of(block, start, stop) for block in self._whole(start, stop)]
         return within([part for part in parts if part], max_bytes)
 
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         await self._journal.wait_to_read()
-        runs = reversed(self._whole(0, stop))
-        return newest_of(runs, stop, max_messages=max_messages, max_bytes=max_bytes)
+        blocks = reversed(self._whole(0, stop))
+        return newest_of(blocks, stop, max_messages=max_messages, max_bytes=max_bytes)
 
-    def _whole(self, start: int, stop: int) -> list[SaidRun]:
-        runs = self._on_disk.runs
-        begin = bisect_right(runs, start, key=_first_of) - 1
-        end = bisect_left(runs, stop, key=_first_of)
-        return [run for run in runs[max(0, begin) : end] if not self._journal.is_damaged()]
+    def _whole(self, start: int, stop: int) -> list[SaidBlock]:
+        blocks = self._on_disk.blocks
+        begin = bisect_right(blocks, start, key=_first_of) - 1
+        end = bisect_left(blocks, stop, key=_first_of)
+        return [block for block in blocks[max(0, begin) : end] if not self._journal.is_damaged()]
 
 
-def _first_of(run: SaidRun) -> int:
-    return run.first
+def _first_of(block: SaidBlock) -> int:
+    return block.first
 
 
 # --- The witness ----------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ class Witness(Journal):
     def __init__(
         self,
         journal: Journal,
-        note: Callable[[SaidRun, tuple[Nonce | None, ...], Keeping | None], None],
+        note: Callable[[SaidBlock, tuple[Nonce | None, ...], Keeping | None], None],
     ) -> None:
         self._journal = journal
         self._note = note
@@ -448,7 +448,7 @@ class _WitnessedRoom(RoomJournal):
     def __init__(
         self,
         room: RoomJournal,
-        note: Callable[[SaidRun, tuple[Nonce | None, ...], Keeping | None], None],
+        note: Callable[[SaidBlock, tuple[Nonce | None, ...], Keeping | None], None],
     ) -> None:
         self._room = room
         self._note = note
@@ -463,14 +463,14 @@ class _WitnessedRoom(RoomJournal):
         return self._room.next
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         keeping = self._room.append(said, nonces, checks)
         self._note(said, nonces, keeping)
         return keeping
 
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         return await self._room.read(start, stop, max_bytes=max_bytes)
 
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)

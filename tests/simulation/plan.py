@@ -149,7 +149,7 @@ async def _sleepy_filter(message: Message) -> Message | None:
 def _make_config(rng: Random, people: int) -> ServerConfig:
     return ServerConfig(
         slow=rng.choice([Slow.WAIT, Slow.WAIT, Slow.DROP, Slow.DISCONNECT]),
-        mailbox_batches=rng.choice([1, 1, 2, 3, 8, 64]),
+        send_queue_batches=rng.choice([1, 1, 2, 3, 8, 64]),
         slow_timeout_seconds=rng.choice([0.0, 0.3, 1.0, 2.0, 3.0]),
         grace_seconds=rng.choice([0.0, 0.5, 2.0, 5.0]),
         announce=rng.random() < 0.4,

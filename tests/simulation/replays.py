@@ -68,7 +68,7 @@ def watch_rooms(
     """Write into the *current_history* who lags where, until its server *is_over*."""
     connections: dict[Member, int] = {}
     cut_off: dict[Member, Batch] = {}  # at which one, those whose send queue was closed meanwhile
-    offer_again = Room._offer_again
+    try_send_again = Room._try_send_again
     lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
 
     def note(kind: str, room: Room, member: Member) -> None:
@@ -108,13 +108,13 @@ def watch_rooms(
         note("left", room, member)
         leave(room, member, *args, **kwargs)
 
-    def watched_offer(room: Room, member: Member, batch: Batch, delivery: Any) -> None:
-        if member.mailbox.closed and room._waiting.get(member) is batch:
+    def watched_try_send(room: Room, member: Member, batch: Batch, delivery: Any) -> None:
+        if member.send_queue.closed and room._waiting.get(member) is batch:
             cut_off[member] = batch
-        offer_again(room, member, batch, delivery)
+        try_send_again(room, member, batch, delivery)
 
     with (
-        mock.patch.object(Room, "_offer_again", watched_offer),
+        mock.patch.object(Room, "_try_send_again", watched_try_send),
         mock.patch.object(Room, "join", watched_join),
         mock.patch.object(Room, "lag", watched_lag),
         mock.patch.object(Room, "_go_live", watched_go_live),
@@ -152,7 +152,7 @@ class WaitMeter(trio.abc.Instrument):
 
     def _is_free(self, room: Room, now: float) -> bool:
         """Say whether nobody has taken everything, but for the sender, and somebody reads."""
-        boxes = [each.mailbox for them in room._by_voice.values() for each in them.values()]
+        boxes = [each.send_queue for them in room._by_codec.values() for each in them.values()]
         if sum(not (box.waiting_bytes or box.closed) for box in boxes) > 1:
             return False
         ends = [box._stream for box in boxes]

@@ -250,7 +250,7 @@ class End(trio.abc.HalfCloseableStream):
 
 
 class Kernel:
-    """Knows ends by numbers, so that a mailbox can offer them bytes at once, as to sockets."""
+    """Knows ends by numbers, so that a send queue can offer them bytes at once, as to sockets."""
 
     def __init__(self) -> None:
         self._ends: list[End] = []

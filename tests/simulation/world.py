@@ -28,7 +28,7 @@ from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
 from multichat.net.fair_share import NO_PAUSES
 from multichat.net.transport import LINGER_SECONDS
-from multichat.protocol.messages import Nonce, SaidRun
+from multichat.protocol.messages import Nonce, SaidBlock
 from multichat.server.config import ServerTimeouts
 from multichat.server.room import Room
 
@@ -150,7 +150,7 @@ def _log_on_full_disk() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernel(kernel: Kernel) -> Iterator[None]:
-    """Have mailboxes offer bytes to our connections as they do to sockets."""
+    """Have send queues offer bytes to our connections as they do to sockets."""
     with (
         mock.patch("multichat.net.send_queue.eager_fileno", kernel.eager_fileno),
         mock.patch("multichat.net.send_queue.write", kernel.write),
@@ -177,7 +177,7 @@ def _digest(history: History) -> str:
 
 
 class _Recorder(logging.Handler):
-    """Keeps the log, and looks at the mailboxes whenever something is logged."""
+    """Keeps the log, and looks at the send queues whenever something is logged."""
 
     def __init__(self, world: "_World") -> None:
         super().__init__()
@@ -219,17 +219,17 @@ class _World:
         self._server = self._start_server()
         self._numbers_before = 0
         self._sessions: trio.Nursery
-        self._doors = trio.Event()  # open
+        self._admissions = trio.Event()  # open
         self._closed_for_good = False
         self.killed = False
-        self._entrance = trio.Lock()
+        self._admission = trio.Lock()
         self._everybody_leaves = trio.Event()
         self._everybody_left = trio.Event()
         self._gone = 0
         self._sample_every = 1 + len(plan.people) // 20
 
     def _open_rooms(self) -> list[Room]:
-        return [] if self.killed else self._server._directory.rooms
+        return [] if self.killed else self._server._registry.rooms
 
     def _start_server(self) -> Server:
         self._journal = Witness(self._make_journal(), self._note_taken)
@@ -264,7 +264,7 @@ class _World:
             self._sample()
 
     def _note_taken(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...], keeping: Keeping | None
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...], keeping: Keeping | None
     ) -> None:
         history = self.history
         history.taken.append(Taken(len(history.log), said, nonces, keeping))
@@ -280,15 +280,15 @@ class _World:
         """Run the plan and record it."""
         plan = self._plan
         tasks = trio.lowlevel.current_statistics().tasks_living
-        with trio.move_on_after(plan.patient_seconds) as patience:
-            trio.lowlevel.add_instrument(_StandstillGuard(patience))
+        with trio.move_on_after(plan.patient_seconds) as timeout:
+            trio.lowlevel.add_instrument(_StandstillGuard(timeout))
             trio.lowlevel.add_instrument(WaitMeter(lambda: self.history, self._open_rooms))
             async with trio.open_nursery() as world:
                 await self._serve(world)
                 await trio.sleep(_AFTERMATH_SECONDS)
                 self._everybody_leaves.set()
         history = self.history
-        history.ended_in_time = not patience.cancelled_caught
+        history.ended_in_time = not timeout.cancelled_caught
         history.seconds = trio.current_time()
         await trio.testing.wait_all_tasks_blocked()
         self._look_for_what_is_left(tasks)
@@ -301,7 +301,7 @@ class _World:
         found = {
             "tasks": trio.lowlevel.current_statistics().tasks_living - tasks_before,
             "clients": counts.clients,
-            "rooms": len(self._server._directory._rooms),
+            "rooms": len(self._server._registry._rooms),
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
                 visit.connection is not None and not visit.connection.server.closed
@@ -340,15 +340,15 @@ class _World:
         """Have a server that lets people in while the block runs, and wait until it is gone."""
         async with self._server.open(), trio.open_nursery() as self._sessions:
             self._numbers_before = self._journal.clients_ever
-            self._doors.set()
+            self._admissions.set()
             yield self._sessions
-            self._doors = trio.Event()
+            self._admissions = trio.Event()
 
     def _kill(self, sessions: trio.Nursery) -> None:
         """End the server as `kill -9` does: what it does from here on nobody sees."""
         history = self.history
         self.killed = True
-        self._doors = trio.Event()
+        self._admissions = trio.Event()
         if self._faulty is not None:
             self._faulty.kill()
         self._note_kill()
@@ -461,14 +461,16 @@ class _World:
     async def _come(self, person: PersonPlan, number: int) -> Visit:
         """Have *person* connect, if it can."""
         visit = Visit(person, number)
-        async with self._entrance:
+        async with self._admission:
             while not (
-                self._doors.is_set() or self._everybody_leaves.is_set() or self._closed_for_good
+                self._admissions.is_set()
+                or self._everybody_leaves.is_set()
+                or self._closed_for_good
             ):
                 with trio.move_on_after(1):
                     await self._everybody_leaves.wait()
             if (
-                self._doors.is_set()
+                self._admissions.is_set()
                 and not self._closed_for_good
                 and not self._everybody_leaves.is_set()
             ):

@@ -12,7 +12,7 @@ from pathlib import Path
 import trio
 
 from multichat.journal.sqlite.journal import Durability, SqliteJournal
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 
 
 async def main(path: str, durability: str, speakers: str) -> None:
@@ -28,8 +28,8 @@ async def main(path: str, durability: str, speakers: str) -> None:
             while True:
                 first = room.next
                 texts = [f"{who}:{first + n}" for n in range(1 + who % 4)]
-                run = "\n".join(texts)
-                said = SaidRun(room.epoch, first, "now", room.epoch, who, "", run)
+                block = "\n".join(texts)
+                said = SaidBlock(room.epoch, first, "now", room.epoch, who, "", block)
                 keeping = room.append(said, (f"nonce {first}",))
                 assert keeping is not None
                 await keeping.wait()

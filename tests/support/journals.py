@@ -15,7 +15,7 @@ from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.file import open_file
 from multichat.journal.sqlite.journal import SqliteJournal
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import Nonce, SaidRun
+from multichat.protocol.messages import Nonce, SaidBlock
 
 LOTS = 1 << 40  # bytes
 ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den")
@@ -30,8 +30,8 @@ async def running(journal: Journal) -> AsyncGenerator[Any]:
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
-def spell(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -> SaidRun:
-    return SaidRun(room.epoch, room.next, time, "Lobby", client, "alice", "\n".join(texts))
+def encode(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -> SaidBlock:
+    return SaidBlock(room.epoch, room.next, time, "Lobby", client, "alice", "\n".join(texts))
 
 
 async def tidy(journal: SqliteJournal) -> None:
@@ -40,14 +40,14 @@ async def tidy(journal: SqliteJournal) -> None:
         pass
 
 
-async def wait_kept(keeping: Keeping | None) -> None:
+async def wait_stored(keeping: Keeping | None) -> None:
     if keeping is not None:
         await keeping.wait()
 
 
-async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidRun:
-    said = spell(room, *texts)
-    await wait_kept(room.append(said, nonces))
+async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidBlock:
+    said = encode(room, *texts)
+    await wait_stored(room.append(said, nonces))
     return said
 
 
@@ -66,25 +66,25 @@ async def nonces_of(journal: Journal, record: SessionRecord) -> list[tuple[Nonce
 
 async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
     """What is read, having looked that its numbers have no gaps."""
-    runs = await room.read(start, stop, max_bytes=max_bytes)
-    return _checked(room, runs, start, stop)
+    blocks = await room.read(start, stop, max_bytes=max_bytes)
+    return _checked(room, blocks, start, stop)
 
 
 async def texts_before(
     room: RoomJournal, stop: int, *, max_messages: int, max_bytes: int = LOTS
 ) -> list[str]:
     """The same, read backwards."""
-    runs = await room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
-    return _checked(room, runs, 0, stop)
+    blocks = await room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+    return _checked(room, blocks, 0, stop)
 
 
-def _checked(room: RoomJournal, runs: list[SaidRun], start: int, stop: int) -> list[str]:
-    for one, two in itertools.pairwise(runs):
-        assert two.first == one.first + one.run.count("\n") + 1
-    for run in runs:
-        assert room.number_of(message_id(run.epoch, run.first)) == run.first
-        assert start <= run.first < stop
-    return [text for run in runs for text in run.run.split("\n")]
+def _checked(room: RoomJournal, blocks: list[SaidBlock], start: int, stop: int) -> list[str]:
+    for one, two in itertools.pairwise(blocks):
+        assert two.first == one.first + one.text.count("\n") + 1
+    for block in blocks:
+        assert room.number_of(message_id(block.epoch, block.first)) == block.first
+        assert start <= block.first < stop
+    return [text for block in blocks for text in block.text.split("\n")]
 
 
 class HeldRoom(RoomJournal):
@@ -120,18 +120,18 @@ class HeldRoom(RoomJournal):
         self._released.set()
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         return self._room.append(said, nonces, checks)
 
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         self.reads.append((start, stop))
         await self._released.wait()
         if self.failure:
             raise NotRead(self.failure)
         return await self._room.read(start, stop, max_bytes=max_bytes)
 
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
 
 
@@ -175,12 +175,12 @@ def make_journal(path: Path) -> Path:
         rooms = [(1, "lobby", "00000000001", 0, 2, 2), (2, "den", "00000000002", 0, 1, 3)]
         connection.executemany("INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?)", rooms)
         time = "2025-01-15T10:30:45.123Z"
-        runs = [
+        blocks = [
             (1, 1, 0, 1, 5, time, "lobby", 1, "alice", 0, "hello"),
             (2, 1, 1, 1, 5, time, "lobby", 2, "bob", 1, "waves"),
             (3, 2, 0, 1, 5, time, "den", 2, "bob", 0, "psst"),
         ]
-        connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", runs)
+        connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", blocks)
         connection.execute(
             "INSERT INTO sessions VALUES (?, 1, 'alice', 'lobby', 4e9)", (b"\0" * 32,)
         )

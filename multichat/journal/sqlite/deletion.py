@@ -30,10 +30,10 @@ from multichat.journal.sqlite.reserve import Reserve
 from multichat.journal.sqlite.salvage import first_readable, is_readable
 from multichat.log import Log
 
-__all__ = ["NOT_DELETED", "STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
+__all__ = ["NOT_DELETED", "STEP_BLOCKS", "DeletionLog", "Deletions", "Tidied"]
 
 # Deleting reads what it deletes: some 10 ms.
-STEP_RUNS = 500
+STEP_BLOCKS = 500
 
 # The file is made smaller when this part of it is unused; less is soon filled again.
 _FREE_PART = 4
@@ -52,7 +52,7 @@ NOT_DELETED = "The journal is damaged: messages or sessions on damaged pages are
 # How many epochs of a room stay when all their messages are gone.
 _GONE_EPOCHS = 100
 
-_SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidRun` has it, to the second
+_SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidBlock` has it, to the second
 
 # A message dated further ahead than this was said while the clock was wrong.
 _FUTURE_SECONDS = 60.0
@@ -81,7 +81,7 @@ class _Place:
     """
 
     position: int = 0
-    most: int = STEP_RUNS
+    most: int = STEP_BLOCKS
     gone: bool = False  # nothing behind it can be read
 
 
@@ -253,7 +253,7 @@ class Deletions:
                 step.tidied.more = True
                 self._leave_out(key, place)
             else:
-                place.most = min(STEP_RUNS, place.most * _FEWER)
+                place.most = min(STEP_BLOCKS, place.most * _FEWER)
 
     def _note_damage(self, error: Exception) -> None:
         """Remember that the file is damaged; raises *error* if it is about something else."""
@@ -348,18 +348,18 @@ class Deletions:
         """Delete the sessions of disconnected clients that are too old, or too many."""
         execute = self._connection.execute
         max_sessions = self._limits.sessions
-        before, most = clock - self._limits.session_seconds, STEP_RUNS
+        before, most = clock - self._limits.session_seconds, STEP_BLOCKS
         if self._session_count + self._rows.new_sessions > max_sessions:
             [self._session_count] = execute("SELECT count(*) FROM sessions").fetchone()
             self._rows.new_sessions = 0
             if self._session_count > max_sessions:
-                before, most = clock, min(self._session_count - max_sessions, STEP_RUNS)
+                before, most = clock, min(self._session_count - max_sessions, STEP_BLOCKS)
         found = execute(
             "SELECT digest FROM sessions WHERE seen <= ? ORDER BY seen LIMIT ?", (before, most)
         ).fetchall()
         for (digest,) in found:
             self._rows.forget_session(digest)
-        step.has_more_sessions = len(found) == STEP_RUNS
+        step.has_more_sessions = len(found) == STEP_BLOCKS
 
     def _shrink(self, *, all_of_it: bool) -> bool:
         """Give unused pages back to the disk; return whether there may be more."""
@@ -401,12 +401,12 @@ class _Step:
         parameters: tuple[object, ...],
         *,
         most_bytes: int = 1 << 62,
-        most: int = STEP_RUNS,
+        most: int = STEP_BLOCKS,
     ) -> None:
         """Delete the first runs of *which*, *most* of them at most."""
         if self.is_over:
             return
-        left = min(most, STEP_RUNS - self.deleted)
+        left = min(most, STEP_BLOCKS - self.deleted)
         found = self._connection.execute(
             f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
             (*parameters, left),

@@ -448,7 +448,7 @@ def _wal_belongs(real: Path) -> bool:
             if found != last:
                 return False
             written_later = real.stat().st_ctime_ns > _wal_of(real).stat().st_mtime_ns
-            return not written_later or _newest_run(alone) == _newest_run(both)
+            return not written_later or _newest_block(alone) == _newest_block(both)
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 raise
@@ -466,7 +466,7 @@ def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
         return [_NO_STAMP]  # there is no such table
 
 
-def _newest_run(connection: sqlite3.Connection) -> object:
+def _newest_block(connection: sqlite3.Connection) -> object:
     return connection.execute("SELECT max(seq) FROM runs").fetchone()
 
 

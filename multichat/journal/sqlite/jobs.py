@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from multichat.journal.base import Keeping
 from multichat.journal.sqlite.file import SQLITE_ERRORS, is_damage, reason_of
 from multichat.journal.sqlite.queries import Rows, SessionRow
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 
 if TYPE_CHECKING:
     from multichat.journal.sqlite.room import SqliteRoom
@@ -34,7 +34,7 @@ class SaidJob:
     """A run, of so many *messages* and bytes, that is said in *room*."""
 
     room: "SqliteRoom"
-    said: SaidRun
+    said: SaidBlock
     messages: int
     size: int
     nonces: str

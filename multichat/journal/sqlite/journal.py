@@ -27,7 +27,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from multichat.errors import JournalFailed, NotKept, NotRead, TooManyRooms
+from multichat.errors import JournalFailed, NotRead, StorageFailed, TooManyRooms
 from multichat.journal.base import (
     MAX_TIME_EPOCH,
     Journal,
@@ -38,7 +38,7 @@ from multichat.journal.base import (
 )
 from multichat.journal.failure_log import FailureLog
 from multichat.journal.retention import Retention, SteadyClock
-from multichat.journal.sqlite.deletion import NOT_DELETED, STEP_RUNS, DeletionLog, Deletions
+from multichat.journal.sqlite.deletion import NOT_DELETED, STEP_BLOCKS, DeletionLog, Deletions
 from multichat.journal.sqlite.file import (
     DAMAGED,
     DISK_FAILS,
@@ -68,7 +68,7 @@ from multichat.journal.sqlite.reading import read_session
 from multichat.journal.sqlite.reserve import Reserve
 from multichat.journal.sqlite.room import SqliteRoom
 from multichat.log import Log
-from multichat.protocol.messages import LOBBY, Nonce, SaidRun
+from multichat.protocol.messages import LOBBY, Nonce, SaidBlock
 from multichat.protocol.timestamps import read_clocks
 
 __all__ = ["Durability", "Retention", "SqliteJournal", "SqliteLimits"]
@@ -273,7 +273,7 @@ class SqliteJournal(Journal):
         empty: dict[int, SqliteRoom] = {}
         if len(self._rooms) >= self._limits.rooms:
             silent = (room for room in self._rooms.values() if room.first == room.next)
-            empty = {room.id: room for room in islice(silent, STEP_RUNS)}
+            empty = {room.id: room for room in islice(silent, STEP_BLOCKS)}
         now = self._clock.observe(*self._clocks())
         tidied = await trio.to_thread.run_sync(
             self._deletions.step, full, list(empty), now, limiter=self._writing
@@ -399,12 +399,12 @@ class SqliteJournal(Journal):
         return f"{self._last_epoch:011x}"
 
     def take(self, job: SaidJob) -> Keeping:
-        """Have *job* written; for our rooms alone.  Raises `NotKept`."""
+        """Have *job* written; for our rooms alone.  Raises `StorageFailed`."""
         if not self._open:
-            raise NotKept(_CLOSED)
+            raise StorageFailed(_CLOSED)
         if self._queue.bytes + job_bytes(job) > self._limits.waiting_bytes and self._queue.bytes:
             self._log_failure("The journal keeps nothing", _TOO_SLOW)
-            raise NotKept(_TOO_SLOW)
+            raise StorageFailed(_TOO_SLOW)
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
         self._rooms.move_to_end(job.room.name)
@@ -418,7 +418,7 @@ class SqliteJournal(Journal):
     async def give_numbers(self, clients_ever: int) -> None:
         """See `Journal.give_numbers`."""
         if not self._open:
-            raise NotKept(_CLOSED)
+            raise StorageFailed(_CLOSED)
         job = NumbersJob(clients_ever)
         self._put(job)
         await job.keeping.wait()
@@ -467,18 +467,20 @@ class SqliteJournal(Journal):
     async def read_room(
         self,
         room: SqliteRoom,
-        read: Callable[[sqlite3.Connection, list[int]], list[SaidRun]],
-    ) -> list[SaidRun]:
+        read: Callable[[sqlite3.Connection, list[int]], list[SaidBlock]],
+    ) -> list[SaidBlock]:
         """Return what *read* returns, which appends the numbers of damaged runs to its list.
 
         For our rooms alone.
         """
         damaged: list[int] = []
-        runs = await self._read("The history cannot be read", lambda reader: read(reader, damaged))
+        blocks = await self._read(
+            "The history cannot be read", lambda reader: read(reader, damaged)
+        )
         if damaged:
             what = f"Messages of {room.name} cannot be read, the first is number {min(damaged)}"
             self._log_failure(what, DAMAGED, "messages")
-        return runs
+        return blocks
 
     async def _read(self, what: str, read: Callable[[sqlite3.Connection], T]) -> T:
         """Return what *read* returns; *what* is for the log where that fails."""

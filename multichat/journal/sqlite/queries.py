@@ -22,7 +22,7 @@ from multichat.journal.sqlite.repair import (
     is_whole,
     repair,
 )
-from multichat.protocol.messages import MAX_UNACCEPTED, SaidRun
+from multichat.protocol.messages import MAX_UNACCEPTED, SaidBlock
 
 __all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
 
@@ -204,7 +204,7 @@ class Rows:
         failure: Exception | None = None
         for head in tried:
             earlier = {**head.earlier, head.epoch: head.next} if heads else {}
-            said = SaidRun(unused, head.next, "", head.name, 0, "", "")
+            said = SaidBlock(unused, head.next, "", head.name, 0, "", "")
             room = _Tried(head.id, head.name, unused, head.first, head.next, earlier)
             try:
                 with suppress(_Undo), self.transaction():
@@ -300,14 +300,14 @@ class Rows:
         self._ended.clear()
         self._nonce_counts.clear()
 
-    def say(self, room: RoomHead, said: SaidRun, messages: int, size: int) -> None:
+    def say(self, room: RoomHead, said: SaidBlock, messages: int, size: int) -> None:
         """Keep *said*, which is so many *messages* and bytes, behind all that was said before."""
         self._seq += 1
         self._wal_bytes += size
         self._runs.append(
             (
                 *(self._seq, room.id, said.first, messages, size, said.time),
-                *(said.room, said.client, said.name, said.act, said.run),
+                *(said.room, said.client, said.name, said.act, said.text),
             )
         )
         self._heads[room.id] = (

@@ -23,16 +23,16 @@ from multichat.journal.sqlite.file import (
     reason_of,
     typed,
 )
-from multichat.journal.sqlite.reading import RUN_COLUMNS, said_run
+from multichat.journal.sqlite.reading import BLOCK_COLUMNS, said_block
 from multichat.journal.sqlite.salvage import Row, rows_around_damage, table_rows
 from multichat.protocol.ids import message_number
-from multichat.protocol.messages import SaidRun
+from multichat.protocol.messages import SaidBlock
 from multichat.protocol.names import fold_name
 
 __all__ = ["Reader", "open_reader"]
 
 # A page: what one transaction reads.
-_PAGE_RUNS = 500
+_PAGE_BLOCKS = 500
 _PAGE_BYTES = 1024 * 1024
 
 _FAR = 1 << 62
@@ -79,7 +79,7 @@ class Reader:
 
     def read(
         self, *, room: str | None = None, since: float | str | None = None, limit: int | None = None
-    ) -> Iterator[SaidRun]:
+    ) -> Iterator[SaidBlock]:
         """Yield what was said, in the order in which it was kept.
 
         In *room* alone, or in all of them.  *since* is a time, in seconds since 1970, or the id of
@@ -92,8 +92,8 @@ class Reader:
         if isinstance(since, str):
             room_id, start = self._locate(since, room)
             order = self._order(room_id)
-            run = self._last_key(order, start)  # the message may be in its middle
-            return self._pages(order, start if run is None else run, start, limit)
+            block = self._last_key(order, start)  # the message may be in its middle
+            return self._pages(order, start if block is None else block, start, limit)
         order = self._order(None if room is None else self._find(room))
         if since is not None:
             return self._pages(order, self._first_since(order, since), 0, limit)
@@ -127,7 +127,7 @@ class Reader:
             return _Order("seq", "1", ())
         return _Order("first", "room = ?", (room,))
 
-    def _last(self, order: _Order, limit: int | None) -> Iterator[SaidRun]:
+    def _last(self, order: _Order, limit: int | None) -> Iterator[SaidBlock]:
         if limit is None:
             return self._pages(order, 0, 0, None)
         start, total = _FAR, 0
@@ -194,7 +194,7 @@ class Reader:
 
     def _pages(
         self, order: _Order, key: int, start: int, limit: int | None, *, skipped: int = 0
-    ) -> Iterator[SaidRun]:
+    ) -> Iterator[SaidBlock]:
         """Yield what was said from *key* on, and of it what is numbered *start* or more.
 
         Of the first run so many messages are *skipped*.
@@ -209,7 +209,7 @@ class Reader:
                 part = part_of(said, max(start, said.first + skipped), _FAR)
                 skipped = 0
                 if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
-                    left -= part.run.count("\n") + 1
+                    left -= part.text.count("\n") + 1
                     yield part
 
     def _count_outside(self, order: _Order) -> int:
@@ -223,23 +223,23 @@ class Reader:
             return 0
         return int(count)
 
-    def _page(self, order: _Order, key: int, last: int) -> tuple[list[SaidRun], int]:
+    def _page(self, order: _Order, key: int, last: int) -> tuple[list[SaidBlock], int]:
         """Return the runs with keys from *key* on, and the key with which the next page begins.
 
         Damaged ones are left out and counted.
         """
-        page: list[SaidRun] = []
+        page: list[SaidBlock] = []
         unreadable: list[range] = []
         size = 0
-        with closing(self._select(order, RUN_COLUMNS, key, last, unreadable)) as rows:
+        with closing(self._select(order, BLOCK_COLUMNS, key, last, unreadable)) as rows:
             for row in rows:
                 try:
-                    page.append(said_run(row[1:]))
+                    page.append(said_block(row[1:]))
                 except DamagedRow:
                     self.damaged += 1
                 else:
-                    size += len(page[-1].run)
-                if size > _PAGE_BYTES or len(page) == _PAGE_RUNS:
+                    size += len(page[-1].text)
+                if size > _PAGE_BYTES or len(page) == _PAGE_BLOCKS:
                     key = row[0] + 1
                     break
             else:

@@ -18,13 +18,13 @@ from multichat.journal.sqlite.queries import SessionRow
 from multichat.journal.sqlite.repair import EPOCH, MAX_COUNTER
 from multichat.journal.sqlite.salvage import Row, rows_around_damage
 from multichat.protocol.framing import clean, clean_lines
-from multichat.protocol.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidRun
+from multichat.protocol.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidBlock
 from multichat.protocol.names import fold_name
 
-__all__ = ["RUN_COLUMNS", "read_runs", "read_runs_backwards", "read_session", "said_run"]
+__all__ = ["BLOCK_COLUMNS", "read_blocks", "read_blocks_backwards", "read_session", "said_block"]
 
 # Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
-RUN_COLUMNS = """
+BLOCK_COLUMNS = """
     coalesce(
         (SELECT epoch FROM epochs WHERE room = runs.room AND next > runs.first
             AND length(epoch) = 11 AND epoch NOT GLOB '*[^0-9a-f]*' ORDER BY next LIMIT 1),
@@ -38,9 +38,9 @@ RUN_COLUMNS = """
 _QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
 
 
-def read_runs(
+def read_blocks(
     connection: sqlite3.Connection, room: int, start: int, stop: int, damaged: list[int]
-) -> Generator[SaidRun, None, None]:
+) -> Generator[SaidBlock, None, None]:
     """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
 
     What is damaged is left out, and where that begins is appended to *damaged*.  To be closed by
@@ -56,20 +56,20 @@ def read_runs(
     else:
         if type(found) is int:
             begin = found
-    return _read_runs(connection, room, begin, stop - 1, damaged)
+    return _read_blocks(connection, room, begin, stop - 1, damaged)
 
 
-def read_runs_backwards(
+def read_blocks_backwards(
     connection: sqlite3.Connection, room: int, stop: int, damaged: list[int]
-) -> Generator[SaidRun, None, None]:
+) -> Generator[SaidBlock, None, None]:
     """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
 
-    The rest is as for `read_runs`.
+    The rest is as for `read_blocks`.
     """
-    return _read_runs(connection, room, 0, stop - 1, damaged, backwards=True)
+    return _read_blocks(connection, room, 0, stop - 1, damaged, backwards=True)
 
 
-def _read_runs(
+def _read_blocks(
     connection: sqlite3.Connection,
     room: int,
     low: int,
@@ -77,11 +77,11 @@ def _read_runs(
     damaged: list[int],
     *,
     backwards: bool = False,
-) -> Generator[SaidRun, None, None]:
+) -> Generator[SaidBlock, None, None]:
     """Yield the runs of *room* that begin at *low* to *high*."""
     order = "DESC" if backwards else "ASC"
     sql = (
-        f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND first BETWEEN ? AND ? "  # noqa: S608 - our own words
+        f"SELECT {BLOCK_COLUMNS} FROM runs WHERE room = ? AND first BETWEEN ? AND ? "  # noqa: S608 - our own words
         f"ORDER BY first {order} LIMIT ?"
     )
 
@@ -99,7 +99,7 @@ def _read_runs(
         with closing(rows):
             for row in rows:
                 try:
-                    yield said_run(row)
+                    yield said_block(row)
                 except DamagedRow:
                     damaged.append(row[2] if type(row[2]) is int else low)
     finally:
@@ -107,8 +107,8 @@ def _read_runs(
         damaged += (begin for begin in begins if low <= begin <= high)
 
 
-def said_run(row: Sequence[object]) -> SaidRun:
-    """Return a row of `RUN_COLUMNS` as a server has it.
+def said_block(row: Sequence[object]) -> SaidBlock:
+    """Return a row of `BLOCK_COLUMNS` as a server has it.
 
     The file may be anybody's: its text is cleaned, a name is a string in JSON as it is, and no row
     is said in another room than its own.  Raises `DamagedRow`.
@@ -123,7 +123,7 @@ def said_run(row: Sequence[object]) -> SaidRun:
     )
     if fold_name(shown) != room:
         shown = clean(room).translate(_QUOTES)
-    return SaidRun(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
+    return SaidBlock(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
 
 
 def read_session(

@@ -9,8 +9,8 @@ import msgspec
 from multichat.journal.base import Keeping, RoomJournal, newest_of, part_of, within
 from multichat.journal.sqlite.jobs import SaidJob
 from multichat.journal.sqlite.queries import Head
-from multichat.journal.sqlite.reading import read_runs, read_runs_backwards
-from multichat.protocol.messages import Nonce, SaidRun
+from multichat.journal.sqlite.reading import read_blocks, read_blocks_backwards
+from multichat.protocol.messages import Nonce, SaidBlock
 
 if TYPE_CHECKING:
     from multichat.journal.sqlite.journal import SqliteJournal
@@ -48,41 +48,41 @@ class SqliteRoom(RoomJournal):
         self.epoch, self.is_begun = epoch, True
 
     def append(
-        self, said: SaidRun, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> Keeping | None:
         """See `RoomJournal.append`."""
         # What cannot be encoded fails here, for one caller, and not in the transaction, for all.
-        run = said.run
-        size = len(run) if run.isascii() else len(run.encode())
+        block = said.text
+        size = len(block) if block.isascii() else len(block.encode())
         count = len(nonces) - nonces.count(None)
         spelled = msgspec.json.encode(nonces).decode() if count else ""
-        messages = run.count("\n") + 1
+        messages = block.count("\n") + 1
         keeping = self._journal.take(SaidJob(self, said, messages, size, spelled, count, checks))
         self.next += messages
         return keeping
 
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         """See `RoomJournal.read`."""
 
-        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
-            runs: list[SaidRun] = []
+        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidBlock]:
+            blocks: list[SaidBlock] = []
             left = max_bytes
-            with closing(read_runs(reader, self.id, start, stop, damaged)) as found:
+            with closing(read_blocks(reader, self.id, start, stop, damaged)) as found:
                 for said in found:
                     if (part := part_of(said, start, stop)) is not None:
-                        runs.append(part)
-                        left -= len(part.run)  # at least
+                        blocks.append(part)
+                        left -= len(part.text)  # at least
                         if left < 0:
                             break
-            return within(runs, max_bytes)
+            return within(blocks, max_bytes)
 
         return await self._journal.read_room(self, read)
 
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """See `RoomJournal.read_before`."""
 
-        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
-            with closing(read_runs_backwards(reader, self.id, stop, damaged)) as found:
+        def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidBlock]:
+            with closing(read_blocks_backwards(reader, self.id, stop, damaged)) as found:
                 return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
 
         return await self._journal.read_room(self, read)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from multichat.errors import InvalidName
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.framing import LineDecoder, clean
-from multichat.protocol.messages import Directed, Event, Said, SayRun
+from multichat.protocol.messages import Directed, Event, Said, SayBlock
 from multichat.protocol.names import parse_name
 from tests.fuzz import reference
 
@@ -19,11 +19,11 @@ __all__ = [
     "assert_as_the_standard_library_reads",
     "assert_harmless",
     "assert_same",
+    "block_of",
     "check_event",
     "cut",
     "from_deeper",
     "kept",
-    "run_of",
     "strings_in",
     "told_by",
 ]
@@ -51,7 +51,7 @@ def cut(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(edges)]
 
 
-def run_of(data: bytes) -> str:
+def block_of(data: bytes) -> str:
     """Return all lines of a connection as one run; empty if there are none."""
     decoder = LineDecoder(_CLIENT_LINE_BYTES)
     parts = decoder.feed(data) + decoder.finish()
@@ -65,8 +65,8 @@ def from_deeper(act: Callable[[], T], frames: int = 200) -> T:
 
 def strings_in(value: Any) -> Iterator[str]:
     """Yield all strings in requests or events, whatever their fields are called."""
-    if isinstance(value, SayRun):
-        yield from value.run.split("\n")
+    if isinstance(value, SayBlock):
+        yield from value.text.split("\n")
         yield from strings_in(value.nonces)
     elif isinstance(value, msgspec.Struct):
         yield from strings_in(msgspec.structs.astuple(value))
@@ -94,15 +94,15 @@ def check_event(event: Event) -> None:
         assert_harmless(line)
     if not isinstance(event, Said | Directed):
         assert_same(len(lines), max(1, len(TEXT.describe(event))), "an LF only between lines")
-    assert_same(told_by(JSON, JSON.spell(event)), [event], "an event survives the JSON voice")
+    assert_same(told_by(JSON, JSON.encode(event)), [event], "an event survives the JSON voice")
 
 
-def told_by(voice: Voice, wire: bytes) -> list[Event]:
+def told_by(codec: Codec, wire: bytes) -> list[Event]:
     """Return what our client hears."""
     assert all(len(line) <= _CLIENT_LINE_BYTES for line in wire.split(b"\n")), "it is too long"
-    run = run_of(wire)
-    assert_same(f"{run}\n".encode(), wire, "a server's line survives framing")
-    return list(voice.parse_events(run))
+    block = block_of(wire)
+    assert_same(f"{block}\n".encode(), wire, "a server's line survives framing")
+    return list(codec.parse_events(block))
 
 
 def assert_as_the_standard_library_reads(line: str, value: msgspec.Struct) -> None:

@@ -1,7 +1,7 @@
 """The whole way: from one client's socket to what the terminals of the others are given."""
 
 from multichat.errors import LineTooLong
-from multichat.protocol.codecs import JSON, TEXT, Voice
+from multichat.protocol.codecs import JSON, TEXT, Codec
 from multichat.protocol.framing import LineDecoder
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import (
@@ -20,8 +20,8 @@ from multichat.protocol.messages import (
     Renamed,
     Request,
     Said,
-    SaidRun,
-    SayRun,
+    SaidBlock,
+    SayBlock,
 )
 from multichat.protocol.names import default_name, parse_person_name
 from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
@@ -44,7 +44,7 @@ def check_conversation(data: bytes) -> None:
         if isinstance(part, LineTooLong):
             _check_heard(Invalid.because(part).error)
         else:
-            for request in sender.voice.parse_requests(part):
+            for request in sender.codec.parse_requests(part):
                 sender.ask(request)
 
 
@@ -52,14 +52,14 @@ class _Sender:
     """As much of a session as there is without anybody else: who speaks, and how."""
 
     def __init__(self) -> None:
-        self.voice: Voice = TEXT
+        self.codec: Codec = TEXT
         self.name = default_name(_CLIENT)
         self.room = "lobby"
 
     def ask(self, request: Request) -> None:
         match request:
-            case SayRun(run=run):
-                self._say(run, act=False)
+            case SayBlock(text=block):
+                self._say(block, act=False)
             case Act(text=text):
                 self._say(text, act=True)
             case Direct(text=text):
@@ -75,7 +75,7 @@ class _Sender:
             case Join(room=room):
                 self._join(room)
             case Hello(name=name, room=room):
-                self.voice = JSON
+                self.codec = JSON
                 if room is not None:
                     self._join(room)
                 if name is not None:
@@ -98,25 +98,25 @@ class _Sender:
         else:
             _check_heard(Error("invalid-name", refusal))
 
-    def _say(self, run: str, *, act: bool) -> None:
-        said = SaidRun(_EPOCH, 998, _TIME, self.room, _CLIENT, self.name, run, act=act)
-        texts = run.split("\n")
-        for voice in (TEXT, JSON):
-            wire = voice.spell_said(said)
-            assert len(wire) >= len(texts) * voice.least_said_bytes + len(run), "as is promised"
-            told = told_by(voice, wire)
+    def _say(self, block: str, *, act: bool) -> None:
+        said = SaidBlock(_EPOCH, 998, _TIME, self.room, _CLIENT, self.name, block, act=act)
+        texts = block.split("\n")
+        for codec in (TEXT, JSON):
+            wire = codec.encode_said(said)
+            assert len(wire) >= len(texts) * codec.least_said_bytes + len(block), "as is promised"
+            told = told_by(codec, wire)
             expected = [
-                self._said(voice, number, text, act=act) for number, text in enumerate(texts, 998)
+                self._said(codec, number, text, act=act) for number, text in enumerate(texts, 998)
             ]
-            assert_same(told, expected, f"what is said in the {voice.name} voice")
+            assert_same(told, expected, f"what is said in the {codec.name} voice")
             tag = f"* {self.name} " if act else f"[{self.name}] "
             shown = [TEXT.lines(event) for event in told]
             assert_same(shown, [f"{tag}{text}" for text in texts], "every line has its tag")
             for line in shown:
                 assert_harmless(line)
 
-    def _said(self, voice: Voice, number: int, text: str, *, act: bool) -> Said:
-        if voice is TEXT:
+    def _said(self, codec: Codec, number: int, text: str, *, act: bool) -> Said:
+        if codec is TEXT:
             return Said(name=self.name, text=text, act=act)
         return Said(
             id=message_id(_EPOCH, number),
@@ -131,6 +131,6 @@ class _Sender:
 
 def _check_heard(event: Event) -> None:
     check_event(event)
-    if wire := TEXT.spell(event):
+    if wire := TEXT.encode(event):
         shown = [TEXT.lines(each) for each in told_by(TEXT, wire)]
         assert_same(shown, TEXT.lines(event).split("\n"), "what is told is shown")

@@ -1,4 +1,4 @@
-"""Events in both voices, from any server: whatever it sends, nothing obeys it."""
+"""Events in both protocols, from any server: whatever it sends, nothing obeys it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,35 +13,35 @@ from tests.fuzz.targets.checks import (
     assert_as_the_standard_library_reads,
     assert_harmless,
     assert_same,
+    block_of,
     check_event,
     from_deeper,
-    run_of,
 )
 
 __all__ = ["check_json_events", "check_json_passed_on", "check_text_events"]
 
 
 def check_text_events(data: bytes) -> None:
-    """Lines of a server, ours or hostile, to somebody who hears the text voice."""
-    if run := run_of(data):
-        events = list(TEXT.parse_events(run))
+    """Lines of a server, ours or hostile, to somebody who hears the text protocol."""
+    if block := block_of(data):
+        events = list(TEXT.parse_events(block))
         shown = [TEXT.lines(event) for event in events]
-        assert_same(shown, run.split("\n"), "any line is one event, shown as it came")
+        assert_same(shown, block.split("\n"), "any line is one event, shown as it came")
         for event in events:
             check_event(event)
 
 
 def check_json_events(data: bytes) -> None:
-    """Lines of a server, ours or hostile, to somebody who hears the JSON voice."""
-    if run := run_of(data):
-        alone = [(line, event) for line in run.split("\n") for event in JSON.parse_events(line)]
+    """Lines of a server, ours or hostile, to somebody who hears the JSON protocol."""
+    if block := block_of(data):
+        alone = [(line, event) for line in block.split("\n") for event in JSON.parse_events(line)]
         events = [event for _, event in alone]
-        assert_same(list(JSON.parse_events(run)), events, "together and alone")
+        assert_same(list(JSON.parse_events(block)), events, "together and alone")
         assert_same(
-            list(JSON.parse_events(f"{SPOILT}\n{run}"))[1:], events, "behind what is no JSON"
+            list(JSON.parse_events(f"{SPOILT}\n{block}"))[1:], events, "behind what is no JSON"
         )
         assert_same(
-            from_deeper(lambda: list(JSON.parse_events(run))), events, "from a deeper stack"
+            from_deeper(lambda: list(JSON.parse_events(block))), events, "from a deeper stack"
         )
         for line, event in alone:
             check_event(event)
@@ -51,7 +51,7 @@ def check_json_events(data: bytes) -> None:
 
 def check_json_passed_on(data: bytes) -> None:
     """Lines of a server, ours or hostile, for a program that has a decoder of its own."""
-    for line in run_of(data).split("\n"):
+    for line in block_of(data).split("\n"):
         passed = clean_json(line)
         assert_harmless(passed)
         assert_same(clean_json(passed), passed, "what is clean is passed on as it is")

@@ -2,7 +2,7 @@
 
 from multichat.client.negotiation import Handshake, make_hello
 from multichat.protocol.codecs import JSON
-from tests.fuzz.targets.checks import assert_harmless, assert_same, run_of, strings_in
+from tests.fuzz.targets.checks import assert_harmless, assert_same, block_of, strings_in
 
 __all__ = ["check_handshake"]
 
@@ -22,23 +22,23 @@ def check_handshake(data: bytes) -> None:
     text, `!` with a server that is known to speak JSON.  The others are what the server says, each
     `|` being the end of a read.
     """
-    first, _, rest = run_of(data).partition("\n")
+    first, _, rest = block_of(data).partition("\n")
     name, _, room = first[1:].partition(" ") if first.startswith("=") else ("", "", "")
     hello = make_hello(name or None, room or None)
     shake, twin = (Handshake(hello, plain=first == "~", knows_json=first == "!") for _ in range(2))
     was_settled = shake.settled
     for read in rest.split("\n|\n"):
-        run = "\n".join(line for line in read.split("\n") if line)
-        if not run:
+        block = "\n".join(line for line in read.split("\n") if line)
+        if not block:
             continue
-        told = shake.hear(run)
-        alone = [event for line in run.split("\n") for event in twin.hear(line)]
+        told = shake.hear(block)
+        alone = [event for line in block.split("\n") for event in twin.hear(line)]
         assert_same(told, alone, "a run tells what its lines tell")
         assert_same(_state(shake), _state(twin), "a run leaves behind what its lines do")
         for event in told:
             for text in strings_in(event):
                 assert_harmless(text)
-        assert (shake.voice is JSON) == (shake.welcome is not None), "a welcome, and JSON"
+        assert (shake.codec is JSON) == (shake.welcome is not None), "a welcome, and JSON"
         assert shake.settled or not was_settled, "what is settled stays settled"
         assert not (shake.chatting and shake.settled), "chat is told or dropped once it is settled"
         assert len(shake._chat) <= _MOST_CHAT, "what is kept is bounded"

@@ -57,7 +57,7 @@ def _check_person_name(name: str) -> None:
         said = Said(name=name, text=" x ", act=act)
         assert_same(list(TEXT.parse_events(TEXT.lines(said))), [said], "a name survives a tag")
     direct = Direct(name, "7 x")
-    read = list(TEXT.parse_requests(TEXT.spell_request(direct)))
+    read = list(TEXT.parse_requests(TEXT.encode_request(direct)))
     assert_same(read, [direct], "one can be told something by name")
     assert_same(parse_target(name), name, "no address")
     assert_same(split_target(f"{name} 10m"), (name, "10m"), "no word of a command")
@@ -86,7 +86,7 @@ def _check_folding(wish: str, name: str) -> None:
 
 
 def _check_name_in_text(name: str) -> None:
-    """Check that a name can be said and told in the voice that has no quotes."""
+    """Check that a name can be said and told in the protocol that has no quotes."""
     for request in (Rename(name), Join(name)):
-        read = list(TEXT.parse_requests(TEXT.spell_request(request)))
+        read = list(TEXT.parse_requests(TEXT.encode_request(request)))
         assert_same(read, [request], "a name survives a command")
