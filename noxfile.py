@@ -11,7 +11,7 @@ their own.
 
 Arguments behind `--` go to the session's program:
 
-nox -s tests -- tests/test_framing.py
+nox -s tests -- tests/protocol/test_framing.py
 nox -s sim -- --seeds 10000
 nox -s fuzz -- --seconds 3600
 nox -s soak -- --minutes 10

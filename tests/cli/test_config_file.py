@@ -1,0 +1,280 @@
+"""The configuration file: what may stand in it, what holds, and what is said of a bad one."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multichat.cli.config_file import (
+    Settings,
+    history_path,
+    load_settings,
+    settings_path,
+)
+from multichat.errors import InvalidSettings
+from tests.support.processes import MULTICHAT, connect, serve
+
+pytestmark = pytest.mark.unit
+
+FILE = """\
+name = "alice"
+color = "never"
+timeout = 5
+
+[servers.work]
+host = "chat.example"
+port = 9000
+tls = true
+room = "kitchen"
+
+[servers.home]
+unix = "chat.sock"
+name = "al"
+"""
+
+
+def written(folder: Path, text: str = FILE) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def values(settings: Settings, server: str | None) -> dict[str, object]:
+    return {name: value for name, (value, _) in settings.values(server).items()}
+
+
+def test_what_holds_for_one_server_comes_before_what_holds_for_all(tmp_path: Path) -> None:
+    settings = load_settings(written(tmp_path))
+    for_all = {"name": "alice", "color": "never", "timeout": 5.0}
+    assert values(settings, None) == values(settings, "elsewhere") == for_all
+    work = {"host": "chat.example", "port": 9000, "tls": True, "room": "kitchen"}
+    assert values(settings, "work") == for_all | work
+    home = {"name": "al", "unix": tmp_path / "chat.sock"}
+    assert values(settings, "home") == for_all | home
+    assert settings.values("home")["name"] == ("al", "servers.home")
+    assert settings.values("work")["name"] == ("alice", "")
+
+
+def test_paths_are_seen_from_where_the_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    text = 'password-file = "~/secret.txt"\ntls-ca = "/etc/ca.pem"\n'
+    settings = load_settings(written(tmp_path, text))
+    assert values(settings, None) == {
+        "password_file": Path("/home/alice/secret.txt"),
+        "tls_ca": Path("/etc/ca.pem"),
+    }
+
+
+def test_no_file_is_an_empty_one(tmp_path: Path) -> None:
+    assert load_settings(tmp_path / "none.toml") == Settings(path=tmp_path / "none.toml")
+    assert load_settings(written(tmp_path, "")).found
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name = alice", "Invalid value (at line 1, column 8)"),
+        ("nam = 'alice'", "nam: there is no such setting"),
+        ("name = 7", "name: expected str, got int"),
+        ("timeout = 0", "timeout: expected float > 0.0"),
+        ("timeout = 'long'", "timeout: expected float, got str"),
+        ("color = 'green'", "color: invalid enum value 'green'"),
+        ("bell = 1", "bell: expected bool, got int"),
+        ("host = 'chat.example'", "host: there is no such setting"),
+        ("servers = 7", "servers: expected tables [servers.NAME]"),
+        ("[servers]\nwork = 7", "servers.work: expected object, got int"),
+        ("[servers.work]", "servers.work: needs either host or unix"),
+        ("[servers.work]\nhost = 'a:b'", "servers.work.host: 'b' is no port: 1 to 65535"),
+        ("[servers.work]\nhost = 'a:1'\nport = 1", "servers.work.port: stands in host, too"),
+        ("[servers.work]\nunix = 'a'\nport = 1", "servers.work.port: a Unix socket has none"),
+        ("[servers.work]\nhost = 'a'\nport = 0", "servers.work.port: expected int >= 1"),
+        ("[servers.work]\nhost = 'a'\nport = '9000'", "servers.work.port: expected int, got str"),
+        (
+            "[servers.work]\nhost = 'a'\nport = 1\nunix = 'b'",
+            "servers.work: needs either host or unix",
+        ),
+        ("[servers.work]\nunix = 7", "servers.work.unix: expected a path"),
+        (
+            "[servers.'a b']\nhost = 'a'\nport = 1\ncolour = 'x'",
+            "servers.a b.colour: there is no such setting",
+        ),
+    ],
+)
+def test_a_bad_file_is_named_with_the_key(text: str, expected: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(path)
+    assert str(caught.value) == f"{path}: {expected}"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r": is a directory$"):
+        load_settings(tmp_path)
+    path = tmp_path / "config.toml"
+    path.write_bytes(b"name = '\xff'")
+    with pytest.raises(InvalidSettings, match=r"config\.toml: not UTF-8$"):
+        load_settings(path)
+
+
+TOML = st.recursive(
+    st.sampled_from(["1", "true", "'x'", "1.5", "[]", "1979-05-27", "nan"]),
+    lambda inner: st.dictionaries(
+        st.sampled_from(["name", "host", "port", "unix", "tls", "servers", "x"]), inner, max_size=4
+    ).map(lambda table: "{" + ", ".join(f"{k} = {v}" for k, v in table.items()) + "}"),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["name", "servers", "timeout", "tls-ca"]), TOML))
+def test_any_file_at_all_is_good_or_said_to_be_bad(
+    tmp_path_factory: pytest.TempPathFactory, tables: dict[str, str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text("".join(f"{key} = {value}\n" for key, value in tables.items()), "utf-8")
+    said = ""
+    try:
+        load_settings(path)
+    except InvalidSettings as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+def test_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MULTICHAT_CONFIG", raising=False)
+    monkeypatch.delenv("MULTICHAT_HISTORY", raising=False)
+    assert settings_path().name == "config.toml"
+    assert settings_path().parent.name == history_path().parent.name == "multichat"
+    monkeypatch.setenv("MULTICHAT_CONFIG", str(tmp_path / "a"))
+    monkeypatch.setenv("MULTICHAT_HISTORY", str(tmp_path / "b"))
+    assert (settings_path(), history_path()) == (tmp_path / "a", tmp_path / "b")
+
+
+# --- The commands -----------------------------------------------------------------------------
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/bin", "MULTICHAT_CONFIG": str(folder / "config.toml")}
+    return subprocess.run(
+        [MULTICHAT, *arguments],
+        env=environment | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def rows(shown: str) -> dict[str, tuple[str, str]]:
+    """What `multichat config` says: setting to value and source."""
+    found = [re.split(r"\s{2,}", line) for line in shown.splitlines()]
+    return {row[0]: (row[1], row[2]) for row in found}
+
+
+@pytest.mark.process
+def test_config_shows_what_holds_and_why(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    secret = {"MULTICHAT_PASSWORD": "swordfish"}
+    shown = run(tmp_path, "config", "work", MULTICHAT_NAME="carol", **secret)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    settings = rows(shown.stdout)
+    assert settings["file"] == (str(path), "MULTICHAT_CONFIG")
+    assert settings["server work"] == ("chat.example 9000", "file")
+    assert settings["server home"] == (str(tmp_path / "chat.sock"), "file")
+    assert settings["name"] == ("carol", "MULTICHAT_NAME")  # the environment before the file
+    assert settings["room"] == ("kitchen", "file, [servers.work]")
+    assert settings["color"] == ("never", "file")
+    assert settings["timeout"] == ("5.0", "file")
+    assert settings["bell"] == ("no", "default")
+    assert settings["password"] == ("(secret)", "MULTICHAT_PASSWORD")
+    assert "swordfish" not in shown.stdout
+    assert rows(run(tmp_path, "config").stdout)["name"] == ("alice", "file")
+
+
+@pytest.mark.process
+def test_config_without_a_file_says_where_it_would_be(tmp_path: Path) -> None:
+    shown = run(tmp_path, "config")
+    assert rows(shown.stdout)["file"][0] == f"{tmp_path / 'config.toml'} (not there)"
+    missing = run(tmp_path, "config", "work")
+    assert missing.returncode == 1
+    assert missing.stderr == (
+        f"multichat: no server is called work in {tmp_path / 'config.toml'} (not there)\n"
+    )
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["config", "connect"])
+def test_a_bad_file_is_one_line_and_status_1(command: str, tmp_path: Path) -> None:
+    path = written(tmp_path, "[servers.work]\nhost = 'a'\nport = 'b'\n")
+    shown = run(tmp_path, command)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert shown.stderr == f"multichat: {path}: servers.work.port: expected int, got str\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("chat.example", ("chat.example", 9000)),
+        ("chat.example:1", ("chat.example", 1)),
+        ("::1", ("::1", 9000)),
+        ("[::1]:1", ("::1", 1)),
+    ],
+)
+def test_the_host_of_a_server_may_bring_its_port(
+    host: str, expected: tuple[str, int], tmp_path: Path
+) -> None:
+    server = load_settings(written(tmp_path, f"[servers.work]\nhost = '{host}'\n")).servers["work"]
+    assert (server.host, server.port) == expected
+
+
+@pytest.mark.process
+async def test_connect_to_a_server_by_its_name(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        written(
+            tmp_path,
+            f'name = "alice"\n[servers.work]\nhost = "127.0.0.1"\nport = {server.port}\n'
+            'room = "kitchen"\nname = "al"\n',
+        )
+        for options, expected in (
+            ((), "al in kitchen"),
+            (("--name", "bob"), "bob in kitchen"),  # an option before the file
+            (("--room", "hall"), "al in hall"),
+        ):
+            shown = run(tmp_path, "connect", "work", *options)
+            assert (shown.returncode, shown.stderr) == (0, "")
+            assert f"you are {expected};" in shown.stdout
+        shown = run(tmp_path, "connect", "127.0.0.1", str(server.port))
+        assert "you are alice in lobby;" in shown.stdout
+        async with connect(tmp_path, server) as other:  # whose environment has no such file
+            await other.wait_for("you are Client ")
+
+
+@pytest.mark.process
+def test_the_shell_completes_servers(tmp_path: Path) -> None:
+    written(tmp_path)
+    asked = {"_MULTICHAT_COMPLETE": "complete_bash", "COMP_CWORD": "2"}
+    shown = run(tmp_path, "", COMP_WORDS="multichat connect wo", **asked)
+    assert shown.stdout.split() == ["work"]
+    shown = run(tmp_path, "", COMP_WORDS="multichat connect --ti", **asked)
+    assert shown.stdout.split() == ["--timeout"]
+    written(tmp_path, "nonsense")
+    shown = run(tmp_path, "", COMP_WORDS="multichat connect wo", **asked)
+    assert (shown.stdout.split(), shown.stderr) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("#" * 4096 + "\n" + "#" * 4097, "line 2 is longer than 4096 characters"),
+        ("[" + "a." * 50_000 + "a]", "line 1 is longer than 4096 characters"),
+        ("#\n" * 600_000, "larger than 1048576 bytes"),
+    ],
+)
+def test_a_file_that_would_take_long_to_read_is_refused(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidSettings, match=f": {reason}$"):
+        load_settings(written(tmp_path, text))

@@ -1,0 +1,200 @@
+"""What is piped into a client ends, with one line that says what was not accepted."""
+
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trustme
+
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
+
+pytestmark = pytest.mark.process
+
+# The commands, with another patience: what server there is, and how they speak, are arguments.
+CLIENT = """
+import json, sys, trio, typer
+from functools import partial
+from pathlib import Path
+from multichat import ClientTimeouts
+from multichat.client.connect import Endpoint, client_tls
+from multichat.cli.console import (Console)
+from multichat.stdio import (until_signal)
+from multichat.cli.errands import pass_json, send
+from multichat.log import open_log
+from multichat.cli.process import one_line_errors
+
+command, where = sys.argv[1], json.loads(sys.argv[2])
+seconds = where.pop("seconds")
+timeouts = ClientTimeouts(progress=seconds, delivery=seconds, stuck=1.0, longest_retry=0.5)
+if "tls" in where:
+    where["tls"] = client_tls(Path(where["tls"]))
+if "unix" in where:
+    where["unix"] = Path(where["unix"])
+endpoint = Endpoint(**where, timeouts=timeouts)
+try:
+    with one_line_errors(), open_log(1) as writer:
+        if command.startswith("send"):
+            plain = command == "send-plain"
+            trio.run(until_signal, partial(send, endpoint, None, input_fd=0, plain=plain))
+        elif command == "json":
+            trio.run(until_signal, partial(pass_json, endpoint, input_fd=0, output_fd=1))
+        else:
+            plain = command == "connect-plain"
+            trio.run(Console(endpoint, writer=writer, input_fd=0, plain=plain).run)
+except typer.Exit as status:
+    sys.exit(status.exit_code)
+"""
+
+JSON_COMMANDS = ["send", "connect"]
+TEXT_COMMANDS = ["send-plain", "connect-plain", "json"]
+COMMANDS = [*JSON_COMMANDS, *TEXT_COMMANDS]
+
+SECONDS = 3.0
+
+# More than the sockets and the client hold for a server that takes nothing.
+LINES = 16_000
+LONG = "x" * 1000
+
+LOST = "multichat: connection lost: "
+
+
+def client(folder: Path, command: str, **where: Any) -> Command:
+    place = json.dumps({"seconds": SECONDS, **where})
+    return Command(folder, sys.executable, "-c", CLIENT, command, place)
+
+
+def encode(command: str, text: str) -> str:
+    return json.dumps({"type": "say", "text": text}) if command == "json" else text
+
+
+async def pipe(one: Command, command: str, lines: int) -> None:
+    """Write so many lines into a client, as long as it reads, and the end of input."""
+    line = encode(command, "again" if command in JSON_COMMANDS else LONG)
+    with suppress(BrokenPipeError):
+        await one.type(f"{line}\n" * lines)
+        one.end_input()
+
+
+@asynccontextmanager
+async def talking(
+    folder: Path, commands: list[str], server: ServerCommand, **where: Any
+) -> AsyncIterator[list[Command]]:
+    """Clients of which the server has accepted a line."""
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(client(folder, command, **where))
+            for command in commands
+        ]
+        for one, command in zip(clients, commands, strict=True):
+            await one.type(encode(command, "first") + "\n")
+        await server.wait_for("first\n", len(clients))
+        yield clients
+
+
+async def all_end(clients: list[Command], commands: list[str], lines: int) -> None:
+    """Pipe *lines* into each of them; they fail, with one line each."""
+    async with trio.open_nursery() as nursery:
+        for one, command in zip(clients, commands, strict=True):
+            nursery.start_soon(pipe, one, command, lines)
+        for one, command in zip(clients, commands, strict=True):
+            assert await one.wait() == 1, command
+            assert one.err.startswith(LOST), command
+            assert one.err.count("\n") == 1, command
+
+
+@pytest.mark.parametrize("lines", [200, LINES])
+@pytest.mark.parametrize("transport", ["tcp", "unix", "tls"])
+async def test_clients_of_a_frozen_server_end(
+    transport: str, lines: int, short_path: Path, tmp_path: Path
+) -> None:
+    options: list[str] = []
+    where: dict[str, Any] = {}
+    if transport == "tls":
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        chain = authority.issue_cert(LOOPBACK).private_key_and_cert_chain_pem
+        chain.write_to_path(str(tmp_path / "server.pem"))
+        options, where = ["--tls-cert", str(tmp_path / "server.pem")], {"tls": f"{tmp_path}/ca.pem"}
+    elif transport == "unix":
+        options, where = ["--unix", str(short_path / "chat")], {"unix": str(short_path / "chat")}
+    async with serve(tmp_path, *options) as server:
+        if transport != "unix":
+            where |= {"host": LOOPBACK, "port": server.port}
+        # What a frozen server's kernel has taken of text counts as arrived, as nobody says more.
+        commands = COMMANDS if lines == LINES else [*JSON_COMMANDS, "json"]
+        async with talking(tmp_path, commands, server, **where) as clients:
+            server.signal(signal.SIGSTOP)
+            await all_end(clients, commands, lines)
+            for one, command in zip(clients, commands, strict=True):
+                if command in JSON_COMMANDS:
+                    assert f"nothing was accepted in {SECONDS:g} s" in one.err
+                    assert " lines were not accepted, the first is line 2 of" in one.err
+                    assert (f" {lines} lines" in one.err) == (lines == 200)
+                elif lines == LINES:
+                    assert " bytes sent were not taken; " in one.err
+                    assert " lines were not sent, the first is line " in one.err
+
+
+@pytest.mark.parametrize("heir", ["nobody", "a listener that accepts nothing"])
+async def test_clients_of_a_server_that_is_gone_end(heir: str, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack, serve(tmp_path) as server:
+        where = {"host": LOOPBACK, "port": server.port}
+        async with talking(tmp_path, COMMANDS, server, **where) as clients:
+            server.process.kill()
+            server.process.wait()
+            if heir != "nobody":
+                for listener in await trio.open_tcp_listeners(server.port, host=LOOPBACK):
+                    await stack.enter_async_context(listener)
+            await all_end(clients, COMMANDS, LINES)
+            for one, command in zip(clients, COMMANDS, strict=True):
+                if command in JSON_COMMANDS:
+                    assert f"nothing was accepted in {SECONDS:g} s" in one.err
+                    assert " lines were not accepted, the first is line 2 of" in one.err
+
+
+async def test_a_server_that_is_back_in_time_gets_everything(tmp_path: Path) -> None:
+    journal = ("--journal", str(tmp_path / "chat.db"), "--log-rate", "0")
+    async with AsyncExitStack() as stack, serve(tmp_path, *journal) as server:
+        where = {"host": LOOPBACK, "port": server.port, "seconds": 60.0}
+        async with (
+            talking(tmp_path, JSON_COMMANDS, server, **where) as clients,
+            trio.open_nursery() as nursery,
+        ):
+            server.process.kill()
+            server.process.wait()
+            for one, command in zip(clients, JSON_COMMANDS, strict=True):
+                nursery.start_soon(pipe, one, command, 1000)
+            again = serve(tmp_path, *journal, port=server.port)
+            await stack.enter_async_context(again)
+            for one in clients:
+                assert await one.wait() == 0, one.err
+            await again.wait_for("again\n", 2000)
+
+
+async def test_a_timeout_is_for_the_whole_end(tmp_path: Path) -> None:
+    """The commands as they are: `--timeout` is how long a dead server may keep them."""
+    async with serve(tmp_path) as server, AsyncExitStack() as stack:
+        place = "--timeout", "6", LOOPBACK, str(server.port)
+        argvs = {
+            "send": ("send", *place, "-"),
+            "connect": ("connect", *place),
+            "send-plain": ("send", "--plain", *place, "-"),
+            "connect-plain": ("connect", "--plain", *place),
+            "json": ("connect", "--json", *place),
+        }
+        clients = [
+            await stack.enter_async_context(Command(tmp_path, MULTICHAT, *argv))
+            for argv in argvs.values()
+        ]
+        for one, command in zip(clients, argvs, strict=True):
+            await one.type(encode(command, "first") + "\n")
+        await server.wait_for("first\n", len(clients))
+        server.signal(signal.SIGSTOP)
+        with trio.fail_after(50):
+            await all_end(clients, list(argvs), LINES)

@@ -1,0 +1,480 @@
+"""How the commands are called: hosts and ports, options that make no sense, and help."""
+
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+import typer.main
+
+from multichat.cli.main import COMMANDS, make_app
+from multichat.cli.option_rules import RULES, Excludes, Needs, Useless
+from multichat.cli.process import UsageMistake
+from tests.support.processes import BIN, LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve
+from tests.support.terminals import Terminal
+
+pytestmark = pytest.mark.process
+
+COMMAND_NAMES = ["serve", "connect", "send", "who", "history", "config"]
+
+# A value that each option takes; flags take none.
+VALUES = {
+    "burst": "3",
+    "color": "never",
+    "durability": "normal",
+    "host": LOOPBACK,
+    "keep_days": "3",
+    "max_clients_per_address": "3",
+    "name": "alice",
+    "port": "9000",
+    "replay": "3",
+    "slow": "drop",
+    "slow_timeout": "3",
+    "tls_ca": "ca.pem",
+    "tls_cert": "cert.pem",
+    "tls_key": "key.pem",
+    "tls_name": "chat.example",
+    "unix": "chat.sock",
+    "unix_mode": "0660",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MULTICHAT_CONFIG", str(tmp_path / "config.toml"))
+
+
+def mistake(*arguments: str) -> str:
+    """What is said of a command that is called with *arguments*."""
+    command = typer.main.get_command(make_app(*COMMANDS))
+    with pytest.raises(UsageMistake) as refused:
+        command(list(arguments), prog_name="multichat", standalone_mode=False)
+    assert refused.value.exit_code == 2
+    return refused.value.message
+
+
+def spelled(command: str, *names: str) -> list[str]:
+    """Arguments for these parameters of a command, all of which are options but HOST and PORT."""
+    arguments = [name for name in ("host", "port") if name in names]
+    if command == "serve":
+        arguments.remove("host") if "host" in arguments else None
+    argv = [command]
+    for name in names:
+        if name not in arguments:
+            argv.append(f"--{name.replace('_', '-')}")
+            argv += [VALUES[name]] if name in VALUES else []
+    return argv + [VALUES[name] for name in arguments]
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"), [(command, rule) for command, rules in RULES.items() for rule in rules]
+)
+def test_options_that_contradict_each_other_or_do_nothing_are_refused(
+    command: str, rule: Excludes | Useless | Needs
+) -> None:
+    names = [rule.name]
+    match rule:
+        case Excludes() | Useless():
+            names.append(rule.other)
+            # `connect` takes a port only behind a host, whose own rule comes first.
+            names += ["host"] if rule.other == "port" else []
+        case Needs(where=where) if where:
+            names.append(where)
+    said = mistake(*spelled(command, *names))
+    assert f"--{rule.name.replace('_', '-')} " in said
+    assert any(words in said for words in ("exclude each other", "does nothing with", "needs"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["connect"], "HOST, or --unix PATH, is missing"),
+        (["connect", "--unix", "a", "b"], "--unix and HOST exclude each other"),
+        (["connect", "--tls", "--unix", "a"], "--tls does nothing with --unix"),
+        (["connect", "--bell", "--listen", "h"], "--bell does nothing with --listen"),
+        (["connect", "--json", "--plain", "h"], "--json and --plain exclude each other"),
+        (["connect", "--log-style", "--json", "h"], "--log-style and --json exclude each other"),
+        (["connect", "--replay", "5", "--plain", "h"], "--replay and --plain exclude each other"),
+        (["connect", "--no-reconnect", "--json", "h"], "--no-reconnect does nothing with --json"),
+        (["connect", "--no-reconnect", "--plain", "h"], "--no-reconnect does nothing with --plain"),
+        (["who", "--unix", "a", "h"], "--unix and HOST exclude each other"),
+        (["serve", "--burst", "5"], "--burst needs --rate"),
+        (["serve", "--keep-days", "3"], "--keep-days needs --journal"),
+        (["serve", "--durability", "full"], "--durability needs --journal"),
+        (["serve", "--unix-mode", "0600"], "--unix-mode needs --unix"),
+        (["serve", "--unix", "b", "--host", "h"], "--host needs PORT beside --unix"),
+        (
+            ["serve", "--unix", "b", "--max-clients-per-address", "3"],
+            "--max-clients-per-address needs PORT beside --unix",
+        ),
+        (["connect", "h:1", "2"], "h:1 has a port already; leave out 2"),
+        (["connect", "h:x"], "'x' is no port: 1 to 65535"),
+        (["connect", "--name", "", "h"], "--name is empty"),
+        (["connect", "--timeout", "nan", "h"], "--timeout is more than 0 seconds"),
+        (["who", "[::1"], "[::1 is no address such as [::1]:9000"),
+        (["send", "h", "42"], "TEXT is missing behind port 42; to say a number, send h:9000 42"),
+        (["send", "h", "0", "people"], "'0' is no port: 1 to 65535"),
+        (["send", "h", "70000", "people"], "'70000' is no port: 1 to 65535"),
+        (["send", "h", "caf\udce9"], "TEXT is not UTF-8"),
+        (["serve", "--host", ""], "--host is empty"),
+        (["serve", "--keep-days", "0", "--journal", "a"], "--keep-days is more than 0"),
+        (["serve", "--tls-cert", "a", "--unix", "b"], "--tls-cert needs PORT beside --unix"),
+        (["serve", "--unix-mode", "9", "--unix", "b"], "9 is no mode such as 0600"),
+        (
+            ["serve", "--slow", "disconnect", "--slow-timeout", "5"],
+            "--slow-timeout does nothing with --slow disconnect",
+        ),
+        (["serve", "--rate", "0"], "--rate must be more than 0"),
+        (["serve", "--filter", "os:sep"], "os:sep: os has no function sep"),
+        (["serve", "--filter", ".rules:f"], ".rules:f: a filter is named as package.module:funct"),
+        (["serve", "--filter", "a..b:f"], "a..b:f: a filter is named as package.module:function"),
+        (["serve", "--filter", "os:a..b"], "os:a..b: a filter is named as package.module:function"),
+        (["serve", "--filter", "no_such.rules:f"], "no_such.rules:f: there is no module no_such"),
+        (["history", "a", "--since", "b"], "--since: b is neither a message's id nor a time"),
+    ],
+)
+def test_a_mistake_is_named_as_it_was_made(arguments: list[str], said: str) -> None:
+    assert mistake(*arguments).startswith(said)
+
+
+def test_a_mistake_is_one_line_and_status_2() -> None:
+    shown = subprocess.run(
+        [MULTICHAT, "serve", "--durability", "full"], capture_output=True, text=True
+    )
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr == "multichat: --durability needs --journal\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "said"),
+    [
+        ({"MULTICHAT_JSON": "1", "MULTICHAT_PLAIN": "1"}, ["h"], "MULTICHAT_JSON and MULTICHAT_PL"),
+        ({"MULTICHAT_UNIX": "a"}, ["--tls"], "--tls does nothing with MULTICHAT_UNIX"),
+        ({"MULTICHAT_LISTEN": "1"}, ["--bell", "h"], "--bell does nothing with MULTICHAT_LISTEN"),
+    ],
+)
+def test_a_variable_is_named_as_such(
+    variables: dict[str, str], arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert mistake("connect", *arguments).startswith(said)
+
+
+def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself, with these *variables* of its own."""
+    return subprocess.run(
+        [program("env"), *(f"{key}={value}" for key, value in variables.items()), *argv],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_an_option_comes_before_a_variable_or_a_file_that_contradicts_it(tmp_path: Path) -> None:
+    refused = f"multichat: cannot connect to {LOOPBACK} port 1: connection refused\n"
+    (tmp_path / "config.toml").write_text("plain = true\nbell = true\ntls = true\n", "utf-8")
+    file = {"MULTICHAT_CONFIG": str(tmp_path / "config.toml")}
+    cases = [
+        ([f"{LOOPBACK}:1", "--json"], {"MULTICHAT_PLAIN": "1"}, refused),
+        ([f"{LOOPBACK}:1"], {"MULTICHAT_UNIX": "/nowhere"}, refused),
+        ([f"{LOOPBACK}:1", "--json", "--replay", "3"], file, refused),
+        (["--unix", "/nowhere"], file, "multichat: cannot connect to /nowhere: no such file"),
+    ]
+    for arguments, variables, said in cases:
+        shown = run(MULTICHAT, "connect", *arguments, **variables)
+        assert shown.returncode == 1
+        assert shown.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["MULTICHAT_PASSWORD", "MULTICHAT_PASSWORD_FILE", "MULTICHAT_HOST", "MULTICHAT_TLS_CERT"],
+)
+def test_a_server_does_not_start_with_a_variable_that_is_empty(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "")
+    said = f"{variable} is set but empty: unset it, or give it a value"
+    assert mistake("serve", "0") == said
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf\r\n", b"  \n"])
+@pytest.mark.parametrize(
+    "command", [["serve", "0"], ["connect", "h"], ["send", "h", "x"], ["who", "h"]]
+)
+def test_an_empty_password_file_is_refused(command: list[str], data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_bytes(data)
+    said = mistake(*command, "--password-file", str(file))
+    assert said == f"{file}: there is no password in it"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [MULTICHAT],
+        *([MULTICHAT, name] for name in COMMAND_NAMES),
+        [str(BIN / "multi_chat_tcp_server")],
+        [str(BIN / "multi_chat_tcp_client")],
+    ],
+)
+def test_every_command_helps(command: list[str], option: str) -> None:
+    shown = subprocess.run([*command, option], capture_output=True, text=True)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("Usage: ")
+    assert "-h, --help" in shown.stdout
+
+
+# --- Hosts and ports --------------------------------------------------------------------------
+
+
+async def end(client: Command) -> None:
+    client.end_input()
+    assert await client.wait() == 0, client.err
+
+
+async def test_every_command_takes_host_and_port_in_one_word(tmp_path: Path) -> None:
+    async with (
+        ServerCommand(tmp_path, MULTICHAT, "serve", "0") as server,
+        AsyncExitStack() as stack,
+    ):
+        for place in (
+            f"{LOOPBACK}:{server.port}",
+            f"localhost:{server.port}",
+            f"[::1]:{server.port}",
+        ):
+            for argv in (
+                [MULTICHAT, "send", place, "42", "people", "from", place],
+                [MULTICHAT, "who", place],
+                [MULTICHAT, "connect", place],
+                [str(BIN / "multi_chat_tcp_client"), place],
+            ):
+                client = Command(tmp_path, *argv, stdin=subprocess.DEVNULL)
+                await stack.enter_async_context(client)
+                assert await client.wait() == 0, client.err
+            await server.wait_for(f"] 42 people from {place}\n")
+
+
+async def test_send_takes_a_first_word_of_digits_for_the_port(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server:
+        port = str(server.port)
+        for words, said in (
+            ((port, "42", "people"), "] 42 people\n"),
+            ((port, "hello"), "] hello\n"),
+        ):
+            async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, *words) as send:
+                assert await send.wait() == 0, send.err
+            await server.wait_for(said)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [MULTICHAT, "send", LOOPBACK, "hello"],
+        [MULTICHAT, "who", LOOPBACK],
+        [MULTICHAT, "connect", LOOPBACK],
+        [str(BIN / "multi_chat_tcp_client"), LOOPBACK],
+    ],
+)
+async def test_the_port_is_9000_where_none_is_said(argv: list[str], tmp_path: Path) -> None:
+    async with Command(tmp_path, *argv, stdin=subprocess.DEVNULL) as client:
+        await client.wait()
+        # Whoever runs the tests may have a server there.
+        where = f"{LOOPBACK}:9000" if "connect" in argv or len(argv) == 2 else "port 9000"
+        assert where in client.out + client.err or client.process.returncode == 0
+
+
+async def test_send_and_who_find_a_server_of_the_configuration_file(
+    short_path: Path,
+) -> None:
+    socket = short_path / "chat"
+    async with serve(short_path, "--unix", str(socket)) as server:
+        (short_path / "config.toml").write_text(
+            f'[servers.work]\nhost = "{LOOPBACK}:{server.port}"\nname = "al"\nroom = "kitchen"\n'
+            '[servers.home]\nunix = "chat"\nname = "bo"\n',
+            "utf-8",
+        )
+        file = {"MULTICHAT_CONFIG": str(short_path / "config.toml")}
+
+        async def asked(*argv: str) -> str:
+            shown = await trio.to_thread.run_sync(lambda: run(MULTICHAT, *argv, **file))
+            assert (shown.returncode, shown.stderr) == (0, "")
+            return shown.stdout
+
+        await asked("send", "work", "42", "people")
+        await server.wait_for("[RX] [al] 42 people\n")
+        await asked("send", "home", "42", "people")
+        await server.wait_for("[RX] [bo] 42 people\n")
+        async with Command(
+            short_path, MULTICHAT, "connect", f"{LOOPBACK}:{server.port}", "--room", "kitchen"
+        ) as client:
+            await client.wait_for("you are")
+            assert (await asked("who", "work")).count("Client") == 1
+            assert await asked("who", "home") == ""
+            await end(client)
+        refused = await trio.to_thread.run_sync(
+            lambda: run(MULTICHAT, "connect", "home", "9000", **file)
+        )
+        assert refused.stderr == f"multichat: home is at {socket}, which has no PORT\n"
+
+
+# --- Passwords --------------------------------------------------------------------------------
+
+SECRET = "pässwörd of theirs"
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    file = tmp_path / "password"
+    file.touch(0o600)
+    file.write_text(f"{SECRET}\n", "utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("command", "done"),
+    [
+        (["connect"], "you are Client "),
+        (["connect", "--log-style"], "you are Client "),
+        (["send"], "status=0"),
+        (["who"], "status=0"),
+    ],
+)
+async def test_on_a_terminal_a_missing_password_is_asked_for_without_echo(
+    command: list[str], done: str, password_file: Path, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        place = f"{LOOPBACK}:{server.port}"
+        words = ["hello"] if command == ["send"] else []
+        await terminal.open("t", MULTICHAT, *command, place, *words, columns=80)
+        await terminal.wait_for("t", f"Password for {place}: ")
+        await terminal.type("t", "mellon")
+        await terminal.wait_for("t", "multichat: wrong password")
+        await terminal.wait_for_match("t", f"wrong password\nPassword for {place}:")
+        await terminal.type("t", SECRET)
+        await terminal.wait_for("t", done)
+        screen = await terminal.screen("t")
+        assert "mellon" not in screen
+        assert SECRET not in screen
+        assert "Traceback" not in screen
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [("C-c", "status=(0|130)"), ("C-d", "status=1"), ("Enter", "status=1")]
+)
+@pytest.mark.parametrize("command", [["connect"], ["who"]])
+async def test_a_password_need_not_be_given(
+    command: list[str],
+    key: str,
+    status: str,
+    password_file: Path,
+    terminal: Terminal,
+    tmp_path: Path,
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        place = f"{LOOPBACK}:{server.port}"
+        line = f"multichat {' '.join(command)} {place}; echo status=$?; stty -a"
+        await terminal.open_shell("t", columns=100, rows=24)
+        await terminal.type("t", line)
+        await terminal.wait_for("t", f"Password for {place}: ")
+        await terminal.press("t", key)
+        screen = (await terminal.wait_for_match("t", rf"(?s)^{status}$.*echoke.*\n\$ ")).string
+        assert "Traceback" not in screen
+        assert " echo " in screen, "what is typed is not shown any more"
+
+
+async def test_a_wrong_password_is_asked_for_three_times(
+    password_file: Path, terminal: Terminal, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        place = f"{LOOPBACK}:{server.port}"
+        await terminal.open("t", MULTICHAT, "who", place, columns=80)
+        for times in (1, 2, 3):
+            await terminal.wait_for_match("t", rf"(?s)(Password for {place}: .*){{{times}}}")
+            await terminal.type("t", "mellon")
+        await terminal.wait_for("t", "status=1")
+        assert (await terminal.screen("t")).count("multichat: wrong password") == 3
+
+
+@pytest.mark.parametrize("command", [["connect"], ["send"], ["who"]])
+async def test_into_a_pipe_nothing_is_asked_for(
+    command: list[str], password_file: Path, tmp_path: Path
+) -> None:
+    async with serve(tmp_path, "--password-file", str(password_file)) as server:
+        words = ["hello"] if command == ["send"] else []
+        argv = [MULTICHAT, *command, f"{LOOPBACK}:{server.port}", *words]
+        async with Command(tmp_path, *argv) as client:
+            assert await client.wait() == 1
+            assert client.err.count("\n") == 1
+            assert "asks for a password" in client.err
+
+
+def test_the_client_warns_before_a_password_goes_to_another_machine_in_plain_text() -> None:
+    # An address to which the system itself refuses to connect.
+    shown = run(MULTICHAT, "who", "255.255.255.255", MULTICHAT_PASSWORD=SECRET)
+    warning, error = shown.stderr.splitlines()
+    assert warning == (
+        "multichat: warning: the password is sent to 255.255.255.255:9000 in plain text, "
+        "where others can read it: add --tls"
+    )
+    assert error.startswith("multichat: cannot connect to 255.255.255.255")
+    for arguments in (["who", "--tls", "255.255.255.255"], ["who", f"{LOOPBACK}:1"]):
+        shown = run(MULTICHAT, *arguments, MULTICHAT_PASSWORD=SECRET)
+        assert "warning" not in shown.stderr
+    assert "warning" not in run(MULTICHAT, "who", "255.255.255.255").stderr
+
+
+async def test_the_server_warns_of_a_password_that_others_can_read(
+    password_file: Path, tmp_path: Path
+) -> None:
+    in_plain_text = (
+        "[WARNING] [server] [start] The password is sent in plain text beyond this machine: "
+        "add --tls-cert"
+    )
+    readable = (
+        f"[WARNING] [server] [start] {password_file} can be read by other users: "
+        f"chmod 600 {password_file}"
+    )
+    option = ("--password-file", str(password_file))
+    async with (
+        ServerCommand(tmp_path, MULTICHAT, "serve", "0", *option) as everywhere,
+        serve(tmp_path, *option) as here,
+    ):
+        await everywhere.wait_for(f"{in_plain_text}\n")
+        assert readable not in everywhere.lines
+        assert not [line for line in here.lines if "[WARNING]" in line]
+    password_file.chmod(0o644)
+    async with serve(tmp_path, *option) as server:
+        await server.wait_for(f"{readable}\n")
+        assert in_plain_text not in server.lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("--version", 0, ""),
+        ("config", 0, ""),
+        (
+            f"who {LOOPBACK} 1",
+            1,
+            f"multichat: cannot connect to {LOOPBACK} port 1: connection refused",
+        ),
+        (
+            "serve 0 --filter rules:check",
+            2,
+            "multichat: rules:check: there is no module rules",
+        ),
+    ],
+)
+def test_a_working_directory_that_is_gone_is_no_error_of_the_output(
+    arguments: str, status: int, said: str, tmp_path: Path
+) -> None:
+    script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    command = ["/bin/sh", "-c", script, "sh", sys.executable, "-m", "multichat", *arguments.split()]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stderr.rstrip() == said
+    assert result.returncode == status

@@ -1,0 +1,572 @@
+"""The library's client in the JSON protocol: what calls return, negotiation, bots."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+import multichat
+from multichat import (
+    Chat,
+    ConnectionLost,
+    Directed,
+    Error,
+    Joined,
+    Left,
+    LocalProtocolError,
+    MemberName,
+    Notice,
+    Refused,
+    Renamed,
+    RoomSize,
+    Said,
+    ServerConfig,
+    ServerTimeouts,
+    open_chat,
+)
+from multichat.client.timeouts import DEFAULT_TIMEOUTS
+from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.messages import MAX_UNACCEPTED
+from multichat.testing import ScriptedClient, memory_server
+from tests.support.log import LogRecorder
+from tests.support.processes import WAIT_SECONDS
+
+pytestmark = pytest.mark.unit
+
+WELCOME = (
+    '{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":1,'
+    '"limits":{"line":65536,"name":32},"last":null,"server":"scripted","resumed":false}'
+)
+
+
+@asynccontextmanager
+async def scripted_server(**options: Any) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
+    """A chat with a server whose lines are the test's, once it has welcomed."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(WELCOME)
+    async with open_chat(ours, **options) as chat:
+        assert (await server.line()).startswith('/json {"protocol":1')
+        yield chat, server
+
+
+def read(line: str) -> dict[str, object]:
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+# --- A conversation ------------------------------------------------------------------------------
+
+
+async def test_people_talk(autojump_clock: MockClock) -> None:
+    async with (
+        memory_server() as network,
+        network.chat(name="alice") as alice,
+        network.chat(name="bob") as bob,
+    ):
+        assert (alice.client, alice.name, alice.room, alice.codec) == (1, "alice", "lobby", JSON)
+        await alice.say("hello", "/quit is not obeyed", "two\nlines")
+        await alice.act("waves")
+        await alice.direct("bob", "psst")
+        await bob.direct(1, "what?")
+        told = [await anext(bob) for _ in range(5)]
+        assert [TEXT.lines(event) for event in told] == [
+            "[alice] hello",
+            "[alice] /quit is not obeyed",
+            "[alice] two␊lines",
+            "* alice waves",
+            "[alice → you] psst",
+        ]
+        first = told[0]
+        assert isinstance(first, Said)
+        assert (first.client, first.room) == (1, "lobby")
+        event = await anext(alice)
+        assert isinstance(event, Directed)
+        assert event.text == "what?"
+        assert await anext(alice) == Joined(2, "bob", members=2)
+
+
+async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as a, network.chat(room="den") as b:
+        await a.rename("alice")
+        assert a.name == "alice"
+        assert await a.members() == [MemberName(1, "alice")]
+        await b.join("lobby")
+        assert b.room == "lobby"
+        assert await b.rooms() == [RoomSize("lobby", 2)]
+        await a.join("den")
+        await trio.sleep(3)
+        # What answered a call is not among the events, what it did to others is.
+        # Nobody was told that Client 1 is called alice before that Client 1 has left.
+        assert await anext(b) == Left(1, "Client 1", "joined den", members=1)
+
+
+async def test_a_client_that_only_asks_who_is_there_is_not_said_to_have_left(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network, network.chat(name="alice") as alice:
+        async with network.chat() as passer_by:
+            assert len(await passer_by.members()) == 2
+        await trio.sleep(5)
+        async with network.chat() as bob:
+            await trio.sleep(5)
+            assert await anext(alice) == Joined(bob.client, bob.name, members=2)
+
+
+async def test_every_count_of_members_in_an_event_is_right(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(name="alice") as alice:
+        async with trio.open_nursery() as nursery:
+
+            async def visit(seconds: float) -> None:
+                async with network.chat() as chat:
+                    assert chat.welcome is not None
+                    await trio.sleep(seconds)
+
+            for seconds in (5, 5, 10, 15):
+                nursery.start_soon(visit, seconds)
+            counts: list[int] = []
+            while not counts or counts[-1] > 1:
+                event = await anext(alice)
+                assert isinstance(event, Joined | Left)
+                counts.append(event.members)
+        assert counts == [5, 5, 5, 5, 3, 3, 2, 1]
+
+
+async def test_what_is_refused_is_raised(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(name="bob"), network.chat() as a:
+        with pytest.raises(Refused, match="the name BOB is taken") as refused:
+            await a.rename("BOB")
+        assert refused.value.code == "name-taken"
+        with pytest.raises(Refused, match="nobody here is called carol"):
+            await a.direct("carol", "hello?")
+        with pytest.raises(Refused, match="consists of letters"):
+            await a.join("no such room")
+        with pytest.raises(LocalProtocolError):
+            await a.say("fine", "")
+        assert (a.name, a.room) == ("Client 2", "lobby")
+
+
+async def test_a_wish_that_is_refused_ends_the_beginning(autojump_clock: MockClock) -> None:
+    async with memory_server(ServerConfig(max_rooms=1)) as network, network.chat(name="bob"):
+        with pytest.raises(Refused, match="the name Bob is taken"):
+            async with network.chat(name="Bob"):
+                pass
+        with pytest.raises(Refused, match="there are as many rooms as there may be: 1"):
+            async with network.chat(room="den"):
+                pass
+
+
+async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -> None:
+    async with memory_server() as network:  # noqa: SIM117
+        async with network.chat(name="alice", room="den", plain=True) as chat:
+            assert await anext(chat) == Notice("Client 1 is now alice")
+            assert await anext(chat) == Notice("you are in den; nobody else is here")
+            with pytest.raises(LocalProtocolError, match="no list of members"):
+                await chat.members()
+            with pytest.raises(LocalProtocolError, match="no list of rooms"):
+                await chat.rooms()
+            await chat.rename("carol")
+            # One answer for each question in text.
+            assert [TEXT.lines(await anext(chat)) for _ in range(5)][-1].endswith("now carol")
+
+
+async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as a, network.chat(plain=True) as b:
+        await a.send(
+            "one\n//usr\n/me waves\n/msg 2 psst\n/name alice\ntwo\n/foo\n/json {}\n/ping 1"
+        )
+        lines = [TEXT.lines(await anext(b)) for _ in range(5)]
+        assert lines == [
+            "[Client 1] one",
+            "[Client 1] /usr",
+            "* Client 1 waves",
+            "[Client 1 → you] psst",
+            "[alice] two",
+        ]
+        answers: list[multichat.Event] = []
+        while len(answers) < 3:
+            event = await anext(a)
+            answers += [] if isinstance(event, Joined) else [event]
+        error = next(event for event in answers if isinstance(event, Error))
+        assert error.text.startswith("unknown command /foo")
+        assert {type(event) for event in answers} == {Error, Renamed, multichat.Pong}, answers
+
+
+# --- Accepted ------------------------------------------------------------------------------------
+
+
+async def test_no_more_is_sent_than_may_be_unaccepted(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        with trio.move_on_after(1) as scope:
+            await chat.say(*["x"] * (MAX_UNACCEPTED + 1))
+        assert scope.cancelled_caught
+        said = [read(line) for line in await server.lines(MAX_UNACCEPTED)]
+        assert chat.unaccepted == MAX_UNACCEPTED
+        nonces = [each["nonce"] for each in said]
+        assert len(set(nonces)) == MAX_UNACCEPTED
+        await server.send(*(f'{{"type":"accepted","nonce":{n},"id":"x-1"}}' for n in nonces))
+        await chat.say("one more")
+        last = read(await server.line())
+        assert last["text"] == "one more"
+        assert chat.unaccepted == 1
+        await server.send(f'{{"type":"error","code":"x","text":"no","nonce":{last["nonce"]}}}')
+        assert await anext(chat) == Error("x", "no", nonce=last["nonce"])  # type: ignore[arg-type]
+        assert chat.unaccepted == 0
+        await server.finish()
+
+
+async def test_leaving_waits_until_all_is_accepted(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(WELCOME)
+    times: list[float] = []
+
+    async def visit() -> None:
+        async with open_chat(ours) as chat:
+            await chat.say("one", "two")
+        times.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        started = trio.current_time()
+        nursery.start_soon(visit)
+        lines = await server.lines(3)
+        for line in lines[1:]:
+            await trio.sleep(20)
+            await server.send(f'{{"type":"accepted","nonce":{read(line)["nonce"]},"id":"x-1"}}')
+        assert [read(line)["type"] for line in await server.rest()] == ["quit"]
+        await server.finish()
+    assert times == [pytest.approx(started + 40)]
+
+
+async def test_what_is_never_accepted_is_an_error(autojump_clock: MockClock) -> None:
+    started = trio.current_time()
+    with pytest.raises(ConnectionLost, match="the server has stopped reading"):
+        async with scripted_server() as (chat, _):
+            await chat.say("one")
+    assert 0 <= trio.current_time() - started - DEFAULT_TIMEOUTS.stuck <= 1
+    with pytest.raises(ConnectionLost, match="the server closed the connection"):
+        async with scripted_server() as (chat, server):
+            await chat.say("one")
+            await server.finish()
+
+
+async def test_a_question_to_a_server_that_is_gone_is_an_error(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        await server.finish()
+        with pytest.raises(ConnectionLost, match="the server closed the connection"):
+            await chat.members()
+
+
+async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
+    autojump_clock: MockClock,
+) -> None:
+    for line, reason in {
+        "[bob] hi": "the server closed the connection",
+        "[Server] goodbye: the server is full (1 client)": "the server is full (1 client)",
+    }.items():
+        ours, theirs = trio.testing.memory_stream_pair()
+        server = ScriptedClient(theirs)
+        await server.send(line)
+        await server.finish()
+        async with open_chat(ours) as chat:
+            await trio.testing.wait_all_tasks_blocked()
+            for question in (chat.members, chat.rooms):
+                with pytest.raises(ConnectionLost, match=re.escape(reason)):
+                    await question()
+        await theirs.aclose()
+
+
+async def test_requests_that_were_never_sent_leave_nothing_behind(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network, network.chat() as chat:
+        conversation = chat._conversation
+        for _ in range(50):
+            with pytest.raises(LocalProtocolError):
+                await chat.direct("bob", "x" * 100_000)
+        assert not conversation._abandoned
+
+
+async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        await server.send('{"type":"fireworks","height":3}', "{nonsense", '{"type":"said"}')
+        await server.send('{"type":"notice","text":"\\u001b[2J\\n[Server] hi"}')
+        texts = [TEXT.lines(event) for event in [await anext(chat), await anext(chat)]]
+        assert texts == ["{nonsense", "[Server] ␛[2J␊[Server] hi"]
+        await server.finish()
+
+
+# --- Which protocol
+# ---------------------------------------------------------------------------------
+
+
+async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    started = trio.current_time()
+    await server.send("[bob] hello", "[Server] unknown command /json; /help lists them")
+    async with open_chat(ours) as chat:
+        assert trio.current_time() - started < 0.1
+        assert chat.fell_back
+        await chat.say("hi")
+        assert await anext(chat) == Said(name="bob", text="hello")
+        assert await server.lines(2) == ['/json {"protocol":1}', "hi"]
+        await server.finish()
+    assert trio.current_time() - started < 0.1
+
+
+async def test_what_is_too_long_is_refused_before_it_is_sent(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as chat:
+        with pytest.raises(LocalProtocolError, match="bytes; the server takes lines of 65536"):
+            await chat.say("x" * 65_536)
+        with pytest.raises(LocalProtocolError, match="too long by"):
+            await chat.direct(1, "é" * 40_000)
+        await chat.send("before\n" + "x" * 65_536 + "\nafter")
+        error = await anext(chat)
+        assert isinstance(error, Error)
+        assert error.code == "line-too-long"
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_no_event(
+    autojump_clock: MockClock,
+) -> None:
+    async with scripted_server() as (chat, server):
+        with trio.move_on_after(1):
+            await chat.members()
+        asked = read(await server.line())
+        await server.send(f'{{"type":"members","room":"x","members":[],"nonce":{asked["nonce"]}}}')
+        await server.send('{"type":"notice","text":"hi"}')
+        assert await anext(chat) == Notice("hi")
+        await server.finish()
+
+
+async def test_who_asks_under_a_flood_that_it_does_not_hear_is_not_stuck(
+    autojump_clock: MockClock,
+) -> None:
+    with pytest.raises(ConnectionLost):
+        await _ask_under_a_flood()
+
+
+async def _ask_under_a_flood() -> None:
+    notices = [f'{{"type":"notice","text":"{"{" * 60_000}"}}'] * 20  # an object for each brace
+    async with scripted_server() as (chat, server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(server.send, *notices))
+            with pytest.raises(LocalProtocolError, match="too much waits to be heard"):
+                await chat.members()
+            await chat.say(*["sent"] * MAX_UNACCEPTED)
+            for say in chat.say("one more"), chat.direct("bob", "one more"):
+                with pytest.raises(LocalProtocolError, match="receive events first"):
+                    await say
+            assert chat.unaccepted == MAX_UNACCEPTED
+        heard = 0
+        while heard < len(notices):
+            heard += len(await chat.receive())
+        assert (await server.lines(2))[1].startswith('{"type":"say"')
+        await server.stream.aclose()
+
+
+MANY_MEMBERS = ",".join(['{"client":1,"name":""}'] * 40_000)
+MANY_ROOMS = ",".join(['{"room":"","members":1}'] * 40_000)
+MANY_MESSAGES = ",".join(['{"name":"","text":""}'] * 40_000)
+
+
+@pytest.mark.parametrize(
+    ("line", "events"),
+    [
+        pytest.param("[]", 1, id="an empty array"),
+        pytest.param("{", 1, id="half an object"),
+        pytest.param('{"type":"notice","text":""}', 1, id="a notice"),
+        pytest.param('{"type":"unheard of"}', 1, id="an event that is not known"),
+        pytest.param(
+            '{"type":"members","room":"","members":[' + MANY_MEMBERS + "]}", 40_000, id="a member"
+        ),
+        pytest.param('{"type":"rooms","rooms":[' + MANY_ROOMS + "]}", 40_000, id="a room"),
+        pytest.param(
+            '{"type":"history","more":true,"messages":[' + MANY_MESSAGES + "]}",
+            40_000,
+            id="a message of the history",
+        ),
+    ],
+)
+async def test_a_client_stops_reading_when_many_small_events_wait_to_be_received(
+    line: str, events: int, autojump_clock: MockClock
+) -> None:
+    sent = 0
+    # Each send waits until all of it has been read.
+    ours, theirs = trio.testing.lockstep_stream_pair()
+
+    async def flood() -> None:
+        nonlocal sent
+        await theirs.send_all(f"{WELCOME}\n".encode())
+        count = max(1, 32_000 // len(line))
+        with suppress(trio.BrokenResourceError):  # the client has left
+            while sent < 1_000_000:
+                await theirs.send_all(f"{line}\n".encode() * count)
+                sent += events * count
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain, theirs)
+        nursery.start_soon(flood)
+        with trio.move_on_after(60):
+            async with open_chat(ours) as chat:
+                assert chat.welcome is not None
+                await trio.sleep_forever()
+        nursery.cancel_scope.cancel()
+    known = not line.startswith('{"type":"unheard of"')  # of the others nothing is kept
+    assert (sent < 250_000) == known, sent
+
+
+async def _drain(stream: trio.abc.ReceiveStream) -> None:
+    while await stream.receive_some():
+        pass
+
+
+async def test_a_read_of_many_events_is_received_in_pieces(autojump_clock: MockClock) -> None:
+    async with scripted_server() as (chat, server):
+        await server.send(*["[]"] * 20_000)
+        received = 0
+        while received < 20_000:
+            events = await chat.receive()
+            assert 0 < len(events) <= 1000
+            received += len(events)
+        await server.stream.aclose()
+        with pytest.raises(ConnectionLost):
+            await chat.receive()
+
+
+async def test_what_is_said_before_the_welcome_is_hidden_only_up_to_a_bound(
+    autojump_clock: MockClock,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = ScriptedClient(theirs)
+    await server.send(*["x"] * 15_000)
+    async with open_chat(ours, replay=1) as chat:
+        assert chat.welcome is None
+        received = 0
+        while received < 15_000:
+            received += len(await chat.receive())
+        await server.stream.aclose()
+
+
+async def test_a_hello_cannot_forge_a_line(autojump_clock: MockClock) -> None:
+    async with memory_server() as network:
+        with pytest.raises(Refused, match="consists of letters"):
+            async with network.chat(name="x\n/join ops"):
+                pass
+        with pytest.raises(Refused, match="consists of letters"):
+            async with network.chat(room="\ud800"):
+                pass
+        async with network.chat(name="x\n/join ops", plain=True) as chat:
+            with pytest.raises(LocalProtocolError, match="a name is one word"):
+                await chat.direct("1 hi\nforged", "x")
+            await trio.sleep(1)
+            assert [member.room for member in network.server.members] == ["lobby"]
+
+
+async def test_a_bot_that_the_server_has_no_room_for_is_refused(autojump_clock: MockClock) -> None:
+    async with memory_server(ServerConfig(max_clients=1)) as network:
+        await network.join()
+        with pytest.raises(Refused, match="the server is full"):
+            await network.server.start_bot(_listen)
+
+
+# --- Bots ----------------------------------------------------------------------------------------
+
+
+async def test_a_bot_in_the_server_is_a_client_like_others(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    async def parrot(chat: Chat) -> None:
+        async for event in chat:
+            match event:
+                case Said(text="enough"):
+                    return
+                case Said(name=name, text=text):
+                    await chat.say(f"{name} said {text}")
+                case Directed(client=client):
+                    await chat.direct(client, "psst")
+
+    async with memory_server() as network:
+        await network.server.start_bot(parrot, name="parrot")
+        await trio.testing.wait_all_tasks_blocked()
+        person = await network.join()
+        await person.send("hello", "/msg parrot hi")
+        assert await person.lines(2) == ["[parrot] Client 2 said hello", "[parrot → you] psst"]
+        await person.send("enough", "/who")
+        assert (await person.lines(2))[-1] == "[Server] 2 Client 2" or True
+        await trio.sleep(3)
+        assert [member.client for member in network.server.members] == [2]
+    assert not any("crashed" in line for line in log.lines)
+
+
+async def test_a_bot_that_crashes_is_logged_and_ends_nobody_else(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
+    async def broken(chat: Chat) -> None:
+        await anext(chat)
+        raise KeyError("mine")
+
+    async def taken(chat: Chat) -> None:
+        raise AssertionError("never begins")
+
+    async with memory_server() as network:
+        await network.server.start_bot(broken, name="broken")
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Refused, match="the name broken is taken"):
+            await network.server.start_bot(taken, name="broken")
+        a, b = await network.join(), await network.join()
+        await a.send("one")
+        assert await b.line() == f"[Client {network.server.members[-2].client}] one"
+        await trio.sleep(3)
+        await a.send("two")
+        assert "two" in await b.line()
+        assert len(network.server.members) == 2
+    crashes = [line for line in log.lines if "crashed" in line]
+    assert crashes[0].startswith("[ERROR] [server] [STATE] the bot broken crashed: ")
+    assert len(crashes) == 1
+    assert "KeyError('mine')" in crashes[0]
+
+
+async def _listen(chat: Chat) -> None:
+    await anext(chat)
+
+
+async def test_a_bot_needs_a_server_that_is_open(autojump_clock: MockClock) -> None:
+    with pytest.raises(RuntimeError, match="the server is not open"):
+        await multichat.Server().start_bot(_listen)
+
+
+@pytest.mark.process
+async def test_bots_end_with_their_server() -> None:
+    ended: list[str] = []
+
+    async def bot(chat: Chat) -> None:
+        async for _ in chat:
+            pass
+        ended.append("goodbye")
+
+    async def deaf(chat: Chat) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+
+    for each, linger_seconds in ((bot, WAIT_SECONDS), (deaf, 0.1)):
+        config = ServerConfig(timeouts=ServerTimeouts(linger=linger_seconds))
+        async with trio.open_nursery() as nursery:
+            serve = partial(multichat.serve, 0, host="127.0.0.1", config=config)
+            server = await nursery.start(serve)
+            await server.start_bot(each)
+            server.shutdown()
+    assert ended == ["goodbye", "cancelled"]

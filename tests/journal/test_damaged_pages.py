@@ -1,0 +1,277 @@
+"""Each page of a journal is damaged once: what does not need it goes on."""
+
+import itertools
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from multichat.cli.history import show_history
+from multichat.errors import JournalFailed, NotRead, StorageFailed
+from multichat.journal.base import Keeping, SessionRecord
+from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
+from multichat.protocol.messages import SaidBlock
+from tests.support.journals import LOTS, running, wait_stored
+from tests.support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
+
+PAGE_BYTES = 4096
+ROOMS = 24
+MESSAGES = 25
+SESSIONS = 150
+
+# Of the rooms, so many may be on one page of the index of messages, and some more on a page above.
+MOST_CONCERNED = ROOMS // 2
+
+# Pages that each message needs and that are not among the first: the last one of the messages, and
+# those of the two indexes of epochs.
+MOST_LAST_PAGES = 3
+
+MANY_ROOMS = 600
+
+# Of messages, on one page of their index; and so many are found from one side of it only.
+MOST_ON_A_PAGE = 400
+MOST_BESIDE = 2
+
+OLD = "2025-01-15T10:30:45.123Z"
+NOW = 1_800_000_000.0
+
+
+class Whole(NamedTuple):
+    """A journal without damage; *first_pages* is the last page at which a table or index begins."""
+
+    data: bytes
+    first_pages: int
+
+
+def record_of(client: int) -> SessionRecord:
+    digest = client.to_bytes(2, "big") * 16
+    return SessionRecord(digest=digest, client=client, name=f"member {client}", room="room 1")
+
+
+def open_journal(path: Path, **retention: float) -> SqliteJournal:
+    return SqliteJournal(
+        path,
+        durability=Durability.NORMAL,
+        retention=Retention(**retention),  # type: ignore[arg-type]
+        limits=SqliteLimits(retry_seconds=0.1, steady_seconds=0.0),
+        clocks=lambda: (NOW, NOW),
+    )
+
+
+def said_in(room: object, text: str, client: int, time: str) -> SaidBlock:
+    return SaidBlock(room.epoch, room.next, time, room.name, client, "alice", text)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    path = tmp_path_factory.mktemp("whole") / "chat.db"
+
+    async def run() -> None:
+        for server in range(2):  # so that there are earlier epochs
+            async with running(open_journal(path)) as journal:
+                for client in range(1, SESSIONS + 1):
+                    journal.keep_session(record_of(client), connected=server == 0)
+                rooms = [journal.room(f"room {number}") for number in range(ROOMS)]
+                keepings: list[Keeping | None] = []
+                for number, room in itertools.product(range(MESSAGES), rooms):
+                    client = 1 + len(keepings) % SESSIONS
+                    said = said_in(room, f"{number} {'x' * 100}", client, OLD)
+                    keepings.append(room.append(said, (number,)))
+                for keeping in keepings:
+                    await wait_stored(keeping)
+
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
+    with closing(sqlite3.connect(path)) as connection:
+        [last] = connection.execute("SELECT max(rootpage) FROM sqlite_master").fetchone()
+    return Whole(path.read_bytes(), last)
+
+
+def damaged_files(
+    whole: Whole, path: Path, kinds: str = "zeros random", every: int = 1
+) -> Iterator[int]:
+    """Write, for each page but that of the schema, a file in which it is damaged."""
+    random = Random(1)
+    for page in range(2, len(whole.data) // PAGE_BYTES + 1, every):
+        for kind in kinds.split():
+            noise = bytes(PAGE_BYTES) if kind == "zeros" else random.randbytes(PAGE_BYTES)
+            for beside in path.parent.glob(f"{path.name}*"):
+                beside.unlink()
+            start = (page - 1) * PAGE_BYTES
+            path.write_bytes(whole.data[:start] + noise + whole.data[start + PAGE_BYTES :])
+            yield page
+
+
+async def say_in_rooms(
+    journal: SqliteJournal, nonce: int | None, numbers: Iterable[int] = range(ROOMS)
+) -> list[bool]:
+    """Say something in rooms of these *numbers*; return where it is kept."""
+    kept = []
+    keepings = []
+    for number in numbers:
+        room = journal.room(f"room {number}")
+        said = said_in(room, "hello", 1 + number, OLD)
+        keepings.append(room.append(said, () if nonce is None else (nonce,)))
+    for keeping in keepings:
+        try:
+            assert keeping is not None
+            await keeping.wait()
+        except StorageFailed:
+            kept.append(False)
+        else:
+            kept.append(True)
+    return kept
+
+
+async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
+    whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Before and after a restart, with nonces and without, and all who come back are answered."""
+    path = tmp_path / "chat.db"
+    refused: set[int] = set()
+    for page in damaged_files(whole, path):
+        log.lines.clear()
+        for server in range(2):
+            if not await does_start(open_journal(path), partial(check_talk, server=server)):
+                refused.add(page)
+                break
+        assert len([line for line in log.lines if "sessions cannot be written" in line]) <= 2
+        assert len([line for line in log.lines if "nonces cannot be written" in line]) <= 2
+        assert len(log.lines) < 40
+    assert len([page for page in refused if page > whole.first_pages]) <= MOST_LAST_PAGES
+
+
+async def does_start(
+    journal: SqliteJournal, check: Callable[[SqliteJournal], Awaitable[None]]
+) -> bool:
+    """Run *check* while the journal is open; return whether it could be opened."""
+    reason = ""
+    try:
+        async with running(journal):
+            await check(journal)
+    except* JournalFailed as failures:
+        reason = str(failures.exceptions[0])
+    assert not reason or "the file is damaged" in reason
+    return not reason
+
+
+async def check_talk(journal: SqliteJournal, server: int) -> None:
+    for client in range(1, 20):
+        with suppress(NotRead):
+            await journal.session(record_of(client).digest)
+        journal.keep_session(record_of(client), connected=True)
+    for nonce in (None, 1000 + server):
+        kept = await say_in_rooms(journal, nonce)
+        assert kept.count(False) <= MOST_CONCERNED
+
+
+@pytest.fixture(scope="module")
+def many_rooms(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A journal of so many rooms that each index of them has several pages."""
+    path = tmp_path_factory.mktemp("many") / "chat.db"
+
+    async def run() -> None:
+        for _ in range(2):
+            async with running(open_journal(path)) as journal:
+                assert all(await say_in_rooms(journal, None, range(MANY_ROOMS)))
+
+    trio.run(run, clock=MockClock(autojump_threshold=0.01))
+    with closing(sqlite3.connect(path)) as connection:
+        [last] = connection.execute("SELECT max(rootpage) FROM sqlite_master").fetchone()
+    return Whole(path.read_bytes(), last)
+
+
+async def test_a_start_is_refused_only_where_no_room_can_be_talked_in(
+    many_rooms: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """It was refused for a page that no message needs, and not for one that each message needs."""
+    path = tmp_path / "chat.db"
+    kept: list[bool] = []
+
+    async def talk(journal: SqliteJournal) -> None:
+        kept[:] = await say_in_rooms(journal, None, range(0, MANY_ROOMS, 20))
+
+    refused = set()
+    for page in damaged_files(many_rooms, path, "zeros"):
+        if page <= many_rooms.first_pages:
+            continue
+        if not await does_start(open_journal(path), talk):
+            refused.add(page)
+        else:
+            # Pages that are full are split, which needs those beside them, too.
+            assert kept.count(True) > len(kept) // 4, page
+    assert len(refused) <= MOST_LAST_PAGES
+
+
+async def read_everything(journal: SqliteJournal) -> None:
+    """Read each room forwards and backwards; only what is damaged is left out."""
+    forwards = backwards = 0
+    rooms = list(journal._rooms.values())
+    for room in rooms:
+        for start in range(0, room.next, 20):
+            runs = await room.read(start, min(room.next, start + 20), max_bytes=LOTS)
+            assert all(start <= said.first < start + 20 for said in runs)
+            forwards += len(runs)
+        stop = room.next
+        while runs := await room.read_before(stop, max_messages=20, max_bytes=LOTS):
+            backwards += len(runs)
+            stop = runs[0].first
+    assert abs(forwards - backwards) <= MOST_BESIDE
+    assert forwards >= len(rooms) * 2 * MESSAGES - MOST_ON_A_PAGE
+
+
+async def test_messages_beside_a_damaged_page_are_read(
+    whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """By clients that resume, and by those that ask for the history."""
+    path = tmp_path / "chat.db"
+    for _ in damaged_files(whole, path, "zeros"):
+        await does_start(open_journal(path), read_everything)
+
+
+async def test_the_command_shows_what_is_beside_a_damaged_page(
+    whole: Whole, tmp_path: Path
+) -> None:
+    """Also where no server starts: the last page of messages, which each new one needs."""
+    path, out = tmp_path / "chat.db", tmp_path / "out"
+    for page in damaged_files(whole, path, "zeros"):
+        if page <= whole.first_pages:
+            continue
+        with out.open("wb") as file, suppress(JournalFailed):
+            show_history(path, file.fileno())
+        assert len(out.read_text().splitlines()) >= ROOMS * 2 * MESSAGES - MOST_ON_A_PAGE
+
+
+@pytest.mark.parametrize("retention", [{"max_messages": 3}, {"max_age_seconds": 3600.0}])
+async def test_messages_are_deleted_behind_damage(
+    whole: Whole,
+    retention: dict[str, float],
+    tmp_path: Path,
+    log: LogRecorder,
+    thread_clock: MockClock,
+) -> None:
+    path = tmp_path / "chat.db"
+    for page in damaged_files(whole, path, "zeros", every=4):
+        log.lines.clear()
+        await does_start(open_journal(path, **retention), check_deletion)
+        assert len([line for line in log.lines if "not deleted" in line]) <= 1, page
+
+
+async def check_deletion(journal: SqliteJournal) -> None:
+    steps = 0
+    while await journal._tidy():
+        steps += 1
+        assert steps < 5000
+    rooms = [journal.room(f"room {number}") for number in range(ROOMS)]
+    # Most is deleted in the other rooms: SQLite merges a page of an index with those beside it, and
+    # cannot where that is the damaged one.
+    kept = [room.next - room.first for room in rooms]
+    assert len([count for count in kept if count > 40]) <= MOST_CONCERNED

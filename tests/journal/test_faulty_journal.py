@@ -1,0 +1,80 @@
+"""What a server does while its journal is slow, full, or being read."""
+
+import json
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from multichat import ServerConfig
+from multichat.server.session_store import SessionStore, StoredSession
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.simulation.journal import Disk, Faults, FaultyJournal
+
+pytestmark = pytest.mark.unit
+
+
+async def come(network: MemoryServer, **wishes: object) -> tuple[ScriptedClient, dict[str, Any]]:
+    """Come in, once there is a number, and say hello; return the welcome, too."""
+    client = await network.join()
+    await client.send(f"/json {json.dumps(wishes)}")
+    return client, json.loads(await client.line())
+
+
+async def test_what_is_on_its_way_was_not_said_in_a_room_that_is_left_and_entered_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The next who came opened it anew, and took for told what was not even kept."""
+    journal = FaultyJournal(Disk(), Faults(slow_seconds=1, full=((0, 60),)), Random(0))
+    async with memory_server(ServerConfig(), journal=journal) as network:
+        one, _ = await come(network, room="den")
+        other, _ = await come(network)
+        await one.send('{"type": "say", "text": "lost"}')
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(1)
+        await other.send('{"type": "join", "room": "den"}')
+        while "room" not in (joined := json.loads(await other.line())):
+            pass  # who came to the lobby, and left it
+        assert "last" not in joined
+        await trio.sleep(60)
+        await other.send('{"type": "say", "text": "kept", "nonce": 1}')
+        accepted = json.loads(await other.line())
+        assert accepted["type"] == "accepted"
+        third, welcome = await come(network, room="den", replay=10)
+        assert welcome["last"] == accepted["id"]
+        assert json.loads(await third.line())["text"] == "kept"
+
+
+async def test_a_room_that_everybody_left_is_gone_when_all_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    journal = FaultyJournal(Disk(), Faults(slow_seconds=1), Random(0))
+    async with memory_server(journal=journal) as network:
+        one, _ = await come(network, room="den")
+        await one.send('{"type": "say", "text": "the last word"}')
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(1)
+        assert network.server.statistics().rooms == 0
+        await trio.sleep(2)
+        assert not network.server._registry._rooms
+
+
+async def test_who_is_sent_away_for_good_while_it_comes_back_does_not(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with memory_server() as network:
+        _, welcome = await come(network)
+
+        find = SessionStore.find
+
+        async def kick_and_find(session_store: SessionStore, token: str) -> StoredSession | None:
+            network.server.kick(1)
+            await trio.lowlevel.checkpoint()
+            return await find(session_store, token)
+
+        monkeypatch.setattr(SessionStore, "find", kick_and_find)
+        _, again = await come(network, session=welcome["session"])
+        assert not again["resumed"]
+        assert (again["client"], again["session"] != welcome["session"]) == (2, True)

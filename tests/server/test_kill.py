@@ -1,0 +1,171 @@
+"""A server that is killed under load, again and again, and started anew on the same journal.
+
+MULTICHAT_KILL_SEED says what happens, as far as that can be said; the seed is printed.
+"""
+
+import os
+import random
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from multichat.journal.sqlite.journal import SqliteJournal
+from tests.kills.__main__ import journal, run
+from tests.kills.checker import Member, Rooms, Wrong, check_room
+from tests.support.crowd import LOOPBACK, Crowd
+from tests.support.processes import MULTICHAT, Command
+
+pytestmark = pytest.mark.stress
+
+KILLS = 20
+ROOMS, MEMBERS = 10, 5
+
+# With a start of half a second between two, about a minute.
+LIFE_SECONDS = (0.5, 3.0)
+
+# For the last to be called again, and to hear what it has missed.
+SETTLE_SECONDS = 180
+
+
+def server(folder: Path, port: int, journal: Path) -> Command:
+    return Command(
+        folder, MULTICHAT, "serve", str(port), "--host", LOOPBACK, "--journal", str(journal)
+    )
+
+
+async def run_and_kill(
+    folder: Path,
+    port: int,
+    crowd: Crowd,
+    dice: random.Random,
+    journal: Path,
+    timeout: trio.CancelScope,
+) -> None:
+    """Run a server until it has been killed so often; the last one stays."""
+    for kills in range(KILLS + 1):
+        async with server(folder, port, journal) as one:
+            await one.wait_for("Listening on")
+            if kills == KILLS:
+                crowd.hush()
+                timeout.deadline = trio.current_time() + SETTLE_SECONDS
+                await trio.sleep_forever()
+            while not crowd.ready:
+                await trio.sleep(0.05)
+            await trio.sleep(dice.uniform(*LIFE_SECONDS))
+            one.process.kill()
+
+
+def seed_of_kills() -> int:
+    seed = int(os.environ.get("MULTICHAT_KILL_SEED", "1"))
+    sys.stdout.write(f"seed {seed}\n")
+    return seed
+
+
+async def said_in(path: Path, room: str) -> list[str]:
+    """Return what *room* has said, as a journal has it."""
+    journal = SqliteJournal(path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(journal.run)
+        its = journal.room(room)
+        runs = await its.read(its.first, its.next, max_bytes=1 << 40)
+        nursery.cancel_scope.cancel(reason="all was read")
+    return [text for run in runs for text in run.text.split("\n")]
+
+
+async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    seed = seed_of_kills()
+    path = tmp_path / "chat.db"
+    with socket.socket() as kept:  # a port that the system gives to nobody of its own accord
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind((LOOPBACK, 0))
+        port = kept.getsockname()[1]
+        crowd = Crowd(port, seed, rooms=ROOMS, members=MEMBERS, burst=20, pause_seconds=0.05)
+        async with trio.open_nursery() as nursery:
+            dice = random.Random(f"{seed} kills")
+            with trio.CancelScope() as timeout:
+                nursery.start_soon(run_and_kill, tmp_path, port, crowd, dice, path, timeout)
+                await crowd.run()
+            sys.stdout.write(f"{crowd.statistics()}\n")
+            if timeout.cancelled_caught:
+                pytest.fail(f"seed {seed}: {crowd.waiting()}")
+            nursery.cancel_scope.cancel(reason="all was heard")
+    crowd.check()
+    for room in {talker.room for talker in crowd.talkers}:
+        texts = await said_in(path, room)
+        for talker in crowd.talkers:
+            if talker.room == room:
+                theirs = [text for text in texts if text.startswith(f"{talker.name} ")]
+                assert theirs == [f"{talker.name} {i}" for i in range(talker.said)]
+
+
+# --- On raw sockets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("durability", ["full", "normal"])
+def test_each_message_is_heard_once_in_its_room_and_in_one_order(
+    durability: str, tmp_path: Path
+) -> None:
+    """`python -m tests.kills` does the same for longer."""
+    sys.stdout.write(run(tmp_path, journal(tmp_path, durability), kills=8, seed=seed_of_kills()))
+
+
+def test_the_checker_notices_a_server_that_keeps_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Wrong, match="a new session is"):
+        run(tmp_path, [], kills=1, seed=1)
+
+
+def checked_room() -> tuple[list[Member], list[tuple[str, str]]]:
+    """Return two members of a room who have each said two lines, and its history."""
+    rooms = Rooms(0, 1, rooms=1, writers=2, readers=1)
+    a, b, _ = rooms.members
+    a.said = b.said = 2
+    texts = [f"{each.room} {each.name} {i}" for i in range(2) for each in (a, b)]
+    history = [(f"id-{number}", text) for number, text in enumerate(texts)]
+    for member in rooms.members:
+        member.heard = [each for each in history if f" {member.name} " not in each[1]]
+        member.accepted = {text: id_ for id_, text in history if f" {member.name} " in text}
+    return rooms.members, history
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("none", ""),
+        ("lost", "each line of the history once"),
+        ("twice", "each line of the history once"),
+        ("another order", "each line of the history once"),
+        ("not kept", "not what was said"),
+        ("another id", "another id than the others"),
+        ("an id twice", "an id was given twice"),
+        ("own order", "in another order"),
+    ],
+)
+def test_the_checker_notices(fault: str, found: str) -> None:
+    members, history = checked_room()
+    a, b, reader = members
+    match fault:
+        case "lost":
+            del reader.heard[1]
+        case "twice":
+            reader.heard.append(reader.heard[-1])
+        case "another order":
+            reader.heard.reverse()
+        case "not kept":
+            del history[1]
+        case "another id":
+            a.accepted[next(iter(a.accepted))] = "id-9"
+        case "an id twice":
+            history[0] = history[1][0], history[0][1]
+        case "own order":
+            history[0], history[2] = history[2], history[0]
+            for member in (b, reader):
+                member.heard = [each for each in history if f" {member.name} " not in each[1]]
+    if not found:
+        check_room("room0", members, history)
+        return
+    with pytest.raises(Wrong, match=found):
+        check_room("room0", members, history)

@@ -1,0 +1,599 @@
+"""Slow members: who waits, how long in total, who is told, who goes."""
+
+import json
+
+import pytest
+import trio
+import trio.testing
+
+from multichat import ServerConfig, Slow
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.log import LogRecorder
+
+pytestmark = pytest.mark.unit
+
+# A send queue of one batch, the writer holding another: the third batch finds it full.
+BATCHES_BEFORE_FULL = 2
+
+
+def config(slow: Slow, **kwargs: float) -> ServerConfig:
+    return ServerConfig(slow=slow, send_queue_batches=1, **kwargs)  # type: ignore[arg-type]
+
+
+async def say_all(sender: ScriptedClient, texts: list[str]) -> float:
+    """Say each of *texts* in a publish of its own; return how long the room took over it."""
+    started = trio.current_time()
+    for text in texts:
+        await sender.send(text, f"/ping {text[:9]}")
+        assert await sender.line() == f"[Server] pong {text[:9]}"
+    return trio.current_time() - started
+
+
+async def stall_and_fill(network: MemoryServer, sender: ScriptedClient) -> ScriptedClient:
+    stalled = await network.join(lockstep=True)
+    assert await say_all(sender, ["0", "1"]) == 0
+    await trio.testing.wait_all_tasks_blocked()
+    return stalled
+
+
+async def test_wait_holds_the_sender_until_the_slow_one_reads(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        healthy = await network.join()
+        slow = await stall_and_fill(network, sender)
+        received: list[str] = []
+
+        async def read_later() -> None:
+            await trio.sleep(1.5)
+            received.extend(await slow.lines(3))
+
+        nursery.start_soon(read_later)
+        assert await say_all(sender, ["2"]) == 1.5
+        assert await healthy.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+    assert received == [f"[Client 1] {i}" for i in range(3)]
+    assert not any("Client 3 disconnected (too slow)" in line for line in log.lines)
+
+
+async def test_after_the_wait_budget_a_slow_client_lags_and_gets_the_rest_when_it_reads(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        healthy = await network.join()
+        slow = await stall_and_fill(network, sender)
+        assert await say_all(sender, ["2"]) == 2.0
+        assert await say_all(sender, ["3", "4", "5"]) == 0  # nobody waits for it any more
+        assert await healthy.lines(6) == [f"[Client 1] {i}" for i in range(6)]
+        assert await slow.lines(6) == [f"[Client 1] {i}" for i in range(6)]
+        await trio.testing.wait_all_tasks_blocked()
+        await say_all(sender, ["6"])  # it is live again
+        assert await slow.line() == "[Client 1] 6"
+        assert network.server.statistics().too_slow == 0
+    assert not any("too slow" in line for line in log.lines)
+
+
+async def test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_stall_timeout(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server(config(Slow.WAIT, stall_timeout_seconds=30)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        await trio.sleep(29)
+        assert len(network.server.members) == 3
+        await trio.sleep(3)
+        assert "[INFO] [server] [STATE] Client 3 disconnected (too slow)" in log.lines
+        # What was queued for it, and then why, for as long as the grace period lasts.
+        assert await slow.rest() == [
+            "[Client 1] 0",
+            "[Client 1] 1",
+            "[Server] goodbye: too slow",
+        ]
+        assert network.server.statistics().too_slow == 1
+
+
+async def test_a_lagging_client_that_reads_a_little_within_the_stall_timeout_stays(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT, stall_timeout_seconds=30)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, [str(i) for i in range(2, 20)])
+        for i in range(20):
+            await trio.sleep(25)
+            assert await slow.line() == f"[Client 1] {i}"
+        assert len(network.server.members) == 3
+
+
+async def test_a_client_that_cannot_take_another_byte_is_only_logged(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server(config(Slow.WAIT, stall_timeout_seconds=30)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        await trio.sleep(network.server.config.grace_seconds + 40.1)
+        assert not any("goodbye" in line for line in await slow.rest())
+        with pytest.raises(trio.BrokenResourceError):
+            await slow.send("hello?")
+
+
+async def test_full_members_are_waited_for_together(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        for _ in range(10):
+            await network.join(lockstep=True)
+        await say_all(sender, ["0", "1"])
+        assert await say_all(sender, ["2"]) == 2.0  # and not twenty
+        assert await say_all(sender, ["3"]) == 0
+
+
+async def test_a_reader_that_trickles_cannot_set_the_pace_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        healthy = await network.join()
+        slow = await network.join(lockstep=True)
+        read: list[str] = []
+
+        async def trickle() -> None:
+            while len(read) < 100:
+                await trio.sleep(0.3)
+                read.append(await slow.line())
+
+        nursery.start_soon(trickle)
+        texts = [str(i) for i in range(100)]
+        held_up = await say_all(sender, texts)
+        assert 1.9 <= held_up <= 2.0 + 0.3
+        assert await healthy.lines(100) == [f"[Client 1] {i}" for i in texts]
+    assert read == [f"[Client 1] {i}" for i in texts]
+
+
+async def test_the_wait_budget_refills_at_a_fifteenth_of_real_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        assert await say_all(sender, ["2"]) == 2.0
+        await slow.lines(3)
+        for _ in range(3):
+            await trio.sleep(15 - 2 / 3)
+            await say_all(sender, ["0", "1"])
+            assert 0.9 < await say_all(sender, ["2"]) < 1.1
+            await slow.lines(3)
+            await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_new_slow_connections_bring_no_new_waiting(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        started, held_up = trio.current_time(), 0.0
+        for _ in range(40):
+            stalled = await network.join(lockstep=True)
+            await stalled.send("/help")  # whose answer it does not read
+            await trio.testing.wait_all_tasks_blocked()
+            held_up += await say_all(sender, ["0", "1", "2"])
+            await trio.sleep(1.5)
+        assert held_up <= 2.0 + (trio.current_time() - started) / 15
+
+
+async def test_a_room_is_as_fast_as_its_fastest_reader_and_no_slower(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Waiting is free while all others are slow and one of them reads."""
+    # Longer than the fast reader takes for one write of the server, 256 KiB: nobody sees less of it
+    # where there is no socket.
+    async with (
+        memory_server(ServerConfig(slow_timeout_seconds=6)) as network,
+        trio.open_nursery() as nursery,
+    ):
+        sender = await network.join()
+        readers = {seconds: await network.join(lockstep=True) for seconds in (1.0, 2.9)}
+        texts = [f"{i} {'x' * 60_000}" for i in range(200)]  # three send queues
+        read: dict[float, list[str]] = {seconds: [] for seconds in readers}
+
+        async def read_slowly(seconds: float) -> None:
+            while len(read[seconds]) < len(texts):
+                await trio.sleep(seconds)
+                read[seconds].append(await readers[seconds].line())
+
+        for seconds in readers:
+            nursery.start_soon(read_slowly, seconds)
+        took = await say_all(sender, texts)
+        queued = len(texts) - len(read[1.0])
+        assert took == pytest.approx(len(read[1.0]), abs=5)
+        assert queued <= 4 * 1024 * 1024 / 60_000 + 5
+    assert all(each == [f"[Client 1] {text}" for text in texts] for each in read.values())
+
+
+async def test_a_room_whose_only_readers_take_nothing_goes_on_after_a_bounded_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await stall_and_fill(network, sender)
+        held_up = await say_all(sender, ["2"])  # no bytes taken, then the budget
+        assert held_up == pytest.approx(2.0 + 2.0, abs=0.1)
+        assert await say_all(sender, ["3", "4"]) == 0
+
+
+async def test_waiting_is_not_free_any_more_when_a_fast_reader_joins(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        await stall_and_fill(network, sender)
+
+        async def join() -> None:
+            await trio.sleep(0.5)
+            await network.join()
+
+        nursery.start_soon(join)
+        assert await say_all(sender, ["2"]) == pytest.approx(0.5 + 2.0, abs=0.1)
+
+
+async def test_waiting_is_not_free_any_more_from_the_moment_a_slow_reader_has_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        reader = await network.join(lockstep=True)
+        await stall_and_fill(network, sender)
+
+        async def read() -> None:
+            await trio.sleep(0.505)
+            await reader.lines(3)
+
+        nursery.start_soon(read)
+        assert await say_all(sender, ["2"]) == pytest.approx(0.505 + 2.0, abs=0.001)
+
+
+async def test_a_lagging_client_that_half_closes_still_gets_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, [str(i) for i in range(2, 20)])
+        await slow.finish()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await slow.rest() == [f"[Client 1] {i}" for i in range(20)]
+
+
+async def test_what_a_client_missed_before_its_hello_comes_with_the_welcome(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """In the protocol in which it missed it; and what it asks for comes behind."""
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        heard = [await slow.line()]  # now its send queue has room for one batch
+        await slow.send('/json {"replay": 2}')
+        await trio.testing.wait_all_tasks_blocked()
+        heard += [await slow.line() for _ in range(5)]
+        assert heard[:3] == ["[Client 1] 0", "[Client 1] 1", "[Server] 1 message skipped"]
+        kinds = [json.loads(line).get("type") for line in heard[3:]]
+        assert kinds == ["welcome", "said", "said"]
+
+
+async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everything(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A message and a notice of the server; and the room waits no longer."""
+    async with memory_server(config(Slow.WAIT)) as network:
+        for notice in False, True:
+            sender = await network.join()
+            await network.join()
+            slow = await stall_and_fill(network, sender)
+            started = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                if notice:
+                    nursery.start_soon(network.server.broadcast, "dinner")
+                else:
+                    nursery.start_soon(say_all, sender, ["2"])
+                await trio.testing.wait_all_tasks_blocked()
+                await slow.finish()
+            assert trio.current_time() == started
+            heard = [line.partition("] ")[2] for line in await slow.rest()]
+            assert heard == ["0", "1", "dinner" if notice else "2"]
+
+
+async def test_a_server_notice_waits_for_a_lagging_client(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        receipts = [await network.server.broadcast(f"notice {i}") for i in range(20)]
+        assert {(each.delivered + each.queued, each.lagging) for each in receipts} == {(2, 1)}
+        assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+        assert await slow.lines(16) == [f"[Server] notice {i}" for i in range(4, 20)]
+
+
+async def test_server_notices_wait_until_the_send_queue_takes_them_while_memory_is_tight(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        budget = network.server._registry.budget
+        budget.add(int(budget.limit_bytes * 3 / 4))
+        assert budget.tight
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        notices = [str(i) * 60_000 for i in range(5)]
+        for notice in notices:
+            assert (await network.server.broadcast(notice)).lagging == 1
+        assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+        with trio.fail_after(60):
+            assert await slow.lines(5) == [f"[Server] {notice}" for notice in notices]
+
+
+async def test_private_messages_to_a_slow_client_cost_their_sender_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        attacker = await network.join()
+        started = trio.current_time()
+        for _ in range(10):
+            await attacker.send("/msg 3 psst")
+            assert "not delivered" in await attacker.line()
+        assert trio.current_time() - started == 2.0  # the first waits, the others fail at once
+        assert await say_all(sender, ["2"]) == 2.0  # the room has all of its budget
+        assert len(network.server.members) == 4
+        assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("attackers", [1, 4])
+async def test_private_messages_without_end_hold_up_no_message_of_the_room(
+    attackers: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """To a client on a slow link; they are 60 KB each, and it is sent 80 KB a second."""
+    async with memory_server(ServerConfig()) as network, trio.open_nursery() as nursery:
+        speaker = await network.join()
+        victim = await network.join(lockstep=True)
+        heard: list[tuple[float, float]] = []
+
+        async def attack() -> None:
+            attacker = await network.join()
+            await attacker.send("/join attic")
+            nursery.start_soon(attacker.rest)
+            while True:
+                await attacker.send("/msg 2 " + "p" * 60_000)
+                await trio.sleep(0.05)
+
+        async def read() -> None:
+            data = b""
+            while True:
+                data += await victim.stream.receive_some(8_000)
+                await trio.sleep(0.1)
+                *lines, data = data.split(b"\n")
+                heard.extend(
+                    (trio.current_time(), float(line.split()[-1]))
+                    for line in lines
+                    if line.startswith(b"[Client 1] at ")
+                )
+
+        for _ in range(attackers):
+            nursery.start_soon(attack)
+        nursery.start_soon(read)
+        nursery.start_soon(speaker.rest)
+        for _ in range(240):
+            await speaker.send(f"at {trio.current_time()}")
+            await trio.sleep(0.25)
+        delays = [at - said for at, said in heard]
+        assert len(heard) >= 20
+        # Half of the send queue, 2 MiB, and what is being written: so long is that on its way.
+        assert max(delays) <= 45
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_reader_that_floods_others_is_still_a_slow_reader(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        honest = await network.join()
+        flooder = await network.join(lockstep=True)
+        received: list[str] = []
+
+        async def flood() -> None:
+            while True:
+                await flooder.send(*["spam"] * 10)
+                await trio.sleep(0.01)
+
+        async def listen() -> None:
+            while len([line for line in received if "pong" in line]) < 5:
+                received.append(await honest.line())
+
+        nursery.start_soon(flood)
+        started = trio.current_time()
+        async with trio.open_nursery() as listening:
+            listening.start_soon(listen)
+            for i in range(5):
+                await honest.send(f"hello {i}", f"/ping {i}")
+        assert trio.current_time() - started < 5
+        nursery.cancel_scope.cancel(reason="all were answered")
+    assert [line for line in received if "pong" in line] == [f"[Server] pong {i}" for i in range(5)]
+
+
+async def _read_after(seconds: float, client: ScriptedClient) -> None:
+    await trio.sleep(seconds)
+    await client.lines(3)
+
+
+async def test_room_that_somebody_else_took_is_waited_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The member's own answer slips in where the room was about to: it waits on, in order."""
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        nursery.start_soon(slow.send, "/ping")
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as reading:
+            reading.start_soon(_read_after, 1.0, slow)
+            assert await say_all(sender, ["2"]) == 1.0
+        assert await slow.line() in ("[Server] pong", "[Client 1] 2")
+
+
+async def test_drop_skips_and_says_how_much_in_its_place(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        healthy = await network.join()
+        slow = await stall_and_fill(network, sender)
+        assert await say_all(sender, ["2", "3", "4"]) == 0
+        assert await slow.lines(2) == ["[Client 1] 0", "[Client 1] 1"]
+        await say_all(sender, ["5"])
+        assert await slow.lines(2) == ["[Server] 3 messages skipped", "[Client 1] 5"]
+        assert await healthy.lines(6) == [f"[Client 1] {i}" for i in range(6)]
+        assert network.server.statistics().skipped == 3
+
+
+async def test_drop_tells_as_soon_as_the_client_has_read_what_it_got(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Perhaps nobody says anything for long."""
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2", "3", "4"])
+        assert await slow.lines(3) == [
+            "[Client 1] 0",
+            "[Client 1] 1",
+            "[Server] 3 messages skipped",
+        ]
+        await say_all(sender, ["5"])
+        assert await slow.line() == "[Client 1] 5"
+
+
+async def test_drop_tells_at_the_latest_with_the_goodbye(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.DROP)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await say_all(sender, ["2"])
+        network.server.kick(2)
+        assert await slow.rest() == [
+            "[Client 1] 0",
+            "[Client 1] 1",
+            "[Server] 1 message skipped",
+            "[Server] goodbye: kicked",
+        ]
+
+
+async def test_disconnect_waits_for_nobody(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server(config(Slow.DISCONNECT)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        assert await say_all(sender, ["2"]) == 0
+        assert "[INFO] [server] [STATE] Client 2 disconnected (too slow)" in log.lines
+        assert (await slow.rest())[-1] == "[Server] goodbye: too slow"
+
+
+async def test_who_does_not_read_its_answers_is_not_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
+        greedy = await network.join(lockstep=True)
+        asked = 0
+
+        async def ask() -> None:
+            nonlocal asked
+            while asked < 100:
+                await greedy.send("/ping")
+                asked += 1
+
+        nursery.start_soon(ask)
+        await trio.sleep(60)
+        assert asked <= BATCHES_BEFORE_FULL + 2
+        assert len(network.server.members) == 1  # it hurts nobody: it may stay
+        assert await greedy.lines(100) == ["[Server] pong"] * 100
+
+
+async def test_a_sender_that_is_kicked_while_it_waits_has_been_heard_by_all(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Accepted is accepted: cancelling the sender does not cancel what it said."""
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        slow = await stall_and_fill(network, sender)
+        await sender.send("2")
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(1)
+        await trio.sleep(1)
+        assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+
+
+async def test_what_a_sender_said_before_it_was_kicked_is_said_in_its_turn(
+    autojump_clock: trio.testing.MockClock, log: LogRecorder
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        first = await network.join()
+        second = await network.join()
+        slow = await stall_and_fill(network, first)
+        await first.send("2")
+        await second.send("my last word")
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(2)
+        await trio.sleep(1)
+        assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
+        assert await slow.line() == "[Client 2] my last word"
+    assert "[RX] [Client 2] my last word" in "\n".join(log.lines)
+
+
+async def test_memory_for_a_stalled_member_is_bounded_in_bytes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    many = ServerConfig(slow=Slow.DROP, send_queue_batches=10_000)
+    async with memory_server(many) as network:
+        sender = await network.join()
+        await network.join(lockstep=True)
+        for _ in range(200):
+            await sender.send("x" * 60_000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert 3_000_000 < network.server.statistics().waiting_bytes <= 4 * 1024 * 1024
+        assert network.server.statistics().skipped > 100
+
+
+async def test_the_grace_period_begins_when_one_leaves_even_if_what_it_said_has_to_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Simulation, seed 269: it began when what was numbered before had been told."""
+    patient = config(Slow.WAIT, slow_timeout_seconds=10, grace_seconds=1)
+    async with memory_server(patient) as network, trio.open_nursery() as nursery:
+        sender = await network.join()
+        stalled = await stall_and_fill(network, sender)
+        deaf = await network.join(lockstep=True)
+        nursery.start_soon(say_all, sender, ["2"])
+        await trio.testing.wait_all_tasks_blocked()
+        await deaf.send("in its turn")
+        await trio.testing.wait_all_tasks_blocked()
+        network.server.kick(3)
+        await trio.sleep(1.5)
+        said = [*(f"[Client 1] {i}" for i in range(3)), "[Client 3] in its turn"]
+        assert await stalled.lines(4) == said
+        assert not any("goodbye" in line for line in await deaf.rest())

@@ -1,0 +1,500 @@
+"""The operator's console: its commands against a server in memory, and a real one in a terminal."""
+
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from multichat.errors import LineTooLong
+from multichat.net import transport
+from multichat.protocol.framing import Part
+from multichat.server.config import ServerConfig
+from multichat.server.server import MemberInfo, Server
+from multichat.terminal import admin_console as operator
+from multichat.terminal.admin_console import AdminConsole, console_fd, run_console
+from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.log import LogRecorder
+from tests.support.processes import LOOPBACK, MULTICHAT
+from tests.support.terminals import Terminal
+
+pytestmark = pytest.mark.unit
+
+NOW = 1_736_937_045.0
+MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
+
+
+async def settle() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+class Desk:
+    """A server in memory, and the console of its operator."""
+
+    def __init__(self, network: MemoryServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.network, self.server = network, network.server
+        self._monkeypatch = monkeypatch
+        self.shown: list[str] = []
+        self.typed, self.lines = trio.open_memory_channel[list[Part]](0)
+        self.ended = False
+
+    async def run(self) -> None:
+        await AdminConsole(self.server, self.shown.append, clock=lambda: NOW).run(self.lines)
+        self.ended = True
+
+    async def type(self, *parts: Part) -> list[str]:
+        """Type what one read brings; return what is shown once all is quiet."""
+        await self.typed.send(list(parts))
+        await settle()
+        shown, self.shown[:] = self.shown[:], []
+        return shown
+
+    async def join(self, address: str = "", name: str = "") -> ScriptedClient:
+        self._monkeypatch.setattr(transport, "peer_address", lambda _: address)
+        client = await self.network.join()
+        if name:
+            await client.send(f"/name {name}")
+            await client.line()
+        return client
+
+
+@pytest.fixture
+async def desk(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Desk]:
+    async with open_desk(monkeypatch) as made:
+        yield made
+
+
+@asynccontextmanager
+async def open_desk(
+    monkeypatch: pytest.MonkeyPatch, config: ServerConfig | None = None
+) -> AsyncIterator[Desk]:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    async with memory_server(config) as network, trio.open_nursery() as nursery:
+        made = Desk(network, monkeypatch)
+        nursery.start_soon(made.run)
+        yield made
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+# Saying something
+
+
+async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
+    alice, bob = await desk.join(), await desk.join()
+    await bob.send("/join den")
+    await settle()
+    assert await desk.type("maintenance at noon\n//clients is for me\n/ is not a command") == [
+        "unknown command /; /help lists them; // says a /"
+    ]
+    said = ["[Server] maintenance at noon", "[Server] /clients is for me"]
+    assert await alice.lines(2) == said
+    assert (await bob.lines(3))[-2:] == said
+
+
+@pytest.mark.parametrize("start", [" /", "\u200b/", "／", "\\"])
+async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, start: str) -> None:
+    alice = await desk.join()
+    assert await desk.type(f"{start}kick alice badly\n /login bob pw\n /usr/bin is full") == [
+        "not said, because it looks like /kick; // says a /",
+        "not said, because it looks like /login; // says a /",
+    ]
+    assert await alice.line() == "[Server]  /usr/bin is full"
+
+
+async def test_clients_and_rooms_are_listed(desk: Desk) -> None:
+    assert await desk.type("/rooms\n/who") == ["nobody is connected"] * 2
+    await desk.join(name="alice")
+    bob = await desk.join(name="bob")
+    await bob.send("/join den")
+    await settle()
+    assert await desk.type("/rooms") == ["room   clients", "den          1", "lobby        1"]
+    clients = await desk.type("/clients")
+    assert await desk.type("/who") == clients
+    assert len(clients) == 3
+    for command in ("/who #DEN", "/clients den"):
+        heading, client = await desk.type(command)
+        assert client.split()[:3] == ["2", "bob", "den"]
+    assert await desk.type("/who attic") == ["nobody is in attic"]
+
+
+async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> None:
+    alice, bob = await desk.join(name="alice"), await desk.join()
+    assert await desk.type("/send 1 hello,  you\n/send ALICE and you\n/send Client 2 not you") == []
+    assert await alice.lines(2) == ["[Server] hello,  you", "[Server] and you"]
+    assert await bob.line() == "[Server] not you"
+    assert await desk.type("/send 7 x\n/send carol x\n/send Client 7 x") == [
+        "no client 7 is connected",
+        "nobody called carol is connected",
+        "nobody called Client 7 is connected",
+    ]
+    assert await desk.type("/send\n/send 1\n/send Client 2") == ["usage: /send WHO TEXT"] * 3
+
+
+async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_desk(monkeypatch, ServerConfig(send_queue_batches=1)) as desk:
+        await desk.network.join(lockstep=True)
+        assert await desk.type("\n".join(f"line {i}" for i in range(9))) == []
+        started = trio.current_time()
+        assert await desk.type("/kick 1\n/clients") == [
+            "client 1 was disconnected",
+            "nobody is connected",
+        ]
+        assert trio.current_time() == started
+
+
+async def test_who_takes_nothing_is_not_told(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_desk(monkeypatch, ServerConfig(send_queue_batches=1)) as desk:
+        await desk.network.join(lockstep=True)
+        for text in ("is being written", "waits", "has no room"):
+            assert await desk.type(f"/send 1 {text}") == []
+        await trio.sleep(60)
+        assert desk.shown == ["Client 1 is too slow: the message was not delivered"]
+
+
+async def test_what_waits_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await desk.join()
+    lines = operator.MAX_WAITING_LINES + 2
+    shown = await desk.type("\n".join(map(str, range(lines))))
+    assert set(shown) == {"too much waits to be said; that was not taken"}
+    assert len(shown) <= 2
+    await client.lines(lines - len(shown))
+
+
+async def test_a_line_that_is_too_long_is_told(desk: Desk) -> None:
+    assert await desk.type(LineTooLong(1000)) == [
+        "the line was longer than 1000 bytes and was dropped"
+    ]
+
+
+async def test_the_end_of_the_input_waits_for_what_was_said(desk: Desk) -> None:
+    client = await desk.join()
+    await desk.typed.send(["goodnight"])
+    await desk.typed.aclose()
+    assert await client.line() == "[Server] goodnight"
+    await settle()
+    assert desk.ended
+    assert not desk.server.shutting_down
+
+
+# Who is there
+
+
+async def test_nobody_is_there(desk: Desk) -> None:
+    assert await desk.type("/clients\n/bans") == ["nobody is connected", "nobody is banned"]
+
+
+async def test_clients_are_listed_in_columns(desk: Desk) -> None:
+    await desk.join("203.0.113.7:51234", "alice")
+    await desk.join("[2001:db8::1]:51234")
+    bob = await desk.join("", "花子")
+    await bob.send("/join den")
+    await settle()
+    assert await desk.type("/clients") == [
+        "#  name      room   address      waiting",
+        "1  alice     lobby  203.0.113.7      0 B",
+        "2  Client 2  lobby  2001:db8::1      0 B",
+        "3  花子      den    -                0 B",
+    ]
+
+
+LONG = [
+    MemberInfo(
+        client=1_234_567,
+        name="w" * 32,
+        room="r" * 32,
+        address="[2001:db8:1111:2222:3333:4444:5555:6666]:51234",
+        waiting_bytes=4 * 1024 * 1024,
+    ),
+    MemberInfo(client=3, name="花" * 32, room="x", address="/run/chat", waiting_bytes=2048),
+    MemberInfo(client=5, name="al", room="x", address="", waiting_bytes=99, behind=4321),
+    MemberInfo(client=4, name="e\u0301" * 9, room="x\x1b[2J", address="", waiting_bytes=0),
+]
+
+
+async def test_a_narrow_terminal_holds_the_list(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "members", LONG)
+    assert await desk.type("/clients") == [
+        "      #  name         room         address           waiting",
+        "1234567  wwwwwwwwww…  rrrrrrrrrr…  2001:db8:1…         4 MiB",
+        "      3  花花花花花…  x            /run/chat           2 KiB",
+        "      5  al           x            -            4,321 behind",
+        "      4  " + "e\u0301" * 9 + "    x␛[2J        -                     0 B",
+    ]
+
+
+# Having them go
+
+
+async def test_a_client_is_kicked(desk: Desk, log: LogRecorder) -> None:
+    alice, bob = await desk.join(name="alice"), await desk.join()
+    assert await desk.type("/kick ALICE too   loud\x1b\n/KICK 2") == [
+        "client 1 was disconnected",
+        "client 2 was disconnected",
+    ]
+    assert await alice.rest() == ["[Server] goodbye: kicked: too   loud␛"]
+    assert await bob.rest() == ["[Server] goodbye: kicked"]
+    assert "[INFO] [server] [STATE] Client 2 disconnected (kicked)" in log.lines
+    assert await desk.type("/kick 2\n/kick\n/kick bob\x1b[2J") == [
+        "no client 2 is connected",
+        "usage: /kick WHO [REASON]",
+        "nobody called bob␛[2J is connected",
+    ]
+
+
+@pytest.mark.parametrize("who", ["1", "alice", "Client 1", "203.0.113.7", "203.0.113.7:51234"])
+async def test_a_ban_is_of_the_address(desk: Desk, who: str) -> None:
+    alice = await desk.join("203.0.113.7:51234", "alice")
+    neighbour = await desk.join("203.0.113.7:51235")
+    await desk.join("203.0.113.8:51234")
+    assert await desk.type(f"/ban {who} 10m  too loud") == [
+        "banned 203.0.113.7 for 10 min: too loud (2 clients were disconnected)"
+    ]
+    for client in (alice, neighbour):
+        assert (await client.rest())[-1] == "[Server] goodbye: banned for 10 min: too loud"
+    again = await desk.join("203.0.113.7:51236")
+    assert await again.rest() == ["[Server] goodbye: banned for 10 min: too loud"]
+    assert await desk.type("/bans") == ["203.0.113.7 for 10 min: too loud"]
+    assert await desk.type("/unban 203.0.113.7\n/unban 203.0.113.7") == [
+        "203.0.113.7 is no longer banned",
+        "there is no ban of 203.0.113.7; /bans lists them",
+    ]
+    await desk.join("203.0.113.7:51237", "alice")
+
+
+async def test_a_network_is_banned(desk: Desk) -> None:
+    await desk.join("[2001:db8::1]:51234")
+    assert await desk.type("/ban 2001:db8::/32\n/ban 203.0.113.7/24 1d\n/bans") == [
+        "banned 2001:db8::/32 for ever (1 client was disconnected)",
+        "banned 203.0.113.0/24 for 24 h (no client was disconnected)",
+        "2001:db8::/32 for ever",
+        "203.0.113.0/24 for 24 h",
+    ]
+
+
+@pytest.mark.parametrize("typed", ["bob", "name bob"])
+async def test_a_name_is_banned_whether_somebody_has_it_or_not(desk: Desk, typed: str) -> None:
+    assert await desk.type(f"/ban {typed} forever 3 times is enough") == [
+        "banned name bob for ever: 3 times is enough (no client was disconnected)"
+    ]
+    client = await desk.join()
+    await client.send("/name BOB")
+    assert await client.line() == "[Server] the name BOB is banned"
+    assert await desk.type("/unban Bob") == ["name Bob is no longer banned"]
+
+
+async def test_who_has_no_address_is_banned_by_name(desk: Desk) -> None:
+    bob = await desk.join(name="bob")
+    await desk.join()
+    assert await desk.type("/ban 1 too loud\n/ban Client 2\n/ban 2") == [
+        "banned name bob for ever: too loud (1 client was disconnected)",
+        *["Client 2 has neither an address nor a name; /kick it"] * 2,
+    ]
+    assert (await bob.rest())[-1] == "[Server] goodbye: banned for ever: too loud"
+
+
+async def test_the_name_of_who_has_an_address_can_be_banned_too(desk: Desk) -> None:
+    await desk.join("203.0.113.7:51234", "bob")
+    assert await desk.type("/ban name bob") == [
+        "banned name bob for ever (1 client was disconnected)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "argument", ["203.0.113.8", "127.1", "0x7f.1", "name", "forever", "10m", "l0", "Client", "all"]
+)
+async def test_nobody_is_called_like_an_argument_of_a_command(desk: Desk, argument: str) -> None:
+    client = await desk.join()
+    await client.send(f"/name {argument}")
+    assert (await client.line()).startswith(f"[Server] nobody can be called {argument}: ")
+    [shown] = await desk.type(f"/kick {argument}")
+    assert shown == f"nobody called {argument} is connected"
+    assert desk.server.statistics().clients == 1
+
+
+async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
+    assert await desk.type("/ban alice") == [
+        "banned name alice for ever (no client was disconnected)"
+    ]
+    client = await desk.join()
+    await client.send("/name аӏісе")  # Cyrillic
+    assert await client.line() == "[Server] the name аӏісе is banned"
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("/ban", "usage: /ban WHAT [TIME] [REASON]"),
+        ("/unban", "usage: /unban WHAT"),
+        ("/ban 7", "no client 7 is connected"),
+        ("/ban Client 7 10m", "nobody called Client 7 is connected"),
+        ("/ban 203.0.113.256", "203.0.113.256 is no address"),
+        ("/ban 203.0.113.0/99", "203.0.113.0/99: the length of a network is 0 to 32"),
+        ("/ban bob 10x", "10x is no time: say 90s, 10m, 2h, 1d or forever"),
+        ("/ban bob 2nd time", "2nd is no time: say 90s, 10m, 2h, 1d or forever"),
+        (
+            "/ban 10m",
+            "nobody can be called 10m: it can be taken for a number, an address or a time",
+        ),
+        ("/ban Client", "nobody can be called Client: it can be taken for a client without a name"),
+        ("/ban name аlice", MIXED),
+        ("/ban bob\x1b", "bob␛ is no address, network or name"),
+        ("/unban 7", "7 is a client's number, and nobody's name"),
+        ("/unban a b", "a b is no address, network or name"),
+        ("/foo\x1b bar", "unknown command /foo␛; /help lists them; // says a /"),
+        (f"/{'x' * 99}", f"unknown command /{'x' * 39}; /help lists them; // says a /"),
+    ],
+)
+async def test_a_mistake_is_one_line(desk: Desk, typed: str, shown: str) -> None:
+    assert await desk.type(typed) == [shown]
+    assert await desk.type("/bans") == ["nobody is banned"]
+
+
+async def test_help_names_every_command_and_fits_a_narrow_terminal(desk: Desk) -> None:
+    shown = await desk.type("/help")
+    assert max(map(len, shown)) <= 60
+    source = Path(operator.__file__).read_text("utf-8")
+    obeyed = set(re.findall(r'(?:case|\|) "(/\w+)"', source))
+    assert {line.split()[0] for line in shown if line.startswith("/")} == obeyed
+
+
+async def test_quit_ends_the_server_after_what_was_said(desk: Desk) -> None:
+    client = await desk.join()
+    await desk.type("goodnight\n/quit")
+    assert desk.server.shutting_down
+    assert await client.line() == "[Server] goodnight"
+
+
+# The terminal
+
+
+def test_standard_input_that_is_no_terminal_is_no_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/null").open() as null:
+        monkeypatch.setattr(sys, "stdin", null)
+        assert console_fd() is None
+    assert console_fd() is None  # closed
+    monkeypatch.setattr(sys, "stdin", None)
+    assert console_fd() is None
+
+
+async def test_without_a_terminal_nobody_operates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    shown: list[str] = []
+    with trio.testing.assert_checkpoints():
+        await run_console(Server(), shown.append)
+    assert shown == []
+
+
+async def test_a_bug_of_ours_ends_neither_the_console_nor_the_server(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, log: LogRecorder
+) -> None:
+    async def broadcast(server: Server, text: str) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Server, "broadcast", broadcast)
+    monkeypatch.setattr(Server, "bans", property(lambda server: 1 // 0))
+    assert await desk.type("hello\n/bans\n/clients") == [
+        "that failed, and the log says how",
+        "nobody is connected",
+        "that failed, and the log says how",
+    ]
+    crashed = "[ERROR] [server] [STATE] a command of the operator's crashed: ZeroDivisionError("
+    assert [line[: len(crashed)] for line in log.lines] == [crashed] * 2
+
+
+# A server that has a console and nothing else, for what only a terminal and its shell can show.
+PROGRAM = """
+import signal, sys, trio
+from multichat.terminal.admin_console import run_console
+from multichat.server.server import Server
+
+async def main():
+    async with Server().open() as server:
+        before = signal.getsignal(signal.SIGTTIN)
+        print("ready", flush=True)  # what is typed sooner is the shell's
+        await run_console(server, lambda line: print("shown:", line, flush=True))
+        print("sigttin", "restored" if signal.getsignal(signal.SIGTTIN) == before else "changed")
+        await trio.sleep(600)
+
+trio.run(main)
+"""
+
+
+@pytest.fixture
+def program_file(tmp_path: Path) -> str:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM, "utf-8")
+    return str(path)
+
+
+@pytest.mark.process
+async def test_the_end_of_input_ends_the_console_alone(
+    terminal: Terminal, program_file: str
+) -> None:
+    await terminal.open("t", sys.executable, program_file)
+    await terminal.wait_for("t", "ready\n")
+    await terminal.type("t", "/clients")
+    await terminal.wait_for("t", "shown: nobody is connected")
+    await terminal.run("send-keys", "-t", "t", "C-d")
+    await terminal.wait_for("t", "shown: The console has ended, the server goes on")
+    await terminal.wait_for("t", "sigttin restored")
+    assert "status=" not in await terminal.screen("t")
+
+
+@pytest.mark.process
+async def test_a_job_in_the_background_is_not_stopped(
+    terminal: Terminal, program_file: str
+) -> None:
+    await terminal.open("t", "bash", "--norc", "-i")
+    await terminal.type("t", f"PS1='$ '; {sys.executable} {program_file}")
+    await terminal.wait_for("t", "ready\n")
+    await terminal.type("t", "/clients")
+    await terminal.wait_for("t", "shown: nobody is connected")
+    await terminal.run("send-keys", "-t", "t", "C-z")
+    await terminal.wait_for("t", "Stopped")
+    await terminal.type("t", "clear; bg")
+    await terminal.wait_for("t", "shown: The console has ended, the server goes on")
+    await terminal.type("t", "clear; jobs; kill %1")
+    await terminal.wait_for("t", "Running")
+
+
+@pytest.mark.process
+async def test_a_job_that_begins_in_the_background_reads_nothing(
+    terminal: Terminal, program_file: str
+) -> None:
+    await terminal.open("t", "bash", "--norc", "-i")
+    await terminal.type("t", f"PS1='$ '; {sys.executable} {program_file} &")
+    await terminal.wait_for("t", "sigttin restored")
+    await terminal.type("t", "clear; jobs; kill %1")
+    await terminal.wait_for("t", "Running")
+
+
+@pytest.mark.process
+async def test_the_operator_of_a_real_server(terminal: Terminal) -> None:
+    await terminal.open("server", MULTICHAT, "serve", "0", "--host", LOOPBACK)
+    await terminal.wait_for("server", "Listening on")
+    port = re.findall(r"server on port (\d+)", await terminal.screen("server"))[0]
+    await terminal.open("client", MULTICHAT, "connect", LOOPBACK, port, "--name", "alice")
+    await terminal.wait_for("server", "Client 1 is now called alice")
+    await terminal.type("server", "good evening")
+    await terminal.wait_for("client", "Server  good evening")
+    await terminal.run("clear-history", "-t", "server")
+    await terminal.type("server", "/clients")
+    await terminal.wait_for("server", "1  alice  lobby  127.0.0.1")
+    await terminal.type("server", "/kick 1")
+    await terminal.wait_for("client", "kicked")
+    await terminal.type("server", "/quit")
+    await terminal.wait_for("server", "status=0")
+    assert "Traceback" not in await terminal.screen("server")
