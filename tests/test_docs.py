@@ -232,6 +232,10 @@ def test_one_sentence_per_line(page: Path) -> None:
 
 def test_the_design_lists_every_module() -> None:
     design = (ROOT / "docs" / "design.md").read_text("utf-8")
-    modules = {path.stem for path in (ROOT / "multichat").glob("[!_]*.py")}
-    listed = set(re.findall(r"^\| `(\w+)` \|", design, re.MULTILINE))
+    package = ROOT / "multichat"
+    modules = {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("[!_]*.py")
+    }
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", design, re.MULTILINE))
     assert modules <= listed

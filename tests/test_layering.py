@@ -1,4 +1,4 @@
-"""The pure modules import nothing that could wait, tell the time or roll dice."""
+"""Packages import only those below them, and pure modules nothing that waits or reads a clock."""
 
 import ast
 import re
@@ -10,35 +10,46 @@ import multichat
 
 pytestmark = pytest.mark.unit
 
-PURE = (
-    "protocol.address",
-    "server.bans",
-    "protocol.commands",
+# From the bottom to the top: a module imports its own package and the layers below.
+LAYERS = (
+    ("errors",),
+    ("protocol",),
+    ("files", "log", "signals"),
+    ("stdio",),
+    ("net",),
+    ("journal",),
+    ("client",),
+    ("server",),  # a bot in a server is a client
+    ("terminal", "testing"),
+    ("cli",),
+    ("__main__",),
+)
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+PURE_PACKAGES = ("protocol",)
+PURE_MODULES = (
     "client.comeback",
-    "terminal.completion",
-    "server.config",
     "client.conversation",
+    "client.negotiation",
+    "client.status",
+    "client.timeouts",
+    "client.unacknowledged",
     "errors",
     "net.fair_share",
-    "protocol.framing",
-    "client.negotiation",
-    "protocol.ids",
-    "protocol.json_lines",
+    "net.memory_budget",
+    "server.bans",
+    "server.config",
     "server.limits",
-    "terminal.render",
-    "protocol.lookalikes",
-    "terminal.mention",
-    "protocol.messages",
-    "protocol.names",
     "server.origin",
-    "client.unacknowledged",
     "server.password_attempts",
-    "protocol.auth",
     "server.presence",
-    "protocol.telnet",
-    "protocol.codecs",
+    "terminal.completion",
+    "terminal.mention",
+    "terminal.render",
     "terminal.wrap",
 )
+# Reads the clock, for the times of messages.
+IMPURE = ("protocol.timestamps",)
 ALLOWED = {
     "collections",
     "collections.abc",
@@ -57,13 +68,23 @@ ALLOWED = {
     "re",
     "typing",
     "unicodedata",
-    *(f"multichat.{name}" for name in PURE),
 }
 
 PACKAGE = Path(multichat.__file__).parent
-
-
 TESTS = Path(__file__).parent
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+PURE = {
+    name
+    for name in MODULES
+    if (name.startswith(tuple(f"{package}." for package in PURE_PACKAGES)) or name in PURE_MODULES)
+    and name not in IMPURE
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -75,12 +96,36 @@ def imported(path: Path) -> set[str]:
             assert node.level == 0, "imports are absolute"
             assert node.module
             names.add(node.module)
+            # `from package import module`
+            names |= {
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if f"{node.module}.{alias.name}".removeprefix("multichat.") in MODULES
+            }
     return names
 
 
-@pytest.mark.parametrize("module", PURE)
-def test_pure_modules_stay_pure(module: str) -> None:
-    assert imported(PACKAGE / f"{module.replace('.', '/')}.py") <= ALLOWED
+def test_each_layer_imports_only_those_below() -> None:
+    for name, path in MODULES.items():
+        package = name.partition(".")[0]
+        if name == "__init__":  # imports what it exports when that is first used
+            continue
+        for module in imported(path):
+            if not module.startswith("multichat."):
+                continue
+            other = module.split(".")[1]
+            assert other == package or RANKS[other] < RANKS[package], f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_pure_modules_stay_pure(name: str) -> None:
+    allowed = ALLOWED | {f"multichat.{other}" for other in PURE}
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert imported(MODULES[name]) - {f"multichat.{package}" for package in packages} <= allowed
+
+
+def test_all_modules_that_are_said_to_be_pure_exist() -> None:
+    assert set(PURE_MODULES) | set(IMPURE) <= set(MODULES)
 
 
 def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
@@ -90,14 +135,13 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
 
 
 def test_only_the_command_line_knows_the_command_line() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        if path.name not in ("main.py", "config.py", "serve.py", "process.py"):
-            assert "typer" not in imported(path), path.name
+    for name, path in MODULES.items():
+        assert name.startswith("cli.") or "typer" not in imported(path), name
 
 
 def test_modules_stay_small() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text("utf-8").splitlines()) <= 600, path.name
+    for name, path in MODULES.items():
+        assert len(path.read_text("utf-8").splitlines()) <= 600, name
 
 
 def test_no_test_module_imports_from_another_one() -> None:
@@ -112,3 +156,10 @@ def test_no_test_module_imports_from_another_one() -> None:
         for module in modules:
             for part in module.split("."):
                 assert not re.match(r"test_|conftest$", part), f"{path} imports {module}"
+
+
+def test_tests_are_in_packages_like_the_modules() -> None:
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    for path in TESTS.iterdir():
+        if path.is_dir() and list(path.glob("test_*.py")):
+            assert path.name in packages

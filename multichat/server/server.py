@@ -4,7 +4,6 @@ Knows every client by its number; what they say to each other is the room's busi
 of them is spoken to the session's.
 """
 
-import math
 import ssl
 import time
 from collections.abc import (
@@ -21,13 +20,9 @@ from pathlib import Path
 
 import trio
 
-from multichat.client.chat import Chat
-from multichat.client.connect import open_chat
-from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import (
     LocalProtocolError,
     MultichatError,
-    Refused,
     StorageFailed,
     UnknownClient,
     lone_exception,
@@ -53,6 +48,7 @@ from multichat.protocol.names import load_tables
 from multichat.server.admission import Admission, AdmissionRefused, Greeted
 from multichat.server.ban_file import BanFile
 from multichat.server.bans import Ban, Bans
+from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
@@ -62,9 +58,6 @@ from multichat.server.registry import Registry
 from multichat.server.session import Session
 
 __all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
-
-# A bot starts before its server has time for it, where that is just being started.
-_BOT_TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +132,7 @@ class Server:
         self._turns = Turns(shares)
         self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
         self._nursery: trio.Nursery | None = None
-        self._bots: trio.Nursery | None = None
+        self._bots = Bots(self.handle, self._log, linger=self.config.timeouts.linger)
         self._shutdown = trio.Event()
         self._clients_ever = self._clients_before = self._refused = 0
 
@@ -239,7 +232,7 @@ class Server:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator["Server"]:
-        """Have the tasks that are nobody's: the journal, bots, who tells rooms who came and went.
+        """Run the tasks that belong to no client: the journal, announcements, bots.
 
         Clients are handled, and bots started, while the block runs.  At its end bots that have been
         told goodbye may come to theirs; otherwise they are cancelled.  `run` does this itself.
@@ -253,13 +246,13 @@ class Server:
                     self._clients_before = self._journal.clients_ever
                     self._clients_ever = self._clients_before
                     self._start_soon(self._turns.run)
-                    async with trio.open_nursery() as self._bots:
+                    async with self._bots.open():
                         yield self
                         if not self._registry.closed:
-                            self._bots.cancel_scope.cancel(reason="the server has ended")
+                            self._bots.cancel()
                 finally:
                     self._nursery.cancel_scope.cancel(reason="the server has ended")
-                    self._nursery = self._bots = None
+                    self._nursery = None
 
     def _start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         if self._nursery is not None:  # else it has ended, and there is nobody to tell anything
@@ -273,7 +266,7 @@ class Server:
 
     async def start_bot(
         self,
-        bot: Callable[[Chat], Awaitable[object]],
+        bot: Bot,
         *,
         name: str | None = None,
         room: str | None = None,
@@ -285,41 +278,7 @@ class Server:
         any client; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server
         is not open, `Refused` if it cannot have that name or room, or the server is full.
         """
-        if self._bots is None:
-            raise RuntimeError("the server is not open")
-        await self._bots.start(self._run_bot, bot, name, room)
-
-    async def _run_bot(
-        self,
-        bot: Callable[[Chat], Awaitable[object]],
-        name: str | None,
-        room: str | None,
-        task_status: trio.TaskStatus[None],
-    ) -> None:
-        started = False
-        try:
-            # Real sockets: bounded, and offered to as everybody's.
-            ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
-            with lone_exception():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._handle_bot, theirs, nursery.cancel_scope)
-                    wishes = partial(open_chat, name=name, room=room, timeouts=_BOT_TIMEOUTS)
-                    async with wishes(ours) as chat:
-                        if chat.welcome is None:
-                            reason = chat.goodbye or "the server has ended"
-                            raise Refused("refused", reason)  # noqa: TRY301 - for who started it
-                        started = True
-                        task_status.started()
-                        await bot(chat)
-        except Exception as error:  # the boundary of one bot
-            if not started:
-                raise
-            called = name or getattr(bot, "__name__", "without a name")
-            self._log.crash(f"the bot {called} crashed", error)
-
-    async def _handle_bot(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        await self.handle(stream)
-        scope.deadline = trio.current_time() + self.config.timeouts.linger
+        await self._bots.start(bot, name=name, room=room)
 
     @property
     def members(self) -> list[MemberInfo]:

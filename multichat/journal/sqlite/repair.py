@@ -25,6 +25,7 @@ __all__ = [
     "ROOMS",
     "Repaired",
     "are_heads",
+    "is_name",
     "is_whole",
     "repair",
 ]
