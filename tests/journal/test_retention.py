@@ -202,7 +202,7 @@ async def test_clients_that_resume_during_deletion_hear_each_message_or_how_many
             await writer.ask("say", text="the beginning")
             async with trio.open_nursery() as nursery:
                 for each in resumers:
-                    nursery.start_soon(each.text, network, turns)
+                    nursery.start_soon(each.run, network, turns)
                 for _ in range(150):
                     texts = ["x" * random.choice((5, 3000))] * random.choice((1, 5, 40))
                     await writer.send(*({"type": "say", "text": text} for text in texts))
