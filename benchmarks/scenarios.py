@@ -64,8 +64,8 @@ def framing(line: str) -> Iterator[Repeat]:
 @contextmanager
 def spelling(messages: int) -> Iterator[Repeat]:
     """Take a batch of lines for what they ask, and spell what everybody is told."""
-    from multichat.protocol.codecs import TEXT
     from multichat.protocol.messages import SaidBlock, SayBlock
+    from multichat.protocol.text_codec import TEXT
 
     lines = "\n".join([TEXT_63] * messages)
 

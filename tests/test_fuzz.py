@@ -82,7 +82,7 @@ NEVER = re.compile("(?!)")
         ),
         (
             "text-events",
-            "multichat.protocol.codecs._ACTED",
+            "multichat.protocol.text_codec._ACTED",
             re.compile(r"\* (\S+) ?(.*)"),
             "said-by-nobody",
         ),

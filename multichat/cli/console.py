@@ -34,7 +34,6 @@ from multichat.errors import (
 )
 from multichat.log import Log, LogWriter
 from multichat.protocol.auth import read_password
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.commands import (
     disguised_command,
     find_command,
@@ -50,6 +49,7 @@ from multichat.protocol.messages import (
     Goodbye,
     Reconnected,
 )
+from multichat.protocol.text_codec import TEXT
 from multichat.stdio import read_input, until_signal
 from multichat.terminal.render import STATES
 
@@ -228,7 +228,7 @@ class Console:
                 self._connected_at = trio.current_time()
             for tag, some in groupby(events, _tag):
                 if tag == "RX":
-                    lines = list(filter(None, map(TEXT.lines, some)))
+                    lines = list(filter(None, map(TEXT.format, some)))
                 else:
                     lines = [line for event in some for line in _describe(event)]
                 if lines:

@@ -26,9 +26,10 @@ from multichat.errors import (
     OutputLost,
     Refused,
 )
-from multichat.protocol.codecs import JSON, TEXT, encode_hello
+from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Error, Goodbye, Nonce, Quit, Welcome
+from multichat.protocol.text_codec import TEXT
 from multichat.stdio import read_input
 
 __all__ = ["pass_json", "send", "who"]
@@ -185,7 +186,7 @@ async def pass_json(
             try:
                 while events := await chat.receive():
                     # As they came: in the text protocol every line is an event that is that line.
-                    lines = list(map(TEXT.lines, events))
+                    lines = list(map(TEXT.format, events))
                     if not welcomed.is_set():
                         chat.check_admitted()
                         # Chat in the lobby may come before the server has read our hello.

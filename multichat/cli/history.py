@@ -8,8 +8,9 @@ from pathlib import Path
 
 from multichat.errors import JournalFailed, OutputLost
 from multichat.journal.sqlite.reader import open_reader
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import SaidBlock, room_of
+from multichat.protocol.text_codec import TEXT
 
 __all__ = ["parse_since", "show_history"]
 
@@ -69,8 +70,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _encode(said: SaidBlock, *, with_room: bool) -> bytes:
     where = f"{said.room}: " if with_room else ""
-    head = f"{_local(said.time)} {where}{TEXT.speaker(said.name, act=said.act)} ".encode()
-    return b"".join((head, said.text.encode().replace(b"\n", b"\n" + head), b"\n"))
+    return TEXT.encode_said(said, f"{_local(said.time)} {where}")
 
 
 @lru_cache(maxsize=1)  # of a run that was cut, and of many that came at once

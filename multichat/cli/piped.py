@@ -11,9 +11,10 @@ from dataclasses import replace
 from multichat.client.chat import Chat
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectionLost, LineTooLong
-from multichat.protocol.codecs import JSON, TEXT
 from multichat.protocol.framing import Part
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Nonce
+from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Piped", "for_pipe"]
 

@@ -26,8 +26,9 @@ from multichat.errors import (
     Refused,
     RemoteProtocolError,
 )
-from multichat.protocol.codecs import JSON, TEXT, Codec, is_hello
+from multichat.protocol.codec import Codec
 from multichat.protocol.framing import clean
+from multichat.protocol.json_codec import JSON, is_hello
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,
     NO_SENDER,
@@ -54,6 +55,7 @@ from multichat.protocol.messages import (
     Who,
     WireRequest,
 )
+from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Chat"]
 

@@ -16,8 +16,9 @@ from multichat.client.comeback import Position
 from multichat.client.negotiation import Handshake
 from multichat.client.unacknowledged import Outbox
 from multichat.errors import LineTooLong
-from multichat.protocol.codecs import JSON, TEXT, Codec, with_visible_names
+from multichat.protocol.codec import Codec
 from multichat.protocol.framing import Part
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Accepted,
     Act,
@@ -39,7 +40,8 @@ from multichat.protocol.messages import (
     Welcome,
     WireRequest,
 )
-from multichat.protocol.names import default_name, fold_name
+from multichat.protocol.names import default_name, fold_name, with_visible_names
+from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Conversation", "memory_of"]
 

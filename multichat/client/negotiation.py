@@ -17,8 +17,9 @@ import re
 
 from multichat.errors import RemoteProtocolError
 from multichat.protocol.auth import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.framing import clean
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     PROTOCOL,
     Error,
@@ -31,6 +32,7 @@ from multichat.protocol.messages import (
     room_of,
 )
 from multichat.protocol.names import fold_name
+from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Handshake", "check_welcome", "make_hello", "settles_text"]
 

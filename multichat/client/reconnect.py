@@ -21,8 +21,8 @@ from multichat.client.conversation import Conversation, memory_of
 from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJson, Refused
 from multichat.protocol.auth import WRONG_PASSWORD, encode_password
-from multichat.protocol.codecs import JSON, TEXT, encode_hello
 from multichat.protocol.framing import Part, clean
+from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.messages import (
     Disconnected,
     Event,
@@ -35,6 +35,7 @@ from multichat.protocol.messages import (
     WireRequest,
 )
 from multichat.protocol.names import fold_name
+from multichat.protocol.text_codec import TEXT
 
 __all__ = ["ReconnectingConnection", "Redial", "Retry"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from multichat.protocol.codecs import JSON
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Act, Direct, Join, Nonce, Say, WireRequest
 
 __all__ = ["Kept", "Outbox"]

@@ -94,24 +94,24 @@ class JsonDecoder:
         self._exact = tuple(exact)
         self._decode = msgspec.json.Decoder(type_).decode
 
-    def read_block(self, block: str) -> list[Any] | None:
+    def decode_block(self, block: str) -> list[Any] | None:
         """Return what each line of a run says, or None if one of them has to be read alone."""
         if self._exact and (isinstance(block, Filtered) or "\ufffd" in block):
             return None
         lines = block.split("\n")
-        read: Callable[[str], Any]
+        decode: Callable[[str], Any]
         if _may_be_nested(block, lines):
-            read = self.read
+            decode = self.decode
         else:
-            read = self._decode_clean if "\\" in block else self._decode
+            decode = self._decode_clean if "\\" in block else self._decode
         # Not the decoder's own way to read lines, which takes whatever values stand there for such.
         try:
-            return list(map(read, lines))
+            return list(map(decode, lines))
         except (msgspec.MsgspecError, NestedTooDeeply, NotExact, RecursionError):
             # The last, of a line that is no JSON.
             return None
 
-    def read(self, line: str, raw: str = "") -> Any:
+    def decode(self, line: str, raw: str = "") -> Any:
         """Return what one line says, which was sent as *raw* if the filter has changed it.
 
         Raises `msgspec.MsgspecError`, `NestedTooDeeply` or `NotExact`.

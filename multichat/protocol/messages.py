@@ -1,9 +1,9 @@
 """What a client can ask and what a member can be told, as typed values.  Pure.
 
-Requests are imperative and come from a client; events are facts and go to one.  All are frozen and
-know nothing of how they are spelled: that is `multichat.protocol.codecs`.  A type's tag is its name
-in the JSON protocol, and its fields are that object's; so they are documented in
-`docs/protocol.md`.
+Requests are imperative and come from a client; events are facts and go to one.  All are frozen.
+How they are encoded is up to the codecs, `multichat.protocol.text_codec` and `json_codec`.  A
+type's tag is its name in the JSON protocol and its fields are those of the object, which are
+documented in `docs/protocol.md`.
 
 Every request may carry a *nonce*, which its answer repeats.
 """

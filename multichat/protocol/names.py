@@ -21,6 +21,8 @@ import re
 import unicodedata
 from functools import cache
 
+import msgspec
+
 from multichat.errors import InvalidName
 from multichat.protocol.lookalikes import (
     fold,
@@ -30,7 +32,16 @@ from multichat.protocol.lookalikes import (
     script_of,
     skeleton,
 )
-from multichat.protocol.messages import MAX_DECOMPOSED, MAX_NAME_CHARACTERS
+from multichat.protocol.messages import (
+    MAX_DECOMPOSED,
+    MAX_NAME_CHARACTERS,
+    Event,
+    HistoryPage,
+    MemberName,
+    Members,
+    RoomList,
+    RoomSize,
+)
 
 __all__ = [
     "MAX_DECOMPOSED",
@@ -44,6 +55,7 @@ __all__ = [
     "parse_person_name",
     "parse_room_name",
     "visible_name",
+    "with_visible_names",
 ]
 
 SERVER_NAME = "Server"
@@ -258,3 +270,22 @@ def _are_letters(name: str) -> bool:
         else:
             return False
     return True
+
+
+def with_visible_names(event: Event) -> Event:
+    """Return *event* without invisible characters in its names: a server may be hostile."""
+    changed: dict[str, object] = {}
+    for field in ("name", "old", "room", "person_in"):
+        name = getattr(event, field, "")
+        if not name.isascii() and (visible := visible_name(name)) != name:
+            changed[field] = visible
+    match event:
+        case Members(members=members):
+            changed["members"] = [
+                MemberName(each.client, visible_name(each.name)) for each in members
+            ]
+        case RoomList(rooms=rooms):
+            changed["rooms"] = [RoomSize(visible_name(each.room), each.members) for each in rooms]
+        case HistoryPage(messages=messages):
+            changed["messages"] = list(map(with_visible_names, messages))
+    return msgspec.structs.replace(event, **changed) if changed else event

@@ -42,9 +42,9 @@ from multichat.protocol.auth import (
     looks_like_tls,
     read_password,
 )
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.framing import LineDecoder, Part, behind, clean
 from multichat.protocol.messages import SHUTTING_DOWN, Event, Goodbye, Notice
+from multichat.protocol.text_codec import TEXT
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, MAX_PASSWORD_CHARACTERS, ServerConfig
 from multichat.server.origin import Origin
 from multichat.server.password_attempts import PasswordAttempts

@@ -11,8 +11,10 @@ from functools import partial
 import trio
 
 from multichat.net.send_queue import SendResult
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
+from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Batch
 from multichat.server.cached_answers import CachedAnswer
 from multichat.server.member import Member

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from multichat.protocol.codecs import Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import SaidBlock
 

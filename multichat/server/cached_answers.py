@@ -5,7 +5,7 @@ Owns the encoded bytes until what they say changes.  Only the nonce is added for
 
 from collections.abc import Callable
 
-from multichat.protocol.codecs import Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Event, Nonce
 
 __all__ = ["CachedAnswer"]

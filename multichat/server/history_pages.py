@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from multichat.journal.base import RoomJournal
-from multichat.protocol.codecs import JSON
 from multichat.protocol.ids import message_id
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import HistoryPage, Nonce, Said, SaidBlock
 from multichat.server.replay import Ring
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from multichat.net.send_queue import SendQueue
-from multichat.protocol.codecs import TEXT, Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Notice, Presence
+from multichat.protocol.text_codec import TEXT
 from multichat.server.log_rate import ClientLog
 from multichat.server.replay import Lag
 from multichat.server.session_store import StoredSession

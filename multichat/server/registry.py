@@ -31,7 +31,7 @@ from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
 from multichat.net.send_queue import SendResult
 from multichat.protocol.address import is_loopback
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
 from multichat.protocol.messages import (
     LOBBY,
@@ -54,6 +54,7 @@ from multichat.protocol.names import (
     parse_person_name,
     parse_room_name,
 )
+from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
 from multichat.server.broadcast import Counts, Receipt
 from multichat.server.cached_answers import CachedAnswer
@@ -493,7 +494,7 @@ class Registry:
         receipts: list[Receipt] = []
         self.counts.messages += 1
         if not self.rooms:
-            self._log.said(TEXT.speaker(SERVER_NAME, act=False), text, 0, "TX")
+            self._log.said(TEXT.format_sender(SERVER_NAME, act=False), text, 0, "TX")
 
         async def notify(room: Room) -> None:
             receipts.append(await room.notify(text))

@@ -18,7 +18,7 @@ import trio
 
 from multichat.errors import NotRead
 from multichat.journal.base import RoomJournal, backwards_from, newest_of, part_of
-from multichat.protocol.codecs import Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Missed, SaidBlock
 from multichat.server.broadcast import MAX_BATCH_BYTES, Block, cut
 from multichat.server.config import ReplayLimits

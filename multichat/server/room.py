@@ -30,7 +30,8 @@ from multichat.errors import UnknownId
 from multichat.journal.base import Keeping, RoomJournal
 from multichat.log import Log
 from multichat.net.send_queue import SendResult
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     TOO_SLOW,
     Directed,
@@ -41,6 +42,7 @@ from multichat.protocol.messages import (
     SaidBlock,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
+from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
 from multichat.server import history_pages as past
 from multichat.server.announcer import Announcer
@@ -340,7 +342,7 @@ class Room:
                 full = self._try_send_to_all(batch, sender, delivery)
                 if not delivery.logged:  # before any wait, so that the log is in order
                     delivery.logged = True
-                    speaker = TEXT.speaker(said.name, act=said.act)
+                    speaker = TEXT.format_sender(said.name, act=said.act)
                     if sender is None:
                         self._log.said(speaker, said.text, clients, "TX")
                     else:

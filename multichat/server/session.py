@@ -25,8 +25,9 @@ from multichat.net import transport
 from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
 from multichat.protocol.auth import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
-from multichat.protocol.codecs import JSON, TEXT, encoded_help
+from multichat.protocol.codec import encoded_help
 from multichat.protocol.framing import Part
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     ASKED_TO_LEAVE,
     PROTOCOL,
@@ -55,6 +56,7 @@ from multichat.protocol.messages import (
     Who,
 )
 from multichat.protocol.names import default_name
+from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import Greeted
 from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters

@@ -33,7 +33,6 @@ from multichat.errors import (
     MultichatError,
     Refused,
 )
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.commands import (
     disguised_command,
     find_command,
@@ -65,6 +64,7 @@ from multichat.protocol.messages import (
     Welcome,
 )
 from multichat.protocol.names import fold_name
+from multichat.protocol.text_codec import TEXT
 from multichat.stdio import until_signal
 from multichat.terminal.completion import Completion, complete, expand_reply
 from multichat.terminal.event_loop import run_beside_prompt

@@ -16,7 +16,6 @@ from datetime import datetime, tzinfo
 from typing import NamedTuple
 
 from multichat.client.status import describe_connection
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     Act,
@@ -40,6 +39,7 @@ from multichat.protocol.messages import (
     Welcome,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
+from multichat.protocol.text_codec import TEXT
 from multichat.terminal.mention import find_mentions
 from multichat.terminal.wrap import Fragments
 

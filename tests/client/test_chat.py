@@ -32,8 +32,9 @@ from multichat import (
     open_chat,
 )
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import MAX_UNACCEPTED
+from multichat.protocol.text_codec import TEXT
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 from tests.support.processes import WAIT_SECONDS
@@ -78,7 +79,7 @@ async def test_people_talk(autojump_clock: MockClock) -> None:
         await alice.direct("bob", "psst")
         await bob.direct(1, "what?")
         told = [await anext(bob) for _ in range(5)]
-        assert [TEXT.lines(event) for event in told] == [
+        assert [TEXT.format(event) for event in told] == [
             "[alice] hello",
             "[alice] /quit is not obeyed",
             "[alice] two␊lines",
@@ -175,7 +176,7 @@ async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -
                 await chat.rooms()
             await chat.rename("carol")
             # One answer for each question in text.
-            assert [TEXT.lines(await anext(chat)) for _ in range(5)][-1].endswith("now carol")
+            assert [TEXT.format(await anext(chat)) for _ in range(5)][-1].endswith("now carol")
 
 
 async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: MockClock) -> None:
@@ -183,7 +184,7 @@ async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: M
         await a.send(
             "one\n//usr\n/me waves\n/msg 2 psst\n/name alice\ntwo\n/foo\n/json {}\n/ping 1"
         )
-        lines = [TEXT.lines(await anext(b)) for _ in range(5)]
+        lines = [TEXT.format(await anext(b)) for _ in range(5)]
         assert lines == [
             "[Client 1] one",
             "[Client 1] /usr",
@@ -299,7 +300,7 @@ async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClo
     async with scripted_server() as (chat, server):
         await server.send('{"type":"fireworks","height":3}', "{nonsense", '{"type":"said"}')
         await server.send('{"type":"notice","text":"\\u001b[2J\\n[Server] hi"}')
-        texts = [TEXT.lines(event) for event in [await anext(chat), await anext(chat)]]
+        texts = [TEXT.format(event) for event in [await anext(chat), await anext(chat)]]
         assert texts == ["{nonsense", "[Server] ␛[2J␊[Server] hi"]
         await server.finish()
 

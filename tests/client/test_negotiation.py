@@ -25,8 +25,9 @@ from multichat import (
     open_chat,
 )
 from multichat.client.negotiation import Handshake
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
+from multichat.protocol.text_codec import TEXT
 from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
@@ -71,7 +72,7 @@ def test_a_welcome_settles_json() -> None:
 def test_any_other_line_settles_text_for_good(line: str) -> None:
     shake = Handshake(Hello(PROTOCOL))
     [event] = shake.hear(line)
-    assert TEXT.lines(event) == line
+    assert TEXT.format(event) == line
     assert (shake.codec, shake.settled) == (TEXT, True)
     assert shake.hear(WELCOME) == [Said(name="", text=WELCOME)]
     assert shake.welcome is None
@@ -105,7 +106,7 @@ def test_chat_before_a_welcome_is_dropped_and_before_text_it_is_told() -> None:
     assert not told.chatting
     shake = Handshake(Hello(PROTOCOL))
     shake.hear("\n".join(CHAT))
-    assert [TEXT.lines(event) for event in shake.hear("and this\nand that")] == [
+    assert [TEXT.format(event) for event in shake.hear("and this\nand that")] == [
         *CHAT,
         "and this",
         "and that",
@@ -190,7 +191,7 @@ async def test_a_plain_server_is_spoken_to_in_text_at_once(
     async with server_that_says(line) as (chat, server):
         assert trio.current_time() < 0.1
         assert chat.fell_back
-        assert TEXT.lines(await anext(chat)) == line
+        assert TEXT.format(await anext(chat)) == line
         await chat.say("/usr", "hi")
         assert await server.lines(2) == ["//usr", "hi"]
         await server.send(WELCOME)  # no late switch back
@@ -307,7 +308,7 @@ async def test_text_that_is_spoken_to_a_chatting_server_is_spoken_for_good(
         assert await anext(chat) == Said(name="bob", text="hi")
         await server.send("[bob] more", WELCOME, "[bob] and more")
         said = [await anext(chat) for _ in range(3)]
-        assert list(map(TEXT.lines, said)) == ["[bob] more", WELCOME, "[bob] and more"]
+        assert list(map(TEXT.format, said)) == ["[bob] more", WELCOME, "[bob] and more"]
         await chat.say("still text")
         assert await server.line() == "still text"
     assert not dials

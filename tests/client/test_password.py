@@ -26,7 +26,8 @@ from multichat.cli import errands
 from multichat.cli.process import read_password_file
 from multichat.client.connect import Endpoint
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
+from multichat.protocol.text_codec import TEXT
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 from tests.support.processes import (
@@ -69,10 +70,10 @@ async def test_the_right_password_opens_a_conversation(autojump_clock: MockClock
             assert (alice.codec, alice.name, alice.room) == (JSON, "alice", "den")
             assert not alice.fell_back
             await bob.say("one", "two")
-            heard = [TEXT.lines(await anext(alice)) for _ in range(3)]
+            heard = [TEXT.format(await anext(alice)) for _ in range(3)]
             assert heard == ["[Server] Client 2 joined", "[Client 2] one", "[Client 2] two"]
             await alice.say("three")
-            while TEXT.lines(await anext(bob)) != "[alice] three":
+            while TEXT.format(await anext(bob)) != "[alice] three":
                 pass  # in plain text what the server tells about the password is heard, too
 
 

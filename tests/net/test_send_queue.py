@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from multichat.net.memory_budget import MemoryBudget
 from multichat.net.send_queue import MAX_WAITING_BYTES, SendQueue, SendResult
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.messages import Missed
+from multichat.protocol.text_codec import TEXT
 from tests.support.collector import collector_off
 from tests.support.sockets import tcp_pair
 

@@ -25,8 +25,8 @@ from multichat import Chat, ConnectFailed, Server, ServerConfig, open_chat
 from multichat.client.connect import client_tls, connect, dial
 from multichat.errors import BadCertificate
 from multichat.net.listeners import server_tls
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.messages import Goodbye
+from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import MAX_IN_ADMISSION
 from multichat.testing import ScriptedClient
 from tests.support.log import LogRecorder
@@ -261,10 +261,12 @@ async def test_over_any_stream(
         async with chat(server, plain=plain) as a, chat(server, plain=False) as b:
             await a.say(*map(str, range(500)))
             heard = [await anext(b) for _ in range(500)]
-            assert [TEXT.lines(event) for event in heard] == [f"[Client 1] {i}" for i in range(500)]
+            assert [TEXT.format(event) for event in heard] == [
+                f"[Client 1] {i}" for i in range(500)
+            ]
             await b.say("and back")
             heard = [await anext(a) for _ in range(1 if plain else 2)]  # a program hears who comes
-            assert TEXT.lines(heard[-1]) == "[Client 2] and back"
+            assert TEXT.format(heard[-1]) == "[Client 2] and back"
         await trio.testing.wait_all_tasks_blocked()
         assert server.members == []
     left = [line for line in log.lines if "disconnected" in line]

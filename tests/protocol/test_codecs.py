@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from multichat.errors import InvalidName
 from multichat.protocol.auth import HTTP_ANSWER, looks_like_http, looks_like_tls
-from multichat.protocol.codecs import JSON, TEXT, Codec, encode_hello, encoded_help, is_hello
+from multichat.protocol.codec import Codec, encoded_help
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.ids import message_id
+from multichat.protocol.json_codec import JSON, encode_hello, is_hello
 from multichat.protocol.messages import (
     Accepted,
     Act,
@@ -58,6 +59,7 @@ from multichat.protocol.messages import (
     WireRequest,
 )
 from multichat.protocol.names import MAX_DECOMPOSED, default_name, parse_name
+from multichat.protocol.text_codec import TEXT
 
 pytestmark = pytest.mark.unit
 
@@ -436,7 +438,7 @@ def test_any_lines_are_requests_and_mean_together_what_they_mean_alone(lines: li
     ],
 )
 def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
-    assert TEXT.lines(event) == line
+    assert TEXT.format(event) == line
     assert TEXT.encode(event) == f"{line}\n".encode()
     assert list(TEXT.parse_events(line)) == [event]
 
@@ -481,12 +483,12 @@ def test_what_the_server_tells_is_told_in_words(event: Event, lines: list[str]) 
     st.builds(Said, name=names | st.builds(default_name, numbers), text=texts, act=st.booleans())
 )
 def test_what_is_said_survives_the_text_voice(said: Said) -> None:
-    assert list(TEXT.parse_events(TEXT.lines(said))) == [said]
+    assert list(TEXT.parse_events(TEXT.format(said))) == [said]
 
 
 @given(st.builds(Directed, name=names | st.builds(default_name, numbers), text=texts))
 def test_what_is_told_to_one_survives_the_text_voice(directed: Directed) -> None:
-    assert list(TEXT.parse_events(TEXT.lines(directed))) == [directed]
+    assert list(TEXT.parse_events(TEXT.format(directed))) == [directed]
 
 
 tags = st.sampled_from(["", "[Client 7] ", "[alice → you] ", "* alice ", "[Server] goodbye: "])
@@ -495,7 +497,7 @@ tags = st.sampled_from(["", "[Client 7] ", "[alice → you] ", "* alice ", "[Ser
 @given(st.lists(st.builds(str.__add__, tags, texts), min_size=1))
 @example(["* Client 7", "* ", "[Server] ", "[a]", "[Server → you] x", "[ → you] x"])
 def test_any_line_is_an_event_that_is_shown_as_it_came(lines: list[str]) -> None:
-    assert [TEXT.lines(event) for event in TEXT.parse_events("\n".join(lines))] == lines
+    assert [TEXT.format(event) for event in TEXT.parse_events("\n".join(lines))] == lines
 
 
 @given(st.lists(texts, min_size=1), names | st.builds(default_name, numbers), st.booleans())
@@ -1030,6 +1032,16 @@ def test_a_message_adds_as_many_bytes_as_is_promised() -> None:
     for act in (False, True):
         wire = JSON.encode_said(SaidBlock("0", 0, time, "a", 1, "a", "x", act=act))
         assert len(wire) >= JSON.least_said_bytes + len("x")
+
+
+@given(st.lists(texts.map(clean), min_size=1), texts.map(clean), st.booleans())
+@example(['"\\\t', "\\n", ""], '"\\', True)
+def test_every_string_of_a_block_is_escaped(lines: list[str], field: str, act: bool) -> None:
+    said = SaidBlock(field, 7, field, field, 1, field, "\n".join(lines), act=act)
+    messages = [json.loads(line) for line in JSON.encode_said(said).splitlines()]
+    assert [message["text"] for message in messages] == lines
+    assert {message[key] for message in messages for key in ("time", "room", "name")} == {field}
+    assert messages[0]["id"] == message_id(field, 7)
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**9))

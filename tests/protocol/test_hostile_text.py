@@ -20,7 +20,7 @@ from multichat.cli import errands
 from multichat.cli.console import Console
 from multichat.client.connect import Endpoint
 from multichat.log import open_log
-from multichat.protocol.codecs import JSON
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.json_lines import clean_json
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.harmless import HARMFUL, is_harmless, is_one_harmless_line

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.commands import (
     COMMANDS,
     UNAVAILABLE,
@@ -20,6 +19,7 @@ from multichat.protocol.commands import (
 )
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import Direct, Invalid, Say, SayBlock
+from multichat.protocol.text_codec import TEXT
 from multichat.testing import memory_server
 
 pytestmark = pytest.mark.unit

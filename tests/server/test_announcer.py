@@ -7,9 +7,10 @@ import trio
 import trio.testing
 
 from multichat.net.send_queue import SendQueue
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed
 from multichat.protocol.names import default_name
+from multichat.protocol.text_codec import TEXT
 from multichat.server.announcer import Announcer
 from multichat.server.member import Member
 from multichat.testing import run_on_mock_clock

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from multichat.journal.base import Keeping, RoomJournal, backwards_from
 from multichat.journal.memory import MemoryJournal
-from multichat.protocol.codecs import JSON
 from multichat.protocol.ids import message_id
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Nonce, SaidBlock
 from multichat.server.broadcast import Block
 from multichat.server.history_pages import MAX_HISTORY_BYTES, MAX_HISTORY_MESSAGES, read_history

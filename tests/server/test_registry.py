@@ -14,7 +14,8 @@ from multichat import ServerConfig, Slow
 from multichat.errors import InvalidName, NameTaken, TooManyRooms
 from multichat.log import Log
 from multichat.net.send_queue import SendQueue, SendResult
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.lookalikes import lookalike_keys
 from multichat.protocol.messages import (
     LOBBY,
@@ -26,6 +27,7 @@ from multichat.protocol.messages import (
     RoomSize,
 )
 from multichat.protocol.names import default_name
+from multichat.protocol.text_codec import TEXT
 from multichat.server.member import Member
 from multichat.server.registry import Registry
 from multichat.testing import memory_server, run_on_mock_clock

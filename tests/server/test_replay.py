@@ -12,8 +12,10 @@ from hypothesis import example, given
 
 from multichat.errors import NotRead
 from multichat.journal.memory import MemoryJournal
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed, Notice, Said, SaidBlock
+from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Block
 from multichat.server.replay import Lag, PageCache, Ring, Rings, encode
 from tests.support.journals import HeldRoom, say

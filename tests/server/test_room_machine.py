@@ -35,7 +35,8 @@ from trio._core import _run as trio_run
 from multichat.errors import RemoteProtocolError
 from multichat.log import Log
 from multichat.net.send_queue import SendQueue
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     LOBBY,
     Event,
@@ -49,6 +50,7 @@ from multichat.protocol.messages import (
     Renamed,
 )
 from multichat.protocol.names import default_name, fold_name, parse_name
+from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Block
 from multichat.server.config import ReplayLimits, ServerConfig, Slow
 from multichat.server.member import Member
@@ -196,7 +198,7 @@ class Guest:
         for line in block.splitlines():
             for event in (JSON if line.startswith("{") else TEXT).parse_events(line):
                 self._events.append(event)
-                text = TEXT.lines(event)
+                text = TEXT.format(event)
                 if text.startswith("[Server] note "):
                     self._heard_notices.append(text)
                 elif not isinstance(event, Joined | Left | Renamed | Presence):

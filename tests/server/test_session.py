@@ -8,8 +8,9 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.protocol.codecs import TEXT, encoded_help
+from multichat.protocol.codec import encoded_help
 from multichat.protocol.messages import SaidBlock
+from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import MAX_BATCH_BYTES, cut
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.log import LogRecorder

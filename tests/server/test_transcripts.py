@@ -7,8 +7,9 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.protocol.codecs import JSON, TEXT
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Error, Event, Joined, Left, Presence, Renamed, Welcome
+from multichat.protocol.text_codec import TEXT
 from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
@@ -55,7 +56,7 @@ async def received(client: ScriptedClient) -> list[str]:
 
 
 def shown(events: list[Event]) -> str:
-    return "\n".join(filter(None, map(TEXT.lines, events)))
+    return "\n".join(filter(None, map(TEXT.format, events)))
 
 
 def told(lines: list[str]) -> list[str]:

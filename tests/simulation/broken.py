@@ -17,9 +17,10 @@ from multichat import Slow
 from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import Keeping, KeptSession, RoomJournal
 from multichat.net.send_queue import SendQueue, SendResult
-from multichat.protocol.codecs import JsonCodec, TextCodec
+from multichat.protocol.json_codec import JsonCodec
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock
+from multichat.protocol.text_codec import TextCodec
 from multichat.server.broadcast import Batch, Receipt
 from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from multichat.protocol.codecs import JSON
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import PROTOCOL, Limits, Welcome
 from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, listening
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from multichat.client.connect import Endpoint
-from multichat.protocol.codecs import JSON
 from multichat.protocol.framing import clean
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Directed,
     Event,

@@ -34,9 +34,6 @@ BLOCK_COLUMNS = """
     first, time, shown, client, name, text, act, messages
 """
 
-# What no name has, and what would end a string in JSON.
-_QUOTES = str.maketrans({'"': "\ufffd", "\\": "\ufffd"})
-
 
 def read_blocks(
     connection: sqlite3.Connection, room: int, start: int, stop: int, damaged: list[int]
@@ -110,19 +107,17 @@ def _read_blocks(
 def said_block(row: Sequence[object]) -> SaidBlock:
     """Return a row of `BLOCK_COLUMNS` as a server has it.
 
-    The file may be anybody's: its text is cleaned, a name is a string in JSON as it is, and no row
-    is said in another room than its own.  Raises `DamagedRow`.
+    Its text is cleaned, because the file may come from anywhere, and its room is the one that the
+    row belongs to.  Raises `DamagedRow`.
     """
     epoch, room, first, said_at, shown, client, name, text, act, messages = typed(
         row, str, str, int, str, str, int, str, str, int, int
     )
     if text.count("\n") + 1 != messages:
         raise DamagedRow
-    epoch, said_at, shown, name = (
-        clean(each).translate(_QUOTES) for each in (epoch, said_at, shown, name)
-    )
+    epoch, said_at, shown, name = map(clean, (epoch, said_at, shown, name))
     if fold_name(shown) != room:
-        shown = clean(room).translate(_QUOTES)
+        shown = clean(room)
     return SaidBlock(epoch, first, said_at, shown, client, name, clean_lines(text), bool(act))
 
 

@@ -8,10 +8,12 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from multichat.errors import InvalidName
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.framing import LineDecoder, clean
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Directed, Event, Said, SayBlock
 from multichat.protocol.names import parse_name
+from multichat.protocol.text_codec import TEXT
 from tests.fuzz import reference
 
 __all__ = [
@@ -89,7 +91,7 @@ def check_event(event: Event) -> None:
     assert isinstance(event, get_args(Event)), f"{event} is no event"
     for text in strings_in(event):
         assert_harmless(text)
-    lines = TEXT.lines(event).split("\n")
+    lines = TEXT.format(event).split("\n")
     for line in lines:
         assert_harmless(line)
     if not isinstance(event, Said | Directed):

@@ -1,9 +1,10 @@
 """The whole way: from one client's socket to what the terminals of the others are given."""
 
 from multichat.errors import LineTooLong
-from multichat.protocol.codecs import JSON, TEXT, Codec
+from multichat.protocol.codec import Codec
 from multichat.protocol.framing import LineDecoder
 from multichat.protocol.ids import message_id
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Act,
     Direct,
@@ -24,6 +25,7 @@ from multichat.protocol.messages import (
     SayBlock,
 )
 from multichat.protocol.names import default_name, parse_person_name
+from multichat.protocol.text_codec import TEXT
 from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
 
 __all__ = ["check_conversation"]
@@ -65,7 +67,7 @@ class _Sender:
             case Direct(text=text):
                 directed = Directed(time=_TIME, client=_CLIENT, name=self.name, text=text)
                 _check_heard(directed)
-                assert_same(TEXT.lines(directed), f"[{self.name} → you] {text}", "as it is shown")
+                assert_same(TEXT.format(directed), f"[{self.name} → you] {text}", "as it is shown")
             case Rename(name=name):
                 self._rename(name)
             case Ping(token=token, nonce=nonce):
@@ -110,7 +112,7 @@ class _Sender:
             ]
             assert_same(told, expected, f"what is said in the {codec.name} voice")
             tag = f"* {self.name} " if act else f"[{self.name}] "
-            shown = [TEXT.lines(event) for event in told]
+            shown = [TEXT.format(event) for event in told]
             assert_same(shown, [f"{tag}{text}" for text in texts], "every line has its tag")
             for line in shown:
                 assert_harmless(line)
@@ -132,5 +134,5 @@ class _Sender:
 def _check_heard(event: Event) -> None:
     check_event(event)
     if wire := TEXT.encode(event):
-        shown = [TEXT.lines(each) for each in told_by(TEXT, wire)]
-        assert_same(shown, TEXT.lines(event).split("\n"), "what is told is shown")
+        shown = [TEXT.format(each) for each in told_by(TEXT, wire)]
+        assert_same(shown, TEXT.format(event).split("\n"), "what is told is shown")

@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from multichat.protocol.codecs import JSON, TEXT
 from multichat.protocol.framing import clean
+from multichat.protocol.json_codec import JSON
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Said
+from multichat.protocol.text_codec import TEXT
 from tests.fuzz.targets.checks import (
     SPOILT,
     assert_as_the_standard_library_reads,
@@ -25,7 +26,7 @@ def check_text_events(data: bytes) -> None:
     """Lines of a server, ours or hostile, to somebody who hears the text protocol."""
     if block := block_of(data):
         events = list(TEXT.parse_events(block))
-        shown = [TEXT.lines(event) for event in events]
+        shown = [TEXT.format(event) for event in events]
         assert_same(shown, block.split("\n"), "any line is one event, shown as it came")
         for event in events:
             check_event(event)

@@ -1,7 +1,7 @@
 """The handshake: a connection's life until it is settled which protocol is spoken, as a script."""
 
 from multichat.client.negotiation import Handshake, make_hello
-from multichat.protocol.codecs import JSON
+from multichat.protocol.json_codec import JSON
 from tests.fuzz.targets.checks import assert_harmless, assert_same, block_of, strings_in
 
 __all__ = ["check_handshake"]

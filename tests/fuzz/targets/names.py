@@ -5,10 +5,10 @@ import socket
 import unicodedata
 from contextlib import suppress
 
-from multichat.protocol.codecs import TEXT
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import Direct, Join, Rename, Said
 from multichat.protocol.names import MAX_NAME_CHARACTERS, fold_name, parse_name, parse_person_name
+from multichat.protocol.text_codec import TEXT
 from multichat.server.bans import parse_target, split_target
 from tests.fuzz.targets.checks import assert_harmless, assert_same, kept
 
@@ -55,7 +55,7 @@ def _check_person_name(name: str) -> None:
             assert not re.fullmatch(r"server|client\d*", bare), f"{name!r} looks like somebody else"
     for act in (False, True):
         said = Said(name=name, text=" x ", act=act)
-        assert_same(list(TEXT.parse_events(TEXT.lines(said))), [said], "a name survives a tag")
+        assert_same(list(TEXT.parse_events(TEXT.format(said))), [said], "a name survives a tag")
     direct = Direct(name, "7 x")
     read = list(TEXT.parse_requests(TEXT.encode_request(direct)))
     assert_same(read, [direct], "one can be told something by name")

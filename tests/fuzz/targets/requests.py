@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import get_args
 
-from multichat.protocol.codecs import JSON, TEXT, Codec, encode_hello
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.messages import (
     Act,
     Direct,
@@ -16,6 +17,7 @@ from multichat.protocol.messages import (
     Say,
     SayBlock,
 )
+from multichat.protocol.text_codec import TEXT
 from tests.fuzz.targets.checks import (
     SPOILT,
     assert_as_the_standard_library_reads,
