@@ -66,8 +66,8 @@ NEVER = re.compile("(?!)")
     ("name", "broken", "replacement", "found_by"),
     [
         ("framing", "multichat.protocol.framing.clean_lines", as_it_came, "csi-c1"),
-        ("framing", "multichat.protocol.framing._TELNET", SWALLOWS_LF, "telnet-option-cut-by-lf"),
-        ("framing", "multichat.protocol.framing._TELNET", NO_TELNET, "telnet-ctrl-c"),
+        ("framing", "multichat.protocol.telnet._COMMAND", SWALLOWS_LF, "telnet-option-cut-by-lf"),
+        ("framing", "multichat.protocol.telnet._COMMAND", NO_TELNET, "telnet-ctrl-c"),
         ("framing", "multichat.protocol.framing._EMPTY_LINE", NEVER, "empty-lines-between"),
         ("conversation", "multichat.protocol.framing.clean_lines", as_it_came, "ansi"),
         ("conversation", "multichat.protocol.json_lines.clean", as_it_came, "json-escaped-lf"),

@@ -33,7 +33,7 @@ from multichat.errors import (
     OutputLost,
 )
 from multichat.log import Log, LogWriter
-from multichat.protocol.auth import read_password
+from multichat.protocol.auth import parse_password
 from multichat.protocol.commands import (
     disguised_command,
     find_command,
@@ -313,7 +313,7 @@ class Console:
         if chat.goodbye is None:
             self._sending = 0
         self._sent += len(lines)
-        if shown := [line for line in lines if read_password(line) is None]:
+        if shown := [line for line in lines if parse_password(line) is None]:
             self._log.lines("TX", "\n".join(shown))
         await self._wait_for_output()
 

@@ -18,7 +18,7 @@ from itertools import compress
 from typing import Self, TypeAlias
 
 from multichat.errors import LineTooLong
-from multichat.protocol.telnet import TelnetResponder
+from multichat.protocol.telnet import TelnetResponder, remove_commands
 
 __all__ = ["Filtered", "LineDecoder", "Part", "behind", "clean", "clean_lines", "marked"]
 
@@ -31,17 +31,6 @@ One read is mostly one run, and what is done to a run costs little more than for
 
 # What a chunk may consist of and need no filter: LF, TAB and the visible part of ASCII.
 _PLAIN = b"\n\t" + bytes(range(0x20, 0x7F))
-
-# RFC 854 and 855: a two-byte command, an option negotiation, an escaped 255, a subnegotiation up
-# to its IAC SE.  None of them reaches past the end of its line, so that no LF is ever swallowed;
-# inside a subnegotiation IAC IAC is data, so that IAC IAC SE does not end it.
-_TELNET = re.compile(
-    rb"\xff(?:"
-    rb"[\xf0-\xf9\xff]"
-    rb"|[\xfb-\xfe][^\n]?"
-    rb"|\xfa(?:[^\xff\n]|\xff(?!\xf0)[^\n]?)*(?:\xff\xf0)?"
-    rb")"
-)
 
 _REPLACEMENTS: dict[int, str] = {
     **{c: chr(0x2400 + c) for c in range(0x20) if c not in b"\t\n"},  # ESC becomes ␛
@@ -112,8 +101,7 @@ def _decode(block: bytes) -> str:
     if block.isascii() and not block.translate(None, _PLAIN):
         raw = text = block.decode("ascii")
     else:
-        if b"\xff" in block:
-            block = _TELNET.sub(b"", block)
+        block = remove_commands(block)
         # Filtered after decoding: the continuation bytes of honest characters look like C1.
         raw = block.decode("utf-8", "replace")
         text = clean_lines(raw)

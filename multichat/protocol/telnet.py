@@ -1,42 +1,53 @@
-"""What a telnet client waits for: answers to its commands (RFC 854, 855, 860).  Pure.
+"""The commands of telnet clients: removed from the text, and answered (RFC 854, 855, 860).  Pure.
 
-Owns the answers alone; that commands are no text is up to `multichat.protocol.framing`.
-
-1. Every request for an option is refused, except for TIMING-MARK: the client of Ctrl+C discards
+1. Every request for an option is refused, except for TIMING-MARK: after Ctrl+C a client discards
    what it receives until that is answered.
-2. What is no request is not answered, so that two sides that both refuse everything come to an end.
-3. The answers do not depend on how the bytes were cut on their way.
+2. Only requests are answered; otherwise two sides that refuse everything would never stop.
+3. The answers do not depend on how the bytes were split on their way.
+4. No command reaches past the end of its line, so that no LF is lost.
 """
 
 import re
 
-__all__ = ["TelnetResponder"]
+__all__ = ["TelnetResponder", "remove_commands"]
 
 _IAC = b"\xff"
 _LF = ord("\n")
 _SB, _SE, _AYT, _WILL, _WONT, _DO, _DONT = 0xFA, 0xF0, 0xF6, 0xFB, 0xFC, 0xFD, 0xFE
 _TIMING_MARK = 6
 
-# "Are you there" wants something that a person can see.
+# "Are you there" is answered with a line that a person can see.
 _HERE = b"[Server] yes\n"
 
 _SUBNEGOTIATION = re.compile(rb"(?:[^\xff\n]|\xff[^\xf0\n])*+")
 _ESCAPED = re.compile(rb"(?:\xff\xff)++")
 
+# A two-byte command, an option negotiation, an escaped 255, a subnegotiation up to its IAC SE.
+# Inside a subnegotiation IAC IAC is data, so that IAC IAC SE does not end it.
+_COMMAND = re.compile(
+    rb"\xff(?:"
+    rb"[\xf0-\xf9\xff]"
+    rb"|[\xfb-\xfe][^\n]?"
+    rb"|\xfa(?:[^\xff\n]|\xff(?!\xf0)[^\n]?)*(?:\xff\xf0)?"
+    rb")"
+)
+
+
+def remove_commands(block: bytes) -> bytes:
+    """Return whole lines without the telnet commands in them."""
+    return _COMMAND.sub(b"", block) if _IAC in block else block
+
 
 class TelnetResponder:
-    """Answers the commands of one connection; holds back three bytes of one at most."""
+    """Answers the commands of one connection; buffers at most three bytes of a command."""
 
     __slots__ = ("_begun",)
 
     def __init__(self) -> None:
-        self._begun = b""  # a command that is not whole yet; of a subnegotiation, its beginning
+        self._begun = b""  # an incomplete command; of a subnegotiation only its beginning
 
     def answer(self, data: bytes) -> bytes:
-        """Return what to send for the commands in the next bytes, mostly nothing.
-
-        As in `multichat.protocol.framing`, no command reaches past the end of its line.
-        """
+        """Return what to send for the commands in the next bytes, mostly nothing."""
         if not self._begun and _IAC not in data:
             return b""
         data, self._begun = self._begun + data, b""
@@ -51,7 +62,7 @@ class TelnetResponder:
                     self._begun = _IAC
                 case 0xFF:
                     found = _ESCAPED.match(data, start)
-                    assert found is not None  # noqa: S101 - two of them are there
+                    assert found is not None  # noqa: S101 - there is one pair at least
                     end = found.end()
                 case 0xFA:
                     end = self._skip_subnegotiation(data, end)
@@ -69,7 +80,7 @@ class TelnetResponder:
 
     def _skip_subnegotiation(self, data: bytes, start: int) -> int:
         found = _SUBNEGOTIATION.match(data, start)
-        assert found is not None  # noqa: S101 - of nothing, too
+        assert found is not None  # noqa: S101 - matches an empty string, too
         end = found.end()
         rest = data[end : end + 2]
         if rest in (b"", _IAC):

@@ -28,22 +28,18 @@ import trio
 from multichat.errors import LineTooLong
 from multichat.net import transport
 from multichat.protocol.auth import (
-    HTTP_ANSWER,
     PASSWORD_ACCEPTED,
     PASSWORD_REQUIRED,
     SERVER_IS_FULL,
-    SPEAKS_NO_TLS,
-    SPEAKS_TLS,
     TOO_MANY_ATTEMPTS,
     TOO_MANY_FROM_ADDRESS,
     TOO_MANY_WRONG,
     WRONG_PASSWORD,
-    looks_like_http,
-    looks_like_tls,
-    read_password,
+    parse_password,
 )
 from multichat.protocol.framing import LineDecoder, Part, behind, clean
 from multichat.protocol.messages import SHUTTING_DOWN, Event, Goodbye, Notice
+from multichat.protocol.sniff import NO_TLS, TLS_RECORD, sniff_bytes, sniff_line
 from multichat.protocol.text_codec import TEXT
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, MAX_PASSWORD_CHARACTERS, ServerConfig
 from multichat.server.origin import Origin
@@ -75,9 +71,6 @@ _MAX_STRAY_LINES = 16
 _READ_BYTES = 4096
 
 _LEFT_WITHOUT = "it left without a password"
-
-# The first byte of TLS.
-_TLS_RECORD = b"\x16"
 
 
 class AdmissionRefused(Exception):
@@ -212,14 +205,14 @@ class Admission:
         try:
             with trio.move_on_after(self._config.handshake_seconds) as in_time:
                 # A short line is less than TLS waits for.
-                if await transport.peek(stream) not in (b"", _TLS_RECORD):
-                    raise _plain_on_tls()
+                if await transport.peek(stream) not in (b"", TLS_RECORD):
+                    raise AdmissionRefused(*NO_TLS)
                 await transport.handshake(encrypted, MAX_BYTES)
         except transport.TooMuchData:
             raise AdmissionRefused(f"more than {MAX_BYTES} bytes and no TLS handshake") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_no_tls(error):
-                raise _plain_on_tls() from None
+                raise AdmissionRefused(*NO_TLS) from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise AdmissionRefused(
                     "it broke off the TLS handshake: does it trust us?"
@@ -381,19 +374,17 @@ class _Asking:
                 await self._read()
         line, more, _ = self._run.partition("\n")
         self._run = behind(self._run, 1) if more else ""
-        if self._first and looks_like_http(line):
-            raise AdmissionRefused("it speaks HTTP, this is a chat server", HTTP_ANSWER)
+        if self._first and (other := sniff_line(line)):
+            raise AdmissionRefused(*other)
         self._first = False
-        return read_password(line)
+        return parse_password(line)
 
     async def _read(self) -> None:
         data = await self._receive()
-        if data == b"\x16":  # the first byte of a TLS record, cut off from its second
+        if data == TLS_RECORD:  # the second byte is needed, too
             data += await self._receive()
-        if self._first and looks_like_tls(data):
-            raise AdmissionRefused(
-                "it speaks TLS, this port does not", TEXT.encode(Goodbye(SPEAKS_NO_TLS))
-            )
+        if self._first and (other := sniff_bytes(data)):
+            raise AdmissionRefused(*other)
         self._over = not data
         self._parts = self._decoder.feed(data) if data else self._decoder.finish()
         if data and self._decoder.reply:
@@ -422,9 +413,3 @@ class _Asking:
     def rest(self) -> list[Part]:
         """Return what was read behind the password."""
         return [self._run, *self._parts] if self._run else self._parts
-
-
-def _plain_on_tls() -> AdmissionRefused:
-    return AdmissionRefused(
-        "it does not speak TLS, this port does", TEXT.encode(Goodbye(SPEAKS_TLS))
-    )

@@ -24,7 +24,6 @@ from multichat.errors import (
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
-from multichat.protocol.auth import HTTP_ANSWER, SPEAKS_NO_TLS, looks_like_http, looks_like_tls
 from multichat.protocol.codec import encoded_help
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
@@ -56,6 +55,7 @@ from multichat.protocol.messages import (
     Who,
 )
 from multichat.protocol.names import default_name
+from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import Greeted
 from multichat.server.config import ServerConfig
@@ -251,10 +251,10 @@ class Session:
         receive, decoder = self._receive, self._greeted.decoder
         await self._take(self._greeted.parts)
         data = await receive()
-        if data == b"\x16":  # the first byte of a TLS record, cut off from its second
+        if data == TLS_RECORD:  # the second byte is needed, too
             data += await receive()
-        if looks_like_tls(data):
-            raise _Leave("it speaks TLS, this port does not", TEXT.encode(Goodbye(SPEAKS_NO_TLS)))
+        if other := sniff_bytes(data):
+            raise _Leave(other.reason, other.answer)
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
             if size > SMALL_READ_BYTES:  # it may have to wait
@@ -304,8 +304,8 @@ class Session:
                 continue
             if self._first_line:
                 self._first_line = False
-                if looks_like_http(part.partition("\n")[0]):
-                    raise _Leave("it speaks HTTP, this is a chat server", HTTP_ANSWER)
+                if other := sniff_line(part.partition("\n")[0]):
+                    raise _Leave(other.reason, other.answer)
             for request in self.member.codec.parse_requests(part):
                 await take_turn()
                 # A keep-alive does not show that anybody is there.

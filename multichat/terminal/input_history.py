@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from multichat.files import open_regular, replace_file
-from multichat.protocol.auth import read_password
+from multichat.protocol.auth import parse_password
 from multichat.protocol.commands import disguised_command
 
 __all__ = ["MAX_LINES", "History", "keeps"]
@@ -98,4 +98,4 @@ def _make_private(fd: int) -> None:
 
 def keeps(line: str) -> bool:
     """Say whether *line* is kept: empty ones are not, nor is what only its server should know."""
-    return bool(line.strip()) and read_password(disguised_command(line) or line) is None
+    return bool(line.strip()) and parse_password(disguised_command(line) or line) is None

@@ -11,7 +11,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from multichat.errors import InvalidName
-from multichat.protocol.auth import HTTP_ANSWER, looks_like_http, looks_like_tls
 from multichat.protocol.codec import Codec, encoded_help
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.ids import message_id
@@ -1050,29 +1049,3 @@ def test_every_string_of_a_block_is_escaped(lines: list[str], field: str, act: b
 @example(8_999_999_998, 1)
 def test_ids_increase_as_strings_do(number: int, step: int) -> None:
     assert message_id("e", number) < message_id("e", number + step)
-
-
-# --- Strangers ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("line", ["GET / HTTP/1.1", "POST /a?b HTTP/1.0", "OPTIONS * HTTP/2"])
-def test_http_is_recognised(line: str) -> None:
-    assert looks_like_http(line)
-
-
-@pytest.mark.parametrize("line", ["GET it", "get / HTTP/1.1", "hello", "GET / HTTP/1.1 now", ""])
-def test_what_is_no_http_is_chat(line: str) -> None:
-    assert not looks_like_http(line)
-
-
-def test_a_browser_is_answered_in_its_own_protocol() -> None:
-    head, _, body = HTTP_ANSWER.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 400 ")
-    assert body.count(b"\n") == 1
-
-
-def test_tls_is_recognised() -> None:
-    assert looks_like_tls(b"\x16\x03\x01\x02\x00\x01")
-    assert looks_like_tls(bytearray(b"\x16\x03\x01"))
-    assert not looks_like_tls(b"\x16")
-    assert not looks_like_tls(b"hello")

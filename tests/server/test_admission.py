@@ -17,7 +17,7 @@ import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.net import transport
 from multichat.net.listeners import beyond_loopback
-from multichat.protocol.auth import encode_password, looks_like_http, looks_like_tls, read_password
+from multichat.protocol.auth import encode_password, parse_password
 from multichat.server import server
 from multichat.server.admission import (
     MAX_BYTES,
@@ -337,12 +337,12 @@ def test_the_password_is_not_shown_with_the_configuration() -> None:
 
 
 def test_a_line_says_a_password_or_it_does_not() -> None:
-    assert read_password("/auth x y ") == "x y "
-    assert read_password("/Auth  x") == " x"
-    assert read_password("/auth ") == ""
-    assert read_password(encode_password(" /auth x")) == " /auth x"
+    assert parse_password("/auth x y ") == "x y "
+    assert parse_password("/Auth  x") == " x"
+    assert parse_password("/auth ") == ""
+    assert parse_password(encode_password(" /auth x")) == " /auth x"
     for line in ("/auth", "/authx y", " /auth x", "//auth x", "auth x", "/auth\tx", ""):
-        assert read_password(line) is None
+        assert parse_password(line) is None
 
 
 # --- Strangers -----------------------------------------------------------------------------------
@@ -373,16 +373,6 @@ async def test_tls_at_the_door_is_told_in_the_log(log: LogRecorder) -> None:
     assert log.lines == [
         "[INFO] [server] [STATE] Refused a client: it speaks TLS, this port does not"
     ]
-
-
-def test_what_strangers_say() -> None:
-    assert looks_like_http("GET / HTTP/1.1")
-    assert looks_like_http("PROPFIND /x HTTP/2")
-    assert not looks_like_http("GET / HTTP/1.1 is what browsers say")
-    assert not looks_like_http("get / http/1.1")
-    assert looks_like_tls(b"\x16\x03\x01")
-    assert looks_like_tls(bytearray(b"\x16\x03"))
-    assert not looks_like_tls(b"\x16")
 
 
 # --- Wrong ones, and whoever tries many ----------------------------------------------------------

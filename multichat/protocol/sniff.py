@@ -1,0 +1,51 @@
+"""Recognizes in the first bytes of a connection a client that speaks another protocol.  Pure.
+
+A browser, or a client with TLS on the port without TLS, or without on the port with, gets an
+answer that its user can see, and the connection is closed.  Telnet clients speak the text protocol
+and are not refused: see `multichat.protocol.telnet`.
+"""
+
+import re
+from typing import NamedTuple
+
+from multichat.protocol.messages import Goodbye
+from multichat.protocol.text_codec import TEXT
+
+__all__ = ["NO_TLS", "TLS_RECORD", "OtherProtocol", "sniff_bytes", "sniff_line"]
+
+
+class OtherProtocol(NamedTuple):
+    """Why a client is disconnected: *reason* for the log, and the *answer* that it gets."""
+
+    reason: str
+    answer: bytes
+
+
+TLS_RECORD = b"\x16"
+"""The first byte of a TLS handshake record (RFC 8446, section 5.1)."""
+
+NO_TLS = OtherProtocol(
+    "it does not speak TLS, this port does",
+    TEXT.encode(Goodbye("this server speaks TLS: multichat needs --tls")),
+)
+_TLS = OtherProtocol(
+    "it speaks TLS, this port does not",
+    TEXT.encode(Goodbye("this server does not speak TLS: leave out --tls")),
+)
+# Without the header a browser would show nothing.
+_HTTP = OtherProtocol(
+    "it speaks HTTP, this is a chat server",
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"
+    b"This is a multichat server, not a web server: use nc or multichat connect.\n",
+)
+_HTTP_REQUEST = re.compile(r"[A-Z]{3,20} \S+ HTTP/[0-9.]+")
+
+
+def sniff_bytes(data: bytes | bytearray) -> OtherProtocol | None:
+    """Return the protocol of a client's first bytes if it is TLS; two bytes are enough."""
+    return _TLS if data.startswith(TLS_RECORD + b"\x03") else None
+
+
+def sniff_line(line: str) -> OtherProtocol | None:
+    """Return the protocol of a client's first line if it is HTTP."""
+    return _HTTP if _HTTP_REQUEST.fullmatch(line) else None

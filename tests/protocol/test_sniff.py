@@ -1,0 +1,50 @@
+"""Clients that speak another protocol are recognized by their first bytes."""
+
+import pytest
+
+from multichat.protocol.sniff import NO_TLS, sniff_bytes, sniff_line
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    "line", ["GET / HTTP/1.1", "POST /a?b HTTP/1.0", "OPTIONS * HTTP/2", "PROPFIND /x HTTP/2"]
+)
+def test_http_gets_an_answer_that_a_browser_shows(line: str) -> None:
+    other = sniff_line(line)
+    assert other is not None
+    assert other.reason == "it speaks HTTP, this is a chat server"
+    head, _, body = other.answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 ")
+    assert body.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET it",
+        "get / HTTP/1.1",
+        "hello",
+        "GET / HTTP/1.1 now",
+        "GET / HTTP/1.1 is what browsers say",
+        "",
+    ],
+)
+def test_other_lines_are_chat(line: str) -> None:
+    assert sniff_line(line) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\x01", bytearray(b"\x16\x03\x01"), b"\x16\x03"]
+)
+def test_tls_gets_a_goodbye_in_plain_text(data: bytes | bytearray) -> None:
+    other = sniff_bytes(data)
+    assert other is not None
+    assert other.reason == "it speaks TLS, this port does not"
+    assert other.answer.startswith(b"[Server] goodbye: this server does not speak TLS")
+    assert other != NO_TLS
+
+
+@pytest.mark.parametrize("data", [b"\x16", b"hello", b"", b"\x16\x04"])
+def test_other_bytes_are_not_tls(data: bytes) -> None:
+    assert sniff_bytes(data) is None
