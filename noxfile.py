@@ -1,7 +1,7 @@
 """The checks of this project.
 
 nox -l             list them
-nox                the README's test command: lint, types, unit and process tests, install, docs
+nox                the README's test command: lint, types, fast tests, install, docs, site
 nox -s full        what CI runs besides: other Pythons, coverage, stress and random tests
 nox -s lint types  single ones, by name
 
@@ -34,7 +34,7 @@ from nox.command import CommandFailed
 
 nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["environment", "lint", "types", "tests", "install", "docs"]
+nox.options.sessions = ["environment", "lint", "types", "tests", "install", "docs", "site"]
 
 FULL = ["search", "sim", "fuzz", "soak", "stress"]
 
@@ -143,6 +143,15 @@ def docs(session: nox.Session) -> None:
     """Compare the command reference with `--help`; the tests check the other pages."""
     _prepare()
     session.run(sys.executable, "docs/make_commands.py", *session.posargs or ["--check"])
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation site in build/site; a warning or a broken link is an error."""
+    run(session, "pip", "install", "--quiet", *requirements("docs"))
+    shutil.rmtree("build/site", ignore_errors=True)
+    run(session, "sphinx", "--fail-on-warning", "--keep-going", "-q", "docs", "build/site")
+    session.run(sys.executable, "docs/check_links.py", "build/site")
 
 
 # --- What CI runs besides -------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class ScriptedClient:
 
 
 class StalledClient(ScriptedClient):
-    """A client that takes nothing until it `recover`s: the server's writes to it wait."""
+    """A client that reads nothing until `recover` is called: the server's writes to it wait."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, gate: trio.Event):
         super().__init__(stream)
