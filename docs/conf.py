@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 
 import msgspec
 from docutils import nodes
+from pygments.lexers.special import TextLexer
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -33,7 +34,6 @@ html_show_copyright = False
 # Sections of the guides are linked as `page.md#section`.
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
-suppress_warnings = ["misc.highlighting_failure"]  # `wire`, in docs/protocol.md
 
 # The docstrings mark names with single backticks: a link where the name is documented, else code.
 default_role = "py:obj"
@@ -177,6 +177,7 @@ def drop_limits(_app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect the above to Sphinx's events."""
+    app.add_lexer("wire", TextLexer)  # the examples of docs/protocol.md
     app.connect("builder-inited", drop_limits)
     app.connect("autodoc-process-signature", shorten_signature)
     app.connect("builder-inited", document_fields)
