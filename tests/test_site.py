@@ -2,14 +2,18 @@
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 import multichat
 import multichat.testing
 
 from .support.documents import load
+from .support.processes import LOOPBACK, WAIT_SECONDS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -51,12 +55,38 @@ def test_broken_links_are_found(tmp_path: Path, link: str, is_broken: bool) -> N
     assert bool(load("check_links").broken_links(tmp_path)) == is_broken
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("page", ["bots", "embedding"])
-def test_the_code_of_a_how_to_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+def run_page(page: str) -> dict[str, Any]:
+    """Run the Python blocks of a page as one program; return what it defines."""
     text = (DOCS / f"{page}.md").read_text("utf-8")
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         exec(compile(block, f"{page}.md", "exec"), namespace)
-    if page == "embedding":
-        assert "The build is green." in capsys.readouterr().out
+    return namespace
+
+
+@pytest.mark.process
+def test_the_code_about_embedding_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run_page("embedding")
+    assert "The build is green." in capsys.readouterr().out
+
+
+@pytest.mark.process
+def test_the_code_about_bots_runs_and_the_bot_also_as_a_client() -> None:
+    run_bot = run_page("bots")["run"]
+
+    async def meet_the_bot() -> None:
+        with trio.fail_after(WAIT_SECONDS):
+            async with trio.open_nursery() as nursery:
+                serve = partial(multichat.serve, 0, host=LOOPBACK)
+                server = await nursery.start(serve)
+                nursery.start_soon(run_bot, LOOPBACK, server.port)
+                while [member.name for member in server.members] != ["greeter"]:
+                    await trio.sleep(0.01)
+                async with multichat.connect(LOOPBACK, server.port, name="bob") as chat:
+                    async for event in chat:
+                        if isinstance(event, multichat.Said):
+                            assert (event.name, event.text) == ("greeter", "Welcome, bob!")
+                            break
+                nursery.cancel_scope.cancel(reason="the bot has answered")
+
+    trio.run(meet_the_bot)
