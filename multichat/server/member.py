@@ -1,15 +1,15 @@
-"""A client as its room sees it: who it is, how it is reached, and how far behind it is.
+"""A client as its room sees it: its name, its send queue, and how far behind it is.
 
-Owns no behaviour: the room decides, the session acts.
+Owns state and no decisions: the room decides, the session acts.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from multichat.net.send_queue import SendQueue
 from multichat.protocol.codec import Codec
-from multichat.protocol.messages import Notice, Presence
+from multichat.protocol.messages import Event, Notice, Presence
 from multichat.protocol.text_codec import TEXT
 from multichat.server.log_rate import ClientLog
 from multichat.server.replay import Lag
@@ -29,12 +29,12 @@ class Member:
     """A client as its room sees it.
 
     *on_leave* is called once, synchronously, when the member has left the server, and *on_lag*
-    whenever it begins to lag: then something calls `Room.replay`.  They MUST NOT raise, nor change
-    any room.
+    whenever it begins to lag: the callee arranges that `Room.replay` is called.  Neither may raise
+    or change a room.
 
-    *refused_room* is the room that it asked for, or in which it was, where it could not enter that:
-    it hears the lobby, and what it says without naming a room is refused until it joins one.  Empty
-    where that cannot be a room.
+    *refused_room* is the room that the client asked for, or was in before it reconnected, if it
+    could not enter it: it is in the lobby, and its messages that name no room are refused until it
+    joins one.  Empty if that is no valid room name.
     """
 
     client: int
@@ -44,17 +44,22 @@ class Member:
     on_leave: Callable[[str], None]
     on_lag: Callable[[], None]
     codec: Codec = TEXT
-    origin: str | None = None  # the address that limits count it at; see `Origin`
-    stored_session: StoredSession | None = None  # by which it may come back
+    origin: str | None = None  # the address for limits; see `Origin`
+    stored_session: StoredSession | None = None  # set once it can be resumed
     refused_room: str | None = None
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member
     notices: tuple[Notice, ...] = ()  # for when it is live again
-    missed_presence: Presence | None = None  # what it was not told, if anything
+    missed_presence: Presence | None = None  # presence events that it did not get
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
     room: "Room" = field(init=False)
     log: ClientLog = field(init=False)
 
+    def send(self, *events: Event) -> Awaitable[object]:
+        """Send *events* to this client alone; waits while its send queue is full."""
+        # Not async: a coroutine would hold the events, as large as their encoding, while it waits.
+        return self.send_queue.put(b"".join(map(self.codec.encode, events)))
+
     def keep_notice(self, notice: Notice) -> None:
-        """Keep *notice* until the member is live, if it is among the newest then."""
+        """Keep *notice* until the member is live; only the newest are kept."""
         self.notices = (*self.notices, notice)[-_MAX_NOTICES:]

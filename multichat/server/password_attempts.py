@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from multichat.server.config import ServerTimeouts
-from multichat.server.limits import Bucket
 from multichat.server.origin import Origin
+from multichat.server.token_bucket import TokenBucket
 
 __all__ = ["PasswordAttempts", "PasswordLimits"]
 
@@ -61,7 +61,7 @@ class PasswordAttempts:
     def __init__(self, timeouts: ServerTimeouts, limits: PasswordLimits = PasswordLimits()) -> None:
         self._timeouts = timeouts
         self._limits = limits
-        self._buckets = [Bucket(rate, limits.burst) for rate in limits.rates]
+        self._buckets = [TokenBucket(rate, limits.burst) for rate in limits.rates]
         self._wrong: dict[str, tuple[int, float]] = {}  # and when the next attempt may be made
         self._trusted: dict[str, float] = {}  # since when
 

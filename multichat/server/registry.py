@@ -59,10 +59,10 @@ from multichat.protocol.timestamps import utc_now
 from multichat.server.broadcast import Counts, Receipt
 from multichat.server.cached_answers import CachedAnswer
 from multichat.server.config import ServerConfig, Slow
-from multichat.server.limits import NewRooms
 from multichat.server.log_rate import LogRates
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
+from multichat.server.rate_limit import NewRoomLimit
 from multichat.server.replay import PageCache, Rings
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
@@ -122,7 +122,7 @@ class Registry:
         self.room_list = CachedAnswer(self._list_rooms)
         self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
-        self._new_rooms = NewRooms(config.max_new_rooms)
+        self._new_rooms = NewRoomLimit(config.max_new_rooms)
 
     @property
     def members(self) -> list[Member]:

@@ -49,10 +49,11 @@ from multichat.server.announcer import Announcer
 from multichat.server.broadcast import Batch, Block, Counts, Receipt, cut
 from multichat.server.config import MAX_FREE_WAIT_SECONDS, Slow
 from multichat.server.delivery import Delivery, Progress
-from multichat.server.limits import WaitBudget
 from multichat.server.member import Member
 from multichat.server.replay import Lag, PageCache, Ring, Rings
 from multichat.server.replayer import Replayer
+from multichat.server.session_store import Submission
+from multichat.server.wait_budget import WaitBudget
 
 __all__ = ["Room"]
 
@@ -68,7 +69,7 @@ _ALONE_DIVISOR = 4
 class Room:
     """A conversation with one order.
 
-    Any task may call any method; only `say`, `notify`, `settle`, `history` and `replay` wait.
+    Any task may call any method; only `publish`, `notify`, `settle`, `history` and `replay` wait.
     *journal* keeps the messages; *rings* bounds what all rooms keep in memory beside it, and
     *pages* caches what replays read.  The room waits for slow members at most
     *slow_timeout_seconds* at once; a lagging one that takes nothing for *stall_timeout_seconds* is
@@ -259,7 +260,7 @@ class Room:
         finally:
             self._at_disk = False
 
-    async def say(
+    async def publish(
         self,
         sender: Member,
         block: str,
@@ -267,40 +268,65 @@ class Room:
         act: bool = False,
         nonces: tuple[Nonce | None, ...] = (),
         checks: bytes = b"",
-        on_taken: Callable[[str, int, Keeping | None], object] | None = None,
     ) -> Receipt:
-        """Publish a run of messages, clean and not empty, from *sender* to all others.
+        """Publish the messages of *block*, clean and not empty, from *sender* to all others.
 
-        Returns when the journal has kept it and every live member has it in its send queue or its
-        socket, under `Slow.WAIT` after waiting for the slow ones.  If nobody has to be waited for,
-        it returns at once, without a checkpoint.  Cancelled, it waits for the journal only.  If the
-        sender has left or the room is closed, nothing is published.
+        Returns when the journal has stored them and every live member has them in its send queue or
+        its socket, under `Slow.WAIT` after waiting for slow members.  If nobody has to be waited
+        for, it returns at once, without a checkpoint.  Cancelled, it still waits for the journal,
+        and for nobody else.  If the sender has left or the room is closed, nothing is published.
 
-        *nonces* are those of the messages, if any has one, with their *checks*.  *on_taken* is
-        called in the step in which they are numbered, with the epoch, the first number, and what
-        `RoomJournal.append` returned.  Raises `StorageFailed` if nothing was published.
+        *nonces* are those of the messages, if any has one, with their *checks*: the sender's
+        session has them from the step in which the messages are numbered.  Raises `StorageFailed`
+        if nothing was published.
         """
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
-        journal, client, name = self._journal, sender.client, sender.name
+        journal = self._journal
         said = SaidBlock(
-            journal.epoch, journal.next, utc_now(), self.name, client, name, block, act
+            journal.epoch,
+            journal.next,
+            utc_now(),
+            self.name,
+            sender.client,
+            sender.name,
+            block,
+            act,
         )
         keeping = journal.append(said, nonces, checks)
         messages = journal.next - said.first
-        if on_taken is not None:
-            on_taken(said.epoch, said.first, keeping)
+        submission: Submission | None = None
+        if nonces and sender.stored_session is not None:
+            submission = Submission(
+                said.epoch,
+                said.first,
+                room=self.key,
+                checks=checks,
+                keeping=keeping,
+                delivered=trio.Event(),
+            )
+            sender.stored_session.remember(nonces, submission)
+        try:
+            return await self._deliver_in_order(said, messages, sender, keeping)
+        finally:
+            if submission is not None:
+                submission.settle()
+
+    async def _deliver_in_order(
+        self, said: SaidBlock, messages: int, sender: Member, keeping: Keeping | None
+    ) -> Receipt:
+        """Deliver messages that are numbered, once the journal has stored them and those before."""
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
-            with trio.CancelScope(shield=True):  # it is in the journal, and has to be told
+            with trio.CancelScope(shield=True):  # it is in the journal: it has to be delivered
                 await self._order.acquire()
         try:
             if keeping is not None:
                 with trio.CancelScope(shield=True), self._waiting_for_disk():
                     await keeping.wait()
-            self._announcer.introduce(client, name)
+            self._announcer.introduce(said.client, said.name)
             spoken = [codec for codec, them in self._by_codec.items() if them]
             blocks = cut(said, messages, spoken)
             return await self._publish(blocks, said, messages, sender, Delivery())
@@ -308,7 +334,7 @@ class Room:
             self._order.release()
 
     async def notify(self, text: str) -> Receipt:
-        """Send *text*, which is clean and not empty, to all members as the server; see `say`.
+        """Send *text*, which is clean and not empty, to all members as the server; see `publish`.
 
         It has no id and is not counted as a message.
         """

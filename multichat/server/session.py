@@ -10,7 +10,6 @@ nothing more), the writer finishes within the grace period, EOF, input is discar
 close.
 """
 
-from collections.abc import Awaitable
 from functools import cache
 from importlib.metadata import version
 
@@ -60,14 +59,28 @@ from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import Greeted
 from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters
-from multichat.server.limits import READ_BYTES, READ_COST, SLOW_READ_BYTES, SMALL_READ_BYTES, Bucket
 from multichat.server.member import Member
+from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
+from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
-from multichat.server.speech import Speech
 
 __all__ = ["Session"]
 
+
+# One read, one batch: large enough that a flood costs per batch and not per message; small enough
+# that senders take turns, and that lines of 40 bytes and more fit, with their tags, into the 64 KiB
+# that the kernel passes on as one piece: the excess would cost every member a second one.
+_READ_BYTES = 48 * 1024
+
+# The same with a rate limit: all that was read is published, at the limit's pace, before anything
+# else is noticed, even the end of the connection.
+_SLOW_READ_BYTES = 4096
+
+# Memory for each byte that was read while its messages wait to be published: its text, its lines
+# and the requests in them.  Measured 1 to 10.  Small reads are not counted.
+_READ_COST = 6
+_SMALL_READ_BYTES = 512
 
 # More than the answer takes to any request that changes the client's room or protocol.
 _ANSWER_BYTES = 4096
@@ -101,20 +114,20 @@ class Session:
 
     __slots__ = (
         "_active_at",
-        "_bytes",
         "_config",
         "_first_line",
         "_greeted",
         "_in_hand_bytes",
         "_meter",
         "_nursery",
+        "_pipeline",
+        "_rate_limit",
         "_read_bytes",
         "_reading",
         "_registry",
         "_replay_meter",
         "_replayed",
         "_send_queue",
-        "_speech",
         "_stream",
         "_writing",
         "member",
@@ -135,9 +148,7 @@ class Session:
         self._stream = greeted.stream
         self._registry = registry
         self._config = config
-        byte_rate = config.byte_rate
-        self._bytes = Bucket(byte_rate, max(byte_rate, READ_BYTES)) if byte_rate else None
-        self._read_bytes = READ_BYTES if config.rate is None else SLOW_READ_BYTES
+        self._read_bytes = _READ_BYTES if config.rate is None else _SLOW_READ_BYTES
         self._in_hand_bytes = 0
         self._active_at: float | None = trio.current_time()
         self._reading = trio.CancelScope()
@@ -164,7 +175,8 @@ class Session:
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
-        self._speech = Speech(self.member, registry, config, filters)
+        self._rate_limit = ClientRateLimit(config, self.member, burst_bytes=_READ_BYTES)
+        self._pipeline = MessagePipeline(self.member, registry, self._rate_limit, filters)
 
     def _queue_ran_empty(self) -> None:
         self.member.room.queue_ran_empty()  # it may have moved to another one
@@ -194,8 +206,9 @@ class Session:
             if self._send_queue.drained:
                 await transport.hang_up(self._stream, self._config.timeouts.linger)
         finally:
-            # They refer to us: without these cycles its memory is freed at once.
-            del self.member, self._speech, self._send_queue, self._nursery, self._greeted
+            # They refer to this session: without these cycles its memory is freed at once.
+            del self.member, self._pipeline, self._rate_limit
+            del self._send_queue, self._nursery, self._greeted
             await transport.close(self._stream)
 
     def _start_writing(self) -> None:
@@ -257,8 +270,8 @@ class Session:
             raise _Leave(other.reason, other.answer)
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
-            if size > SMALL_READ_BYTES:  # it may have to wait
-                self._in_hand_bytes = size * READ_COST
+            if size > _SMALL_READ_BYTES:  # it may have to wait
+                self._in_hand_bytes = size * _READ_COST
                 self._note_held()
             await self._take(parts)
             self._in_hand_bytes = 0
@@ -275,7 +288,7 @@ class Session:
         self._send_queue.note(held)
 
     async def _receive(self) -> bytes | bytearray:
-        size = SLOW_READ_BYTES if self._registry.budget.tight else self._read_bytes
+        size = _SLOW_READ_BYTES if self._registry.budget.tight else self._read_bytes
         if self._active_at is None:  # there was a request since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:
@@ -288,10 +301,7 @@ class Session:
             elif idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
                 raise _Leave(reason, self.member.codec.encode(Goodbye.of("idle", reason)))
-        if self._bytes is not None:
-            debt = self._bytes.spend(len(data), trio.current_time())
-            if debt:
-                await self._speech.slow_down(debt, f"{self._config.byte_rate:g} bytes")
+        await self._rate_limit.spend_bytes(len(data))
         return data
 
     async def _take(self, parts: list[Part]) -> None:
@@ -299,8 +309,8 @@ class Session:
         for part in parts:
             if isinstance(part, LineTooLong):
                 await take_turn()
-                await self._speech.may_ask(1)
-                await self._answer(Invalid.because(part).error)
+                await self._rate_limit.acquire(1)
+                await self.member.send(Invalid.because(part).error)
                 continue
             if self._first_line:
                 self._first_line = False
@@ -312,30 +322,28 @@ class Session:
                 if type(request) is not Ping:
                     self._active_at = None
                 if type(request) is SayBlock:  # mostly
-                    if request.nonces:
-                        await self._speech.say_new(request)
-                    else:
-                        await self._speech.say(request)
+                    await self._pipeline.send(request)
                     continue
-                await self._speech.may_ask(1)
+                if type(request) is Act:
+                    await self._pipeline.send(_block_of(request), act=True)
+                    continue
+                await self._rate_limit.acquire(1)
                 try:
                     await self._do(request)
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
-                    await self._answer(Invalid.because(error, nonce).error)
+                    await self.member.send(Invalid.because(error, nonce).error)
 
     async def _do(self, request: Request) -> None:
         """Carry out a request and answer it; raises `RemoteProtocolError` if that is refused."""
         await self._stay()
         me, registry = self.member, self._registry
         match request:
-            case Act():
-                await self._speech.act(request)
             case Direct():
-                await self._speech.direct(request)
+                await self._pipeline.direct(request)
             case Rename(name=name, nonce=nonce):
                 old = registry.rename(me, name)
-                await self._answer(Renamed(me.client, old, me.name, nonce=nonce))
+                await self.member.send(Renamed(me.client, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
                 await self._wait_for_room()
                 registry.move(me, room)
@@ -343,7 +351,7 @@ class Session:
                 self._start_from(since, 0, refused)
                 at = me.room
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
-                await self._answer(joined, *refused)
+                await self.member.send(joined, *refused)
             case Reply(text=text):
                 await self._do(registry.reply(me, text))
             case Who(room=room, nonce=nonce):
@@ -351,16 +359,16 @@ class Session:
             case Rooms(nonce=nonce):
                 await self._send_queue.put(registry.room_list.encode(me.codec, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
-                self._speech.require_room(room)
-                await self._answer(await me.room.history(limit, before, nonce))
+                self._pipeline.require_room(room)
+                await self.member.send(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
-                await self._answer(Pong(token, nonce=nonce))
+                await self.member.send(Pong(token, nonce=nonce))
             case Help(nonce=nonce):
                 await self._send_queue.put(encoded_help(me.codec, nonce))
             case Hello():
                 await self._greet(request)
             case Invalid(error):
-                await self._answer(error)
+                await self.member.send(error)
             case Quit(nonce=nonce):
                 goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
                 raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
@@ -436,7 +444,7 @@ class Session:
         """Return unless the client has been disconnected while we waited."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
-    def _answer(self, *events: Event) -> Awaitable[object]:
-        """Answer this client, which is not read while its send queue is full."""
-        # Not async: it would hold the events, as large as their encoding, while it waits.
-        return self._send_queue.put(b"".join(map(self.member.codec.encode, events)))
+
+def _block_of(act: Act) -> SayBlock:
+    nonces = () if act.nonce is None else (act.nonce,)
+    return SayBlock(act.text, nonces, act.room)

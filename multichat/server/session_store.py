@@ -38,7 +38,7 @@ from multichat.journal.base import Journal, Keeping, KeptSession, SessionRecord
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce
 
-__all__ = ["SessionStore", "StoredSession", "Taken", "check_at", "checks_of"]
+__all__ = ["SessionStore", "StoredSession", "Submission", "check_at", "checks_of"]
 
 # What a disconnected session takes in memory, without its nonces; a nonce of a connected one takes
 # `_NONCE_BYTES` beside the nonce itself.  Both measured with CPython 3.11.
@@ -76,16 +76,16 @@ def check_at(checks: bytes, message: int) -> bytes:
     return checks[_CHECK_BYTES * message : _CHECK_BYTES * (message + 1)]
 
 
-class Taken:
-    """A run of messages with nonces: their ids, and whether they are kept and delivered yet.
+class Submission:
+    """Messages with nonces that were published together: their ids, and whether they are final.
 
     *epoch* is empty for a private message, which has no id and has been delivered.  *room* is the
-    room's name, folded, empty where it is not known, and *checks* are those of the messages.
-    *keeping* says when the journal has them, or a private one's nonce.  `settle` sets *told* when
-    they have been delivered to the room: `accepted` means that, too.
+    room's name, folded, empty if it is not known, and *checks* are those of the messages.
+    *keeping* resolves when the journal has stored them, or a private one's nonce.  `settle` sets
+    *delivered* when the room has delivered them, which `accepted` means as well.
     """
 
-    __slots__ = ("_keeping", "_told", "checks", "epoch", "first", "room")
+    __slots__ = ("_delivered", "_keeping", "checks", "epoch", "first", "room")
 
     def __init__(
         self,
@@ -95,14 +95,14 @@ class Taken:
         room: str = "",
         checks: bytes = b"",
         keeping: Keeping | None = None,
-        told: trio.Event | None = None,
+        delivered: trio.Event | None = None,
     ) -> None:
         self.epoch, self.first = epoch, first
         self.room, self.checks = room, checks
-        self._keeping, self._told = keeping, told
+        self._keeping, self._delivered = keeping, delivered
 
-    async def is_kept(self) -> bool:
-        """Wait until they are kept and delivered; return whether they were said at all."""
+    async def wait_stored(self) -> bool:
+        """Wait until they are stored and delivered; return whether they were published at all."""
         if self._keeping is not None:
             try:
                 await self._keeping.wait()
@@ -110,16 +110,16 @@ class Taken:
                 if self.epoch:  # a private message has been delivered all the same
                     return False
             self._keeping = None
-        if self._told is not None:
-            await self._told.wait()
-            self._told = None
+        if self._delivered is not None:
+            await self._delivered.wait()
+            self._delivered = None
         return True
 
     def settle(self) -> None:
         """Note that they have been delivered, or never will be, and release what is not needed."""
-        if self._told is not None:
-            self._told.set()
-            self._told = None
+        if self._delivered is not None:
+            self._delivered.set()
+            self._delivered = None
         if self._keeping is not None and self._keeping.resolved and not self._keeping.failed:
             self._keeping = None
 
@@ -127,7 +127,7 @@ class Taken:
     def is_pending(self) -> bool:
         """Whether it is not known yet if they are kept, or they are not delivered yet."""
         return (self._keeping is not None and not self._keeping.resolved) or (
-            self._told is not None and not self._told.is_set()
+            self._delivered is not None and not self._delivered.is_set()
         )
 
     @property
@@ -172,7 +172,7 @@ class StoredSession:
         self.place: Hashable = None
         self.left_at = 0.0
         self.counted_bytes = 0
-        self.window: dict[Nonce, tuple[Taken, int]] = {}
+        self.window: dict[Nonce, tuple[Submission, int]] = {}
         self._longest = 0  # how many bytes the longest nonce takes
         self._packed = b""
 
@@ -182,15 +182,15 @@ class StoredSession:
         nonces = len(self.window) * (_NONCE_BYTES + self._longest) + len(self._packed)
         return _SESSION_BYTES + nonces
 
-    def take(self, nonces: Sequence[Nonce | None], taken: Taken) -> None:
-        """Note the *nonces* of the messages of *taken*, one for each message."""
+    def remember(self, nonces: Sequence[Nonce | None], submission: Submission) -> None:
+        """Note the *nonces* of the messages of *submission*, one for each message."""
         self.unpack()
         window = self.window
         if None in nonces:
-            window.update({n: (taken, i) for i, n in enumerate(nonces) if n is not None})
+            window.update({n: (submission, i) for i, n in enumerate(nonces) if n is not None})
         else:  # mostly all have one
             start = max(0, len(nonces) - MAX_UNACCEPTED)
-            places = zip(repeat(taken), range(start, len(nonces)), strict=False)
+            places = zip(repeat(submission), range(start, len(nonces)), strict=False)
             window.update(zip(nonces[start:], places, strict=False))  # type: ignore[arg-type]
         newest = nonces[-MAX_UNACCEPTED:]
         self._longest = max((self._longest, *map(sys.getsizeof, newest)))
@@ -203,26 +203,26 @@ class StoredSession:
         *ends* has the room's epochs, each with the number behind its last message.
         """
         return [
-            taken.first + i
-            for taken, i in self.window.values()
-            if taken.first + i < ends.get(taken.epoch, 0) and not taken.has_failed
+            submission.first + i
+            for submission, i in self.window.values()
+            if submission.first + i < ends.get(submission.epoch, 0) and not submission.has_failed
         ]
 
     def pack(self) -> None:
         """Encode the nonces compactly, unless one is still pending."""
         window = self.window
-        if not window or any(taken.is_pending for taken, _ in window.values()):
+        if not window or any(submission.is_pending for submission, _ in window.values()):
             return
         epochs: dict[tuple[str, str], int] = {}
         rows = [
             (
                 nonce,
-                epochs.setdefault((taken.epoch, taken.room), len(epochs)),
-                taken.first + i,
-                int.from_bytes(check, "little") if (check := taken.check_of(i)) else -1,
+                epochs.setdefault((submission.epoch, submission.room), len(epochs)),
+                submission.first + i,
+                int.from_bytes(check, "little") if (check := submission.check_of(i)) else -1,
             )
-            for nonce, (taken, i) in window.items()
-            if not taken.has_failed
+            for nonce, (submission, i) in window.items()
+            if not submission.has_failed
         ]
         self._packed = _encode((list(epochs), rows))
         self.window = {}
@@ -235,7 +235,7 @@ class StoredSession:
             for nonce, index, number, check in rows:
                 epoch, room = epochs[index]
                 known = check.to_bytes(_CHECK_BYTES, "little") if check >= 0 else b""
-                self.window[nonce] = Taken(epoch, number, room=room, checks=known), 0
+                self.window[nonce] = Submission(epoch, number, room=room, checks=known), 0
 
     def record(self) -> SessionRecord:
         """Return what a journal keeps of it."""
@@ -263,15 +263,15 @@ class StoredSession:
         """
         if nonce not in self.window:
             return None
-        taken, number = self.window[nonce]
-        if not await taken.is_kept():
+        submission, number = self.window[nonce]
+        if not await submission.wait_stored():
             self.window.pop(nonce, None)
             return None
-        if taken.check_of(number) not in (b"", check) or (
-            room is not None and taken.room not in ("", room)
+        if submission.check_of(number) not in (b"", check) or (
+            room is not None and submission.room not in ("", room)
         ):
             raise NonceReused(nonce)
-        return Accepted(nonce=nonce, id=taken.id_of(number))
+        return Accepted(nonce=nonce, id=submission.id_of(number))
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -337,7 +337,7 @@ class SessionStore:
         one = StoredSession(kept.record)
         one.left_at = trio.current_time() - kept.age_seconds
         for nonce, epoch, number, room, check in kept.nonces:
-            one.take((nonce,), Taken(epoch, number, room=room, checks=check))
+            one.remember((nonce,), Submission(epoch, number, room=room, checks=check))
         self._make_room()
         self._add_away(one)
         return one
@@ -393,22 +393,24 @@ class SessionStore:
             if not victim.window:  # else some of its nonces are not in the journal yet
                 self._leave_away(victim)
 
-    def take(self, one: StoredSession, nonces: Sequence[Nonce | None], taken: Taken) -> None:
-        """Do as `StoredSession.take`; *one* may have disconnected meanwhile."""
-        one.take(nonces, taken)
+    def remember(
+        self, one: StoredSession, nonces: Sequence[Nonce | None], submission: Submission
+    ) -> None:
+        """Do as `StoredSession.remember`; *one* may have disconnected meanwhile."""
+        one.remember(nonces, submission)
         self._count(one)
 
-    async def take_private(self, one: StoredSession, nonce: Nonce, check: bytes) -> None:
+    async def remember_private(self, one: StoredSession, nonce: Nonce, check: bytes) -> None:
         """Note that *one* has sent a private message with *nonce*; return when the journal has it.
 
         Raises `StorageFailed`: then the nonce is known for as long as the session is in memory.
         """
         keeping = self._journal.keep_nonce(one.client, nonce, check)
-        taken = Taken(checks=check, keeping=keeping)
-        self.take(one, (nonce,), taken)
+        submission = Submission(checks=check, keeping=keeping)
+        self.remember(one, (nonce,), submission)
         if keeping is not None:
             await keeping.wait()
-            taken.settle()
+            submission.settle()
 
     def _add_away(self, one: StoredSession) -> None:
         self._away[one.digest] = one

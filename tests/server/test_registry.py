@@ -336,7 +336,7 @@ async def test_over_loopback_each_client_opens_its_own_new_rooms() -> None:
 async def test_a_room_in_which_something_was_said_is_not_a_new_one() -> None:
     async with registry_of(members=1, max_new_rooms=1) as (registry, [a]):
         registry.move(a, "den")
-        await a.room.say(a, "x")
+        await a.room.publish(a, "x")
         for _ in range(3):
             registry.move(a, "lobby")
             registry.move(a, "den")
@@ -389,7 +389,7 @@ async def test_nothing_is_queued_to_who_has_gone_to_another_room(
             pass
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(slow.room.say, sender, "too late")
+            nursery.start_soon(slow.room.publish, sender, "too late")
             await trio.sleep(0.5)
             registry.move(slow, "kitchen")
         assert trio.current_time() - started == pytest.approx(0.5)
@@ -559,7 +559,7 @@ async def test_somebody_leaves_while_others_are_told_who_came(
         registry.rename(second, "second")
         registry.rename(third, "third")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(room.say, second, "hello")  # waits for the stalled one
+            nursery.start_soon(room.publish, second, "hello")  # waits for the stalled one
             await trio.sleep(0.5)
             registry.leave(third)
         assert registry.members == [stalled, second]

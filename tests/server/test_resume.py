@@ -20,7 +20,7 @@ from multichat.journal.sqlite.journal import Durability, Retention, SqliteJourna
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce, SaidBlock
 from multichat.server.config import ReplayLimits
-from multichat.server.session_store import SessionStore, Taken
+from multichat.server.session_store import SessionStore, Submission
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.journals import HeldJournal, HeldRoom, running, tidy
 from tests.support.log import LogRecorder
@@ -432,7 +432,7 @@ class Visits:
     def visit(self, client: int, address: str | None, nonces: int = 0) -> None:
         self._tokens[client], one = self.store.issue(client, "", "lobby")
         for nonce in range(nonces):
-            self.store.take(one, (nonce,), Taken("epoch", nonce))
+            self.store.remember(one, (nonce,), Submission("epoch", nonce))
         self.store.go(one, address)
 
     async def known(self) -> set[int]:
@@ -497,9 +497,9 @@ async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:
     assert visits.store.away_bytes > 0
     for one in [*visits.store._away.values()][::2]:
         visits.store.come(one)
-        visits.store.take(one, ("while connected",), Taken())
+        visits.store.remember(one, ("while connected",), Submission())
     for one in [*visits.store._away.values()]:
-        visits.store.take(one, ("said as it left",), Taken())
+        visits.store.remember(one, ("said as it left",), Submission())
         visits.store.forget(one)
     assert visits.store.away_bytes == 0
 
@@ -509,8 +509,8 @@ async def test_a_session_that_ends_while_its_message_is_written_knows_it() -> No
     visits = Visits()
     _, one = visits.store.issue(1, "", "lobby")
     kept, failed = Keeping(), Keeping()
-    visits.store.take(one, ("kept", "too"), Taken("epoch", 7, keeping=kept))
-    visits.store.take(one, ("failed",), Taken("epoch", 9, keeping=failed))
+    visits.store.remember(one, ("kept", "too"), Submission("epoch", 7, keeping=kept))
+    visits.store.remember(one, ("failed",), Submission("epoch", 9, keeping=failed))
     visits.store.go(one, None)
     kept.resolve()
     failed.resolve("disk full")

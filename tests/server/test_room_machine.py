@@ -510,7 +510,7 @@ class RoomMachine(RuleBasedStateMachine):
                 first, self.said = self.said, self.said + count
                 texts = [f"#{sender.member.client} {first + j}" for j in range(count)]
                 await trio.lowlevel.checkpoint()  # as every session does before it reads on
-                await room.say(sender.member, "\n".join(texts))
+                await room.publish(sender.member, "\n".join(texts))
 
         async def say_in(room: str, them: list[Guest]) -> None:
             started = trio.current_time()
@@ -807,7 +807,7 @@ class OneLagging(RoomMachine):
         if not sender.left and room.name in WITNESSED:
             first, self.said = self.said, self.said + count
             texts = [f"#{sender.member.client} {first + j} {'x' * 50}" for j in range(count)]
-            await room.say(sender.member, "\n".join(texts))
+            await room.publish(sender.member, "\n".join(texts))
 
 
 WHAT_HAPPENS = [

@@ -25,7 +25,6 @@ from multichat.server.broadcast import Batch, Receipt
 from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters
 from multichat.server.history_pages import read_history
-from multichat.server.limits import WaitBudget
 from multichat.server.member import Member
 from multichat.server.registry import Registry
 from multichat.server.replay import Ring
@@ -33,6 +32,7 @@ from multichat.server.replayer import Replayer
 from multichat.server.room import Room
 from multichat.server.session import Session
 from multichat.server.session_store import SessionStore, StoredSession
+from multichat.server.wait_budget import WaitBudget
 
 from .journal import Disk, FaultyJournal
 
@@ -95,7 +95,7 @@ def say_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     def say(original: Any, room: Room, sender: Member, block: str, **kwargs: Any) -> Any:
         return original(room, sender, "\n".join(reversed(block.split("\n"))), **kwargs)
 
-    wrap(monkeypatch, Room, "say", say)
+    wrap(monkeypatch, Room, "publish", say)
 
 
 def count_ids_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def swallow(monkeypatch: pytest.MonkeyPatch) -> None:
     async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
         return Receipt() if now() else await original(*args, **kwargs)
 
-    wrap(monkeypatch, Room, "say", say)
+    wrap(monkeypatch, Room, "publish", say)
 
 
 def accept_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def accept_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     async def say(original: Any, *args: Any, **kwargs: Any) -> Receipt:
         return Receipt(epoch="0", first=1) if now() else await original(*args, **kwargs)
 
-    wrap(monkeypatch, Room, "say", say)
+    wrap(monkeypatch, Room, "publish", say)
 
 
 def duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def crash(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("on purpose")
         return await original(*args, **kwargs)  # type: ignore[no-any-return]
 
-    wrap(monkeypatch, Room, "say", say)
+    wrap(monkeypatch, Room, "publish", say)
 
 
 def count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ def count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         room._counts.messages += 20
         return await original(room, *args, **kwargs)  # type: ignore[no-any-return]
 
-    wrap(monkeypatch, Room, "say", say)
+    wrap(monkeypatch, Room, "publish", say)
 
 
 # --- Those who come back, and the journal ---------------------------------------------------------
@@ -317,7 +317,7 @@ def say_nothing_of_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         except StorageFailed:
             return Receipt()
 
-    wrap(monkeypatch, Room, "say", say)
+    wrap(monkeypatch, Room, "publish", say)
 
 
 def let_anybody_be_somebody(monkeypatch: pytest.MonkeyPatch) -> None:

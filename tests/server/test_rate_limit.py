@@ -8,7 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multichat.net.memory_budget import MemoryBudget
-from multichat.server.limits import Bucket, NewRooms, WaitBudget
+from multichat.server.rate_limit import NewRoomLimit
+from multichat.server.token_bucket import TokenBucket
+from multichat.server.wait_budget import WaitBudget
 
 pytestmark = pytest.mark.unit
 
@@ -73,7 +75,7 @@ def test_a_room_never_waits_for_more_than_its_budget_and_a_fifteenth_of_the_time
             assert paid <= full + (at - start) / 15 + 1e-9
 
 
-# --- Bucket --------------------------------------------------------------------------------------
+# --- TokenBucket ----------------------------------------------------------------------------------
 
 # Powers of two, so that nothing is rounded and every bound can be an equality.
 rates = st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0, 64.0])
@@ -85,7 +87,7 @@ def test_a_bucket_grants_what_it_may_and_never_more(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
     """Over any stretch of time at most the burst and what flowed in; and all of that."""
-    bucket = Bucket(rate, burst)
+    bucket = TokenBucket(rate, burst)
     now = 0.0
     granted: list[tuple[float, int]] = []
     for pause, wanted in steps:
@@ -107,7 +109,7 @@ def test_a_debt_is_paid_at_the_rate(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
     """Who waits as long as it is told never gets ahead by more than the burst."""
-    bucket = Bucket(rate, burst)
+    bucket = TokenBucket(rate, burst)
     now = 0.0
     spent: list[tuple[float, int]] = []
     for pause, tokens in steps:
@@ -127,7 +129,7 @@ def test_a_debt_is_paid_at_the_rate(
 
 
 def test_a_debt_keeps_anything_from_being_taken() -> None:
-    bucket = Bucket(10, 5)
+    bucket = TokenBucket(10, 5)
     assert bucket.spend(5, 100.0) == 0
     assert bucket.spend(5, 100.0) == 0.5
     assert bucket.spend(5, 100.0) == 1.0
@@ -140,7 +142,7 @@ def test_a_debt_keeps_anything_from_being_taken() -> None:
 
 def test_a_bucket_is_full_at_first_whatever_the_clock_says() -> None:
     for now in (-1e9, 0.0, 1e9):
-        assert Bucket(1e-3, 7).take(100, now) == 7
+        assert TokenBucket(1e-3, 7).take(100, now) == 7
 
 
 @example(3.0, 1, 1.0, [1, 1])
@@ -149,7 +151,7 @@ def test_who_waits_until_there_is_one_gets_it(
     rate: float, burst: int, now: float, takes: list[int]
 ) -> None:
     """The rounding of the clock costs a turn or two more, and is not waited for for ever."""
-    bucket = Bucket(rate, burst)
+    bucket = TokenBucket(rate, burst)
     for wanted in takes:
         turns = 0
         while not bucket.take(wanted, now):
@@ -217,7 +219,7 @@ def test_who_is_told_may_let_go_at_once() -> None:
 
 
 def test_only_those_who_open_rooms_wait_for_more() -> None:
-    rooms = NewRooms(60)
+    rooms = NewRoomLimit(60)
     assert [rooms.take("a", 1000.0) for _ in range(61)] == [0] * 60 + [60]
     assert rooms.take("b", 1000.0) == 0
     assert rooms.take("a", 1060.0) == 0
@@ -225,8 +227,8 @@ def test_only_those_who_open_rooms_wait_for_more() -> None:
 
 
 def test_creators_of_rooms_are_remembered_within_a_bound() -> None:
-    rooms = NewRooms(1)
-    for n in range(2 * NewRooms.MAX_CREATORS):
+    rooms = NewRoomLimit(1)
+    for n in range(2 * NewRoomLimit.MAX_CREATORS):
         assert rooms.take(n, 0.0) == 0
-    assert len(rooms._buckets) == NewRooms.MAX_CREATORS
+    assert len(rooms._buckets) == NewRoomLimit.MAX_CREATORS
     assert rooms.take(n, 0.0) > 0

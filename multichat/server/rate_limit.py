@@ -1,0 +1,81 @@
+"""Rate limits: what one client may send a second, and how many rooms may be opened in an hour.
+
+A client above its limit is read more slowly; nothing that it sent is lost.
+"""
+
+import math
+from collections.abc import Hashable
+
+import trio
+
+from multichat.protocol.messages import Notice
+from multichat.server.config import ServerConfig
+from multichat.server.member import Member
+from multichat.server.token_bucket import TokenBucket
+
+__all__ = ["ClientRateLimit", "NewRoomLimit"]
+
+# How often a client that stays above its rate limit is told so.
+_NOTICE_SECONDS = 60.0
+
+
+class NewRoomLimit:
+    """How many new rooms each creator may open: *hourly* at once, and as many again in an hour."""
+
+    # More than connect within an hour; after an hour without a new room the bucket is full again.
+    MAX_CREATORS = 10_000
+
+    __slots__ = ("_buckets", "_hourly")
+
+    def __init__(self, hourly: int) -> None:
+        self._hourly = hourly
+        self._buckets: dict[Hashable, TokenBucket] = {}  # the latest is last
+
+    def take(self, creator: Hashable, now: float) -> float:
+        """Return for how many seconds *creator* has to wait; 0 if it may open one, which counts."""
+        bucket = self._buckets.pop(creator, None) or TokenBucket(self._hourly / 3600, self._hourly)
+        self._buckets[creator] = bucket
+        if len(self._buckets) > self.MAX_CREATORS:
+            del self._buckets[next(iter(self._buckets))]
+        return 0.0 if bucket.take(1, now) else bucket.seconds_until_one()
+
+
+class ClientRateLimit:
+    """The rate limits of one client, *member*: messages and bytes a second, as configured.
+
+    The waiting delays that client only: it is not read meanwhile, and told so now and then.
+    """
+
+    __slots__ = ("_bytes", "_config", "_member", "_messages", "_told_at")
+
+    def __init__(self, config: ServerConfig, member: Member, *, burst_bytes: int) -> None:
+        rate, byte_rate = config.rate, config.byte_rate
+        self._config, self._member = config, member
+        self._messages = TokenBucket(rate, config.burst) if rate else None
+        self._bytes = TokenBucket(byte_rate, max(byte_rate, burst_bytes)) if byte_rate else None
+        self._told_at = -math.inf
+
+    async def acquire(self, wanted: int) -> int:
+        """Wait until at least one of *wanted* messages or requests may be made; return how many.
+
+        No checkpoint if it need not wait.
+        """
+        if self._messages is None:
+            return wanted
+        while not (granted := self._messages.take(wanted, trio.current_time())):
+            await self._wait(self._messages.seconds_until_one(), f"{self._config.rate:g} messages")
+        return granted
+
+    async def spend_bytes(self, count: int) -> None:
+        """Wait as long as *count* bytes that were read are above the limit."""
+        if self._bytes is not None and (seconds := self._bytes.spend(count, trio.current_time())):
+            await self._wait(seconds, f"{self._config.byte_rate:g} bytes")
+
+    async def _wait(self, seconds: float, limit: str) -> None:
+        now = trio.current_time()
+        if now - self._told_at >= _NOTICE_SECONDS:
+            self._told_at = now
+            await self._member.send(
+                Notice(f"slowed down: {limit} a second are taken from a client")
+            )
+        await trio.sleep(seconds)
