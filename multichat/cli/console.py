@@ -34,13 +34,7 @@ from multichat.errors import (
 )
 from multichat.log import Log, LogWriter
 from multichat.protocol.auth import parse_password
-from multichat.protocol.commands import (
-    disguised_command,
-    find_command,
-    may_be_disguised,
-    say_unless_command,
-    why_not_said,
-)
+from multichat.protocol.commands import COMMANDS
 from multichat.protocol.framing import Part
 from multichat.protocol.messages import (
     ASKED_TO_LEAVE,
@@ -50,6 +44,12 @@ from multichat.protocol.messages import (
     Reconnected,
 )
 from multichat.protocol.text_codec import TEXT
+from multichat.protocol.typed_lines import (
+    disguised_command,
+    may_be_disguised,
+    say_unless_command,
+    why_not_said,
+)
 from multichat.stdio import read_input, until_signal
 from multichat.terminal.render import STATES
 
@@ -272,7 +272,7 @@ class Console:
                 self._log.line("STATE", str(part), logging.WARNING)
                 continue
             for line in part.split("\n"):
-                command = find_command(line.rstrip())
+                command = COMMANDS.find(line.rstrip())
                 if command is None or command.name not in _LOCAL_COMMANDS:
                     lines.append(line)
                     continue

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import ClassVar, Protocol
 
-from multichat.protocol.commands import help_lines
+from multichat.protocol.commands import COMMANDS
 from multichat.protocol.messages import Event, Nonce, Notice, Request, SaidBlock, WireRequest
 
 __all__ = ["Codec", "encoded_help"]
@@ -48,5 +48,5 @@ def encoded_help(codec: Codec, nonce: Nonce | None = None) -> bytes:
 
 @cache
 def _help_notices(codec: Codec) -> list[bytes]:
-    lines = ["commands, each on a line of its own:", *help_lines()]
+    lines = ["commands, each on a line of its own:", *COMMANDS.help_lines()]
     return [codec.encode(Notice(line)) for line in lines]

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from multichat.protocol.commands import may_be_disguised, parse_line, say_literally
 from multichat.protocol.framing import behind
 from multichat.protocol.json_codec import JSON, decode_hello, is_hello
 from multichat.protocol.messages import (
@@ -43,6 +42,7 @@ from multichat.protocol.messages import (
     WireRequest,
 )
 from multichat.protocol.names import SERVER_NAME
+from multichat.protocol.typed_lines import may_be_disguised, parse_line, say_literally
 
 __all__ = ["TEXT", "TextCodec"]
 

@@ -22,10 +22,11 @@ import trio
 
 from multichat.errors import InvalidBan, LocalProtocolError, MultichatError
 from multichat.log import Log
-from multichat.protocol.commands import disguised_command
+from multichat.protocol.commands import ADMIN_COMMANDS, split_command, unknown_command, usage
 from multichat.protocol.framing import Part, clean
 from multichat.protocol.messages import room_of
 from multichat.protocol.names import fold_name, parse_person_name
+from multichat.protocol.typed_lines import disguised_command, why_not_said
 from multichat.server.bans import (
     Ban,
     Target,
@@ -41,7 +42,7 @@ from multichat.terminal.wrap import columns_of
 if TYPE_CHECKING:  # who starts us
     from multichat.server.server import MemberInfo, Server
 
-__all__ = ["COMMANDS", "AdminConsole", "console_fd", "run_console", "terminal_stops_nobody"]
+__all__ = ["AdminConsole", "console_fd", "run_console", "terminal_stops_nobody"]
 
 # A pasted page or ten; each takes a moment, and two seconds where somebody has to be waited for.
 MAX_WAITING_LINES = 1000
@@ -51,30 +52,12 @@ _COLUMNS = 60
 _GAP = "  "
 _LEAST_COLUMN = 8
 
-_HELP = """\
-What you type is said to everybody; //x says /x. Commands:
-/clients [ROOM]            who is connected, or in ROOM
-/who [ROOM]                the same
-/rooms                     the rooms, and how many are there
-/send WHO TEXT             tell one client
-/kick WHO [REASON]         disconnect a client
-/ban WHAT [TIME] [REASON]  disconnect it, and keep it out
-/unban WHAT                lift a ban
-/bans                      list the bans
-/help                      this list
-/quit                      shut down the server
+_HELP_HEADER = "What you type is sent to everybody. Commands:"
+_HELP_ARGUMENTS = """\
 WHO is a client's number or name. WHAT is that (then its
 address is banned), an address, a network such as
 203.0.113.0/24, or: name NAME. TIME is 90s, 10m, 2h, 1d, 3w
 or forever, which is the default; a number is minutes."""
-
-_USAGE = {
-    line.split(maxsplit=1)[0]: line.partition("  ")[0]
-    for line in _HELP.split("\n")
-    if line.startswith("/")
-}
-
-COMMANDS = tuple(_USAGE)
 
 
 class AdminConsole:
@@ -133,10 +116,9 @@ class AdminConsole:
     def _obey(self, line: str) -> None:
         try:
             if line.startswith("/") and not line.startswith("//"):
-                self._command(line)
-            elif (command := disguised_command(line, COMMANDS)) is not None:
-                name = command.split(maxsplit=1)[0]
-                self._show(f"not said, because it looks like {name}; // says a /")
+                self._run_command(line)
+            elif (command := disguised_command(line, ADMIN_COMMANDS)) is not None:
+                self._show(why_not_said(command, ADMIN_COMMANDS))
             else:
                 text = line.removeprefix("/") if line.startswith("//") else line
                 self._soon(partial(self._server.broadcast, text))
@@ -150,11 +132,12 @@ class AdminConsole:
             Log("server").crash("a command of the operator's crashed", error)
             self._show("that failed, and the log says how")
 
-    def _command(self, line: str) -> None:
-        command, _, rest = line.partition(" ")
+    def _run_command(self, line: str) -> None:
+        name, rest = split_command(line)
         rest = rest.strip()
-        match command.lower():
-            case "/clients" | "/who":
+        command = ADMIN_COMMANDS.find(name)
+        match command and command.name:
+            case "/clients":
                 self._show_clients(room_of(rest))
             case "/rooms":
                 self._show_rooms()
@@ -170,14 +153,16 @@ class AdminConsole:
             case "/bans":
                 self._show_bans()
             case "/help":
-                for text in _HELP.split("\n"):
+                lines = [_HELP_HEADER, *ADMIN_COMMANDS.help_lines(), *_HELP_ARGUMENTS.split("\n")]
+                for text in lines:
                     self._show(text)
             case "/quit":
                 self._soon(self._shut_down)
-            case known if known in _USAGE:
-                self._show(f"usage: {_USAGE[known]}")
+            case None:
+                self._show(unknown_command(name, rest, ADMIN_COMMANDS))
             case _:
-                self._show(f"unknown command {command[:40]}; /help lists them; // says a /")
+                assert command is not None  # noqa: S101 - it has a name
+                self._show(f"usage: {usage(command)}")
 
     async def _shut_down(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -15,19 +15,21 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from multichat.log import Log, LogWriter
-from multichat.protocol.commands import looks_like
+from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.framing import Part
+from multichat.protocol.typed_lines import looks_like
 from multichat.terminal.admin_console import (
-    COMMANDS,
     AdminConsole,
     console_fd,
     terminal_stops_nobody,
 )
+from multichat.terminal.completion import complete
 
 if TYPE_CHECKING:
     import asyncio
@@ -130,8 +132,10 @@ class _InputLine:
         from multichat.terminal.render import DIM
 
         # The operator is told of what only looks like a command; see `AdminConsole`.
-        syntax = Syntax(lambda _: None, _looks_like, _literally, lambda: "everybody")
-        show = Show(lambda: [(DIM, _STATUS)], lambda: (), _complete, syntax, self._warn)
+        recognize = partial(looks_like, table=ADMIN_COMMANDS)
+        syntax = Syntax(lambda _: None, recognize, _literally, lambda: "everybody")
+        find = partial(complete, names=(), rooms=(), table=ADMIN_COMMANDS)
+        show = Show(lambda: [(DIM, _STATUS)], lambda: (), find, syntax, self._warn)
         async with open_prompt(
             show, color=self._color, wraps=False, handles_signals=False
         ) as self._prompt:
@@ -221,16 +225,6 @@ class _InputLine:
     def _resized(self) -> None:
         if self._prompt is not None:
             self._prompt.resized()
-
-
-def _complete(before: str) -> list[tuple[str, int]]:
-    """Return the commands that *before* may become."""
-    found = [name for name in COMMANDS if name.startswith(before.lower())]
-    return [(name, len(before)) for name in found] if before.startswith("/") else []
-
-
-def _looks_like(line: str) -> str | None:
-    return looks_like(line, COMMANDS)
 
 
 def _literally(line: str) -> str:

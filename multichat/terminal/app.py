@@ -33,14 +33,7 @@ from multichat.errors import (
     MultichatError,
     Refused,
 )
-from multichat.protocol.commands import (
-    disguised_command,
-    find_command,
-    help_lines,
-    looks_like,
-    say_literally,
-    split_command,
-)
+from multichat.protocol.commands import COMMANDS, split_command
 from multichat.protocol.messages import (
     NO_SENDER,
     Accepted,
@@ -65,6 +58,7 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
+from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
 from multichat.stdio import until_signal
 from multichat.terminal.completion import Completion, complete, expand_reply
 from multichat.terminal.event_loop import run_beside_prompt
@@ -432,7 +426,7 @@ class TerminalChat:
     async def _obey(self, chat: Chat, line: str) -> bool:
         """Do what a typed line asks for; return False when it is time to leave."""
         word, rest = split_command(line) if line.startswith("/") else ("", "")
-        command = find_command(word)
+        command = COMMANDS.find(word)
         match command and command.name:
             case "/quit" if not rest.strip():
                 if not chat.connected and chat.unaccepted:
@@ -446,7 +440,7 @@ class TerminalChat:
             case "/ignore":
                 self._ignore(rest.strip().removeprefix("@"))
             case "/help":
-                for each in help_lines(local=True):
+                for each in COMMANDS.help_lines(local=True):
                     self._told(each)
                 await self._say(chat, line)
             case "/r" if rest and chat.welcome is not None:

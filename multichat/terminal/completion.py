@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from multichat.protocol.commands import COMMANDS, find_command
+from multichat.protocol.commands import COMMANDS, CommandTable
 from multichat.protocol.names import fold_name
 
 __all__ = ["Completion", "complete", "expand_reply"]
@@ -16,27 +16,29 @@ class Completion(NamedTuple):
     length: int
 
 
-def complete(before: str, names: Iterable[str], rooms: Iterable[str]) -> list[Completion]:
-    """Return what the last word of *before* may become, in the order in which to offer it.
+def complete(
+    before: str, names: Iterable[str], rooms: Iterable[str], table: CommandTable = COMMANDS
+) -> list[Completion]:
+    """Return the completions of the last word of *before*, in the order in which to offer them.
 
-    Names are found anywhere, and by any spelling that is the same to people; commands only where a
-    line begins.  A word that is not begun yet becomes anything only behind a command.
+    Names are completed anywhere, regardless of case and of characters that look the same; commands
+    of *table* only at the beginning of a line.  An empty word is completed only behind a command.
     """
     word = before.rpartition(" ")[2]
-    command = find_command(before.split(" ", maxsplit=1)[0])
+    command = table.find(before.split(" ", maxsplit=1)[0])
     first = " " not in before
     if first and word.startswith("/"):
         # A space behind what goes on saves one key.
         found = sorted(
-            each.name + " " * bool(each.takes)
-            for each in COMMANDS
-            if each.purpose and each.name.startswith(word.lower())
+            each.name + " " * bool(each.completes)
+            for each in table
+            if each.help and each.name.startswith(word.lower())
         )
         return [Completion(name, len(word)) for name in found]
     second = command if before.count(" ") == 1 else None
-    if second is not None and second.takes == "room":
+    if second is not None and second.completes == "room":
         return _matching(word.lstrip("#"), rooms, "")
-    if second is not None and second.takes == "name":
+    if second is not None and second.completes == "name":
         # Who has no name is called "Client 7"; a message to 7 arrives.
         end = "" if second.is_local else " "
         return _matching(word.removeprefix("@"), (_address(name) for name in names), end)
@@ -63,7 +65,7 @@ def expand_reply(line: str, last_sender: int | None) -> str:
     That is a client's number: somebody else may have the name by the time the message is sent.
     """
     word, space, rest = line.partition(" ")
-    command = find_command(word) if space else None
+    command = COMMANDS.find(word) if space else None
     if last_sender is None or command is None or command.name != "/r":
         return line
     return f"/msg {last_sender} {rest}"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from multichat.files import open_regular, replace_file
 from multichat.protocol.auth import parse_password
-from multichat.protocol.commands import disguised_command
+from multichat.protocol.typed_lines import disguised_command
 
 __all__ = ["MAX_LINES", "History", "keeps"]
 

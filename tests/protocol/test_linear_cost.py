@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from multichat.protocol.commands import disguised_command, looks_like, parse_line, say_literally
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Notice, Said, SayBlock
 from multichat.protocol.names import fold_name, visible_name
 from multichat.protocol.text_codec import TEXT
+from multichat.protocol.typed_lines import disguised_command, looks_like, parse_line, say_literally
 from multichat.terminal.completion import complete, expand_reply
 from multichat.terminal.mention import find_mentions
 from multichat.terminal.render import Renderer, Us

@@ -6,20 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.protocol.commands import (
-    COMMANDS,
-    UNAVAILABLE,
+from multichat.protocol.commands import COMMANDS
+from multichat.protocol.framing import clean
+from multichat.protocol.messages import Direct, Invalid, Say, SayBlock
+from multichat.protocol.text_codec import TEXT
+from multichat.protocol.typed_lines import (
     disguised_command,
-    find_command,
-    help_lines,
     may_be_disguised,
     parse_line,
     say_literally,
     say_unless_command,
 )
-from multichat.protocol.framing import clean
-from multichat.protocol.messages import Direct, Invalid, Say, SayBlock
-from multichat.protocol.text_codec import TEXT
 from multichat.testing import memory_server
 
 pytestmark = pytest.mark.unit
@@ -507,25 +504,25 @@ def test_the_longest_line_is_looked_at_in_linear_time(blank: str) -> None:
 
 def test_no_name_is_a_command_twice() -> None:
     names = [name for each in COMMANDS for name in (each.name, *each.aliases)]
-    assert len({*names, *UNAVAILABLE}) == len(names) + len(UNAVAILABLE)
+    assert len({*names, *COMMANDS.unavailable}) == len(names) + len(COMMANDS.unavailable)
     assert all(name == name.lower() and name.startswith("/") for name in names)
 
 
 def test_the_help_has_every_name_of_every_command_on_a_screen() -> None:
-    lines = help_lines() + help_lines(local=True)
+    lines = COMMANDS.help_lines() + COMMANDS.help_lines(local=True)
     words = " ".join(lines).split()
     for command in COMMANDS:
-        if command.purpose:
+        if command.help:
             assert {command.name, *command.aliases} <= set(words)
-    assert len(help_lines()) <= 16
-    assert max(map(len, help_lines())) <= 51  # 60 columns, with the tag
+    assert len(COMMANDS.help_lines()) <= 16
+    assert max(map(len, COMMANDS.help_lines())) <= 51  # 60 columns, with the tag
 
 
-@pytest.mark.parametrize("name", sorted(UNAVAILABLE))
+@pytest.mark.parametrize("name", sorted(COMMANDS.unavailable))
 def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
     answer = parse_line(f"{name} something")
     assert isinstance(answer, Invalid)
-    assert answer.error.text == UNAVAILABLE[name]
+    assert answer.error.text == COMMANDS.unavailable[name]
 
 
 @pytest.mark.parametrize(
@@ -641,7 +638,7 @@ def test_every_alias_asks_what_its_command_asks() -> None:
                 if not isinstance(of_command, Invalid):
                     assert of_alias == of_command
     assert parse_line("/M bob x") == Direct("bob", "x")
-    assert find_command("/LIST") is find_command("/rooms")
+    assert COMMANDS.find("/LIST") is COMMANDS.find("/rooms")
 
 
 async def test_who_about_a_person_says_in_which_room_she_is() -> None:

@@ -12,6 +12,7 @@ import trio.testing
 
 from multichat.errors import LineTooLong
 from multichat.net import transport
+from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.framing import Part
 from multichat.server.config import ServerConfig
 from multichat.server.server import MemberInfo, Server
@@ -24,6 +25,7 @@ from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.unit
 
+HINT = "/help lists them; start with // to say a line that starts with /"
 NOW = 1_736_937_045.0
 MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
 
@@ -90,7 +92,7 @@ async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
     await bob.send("/join den")
     await settle()
     assert await desk.type("maintenance at noon\n//clients is for me\n/ is not a command") == [
-        "unknown command /; /help lists them; // says a /"
+        f"unknown command /; {HINT}"
     ]
     said = ["[Server] maintenance at noon", "[Server] /clients is for me"]
     assert await alice.lines(2) == said
@@ -101,8 +103,8 @@ async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
 async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, start: str) -> None:
     alice = await desk.join()
     assert await desk.type(f"{start}kick alice badly\n /login bob pw\n /usr/bin is full") == [
-        "not said, because it looks like /kick; // says a /",
-        "not said, because it looks like /login; // says a /",
+        "not said, because it looks like /kick: type /kick to run it, //kick to say it",
+        "not said, because it looks like a command, and there is no /login: type //login to say it",
     ]
     assert await alice.line() == "[Server]  /usr/bin is full"
 
@@ -352,8 +354,14 @@ async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
         ("/ban bob\x1b", "bob␛ is no address, network or name"),
         ("/unban 7", "7 is a client's number, and nobody's name"),
         ("/unban a b", "a b is no address, network or name"),
-        ("/foo\x1b bar", "unknown command /foo␛; /help lists them; // says a /"),
-        (f"/{'x' * 99}", f"unknown command /{'x' * 39}; /help lists them; // says a /"),
+        (
+            "/foo\x1b bar",
+            f"unknown command /foo␛; {HINT}",
+        ),
+        (
+            f"/{'x' * 99}",
+            f"unknown command /{'x' * 39}…; {HINT}",
+        ),
     ],
 )
 async def test_a_mistake_is_one_line(desk: Desk, typed: str, shown: str) -> None:
@@ -365,8 +373,9 @@ async def test_help_names_every_command_and_fits_a_narrow_terminal(desk: Desk) -
     shown = await desk.type("/help")
     assert max(map(len, shown)) <= 60
     source = Path(operator.__file__).read_text("utf-8")
-    obeyed = set(re.findall(r'(?:case|\|) "(/\w+)"', source))
-    assert {line.split()[0] for line in shown if line.startswith("/")} == obeyed
+    run = set(re.findall(r'case "(/\w+)"', source))
+    assert {line.split()[0] for line in shown if line.startswith("/")} == {*run, "//TEXT"}
+    assert {each.name for each in ADMIN_COMMANDS} == run
 
 
 async def test_quit_ends_the_server_after_what_was_said(desk: Desk) -> None:

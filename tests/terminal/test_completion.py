@@ -55,5 +55,5 @@ def test_what_may_become_of_it(before: str, expected: list[str]) -> None:
 
 def test_every_command_of_the_help_is_offered() -> None:
     offered = {each.text.strip() for each in complete("/", (), ())}
-    assert offered == {each.name for each in COMMANDS if each.purpose}
+    assert offered == {each.name for each in COMMANDS if each.help}
     assert {"/ignore", "/msg", "/part", "/r"} <= offered

@@ -16,7 +16,7 @@ from prompt_toolkit.layout import BufferControl, Layout, SearchBufferControl, Wi
 from prompt_toolkit.layout.containers import HSplit
 from prompt_toolkit.output import DummyOutput
 
-from multichat.protocol.commands import disguised_command, looks_like, say_literally
+from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
 from multichat.terminal.completion import complete, expand_reply
 from multichat.terminal.input_line import InputLine, Syntax
 

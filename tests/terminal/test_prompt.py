@@ -363,10 +363,11 @@ async def test_an_exception_leaves_the_terminal_as_it_was(
 ) -> None:
     program = tmp_path / "crash.py"
     program.write_text(
-        "from multichat import terminal, cli\n"
+        "from multichat.cli.main import main\n"
+        "from multichat.terminal.app import TerminalChat\n"
         "def crash(*_): raise RuntimeError('a bug of ours')\n"
-        "terminal.TerminalChat._ignore = crash\n"
-        "cli.main()\n",
+        "TerminalChat._ignore = crash\n"
+        "main()\n",
         "utf-8",
     )
     async with serve(tmp_path) as server:
@@ -386,10 +387,11 @@ async def test_a_bug_in_drawing_leaves_the_terminal_as_it_was(
 ) -> None:
     program = tmp_path / "crash.py"
     program.write_text(
-        "from multichat import terminal, cli\n"
+        "from multichat.cli.main import main\n"
+        "from multichat.terminal.app import TerminalChat\n"
         "def crash(self, before): raise RuntimeError('a bug of ours')\n"
-        "terminal.TerminalChat._complete = crash\n"
-        "cli.main()\n",
+        "TerminalChat._complete = crash\n"
+        "main()\n",
         "utf-8",
     )
     async with serve(tmp_path) as server:
@@ -479,7 +481,7 @@ async def test_an_idle_client_wakes_at_most_once_a_second(
         assert least <= 1
 
 
-OURS = "cli", "client", "console", "prompt", "recall", "settings", "terminal"
+OURS = "cli.config_file", "cli.main", "terminal.app", "terminal.input_history", "terminal.prompt"
 
 
 def needed_modules() -> list[str]:
