@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ListenFailed,
         LocalProtocolError,
         MultichatError,
+        NameAssigned,
         NameTaken,
         NobodyThere,
         NoJson,
@@ -66,13 +67,27 @@ if TYPE_CHECKING:
         Said,
         Welcome,
     )
+    from multichat.server.authentication import AdmissionRequest, Authenticate
     from multichat.server.bans import Ban, parse_duration, parse_target
     from multichat.server.broadcast import Receipt
-    from multichat.server.config import Filter, Message, ServerConfig, ServerTimeouts, Slow
-    from multichat.server.server import MemberInfo, Server, ServerStatistics, serve
+    from multichat.server.config import (
+        Filter,
+        Filtered,
+        Joining,
+        Message,
+        Renaming,
+        ServerConfig,
+        ServerTimeouts,
+        Slow,
+    )
+    from multichat.server.join_hook import OnJoin
+    from multichat.server.member import MemberInfo
+    from multichat.server.server import Server, ServerStatistics, serve
 
 __all__ = [
     "Accepted",
+    "AdmissionRequest",
+    "Authenticate",
     "BadCertificate",
     "Ban",
     "Banned",
@@ -86,6 +101,7 @@ __all__ = [
     "Error",
     "Event",
     "Filter",
+    "Filtered",
     "Goodbye",
     "HistoryPage",
     "InvalidBan",
@@ -93,6 +109,7 @@ __all__ = [
     "InvalidName",
     "InvalidRequest",
     "Joined",
+    "Joining",
     "Journal",
     "JournalFailed",
     "Left",
@@ -106,12 +123,14 @@ __all__ = [
     "Message",
     "Missed",
     "MultichatError",
+    "NameAssigned",
     "NameTaken",
     "NoJson",
     "NobodyThere",
     "NotDelivered",
     "NotRead",
     "Notice",
+    "OnJoin",
     "Pong",
     "Presence",
     "Receipt",
@@ -120,6 +139,7 @@ __all__ = [
     "Rejected",
     "RemoteProtocolError",
     "Renamed",
+    "Renaming",
     "RoomList",
     "RoomSize",
     "Said",
@@ -149,6 +169,7 @@ __all__ = [
 # Imported when first asked for: `multichat --help` needs no trio, and the command's own entry
 # point has to be there before anything slow is imported, or Ctrl+C would meet a traceback.
 _HOMES = (
+    "server.authentication",
     "server.bans",
     "server.broadcast",
     "client.chat",
@@ -160,6 +181,8 @@ _HOMES = (
     "journal.memory",
     "net.listeners",
     "protocol.messages",
+    "server.join_hook",
+    "server.member",
     "server.server",
 )
 

@@ -60,6 +60,7 @@ __all__ = [
     "ListenFailed",
     "LocalProtocolError",
     "MultichatError",
+    "NameAssigned",
     "NameTaken",
     "NoJson",
     "NobodyThere",
@@ -164,6 +165,16 @@ class NameTaken(RemoteProtocolError):
         self.name, self.holder = name, holder
 
 
+class NameAssigned(RemoteProtocolError):
+    """The peer wanted another name than the one that the server's `authenticate` gave it."""
+
+    code = "name-assigned"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"your name on this server is {name}")
+        self.name = name
+
+
 class TooManyRooms(RemoteProtocolError):
     """The peer wanted a new room when there, or it, may have no more of them."""
 
@@ -204,7 +215,7 @@ class NotDelivered(RemoteProtocolError):
 
 
 class Rejected(RemoteProtocolError):
-    """The peer said what the server's own filter does not let through."""
+    """A filter of the server rejected a message, a room or a name of the peer's."""
 
     code = "rejected"
 

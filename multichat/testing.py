@@ -16,7 +16,9 @@ from multichat.client.connect import open_chat
 from multichat.errors import lone_exception
 from multichat.journal.base import Journal
 from multichat.net.fair_share import NO_PAUSES
+from multichat.server.authentication import Authenticate
 from multichat.server.config import ServerConfig
+from multichat.server.join_hook import OnJoin
 from multichat.server.server import Server
 
 __all__ = ["MemoryServer", "ScriptedClient", "StalledClient", "memory_server", "run_on_mock_clock"]
@@ -154,14 +156,21 @@ class MemoryServer:
 
 @asynccontextmanager
 async def memory_server(
-    config: ServerConfig | None = None, *, journal: Journal | None = None
+    config: ServerConfig | None = None,
+    *,
+    journal: Journal | None = None,
+    authenticate: Authenticate | None = None,
+    on_join: OnJoin | None = None,
 ) -> AsyncGenerator[MemoryServer]:
     """Run a server without listeners while the block runs; it is cancelled at the end.
 
-    For *journal* see `Server`.  Its clock is the trio run's: under `run_on_mock_clock`, or
+    For the parameters see `Server`.  Its clock is the trio run's: under `run_on_mock_clock`, or
     pytest-trio's `autojump_clock`, hours of chat take no time.
     """
-    async with Server(config, journal=journal, shares=NO_PAUSES).open() as server:
+    made = Server(
+        config, journal=journal, authenticate=authenticate, on_join=on_join, shares=NO_PAUSES
+    )
+    async with made.open() as server:
         with lone_exception():
             async with trio.open_nursery() as nursery:
                 yield MemoryServer(server, nursery)

@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
+import msgspec
+
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
 
@@ -13,7 +15,10 @@ __all__ = [
     "MAX_FREE_WAIT_SECONDS",
     "MAX_PASSWORD_CHARACTERS",
     "Filter",
+    "Filtered",
+    "Joining",
     "Message",
+    "Renaming",
     "ReplayLimits",
     "ServerConfig",
     "ServerTimeouts",
@@ -21,13 +26,35 @@ __all__ = [
 ]
 
 Message: TypeAlias = Said | Directed
-"""What somebody says, to a room or to one person, before anybody is told."""
+"""A message to a room or to one client, before it is delivered."""
 
-Filter: TypeAlias = Callable[[Message], Message | Awaitable[Message | None] | None]
-"""A function that gets each message before anybody is told.
 
-Returns the message as it is, a changed one, or None if nobody is to have it; may be a coroutine
-function.  See `multichat.server.filters`.
+class Joining(msgspec.Struct, frozen=True, kw_only=True):
+    """A client asks to enter the room called *text*; it is in *room* now, and called *name*."""
+
+    client: int
+    name: str
+    room: str
+    text: str
+
+
+class Renaming(msgspec.Struct, frozen=True, kw_only=True):
+    """A client in *room*, which is called *name* now, asks for the name *text*."""
+
+    client: int
+    name: str
+    room: str
+    text: str
+
+
+Filtered: TypeAlias = Message | Joining | Renaming
+"""What a filter may get."""
+
+Filter: TypeAlias = Callable[[Message], Filtered | Awaitable[Filtered | None] | None]
+"""A function that gets each message before it is published.
+
+Returns the message, a changed one, or None to reject it; may be an async function.  With
+`ServerConfig.filter_joins` it gets each `Joining` and `Renaming`, too, and returns the same.
 """
 
 # How long one publish waits at most where a room has nobody but slow members, who take bytes.
@@ -159,10 +186,14 @@ class ServerConfig:
     auth_seconds: float = 10.0
     handshake_seconds: float = 10.0
 
-    # What every message goes through, in order, and what a read's messages may take for that: after
-    # it they go on as they are, as nobody waits for a filter that hangs.
+    # What every message goes through, in order, and how long a filter may take for each: after that
+    # the message goes on unchanged, because a filter that hangs must not silence the chat.
     filters: tuple[Filter, ...] = ()
     filter_seconds: float = 1.0
+
+    # Whether the filters get each `Joining` and `Renaming`, too.  Not by default: a filter that
+    # changes or rejects texts must expect names.
+    filter_joins: bool = False
 
     # More than anybody looks through; each costs what its members cost.
     max_rooms: int = 1024

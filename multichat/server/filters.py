@@ -1,12 +1,12 @@
-"""What becomes of a message before it is said: the operator's own functions.
+"""Filters: the operator's own functions, which change or reject messages before they are published.
 
-A filter takes a `Said` or a `Directed` and returns it, a changed one, or None for nobody to have
-it.  Only its text is taken from what it returns.  It stands between one sender and the room:
-while it works its sender is not read, and nobody else waits.
+A filter gets a `Said` or a `Directed`, and with `ServerConfig.filter_joins` a `Joining` or a
+`Renaming`, too.  It returns the same, a changed one, or None to reject it.  Only the text of what
+it returns is used.  While it runs its sender is not read, and nobody else waits.
 
-Whatever a filter does, the chat goes on: one that raises, and one that is too slow, lets the
-message through as it was, and is logged once for each kind of trouble.  Its time is each message's:
-else whoever says much at once would get past it.
+A filter that raises or takes too long lets the message through unchanged, and is logged once for
+each kind of failure.  The time limit is for each message: otherwise a client that sends many at
+once would get past the filter.
 """
 
 import inspect
@@ -22,15 +22,15 @@ import trio
 
 from multichat.log import Log
 from multichat.protocol.framing import clean
-from multichat.server.config import Filter, Message
+from multichat.server.config import Filter, Filtered, Joining, Renaming
 
 __all__ = ["Filters", "load_filter"]
 
-# Plain functions that hang keep a thread each; the others wait for one of the rest, and then for
-# no longer than any filter is waited for.
+# A plain function that hangs keeps its thread.  If all do, messages wait for a thread as long as
+# for a slow filter, and go on unchanged.
 _THREADS = 16
 
-# Of what somebody returned or raised; it may quote a message.
+# Of what a filter returned or raised, in the log; it may quote a message.
 _SHOWN_CHARACTERS = 200
 
 
@@ -90,13 +90,13 @@ class Filters:
         """Whether there is anything to go through."""
         return bool(self._filters)
 
-    async def apply(self, messages: Sequence[Message]) -> list[Message | None]:
-        """Return what became of each of *messages*; their texts are clean and not empty.
+    async def apply(self, messages: Sequence[Filtered]) -> list[Filtered | None]:
+        """Return each of *messages* as the filters leave it, None for a rejected one.
 
-        Takes each filter's deadline at most for each message.  Cancelled, a plain function may go
-        on in its thread.
+        Their texts are clean and not empty.  Takes at most the time limit for each message and
+        filter.  Cancelled, a plain function may go on in its thread.
         """
-        results: list[Message | None] = list(messages)
+        results: list[Filtered | None] = list(messages)
         for function in self._filters:
             if _is_async(function):
                 await self._await_each(function, results)
@@ -104,12 +104,17 @@ class Filters:
                 await self._call_in_thread(function, results)
         return results
 
-    async def _await_each(self, function: Filter, results: list[Message | None]) -> None:
+    async def apply_to_wish(self, wish: Joining | Renaming) -> str | None:
+        """Return the room or name that *wish* asks for, after the filters; None if rejected."""
+        [result] = await self.apply([wish])
+        return None if result is None else result.text
+
+    async def _await_each(self, function: Filter, results: list[Filtered | None]) -> None:
         for i, message in enumerate(results):
             if message is not None:
                 with trio.move_on_after(self._seconds) as scope:
                     try:
-                        results[i] = _checked(message, await function(message))  # type: ignore[misc]
+                        results[i] = _checked(message, await function(message))  # type: ignore[misc,arg-type]
                     except BaseException as error:
                         if _is_ours(error):
                             raise
@@ -117,12 +122,12 @@ class Filters:
                 if scope.cancelled_caught:
                     self._tell_slow(function)
 
-    async def _call_in_thread(self, function: Filter, results: list[Message | None]) -> None:
+    async def _call_in_thread(self, function: Filter, results: list[Filtered | None]) -> None:
         """Have *function* called for each of *results*, many in one thread while that is fast."""
         start = 0
         while start < len(results):
             messages = results[start:]
-            done: list[Message | None] = []
+            done: list[Filtered | None] = []
             with trio.move_on_after(self._seconds) as scope:
                 await trio.to_thread.run_sync(
                     partial(self._call_some, function, messages, done),
@@ -137,7 +142,7 @@ class Filters:
             start += len(finished)
 
     def _call_some(
-        self, function: Filter, messages: list[Message | None], done: list[Message | None]
+        self, function: Filter, messages: list[Filtered | None], done: list[Filtered | None]
     ) -> None:
         """Put into *done* what becomes of so many of *messages* as half of a deadline lets."""
         until = time.monotonic() + self._seconds / 2
@@ -145,7 +150,7 @@ class Filters:
             result = message
             if message is not None:
                 try:
-                    result = _checked(message, function(message))
+                    result = _checked(message, function(message))  # type: ignore[arg-type]
                 except BaseException as error:  # noqa: BLE001 - somebody else's code, in a thread
                     self._tell_raised(function, error)
             done.append(result)
@@ -186,7 +191,7 @@ def _is_async(function: Filter) -> bool:
     )
 
 
-def _checked(message: Message, result: object) -> Message | None:
+def _checked(message: Filtered, result: object) -> Filtered | None:
     """Return *message* with the text of what a filter returned, or None for nothing."""
     if result is None:
         return None

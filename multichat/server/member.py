@@ -18,10 +18,25 @@ from multichat.server.session_store import StoredSession
 if TYPE_CHECKING:
     from multichat.server.room import Room
 
-__all__ = ["Member"]
+__all__ = ["Member", "MemberInfo"]
 
 # Server notices for a member that lags.
 _MAX_NOTICES = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberInfo:
+    """A connected client at one moment; *address* is empty if it has none.
+
+    *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
+    """
+
+    client: int
+    name: str
+    room: str
+    address: str
+    waiting_bytes: int
+    behind: int = 0
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +61,7 @@ class Member:
     codec: Codec = TEXT
     origin: str | None = None  # the address for limits; see `Origin`
     stored_session: StoredSession | None = None  # set once it can be resumed
+    assigned_name: str = ""  # by `authenticate`: it can have no other
     refused_room: str | None = None
     last_sender: int | None = None  # of a private message
     lag: Lag | None = None  # None for a live member
@@ -59,6 +75,17 @@ class Member:
         """Send *events* to this client alone; waits while its send queue is full."""
         # Not async: a coroutine would hold the events, as large as their encoding, while it waits.
         return self.send_queue.put(b"".join(map(self.codec.encode, events)))
+
+    def info(self) -> MemberInfo:
+        """Return what others may know of it now."""
+        return MemberInfo(
+            client=self.client,
+            name=self.name,
+            room=self.room.name,
+            address=self.address,
+            waiting_bytes=self.send_queue.waiting_bytes,
+            behind=self.lag.behind(self.room.messages) if self.lag else 0,
+        )
 
     def keep_notice(self, notice: Notice) -> None:
         """Keep *notice* until the member is live; only the newest are kept."""

@@ -21,6 +21,7 @@ import trio
 from multichat.errors import (
     InvalidName,
     InvalidRequest,
+    NameAssigned,
     NotDelivered,
     RemoteProtocolError,
     TooManyRooms,
@@ -59,6 +60,7 @@ from multichat.protocol.timestamps import utc_now
 from multichat.server.broadcast import Counts, Receipt
 from multichat.server.cached_answers import CachedAnswer
 from multichat.server.config import ServerConfig, Slow
+from multichat.server.join_hook import JoinHook
 from multichat.server.log_rate import LogRates
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
@@ -97,7 +99,9 @@ class Registry:
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
         is_banned: Callable[[str], bool] = lambda _: False,
         journal: Journal | None = None,
+        join_hook: JoinHook | None = None,
     ) -> None:
+        self._join_hook = join_hook
         self._journal = journal or MemoryJournal(max_bytes=config.history_bytes)
         self.session_store = SessionStore(
             self._journal,
@@ -290,6 +294,8 @@ class Registry:
         elif stored_session is not None and not taken_over:
             self.session_store.go(stored_session, member.origin)
         member.send_queue.close(last_words)
+        if self._join_hook is not None:
+            self._join_hook.discard(member)
         self._take_out(member, reason, away=stored_session is not None)
         self._log_rates.close(member.log)
         suffix = f" ({reason})" if reason else ""
@@ -306,6 +312,8 @@ class Registry:
     def _join(self, member: Member, room: Room) -> None:
         self.room_list.forget()
         room.join(member)
+        if self._join_hook is not None:
+            self._join_hook.joined(member)
 
     def _leave_room(self, member: Member, reason: str, *, away: bool = False) -> None:
         self.room_list.forget()
@@ -370,6 +378,8 @@ class Registry:
             else:
                 self._names.take(member, name)
         self._join(member, room)
+        if self._join_hook is not None:  # for the others it has never left
+            self._join_hook.discard(member)
         self._note_change(member)
         return refused
 
@@ -421,9 +431,11 @@ class Registry:
     def rename(self, member: Member, name: str) -> str:
         """Give *member* a *name*, and return its former one.
 
-        Raises `InvalidName`, `NameTaken` or `Banned`.
+        Raises `InvalidName`, `NameTaken`, `NameAssigned` or `Banned`.
         """
         name = parse_person_name(name)
+        if member.assigned_name and fold_name(name) != fold_name(member.assigned_name):
+            raise NameAssigned(member.assigned_name)
         self._names.check(member, name)
         old = member.name
         self._names.take(member, name)
@@ -450,14 +462,10 @@ class Registry:
         member.log.line("STATE", f"Client {member.client} joined {new.name}")
         self._note_change(member)
 
-    def move_in_hello(self, member: Member, room_name: str) -> None:
-        """Do as `move`; if that fails, messages meant for that room are refused, not said here."""
-        try:
-            self.move(member, room_name)
-        except RemoteProtocolError as error:
-            member.refused_room = "" if isinstance(error, InvalidName) else room_name
-            self._note_change(member)
-            raise
+    def refuse_room(self, member: Member, room_name: str) -> None:
+        """Note that *member* cannot enter a room; see `Member.refused_room`."""
+        member.refused_room = room_name
+        self._note_change(member)
 
     async def direct(self, sender: Member, recipient: Member, text: str) -> None:
         """Deliver a private message; waits for the recipient for at most `slow_timeout_seconds`.

@@ -45,34 +45,21 @@ from multichat.protocol.auth import SERVER_IS_FULL
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.messages import SHUTTING_DOWN, Goodbye
 from multichat.protocol.names import load_tables
-from multichat.server.admission import Admission, AdmissionRefused, Greeted
+from multichat.server.admission import Admission, AdmissionRefused, AdmittedConnection
+from multichat.server.authentication import Authenticate, Authentication
 from multichat.server.ban_file import BanFile
 from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
-from multichat.server.member import Member
+from multichat.server.join_hook import JoinHook, OnJoin
+from multichat.server.member import Member, MemberInfo
 from multichat.server.origin import Origin
 from multichat.server.registry import Registry
 from multichat.server.session import Session
 
-__all__ = ["MemberInfo", "Server", "ServerStatistics", "serve"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemberInfo:
-    """A connected client, at the moment of asking; *address* is empty where there is none.
-
-    *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
-    """
-
-    client: int
-    name: str
-    room: str
-    address: str
-    waiting_bytes: int
-    behind: int = 0
+__all__ = ["Server", "ServerStatistics", "serve"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +86,10 @@ class ServerStatistics:
 class Server:
     """A chat server; constructing it starts nothing.
 
-    *journal* keeps what is said; without one, memory does until the server ends.  The server runs
-    it; it is nobody else's.  *shares* is how its connections share the event loop's time.
+    *journal* stores the messages; without one, they are in memory until the server ends.  The
+    server runs the journal, which no other may use.  *authenticate* decides who may join, and
+    *on_join* is told of each who does; see `Authenticate` and `OnJoin`.  *shares* is how its
+    connections share the event loop's time.
 
     `run` serves TCP ports.  Somebody who has streams of their own opens the server with `open`,
     gives each stream to `handle`, in a task of its own, and calls `close` in the end.  All other
@@ -115,6 +104,8 @@ class Server:
         config: ServerConfig | None = None,
         *,
         journal: Journal | None = None,
+        authenticate: Authenticate | None = None,
+        on_join: OnJoin | None = None,
         shares: Shares | None = None,
     ) -> None:
         self.config = config or ServerConfig()
@@ -125,14 +116,18 @@ class Server:
         self._bans = Bans()
         self._ban_file: BanFile | None = None
         self._bans_changed = self._saving_bans = False
+        hook = None if on_join is None else JoinHook(on_join, self._log, self._start_soon)
         self._registry = Registry(
-            self.config, self._log, self._start_soon, self._is_banned, self._journal
+            self.config, self._log, self._start_soon, self._is_banned, self._journal, hook
         )
         self._admission = Admission(self.config)
+        self._authentication = Authentication(self.config, authenticate)
         self._turns = Turns(shares)
         self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
         self._nursery: trio.Nursery | None = None
-        self._bots = Bots(self.handle, self._log, linger=self.config.timeouts.linger)
+        self._bots = Bots(
+            partial(self.handle, trusted=True), self._log, linger=self.config.timeouts.linger
+        )
         self._shutdown = trio.Event()
         self._clients_ever = self._clients_before = self._refused = 0
 
@@ -283,17 +278,7 @@ class Server:
     @property
     def members(self) -> list[MemberInfo]:
         """Who is connected now, in the order of their coming."""
-        return [
-            MemberInfo(
-                client=member.client,
-                name=member.name,
-                room=member.room.name,
-                address=member.address,
-                waiting_bytes=member.send_queue.waiting_bytes,
-                behind=member.lag.behind(member.room.messages) if member.lag else 0,
-            )
-            for member in self._registry.members
-        ]
+        return [member.info() for member in self._registry.members]
 
     def find(self, who: str | int) -> int | None:
         """Return the number of who has that number, or that name, if there is anybody."""
@@ -436,18 +421,27 @@ class Server:
         self._admission.close()
         await self._registry.close(SHUTTING_DOWN)
 
-    async def handle(self, stream: trio.abc.Stream, *, tls: ssl.SSLContext | None = None) -> None:
+    async def handle(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        tls: ssl.SSLContext | None = None,
+        trusted: bool = False,
+    ) -> None:
         """Serve one client on *stream* until it is gone; the stream is closed in the end.
 
-        With *tls*, it is spoken on it.  The server MUST be open.  The boundary of one connection:
-        whatever goes wrong in it is logged and stays here.
+        With *tls*, it is spoken on it.  A *trusted* client is not authenticated.  The server MUST
+        be open.  The boundary of one connection: whatever goes wrong in it is logged and not
+        raised.
         """
         address = transport.peer_address(stream)
         origin = Origin.of(address, transport.peer_user(stream))
         meter = Meter(self._turns, origin and origin.address)
         current_meter.set(meter)
         try:
-            await meter.measure(self._handle(stream, address, origin, tls, meter))
+            await meter.measure(
+                self._handle(stream, address, origin, meter, tls=tls, trusted=trusted)
+            )
         except* Exception as group:  # noqa: BLE001 - the boundary of one connection
             self._log.crash("a session crashed", group)
         finally:
@@ -458,27 +452,33 @@ class Server:
         stream: trio.abc.Stream,
         address: str,
         origin: Origin | None,
-        tls: ssl.SSLContext | None,
         meter: Meter,
+        *,
+        tls: ssl.SSLContext | None,
+        trusted: bool,
     ) -> None:
+        authenticates = self._authentication.is_required and not trusted
         await meter.take()
         transport.keep_alive(stream, self.config.stall_timeout_seconds)
         try:
-            too_many = self._admission.count(origin)
+            too_many = self._admission.add_connection(origin)
             try:
-                greeted = Greeted(stream, LineDecoder(self.config.max_line_bytes), [])
-                if tls is not None or self._admission.asks_password:
-                    with self._admission.in_admission(origin) as place:
+                connection = AdmittedConnection(stream, LineDecoder(self.config.max_line_bytes))
+                if tls is not None or authenticates:
+                    with self._admission.pending_slot(origin) as slot:
                         if tls is not None:
-                            greeted.stream = stream = await self._admission.shake_hands(stream, tls)
+                            stream = await self._admission.tls_handshake(stream, tls)
+                            connection.stream = stream
                         self._check(address, too_many)
-                        if self._admission.asks_password:
-                            greeted = await self._admission.ask_password(stream, place)
+                        if authenticates:
+                            connection = await self._authentication.authenticate(
+                                stream, slot, address, encrypted=tls is not None
+                            )
                 self._check(address, too_many)
                 number = await self._give_number()
                 self._check(address, too_many)  # the disk took its time; from here on nothing does
                 session = Session(
-                    greeted,
+                    connection,
                     self._registry,
                     number,
                     self.config,
@@ -489,12 +489,12 @@ class Server:
                 )
                 await session.run()
             finally:
-                self._admission.uncount(origin)
+                self._admission.remove_connection(origin)
         except AdmissionRefused as refusal:
             self._refused += 1
             self._log.line("STATE", f"Refused {address or 'a client'}: {refusal.reason}")
             if refusal.last_words:
-                await self._admission.turn_away(stream, refusal.last_words)
+                await self._admission.reject(stream, refusal.last_words)
 
     async def _give_number(self) -> int:
         """Return the number of a new client, which none had before, nor before a restart.
@@ -525,12 +525,14 @@ async def serve(
     unix: Path | None = None,
     config: ServerConfig | None = None,
     journal: Journal | None = None,
+    authenticate: Authenticate | None = None,
+    on_join: OnJoin | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a chat server on TCP *port* until it is told to shut down; for `nursery.start`.
 
-    Hands its `Server` to `task_status` when connections are accepted.  For the rest see
-    `Server.run`.
+    Hands its `Server` to `task_status` when connections are accepted.  For *config*, *journal*,
+    *authenticate* and *on_join* see `Server`, for the rest `Server.run`.
     """
-    server = Server(config, journal=journal)
+    server = Server(config, journal=journal, authenticate=authenticate, on_join=on_join)
     await server.run(port, host=host, tls=tls, unix=unix, task_status=task_status)

@@ -15,11 +15,7 @@ from importlib.metadata import version
 
 import trio
 
-from multichat.errors import (
-    LineTooLong,
-    NotRead,
-    RemoteProtocolError,
-)
+from multichat.errors import InvalidName, LineTooLong, NotRead, Rejected, RemoteProtocolError
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
@@ -53,17 +49,18 @@ from multichat.protocol.messages import (
     Welcome,
     Who,
 )
-from multichat.protocol.names import default_name
+from multichat.protocol.names import default_name, fold_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.protocol.text_codec import TEXT
-from multichat.server.admission import Greeted
-from multichat.server.config import ServerConfig
+from multichat.server.admission import AdmittedConnection
+from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.member import Member
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
+from multichat.server.session_store import StoredSession
 
 __all__ = ["Session"]
 
@@ -105,18 +102,18 @@ class _Leave(Exception):
 
 
 class Session:
-    """A client in *directory*; constructing it starts nothing and sends nothing.
+    """A client in *registry*; constructing it starts nothing and sends nothing.
 
-    *greeted* is its connection from *address*, and what was already read from it; limits count it
-    at *origin*, and *meter* takes its turns.  `run` is called once, by one task.  The stream is
-    closed when it returns or raises.
+    *connection* comes from *address*; limits count it at *origin*, and *meter* takes its turns.
+    `run` is called once, by one task.  The stream is closed when it returns or raises.
     """
 
     __slots__ = (
         "_active_at",
         "_config",
+        "_connection",
+        "_filters",
         "_first_line",
-        "_greeted",
         "_in_hand_bytes",
         "_meter",
         "_nursery",
@@ -135,7 +132,7 @@ class Session:
 
     def __init__(
         self,
-        greeted: Greeted,
+        connection: AdmittedConnection,
         registry: Registry,
         client: int,
         config: ServerConfig,
@@ -144,10 +141,11 @@ class Session:
         origin: Origin | None,
         meter: Meter,
     ) -> None:
-        self._greeted = greeted
-        self._stream = greeted.stream
+        self._connection = connection
+        self._stream = connection.stream
         self._registry = registry
         self._config = config
+        self._filters = filters
         self._read_bytes = _READ_BYTES if config.rate is None else _SLOW_READ_BYTES
         self._in_hand_bytes = 0
         self._active_at: float | None = trio.current_time()
@@ -183,7 +181,7 @@ class Session:
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: our own task may be waiting for somebody slow
-        self._greeted.decoder.forget()
+        self._connection.decoder.forget()
         self._nursery.cancel_scope.deadline = trio.current_time() + self._config.grace_seconds
         self._reading.cancel(reason=reason or "the client left")
 
@@ -198,6 +196,7 @@ class Session:
                 try:
                     self._registry.enter(self.member)
                     with self._reading:
+                        await self._assign_name(self._connection.name)
                         await self._read()
                     if self._send_queue.failure:  # and nothing came after it
                         self._registry.leave(self.member, self._send_queue.failure)
@@ -208,8 +207,17 @@ class Session:
         finally:
             # They refer to this session: without these cycles its memory is freed at once.
             del self.member, self._pipeline, self._rate_limit
-            del self._send_queue, self._nursery, self._greeted
+            del self._send_queue, self._nursery, self._connection
             await transport.close(self._stream)
+
+    async def _assign_name(self, name: str) -> None:
+        """Give the client the name that `authenticate` returned, if any."""
+        if name:
+            self.member.assigned_name = name
+            try:
+                self._registry.rename(self.member, name)
+            except RemoteProtocolError as error:  # a name of its own session, perhaps
+                await self.member.send(Invalid.because(error).error)
 
     def _start_writing(self) -> None:
         if not self._writing:
@@ -261,8 +269,8 @@ class Session:
             self._registry.leave(self.member)
 
     async def _converse(self) -> None:
-        receive, decoder = self._receive, self._greeted.decoder
-        await self._take(self._greeted.parts)
+        receive, decoder = self._receive, self._connection.decoder
+        await self._take(self._connection.parts)
         data = await receive()
         if data == TLS_RECORD:  # the second byte is needed, too
             data += await receive()
@@ -283,7 +291,7 @@ class Session:
 
     def _note_held(self) -> None:
         session, lag = self.member.stored_session, self.member.lag
-        held = self._in_hand_bytes + self._greeted.decoder.buffered_bytes
+        held = self._in_hand_bytes + self._connection.decoder.buffered_bytes
         held += (session.held_bytes if session else 0) + (lag.held_bytes if lag else 0)
         self._send_queue.note(held)
 
@@ -342,13 +350,13 @@ class Session:
             case Direct():
                 await self._pipeline.direct(request)
             case Rename(name=name, nonce=nonce):
-                old = registry.rename(me, name)
+                old = registry.rename(me, _passed(await self._filter(Renaming, name)))
                 await self.member.send(Renamed(me.client, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
+                room = _passed(await self._filter(Joining, room))
                 await self._wait_for_room()
                 registry.move(me, room)
-                refused: list[Error] = []
-                self._start_from(since, 0, refused)
+                refused = self._start_from(since, 0)
                 at = me.room
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
                 await self.member.send(joined, *refused)
@@ -374,34 +382,37 @@ class Session:
                 raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:
-        """Change to JSON, in one step with the welcome, which is its first line."""
+        """Change to JSON: resume or begin a session, grant the wishes, answer with the welcome."""
         me, registry = self.member, self._registry
-        session_store = registry.session_store
-        token = hello.session or ""
-        while True:
-            try:
-                resumed = await session_store.find(token)
-            except NotRead:  # the client sees `resumed`, see docs/journal.md
-                resumed = None
-            if self._send_queue.has_room(_ANSWER_BYTES):
-                break
-            await self._send_queue.wait_for_space()  # the session may end meanwhile
-        await self._stay()
-        refused: list[Error] = []
+        room = hello.room and await self._filter(Joining, hello.room)
+        name = hello.name and await self._filter(Renaming, hello.name)
+        if hello.name is None and me.assigned_name:  # its own session may have held it so far
+            name = me.assigned_name
+        resumed = await self._find_session(hello.session or "")
+        # In one step with the welcome, which is the first line in JSON.
+        refusals: list[RemoteProtocolError] = []
         if resumed is not None:
-            refused += [Invalid.because(error).error for error in registry.resume(me, resumed)]
+            token = hello.session or ""
+            refusals += registry.resume(me, resumed)
         else:
             token = registry.give_session(me)
-        for wish, grant in ((hello.room, registry.move_in_hello), (hello.name, registry.rename)):
-            if wish is not None:
-                try:
-                    grant(me, wish)
-                except RemoteProtocolError as error:
-                    refused.append(Invalid.because(error).error)
+        if hello.room is not None:
+            try:
+                registry.move(me, _passed(room))
+            except RemoteProtocolError as error:
+                refusals.append(error)
+                registry.refuse_room(me, "" if isinstance(error, InvalidName) else hello.room)
+        if hello.name is not None or name:
+            try:
+                registry.rename(me, _passed(name))
+            except RemoteProtocolError as error:
+                refusals.append(error)
         missed = self._send_queue.take_missed()  # in the protocol in which it was
         me.room.speak(me, JSON)
+        # If the session's name is also the one in the hello, it is refused once.
+        refused = list(dict.fromkeys(Invalid.because(error).error for error in refusals))
         if me.refused_room is None:  # else `since` and `replay` are about that room
-            self._start_from(hello.since, hello.replay, refused)
+            refused += self._start_from(hello.since, hello.replay)
         welcome = Welcome(
             PROTOCOL,
             me.client,
@@ -414,25 +425,49 @@ class Session:
             resumed=resumed is not None,
             session=token,
         )
-        # If the session's name is also the one in the hello, it is refused once.
-        events: list[Event] = [welcome, *dict.fromkeys(refused)]
+        events: list[Event] = [welcome, *refused]
         await self._send_queue.put(missed + b"".join(map(JSON.encode, events)))
 
-    def _start_from(self, since: str | None, replay: int, refused: list[Error]) -> None:
-        """Replay to this client from there, behind the answer that is queued in the same step.
+    async def _find_session(self, token: str) -> StoredSession | None:
+        """Return the session with that *token*, once an answer can be queued in the same step."""
+        while True:
+            try:
+                stored = await self._registry.session_store.find(token)
+            except NotRead:  # the client sees `resumed`, see docs/journal.md
+                stored = None
+            if self._send_queue.has_room(_ANSWER_BYTES):
+                break
+            await self._send_queue.wait_for_space()  # the session may end meanwhile
+        await self._stay()
+        name = self.member.assigned_name
+        if stored is not None and name and fold_name(stored.name or name) != fold_name(name):
+            return None  # somebody else's
+        return stored
 
-        If *since* is no id of the room, an error is appended to *refused*.
+    async def _filter(self, wish: type[Joining | Renaming], text: str) -> str | None:
+        """Return the room or name that the client asks for, after the filters; None if rejected."""
+        me = self.member
+        if not (self._filters and self._config.filter_joins):
+            return text
+        return await self._filters.apply_to_wish(
+            wish(client=me.client, name=me.name, room=me.room.name, text=text)
+        )
+
+    def _start_from(self, since: str | None, replay: int) -> list[Error]:
+        """Replay to this client from there, after the answer that is queued in the same step.
+
+        Returns an error if *since* is no id of the room.
         """
-        room, position = self.member.room, None
+        room = self.member.room
         if since is not None:
             try:
                 position = room.number_of(since) + 1
             except RemoteProtocolError as error:
-                refused.append(Invalid.because(error).error)
-        elif replay:
-            position = room.number_of_last(replay)
-        if position is not None:
+                return [Invalid.because(error).error]
             room.replay_from(self.member, position)
+        elif replay:
+            room.replay_from(self.member, room.number_of_last(replay))
+        return []
 
     async def _wait_for_room(self) -> None:
         """Wait until an answer can be queued at once, in one step with what it reports."""
@@ -448,3 +483,10 @@ class Session:
 def _block_of(act: Act) -> SayBlock:
     nonces = () if act.nonce is None else (act.nonce,)
     return SayBlock(act.text, nonces, act.room)
+
+
+def _passed(wish: str | None) -> str:
+    """Return what a filter made of *wish*; raises `Rejected` if nothing."""
+    if wish is None:
+        raise Rejected
+    return wish

@@ -40,7 +40,8 @@ from multichat.stdio import read_input
 from multichat.terminal.wrap import columns_of
 
 if TYPE_CHECKING:  # who starts us
-    from multichat.server.server import MemberInfo, Server
+    from multichat.server.member import MemberInfo
+    from multichat.server.server import Server
 
 __all__ = ["AdminConsole", "console_fd", "run_console", "terminal_stops_nobody"]
 

@@ -27,7 +27,7 @@ from multichat.errors import BadCertificate
 from multichat.net.listeners import server_tls
 from multichat.protocol.messages import Goodbye
 from multichat.protocol.text_codec import TEXT
-from multichat.server.admission import MAX_IN_ADMISSION
+from multichat.server.admission import MAX_PENDING
 from multichat.testing import ScriptedClient
 from tests.support.log import LogRecorder
 from tests.support.processes import (
@@ -618,7 +618,7 @@ async def test_old_versions_of_tls_are_not_spoken(
 async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
     certificates: Certificates, tmp_path: Path
 ) -> None:
-    count = MAX_IN_ADMISSION + 50
+    count = MAX_PENDING + 50
     async with serve_tls(tmp_path, certificates) as server, AsyncExitStack() as stack:
         # One who is in before, and stays.
         witness = await dial(LOOPBACK, server.port, tls=certificates.client())
@@ -627,13 +627,13 @@ async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
         flood = [await trio.open_tcp_stream(LOOPBACK, server.port) for _ in range(count)]
         for stream in flood:
             stack.push_async_callback(trio.aclose_forcefully, stream)
-        await server.wait_for("too many connections wait for admission", count - MAX_IN_ADMISSION)
+        await server.wait_for("too many connections wait for admission", count - MAX_PENDING)
         async with connect(LOOPBACK, server.port, tls=certificates.client()) as honest:
             assert len(await honest.members()) == 2
             await honest.say("I am in")
             assert b"I am in\n" in await witness.receive_some()
         refused = server.out.count("too many connections wait for admission")
-        assert refused == count + 1 - MAX_IN_ADMISSION
+        assert refused == count + 1 - MAX_PENDING
         # The oldest had to go, and the newest are waited for.
         assert await flood[0].receive_some() == b""
         with trio.move_on_after(0.2) as waited:

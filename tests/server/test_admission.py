@@ -21,11 +21,11 @@ from multichat.protocol.auth import encode_password, parse_password
 from multichat.server import server
 from multichat.server.admission import (
     MAX_BYTES,
-    MAX_IN_ADMISSION,
-    MAX_TRIES,
+    MAX_PENDING,
     Admission,
     AdmissionRefused,
 )
+from multichat.server.authentication import MAX_TRIES
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS
 from multichat.server.origin import Origin
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -542,7 +542,7 @@ async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.Monke
 async def test_whoever_stands_at_the_door_keeps_nobody_out(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
-    number = MAX_IN_ADMISSION + 50
+    number = MAX_PENDING + 50
     async with memory_server(asking()) as network:
         crowd = [await knock(network) for _ in range(number)]
         for client in crowd[:50]:
@@ -555,7 +555,7 @@ async def test_whoever_stands_at_the_door_keeps_nobody_out(
         assert await crowd[-1].line() == ACCEPTED
         assert len(network.server.members) == 2
         await trio.sleep(20)
-        assert network.server._admission._in_admission == {}
+        assert network.server._admission._pending == {}
 
 
 class Door:
@@ -573,13 +573,13 @@ class Door:
 
     async def _wait(self, address: str) -> None:
         try:
-            with self.admission.in_admission(Origin.of(address)):
+            with self.admission.pending_slot(Origin.of(address)):
                 await trio.sleep_forever()
         except AdmissionRefused:
             self.closed.append(address)
 
 
-MANY = MAX_IN_ADMISSION
+MANY = MAX_PENDING
 FLOODS = {
     "an IPv4 address": [f"192.0.2.1:{port}" for port in range(MANY)],
     "an IPv6 /64": [f"[2001:db8:7:7::{port:x}]:1" for port in range(MANY)],
@@ -619,11 +619,11 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
         door = Door(nursery)
         await door.wait(*others)
         for ours, _ in streams:  # nobody reads the goodbye
-            nursery.start_soon(door.admission.turn_away, ours, b"goodbye\n")
+            nursery.start_soon(door.admission.reject, ours, b"goodbye\n")
         await settle()
-        assert len(door.admission._in_admission) == MANY
+        assert len(door.admission._pending) == MANY
         await trio.sleep(ServerTimeouts().linger + 0.1)
-        assert len(door.admission._in_admission) == len(others)
+        assert len(door.admission._pending) == len(others)
         assert door.closed == []
         nursery.cancel_scope.cancel(reason="all was seen")
 
@@ -730,10 +730,10 @@ def test_how_many_clients_one_address_may_have(
     """Of 200: by default `MAX_CLIENTS_PER_ADDRESS`, but any number from this machine."""
     admission = Admission(ServerConfig(max_clients_per_address=limit))
     origin = Origin.of(address, None if address else 7)
-    refusals = [admission.count(origin) for _ in range(200)]
+    refusals = [admission.add_connection(origin) for _ in range(200)]
     assert [not refusal for refusal in refusals] == [True] * admitted + [False] * (200 - admitted)
     for _ in range(200):
-        admission.uncount(origin)
+        admission.remove_connection(origin)
     assert not admission._connections
 
 
@@ -741,12 +741,12 @@ def test_connections_are_bounded_by_memory() -> None:
     """Eight a MiB, or 128 if that is more, whatever they come from."""
     for mebibytes, most in ((1, 128), (64, 512)):
         admission = Admission(ServerConfig(memory_bytes=mebibytes * 2**20))
-        refusals = [admission.count(None) for _ in range(most + 1)]
+        refusals = [admission.add_connection(None) for _ in range(most + 1)]
         full = f"the server is full (memory for {most} connections)"
         assert refusals == [""] * most + [full]
         for _ in range(2):
-            admission.uncount(None)
-        assert not admission.count(None)
+            admission.remove_connection(None)
+        assert not admission.add_connection(None)
 
 
 @pytest.mark.process
@@ -772,13 +772,13 @@ async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place(
         finally:
             raise ValueError
 
-    with pytest.RaisesGroup(ValueError), admission.in_admission(Origin.of("192.0.2.1:5")):
+    with pytest.RaisesGroup(ValueError), admission.pending_slot(Origin.of("192.0.2.1:5")):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_cancelled)
             nursery.start_soon(trio.sleep_forever)
             await trio.testing.wait_all_tasks_blocked()
             admission.close()
-    assert admission._in_admission == {}
+    assert admission._pending == {}
 
 
 async def test_who_is_at_the_door_counts_too(

@@ -428,8 +428,8 @@ pass_over_unknown_ids = edited(
     "pass_over_unknown_ids",
     Session,
     "_start_from",
-    "refused.append(Invalid.because(error).error)",
-    "pass",
+    "return [Invalid.because(error).error]",
+    "return []",
 )
 
 

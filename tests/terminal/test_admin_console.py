@@ -15,7 +15,8 @@ from multichat.net import transport
 from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.framing import Part
 from multichat.server.config import ServerConfig
-from multichat.server.server import MemberInfo, Server
+from multichat.server.member import MemberInfo
+from multichat.server.server import Server
 from multichat.terminal import admin_console as operator
 from multichat.terminal.admin_console import AdminConsole, console_fd, run_console
 from multichat.testing import MemoryServer, ScriptedClient, memory_server

@@ -1,0 +1,313 @@
+"""Authentication: the server's password, and the program's own decision on each connection.
+
+Runs in the connection's own task while that has an admission slot, so that nobody else waits.
+
+Invariants:
+
+1. At most `MAX_BYTES` are read before the client is authenticated.
+2. Until then only passwords are read, and the name in a hello; nothing else is answered.
+3. No password, right or wrong, is in a log, an error or an exception.
+"""
+
+import hashlib
+import hmac
+import unicodedata
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import NoReturn, TypeAlias, TypeVar
+
+import trio
+
+from multichat.errors import InvalidName, LineTooLong
+from multichat.net import transport
+from multichat.protocol.auth import (
+    PASSWORD_ACCEPTED,
+    PASSWORD_REQUIRED,
+    TOO_MANY_ATTEMPTS,
+    TOO_MANY_WRONG,
+    WRONG_PASSWORD,
+    parse_password,
+)
+from multichat.protocol.framing import LineDecoder, Part, behind, clean
+from multichat.protocol.messages import Event, Hello, Notice
+from multichat.protocol.names import parse_person_name
+from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
+from multichat.protocol.text_codec import TEXT
+from multichat.server.admission import (
+    MAX_BYTES,
+    AdmissionRefused,
+    AdmittedConnection,
+    PendingSlot,
+)
+from multichat.server.config import MAX_PASSWORD_CHARACTERS, ServerConfig
+from multichat.server.password_attempts import PasswordAttempts
+
+__all__ = ["AdmissionRequest", "Authenticate", "Authentication"]
+
+T = TypeVar("T")
+
+MAX_TRIES = 3
+
+# Lines that are answered before the password: a hello, and a paste into a terminal.
+_MAX_STRAY_LINES = 16
+
+_READ_BYTES = 4096
+
+_LEFT_WITHOUT = "it left without a password"
+_NOT_ADMITTED = "you are not admitted"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdmissionRequest:
+    """What is known of a client that wants to join, for `authenticate`.
+
+    *address* is the peer's, such as `192.0.2.7:51234`; empty for a Unix socket or a stream of the
+    program's own.  *encrypted* says that the connection uses TLS.  *password* is the one that the
+    client sent; None before it was asked for one.  *name* is the one that it wished for before it
+    sent the password, as any client of this package does; not validated, None if there is none.
+    """
+
+    address: str
+    encrypted: bool
+    name: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+Authenticate: TypeAlias = Callable[[AdmissionRequest], Awaitable[str | bool | None]]
+"""An async function that decides who may join, and under which name.
+
+Called when a client has connected, before anybody hears of it.  Returns:
+
+- True: the client is admitted and chooses its name.
+- A name: the client is admitted under that name and cannot change it.  While another client has the
+  name, it is called `Client N`.
+- None: not without a password.  The client is asked for one, and the function is called again with
+  each that it sends, at most three; None then means that the password is wrong.
+- False: the client is refused.
+
+With `ServerConfig.password`, it is called once that password was sent; None refuses then.
+
+Runs in the client's own task, delays nobody else, and has `ServerConfig.auth_seconds` for each
+call.  If it takes longer, raises, or returns anything else, the client is refused and the reason is
+logged, without what was raised: that may hold a password.
+"""
+
+
+class Authentication:
+    """Authenticates the connections to one server, by password or by *authenticate*."""
+
+    def __init__(self, config: ServerConfig, authenticate: Authenticate | None = None) -> None:
+        self._config = config
+        self._authenticate = authenticate
+        self._attempts = PasswordAttempts(config.timeouts)
+        self._key = None if config.password is None else _digest(clean(config.password))
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a client needs more than a connection to be admitted."""
+        return self._key is not None or self._authenticate is not None
+
+    async def authenticate(
+        self, stream: trio.abc.Stream, slot: PendingSlot, address: str, *, encrypted: bool
+    ) -> AdmittedConnection:
+        """Return the connection once it is authenticated; raises `AdmissionRefused`."""
+        request = AdmissionRequest(address=address, encrypted=encrypted)
+        if self._key is None and (name := await self._decide(request)) is not None:
+            return AdmittedConnection(stream, LineDecoder(self._config.max_line_bytes), name=name)
+        return await self._ask_password(stream, slot, request)
+
+    async def _decide(self, request: AdmissionRequest) -> str | None:
+        """Return the name for a client that `authenticate` admits, empty for any; None if not yet.
+
+        Raises `AdmissionRefused`.
+        """
+        if self._authenticate is None:
+            return ""
+        with trio.move_on_after(self._config.auth_seconds) as in_time:
+            try:
+                decision = await self._authenticate(request)
+            except Exception as error:  # noqa: BLE001 - the program's own function
+                raise _not_admitted(f"authenticate raised {type(error).__name__}") from None
+        if in_time.cancelled_caught:
+            raise _not_admitted(f"authenticate took more than {self._config.auth_seconds:g} s")
+        if decision is None or decision is True:
+            return "" if decision else None
+        if isinstance(decision, str):
+            try:
+                return parse_person_name(clean(decision))
+            except InvalidName:
+                raise _not_admitted("authenticate returned an invalid name") from None
+        if decision is False:
+            raise _not_admitted("not authenticated")
+        raise _not_admitted(f"authenticate returned a {type(decision).__name__}")
+
+    async def _ask_password(
+        self, stream: trio.abc.Stream, slot: PendingSlot, request: AdmissionRequest
+    ) -> AdmittedConnection:
+        """Return the connection once the client has sent a right password.
+
+        Reads for `auth_seconds` in all; the delay of wrong passwords does not count.  Raises
+        `AdmissionRefused`.
+        """
+        decoder = LineDecoder(self._config.max_line_bytes)
+        prompt = _PasswordPrompt(self._config.auth_seconds, stream, decoder)
+        await prompt.send(Notice(PASSWORD_REQUIRED))
+        tries = strays = 0
+        while strays < _MAX_STRAY_LINES:
+            try:
+                password = await prompt.read_password()
+            except AdmissionRefused as refusal:
+                if tries:
+                    raise AdmissionRefused("wrong password", refusal.last_words) from None
+                raise
+            if password is None:
+                strays += 1
+                await prompt.send(Notice(PASSWORD_REQUIRED))
+                continue
+            request = replace(request, name=prompt.wished_name, password=password)
+            if (name := await self._check(request, slot)) is not None:
+                await prompt.send(Notice(PASSWORD_ACCEPTED))
+                return AdmittedConnection(stream, decoder, prompt.rest(), name)
+            tries += 1
+            if tries == MAX_TRIES:
+                raise AdmissionRefused.politely(WRONG_PASSWORD)
+            await prompt.send(Notice(WRONG_PASSWORD))
+        raise AdmissionRefused.politely(PASSWORD_REQUIRED)
+
+    async def _check(self, request: AdmissionRequest, slot: PendingSlot) -> str | None:
+        """Return the client's name, empty for any, if its password is right, otherwise None.
+
+        Waits as long as the limits of password attempts demand.  Raises `AdmissionRefused`.
+        """
+        if (origin := slot.origin) is None:  # a stream of the program itself
+            return await self._compare(request)
+        longest = self._config.auth_seconds
+        delay = self._attempts.address_delay(origin, trio.current_time(), longest)
+        if delay is None:
+            await self._reject_later(TOO_MANY_WRONG)
+        elif delay:
+            await trio.sleep(delay)
+        turn = self._attempts.server_delay(origin, trio.current_time(), longest)
+        if turn is None:
+            await self._reject_later(TOO_MANY_ATTEMPTS)
+        queue, delay = turn
+        if delay:
+            await slot.queue(delay)
+        name = await self._compare(request)
+        if name is not None:
+            self._attempts.succeeded(origin, queue, trio.current_time())
+        else:
+            self._attempts.failed(origin, trio.current_time())
+        return name
+
+    async def _compare(self, request: AdmissionRequest) -> str | None:
+        if self._key is None:
+            return await self._decide(request)
+        if not hmac.compare_digest(_digest(request.password or ""), self._key):
+            return None
+        if (name := await self._decide(request)) is None:
+            raise _not_admitted("not authenticated")
+        return name
+
+    async def _reject_later(self, reason: str) -> NoReturn:
+        """Reject an attempt that would have to wait too long, after a while: it may come again."""
+        await trio.sleep(self._config.auth_seconds)
+        raise AdmissionRefused.politely(reason)
+
+
+def _digest(password: str) -> bytes:
+    # A letter may be typed as one character or as several.  A longer password is wrong, and
+    # normalizing takes quadratic time.
+    if len(password) <= MAX_PASSWORD_CHARACTERS:
+        password = unicodedata.normalize("NFC", password)
+    # Of one length, so that the time of a comparison does not tell the password's.
+    return hashlib.sha256(password.encode("utf-8", "surrogatepass")).digest()
+
+
+class _PasswordPrompt:
+    """Asks one client for the password, and reads from its *stream* for *seconds* in all.
+
+    *wished_name* is the name in the last hello that came instead.
+    """
+
+    def __init__(self, seconds: float, stream: trio.abc.Stream, decoder: LineDecoder) -> None:
+        self._seconds = self._left = seconds
+        self._stream = stream
+        self._decoder = decoder
+        self.wished_name: str | None = None
+        self._block = ""
+        self._parts: list[Part] = []
+        self._first = True
+        self._ended = False
+        self._bytes_left = MAX_BYTES
+
+    async def send(self, event: Event) -> None:
+        """Send *event*; raises `AdmissionRefused` if the client does not take it in time."""
+        try:
+            await self._in_time(transport.send_all(self._stream, TEXT.encode(event)))
+        except AdmissionRefused as refusal:  # perhaps after half a line: nothing may follow
+            raise AdmissionRefused(refusal.reason) from None
+
+    async def read_password(self) -> str | None:
+        """Return the password in the next line, None without one; raises `AdmissionRefused`."""
+        while not self._block:
+            if self._parts:
+                part = self._parts.pop(0)
+                if isinstance(part, LineTooLong):
+                    self._first = False
+                    return None
+                self._block = part
+            elif self._ended:
+                raise AdmissionRefused(_LEFT_WITHOUT)
+            else:
+                await self._read()
+        line, more, _ = self._block.partition("\n")
+        self._block = behind(self._block, 1) if more else ""
+        if self._first and (other := sniff_line(line)):
+            raise AdmissionRefused(*other)
+        self._first = False
+        if (password := parse_password(line)) is None:
+            for request in TEXT.parse_requests(line):
+                if isinstance(request, Hello):
+                    self.wished_name = request.name
+        return password
+
+    async def _read(self) -> None:
+        data = await self._receive()
+        if data == TLS_RECORD:  # the second byte is needed, too
+            data += await self._receive()
+        if self._first and (other := sniff_bytes(data)):
+            raise AdmissionRefused(*other)
+        self._ended = not data
+        self._parts = self._decoder.feed(data) if data else self._decoder.finish()
+        if data and self._decoder.reply:
+            await self._in_time(transport.send_all(self._stream, self._decoder.reply))
+
+    async def _receive(self) -> bytes | bytearray:
+        if not self._bytes_left:
+            raise AdmissionRefused.politely(f"no password in the first {MAX_BYTES} bytes")
+        wanted = min(_READ_BYTES, self._bytes_left)
+        data = await self._in_time(transport.receive_some(self._stream, wanted))
+        self._bytes_left -= len(data)
+        return data
+
+    async def _in_time(self, operation: Awaitable[T]) -> T:
+        """Wait for *operation* for the time that is left; raises `AdmissionRefused`."""
+        started = trio.current_time()
+        try:
+            with trio.move_on_after(max(0.0, self._left)):
+                return await operation
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise AdmissionRefused(_LEFT_WITHOUT) from None
+        finally:
+            self._left -= trio.current_time() - started
+        raise AdmissionRefused.politely(f"no password in {self._seconds:g} s")
+
+    def rest(self) -> list[Part]:
+        """Return what was read behind the password."""
+        return [self._block, *self._parts] if self._block else self._parts
+
+
+def _not_admitted(reason: str) -> AdmissionRefused:
+    """Return the refusal whose *reason* is for the log only."""
+    return AdmissionRefused(reason, AdmissionRefused.politely(_NOT_ADMITTED).last_words)

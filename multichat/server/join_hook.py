@@ -1,0 +1,59 @@
+"""Tells the program that runs a server of each client that joins a room."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeAlias
+
+import trio
+
+from multichat.log import Log
+from multichat.server.announcer import PRESENCE_SECONDS
+from multichat.server.member import Member, MemberInfo
+
+__all__ = ["JoinHook", "OnJoin"]
+
+OnJoin: TypeAlias = Callable[[MemberInfo], Awaitable[object]]
+"""An async function that is told of each client that joins a room.
+
+Called a tenth of a second later, when the client has said its name, unless it has left by then or
+only resumed its session; with the member as it is then.  Runs in a task of its own, one for each
+client: nobody waits for it.  What it raises is logged.
+"""
+
+
+class JoinHook:
+    """Calls *on_join*; *start_soon* starts a task that outlives the call."""
+
+    def __init__(
+        self,
+        on_join: OnJoin,
+        log: Log,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+    ) -> None:
+        self._on_join, self._log, self._start_soon = on_join, log, start_soon
+        self._joined: set[Member] = set()
+        self._running: set[Member] = set()
+
+    def joined(self, member: Member) -> None:
+        """Note that *member* has joined a room."""
+        self._joined.add(member)
+        if member not in self._running:
+            self._running.add(member)
+            self._start_soon(partial(self._run, member))
+
+    def discard(self, member: Member) -> None:
+        """Tell nothing of *member*: it has left, or resumed its session."""
+        self._joined.discard(member)
+
+    async def _run(self, member: Member) -> None:
+        try:
+            while member in self._joined:
+                await trio.sleep(PRESENCE_SECONDS)
+                if member in self._joined:
+                    self._joined.remove(member)
+                    await self._on_join(member.info())
+        except Exception as error:  # noqa: BLE001 - the program's own function
+            self._log.crash("on_join crashed", error)
+        finally:
+            self._running.discard(member)
+            self._joined.discard(member)
