@@ -1,13 +1,19 @@
-"""The command `serve`: parse, build the configuration, run.  No logic."""
+"""The command `serve`: parse, build the configuration, run.
 
+The options that set a field of `ServerConfig` are made of that field; see `Setting`.
+"""
+
+import inspect
 import os
 import re
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import fields
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -23,18 +29,19 @@ from multichat.cli.process import (
 )
 from multichat.files import is_readable_by_others
 from multichat.protocol.address import DEFAULT_PORT
-from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, Filter, ServerConfig, Slow
+from multichat.server.config import Filter, ServerConfig
 
 if TYPE_CHECKING:
     from multichat.journal.base import Journal
+    from multichat.log import LogWriter
+    from multichat.server.server import Server
 
-__all__ = ["DurabilityOption", "LogLevel", "serve"]
+__all__ = ["SETTINGS", "DurabilityOption", "LogLevel", "make_config", "serve"]
 
 _PASSWORD = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
-_DEFAULTS = ServerConfig()
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
-_MOST_DAYS = 36_500  # a century; what is longer is no time that a calendar has
+_MAX_DAYS = 36_500  # a century; a calendar ends somewhere
 
 
 class DurabilityOption(Enum):
@@ -45,7 +52,7 @@ class DurabilityOption(Enum):
 
 
 class LogLevel(Enum):
-    """What is logged: this and whatever is worse."""
+    """The lowest level that is logged."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -53,6 +60,43 @@ class LogLevel(Enum):
     ERROR = "error"
 
 
+SETTINGS = {
+    re.sub("_(seconds|bytes|batches)$", "", each.name): each
+    for each in fields(ServerConfig)
+    if "setting" in each.metadata and each.metadata["setting"].help
+}
+"""The fields of `ServerConfig` that are set by options, by the names of the options."""
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option to *command* for each of `SETTINGS`; it receives them as keywords."""
+    signature = inspect.signature(command)
+    parameters = [
+        each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD
+    ]
+    types = get_type_hints(ServerConfig)
+    for name, field in SETTINGS.items():
+        setting = field.metadata["setting"]
+        default: Any = field.default
+        option = typer.Option(
+            default if setting.unit == 1 else default // setting.unit,
+            f"--{name.replace('_', '-')}",
+            help=setting.help,
+            min=setting.at_least if setting.option_at_least is None else setting.option_at_least,
+            envvar=f"MULTICHAT_{name.upper()}",
+            show_default=setting.shown_default or True,
+        )
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(
+            inspect.Parameter(name, kind, default=option, annotation=types[field.name])
+        )
+    # Typer reads both.
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+@_with_settings
 def serve(
     context: typer.Context,
     port: Annotated[
@@ -97,100 +141,6 @@ def serve(
         ),
     ] = None,
     password_file: PasswordFile = None,
-    max_line: Annotated[
-        int,
-        typer.Option(min=1, help="Longest line accepted, in bytes.", envvar="MULTICHAT_MAX_LINE"),
-    ] = _DEFAULTS.max_line_bytes,
-    send_queue: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Size of a client's send queue, in batches.", envvar="MULTICHAT_SEND_QUEUE"
-        ),
-    ] = _DEFAULTS.send_queue_batches,
-    slow: Annotated[
-        Slow,
-        typer.Option(
-            help="What to do when a client's send queue is full: let the sender wait for a "
-            "bounded time and then replay the rest at the client's pace, drop messages and tell "
-            "the client how many, or disconnect the client.",
-            envvar="MULTICHAT_SLOW",
-        ),
-    ] = _DEFAULTS.slow,
-    slow_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds that slow clients may keep a room waiting at once.",
-            envvar="MULTICHAT_SLOW_TIMEOUT",
-        ),
-    ] = _DEFAULTS.slow_timeout_seconds,
-    stall_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Disconnect a client that is behind and takes nothing for this many seconds.",
-            envvar="MULTICHAT_STALL_TIMEOUT",
-        ),
-    ] = _DEFAULTS.stall_timeout_seconds,
-    timeout: Annotated[float | None, typer.Option(hidden=True, envvar="MULTICHAT_PATIENCE")] = None,
-    max_clients: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Maximum number of clients, at most 8 for each MiB of --memory.",
-            envvar="MULTICHAT_MAX_CLIENTS",
-        ),
-    ] = _DEFAULTS.max_clients,
-    max_clients_per_address: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Maximum number of clients from one IPv4 address, or one IPv6 /64; 0: no limit.",
-            envvar="MULTICHAT_MAX_CLIENTS_PER_ADDRESS",
-            show_default=f"{MAX_CLIENTS_PER_ADDRESS}, no limit for loopback",
-        ),
-    ] = _DEFAULTS.max_clients_per_address,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Messages per second accepted from a client; a faster one is slowed down.",
-            envvar="MULTICHAT_RATE",
-            show_default="no limit",
-        ),
-    ] = _DEFAULTS.rate,
-    burst: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="With --rate, messages accepted at once.",
-            envvar="MULTICHAT_BURST",
-        ),
-    ] = _DEFAULTS.burst,
-    byte_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Bytes per second accepted from a client; a faster one is slowed down.",
-            envvar="MULTICHAT_BYTE_RATE",
-            show_default="no limit",
-        ),
-    ] = _DEFAULTS.byte_rate,
-    memory: Annotated[
-        int,
-        typer.Option(
-            min=4,
-            help="MiB of memory for messages (half of it), sessions and clients; above this, old "
-            "messages and sessions are deleted and the slowest client is disconnected.",
-            envvar="MULTICHAT_MEMORY",
-        ),
-    ] = _DEFAULTS.memory_bytes // _MIB,
-    idle: Annotated[
-        float | None,
-        typer.Option(
-            help="Disconnect a client that is idle for this many seconds; pings do not count.",
-            envvar="MULTICHAT_IDLE",
-            show_default="never",
-        ),
-    ] = _DEFAULTS.idle_seconds,
     filter_: Annotated[
         list[str] | None,
         typer.Option(
@@ -249,50 +199,6 @@ def serve(
             show_default="all with --journal, else half of --memory",
         ),
     ] = None,
-    away: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds to wait for a client to reconnect before others are told that it left.",
-            envvar="MULTICHAT_AWAY",
-        ),
-    ] = _DEFAULTS.away_seconds,
-    max_sessions: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Maximum number of disconnected clients that can resume their session.",
-            envvar="MULTICHAT_MAX_SESSIONS",
-        ),
-    ] = _DEFAULTS.max_sessions,
-    max_rooms: Annotated[
-        int,
-        typer.Option(min=1, help="Maximum number of rooms.", envvar="MULTICHAT_MAX_ROOMS"),
-    ] = _DEFAULTS.max_rooms,
-    max_new_rooms: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Rooms that nobody has used before which one address may open an hour.",
-            envvar="MULTICHAT_MAX_NEW_ROOMS",
-        ),
-    ] = _DEFAULTS.max_new_rooms,
-    announce: Annotated[
-        bool,
-        typer.Option(
-            "--announce",
-            help="Tell clients of the text protocol (nc), too, who joins and leaves.",
-            envvar="MULTICHAT_ANNOUNCE",
-        ),
-    ] = _DEFAULTS.announce,
-    grace: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Seconds to deliver queued messages to a client that leaves, and at shutdown.",
-            envvar="MULTICHAT_GRACE",
-        ),
-    ] = _DEFAULTS.grace_seconds,
     log_file: Annotated[
         Path | None,
         typer.Option(
@@ -300,18 +206,11 @@ def serve(
             envvar="MULTICHAT_LOG_FILE",
         ),
     ] = None,
-    log_rate: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Messages of a client logged per second; the others are counted. 0: no limit.",
-            envvar="MULTICHAT_LOG_RATE",
-        ),
-    ] = _DEFAULTS.log_rate or 0,
     log_level: Annotated[
         LogLevel,
         typer.Option(help="Lowest level to log.", envvar="MULTICHAT_LOG_LEVEL"),
     ] = LogLevel.INFO,
+    **settings: Any,
 ) -> None:
     """Run a chat server until Ctrl+C.
 
@@ -322,46 +221,17 @@ def serve(
     commands.
     """
     _check_environment(context)
-    if timeout is not None:
-        raise UsageMistake(
-            "--patience is now called --slow-timeout, and its variable MULTICHAT_SLOW_TIMEOUT"
-        )
-    if keep_days is not None and not 0 < keep_days <= _MOST_DAYS:
-        raise UsageMistake(f"--keep-days is more than 0 and at most {_MOST_DAYS}")
+    if keep_days is not None and not 0 < keep_days <= _MAX_DAYS:
+        raise UsageMistake(f"--keep-days is more than 0 and at most {_MAX_DAYS}")
+    config = make_config(password_file, filter_ or [], settings)
+    if not re.fullmatch("0?[0-7]{3}", unix_mode):
+        raise UsageMistake(f"{unix_mode} is no mode such as 0600")
     source = context.get_parameter_source("port")
-    is_said = source is not None and source.name != "DEFAULT"
-    try:
-        config = ServerConfig(
-            max_line_bytes=max_line,
-            send_queue_batches=send_queue,
-            slow=slow,
-            slow_timeout_seconds=slow_timeout,
-            stall_timeout_seconds=stall_timeout,
-            max_clients=max_clients,
-            max_clients_per_address=max_clients_per_address,
-            rate=rate,
-            burst=burst,
-            byte_rate=byte_rate,
-            memory_bytes=memory * _MIB,
-            idle_seconds=idle,
-            password=read_password_file(password_file),
-            filters=_filters(filter_ or []),
-            max_rooms=max_rooms,
-            max_new_rooms=max_new_rooms,
-            announce=announce,
-            max_sessions=max_sessions,
-            away_seconds=away,
-            grace_seconds=grace,
-            log_rate=log_rate or None,
-        )
-        if not re.fullmatch("0?[0-7]{3}", unix_mode):
-            raise ValueError(f"{unix_mode} is no mode such as 0600")  # noqa: TRY301
-    except ValueError as error:
-        # A setting is named as its option is.
-        raise UsageMistake(_SETTING.sub(_option, str(error))) from None
+    is_port_given = source is not None and source.name != "DEFAULT"
+    tcp_port = port if is_port_given or unix is None else None
     import logging
 
-    from multichat.log import Log, LogWriter, open_log
+    from multichat.log import Log, open_log
 
     level = getattr(logging, log_level.name)
     with (
@@ -374,10 +244,8 @@ def serve(
         from multichat.net.listeners import server_tls
         from multichat.server.process import serve_until_signal
         from multichat.server.server import Server
-        from multichat.terminal.admin_console import run_console
-        from multichat.terminal.admin_prompt import run_prompted_console
 
-        kept = _journal(
+        opened = _journal(
             journal,
             durability.value,
             max_messages=keep_messages,
@@ -385,17 +253,7 @@ def serve(
             max_bytes=keep_mib and keep_mib * _MIB,
             memory_bytes=config.history_bytes,
         )
-        server = Server(config, journal=kept)
-        if is_terminal():
-            color = is_colored(ColorWhen.AUTO)
-            console = partial(run_prompted_console, server, writer, color=color)
-        else:
-            console_writer = writer
-            if sys.stdout is None or not sys.stdout.isatty():  # None where it was closed
-                console_writer = LogWriter(fileno(sys.stderr), "standard error")
-                console_writer.start()
-                stack.callback(console_writer.close)
-            console = partial(run_console, server, console_writer.show)
+        server = Server(config, journal=opened)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         for secret in filter(None, (password_file, tls_cert and (tls_key or tls_cert))):
             if is_readable_by_others(secret):
@@ -403,25 +261,55 @@ def serve(
                 Log("server").line("start", advice, logging.WARNING)
         if ban_file is not None:
             server.keep_bans(ban_file)
-        tcp_port = port if is_said or unix is None else None
         run = partial(
             server.run, tcp_port, host=host, tls=tls, unix=unix, unix_mode=int(unix_mode, 8)
         )
-        trio.run(serve_until_signal, server, run, console)
+        trio.run(serve_until_signal, server, run, _console(server, writer, stack))
 
 
-_SETTING = re.compile("^([a-z_]+?)(?:_seconds|_bytes|_batches)? must ")
+def make_config(
+    password_file: Path | None, filters: list[str], settings: dict[str, Any]
+) -> ServerConfig:
+    """Return the configuration that the options describe; raises `UsageMistake`."""
+    values = {}
+    for name, value in settings.items():
+        field = SETTINGS[name]
+        unit = field.metadata["setting"].unit
+        values[field.name] = value if unit == 1 else value * unit
+    values["log_rate"] = values["log_rate"] or None
+    try:
+        return ServerConfig(
+            password=read_password_file(password_file), filters=_filters(filters), **values
+        )
+    except ValueError as error:
+        message = str(error)
+        for name, field in SETTINGS.items():  # an operator knows it by the name of its option
+            if message.startswith(f"{field.name} must "):
+                message = f"--{name.replace('_', '-')}{message.removeprefix(field.name)}"
+        raise UsageMistake(message) from None
 
 
-def _option(setting: re.Match[str]) -> str:
-    return f"--{setting[1].replace('_', '-')} must "
+def _console(
+    server: "Server", writer: "LogWriter", stack: ExitStack
+) -> Callable[[], Awaitable[None]]:
+    """Return the operator's console; *stack* closes what it opens."""
+    from multichat.log import LogWriter
+    from multichat.terminal.admin_console import run_console
+    from multichat.terminal.admin_prompt import run_prompted_console
+
+    if is_terminal():
+        return partial(run_prompted_console, server, writer, color=is_colored(ColorWhen.AUTO))
+    if sys.stdout is None or not sys.stdout.isatty():  # None where it was closed
+        writer = LogWriter(fileno(sys.stderr), "standard error")
+        writer.start()
+        stack.callback(writer.close)
+    return partial(run_console, server, writer.show)
 
 
 def _check_environment(context: typer.Context) -> None:
     """Raise `UsageMistake` for a variable that is set and empty.
 
-    Whoever sets it wants something, and must not get a server without its password, its TLS or
-    its journal.
+    Else a mistake in a script would start a server without its password, its TLS or its journal.
     """
     for variable in (_PASSWORD, *(each.envvar for each in context.command.params)):
         if isinstance(variable, str) and os.environ.get(variable) == "":
@@ -440,10 +328,7 @@ def _journal(
     if path is None:
         from multichat.journal.memory import MemoryJournal
 
-        return MemoryJournal(
-            max_messages=max_messages,
-            max_bytes=max_bytes or memory_bytes,
-        )
+        return MemoryJournal(max_messages=max_messages, max_bytes=max_bytes or memory_bytes)
     from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
 
     retention = Retention(
@@ -457,6 +342,6 @@ def _filters(names: list[str]) -> tuple[Filter, ...]:
         return ()
     from multichat.server.filters import load_filter
 
-    # The working directory.  Last: no file there stands in for a module of Python's or of ours.
+    # The working directory comes last, so that no file there replaces a module of Python or ours.
     sys.path.append("")
     return tuple(map(load_filter, names))

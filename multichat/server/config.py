@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,7 @@ __all__ = [
     "ReplayLimits",
     "ServerConfig",
     "ServerTimeouts",
+    "Setting",
     "Slow",
 ]
 
@@ -132,6 +133,30 @@ _CACHED_PAGE_BYTES = 512 * 1024
 _MAX_PAGES = 32
 
 
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What is known of a field of `ServerConfig`: its bounds, and the option that sets it.
+
+    A value must be *at_least* a number, or *positive*; None is always allowed.  With *help* there
+    is an option, whose value is multiplied by *unit* and is at least *option_at_least*;
+    *shown_default* describes the default where the value itself does not.
+    """
+
+    help: str = ""
+    at_least: int | None = None
+    positive: bool = False
+    unit: int = 1
+    option_at_least: int | None = None
+    shown_default: str = ""
+
+
+def _setting(default: Any, help_: str = "", **described: Any) -> Any:
+    return field(default=default, metadata={"setting": Setting(help=help_, **described)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """The settings of a server, with the defaults of the command line.
@@ -140,87 +165,148 @@ class ServerConfig:
     """
 
     # Room for a pasted stack trace, while a thousand clients stalled in mid-line fit in 64 MiB.
-    max_line_bytes: int = 64 * 1024
+    max_line_bytes: int = _setting(64 * 1024, "Longest line accepted, in bytes.", at_least=1)
 
     # A burst of 64 reads from one sender, or a word each from 64 people, before anybody waits.
-    send_queue_batches: int = 64
+    send_queue_batches: int = _setting(64, "Size of a client's send queue, in batches.", at_least=1)
 
     # Nothing is lost, and nobody waits for long.
-    slow: Slow = Slow.WAIT
+    slow: Slow = _setting(  # noqa: RUF009 - a field
+        Slow.WAIT,
+        "What to do when a client's send queue is full: let the sender wait for a bounded time and "
+        "then replay the rest at the client's pace, drop messages and tell the client how many, or "
+        "disconnect the client.",
+    )
 
     # How long a room waits at once for slow clients, before it goes on and replays to them what
     # they have not got: long enough for a phone to change its cell.
-    slow_timeout_seconds: float = 2.0
+    slow_timeout_seconds: float = _setting(
+        2.0, "Seconds that slow clients may keep a room waiting at once.", at_least=0
+    )
 
     # A client that is behind and takes nothing for this long is disconnected: a laptop that is
     # carried to another room is not.
-    stall_timeout_seconds: float = 300.0
+    stall_timeout_seconds: float = _setting(
+        300.0,
+        "Disconnect a client that is behind and takes nothing for this many seconds.",
+        positive=True,
+    )
 
     # What an ordinary limit of open files allows, give or take the server's own.
-    max_clients: int = 1024
+    max_clients: int = _setting(
+        1024, "Maximum number of clients, at most 8 for each MiB of --memory.", at_least=1
+    )
 
     # Of IPv6 a network of 64 bits counts as one address: that is what one customer gets.  0 is no
     # limit.  None is `MAX_CLIENTS_PER_ADDRESS`, but no limit for loopback, from where proxies and
     # tunnels connect.  Unix sockets have no address.
-    max_clients_per_address: int | None = None
+    max_clients_per_address: int | None = _setting(
+        None,
+        "Maximum number of clients from one IPv4 address, or one IPv6 /64; 0: no limit.",
+        at_least=0,
+        shown_default=f"{MAX_CLIENTS_PER_ADDRESS}, no limit for loopback",
+    )
 
     # Messages, or other requests, that a client may send a second, and how many at once: a paste of
     # 500 lines arrives without a pause.  Whoever sends faster is read more slowly.
-    rate: float | None = None
-    burst: int = 500
+    rate: float | None = _setting(
+        None,
+        "Messages per second accepted from a client; a faster one is slowed down.",
+        positive=True,
+        shown_default="no limit",
+    )
+    burst: int = _setting(500, "With --rate, messages accepted at once.", at_least=1)
 
     # The same in bytes as they come, whatever they are; at least one read goes at once.
-    byte_rate: float | None = None
+    byte_rate: float | None = _setting(
+        None,
+        "Bytes per second accepted from a client; a faster one is slowed down.",
+        positive=True,
+        shown_default="no limit",
+    )
 
     # What is held for clients and rooms together; see the properties below for its parts.  A small
     # machine's half: 1,024 clients that are all in the middle of a long line fit in the clients'.
-    memory_bytes: int = 512 * 1024 * 1024
+    memory_bytes: int = _setting(
+        512 * _MIB,
+        "MiB of memory for messages (half of it), sessions and clients; above this, old messages "
+        "and sessions are deleted and the slowest client is disconnected.",
+        at_least=0,
+        unit=_MIB,
+        option_at_least=4,
+    )
 
     # Who only listens says nothing for days; TCP itself notices who is dead.
-    idle_seconds: float | None = None
+    idle_seconds: float | None = _setting(
+        None,
+        "Disconnect a client that is idle for this many seconds; pings do not count.",
+        positive=True,
+        shown_default="never",
+    )
 
     # What everybody has to say before anything else; None lets anybody in.
     password: str | None = field(default=None, repr=False)
 
     # As long as a person takes to type a password, and a slow phone for its handshake.
-    auth_seconds: float = 10.0
-    handshake_seconds: float = 10.0
+    auth_seconds: float = _setting(10.0, positive=True)
+    handshake_seconds: float = _setting(10.0, positive=True)
 
     # What every message goes through, in order, and how long a filter may take for each: after that
     # the message goes on unchanged, because a filter that hangs must not silence the chat.
     filters: tuple[Filter, ...] = ()
-    filter_seconds: float = 1.0
+    filter_seconds: float = _setting(1.0, positive=True)
 
     # Whether the filters get each `Joining` and `Renaming`, too.  Not by default: a filter that
     # changes or rejects texts must expect names.
     filter_joins: bool = False
 
     # More than anybody looks through; each costs what its members cost.
-    max_rooms: int = 1024
+    max_rooms: int = _setting(1024, "Maximum number of rooms.", at_least=1)
 
     # New rooms that one address may open within an hour, or one client over loopback or without an
     # address: a person needs a few, and a journal keeps a room for ever.
-    max_new_rooms: int = 100
+    max_new_rooms: int = _setting(
+        100, "Rooms that nobody has used before which one address may open an hour.", at_least=1
+    )
 
     # In the text protocol the server says nothing until there is something to say; programs, and
     # `multichat connect`, are always told who comes and goes.
-    announce: bool = False
+    announce: bool = _setting(
+        False, "Tell clients of the text protocol (nc), too, who joins and leaves."
+    )
 
     # Messages of each client that are logged a second, and ten times as many at once; the others
     # are counted.  A paste of 500 lines is logged whole, and a client that floods for a day writes
     # a gigabyte.
-    log_rate: float | None = 100.0
+    log_rate: float | None = _setting(
+        100.0,
+        "Messages of a client logged per second; the others are counted. 0: no limit.",
+        positive=True,
+        option_at_least=0,
+    )
 
     # Those who may come back: ten times as many as may be connected; 0.6 KiB
     # each, 4 to 15 with the nonces of 256 messages; see `sessions_bytes`.
-    max_sessions: int = 10_000
+    max_sessions: int = _setting(
+        10_000,
+        "Maximum number of disconnected clients that can resume their session.",
+        at_least=1,
+    )
 
     # Whoever may come back is away for so long before the others hear that it left, and so long its
     # name is nobody else's: what it takes to notice a broken connection and make a new one.
-    away_seconds: float = 5.0
+    away_seconds: float = _setting(
+        5.0,
+        "Seconds to wait for a client to reconnect before others are told that it left.",
+        at_least=0,
+    )
 
     # As long as a person waits for a program that was told to stop before telling it again.
-    grace_seconds: float = 5.0
+    grace_seconds: float = _setting(
+        5.0,
+        "Seconds to deliver queued messages to a client that leaves, and at shutdown.",
+        at_least=0,
+    )
 
     timeouts: ServerTimeouts = ServerTimeouts()
     replay: ReplayLimits = ReplayLimits()
@@ -262,40 +348,16 @@ class ServerConfig:
         return Limits(self.max_line_bytes, MAX_NAME_CHARACTERS, wait)
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_line_bytes",
-            "send_queue_batches",
-            "max_clients",
-            "max_sessions",
-            "max_rooms",
-            "max_new_rooms",
-            "burst",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.max_clients_per_address is not None and self.max_clients_per_address < 0:
-            raise ValueError("max_clients_per_address must be 0 or more")
-        for name in (
-            "slow_timeout_seconds",
-            "grace_seconds",
-            "away_seconds",
-            "memory_bytes",
-        ):
-            if not getattr(self, name) >= 0:  # NaN is not either
-                raise ValueError(f"{name} must be 0 or more")
-        for name in (
-            "stall_timeout_seconds",
-            "rate",
-            "byte_rate",
-            "idle_seconds",
-            "auth_seconds",
-            "handshake_seconds",
-            "filter_seconds",
-            "log_rate",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0")
+        for each in fields(self):
+            setting, value = each.metadata.get("setting"), getattr(self, each.name)
+            if setting is None or value is None:
+                continue
+            # Written so that NaN is refused, too.
+            if setting.positive and not value > 0:
+                raise ValueError(f"{each.name} must be more than 0")
+            if setting.at_least is not None and not value >= setting.at_least:
+                bound = f"at least {setting.at_least}" if setting.at_least else "0 or more"
+                raise ValueError(f"{each.name} must be {bound}")
         if self.password is not None and "\n" in self.password:
             raise ValueError("a password has one line")
         # Of those that anybody can type; see `multichat.protocol.framing`.

@@ -1,5 +1,6 @@
 """How the commands are called: hosts and ports, options that make no sense, and help."""
 
+import inspect
 import subprocess
 import sys
 from contextlib import AsyncExitStack
@@ -12,6 +13,9 @@ import typer.main
 from multichat.cli.main import COMMANDS, make_app
 from multichat.cli.option_rules import RULES, Excludes, Needs, Useless
 from multichat.cli.process import UsageMistake
+from multichat.cli.serve import SETTINGS, make_config
+from multichat.cli.serve import serve as serve_command
+from multichat.server.config import ServerConfig
 from tests.support.processes import BIN, LOOPBACK, MULTICHAT, Command, ServerCommand, program, serve
 from tests.support.terminals import Terminal
 
@@ -137,6 +141,16 @@ def test_options_that_contradict_each_other_or_do_nothing_are_refused(
 )
 def test_a_mistake_is_named_as_it_was_made(arguments: list[str], said: str) -> None:
     assert mistake(*arguments).startswith(said)
+
+
+def test_an_option_of_serve_sets_the_field_of_its_name_and_unit() -> None:
+    options = inspect.signature(serve_command).parameters
+    settings = {name: options[name].default.default for name in SETTINGS}
+    assert make_config(None, [], settings) == ServerConfig()
+    changed = {"memory": 8, "log_rate": 0.0, "idle": 2.5, "max_line": 100, "announce": True}
+    assert make_config(None, [], settings | changed) == ServerConfig(
+        memory_bytes=8 << 20, log_rate=None, idle_seconds=2.5, max_line_bytes=100, announce=True
+    )
 
 
 def test_a_mistake_is_one_line_and_status_2() -> None:
