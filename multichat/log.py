@@ -140,7 +140,7 @@ class LineFormatter(logging.Formatter):
         package, _, component = record.name.partition(".")
         if package != "multichat":  # trio's own, about the listeners
             component = "server"
-        return f"{self._time.encode(record.created)} [{record.levelname}] [{component}] "
+        return f"{self._time.format(record.created)} [{record.levelname}] [{component}] "
 
 
 class LogWriter(logging.Handler):

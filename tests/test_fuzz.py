@@ -86,7 +86,7 @@ NEVER = re.compile("(?!)")
             re.compile(r"\* (\S+) ?(.*)"),
             "said-by-nobody",
         ),
-        ("names", "multichat.protocol.names._taken_for", lambda name: "", "server-long-s"),
+        ("names", "multichat.protocol.names._mistaken_for", lambda name: "", "server-long-s"),
         ("names", "multichat.protocol.names._ADDRESS", NEVER, "address-hexadecimal"),
         ("names", "multichat.protocol.names.readings", lambda name: (name,), "client-capital-i"),
         ("names", "multichat.protocol.names.may_mix", lambda text: True, "mixed-greek"),

@@ -1,4 +1,4 @@
-"""What is said on the wire, as bytes, lines, requests and events.
+"""The wire protocol: bytes, lines, requests and events.
 
-Pure: no module here imports trio, reads a clock or draws a random number.
+Pure: no module here imports trio, waits, or draws a random number; only `timestamps` reads a clock.
 """

@@ -1,4 +1,4 @@
-"""Where a server is, as people write it: HOST, HOST:PORT, [IPV6]:PORT or an IPv6 address.  Pure."""
+"""Parses addresses of servers: HOST, HOST:PORT, [IPV6]:PORT or an IPv6 address.  Pure."""
 
 from ipaddress import IPv6Address, ip_address
 
@@ -6,23 +6,23 @@ __all__ = ["DEFAULT_PORT", "is_loopback", "parse_port", "split_address"]
 
 _MAX_PORT = 65535
 
-# The specification's.
+# The port of the specification's examples.
 DEFAULT_PORT = 9000
 
 
 def split_address(text: str) -> tuple[str, int | None]:
-    """Return the host of *text*, and its port if it has one; raises `ValueError`.
+    """Return the host in *text*, and the port if there is one; raises `ValueError`.
 
-    Several colons without brackets are an IPv6 address, all of it: `::1:9000` has no port.
+    Text with several colons and no brackets is an IPv6 address: `::1:9000` has no port.
     """
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or not _is_ipv6(host) or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text} is no address such as [::1]:9000")
+            raise ValueError(f"{text} is not an address such as [::1]:9000")
         return host, parse_port(rest[1:]) if rest else None
     if text.count(":") > 1:
         if not _is_ipv6(text):
-            raise ValueError(f"{text} is no address such as chat.example:9000 or [::1]:9000")
+            raise ValueError(f"{text} is not an address such as chat.example:9000 or [::1]:9000")
         return text, None
     host, colon, port = text.partition(":")
     if not host.strip():
@@ -31,12 +31,12 @@ def split_address(text: str) -> tuple[str, int | None]:
 
 
 def parse_port(text: str) -> int:
-    """Return the TCP port that *text* is; raises `ValueError`."""
+    """Return *text* as a TCP port; raises `ValueError`."""
     if text.isascii() and text.isdigit() and len(text) <= len(str(_MAX_PORT)):
         port = int(text)
         if 0 < port <= _MAX_PORT:
             return port
-    raise ValueError(f"{text!r} is no port: 1 to {_MAX_PORT}")
+    raise ValueError(f"{text!r} is not a port: 1 to {_MAX_PORT}")
 
 
 def _is_ipv6(host: str) -> bool:
@@ -48,7 +48,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether *host*, an address or a name, certainly is this machine."""
+    """Return whether *host*, an address or a name, is certainly this machine."""
     if host.rstrip(".").lower().rpartition(".")[2] == "localhost":  # RFC 6761, section 6.3
         return True
     try:

@@ -1,16 +1,13 @@
-"""Bytes to lines, incrementally and within bounds.  Pure: no I/O, no clock, no trio.
+"""Decodes bytes to lines, incrementally and within bounds.  Pure: no I/O, no clock, no trio.
 
-This module owns what stands between the wire and the first character anybody sees: where a line
-ends, how long it may be, and which characters are fit to be shown to somebody else.  It knows
-nothing of what a line means.
+Owns where a line ends, how long it may be, and which characters may be shown to other users.  It
+does not know what a line means.
 
-The rules it lives by:
-
-1. A line ends with LF and nothing else, wherever a packet was cut and whatever came before it.
-2. What comes out does not depend on how the bytes were cut on their way in.
-3. No more than one line within the limit (and the CR of its ending) is ever held back.
-4. No character comes out that could move a cursor, end a log line or reorder what is read.
-5. Any bytes at all are an input; nothing is raised on account of them.
+1. A line ends with LF and nothing else, however the bytes were split into packets.
+2. The output does not depend on how the input was split.
+3. At most one line within the limit (and the CR of its ending) is buffered.
+4. No character of the output moves a cursor, ends a log line or reorders the text.
+5. Any bytes are valid input; none raise an exception.
 """
 
 import re
@@ -23,40 +20,39 @@ from multichat.protocol.telnet import TelnetResponder, remove_commands
 __all__ = ["Filtered", "LineDecoder", "Part", "behind", "clean", "clean_lines", "marked"]
 
 Part: TypeAlias = str | LineTooLong
-"""What a decoder returns in sequence: a run of lines, or the place of one it dropped.
+"""An item of the decoder's output: a block of lines, or the error for a line that was dropped.
 
-A run is one string: whole lines, none of them empty, with an LF between two and none at the end.
-One read is mostly one run, and what is done to a run costs little more than for a single line.
+A block is one string: whole lines, none of them empty, with an LF between two and none at the end.
+One read is usually one block, and processing a block costs little more than a single line.
 """
 
-# What a chunk may consist of and need no filter: LF, TAB and the visible part of ASCII.
+# Bytes that need no filter: LF, TAB and the printable part of ASCII.
 _PLAIN = b"\n\t" + bytes(range(0x20, 0x7F))
 
 _REPLACEMENTS: dict[int, str] = {
     **{c: chr(0x2400 + c) for c in range(0x20) if c not in b"\t\n"},  # ESC becomes ␛
     0x7F: "␡",
     **dict.fromkeys(range(128, 160), "�"),  # C1: CSI in one character
-    **dict.fromkeys((8232, 8233), " "),  # line breaks to whoever believes in them
+    **dict.fromkeys((8232, 8233), " "),  # some programs break lines there
     **dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), ""),  # bidi controls
-    0xFEFF: "",  # a byte order mark, which has no meaning within UTF-8
-    **dict.fromkeys(range(55296, 57344), "�"),  # surrogates: not text, and no UTF-8
+    0xFEFF: "",  # a byte order mark, which UTF-8 does not need
+    **dict.fromkeys(range(55296, 57344), "�"),  # surrogates, which are not text
 }
 _UNFIT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def clean(text: str) -> str:
-    """Return *text* with every character that could harm a reader made visible or harmless.
+    """Return *text* with every character that could harm a terminal made visible or harmless.
 
     Controls but TAB become their pictures (ESC becomes ␛, LF becomes ␊), C1 controls and lone
     surrogates U+FFFD, line and paragraph separators a space; bidi overrides, isolates and byte
-    order marks are dropped.  White space is not trimmed.  Idempotent; what is clean comes back as
-    it is.
+    order marks are dropped.  White space is not trimmed.  Idempotent.
     """
     return clean_lines(text).replace("\n", "␊")
 
 
 def clean_lines(text: str) -> str:
-    """Do as `clean` does with each line of *text*: an LF stays an LF."""
+    """Clean each line of *text* as `clean` does; an LF stays an LF."""
     return text.translate(_REPLACEMENTS) if _UNFIT.search(text) else text
 
 
@@ -66,43 +62,42 @@ def marked(text: str) -> str:
 
 
 class Filtered(str):
-    """A run that the filter has changed; *raw* has the same lines as they were sent."""
+    """A block that the filter has changed; *raw* has the same lines as they were sent."""
 
     __slots__ = ("raw",)
 
     raw: str
 
     def __new__(cls, text: str, raw: str) -> Self:
-        """Make it of the clean *text* and of *raw*."""
+        """Create a block from the clean *text* and from *raw*."""
         text = super().__new__(cls, text)
         text.raw = raw
         return text
 
 
 def behind(text: str, lines: int) -> str:
-    """Return what stands behind the first *lines* of *run*, which has more than that."""
+    """Return *text* without its first *lines*; it MUST have more."""
     rest = text.split("\n", lines)[lines]
     return (
         Filtered(rest, text.raw.split("\n", lines)[lines]) if isinstance(text, Filtered) else rest
     )
 
 
-# A pattern of two characters and nothing else: anything cleverer takes ten times as long, and `in`
-# twice.
+# A more precise pattern takes ten times as long, and `in` twice.
 _EMPTY_LINE = re.compile("\n\n")
 
 
 def _decode(block: bytes) -> str:
-    """Decode whole lines, the last one without its LF, and leave out the empty ones."""
+    """Decode whole lines, the last one without its LF, and drop the empty ones."""
     if b"\r" in block:
         block = (block + b"\n").replace(b"\r\n", b"\n")[:-1]
-    # The common case first: deleting what is plain costs a table look-up per byte, decoding and
+    # The common case first: deleting the plain bytes costs a table look-up per byte, decoding and
     # filtering twenty times that.
     if block.isascii() and not block.translate(None, _PLAIN):
         raw = text = block.decode("ascii")
     else:
         block = remove_commands(block)
-        # Filtered after decoding: the continuation bytes of honest characters look like C1.
+        # Filtered after decoding: continuation bytes of UTF-8 look like C1 controls.
         raw = block.decode("utf-8", "replace")
         text = clean_lines(raw)
     if text.startswith("\n") or text.endswith("\n") or _EMPTY_LINE.search(text):
@@ -115,12 +110,12 @@ def _decode(block: bytes) -> str:
 class LineDecoder:
     """One direction of one connection: bytes in, clean lines of text out.
 
-    *max_line_bytes* bounds a line as it came on the wire, its ending not counted.  A longer one
-    is discarded up to its LF and reported once, in its place among the lines.
+    *max_line_bytes* bounds a line as it came on the wire, without its ending.  A longer one is
+    discarded up to its LF and reported once, in its place among the lines.
 
-    *reply* is what the bytes of the last `feed` have a telnet client wait for, mostly nothing.
+    *reply* is the answer to the telnet commands of the last `feed`, mostly empty.
 
-    Not safe for use by several tasks at once; it never blocks and owns nothing to close.
+    For one task at a time; there is nothing to close.
     """
 
     __slots__ = ("_discarding", "_max_line_bytes", "_partial", "_telnet", "reply")
@@ -134,16 +129,16 @@ class LineDecoder:
 
     @property
     def buffered_bytes(self) -> int:
-        """How much of an unfinished line is held: at most the limit, and a CR."""
+        """The bytes buffered of an incomplete line: at most the limit, and a CR."""
         return len(self._partial)
 
     def feed(self, data: bytes | bytearray) -> list[Part]:
-        """Take the next bytes and return what they completed, in order; often one run of lines.
+        """Take the next bytes and return the lines that they complete, mostly as one block.
 
         Lines come without their endings, decoded, filtered (see `clean`) and never empty.
         """
         parts: list[Part] = []
-        data = bytes(data)  # no copy where it is already
+        data = bytes(data)  # no copy if it is bytes already
         self.reply = self._telnet.answer(data)
         if self._discarding:
             _, end, data = data.partition(b"\n")
@@ -156,7 +151,7 @@ class LineDecoder:
                 block = bytes(self._partial) + block
                 self._partial.clear()
             self._decode_within_limit(block, parts)
-        # Measured before it is kept: what is over the limit is never buffered.
+        # Checked first: a line over the limit is never buffered.
         held = len(self._partial) + len(rest)
         if self._too_long(held, ends_with_cr=(rest or self._partial).endswith(b"\r")):
             self._partial.clear()
@@ -167,13 +162,13 @@ class LineDecoder:
         return parts
 
     def forget(self) -> None:
-        """Drop what is held of an unfinished line."""
+        """Drop the buffered part of an incomplete line."""
         self._partial = bytearray()
 
     def finish(self) -> list[Part]:
-        """Return what stood after the last LF: at the end of input that is a line too.
+        """Return the text after the last LF, which is a line, too, at the end of the input.
 
-        The decoder is as new afterwards.
+        Afterwards the decoder can be used for another input.
         """
         parts: list[Part] = []
         self._discarding = False
@@ -186,7 +181,7 @@ class LineDecoder:
         return length - ends_with_cr > self._max_line_bytes
 
     def _decode_within_limit(self, block: bytes, parts: list[Part]) -> None:
-        if len(block) <= self._max_line_bytes:  # then so is each of its lines
+        if len(block) <= self._max_line_bytes:  # so is each of its lines
             if text := _decode(block):
                 parts.append(text)
             return

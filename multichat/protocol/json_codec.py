@@ -240,7 +240,7 @@ def _reason(error: Exception, line: str) -> str:
         reason = _NO_NONCE
     elif ("surrogate" in reason or "truncated" in reason) and (escape := lone_surrogate(line)):
         reason = f"{escape} is half of a surrogate pair, the other half is missing"
-    return f"that is no request: {reason}"
+    return f"not a valid request: {reason}"
 
 
 def _is_nonce(value: object) -> bool:

@@ -1,12 +1,11 @@
-"""JSON as it stands on a line: decoded strictly, within bounds and through the filter.  Pure.
+"""Decodes lines of JSON strictly, within bounds and through the filter.  Pure.
 
-Owns what is to be known of JSON before it means anything: how deep it may be nested, and that its
-escapes are no way around `multichat.protocol.framing`.
+Owns how deep JSON may be nested, and that its escapes cannot bypass the filter of
+`multichat.protocol.framing`.
 
 1. Whether a line is nested too deeply depends on the line alone.
-2.  No string that is decoded here holds a character that `multichat.protocol.framing.clean` would
-   replace.
-3. A string that the peer gets back is as it was sent, or it is refused.
+2. No decoded string has a character that `multichat.protocol.framing.clean` would replace.
+3. A string that is sent back to the peer is unchanged, or the line is refused.
 """
 
 import re
@@ -27,14 +26,14 @@ __all__ = [
     "lone_surrogate",
 ]
 
-# JSON's own escapes that may stand for something that the filter has not seen.
+# Escapes that may encode a character that the filter has not seen.
 _ESCAPED = re.compile(r"\\[nrbfu]")
 
-# What we send has three levels; unknown fields of later versions may have more.  The decoder's own
-# limit is the depth of Python's stack, which differs from call to call.
+# Our own messages have three levels; unknown fields of later versions may have more.  The decoder's
+# own limit is the depth of Python's stack, which differs from call to call.
 MAX_NESTING = 32
 
-# JSON that is nested more deeply is longer: each level begins and ends with a bracket.
+# A line that is nested too deeply is at least so long: each level has two brackets.
 _NESTED_CHARACTERS = 2 * (MAX_NESTING + 1)
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -42,14 +41,14 @@ _BRACKET = re.compile(r"[\[\]{}]")
 
 
 class NestedTooDeeply(Exception):
-    """A line has more than `MAX_NESTING` arrays and objects in one another."""
+    """A line has more than `MAX_NESTING` nested arrays and objects."""
 
     def __init__(self) -> None:
         super().__init__(f"that is nested too deeply: at most {MAX_NESTING} levels")
 
 
 class NotExact(Exception):
-    """A string that the peer is to get back has a character that the filter replaces."""
+    """A string that is sent back to the peer has a character that the filter replaces."""
 
     def __init__(self, field: str) -> None:
         super().__init__(
@@ -62,9 +61,9 @@ def _most(lines: list[str], character: str) -> int:
 
 
 def _may_be_nested(block: str, lines: list[str]) -> bool:
-    """Say whether one of *lines*, of *run*, is nested too deeply or is no JSON at all.
+    """Return whether one of *lines* may be nested too deeply, or is not JSON.
 
-    A bound, and cheap: first of the whole run, of which each object has one bracket at least.
+    A cheap upper bound, first for the whole block, in which each line has at least one bracket.
     """
     arrays = block.count("[") if "[" in block else 0
     if block.count("{") + arrays - len(lines) < MAX_NESTING:
@@ -84,9 +83,9 @@ def _check_nesting(line: str) -> None:
 
 
 class JsonDecoder:
-    """Reads values of one type, strictly, and every string in them through the filter.
+    """Decodes values of one type strictly, and filters every string in them.
 
-    *exact* are the fields in which the filter may change nothing.
+    *exact* are the fields that the filter must not change.
     """
 
     def __init__(self, type_: Any, exact: Iterable[str] = ()) -> None:
@@ -95,7 +94,7 @@ class JsonDecoder:
         self._decode = msgspec.json.Decoder(type_).decode
 
     def decode_block(self, block: str) -> list[Any] | None:
-        """Return what each line of a run says, or None if one of them has to be read alone."""
+        """Return the value of each line, or None if the lines have to be decoded one by one."""
         if self._exact and (isinstance(block, Filtered) or "\ufffd" in block):
             return None
         lines = block.split("\n")
@@ -104,15 +103,15 @@ class JsonDecoder:
             decode = self.decode
         else:
             decode = self._decode_clean if "\\" in block else self._decode
-        # Not the decoder's own way to read lines, which takes whatever values stand there for such.
+        # msgspec's `decode_lines` accepts values that are not separated by line ends.
         try:
             return list(map(decode, lines))
         except (msgspec.MsgspecError, NestedTooDeeply, NotExact, RecursionError):
-            # The last, of a line that is no JSON.
+            # RecursionError: of a line that is not JSON.
             return None
 
     def decode(self, line: str, raw: str = "") -> Any:
-        """Return what one line says, which was sent as *raw* if the filter has changed it.
+        """Return the value of one line, which was sent as *raw* if the filter has changed it.
 
         Raises `msgspec.MsgspecError`, `NestedTooDeeply` or `NotExact`.
         """
@@ -135,13 +134,13 @@ class JsonDecoder:
     def _check_exact(self, value: Any) -> None:
         for field in self._exact:
             text = getattr(value, field, None)
-            # U+FFFD may stand for what was no UTF-8.
+            # U+FFFD may replace bytes that were not UTF-8.
             if isinstance(text, str) and ("\ufffd" in text or clean(text) != text):
                 raise NotExact(field)
 
 
 def _marked(raw: str) -> str:
-    """Return *raw*, cleaned, with U+FFFD for what the filter replaces or drops in its strings."""
+    """Return *raw*, cleaned, with U+FFFD for each character that the filter changes in strings."""
     return clean_lines(_STRING.sub(lambda string: marked(string[0]), raw))
 
 
@@ -168,9 +167,9 @@ def lone_surrogate(line: str) -> str:
 
 
 def clean_json(line: str) -> str:
-    """Return a line of JSON with its strings filtered, for whoever decodes and shows them.
+    """Return a line of JSON with its strings filtered, for programs that decode and show them.
 
-    Escape by escape, not by a decoder: what ours refuses another one may take.
+    Works on the escapes, without a decoder: another decoder may accept what ours refuses.
     """
     return _ESCAPE.sub(_clean_escape, line) if "\\" in line else line
 
@@ -178,11 +177,11 @@ def clean_json(line: str) -> str:
 def _clean_escape(match: re.Match[str]) -> str:
     escape = match[0]
     if not escape.startswith("\\u") or len(escape) > len("\\u0000"):
-        # Two surrogates are one character, and none that is filtered.
+        # Two surrogates are one character, which the filter never changes.
         character = _SHORT_ESCAPES.get(escape, "")
     elif len(escape) == len("\\u0000"):
         character = chr(int(escape.removeprefix("\\u"), 16))
-    else:  # to nobody an escape yet, and it must not become one by what is dropped behind it
+    else:  # incomplete; it must not become an escape when something behind it is dropped
         return "\ufffd"
     cleaned = clean(character)
     return escape if cleaned == character else cleaned

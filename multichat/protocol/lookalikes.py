@@ -1,9 +1,9 @@
-"""What a name looks like: skeletons and scripts, after Unicode Technical Standard 39.
+"""Names that look alike: skeletons and scripts, after Unicode Technical Standard 39.  Pure.
 
-Two texts whose skeletons are equal can be mistaken for each other.  The tables of confusable
-characters and of scripts are those of `confusable_homoglyphs`; both are loaded on first use.
+Two texts with equal skeletons can be mistaken for each other.  The tables of confusable characters
+and of scripts are those of `confusable_homoglyphs`; both are loaded on first use.
 
-`NameIndex` finds the holder of a name, and the holder of a name that looks like another.
+`NameIndex` finds the holder of a name, and the holders of names that look like it.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["NameIndex", "fold", "lookalike_keys", "may_mix", "readings", "script_of", "skeleton"]
 
-# The profile "highly restrictive" of UTS 39, section 5.2: besides a script alone, these.
+# The profile "highly restrictive" of UTS 39, section 5.2: one script, or one of these mixes.
 _MIXES = (
     frozenset(("LATIN", "HAN", "HIRAGANA", "KATAKANA")),
     frozenset(("LATIN", "HAN", "BOPOMOFO")),
@@ -22,8 +22,7 @@ _MIXES = (
 )
 _ANY_SCRIPT = frozenset(("COMMON", "INHERITED"))
 
-# The dot of an i or j is drawn once, whether or not a combining one follows; marks below the
-# letter may stand in between.
+# A combining dot on an i or j is not visible; marks below the letter may precede it.
 _DOTTED = re.compile("([ij][\u0316-\u0333]*)\u0307+")
 
 # Folding and mapping can each enable the other; no character needs more than three rounds.
@@ -32,7 +31,7 @@ _MAX_ROUNDS = 4
 # A Hangul letter outside a syllable is a stroke or a circle: beside Latin it reads as l, o, L or E.
 _LONE_JAMO = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7ff]")
 
-# What the table lacks or has wrong.
+# Entries that the table lacks or has wrong.
 _CORRECTIONS = {
     ord("\u04cf"): "l",  # CYRILLIC SMALL LETTER PALOCHKA: drawn like l, and not like i
     ord("\u13c6"): "l",  # CHEROKEE LETTER QUA: drawn like a capital I
@@ -42,7 +41,7 @@ _CORRECTIONS = {
 # Neither a name nor its skeleton is longer.
 _MAX_FOLDED = 256
 
-# A name is looked at a few times in a row, when it is claimed; a million characters exist.
+# A name is parsed a few times in a row when it is claimed; there are a million characters.
 _REMEMBERED_NAMES = 1024
 _REMEMBERED_CHARACTERS = 4096
 
@@ -51,10 +50,10 @@ _Holder = TypeVar("_Holder", bound=Hashable)
 
 @cache
 def _prototypes() -> dict[int, str]:
-    """Return what each confusable character is mapped to.
+    """Return the prototype of each confusable character.
 
     The library's table has every pair in both directions, first from the character to its
-    prototype.  A prototype is mapped to nothing.
+    prototype.  A prototype has no entry.
     """
     from confusable_homoglyphs.confusables import confusables_data  # type: ignore[import-untyped]
 
@@ -73,7 +72,7 @@ def _prototypes() -> dict[int, str]:
 def fold(text: str) -> str:
     """Return *text* in the form that is equal for two names that differ only in case or NFKC.
 
-    What is too long for a name comes back as it is: normalizing takes quadratic time.
+    Text that is too long for a name is returned unchanged: normalizing takes quadratic time.
     """
     if len(text) > _MAX_FOLDED:
         return text
@@ -81,7 +80,7 @@ def fold(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Return the skeleton of *text*: equal for two texts that look alike, and not for display."""
+    """Return the skeleton of *text*, a key that is equal for two texts that look alike."""
     mapped = unicodedata.normalize("NFD", text).translate(_prototypes())
     return _DOTTED.sub(r"\1", unicodedata.normalize("NFD", mapped))
 
@@ -98,9 +97,8 @@ def _folded_skeleton(text: str) -> str:
 def readings(name: str) -> tuple[str, ...]:
     """Return how *name* can be read, in lower case.
 
-    The first is how it looks in lower case, so that all spellings of one name share it.  The
-    second, where it differs, is how it looks as it is written: `aIice`, with a capital I, is read
-    as alice.
+    The first is how the folded name looks, which all spellings of one name share.  The second, if
+    it differs, is how the name looks as written: `aIice`, with a capital I, is read as alice.
     """
     folded, written = _folded_skeleton(fold(name)), _folded_skeleton(name)
     return (folded,) if written == folded else (folded, written)
@@ -110,7 +108,7 @@ def readings(name: str) -> tuple[str, ...]:
 def lookalike_keys(name: str) -> tuple[str, ...]:
     """Return the keys of *name*: it can be mistaken for any name that shares one of them.
 
-    They are its `readings`, and its skeletons as it is written, in capitals and in title case.
+    They are its `readings`, and its skeletons as written, in capitals and in title case.
     `DAVlD`, with a small L, looks like `DAVID`, and `lvan` like `Ivan`.  Case is kept in a
     skeleton: `NEIL` and `NELL` differ, in which the letter that looks like I is a small L.
     """
@@ -130,7 +128,7 @@ def script_of(character: str) -> str:
 
 
 def may_mix(text: str) -> bool:
-    """Say whether the scripts of *text*, which is composed, may stand together in one name."""
+    """Return whether the scripts of *text*, in NFKC, may be mixed in one name."""
     scripts = {script_of(character) for character in text} - _ANY_SCRIPT
     if "LATIN" in scripts and _LONE_JAMO.search(text):
         return False
@@ -149,20 +147,20 @@ class NameIndex(Generic[_Holder]):
         self._by_key: dict[str, dict[_Holder, None]] = {}  # mostly one for each key
 
     def __contains__(self, holder: _Holder) -> bool:
-        """Say whether *holder* has a name."""
+        """Return whether *holder* has a name."""
         return holder in self._names
 
     def find(self, name: str) -> _Holder | None:
-        """Return the holder of *name*, in any case or form; not of one that only looks like it."""
+        """Return the holder of *name* in any case or form, not of one that only looks like it."""
         return self._by_name.get(fold(name))
 
     def lookalikes(self, name: str) -> list[_Holder]:
-        """Return the holders of names that look like *name*, which are mostly none or one."""
+        """Return the holders of names that look like *name*, mostly none or one."""
         keys = lookalike_keys(name)
         return list(dict.fromkeys(each for key in keys for each in self._by_key.get(key, ())))
 
     def add(self, holder: _Holder, name: str) -> None:
-        """Give *name*, which no other holder may have, to *holder*, in place of the name it had."""
+        """Give *name*, which no other holder may have, to *holder*; replaces the name it had."""
         self.discard(holder)
         self._names[holder] = name
         self._by_name[fold(name)] = holder
@@ -170,7 +168,7 @@ class NameIndex(Generic[_Holder]):
             self._by_key.setdefault(key, {})[holder] = None
 
     def discard(self, holder: _Holder) -> None:
-        """Take the name of *holder* from it, if it has one."""
+        """Remove the name of *holder*, if it has one."""
         name = self._names.pop(holder, None)
         if name is not None:
             del self._by_name[fold(name)]

@@ -1,17 +1,16 @@
-"""What people and rooms may be called, and when two names are the same.  Pure.
+"""Which names people and rooms may have, and when two names are the same.  Pure.
 
-A name is shown in other people's terminals in front of what its holder says.  It has to be short,
-on one line, and not mistakable for the name of somebody else, for the server, or for an argument of
-a command.
+A name is shown in other people's terminals in front of messages.  It has to be short, on one line,
+and must not be mistaken for another user's name, for the server, or for an argument of a command.
 
-1. A name is kept in its NFKC form: full-width letters and ligatures become ordinary letters.
+1. A name is stored in its NFKC form: full-width letters and ligatures become ordinary letters.
 2. Two names are the same if they are equal after case folding.
 3. 1 to 32 letters, digits, `-`, `_` and `.`; marks only where a script writes its vowels with them.
 4. Letters of different scripts do not mix, except those of Chinese, Japanese or Korean with Latin.
-5. A person's name has a letter, and looks like no name of the server's, no claim to run it, and no
-   number, address, duration or other argument of a command.
+5. A person's name has a letter, and does not look like a name of the server or of its operator, nor
+   like a number, an address, a duration or another argument of a command.
 
-Which names look alike is in `multichat.protocol.lookalikes`.
+Which names look alike is up to `multichat.protocol.lookalikes`.
 
 Sources: Unicode Technical Standard 39 (skeletons, the profile "highly restrictive"), Unicode
 Standard Annex 15, RFC 5893 (section 2, rule 1: a right-to-left name starts with its letters).
@@ -62,45 +61,44 @@ SERVER_NAME = "Server"
 
 _PUNCTUATION = "-_."
 
-# Letters and marks that are drawn as nothing: fillers, variation selectors.
+# Letters and marks that are invisible: fillers, variation selectors.
 _FILLERS = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164"
     "\ufe00-\ufe0f\uffa0\U00016fe4\U000e0100-\U000e01ef"
 )
 _INVISIBLE = re.compile(f"[{_FILLERS}]")
 
-# The same, and what is no letter at all: joiners, direction marks, tags.
+# The same, and invisible characters that are not letters: joiners, direction marks, tags.
 _UNSEEN = re.compile(
     f"[{_FILLERS}\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\U000e0000-\U000e0fff]"
 )
 
-# Marks in a row on one letter: as many as Burmese words have.
+# The most marks on one letter: Burmese words have so many.
 _MAX_MARKS = 4
-# Of the accents that any letter can carry, one: that is what Yoruba needs.
+# Of accents, which any letter can have, at most one: Yoruba needs no more.
 _ACCENT = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]")
-_OVERLAY = re.compile("[\u0334-\u0338\u20d0-\u20ff]")  # and none that strikes it out
+_OVERLAY = re.compile("[\u0334-\u0338\u20d0-\u20ff]")  # strike the letter out; none allowed
 
-# Scripts that no mark of another script is drawn on.
+# Letters of these scripts have no marks of other scripts.
 _WESTERN = ("LATIN", "GREEK", "CYRILLIC")
 
-# Phonetic letters in the shape of small capitals, which are read as the ordinary letters.
+# Phonetic letters that look like small capitals are read as ordinary letters.
 _PHONETIC = re.compile("[\u1d00-\u1dbf]")
 _SMALL_CAPITAL = "SMALL CAPITAL"
 
-# Words by which somebody claims to be, or to run, the server: alone, joined to one another, or as
-# one of the words of a name.
+# Words that claim to be the server or its operator: alone, joined, or as one word of a name.
 _AUTHORITIES = (
     "server", "system", "console", "multichat", "admin", "admins", "administrator", "sysadmin",
     "operator", "sysop", "moderator", "mod", "mods", "owner", "root", "staff", "support",
 )  # fmt: skip
 
-# The same only as a whole name: DevOps and co-op are names.
+# These only as a whole name: DevOps and co-op are allowed.
 _AUTHORITIES_ALONE = ("op", "ops")
 
-# Digits that are read as letters; 0 and 1 are so in every reading.
+# Digits that are read as letters; 0 and 1 are replaced in every reading.
 _DIGITS_AS_LETTERS = str.maketrans("3457", "east")
 
-# What commands, and people, mean by these words is not a person of that name.
+# Commands, and people, use these words for something else than a person.
 _WORDS = (
     "all", "everyone", "everybody", "anyone", "anybody", "here", "nobody", "me", "you", "name",
     "forever", "localhost",
@@ -118,24 +116,25 @@ _DURATION = re.compile(rf"{_DIGIT}+(?:s|rn|rnin|h|d|w)")
 
 
 def load_tables() -> None:
-    """Load the tables of characters, which otherwise the first claim of a name does in 50 ms."""
+    """Load the tables of characters; otherwise the first name that is parsed takes 50 ms."""
     parse_person_name("alice")
 
 
 def default_name(client: int) -> str:
-    """Return what *client* is called until it says otherwise."""
+    """Return the name of *client* until it chooses one."""
     return f"Client {client}"
 
 
 def fold_name(name: str) -> str:
-    """Return what is equal for two names that are the same."""
+    """Return a key that is equal for two names that are the same."""
     return fold(name)
 
 
 def normalize_name(name: str, kind: str = "a name") -> str:
-    """Return *name* in the form in which names are kept; raises `InvalidName`, about that *kind*.
+    """Return *name* in the form in which names are stored; raises `InvalidName`.
 
-    It has the characters of a name, but may be one that nobody can have: a ban may be of it.
+    Only the characters are checked, so that a ban may name what `parse_name` refuses.  *kind* is
+    the subject of the error.
     """
     if len(name) > MAX_DECOMPOSED:
         raise InvalidName(f"{kind} has at most {MAX_NAME_CHARACTERS} characters")
@@ -150,12 +149,12 @@ def normalize_name(name: str, kind: str = "a name") -> str:
 
 
 def visible_name(name: str) -> str:
-    """Return *name*, as a server has sent it, without invisible characters."""
+    """Return *name*, which a server has sent, without invisible characters."""
     return name if name.isascii() else _UNSEEN.sub("", name)
 
 
 def parse_name(name: str, kind: str = "a name") -> str:
-    """Return the name of a person or of a room as it is kept; raises `InvalidName`."""
+    """Return the name of a person or of a room as it is stored; raises `InvalidName`."""
     name = normalize_name(name, kind)
     # Folded, too: an iota subscript, for one, becomes a letter.
     if not may_mix(name + fold_name(name)):
@@ -174,20 +173,20 @@ def parse_name(name: str, kind: str = "a name") -> str:
 
 
 def parse_room_name(name: str) -> str:
-    """Return the name of a room as it is kept; raises `InvalidName`."""
+    """Return the name of a room as it is stored; raises `InvalidName`."""
     return parse_name(name, "a room's name")
 
 
 def parse_person_name(name: str) -> str:
-    """Return the name of a person as it is kept; raises `InvalidName`."""
+    """Return the name of a person as it is stored; raises `InvalidName`."""
     name = parse_name(name)
-    if taken_for := _taken_for(name):
-        raise InvalidName(f"nobody can be called {name}: it can be taken for {taken_for}")
+    if meaning := _mistaken_for(name):
+        raise InvalidName(f"{name} is not allowed: it can be mistaken for {meaning}")
     return name
 
 
-def _taken_for(name: str) -> str:
-    """Return what a person of that *name* would be mistaken for; empty for nothing."""
+def _mistaken_for(name: str) -> str:
+    """Return what *name* could be mistaken for; empty if nothing."""
     keys = readings(name)
     stem = name.rstrip("0123456789")
     for spelling in {name, stem.translate(_DIGITS_AS_LETTERS) + name[len(stem) :]}:
@@ -199,7 +198,7 @@ def _taken_for(name: str) -> str:
             map(_authorities_alone().fullmatch, whole)
         ):
             return "the server or its operator"
-    # As written, and not in lower case: ALI, the name, is not ALL.
+    # As written, not in lower case: the name ALI is not ALL.
     if not {_bare(keys[0]), _bare(skeleton(name))}.isdisjoint(_words()):
         return "a word that commands use"
     if not any(map(str.isalpha, name)):
@@ -214,13 +213,13 @@ def _taken_for(name: str) -> str:
 
 
 def _bare(key: str) -> str:
-    """Return the letters and digits of *key*, without what makes them look a little different."""
+    """Return the letters and digits of *key* without accents and punctuation."""
     parts = unicodedata.normalize("NFD", key)
     return "".join(c for c in parts if unicodedata.category(c) in ("Ll", "Lo", "Lt", "Lu", "Nd"))
 
 
 def _keys_of(*words: str) -> set[str]:
-    """Return how *words* look in small and in capital letters."""
+    """Return the readings of *words* in small and in capital letters."""
     return {key for word in words for form in (word, word.upper()) for key in readings(form)}
 
 
@@ -254,7 +253,7 @@ def _is_right_to_left(text: str) -> bool:
 
 
 def _are_letters(name: str) -> bool:
-    marks = _MAX_MARKS  # that stand on one letter so far: there is none yet
+    marks = _MAX_MARKS  # on the last letter; there is no letter yet
     western = False
     for character in name:
         category = unicodedata.category(character)
@@ -262,7 +261,7 @@ def _are_letters(name: str) -> bool:
             marks = 0
             western = script_of(character) in _WESTERN
         elif western and category == "Mn" and not _ACCENT.match(character):
-            return False  # a mark of another script's on a letter of ours
+            return False  # a mark of another script
         elif category == "Nd" or character in _PUNCTUATION:
             marks = _MAX_MARKS
         elif category in ("Mn", "Mc") and marks < _MAX_MARKS:

@@ -81,10 +81,10 @@ def why_not_said(command: str, table: CommandTable = COMMANDS) -> str:
     """Return what to tell the sender of a line that looks like *command*, and was not said."""
     name, _ = split_command(command)
     if name in table.names:
-        return f"not said, because it looks like {name}: type {name} to run it, /{name} to say it"
+        return f"not sent, because it looks like {name}: type {name} to run it, /{name} to say it"
     name = shortened(name)
     return (
-        f"not said, because it looks like a command, and there is no {name}: type /{name} to say it"
+        f"not sent, because it looks like a command, and there is no {name}: type /{name} to say it"
     )
 
 

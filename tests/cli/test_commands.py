@@ -283,7 +283,7 @@ async def test_in_a_pipe_a_path_is_said_and_a_disguised_command_is_not(tmp_path:
             assert "unknown command" not in client.out
             assert client.err == (
                 "multichat: 4 lines not said, the first: "
-                "not said, because it looks like /msg: type /msg to run it, //msg to say it\n"
+                "not sent, because it looks like /msg: type /msg to run it, //msg to say it\n"
             )
         await server.wait_for("Client 1 disconnected")
         said = [line.partition("[Client 1] ")[2] for line in server.lines if "[RX]" in line]

@@ -89,7 +89,7 @@ def test_no_file_is_an_empty_one(tmp_path: Path) -> None:
         ("servers = 7", "servers: expected tables [servers.NAME]"),
         ("[servers]\nwork = 7", "servers.work: expected object, got int"),
         ("[servers.work]", "servers.work: needs either host or unix"),
-        ("[servers.work]\nhost = 'a:b'", "servers.work.host: 'b' is no port: 1 to 65535"),
+        ("[servers.work]\nhost = 'a:b'", "servers.work.host: 'b' is not a port: 1 to 65535"),
         ("[servers.work]\nhost = 'a:1'\nport = 1", "servers.work.port: stands in host, too"),
         ("[servers.work]\nunix = 'a'\nport = 1", "servers.work.port: a Unix socket has none"),
         ("[servers.work]\nhost = 'a'\nport = 0", "servers.work.port: expected int >= 1"),

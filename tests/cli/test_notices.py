@@ -58,7 +58,7 @@ async def test_many_lines_that_are_not_said_make_one_notice(tmp_path: Path) -> N
         assert await client.wait() == 0
         await server.wait_for("[RX] [Client 1] hello")
         assert client.err == (
-            "multichat: 100 lines not said, the first: not said, because it looks like /msg: "
+            "multichat: 100 lines not said, the first: not sent, because it looks like /msg: "
             "type /msg to run it, //msg to say it\n"
         )
 

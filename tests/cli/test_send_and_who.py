@@ -327,7 +327,7 @@ async def test_names_rooms_and_presence_in_the_log_of_connect(tmp_path: Path) ->
             await alice.wait_for("[STATE] bob is now rob")
             await alice.type("/who\n/join lobby\n/frobnicate\n/name 7\n")
             await alice.wait_for("[STATE] you are in lobby; nobody else is here")
-            await alice.wait_for("can be taken for a number")
+            await alice.wait_for("can be mistaken for a number")
             await alice.type("/join kitchen\n")
             await alice.wait_for("[STATE] you are in kitchen; 2 are here")
         await alice.wait_for("[STATE] rob left")

@@ -565,7 +565,7 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
             ['{"type":"dance","nonce":"\\u202en"}'],
             [
                 invalid(
-                    "that is no request: the nonce has a character that cannot be sent back "
+                    "not a valid request: the nonce has a character that cannot be sent back "
                     "unchanged, such as a control"
                 )
             ],
@@ -833,7 +833,7 @@ def test_a_token_that_would_not_come_back_unchanged_is_refused(odd: str, escaped
     assert isinstance(block, str)
     assert list(JSON.parse_requests(block)) == [
         invalid(
-            "that is no request: the token has a character that cannot be sent back unchanged, "
+            "not a valid request: the token has a character that cannot be sent back unchanged, "
             "such as a control",
             nonce=1,
         )
@@ -871,13 +871,13 @@ def test_a_nonce_is_exact_whatever_the_filter_drops_beside_it() -> None:
 )
 def test_a_refused_nonce_is_answered_with_what_is_wrong(value: str, reason: str | None) -> None:
     [read] = JSON.parse_requests(f'{{"type":"rooms","nonce":{value}}}')
-    assert (read == invalid(f"that is no request: {reason}")) == (reason is not None)
+    assert (read == invalid(f"not a valid request: {reason}")) == (reason is not None)
 
 
 def test_half_a_surrogate_pair_is_named_also_in_a_request_that_there_is_not() -> None:
     [read] = JSON.parse_requests(r'{"type":"dance","nonce":"\ud83d"}')
     reason = r"\ud83d is half of a surrogate pair, the other half is missing"
-    assert read == invalid(f"that is no request: {reason}")
+    assert read == invalid(f"not a valid request: {reason}")
 
 
 @given(st.lists(hostile_lines(), max_size=5), st.lists(json_requests, max_size=3))

@@ -21,7 +21,7 @@ from multichat.testing import memory_server
 
 pytestmark = pytest.mark.unit
 
-NOT_SAID = "[Server] not said, because it looks like /msg: type /msg to run it, //msg to say it"
+NOT_SAID = "[Server] not sent, because it looks like /msg: type /msg to run it, //msg to say it"
 
 DISGUISES = [
     " /msg",
@@ -379,7 +379,7 @@ async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str)
         a, b = [await network.join() for _ in range(2)]
         await a.send("before", f"{disguise} bob a secret", "behind", "/quit")
         [answer, _] = await a.rest()
-        assert answer.startswith("[Server] not said, because it looks like /")
+        assert answer.startswith("[Server] not sent, because it looks like /")
         assert await b.lines(2) == ["[Client 1] before", "[Client 1] behind"]
         assert TEXT.encode_request(Say(f"{disguise} x")) == f"/say {disguise} x"
         assert disguised_command(f"{disguise} bob x") in ("/msg bob x", "/w bob x", "/tell bob x")
@@ -391,7 +391,7 @@ async def test_what_looks_like_an_unknown_command_is_answered_and_not_said(line:
         a, b = [await network.join() for _ in range(2)]
         await a.send("before", line, f"/say {line}", "/quit")
         [answer, _] = await a.rest()
-        assert answer.startswith("[Server] not said, because it looks like a command, and there is")
+        assert answer.startswith("[Server] not sent, because it looks like a command, and there is")
         assert await b.lines(2) == ["[Client 1] before", f"[Client 1] {line}"]
 
 
@@ -400,7 +400,7 @@ async def test_the_answer_says_how_to_say_what_looks_like_an_unknown_command() -
         a, b = [await network.join() for _ in range(2)]
         await a.send(" /tmp is full", "//tmp is full")
         assert await a.line() == (
-            "[Server] not said, because it looks like a command, and there is no /tmp: "
+            "[Server] not sent, because it looks like a command, and there is no /tmp: "
             "type //tmp to say it"
         )
         assert await b.line() == "[Client 1] /tmp is full"

@@ -575,9 +575,9 @@ async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_ther
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("Server-admin", "nobody can be called Server-admin: it can be taken for the server"),
+        ("Server-admin", "Server-admin is not allowed: it can be mistaken for the server"),
         ("花子Ζωή", "a name has letters of one script"),
-        ("127.0.0.1", "nobody can be called 127.0.0.1: it can be taken for a number or an address"),
+        ("127.0.0.1", "127.0.0.1 is not allowed: it can be mistaken for a number or an address"),
         ("x" * 1000, "a name has at most 32 characters"),
         ("\x1b[2J", "a name consists of letters"),
     ],

@@ -104,8 +104,8 @@ async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
 async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, start: str) -> None:
     alice = await desk.join()
     assert await desk.type(f"{start}kick alice badly\n /login bob pw\n /usr/bin is full") == [
-        "not said, because it looks like /kick: type /kick to run it, //kick to say it",
-        "not said, because it looks like a command, and there is no /login: type //login to say it",
+        "not sent, because it looks like /kick: type /kick to run it, //kick to say it",
+        "not sent, because it looks like a command, and there is no /login: type //login to say it",
     ]
     assert await alice.line() == "[Server]  /usr/bin is full"
 
@@ -320,7 +320,7 @@ async def test_the_name_of_who_has_an_address_can_be_banned_too(desk: Desk) -> N
 async def test_nobody_is_called_like_an_argument_of_a_command(desk: Desk, argument: str) -> None:
     client = await desk.join()
     await client.send(f"/name {argument}")
-    assert (await client.line()).startswith(f"[Server] nobody can be called {argument}: ")
+    assert (await client.line()).startswith(f"[Server] {argument} is not allowed: ")
     [shown] = await desk.type(f"/kick {argument}")
     assert shown == f"nobody called {argument} is connected"
     assert desk.server.statistics().clients == 1
@@ -348,9 +348,9 @@ async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
         ("/ban bob 2nd time", "2nd is no time: say 90s, 10m, 2h, 1d or forever"),
         (
             "/ban 10m",
-            "nobody can be called 10m: it can be taken for a number, an address or a time",
+            "10m is not allowed: it can be mistaken for a number, an address or a time",
         ),
-        ("/ban Client", "nobody can be called Client: it can be taken for a client without a name"),
+        ("/ban Client", "Client is not allowed: it can be mistaken for a client without a name"),
         ("/ban name аlice", MIXED),
         ("/ban bob\x1b", "bob␛ is no address, network or name"),
         ("/unban 7", "7 is a client's number, and nobody's name"),
