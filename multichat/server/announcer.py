@@ -172,7 +172,7 @@ class Announcer:
 
         batch = Batch(0, encode)
         for member in members:
-            if not (data := batch.spelled(member.codec)):
+            if not (data := batch.encoded(member.codec)):
                 continue
             missed = member.missed_presence
             if member.lag is None and missed is None:

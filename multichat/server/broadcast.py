@@ -1,86 +1,95 @@
-"""Broadcasts: batches that are encoded once for each protocol, and receipts of their delivery."""
+"""Broadcasts: batches that are encoded once for each codec, and what becomes of them."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from multichat.protocol.codec import Codec
 from multichat.protocol.ids import message_id
-from multichat.protocol.messages import SaidBlock
+from multichat.protocol.messages import Notice, SaidBlock
 
-__all__ = ["MAX_BATCH_BYTES", "Batch", "Block", "Counts", "Receipt", "cut"]
+if TYPE_CHECKING:
+    from multichat.server.member import Member
 
-# What one publish may add to a send queue in one piece; more is cut between two messages, so that
-# members take turns and a send queue's bound in bytes means something.
+__all__ = ["MAX_BATCH_BYTES", "Batch", "Block", "Counts", "Delivery", "Receipt", "encode_blocks"]
+
+# What one publish adds to a send queue at most in one piece; more is split between two messages, so
+# that members take turns and the bound of a send queue holds.
 MAX_BATCH_BYTES = 256 * 1024
 
-# What a block takes beside its text and its encodings: its objects, and their places.
+# What a block takes in memory besides its text and its encodings.
 _BLOCK_BYTES = 500
 
 
 class Batch:
-    """Events that are delivered in one piece, encoded once for each protocol.
+    """Events that are delivered in one piece, encoded once for each codec.
 
-    *messages* is what a member misses who does not get it.
+    *messages* is how many a member misses that does not get it.
     """
 
-    __slots__ = ("_encode", "_spelled", "messages")
+    __slots__ = ("_encode", "_encoded", "messages")
 
     def __init__(self, messages: int, encode: Callable[[Codec], bytes]) -> None:
         self.messages = messages
         self._encode = encode
-        self._spelled: dict[Codec, bytes] = {}
+        self._encoded: dict[Codec, bytes] = {}
 
-    def spelled(self, codec: Codec) -> bytes:
-        """Return its bytes in *codec*; none if that protocol is not told of it."""
-        data = self._spelled.get(codec)
+    def encoded(self, codec: Codec) -> bytes:
+        """Return it in *codec*, encoded once; empty if that codec has no such event."""
+        data = self._encoded.get(codec)
         if data is None:
-            self._spelled[codec] = data = self._encode(codec)
+            self._encoded[codec] = data = self._encode(codec)
         return data
 
 
 class Block(Batch):
-    """The messages of one publish, or some of them, as all members and every replay share them."""
+    """The messages of one publish, or some of them, shared by all members and replays."""
 
     __slots__ = ("counted_bytes", "said")
 
     def __init__(self, said: SaidBlock, messages: int) -> None:
         super().__init__(messages, lambda codec: codec.encode_said(said))
         self.said = said
-        self.counted_bytes = 0  # of `size`, by the ring that it is in
+        self.counted_bytes = 0  # the `size` that its ring has counted
 
     @property
     def end(self) -> int:
-        """The number of the message behind the last one."""
+        """The number of the message after the last one."""
         return self.said.first + self.messages
 
     @property
     def size(self) -> int:
-        """How many bytes it takes in memory, about."""
+        """How many bytes it takes in memory, approximately."""
         size = _BLOCK_BYTES + sys.getsizeof(self.said.text)
-        for data in self._spelled.values():
+        for data in self._encoded.values():
             size += len(data)
         return size
 
-    def is_small(self, codec: Codec) -> bool:
-        """Return whether it has at most `MAX_BATCH_BYTES` in *codec*."""
-        # Most that does not fit is found without encoding it in vain.
-        least_bytes = len(self.said.text) + self.messages * codec.least_said_bytes
-        return least_bytes <= MAX_BATCH_BYTES and len(self.spelled(codec)) <= MAX_BATCH_BYTES
+    def encode_within(self, max_bytes: int, codecs: Iterable[Codec]) -> bool:
+        """Encode it in *codecs*; return whether it has at most *max_bytes* in each of them.
+
+        Stops at the first that is too large, mostly without encoding it.
+        """
+        for codec in codecs:
+            least_bytes = len(self.said.text) + self.messages * codec.least_said_bytes
+            if least_bytes > max_bytes or len(self.encoded(codec)) > max_bytes:
+                return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """What became of a publish: one for each member, and for each of the blocks it was cut into.
+    """What became of a publish, counted for each member and each block of it.
 
-    A single message is always one block, so that for it these are members.
+    A single message is one block: for it, these are numbers of members.
 
-    *delivered*: the operating system has all of it.  *queued*: it waits in the member's send queue.
-    *lagging*: the member gets it later, when it has caught up.  *dropped*: the member missed it, or
-    was disconnected because of it.  *epoch* and *first* are what the messages' ids are made of;
-    empty if nothing was said, or nothing that has an id.
+    *delivered*: the operating system has all of it.  *queued*: it is in the member's send queue.
+    *lagging*: the member gets it later, by replay.  *dropped*: the member missed it, or was
+    disconnected because of it.  *epoch* and *first* make up the ids of the messages; *epoch* is
+    empty if nothing was published, or nothing that has an id.
     """
 
     delivered: int = 0
@@ -91,11 +100,11 @@ class Receipt:
     first: int = field(default=0, compare=False)
 
     def id_of(self, message: int) -> str:
-        """Return the id of the publish's message of that number, from 0."""
+        """Return the id of the message with that number in the publish, from 0."""
         return message_id(self.epoch, self.first + message)
 
     def __add__(self, other: "Receipt") -> "Receipt":
-        """Return what became of the same words in two rooms."""
+        """Return what became of the same message in two rooms."""
         return Receipt(
             delivered=self.delivered + other.delivered,
             queued=self.queued + other.queued,
@@ -105,8 +114,36 @@ class Receipt:
 
 
 @dataclass(slots=True)
+class Delivery:
+    """A publish under way: *said* from *sender*, or a *notice* of the server's, and its counts.
+
+    *free_until* is until when waiting for slow members may be free, from the first wait on.
+    """
+
+    said: SaidBlock
+    sender: "Member | None" = None
+    notice: Notice | None = None
+    free_until: float | None = None
+    delivered: int = 0
+    queued: int = 0
+    lagging: int = 0
+    dropped: int = 0
+
+    def receipt(self) -> Receipt:
+        """Return what became of it."""
+        return Receipt(
+            delivered=self.delivered,
+            queued=self.queued,
+            lagging=self.lagging,
+            dropped=self.dropped,
+            epoch=self.said.epoch,
+            first=self.said.first,
+        )
+
+
+@dataclass(slots=True)
 class Counts:
-    """What the rooms of a server have done since it began; see `ServerStatistics`."""
+    """What the rooms of a server have done since it started; see `ServerStatistics`."""
 
     messages: int = 0
     deliveries: int = 0
@@ -114,19 +151,18 @@ class Counts:
     too_slow: int = 0
 
 
-def cut(said: SaidBlock, messages: int, codecs: Iterable[Codec]) -> Iterator[Block]:
-    """Make blocks of at most `MAX_BATCH_BYTES`, in each of the *codecs*, of what one publish says.
+def encode_blocks(said: SaidBlock, messages: int, codecs: Sequence[Codec]) -> Iterator[Block]:
+    """Yield *said* as blocks that are encoded in *codecs*, each of at most `MAX_BATCH_BYTES`.
 
-    That is so many *messages*: to count them takes as long as to tag them.  A single message above
+    It has so many *messages*: counting them takes as long as encoding them.  A single message above
     that is a block of its own.
     """
     block = Block(said, messages)
-    if messages == 1 or all(map(block.is_small, codecs)):
+    if messages == 1 or block.encode_within(MAX_BATCH_BYTES, codecs):
         yield block
-    else:
-        texts = said.text.split("\n")
-        middle = messages // 2
-        halves = (said.first, texts[:middle]), (said.first + middle, texts[middle:])
-        for first, half in halves:
-            part = msgspec.structs.replace(said, first=first, text="\n".join(half))
-            yield from cut(part, len(half), codecs)
+        return
+    texts = said.text.split("\n")
+    middle = messages // 2
+    for first, half in (said.first, texts[:middle]), (said.first + middle, texts[middle:]):
+        part = msgspec.structs.replace(said, first=first, text="\n".join(half))
+        yield from encode_blocks(part, len(half), codecs)

@@ -20,7 +20,7 @@ from multichat.errors import NotRead
 from multichat.journal.base import RoomJournal, backwards_from, newest_of, part_of
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Missed, SaidBlock
-from multichat.server.broadcast import MAX_BATCH_BYTES, Block, cut
+from multichat.server.broadcast import MAX_BATCH_BYTES, Block, encode_blocks
 from multichat.server.config import ReplayLimits
 
 __all__ = ["Lag", "PageCache", "Ring", "Rings", "encode"]
@@ -101,7 +101,7 @@ def encode(
             lag.skip_to(block.end)
             continue
         for piece in _rest_of(block, lag.position, codec):
-            pieces.append(piece.spelled(codec))
+            pieces.append(piece.encoded(codec))
             lag.skip_to(piece.end)
             size += len(pieces[-1])
             if size >= max_bytes:
@@ -111,10 +111,11 @@ def encode(
 
 def _rest_of(block: Block, position: int, codec: Codec) -> Iterable[Block]:
     """Return the messages of *block* from *position* on, in pieces that are not too large."""
-    if position <= block.said.first and (block.messages == 1 or block.is_small(codec)):
+    is_whole = position <= block.said.first
+    if is_whole and (block.messages == 1 or block.encode_within(MAX_BATCH_BYTES, [codec])):
         return [block]
     part = part_of(block.said, max(position, block.said.first), block.end)
-    return cut(part, block.end - part.first, [codec]) if part is not None else []
+    return [] if part is None else encode_blocks(part, block.end - part.first, [codec])
 
 
 class Rings:

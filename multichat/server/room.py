@@ -15,14 +15,11 @@ Invariants:
    one whose send queue was full gets a `presence` summary later.
 5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
    waits for it.  It becomes live again in the step in which nothing lies between.
-6. The room spends at most its wait budget on slow members, whoever they are, except while waiting
-   delays nobody: every live member has something left in its send queue.  One publish waits for at
-   most `MAX_FREE_WAIT_SECONDS` in that way.
+6. The room waits for slow members only within the limits of `multichat.server.slow_clients`.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import trio
 
@@ -46,21 +43,17 @@ from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
 from multichat.server import history_pages as past
 from multichat.server.announcer import Announcer
-from multichat.server.broadcast import Batch, Block, Counts, Receipt, cut
-from multichat.server.config import MAX_FREE_WAIT_SECONDS, Slow
-from multichat.server.delivery import Delivery, Progress
+from multichat.server.broadcast import Batch, Block, Counts, Delivery, Receipt, encode_blocks
+from multichat.server.config import Slow
 from multichat.server.member import Member
 from multichat.server.replay import Lag, PageCache, Ring, Rings
 from multichat.server.replayer import Replayer
 from multichat.server.session_store import Submission
-from multichat.server.wait_budget import WaitBudget
+from multichat.server.slow_clients import SlowClients
 
 __all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow to look up
-
-# How often the send queues are checked while waiting is free.
-_LOOK_SECONDS = 0.02
 
 # Private messages may take this part of what a replay keeps queued; the rest is for the replay.
 _ALONE_DIVISOR = 4
@@ -103,18 +96,17 @@ class Room:
         self._ring = Ring(rings, journal.next)  # `_ring.next` is the number of what is told next
         self._log = log
         self._slow = slow
-        self._slow_timeout = slow_timeout_seconds
         self._replay_bytes = replay_bytes
-        self._wait_budget = WaitBudget(slow_timeout_seconds)
         self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
         self._members: dict[int, Member] = {}
         self._by_codec: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
         self._at_disk = False  # who has its turn
-        self._waiting: dict[Member, Batch] = {}  # for these, to take what is being told
-        self._delivery = Delivery()  # of that
-        self._wait_over, self._waits_freely = trio.Event(), False
+        self._slow_clients = SlowClients(
+            self._by_codec, counts, timeout_seconds=slow_timeout_seconds
+        )
+        self._delivery: Delivery | None = None  # that waits for them
         self._replayer = Replayer(
             journal,
             self._ring,
@@ -201,17 +193,17 @@ class Room:
     def _forget_delivery(self, member: Member) -> None:
         """Stop delivering to *member*, and stop waiting for it."""
         self._by_codec[member.codec].pop(member.client, None)
-        self._end_wait_for(member)
+        self._slow_clients.discard(member)
 
     def stop_waiting_for(self, member: Member) -> None:
         """Make *member* lag if the room is waiting for it: it gets the rest at its own pace."""
-        if (batch := self._waiting.get(member)) is not None:
+        batch = self._slow_clients.waiting.get(member)
+        if batch is not None and self._delivery is not None:
             self._fall_behind(member, batch, self._delivery)
 
     def queue_ran_empty(self) -> None:
-        """Note that a member's send queue has run empty: waiting is no longer free."""
-        if self._waits_freely:
-            self._wait_over.set()
+        """Note that a member's send queue has run empty."""
+        self._slow_clients.queue_ran_empty()
 
     def close(self) -> None:
         """Release the memory of an empty room, which is not used after this."""
@@ -237,7 +229,7 @@ class Room:
     def shut_down(self, goodbye: Goodbye) -> None:
         """Accept nothing and wait for nothing more; a lagging member gets *goodbye* once live."""
         self._closing = goodbye
-        self._wait_over.set()
+        self._slow_clients.close()
 
     @property
     def busy(self) -> bool:
@@ -308,15 +300,16 @@ class Room:
             )
             sender.stored_session.remember(nonces, submission)
         try:
-            return await self._deliver_in_order(said, messages, sender, keeping)
+            return await self._deliver_in_order(Delivery(said, sender), messages, keeping)
         finally:
             if submission is not None:
                 submission.settle()
 
     async def _deliver_in_order(
-        self, said: SaidBlock, messages: int, sender: Member, keeping: Keeping | None
+        self, delivery: Delivery, messages: int, keeping: Keeping | None
     ) -> Receipt:
         """Deliver messages that are numbered, once the journal has stored them and those before."""
+        said = delivery.said
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
@@ -327,9 +320,8 @@ class Room:
                 with trio.CancelScope(shield=True), self._waiting_for_disk():
                     await keeping.wait()
             self._announcer.introduce(said.client, said.name)
-            spoken = [codec for codec, them in self._by_codec.items() if them]
-            blocks = cut(said, messages, spoken)
-            return await self._publish(blocks, said, messages, sender, Delivery())
+            codecs = [codec for codec, members in self._by_codec.items() if members]
+            return await self._deliver(encode_blocks(said, messages, codecs), messages, delivery)
         finally:
             self._order.release()
 
@@ -345,45 +337,44 @@ class Room:
             said = SaidBlock("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda codec: codec.encode(notice))
             lagging = [member for member in self._members.values() if member.lag is not None]
-            for member in lagging:  # what is replayed to them has no notices
+            for member in lagging:  # a replay has no notices
                 member.keep_notice(notice)
-            delivery = Delivery(notice, lagging=len(lagging))
-            return await self._publish(iter([batch]), said, 1, None, delivery)
+            delivery = Delivery(said, notice=notice, lagging=len(lagging))
+            return await self._deliver(iter([batch]), 1, delivery)
 
-    async def _publish(
-        self,
-        batches: Iterator[Batch],
-        said: SaidBlock,
-        messages: int,
-        sender: Member | None,
-        delivery: Delivery,
+    async def _deliver(
+        self, batches: Iterator[Batch], messages: int, delivery: Delivery
     ) -> Receipt:
         """Deliver to all live members; the others get a block by replay.
 
         Cancelled, it delivers the rest without waiting for anybody.
         """
-        clients = len(self._members) + (sender is not None and sender.client not in self._members)
+        is_logged = False
         try:
             for batch in batches:
-                full = self._try_send_to_all(batch, sender, delivery)
-                if not delivery.logged:  # before any wait, so that the log is in order
-                    delivery.logged = True
-                    speaker = TEXT.format_sender(said.name, act=said.act)
-                    if sender is None:
-                        self._log.said(speaker, said.text, clients, "TX")
-                    else:
-                        sender.log.said(speaker, said.text, messages, clients)
+                full = self._try_send_to_all(batch, delivery)
+                if not is_logged:  # before any wait, so that the log is in order
+                    is_logged = True
+                    self._log_delivery(delivery, messages)
                 if full:
-                    await self._treat_slow(full, batch, sender, delivery)
+                    await self._treat_slow(full, batch, delivery)
         finally:
             for batch in batches:  # cancelled: there are some left
-                for member in self._try_send_to_all(batch, sender, delivery):
+                for member in self._try_send_to_all(batch, delivery):
                     self._fall_behind(member, batch, delivery)
-        return delivery.receipt(said)
+        return delivery.receipt()
 
-    def _try_send_to_all(
-        self, batch: Batch, sender: Member | None, delivery: Delivery
-    ) -> list[Member]:
+    def _log_delivery(self, delivery: Delivery, messages: int) -> None:
+        said, sender = delivery.said, delivery.sender
+        speaker = TEXT.format_sender(said.name, act=said.act)
+        clients = len(self._members)
+        if sender is None:
+            self._log.said(speaker, said.text, clients, "TX")
+        else:
+            clients += sender.client not in self._members
+            sender.log.said(speaker, said.text, messages, clients)
+
+    def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.
 
         Membership cannot change half-way, and members that keep up get the batch before the room
@@ -391,6 +382,7 @@ class Room:
         """
         delivered = queued = broken = 0
         full: list[Member] = []
+        sender = delivery.sender
         if sender is not None:
             sender = self._members.get(sender.client)  # it may have reconnected meanwhile
         for codec, members in self._by_codec.items():
@@ -398,16 +390,16 @@ class Room:
                 continue
             if not members:
                 continue
-            data = batch.spelled(codec)
+            data = batch.encoded(codec)
             for member in members.values():
                 if member is sender:
                     continue
-                try_send = member.send_queue.try_send(data)
-                if try_send is _SENT:
+                result = member.send_queue.try_send(data)
+                if result is _SENT:
                     delivered += 1
-                elif try_send is _QUEUED:
+                elif result is _QUEUED:
                     queued += 1
-                elif try_send is _FULL:
+                elif result is _FULL:
                     full.append(member)
                 else:
                     broken += 1
@@ -424,13 +416,16 @@ class Room:
         self._counts.deliveries += batch.messages * (delivered + queued)
         return full
 
-    async def _treat_slow(
-        self, full: list[Member], batch: Batch, sender: Member | None, delivery: Delivery
-    ) -> None:
+    async def _treat_slow(self, full: list[Member], batch: Batch, delivery: Delivery) -> None:
         """Apply the policy for slow members to *full*."""
         match self._slow:
             case Slow.WAIT:
-                await self._wait_for(full, batch, sender, delivery)
+                self._delivery = delivery
+                try:
+                    await self._slow_clients.wait(full, batch, delivery)
+                finally:
+                    for member in list(self._slow_clients.waiting):
+                        self._fall_behind(member, batch, delivery)
             case Slow.DROP:
                 for member in full:
                     member.send_queue.miss(batch.messages)
@@ -441,77 +436,8 @@ class Room:
                     self._disconnect_slow(member)
                     delivery.dropped += 1
 
-    async def _wait_for(
-        self, full: list[Member], batch: Batch, sender: Member | None, delivery: Delivery
-    ) -> None:
-        """Wait until all of *full* have taken *batch*, or the wait budget is spent.
-
-        Those that have not taken it then, or when this is cancelled, become lagging.
-        """
-        self._waiting, self._delivery = dict.fromkeys(full, batch), delivery
-        for member in full:
-            member.send_queue.call_when_space(
-                partial(self._try_send_again, member, batch, delivery)
-            )
-        now = trio.current_time()
-        if delivery.free_until is None:
-            delivery.free_until = now + MAX_FREE_WAIT_SECONDS
-        progress = Progress(full, now)
-        try:
-            while self._waiting and not self._closing:
-                started = now
-                is_free = now < min(delivery.free_until, progress.at + self._slow_timeout)
-                is_free = is_free and not self._somebody_is_dry(sender)
-                seconds = _LOOK_SECONDS if is_free else self._wait_budget.left(now)
-                self._waits_freely = is_free
-                if not seconds:
-                    break
-                self._wait_over = trio.Event()
-                try:
-                    with trio.move_on_after(seconds):
-                        await self._wait_over.wait()
-                finally:  # also if the sender leaves: others could come and spend as much again
-                    now = trio.current_time()
-                    progress.look(now)
-                    if not is_free:
-                        self._wait_budget.spend(now - started, now)
-        finally:
-            for member in list(self._waiting):
-                self._fall_behind(member, batch, delivery)
-
-    def _try_send_again(self, member: Member, batch: Batch, delivery: Delivery) -> None:
-        """Queue *batch* for *member*, whose queue has space again, if the room waits for it."""
-        if self._waiting.get(member) is not batch:
-            return
-        try_send = member.send_queue.try_send(batch.spelled(member.codec))
-        if try_send is _FULL:
-            member.send_queue.call_when_space(
-                partial(self._try_send_again, member, batch, delivery)
-            )
-            return
-        self._end_wait_for(member)
-        if try_send is not _CLOSED:  # else its connection is broken, and it leaves soon
-            delivery.queued += 1
-            self._counts.deliveries += batch.messages
-
-    def _end_wait_for(self, member: Member) -> None:
-        if self._waiting.pop(member, None) is not None and not self._waiting:
-            self._wait_over.set()
-
-    def _somebody_is_dry(self, sender: Member | None) -> bool:
-        """Return whether the send queue of a live member other than *sender* is empty.
-
-        Until then waiting delays nobody.
-        """
-        speaker = None if sender is None else sender.client
-        return any(
-            not (member.send_queue.waiting_bytes or member.send_queue.closed) and client != speaker
-            for members in self._by_codec.values()
-            for client, member in members.items()
-        )
-
     def _fall_behind(self, member: Member, batch: Batch, delivery: Delivery) -> None:
-        """Make *member* lag from *batch* on, which it has not taken."""
+        """Make *member* lag, from *batch* on, which it has not taken."""
         if isinstance(batch, Block):
             self.lag(member, batch.said.first)
         else:

@@ -170,7 +170,7 @@ def test_one_part_of_a_replay_is_about_as_large_as_wished(
     plan: list[tuple[int, int, int, int]], codec: Codec
 ) -> None:
     blocks = make_blocks(plan)
-    largest = max((len(each.spelled(codec)) for each in blocks), default=0)
+    largest = max((len(each.encoded(codec)) for each in blocks), default=0)
     lag = Lag(0)
     while blocks and lag.position < blocks[-1].end:
         assert len(encode(blocks, lag, codec, ME, max_bytes=500)) <= 500 + largest + 100
@@ -189,10 +189,10 @@ def test_a_large_block_is_replayed_in_pieces() -> None:
 def test_a_block_is_encoded_once_for_all_who_are_replayed_to() -> None:
     blocks = [block(0, 3), block(3, 3)]
     encode(blocks, Lag(0), TEXT, ME, max_bytes=9999)
-    encoded = [each.spelled(TEXT) for each in blocks]
+    encoded = [each.encoded(TEXT) for each in blocks]
     encode(blocks, Lag(0), TEXT, ME, max_bytes=9999)
-    assert [each.spelled(TEXT) for each in blocks] == encoded
-    assert all(one is two.spelled(TEXT) for one, two in zip(encoded, blocks, strict=True))
+    assert [each.encoded(TEXT) for each in blocks] == encoded
+    assert all(one is two.encoded(TEXT) for one, two in zip(encoded, blocks, strict=True))
 
 
 # --- Rings ----------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_an_encoding_that_somebody_else_asks_for_is_counted_when_it_is_found() -
     ring = Ring(Rings(MANY_BYTES, ring_bytes=0), 0)
     fill(ring, 3)
     oldest = ring._blocks[0]
-    oldest.spelled(JSON)
+    oldest.encoded(JSON)
     ring.encode(Lag(2), TEXT, ME, max_bytes=9999)
     fill(ring, 1)
     assert oldest not in ring._blocks

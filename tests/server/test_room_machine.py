@@ -209,7 +209,7 @@ class Guest:
         room, lag = self.member.room, self.member.lag
         if lag is not None:
             return lag.position
-        if (batch := room._waiting.get(self.member)) is not None:
+        if (batch := room._slow_clients.waiting.get(self.member)) is not None:
             return batch.said.first if isinstance(batch, Block) else room.messages
         return room.messages
 

@@ -11,7 +11,7 @@ from multichat import ServerConfig
 from multichat.protocol.codec import encoded_help
 from multichat.protocol.messages import SaidBlock
 from multichat.protocol.text_codec import TEXT
-from multichat.server.broadcast import MAX_BATCH_BYTES, cut
+from multichat.server.broadcast import MAX_BATCH_BYTES, encode_blocks
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 from tests.support.processes import WAIT_SECONDS
@@ -126,12 +126,14 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
         await a.send(*["x"] * count)
         assert await b.lines(count) == ["[Client 1] x"] * count
     said = SaidBlock("epoch", 0, "now", "lobby", 1, "Client 1", "\n".join(["x"] * count))
-    spelled = [len(batch.spelled(TEXT)) for batch in cut(said, count, [TEXT])]
+    spelled = [len(batch.encoded(TEXT)) for batch in encode_blocks(said, count, [TEXT])]
     assert len(spelled) > 1
     assert max(spelled) <= MAX_BATCH_BYTES
     assert sum(spelled) == count * len("[Client 1] x\n")
     # A single message is never cut.
-    [alone] = cut(msgspec.structs.replace(said, text="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT])
+    [alone] = encode_blocks(
+        msgspec.structs.replace(said, text="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT]
+    )
     assert alone.messages == 1
 
 

@@ -21,7 +21,7 @@ from multichat.protocol.json_codec import JsonCodec
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock
 from multichat.protocol.text_codec import TextCodec
-from multichat.server.broadcast import Batch, Receipt
+from multichat.server.broadcast import Batch, Delivery, Receipt
 from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters
 from multichat.server.history_pages import read_history
@@ -32,6 +32,7 @@ from multichat.server.replayer import Replayer
 from multichat.server.room import Room
 from multichat.server.session import Session
 from multichat.server.session_store import SessionStore, StoredSession
+from multichat.server.slow_clients import SlowClients
 from multichat.server.wait_budget import WaitBudget
 
 from .journal import Disk, FaultyJournal
@@ -146,10 +147,11 @@ def duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def echo(monkeypatch: pytest.MonkeyPatch) -> None:
-    def try_send_to_all(
-        original: Any, room: Room, batch: Batch, sender: Member | None, delivery: Any
-    ) -> Any:
-        return original(room, batch, None, delivery)
+    def try_send_to_all(original: Any, room: Room, batch: Batch, delivery: Delivery) -> Any:
+        sender, delivery.sender = delivery.sender, None
+        full = original(room, batch, delivery)
+        delivery.sender = sender
+        return full
 
     wrap(monkeypatch, Room, "_try_send_to_all", try_send_to_all)
 
@@ -484,13 +486,17 @@ lose_a_block_in_memory = edited(
 )
 wait_without_budget = edited("wait_without_budget", WaitBudget, "spend", "- seconds", "- 0")
 wait_for_free = edited(
-    "wait_for_free", Room, "_somebody_is_dry", "return any(", "return False and any("
+    "wait_for_free", SlowClients, "_somebody_is_idle", "return any(", "return False and any("
 )
 cancel_without_paying = edited(
-    "cancel_without_paying", Room, "_wait_for", "finally:  #", "except trio.TooSlowError:  #"
+    "cancel_without_paying", SlowClients, "wait", "finally:  #", "except trio.TooSlowError:  #"
 )
 wait_for_the_disconnected = edited(
-    "wait_for_the_disconnected", Room, "_forget_delivery", "self._end_wait_for(member)", "pass"
+    "wait_for_the_disconnected",
+    Room,
+    "_forget_delivery",
+    "self._slow_clients.discard(member)",
+    "pass",
 )
 disconnect_at_the_first_stall = edited(
     "disconnect_at_the_first_stall",

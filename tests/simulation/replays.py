@@ -15,6 +15,7 @@ import trio
 from multichat.server.broadcast import Batch, Block
 from multichat.server.member import Member
 from multichat.server.room import Room
+from multichat.server.slow_clients import SlowClients
 
 from .wire import End
 
@@ -68,12 +69,12 @@ def watch_rooms(
     """Write into the *current_history* who lags where, until its server *is_over*."""
     connections: dict[Member, int] = {}
     cut_off: dict[Member, Batch] = {}  # at which one, those whose send queue was closed meanwhile
-    try_send_again = Room._try_send_again
+    try_again = SlowClients._try_again
     lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
 
     def note(kind: str, room: Room, member: Member) -> None:
         if not is_over():
-            untaken = cut_off.pop(member, room._waiting.get(member))
+            untaken = cut_off.pop(member, room._slow_clients.waiting.get(member))
             record = LagRecord(
                 kind,
                 connections[member],
@@ -108,13 +109,13 @@ def watch_rooms(
         note("left", room, member)
         leave(room, member, *args, **kwargs)
 
-    def watched_try_send(room: Room, member: Member, batch: Batch, delivery: Any) -> None:
-        if member.send_queue.closed and room._waiting.get(member) is batch:
+    def watched_try_again(slow: SlowClients, member: Member, batch: Batch, delivery: Any) -> None:
+        if member.send_queue.closed and slow.waiting.get(member) is batch:
             cut_off[member] = batch
-        try_send_again(room, member, batch, delivery)
+        try_again(slow, member, batch, delivery)
 
     with (
-        mock.patch.object(Room, "_try_send_again", watched_try_send),
+        mock.patch.object(SlowClients, "_try_again", watched_try_again),
         mock.patch.object(Room, "join", watched_join),
         mock.patch.object(Room, "lag", watched_lag),
         mock.patch.object(Room, "_go_live", watched_go_live),
@@ -144,9 +145,11 @@ class WaitMeter(trio.abc.Instrument):
             if now > start:
                 self._current_history().waits.append(Wait(room, start, now))
         before = self._since
-        self._since = {room: (room._waiting, now) for room in rooms if room._waiting}
+        self._since = {
+            room: (room._slow_clients.waiting, now) for room in rooms if room._slow_clients.waiting
+        }
         for room, (waiting, since) in before.items():
-            if room in self._since and room._waiting is waiting:
+            if room in self._since and room._slow_clients.waiting is waiting:
                 self._since[room] = waiting, since
         self._paying = {room: now for room in self._since if not self._is_free(room, now)}
 
@@ -158,4 +161,4 @@ class WaitMeter(trio.abc.Instrument):
         ends = [box._stream for box in boxes]
         taken = max((end.taken_at for end in ends if isinstance(end, End)), default=0.0)
         read_at = max(taken, self._since[room][1])
-        return now - read_at < room._slow_timeout + 2 * _LOOK_SECONDS
+        return now - read_at < room._slow_clients._timeout + 2 * _LOOK_SECONDS

@@ -1,0 +1,135 @@
+"""Waiting for slow clients: the members of a room whose send queues are full.
+
+Decides how long a publish waits for them and offers them the batch again when there is space.  What
+becomes of those that have not taken it is the room's decision: it replays the batch to them.
+
+Waiting is free while it delays nobody: while every other live member still has something in its
+send queue, and one of the slow ones has taken bytes within the slow timeout.  All other waiting is
+paid from the room's wait budget, whoever the slow clients are.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import trio
+
+from multichat.net.send_queue import SendResult
+from multichat.protocol.codec import Codec
+from multichat.server.broadcast import Batch, Counts, Delivery
+from multichat.server.config import MAX_FREE_WAIT_SECONDS
+from multichat.server.member import Member
+from multichat.server.wait_budget import WaitBudget
+
+__all__ = ["SlowClients"]
+
+_FULL, _CLOSED = SendResult.FULL, SendResult.CLOSED  # once: an enum's members are slow to look up
+
+# How often the send queues are checked while waiting is free.
+_CHECK_SECONDS = 0.02
+
+
+class SlowClients:
+    """The members that one room waits for, for one batch at a time.
+
+    *live* are the room's live members by codec, *counts* what the server's rooms have done.  Paid
+    waiting takes at most *timeout_seconds* at once.
+    """
+
+    def __init__(
+        self,
+        live: Mapping[Codec, Mapping[int, Member]],
+        counts: Counts,
+        *,
+        timeout_seconds: float,
+    ) -> None:
+        self.waiting: dict[Member, Batch] = {}  # with what they have not taken
+        self._live, self._counts = live, counts
+        self._timeout = timeout_seconds
+        self._budget = WaitBudget(timeout_seconds)
+        self._closed = False
+        self._over, self._is_free = trio.Event(), False
+
+    async def wait(self, full: list[Member], batch: Batch, delivery: Delivery) -> None:
+        """Wait until all of *full* have taken *batch*, or waiting costs more than there is.
+
+        Those that have not are in `waiting` then, also if this is cancelled; call `discard` for
+        each.
+        """
+        self.waiting = dict.fromkeys(full, batch)
+        for member in full:
+            self._call_when_space(member, batch, delivery)
+        now = trio.current_time()
+        if delivery.free_until is None:
+            delivery.free_until = now + MAX_FREE_WAIT_SECONDS
+        progress = _Progress(full, now)
+        while self.waiting and not self._closed:
+            started = now
+            is_free = now < min(delivery.free_until, progress.at + self._timeout)
+            is_free = is_free and not self._somebody_is_idle(delivery.sender)
+            seconds = _CHECK_SECONDS if is_free else self._budget.left(now)
+            self._is_free = is_free
+            if not seconds:
+                break
+            self._over = trio.Event()
+            try:
+                with trio.move_on_after(seconds):
+                    await self._over.wait()
+            finally:  # also if the sender leaves: others could come and spend as much again
+                now = trio.current_time()
+                progress.update(now)
+                if not is_free:
+                    self._budget.spend(now - started, now)
+
+    def discard(self, member: Member) -> None:
+        """Stop waiting for *member*, if it is waited for."""
+        if self.waiting.pop(member, None) is not None and not self.waiting:
+            self._over.set()
+
+    def queue_ran_empty(self) -> None:
+        """Note that a member's send queue has run empty: waiting is no longer free."""
+        if self._is_free:
+            self._over.set()
+
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        self._closed = True
+        self._over.set()
+
+    def _call_when_space(self, member: Member, batch: Batch, delivery: Delivery) -> None:
+        member.send_queue.call_when_space(partial(self._try_again, member, batch, delivery))
+
+    def _try_again(self, member: Member, batch: Batch, delivery: Delivery) -> None:
+        """Queue *batch* for *member*, whose queue has space, if it is still waited for."""
+        if self.waiting.get(member) is not batch:
+            return
+        result = member.send_queue.try_send(batch.encoded(member.codec))
+        if result is _FULL:
+            self._call_when_space(member, batch, delivery)
+            return
+        self.discard(member)
+        if result is not _CLOSED:  # else its connection is broken, and it leaves soon
+            delivery.queued += 1
+            self._counts.deliveries += batch.messages
+
+    def _somebody_is_idle(self, sender: Member | None) -> bool:
+        """Return whether the send queue of a live member other than *sender* is empty."""
+        speaker = None if sender is None else sender.client
+        return any(
+            not (member.send_queue.waiting_bytes or member.send_queue.closed) and client != speaker
+            for members in self._live.values()
+            for client, member in members.items()
+        )
+
+
+class _Progress:
+    """When one of *members* took bytes last, as far as was checked; at first that is *now*."""
+
+    def __init__(self, members: list[Member], now: float) -> None:
+        self.at = now
+        self._seen = {member: member.send_queue.progress for member in members}
+
+    def update(self, now: float) -> None:
+        """Check whether one of them has taken bytes since."""
+        seen = {member: member.send_queue.progress for member in self._seen}
+        if seen != self._seen:
+            self._seen, self.at = seen, now
