@@ -6,7 +6,7 @@ from multichat.journal.base import RoomJournal
 from multichat.protocol.ids import message_id
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import HistoryPage, Nonce, Said, SaidBlock
-from multichat.server.replay import Ring
+from multichat.server.recent_messages import Ring
 
 __all__ = ["read_history"]
 

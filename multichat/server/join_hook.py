@@ -7,8 +7,8 @@ from typing import TypeAlias
 import trio
 
 from multichat.log import Log
-from multichat.server.announcer import PRESENCE_SECONDS
 from multichat.server.member import Member, MemberInfo
+from multichat.server.presence_announcer import PRESENCE_SECONDS
 
 __all__ = ["JoinHook", "OnJoin"]
 

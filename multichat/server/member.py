@@ -11,8 +11,8 @@ from multichat.net.send_queue import SendQueue
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Event, Notice, Presence
 from multichat.protocol.text_codec import TEXT
+from multichat.server.lag import Lag
 from multichat.server.log_rate import ClientLog
-from multichat.server.replay import Lag
 from multichat.server.session_store import StoredSession
 
 if TYPE_CHECKING:

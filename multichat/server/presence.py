@@ -10,13 +10,13 @@ from collections.abc import Iterable
 
 from multichat.protocol.messages import Joined, Left, Presence, Renamed
 
-__all__ = ["MAX_TOLD_ONE_BY_ONE", "Changes", "summarize"]
+__all__ = ["MAX_TOLD_ONE_BY_ONE", "PresenceChanges", "summarize"]
 
 # A screenful is read by nobody.
 MAX_TOLD_ONE_BY_ONE = 16
 
 
-class Changes:
+class PresenceChanges:
     """The members of one room: names as they are, and as they were told, by client number."""
 
     __slots__ = ("_changed", "_hidden", "_names", "_reasons", "_shown", "_told", "_unshown")

@@ -58,14 +58,15 @@ from multichat.protocol.names import (
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
 from multichat.server.broadcast import Counts, Receipt
-from multichat.server.cached_answers import CachedAnswer
+from multichat.server.cached_response import CachedResponse
 from multichat.server.config import ServerConfig, Slow
 from multichat.server.join_hook import JoinHook
 from multichat.server.log_rate import LogRates
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
+from multichat.server.page_cache import PageCache
 from multichat.server.rate_limit import NewRoomLimit
-from multichat.server.replay import PageCache, Rings
+from multichat.server.recent_messages import RingBudget
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
 
@@ -123,8 +124,8 @@ class Registry:
         # The lobby is not in it: that nobody opens one that looks like it needs no entry.
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
-        self.room_list = CachedAnswer(self._list_rooms)
-        self._rings = Rings(config.rings_bytes, config.replay.ring_bytes)
+        self.room_list = CachedResponse(self._list_rooms)
+        self._rings = RingBudget(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
         self._new_rooms = NewRoomLimit(config.max_new_rooms)
 
@@ -249,7 +250,7 @@ class Registry:
     def _close_if_empty(self, room: Room) -> None:
         if room or self._rooms.get(fold_name(room.name)) is not room:
             return
-        if room.busy and not self.closed:  # a message on its way is not delivered yet
+        if room.is_delivering and not self.closed:  # a message on its way is not delivered yet
             self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[fold_name(room.name)]
@@ -257,7 +258,7 @@ class Registry:
             room.close()
 
     async def _close_later(self, room: Room) -> None:
-        await room.settle()
+        await room.wait_delivered()
         self._close_if_empty(room)
 
     def enter(self, member: Member) -> None:
@@ -289,10 +290,10 @@ class Registry:
             return
         stored_session = member.stored_session
         if stored_session is not None and for_good:
-            self.session_store.forget(stored_session)
+            self.session_store.end(stored_session)
             stored_session = None
         elif stored_session is not None and not taken_over:
-            self.session_store.go(stored_session, member.origin)
+            self.session_store.disconnect(stored_session, member.origin)
         member.send_queue.close(last_words)
         if self._join_hook is not None:
             self._join_hook.discard(member)
@@ -335,7 +336,7 @@ class Registry:
 
     def give_session(self, member: Member) -> str:
         """Give *member* a session, which it can resume; return the token."""
-        token, member.stored_session = self.session_store.issue(
+        token, member.stored_session = self.session_store.create(
             member.client, self._names.name_of(member), member.room.name
         )
         return token
@@ -359,7 +360,7 @@ class Registry:
             goodbye = Goodbye.of("replaced", TAKEN_OVER)
             words = old.codec.encode(goodbye)
             self.leave(old, goodbye.reason, last_words=words, taken_over=True)
-        self.session_store.come(stored_session)
+        self.session_store.resume(stored_session)
         member.client, member.stored_session = stored_session.client, stored_session
         member.log.client = member.client
         member.name = default_name(member.client)
@@ -385,7 +386,7 @@ class Registry:
 
     def _note_change(self, member: Member) -> None:
         if member.stored_session is not None:
-            self.session_store.changed(
+            self.session_store.update(
                 member.stored_session,
                 self._names.name_of(member),
                 member.refused_room or member.room.name,
@@ -485,14 +486,14 @@ class Registry:
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
         send_queue = recipient.send_queue
-        try_send = recipient.room.try_send_alone(recipient, event)
+        try_send = recipient.room.try_send_private(recipient, event)
         if try_send is SendResult.FULL and self._config.slow is Slow.WAIT:
             if send_queue.progress == recipient.undelivered_at:
                 raise NotDelivered(recipient.name)
             with trio.move_on_after(self._config.slow_timeout_seconds):
                 while try_send is SendResult.FULL:
                     await send_queue.wait_for_space()
-                    try_send = recipient.room.try_send_alone(recipient, event)
+                    try_send = recipient.room.try_send_private(recipient, event)
         if try_send in (SendResult.FULL, SendResult.CLOSED):
             recipient.undelivered_at = send_queue.progress
             raise NotDelivered(recipient.name)
@@ -525,7 +526,7 @@ class Registry:
         try:
             async with trio.open_nursery() as nursery:
                 for room in self.rooms:
-                    nursery.start_soon(room.settle)
+                    nursery.start_soon(room.wait_delivered)
         finally:
             self.closed = reason  # from here on nobody is waited for
             for room in self.rooms:
@@ -533,7 +534,7 @@ class Registry:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
                     for room in self.rooms:
-                        nursery.start_soon(room.settle)
+                        nursery.start_soon(room.wait_delivered)
             for member in self.members:
                 if member.lag is None:
                     self.disconnect(member, self._closing_goodbye)

@@ -42,12 +42,14 @@ from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
 from multichat.server import history_pages as past
-from multichat.server.announcer import Announcer
 from multichat.server.broadcast import Batch, Block, Counts, Delivery, Receipt, encode_blocks
 from multichat.server.config import Slow
+from multichat.server.lag import Lag
 from multichat.server.member import Member
-from multichat.server.replay import Lag, PageCache, Ring, Rings
-from multichat.server.replayer import Replayer
+from multichat.server.page_cache import PageCache
+from multichat.server.presence_announcer import PresenceAnnouncer
+from multichat.server.recent_messages import Ring, RingBudget
+from multichat.server.replay import Replayer
 from multichat.server.session_store import Submission
 from multichat.server.slow_clients import SlowClients
 
@@ -60,16 +62,16 @@ _ALONE_DIVISOR = 4
 
 
 class Room:
-    """A conversation with one order.
+    """A room: members and one order of messages.
 
-    Any task may call any method; only `publish`, `notify`, `settle`, `history` and `replay` wait.
-    *journal* keeps the messages; *rings* bounds what all rooms keep in memory beside it, and
-    *pages* caches what replays read.  The room waits for slow members at most
-    *slow_timeout_seconds* at once; a lagging one that takes nothing for *stall_timeout_seconds* is
-    disconnected.  A replay keeps at most *replay_bytes* in a send queue.
+    Any task may call any method; only async methods wait.  *journal* stores the messages; *rings*
+    bounds what all rooms keep in memory besides, and *pages* caches what replays read.  The room
+    waits for slow members at most *slow_timeout_seconds* at once; a lagging one that takes nothing
+    for *stall_timeout_seconds* is disconnected.  A replay keeps at most *replay_bytes* in a send
+    queue.
 
-    *disconnect* disconnects a member.  *announce*, *away_seconds* and
-    *start_soon* are for the `Announcer`.
+    *disconnect* disconnects a member.  *announce*, *away_seconds* and *start_soon* are for the
+    `PresenceAnnouncer`.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Room:
         *,
         journal: RoomJournal,
         log: Log,
-        rings: Rings,
+        rings: RingBudget,
         pages: PageCache,
         slow: Slow,
         slow_timeout_seconds: float,
@@ -117,7 +119,7 @@ class Room:
             go_live=self._go_live,
             too_slow=self._disconnect_slow,
         )
-        self._announcer = Announcer(
+        self._announcer = PresenceAnnouncer(
             name,
             self._members,
             self._by_codec,
@@ -146,28 +148,28 @@ class Room:
     @property
     def last_id(self) -> str | None:
         """The id of the last message that was delivered, if there is one."""
-        return self._journal.id_of(self._told - 1) if self._told else None
+        return self._journal.id_of(self._next_number - 1) if self._next_number else None
 
     @property
-    def _told(self) -> int:
+    def _next_number(self) -> int:
         """The number of the message that is delivered next."""
         return self._ring.next
 
     @property
     def messages(self) -> int:
         """How many messages were delivered here, ever."""
-        return self._told
+        return self._next_number
 
     def number_of(self, id_: str) -> int:
         """Return the number of the message that has that id; raises `UnknownId`."""
         number = self._journal.number_of(id_)
-        if number is None or number >= self._told:
+        if number is None or number >= self._next_number:
             raise UnknownId
         return number
 
     def number_of_last(self, messages: int) -> int:
         """Return the number of the first of the last *messages* that are kept."""
-        return max(self._journal.first, self._told - messages)
+        return max(self._journal.first, self._next_number - messages)
 
     def join(self, member: Member) -> None:
         """Let *member* in: it gets every message from now on."""
@@ -177,7 +179,7 @@ class Room:
         self._announcer.entered(member)
         self.queue_ran_empty()
         if member.notices or self._closing:  # notices from a room in which it lagged
-            self.lag(member, self._told)
+            self.lag(member, self._next_number)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it asked to leave.
@@ -213,11 +215,11 @@ class Room:
         """Tell the others that *member* has a new name."""
         self._announcer.entered(member)
 
-    def give_up(self, client: int) -> None:
+    def end_absence(self, client: int) -> None:
         """Tell the others that *client* has left, if it is away."""
-        self._announcer.give_up(client)
+        self._announcer.end_absence(client)
 
-    def speak(self, member: Member, codec: Codec) -> None:
+    def set_codec(self, member: Member, codec: Codec) -> None:
         """Encode everything for *member* in *codec* from now on."""
         live = self._by_codec[member.codec].pop(member.client, None)
         member.codec = codec
@@ -232,16 +234,16 @@ class Room:
         self._slow_clients.close()
 
     @property
-    def busy(self) -> bool:
+    def is_delivering(self) -> bool:
         """Whether a message is being delivered."""
         return self._order.locked()
 
-    async def settle(self) -> None:
+    async def wait_delivered(self) -> None:
         """Wait until messages on their way are delivered; a closed room waits for no disk."""
         if not self._closing:
             async with self._order:
                 return
-        while self.busy and not self._at_disk:
+        while self.is_delivering and not self._at_disk:
             await trio.lowlevel.checkpoint()  # nobody is waited for here, so these are few
 
     @contextmanager
@@ -441,7 +443,7 @@ class Room:
         if isinstance(batch, Block):
             self.lag(member, batch.said.first)
         else:
-            self.lag(member, self._told)
+            self.lag(member, self._next_number)
             if delivery.notice is not None:
                 member.keep_notice(delivery.notice)
         delivery.lagging += 1
@@ -450,7 +452,7 @@ class Room:
         self._counts.too_slow += 1
         self._disconnect(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
-    def try_send_alone(self, member: Member, event: Directed | Notice) -> SendResult:
+    def try_send_private(self, member: Member, event: Directed | Notice) -> SendResult:
         """Queue *event* for *member* alone, unless that would delay the messages of the room.
 
         Half of its send queue may be for that, and a part of what a replay keeps there.
@@ -472,7 +474,7 @@ class Room:
 
         Raises `UnknownId` and `NotRead`.
         """
-        stop = self._told if before is None else self.number_of(before)
+        stop = self._next_number if before is None else self.number_of(before)
         return await past.read_history(self._journal, self._ring, stop, limit, nonce)
 
     def lag(self, member: Member, position: int) -> None:
@@ -493,7 +495,7 @@ class Room:
         if member.lag is not None and member.stored_session is not None:
             journal = self._journal
             # A message that is not delivered yet is noted when it is.
-            ends = {**journal.earlier, journal.epoch: self._told}
+            ends = {**journal.earlier, journal.epoch: self._next_number}
             for number in member.stored_session.numbers(ends):
                 member.lag.note_own(number, number + 1)
 

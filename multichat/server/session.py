@@ -408,7 +408,7 @@ class Session:
             except RemoteProtocolError as error:
                 refusals.append(error)
         missed = self._send_queue.take_missed()  # in the protocol in which it was
-        me.room.speak(me, JSON)
+        me.room.set_codec(me, JSON)
         # If the session's name is also the one in the hello, it is refused once.
         refused = list(dict.fromkeys(Invalid.because(error).error for error in refusals))
         if me.refused_room is None:  # else `since` and `replay` are about that room

@@ -1,9 +1,9 @@
 """Session store: resumable sessions and nonce deduplication.
 
-Owns session tokens and each session's nonces: by the token a client resumes its session, by the
-nonce a message that is sent again is recognised.  Knows nothing of connections and rooms.
+Owns session tokens and each session's nonces.  A client resumes its session with the token; a
+message that is sent again is recognized by its nonce.  Knows nothing of connections and rooms.
 
-The sessions in memory are bounded; others are looked up in the journal, if it outlives the server.
+The sessions in memory are bounded; others are looked up in the journal, if that is a file.
 
 1. A token is 128 random bits.  Only its digest is kept, so that the token cannot be read from
    memory or the journal, and the time of the answer tells nothing to somebody who guesses.
@@ -11,8 +11,8 @@ The sessions in memory are bounded; others are looked up in the journal, if it o
    bytes: above that, the oldest session of the address that uses most is evicted.  Its nonces are
    in the journal by then.
 3. A session keeps its last `MAX_UNACCEPTED` nonces, each from the step in which its message is
-   numbered (a private one: delivered), with a checksum of the text: a nonce that is used again for
-   another message is refused.
+   numbered (a private one: delivered), with a checksum of the text: a nonce that is used
+   again for another message is refused.
 4. The journal has each change of a session before any message that is accepted after the change.
 5. Times come from a clock that cannot be set.
 """
@@ -40,8 +40,8 @@ from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce
 
 __all__ = ["SessionStore", "StoredSession", "Submission", "check_at", "checks_of"]
 
-# What a disconnected session takes in memory, without its nonces; a nonce of a connected one takes
-# `_NONCE_BYTES` beside the nonce itself.  Both measured with CPython 3.11.
+# What a disconnected session takes in memory without its nonces; a nonce of a connected one takes
+# `_NONCE_BYTES` besides its own size.  Both measured with CPython 3.11.
 _SESSION_BYTES = 700
 _NONCE_BYTES = 200
 
@@ -53,15 +53,16 @@ _TOKEN = re.compile(f"[0-9a-f]{{{2 * _TOKEN_BYTES}}}")
 
 _CHECK_BYTES = 4
 
-# Seeds the check of an action: the same text said, acted or sent privately has different checks.
+# Seed of the check of an action: a message, an action and a private message with the same text have
+# different checks.
 _ACT = 1
 
 
 def checks_of(block: str, *, act: bool = False, to: str | int | None = None) -> bytes:
-    """Return the checks of the texts of *run*: their CRC-32, `_CHECK_BYTES` for each.
+    """Return the checks of the messages of *block*: their CRC-32, `_CHECK_BYTES` for each.
 
-    *to* is the recipient of a private message.  Of more than `MAX_UNACCEPTED` only the last are
-    needed later; the others are zero.
+    *to* is the recipient of a private message.  Of more than `MAX_UNACCEPTED` messages only the
+    last are needed later; the others are zero.
     """
     seed = _ACT if act else 0 if to is None else crc32(repr(to).encode("utf-8", "replace"))
     texts = block.encode("utf-8", "replace").split(b"\n")
@@ -116,7 +117,7 @@ class Submission:
         return True
 
     def settle(self) -> None:
-        """Note that they have been delivered, or never will be, and release what is not needed."""
+        """Note that they are delivered, or never will be, and release what is not needed."""
         if self._delivered is not None:
             self._delivered.set()
             self._delivered = None
@@ -125,14 +126,14 @@ class Submission:
 
     @property
     def is_pending(self) -> bool:
-        """Whether it is not known yet if they are kept, or they are not delivered yet."""
+        """Whether it is not known yet if they are stored, or they are not delivered yet."""
         return (self._keeping is not None and not self._keeping.resolved) or (
             self._delivered is not None and not self._delivered.is_set()
         )
 
     @property
     def has_failed(self) -> bool:
-        """Whether it is known that they are not kept, and so were not said."""
+        """Whether they could not be stored, and so were not published."""
         return bool(self.epoch) and self._keeping is not None and self._keeping.failed
 
     def check_of(self, message: int) -> bytes:
@@ -145,22 +146,22 @@ class Submission:
 
 
 class StoredSession:
-    """A session: *client* is the client's number, *name* is empty where it has none.
+    """A session: *client* is the client's number, *name* is empty if it has none.
 
-    *here* says whether it is connected; if not, *place* is its last address, *left_at* when it
-    disconnected, and *counted_bytes* what the session takes in memory.
+    If it is not connected, *address* is its last address, *left_at* when it disconnected, and
+    *counted_bytes* what it takes in memory.
     """
 
     __slots__ = (
         "_longest",
         "_packed",
+        "address",
         "client",
         "counted_bytes",
         "digest",
-        "here",
+        "is_connected",
         "left_at",
         "name",
-        "place",
         "room",
         "window",
     )
@@ -168,12 +169,12 @@ class StoredSession:
     def __init__(self, record: SessionRecord) -> None:
         self.digest, self.client = record.digest, record.client
         self.name, self.room = record.name, record.room
-        self.here = False
-        self.place: Hashable = None
+        self.is_connected = False
+        self.address: Hashable = None
         self.left_at = 0.0
         self.counted_bytes = 0
         self.window: dict[Nonce, tuple[Submission, int]] = {}
-        self._longest = 0  # how many bytes the longest nonce takes
+        self._longest = 0  # the size of the longest nonce, in bytes
         self._packed = b""
 
     @property
@@ -183,7 +184,7 @@ class StoredSession:
         return _SESSION_BYTES + nonces
 
     def remember(self, nonces: Sequence[Nonce | None], submission: Submission) -> None:
-        """Note the *nonces* of the messages of *submission*, one for each message."""
+        """Note the *nonces* of the messages of *submission*, session for each message."""
         self.unpack()
         window = self.window
         if None in nonces:
@@ -209,7 +210,7 @@ class StoredSession:
         ]
 
     def pack(self) -> None:
-        """Encode the nonces compactly, unless one is still pending."""
+        """Encode the nonces compactly, unless session is still pending."""
         window = self.window
         if not window or any(submission.is_pending for submission, _ in window.values()):
             return
@@ -256,10 +257,11 @@ class StoredSession:
         return len(nonces)
 
     async def answer(self, nonce: Nonce, check: bytes, room: str | None = None) -> Accepted | None:
-        """Return the answer to the message with *nonce*, once it is kept.
+        """Return the answer to the message with *nonce*, once it is stored.
 
-        None if there is none, or it could not be kept and was not said.  Raises `NonceReused` if
-        *check* is that of another message, or *room* is given and it was not said there.
+        None if there is none, or it could not be stored and was not published.  Raises
+        `NonceReused` if *check* is that of another message, or it was sent to another room than
+        *room*.
         """
         if nonce not in self.window:
             return None
@@ -281,35 +283,36 @@ _decode = msgspec.msgpack.Decoder(
 
 
 class SessionStore:
-    """All sessions of a server, and what *journal* is to keep of them.
+    """All sessions of a server; *journal* stores them, too.
 
-    Of those that are not connected at most *max_away* are in memory, which take at most
-    *max_bytes*.  They can be resumed for *session_seconds*.
+    At most *max_disconnected* that are not connected are in memory, and take at most *max_bytes*.
+    They can be resumed for *session_seconds*.
     """
 
     def __init__(
         self,
         journal: Journal,
-        max_away: int,
+        max_disconnected: int,
         session_seconds: float,
         max_bytes: float = math.inf,
     ) -> None:
         self._journal = journal
         self._session_seconds = session_seconds
-        self._max_away, self._max_bytes = max_away, max_bytes
-        self._here: dict[bytes, StoredSession] = {}
-        self._away: OrderedDict[bytes, StoredSession] = OrderedDict()  # who left first is first
-        self._looking = trio.Lock()  # into the journal
-        self.away_bytes = 0  # what those that are not connected take
+        self._max_disconnected, self._max_bytes = max_disconnected, max_bytes
+        self._connected: dict[bytes, StoredSession] = {}
+        # The one that disconnected first is first.
+        self._disconnected: OrderedDict[bytes, StoredSession] = OrderedDict()
+        self._journal_lookup = trio.Lock()
+        self.disconnected_bytes = 0
 
-    def issue(self, client: int, name: str, room: str) -> tuple[str, StoredSession]:
-        """Make a session for a new client; return it and its token, which is kept nowhere."""
+    def create(self, client: int, name: str, room: str) -> tuple[str, StoredSession]:
+        """Create a session for a new client; return its token, which is stored nowhere, and it."""
         token = secrets.token_hex(_TOKEN_BYTES)
         record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
-        one = self._here[record.digest] = StoredSession(record)
-        one.here = True
+        session = self._connected[record.digest] = StoredSession(record)
+        session.is_connected = True
         self._journal.keep_session(record, connected=True)
-        return token, one
+        return token, session
 
     async def find(self, token: str) -> StoredSession | None:
         """Return the session with that *token*; None if there is none, or it is too old.
@@ -318,122 +321,129 @@ class SessionStore:
         cannot be read.
         """
         digest = _digest(token)
-        if (one := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
-            async with self._looking:  # one at a time, so that no session is loaded twice
-                if (one := self._in_memory(digest)) is None:
-                    one = self._restored(await self._journal.session(digest))
-        if one is None or one.here or trio.current_time() - one.left_at <= self._session_seconds:
-            return one
+        if (session := self._in_memory(digest)) is None and _TOKEN.fullmatch(token):
+            async with self._journal_lookup:  # so that no session is loaded twice
+                if (session := self._in_memory(digest)) is None:
+                    session = self._restored(await self._journal.session(digest))
+        if (
+            session is None
+            or session.is_connected
+            or trio.current_time() - session.left_at <= self._session_seconds
+        ):
+            return session
         return None
 
     def _in_memory(self, digest: bytes) -> StoredSession | None:
-        one = self._here.get(digest) or self._away.get(digest)
-        return None if one is None or not hmac.compare_digest(one.digest, digest) else one
+        session = self._connected.get(digest) or self._disconnected.get(digest)
+        return (
+            None if session is None or not hmac.compare_digest(session.digest, digest) else session
+        )
 
     def _restored(self, kept: KeptSession | None) -> StoredSession | None:
-        """Take over a session from the journal."""
+        """Load a session from the journal."""
         if kept is None or kept.age_seconds > self._session_seconds:
             return None
-        one = StoredSession(kept.record)
-        one.left_at = trio.current_time() - kept.age_seconds
+        session = StoredSession(kept.record)
+        session.left_at = trio.current_time() - kept.age_seconds
         for nonce, epoch, number, room, check in kept.nonces:
-            one.remember((nonce,), Submission(epoch, number, room=room, checks=check))
-        self._make_room()
-        self._add_away(one)
-        return one
+            session.remember((nonce,), Submission(epoch, number, room=room, checks=check))
+        self._evict()
+        self._add(session)
+        return session
 
-    def come(self, one: StoredSession) -> None:
-        """Note that *one* is connected."""
-        self._leave_away(one)
-        one.unpack()
-        self._here[one.digest] = one
-        one.here = True
+    def resume(self, session: StoredSession) -> None:
+        """Note that *session* is connected."""
+        self._remove(session)
+        session.unpack()
+        self._connected[session.digest] = session
+        session.is_connected = True
 
-    def changed(self, one: StoredSession, name: str, room: str) -> None:
-        """Note the present name and room of *one*."""
-        one.name, one.room = name, room
-        self._journal.keep_session(one.record(), connected=True)
+    def update(self, session: StoredSession, name: str, room: str) -> None:
+        """Store the present name and room of *session*."""
+        session.name, session.room = name, room
+        self._journal.keep_session(session.record(), connected=True)
 
-    def go(self, one: StoredSession, place: Hashable) -> None:
-        """Note that *one*, which was at address *place*, has disconnected and may reconnect.
+    def disconnect(self, session: StoredSession, address: Hashable) -> None:
+        """Note that *session*, which was connected from *address*, has disconnected.
 
-        *place* is None if the address is not known.
+        *address* is None if the address is not known.
         """
-        if self._here.pop(one.digest, None) is None:
+        if self._connected.pop(session.digest, None) is None:
             return
-        one.here, one.place, one.left_at = False, place, trio.current_time()
-        self._add_away(one)
-        self._journal.keep_session(one.record(), connected=False)
-        self._make_room()
+        session.is_connected, session.address, session.left_at = False, address, trio.current_time()
+        self._add(session)
+        self._journal.keep_session(session.record(), connected=False)
+        self._evict()
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         """Evict expired sessions, and if there are too many, those of the largest addresses."""
-        away, expired = self._away, trio.current_time() - self._session_seconds
+        away, expired = self._disconnected, trio.current_time() - self._session_seconds
         while away and (oldest := next(iter(away.values()))).left_at < expired:
-            self._leave_away(oldest)
-        if len(away) <= self._max_away and self.away_bytes <= self._max_bytes:
+            self._remove(oldest)
+        if len(away) <= self._max_disconnected and self.disconnected_bytes <= self._max_bytes:
             return
         places: dict[Hashable, deque[StoredSession]] = {}
-        for one in away.values():  # one without an address counts as an address of its own
-            place = one.digest if one.place is None else one.place
-            places.setdefault(place, deque()).append(one)
+        for session in away.values():  # one without an address counts as an address of its own
+            place = session.digest if session.address is None else session.address
+            places.setdefault(place, deque()).append(session)
         largest = [
-            (-sum(one.counted_bytes for one in each), order, each)
+            (-sum(session.counted_bytes for session in each), order, each)
             for order, each in enumerate(places.values())
         ]
         heapq.heapify(largest)
-        most = self._max_away - self._max_away // _EVICTED_PART
+        most = self._max_disconnected - self._max_disconnected // _EVICTED_PART
         most_bytes = self._max_bytes * (1 - 1 / _EVICTED_PART)
-        while largest and (len(away) > most or self.away_bytes > most_bytes):
+        while largest and (len(away) > most or self.disconnected_bytes > most_bytes):
             size, order, sessions = heapq.heappop(largest)
             victim = sessions.popleft()
             if sessions:
                 heapq.heappush(largest, (size + victim.counted_bytes, order, sessions))
             self._count(victim)
-            if not victim.window:  # else some of its nonces are not in the journal yet
-                self._leave_away(victim)
+            if not victim.window:  # otherwise some of its nonces are not in the journal yet
+                self._remove(victim)
 
     def remember(
-        self, one: StoredSession, nonces: Sequence[Nonce | None], submission: Submission
+        self, session: StoredSession, nonces: Sequence[Nonce | None], submission: Submission
     ) -> None:
-        """Do as `StoredSession.remember`; *one* may have disconnected meanwhile."""
-        one.remember(nonces, submission)
-        self._count(one)
+        """Do as `StoredSession.remember`; *session* may have disconnected meanwhile."""
+        session.remember(nonces, submission)
+        self._count(session)
 
-    async def remember_private(self, one: StoredSession, nonce: Nonce, check: bytes) -> None:
-        """Note that *one* has sent a private message with *nonce*; return when the journal has it.
+    async def remember_private(self, session: StoredSession, nonce: Nonce, check: bytes) -> None:
+        """Note that *session* has sent a private message with *nonce*.
 
-        Raises `StorageFailed`: then the nonce is known for as long as the session is in memory.
+        Returns when the journal has stored that.  Raises `StorageFailed`: then the nonce is
+        known for as long as the session is in memory.
         """
-        keeping = self._journal.keep_nonce(one.client, nonce, check)
+        keeping = self._journal.keep_nonce(session.client, nonce, check)
         submission = Submission(checks=check, keeping=keeping)
-        self.remember(one, (nonce,), submission)
+        self.remember(session, (nonce,), submission)
         if keeping is not None:
             await keeping.wait()
             submission.settle()
 
-    def _add_away(self, one: StoredSession) -> None:
-        self._away[one.digest] = one
-        self._count(one)
+    def _add(self, session: StoredSession) -> None:
+        self._disconnected[session.digest] = session
+        self._count(session)
 
-    def _count(self, one: StoredSession) -> None:
-        """Update *away_bytes* with what *one* takes now, unless it is connected."""
-        if not one.here and one.digest in self._away:
-            one.pack()
-            self.away_bytes += one.held_bytes - one.counted_bytes
-            one.counted_bytes = one.held_bytes
+    def _count(self, session: StoredSession) -> None:
+        """Update *disconnected_bytes* with what *session* takes now, unless it is connected."""
+        if not session.is_connected and session.digest in self._disconnected:
+            session.pack()
+            self.disconnected_bytes += session.held_bytes - session.counted_bytes
+            session.counted_bytes = session.held_bytes
 
-    def forget(self, one: StoredSession) -> None:
-        """End the session *one*: nobody can resume it."""
-        self._here.pop(one.digest, None)
-        self._leave_away(one)
-        one.here = False
-        self._journal.forget_session(one.digest)
+    def end(self, session: StoredSession) -> None:
+        """End *session*: nobody can resume it."""
+        self._connected.pop(session.digest, None)
+        self._remove(session)
+        session.is_connected = False
+        self._journal.forget_session(session.digest)
 
-    def _leave_away(self, one: StoredSession) -> None:
-        if self._away.pop(one.digest, None) is not None:
-            self.away_bytes -= one.counted_bytes
-            one.counted_bytes = 0
+    def _remove(self, session: StoredSession) -> None:
+        if self._disconnected.pop(session.digest, None) is not None:
+            self.disconnected_bytes -= session.counted_bytes
+            session.counted_bytes = 0
 
 
 def _digest(token: str) -> bytes:

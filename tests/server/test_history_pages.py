@@ -13,7 +13,7 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Nonce, SaidBlock
 from multichat.server.broadcast import Block
 from multichat.server.history_pages import MAX_HISTORY_BYTES, MAX_HISTORY_MESSAGES, read_history
-from multichat.server.replay import Ring, Rings
+from multichat.server.recent_messages import Ring, RingBudget
 from multichat.testing import run_on_mock_clock
 from tests.support.journals import encode
 
@@ -53,7 +53,7 @@ class CountingRoom(RoomJournal):
 def made(blocks: Sequence[Sequence[str]], *, ring_bytes: int) -> tuple[CountingRoom, Ring]:
     """Return a room's journal and its ring, with what was said there."""
     journal = CountingRoom()
-    ring = Ring(Rings(1 << 40, ring_bytes=ring_bytes), 0)
+    ring = Ring(RingBudget(1 << 40, ring_bytes=ring_bytes), 0)
     for texts in blocks:
         said = encode(journal, *texts)
         journal.append(said)

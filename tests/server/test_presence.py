@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.protocol.messages import Joined, Left, Presence, Renamed
-from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
+from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summarize
 
 pytestmark = pytest.mark.unit
 
@@ -61,7 +61,7 @@ steps = st.one_of(
 
 @given(st.lists(steps, max_size=40))
 def test_what_is_told_makes_up_what_is_so(history: list[Enter | Leave | Take | Forget]) -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     names: dict[int, str] = {}
     told: dict[int, str] = {}
     reasons: dict[int, str] = {}
@@ -99,7 +99,7 @@ def test_what_is_told_makes_up_what_is_so(history: list[Enter | Leave | Take | F
 
 
 def test_who_comes_is_told_and_only_once() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     assert not changes
     changes.enter(1, "Client 1")
     changes.enter(2, "Client 2")
@@ -115,7 +115,7 @@ def test_who_comes_is_told_and_only_once() -> None:
 
 
 def test_who_comes_and_goes_between_two_takes_was_never_there() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "Client 1")
     changes.enter(1, "alice")
     changes.leave(1, "")
@@ -123,7 +123,7 @@ def test_who_comes_and_goes_between_two_takes_was_never_there() -> None:
 
 
 def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
     changes.leave(1, "joined den")
@@ -135,7 +135,7 @@ def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
 
 
 def test_a_client_that_was_away_when_another_asked_who_is_there_is_told_to_be_back() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
     changes.leave(1, "joined den")
@@ -146,7 +146,7 @@ def test_a_client_that_was_away_when_another_asked_who_is_there_is_told_to_be_ba
 
 
 def test_a_client_that_is_shown_to_itself_alone_was_never_there() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.show(to=1)
     changes.leave(1, "")
@@ -154,7 +154,7 @@ def test_a_client_that_is_shown_to_itself_alone_was_never_there() -> None:
 
 
 def test_a_client_that_is_shown_to_another_is_said_to_have_left() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(2, "bob")
     changes.take()
     changes.enter(1, "alice")
@@ -164,7 +164,7 @@ def test_a_client_that_is_shown_to_another_is_said_to_have_left() -> None:
 
 
 def test_who_changes_names_twice_has_changed_once() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "Client 1")
     changes.take()
     changes.enter(1, "alice")
@@ -176,7 +176,7 @@ def test_who_changes_names_twice_has_changed_once() -> None:
 
 
 def test_who_goes_goes_under_the_name_that_was_told_and_for_the_last_reason() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
     changes.leave(1, "joined den")
@@ -186,7 +186,7 @@ def test_who_goes_goes_under_the_name_that_was_told_and_for_the_last_reason() ->
 
 
 def test_what_is_told_comes_in_the_order_in_which_it_first_happened() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
     changes.leave(1, "")
@@ -197,7 +197,7 @@ def test_what_is_told_comes_in_the_order_in_which_it_first_happened() -> None:
 
 
 def test_what_nobody_heard_counts_as_told_all_the_same() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.enter(2, "bob")
     changes.forget()
@@ -207,7 +207,7 @@ def test_what_nobody_heard_counts_as_told_all_the_same() -> None:
 
 
 def test_a_storm_is_told_in_numbers() -> None:
-    changes = Changes()
+    changes = PresenceChanges()
     for client in range(30):
         changes.enter(client, f"Client {client}")
     changes.take()

@@ -247,7 +247,7 @@ async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_proto
             return answers[0]
 
         answers = [encoded(a, b, a)]
-        a.room.speak(c, JSON)
+        a.room.set_codec(c, JSON)
         answers += [encoded(c, c), encoded(a, b)]
         assert answers[2] is answers[0]
         registry.rename(b, "bob")
@@ -552,7 +552,7 @@ async def test_somebody_leaves_while_others_are_told_who_came(
 ) -> None:
     async with registry_of(members=3) as (registry, [stalled, second, third]):
         room = stalled.room
-        room.speak(stalled, JSON)
+        room.set_codec(stalled, JSON)
         while stalled.send_queue.try_send(b"x\n") is not SendResult.FULL:
             pass
         registry.rename(stalled, "stalled")

@@ -17,7 +17,9 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed, Notice, Said, SaidBlock
 from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Block
-from multichat.server.replay import Lag, PageCache, Ring, Rings, encode
+from multichat.server.lag import Lag, encode_next
+from multichat.server.page_cache import PageCache
+from multichat.server.recent_messages import Ring, RingBudget
 from tests.support.journals import HeldRoom, say
 
 pytestmark = pytest.mark.unit
@@ -148,7 +150,7 @@ def test_a_replay_sends_the_messages_of_others_once_in_order_and_counts_what_is_
     heard: list[int | tuple[str, int]] = []
     while lag.position < end:
         before = lag.position
-        part = encode(blocks, lag, codec, ME, max_bytes=max_bytes)
+        part = encode_next(blocks, lag, codec, ME, max_bytes=max_bytes)
         assert lag.position > before
         heard += follow(codec, part)
     expected: list[int | tuple[str, int]] = []
@@ -173,7 +175,7 @@ def test_one_part_of_a_replay_is_about_as_large_as_wished(
     largest = max((len(each.encoded(codec)) for each in blocks), default=0)
     lag = Lag(0)
     while blocks and lag.position < blocks[-1].end:
-        assert len(encode(blocks, lag, codec, ME, max_bytes=500)) <= 500 + largest + 100
+        assert len(encode_next(blocks, lag, codec, ME, max_bytes=500)) <= 500 + largest + 100
 
 
 def test_a_large_block_is_replayed_in_pieces() -> None:
@@ -181,21 +183,21 @@ def test_a_large_block_is_replayed_in_pieces() -> None:
     large = [block(0, 40, length=60_000)]
     lag, parts = Lag(5), []
     while lag.position < 40:
-        parts.append(encode(large, lag, JSON, ME, max_bytes=1))
+        parts.append(encode_next(large, lag, JSON, ME, max_bytes=1))
     assert [number for part in parts for number in follow(JSON, part)] == [*range(5, 40)]
     assert all(len(part) <= 256 * 1024 for part in parts)
 
 
 def test_a_block_is_encoded_once_for_all_who_are_replayed_to() -> None:
     blocks = [block(0, 3), block(3, 3)]
-    encode(blocks, Lag(0), TEXT, ME, max_bytes=9999)
+    encode_next(blocks, Lag(0), TEXT, ME, max_bytes=9999)
     encoded = [each.encoded(TEXT) for each in blocks]
-    encode(blocks, Lag(0), TEXT, ME, max_bytes=9999)
+    encode_next(blocks, Lag(0), TEXT, ME, max_bytes=9999)
     assert [each.encoded(TEXT) for each in blocks] == encoded
     assert all(one is two.encoded(TEXT) for one, two in zip(encoded, blocks, strict=True))
 
 
-# --- Rings ----------------------------------------------------------------------------------------
+# --- RingBudget -----------------------------------------------------------------------------------
 
 
 MANY_BYTES = 1 << 30
@@ -207,7 +209,7 @@ def fill(ring: Ring, blocks: int, *, length: int = 100) -> None:
 
 
 def test_an_encoding_that_somebody_else_asks_for_is_counted_when_it_is_found() -> None:
-    ring = Ring(Rings(MANY_BYTES, ring_bytes=0), 0)
+    ring = Ring(RingBudget(MANY_BYTES, ring_bytes=0), 0)
     fill(ring, 3)
     oldest = ring._blocks[0]
     oldest.encoded(JSON)
@@ -220,13 +222,13 @@ def test_an_encoding_that_somebody_else_asks_for_is_counted_when_it_is_found() -
 
 
 def test_an_empty_ring_begins_where_the_next_message_will_be() -> None:
-    ring = Ring(Rings(MANY_BYTES), 42)
+    ring = Ring(RingBudget(MANY_BYTES), 42)
     assert (ring.first, ring.next) == (42, 42)
     assert ring.encode(Lag(42), TEXT, ME, max_bytes=100) == b""
 
 
 def test_a_ring_forgets_its_oldest_blocks() -> None:
-    ring = Ring(Rings(MANY_BYTES, ring_bytes=10_000), 0)
+    ring = Ring(RingBudget(MANY_BYTES, ring_bytes=10_000), 0)
     fill(ring, 100)
     assert ring.next == 100
     assert 10 <= 100 - ring.first < 20
@@ -239,13 +241,13 @@ def test_a_ring_forgets_its_oldest_blocks() -> None:
 
 
 def test_the_ring_that_was_used_last_has_its_newest_two_blocks() -> None:
-    ring = Ring(Rings(0, ring_bytes=0), 0)
+    ring = Ring(RingBudget(0, ring_bytes=0), 0)
     fill(ring, 5, length=10_000)
     assert (ring.first, ring.next) == (3, 5)
 
 
 def test_the_rings_of_quiet_rooms_are_emptied_first() -> None:
-    rings = Rings(30_000, ring_bytes=20_000)
+    rings = RingBudget(30_000, ring_bytes=20_000)
     quiet, busy = Ring(rings, 0), Ring(rings, 0)
     fill(quiet, 20)
     fill(busy, 25)
@@ -256,7 +258,7 @@ def test_the_rings_of_quiet_rooms_are_emptied_first() -> None:
 
 
 def test_a_closed_room_gives_its_memory_back() -> None:
-    rings = Rings(30_000, ring_bytes=20_000)
+    rings = RingBudget(30_000, ring_bytes=20_000)
     gone, quiet, busy = Ring(rings, 0), Ring(rings, 0), Ring(rings, 0)
     fill(gone, 25)
     rings.discard(gone)
@@ -283,7 +285,7 @@ def test_a_closed_room_gives_its_memory_back() -> None:
 def test_rings_keep_the_newest_messages_within_their_bounds(
     steps: list[tuple[int, int, int, int, Codec | None]], ring_bytes: int, max_bytes: int
 ) -> None:
-    rings = Rings(max_bytes, ring_bytes=ring_bytes)
+    rings = RingBudget(max_bytes, ring_bytes=ring_bytes)
     all_rings = [Ring(rings, 10 * number) for number in range(3)]
     added: list[list[Block]] = [[], [], []]
     for number, messages, client, length, codec in steps:
@@ -314,7 +316,7 @@ def test_whoever_is_replayed_to_from_a_ring_gets_what_live_members_got(
     blocks: list[tuple[int, int]], ring_bytes: int, codec: Codec, max_bytes: int
 ) -> None:
     """While the ring grows, and forgets, between two parts."""
-    ring = Ring(Rings(MANY_BYTES, ring_bytes=ring_bytes), 0)
+    ring = Ring(RingBudget(MANY_BYTES, ring_bytes=ring_bytes), 0)
     lag: Lag | None = None
     heard: list[int | tuple[str, int]] = []
     live: list[int] = []

@@ -374,9 +374,9 @@ async def test_an_expired_session_is_nobodys(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     session_store = SessionStore(MemoryJournal(), 10, session_seconds=60)
-    token, one = session_store.issue(1, "alice", "lobby")
+    token, one = session_store.create(1, "alice", "lobby")
     await trio.sleep(100)  # connected, it does not get older
-    session_store.go(one, "here")
+    session_store.disconnect(one, "here")
     await trio.sleep(60)
     assert await session_store.find(token) is one
     await trio.sleep(0.1)
@@ -425,15 +425,15 @@ async def test_a_session_that_is_taken_over_evicts_none() -> None:
 class Visits:
     """Sessions that begin and end at once, each with so many nonces, in a store of their own."""
 
-    def __init__(self, max_away: int = 10_000, max_bytes: float = math.inf) -> None:
-        self.store = SessionStore(MemoryJournal(), max_away, 60.0, max_bytes)
+    def __init__(self, max_disconnected: int = 10_000, max_bytes: float = math.inf) -> None:
+        self.store = SessionStore(MemoryJournal(), max_disconnected, 60.0, max_bytes)
         self._tokens: dict[int, str] = {}
 
     def visit(self, client: int, address: str | None, nonces: int = 0) -> None:
-        self._tokens[client], one = self.store.issue(client, "", "lobby")
+        self._tokens[client], one = self.store.create(client, "", "lobby")
         for nonce in range(nonces):
             self.store.remember(one, (nonce,), Submission("epoch", nonce))
-        self.store.go(one, address)
+        self.store.disconnect(one, address)
 
     async def known(self) -> set[int]:
         """Return the clients that can resume."""
@@ -443,7 +443,7 @@ class Visits:
         """Resume, and check that the last *nonces* are answered as they were."""
         one = await self.store.find(self._tokens[client])
         assert one is not None
-        self.store.come(one)
+        self.store.resume(one)
         for nonce in range(nonces - MAX_UNACCEPTED, nonces):
             answer = await one.answer(nonce, b"")
             assert answer == Accepted(nonce=nonce, id=message_id("epoch", nonce))
@@ -451,7 +451,7 @@ class Visits:
 
 
 async def test_session_churn_from_one_address_does_not_evict_other_addresses() -> None:
-    visits = Visits(max_away=100)
+    visits = Visits(max_disconnected=100)
     others = set(range(80))
     for client in others:
         visits.visit(client, f"address {client}" if client % 2 else None)
@@ -465,7 +465,7 @@ async def test_session_churn_from_one_address_does_not_evict_other_addresses() -
 
 
 async def test_of_addresses_with_one_session_each_the_oldest_are_evicted() -> None:
-    visits = Visits(max_away=80)
+    visits = Visits(max_disconnected=80)
     for client in range(200):
         visits.visit(client, f"address {client}")
     known = await visits.known()
@@ -483,7 +483,7 @@ async def test_sessions_with_full_windows_from_one_address_evict_nobody_else() -
         visits.visit(client, f"address {client}")
     for client in range(1000, 1300):
         visits.visit(client, "one address", MAX_UNACCEPTED)
-        assert visits.store.away_bytes <= max_bytes
+        assert visits.store.disconnected_bytes <= max_bytes
     assert await visits.known() >= {*talkers, *quiet, 1299}
     assert len(await visits.known()) < 257 + 100 + 300
     for client in talkers:
@@ -494,31 +494,31 @@ async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:
     visits = Visits()
     for client in range(20):
         visits.visit(client, None, 10 * client)
-    assert visits.store.away_bytes > 0
-    for one in [*visits.store._away.values()][::2]:
-        visits.store.come(one)
+    assert visits.store.disconnected_bytes > 0
+    for one in [*visits.store._disconnected.values()][::2]:
+        visits.store.resume(one)
         visits.store.remember(one, ("while connected",), Submission())
-    for one in [*visits.store._away.values()]:
+    for one in [*visits.store._disconnected.values()]:
         visits.store.remember(one, ("said as it left",), Submission())
-        visits.store.forget(one)
-    assert visits.store.away_bytes == 0
+        visits.store.end(one)
+    assert visits.store.disconnected_bytes == 0
 
 
 async def test_a_session_that_ends_while_its_message_is_written_knows_it() -> None:
     """What is not known to be kept yet is not packed as if it were."""
     visits = Visits()
-    _, one = visits.store.issue(1, "", "lobby")
+    _, one = visits.store.create(1, "", "lobby")
     kept, failed = Keeping(), Keeping()
     visits.store.remember(one, ("kept", "too"), Submission("epoch", 7, keeping=kept))
     visits.store.remember(one, ("failed",), Submission("epoch", 9, keeping=failed))
-    visits.store.go(one, None)
+    visits.store.disconnect(one, None)
     kept.resolve()
     failed.resolve("disk full")
     for _ in range(2):
-        visits.store.come(one)
+        visits.store.resume(one)
         assert await one.answer("too", b"") == Accepted(nonce="too", id=message_id("epoch", 8))
         assert await one.answer("failed", b"") is None
-        visits.store.go(one, None)
+        visits.store.disconnect(one, None)
 
 
 async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:

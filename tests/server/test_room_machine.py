@@ -357,7 +357,7 @@ class RoomMachine(RuleBasedStateMachine):
 
         async def speak() -> None:
             if guest.member.codec is not JSON:
-                guest.member.room.speak(guest.member, JSON)
+                guest.member.room.set_codec(guest.member, JSON)
                 self._learn_who_is_there(guest)
 
         if not guest.left:
@@ -774,7 +774,7 @@ class OneLagging(RoomMachine):
                     bob.stays.append(Stay(LOBBY, position))
                 case "speaks JSON":
                     stay.last = None
-                    member.room.speak(member, JSON)
+                    member.room.set_codec(member, JSON)
                 case "stalls":
                     stay.last = None
                     bob.stream.shut()

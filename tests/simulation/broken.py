@@ -26,9 +26,9 @@ from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters
 from multichat.server.history_pages import read_history
 from multichat.server.member import Member
+from multichat.server.recent_messages import Ring
 from multichat.server.registry import Registry
-from multichat.server.replay import Ring
-from multichat.server.replayer import Replayer
+from multichat.server.replay import Replayer
 from multichat.server.room import Room
 from multichat.server.session import Session
 from multichat.server.session_store import SessionStore, StoredSession
@@ -276,7 +276,7 @@ def tell_the_past_from(offset: int) -> Break:
 
 
 def miscount_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multichat.server.replayer.Missed", lambda count: Missed(count + 1))
+    monkeypatch.setattr("multichat.server.replay.Missed", lambda count: Missed(count + 1))
 
 
 def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def say_nothing_of_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def let_anybody_be_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def find(original: Any, session_store: SessionStore, token: str) -> Any:
-        known = [*session_store._here.values(), *session_store._away.values()]
+        known = [*session_store._connected.values(), *session_store._disconnected.values()]
         return await original(session_store, token) or next(iter(known), None)
 
     wrap(monkeypatch, SessionStore, "find", find)
@@ -359,7 +359,7 @@ def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> Any:
         one.name, one.room = name, room  # which the journal is told when it leaves
 
-    wrap(monkeypatch, SessionStore, "changed", changed)
+    wrap(monkeypatch, SessionStore, "update", changed)
 
 
 def forget_the_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Event, Nonce
 
-__all__ = ["CachedAnswer"]
+__all__ = ["CachedResponse"]
 
 
-class CachedAnswer:
+class CachedResponse:
     """The answer that *make* returns, without a nonce; whoever changes it calls `forget`."""
 
     __slots__ = ("_encoded", "_make")

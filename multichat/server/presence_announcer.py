@@ -16,11 +16,11 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce, Presence, Renamed
 from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Batch
-from multichat.server.cached_answers import CachedAnswer
+from multichat.server.cached_response import CachedResponse
 from multichat.server.member import Member
-from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, Changes, summarize
+from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summarize
 
-__all__ = ["Announcer"]
+__all__ = ["PresenceAnnouncer"]
 
 # Whoever joins says hello next, and is announced by the name that it gives there.
 PRESENCE_SECONDS = 0.1
@@ -29,7 +29,7 @@ PRESENCE_SECONDS = 0.1
 PRESENCE_PAUSE_SECONDS = 1.0
 
 
-class Announcer:
+class PresenceAnnouncer:
     """Tells *members* of *room*, by client number, who of them joins and leaves.
 
     *by_codec* are those of them that are live, by protocol; both are the room's, and change before
@@ -50,11 +50,11 @@ class Announcer:
     ) -> None:
         self._room = room
         self._members, self._by_codec = members, by_codec
-        self._who = CachedAnswer(self._list_members)
+        self._who = CachedResponse(self._list_members)
         self._to_text = to_text
         self._away_seconds = away_seconds
         self._start_soon = start_soon
-        self._changes = Changes()
+        self._changes = PresenceChanges()
         self._telling = self._waiting_for_away = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
         self._away: dict[int, tuple[float, str]] = {}  # until when, and why they left then
@@ -85,11 +85,11 @@ class Announcer:
                 if trio.current_time() < deadline:
                     await trio.sleep_until(deadline)
                 else:
-                    self.give_up(client)
+                    self.end_absence(client)
         finally:
             self._waiting_for_away = False
 
-    def give_up(self, client: int) -> None:
+    def end_absence(self, client: int) -> None:
         """Tell the others of *client*, if it is away, that it has left."""
         if (away := self._away.pop(client, None)) is not None:
             self._changes.leave(client, away[1])

@@ -11,8 +11,8 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed
 from multichat.protocol.names import default_name
 from multichat.protocol.text_codec import TEXT
-from multichat.server.announcer import Announcer
 from multichat.server.member import Member
+from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.testing import run_on_mock_clock
 
 pytestmark = pytest.mark.unit
@@ -46,7 +46,7 @@ def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() 
                 running.append(task)
                 nursery.start_soon(run, task)
 
-            announcer = Announcer(
+            announcer = PresenceAnnouncer(
                 "lobby",
                 members,
                 {TEXT: {}, JSON: {1: watcher}},
