@@ -1,6 +1,6 @@
-"""Which client has which name; names of clients that may reconnect are kept for a moment.
+"""Which client has which name; the name of a client that may reconnect is reserved for a while.
 
-Changes in functions without `await`, so that of two clients that want one name exactly one gets it.
+Changes only in functions without `await`: of two clients that want one name exactly one gets it.
 
 Invariant: no two clients have names that are the same (`multichat.protocol.names.fold_name`) or
 look alike (`multichat.protocol.lookalikes`).
@@ -23,7 +23,7 @@ __all__ = ["NameRegistry"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Away:
-    """A client that may reconnect, and *until* when its name is kept for it."""
+    """A client that may reconnect, and *until* when its name is reserved for it."""
 
     client: int
     name: str
@@ -34,7 +34,7 @@ class _Away:
     def gives_way_to(self, other: Member, now: float) -> bool:
         """Return whether *other* may have the name: a client from its address is likely the same.
 
-        A program that was killed and started again asks for its name and knows no session.
+        A program that was killed and restarted asks for its name and has lost its session.
         """
         return other.client == self.client or other.origin == self.origin or self.until <= now
 
@@ -45,8 +45,8 @@ _Holder: TypeAlias = Member | _Away
 class NameRegistry:
     """The names of one server's clients; default names such as `Client 7` are not in it.
 
-    A name is kept for *keep_seconds* after its client has disconnected.  *is_banned* says whether
-    nobody may have that name.
+    A name is reserved for *keep_seconds* after its client has disconnected.  *is_banned* says
+    whether a name is banned.
     """
 
     def __init__(self, keep_seconds: float, is_banned: Callable[[str], bool]) -> None:
@@ -86,7 +86,7 @@ class NameRegistry:
         member.name = name
 
     def release(self, member: Member, *, keep: bool) -> None:
-        """Take its name from *member*, which disconnects; *keep* it if the client may reconnect."""
+        """Release the name of *member*, which disconnects; *keep* it if it may reconnect."""
         if member not in self._names:
             return
         self._names.discard(member)

@@ -1,14 +1,14 @@
-"""Connected clients, their numbers, names and rooms.
+"""The registry: connected clients, their numbers, names and rooms.
 
-Owns what is unique on the whole server.  All of it changes in functions without `await`, so that of
-two clients that want one name exactly one gets it.
+Owns what is unique on the whole server.  It changes only in functions without `await`, so that of
+two clients that want the same name exactly one gets it.
 
 Invariants:
 
 1. A client is in exactly one room at a time, from `enter` to `leave`.
-2.  No two rooms have the same folded name (`multichat.protocol.names.fold_name`); for clients'
+2. No two rooms have the same folded name (`multichat.protocol.names.fold_name`); for clients'
    names see `multichat.server.name_registry`.
-3. A room exists while somebody is in it: an empty one takes no memory except its journal's.
+3. A room exists while it has members: an empty one takes no memory except its journal's.
 """
 
 import re
@@ -72,22 +72,22 @@ from multichat.server.session_store import SessionStore, StoredSession
 
 __all__ = ["Registry"]
 
-# How people write the name of an unnamed client; longer names are not searched for.
+# How people write the name of an unnamed client; longer names are not looked up.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
-_MAX_SOUGHT_CHARACTERS = 128
+_MAX_LOOKUP_CHARACTERS = 128
 
 
-# The part of the clients' memory that may be held by those that are being disconnected because it
-# is full, while their goodbye is written.
+# When clients are disconnected because memory is full, those whose goodbye is still being written
+# may hold this part of it.
 _LEAVING_PART = 1 / 8
 
 
 class Registry:
     """The members and rooms of one server.
 
-    Any task may call any method; only `broadcast`, `direct`, `tell` and `close` wait.  *start_soon*
-    starts tasks of the rooms.  *is_banned* says whether a name is banned.  *journal*, which is
-    open, keeps the messages; *session_store* is the session store.
+    Any task may call any method; only async methods wait.  *start_soon* starts tasks of the rooms.
+    *is_banned* says whether a name is banned.  *journal*, which is open, stores the messages.
+    *join_hook* is told of joins.
 
     *room_list* is the answer to `rooms`.  *budget* is the memory for connected clients: above it,
     those that hold most are disconnected.
@@ -121,7 +121,7 @@ class Registry:
         self._start_soon = start_soon
         self._members: dict[int, Member] = {}
         self._names = NameRegistry(config.away_seconds, is_banned)
-        # The lobby is not in it: that nobody opens one that looks like it needs no entry.
+        # Without the lobby, whose lookalikes are refused by another rule.
         self._room_names: NameIndex[Room] = NameIndex()
         self._rooms: dict[str, Room] = {}
         self.room_list = CachedResponse(self._list_rooms)
@@ -147,7 +147,7 @@ class Registry:
         """Return the client with that number or name; None if there is none."""
         if isinstance(who, int):
             return self._members.get(who)
-        if len(who) > _MAX_SOUGHT_CHARACTERS:
+        if len(who) > _MAX_LOOKUP_CHARACTERS:
             return None
         if (member := self._names.find(who)) is not None:
             return member
@@ -155,7 +155,7 @@ class Registry:
         return self._members.get(int(unnamed[1])) if unnamed else None
 
     def who(self, room_name: str, to: Member, nonce: Nonce | None = None) -> bytes:
-        """Return the encoded answer to `who` about a room, which need not exist.
+        """Return the encoded answer to `who`, for *to*, about a room, which need not exist.
 
         Raises `InvalidName`.
         """
@@ -168,7 +168,7 @@ class Registry:
         return to.codec.encode(Members(name, [], person_in, nonce=nonce))
 
     def reply(self, member: Member, text: str) -> Direct:
-        """Address *text* to the sender of *member*'s last private message.
+        """Return *text* as a private message to the sender of *member*'s last one.
 
         Raises `InvalidRequest` if there is none.
         """
@@ -184,8 +184,8 @@ class Registry:
 
         *mover* is about to leave its room for it.
 
-        The rules for names apply to new rooms: a room with members or messages, or one of a session
-        that is *resuming*, may have a name from a time when the rules were different.
+        The rules for names apply to new rooms: one with members or messages, or of a session that
+        is *resuming*, may have a name that earlier rules allowed.
         """
         key = fold_name(name)
         room = self._rooms.get(key)
@@ -229,8 +229,8 @@ class Registry:
     def _check_room_name(self, name: str, *, is_new: bool) -> None:
         """Raise `InvalidName` if *name* can be mistaken for that of another room.
 
-        A room that has messages is always opened: else opening a lookalike would lock its members
-        out.
+        A room that has messages is always opened: otherwise opening a lookalike would lock its
+        members out.
         """
         keys = lookalike_keys(name)
         if not set(keys).isdisjoint(lookalike_keys(LOBBY)):
@@ -239,7 +239,7 @@ class Registry:
             raise InvalidName(f"the room {name} would look like {others[0].name}, which is open")
 
     def _count_new_room(self, member: Member) -> None:
-        """Raise `TooManyRooms` if *member*, or its address, has opened too many new ones."""
+        """Raise `TooManyRooms` if *member*, or its address, has opened too many new rooms."""
         creator = member.origin
         # All clients behind a proxy or a tunnel share the address of this machine.
         if creator is None or is_loopback(creator.partition("/")[0]):
@@ -250,7 +250,7 @@ class Registry:
     def _close_if_empty(self, room: Room) -> None:
         if room or self._rooms.get(fold_name(room.name)) is not room:
             return
-        if room.is_delivering and not self.closed:  # a message on its way is not delivered yet
+        if room.is_delivering and not self.closed:  # a message under way is not delivered yet
             self._start_soon(partial(self._close_later, room))
         else:
             del self._rooms[fold_name(room.name)]
@@ -281,10 +281,10 @@ class Registry:
     ) -> None:
         """Take *member* out at once.  Idempotent.
 
-        *reason* is for the others and the log, and empty if the member asked to leave.  What waits
-        in the send queue, and then *last_words*, may still be written.  Its session, if it has one,
-        ends if it leaves *for good*, and is in use already if it was *taken over*; otherwise the
-        client may resume it.
+        *reason* is for the other members and the log, and empty if the member asked to leave.  What
+        is in the send queue, and then *last_words*, may still be written.  Its session, if it has
+        one, ends if it leaves *for good*, and is already in use if it was *taken over*; otherwise
+        the client may resume it.
         """
         if self._members.get(member.client) is not member:
             return
@@ -342,13 +342,13 @@ class Registry:
         return token
 
     def resume(self, member: Member, stored_session: StoredSession) -> list[RemoteProtocolError]:
-        """Resume a session on *member*, a new connection: its number, name and room.
+        """Resume a session on *member*, a new connection: with its number, name and room.
 
-        A connection that still has the session is replaced; the others are not told.  Returns an
-        error for its name or its room, if it cannot have it back; for the room see
+        A connection that still has the session is replaced; the others are not told.  Returns
+        errors for the name and the room if the client cannot have them any more; for the room see
         `Member.refused_room`.
         """
-        refused: list[RemoteProtocolError] = []
+        errors: list[RemoteProtocolError] = []
         name, room_name, old = (
             stored_session.name,
             stored_session.room,
@@ -368,21 +368,21 @@ class Registry:
         try:
             room = self._open(room_name, resuming=True)
         except (InvalidName, TooManyRooms) as error:
-            refused.append(error)
+            errors.append(error)
             room = self._open(LOBBY)
             member.refused_room = room_name
         if name:
             try:
                 self._names.check(member, parse_person_name(name))  # the rules may have changed
             except RemoteProtocolError as error:
-                refused.append(error)
+                errors.append(error)
             else:
                 self._names.take(member, name)
         self._join(member, room)
-        if self._join_hook is not None:  # for the others it has never left
+        if self._join_hook is not None:  # for the others it has not left
             self._join_hook.discard(member)
         self._note_change(member)
-        return refused
+        return errors
 
     def _note_change(self, member: Member) -> None:
         if member.stored_session is not None:
@@ -393,7 +393,7 @@ class Registry:
             )
 
     def _shed_soon(self) -> None:
-        # Not now: this is called while a publish iterates over the members.
+        # Not at once: this is called while a publish iterates over the members.
         if not self._shedding:
             self._shedding = True
             self._start_soon(self._shed)
@@ -401,7 +401,7 @@ class Registry:
     async def _shed(self) -> None:
         """Disconnect the largest client of the largest address until the rest fits the budget."""
         budget = self.budget
-        leaving = 0  # what is being written to clients that may finish it within the grace period
+        leaving = 0  # bytes for clients that may still read them, within the grace period
         try:
             while budget.held_bytes - leaving > budget.limit_bytes and self._members:
                 member = self._largest()
@@ -414,7 +414,7 @@ class Registry:
                     leaving += member.send_queue.waiting_bytes
                 else:
                     await member.send_queue.abort()
-                await trio.lowlevel.checkpoint()  # then what it held is free
+                await trio.lowlevel.checkpoint()  # after this its memory is free
         finally:
             self._shedding = False
 
@@ -447,7 +447,7 @@ class Registry:
         return old
 
     def move(self, member: Member, room_name: str) -> None:
-        """Move *member* to another room; nothing if it is there already.
+        """Move *member* to another room; do nothing if it is there already.
 
         Raises `InvalidName` or `TooManyRooms`.
         """
@@ -471,8 +471,8 @@ class Registry:
     async def direct(self, sender: Member, recipient: Member, text: str) -> None:
         """Deliver a private message; waits for the recipient for at most `slow_timeout_seconds`.
 
-        Returns when it is in the send queue or the socket.  Raises `NotDelivered`, at once where
-        the recipient has taken nothing since the last private message that was not delivered.
+        Returns when it is in the send queue or the socket.  Raises `NotDelivered`, at once if the
+        recipient has taken nothing since the last private message that was not delivered.
         """
         await self._tell(
             recipient,
@@ -486,15 +486,15 @@ class Registry:
 
     async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
         send_queue = recipient.send_queue
-        try_send = recipient.room.try_send_private(recipient, event)
-        if try_send is SendResult.FULL and self._config.slow is Slow.WAIT:
+        result = recipient.room.try_send_private(recipient, event)
+        if result is SendResult.FULL and self._config.slow is Slow.WAIT:
             if send_queue.progress == recipient.undelivered_at:
                 raise NotDelivered(recipient.name)
             with trio.move_on_after(self._config.slow_timeout_seconds):
-                while try_send is SendResult.FULL:
+                while result is SendResult.FULL:
                     await send_queue.wait_for_space()
-                    try_send = recipient.room.try_send_private(recipient, event)
-        if try_send in (SendResult.FULL, SendResult.CLOSED):
+                    result = recipient.room.try_send_private(recipient, event)
+        if result in (SendResult.FULL, SendResult.CLOSED):
             recipient.undelivered_at = send_queue.progress
             raise NotDelivered(recipient.name)
 
@@ -508,27 +508,27 @@ class Registry:
         async def notify(room: Room) -> None:
             receipts.append(await room.notify(text))
 
-        async with trio.open_nursery() as nursery:  # one that is slow holds up no other
+        async with trio.open_nursery() as nursery:  # a slow room delays no other
             for room in self.rooms:
                 nursery.start_soon(notify, room)
         return sum(receipts, Receipt())
 
     async def close(self, reason: str) -> None:
-        """Deliver the messages on their way, then disconnect all; no client can enter any more.
+        """Deliver the messages under way, then disconnect all; no client can enter any more.
 
-        Replays go on for at most half of the grace period; the other half is for what is queued.
+        Replays continue for at most half of the grace period; the other half is for what is queued.
         A member that still lags then is told how many messages it missed, unless it can reconnect
         for them: it speaks JSON, and they are in a file.
 
-        Cancelled, it does the same, except for the rest of the replays and for what the journal has
-        not kept by then.
+        Cancelled, it does the same, without the rest of the replays and what the journal has not
+        stored by then.
         """
         try:
             async with trio.open_nursery() as nursery:
                 for room in self.rooms:
                     nursery.start_soon(room.wait_delivered)
         finally:
-            self.closed = reason  # from here on nobody is waited for
+            self.closed = reason  # from here on no member is waited for
             for room in self.rooms:
                 room.shut_down(self._closing_goodbye)
             with trio.CancelScope(shield=True):

@@ -1,7 +1,6 @@
-"""The server: listeners, the nursery tree, who may come in, and how it all ends.
+"""The server: listeners, the nursery tree, admission of connections, bans, and shutdown.
 
-Knows every client by its number; what they say to each other is the room's business, and how one
-of them is spoken to the session's.
+Serves a connection in a task of its own; messages are the rooms' part, requests the sessions'.
 """
 
 import ssl
@@ -64,12 +63,12 @@ __all__ = ["Server", "ServerStatistics", "serve"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerStatistics:
-    """What a server has done since it began, and how much waits in its send queues now.
+    """What a server has done since it started, and how many bytes are in its send queues now.
 
     *deliveries* counts a message once for each member that got it, *skipped* once for each that
-    missed it under the `drop` policy, *too_slow* the clients that
-    were disconnected because they took nothing for the stall timeout, because they were slow under
-    the `disconnect` policy, or because memory was full.
+    missed it under the `drop` policy.  *too_slow* counts clients that were disconnected because
+    they took nothing for the stall timeout, because they were slow under the `disconnect` policy,
+    or because memory was full.
     """
 
     clients: int
@@ -91,12 +90,12 @@ class Server:
     *on_join* is told of each who does; see `Authenticate` and `OnJoin`.  *shares* is how its
     connections share the event loop's time.
 
-    `run` serves TCP ports.  Somebody who has streams of their own opens the server with `open`,
-    gives each stream to `handle`, in a task of its own, and calls `close` in the end.  All other
-    methods may be called by any task of the same trio run; `broadcast` alone waits.
+    `run` serves TCP ports and Unix sockets.  For other streams, open the server with `open`, call
+    `handle` for each stream in a task of its own, and call `close` at the end.  All other methods
+    may be called by any task of the same trio run.
 
-    *port* is the first TCP port that is listened on and *addresses* are all of them, spelled
-    `0.0.0.0:9000`, `[::]:9000`; 0 and none until it listens.
+    *port* is the first TCP port that it listens on and *addresses* are all of them, such as
+    `0.0.0.0:9000` and `[::]:9000`; 0 and empty until it listens.
     """
 
     def __init__(
@@ -144,19 +143,19 @@ class Server:
         """Serve clients on TCP *port*, a *unix* socket, or both, until `shutdown` is called; once.
 
         *host* is an address or name, or several; None is every interface, IPv4 and IPv6.  With
-        port 0 the system chooses one for the first address, and further hosts share it.  With *tls*
-        nothing else is spoken on that port.  The socket at *unix* has *unix_mode* and is removed in
-        the end.  Hands the server itself to `task_status` when connections are accepted.
+        port 0 the system chooses one for the first address, and further hosts share it.  With
+        *tls*, clients on that port must use TLS.  The socket at *unix* has *unix_mode* and is
+        removed at the end.  Passes the server to `task_status` once connections are accepted.
 
-        Ends in two phases after `shutdown`: it stops accepting; what is being said reaches
-        everyone; all are told goodbye and get what waits for them, for at most the grace period; a
-        client that lags gets the rest, too, or is told how many messages it missed.
-        Cancelled, it ends at once and what waits is lost.
+        After `shutdown` it stops accepting, delivers the messages under way, and says goodbye to
+        all clients, which get what is queued within the grace period; a client that lags gets the
+        rest, too, or is told how many messages it missed.  Cancelled, it ends at once and what is
+        queued is lost.
 
-        Raises `ListenFailed` if the system does not let us listen.
+        Raises `ListenFailed` if the system refuses to listen.
         """
         if port is None and unix is None:
-            raise ValueError("there is nowhere to listen")
+            raise ValueError("neither a port nor a Unix socket to listen on")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.open())
             listeners: list[trio.SocketListener] = []
@@ -165,7 +164,7 @@ class Server:
                 stack.callback(listeners[0].socket.close)
                 stack.enter_context(unlinked_at_end(unix))
             tcp = [] if port is None else await listen_tcp(port, host)
-            # The log's first lines come before anybody can connect.
+            # Before the first connection is accepted.
             self._log_start(tcp, unix, encrypted=tls is not None)
             self._start_soon(partial(trio.to_thread.run_sync, load_tables))
             await self._serve(tcp, listeners, tls, task_status)
@@ -191,7 +190,7 @@ class Server:
         if encrypted or not any(map(beyond_loopback, tcp)):
             return
         if self.config.password is None:
-            # Not as a warning: the specification's log is of one level, this far.
+            # Not at level WARNING: the specification's log has one level up to here.
             warning = "Listening beyond this machine with neither TLS nor a password: "
             self._log.line("start", f"{warning}anybody can read and join")
         else:
@@ -229,8 +228,8 @@ class Server:
     async def open(self) -> AsyncGenerator["Server"]:
         """Run the tasks that belong to no client: the journal, announcements, bots.
 
-        Clients are handled, and bots started, while the block runs.  At its end bots that have been
-        told goodbye may come to theirs; otherwise they are cancelled.  `run` does this itself.
+        Clients may be handled and bots started while the block runs.  At its end, bots may finish
+        if `close` was called, and are cancelled otherwise.  `run` does this itself.
 
         Raises `JournalFailed`.
         """
@@ -250,13 +249,13 @@ class Server:
                     self._nursery = None
 
     def _start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
-        if self._nursery is not None:  # else it has ended, and there is nobody to tell anything
+        if self._nursery is not None:  # otherwise the server has ended
             self._nursery.start_soon(self._guard, task)
 
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
             await task()
-        except* Exception as group:  # noqa: BLE001 - our own bug, and no reason to end
+        except* Exception as group:  # noqa: BLE001 - a bug of ours must not end the server
             self._log.crash("a task crashed", group)
 
     async def start_bot(
@@ -266,22 +265,23 @@ class Server:
         name: str | None = None,
         room: str | None = None,
     ) -> None:
-        """Start *bot*, a task of this server's that talks as a client among the others.
+        """Start *bot*, a client that runs as a task of this server.
 
-        Returns when it is in its room.  It gets a `Chat` as `connect` gives it, and leaves when it
-        returns.  What it raises is logged and ends nobody else; if it falls behind it lags, as
-        any client; a moment after it has left it is cancelled.  Raises `RuntimeError` if the server
-        is not open, `Refused` if it cannot have that name or room, or the server is full.
+        Returns when it is in its room.  It gets a `Chat` as `connect` yields it, and leaves when it
+        returns.  An exception of the bot's is logged.  If it is slow it lags, as any client.  When
+        its connection has ended, it is cancelled after the linger timeout.  Raises `RuntimeError`
+        if the server is not open, `Refused` if it cannot have that name or room, or the server is
+        full.
         """
         await self._bots.start(bot, name=name, room=room)
 
     @property
     def members(self) -> list[MemberInfo]:
-        """Who is connected now, in the order of their coming."""
+        """The connected clients, in the order in which they connected."""
         return [member.info() for member in self._registry.members]
 
     def find(self, who: str | int) -> int | None:
-        """Return the number of who has that number, or that name, if there is anybody."""
+        """Return the number of the client with that name or number; None if there is none."""
         member = self._registry.find(who)
         return None if member is None else member.client
 
@@ -301,32 +301,26 @@ class Server:
         )
 
     async def broadcast(self, text: str) -> Receipt:
-        """Say *text* to everybody in every room, as the server; one message, whatever it holds.
+        """Send *text* to all clients in all rooms, as the server; one message, also with LF in it.
 
-        Returns what became of it, in members.  Waits for slow members as for anybody's message;
-        cancelled before its turn, it has not been said.  Raises `LocalProtocolError` if *text* is
-        empty.
+        Returns what became of it, in members.  Waits for slow members as any message does.
+        Cancelled before its turn in a room, it is not sent there.  Raises `LocalProtocolError` if
+        *text* is empty.
         """
-        text = clean(text)
-        if not text:
-            raise LocalProtocolError("an empty message cannot be said")
         await trio.lowlevel.checkpoint()
-        return await self._registry.broadcast(text)
+        return await self._registry.broadcast(_message(text))
 
     async def tell(self, client: int, text: str) -> None:
-        """Tell *client* alone, as the server; waits for it as for anybody's private message.
+        """Send *text* to *client* alone, as the server; waits as for any private message.
 
-        Raises `UnknownClient`; `NotDelivered` if it takes nothing; `LocalProtocolError` if *text*
-        is empty.
+        Raises `UnknownClient`, `NotDelivered` if the client is too slow, and `LocalProtocolError`
+        if *text* is empty.
         """
-        text = clean(text)
-        if not text:
-            raise LocalProtocolError("an empty message cannot be said")
         await trio.lowlevel.checkpoint()
-        await self._registry.tell(self._member(client), text)
+        await self._registry.tell(self._member(client), _message(text))
 
     def kick(self, client: int, reason: str = "kicked") -> None:
-        """Have *client* leave at once; it is told the *reason*, and the log too.
+        """Disconnect *client* at once; the *reason* is sent to it and logged.
 
         Raises `UnknownClient` if it is not connected.
         """
@@ -341,11 +335,11 @@ class Server:
 
     @property
     def bans(self) -> list[Ban]:
-        """Who may not come in, as it stands now."""
+        """The bans in force now."""
         return self._bans.current(time.time())
 
     def ban(self, ban: Ban) -> list[int]:
-        """Have nobody come in, or be called so, whom *ban* is about; return who had to go.
+        """Add *ban*, and disconnect the clients that it covers; return their numbers.
 
         Raises `TooManyBans`.
         """
@@ -361,9 +355,9 @@ class Server:
         return [member.client for member in gone]
 
     def unban(self, target: str) -> bool:
-        """Lift the ban of just that target (see `multichat.server.bans`); say whether it existed.
+        """Remove the ban of exactly that target; return whether it existed.
 
-        Raises `InvalidBan` if nothing could be called so.
+        For targets see `multichat.server.bans`.  Raises `InvalidBan` if *target* is not valid.
         """
         lifted = self._bans.remove(target)
         if lifted is None:
@@ -373,9 +367,9 @@ class Server:
         return True
 
     def keep_bans(self, path: Path) -> None:
-        """Begin with the bans in the file at *path*, and have it hold those that there are.
+        """Load the bans from the file at *path*, and save all changes to it from now on.
 
-        Raises `OSError` if it cannot be read, `InvalidBanFile` if a line of it cannot.
+        Raises `OSError` if it cannot be read, `InvalidBanFile` if a line is not valid.
         """
         self._ban_file = BanFile(path)
         for ban in self._ban_file.load():
@@ -403,20 +397,19 @@ class Server:
         return self._bans.find_name(name, time.time()) is not None
 
     def shutdown(self) -> None:
-        """Ask the server to end: `run` goes through its shutdown and returns.  Idempotent."""
+        """Ask the server to shut down: `run` does so and returns.  Idempotent."""
         self._shutdown.set()
 
     @property
     def shutting_down(self) -> bool:
-        """Whether somebody has called `shutdown`."""
+        """Whether `shutdown` was called."""
         return self._shutdown.is_set()
 
     async def close(self) -> None:
-        """Let what is being said reach everyone, then say goodbye to all.
+        """Deliver the messages under way, then say goodbye to all clients.
 
-        Cancelled, it no longer waits for the slow ones, and has done the rest all the same.
-        Sessions end by themselves, in the tasks that called `handle`, within the grace period
-        and what it takes to hang up.
+        Cancelled, it does the same without waiting for slow clients.  Sessions end by themselves,
+        in the tasks that called `handle`, within the grace and linger timeouts.
         """
         self._admission.close()
         await self._registry.close(SHUTTING_DOWN)
@@ -428,11 +421,11 @@ class Server:
         tls: ssl.SSLContext | None = None,
         trusted: bool = False,
     ) -> None:
-        """Serve one client on *stream* until it is gone; the stream is closed in the end.
+        """Serve one client on *stream* until it has left; closes the stream.
 
-        With *tls*, it is spoken on it.  A *trusted* client is not authenticated.  The server MUST
-        be open.  The boundary of one connection: whatever goes wrong in it is logged and not
-        raised.
+        With *tls*, the client must use TLS.  A *trusted* client is not authenticated.  The server
+        MUST be open.  Raises nothing: this is the boundary of one connection, and logs what goes
+        wrong in it.
         """
         address = transport.peer_address(stream)
         origin = Origin.of(address, transport.peer_user(stream))
@@ -476,7 +469,9 @@ class Server:
                             )
                 self._check(address, too_many)
                 number = await self._give_number()
-                self._check(address, too_many)  # the disk took its time; from here on nothing does
+                self._check(
+                    address, too_many
+                )  # that may have waited for the disk; nothing waits from here on
                 session = Session(
                     connection,
                     self._registry,
@@ -497,18 +492,18 @@ class Server:
                 await self._admission.reject(stream, refusal.last_words)
 
     async def _give_number(self) -> int:
-        """Return the number of a new client, which none had before, nor before a restart.
+        """Return the number of a new client, which no client had before, also before a restart.
 
-        Where the journal cannot keep it, another client may get it after a restart.
+        If the journal cannot store it, another client may get it after a restart.
         """
         self._clients_ever += 1
         number = self._clients_ever
-        with suppress(StorageFailed):  # the journal has logged it; a full disk keeps nobody out
+        with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
             await self._journal.give_numbers(number)
         return number
 
     def _check(self, address: str, too_many: str) -> None:
-        """Raise `AdmissionRefused` if who has come from *address* cannot come in now."""
+        """Raise `AdmissionRefused` if a client from *address* cannot be admitted now."""
         if (ban := self._bans.find_address(address, now := time.time())) is not None:
             raise AdmissionRefused.politely(ban.refusal(now))
         if too_many:
@@ -531,8 +526,16 @@ async def serve(
 ) -> None:
     """Run a chat server on TCP *port* until it is told to shut down; for `nursery.start`.
 
-    Hands its `Server` to `task_status` when connections are accepted.  For *config*, *journal*,
+    Passes its `Server` to `task_status` once connections are accepted.  For *config*, *journal*,
     *authenticate* and *on_join* see `Server`, for the rest `Server.run`.
     """
     server = Server(config, journal=journal, authenticate=authenticate, on_join=on_join)
     await server.run(port, host=host, tls=tls, unix=unix, task_status=task_status)
+
+
+def _message(text: str) -> str:
+    """Return *text* as it is sent; raises `LocalProtocolError` if it is empty."""
+    text = clean(text)
+    if not text:
+        raise LocalProtocolError("an empty message cannot be said")
+    return text

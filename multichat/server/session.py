@@ -1,11 +1,10 @@
-"""One client's conversation, over any stream.
+"""One client's session, over any stream.
 
-Owns a client from its first byte to its last: reads its requests, carries them out and answers
-them, and closes so that nothing that was written is lost.  One nursery: the reader is the task that
-called `run`; the writer is the send queue's and starts when something has to wait for the first
-time, or with the goodbye.
+Reads the client's requests, carries them out and answers them, and closes the connection so that
+nothing that was written is lost.  One nursery: the reader is the task that called `run`; the writer
+starts when the send queue has to wait for the first time, or with the goodbye.
 
-It always ends in this order: the member leaves the room (synchronously; the send queue takes
+It always ends in this order: the member leaves the room (synchronously; the send queue accepts
 nothing more), the writer finishes within the grace period, EOF, input is discarded for a moment,
 close.
 """
@@ -79,7 +78,7 @@ _SLOW_READ_BYTES = 4096
 _READ_COST = 6
 _SMALL_READ_BYTES = 512
 
-# More than the answer takes to any request that changes the client's room or protocol.
+# The answer to a request that changes the client's room or protocol is smaller than this.
 _ANSWER_BYTES = 4096
 
 
@@ -89,9 +88,9 @@ def _program() -> str:
 
 
 class _Leave(Exception):
-    """The conversation is over; *reason* is for the log, *last_words* for the client.
+    """The client leaves; *reason* is for the log, *last_words* are sent to the client.
 
-    Where it is over *for good*, its session ends.
+    If it leaves *for good*, it cannot resume its session.
     """
 
     def __init__(
@@ -114,7 +113,6 @@ class Session:
         "_connection",
         "_filters",
         "_first_line",
-        "_in_hand_bytes",
         "_meter",
         "_nursery",
         "_pipeline",
@@ -126,6 +124,7 @@ class Session:
         "_replayed",
         "_send_queue",
         "_stream",
+        "_unhandled_bytes",
         "_writing",
         "member",
     )
@@ -147,7 +146,7 @@ class Session:
         self._config = config
         self._filters = filters
         self._read_bytes = _READ_BYTES if config.rate is None else _SLOW_READ_BYTES
-        self._in_hand_bytes = 0
+        self._unhandled_bytes = 0
         self._active_at: float | None = trio.current_time()
         self._reading = trio.CancelScope()
         self._first_line = True
@@ -177,19 +176,19 @@ class Session:
         self._pipeline = MessagePipeline(self.member, registry, self._rate_limit, filters)
 
     def _queue_ran_empty(self) -> None:
-        self.member.room.queue_ran_empty()  # it may have moved to another one
+        self.member.room.queue_ran_empty()  # the room that it is in now
 
     def _stop_reading(self, reason: str) -> None:
-        self._start_writing()  # the last words: our own task may be waiting for somebody slow
+        self._start_writing()  # the last words: this task may be waiting for a slow member
         self._connection.decoder.forget()
         self._nursery.cancel_scope.deadline = trio.current_time() + self._config.grace_seconds
         self._reading.cancel(reason=reason or "the client left")
 
     async def run(self) -> None:
-        """Hold the conversation until either side ends it.
+        """Serve the client until either side ends the session.
 
-        Nothing that the client does raises.  Cancelled, the member has left the room, the stream is
-        closed, and what was still queued for it is lost.
+        Nothing that the client does raises.  If it is cancelled, the member has left the room, the
+        stream is closed, and what was still queued is lost.
         """
         try:
             async with trio.open_nursery() as self._nursery:
@@ -198,7 +197,7 @@ class Session:
                     with self._reading:
                         await self._assign_name(self._connection.name)
                         await self._read()
-                    if self._send_queue.failure:  # and nothing came after it
+                    if self._send_queue.failure:  # and no input after it
                         self._registry.leave(self.member, self._send_queue.failure)
                 finally:  # while the nursery is open: leaving may start the writer
                     self._registry.leave(self.member, "the server ended the session")
@@ -225,7 +224,7 @@ class Session:
             self._nursery.start_soon(self._write)
 
     async def _write(self) -> None:
-        current_meter.set(None)  # it was that of the client that filled the send queue
+        current_meter.set(None)  # inherited from the client that filled the send queue
         await self._send_queue.run()
         # If writing failed, what the client sent before is still read, within the grace period.
         self._reading.deadline = trio.current_time() + self._config.grace_seconds
@@ -239,7 +238,7 @@ class Session:
         # A replay takes its own turns; all replays of a client share one meter.
         if self._replay_meter is None:
             self._replay_meter = self._meter.another()
-        # It was that of the client whose message made this one lag.
+        # The inherited one is that of the client whose message made this one lag.
         current_meter.set(self._replay_meter)
         await self._replay_meter.measure(self._replay_rooms())
 
@@ -247,15 +246,15 @@ class Session:
         member = self.member
         while member.lag is not None and not self._send_queue.closed:
             await member.room.replay(member)
-        self._note_held()
+        self._note_memory()
         replayed, self._replayed = self._replayed, None
         assert replayed is not None  # noqa: S101 - there is one replay task
         replayed.set()
 
     async def _read(self) -> None:
         try:
-            await self._converse()
-            # A client that has half-closed the connection goes on reading.
+            await self._read_requests()
+            # A client that has half-closed the connection still reads.
             self.member.room.stop_waiting_for(self.member)
             if self._replayed is not None:
                 await self._replayed.wait()
@@ -268,9 +267,9 @@ class Session:
         else:
             self._registry.leave(self.member)
 
-    async def _converse(self) -> None:
+    async def _read_requests(self) -> None:
         receive, decoder = self._receive, self._connection.decoder
-        await self._take(self._connection.parts)
+        await self._handle(self._connection.parts)
         data = await receive()
         if data == TLS_RECORD:  # the second byte is needed, too
             data += await receive()
@@ -278,20 +277,20 @@ class Session:
             raise _Leave(other.reason, other.answer)
         while data:
             parts, size, data = decoder.feed(data), len(data), b""
-            if size > _SMALL_READ_BYTES:  # it may have to wait
-                self._in_hand_bytes = size * _READ_COST
-                self._note_held()
-            await self._take(parts)
-            self._in_hand_bytes = 0
-            self._note_held()
+            if size > _SMALL_READ_BYTES:
+                self._unhandled_bytes = size * _READ_COST
+                self._note_memory()
+            await self._handle(parts)
+            self._unhandled_bytes = 0
+            self._note_memory()
             if decoder.reply and self.member.codec is TEXT:
                 await self._send_queue.put(decoder.reply)
             data = await receive()
-        await self._take(decoder.finish())
+        await self._handle(decoder.finish())
 
-    def _note_held(self) -> None:
+    def _note_memory(self) -> None:
         session, lag = self.member.stored_session, self.member.lag
-        held = self._in_hand_bytes + self._connection.decoder.buffered_bytes
+        held = self._unhandled_bytes + self._connection.decoder.buffered_bytes
         held += (session.held_bytes if session else 0) + (lag.held_bytes if lag else 0)
         self._send_queue.note(held)
 
@@ -304,7 +303,7 @@ class Session:
         else:
             with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
                 data = await transport.receive_some(self._stream, size)
-            if idle.cancelled_caught and transport.has_input(self._stream):  # it waits for its turn
+            if idle.cancelled_caught and transport.has_input(self._stream):  # its turn is not yet
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
@@ -312,7 +311,7 @@ class Session:
         await self._rate_limit.spend_bytes(len(data))
         return data
 
-    async def _take(self, parts: list[Part]) -> None:
+    async def _handle(self, parts: list[Part]) -> None:
         take_turn = self._meter.take
         for part in parts:
             if isinstance(part, LineTooLong):
@@ -326,7 +325,7 @@ class Session:
                     raise _Leave(other.reason, other.answer)
             for request in self.member.codec.parse_requests(part):
                 await take_turn()
-                # A keep-alive does not show that anybody is there.
+                # A keep-alive does not count as activity.
                 if type(request) is not Ping:
                     self._active_at = None
                 if type(request) is SayBlock:  # mostly
@@ -337,14 +336,14 @@ class Session:
                     continue
                 await self._rate_limit.acquire(1)
                 try:
-                    await self._do(request)
+                    await self._carry_out(request)
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
                     await self.member.send(Invalid.because(error, nonce).error)
 
-    async def _do(self, request: Request) -> None:
-        """Carry out a request and answer it; raises `RemoteProtocolError` if that is refused."""
-        await self._stay()
+    async def _carry_out(self, request: Request) -> None:
+        """Carry out a request and answer it; raises `RemoteProtocolError` if it is refused."""
+        await self._check_connected()
         me, registry = self.member, self._registry
         match request:
             case Direct():
@@ -361,7 +360,7 @@ class Session:
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
                 await self.member.send(joined, *refused)
             case Reply(text=text):
-                await self._do(registry.reply(me, text))
+                await self._carry_out(registry.reply(me, text))
             case Who(room=room, nonce=nonce):
                 await self._send_queue.put(registry.who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
@@ -389,7 +388,7 @@ class Session:
         if hello.name is None and me.assigned_name:  # its own session may have held it so far
             name = me.assigned_name
         resumed = await self._find_session(hello.session or "")
-        # In one step with the welcome, which is the first line in JSON.
+        # From here on nothing waits: all this happens in one step with the welcome.
         refusals: list[RemoteProtocolError] = []
         if resumed is not None:
             token = hello.session or ""
@@ -407,9 +406,9 @@ class Session:
                 registry.rename(me, _passed(name))
             except RemoteProtocolError as error:
                 refusals.append(error)
-        missed = self._send_queue.take_missed()  # in the protocol in which it was
+        missed = self._send_queue.take_missed()  # in the protocol before the change
         me.room.set_codec(me, JSON)
-        # If the session's name is also the one in the hello, it is refused once.
+        # If the hello asks for the session's name, there is one error for both.
         refused = list(dict.fromkeys(Invalid.because(error).error for error in refusals))
         if me.refused_room is None:  # else `since` and `replay` are about that room
             refused += self._start_from(hello.since, hello.replay)
@@ -438,7 +437,7 @@ class Session:
             if self._send_queue.has_room(_ANSWER_BYTES):
                 break
             await self._send_queue.wait_for_space()  # the session may end meanwhile
-        await self._stay()
+        await self._check_connected()
         name = self.member.assigned_name
         if stored is not None and name and fold_name(stored.name or name) != fold_name(name):
             return None  # somebody else's
@@ -470,13 +469,13 @@ class Session:
         return []
 
     async def _wait_for_room(self) -> None:
-        """Wait until an answer can be queued at once, in one step with what it reports."""
+        """Wait until an answer can be queued without waiting, in one step with what it reports."""
         while not self._send_queue.has_room(_ANSWER_BYTES):
             await self._send_queue.wait_for_space()
-        await self._stay()
+        await self._check_connected()
 
-    async def _stay(self) -> None:
-        """Return unless the client has been disconnected while we waited."""
+    async def _check_connected(self) -> None:
+        """Raise `trio.Cancelled` if the client has been disconnected meanwhile."""
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
