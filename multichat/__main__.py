@@ -1,13 +1,13 @@
-"""Where the commands start: `multichat`, `python -m multichat`, and the specification's names.
+"""Entry points of the commands: `multichat`, `python -m multichat`, and the specification's names.
 
-Imports nothing that takes time before Ctrl+C can be answered with a quiet end.
+Slow imports come last, so that Ctrl+C during the start ends the command quietly.
 """
 
 import os
 import sys
 
-# `python -m` looks for modules in the working directory first: no file there, whoever put it
-# there, must stand in for a module of ours or of Python's.  With -P it is not there.
+# `python -m` looks for modules in the working directory first, where a file must not replace a
+# module of ours or of Python.  With -P the directory is not in the path.
 if __name__ == "__main__":
     try:
         _FIRST = "", os.getcwd()  # noqa: PTH109 - imports nothing

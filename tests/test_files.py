@@ -79,7 +79,7 @@ def test_an_editor_may_leave_a_byte_order_mark_and_its_line_ends(
     assert read_password_file(file) == "pässwörd"
     file.write_bytes(f'{start}name = "al"{end}[servers.work]{end}unix = "chat"{end}'.encode())
     settings = load_settings(file)
-    assert settings.habits.name == "al"
+    assert settings.preferences.name == "al"
     assert settings.servers["work"].unix == tmp_path / "chat"
     bans = f"{start}# Mine{end}203.0.113.0/24 because of spam{end}".replace("because of", "because")
     [ban] = read_bans(bans.encode(), "bans")

@@ -1,7 +1,6 @@
-"""How the configuration file gets into the command line, and the command that shows what holds.
+"""The configuration file as defaults of the command line, and the command `config`.
 
-Options come before the environment, that before the file, and the file before the defaults; the
-order is the command line's own, of which the file is one more layer.
+Options override environment variables, which override the file, which overrides the defaults.
 """
 
 import os
@@ -33,18 +32,18 @@ __all__ = [
     "split_port",
 ]
 
-# Where in a context's `meta` the server of the file stands that HOST names.
+# The key in a context's `meta` for the server of the file that HOST names.
 _SERVER = "multichat.server"
 
-# What an empty place in the table of `config` says.
+# Shown by `config` for a setting without a value.
 _NOTHING = "-"
 
-# What may be in the environment alone: a secret is not for a command line that others can list.
+# Not an option: other users can list the command lines of processes.
 _PASSWORD = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
 
 
 class ColorWhen(Enum):
-    """When what is shown has colours."""
+    """When names are shown in color."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -52,7 +51,7 @@ class ColorWhen(Enum):
 
 
 def is_colored(when: ColorWhen) -> bool:
-    """Say whether a terminal gets colours: unless NO_COLOR says otherwise (https://no-color.org)."""
+    """Return whether to use colors; NO_COLOR (https://no-color.org) turns off AUTO."""
     return when is ColorWhen.ALWAYS or (when is ColorWhen.AUTO and not os.environ.get("NO_COLOR"))
 
 
@@ -64,18 +63,18 @@ def _load() -> "Settings":
 
 
 def default_to_file(context: typer.Context, host: str | None) -> str | None:
-    """Make what the file says of server *host* the defaults of *context*; return its address.
+    """Make the settings of the file for *host* the defaults of *context*; return its address.
 
-    The callback of an argument that is read before all others.
+    The callback of an argument that is parsed before all others.
     """
     if context.resilient_parsing:
         return host
     settings = _load()
-    # With --unix, which is an option of the command line alone, the first word of `send` is text.
+    # With --unix the first word of `send` is text.
     is_send = context.command.name == "send"
     is_text = is_send and context.params.get("unix") is not None
     values = settings.values(None if is_text else host)
-    # A path or a choice is parsed as if it had been typed.
+    # Strings are parsed as if they had been typed.
     context.default_map = {
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, (value, _) in values.items()
@@ -90,7 +89,7 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
 def find_server(
     context: typer.Context, host: str, port: int | None
 ) -> tuple[str, int, Path | None]:
-    """Return the host and port, or the Unix socket, that HOST and PORT of a command stand for.
+    """Return the host and port, or the Unix socket, for the HOST and PORT of a command.
 
     Raises `UsageMistake`.
     """
@@ -98,12 +97,12 @@ def find_server(
     if server is None:
         return (*parse_server(host, port), None)
     if server.unix is not None and port is not None:
-        raise UsageMistake(f"{host} is at {server.unix}, which has no PORT")
+        raise UsageMistake(f"{host} is a Unix socket, {server.unix}: leave out PORT")
     return host, port or server.port or 0, server.unix
 
 
 def parse_server(host: str, port: int | None) -> tuple[str, int]:
-    """Return the host and port that HOST, or HOST:PORT, and PORT say; raises `UsageMistake`."""
+    """Return the host and port in HOST, or HOST:PORT, and PORT; raises `UsageMistake`."""
     from multichat.protocol.address import split_address
 
     try:
@@ -111,15 +110,15 @@ def parse_server(host: str, port: int | None) -> tuple[str, int]:
     except ValueError as error:
         raise UsageMistake(str(error)) from None
     if ours is not None and port is not None:
-        raise UsageMistake(f"{host} has a port already; leave out {port}")
+        raise UsageMistake(f"{host} contains a port: leave out {port}")
     return name, ours or port or DEFAULT_PORT
 
 
 def split_port(context: typer.Context, host: str, words: list[str]) -> tuple[int | None, list[str]]:
-    """Return the port and the text of what stands behind HOST in `send`; raises `UsageMistake`.
+    """Return the port and the text after HOST in `send`; raises `UsageMistake`.
 
-    A first word of digits is the port, and never text, unless HOST says the port: as HOST:PORT, or
-    as a server of the configuration file.
+    A first word of digits is the port, never text, unless HOST contains the port or is a server of
+    the configuration file.
     """
     from multichat.protocol.address import parse_port, split_address
 
@@ -135,21 +134,21 @@ def split_port(context: typer.Context, host: str, words: list[str]) -> tuple[int
     if not others:
         said = f"{host}:{DEFAULT_PORT}" if host.count(":") == 0 else f"[{host}]:{DEFAULT_PORT}"
         raise UsageMistake(
-            f"TEXT is missing behind port {port}; to say a number, send {said} {port}"
+            f"TEXT is missing after port {port}; to send a number: send {said} {port}"
         )
     return port, others
 
 
 def list_servers(incomplete: str) -> list[str]:
-    """Return the file's servers whose names begin with *incomplete*, for the shell."""
+    """Return the servers of the file whose names begin with *incomplete*, for the shell."""
     from multichat.cli.config_file import load_settings, settings_path
     from multichat.errors import InvalidSettings
 
     try:
         servers = load_settings(settings_path()).servers
     except InvalidSettings:
-        return []  # `connect` will say so
-    # A shell shows them as they are.
+        return []  # `connect` reports it
+    # A shell shows them unfiltered.
     return [name for name in servers if name.startswith(incomplete) and clean(name) == name]
 
 
@@ -168,9 +167,9 @@ def config(
     the defaults.
     """
     settings = _load()
-    found = "" if settings.found else " (not there)"
+    found = "" if settings.found else " (does not exist)"
     if server is not None and server not in settings.servers:
-        tell(f"no server is called {server} in {settings.path}{found}")
+        tell(f"there is no server {server} in {settings.path}{found}")
         raise typer.Exit(1)
     rows = [("file", f"{settings.path}{found}", "MULTICHAT_CONFIG" * _is_set("MULTICHAT_CONFIG"))]
     for name, each in settings.servers.items():
@@ -194,7 +193,7 @@ def _is_set(variable: str) -> bool:
 def _settings_rows(
     context: typer.Context, settings: "Settings", server: str | None
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield name, value and source of each option, as `connect` itself finds them."""
+    """Yield name, value and source of each option, as `connect` finds them."""
     group = context.parent.command if context.parent is not None else None
     connect: Any = getattr(group, "commands", {})["connect"]
     made = connect.make_context(
@@ -214,10 +213,10 @@ def _settings_rows(
                 why = f"file, [{table}]" if table else "file"
             case _:
                 why = "default"
-        yield name.replace("_", "-"), _spelled(made.params[name]), why
+        yield name.replace("_", "-"), _format_value(made.params[name]), why
 
 
-def _spelled(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return _NOTHING
     if isinstance(value, Enum):
@@ -232,7 +231,7 @@ def client_timeouts(seconds: float | None) -> ClientTimeouts:
     if seconds is None:
         return ClientTimeouts()
     if not seconds > 0:
-        raise UsageMistake("--timeout is more than 0 seconds")
+        raise UsageMistake("--timeout must be more than 0 seconds")
     return ClientTimeouts(
         connect=seconds, handshake=seconds, answer=seconds, wait=seconds, delivery=seconds
     )

@@ -1,11 +1,11 @@
-"""The file in which one keeps servers and habits: `config.toml` in the platform's place for it.
+"""The configuration file, `config.toml` in the platform's directory for configuration.
 
-Owns where the file is, what may stand in it, and which of its values hold for which server.  Knows
-nothing of options and the environment, which come before it.  A file that cannot be understood is
-an error with its name and the key, never a guess.
+Owns where the file is, its keys, and which of its values apply to which server.  Options and
+environment variables, which override it, are up to `multichat.cli.config`.  A file with a mistake
+is an error with its name and the key, never a guess.
 
-Keys are the options of `connect`, at the top for every server and in `[servers.NAME]` for one,
-where `host` (also as HOST:PORT), `port` or `unix` say which that is.
+Keys are the options of `connect`, at the top for every server, and in `[servers.NAME]` for one,
+with its address in `host` (also as HOST:PORT) and `port`, or in `unix`.
 """
 
 import os
@@ -18,20 +18,21 @@ from multichat.errors import InvalidSettings
 from multichat.files import decode_text, read_file
 from multichat.protocol.address import DEFAULT_PORT, split_address
 
-__all__ = ["Habits", "Server", "Settings", "history_path", "load_settings", "settings_path"]
+__all__ = ["Preferences", "Server", "Settings", "history_path", "load_settings", "settings_path"]
 
 _NAME = "multichat"
 
 # Thousands of servers.
 MAX_FILE_BYTES = 1024 * 1024
 
-# A key with so many parts as fit takes some ms; the time that `tomllib` needs grows with their
-# square.
+# `tomllib` takes quadratic time for a key with many parts: some ms for a line of this length.
 MAX_LINE_CHARACTERS = 4096
 
 
-class Habits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What holds for a server, or for all; None is not said."""
+class Preferences(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"
+):
+    """The settings for one server, or for all; None if not set."""
 
     name: str | None = None
     room: str | None = None
@@ -46,8 +47,8 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
-class Server(Habits, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """A server that has a name."""
+class Server(Preferences, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """A server with a name."""
 
     host: str | None = None
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
@@ -55,47 +56,47 @@ class Server(Habits, frozen=True, kw_only=True, forbid_unknown_fields=True, rena
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in the file at *path*; nothing if there is none."""
+    """The contents of the file at *path*; empty if it does not exist."""
 
     path: Path
     found: bool = False
-    habits: Habits = Habits()
+    preferences: Preferences = Preferences()
     servers: dict[str, Server] = {}
 
     def values(self, server: str | None) -> dict[str, tuple[Any, str]]:
-        """Return what is said for *server*, by the options' names, each with where that stands."""
-        said = {key: (value, "") for key, value in _said(self.habits).items()}
+        """Return the values for *server* by names of options, each with its table."""
+        said = {key: (value, "") for key, value in _given(self.preferences).items()}
         if server is not None and server in self.servers:
             table = f"servers.{server}"
-            said |= {key: (value, table) for key, value in _said(self.servers[server]).items()}
+            said |= {key: (value, table) for key, value in _given(self.servers[server]).items()}
         return said
 
 
-def _said(habits: Habits) -> dict[str, Any]:
-    values = msgspec.structs.asdict(habits)
+def _given(preferences: Preferences) -> dict[str, Any]:
+    values = msgspec.structs.asdict(preferences)
     return {key: value for key, value in values.items() if value is not None}
 
 
 def settings_path() -> Path:
-    """Return where the file is, or would be; the variable `MULTICHAT_CONFIG` says otherwise."""
-    if said := os.environ.get("MULTICHAT_CONFIG"):
-        return Path(said)
+    """Return the path of the file; the variable `MULTICHAT_CONFIG` overrides it."""
+    if path := os.environ.get("MULTICHAT_CONFIG"):
+        return Path(path)
     import platformdirs
 
     return platformdirs.user_config_path(_NAME, appauthor=False) / "config.toml"
 
 
 def history_path() -> Path:
-    """Return where what was typed is kept; the variable `MULTICHAT_HISTORY` says otherwise."""
-    if said := os.environ.get("MULTICHAT_HISTORY"):
-        return Path(said)
+    """Return the path of the input history; the variable `MULTICHAT_HISTORY` overrides it."""
+    if path := os.environ.get("MULTICHAT_HISTORY"):
+        return Path(path)
     import platformdirs
 
     return platformdirs.user_state_path(_NAME, appauthor=False) / "history"
 
 
 def load_settings(path: Path) -> Settings:
-    """Read the file at *path*; raises `InvalidSettings` for anything but a good one or none."""
+    """Read the file at *path*, which may be missing; raises `InvalidSettings`."""
     try:
         text = decode_text(read_file(path, max_bytes=MAX_FILE_BYTES))
     except FileNotFoundError:
@@ -108,7 +109,7 @@ def load_settings(path: Path) -> Settings:
         if len(line) > MAX_LINE_CHARACTERS:
             reason = f"line {number} is longer than {MAX_LINE_CHARACTERS} characters"
             raise InvalidSettings(path, "", reason)
-    import tomllib  # most people have no such file
+    import tomllib  # most people have no file
 
     try:
         tables = tomllib.loads(text)
@@ -122,7 +123,7 @@ def load_settings(path: Path) -> Settings:
     return Settings(
         path=path,
         found=True,
-        habits=_read(path, tables, Habits, ""),
+        preferences=_read(path, tables, Preferences, ""),
         servers={
             name: _read_server(path, table, f"servers.{name}") for name, table in servers.items()
         },
@@ -142,18 +143,18 @@ def _read_server(path: Path, table: object, where: str) -> Server:
     except ValueError as error:
         raise InvalidSettings(path, f"{where}.host", str(error)) from None
     if port is not None and server.port is not None:
-        raise InvalidSettings(path, f"{where}.port", "stands in host, too")
+        raise InvalidSettings(path, f"{where}.port", "host contains a port, too")
     return msgspec.structs.replace(server, host=host, port=port or server.port or DEFAULT_PORT)
 
 
 def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
-    """Return *table* as a *kind*; raises `InvalidSettings` with the key that is wrong."""
+    """Return *table* as a *kind*; raises `InvalidSettings` with the wrong key."""
 
     def to_path(expected: type[object], value: object) -> object:
         if expected is Path and isinstance(value, str):
             if "\0" in value:
                 raise ValueError("a path has no null character")
-            # As if one stood where the file is, wherever one stands.
+            # Relative to the file, not to the working directory.
             return path.parent / Path(value).expanduser()
         raise ValueError("expected a path")
 
@@ -166,7 +167,7 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
             key, reason = f"{key}.{reason.split('`')[1]}".lstrip("."), "there is no such setting"
         shown = ".".join(filter(None, (where, key)))
         raise InvalidSettings(path, shown, _lowered(reason)) from None
-    except (RuntimeError, OSError) as error:  # a home that is nobody's
+    except (RuntimeError, OSError) as error:  # ~name of an unknown user
         raise InvalidSettings(path, where, str(error)) from None
 
 

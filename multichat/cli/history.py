@@ -1,4 +1,4 @@
-"""The command `history`: what a journal holds, spelled for people or programs."""
+"""The command `history`: shows the messages in a journal, for people or programs."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _ID = re.compile(r"[0-9a-f]{11}-\d{10,}")
 
 
 def parse_since(text: str) -> float | str:
-    """Return the id that *text* is, or the time that it says, in seconds since 1970.
+    """Return *text* as the id of a message, or as a time in seconds since 1970.
 
     A time without a zone is local.  Raises `ValueError`.
     """
@@ -41,10 +41,10 @@ def show_history(
     limit: int | None = None,
     json: bool = False,
 ) -> None:
-    """Write what `Reader.read` reads to *output_fd*, a page at a time.
+    """Write the messages that `Reader.read` yields to *output_fd*, a page at a time.
 
-    Ends quietly when nobody reads it any more.  Raises `JournalFailed`, when the rest is written if
-    some messages are damaged, `UnknownId`, `OutputLost`.
+    Returns if the output is a pipe that was closed.  Raises `OutputLost`, `UnknownId`, or
+    `JournalFailed`; if messages are damaged, only after the others have been written.
     """
     room = None if room is None else room_of(room)
     with open_reader(path) as reader:
@@ -73,9 +73,9 @@ def _encode(said: SaidBlock, *, with_room: bool) -> bytes:
     return TEXT.encode_said(said, f"{_local(said.time)} {where}")
 
 
-@lru_cache(maxsize=1)  # of a run that was cut, and of many that came at once
+@lru_cache(maxsize=1)  # consecutive blocks often have the same time
 def _local(time: str) -> str:
-    """Spell a time of the wire as the log has it."""
+    """Format a time of the wire as in the log."""
     try:
         local = datetime.fromisoformat(time).astimezone()
     except (ValueError, OverflowError, OSError):

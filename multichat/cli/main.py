@@ -55,14 +55,14 @@ _HOST_HELP = (
     "server in the configuration file."
 )
 _PORT_HELP = "TCP port of the server."
-# What /history shows, too: enough to know what is being talked about, on one screen.
+# As /history: enough to follow the conversation, on one screen.
 _TERMINAL_REPLAY = 20
 
 _Host = Annotated[
     str | None,
     typer.Argument(
         help=_HOST_HELP,
-        is_eager=True,  # what the file says of it are the defaults of all that follows
+        is_eager=True,  # its settings in the file are the defaults of the other parameters
         callback=default_to_file,
         autocompletion=list_servers,
     ),
@@ -126,7 +126,7 @@ def _endpoint(
 def _with_password(
     run: Callable[[str | None], _T], endpoint: "Endpoint", password: str | None
 ) -> _T:
-    """Call *run* with *password*, or with what is typed if one is missing and asked for."""
+    """Call *run* with *password*, or with a typed one if it is required."""
     from multichat.protocol.address import is_loopback
 
     in_plain_text = (
@@ -374,7 +374,7 @@ def send(
         Path | None,
         typer.Option(
             help="Connect to this Unix socket; all arguments are TEXT then.",
-            is_eager=True,  # so that the first argument is no server
+            is_eager=True,  # so that the first argument is not looked up as a server
         ),
     ] = None,
     name: _Name = None,
@@ -514,7 +514,7 @@ def history(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # which imports what reads mail
+        from importlib.metadata import version  # slow: it imports the package email
 
         typer.echo(f"multichat {version('multichat')}")
         raise typer.Exit
@@ -539,10 +539,10 @@ _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 def make_app(*commands: Callable[..., None]) -> typer.Typer:
-    """Return the command line of these *commands*; one alone has no name of its own."""
-    # Plain help: rich costs a third of the start and draws boxes that no narrow terminal holds.
+    """Return the command line with these *commands*; a single one has no name of its own."""
+    # Plain help: rich takes a third of the start and draws boxes too wide for narrow terminals.
     app = typer.Typer(
-        # The specification's own two commands have nothing to complete.
+        # The two commands of the specification have nothing to complete.
         add_completion=len(commands) > 1,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

@@ -1,7 +1,7 @@
 """One-line notices of the commands, on standard error.
 
-A notice never fails and never waits for long: it is lost where standard error is closed, full or
-not read.
+Writing a notice never fails and never waits for long: the notice is lost if standard error is
+closed, full or not read.
 """
 
 import os
@@ -12,15 +12,15 @@ from multichat.protocol.framing import clean
 
 __all__ = ["notify", "tell", "warn", "write_notice"]
 
-# How long a notice waits for whoever reads standard error.
+# How long a notice waits until standard error can be written to.
 _WAIT_SECONDS = 1.0
 
-# A pipe that is ready for writing takes so many bytes at once.
+# A pipe that is ready for writing accepts this many bytes at once.
 _PIECE_BYTES = 4096 if sys.platform == "win32" else select.PIPE_BUF
 
 
 def tell(text: str) -> None:
-    """Write one line to standard error; *text* may hold what a file, a library or a peer said."""
+    """Write one line to standard error; *text* is filtered, as parts may come from a peer."""
     write_notice(f"multichat: {clean(text)}\n")
 
 
@@ -30,22 +30,22 @@ def warn(text: str) -> None:
 
 
 async def notify(text: str) -> None:
-    """Do the same as `tell`, while the event loop goes on."""
-    import trio  # which commands that only print never need
+    """Do the same as `tell` without blocking the event loop."""
+    import trio  # not needed by commands that only print
 
     await trio.to_thread.run_sync(tell, text, abandon_on_cancel=True)
 
 
 def write_notice(text: str) -> None:
-    """Write clean lines to standard error."""
-    if sys.stderr is None:  # closed when we started; the descriptor may be something else now
+    """Write *text*, lines that are clean, to standard error."""
+    if sys.stderr is None:  # closed at the start; another file may have the descriptor now
         return
     try:
         fd = sys.stderr.fileno()
         rest = text.encode("utf-8", "backslashreplace")
         while rest and _is_ready(fd):
             rest = rest[os.write(fd, rest[:_PIECE_BYTES]) :]
-    except OSError:  # nobody can be told
+    except OSError:  # nowhere to report it
         pass
 
 

@@ -1,8 +1,8 @@
-"""Options that contradict each other or do nothing: one table, checked before a command runs.
+"""Options that exclude each other or have no effect: one table, checked before a command runs.
 
-Owns what may be said together on a command line, in the environment and in the configuration file.
-An option of the command line comes before the environment, and that before the file: where two
-contradict each other the weaker one is left out, and only where neither is weaker it is a mistake.
+Options on the command line override environment variables, which override the configuration file:
+of two options that exclude each other the one with lower precedence is ignored.  It is a mistake
+only if both have the same.
 """
 
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ __all__ = ["RULES", "CheckedCommand", "Excludes", "Needs", "Useless"]
 
 
 class Excludes(NamedTuple):
-    """*name* and *other* contradict each other."""
+    """*name* and *other* exclude each other."""
 
     name: str
     other: str
 
 
 class Useless(NamedTuple):
-    """*name* does nothing where *other* is given, or is given as one of *values*."""
+    """*name* has no effect if *other* is given, or is given as one of *values*."""
 
     name: str
     other: str
@@ -30,7 +30,7 @@ class Useless(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """*name* does nothing unless *other* is given; *where* is a condition, another parameter."""
+    """*name* has no effect unless *other* is given; with *where*, only if that is given, too."""
 
     name: str
     other: str
@@ -53,7 +53,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Excludes("log_style", "json"),
         Useless("no_reconnect", "plain"),
         Useless("no_reconnect", "json"),
-        # Without a terminal to talk on there is nothing to ring and nothing to colour.
+        # There is no bell and no color without a terminal.
         *(
             Useless(name, other)
             for name in ("bell", "color")
@@ -72,12 +72,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("burst", "rate"),
         Needs("durability", "journal"),
         Needs("keep_days", "journal"),
-        # --stall-timeout is for a client that returns and catches up, too.
+        # --stall-timeout also applies to a client that resumes its session and catches up.
         Useless("slow_timeout", "slow", ("drop", "disconnect")),
     ),
 }
 
-# The order of precedence; what is not given is 0.
+# The precedence of a source; 0 if the option is not given.
 _LAYERS = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 
@@ -85,12 +85,12 @@ class CheckedCommand(TyperCommand):
     """A command whose parameters are checked against `RULES`, and their text decoded."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; raises `UsageMistake` instead where its parameters break a rule."""
+        """Run the command; raises `UsageMistake` if its parameters break a rule."""
         for parameter in self.params:
             name = str(parameter.name)
             is_option = parameter.param_type_name == "option"
             value = ctx.params.get(name)
-            if parameter.type.name != "path":  # which may have any bytes
+            if parameter.type.name != "path":  # a path may have any bytes
                 value = _decoded(value, _described(ctx, name))
             if is_option and "" in (value if isinstance(value, list | tuple) else [value]):
                 raise UsageMistake(f"{_described(ctx, name)} is empty")
@@ -104,7 +104,7 @@ def _apply(ctx: Any, rule: Rule) -> None:
     ours, theirs = _layer(ctx, rule.name), _layer(ctx, rule.other)
     name, other = _described(ctx, rule.name), _described(ctx, rule.other)
     if isinstance(rule, Useless) and rule.values:
-        value = ctx.params[rule.other]  # of an enumeration, before typer makes it a member of that
+        value = ctx.params[rule.other]  # a string: typer makes it a member of the enumeration later
         if value not in rule.values:
             return
         other += f" {value}"
@@ -114,16 +114,16 @@ def _apply(ctx: Any, rule: Rule) -> None:
         case Excludes() if ours and theirs:
             _leave_out(ctx, rule.name if ours < theirs else rule.other)
         case Useless() if theirs and ours >= theirs:
-            raise UsageMistake(f"{name} does nothing with {other}")
+            raise UsageMistake(f"{name} has no effect with {other}")
         case Useless() if theirs and ours:
             _leave_out(ctx, rule.name)
         case Needs(where=where) if ours and not theirs and (not where or _layer(ctx, where)):
-            also = f" beside {_described(ctx, where)}" if where else ""
+            also = f" with {_described(ctx, where)}" if where else ""
             raise UsageMistake(f"{name} needs {other}{also}")
 
 
 def _layer(ctx: Any, name: str) -> int:
-    """Return how strongly *name* is given; 0 for not at all, or switched off."""
+    """Return the precedence of the source of *name*; 0 if it is not given, or off."""
     value = ctx.params[name]
     if value is None or value is False or (value == 0 and name == "replay"):
         return 0
@@ -139,7 +139,7 @@ def _leave_out(ctx: Any, name: str) -> None:
 
 
 def _described(ctx: Any, name: str) -> str:
-    """Return *name* as whoever gave it wrote it."""
+    """Return *name* as it was given: an option, an argument or a variable."""
     [parameter] = [each for each in ctx.command.params if each.name == name]
     source = ctx.get_parameter_source(name)
     if source is not None and source.name == "ENVIRONMENT":
@@ -148,7 +148,7 @@ def _described(ctx: Any, name: str) -> str:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    """Return *value* with its text decoded; raises `UsageMistake` if it is no UTF-8."""
+    """Return *value* with its text decoded; raises `UsageMistake` if it is not UTF-8."""
     if isinstance(value, list | tuple):
         return type(value)(_decoded(each, name) for each in value)
     return utf8_text(value, name) if isinstance(value, str) else value

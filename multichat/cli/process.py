@@ -1,6 +1,6 @@
-"""What the commands share with whoever calls them: descriptors, secrets, and how they fail.
+"""The process around a command: standard streams, passwords, errors and exit statuses.
 
-An expected failure is one line on standard error and exit status 1; a usage error is status 2.
+An expected error is one line on standard error and exit status 1; a usage error is status 2.
 """
 
 import os
@@ -38,15 +38,15 @@ _VARIABLE = "MULTICHAT_PASSWORD"
 # A password has one line.
 _MAX_PASSWORD_FILE_BYTES = 64 * 1024
 
-# It may come from a program that asks somebody for a passphrase first.
+# It may come from a program that asks for a passphrase first.
 _PASSWORD_FIFO_SECONDS = 60.0
 
-# As many as a server takes from one connection.
+# A server accepts as many on one connection.
 _MAX_TRIES = 3
 
 _T = TypeVar("_T")
 
-# Typer has no public name for it.
+# Typer does not export it.
 _UsageError: Any = typer.BadParameter.__base__
 
 PasswordFile = Annotated[
@@ -59,7 +59,7 @@ PasswordFile = Annotated[
 
 
 class UsageMistake(typer.BadParameter):
-    """A command was called in a way that makes no sense: one line, and exit status 2."""
+    """A command was used wrongly: one line, and exit status 2."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Write the line to *file*, by default standard error."""
@@ -69,12 +69,14 @@ class UsageMistake(typer.BadParameter):
 def utf8_text(value: str, name: str) -> str:
     """Return the text of *value*, an argument or a variable; raises `UsageMistake`.
 
-    It is UTF-8 where it can be, and else what the locale's encoding has it be.
+    It is decoded as UTF-8 if that is possible, else with the encoding of the locale.
     """
     try:
         return os.fsencode(value).decode()
     except UnicodeError:
-        if any("\ud800" <= character <= "\udfff" for character in value):  # nor the locale's
+        if any(
+            "\ud800" <= character <= "\udfff" for character in value
+        ):  # not in that encoding either
             raise UsageMistake(f"{name} is not UTF-8") from None
         return value
 
@@ -82,10 +84,10 @@ def utf8_text(value: str, name: str) -> str:
 def read_password_file(
     file: Path | None, *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
 ) -> str | None:
-    """Return the password that *file*, or the environment, holds; raises `ValueError`.
+    """Return the password in *file*, or in the environment; raises `ValueError`.
 
-    It is one line, whose line break at the end is left out; spaces belong to it.  A FIFO or pipe
-    is read for at most *fifo_seconds*.
+    It is one line without its line break; spaces are part of it.  A FIFO or pipe is read for at
+    most *fifo_seconds*.
     """
     if file is None:
         where, password = _VARIABLE, utf8_text(os.environ.get(_VARIABLE, ""), _VARIABLE)
@@ -102,14 +104,14 @@ def read_password_file(
             raise ValueError(f"{file}: {error}") from None
     password = password.rstrip("\r\n")
     if not password.strip():
-        raise ValueError(f"{where}: there is no password in it")
+        raise ValueError(f"{where}: it contains no password")
     if "\n" in password or "\r" in password:
-        raise ValueError(f"{where}: a password has one line")
+        raise ValueError(f"{where}: a password must be one line")
     return password
 
 
 def checked_password(file: Path | None) -> str | None:
-    """Return the password, or end with a usage error that says why it cannot be read."""
+    """Return the password; raises `UsageMistake` with the reason if it cannot be read."""
     try:
         return read_password_file(file)
     except ValueError as error:
@@ -119,10 +121,10 @@ def checked_password(file: Path | None) -> str | None:
 def with_password(
     run: Callable[[str | None], _T], password: str | None, where: str, *, in_plain_text: bool
 ) -> _T:
-    """Call *run* with *password*; on a terminal, ask for one that is missing, and run again.
+    """Call *run* with *password*; on a terminal, ask for one if it is required, and run again.
 
-    *where* is the server.  Warns before a password is sent *in_plain_text*.  What is typed is not
-    shown; a wrong one may be tried again.  Raises as *run* does.
+    *where* is the server.  Warns before a password is sent *in_plain_text*.  The typed password is
+    not shown; after a wrong one the user may try again.  Raises as *run* does.
     """
     warning = f"the password is sent to {where} in plain text, where others can read it: add --tls"
     if password is not None and in_plain_text:
@@ -153,18 +155,18 @@ def _is_terminal() -> bool:
 
 
 def _ask(prompt: str) -> str:
-    """Return what is typed, without its being shown; nothing at the end of input."""
+    """Return what is typed without showing it; empty at the end of input."""
     from getpass import getpass
     from locale import getpreferredencoding
 
     try:
-        typed = getpass(prompt)  # which goes by the locale, and not by UTF-8
+        typed = getpass(prompt)  # decodes with the locale, not as UTF-8
         with suppress(UnicodeError):
             typed = typed.encode(getpreferredencoding(do_setlocale=False)).decode()
     except UnicodeError:
         raise UsageMistake("the password is not UTF-8") from None
     except BaseException as error:
-        write_notice("\n")  # the cursor still stands behind the prompt
+        write_notice("\n")  # the cursor is still behind the prompt
         if isinstance(error, EOFError):
             return ""
         raise
@@ -173,17 +175,17 @@ def _ask(prompt: str) -> str:
 
 @contextmanager
 def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
-    """Turn what can be expected to go wrong into one line on standard error and status 1.
+    """Report an expected error as one line on standard error and exit with status 1.
 
-    A signal that ends the command is such an error where *interrupted* says what it means.
+    A signal that ends the command is reported in the same way if *interrupted* says what it means.
     """
-    # Where trio does not listen for them, before and after its run, these are a quiet end too.
+    # Before and after trio's run these end the command quietly, too.
     for number in ending_signals():
         if number != signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:  # before trio took over, or after it let go
+    except KeyboardInterrupt:  # before or after trio's run
         if interrupted is None:
             raise typer.Exit from None
         reason = interrupted
@@ -203,15 +205,15 @@ def _reason_of(error: OSError) -> str:
 
 
 class _Output(TextIOWrapper):
-    """A standard output that raises `OutputLost` where it cannot be written to."""
+    """A standard output that raises `OutputLost` if it cannot be written to."""
 
     def write(self, text: str) -> int:
-        """Write *text*, or a part of it if that is all that fits in the buffer."""
+        """Write *text*, or the part of it that fits in the buffer."""
         with self._failures():
             return super().write(text)
 
     def flush(self) -> None:
-        """Write what is in the buffer."""
+        """Write the buffer."""
         with self._failures():
             super().flush()
 
@@ -220,7 +222,7 @@ class _Output(TextIOWrapper):
         try:
             yield
         except OSError as error:
-            # What is in the buffer would fail once more when Python ends.
+            # Otherwise flushing the buffer would fail again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             raise OutputLost((error.strerror or str(error)).lower()) from error
 
@@ -229,7 +231,7 @@ class _Output(TextIOWrapper):
 def command_line() -> Iterator[None]:
     """Prepare the standard streams, and report the errors of the command line itself.
 
-    The streams are UTF-8, as are the wire, the log and pipes, whatever the locale says.
+    The streams are UTF-8 whatever the locale, as are the wire, the log and pipes.
     """
     for stream in (sys.stdin, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # not None, where it was closed
@@ -259,12 +261,12 @@ def command_line() -> Iterator[None]:
 
 
 def fileno(stream: TextIO | None) -> int:
-    """Return the descriptor of a standard stream, or of nothing if it was closed before us."""
+    """Return the descriptor of a standard stream, or of the null device if it was closed."""
     return os.open(os.devnull, os.O_RDWR) if stream is None else stream.fileno()
 
 
 def is_terminal() -> bool:
-    """Say whether one can sit here, with an input line and a cursor that moves."""
+    """Return whether standard input and output are a terminal whose cursor can be moved."""
     if sys.stdin is None or sys.stdout is None:
         return False
     moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")

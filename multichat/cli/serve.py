@@ -222,10 +222,10 @@ def serve(
     """
     _check_environment(context)
     if keep_days is not None and not 0 < keep_days <= _MAX_DAYS:
-        raise UsageMistake(f"--keep-days is more than 0 and at most {_MAX_DAYS}")
+        raise UsageMistake(f"--keep-days must be more than 0 and at most {_MAX_DAYS}")
     config = make_config(password_file, filter_ or [], settings)
     if not re.fullmatch("0?[0-7]{3}", unix_mode):
-        raise UsageMistake(f"{unix_mode} is no mode such as 0600")
+        raise UsageMistake(f"--unix-mode must be a mode such as 0600, not {unix_mode}")
     source = context.get_parameter_source("port")
     is_port_given = source is not None and source.name != "DEFAULT"
     tcp_port = port if is_port_given or unix is None else None

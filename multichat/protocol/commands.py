@@ -176,7 +176,7 @@ def _number(word: str) -> int | None:
 
 
 COMMANDS = CommandTable(
-    Command("/name", "NAME", "be called NAME", ("/nick",), "text",
+    Command("/name", "NAME", "change your name to NAME", ("/nick",), "text",
             parse=lambda rest: Rename(rest.strip()) if rest.strip() else None),
     Command("/me", "TEXT", "say what you do: * NAME TEXT", (), "text",
             parse=lambda rest: Act(rest) if rest else None),
@@ -184,23 +184,24 @@ COMMANDS = CommandTable(
             ("/m", "/w", "/tell", "/query", "/whisper"), "name", parse=_parse_direct),
     Command("/r", "TEXT", "answer your last private message", ("/reply",), "text",
             parse=lambda rest: Reply(rest) if rest else None),
-    Command("/who", "[ROOM]", "who is here, with their numbers", ("/names",),
+    Command("/who", "[ROOM]", "list who is here, with their numbers", ("/names",),
             parse=lambda rest: Who(room_of(rest.strip()) or None)),
-    Command("/rooms", "", "which rooms there are", ("/list",), parse=lambda _: Rooms()),
+    Command("/rooms", "", "list the rooms", ("/list",), parse=lambda _: Rooms()),
     Command("/join", "ROOM", "go to another room", ("/j",), "room",
             parse=lambda rest: Join(room_of(rest.strip())) if rest.strip() else None),
     Command("/part", "", "go back to the lobby", ("/leave",), parse=lambda _: Join(LOBBY)),
-    Command("/history", "[N]", "what was said here last", parse=_parse_history),
-    Command("/ping", "", "is anybody there?", parse=_parse_ping),
-    Command("/help", "", "this list", parse=lambda _: Help()),
-    Command("/quit", "", "leave", ("/exit",), parse=lambda rest: None if rest.strip() else Quit()),
+    Command("/history", "[N]", "show the latest messages", parse=_parse_history),
+    Command("/ping", "", "check the connection", parse=_parse_ping),
+    Command("/help", "", "show this list", parse=lambda _: Help()),
+    Command("/quit", "", "leave the chat", ("/exit",),
+            parse=lambda rest: None if rest.strip() else Quit()),
     Command("/say", "TEXT", completes="text", parse=lambda rest: rest or None),
     Command("/auth", "PASSWORD",
             parse=lambda _: Invalid.because(InvalidRequest("no password is required"))),
     Command("/json"),
-    Command("/status", "", "where we are, and since when", is_local=True),
-    Command("/clear", "", "an empty screen", is_local=True),
-    Command("/ignore", "NAME", "hide what NAME says, or show it again", (), "name",
+    Command("/status", "", "show the room and the connection", is_local=True),
+    Command("/clear", "", "clear the screen", is_local=True),
+    Command("/ignore", "NAME", "hide the messages of NAME, or show them again", (), "name",
             is_local=True),
     unavailable={
         "/topic": "rooms have no topic",
@@ -215,14 +216,14 @@ COMMANDS = CommandTable(
 """What a client can type."""
 
 ADMIN_COMMANDS = CommandTable(
-    Command("/clients", "[ROOM]", "who is connected, or in ROOM", ("/who",)),
-    Command("/rooms", "", "the rooms, and how many are there"),
-    Command("/send", "WHO TEXT", "tell one client", completes="name"),
+    Command("/clients", "[ROOM]", "list the clients, all or in ROOM", ("/who",)),
+    Command("/rooms", "", "list the rooms and their sizes"),
+    Command("/send", "WHO TEXT", "send a message to one client", completes="name"),
     Command("/kick", "WHO [REASON]", "disconnect a client", completes="name"),
-    Command("/ban", "WHAT [TIME] [REASON]", "disconnect it, and keep it out", completes="name"),
+    Command("/ban", "WHAT [TIME] [REASON]", "disconnect and keep out", completes="name"),
     Command("/unban", "WHAT", "lift a ban", completes="name"),
     Command("/bans", "", "list the bans"),
-    Command("/help", "", "this list"),
+    Command("/help", "", "show this list"),
     Command("/quit", "", "shut down the server"),
 )
 """What the operator can type at the server's terminal."""

@@ -1,4 +1,4 @@
-"""What a client can ask and what a member can be told, as typed values.  Pure.
+"""Requests of clients and events for them, as typed values.  Pure.
 
 Requests are imperative and come from a client; events are facts and go to one.  All are frozen.
 How they are encoded is up to the codecs, `multichat.protocol.text_codec` and `json_codec`.  A
@@ -86,44 +86,44 @@ __all__ = [
 PROTOCOL = 1
 
 LOBBY = "lobby"
-"""The room that everybody is in at first."""
+"""The room in which every client starts."""
 
 
 def room_of(text: str) -> str:
-    """Return the room that somebody means; in other chats their names begin with a number sign."""
+    """Return the name of a room without the number sign that other chats put before it."""
     return text.lstrip("#") or text
 
 
-# A UUID with room to spare; whatever a client sends here it gets back.
+# More than a UUID needs; the server sends it back.
 MAX_TOKEN_CHARACTERS = 128
 
-# A screenful, for who does not say how much.
+# The default of a request for the history: a screenful.
 HISTORY_MESSAGES = 20
 
-# A client may have so many messages unaccepted, and a server remembers the nonces of so many of
-# each session: none is accepted twice, however often the connection is lost.
+# The most messages that a client may have unacknowledged, and the number of nonces that a server
+# remembers for each session, so that no message is accepted twice after a reconnect.
 MAX_UNACCEPTED = 256
 
-# A tag of 32 leaves a line of 60 columns something to say.
+# A tag of 32 leaves space for text on a line of 60 columns.
 MAX_NAME_CHARACTERS = 32
 
-# The longest form of such a name, with each character decomposed.
+# The most characters of such a name in a decomposed form.
 MAX_DECOMPOSED = 4 * MAX_NAME_CHARACTERS
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=MAX_DECOMPOSED)]
-"""What a server calls a person or a room; an event with a longer one is left out.
+"""A name in an event; events with a longer name are dropped.
 
-To compare, or to draw, a name of a million marks takes quadratic time.
+Comparing or drawing a name of a million marks takes quadratic time.
 """
 
-# Numbers that a server tells us; an event with any other is left out.
+# Numbers in events; events with other numbers are dropped.
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Limit = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 _Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 
 Nonce: TypeAlias = _Token | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
-"""What a client chooses to recognise an answer: a string, or a number that JSON can hold."""
+"""A client's id for a request, repeated in the answer: a string, or a number exact in JSON."""
 
 
 class _Message(
@@ -136,53 +136,53 @@ class _Message(
 
 
 class Say(_Message, frozen=True, tag="say"):
-    """Say *text* to everybody else in the room, which is *room* if that is named."""
+    """Send the message *text* to *room*, by default to the current room."""
 
     text: str
     room: str | None = None
 
 
 class Act(_Message, frozen=True, tag="act"):
-    """Say in the third person what one does: `waves`; see `Say`."""
+    """Send an action in the third person, such as `waves`; see `Say`."""
 
     text: str
     room: str | None = None
 
 
 class Direct(_Message, frozen=True, tag="direct"):
-    """Say *text* to one person: a name, or a client's number."""
+    """Send *text* to one person only: a name, or the number of a client."""
 
     to: int | str
     text: str
 
 
 class Rename(_Message, frozen=True, tag="name"):
-    """Call me *name* from now on."""
+    """Change the name of the client to *name*."""
 
     name: str
 
 
 class Join(_Message, frozen=True, tag="join"):
-    """Let me into *room*, out of mine; and tell me what was said there *since* that id."""
+    """Move to *room*; with *since*, replay its messages after the one with that id."""
 
     room: str
     since: str | None = None
 
 
 class Who(_Message, frozen=True, tag="who"):
-    """Tell me who is in *room*, or in mine."""
+    """List the members of *room*, by default of the current room."""
 
     room: str | None = None
 
 
 class Rooms(_Message, frozen=True, tag="rooms"):
-    """Tell me which rooms there are."""
+    """List the rooms."""
 
 
 class History(_Message, frozen=True, tag="history"):
-    """Tell me the last *limit* messages of my room, or the last *before* the one of that id.
+    """Return the last *limit* messages of *room*, by default of the current room.
 
-    My room is *room* if that is named.
+    With *before*, those before the message with that id.
     """
 
     limit: Annotated[int, msgspec.Meta(ge=1)] = HISTORY_MESSAGES
@@ -191,27 +191,27 @@ class History(_Message, frozen=True, tag="history"):
 
 
 class Ping(_Message, frozen=True, tag="ping"):
-    """Answer me, repeating *token*."""
+    """Check the connection; the answer repeats *token*."""
 
     token: _Token = ""
 
 
 class Help(_Message, frozen=True, tag="help"):
-    """Tell me what I can ask."""
+    """List the commands."""
 
 
 class Quit(_Message, frozen=True, tag="quit"):
-    """Let me go."""
+    """End the session."""
 
 
 class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
-    """From the next line on I speak and hear JSON; call me *name* and let me into *room*.
+    """Change to JSON from the next line on, with *name*, in *room*.
 
-    I am who was given this *session*; tell me what was said *since* that id, or the last *replay*
-    messages.  The one request that is asked in the text protocol only.
+    *session* is the token of the session to resume.  The messages after the id *since* are
+    replayed, or the last *replay* messages.  The only request that is a line of the text protocol.
     """
 
-    protocol: int = 0  # not said
+    protocol: int = 0  # not given
     name: str | None = None
     room: str | None = None
     session: str | None = None
@@ -220,23 +220,23 @@ class Hello(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 NO_SENDER = "nobody has sent you a private message"
-"""Why a `Reply` is refused."""
+"""The reason for refusing a `Reply`."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Say *text* to whoever has sent a private message last; typed only.
+    """Send *text* to the sender of the last private message.
 
-    Not for programs: a private message that arrives meanwhile would change whom it is for.
+    In the text protocol only: a private message that arrives meanwhile changes the recipient.
     """
 
     text: str
 
 
 class SayBlock(msgspec.Struct, frozen=True):
-    """What several `Say` in a row are once they have been read: nothing is done per message.
+    """Several `Say` in a row, so that nothing has to be done per message.
 
-    *run* is their texts, in order, with an LF between two; *nonces* are theirs, or nothing if
-    none has one.  All name the same *room*, or none.
+    *text* is their texts in order, with an LF between two; *nonces* are theirs, or empty if none
+    has one.  All name the same *room*, or none.
     """
 
     text: str
@@ -248,9 +248,9 @@ class SayBlock(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What a server takes: bytes in a line, characters in a name.
+    """The limits of a server: bytes in a line, characters in a name.
 
-    *wait* is for how many seconds at a time it may stop reading a client's messages, because it
+    *wait* is the longest time, in seconds, for which it may stop reading from a client while it
     waits for a slow client.
     """
 
@@ -260,11 +260,10 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Welcome(_Message, frozen=True, tag="welcome"):
-    """The answer to a hello: who we are, where, with how many *members*, and the *last* id there.
+    """The answer to a hello: our number, name and room, its *members*, and its *last* id.
 
-    *server* is the name and version of the program.  *session* is what we say in a hello to be who
-    we are, should we lose the connection, empty where nobody can; *resumed* whether we are, by
-    that, who we were.
+    *server* is the name and version of the program.  *session* is the token with which a later
+    hello resumes this session, empty if the server cannot; *resumed* says that it was resumed.
     """
 
     protocol: _Count
@@ -280,10 +279,10 @@ class Welcome(_Message, frozen=True, tag="welcome"):
 
 
 class Said(_Message, frozen=True, kw_only=True, tag="said"):
-    """Somebody said *text*, or did it if *act*.
+    """A message in a room, or an action if *act*.
 
-    Over the text protocol *id*, *time*, *room* and *client* are unknown, and *name* is empty where
-    the other side does not tag its lines.
+    In the text protocol *id*, *time*, *room* and *client* are unknown, and *name* is empty if the
+    server does not tag its lines.
     """
 
     id: str = ""
@@ -296,9 +295,9 @@ class Said(_Message, frozen=True, kw_only=True, tag="said"):
 
 
 class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
-    """Somebody said *text* to us alone.
+    """A private message to us.
 
-    Over the text protocol *time* and *client* are unknown.
+    In the text protocol *time* and *client* are unknown.
     """
 
     time: str = ""
@@ -308,16 +307,16 @@ class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
 
 
 class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
-    """What we said with that nonce is in its room's order, as *id*, or on its way to one person."""
+    """Acknowledges our message with that nonce: it has the *id* in its room, or None if private."""
 
     id: str | None = None
 
 
 class Joined(_Message, frozen=True, tag="joined"):
-    """Somebody has joined our room; as the answer to `Join`, we have joined *room*.
+    """A client has joined our room; as the answer to `Join`, we have joined *room*.
 
-    *members* is how many are in the room now; 0 from a server of an older version, which says it
-    only in the answer.  *last* is, in the answer, the id of the last message there, if any.
+    *members* is the number of members now; 0 from older servers, which send it only in the answer.
+    *last* is, in the answer, the id of the last message there, if any.
     """
 
     client: _Count
@@ -328,9 +327,9 @@ class Joined(_Message, frozen=True, tag="joined"):
 
 
 class Left(_Message, frozen=True, tag="left"):
-    """Somebody has left our room; *reason* is empty if they chose to.
+    """A client has left our room; *reason* is empty if it chose to.
 
-    *members* is how many are in the room now; 0 from a server of an older version.
+    *members* is the number of members now; 0 from older servers.
     """
 
     client: _Count
@@ -340,7 +339,7 @@ class Left(_Message, frozen=True, tag="left"):
 
 
 class Renamed(_Message, frozen=True, tag="renamed"):
-    """Somebody, or we, had the name *old* and has another."""
+    """A client, or we, changed the name from *old* to *name*."""
 
     client: _Count
     old: Name
@@ -348,7 +347,7 @@ class Renamed(_Message, frozen=True, tag="renamed"):
 
 
 class Presence(_Message, frozen=True, tag="presence"):
-    """So many have come, gone and changed names at once; *members* are here now."""
+    """Several changes at once, as counts; *members* is the number of members now."""
 
     joined: _Count
     left: _Count
@@ -357,7 +356,7 @@ class Presence(_Message, frozen=True, tag="presence"):
 
 
 class Missed(_Message, frozen=True, tag="missed"):
-    """We were too slow for so many messages."""
+    """*count* messages were not delivered to us, because we were too slow."""
 
     count: _Count
 
@@ -372,7 +371,7 @@ class MemberName(msgspec.Struct, frozen=True):
 class Members(_Message, frozen=True, tag="members"):
     """The answer to `Who`.
 
-    Where nobody is in *room* and a person is called so, *person_in* is the room of that person.
+    If nobody is in *room* and a person has that name, *person_in* is the room of that person.
     """
 
     room: Name
@@ -381,9 +380,9 @@ class Members(_Message, frozen=True, tag="members"):
 
 
 class HistoryPage(_Message, frozen=True, tag="history"):
-    """The answer to `History`, oldest first; *more* says whether there is something before it.
+    """The answer to `History`, oldest first; *more* says whether there are earlier messages.
 
-    *missed* is how many messages behind its first one cannot be read.
+    *missed* is the number of messages after its first one that cannot be read.
     """
 
     messages: list[Said]
@@ -392,7 +391,7 @@ class HistoryPage(_Message, frozen=True, tag="history"):
 
 
 class RoomSize(msgspec.Struct, frozen=True):
-    """A room, and how many are in it."""
+    """A room and the number of its members."""
 
     room: Name
     members: _Count
@@ -405,7 +404,7 @@ class RoomList(_Message, frozen=True, tag="rooms"):
 
 
 class Notice(_Message, frozen=True, tag="notice"):
-    """The server itself has something to say to us."""
+    """A message from the server itself."""
 
     text: str
 
@@ -417,9 +416,9 @@ class Pong(_Message, frozen=True, tag="pong"):
 
 
 class Error(_Message, frozen=True, tag="error"):
-    """We cannot have what we asked for; *code* is why for programs, *text* for people.
+    """A request was refused; *code* is the reason for programs, *text* for people.
 
-    *holder* is the name in use that the name we asked for looks like, if that is why.
+    *holder* is the name in use that the requested name looks like, if that is the reason.
     """
 
     code: str
@@ -428,7 +427,7 @@ class Error(_Message, frozen=True, tag="error"):
 
 
 ASKED_TO_LEAVE = "you asked to leave"
-"""The reason of a goodbye that answers `Quit`."""
+"""The reason of the goodbye that answers `Quit`."""
 
 
 GOODBYES = {
@@ -450,8 +449,8 @@ TOO_FAR_BEHIND = "too far behind"
 TAKEN_OVER = "taken over by a new connection"
 SHUTTING_DOWN = "the server is shutting down"
 
-# How the reasons of a goodbye begin: the text protocol, and a server of an older version, give a
-# reason and no code.  The first that fits counts.
+# How the reasons of a goodbye begin, for goodbyes without a code, from the text protocol or from
+# older servers.  The first match counts.
 _CODES_BY_REASON = {
     SHUTTING_DOWN: "shutdown",
     TOO_SLOW: "too-slow",
@@ -473,8 +472,8 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
     """The server is about to close the connection.
 
     *reason* is for people, *code* is one of `GOODBYES`, and *reconnect* says whether the client may
-    come back, not before *after* seconds if that is given.  A server of an older version sends the
-    reason alone; see `known`.
+    reconnect, not before *after* seconds if that is given.  An older server sends only the reason;
+    see `known`.
     """
 
     reason: str
@@ -488,7 +487,7 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
         return cls(reason, code, GOODBYES[code], nonce=nonce)
 
     def known(self) -> "Goodbye":
-        """Return the same goodbye with what can be concluded where it does not say it."""
+        """Return the same goodbye with the missing fields derived from its reason."""
         code, reconnect = self.code, self.reconnect
         if not code and reconnect is None:
             known = (c for start, c in _CODES_BY_REASON.items() if self.reason.startswith(start))
@@ -499,9 +498,9 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
 
 
 class Disconnected(_Message, frozen=True):
-    """The connection is lost, and will be tried again in so many seconds; is on no wire.
+    """The connection is lost; the client tries again in *retry_seconds*.  Never on the wire.
 
-    Told for the loss, with 0 *failures*, and for each try that failed, with their number.
+    Comes for the loss, with 0 *failures*, and for each failed try, with their number.
     """
 
     reason: str
@@ -510,11 +509,10 @@ class Disconnected(_Message, frozen=True):
 
 
 class Reconnected(_Message, frozen=True):
-    """The conversation goes on over a new connection; is on no wire.
+    """The client has reconnected.  Never on the wire.
 
-    What was missed meanwhile follows, as `Said`.  *resumed* says that we are who we were; else the
-    server has forgotten us, and *again* messages, which had been sent and not accepted, may come to
-    be said twice.
+    The missed messages follow, as `Said`.  *resumed* says that the session was resumed; otherwise
+    *again* messages, which had been sent and not acknowledged, may be delivered twice.
     """
 
     resumed: bool
@@ -522,9 +520,9 @@ class Reconnected(_Message, frozen=True):
 
 
 class SaidBlock(msgspec.Struct, frozen=True):
-    """What one publish says in a room: several `Said` in a row, not yet spelled.
+    """The messages of one publish in a room: several `Said` in a row, not yet encoded.
 
-    *run* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
+    *text* is their texts with an LF between two; their ids are *epoch* and the numbers from *first*
     on (see `multichat.protocol.ids`).
     """
 
@@ -539,13 +537,13 @@ class SaidBlock(msgspec.Struct, frozen=True):
 
 
 class Invalid(msgspec.Struct, frozen=True):
-    """What is no request is answered with *error*."""
+    """A line that is not a valid request, and the *error* to answer it with."""
 
     error: Error
 
     @classmethod
     def because(cls, error: RemoteProtocolError, nonce: Nonce | None = None) -> "Invalid":
-        """Make it of the exception that says why."""
+        """Create it from the exception with the reason."""
         holder = error.holder if isinstance(error, NameTaken) else ""
         return cls(Error(error.code, str(error), holder, nonce=nonce))
 
@@ -553,10 +551,10 @@ class Invalid(msgspec.Struct, frozen=True):
 WireRequest: TypeAlias = (
     Say | Act | Direct | Rename | Join | Who | Rooms | History | Ping | Help | Quit
 )
-"""What a client can ask in either protocol."""
+"""The requests of both protocols."""
 
 Request: TypeAlias = SayBlock | WireRequest | Hello | Reply | Invalid
-"""What a server reads: `Say` as part of a `SayBlock`, and what was no request as `Invalid`."""
+"""What a server decodes: `Say` as part of a `SayBlock`, and invalid lines as `Invalid`."""
 
 WireEvent: TypeAlias = (
     Welcome
@@ -576,7 +574,7 @@ WireEvent: TypeAlias = (
     | Error
     | Goodbye
 )
-"""What a server can tell a member."""
+"""The events on the wire."""
 
 Event: TypeAlias = WireEvent | Disconnected | Reconnected
-"""What a member can be told, by its server or by its own client."""
+"""The events of a client: those on the wire, and those of its own connection."""

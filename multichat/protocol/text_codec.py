@@ -159,12 +159,12 @@ class TextCodec:
             case Members(room=room, members=[], person_in=person_in):
                 if not person_in:
                     return [f"nobody is in {room}"]
-                return [f"{room} is no room but a person, in {person_in}"]
+                return [f"{room} is not a room; a person with that name is in {person_in}"]
             case Members(room=room, members=names):
                 return [f"{len(names)} in {room}:", *(f"{m.client} {m.name}" for m in names)]
             case RoomList(rooms=rooms):
                 return [
-                    "rooms, with how many are there:",
+                    "rooms and their members:",
                     *(f"{r.room} {r.members}" for r in rooms),
                 ]
             case HistoryPage(messages=messages, missed=missed):

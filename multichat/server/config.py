@@ -359,7 +359,7 @@ class ServerConfig:
                 bound = f"at least {setting.at_least}" if setting.at_least else "0 or more"
                 raise ValueError(f"{each.name} must be {bound}")
         if self.password is not None and "\n" in self.password:
-            raise ValueError("a password has one line")
+            raise ValueError("a password must be one line")
         # Of those that anybody can type; see `multichat.protocol.framing`.
         typed = None if self.password is None else len(clean(self.password))
         if typed is not None and not 0 < typed <= MAX_PASSWORD_CHARACTERS:

@@ -90,7 +90,7 @@ def test_no_file_is_an_empty_one(tmp_path: Path) -> None:
         ("[servers]\nwork = 7", "servers.work: expected object, got int"),
         ("[servers.work]", "servers.work: needs either host or unix"),
         ("[servers.work]\nhost = 'a:b'", "servers.work.host: 'b' is not a port: 1 to 65535"),
-        ("[servers.work]\nhost = 'a:1'\nport = 1", "servers.work.port: stands in host, too"),
+        ("[servers.work]\nhost = 'a:1'\nport = 1", "servers.work.port: host contains a port, too"),
         ("[servers.work]\nunix = 'a'\nport = 1", "servers.work.port: a Unix socket has none"),
         ("[servers.work]\nhost = 'a'\nport = 0", "servers.work.port: expected int >= 1"),
         ("[servers.work]\nhost = 'a'\nport = '9000'", "servers.work.port: expected int, got str"),
@@ -197,11 +197,11 @@ def test_config_shows_what_holds_and_why(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_config_without_a_file_says_where_it_would_be(tmp_path: Path) -> None:
     shown = run(tmp_path, "config")
-    assert rows(shown.stdout)["file"][0] == f"{tmp_path / 'config.toml'} (not there)"
+    assert rows(shown.stdout)["file"][0] == f"{tmp_path / 'config.toml'} (does not exist)"
     missing = run(tmp_path, "config", "work")
     assert missing.returncode == 1
     assert missing.stderr == (
-        f"multichat: no server is called work in {tmp_path / 'config.toml'} (not there)\n"
+        f"multichat: there is no server work in {tmp_path / 'config.toml'} (does not exist)\n"
     )
 
 

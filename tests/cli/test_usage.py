@@ -88,7 +88,7 @@ def test_options_that_contradict_each_other_or_do_nothing_are_refused(
             names.append(where)
     said = mistake(*spelled(command, *names))
     assert f"--{rule.name.replace('_', '-')} " in said
-    assert any(words in said for words in ("exclude each other", "does nothing with", "needs"))
+    assert any(words in said for words in ("exclude each other", "has no effect with", "needs"))
 
 
 @pytest.mark.parametrize(
@@ -96,39 +96,45 @@ def test_options_that_contradict_each_other_or_do_nothing_are_refused(
     [
         (["connect"], "HOST, or --unix PATH, is missing"),
         (["connect", "--unix", "a", "b"], "--unix and HOST exclude each other"),
-        (["connect", "--tls", "--unix", "a"], "--tls does nothing with --unix"),
-        (["connect", "--bell", "--listen", "h"], "--bell does nothing with --listen"),
+        (["connect", "--tls", "--unix", "a"], "--tls has no effect with --unix"),
+        (["connect", "--bell", "--listen", "h"], "--bell has no effect with --listen"),
         (["connect", "--json", "--plain", "h"], "--json and --plain exclude each other"),
         (["connect", "--log-style", "--json", "h"], "--log-style and --json exclude each other"),
         (["connect", "--replay", "5", "--plain", "h"], "--replay and --plain exclude each other"),
-        (["connect", "--no-reconnect", "--json", "h"], "--no-reconnect does nothing with --json"),
-        (["connect", "--no-reconnect", "--plain", "h"], "--no-reconnect does nothing with --plain"),
+        (["connect", "--no-reconnect", "--json", "h"], "--no-reconnect has no effect with --json"),
+        (
+            ["connect", "--no-reconnect", "--plain", "h"],
+            "--no-reconnect has no effect with --plain",
+        ),
         (["who", "--unix", "a", "h"], "--unix and HOST exclude each other"),
         (["serve", "--burst", "5"], "--burst needs --rate"),
         (["serve", "--keep-days", "3"], "--keep-days needs --journal"),
         (["serve", "--durability", "full"], "--durability needs --journal"),
         (["serve", "--unix-mode", "0600"], "--unix-mode needs --unix"),
-        (["serve", "--unix", "b", "--host", "h"], "--host needs PORT beside --unix"),
+        (["serve", "--unix", "b", "--host", "h"], "--host needs PORT with --unix"),
         (
             ["serve", "--unix", "b", "--max-clients-per-address", "3"],
-            "--max-clients-per-address needs PORT beside --unix",
+            "--max-clients-per-address needs PORT with --unix",
         ),
-        (["connect", "h:1", "2"], "h:1 has a port already; leave out 2"),
+        (["connect", "h:1", "2"], "h:1 contains a port: leave out 2"),
         (["connect", "h:x"], "'x' is not a port: 1 to 65535"),
         (["connect", "--name", "", "h"], "--name is empty"),
-        (["connect", "--timeout", "nan", "h"], "--timeout is more than 0 seconds"),
+        (["connect", "--timeout", "nan", "h"], "--timeout must be more than 0 seconds"),
         (["who", "[::1"], "[::1 is not an address such as [::1]:9000"),
-        (["send", "h", "42"], "TEXT is missing behind port 42; to say a number, send h:9000 42"),
+        (["send", "h", "42"], "TEXT is missing after port 42; to send a number: send h:9000 42"),
         (["send", "h", "0", "people"], "'0' is not a port: 1 to 65535"),
         (["send", "h", "70000", "people"], "'70000' is not a port: 1 to 65535"),
         (["send", "h", "caf\udce9"], "TEXT is not UTF-8"),
         (["serve", "--host", ""], "--host is empty"),
-        (["serve", "--keep-days", "0", "--journal", "a"], "--keep-days is more than 0"),
-        (["serve", "--tls-cert", "a", "--unix", "b"], "--tls-cert needs PORT beside --unix"),
-        (["serve", "--unix-mode", "9", "--unix", "b"], "9 is no mode such as 0600"),
+        (["serve", "--keep-days", "0", "--journal", "a"], "--keep-days must be more than 0"),
+        (["serve", "--tls-cert", "a", "--unix", "b"], "--tls-cert needs PORT with --unix"),
+        (
+            ["serve", "--unix-mode", "9", "--unix", "b"],
+            "--unix-mode must be a mode such as 0600, not 9",
+        ),
         (
             ["serve", "--slow", "disconnect", "--slow-timeout", "5"],
-            "--slow-timeout does nothing with --slow disconnect",
+            "--slow-timeout has no effect with --slow disconnect",
         ),
         (["serve", "--rate", "0"], "--rate must be more than 0"),
         (["serve", "--filter", "os:sep"], "os:sep: os has no function sep"),
@@ -165,8 +171,8 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
     ("variables", "arguments", "said"),
     [
         ({"MULTICHAT_JSON": "1", "MULTICHAT_PLAIN": "1"}, ["h"], "MULTICHAT_JSON and MULTICHAT_PL"),
-        ({"MULTICHAT_UNIX": "a"}, ["--tls"], "--tls does nothing with MULTICHAT_UNIX"),
-        ({"MULTICHAT_LISTEN": "1"}, ["--bell", "h"], "--bell does nothing with MULTICHAT_LISTEN"),
+        ({"MULTICHAT_UNIX": "a"}, ["--tls"], "--tls has no effect with MULTICHAT_UNIX"),
+        ({"MULTICHAT_LISTEN": "1"}, ["--bell", "h"], "--bell has no effect with MULTICHAT_LISTEN"),
     ],
 )
 def test_a_variable_is_named_as_such(
@@ -223,7 +229,7 @@ def test_an_empty_password_file_is_refused(command: list[str], data: bytes, tmp_
     file = tmp_path / "password"
     file.write_bytes(data)
     said = mistake(*command, "--password-file", str(file))
-    assert said == f"{file}: there is no password in it"
+    assert said == f"{file}: it contains no password"
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
@@ -333,7 +339,7 @@ async def test_send_and_who_find_a_server_of_the_configuration_file(
         refused = await trio.to_thread.run_sync(
             lambda: run(MULTICHAT, "connect", "home", "9000", **file)
         )
-        assert refused.stderr == f"multichat: home is at {socket}, which has no PORT\n"
+        assert refused.stderr == f"multichat: home is a Unix socket, {socket}: leave out PORT\n"
 
 
 # --- Passwords --------------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"password: not UTF-8$"):
         read_password_file(file)
     file.write_bytes(b"two\nlines\n")
-    with pytest.raises(ValueError, match=r"password: a password has one line$"):
+    with pytest.raises(ValueError, match=r"password: a password must be one line$"):
         read_password_file(file)
 
 
@@ -417,7 +417,7 @@ async def test_a_password_file_that_cannot_be_used_is_a_mistake_in_the_usage(
     empty.write_bytes(b"\n")
     cases = {
         ("serve", "0", "--password-file", str(missing)): "no such file or directory",
-        ("serve", "0", "--password-file", str(empty)): "there is no password in it",
+        ("serve", "0", "--password-file", str(empty)): "it contains no password",
         ("send", "--password-file", str(missing), LOOPBACK, "1", "x"): "no such file or directory",
     }
     async with trio.open_nursery() as nursery:

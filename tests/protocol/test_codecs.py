@@ -465,7 +465,7 @@ def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
         ),
         (
             RoomList([RoomSize("lobby", 2), RoomSize("den", 1)]),
-            ["rooms, with how many are there:", "lobby 2", "den 1"],
+            ["rooms and their members:", "lobby 2", "den 1"],
         ),
         (Pong(""), ["pong"]),
         (Pong("42"), ["pong 42"]),

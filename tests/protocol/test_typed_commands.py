@@ -612,7 +612,7 @@ async def test_habits_of_irc_do_what_people_mean() -> None:
         assert answers[0] == "[Server] nobody is in attic"
         assert answers[1].startswith("[Server] a room's name consists of")
         assert answers[2:] == [
-            "[Server] rooms, with how many are there:",
+            "[Server] rooms and their members:",
             "[Server] lobby 1",
             "[Server] kitchen 1",
         ]
@@ -648,7 +648,7 @@ async def test_who_about_a_person_says_in_which_room_she_is() -> None:
         await a.lines(2)
         await b.send("/who ALICE", "/who attic", "/who den")
         assert await b.lines(4) == [
-            "[Server] ALICE is no room but a person, in den",
+            "[Server] ALICE is not a room; a person with that name is in den",
             "[Server] nobody is in attic",
             "[Server] 1 in den:",
             "[Server] 1 alice",

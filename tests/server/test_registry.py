@@ -197,7 +197,7 @@ async def test_a_room_is_there_while_somebody_is_in_it(log: LogRecorder) -> None
         a, b = [await network.join() for _ in range(2)]
         await a.send("/join kitchen", "/rooms")
         assert (await a.lines(4))[1:] == [
-            "[Server] rooms, with how many are there:",
+            "[Server] rooms and their members:",
             "[Server] lobby 1",
             "[Server] kitchen 1",
         ]

@@ -115,7 +115,9 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
         ]
         assert await b.lines(2) == ["[Client 1] one", "[Client 1] /usr is full"]
         await a.send("/help")
-        assert "[Server] /quit          leave" in await a.lines(encoded_help(TEXT).count(b"\n"))
+        assert "[Server] /quit          leave the chat" in await a.lines(
+            encoded_help(TEXT).count(b"\n")
+        )
 
 
 async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> None:
