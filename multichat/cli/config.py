@@ -6,40 +6,31 @@ Options override environment variables, which override the file, which overrides
 import os
 from collections.abc import Iterator
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from multichat.cli.notices import tell
-from multichat.cli.process import UsageMistake, one_line_errors
-from multichat.client.timeouts import ClientTimeouts
-from multichat.protocol.address import DEFAULT_PORT
+from multichat.cli.process import PASSWORD_VARIABLE, one_line_errors
 from multichat.protocol.framing import clean
 
 if TYPE_CHECKING:
-    from multichat.cli.config_file import Server, Settings
+    from multichat.cli.config_file import Settings
 
 __all__ = [
+    "SERVER_KEY",
     "ColorWhen",
-    "client_timeouts",
     "config",
     "default_to_file",
-    "find_server",
     "is_colored",
     "list_servers",
-    "parse_server",
-    "split_port",
 ]
 
 # The key in a context's `meta` for the server of the file that HOST names.
-_SERVER = "multichat.server"
+SERVER_KEY = "multichat.server"
 
 # Shown by `config` for a setting without a value.
 _NOTHING = "-"
-
-# Not an option: other users can list the command lines of processes.
-_PASSWORD = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
 
 
 class ColorWhen(Enum):
@@ -82,61 +73,8 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
     }
     if host is None or is_text or host not in settings.servers:
         return host
-    context.meta[_SERVER] = server = settings.servers[host]
+    context.meta[SERVER_KEY] = server = settings.servers[host]
     return host if server.host is None else server.host
-
-
-def find_server(
-    context: typer.Context, host: str, port: int | None
-) -> tuple[str, int, Path | None]:
-    """Return the host and port, or the Unix socket, for the HOST and PORT of a command.
-
-    Raises `UsageMistake`.
-    """
-    server: Server | None = context.meta.get(_SERVER)
-    if server is None:
-        return (*parse_server(host, port), None)
-    if server.unix is not None and port is not None:
-        raise UsageMistake(f"{host} is a Unix socket, {server.unix}: leave out PORT")
-    return host, port or server.port or 0, server.unix
-
-
-def parse_server(host: str, port: int | None) -> tuple[str, int]:
-    """Return the host and port in HOST, or HOST:PORT, and PORT; raises `UsageMistake`."""
-    from multichat.protocol.address import split_address
-
-    try:
-        name, ours = split_address(host)
-    except ValueError as error:
-        raise UsageMistake(str(error)) from None
-    if ours is not None and port is not None:
-        raise UsageMistake(f"{host} contains a port: leave out {port}")
-    return name, ours or port or DEFAULT_PORT
-
-
-def split_port(context: typer.Context, host: str, words: list[str]) -> tuple[int | None, list[str]]:
-    """Return the port and the text after HOST in `send`; raises `UsageMistake`.
-
-    A first word of digits is the port, never text, unless HOST contains the port or is a server of
-    the configuration file.
-    """
-    from multichat.protocol.address import parse_port, split_address
-
-    first, *others = words
-    try:
-        if _SERVER in context.meta or split_address(host)[1] is not None:
-            return None, words
-        if not (first.isascii() and first.isdigit()):
-            return None, words
-        port = parse_port(first)
-    except ValueError as error:
-        raise UsageMistake(str(error)) from None
-    if not others:
-        said = f"{host}:{DEFAULT_PORT}" if host.count(":") == 0 else f"[{host}]:{DEFAULT_PORT}"
-        raise UsageMistake(
-            f"TEXT is missing after port {port}; to send a number: send {said} {port}"
-        )
-    return port, others
 
 
 def list_servers(incomplete: str) -> list[str]:
@@ -176,9 +114,9 @@ def config(
         address = each.unix if each.host is None else f"{each.host} {each.port}"
         rows.append((f"server {name}", str(address), "file"))
     rows += _settings_rows(context, settings, server)
-    secret = _is_set(_PASSWORD)
+    secret = _is_set(PASSWORD_VARIABLE)
     rows.append(
-        ("password", "(secret)" if secret else _NOTHING, _PASSWORD if secret else "default")
+        ("password", "(secret)" if secret else _NOTHING, PASSWORD_VARIABLE if secret else "default")
     )
     rows = [(clean(setting), clean(value), clean(source)) for setting, value, source in rows]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -224,14 +162,3 @@ def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def client_timeouts(seconds: float | None) -> ClientTimeouts:
-    """Return the timeouts of a client with a `--timeout` of *seconds*; raises `UsageMistake`."""
-    if seconds is None:
-        return ClientTimeouts()
-    if not seconds > 0:
-        raise UsageMistake("--timeout must be more than 0 seconds")
-    return ClientTimeouts(
-        connect=seconds, handshake=seconds, answer=seconds, wait=seconds, delivery=seconds
-    )

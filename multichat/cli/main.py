@@ -4,19 +4,32 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from multichat.cli.config import (
     ColorWhen,
-    client_timeouts,
     config,
-    default_to_file,
-    find_server,
     is_colored,
-    list_servers,
+)
+from multichat.cli.endpoint import (
+    AnswerTimeout,
+    Host,
+    Name,
+    Plain,
+    Port,
+    Room,
+    Timeout,
+    Tls,
+    TlsCa,
+    TlsName,
+    Unix,
+    Wait,
+    find_place,
+    make_endpoint,
     parse_server,
+    run_with_password,
     split_port,
 )
 from multichat.cli.option_rules import CheckedCommand
@@ -28,10 +41,8 @@ from multichat.cli.process import (
     fileno,
     is_terminal,
     one_line_errors,
-    with_password,
 )
 from multichat.cli.serve import serve
-from multichat.protocol.address import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
@@ -48,139 +59,21 @@ __all__ = [
     "who",
 ]
 
-_T = TypeVar("_T")
-
-_HOST_HELP = (
-    "The server: an address or host name, also as HOST:PORT or [IPV6]:PORT, or the name of a "
-    "server in the configuration file."
-)
-_PORT_HELP = "TCP port of the server."
 # As /history: enough to follow the conversation, on one screen.
 _TERMINAL_REPLAY = 20
-
-_Host = Annotated[
-    str | None,
-    typer.Argument(
-        help=_HOST_HELP,
-        is_eager=True,  # its settings in the file are the defaults of the other parameters
-        callback=default_to_file,
-        autocompletion=list_servers,
-    ),
-]
-_Unix = Annotated[
-    Path | None,
-    typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
-]
-_Port = Annotated[
-    int | None,
-    typer.Argument(min=1, max=65535, help=_PORT_HELP, show_default=str(DEFAULT_PORT)),
-]
-_Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.", envvar="MULTICHAT_TLS")]
-_TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        help="Use TLS, and trust only this CA certificate (PEM).",
-        envvar="MULTICHAT_TLS_CA",
-        show_default="the CAs of the system",
-    ),
-]
-_TlsName = Annotated[
-    str | None,
-    typer.Option(
-        help="Use TLS, and verify the certificate against this host name.",
-        envvar="MULTICHAT_TLS_NAME",
-        show_default="HOST",
-    ),
-]
-
-
-def _place(
-    context: typer.Context, host: str | None, port: int | None, unix: Path | None
-) -> tuple[str, int, Path | None]:
-    if host is not None:
-        return find_server(context, host, port)
-    if unix is not None:
-        return "", 0, unix
-    raise UsageMistake("HOST, or --unix PATH, is missing")
-
-
-def _endpoint(
-    place: tuple[str, int, Path | None],
-    *,
-    tls: bool = False,
-    tls_ca: Path | None = None,
-    tls_name: str | None = None,
-    timeout: float | None = None,
-) -> "Endpoint":
-    from multichat.client.connect import Endpoint, client_tls
-
-    host, port, unix = place
-    timeouts = client_timeouts(timeout)
-    if unix is not None:
-        return Endpoint(unix=unix, timeouts=timeouts)
-    encrypted = tls or tls_ca is not None or tls_name is not None
-    context = client_tls(tls_ca) if encrypted else None
-    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name, timeouts=timeouts)
-
-
-def _with_password(
-    run: Callable[[str | None], _T], endpoint: "Endpoint", password: str | None
-) -> _T:
-    """Call *run* with *password*, or with a typed one if it is required."""
-    from multichat.protocol.address import is_loopback
-
-    in_plain_text = (
-        endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host)
-    )
-    return with_password(run, password, str(endpoint), in_plain_text=in_plain_text)
-
-
-_Name = Annotated[
-    str | None,
-    typer.Option(help="Your name in the chat.", envvar="MULTICHAT_NAME", show_default="Client N"),
-]
-_Room = Annotated[
-    str | None,
-    typer.Option(help="Room to join.", envvar="MULTICHAT_ROOM", show_default="lobby"),
-]
-_Plain = Annotated[
-    bool,
-    typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
-]
-_AnswerTimeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds to wait for the connection and for each answer of the server.",
-        envvar="MULTICHAT_TIMEOUT",
-        show_default="30 and 10",
-    ),
-]
-_Timeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds to wait for the connection, for each answer, and for everything to be "
-        "accepted: from the end of input on, and before it while the server takes no more.",
-        envvar="MULTICHAT_TIMEOUT",
-        show_default="30, 10, and 300 without progress",
-    ),
-]
-_Wait = Annotated[
-    bool,
-    typer.Option("--wait", help="Wait until the server can be reached.", envvar="MULTICHAT_WAIT"),
-]
 
 
 def connect(
     context: typer.Context,
-    host: _Host = None,
-    port: _Port = None,
-    unix: _Unix = None,
-    name: _Name = None,
-    room: _Room = None,
+    host: Host = None,
+    port: Port = None,
+    unix: Unix = None,
+    name: Name = None,
+    room: Room = None,
     password_file: PasswordFile = None,
-    tls: _Tls = False,
-    tls_ca: _TlsCa = None,
-    tls_name: _TlsName = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_name: TlsName = None,
     listen: Annotated[
         bool,
         typer.Option(
@@ -195,7 +88,7 @@ def connect(
             envvar="MULTICHAT_JSON",
         ),
     ] = False,
-    plain: _Plain = False,
+    plain: Plain = False,
     replay: Annotated[
         int | None,
         typer.Option(
@@ -205,7 +98,7 @@ def connect(
             show_default=f"{_TERMINAL_REPLAY} on a terminal, else 0",
         ),
     ] = None,
-    wait: _Wait = False,
+    wait: Wait = False,
     no_reconnect: Annotated[
         bool,
         typer.Option(
@@ -214,7 +107,7 @@ def connect(
             envvar="MULTICHAT_NO_RECONNECT",
         ),
     ] = False,
-    timeout: _Timeout = None,
+    timeout: Timeout = None,
     log_style: Annotated[
         bool,
         typer.Option(
@@ -249,9 +142,9 @@ def connect(
 
     If standard input or output is a pipe, there is no prompt, and it writes log lines.
     """
-    place = _place(context, host, port, unix)
+    place = find_place(context, host, port, unix)
     with one_line_errors():
-        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
         join = partial(
             _join,
             endpoint,
@@ -267,7 +160,7 @@ def connect(
             color=color,
             bell=bell,
         )
-        _with_password(join, endpoint, checked_password(password_file))
+        run_with_password(join, endpoint, checked_password(password_file))
 
 
 def _join(
@@ -348,19 +241,19 @@ def _connect_plain(
     host: Annotated[
         str, typer.Argument(help="Address or name of the server; also as HOST:PORT or [IPV6]:PORT.")
     ],
-    port: _Port = None,
+    port: Port = None,
 ) -> None:
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
     name_or_address, tcp_port = parse_server(host, port)
     with one_line_errors():
-        endpoint = _endpoint((name_or_address, tcp_port, None))
+        endpoint = make_endpoint((name_or_address, tcp_port, None))
         join = partial(_join, endpoint, plain=True, log_style=True)
-        _with_password(join, endpoint, checked_password(None))
+        run_with_password(join, endpoint, checked_password(None))
 
 
 def send(
     context: typer.Context,
-    host: _Host = None,
+    host: Host = None,
     text: Annotated[
         list[str] | None,
         typer.Argument(
@@ -377,15 +270,15 @@ def send(
             is_eager=True,  # so that the first argument is not looked up as a server
         ),
     ] = None,
-    name: _Name = None,
-    room: _Room = None,
+    name: Name = None,
+    room: Room = None,
     password_file: PasswordFile = None,
-    tls: _Tls = False,
-    tls_ca: _TlsCa = None,
-    tls_name: _TlsName = None,
-    plain: _Plain = False,
-    wait: _Wait = False,
-    timeout: _Timeout = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_name: TlsName = None,
+    plain: Plain = False,
+    wait: Wait = False,
+    timeout: Timeout = None,
 ) -> None:
     """Send a message and exit when the server has accepted it.
 
@@ -399,7 +292,7 @@ def send(
         words, host = [host, *words] if host is not None else [], None
     elif host is not None and words:
         port, words = split_port(context, host, words)
-    place = _place(context, host, port, unix)
+    place = find_place(context, host, port, unix)
     if not words:
         raise UsageMistake("TEXT is missing")
     with one_line_errors("interrupted before the server had accepted everything"):
@@ -408,7 +301,7 @@ def send(
         from multichat.cli.errands import send
         from multichat.stdio import until_signal
 
-        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
         def say(password: str | None) -> bool:
             errand = partial(
@@ -424,31 +317,31 @@ def send(
             )
             return trio.run(until_signal, errand)
 
-        if not _with_password(say, endpoint, checked_password(password_file)):
+        if not run_with_password(say, endpoint, checked_password(password_file)):
             raise KeyboardInterrupt
 
 
 def who(
     context: typer.Context,
-    host: _Host = None,
-    port: _Port = None,
-    unix: _Unix = None,
-    room: _Room = None,
+    host: Host = None,
+    port: Port = None,
+    unix: Unix = None,
+    room: Room = None,
     password_file: PasswordFile = None,
-    tls: _Tls = False,
-    tls_ca: _TlsCa = None,
-    tls_name: _TlsName = None,
-    timeout: _AnswerTimeout = None,
+    tls: Tls = False,
+    tls_ca: TlsCa = None,
+    tls_name: TlsName = None,
+    timeout: AnswerTimeout = None,
 ) -> None:
     """List the members of a room by number and name, one per line."""
-    place = _place(context, host, port, unix)
+    place = find_place(context, host, port, unix)
     with one_line_errors():
         import trio
 
         from multichat.cli.errands import who
         from multichat.stdio import until_signal
 
-        endpoint = _endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
 
         lines: list[str] = []
 
@@ -458,7 +351,7 @@ def who(
 
             return trio.run(until_signal, hear)
 
-        if not _with_password(ask, endpoint, checked_password(password_file)):
+        if not run_with_password(ask, endpoint, checked_password(password_file)):
             raise typer.Exit(1)
     for line in lines:
         typer.echo(line)

@@ -21,6 +21,7 @@ from multichat.protocol.framing import clean, clean_lines
 from multichat.signals import ending_signals
 
 __all__ = [
+    "PASSWORD_VARIABLE",
     "PasswordFile",
     "UsageMistake",
     "checked_password",
@@ -33,7 +34,8 @@ __all__ = [
     "with_password",
 ]
 
-_VARIABLE = "MULTICHAT_PASSWORD"
+# There is no such option: other users can list the command lines of processes.
+PASSWORD_VARIABLE = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
 
 # A password has one line.
 _MAX_PASSWORD_FILE_BYTES = 64 * 1024
@@ -90,7 +92,8 @@ def read_password_file(
     most *fifo_seconds*.
     """
     if file is None:
-        where, password = _VARIABLE, utf8_text(os.environ.get(_VARIABLE, ""), _VARIABLE)
+        where = PASSWORD_VARIABLE
+        password = utf8_text(os.environ.get(where, ""), where)
         if not password:
             return None
     else:

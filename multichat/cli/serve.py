@@ -20,6 +20,7 @@ import typer
 from multichat.cli.config import ColorWhen, is_colored
 from multichat.cli.notices import warn
 from multichat.cli.process import (
+    PASSWORD_VARIABLE,
     PasswordFile,
     UsageMistake,
     fileno,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTINGS", "DurabilityOption", "LogLevel", "make_config", "serve"]
 
-_PASSWORD = "MULTICHAT_PASSWORD"  # noqa: S105 - the variable's name
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
 _MAX_DAYS = 36_500  # a century; a calendar ends somewhere
@@ -311,7 +311,7 @@ def _check_environment(context: typer.Context) -> None:
 
     Else a mistake in a script would start a server without its password, its TLS or its journal.
     """
-    for variable in (_PASSWORD, *(each.envvar for each in context.command.params)):
+    for variable in (PASSWORD_VARIABLE, *(each.envvar for each in context.command.params)):
         if isinstance(variable, str) and os.environ.get(variable) == "":
             raise UsageMistake(f"{variable} is set but empty: unset it, or give it a value")
 
