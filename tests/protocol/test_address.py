@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
         ("bücher.example:9000", ("bücher.example", 9000)),
     ],
 )
-def test_a_host_may_bring_its_port(text: str, expected: tuple[str, int | None]) -> None:
+def test_an_address_may_contain_a_port(text: str, expected: tuple[str, int | None]) -> None:
     assert split_address(text) == expected
 
 
@@ -57,7 +57,7 @@ def test_an_invalid_address_is_an_error_with_the_reason(text: str, reason: str) 
 
 
 @given(st.integers(1, 65535), st.from_regex(r"[a-z0-9.-]+", fullmatch=True))
-def test_host_and_port_come_back_as_they_were(port: int, host: str) -> None:
+def test_host_and_port_are_parsed_back(port: int, host: str) -> None:
     assert split_address(f"{host}:{port}") == (host, port)
     assert parse_port(str(port)) == port
 
@@ -81,5 +81,5 @@ def test_host_and_port_come_back_as_they_were(port: int, host: str) -> None:
         ("", False),
     ],
 )
-def test_only_what_certainly_is_this_machine_is_loopback(host: str, expected: bool) -> None:
+def test_loopback_is_only_what_is_certainly_this_machine(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected

@@ -317,7 +317,7 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["/" + "a" * 60_000], [unknown("/" + "a" * 39 + "…")]),
     ],
 )
-def test_what_a_text_line_asks(lines: list[str], requests: list[Request]) -> None:
+def test_a_text_line_is_decoded_as_a_request(lines: list[str], requests: list[Request]) -> None:
     assert list(TEXT.parse_requests("\n".join(lines))) == requests
 
 
@@ -331,7 +331,7 @@ def test_what_a_text_line_asks(lines: list[str], requests: list[Request]) -> Non
         ('/json {"room":"den","protocol":2}', Hello(2, room="den")),
     ],
 )
-def test_after_a_hello_json_is_read(line: str, hello: Hello) -> None:
+def test_lines_after_a_hello_are_decoded_as_json(line: str, hello: Hello) -> None:
     lines = ["in text", line, '{"type":"say","text":"in JSON"}', "/who", '{"type":"who"}']
     before, heard, said, refused, who = TEXT.parse_requests("\n".join(lines))
     assert (before, heard) == (SayBlock("in text"), hello)
@@ -352,7 +352,7 @@ def test_after_a_hello_json_is_read(line: str, hello: Hello) -> None:
     ],
     ids=shortened,
 )
-def test_whose_hello_makes_no_sense_is_spoken_to_in_json_all_the_same(line: str) -> None:
+def test_an_invalid_hello_is_answered_in_json(line: str) -> None:
     hello, refused, who = TEXT.parse_requests(f'{line}\n{{"type":"who"}}')
     assert (hello, who) == (Hello(), Who())
     assert isinstance(refused, Invalid)
@@ -360,11 +360,11 @@ def test_whose_hello_makes_no_sense_is_spoken_to_in_json_all_the_same(line: str)
 
 
 @given(st.builds(Hello, st.integers(0, 9), st.none() | names, st.none() | names))
-def test_a_hello_survives_the_wire(hello: Hello) -> None:
+def test_a_hello_is_encoded_and_decoded(hello: Hello) -> None:
     assert list(TEXT.parse_requests(encode_hello(hello))) == [hello]
 
 
-def test_a_hello_is_as_clean_as_any_request() -> None:
+def test_strings_in_a_hello_are_filtered() -> None:
     requests = TEXT.parse_requests('/json {"name":"\\u001b[2J","room":"\\n[Server] x"}')
     assert list(requests) == [Hello(name="␛[2J", room="␊[Server] x")]
 
@@ -373,12 +373,12 @@ def test_a_hello_is_as_clean_as_any_request() -> None:
 @example([Direct("client-7", "8 9")])
 @example([Act(" waves"), Say("//x"), Say(" "), Ping(" ")])
 @example([Say(" /quit"), Say("\\msg bob hi"), Say("\u200b/me x"), Say("／help")])
-def test_requests_survive_the_text_voice(requests: list[WireRequest]) -> None:
+def test_requests_survive_the_text_codec(requests: list[WireRequest]) -> None:
     assert one_by_one(TEXT.parse_requests(spelled(TEXT, requests))) == requests
 
 
 @pytest.mark.parametrize("request_", [Say("x"), Act("x"), Direct(7, "x"), Who(), Ping("x")])
-def test_nonces_are_left_out_of_the_text_voice(request_: WireRequest) -> None:
+def test_nonces_are_left_out_of_the_text_protocol(request_: WireRequest) -> None:
     with_nonce = msgspec.structs.replace(request_, nonce="n")
     assert TEXT.encode_request(with_nonce) == TEXT.encode_request(request_)
 
@@ -392,16 +392,16 @@ def test_nonces_are_left_out_of_the_text_voice(request_: WireRequest) -> None:
         (Direct(10**15, "hi"), Direct("1000000000000000", "hi")),
     ],
 )
-def test_what_the_text_voice_has_no_way_to_say(request_: WireRequest, read: Request) -> None:
+def test_events_that_the_text_protocol_cannot_express(request_: WireRequest, read: Request) -> None:
     assert list(TEXT.parse_requests(TEXT.encode_request(request_))) == [read]
 
 
 @pytest.mark.parametrize("name", ["clıent", "clİent"])
-def test_a_name_that_only_looks_like_client_is_a_name(name: str) -> None:
+def test_names_similar_to_client_are_allowed(name: str) -> None:
     assert list(TEXT.parse_requests(f"/msg {name} 7 x")) == [Direct(name, "7 x")]
 
 
-def test_a_number_alone_is_nothing_to_tell_a_client() -> None:
+def test_a_private_message_needs_a_text() -> None:
     assert list(TEXT.parse_requests("/msg Client 7")) == [invalid("usage: /msg WHO TEXT")]
 
 
@@ -409,7 +409,7 @@ commands = st.sampled_from(["/me ", "/MSG bob ", "/msg ", "/Ping", "/name ", "/w
 
 
 @given(st.lists(st.builds(str.__add__, commands | st.just(""), texts), min_size=1))
-def test_any_lines_are_requests_and_mean_together_what_they_mean_alone(lines: list[str]) -> None:
+def test_lines_mean_the_same_in_one_block_and_one_by_one(lines: list[str]) -> None:
     assume(not any(map(is_hello, lines)))  # what follows one is JSON
     requests = list(TEXT.parse_requests("\n".join(lines)))
     assert_clean(requests)
@@ -436,7 +436,7 @@ def test_any_lines_are_requests_and_mean_together_what_they_mean_alone(lines: li
         (Goodbye(""), "[Server] goodbye: "),
     ],
 )
-def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
+def test_events_are_encoded_and_decoded(event: Event, line: str) -> None:
     assert TEXT.format(event) == line
     assert TEXT.encode(event) == f"{line}\n".encode()
     assert list(TEXT.parse_events(line)) == [event]
@@ -473,7 +473,7 @@ def test_events_are_spelled_and_read_back(event: Event, line: str) -> None:
         (Accepted(id="a-1000000000", nonce=1), []),
     ],
 )
-def test_what_the_server_tells_is_told_in_words(event: Event, lines: list[str]) -> None:
+def test_events_of_the_server_are_described_in_words(event: Event, lines: list[str]) -> None:
     assert TEXT.describe(event) == lines
     assert TEXT.encode(event) == "".join(f"[Server] {line}\n" for line in lines).encode()
 
@@ -481,12 +481,12 @@ def test_what_the_server_tells_is_told_in_words(event: Event, lines: list[str]) 
 @given(
     st.builds(Said, name=names | st.builds(default_name, numbers), text=texts, act=st.booleans())
 )
-def test_what_is_said_survives_the_text_voice(said: Said) -> None:
+def test_messages_survive_the_text_codec(said: Said) -> None:
     assert list(TEXT.parse_events(TEXT.format(said))) == [said]
 
 
 @given(st.builds(Directed, name=names | st.builds(default_name, numbers), text=texts))
-def test_what_is_told_to_one_survives_the_text_voice(directed: Directed) -> None:
+def test_private_messages_survive_the_text_codec(directed: Directed) -> None:
     assert list(TEXT.parse_events(TEXT.format(directed))) == [directed]
 
 
@@ -495,7 +495,7 @@ tags = st.sampled_from(["", "[Client 7] ", "[alice → you] ", "* alice ", "[Ser
 
 @given(st.lists(st.builds(str.__add__, tags, texts), min_size=1))
 @example(["* Client 7", "* ", "[Server] ", "[a]", "[Server → you] x", "[ → you] x"])
-def test_any_line_is_an_event_that_is_shown_as_it_came(lines: list[str]) -> None:
+def test_any_line_is_an_event_and_formatted_unchanged(lines: list[str]) -> None:
     assert [TEXT.format(event) for event in TEXT.parse_events("\n".join(lines))] == lines
 
 
@@ -576,7 +576,7 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
         ),
     ],
 )
-def test_what_a_json_line_asks(lines: list[str], requests: list[Request]) -> None:
+def test_a_json_line_is_decoded_as_a_request(lines: list[str], requests: list[Request]) -> None:
     assert list(JSON.parse_requests("\n".join(lines))) == requests
 
 
@@ -621,7 +621,7 @@ def test_what_a_json_line_asks(lines: list[str], requests: list[Request]) -> Non
     ],
     ids=shortened,
 )
-def test_what_is_no_request_is_answered_and_hurts_nobody_else(line: str) -> None:
+def test_an_invalid_request_is_answered_and_affects_nobody_else(line: str) -> None:
     around = '{"type":"say","text":"before"}', '{"type":"say","text":"after"}'
     before, refused, after = JSON.parse_requests(f"{around[0]}\n{line}\n{around[1]}")
     assert (before, after) == (SayBlock("before"), SayBlock("after"))
@@ -649,7 +649,7 @@ def test_what_is_no_request_is_answered_and_hurts_nobody_else(line: str) -> None
         ('{"nonce":"n"', None),
     ],
 )
-def test_the_nonce_of_what_is_no_request_is_repeated_if_it_can_be_read(
+def test_the_error_for_an_invalid_request_repeats_its_nonce(
     line: str, nonce: str | int | None
 ) -> None:
     [refused] = JSON.parse_requests(line)
@@ -719,7 +719,7 @@ def at_depth(frames: int, act: Callable[[], T]) -> T:
     ],
 )
 @pytest.mark.parametrize(("value", "too_deep"), NESTED)
-def test_how_deep_json_may_be_nested_does_not_depend_on_the_stack(
+def test_the_nesting_limit_does_not_depend_on_the_stack(
     value: str, too_deep: bool, beside: str, frames: int
 ) -> None:
     refusal = "that is nested too deeply: at most 32 levels"
@@ -744,7 +744,7 @@ def test_an_event_with_a_name_that_is_too_long_is_left_out(field: str) -> None:
 
 
 @given(st.lists(json_requests, min_size=1))
-def test_requests_survive_the_json_voice(requests: list[WireRequest]) -> None:
+def test_requests_survive_the_json_codec(requests: list[WireRequest]) -> None:
     read = list(JSON.parse_requests(spelled(JSON, requests)))
     assert one_by_one(read) == requests
     for one, next_one in pairwise(read):
@@ -752,7 +752,7 @@ def test_requests_survive_the_json_voice(requests: list[WireRequest]) -> None:
 
 
 @given(st.lists(events, min_size=1))
-def test_events_survive_the_json_voice(sent: list[Event]) -> None:
+def test_events_survive_the_json_codec(sent: list[Event]) -> None:
     wire = b"".join(map(JSON.encode, sent))
     block = decoded(wire)
     assert list(JSON.parse_events(block)) == sent
@@ -811,7 +811,7 @@ odd_values = (
 @example("\ufeff", {"type": "dance"}, False, False)
 @example(2**53, {"type": "dance"}, False, False)
 @example(2**53 + 1, {"type": "rooms"}, False, False)
-def test_a_nonce_comes_back_as_it_was_sent_or_is_refused(
+def test_a_nonce_is_returned_unchanged_or_refused(
     nonce: object, request_: dict[str, str], behind_hello: bool, escaped: bool
 ) -> None:
     line = json.dumps({**request_, "nonce": nonce}, ensure_ascii=escaped)
@@ -827,7 +827,7 @@ def test_a_nonce_comes_back_as_it_was_sent_or_is_refused(
 
 @pytest.mark.parametrize("escaped", [False, True])
 @pytest.mark.parametrize("odd", ["\x00", "\x7f", "\x9b", "\u2028", "\u202e", "\ufeff", "\ufffd"])
-def test_a_token_that_would_not_come_back_unchanged_is_refused(odd: str, escaped: bool) -> None:
+def test_a_token_that_cannot_be_returned_unchanged_is_refused(odd: str, escaped: bool) -> None:
     line = json.dumps({"type": "ping", "token": f"a{odd}", "nonce": 1}, ensure_ascii=escaped)
     [block] = LineDecoder(1000).feed(f"{line}\n".encode())
     assert isinstance(block, str)
@@ -840,7 +840,7 @@ def test_a_token_that_would_not_come_back_unchanged_is_refused(odd: str, escaped
     ]
 
 
-def test_a_nonce_is_exact_whatever_the_filter_drops_beside_it() -> None:
+def test_a_nonce_is_exact_when_the_filter_changes_other_fields() -> None:
     lines = ['\ufeff{"type":"say","text":"a\u202eb\x1b","nonce":"n"}', "\ufeff", '{"type":"rooms"}']
     [block] = LineDecoder(1000).feed("\n".join([*lines, ""]).encode())
     assert isinstance(block, str)
@@ -869,19 +869,19 @@ def test_a_nonce_is_exact_whatever_the_filter_drops_beside_it() -> None:
         ("-9007199254740992", None),
     ],
 )
-def test_a_refused_nonce_is_answered_with_what_is_wrong(value: str, reason: str | None) -> None:
+def test_an_invalid_nonce_is_an_error_with_the_reason(value: str, reason: str | None) -> None:
     [read] = JSON.parse_requests(f'{{"type":"rooms","nonce":{value}}}')
     assert (read == invalid(f"not a valid request: {reason}")) == (reason is not None)
 
 
-def test_half_a_surrogate_pair_is_named_also_in_a_request_that_there_is_not() -> None:
+def test_half_a_surrogate_pair_is_named_in_an_unknown_request() -> None:
     [read] = JSON.parse_requests(r'{"type":"dance","nonce":"\ud83d"}')
     reason = r"\ud83d is half of a surrogate pair, the other half is missing"
     assert read == invalid(f"not a valid request: {reason}")
 
 
 @given(st.lists(hostile_lines(), max_size=5), st.lists(json_requests, max_size=3))
-def test_a_line_is_one_request_whatever_it_is_and_wherever_it_stands(
+def test_each_line_is_one_request_at_any_position(
     hostile: list[str], honest: list[WireRequest]
 ) -> None:
     lines = [SPOILT, *hostile, *map(JSON.encode_request, honest), *hostile]
@@ -899,7 +899,7 @@ def test_a_line_is_one_request_whatever_it_is_and_wherever_it_stands(
 
 
 @given(st.lists(hostile_lines(), min_size=1))
-def test_nothing_that_a_server_sends_is_too_much(lines: list[str]) -> None:
+def test_a_client_survives_anything_that_a_server_sends(lines: list[str]) -> None:
     for codec in CODECS:
         told = list(codec.parse_events("\n".join(lines)))
         assert all(isinstance(event, get_args(Event)) for event in told)
@@ -909,7 +909,7 @@ def test_nothing_that_a_server_sends_is_too_much(lines: list[str]) -> None:
 @given(st.binary(max_size=300) | st.lists(hostile_lines()).map(lambda x: "\n".join(x).encode()))
 @example(b'{"type":"say","text":"\xff\xfe\xed\xa0\x80"}\n')
 @example(b'{"type":"say","text":"\x00\x1b\r\r\n')
-def test_any_bytes_are_requests_and_events_in_both_voices(data: bytes) -> None:
+def test_any_bytes_are_decoded_by_both_codecs(data: bytes) -> None:
     decoder = LineDecoder(100)
     for block in decoder.feed(data) + decoder.finish():
         if isinstance(block, str):
@@ -947,7 +947,7 @@ def test_an_event_with_an_impossible_number_is_left_out(number: int) -> None:
         ("[" * 65_536, [Said(name="", text="[" * 65_536)]),
     ],
 )
-def test_what_is_no_event_is_shown_and_what_is_unknown_is_not(
+def test_lines_that_are_not_events_are_shown_and_unknown_events_are_not(
     line: str, events: list[Event]
 ) -> None:
     assert list(JSON.parse_events(line)) == events
@@ -1009,7 +1009,7 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], block:
     | st.builds(RoomList, st.lists(st.builds(RoomSize, names, numbers))),
     st.none() | st.integers(-(2**53), 2**53) | texts,
 )
-def test_a_nonce_is_added_to_an_answer_that_is_encoded_already(
+def test_a_nonce_is_added_to_an_encoded_answer(
     answer: Members | RoomList, nonce: Nonce | None
 ) -> None:
     encoded = JSON.encode(msgspec.structs.replace(answer, nonce=nonce))
@@ -1026,7 +1026,7 @@ def test_the_size_of_a_message_is_known_without_encoding_its_text(
     assert JSON.said_bytes(said) == len(JSON.encode(said))
 
 
-def test_a_message_adds_as_many_bytes_as_is_promised() -> None:
+def test_a_message_takes_at_least_the_documented_bytes() -> None:
     time = "2025-01-15T10:30:45.123Z"
     for act in (False, True):
         wire = JSON.encode_said(SaidBlock("0", 0, time, "a", 1, "a", "x", act=act))

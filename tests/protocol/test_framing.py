@@ -55,7 +55,7 @@ noise = st.lists(
 @example(b"a" * LIMIT + b"\r\nb", [LIMIT, LIMIT + 1])
 @example(b"a" * (LIMIT + 1) + b"\r\nb", [LIMIT + 1])
 @example(b"\xff\xfa\xff\xff\xf0x\nafter", [3])
-def test_lines_do_not_depend_on_how_tcp_cut_the_bytes(data: bytes, cuts: list[int]) -> None:
+def test_lines_do_not_depend_on_how_the_input_is_split(data: bytes, cuts: list[int]) -> None:
     whole = decode([data])
     assert decode(cut(data, cuts)) == whole
     assert decode([data[i : i + 1] for i in range(len(data))]) == whole
@@ -69,13 +69,13 @@ def test_lines_do_not_depend_on_how_tcp_cut_the_bytes(data: bytes, cuts: list[in
     st.sampled_from(["\n", "\r\n"]),
     st.lists(st.integers(min_value=0)),
 )
-def test_ordinary_text_comes_back_as_it_was(lines: list[str], ending: str, cuts: list[int]) -> None:
+def test_ordinary_text_is_unchanged(lines: list[str], ending: str, cuts: list[int]) -> None:
     data = "".join(line + ending for line in lines).encode()
     assert decode(cut(data, cuts), limit=10_000) == lines
 
 
 @given(noise, st.lists(st.integers(min_value=0)))
-def test_never_more_than_one_line_within_the_limit_is_held(data: bytes, cuts: list[int]) -> None:
+def test_at_most_one_line_within_the_limit_is_buffered(data: bytes, cuts: list[int]) -> None:
     decoder = LineDecoder(LIMIT)
     for chunk in cut(data, cuts):
         decoder.feed(chunk)
@@ -83,7 +83,7 @@ def test_never_more_than_one_line_within_the_limit_is_held(data: bytes, cuts: li
 
 
 @given(noise)
-def test_nothing_comes_out_that_could_harm_a_reader(data: bytes) -> None:
+def test_decoded_lines_contain_no_harmful_character(data: bytes) -> None:
     for line in decode([data], limit=10_000):
         assert line
         assert clean(line) == line
@@ -100,7 +100,7 @@ def test_clean_is_idempotent_and_encodable(text: str) -> None:
     once.encode()
 
 
-def test_every_character_of_unicode_is_either_kept_or_made_harmless() -> None:
+def test_every_unicode_character_is_kept_or_made_harmless() -> None:
     dropped = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF}
 
     def harmless(code: int) -> str:
@@ -167,14 +167,14 @@ def test_examples(data: bytes, lines: list[str]) -> None:
         (b"\xff\xfb\x0a\n", []),  # LF is LF, even as option 10
     ],
 )
-def test_telnet_negotiation_is_dropped_wherever_it_is_cut(data: bytes, lines: list[str]) -> None:
+def test_telnet_negotiation_is_removed_however_it_is_split(data: bytes, lines: list[str]) -> None:
     assert decode([data]) == lines
     assert decode([data[i : i + 1] for i in range(len(data))]) == lines
 
 
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
-def test_a_line_may_be_as_long_as_the_limit_and_no_longer(ending: bytes, split: bool) -> None:
+def test_a_line_may_be_as_long_as_the_limit(ending: bytes, split: bool) -> None:
     fits, over = b"x" * LIMIT, b"y" * (LIMIT + 1)
     data = b"before\n" + fits + ending + over + ending + b"after\n"
     chunks = [data[i : i + 1] for i in range(len(data))] if split else [data]
@@ -194,7 +194,7 @@ def test_an_endless_line_is_reported_once_and_never_buffered() -> None:
     assert decoder.feed(b"end\nhello\n") == ["hello"]
 
 
-def test_what_follows_the_last_line_end_is_a_line_at_the_end_of_input() -> None:
+def test_text_after_the_last_lf_is_a_line_at_the_end_of_input() -> None:
     decoder = LineDecoder(LIMIT)
     assert decoder.feed(b"one\ntw") == ["one"]
     assert decoder.feed(b"o\r") == []
@@ -202,7 +202,7 @@ def test_what_follows_the_last_line_end_is_a_line_at_the_end_of_input() -> None:
     assert decoder.finish() == []
 
 
-def test_a_line_that_was_being_discarded_at_the_end_of_input_is_gone() -> None:
+def test_a_line_over_the_limit_is_dropped_at_the_end_of_input() -> None:
     decoder = LineDecoder(LIMIT)
     assert [str(part) for part in decoder.feed(b"z" * 41)] == [
         "the line was longer than 40 bytes and was dropped"

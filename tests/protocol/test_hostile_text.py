@@ -64,7 +64,7 @@ PAYLOADS = {
 }
 
 
-def test_the_check_itself() -> None:
+def test_the_check_for_harmful_text_finds_each_payload() -> None:
     for name, payload in PAYLOADS.items():
         clean = name in ("a tag and nothing else", "line feed")
         assert is_harmless(payload) == clean
@@ -237,7 +237,7 @@ def check_told_in_text(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-async def test_a_client_in_text_harms_nobody(
+async def test_a_hostile_client_in_text_sends_nothing_harmful_to_others(
     payload: str, log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     async with room() as here:
@@ -259,7 +259,7 @@ async def test_a_client_in_text_harms_nobody(
 
 @pytest.mark.parametrize("encode", [encode_escaped, encode_raw])
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-async def test_a_client_in_json_harms_nobody(
+async def test_a_hostile_client_in_json_sends_nothing_harmful_to_others(
     payload: str, encode: object, log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     assert callable(encode)
@@ -288,7 +288,9 @@ async def test_a_client_in_json_harms_nobody(
     assert not [event for event in events if event["type"] == "notice"]
 
 
-async def test_a_hello_harms_nobody(log: LogRecorder, autojump_clock: MockClock) -> None:
+async def test_a_hostile_hello_sends_nothing_harmful_to_others(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
     """Its wishes, and what it is that is no hello."""
     async with room() as here:
         for payload in PAYLOADS.values():
@@ -309,7 +311,9 @@ async def test_a_hello_harms_nobody(log: LogRecorder, autojump_clock: MockClock)
     check_log(log.lines)
 
 
-async def test_a_reason_to_leave_harms_nobody(log: LogRecorder, autojump_clock: MockClock) -> None:
+async def test_the_reason_of_a_disconnect_is_filtered(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
     """What an operator pastes is others' text, too."""
     async with room() as here:
         for payload in PAYLOADS.values():
@@ -452,7 +456,7 @@ async def hear(data: bytes, *, plain: bool = False) -> list[Event]:
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-async def test_a_program_hears_nothing_harmful_of_a_server_in_text(
+async def test_events_from_a_hostile_text_server_are_filtered(
     payload: str, autojump_clock: MockClock
 ) -> None:
     data = b"".join(line + b"\n" for line in in_text(payload))
@@ -464,7 +468,7 @@ async def test_a_program_hears_nothing_harmful_of_a_server_in_text(
 
 @pytest.mark.parametrize("encode", [encode_escaped, encode_raw])
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-async def test_a_program_hears_nothing_harmful_of_a_server_in_json(
+async def test_events_from_a_hostile_json_server_are_filtered(
     payload: str, encode: object, autojump_clock: MockClock
 ) -> None:
     assert callable(encode)
@@ -474,7 +478,7 @@ async def test_a_program_hears_nothing_harmful_of_a_server_in_json(
     check_events(events)
 
 
-async def test_a_refusal_says_nothing_harmful(autojump_clock: MockClock) -> None:
+async def test_errors_of_a_hostile_server_are_filtered(autojump_clock: MockClock) -> None:
     for payload in PAYLOADS.values():
         for event in (
             {"type": "error", "code": payload, "text": "no"},
@@ -523,7 +527,7 @@ async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
 
 @pytest.mark.process
 @pytest.mark.parametrize("codec", ["text", "plain", "json"])
-async def test_connect_shows_nothing_harmful(codec: str, tmp_path: Path) -> None:
+async def test_connect_filters_what_it_shows(codec: str, tmp_path: Path) -> None:
     welcome = encode_escaped(WELCOME) + b"\n"
     # Who does not answer in JSON at once is waited for; a server that says so is not.
     unknown = b"[Server] unknown command /json\n"
@@ -545,7 +549,7 @@ def without_keys(payload: str) -> list[object]:
 
 @pytest.mark.process
 @pytest.mark.parametrize("encode", [encode_escaped, encode_raw])
-async def test_json_lines_hold_nothing_harmful_once_decoded(encode: object, tmp_path: Path) -> None:
+async def test_passed_json_lines_are_filtered(encode: object, tmp_path: Path) -> None:
     assert callable(encode)
     events = [event for payload in PAYLOADS.values() for event in without_keys(payload)]
     says = b"".join(encode(event) + b"\n" for event in [WELCOME, *events])
@@ -560,14 +564,14 @@ async def test_json_lines_hold_nothing_harmful_once_decoded(encode: object, tmp_
 
 
 @pytest.mark.parametrize("payload", ["\x1b[2J", "\x9b2J", "\u202e", "\n"])
-def test_names_of_fields_hold_nothing_harmful_once_decoded(payload: str) -> None:
+def test_names_of_json_fields_are_filtered(payload: str) -> None:
     line = encode_escaped({"type": "notice", payload: "x"}).decode()
     assert is_harmless(clean_json(line))
     assert all(map(is_one_harmless_line, strings(json.loads(clean_json(line)))))
 
 
 @pytest.mark.parametrize("more", ["NaN", "-Infinity", r'"\ud800"', '"\t"', "1" * 400])
-def test_what_others_take_for_json_holds_nothing_harmful(more: str) -> None:
+def test_json_that_only_other_decoders_accept_is_filtered(more: str) -> None:
     line = r'{"type":"notice","text":"\u001b[2J","more":' + more + "}"
     try:
         value = json.loads(clean_json(line), strict=False)
@@ -585,7 +589,7 @@ async def failure_of(errand: Awaitable[object]) -> MultichatError | None:
 
 
 @pytest.mark.process
-async def test_errands_say_nothing_harmful() -> None:
+async def test_send_and_who_filter_what_they_show() -> None:
     """What `send` and `who` print: names of members, and in one line why not."""
     members = [
         {"client": number, "name": payload} for number, payload in enumerate(PAYLOADS.values(), 10)
@@ -621,7 +625,7 @@ async def test_errands_say_nothing_harmful() -> None:
 
 
 @pytest.mark.process
-async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) -> None:
+async def test_real_commands_filter_what_clients_send(tmp_path: Path) -> None:
     async with (
         serve(tmp_path, "--announce") as server,
         connect(tmp_path, server, "--listen") as text,
@@ -660,7 +664,7 @@ async def test_real_commands_show_nothing_harmful_of_a_client(tmp_path: Path) ->
 
 
 @pytest.mark.process
-async def test_real_commands_show_nothing_harmful_of_a_server(tmp_path: Path) -> None:
+async def test_real_commands_filter_what_servers_send(tmp_path: Path) -> None:
     welcome = encode_escaped(WELCOME) + b"\n"
     error = {"type": "error", "code": "x", "text": PAYLOADS["the clipboard"], "nonce": 1}
     goodbye = {"type": "goodbye", "reason": PAYLOADS["clear the screen"]}

@@ -99,7 +99,7 @@ def test_lookalikes_share_a_key(one: str, other: str) -> None:
         ("ديما", "ريما"),
     ],
 )
-def test_names_that_can_be_told_apart_share_no_key(one: str, other: str) -> None:
+def test_distinct_names_share_no_key(one: str, other: str) -> None:
     assert not look_alike(one, other)
 
 
@@ -117,7 +117,7 @@ def _plain(code: int) -> bool:
     return unicodedata.category(character) != "Cs" and not unicodedata.decomposition(character)
 
 
-def test_the_readings_of_every_character_are_fixed_points() -> None:
+def test_reading_a_reading_again_changes_nothing() -> None:
     for code in range(0x20000):  # behind it only ideographs, which nothing changes
         if not 0xD800 <= code < 0xE000:
             for key in readings.__wrapped__(chr(code)):
@@ -232,7 +232,7 @@ TestNameIndexMachine = NameIndexMachine.TestCase
 
 
 @given(texts)
-def test_a_claim_of_any_text_is_granted_or_refused(text: str) -> None:
+def test_any_text_is_accepted_or_refused_as_a_name(text: str) -> None:
     try:
         name = parse_person_name(text)
     except InvalidName:

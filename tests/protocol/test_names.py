@@ -69,7 +69,7 @@ RIGHT_TO_LEFT = "a name that is written from right to left starts with a letter"
         "theclient",
     ],
 )
-def test_names_that_people_and_rooms_can_have(name: str) -> None:
+def test_valid_names_of_people_and_rooms(name: str) -> None:
     assert parse_name(name) == name
 
 
@@ -88,7 +88,7 @@ def test_names_that_people_and_rooms_can_have(name: str) -> None:
         "name1", "nameless", "MacLeod", "McDonald", "O.Brien",
     ],
 )  # fmt: skip
-def test_people_can_have_their_names(name: str) -> None:
+def test_names_of_people_in_many_languages_are_valid(name: str) -> None:
     assert parse_person_name(name) == name
 
 
@@ -120,7 +120,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("name", [*IMPOSTORS, *ARGUMENTS])
-def test_nobody_is_called_like_the_server_an_operator_or_an_argument(name: str) -> None:
+def test_names_like_the_server_an_operator_or_an_argument_are_refused(name: str) -> None:
     with pytest.raises(InvalidName):
         parse_person_name(name)
 
@@ -136,14 +136,14 @@ def test_nobody_is_called_like_the_server_an_operator_or_an_argument(name: str) 
         ("you", "a word that commands use"),
     ],
 )
-def test_the_reason_says_what_a_name_can_be_taken_for(name: str, taken_for: str) -> None:
+def test_the_error_says_what_a_name_can_be_mistaken_for(name: str, taken_for: str) -> None:
     with pytest.raises(InvalidName) as refused:
         parse_person_name(name)
     assert str(refused.value) == f"{name} is not allowed: it can be mistaken for {taken_for}"
 
 
 @pytest.mark.parametrize("name", ["server", "admin", "all", "2024", "v1.2", "10m", "127.1", "7"])
-def test_a_room_can_be_called_what_no_person_can(name: str) -> None:
+def test_room_names_may_be_what_person_names_may_not(name: str) -> None:
     assert parse_name(name) == name
 
 
@@ -162,7 +162,7 @@ def test_a_room_can_be_called_what_no_person_can(name: str) -> None:
         ("\u212bsa", "Åsa"),  # the sign of the unit
     ],
 )
-def test_a_name_is_kept_composed_and_without_compatibility_forms(name: str, kept: str) -> None:
+def test_a_name_is_stored_in_nfkc(name: str, kept: str) -> None:
     assert parse_name(name) == kept
 
 
@@ -240,7 +240,7 @@ def test_a_name_is_kept_composed_and_without_compatibility_forms(name: str, kept
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_names_that_nobody_can_have(name: str, reason: str) -> None:
+def test_invalid_names_are_refused(name: str, reason: str) -> None:
     with pytest.raises(InvalidName) as refused:
         parse_name(name)
     assert str(refused.value) == reason
@@ -248,7 +248,7 @@ def test_names_that_nobody_can_have(name: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize("client", [1, 7, 10**15])
-def test_the_name_of_who_has_none_cannot_be_chosen(client: int) -> None:
+def test_the_default_name_of_a_client_cannot_be_chosen(client: int) -> None:
     assert default_name(client) == f"Client {client}"
     for name in (default_name(client), SERVER_NAME):
         with pytest.raises(InvalidName):
@@ -281,7 +281,7 @@ def test_two_names_that_look_different_are_different(one: str, other: str) -> No
 @pytest.mark.parametrize(
     "selector", ["\ufe00", "\ufe0f", "\u180b", "\u180f", "\U000e0100", "\U000e01ef", "\U00016fe4"]
 )
-def test_a_name_cannot_be_told_from_another_by_what_nobody_sees(selector: str) -> None:
+def test_invisible_characters_do_not_make_names_different(selector: str) -> None:
     with pytest.raises(InvalidName):
         parse_name(f"alice{selector}")
 
@@ -291,7 +291,7 @@ def test_a_name_cannot_be_told_from_another_by_what_nobody_sees(selector: str) -
     ["al\u034fice", "Ser\u034fver", "Serv\u17d2er", "Se\u1a60rver", "S\u0951erver", "server\u02d1",
      "Serve\u0640r", "clıent7", "Sérver"],
 )  # fmt: skip
-def test_nobody_looks_like_the_server_or_somebody_else(name: str) -> None:
+def test_names_that_look_like_the_server_or_another_name_are_refused(name: str) -> None:
     with pytest.raises(InvalidName):
         parse_person_name(name)
 
@@ -321,7 +321,7 @@ characters = st.one_of(
 @example("İ")
 @example("\u1fb3")
 @example("ŉ")
-def test_anything_is_a_name_or_is_refused(text: str) -> None:
+def test_any_text_is_a_name_or_raises_invalid_name(text: str) -> None:
     try:
         name = parse_person_name(text)
     except InvalidName as refused:
@@ -345,7 +345,7 @@ def assert_is_kept(name: str) -> None:
 @example("\u1fb3")
 @example("\u0345\u0301a")
 @example("α\u0345\u0301")
-def test_what_a_name_is_compared_by_depends_on_neither_form_nor_case(text: str) -> None:
+def test_the_key_of_a_name_depends_on_neither_form_nor_case(text: str) -> None:
     folded = fold_name(text)
     assert fold_name(folded) == folded
     assert fold_name(unicodedata.normalize("NFKC", text)) == folded
@@ -361,7 +361,7 @@ def test_what_a_name_is_compared_by_depends_on_neither_form_nor_case(text: str) 
 @example("l0")
 @example("10m")
 @example("0x7f.1")
-def test_no_name_is_an_argument_of_an_operators_command(text: str) -> None:
+def test_no_valid_name_is_an_argument_of_an_admin_command(text: str) -> None:
     try:
         name = parse_person_name(text)
     except InvalidName:
@@ -374,7 +374,7 @@ def test_no_name_is_an_argument_of_an_operators_command(text: str) -> None:
         socket.inet_aton(name)
 
 
-def test_what_is_too_long_for_a_name_is_not_normalized() -> None:
+def test_text_too_long_for_a_name_is_not_normalized() -> None:
     assert fold_name("A" * 256) == "a" * 256
     assert fold_name("A" * 257) == "A" * 257
     marks = "A" + "\u0301\u0316" * 1_000_000  # sorted in quadratic time
@@ -384,7 +384,7 @@ def test_what_is_too_long_for_a_name_is_not_normalized() -> None:
         parse_name(marks)
 
 
-def test_no_character_alone_is_a_name_but_letters_digits_and_three_others() -> None:
+def test_a_name_of_one_character_has_only_allowed_characters() -> None:
     for code in (*range(0x20000), *range(0xE0000, 0xE1000)):  # the planes with anything to refuse
         character = chr(code)
         if is_name(character):
@@ -395,7 +395,7 @@ def test_no_character_alone_is_a_name_but_letters_digits_and_three_others() -> N
 
 
 @pytest.mark.process
-def test_a_server_loads_the_tables_of_characters_before_anybody_claims_a_name() -> None:
+def test_a_server_loads_the_character_tables_at_startup() -> None:
     code = """
 import sys, trio, multichat
 from functools import partial
@@ -414,7 +414,7 @@ trio.run(main)
 
 
 @pytest.mark.process
-def test_help_and_a_client_load_no_tables_of_characters() -> None:
+def test_help_and_clients_do_not_load_the_character_tables() -> None:
     code = "import sys, multichat.cli.main, multichat.client.connect, multichat.cli.console"
     names = subprocess.check_output(
         [sys.executable, "-c", f"{code}; print(*sys.modules)"], text=True

@@ -49,9 +49,7 @@ HERE = b"[Server] yes\n"
     ],
     ids=repr,
 )
-def test_what_a_telnet_client_waits_for_is_answered_however_it_is_cut(
-    data: bytes, answer: bytes
-) -> None:
+def test_telnet_commands_are_answered_however_they_are_split(data: bytes, answer: bytes) -> None:
     assert TelnetResponder().answer(data) == answer
     for cut in range(len(data) + 1):
         cut_up = TelnetResponder()
@@ -93,7 +91,9 @@ def plainly_answered(data: bytes) -> tuple[bytes, bool]:
 @given(commands | st.binary(max_size=100), st.lists(st.integers(0, 200)))
 @example(b"\xff\xfa\xff", [])
 @example(b"\xff\xfa\xff\xff\xf0\xff\xfd\x06", [3])
-def test_any_commands_cut_anywhere_are_answered_alike(data: bytes, cuts: list[int]) -> None:
+def test_telnet_answers_do_not_depend_on_how_the_input_is_split(
+    data: bytes, cuts: list[int]
+) -> None:
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     responder, decoder = TelnetResponder(), LineDecoder(1000)
     answers, replies = b"", b""
@@ -106,7 +106,7 @@ def test_any_commands_cut_anywhere_are_answered_alike(data: bytes, cuts: list[in
 
 
 @given(commands)
-def test_two_sides_that_answer_each_other_come_to_an_end(data: bytes) -> None:
+def test_two_telnet_responders_stop_answering_each_other(data: bytes) -> None:
     ours, theirs = TelnetResponder(), TelnetResponder()
     said = ours.answer(data)
     for _ in range(3):
@@ -115,7 +115,9 @@ def test_two_sides_that_answer_each_other_come_to_an_end(data: bytes) -> None:
     assert said == b""
 
 
-async def test_a_command_is_answered_at_once_and_is_no_text(autojump_clock: MockClock) -> None:
+async def test_a_telnet_command_is_answered_at_once_and_removed_from_the_text(
+    autojump_clock: MockClock,
+) -> None:
     async with memory_server() as network:
         telnet, other = await network.join(), await network.join()
         await telnet.stream.send_all(b"hel" + CTRL_C[:4])
@@ -137,7 +139,7 @@ async def test_a_command_is_answered_while_a_password_is_required(
         assert await telnet.line() == "[Server] password accepted"
 
 
-async def test_bytes_in_json_are_not_answered(autojump_clock: MockClock) -> None:
+async def test_telnet_commands_are_not_answered_in_json(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         client = await network.join()
         await client.send("/json")
@@ -147,7 +149,7 @@ async def test_bytes_in_json_are_not_answered(autojump_clock: MockClock) -> None
 
 
 @pytest.mark.process
-async def test_a_data_mark_that_is_sent_as_urgent_data_is_no_text(tmp_path: Path) -> None:
+async def test_a_data_mark_sent_as_urgent_data_is_removed_from_the_text(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
         connect(tmp_path, server, "--name", "alice") as alice,
@@ -162,7 +164,9 @@ async def test_a_data_mark_that_is_sent_as_urgent_data_is_no_text(tmp_path: Path
 
 
 @pytest.mark.process
-async def test_the_real_telnet_hears_after_ctrl_c(terminal: Terminal, tmp_path: Path) -> None:
+async def test_the_real_telnet_client_receives_after_ctrl_c(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     async with (
         serve(tmp_path) as server,
         connect(tmp_path, server, "--name", "alice") as alice,

@@ -35,13 +35,13 @@ exact_seconds = st.integers(0, NEXT_CENTURY * 1024).map(lambda n: n / 1024)
 @example(1736937045.0)
 @example(951782400.0)  # a leap day
 @example(1e9 - 1 / 1024)
-def test_seconds_are_spelled_in_utc_and_cut_to_the_millisecond(seconds: float) -> None:
+def test_times_are_formatted_in_utc_truncated_to_the_millisecond(seconds: float) -> None:
     expected = spelled_by_datetime(EPOCH + timedelta(seconds=seconds))
     assert rfc_3339().format(seconds) == expected
 
 
 @given(st.floats(0, NEXT_CENTURY))
-def test_no_float_is_spelled_more_than_a_millisecond_away(seconds: float) -> None:
+def test_formatted_times_are_exact_to_a_millisecond(seconds: float) -> None:
     spelled = datetime.fromisoformat(rfc_3339().format(seconds))
     assert abs(spelled - EPOCH - timedelta(seconds=seconds)) <= timedelta(milliseconds=1)
 
@@ -53,12 +53,12 @@ def test_the_example_of_the_protocol() -> None:
 @given(st.lists(st.one_of(exact_seconds, st.integers(0, 3000).map(lambda n: n / 1024)), min_size=1))
 @example([0.0, 1.0, 0.0])
 @example([1.5, 0.5, 1.5, 1.0, 1.0])
-def test_what_is_spelled_does_not_depend_on_what_was_spelled_before(times: list[float]) -> None:
+def test_formatting_does_not_depend_on_earlier_times(times: list[float]) -> None:
     formatter = rfc_3339()
     assert [formatter.format(t) for t in times] == [rfc_3339().format(t) for t in times]
 
 
-def test_a_second_is_converted_once_and_a_millisecond_spelled_once() -> None:
+def test_each_second_is_converted_once_and_each_millisecond_formatted_once() -> None:
     asked: list[float] = []
 
     def convert(seconds: float) -> time.struct_time:
@@ -80,7 +80,7 @@ def in_zone(hours: float) -> Callable[[float], time.struct_time]:
 
 
 @given(exact_seconds, st.sampled_from([-9.5, 0, 5.75, 14]))
-def test_zones_do_not_mix_between_two_spellers(seconds: float, hours: float) -> None:
+def test_two_formatters_keep_their_time_zones(seconds: float, hours: float) -> None:
     here, there = TimeFormatter(in_zone(0), FORM), TimeFormatter(in_zone(hours), FORM)
     difference = datetime.fromisoformat(there.format(seconds)) - datetime.fromisoformat(
         here.format(seconds)
@@ -95,7 +95,7 @@ def test_zones_do_not_mix_between_two_spellers(seconds: float, hours: float) -> 
         ("%H:%M:%S", " UTC", "10:30:45.007 UTC"),
     ],
 )
-def test_the_form_is_whatever_was_asked_for(form: str, end: str, spelled: str) -> None:
+def test_the_format_is_configurable(form: str, end: str, spelled: str) -> None:
     assert TimeFormatter(time.gmtime, form, end).format(1736937045.0078125) == spelled
 
 
@@ -103,5 +103,5 @@ def test_the_form_is_whatever_was_asked_for(form: str, end: str, spelled: str) -
     ("seconds", "spelled"),
     [(-1 / 1024, "1969-12-31T23:59:59.999Z"), (-1.0, "1969-12-31T23:59:59.000Z")],
 )
-def test_a_clock_that_is_set_before_1970_is_spelled_too(seconds: float, spelled: str) -> None:
+def test_times_before_1970_are_formatted(seconds: float, spelled: str) -> None:
     assert rfc_3339().format(seconds) == spelled

@@ -374,7 +374,7 @@ back␈␈/slashes/
 
 
 @pytest.mark.parametrize("disguise", DISGUISES, ids=ascii)
-async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str) -> None:
+async def test_a_disguised_command_is_answered_and_not_sent(disguise: str) -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("before", f"{disguise} bob a secret", "behind", "/quit")
@@ -386,7 +386,7 @@ async def test_what_looks_like_a_command_is_answered_and_not_said(disguise: str)
 
 
 @pytest.mark.parametrize("line", UNKNOWN, ids=ascii)
-async def test_what_looks_like_an_unknown_command_is_answered_and_not_said(line: str) -> None:
+async def test_a_disguised_unknown_command_is_answered_and_not_sent(line: str) -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("before", line, f"/say {line}", "/quit")
@@ -395,7 +395,7 @@ async def test_what_looks_like_an_unknown_command_is_answered_and_not_said(line:
         assert await b.lines(2) == ["[Client 1] before", f"[Client 1] {line}"]
 
 
-async def test_the_answer_says_how_to_say_what_looks_like_an_unknown_command() -> None:
+async def test_the_answer_to_an_unknown_command_says_how_to_send_it_as_text() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send(" /tmp is full", "//tmp is full")
@@ -408,7 +408,7 @@ async def test_the_answer_says_how_to_say_what_looks_like_an_unknown_command() -
         assert len(await a.line()) < 200
 
 
-async def test_ordinary_lines_are_said() -> None:
+async def test_ordinary_lines_are_messages() -> None:
     assert len(ORDINARY) >= 200
     lines = [line for line in ORDINARY if line[0] != "/" or line[1:2] == "/"]
     async with memory_server() as network:
@@ -429,7 +429,7 @@ async def test_ordinary_lines_are_said() -> None:
         ("␛[A /WHO", "/who"),
     ],
 )
-def test_punctuation_behind_the_name_is_left_out_of_the_command(line: str, command: str) -> None:
+def test_punctuation_after_the_name_of_a_command_is_ignored(line: str, command: str) -> None:
     assert disguised_command(line) == command
 
 
@@ -462,7 +462,7 @@ async def test_a_byte_order_mark_does_not_make_a_command_a_message() -> None:
         "￥/msg",
     ],
 )
-def test_what_only_has_a_slash_is_no_disguise(text: str) -> None:
+def test_a_line_with_a_slash_in_it_is_not_disguised(text: str) -> None:
     assert disguised_command(text) is None
     assert say_literally(text) == (f"/{text}" if text.startswith("/") else text)
 
@@ -475,7 +475,7 @@ any_line = st.text().map(clean).filter(bool)
         any_line | st.builds("".join, st.tuples(st.sampled_from(DISGUISES), any_line)), min_size=1
     ).map("\n".join)
 )
-def test_lines_that_need_a_look_are_found_whatever_stands_around_them(block: str) -> None:
+def test_disguised_lines_are_found_among_any_others(block: str) -> None:
     lines = block.split("\n")
     special = any(line[0] == "/" or disguised_command(line) for line in lines)
     assert may_be_disguised(block) or not special
@@ -484,7 +484,7 @@ def test_lines_that_need_a_look_are_found_whatever_stands_around_them(block: str
 
 
 @given(st.sampled_from(DISGUISES) | st.text().map(clean).filter(bool), st.text().map(clean))
-def test_what_is_said_literally_is_said(start: str, rest: str) -> None:
+def test_text_that_is_said_literally_is_a_message(start: str, rest: str) -> None:
     text = start + rest
     assert list(TEXT.parse_requests(say_literally(text))) == [SayBlock(text)]
 
@@ -493,7 +493,7 @@ def test_what_is_said_literally_is_said(start: str, rest: str) -> None:
     "blank",
     [" ", "\u200b", "␛", "␛[D", "\\", "a/", "\t/", "/\u200b", " /a\u200b", "a␡", "ノ", "\n\u0301"],
 )
-def test_the_longest_line_is_looked_at_in_linear_time(blank: str) -> None:
+def test_the_longest_line_is_checked_in_linear_time(blank: str) -> None:
     line = blank * (65_536 // len(blank))
     started = time.process_time()
     for block in (line, "\n".join([line] * 4), f"{line}/msg"):
@@ -502,13 +502,13 @@ def test_the_longest_line_is_looked_at_in_linear_time(blank: str) -> None:
     assert time.process_time() - started < 5  # a quadratic pattern takes minutes
 
 
-def test_no_name_is_a_command_twice() -> None:
+def test_names_of_commands_are_unique() -> None:
     names = [name for each in COMMANDS for name in (each.name, *each.aliases)]
     assert len({*names, *COMMANDS.unavailable}) == len(names) + len(COMMANDS.unavailable)
     assert all(name == name.lower() and name.startswith("/") for name in names)
 
 
-def test_the_help_has_every_name_of_every_command_on_a_screen() -> None:
+def test_help_lists_every_name_of_every_command_on_one_screen() -> None:
     lines = COMMANDS.help_lines() + COMMANDS.help_lines(local=True)
     words = " ".join(lines).split()
     for command in COMMANDS:
@@ -519,7 +519,7 @@ def test_the_help_has_every_name_of_every_command_on_a_screen() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS.unavailable))
-def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
+def test_commands_of_other_chats_are_answered_with_the_alternative(name: str) -> None:
     answer = parse_line(f"{name} something")
     assert isinstance(answer, Invalid)
     assert answer.error.text == COMMANDS.unavailable[name]
@@ -539,7 +539,7 @@ def test_commands_of_other_chats_say_what_there_is_instead(name: str) -> None:
         ("/\u043a\u0442\u043e", "unknown command /\u043a\u0442\u043e; /help lists them"),
     ],
 )
-def test_what_is_no_command_is_answered_with_what_may_be_meant(line: str, answer: str) -> None:
+def test_an_unknown_command_is_answered_with_a_suggestion(line: str, answer: str) -> None:
     asked = parse_line(line)
     assert isinstance(asked, Invalid)
     assert asked.error.text.startswith(answer)
@@ -564,11 +564,11 @@ def test_what_is_no_command_is_answered_with_what_may_be_meant(line: str, answer
         (" /usr/bin is full", " /usr/bin is full"),
     ],
 )
-def test_in_a_pipe_only_a_command_is_one(line: str, sent: str | None) -> None:
+def test_in_a_pipe_only_known_commands_are_commands(line: str, sent: str | None) -> None:
     assert say_unless_command(line) == sent
 
 
-async def test_a_reply_goes_to_the_last_sender_whatever_it_is_called_now() -> None:
+async def test_a_reply_goes_to_the_last_sender_after_a_rename() -> None:
     async with memory_server() as network:
         a, b, c = [await network.join() for _ in range(3)]
         await a.send("/r hello?")
@@ -630,7 +630,7 @@ async def test_habits_of_irc_do_what_people_mean() -> None:
         ]
 
 
-def test_every_alias_asks_what_its_command_asks() -> None:
+def test_every_alias_makes_the_request_of_its_command() -> None:
     for command in COMMANDS:
         for alias in command.aliases:
             for rest in ("", " bob hi", " kitchen"):
@@ -641,7 +641,7 @@ def test_every_alias_asks_what_its_command_asks() -> None:
     assert COMMANDS.find("/LIST") is COMMANDS.find("/rooms")
 
 
-async def test_who_about_a_person_says_in_which_room_she_is() -> None:
+async def test_who_with_the_name_of_a_person_names_the_room() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("/name alice", "/join den")
