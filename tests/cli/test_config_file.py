@@ -46,7 +46,7 @@ def values(settings: Settings, server: str | None) -> dict[str, object]:
     return {name: value for name, (value, _) in settings.values(server).items()}
 
 
-def test_what_holds_for_one_server_comes_before_what_holds_for_all(tmp_path: Path) -> None:
+def test_settings_of_one_server_override_those_of_all(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path))
     for_all = {"name": "alice", "color": "never", "timeout": 5.0}
     assert values(settings, None) == values(settings, "elsewhere") == for_all
@@ -58,9 +58,7 @@ def test_what_holds_for_one_server_comes_before_what_holds_for_all(tmp_path: Pat
     assert settings.values("work")["name"] == ("alice", "")
 
 
-def test_paths_are_seen_from_where_the_file_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/alice")
     text = 'password-file = "~/secret.txt"\ntls-ca = "/etc/ca.pem"\n'
     settings = load_settings(written(tmp_path, text))
@@ -70,7 +68,7 @@ def test_paths_are_seen_from_where_the_file_is(
     }
 
 
-def test_no_file_is_an_empty_one(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_empty_one(tmp_path: Path) -> None:
     assert load_settings(tmp_path / "none.toml") == Settings(path=tmp_path / "none.toml")
     assert load_settings(written(tmp_path, "")).found
 
@@ -105,14 +103,14 @@ def test_no_file_is_an_empty_one(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_file_is_named_with_the_key(text: str, expected: str, tmp_path: Path) -> None:
+def test_an_error_names_the_file_and_the_key(text: str, expected: str, tmp_path: Path) -> None:
     path = written(tmp_path, text)
     with pytest.raises(InvalidSettings) as caught:
         load_settings(path)
     assert str(caught.value) == f"{path}: {expected}"
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettings, match=r": is a directory$"):
         load_settings(tmp_path)
     path = tmp_path / "config.toml"
@@ -131,7 +129,7 @@ TOML = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["name", "servers", "timeout", "tls-ca"]), TOML))
-def test_any_file_at_all_is_good_or_said_to_be_bad(
+def test_any_file_is_valid_or_raises_invalid_settings(
     tmp_path_factory: pytest.TempPathFactory, tables: dict[str, str]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
@@ -144,7 +142,7 @@ def test_any_file_at_all_is_good_or_said_to_be_bad(
     assert "\n" not in said
 
 
-def test_where_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MULTICHAT_CONFIG", raising=False)
     monkeypatch.delenv("MULTICHAT_HISTORY", raising=False)
     assert settings_path().name == "config.toml"
@@ -175,7 +173,7 @@ def rows(shown: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.process
-def test_config_shows_what_holds_and_why(tmp_path: Path) -> None:
+def test_config_shows_each_setting_and_its_source(tmp_path: Path) -> None:
     path = written(tmp_path)
     secret = {"MULTICHAT_PASSWORD": "swordfish"}
     shown = run(tmp_path, "config", "work", MULTICHAT_NAME="carol", **secret)
@@ -195,7 +193,7 @@ def test_config_shows_what_holds_and_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_config_without_a_file_says_where_it_would_be(tmp_path: Path) -> None:
+def test_config_shows_the_path_of_a_missing_file(tmp_path: Path) -> None:
     shown = run(tmp_path, "config")
     assert rows(shown.stdout)["file"][0] == f"{tmp_path / 'config.toml'} (does not exist)"
     missing = run(tmp_path, "config", "work")
@@ -207,7 +205,7 @@ def test_config_without_a_file_says_where_it_would_be(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("command", ["config", "connect"])
-def test_a_bad_file_is_one_line_and_status_1(command: str, tmp_path: Path) -> None:
+def test_an_invalid_file_is_one_line_and_status_1(command: str, tmp_path: Path) -> None:
     path = written(tmp_path, "[servers.work]\nhost = 'a'\nport = 'b'\n")
     shown = run(tmp_path, command)
     assert (shown.returncode, shown.stdout) == (1, "")
@@ -223,7 +221,7 @@ def test_a_bad_file_is_one_line_and_status_1(command: str, tmp_path: Path) -> No
         ("[::1]:1", ("::1", 1)),
     ],
 )
-def test_the_host_of_a_server_may_bring_its_port(
+def test_the_host_of_a_server_may_contain_a_port(
     host: str, expected: tuple[str, int], tmp_path: Path
 ) -> None:
     server = load_settings(written(tmp_path, f"[servers.work]\nhost = '{host}'\n")).servers["work"]
@@ -231,7 +229,7 @@ def test_the_host_of_a_server_may_bring_its_port(
 
 
 @pytest.mark.process
-async def test_connect_to_a_server_by_its_name(tmp_path: Path) -> None:
+async def test_connect_to_a_server_of_the_file_by_its_name(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         written(
             tmp_path,

@@ -43,9 +43,7 @@ def in_environment(folder: Path, variables: dict[str, str], *argv: str) -> Comma
 
 
 @in_every_locale
-async def test_no_locale_makes_a_command_fail_or_mangles_what_it_says(
-    variables: dict[str, str], tmp_path: Path
-) -> None:
+async def test_commands_work_in_every_locale(variables: dict[str, str], tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
         multichat.connect(LOOPBACK, server.port, name=NAME),
@@ -72,7 +70,7 @@ async def test_no_locale_makes_a_command_fail_or_mangles_what_it_says(
 
 
 @in_every_locale
-async def test_no_locale_makes_the_terminal_fail(
+async def test_the_terminal_works_in_every_locale(
     variables: dict[str, str], terminal: Terminal, tmp_path: Path
 ) -> None:
     async with (
@@ -128,7 +126,7 @@ async def test_a_path_may_have_any_bytes(short_path: Path) -> None:
         assert client.err.count("\n") == 1
 
 
-async def test_a_byte_order_mark_is_no_part_of_what_is_piped_in(tmp_path: Path) -> None:
+async def test_a_byte_order_mark_in_piped_input_is_removed(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server, "--name", "al") as client:
         await client.wait_for("you are")
         await client.type("\ufeff/me waves\r\n\ufeffhello\r\n")

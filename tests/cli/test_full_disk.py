@@ -33,7 +33,7 @@ def into_full(folder: Path, *arguments: str) -> Command:
     ["--help", "--version", "config", "serve --help", "history journal"]
     + [f"--{what}-completion bash" for what in ("install", "show")],
 )
-async def test_a_command_that_cannot_write_says_so(arguments: str, tmp_path: Path) -> None:
+async def test_a_command_that_cannot_write_reports_it(arguments: str, tmp_path: Path) -> None:
     make_journal(tmp_path / "journal")
     words = arguments.replace("journal", str(tmp_path / "journal")).split()
     async with into_full(tmp_path, *words) as command:
@@ -42,7 +42,7 @@ async def test_a_command_that_cannot_write_says_so(arguments: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--version", "config", "serve --help"])
-def test_a_command_whose_output_is_a_closed_pipe_says_so(arguments: str) -> None:
+def test_a_command_whose_output_is_a_closed_pipe_reports_it(arguments: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [MULTICHAT, *arguments.split()]
@@ -55,7 +55,7 @@ def test_a_command_whose_output_is_a_closed_pipe_says_so(arguments: str) -> None
 
 
 @pytest.mark.parametrize("options", ["connect --listen", "connect --json", "connect", "who"])
-async def test_a_client_that_cannot_write_leaves_before_anything_is_said(
+async def test_a_client_that_cannot_write_exits_before_it_sends_anything(
     options: str, tmp_path: Path
 ) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server, "--listen") as other:
@@ -66,7 +66,7 @@ async def test_a_client_that_cannot_write_leaves_before_anything_is_said(
         assert command.err == SAID
 
 
-async def test_a_server_whose_log_cannot_be_written_says_so_once_and_goes_on(
+async def test_a_server_that_cannot_write_its_log_reports_it_once_and_continues(
     tmp_path: Path, port: int
 ) -> None:
     arguments = ["serve", str(port), "--host", LOOPBACK]

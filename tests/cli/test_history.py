@@ -58,7 +58,7 @@ def history(path: Path, *options: str, zone: str = "UTC") -> list[str]:
     return done.stdout.decode().splitlines()
 
 
-async def test_one_room_as_people_read_it(tmp_path: Path) -> None:
+async def test_the_messages_of_one_room_are_shown_without_its_name(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, ("lobby", 0, "alice", "Hello\nwörld 😀"), ("lobby", 1, "Client 8", "hi"))
     await write(path, ("lobby", 2, "alice", "waves"), act=True)
@@ -72,7 +72,7 @@ async def test_one_room_as_people_read_it(tmp_path: Path) -> None:
     assert history(path, "--limit", "1", zone="EST5") == ["2025-01-15 07:00:02.123 * alice waves"]
 
 
-async def test_several_rooms_in_the_order_of_what_was_said(tmp_path: Path) -> None:
+async def test_several_rooms_are_shown_in_the_order_of_the_messages(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, ("Lobby", 0, "a", "1"), ("den", 1, "b", "2\n3"), ("Lobby", 2, "c", "4"))
     assert [line[24:] for line in history(path)] == [
@@ -85,7 +85,7 @@ async def test_several_rooms_in_the_order_of_what_was_said(tmp_path: Path) -> No
     assert [line[24:] for line in history(path, "--room", "den", "--limit", "1")] == ["[b] 3"]
 
 
-async def test_json_is_what_programs_hear(tmp_path: Path) -> None:
+async def test_json_lines_are_those_of_the_protocol(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     epochs = await write(path, ("lobby", 0, "alice", 'say "so"\ntwo'))
     assert [json.loads(line) for line in history(path, "--json", zone="EST5")] == [
@@ -102,7 +102,7 @@ async def test_json_is_what_programs_hear(tmp_path: Path) -> None:
     ]
 
 
-async def test_since_a_time_and_since_an_id(tmp_path: Path) -> None:
+async def test_since_accepts_a_time_or_an_id(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     said = [("lobby" if n % 3 else "den", n * 60, "a", f"{n}\n{n}b") for n in range(30)]
     epochs = await write(path, *said)
@@ -134,7 +134,7 @@ def reading(path: Path) -> Iterator[Reader]:
         yield reader
 
 
-async def test_every_beginning_and_every_length(tmp_path: Path) -> None:
+async def test_since_and_limit_in_every_combination(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     epochs = await write(
         path, *[("lobby", n, "a", f"{3 * n}\n{3 * n + 1}\n{3 * n + 2}") for n in range(5)]
@@ -155,7 +155,7 @@ async def test_every_beginning_and_every_length(tmp_path: Path) -> None:
                 assert texts(NOON + second + 0.2, limit) == list(range(3 * second + 3, 15))[:limit]
 
 
-async def test_what_there_is_not_is_said_in_one_line(tmp_path: Path) -> None:
+async def test_history_of_an_unknown_room_id_or_file_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     epochs = await write(path, ("lobby", 0, "a", "x"), ("den", 0, "a", "x"))
 
@@ -179,12 +179,12 @@ async def test_what_there_is_not_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "0-0", "99999-01-01", "2025-13-01", "\ud800"])
-def test_what_is_no_beginning(text: str) -> None:
+def test_invalid_values_of_since_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="neither a message's id nor a time"):
         parse_since(text)
 
 
-async def test_it_reads_beside_a_server_what_is_kept_by_then(tmp_path: Path) -> None:
+async def test_history_reads_beside_a_running_server(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
@@ -205,7 +205,9 @@ async def test_it_reads_beside_a_server_what_is_kept_by_then(tmp_path: Path) -> 
     assert not Path(f"{path}-wal").exists()
 
 
-async def test_a_reader_of_much_holds_little_and_may_stop(tmp_path: Path) -> None:
+async def test_reading_a_large_journal_takes_little_memory_and_can_be_stopped(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "chat.db"
     text = "x" * 1000
     block = "\n".join([text] * 250)
@@ -227,7 +229,7 @@ async def test_a_reader_of_much_holds_little_and_may_stop(tmp_path: Path) -> Non
     program.stderr.close()
 
 
-async def test_a_file_that_somebody_has_tampered_with_commands_no_terminal(tmp_path: Path) -> None:
+async def test_the_text_of_a_tampered_file_is_filtered(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, ("lobby", 0, "alice", "x"))
     with sqlite3.connect(path) as connection:
@@ -241,7 +243,7 @@ async def test_a_file_that_somebody_has_tampered_with_commands_no_terminal(tmp_p
         assert json.loads(line)["name"] == '␛]0;evil␇",␊'
 
 
-async def test_what_of_a_damaged_file_can_be_read_is_shown(tmp_path: Path) -> None:
+async def test_the_readable_part_of_a_damaged_file_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, *[("lobby", n, "a", "x" * 2000) for n in range(100)])
     whole = path.read_bytes()

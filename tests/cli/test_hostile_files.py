@@ -244,7 +244,7 @@ async def check_server(path: Path, durability: Durability = Durability.FULL) -> 
 
 
 @pytest.mark.parametrize("make", FILES.values(), ids=FILES)
-async def test_a_file_that_is_no_journal(
+async def test_a_file_that_is_not_a_journal_is_one_line(
     make: Callable[[Path], object], tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / f"journal{ESCAPES}"
@@ -309,7 +309,7 @@ def test_a_server_with_a_journal_with_flipped_bytes(
 
 
 @pytest.mark.parametrize("text", CONFIGS.values(), ids=CONFIGS)
-def test_a_configuration_that_may_hold_anything(text: str, tmp_path: Path) -> None:
+def test_a_configuration_with_any_content_is_read_or_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / f"config{ESCAPES}.toml"
     path.write_text(text, "utf-8")
     for command in (["config"], ["config", ESCAPES], ["connect", "x", "--plain", "--replay=1"]):
@@ -346,7 +346,7 @@ async def test_a_file_that_is_too_large_is_one_clear_line(
 
 
 @pytest.mark.process
-async def test_the_commands_print_file_names_clean(tmp_path: Path) -> None:
+async def test_file_names_in_errors_are_filtered(tmp_path: Path) -> None:
     path = tmp_path / f"file{ESCAPES}"
     path.write_text(ESCAPES)
     for argv in (

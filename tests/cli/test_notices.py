@@ -50,7 +50,7 @@ def run(folder: Path, stderr: str, *arguments: str) -> Command:
     return Command(folder, "/bin/sh", "-c", f'exec "$@" 2>{stderr}', "sh", MULTICHAT, *arguments)
 
 
-async def test_many_lines_that_are_not_said_make_one_notice(tmp_path: Path) -> None:
+async def test_many_lines_that_are_not_sent_make_one_notice(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server) as client:
         await client.wait_for("Connected")
         await client.type(DISGUISED * 100 + "hello\n")
@@ -63,7 +63,9 @@ async def test_many_lines_that_are_not_said_make_one_notice(tmp_path: Path) -> N
         )
 
 
-async def test_a_notice_that_nobody_takes_costs_no_message(stderr: str, tmp_path: Path) -> None:
+async def test_a_notice_that_cannot_be_written_loses_no_message(
+    stderr: str, tmp_path: Path
+) -> None:
     async with serve(tmp_path) as server:
         arguments = ("connect", LOOPBACK, str(server.port))
         async with run(tmp_path, stderr, *arguments) as client:
@@ -93,7 +95,7 @@ async def test_send_sends_when_its_notice_cannot_be_written(stderr: str, tmp_pat
         assert client.out == ""
 
 
-async def test_answers_to_the_operator_that_nobody_takes_do_not_stop_the_server(
+async def test_console_output_that_cannot_be_written_does_not_stop_the_server(
     stderr: str, tmp_path: Path
 ) -> None:
     controller, terminal = os.openpty()
@@ -119,7 +121,7 @@ async def test_answers_to_the_operator_that_nobody_takes_do_not_stop_the_server(
     ("arguments", "status"),
     [(("who", LOOPBACK, "1"), 1), (("connect", "--no-such-option"), 2), (("frobnicate",), 2)],
 )
-async def test_an_error_that_cannot_be_shown_still_has_its_status(
+async def test_the_exit_status_is_kept_if_the_error_cannot_be_written(
     arguments: tuple[str, ...], status: int, stderr: str, tmp_path: Path
 ) -> None:
     async with run(tmp_path, stderr, *arguments) as command:

@@ -276,7 +276,7 @@ async def test_a_client_that_does_not_trust_the_certificate_prints_one_line(
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "tcp"])
-async def test_a_client_whose_name_is_refused_says_so_and_goes_on(
+async def test_a_client_whose_name_is_refused_reports_it_and_continues(
     tls: bool, files: Files, terminal: Terminal, log: LogRecorder, tmp_path: Path
 ) -> None:
     options = [*options_of(files, Refusal(says=""), tls=tls), "--name", "Server"]
@@ -304,7 +304,7 @@ async def test_a_tls_client_of_a_plain_server_prints_one_line(
     assert not [line for line in log.lines if "crashed" in line]
 
 
-async def test_a_plain_client_of_a_tls_server_is_told_so_in_one_line(
+async def test_a_plain_client_of_a_tls_server_prints_one_line(
     files: Files, terminal: Terminal, log: LogRecorder, tmp_path: Path
 ) -> None:
     async with chat_server(files, tls=True) as port:
@@ -337,7 +337,7 @@ async def test_a_server_that_closes_after_the_hello_is_one_line(
         await check_everywhere(tmp_path, None, options, port, "", *COMMANDS)
 
 
-async def test_a_server_ends_in_order_with_clients_halfway_through_the_handshake(
+async def test_a_server_shuts_down_with_clients_in_the_handshake(
     files: Files, tmp_path: Path
 ) -> None:
     options = ("--tls-cert", files["server.pem"], "--password-file", files["right"])

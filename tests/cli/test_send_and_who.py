@@ -37,7 +37,7 @@ def objects(command: Command) -> list[dict[str, object]]:
 # --- send ----------------------------------------------------------------------------------------
 
 
-async def test_send_says_one_thing_and_leaves(tmp_path: Path) -> None:
+async def test_send_sends_one_message_and_exits(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, tcp(server) as listener:
         async with multichat(tmp_path, server, "send", "--name=ci", "build", "42:", "//ok") as send:
             assert await send.wait() == 0
@@ -47,7 +47,7 @@ async def test_send_says_one_thing_and_leaves(tmp_path: Path) -> None:
         assert "[RX] [ci] build 42: //ok" in server.out
 
 
-async def test_send_says_each_line_of_standard_input(tmp_path: Path) -> None:
+async def test_send_sends_each_line_of_standard_input(tmp_path: Path) -> None:
     count = 5000
     async with serve(tmp_path) as server, multichat(tmp_path, server, "connect", "--listen") as ear:
         await ear.wait_for("you are Client 1")
@@ -60,7 +60,7 @@ async def test_send_says_each_line_of_standard_input(tmp_path: Path) -> None:
         assert said == [f"/{i}" for i in range(count)]  # text, and no commands
 
 
-async def test_a_name_that_is_taken_is_no_reason_not_to_say_it(tmp_path: Path) -> None:
+async def test_send_sends_the_message_if_the_name_is_taken(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, tcp(server) as listener:
         await listener.send_all(b"/name ci\n")
         assert await listener.receive_some() == b"[Server] Client 1 is now ci\n"
@@ -70,7 +70,7 @@ async def test_a_name_that_is_taken_is_no_reason_not_to_say_it(tmp_path: Path) -
         assert await listener.receive_some() == b"[Client 2] done\n"
 
 
-async def test_what_cannot_be_said_is_one_line(tmp_path: Path) -> None:
+async def test_a_message_that_is_refused_is_one_line(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, AsyncExitStack() as stack:
         commands: list[tuple[Command, str]] = []
         for arguments, error in (
@@ -105,13 +105,15 @@ async def test_send_that_is_interrupted_is_one_line(
             assert send.err == "multichat: interrupted before the server had accepted everything\n"
 
 
-async def test_send_to_nobody_is_one_line(tmp_path: Path) -> None:
+async def test_send_without_a_server_is_one_line(tmp_path: Path) -> None:
     async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, "1", "x") as send:
         assert await send.wait() == 1
         assert send.err == f"multichat: cannot connect to {LOOPBACK} port 1: connection refused\n"
 
 
-async def test_send_speaks_text_to_who_speaks_no_json(port: int, tmp_path: Path) -> None:
+async def test_send_uses_the_text_protocol_with_a_server_without_json(
+    port: int, tmp_path: Path
+) -> None:
     async with Command(tmp_path, program("nc"), "-N", "-l", LOOPBACK, str(port)) as nc:
         while f"{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text("ascii"):
             await trio.sleep(0.02)
@@ -144,7 +146,7 @@ async def test_a_full_server_is_an_error(tmp_path: Path) -> None:
             assert errand.out == ""
 
 
-async def test_a_wish_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+async def test_an_option_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, AsyncExitStack() as stack:
         errands: list[Command] = []
         for command in ("connect", "connect --json", "connect --plain", "send", "who"):
@@ -162,7 +164,7 @@ async def test_a_wish_that_is_no_text_is_one_line(tmp_path: Path) -> None:
 # --- who -----------------------------------------------------------------------------------------
 
 
-async def test_who_lists_who_is_there(tmp_path: Path) -> None:
+async def test_who_lists_the_members(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, tcp(server) as a, tcp(server) as b:
         for client, lines in ((a, b"/name alice\n"), (b, b"/join kitchen\n/name bob\n")):
             await client.send_all(lines)
@@ -178,7 +180,7 @@ async def test_who_lists_who_is_there(tmp_path: Path) -> None:
                 assert (who.out, who.err) == (out, "")
 
 
-async def test_who_of_who_speaks_no_json_is_one_line(tmp_path: Path) -> None:
+async def test_who_on_a_server_without_json_is_one_line(tmp_path: Path) -> None:
     async with await _silent() as listener:
         port = str(listener.socket.getsockname()[1])
         async with Command(tmp_path, MULTICHAT, "who", LOOPBACK, port) as who:
@@ -191,7 +193,7 @@ async def test_who_of_who_speaks_no_json_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", ["connect", "connect --log-style", "connect --json", "send - ", "send hi", "who"]
 )
-async def test_silence_is_one_line_that_names_the_way_out(command: str, tmp_path: Path) -> None:
+async def test_a_silent_server_is_one_line_that_names_plain(command: str, tmp_path: Path) -> None:
     name, *rest = command.split()
     options = [each for each in rest if each.startswith("--")]
     words = [each for each in rest if not each.startswith("--")]
@@ -226,7 +228,7 @@ INVALID_WELCOMES = [
 
 
 @pytest.mark.parametrize("command", ["connect", "connect --json", "send hi", "who"])
-async def test_a_welcome_that_is_not_valid_is_one_line_and_nothing_is_said(
+async def test_an_invalid_welcome_is_one_line_and_nothing_is_sent(
     command: str, tmp_path: Path
 ) -> None:
     name, *rest = command.split()
@@ -249,7 +251,7 @@ async def test_a_welcome_that_is_not_valid_is_one_line_and_nothing_is_said(
                 assert heard == b'/json {"protocol":1}\n'
 
 
-async def test_send_says_which_lines_were_not_accepted_when_its_time_is_over(
+async def test_send_reports_the_lines_not_accepted_at_its_timeout(
     tmp_path: Path,
 ) -> None:
     limits = {"line": 65536, "name": 32, "wait": 0}
@@ -272,7 +274,7 @@ async def test_send_says_which_lines_were_not_accepted_when_its_time_is_over(
 
 
 @pytest.mark.parametrize("command", [("connect", "--plain"), ("send", "--plain")])
-async def test_in_plain_text_nothing_is_asked_of_a_silent_listener(
+async def test_with_plain_nothing_but_the_input_is_sent(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
     async with await _silent() as listener:
@@ -290,7 +292,7 @@ async def test_in_plain_text_nothing_is_asked_of_a_silent_listener(
             assert heard.replace(b"//", b"/") == b"one\n/two\n"
 
 
-async def test_send_says_in_one_line_that_it_speaks_text(tmp_path: Path) -> None:
+async def test_send_reports_in_one_line_that_it_uses_text(tmp_path: Path) -> None:
     async with await _silent() as listener:
         port = str(listener.socket.getsockname()[1])
         argv = (MULTICHAT, "send", LOOPBACK, port, "hello")
@@ -346,7 +348,7 @@ async def test_names_rooms_and_presence_in_the_log_of_connect(tmp_path: Path) ->
             assert expected in lines
 
 
-async def test_a_name_that_is_taken_is_said_and_the_conversation_begins(tmp_path: Path) -> None:
+async def test_connect_reports_a_taken_name_and_continues(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, tcp(server) as nc:
         await nc.send_all(b"/name alice\n")
         await server.wait_for("is now called alice")
@@ -355,7 +357,7 @@ async def test_a_name_that_is_taken_is_said_and_the_conversation_begins(tmp_path
             await client.wait_for("[STATE] you are Client 2 in lobby; 2 are here")
 
 
-async def test_a_number_sign_before_a_room_is_left_out(tmp_path: Path) -> None:
+async def test_a_number_sign_before_a_room_is_removed(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
         multichat(tmp_path, server, "connect", "--name=bob", "--room=#kitchen") as bob,
@@ -373,7 +375,7 @@ async def test_a_number_sign_before_a_room_is_left_out(tmp_path: Path) -> None:
             await json_.wait_for('"room":"kitchen"')
 
 
-async def test_a_room_that_cannot_be_had_is_no_place_to_talk(tmp_path: Path) -> None:
+async def test_connect_ends_if_the_room_cannot_be_joined(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
         multichat(tmp_path, server, "connect", "--room=no such") as client,
@@ -386,7 +388,7 @@ async def test_a_room_that_cannot_be_had_is_no_place_to_talk(tmp_path: Path) -> 
         assert "said to nobody" not in server.out
 
 
-async def test_plain_has_names_and_rooms_too(tmp_path: Path) -> None:
+async def test_plain_supports_names_and_rooms(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
         multichat(tmp_path, server, "connect", "--plain", "--name=al", "--room=den") as client,
@@ -395,7 +397,7 @@ async def test_plain_has_names_and_rooms_too(tmp_path: Path) -> None:
         await client.wait_for("[RX] [Server] you are in den; nobody else is here")
 
 
-async def test_without_json_it_says_so_and_speaks_text(tmp_path: Path) -> None:
+async def test_connect_reports_that_it_uses_text(tmp_path: Path) -> None:
     async with await _silent() as listener:
         port = str(listener.socket.getsockname()[1])
         client = Command(tmp_path, MULTICHAT, "connect", LOOPBACK, port)
@@ -416,7 +418,7 @@ async def test_without_json_it_says_so_and_speaks_text(tmp_path: Path) -> None:
 # --- connect --json ------------------------------------------------------------------------------
 
 
-async def test_json_lines_pass_through(tmp_path: Path) -> None:
+async def test_json_lines_are_passed_through(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as server,
         multichat(tmp_path, server, "connect", "--json", "--name=bot", "--room=den") as bot,
@@ -464,7 +466,7 @@ async def test_json_of_a_server_that_is_killed_is_an_error(tmp_path: Path) -> No
         assert bot.err.count("\n") == 1
 
 
-async def test_json_of_who_speaks_none_is_one_line(tmp_path: Path) -> None:
+async def test_json_on_a_server_without_json_is_one_line(tmp_path: Path) -> None:
     async with await _silent() as listener:
         port = str(listener.socket.getsockname()[1])
         argv = (MULTICHAT, "connect", "--json", LOOPBACK, port)
@@ -474,7 +476,7 @@ async def test_json_of_who_speaks_none_is_one_line(tmp_path: Path) -> None:
             assert (bot.out, bot.err) == ("", "multichat: the server does not answer in JSON\n")
 
 
-async def test_json_into_a_pipe_that_is_closed_is_one_line(tmp_path: Path) -> None:
+async def test_json_into_a_closed_pipe_is_one_line(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         command = f"{MULTICHAT} connect --json --listen {LOOPBACK} {server.port} | head -n 1"
         async with Command(tmp_path, "/bin/sh", "-c", command) as pipe, tcp(server) as nc:

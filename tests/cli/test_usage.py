@@ -75,7 +75,7 @@ def spelled(command: str, *names: str) -> list[str]:
 @pytest.mark.parametrize(
     ("command", "rule"), [(command, rule) for command, rules in RULES.items() for rule in rules]
 )
-def test_options_that_contradict_each_other_or_do_nothing_are_refused(
+def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
     command: str, rule: Excludes | Useless | Needs
 ) -> None:
     names = [rule.name]
@@ -145,7 +145,7 @@ def test_options_that_contradict_each_other_or_do_nothing_are_refused(
         (["history", "a", "--since", "b"], "--since: b is neither a message's id nor a time"),
     ],
 )
-def test_a_mistake_is_named_as_it_was_made(arguments: list[str], said: str) -> None:
+def test_a_usage_error_names_the_option_as_given(arguments: list[str], said: str) -> None:
     assert mistake(*arguments).startswith(said)
 
 
@@ -159,7 +159,7 @@ def test_an_option_of_serve_sets_the_field_of_its_name_and_unit() -> None:
     )
 
 
-def test_a_mistake_is_one_line_and_status_2() -> None:
+def test_a_usage_error_is_one_line_and_status_2() -> None:
     shown = subprocess.run(
         [MULTICHAT, "serve", "--durability", "full"], capture_output=True, text=True
     )
@@ -175,7 +175,7 @@ def test_a_mistake_is_one_line_and_status_2() -> None:
         ({"MULTICHAT_LISTEN": "1"}, ["--bell", "h"], "--bell has no effect with MULTICHAT_LISTEN"),
     ],
 )
-def test_a_variable_is_named_as_such(
+def test_a_usage_error_names_the_variable(
     variables: dict[str, str], arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable, value in variables.items():
@@ -193,7 +193,7 @@ def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_option_comes_before_a_variable_or_a_file_that_contradicts_it(tmp_path: Path) -> None:
+def test_an_option_overrides_a_variable_or_a_file_that_excludes_it(tmp_path: Path) -> None:
     refused = f"multichat: cannot connect to {LOOPBACK} port 1: connection refused\n"
     (tmp_path / "config.toml").write_text("plain = true\nbell = true\ntls = true\n", "utf-8")
     file = {"MULTICHAT_CONFIG": str(tmp_path / "config.toml")}
@@ -213,7 +213,7 @@ def test_an_option_comes_before_a_variable_or_a_file_that_contradicts_it(tmp_pat
     "variable",
     ["MULTICHAT_PASSWORD", "MULTICHAT_PASSWORD_FILE", "MULTICHAT_HOST", "MULTICHAT_TLS_CERT"],
 )
-def test_a_server_does_not_start_with_a_variable_that_is_empty(
+def test_a_server_does_not_start_with_an_empty_variable(
     variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "")
@@ -242,7 +242,7 @@ def test_an_empty_password_file_is_refused(command: list[str], data: bytes, tmp_
         [str(BIN / "multi_chat_tcp_client")],
     ],
 )
-def test_every_command_helps(command: list[str], option: str) -> None:
+def test_every_command_has_help(command: list[str], option: str) -> None:
     shown = subprocess.run([*command, option], capture_output=True, text=True)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout.startswith("Usage: ")
@@ -257,7 +257,7 @@ async def end(client: Command) -> None:
     assert await client.wait() == 0, client.err
 
 
-async def test_every_command_takes_host_and_port_in_one_word(tmp_path: Path) -> None:
+async def test_every_command_accepts_host_and_port_in_one_argument(tmp_path: Path) -> None:
     async with (
         ServerCommand(tmp_path, MULTICHAT, "serve", "0") as server,
         AsyncExitStack() as stack,
@@ -279,7 +279,7 @@ async def test_every_command_takes_host_and_port_in_one_word(tmp_path: Path) -> 
             await server.wait_for(f"] 42 people from {place}\n")
 
 
-async def test_send_takes_a_first_word_of_digits_for_the_port(tmp_path: Path) -> None:
+async def test_send_uses_a_first_word_of_digits_as_the_port(tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         port = str(server.port)
         for words, said in (
@@ -300,7 +300,7 @@ async def test_send_takes_a_first_word_of_digits_for_the_port(tmp_path: Path) ->
         [str(BIN / "multi_chat_tcp_client"), LOOPBACK],
     ],
 )
-async def test_the_port_is_9000_where_none_is_said(argv: list[str], tmp_path: Path) -> None:
+async def test_the_default_port_is_9000(argv: list[str], tmp_path: Path) -> None:
     async with Command(tmp_path, *argv, stdin=subprocess.DEVNULL) as client:
         await client.wait()
         # Whoever runs the tests may have a server there.
@@ -308,7 +308,7 @@ async def test_the_port_is_9000_where_none_is_said(argv: list[str], tmp_path: Pa
         assert where in client.out + client.err or client.process.returncode == 0
 
 
-async def test_send_and_who_find_a_server_of_the_configuration_file(
+async def test_send_and_who_accept_a_server_of_the_configuration_file(
     short_path: Path,
 ) -> None:
     socket = short_path / "chat"
@@ -364,7 +364,7 @@ def password_file(tmp_path: Path) -> Path:
         (["who"], "status=0"),
     ],
 )
-async def test_on_a_terminal_a_missing_password_is_asked_for_without_echo(
+async def test_a_terminal_prompts_for_a_missing_password_without_echo(
     command: list[str], done: str, password_file: Path, terminal: Terminal, tmp_path: Path
 ) -> None:
     async with serve(tmp_path, "--password-file", str(password_file)) as server:
@@ -387,7 +387,7 @@ async def test_on_a_terminal_a_missing_password_is_asked_for_without_echo(
     ("key", "status"), [("C-c", "status=(0|130)"), ("C-d", "status=1"), ("Enter", "status=1")]
 )
 @pytest.mark.parametrize("command", [["connect"], ["who"]])
-async def test_a_password_need_not_be_given(
+async def test_the_password_prompt_can_be_left_empty(
     command: list[str],
     key: str,
     status: str,
@@ -407,7 +407,7 @@ async def test_a_password_need_not_be_given(
         assert " echo " in screen, "what is typed is not shown any more"
 
 
-async def test_a_wrong_password_is_asked_for_three_times(
+async def test_the_password_prompt_allows_three_attempts(
     password_file: Path, terminal: Terminal, tmp_path: Path
 ) -> None:
     async with serve(tmp_path, "--password-file", str(password_file)) as server:
@@ -421,7 +421,7 @@ async def test_a_wrong_password_is_asked_for_three_times(
 
 
 @pytest.mark.parametrize("command", [["connect"], ["send"], ["who"]])
-async def test_into_a_pipe_nothing_is_asked_for(
+async def test_there_is_no_password_prompt_in_a_pipe(
     command: list[str], password_file: Path, tmp_path: Path
 ) -> None:
     async with serve(tmp_path, "--password-file", str(password_file)) as server:
@@ -433,7 +433,7 @@ async def test_into_a_pipe_nothing_is_asked_for(
             assert "asks for a password" in client.err
 
 
-def test_the_client_warns_before_a_password_goes_to_another_machine_in_plain_text() -> None:
+def test_the_client_warns_before_it_sends_a_password_in_plain_text() -> None:
     # An address to which the system itself refuses to connect.
     shown = run(MULTICHAT, "who", "255.255.255.255", MULTICHAT_PASSWORD=SECRET)
     warning, error = shown.stderr.splitlines()
@@ -448,7 +448,7 @@ def test_the_client_warns_before_a_password_goes_to_another_machine_in_plain_tex
     assert "warning" not in run(MULTICHAT, "who", "255.255.255.255").stderr
 
 
-async def test_the_server_warns_of_a_password_that_others_can_read(
+async def test_the_server_warns_about_a_password_file_that_others_can_read(
     password_file: Path, tmp_path: Path
 ) -> None:
     in_plain_text = (
@@ -490,7 +490,7 @@ async def test_the_server_warns_of_a_password_that_others_can_read(
         ),
     ],
 )
-def test_a_working_directory_that_is_gone_is_no_error_of_the_output(
+def test_a_deleted_working_directory_is_not_reported_as_an_output_error(
     arguments: str, status: int, said: str, tmp_path: Path
 ) -> None:
     script = 'mkdir gone && cd gone && rmdir ../gone && exec "$@"'
