@@ -59,7 +59,7 @@ def mistake(*arguments: str) -> str:
     return refused.value.message
 
 
-def spelled(command: str, *names: str) -> list[str]:
+def arguments_for(command: str, *names: str) -> list[str]:
     """Arguments for these parameters of a command, all of which are options but HOST and PORT."""
     arguments = [name for name in ("host", "port") if name in names]
     if command == "serve":
@@ -86,7 +86,7 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
             names += ["host"] if rule.other == "port" else []
         case Needs(where=where) if where:
             names.append(where)
-    said = mistake(*spelled(command, *names))
+    said = mistake(*arguments_for(command, *names))
     assert f"--{rule.name.replace('_', '-')} " in said
     assert any(words in said for words in ("exclude each other", "has no effect with", "needs"))
 

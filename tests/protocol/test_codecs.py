@@ -96,7 +96,7 @@ def decoded(wire: bytes) -> str:
     return block
 
 
-def spelled(codec: Codec, requests: list[WireRequest]) -> str:
+def encode_requests(codec: Codec, requests: list[WireRequest]) -> str:
     block = "\n".join(map(codec.encode_request, requests))
     assert decoded(f"{block}\n".encode()) == block
     return block
@@ -374,7 +374,7 @@ def test_strings_in_a_hello_are_filtered() -> None:
 @example([Act(" waves"), Say("//x"), Say(" "), Ping(" ")])
 @example([Say(" /quit"), Say("\\msg bob hi"), Say("\u200b/me x"), Say("／help")])
 def test_requests_survive_the_text_codec(requests: list[WireRequest]) -> None:
-    assert one_by_one(TEXT.parse_requests(spelled(TEXT, requests))) == requests
+    assert one_by_one(TEXT.parse_requests(encode_requests(TEXT, requests))) == requests
 
 
 @pytest.mark.parametrize("request_", [Say("x"), Act("x"), Direct(7, "x"), Who(), Ping("x")])
@@ -677,16 +677,16 @@ def test_one_line_is_one_request(block: str, kinds: list[type[Request]]) -> None
     ids=shortened,
 )
 @pytest.mark.parametrize(
-    ("spelled", "text"),
+    ("escaped", "text"),
     [
         ("plain", "plain"),
         ("\\n", "␊"),
     ],
 )
 def test_unknown_fields_are_ignored_whatever_is_escaped(
-    spelled: str, text: str, field: str
+    escaped: str, text: str, field: str
 ) -> None:
-    line = f'{{"type":"say","text":"{spelled}",{field}}}'
+    line = f'{{"type":"say","text":"{escaped}",{field}}}'
     assert list(JSON.parse_requests(line)) == [SayBlock(text)]
 
 
@@ -745,7 +745,7 @@ def test_an_event_with_a_name_that_is_too_long_is_left_out(field: str) -> None:
 
 @given(st.lists(json_requests, min_size=1))
 def test_requests_survive_the_json_codec(requests: list[WireRequest]) -> None:
-    read = list(JSON.parse_requests(spelled(JSON, requests)))
+    read = list(JSON.parse_requests(encode_requests(JSON, requests)))
     assert one_by_one(read) == requests
     for one, next_one in pairwise(read):
         assert not (isinstance(one, SayBlock) and isinstance(next_one, SayBlock))

@@ -144,7 +144,7 @@ def test_every_unicode_character_is_kept_or_made_harmless() -> None:
         ("\ufeff/name bob\n\ufeff\n".encode(), ["/name bob"]),
         ("\u202e\u2069\n".encode(), []),  # nothing is left of it
         (b"\xe2\x82\nnext\n", ["\ufffd", "next"]),  # a character cut off by the line's end
-        (b"\xed\xa0\x80\n", ["\ufffd\ufffd\ufffd"]),  # a surrogate, spelled in bytes
+        (b"\xed\xa0\x80\n", ["\ufffd\ufffd\ufffd"]),  # a surrogate in bytes
     ],
 )
 def test_examples(data: bytes, lines: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Times as they are spelled, against the standard library's own."""
+"""Times as they are formatted, against the standard library's own."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def rfc_3339() -> TimeFormatter:
     return TimeFormatter(time.gmtime, FORM, "Z")
 
 
-def spelled_by_datetime(time_: datetime) -> str:
+def formatted_by_datetime(time_: datetime) -> str:
     return f"{time_.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
@@ -36,14 +36,14 @@ exact_seconds = st.integers(0, NEXT_CENTURY * 1024).map(lambda n: n / 1024)
 @example(951782400.0)  # a leap day
 @example(1e9 - 1 / 1024)
 def test_times_are_formatted_in_utc_truncated_to_the_millisecond(seconds: float) -> None:
-    expected = spelled_by_datetime(EPOCH + timedelta(seconds=seconds))
+    expected = formatted_by_datetime(EPOCH + timedelta(seconds=seconds))
     assert rfc_3339().format(seconds) == expected
 
 
 @given(st.floats(0, NEXT_CENTURY))
 def test_formatted_times_are_exact_to_a_millisecond(seconds: float) -> None:
-    spelled = datetime.fromisoformat(rfc_3339().format(seconds))
-    assert abs(spelled - EPOCH - timedelta(seconds=seconds)) <= timedelta(milliseconds=1)
+    formatted = datetime.fromisoformat(rfc_3339().format(seconds))
+    assert abs(formatted - EPOCH - timedelta(seconds=seconds)) <= timedelta(milliseconds=1)
 
 
 def test_the_example_of_the_protocol() -> None:
@@ -89,19 +89,19 @@ def test_two_formatters_keep_their_time_zones(seconds: float, hours: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("form", "end", "spelled"),
+    ("form", "end", "formatted"),
     [
         ("%Y-%m-%d %H:%M:%S", "", "2025-01-15 10:30:45.007"),
         ("%H:%M:%S", " UTC", "10:30:45.007 UTC"),
     ],
 )
-def test_the_format_is_configurable(form: str, end: str, spelled: str) -> None:
-    assert TimeFormatter(time.gmtime, form, end).format(1736937045.0078125) == spelled
+def test_the_format_is_configurable(form: str, end: str, formatted: str) -> None:
+    assert TimeFormatter(time.gmtime, form, end).format(1736937045.0078125) == formatted
 
 
 @pytest.mark.parametrize(
-    ("seconds", "spelled"),
+    ("seconds", "formatted"),
     [(-1 / 1024, "1969-12-31T23:59:59.999Z"), (-1.0, "1969-12-31T23:59:59.000Z")],
 )
-def test_times_before_1970_are_formatted(seconds: float, spelled: str) -> None:
-    assert rfc_3339().format(seconds) == spelled
+def test_times_before_1970_are_formatted(seconds: float, formatted: str) -> None:
+    assert rfc_3339().format(seconds) == formatted

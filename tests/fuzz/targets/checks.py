@@ -96,7 +96,7 @@ def check_event(event: Event) -> None:
         assert_harmless(line)
     if not isinstance(event, Said | Directed):
         assert_same(len(lines), max(1, len(TEXT.describe(event))), "an LF only between lines")
-    assert_same(told_by(JSON, JSON.encode(event)), [event], "an event survives the JSON voice")
+    assert_same(told_by(JSON, JSON.encode(event)), [event], "an event survives the JSON codec")
 
 
 def told_by(codec: Codec, wire: bytes) -> list[Event]:

@@ -110,7 +110,7 @@ class _Sender:
             expected = [
                 self._said(codec, number, text, act=act) for number, text in enumerate(texts, 998)
             ]
-            assert_same(told, expected, f"what is said in the {codec.name} voice")
+            assert_same(told, expected, f"what is said in the {codec.name} protocol")
             tag = f"* {self.name} " if act else f"[{self.name}] "
             shown = [TEXT.format(event) for event in told]
             assert_same(shown, [f"{tag}{text}" for text in texts], "every line has its tag")

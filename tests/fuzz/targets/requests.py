@@ -39,7 +39,7 @@ def check_text_requests(data: bytes) -> None:
         assert_same(
             _apart(requests), _read_alone(block), "lines mean together what they mean alone"
         )
-        _check_spelled_again(requests, TEXT)
+        _check_encoded_again(requests, TEXT)
 
 
 def check_json_requests(data: bytes) -> None:
@@ -58,7 +58,7 @@ def check_json_requests(data: bytes) -> None:
         )
         spoilt = _apart(JSON.parse_requests(f"{SPOILT}\n{block}"))
         assert_same(_apart(requests), spoilt[1:], "with and without one that is refused")
-        _check_spelled_again(requests, JSON)
+        _check_encoded_again(requests, JSON)
         for line, [request] in zip(lines, alone, strict=True):
             if not isinstance(request, Invalid):
                 assert_as_the_standard_library_reads(line, request)
@@ -110,7 +110,7 @@ def _read_alone(block: str) -> list[Request]:
     return requests
 
 
-def _check_spelled_again(requests: list[Request], codec: Codec) -> None:
+def _check_encoded_again(requests: list[Request], codec: Codec) -> None:
     understood = [each for each in _apart(requests) if not isinstance(each, Invalid | Reply)]
     lines: list[str] = []
     speaking = codec
@@ -125,4 +125,4 @@ def _check_spelled_again(requests: list[Request], codec: Codec) -> None:
         block = "\n".join(lines)
         assert_same(block_of(f"{block}\n".encode()), block, "a request survives framing")
         again = _apart(codec.parse_requests(block))
-        assert_same(again, understood, f"spelled as {block!r} and read again")
+        assert_same(again, understood, f"encoded as {block!r} and decoded again")
