@@ -1,7 +1,7 @@
-"""The file in which an operator's bans are kept; what stands in it is `multichat.server.bans`'s.
+"""The file of bans; for its format see `multichat.server.bans`.
 
-A new file takes the old one's place in one step, so that there is always a whole one: a full disk
-costs the change and not the bans that were there.
+A new file replaces the old one in one step, so that there is always a complete one: a full disk
+loses the change, not the bans.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from multichat.server.bans import Ban, format_bans, read_bans
 
 __all__ = ["BanFile"]
 
-# The most bans that there may be take less; the rest is for comments.
+# The maximum number of bans takes less; the rest is for comments.
 _MAX_BYTES = 16 * 1024 * 1024
 
-# Addresses are other people's data.
+# Addresses are personal data.
 _MODE = 0o600
 
 
 class BanFile:
-    """The file at *path*, which need not be there yet."""
+    """The file at *path*, which need not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def load(self) -> list[Ban]:
-        """Return the bans in it; raises `OSError`, or `InvalidBanFile` which names the line."""
+        """Return the bans in it; raises `OSError`, or `InvalidBanFile`, which names the line."""
         try:
             return read_bans(self._read(), str(self.path))
         except FileNotFoundError:
@@ -36,9 +36,9 @@ class BanFile:
         return read_file(self.path, max_bytes=_MAX_BYTES)
 
     def save(self, bans: Sequence[Ban]) -> None:
-        """Have just *bans* in it, its comments kept; blocks until they are on the disk.
+        """Save exactly *bans*, and keep the comments; blocks until they are on the disk.
 
-        Raises as `load` does, and then has changed nothing.
+        Raises as `load` does; the file is unchanged then.
         """
         try:
             old = self._read()

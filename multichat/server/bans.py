@@ -1,15 +1,15 @@
-"""Who may not come in: addresses, networks and names, for a time or for ever.  Pure.
+"""Bans of addresses, networks and names, for a time or for ever.  Pure.
 
-Owns what counts as one address, when two bans are of the same thing, and how a ban is typed by an
-operator, shown to people, and spelled in a file.  Whoever has a clock says what time it is, in
-seconds since 1970, so that a ban outlives a restart.
+Owns what counts as one address, when two bans have the same target, and how a ban is typed by an
+operator, shown to people, and written to a file.  The caller passes the time as `now`, in seconds
+since 1970, so that a ban outlives a restart.
 
-1. A network is kept without host bits, and IPv4 inside of IPv6 as IPv4, so that nobody gets past a
-   ban by the way of writing an address.
-2.  Two bans are of the same name if the server says so (`multichat.protocol.names.fold_name`); a
-   ban of a name covers the names that look like it.
-3. Every ban is spelled so that it is read as the same ban, and all of it is fit to be shown.
-4. A file is read whole or not at all: a line that is not understood would be somebody let in.
+1. A network is stored without host bits, and IPv4-mapped IPv6 as IPv4: no other notation of an
+   address gets past a ban.
+2. Two names are the same if `multichat.protocol.names.fold_name` says so; a ban of a name covers
+   the names that look like it.
+3. Every ban is written so that it is parsed as the same ban, and is safe to show.
+4. A file is loaded completely or not at all: a line that is not understood would admit somebody.
 """
 
 import math
@@ -44,54 +44,54 @@ __all__ = [
 
 Network: TypeAlias = IPv4Network | IPv6Network
 Target: TypeAlias = Network | str
-"""What a ban is of: a network, of one address or more, or the name of a person."""
+"""The target of a ban: a network, of one address or more, or the name of a client."""
 
-# More than anybody types or looks through; they take 5 MiB, and their file 1 MiB.
+# More than anybody types or reads; they take 5 MiB, and their file 1 MiB.
 MAX_BANS = 10_000
 
-# What one customer of a provider is given (RFC 6177): a ban of less is one of nobody.
+# What a provider gives to one customer (RFC 6177), who could evade a ban of less.
 _IPV6_LENGTH = 64
 
-# Two lines of a narrow terminal; the one who is banned is told it, too.
+# Two lines of a narrow terminal; the banned client is told the reason, too.
 _MAX_REASON_CHARACTERS = 120
 
-# The last second of the year 9999, after which dates are spelled differently.
+# The last second of the year 9999, after which dates have another format.
 _LAST_SECOND = 253402300799
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"([0-9]{1,10})([a-z]*)")
 _FOREVER = "forever"
-# Whoever types more means for ever.
+# More than that is for ever.
 _MAX_SECONDS = 100 * 365 * 86400
 
-# An address as it is shown, with its port.
+# An address as the log shows it, with its port.
 _WITH_PORT = re.compile(r"\[([^\[\]]*:[^\[\]]*)\](?::[0-9]+)?|([0-9.]+):[0-9]+")
 _LENGTH = re.compile("[0-9]{1,3}")
-# A name could look so, too, but who types it means an address, and may have mistyped it.
+# A name could look like this, too, but it is more likely a mistyped address.
 _NEARLY_IPV4 = re.compile("[0-9.]+")
 _NAME_WORD = "name"
-_SHOWN_CHARACTERS = 45  # of what was typed wrongly: as many as the longest address has
+_SHOWN_CHARACTERS = 45  # of wrong input in an error; the longest address has as many
 
 _HEADER = b"""\
-# Who may not come in.  The server reads this file when it starts, and changes it with each ban:
-# edit it while no server runs.  One ban a line: WHAT [until TIME] [because REASON].
-# WHAT is an address, a network like 203.0.113.0/24, or: name NAME.  TIME is UTC.
+# Bans.  The server reads this file when it starts, and changes it with each ban: edit it while no
+# server runs.  One ban a line: TARGET [until TIME] [because REASON].  TARGET is an address, a
+# network such as 203.0.113.0/24, or: name NAME.  TIME is UTC.
 """
 
 
 def host_of(address: str) -> str:
-    """Return a peer's *address*, as `multichat.net.transport` spells it, without its port."""
+    """Return a peer's *address*, as `multichat.net.transport` formats it, without its port."""
     if address.startswith("["):
         return address[1:].partition("]")[0]
     return address.rpartition(":")[0]
 
 
 def network_of(address: str) -> Network | None:
-    """Return what counts as one address for limits, and is banned with it; None without an address.
+    """Return what counts as one address for limits and bans; None if *address* is none.
 
-    *address* is spelled `203.0.113.7:51234`, `[2001:db8::1]:51234` or `[fe80::1%eth0]:51234`; that
-    of a Unix socket has none.  It is the address itself for IPv4, and for IPv4 inside of IPv6; the
-    /64 for IPv6, but for addresses of this machine and this link, which nobody was given a /64 of.
+    *address* is like `203.0.113.7:51234`, `[2001:db8::1]:51234` or `[fe80::1%eth0]:51234`; a Unix
+    socket has none.  The result is the address itself for IPv4 and IPv4-mapped IPv6, and for
+    loopback and link-local IPv6; otherwise the /64.
     """
     return network_of_host(host_of(address))
 
@@ -121,7 +121,7 @@ def _alone(ip: IPv4Address | IPv6Address) -> Network:
 
 
 def _network(ip: IPv4Address | IPv6Address, length: int) -> Network:
-    """Return the network in which *ip* is, in the one form in which it is kept."""
+    """Return the network of that *length* around *ip*, in its one stored form."""
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None and length >= 96:
         ip, length = ip.ipv4_mapped, length - 96
     if isinstance(ip, IPv4Address):
@@ -130,7 +130,7 @@ def _network(ip: IPv4Address | IPv6Address, length: int) -> Network:
 
 
 def split_target(text: str) -> tuple[str, str]:
-    """Split what is to be banned, or no longer, off the front of *text*; either may be empty."""
+    """Split *text* into the target at its front and the rest; either may be empty."""
     word, _, rest = text.strip().partition(" ")
     rest = rest.lstrip()
     if word == _NAME_WORD and rest:
@@ -140,10 +140,10 @@ def split_target(text: str) -> tuple[str, str]:
 
 
 def parse_target(text: str) -> Target:
-    """Return what somebody means by *text*: an address, a network, a name; raises `InvalidBan`.
+    """Parse *text*, an address, a network or a name; raises `InvalidBan`.
 
-    An address alone is what counts as one (`network_of`), and may have its port.  A name that
-    could be mistaken for something else has `name` and a space before it; nobody's is a number.
+    An address stands for what counts as one (`network_of`), and may have its port.  A name that
+    could be something else is written `name NAME`; a number is not a name.
     """
     text = text.strip()
     word, _, name = text.partition(" ")
@@ -155,7 +155,7 @@ def parse_target(text: str) -> Target:
     ip = _parse_ip(host)
     if slash:
         if ip is None:
-            raise InvalidBan(f"{_shown(text)} is no network")
+            raise InvalidBan(f"{_shown(text)} is not a network")
         bits = 32 if ":" not in host else 128
         if not _LENGTH.fullmatch(length) or int(length) > bits:
             raise InvalidBan(f"{_shown(text)}: the length of a network is 0 to {bits}")
@@ -164,16 +164,17 @@ def parse_target(text: str) -> Target:
         return _alone(ip)
     if text.isdecimal() or not _NEARLY_IPV4.fullmatch(text):
         return _parse_name(text)
-    raise InvalidBan(f"{_shown(text)} is no address")
+    raise InvalidBan(f"{_shown(text)} is not an address")
 
 
 def _parse_name(text: str) -> str:
     try:
         name = normalize_name(text)
     except InvalidName:
-        raise InvalidBan(f"{_shown(text) or 'nothing'} is no address, network or name") from None
+        what = _shown(text) or "nothing"
+        raise InvalidBan(f"{what} is not an address, network or name") from None
     if name.isdecimal():
-        raise InvalidBan(f"{name} is a client's number, and nobody's name")
+        raise InvalidBan(f"{name} is the number of a client, not a name")
     return name
 
 
@@ -183,7 +184,7 @@ def _shown(text: str) -> str:
 
 
 def parse_duration(text: str) -> int | None:
-    """Return the seconds that *text* stands for, None for ever; raises `InvalidBan`.
+    """Parse a duration and return it in seconds; None for ever; raises `InvalidBan`.
 
     `90s`, `10m`, `2h`, `1d`, `3w`, `forever`; a number alone is minutes.
     """
@@ -192,15 +193,15 @@ def parse_duration(text: str) -> int | None:
         return None
     found = _DURATION.fullmatch(word)
     if found is None or (found[2] and found[2] not in _UNITS):
-        raise InvalidBan(f"{_shown(text)} is no time: say 90s, 10m, 2h, 1d or forever")
+        raise InvalidBan(f"{_shown(text)} is not a duration; examples: 90s, 10m, 2h, 1d, forever")
     seconds = int(found[1]) * _UNITS[found[2] or "m"]
     if not 0 < seconds <= _MAX_SECONDS:
-        raise InvalidBan("a ban is for a second at least, and for 100 years at most, or forever")
+        raise InvalidBan("a ban is for 1 second to 100 years, or forever")
     return seconds
 
 
 def _format_duration(seconds: float) -> str:
-    """Spell about how long that is, in a unit of which it has two at least."""
+    """Format it approximately, in the largest unit of which it has at least two."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if (count := round(seconds / size)) >= 2:
             return f"{count} {unit}"
@@ -209,11 +210,11 @@ def _format_duration(seconds: float) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ban:
-    """What may not come in, until when, and why.
+    """A ban of *target*, until a time, for a reason.
 
-    *until* is in seconds since 1970, kept whole and rounded up; None is for ever.  *reason* is
-    kept clean and in one line of at most 120 characters.  Raises `InvalidBan` if the target is no
-    possible name, or the time is none before the year 10000.
+    *until* is in seconds since 1970, rounded up; None is for ever.  *reason* is cleaned and cut to
+    one line of at most 120 characters.  Raises `InvalidBan` if the target is not a possible name,
+    or *until* is after the year 9999.
     """
 
     target: Target
@@ -227,7 +228,7 @@ class Ban:
             kept = _network(self.target.network_address, self.target.prefixlen)
             object.__setattr__(self, "target", kept)
         if self.until is not None:
-            if not 0 <= self.until <= _LAST_SECOND:  # NaN is not either
+            if not 0 <= self.until <= _LAST_SECOND:  # also refuses NaN
                 raise InvalidBan("a ban ends between the years 1970 and 9999, or never")
             object.__setattr__(self, "until", math.ceil(self.until))
         reason = " ".join(clean(self.reason).split())
@@ -237,30 +238,30 @@ class Ban:
 
     @property
     def subject(self) -> str:
-        """What is banned, as `parse_target` reads it: `203.0.113.7`, `name bob`."""
+        """The target in the form that `parse_target` accepts: `203.0.113.7`, `name bob`."""
         if isinstance(self.target, str):
             return f"{_NAME_WORD} {self.target}"
         address = self.target.network_address
         is_one = self.target.prefixlen == self.target.max_prefixlen
         return str(address if is_one and _alone(address) == self.target else self.target)
 
-    def is_over(self, now: float) -> bool:
-        """Say whether it no longer holds."""
+    def is_expired(self, now: float) -> bool:
+        """Return whether it has expired."""
         return self.until is not None and self.until <= now
 
     def covers(self, address: str, name: str) -> bool:
-        """Say whether it is of a client at *address* (see `network_of`) that is called *name*."""
+        """Return whether it covers a client called *name* from *address*; see `network_of`."""
         if isinstance(self.target, str):
             return not set(lookalike_keys(name)).isdisjoint(lookalike_keys(self.target))
         ip = _parse_ip(host_of(address))
         return ip is not None and ip in self.target
 
     def describe(self, now: float) -> str:
-        """Say it to an operator: `203.0.113.7 for 9 min: flooding`."""
+        """Describe it to an operator: `203.0.113.7 for 9 min: flooding`."""
         return f"{self.subject} {self._terms(now)}"
 
     def refusal(self, now: float) -> str:
-        """Say it to who is banned, and does not learn how: `banned for 9 min: flooding`."""
+        """Describe it to the banned client, without the target: `banned for 9 min: flooding`."""
         return f"banned {self._terms(now)}"
 
     def _terms(self, now: float) -> str:
@@ -272,7 +273,7 @@ _Key: TypeAlias = str | tuple[int, int, int]
 
 
 def _key(target: Target) -> _Key:
-    """Return what is equal for two targets that are the same."""
+    """Return a key that is equal for two targets that are the same."""
     if isinstance(target, str):
         return fold_name(target)
     bits, length = target.max_prefixlen, target.prefixlen
@@ -280,10 +281,10 @@ def _key(target: Target) -> _Key:
 
 
 class Bans:
-    """At most *max_bans* bans, one of each target, in the order of their coming.
+    """At most *max_bans* bans, one for each target, in the order in which they were added.
 
-    A look-up of an address costs one look into a dictionary for each length that networks have,
-    however many they are.  Bans that are over are not found, and are forgotten in time.
+    Looking up an address takes one dictionary access for each length of network that is in use.
+    Expired bans are not found, and are removed when there are too many.
 
     Raises `TooManyBans`.
     """
@@ -293,26 +294,26 @@ class Bans:
     ) -> None:
         self._max_bans = max_bans
         self._bans: dict[_Key, Ban] = {}
-        # For addresses of so many bits: how many networks there are of each length.
+        # For addresses of so many bits: the number of networks of each length.
         self._lengths: dict[int, Counter[int]] = {32: Counter(), 128: Counter()}
-        # Bans of names, by how the names look.
+        # Bans of names, by their lookalike keys.
         self._lookalikes: defaultdict[str, dict[_Key, Ban]] = defaultdict(dict)
         for ban in bans:
             self.add(ban, now)
 
     def __len__(self) -> int:
-        """How many there are, with those that are over and not forgotten yet."""
+        """How many bans there are, with expired ones that are not removed yet."""
         return len(self._bans)
 
     def add(self, ban: Ban, now: float) -> None:
-        """Take in *ban*, in place of one of the same target; raises `TooManyBans`."""
+        """Add *ban*, or replace the one of the same target; raises `TooManyBans`."""
         key = _key(ban.target)
         if (old := self._bans.get(key)) is not None:
             self._unlink(key, old)
         else:
             most = self._max_bans
             if len(self._bans) >= most:
-                self._forget_over(now)
+                self._remove_expired(now)
             if len(self._bans) >= most:
                 raise TooManyBans(most)
             if not isinstance(key, str):
@@ -330,9 +331,9 @@ class Bans:
                     del self._lookalikes[look]
 
     def remove(self, text: str) -> Ban | None:
-        """Take out the ban of just that target (see `parse_target`), and return it, if there is.
+        """Remove the ban of exactly that target (see `parse_target`); return it, if there was one.
 
-        Raises `InvalidBan` if *text* is no target.
+        Raises `InvalidBan` if *text* is not a target.
         """
         return self._pop(_key(parse_target(text)))
 
@@ -349,19 +350,19 @@ class Bans:
         return ban
 
     def current(self, now: float) -> list[Ban]:
-        """Return the bans that are not over."""
-        return [ban for ban in self._bans.values() if not ban.is_over(now)]
+        """Return the bans that have not expired."""
+        return [ban for ban in self._bans.values() if not ban.is_expired(now)]
 
     def known(self) -> list[Ban]:
-        """Return all bans, also those that are over by a clock that may be wrong just now."""
+        """Return all bans, also expired ones: the clock may be wrong just now."""
         return list(self._bans.values())
 
-    def _forget_over(self, now: float) -> None:
-        for key in [key for key, ban in self._bans.items() if ban.is_over(now)]:
+    def _remove_expired(self, now: float) -> None:
+        for key in [key for key, ban in self._bans.items() if ban.is_expired(now)]:
             self._pop(key)
 
     def find_address(self, address: str, now: float) -> Ban | None:
-        """Return the narrowest ban of a peer's *address*; for its spelling see `network_of`."""
+        """Return the narrowest ban of a peer's *address*; for its form see `network_of`."""
         if not (self._lengths[32] or self._lengths[128]):
             return None
         ip = _parse_ip(host_of(address))
@@ -370,40 +371,40 @@ class Bans:
         bits, number = ip.max_prefixlen, int(ip)
         for length in sorted(self._lengths[bits], reverse=True):
             ban = self._bans.get((bits, length, number >> (bits - length)))
-            if ban is not None and not ban.is_over(now):
+            if ban is not None and not ban.is_expired(now):
                 return ban
         return None
 
     def find_name(self, name: str, now: float) -> Ban | None:
-        """Return a ban of *name*, or of one that looks like it."""
+        """Return a ban of *name*, or of a name that looks like it."""
         if not self._lookalikes:
             return None
         for look in lookalike_keys(name):
             for ban in self._lookalikes.get(look, {}).values():
-                if not ban.is_over(now):
+                if not ban.is_expired(now):
                     return ban
         return None
 
 
 def read_bans(data: bytes, file: str) -> list[Ban]:
-    """Read all bans in the *data* of a file; raises `InvalidBanFile`, which names *file*."""
+    """Parse the *data* of a file; raises `InvalidBanFile`, which names *file*."""
     bans: list[Ban] = []
     lines: dict[_Key, int] = {}
     for number, (_, ban) in enumerate(_read_lines(data, file), 1):
         if ban is not None:
             before = lines.setdefault(_key(ban.target), number)
             if before != number:
-                reason = f"{ban.subject} is banned in line {before} already"
+                reason = f"{ban.subject} is already banned in line {before}"
                 raise InvalidBanFile(file, number, reason)
             bans.append(ban)
     return bans
 
 
 def format_bans(bans: Iterable[Ban], data: bytes = _HEADER) -> bytes:
-    """Return the *data* of a file, which has been read, with just these *bans* in it.
+    """Return the *data* of a file, which is valid, changed to contain exactly *bans*.
 
     Comments, empty lines, and the lines of bans that have not changed stay as they are; new bans
-    come last.
+    are appended.
     """
     left = {_key(ban.target): ban for ban in bans}
     lines: list[bytes] = []
@@ -429,7 +430,7 @@ def _format_line(ban: Ban) -> bytes:
 
 def _read_lines(data: bytes, file: str) -> Iterator[tuple[bytes, Ban | None]]:
     """Yield each line, without its LF, and the ban in it; raises `InvalidBanFile`."""
-    # What some editors put first is no part of the first line.
+    # Some editors write a byte order mark.
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             yield line, _read_line(line.decode())
@@ -454,7 +455,7 @@ def _read_line(line: str) -> Ban | None:
     if rest.startswith("because "):
         reason, rest = rest.removeprefix("because "), ""
     if rest:
-        raise InvalidBan(f"after {subject} comes [until TIME] [because REASON]")
+        raise InvalidBan(f"expected [until TIME] [because REASON] after {subject}")
     return Ban(target=target, until=until, reason=reason)
 
 
@@ -465,4 +466,4 @@ def _parse_moment(text: str) -> float:
             moment = moment.replace(tzinfo=UTC)
         return moment.timestamp()
     except (ValueError, OverflowError):
-        raise InvalidBan(f"{_shown(text)} is no time like 2025-01-15T10:30:45Z") from None
+        raise InvalidBan(f"{_shown(text)} is not a time like 2025-01-15T10:30:45Z") from None

@@ -1,6 +1,6 @@
-"""Bots: clients that run as tasks of the server that they talk to.
+"""Bots: clients that run as tasks of the server.
 
-A bot has a real connection, over a socket pair, and is limited as any client.
+A bot has a real connection, over a socket pair, with the limits of any client.
 """
 
 import math
@@ -19,14 +19,14 @@ __all__ = ["Bot", "Bots"]
 
 Bot = Callable[[Chat], Awaitable[object]]
 
-# A server that is just being started has no time for its bots yet.
+# A bot may be started before the server serves connections.
 _TIMEOUTS = ClientTimeouts(answer=math.inf, lobby=math.inf)
 
 
 class Bots:
     """The bots of one server; *handle* serves a connection to it.
 
-    A bot that has returned has *linger* seconds until its connection is cut.
+    A bot whose connection has ended is cancelled after *linger* seconds.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Bots:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
-        """Let bots be started in the block, which ends when they have ended."""
+        """Allow bots to be started while the block runs; wait for them at its end."""
         try:
             async with trio.open_nursery() as self._nursery:
                 yield

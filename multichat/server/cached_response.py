@@ -1,4 +1,4 @@
-"""Answers that anybody may ask for again and again: encoded once for each protocol, then reused.
+"""Responses that many clients ask for: encoded once for each codec, until they change.
 
 Owns the encoded bytes until what they say changes.  Only the nonce is added for each request.
 """
@@ -12,7 +12,7 @@ __all__ = ["CachedResponse"]
 
 
 class CachedResponse:
-    """The answer that *make* returns, without a nonce; whoever changes it calls `forget`."""
+    """The response that *make* returns, without a nonce; call `forget` when it has changed."""
 
     __slots__ = ("_encoded", "_make")
 
@@ -21,12 +21,12 @@ class CachedResponse:
         self._encoded: dict[Codec, bytes] = {}
 
     def encode(self, codec: Codec, nonce: Nonce | None = None) -> bytes:
-        """Return the answer in *codec*, to the request with that *nonce*."""
+        """Return the response in *codec*, to the request with that *nonce*."""
         encoded = self._encoded.get(codec)
         if encoded is None:
             encoded = self._encoded[codec] = codec.encode(self._make())
         return codec.with_nonce(encoded, nonce)
 
     def forget(self) -> None:
-        """Encode the answer anew when it is asked for next: it has changed."""
+        """Encode the response again the next time."""
         self._encoded.clear()

@@ -1,4 +1,4 @@
-"""Answers to `history`: a page of earlier messages, out of a room's ring and its journal."""
+"""Answers to `history`: a page of earlier messages, from a room's ring and its journal."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from multichat.server.recent_messages import Ring
 
 __all__ = ["read_history"]
 
-# A screenful or three, and what any client takes in one line.
+# A few screens, and no longer as one line than any client accepts.
 MAX_HISTORY_MESSAGES = 100
 MAX_HISTORY_BYTES = 256 * 1024
 
@@ -20,9 +20,9 @@ async def read_history(
 ) -> HistoryPage:
     """Return the last messages before number *stop*, oldest first; at most *limit*.
 
-    And at most `MAX_HISTORY_MESSAGES`, in `MAX_HISTORY_BYTES` as JSON spells them, but one in any
-    case.  The *journal* is read only for what the *ring* does not have.  The page says how many
-    messages are missing behind its first one.  Raises `NotRead` if the journal cannot be read.
+    At most `MAX_HISTORY_MESSAGES`, and `MAX_HISTORY_BYTES` as JSON, but at least one.  The
+    *journal* is read only for what the *ring* does not have.  The page says how many messages after
+    its first one are missing.  Raises `NotRead` if the journal cannot be read.
     """
     limit = min(limit, MAX_HISTORY_MESSAGES)
     blocks = ring.newest(stop, max_messages=limit, max_bytes=MAX_HISTORY_BYTES)
@@ -42,7 +42,7 @@ async def read_history(
         first = number
     oldest = journal.id_of(min(journal.first, ring.first))
     more = bool(messages) and messages[-1].id > oldest
-    if not messages:  # of what the journal still has, nothing can be read
+    if not messages:  # nothing that is stored can be read
         first = min(stop, journal.first, ring.first)
     missed = stop - first - len(messages)
     return HistoryPage(messages[::-1], more, missed, nonce=nonce)

@@ -1,13 +1,13 @@
-"""How much is logged of what each client says: messages a second, and a count of the others.
+"""The rate limit of the log: messages a second of each client, and a count of the others.
 
-Owns the rate of each client, also across its reconnects, and the line that counts what was left
-out.  That line stands where the gap is, before anything else that is logged of the client.  What a
-client cannot repeat without a new connection, such as connecting, is always logged.
+Owns the rate of each client, also across its reconnects, and the line that counts the messages that
+were not logged.  That line is where the gap is, before anything else that is logged of the client.
+What a client cannot repeat without a new connection, such as connecting, is always logged.
 
-A token bucket for each client.  Each message counts once, though the log has two lines of it, and
-so does each change of name or room; a message that is longer than 1 KiB counts as several, so that
-the log is bounded in bytes, too.  Once messages are left out all are, for a second, so that the log
-of a flood is one piece of lines and one number a second.
+A token bucket for each client.  Each message counts once, though the log has two lines for it, and
+so does each change of name or room; a message longer than 1 KiB counts as several, so that the log
+is bounded in bytes, too.  Once a message is not logged, none is for a second: the log of a flood is
+one block of lines and one number a second.
 """
 
 from collections import OrderedDict, deque
@@ -19,20 +19,19 @@ from multichat.log import Log
 
 __all__ = ["ClientLog", "LogRates"]
 
-# With the default of 100 messages a second a paste of 500 lines, or the output of a command, is
-# logged whole.
+# With the default of 100 messages a second, a paste of 500 lines is logged completely.
 BURST_SECONDS = 10.0
 
-# A line of ordinary chat is shorter, one of a stack trace, too.
+# Lines of ordinary chat and of stack traces are shorter.
 _LINE_CHARACTERS = 1024
 
-# Addresses of which we know that somebody has left who had used up messages, and how many of each.
+# Addresses whose clients have left with a bucket that was not full, and how many clients of each.
 _MAX_ADDRESSES = 1000
 _MAX_OF_ADDRESS = 128
 
 
 class LogRates:
-    """What is logged of clients, of each at most *rate* messages a second; None is no limit.
+    """The logs of all clients, each of at most *rate* messages a second; None is no limit.
 
     *start_soon* starts a task that outlives the call.
     """
@@ -46,14 +45,14 @@ class LogRates:
         self.log = log
         self.rate = rate
         self.start_soon = start_soon
-        # When the buckets of those who have left will be full, by address.
+        # When the buckets of clients that have left will be full, by address.
         self._left: OrderedDict[Hashable, deque[float]] = OrderedDict()
 
     def open(self, client: int, address: Hashable) -> "ClientLog":
-        """Return the log of a client that comes from *address*.
+        """Return the log of a client from *address*.
 
-        It goes on with the bucket of one that has left there, if that is not full again: else each
-        new connection would have a burst of its own.
+        It continues the bucket of a client that has left from there, unless that is full again:
+        otherwise each new connection would have a burst of its own.
         """
         now = trio.current_time()
         left = self._left.get(address)
@@ -63,8 +62,8 @@ class LogRates:
         return ClientLog(self, client, address, full_at)
 
     def close(self, client_log: "ClientLog") -> None:
-        """Log what was left out of a client that leaves."""
-        client_log.tell_left_out()
+        """Log how many messages of a client that leaves were not logged."""
+        client_log.log_omitted()
         now = trio.current_time()
         if client_log.full_at > now:
             left = self._left.setdefault(client_log.address, deque(maxlen=_MAX_OF_ADDRESS))
@@ -75,40 +74,40 @@ class LogRates:
 
 
 class ClientLog:
-    """What is logged of one client; made by `LogRates.open`.  *client* is its number."""
+    """The log of one client, made by `LogRates.open`; *client* is its number."""
 
-    __slots__ = ("_left_out", "_rates", "address", "client", "full_at")
+    __slots__ = ("_omitted", "_rates", "address", "client", "full_at")
 
     def __init__(self, rates: LogRates, client: int, address: Hashable, full_at: float) -> None:
         self.client, self.address = client, address
-        self.full_at = full_at  # when the bucket is full, if no line is logged before
+        self.full_at = full_at  # when the bucket is full, if no line is logged until then
         self._rates = rates
-        self._left_out = 0
+        self._omitted = 0
 
     def line(self, tag: str, text: str) -> None:
         """Log one line about the client; see `Log.line`."""
-        if not self._left_out and self._take(1, len(text)):
+        if not self._omitted and self._take(1, len(text)):
             self._rates.log.line(tag, text)
         else:
-            self._leave_out(1)
+            self._omit(1)
 
     def said(self, speaker: str, block: str, messages: int, clients: int) -> None:
-        """Log what the client says in one publish of so many *messages*; see `Log.said`."""
+        """Log one publish of the client with so many *messages*; see `Log.said`."""
         log, logged = self._rates.log, 0
-        if not self._left_out:
+        if not self._omitted:
             if self._take(messages, len(block)):
                 log.said(speaker, block, clients)
                 return
             if head := _head(block, self._lines_left()):
                 logged = head.count("\n") + 1
                 log.said(speaker, head, clients)
-        self._leave_out(messages - logged)
+        self._omit(messages - logged)
 
-    def tell_left_out(self) -> None:
-        """Log how many messages were left out, if any; the next ones are logged again."""
-        if self._left_out:
-            messages = f"{self._left_out:,} more message{'s' * (self._left_out > 1)}"
-            self._left_out = 0
+    def log_omitted(self) -> None:
+        """Log how many messages were not logged, if any; the next ones are logged again."""
+        if self._omitted:
+            messages = f"{self._omitted:,} more message{'s' * (self._omitted > 1)}"
+            self._omitted = 0
             self._rates.log.line("LOG", f"... {messages} of Client {self.client} not logged")
 
     def _lines_left(self) -> int:
@@ -116,12 +115,12 @@ class ClientLog:
         return int(rate * (BURST_SECONDS - max(0.0, owed_seconds)))
 
     def _take(self, lines: int, characters: int) -> bool:
-        """Take so many lines from the bucket, if they are there; say whether they were."""
+        """Take so many lines from the bucket if there are as many; return whether there were."""
         rate = self._rates.rate
         if rate is None:
             return True
         cost: float = max(lines, characters // _LINE_CHARACTERS)
-        if lines == 1:  # else a long one were never logged
+        if lines == 1:  # otherwise a long one would never be logged
             cost = min(cost, rate * BURST_SECONDS)
         now = trio.current_time()
         full_at = max(self.full_at, now) + cost / rate
@@ -130,19 +129,19 @@ class ClientLog:
         self.full_at = full_at
         return True
 
-    def _leave_out(self, lines: int) -> None:
-        if not self._left_out:
+    def _omit(self, lines: int) -> None:
+        if not self._omitted:
             self.full_at = trio.current_time() + BURST_SECONDS  # what fits has been logged
-            self._rates.start_soon(self._tell_later)
-        self._left_out += lines
+            self._rates.start_soon(self._log_omitted_later)
+        self._omitted += lines
 
-    async def _tell_later(self) -> None:
+    async def _log_omitted_later(self) -> None:
         await trio.sleep(max(1.0, 1 / (self._rates.rate or 1)))
-        self.tell_left_out()
+        self.log_omitted()
 
 
 def _head(block: str, lines: int) -> str:
-    """Return the first messages of *run* that are at most so many *lines* of 1 KiB."""
+    """Return the first messages of *block* that are at most so many *lines* of 1 KiB."""
     head = "\n".join(block.split("\n", lines)[:lines])
     most = lines * _LINE_CHARACTERS
     return head if len(head) <= most else head[: max(0, head.rfind("\n", 0, most))]

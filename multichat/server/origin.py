@@ -1,4 +1,4 @@
-"""Where a connection comes from, as far as limits are concerned.  Pure."""
+"""The origin of a connection, for limits by address.  Pure."""
 
 from functools import lru_cache
 from ipaddress import IPv6Network
@@ -8,8 +8,8 @@ from multichat.server.bans import host_of, network_of_host
 
 __all__ = ["Origin"]
 
-# Many providers give a /48 to one customer who asks for it.  An address of this machine or link
-# is in no /64 of a customer; see `network_of`.
+# Many providers give a /48 to a customer that asks for it.  Loopback and link-local addresses are
+# in no customer's /64; see `network_of`.
 _SITE_SHIFT = 128 - 48
 _CUSTOMER_PREFIX = 64
 
@@ -28,9 +28,9 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, address: str, user: int | None = None) -> "Origin | None":
-        """Return the origin of a peer's *address* or of a local *user*; None without either.
+        """Return the origin of a peer's *address*, or of a local *user*; None without either.
 
-        For the spelling of *address* see `multichat.server.bans.network_of`.
+        For the form of *address* see `multichat.server.bans.network_of`.
         """
         if user is not None:
             local = f"user {user}"
@@ -38,8 +38,8 @@ class Origin(NamedTuple):
         return _origin_of_host(host_of(address))
 
 
-# Parsing an address takes longer than any other step of a connection, and one address is parsed
-# again for each connection from it.
+# Parsing an address takes longer than any other step of a new connection, and many connections come
+# from one address.
 @lru_cache(maxsize=1024)
 def _origin_of_host(host: str) -> Origin | None:
     network = network_of_host(host)

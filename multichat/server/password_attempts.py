@@ -2,11 +2,11 @@
 
 Invariants:
 
-1. Attempts from one address take turns, so that many connections at once try hardly more passwords
-   than one after the other.
+1. Attempts from one address take turns: many connections at once try hardly more passwords than one
+   after the other.
 2. An attempt waits behind those of origins with as many wrong attempts as its own, never behind
-   those with more: so whoever tries many passwords delays others like it, not those who log in.
-3. A right password uses up nothing.
+   those with more: whoever guesses passwords delays other guessers, not people who log in.
+3. A right password does not count.
 """
 
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PasswordLimits:
-    """How many wrong passwords a second the whole server hears, and what it remembers.
+    """How many wrong passwords a second the server accepts in all, and what it remembers.
 
-    Raises `ValueError` for a value that makes no sense.
+    Raises `ValueError` for a value out of range.
     """
 
-    # By what is known of the origin: somebody there said the right password lately; no wrong
-    # attempt; one; two; more.  Whoever has addresses without end makes 38 attempts a second, which
-    # is enough for a list of common passwords and for no other.  Somebody new waits behind at most
-    # 300 others, ten seconds.
+    # By what is known of the origin: the right password was sent from there lately; no wrong
+    # attempt; one; two; more.  An attacker with any number of addresses makes 38 attempts a second,
+    # which is enough for a list of common passwords only.  A new origin waits behind at most 300
+    # others, ten seconds.
     rates: tuple[float, ...] = (30.0, 30.0, 5.0, 2.0, 1.0)
 
-    # As many people may mistype at the same moment before anybody waits.
+    # So many people may mistype at the same moment before anybody waits.
     burst: int = 10
 
     # Wrong attempts from an IPv6 /48 that count as one of each /64 in it: it has 65,536 of them,
@@ -52,29 +52,30 @@ class PasswordLimits:
 
 
 class PasswordAttempts:
-    """Says how long an attempt has to wait; `now` is any clock that does not go back, in seconds.
+    """Decides how long an attempt has to wait.
 
     An attempt waits for `address_delay`, then for `server_delay`, and is compared; then call
-    `succeeded` or `failed`.
+    `succeeded` or `failed`.  The caller passes the time as `now`, in seconds, of any clock that
+    does not go back.
     """
 
     def __init__(self, timeouts: ServerTimeouts, limits: PasswordLimits = PasswordLimits()) -> None:
         self._timeouts = timeouts
         self._limits = limits
         self._buckets = [TokenBucket(rate, limits.burst) for rate in limits.rates]
-        self._wrong: dict[str, tuple[int, float]] = {}  # and when the next attempt may be made
+        self._wrong: dict[str, tuple[int, float]] = {}  # and when the next may be made
         self._trusted: dict[str, float] = {}  # since when
 
     def address_delay(self, origin: Origin, now: float, longest: float) -> float | None:
         """Return for how many seconds an attempt from *origin* waits for others from there.
 
-        None if that would be longer than *longest*; then nothing has begun.
+        None if that would be longer than *longest*; then it does not count.
         """
         wrong, next_at = self._recall(origin.address, now)
         at = max(now, next_at)
         if at - now > longest:
             return None
-        # Also where nothing was wrong yet: many may wait before the first turns out to be wrong.
+        # Also without a wrong attempt: many may wait before the first turns out to be wrong.
         self._remember(self._wrong, origin.address, (wrong, at + self._pause(max(1, wrong))))
         return at - now
 
@@ -91,7 +92,7 @@ class PasswordAttempts:
         return queue, delay
 
     def succeeded(self, origin: Origin, queue: int, now: float) -> None:
-        """Note that the password was right: forget what was wrong before, and trust *origin*."""
+        """Note that the password was right: forget earlier failures and trust *origin*."""
         self._buckets[queue].spend(-1, now)
         self._wrong.pop(origin.address, None)
         self._remember(self._trusted, origin.address, now)

@@ -1,9 +1,9 @@
-"""Who the members of a room believe is there, and what they have not been told yet.  Pure.
+"""Presence: what the members of a room know of who is there, and what they are told next.  Pure.
 
-Not every coming and going is told: what counts is the difference between what was told last and
-what is so now.  Who comes and goes in between was never there, unless somebody has asked who is
-there, and who changes names twice has changed once.  Many differences at once are told as numbers,
-so that N who join cost N lines for each of N members at no time.
+They are told the difference between what they were told last and what is true now.  So a client
+that joins and leaves in between is not mentioned, unless somebody has asked who is there, and two
+changes of a name are one.  Many differences at once are told as numbers: N clients that join never
+cost N lines for each of N members.
 """
 
 from collections.abc import Iterable
@@ -12,30 +12,30 @@ from multichat.protocol.messages import Joined, Left, Presence, Renamed
 
 __all__ = ["MAX_TOLD_ONE_BY_ONE", "PresenceChanges", "summarize"]
 
-# A screenful is read by nobody.
+# Nobody reads more than this.
 MAX_TOLD_ONE_BY_ONE = 16
 
 
 class PresenceChanges:
-    """The members of one room: names as they are, and as they were told, by client number."""
+    """The members of one room by client number: their names now, and as the others were told."""
 
     __slots__ = ("_changed", "_hidden", "_names", "_reasons", "_shown", "_told", "_unshown")
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._told: dict[int, str] = {}
-        self._changed: dict[int, None] = {}  # in the order in which they changed first
+        self._changed: dict[int, None] = {}  # in the order of the first change
         self._reasons: dict[int, str] = {}
-        self._shown: dict[int, str] = {}  # names not told, and yet known to somebody
-        self._hidden: set[int] = set()  # told, and yet not known to somebody
-        self._unshown: set[int] = set()  # of those who changed, those that `show` has to note yet
+        self._shown: dict[int, str] = {}  # names that somebody has seen without being told
+        self._hidden: set[int] = set()  # told, but somebody has seen that they were not there
+        self._unshown: set[int] = set()  # those that changed since `show` was called last
 
     def __contains__(self, client: int) -> bool:
-        """Say whether there is something about *client* that was not told yet."""
+        """Return whether something about *client* has not been told yet."""
         return client in self._changed
 
     def __bool__(self) -> bool:
-        """Say whether anything was not told yet."""
+        """Return whether anything has not been told yet."""
         return bool(self._changed)
 
     def enter(self, client: int, name: str) -> None:
@@ -45,16 +45,16 @@ class PresenceChanges:
         self._unshown.add(client)
 
     def leave(self, client: int, reason: str) -> None:
-        """Note that *client* is gone."""
+        """Note that *client* has left."""
         del self._names[client]
         self._changed[client] = None
         self._unshown.add(client)
         self._reasons[client] = reason
 
     def announce(self, client: int, name: str) -> Joined | None:
-        """Return what is to be told of one who has left and is about to be heard, if anything is.
+        """Return what to tell of a client that has left before its first message is delivered.
 
-        Of its leaving will be told after it.
+        None if nothing.  That it has left is told after that message.
         """
         if client in self._names or client in self._told or client in self._shown:
             return None
@@ -62,10 +62,10 @@ class PresenceChanges:
         return Joined(client, name, members=len(self._names))
 
     def show(self, to: int) -> None:
-        """Note that client *to* was shown all members, by the names that they have now.
+        """Note that client *to* was shown all members, with the names that they have now.
 
-        Its own arrival stays unshown, because the others were not shown it.  Each change is noted
-        once, however often somebody asks.
+        Its own join stays untold, because the others have not seen it.  Each change is noted once,
+        however often somebody asks.
         """
         itself = self._unshown & {to}
         for client in self._unshown - itself:
@@ -76,7 +76,7 @@ class PresenceChanges:
         self._unshown = itself
 
     def forget(self) -> None:
-        """Take all as told: there is nobody to tell."""
+        """Regard everything as told."""
         for client in self._changed:
             if client in self._names:
                 self._told[client] = self._names[client]
@@ -89,14 +89,14 @@ class PresenceChanges:
         self._unshown.clear()
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
-        """Return what is to be told of whom, each client once; then it counts as told."""
+        """Return what to tell of which client, once for each; then it counts as told."""
         events: list[tuple[int, Joined | Left | Renamed]] = []
         for client in self._changed:
             told, name = self._told.get(client), self._names.get(client)
             shown = self._shown.get(client)
             if (told is None and name is None) or (told == name and shown is not None):
                 told = shown
-            if told == name and client in self._hidden:  # it is back, and was gone for somebody
+            if told == name and client in self._hidden:  # it is back, and was seen to be away
                 told = None
             if told is None:
                 if name is not None:
@@ -111,7 +111,7 @@ class PresenceChanges:
 
 
 def summarize(events: Iterable[Joined | Left | Renamed | Presence], members: int) -> Presence:
-    """Return *events* as numbers, in a room that has so many *members* now."""
+    """Return *events* as numbers, for a room that has so many *members* now."""
     joined = left = renamed = 0
     for event in events:
         match event:

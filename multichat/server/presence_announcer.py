@@ -1,8 +1,8 @@
 """Tells the members of one room who is there, and who joins, leaves and changes names.
 
-The latter not at once and not one by one: what counts is the difference between what was told last
-and what is so now (see `multichat.server.presence`).  Nobody waits for a member that is told this:
-one that lags, or has no room in its send queue, gets a summary when it has caught up.
+Changes are collected for a moment and told as the difference to what was told before (see
+`multichat.server.presence`).  Nobody waits for a member that is told: one that lags, or whose send
+queue is full, gets a summary when it has caught up.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summ
 
 __all__ = ["PresenceAnnouncer"]
 
-# Whoever joins says hello next, and is announced by the name that it gives there.
+# A program sends a hello right after it has joined, and is announced by the name in it.
 PRESENCE_SECONDS = 0.1
 
 # Members are told of joins and leaves no more often than this.
@@ -30,12 +30,11 @@ PRESENCE_PAUSE_SECONDS = 1.0
 
 
 class PresenceAnnouncer:
-    """Tells *members* of *room*, by client number, who of them joins and leaves.
+    """Tells *members* of *room*, by client number, which of them join and leave.
 
-    *by_codec* are those of them that are live, by protocol; both are the room's, and change before
-    a method here is called.  Clients that speak text are told only with *to_text*.  A member that
-    leaves and may resume is told to have left after *away_seconds*.  *start_soon* starts the tasks
-    that do the telling.
+    *by_codec* has the live ones by codec; both are the room's, and change before a method here is
+    called.  Clients of the text protocol are told only with *to_text*.  If a member leaves and may
+    reconnect, the others are told after *away_seconds*.  *start_soon* starts the tasks that tell.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class PresenceAnnouncer:
         self._changes = PresenceChanges()
         self._telling = self._waiting_for_away = False
         self._told_at = -PRESENCE_PAUSE_SECONDS
-        self._away: dict[int, tuple[float, str]] = {}  # until when, and why they left then
+        self._away: dict[int, tuple[float, str]] = {}  # deadline, and reason for leaving
 
     def entered(self, member: Member) -> None:
         """Note that *member* has joined, or has another name."""
@@ -80,7 +79,7 @@ class PresenceAnnouncer:
 
     async def _tell_away(self) -> None:
         try:
-            while self._away:  # the first has been away for longest
+            while self._away:  # the first one has been away for longest
                 client, (deadline, _) = next(iter(self._away.items()))
                 if trio.current_time() < deadline:
                     await trio.sleep_until(deadline)
@@ -90,13 +89,13 @@ class PresenceAnnouncer:
             self._waiting_for_away = False
 
     def end_absence(self, client: int) -> None:
-        """Tell the others of *client*, if it is away, that it has left."""
+        """Tell the others that *client*, if it is away, has left."""
         if (away := self._away.pop(client, None)) is not None:
             self._changes.leave(client, away[1])
             self._tell_soon()
 
     def who(self, to: Member, nonce: Nonce | None) -> bytes:
-        """Return the encoded answer to `who`, for *to*, which is also told when they leave."""
+        """Return the encoded answer to `who` for *to*, which is told from then on who leaves."""
         self._changes.show(to.client)
         return self._who.encode(to.codec, nonce)
 
@@ -104,7 +103,7 @@ class PresenceAnnouncer:
         return Members(self._room, [MemberName(m.client, m.name) for m in self._members.values()])
 
     def introduce(self, client: int, name: str) -> None:
-        """Tell of *client*, who is about to speak, if the others do not know it yet."""
+        """Announce *client*, whose first message is about to be delivered, if that was not done."""
         if client not in self._changes:
             return
         if client in self._members:
@@ -112,13 +111,13 @@ class PresenceAnnouncer:
         elif (joined := self._changes.announce(client, name)) is not None:
             self._tell(self._members.values(), [joined])
 
-    def make_up(self, member: Member) -> None:
-        """Tell *member*, unless it lags, in one event what it was not told."""
+    def summarize_missed(self, member: Member) -> None:
+        """Send *member*, unless it lags, one summary of what it was not told."""
         is_here = self._members.get(member.client) is member
         if member.lag is None and member.missed_presence is not None and is_here:
             summary = summarize([member.missed_presence], len(self._members))
             if member.send_queue.try_send(member.codec.encode(summary)) is SendResult.FULL:
-                member.send_queue.call_when_space(partial(self.make_up, member))
+                member.send_queue.call_when_space(partial(self.summarize_missed, member))
             else:
                 member.missed_presence = None
 
@@ -129,7 +128,7 @@ class PresenceAnnouncer:
         )
 
     def _tell_soon(self) -> None:
-        """Each change of membership ends with this."""
+        """Have the changes told soon; called after each."""
         if not self._has_listeners():
             self._changes.forget()
         elif not self._telling:
@@ -155,7 +154,7 @@ class PresenceAnnouncer:
         subjects = {client for client, _ in events}
         others = [member for client, member in self._members.items() if client not in subjects]
         self._tell(others, [event for _, event in events])
-        for subject in subjects:  # nobody is told of itself
+        for subject in subjects:  # no member is told about itself
             if (member := self._members.get(subject)) is not None:
                 self._tell([member], [event for client, event in events if client != subject])
 
@@ -178,6 +177,6 @@ class PresenceAnnouncer:
             if member.lag is None and missed is None:
                 if member.send_queue.try_send(data) is not SendResult.FULL:
                     continue
-                member.send_queue.call_when_space(partial(self.make_up, member))
+                member.send_queue.call_when_space(partial(self.summarize_missed, member))
             so_far = [] if missed is None else [missed]
             member.missed_presence = summarize([*so_far, *events], len(self._members))

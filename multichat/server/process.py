@@ -1,6 +1,6 @@
 """A server as a process of its own: signals, open files and the garbage collector.
 
-Owns what is changed for the whole process, which a server in somebody else's program leaves alone.
+Owns what is changed for the whole process: a server that is embedded in a program leaves it alone.
 """
 
 import gc
@@ -15,28 +15,28 @@ from multichat.signals import EndingSignals, receive_ending_signals
 
 __all__ = ["serve_until_signal"]
 
-# With Python's own threshold of 700 new objects the collector took a quarter of the time in which
-# 4,500 clients connected; with 10,000 it takes a tenth.  A plain connection is released without it.
-# A TLS connection is not: trio's `SSLStream` refers to itself.  Long connections end up in the
-# oldest generation, which Python looks at after every hundredth run: until then a server grew by
-# 12 KiB with each TLS connection that had ended.  After every 33rd run, that is 160 MiB at most.
+# With Python's default threshold of 700 new objects, the collector took a quarter of the time in
+# which 4,500 clients connected; with 10,000 it takes a tenth.  A plain connection is freed without
+# it.  A TLS connection is not: trio's `SSLStream` refers to itself.  Long connections end up in the
+# oldest generation, which by default is collected in every hundredth run: until then a server grew
+# by 12 KiB for each TLS connection that had ended.  In every 33rd run, that is 160 MiB at most.
 _COLLECTOR = (10_000, 10, 2)
 
-# Listeners, the log, standard input and output, the loop itself; clients on their way in, and out.
+# Listeners, the log, standard input and output, the event loop; connections that begin or end.
 _FILES_OF_OUR_OWN = 512
 
 
 async def serve_until_signal(
     server: Server, serve: Callable[[], Awaitable[None]], *tasks: Callable[[], Awaitable[None]]
 ) -> None:
-    """Have *server* `serve` as a process of its own: each of `ending_signals` shuts it down.
+    """Run `serve` for *server*, as a process of its own, until one of `ending_signals` comes.
 
-    A SIGHUP that is ignored, as `nohup` has it, stays ignored.  *tasks* run beside the server and
-    are cancelled in the end.  A second SIGINT or SIGTERM ends it at once.  Raises as `Server.run`
+    A SIGHUP that is ignored, as under `nohup`, stays ignored.  *tasks* run beside the server and
+    are cancelled at the end.  A second SIGINT or SIGTERM ends it at once.  Raises as `Server.run`
     does.
     """
     _allow_files(server.config.max_clients)
-    gc.freeze()  # what has been imported stays
+    gc.freeze()  # imported modules stay
     gc.set_threshold(*_COLLECTOR)
     with receive_ending_signals() as signals, lone_exception():
         async with trio.open_nursery() as nursery:
@@ -49,14 +49,14 @@ async def serve_until_signal(
 
 async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.CancelScope) -> None:
     async for number in signals:
-        # A terminal that closes sends SIGHUP more than once: from the shell and from the system.
+        # When a terminal closes, both the shell and the system may send SIGHUP.
         if server.shutting_down and number in (signal.SIGINT, signal.SIGTERM):
             scope.cancel(reason="a second signal")
         server.shutdown()
 
 
 def _allow_files(clients: int) -> None:
-    """Raise our limit of open files, where the system lets us, so that so many *clients* fit."""
+    """Raise the limit of open files for so many *clients*, as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

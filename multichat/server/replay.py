@@ -1,7 +1,7 @@
 """Replays to lagging members of one room: page by page, at the pace of each.
 
-Reads from the room's ring, or from its journal; never holds the room's order, and decides nothing
-of membership: that is the room's.
+Reads from the room's ring, or from its journal.  Never holds the room's order; membership is
+decided by the room.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,18 @@ from multichat.server.recent_messages import Ring
 
 __all__ = ["Replayer"]
 
-# How often a stalled member is looked at, within its timeout, to see whether it takes bytes.
-_LOOKS = 4
+# How often within the stall timeout a member is checked for progress.
+_CHECKS = 4
 
 
 class Replayer:
-    """What replays the messages of one room, to any number of its members at once.
+    """Replays the messages of one room, to any number of its members at once.
 
-    *ring* has the newest of them, *journal* all that are kept, read through *pages*.  A replay
-    keeps *max_bytes* in a send queue at most.
+    *ring* has the newest messages, *journal* all that are stored, read through *pages*.  A replay
+    keeps at most *max_bytes* in a send queue.
 
-    *is_here* says whether a member is in the room.  *go_live* makes one that has everything live
-    again, and returns whether it could.  *too_slow* disconnects one that has taken nothing for
+    *is_here* returns whether a member is in the room.  *go_live* makes a member that has everything
+    live again, and returns whether it could.  *too_slow* disconnects one that has taken nothing for
     *stall_timeout_seconds*.
     """
 
@@ -55,13 +55,12 @@ class Replayer:
     async def replay(self, member: Member) -> None:
         """Replay messages to *member* while it lags here.
 
-        Returns when it is live, has left, or takes nothing any more; cancelled, it stays behind.
+        Returns when it is live, has left, or is disconnected.  Cancelled, it stays behind.
         """
         send_queue = member.send_queue
         while (lag := member.lag) is not None and self._is_here(member) and not send_queue.closed:
-            if send_queue.waiting_bytes >= send_queue.fit(
-                self._max_bytes
-            ) or not send_queue.has_room(0):
+            is_full = send_queue.waiting_bytes >= send_queue.fit(self._max_bytes)
+            if is_full or not send_queue.has_room(0):
                 await self._wait_for_space(member)
                 continue
             await next_turn()
@@ -73,13 +72,12 @@ class Replayer:
             except NotRead as error:
                 if member.lag is not lag:
                     continue
-                # Of several pages that cannot be read it is told once.
+                # One error for several pages in a row that cannot be read.
                 is_first = gap_end <= start
                 data = member.codec.encode(Error(error.code, str(error))) if is_first else b""
                 self._skip_page(lag)
-            if (
-                data and send_queue.try_send(data) is SendResult.FULL
-            ):  # meanwhile, or it is one huge message
+            # Full meanwhile, or it is one huge message.
+            if data and send_queue.try_send(data) is SendResult.FULL:
                 lag.position, lag.gap_end = start, gap_end
             elif lag.position < self._ring.next or member.lag is not lag:
                 continue
@@ -88,7 +86,7 @@ class Replayer:
             await self._wait_for_space(member)
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
-        """Return what *member* gets next, and move *lag* behind it; nothing if *lag* has ended."""
+        """Return what *member* gets next, and advance *lag*; empty if *lag* is not current."""
         ring, send_queue = self._ring, member.send_queue
         start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
         if start >= ring.first:
@@ -99,14 +97,14 @@ class Replayer:
         blocks = await self._pages.read(self._journal, start, ring.next)
         if member.lag is not lag:
             return b""
-        if blocks:  # its size is decided here: many may have waited for them
+        if blocks:  # encoded now, not while others wait for the same page
             max_bytes = send_queue.fit(self._max_bytes)
             return encode_next(blocks, lag, member.codec, member.client, max_bytes=max_bytes)
         self._skip_page(lag)
         return b""
 
     def _skip_page(self, lag: Lag) -> None:
-        """Have *lag* go on behind the page that it is at, of which nothing can be read."""
+        """Advance *lag* past its page, of which nothing can be read."""
         start = max(lag.position, lag.gap_end, self._journal.first)
         lag.gap_end = min(self._ring.first, self._pages.page_end(start))
 
@@ -116,9 +114,9 @@ class Replayer:
         send_queue = member.send_queue
         progress, since = send_queue.progress, trio.current_time()
         while True:
-            with trio.move_on_after(self._stall_timeout / _LOOKS) as look:
+            with trio.move_on_after(self._stall_timeout / _CHECKS) as check:
                 await send_queue.wait_for_space()
-            if not look.cancelled_caught:
+            if not check.cancelled_caught:
                 return
             if send_queue.progress != progress:
                 progress, since = send_queue.progress, trio.current_time()

@@ -1,20 +1,20 @@
 """A room: its members, the one order of its messages, and their delivery.
 
 Decides synchronously, then waits: membership and delivery change in functions without `await`.
-Owns the one order of its messages and the policy for slow members; knows nothing of sockets, and of
+Owns the order of its messages and the policy for slow members.  Knows nothing of sockets, and of
 clients only their `Member`.
 
 Invariants:
 
-1. All members see the same messages in the same order, except those that they are told they missed.
-2. The journal numbers a message at once and keeps it; then it is delivered to the members, then
-   acknowledged to the sender.  Once it is numbered and kept, every member gets it, is told that it
-   missed it, or leaves, even if the sender is cancelled or leaves.
+1. All members get the same messages in the same order, except those that they are told they missed.
+2. The journal numbers a message at once and stores it; then it is delivered to the members, then
+   acknowledged to the sender.  Once it is numbered and stored, every member gets it, is told that
+   it missed it, or leaves, even if the sender is cancelled or leaves.
 3. A member that leaves is out at once: nobody waits for it, and nothing is queued for it.
-4. A sender has been announced before its first message to every live member that is told of joins;
-   one whose send queue was full gets a `presence` summary later.
+4. A sender is announced before its first message to every live member that is told of joins; one
+   whose send queue was full gets a `presence` summary later.
 5. A member is *live*, or *lagging*: then the room's earlier messages are replayed to it, and nobody
-   waits for it.  It becomes live again in the step in which nothing lies between.
+   waits for it.  It becomes live again in the step in which it has all of them.
 6. The room waits for slow members only within the limits of `multichat.server.slow_clients`.
 """
 
@@ -41,9 +41,9 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
-from multichat.server import history_pages as past
+from multichat.server import history_pages
 from multichat.server.broadcast import Batch, Block, Counts, Delivery, Receipt, encode_blocks
-from multichat.server.config import Slow
+from multichat.server.config import ServerConfig, Slow
 from multichat.server.lag import Lag
 from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
@@ -57,21 +57,16 @@ __all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow to look up
 
-# Private messages may take this part of what a replay keeps queued; the rest is for the replay.
-_ALONE_DIVISOR = 4
+# Private messages may take this part of what a replay may keep queued.
+_PRIVATE_DIVISOR = 4
 
 
 class Room:
     """A room: members and one order of messages.
 
     Any task may call any method; only async methods wait.  *journal* stores the messages; *rings*
-    bounds what all rooms keep in memory besides, and *pages* caches what replays read.  The room
-    waits for slow members at most *slow_timeout_seconds* at once; a lagging one that takes nothing
-    for *stall_timeout_seconds* is disconnected.  A replay keeps at most *replay_bytes* in a send
-    queue.
-
-    *disconnect* disconnects a member.  *announce*, *away_seconds* and *start_soon* are for the
-    `PresenceAnnouncer`.
+    bounds what all rooms keep in memory besides, and *pages* caches what replays read.
+    *disconnect* disconnects a member, *start_soon* starts a task that outlives the call.
     """
 
     def __init__(
@@ -80,14 +75,9 @@ class Room:
         *,
         journal: RoomJournal,
         log: Log,
+        config: ServerConfig,
         rings: RingBudget,
         pages: PageCache,
-        slow: Slow,
-        slow_timeout_seconds: float,
-        stall_timeout_seconds: float,
-        replay_bytes: int,
-        announce: bool,
-        away_seconds: float,
         counts: Counts,
         disconnect: Callable[[Member, Goodbye], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
@@ -95,26 +85,26 @@ class Room:
         self.name, self.key = name, fold_name(name)
         self._journal = journal
         self._rings = rings
-        self._ring = Ring(rings, journal.next)  # `_ring.next` is the number of what is told next
+        self._ring = Ring(rings, journal.next)  # its `next` is delivered next
         self._log = log
-        self._slow = slow
-        self._replay_bytes = replay_bytes
+        self._slow = config.slow
+        self._replay_bytes = config.replay.queue_bytes
         self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
         self._members: dict[int, Member] = {}
         self._by_codec: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
-        self._at_disk = False  # who has its turn
+        self._at_disk = False  # the publish whose turn it is waits for the disk
         self._slow_clients = SlowClients(
-            self._by_codec, counts, timeout_seconds=slow_timeout_seconds
+            self._by_codec, counts, timeout_seconds=config.slow_timeout_seconds
         )
-        self._delivery: Delivery | None = None  # that waits for them
+        self._delivery: Delivery | None = None  # the one that waits for them
         self._replayer = Replayer(
             journal,
             self._ring,
             pages,
-            max_bytes=replay_bytes,
-            stall_timeout_seconds=stall_timeout_seconds,
+            max_bytes=self._replay_bytes,
+            stall_timeout_seconds=config.stall_timeout_seconds,
             is_here=self.__contains__,
             go_live=self._go_live,
             too_slow=self._disconnect_slow,
@@ -123,8 +113,8 @@ class Room:
             name,
             self._members,
             self._by_codec,
-            to_text=announce,
-            away_seconds=away_seconds,
+            to_text=config.announce,
+            away_seconds=config.away_seconds,
             start_soon=start_soon,
         )
 
@@ -157,7 +147,7 @@ class Room:
 
     @property
     def messages(self) -> int:
-        """How many messages were delivered here, ever."""
+        """How many messages have been delivered here, also before a restart."""
         return self._next_number
 
     def number_of(self, id_: str) -> int:
@@ -168,7 +158,7 @@ class Room:
         return number
 
     def number_of_last(self, messages: int) -> int:
-        """Return the number of the first of the last *messages* that are kept."""
+        """Return the number of the first of the last *messages* that are stored."""
         return max(self._journal.first, self._next_number - messages)
 
     def join(self, member: Member) -> None:
@@ -184,15 +174,15 @@ class Room:
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it asked to leave.
 
-        If it is only *away*, the others are told when it has not come back after a while.
+        If it is *away* and may reconnect, the others are told only if it does not, after a while.
         """
         del self._members[member.client]
-        self._forget_delivery(member)
+        self._stop_delivery(member)
         member.lag = None
         member.missed_presence = None
         self._announcer.left(member, reason, away=away and not self._closing)
 
-    def _forget_delivery(self, member: Member) -> None:
+    def _stop_delivery(self, member: Member) -> None:
         """Stop delivering to *member*, and stop waiting for it."""
         self._by_codec[member.codec].pop(member.client, None)
         self._slow_clients.discard(member)
@@ -239,12 +229,12 @@ class Room:
         return self._order.locked()
 
     async def wait_delivered(self) -> None:
-        """Wait until messages on their way are delivered; a closed room waits for no disk."""
+        """Wait until the messages under way are delivered; a closed room waits for no disk."""
         if not self._closing:
             async with self._order:
                 return
         while self.is_delivering and not self._at_disk:
-            await trio.lowlevel.checkpoint()  # nobody is waited for here, so these are few
+            await trio.lowlevel.checkpoint()  # no member is waited for, so these are few
 
     @contextmanager
     def _waiting_for_disk(self) -> Iterator[None]:
@@ -455,13 +445,13 @@ class Room:
     def try_send_private(self, member: Member, event: Directed | Notice) -> SendResult:
         """Queue *event* for *member* alone, unless that would delay the messages of the room.
 
-        Half of its send queue may be for that, and a part of what a replay keeps there.
+        It may take half of the send queue, and a part of what a replay may keep there.
         """
         send_queue = member.send_queue
         if member.lag is None:
             may_be_queued = send_queue.is_half_empty()
         else:
-            part = send_queue.fit(self._replay_bytes) // _ALONE_DIVISOR
+            part = send_queue.fit(self._replay_bytes) // _PRIVATE_DIVISOR
             may_be_queued = send_queue.waiting_bytes <= part
         if send_queue.closed or may_be_queued:
             return send_queue.try_send(member.codec.encode(event))
@@ -470,19 +460,19 @@ class Room:
     # --- History and replay -----------------------------------------------------------------------
 
     async def history(self, limit: int, before: str | None, nonce: Nonce | None) -> HistoryPage:
-        """Return the last *limit* messages, or those before that id, within the page's bounds.
+        """Return the last *limit* messages, or those before the id *before*, as far as a page goes.
 
         Raises `UnknownId` and `NotRead`.
         """
         stop = self._next_number if before is None else self.number_of(before)
-        return await past.read_history(self._journal, self._ring, stop, limit, nonce)
+        return await history_pages.read_history(self._journal, self._ring, stop, limit, nonce)
 
     def lag(self, member: Member, position: int) -> None:
-        """Replay delivered messages to *member* from number *position* on, until it is live again.
+        """Replay messages to *member* from number *position* on, until it is live again.
 
         Until then nobody waits for it.
         """
-        self._forget_delivery(member)
+        self._stop_delivery(member)
         member.lag = Lag(position)
         member.on_lag()
 
@@ -494,7 +484,7 @@ class Room:
         self.lag(member, position)
         if member.lag is not None and member.stored_session is not None:
             journal = self._journal
-            # A message that is not delivered yet is noted when it is.
+            # A message that is not delivered yet is noted on delivery.
             ends = {**journal.earlier, journal.epoch: self._next_number}
             for number in member.stored_session.numbers(ends):
                 member.lag.note_own(number, number + 1)
@@ -504,7 +494,7 @@ class Room:
         await self._replayer.replay(member)
 
     def _go_live(self, member: Member) -> bool:
-        """Make *member* live if its send queue takes the notices that wait for that."""
+        """Make *member* live if its send queue has space for the notices that it gets then."""
         if member.notices:
             if (
                 member.send_queue.try_send(b"".join(map(member.codec.encode, member.notices)))
@@ -515,7 +505,7 @@ class Room:
         member.lag = None
         self._by_codec[member.codec][member.client] = member
         self.queue_ran_empty()
-        self._announcer.make_up(member)
+        self._announcer.summarize_missed(member)
         if self._closing:
             self._disconnect(member, self._closing)
         return True

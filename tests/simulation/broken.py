@@ -494,7 +494,7 @@ cancel_without_paying = edited(
 wait_for_the_disconnected = edited(
     "wait_for_the_disconnected",
     Room,
-    "_forget_delivery",
+    "_stop_delivery",
     "self._slow_clients.discard(member)",
     "pass",
 )
