@@ -70,6 +70,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("tls_cert", "port", where="unix"),
         Needs("max_clients_per_address", "port", where="unix"),
         Needs("burst", "rate"),
+        Needs("filter_joins", "filter_"),
         Needs("durability", "journal"),
         Needs("keep_days", "journal"),
         # --stall-timeout also applies to a client that resumes its session and catches up.

@@ -58,11 +58,11 @@ Returns the message, a changed one, or None to reject it; may be an async functi
 `ServerConfig.filter_joins` it gets each `Joining` and `Renaming`, too, and returns the same.
 """
 
-# How long one publish waits at most where a room has nobody but slow members, who take bytes.
+# How long one publish waits at most in a room in which all members are slow but take bytes.
 MAX_FREE_WAIT_SECONDS = 30.0
 
-# A company, a campus, a mobile network may share an address; an attacker with one takes an eighth
-# of the server.
+# A company, a campus or a mobile network may share one address; an attacker with one address takes
+# an eighth of the server.
 MAX_CLIENTS_PER_ADDRESS = 128
 
 # Shorter than any line that a client may send.
@@ -72,14 +72,14 @@ MAX_PASSWORD_CHARACTERS = 1024
 class Slow(enum.Enum):
     """What a room does about members whose send queue is full."""
 
-    WAIT = "wait"  # wait for a bounded time, then replay what they have not got at their own pace
+    WAIT = "wait"  # wait for a bounded time, then replay the rest at their own pace
     DROP = "drop"  # they miss the messages and are told how many they missed
     DISCONNECT = "disconnect"  # disconnect them at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerTimeouts:
-    """How long a server waits where no operator needs to choose; tests pass other values.
+    """Timeouts that an operator need not choose, in seconds.
 
     Raises `ValueError` for a negative value.
     """
@@ -90,31 +90,31 @@ class ServerTimeouts:
     linger: float = 1.0
 
     # After a wrong password the next attempt from the same address waits, at first for half a
-    # second and twice as long each time.  At the maximum that allows 450 attempts an hour, and does
-    # not keep out somebody who mistyped.  Without attempts the count is forgotten.  How many there
-    # may be in all: `multichat.server.password_attempts`.
+    # second and twice as long each time.  The maximum allows 450 attempts an hour, and admits
+    # somebody who mistyped.  After a time without attempts the count starts again.  For the limit
+    # of all attempts see `multichat.server.password_attempts`.
     first_attempt_delay: float = 0.5
     max_attempt_delay: float = 8.0
     forget_attempts: float = 600.0
 
-    # A disconnected client may resume its session within this time, which covers a laptop that is
-    # closed over night; and the address of somebody who said the password is known for as long.
+    # A disconnected client may resume its session within this time, such as a laptop that is closed
+    # over night; for as long the server remembers addresses from which the password was sent.
     session: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if not getattr(self, each.name) >= 0:  # NaN is not either
+            if not getattr(self, each.name) >= 0:  # also refuses NaN
                 raise ValueError(f"{each.name} must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayLimits:
-    """The sizes of what is replayed to clients that are behind; tests pass other values."""
+    """Sizes of replays to clients that are behind."""
 
-    # What a replay keeps in a send queue at most: answers and private messages find room there.
+    # What a replay keeps in a send queue at most: there is space for answers and private messages.
     queue_bytes: int = 256 * 1024
 
-    # What a room keeps in memory beside its journal: a few reads of a fast sender, or a day of a
+    # What a room keeps in memory besides its journal: a few reads of a fast sender, or a day of a
     # quiet room.
     ring_bytes: int = 1024 * 1024
 
@@ -123,12 +123,13 @@ class ReplayLimits:
     page_messages: int = 500
 
 
-# An eighth of the memory: beside what is held for it a connection takes 11 KiB while it is idle, 20
-# with the tasks of a slow client.  A server that is given little memory still accepts some.
+# An eighth of the memory: besides its queues and buffers, an idle connection takes 11 KiB, and one
+# with the tasks of a slow client 20.  A server with little memory still accepts some.
 CONNECTIONS_PER_MIB = 8
 _MIN_CONNECTIONS = 128
 
-# A page of 128 KiB, encoded for both protocols.  Clients that resume together are a few apart.
+# A page of 128 KiB, encoded for both protocols.  Clients that resume together are at
+# most a few pages apart.
 _CACHED_PAGE_BYTES = 512 * 1024
 _MAX_PAGES = 32
 
@@ -167,10 +168,10 @@ class ServerConfig:
     # Room for a pasted stack trace, while a thousand clients stalled in mid-line fit in 64 MiB.
     max_line_bytes: int = _setting(64 * 1024, "Longest line accepted, in bytes.", at_least=1)
 
-    # A burst of 64 reads from one sender, or a word each from 64 people, before anybody waits.
+    # A burst of 64 reads from one sender, or one word each from 64 people.
     send_queue_batches: int = _setting(64, "Size of a client's send queue, in batches.", at_least=1)
 
-    # Nothing is lost, and nobody waits for long.
+    # Loses nothing, and nobody waits for long.
     slow: Slow = _setting(  # noqa: RUF009 - a field
         Slow.WAIT,
         "What to do when a client's send queue is full: let the sender wait for a bounded time and "
@@ -178,28 +179,28 @@ class ServerConfig:
         "disconnect the client.",
     )
 
-    # How long a room waits at once for slow clients, before it goes on and replays to them what
-    # they have not got: long enough for a phone to change its cell.
+    # How long a room waits at once for slow clients, before it continues and replays the rest to
+    # them: long enough for a phone to change its cell.
     slow_timeout_seconds: float = _setting(
         2.0, "Seconds that slow clients may keep a room waiting at once.", at_least=0
     )
 
-    # A client that is behind and takes nothing for this long is disconnected: a laptop that is
-    # carried to another room is not.
+    # A client that is behind and takes nothing for this long is disconnected: longer than it takes
+    # to carry a laptop to another room.
     stall_timeout_seconds: float = _setting(
         300.0,
         "Disconnect a client that is behind and takes nothing for this many seconds.",
         positive=True,
     )
 
-    # What an ordinary limit of open files allows, give or take the server's own.
+    # About what a usual limit of open files allows.
     max_clients: int = _setting(
         1024, "Maximum number of clients, at most 8 for each MiB of --memory.", at_least=1
     )
 
-    # Of IPv6 a network of 64 bits counts as one address: that is what one customer gets.  0 is no
-    # limit.  None is `MAX_CLIENTS_PER_ADDRESS`, but no limit for loopback, from where proxies and
-    # tunnels connect.  Unix sockets have no address.
+    # An IPv6 /64 counts as one address: that is what one customer gets.  0 is no limit.  None is
+    # `MAX_CLIENTS_PER_ADDRESS`, but no limit for loopback, from which proxies and tunnels connect.
+    # Unix sockets have no address.
     max_clients_per_address: int | None = _setting(
         None,
         "Maximum number of clients from one IPv4 address, or one IPv6 /64; 0: no limit.",
@@ -207,8 +208,8 @@ class ServerConfig:
         shown_default=f"{MAX_CLIENTS_PER_ADDRESS}, no limit for loopback",
     )
 
-    # Messages, or other requests, that a client may send a second, and how many at once: a paste of
-    # 500 lines arrives without a pause.  Whoever sends faster is read more slowly.
+    # Messages and other requests that a client may send a second, and how many at once: a paste of
+    # 500 lines arrives without a pause.  A client that sends faster is read more slowly.
     rate: float | None = _setting(
         None,
         "Messages per second accepted from a client; a faster one is slowed down.",
@@ -217,7 +218,7 @@ class ServerConfig:
     )
     burst: int = _setting(500, "With --rate, messages accepted at once.", at_least=1)
 
-    # The same in bytes as they come, whatever they are; at least one read goes at once.
+    # The same in bytes; at least one read is handled at once.
     byte_rate: float | None = _setting(
         None,
         "Bytes per second accepted from a client; a faster one is slowed down.",
@@ -225,8 +226,8 @@ class ServerConfig:
         shown_default="no limit",
     )
 
-    # What is held for clients and rooms together; see the properties below for its parts.  A small
-    # machine's half: 1,024 clients that are all in the middle of a long line fit in the clients'.
+    # The memory for clients and rooms; see the properties below for its parts.  Half of a small
+    # machine: 1,024 clients in the middle of a long line fit into the clients' part.
     memory_bytes: int = _setting(
         512 * _MIB,
         "MiB of memory for messages (half of it), sessions and clients; above this, old messages "
@@ -236,7 +237,7 @@ class ServerConfig:
         option_at_least=4,
     )
 
-    # Who only listens says nothing for days; TCP itself notices who is dead.
+    # A client may listen for days without sending; TCP notices dead connections.
     idle_seconds: float | None = _setting(
         None,
         "Disconnect a client that is idle for this many seconds; pings do not count.",
@@ -244,10 +245,10 @@ class ServerConfig:
         shown_default="never",
     )
 
-    # What everybody has to say before anything else; None lets anybody in.
+    # The password that a client sends before anything else; None requires none.
     password: str | None = field(default=None, repr=False)
 
-    # As long as a person takes to type a password, and a slow phone for its handshake.
+    # A person can type a password, and a slow phone finish its handshake, in this time.
     auth_seconds: float = _setting(10.0, positive=True)
     handshake_seconds: float = _setting(10.0, positive=True)
 
@@ -258,25 +259,25 @@ class ServerConfig:
 
     # Whether the filters get each `Joining` and `Renaming`, too.  Not by default: a filter that
     # changes or rejects texts must expect names.
-    filter_joins: bool = False
+    filter_joins: bool = _setting(False, "Pass joins and renames through --filter, too.")
 
-    # More than anybody looks through; each costs what its members cost.
+    # More than anybody reads; a room costs little more than its members.
     max_rooms: int = _setting(1024, "Maximum number of rooms.", at_least=1)
 
     # New rooms that one address may open within an hour, or one client over loopback or without an
-    # address: a person needs a few, and a journal keeps a room for ever.
+    # address: a person needs a few, and a journal keeps each for ever.
     max_new_rooms: int = _setting(
         100, "Rooms that nobody has used before which one address may open an hour.", at_least=1
     )
 
-    # In the text protocol the server says nothing until there is something to say; programs, and
-    # `multichat connect`, are always told who comes and goes.
+    # Clients of the JSON protocol, `multichat connect` among them, are always told who joins and
+    # leaves; a client of the text protocol gets nothing that it did not ask for but messages.
     announce: bool = _setting(
         False, "Tell clients of the text protocol (nc), too, who joins and leaves."
     )
 
     # Messages of each client that are logged a second, and ten times as many at once; the others
-    # are counted.  A paste of 500 lines is logged whole, and a client that floods for a day writes
+    # are counted.  A paste of 500 lines is logged completely; a client that floods for a day writes
     # a gigabyte.
     log_rate: float | None = _setting(
         100.0,
@@ -285,23 +286,23 @@ class ServerConfig:
         option_at_least=0,
     )
 
-    # Those who may come back: ten times as many as may be connected; 0.6 KiB
-    # each, 4 to 15 with the nonces of 256 messages; see `sessions_bytes`.
+    # Ten times as many as may be connected; 0.6 KiB each, 4 to 15 with the nonces of 256 messages;
+    # see `sessions_bytes`.
     max_sessions: int = _setting(
         10_000,
         "Maximum number of disconnected clients that can resume their session.",
         at_least=1,
     )
 
-    # Whoever may come back is away for so long before the others hear that it left, and so long its
-    # name is nobody else's: what it takes to notice a broken connection and make a new one.
+    # How long a client that may reconnect is away before the others are told that it left, and its
+    # name is reserved: as long as it takes to notice a lost connection and open a new one.
     away_seconds: float = _setting(
         5.0,
         "Seconds to wait for a client to reconnect before others are told that it left.",
         at_least=0,
     )
 
-    # As long as a person waits for a program that was told to stop before telling it again.
+    # As long as a person waits for a program to stop before stopping it again.
     grace_seconds: float = _setting(
         5.0,
         "Seconds to deliver queued messages to a client that leaves, and at shutdown.",
@@ -313,7 +314,7 @@ class ServerConfig:
 
     @property
     def history_bytes(self) -> int:
-        """How many bytes the messages may take that are kept in memory only."""
+        """How many bytes the messages of a journal in memory may take."""
         return self.memory_bytes // 2
 
     @property
@@ -323,17 +324,17 @@ class ServerConfig:
 
     @property
     def clients_bytes(self) -> int:
-        """How many bytes may be held for connected clients."""
+        """How many bytes connected clients may take."""
         return self.memory_bytes // 4
 
     @property
     def max_connections(self) -> int:
-        """How many connections may be open, also those not admitted yet and those that end."""
+        """How many connections may be open, with those that are not admitted yet or are closing."""
         return max(_MIN_CONNECTIONS, self.memory_bytes * CONNECTIONS_PER_MIB >> 20)
 
     @property
     def max_pages(self) -> int:
-        """How many pages of earlier messages are kept for replays."""
+        """How many pages of earlier messages are cached for replays."""
         return max(1, min(_MAX_PAGES, self.memory_bytes // 32 // _CACHED_PAGE_BYTES))
 
     @property
@@ -360,7 +361,7 @@ class ServerConfig:
                 raise ValueError(f"{each.name} must be {bound}")
         if self.password is not None and "\n" in self.password:
             raise ValueError("a password must be one line")
-        # Of those that anybody can type; see `multichat.protocol.framing`.
+        # Counted as it arrives; see `multichat.protocol.framing.clean`.
         typed = None if self.password is None else len(clean(self.password))
         if typed is not None and not 0 < typed <= MAX_PASSWORD_CHARACTERS:
             raise ValueError(f"a password has 1 to {MAX_PASSWORD_CHARACTERS} characters")

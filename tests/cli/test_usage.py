@@ -108,6 +108,7 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
         ),
         (["who", "--unix", "a", "h"], "--unix and HOST exclude each other"),
         (["serve", "--burst", "5"], "--burst needs --rate"),
+        (["serve", "--filter-joins"], "--filter-joins needs --filter"),
         (["serve", "--keep-days", "3"], "--keep-days needs --journal"),
         (["serve", "--durability", "full"], "--durability needs --journal"),
         (["serve", "--unix-mode", "0600"], "--unix-mode needs --unix"),
