@@ -185,13 +185,13 @@ class Admission:
                     raise AdmissionRefused(*NO_TLS)
                 await transport.handshake(encrypted, MAX_BYTES)
         except transport.TooMuchData:
-            raise AdmissionRefused(f"more than {MAX_BYTES} bytes and no TLS handshake") from None
+            raise AdmissionRefused(f"more than {MAX_BYTES} bytes without a TLS handshake") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             if transport.is_no_tls(error):
                 raise AdmissionRefused(*NO_TLS) from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise AdmissionRefused(
-                    "it broke off the TLS handshake: does it trust us?"
+                    "TLS handshake aborted; perhaps the client does not trust the certificate"
                 ) from None
             raise AdmissionRefused(transport.reason_of(error)) from None
         if in_time.cancelled_caught:

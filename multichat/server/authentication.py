@@ -53,7 +53,7 @@ _MAX_STRAY_LINES = 16
 
 _READ_BYTES = 4096
 
-_LEFT_WITHOUT = "it left without a password"
+_LEFT_WITHOUT = "disconnected without a password"
 _NOT_ADMITTED = "you are not admitted"
 
 

@@ -46,7 +46,7 @@ def load_filter(name: str) -> Filter:
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{name}: there is no module {error.name}") from error
+        raise ValueError(f"{name}: no module {error.name}") from error
     except (Exception, SystemExit) as error:  # whatever stands in there
         raise ValueError(f"{name}: importing {module_name} raises {error!r}") from error
     function: Any = module
@@ -64,9 +64,9 @@ def load_filter(name: str) -> Filter:
 def _why_no_filter(function: Callable[..., object]) -> str:
     """Return why *function* cannot be a filter; empty if it can, as far as one can see."""
     if inspect.isclass(function):
-        return "a class is no filter"
+        return "a class is not a filter"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        return "a generator is no filter: a filter returns a message or None"
+        return "a generator is not a filter: a filter returns a message or None"
     try:
         inspect.signature(function).bind(None)
     except TypeError:
@@ -161,13 +161,13 @@ class Filters:
         self._tell(function, type(error).__name__, f"raised {_shown(error)}")
 
     def _tell_slow(self, function: Filter) -> None:
-        self._tell(function, "is too slow", f"is not waited for beyond {self._seconds:g} s")
+        self._tell(function, "is too slow", f"took more than {self._seconds:g} s")
 
     def _tell(self, function: Filter, kind: str, what: str) -> None:
         if (function, kind) not in self._told:
             self._told.add((function, kind))
             name = getattr(function, "__qualname__", None) or repr(function)
-            self._log.line("FILTER", f"{name} {what}; messages go on without it", WARNING)
+            self._log.line("FILTER", f"{name} {what}; messages pass unchanged", WARNING)
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -197,7 +197,7 @@ def _checked(message: Filtered, result: object) -> Filtered | None:
         return None
     text = getattr(result, "text", None)
     if not isinstance(text, str):
-        raise TypeError(f"it returned {_shown(result)}, which is no message")
+        raise TypeError(f"it returned {_shown(result)}, which is not a message")
     text = clean(text)
     if result is message and text == message.text:
         return message

@@ -76,6 +76,6 @@ class ClientRateLimit:
         if now - self._told_at >= _NOTICE_SECONDS:
             self._told_at = now
             await self._member.send(
-                Notice(f"slowed down: {limit} a second are taken from a client")
+                Notice(f"slowed down: {limit} a second are accepted from a client")
             )
         await trio.sleep(seconds)

@@ -182,7 +182,7 @@ class Server:
         for address in self.addresses:
             self._log.line("start", f"Listening on {address}")
         if kept := self._journal.place:
-            self._log.line("start", f"Keeping what is said in {kept}")
+            self._log.line("start", f"Keeping messages in {kept}")
         if (connections := self.config.max_connections) < self.config.max_clients:
             needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
             text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
@@ -389,7 +389,7 @@ class Server:
                     await trio.to_thread.run_sync(file.save, self._bans.known())
         except (OSError, MultichatError) as error:
             reason = str(error) if isinstance(error, MultichatError) else transport.reason_of(error)
-            self._log.line("STATE", f"The bans hold, but are not saved: {reason}", ERROR)
+            self._log.line("STATE", f"The bans are in force, but were not saved: {reason}", ERROR)
         finally:
             self._saving_bans = False
 

@@ -142,7 +142,7 @@ def test_options_that_exclude_each_other_or_have_no_effect_are_refused(
         (["serve", "--filter", ".rules:f"], ".rules:f: a filter is named as package.module:funct"),
         (["serve", "--filter", "a..b:f"], "a..b:f: a filter is named as package.module:function"),
         (["serve", "--filter", "os:a..b"], "os:a..b: a filter is named as package.module:function"),
-        (["serve", "--filter", "no_such.rules:f"], "no_such.rules:f: there is no module no_such"),
+        (["serve", "--filter", "no_such.rules:f"], "no_such.rules:f: no module no_such"),
         (["history", "a", "--since", "b"], "--since: b is neither a message's id nor a time"),
     ],
 )
@@ -487,7 +487,7 @@ async def test_the_server_warns_about_a_password_file_that_others_can_read(
         (
             "serve 0 --filter rules:check",
             2,
-            "multichat: rules:check: there is no module rules",
+            "multichat: rules:check: no module rules",
         ),
     ],
 )

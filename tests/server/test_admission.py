@@ -280,8 +280,8 @@ async def test_who_leaves_without_a_word_was_never_there(log: LogRecorder) -> No
         await settle()
         assert network.server.statistics().clients_ever == 0
     refused = "[INFO] [server] [STATE] Refused a client: "
-    assert log.lines[0] == f"{refused}it left without a password"
-    assert log.lines[1] == f"{refused}it left without a password"
+    assert log.lines[0] == f"{refused}disconnected without a password"
+    assert log.lines[1] == f"{refused}disconnected without a password"
     assert log.lines[2] == f"{refused}wrong password"
     assert len(log.lines) == 4
     assert log.lines[3].startswith(refused)

@@ -13,7 +13,7 @@ from tests.support.sockets import open_client
 
 pytestmark = pytest.mark.unit
 
-SLOWED = "[Server] slowed down: 10 messages a second are taken from a client"
+SLOWED = "[Server] slowed down: 10 messages a second are accepted from a client"
 
 
 async def timed(client: ScriptedClient, count: int) -> list[float]:
@@ -127,7 +127,7 @@ async def test_bytes_have_a_rate_too_whatever_they_are(
         assert await bob.line() == "[Client 1] done"
         assert trio.current_time() - started == pytest.approx(9, abs=0.1)
         assert await alice.lines(2) == [
-            "[Server] slowed down: 49152 bytes a second are taken from a client",
+            "[Server] slowed down: 49152 bytes a second are accepted from a client",
             "[Server] the line was longer than 65536 bytes and was dropped",
         ]
 
