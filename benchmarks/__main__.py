@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks import quick, report
 from benchmarks.servers import SERVERS, Server
 from benchmarks.workloads import WORKLOADS, Tools, Workload, measure
+from multichat import __version__
 
 RESULTS = Path(__file__).parent / "results.json"
 
@@ -123,7 +124,7 @@ def _line(run: dict[str, Any]) -> str:
 
 def _version(server: Server) -> str:
     if server.ours:
-        return f"{version('multichat')} at {_commit()}"
+        return f"{__version__} at {_commit()}"
     if not server.version:
         return ""
     answer = subprocess.run(

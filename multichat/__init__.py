@@ -6,6 +6,8 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from multichat.client.chat import Chat
     from multichat.client.connect import client_tls, connect, dial, dial_unix, open_chat

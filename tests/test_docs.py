@@ -115,7 +115,7 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_that_are_named_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "commands.md").read_text("utf-8")))
-    known |= {"--write", "--chat", "--max-conns"}  # ours to nox, ncat's
+    known |= {"--write", "--chat", "--max-conns", "--from"}  # ours to nox, ncat's, uvx's
     known |= {"--seed", "--seeds", "--seconds", "--minutes"}  # of the simulation, fuzzing, the soak
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8")))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
@@ -215,9 +215,7 @@ def test_the_pictures_are_of_what_happens() -> None:
 
 
 def test_the_changelog_knows_this_version() -> None:
-    from importlib.metadata import version
-
-    assert f"## {version('multichat')}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"## {multichat.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from multichat import __version__
 from multichat.cli.config import (
     ColorWhen,
     config,
@@ -407,9 +408,7 @@ def history(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # slow: it imports the package email
-
-        typer.echo(f"multichat {version('multichat')}")
+        typer.echo(f"multichat {__version__}")
         raise typer.Exit
 
 

@@ -9,11 +9,9 @@ nothing more), the writer finishes within the grace period, EOF, input is discar
 close.
 """
 
-from functools import cache
-from importlib.metadata import version
-
 import trio
 
+from multichat import __version__
 from multichat.errors import InvalidName, LineTooLong, NotRead, Rejected, RemoteProtocolError
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
@@ -80,11 +78,6 @@ _SMALL_READ_BYTES = 512
 
 # The answer to a request that changes the client's room or protocol is smaller than this.
 _ANSWER_BYTES = 4096
-
-
-@cache
-def _program() -> str:
-    return f"multichat {version('multichat')}"
 
 
 class _Leave(Exception):
@@ -420,7 +413,7 @@ class Session:
             len(me.room),
             self._config.limits,
             me.room.last_id,
-            _program(),
+            f"multichat {__version__}",
             resumed=resumed is not None,
             session=token,
         )
