@@ -41,7 +41,7 @@ async def _measure(port: int, rate: float) -> list[float]:
                 next_at += 1 / rate
                 await trio.sleep_until(next_at)
                 started = trio.current_time()
-                await chat.say(f"message {number}")
+                await chat.send(f"message {number}")
                 while chat.unaccepted:
                     await trio.lowlevel.checkpoint()
                 took.append((trio.current_time() - started) * 1000)

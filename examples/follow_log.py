@@ -65,7 +65,7 @@ async def follow(tail: Tail, chat: multichat.Chat) -> None:
     with suppress(multichat.ConnectionLost):  # whoever listens is told
         while True:
             if lines := await trio.to_thread.run_sync(tail.read):
-                await chat.say(*lines)
+                await chat.send(*lines)
             await trio.sleep(LOOK_SECONDS)
 
 

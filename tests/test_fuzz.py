@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from multichat.client.negotiation import Handshake
+from multichat.client.negotiation import Negotiation
 from multichat.protocol.framing import LineDecoder
 from multichat.protocol.messages import Welcome
 from tests.fuzz import reference
@@ -107,10 +107,10 @@ def test_a_decoder_that_buffers_an_endless_line_is_found(monkeypatch: pytest.Mon
 def test_a_handshake_that_takes_chat_for_an_answer_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def forget(self: Handshake, welcome: Welcome) -> None:  # that chat is dropped with it
+    def forget(self: Negotiation, welcome: Welcome) -> None:  # that chat is dropped with it
         self.welcome, self.settled = welcome, True
 
-    monkeypatch.setattr(Handshake, "_be_welcomed", forget)
+    monkeypatch.setattr(Negotiation, "_be_welcomed", forget)
     assert "welcome-behind-chat" in failures("handshake")
 
 

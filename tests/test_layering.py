@@ -28,12 +28,13 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 PURE_PACKAGES = ("protocol",)
 PURE_MODULES = (
-    "client.comeback",
-    "client.conversation",
+    "client.position",
+    "client.session",
     "client.negotiation",
     "client.status",
     "client.timeouts",
-    "client.unacknowledged",
+    "client.typed",
+    "client.outbox",
     "errors",
     "net.fair_share",
     "net.memory_budget",

@@ -9,23 +9,15 @@ import os
 from contextlib import aclosing
 from itertools import groupby
 
-import msgspec
 import trio
 
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe
-from multichat.client.chat import Chat
-from multichat.client.connect import Endpoint, open_chat
-from multichat.client.status import (
-    LEAVES_WHEN_SENT,
-    SPEAKING_TEXT,
-    describe_connection,
-    describe_retry,
-    refused_name,
-    waiting_for_server,
-)
+from multichat.client.front_end import ConnectOptions, FrontEnd
+from multichat.client.line_chat import LineChat
+from multichat.client.status import describe_connection
+from multichat.client.typed import LocalCommand, Typed, parse_typed
 from multichat.errors import (
-    ConnectFailed,
     ConnectionLost,
     InputNotText,
     LineTooLong,
@@ -34,7 +26,6 @@ from multichat.errors import (
 )
 from multichat.log import Log, LogWriter
 from multichat.protocol.auth import parse_password
-from multichat.protocol.commands import COMMANDS
 from multichat.protocol.framing import Part
 from multichat.protocol.messages import (
     ASKED_TO_LEAVE,
@@ -42,14 +33,10 @@ from multichat.protocol.messages import (
     Event,
     Goodbye,
     Reconnected,
+    Welcome,
 )
 from multichat.protocol.text_codec import TEXT
-from multichat.protocol.typed_lines import (
-    disguised_command,
-    may_be_disguised,
-    say_unless_command,
-    why_not_said,
-)
+from multichat.protocol.typed_lines import disguised_command, why_not_said
 from multichat.stdio import read_input, until_signal
 from multichat.terminal.render import STATES
 
@@ -74,43 +61,25 @@ _OURS = (Disconnected, Reconnected)
 _LOCAL_COMMANDS = ("/quit", "/status")
 
 
-class Console:
+class Console(FrontEnd):
     """One run of `connect`; `run` is called once.
 
-    For *replay*, *reconnect* and *wait* see `multichat.client.connect.connect`.  *writer* is where
-    the log goes, *input_fd* what is read, None for nothing at all.  Neither is closed here.
+    *writer* is where the log goes, *input_fd* what is read, None for nothing at all.  Neither is
+    closed here.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        writer: LogWriter,
-        input_fd: int | None,
-        name: str | None = None,
-        room: str | None = None,
-        password: str | None = None,
-        plain: bool = False,
-        replay: int = 0,
-        reconnect: bool = True,
-        wait: bool = False,
-    ) -> None:
-        self._endpoint = endpoint
+    def __init__(self, options: ConnectOptions, *, writer: LogWriter, input_fd: int | None) -> None:
+        timeouts = options.endpoint.timeouts
         self._is_piped = input_fd is not None and not os.isatty(input_fd)
-        self._timeouts = for_pipe(endpoint.timeouts) if self._is_piped else endpoint.timeouts
-        self._replay, self._reconnect, self._wait = replay, reconnect, wait
-        self._name, self._room, self._plain = name, room, plain
-        self._password = password
+        super().__init__(options, for_pipe(timeouts) if self._is_piped else timeouts)
         self._writer = writer
         self._input_fd = input_fd
         self._input_over = trio.Event()
         self._log = Log("client")
-        self._sent = self._received = 0
+        self._piped: Piped
         self._sending = 0  # lines that were read and not sent yet
         self._was_rejected = False  # the server's first event was a goodbye
         self._is_full = False  # and its code was `full`
-        self._connected_at = 0.0
-        self._failure: MultichatError | None = None
 
     async def run(self) -> None:
         """Connect and talk until the input ends, the server closes, or SIGINT or SIGTERM comes.
@@ -137,95 +106,67 @@ class Console:
         self._check_output()
 
     async def _converse(self) -> None:
-        self._log.line("start", f"Connecting to {self._endpoint}")
-        if self._wait:
-            stream = await self._endpoint.dial_until_there(self._show_failure)
-        else:
-            stream = await self._endpoint.dial()
-        self._connected_at = trio.current_time()
+        self._log.line("start", f"Connecting to {self.endpoint}")
+        stream = await self.dial()
         self._log.line("STATE", "Connected")
         try:
-            in_hello = self._name if self._plain else None  # else a refusal need not be the end
-            async with open_chat(
-                stream,
-                name=in_hello,
-                room=self._room,
-                password=self._password,
-                plain=self._plain,
-                replay=self._replay,
-                redial=self._endpoint.dial if self._reconnect else None,
-                wait=self._wait,
-                timeouts=self._timeouts,
-            ) as chat:
-                self._piped = Piped(chat)
-                await self._introduce(chat)
-                await self._talk(chat)
+            await self.run_chat(stream)
         finally:
             self._log.line("STATE", "Disconnected")
 
-    def _show_failure(self, error: ConnectFailed) -> None:
-        self._log.line("STATE", waiting_for_server(error))
+    def tell(self, text: str, *, warning: bool = False) -> None:
+        """Log a line."""
+        self._log.line("STATE", text, logging.WARNING if warning else logging.INFO)
 
-    async def _introduce(self, chat: Chat) -> None:
-        if chat.fell_back:
-            self._log.line("STATE", SPEAKING_TEXT)
-        if chat.welcome is None:
-            return
-        if self._name is not None:
-            refused = await chat.try_rename(self._name, self._timeouts.answer)
-            if refused is not None:
-                self._log.line("STATE", refused_name(refused), logging.WARNING)
-        here = msgspec.structs.replace(chat.welcome, name=chat.name)
-        self._log.lines("STATE", "\n".join(TEXT.describe(here)))
+    def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
+        """Log who and where we are."""
+        self._piped = Piped(chat)
+        if welcome is not None:
+            self._log.lines("STATE", "\n".join(TEXT.describe(welcome)))
 
-    async def _talk(self, chat: Chat) -> None:
-        async with trio.open_nursery() as nursery:
-            if self._name is not None and chat.welcome is not None:
-                nursery.start_soon(chat.keep_name, self._name)
-            if self._input_fd is not None:
-                nursery.start_soon(self._send_input, self._input_fd, chat, nursery.cancel_scope)
-            try:
-                await self._show_events(chat)
-            except MultichatError as error:
-                lost = isinstance(error, ConnectionLost)
-                if not (lost and await self._last_input_was_sent(chat)):
-                    self._fail(error)
-            if chat.goodbye is not None and self._is_piped:
-                with trio.move_on_after(_LEFT_INPUT_SECONDS):
-                    await self._input_over.wait()
-            nursery.cancel_scope.cancel(reason="the conversation is over")
+    def end(self, chat: LineChat) -> None:
+        """Log what was not sent; raise what `run` raises."""
         if chat.unaccepted:
-            self._log.line("STATE", f"{chat.unaccepted} not accepted", logging.WARNING)
+            self.tell(f"{chat.unaccepted} not accepted", warning=True)
         elif chat.waiting_bytes:
-            self._log.line("STATE", "What was typed last has not been sent", logging.WARNING)
-        if chat.goodbye is not None and isinstance(self._failure, ConnectionLost | None):
+            self.tell("What was typed last has not been sent", warning=True)
+        if chat.goodbye is not None and isinstance(self.failure, ConnectionLost | None):
             if self._is_piped and (chat.unaccepted or self._is_unsaid(chat)):
                 reason = f"{chat.goodbye}; not all of the input was heard"
                 raise self._piped.explain(ConnectionLost(reason))
             if self._is_full:
                 raise ConnectionLost(chat.goodbye)
             return  # the goodbye was shown
-        if self._is_piped and isinstance(self._failure, ConnectionLost):
-            raise self._piped.explain(self._failure)
-        if self._failure is not None:
-            raise self._failure
+        if self._is_piped and isinstance(self.failure, ConnectionLost):
+            raise self._piped.explain(self.failure)
+        if self.failure is not None:
+            raise self.failure
 
-    def _is_unsaid(self, chat: Chat) -> bool:
+    def _is_unsaid(self, chat: LineChat) -> bool:
         """Return whether lines are known to be lost in a conversation that ended with a goodbye."""
-        return bool(self._sending or (self._sent and (self._was_rejected or chat.waiting_bytes)))
+        return bool(self._sending or (self.sent and (self._was_rejected or chat.waiting_bytes)))
 
-    def _fail(self, error: MultichatError) -> None:
-        self._failure = self._failure or error
+    async def show_events(self, chat: LineChat) -> None:
+        """Log the events; after them, wait for the rest of a pipe."""
+        try:
+            await self._show_events(chat)
+        except ConnectionLost:
+            if not await self._last_input_was_sent(chat):
+                raise
+        finally:
+            if chat.goodbye is not None and self._is_piped:
+                with trio.move_on_after(_LEFT_INPUT_SECONDS):
+                    await self._input_over.wait()
 
-    async def _show_events(self, chat: Chat) -> None:
+    async def _show_events(self, chat: LineChat) -> None:
         while events := await chat.receive():
-            if not self._received and chat.welcome is None:
+            if not self.received and chat.welcome is None:
                 first = events[0]
                 self._was_rejected = isinstance(first, Goodbye) and first.reason != ASKED_TO_LEAVE
                 self._is_full = isinstance(first, Goodbye) and first.known().code == "full"
-            self._received += sum(not isinstance(event, _OURS) for event in events)
+            self.received += sum(not isinstance(event, _OURS) for event in events)
             if any(isinstance(event, Reconnected) for event in events):
-                self._connected_at = trio.current_time()
+                self.connected_at = trio.current_time()
             for tag, some in groupby(events, _tag):
                 if tag == "RX":
                     lines = list(filter(None, map(TEXT.format, some)))
@@ -235,7 +176,7 @@ class Console:
                     self._log.lines(tag, "\n".join(lines))
             await self._wait_for_output()
 
-    async def _last_input_was_sent(self, chat: Chat) -> bool:
+    async def _last_input_was_sent(self, chat: LineChat) -> bool:
         if not (self._is_piped and chat.can_send):
             return False
         while not self._input_over.is_set():
@@ -246,94 +187,75 @@ class Console:
                 break
         return self._input_over.is_set()
 
-    async def _send_input(self, fd: int, chat: Chat, scope: trio.CancelScope) -> None:
+    async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
+        """Send what is read; see `FrontEnd.send_input`."""
+        if self._input_fd is None:
+            return
         try:
-            async with aclosing(read_input(fd)) as reads:
+            async with aclosing(read_input(self._input_fd)) as reads:
                 async for parts in reads:
                     if not await self._take(chat, parts):
                         break
             self._piped.all_read = True
             await chat.finish()
         except MultichatError as error:
-            self._fail(error)
+            self.failure = self.failure or error
             if isinstance(error, OutputLost | InputNotText):
                 scope.cancel(reason=str(error))
         self._input_over.set()
 
-    async def _take(self, chat: Chat, parts: list[Part]) -> bool:
-        """Send typed lines and obey local commands; return False when it is time to leave."""
-        lines: list[str] = []
+    async def _take(self, chat: LineChat, parts: list[Part]) -> bool:
+        """Send typed lines and run local commands; return False when it is time to leave."""
+        requests: list[Typed] = []
+        piped = self._is_piped and chat.welcome is not None
         for part in parts:
             self._piped.note_read(part)
             if isinstance(part, LineTooLong):
-                await self._send(chat, lines)
-                lines = []
+                await self._send(chat, requests)
+                requests = []
                 self._piped.note_sent(1)
-                self._log.line("STATE", str(part), logging.WARNING)
+                self.tell(str(part), warning=True)
                 continue
-            for line in part.split("\n"):
-                command = COMMANDS.find(line.rstrip())
-                if command is None or command.name not in _LOCAL_COMMANDS:
-                    lines.append(line)
+            for typed in parse_typed(part, _LOCAL_COMMANDS, piped=piped):
+                if not isinstance(typed.request, LocalCommand):
+                    requests.append(typed)
                     continue
-                await self._send(chat, lines)
+                await self._send(chat, requests)
+                requests = []
                 self._piped.note_sent(1)
-                lines = []
-                if command.name == "/status":
-                    self._show_status(chat)
+                if typed.request.name == "/status":
+                    self.tell(self.describe(chat))
                     continue
-                if not chat.connected and chat.unaccepted:
-                    self._show_status(chat)
-                    self._log.line("STATE", LEAVES_WHEN_SENT)
+                self.tell_leaving(chat)
                 self._piped.discard_rest()
                 return False
-        await self._send(chat, lines)
+        await self._send(chat, requests)
         return True
 
-    async def _send(self, chat: Chat, lines: list[str]) -> None:
-        block = "\n".join(lines)
-        if self._is_piped and chat.welcome is not None and may_be_disguised(block):
-            meant = await _without_disguised(lines)
-            # In the order of the input, by which `Piped` numbers them.
-            for is_said, some in groupby(lines, lambda line: meant[line] is not None):
-                part = list(some)
-                if is_said:
-                    await self._send_block(
-                        chat, part, "\n".join(meant[line] or "" for line in part)
-                    )
-                else:
-                    self._piped.note_sent(len(part))
-        elif lines:
-            await self._send_block(chat, lines, block)
+    async def _send(self, chat: LineChat, typed: list[Typed]) -> None:
+        left_out = [each.lines for each in typed if each.request is None]
+        if left_out:
+            reason = why_not_said(disguised_command(left_out[0]) or left_out[0])
+            more = f"{len(left_out)} lines not said, the first: " if len(left_out) > 1 else ""
+            await notify(f"{more}{reason}")
+        # In the order of the input, by which `Piped` numbers them.
+        for is_left_out, some in groupby(typed, lambda each: each.request is None):
+            requests = list(some)
+            if is_left_out:
+                self._piped.note_sent(len(requests))
+            else:
+                await self._send_requests(chat, requests)
 
-    async def _send_block(self, chat: Chat, lines: list[str], block: str) -> None:
-        """Send *run*, the requests that *lines* stand for, and log the lines."""
-        self._sending = len(lines)
-        await self._piped.send(block, chat.send)
+    async def _send_requests(self, chat: LineChat, typed: list[Typed]) -> None:
+        self._sending = count = sum(each.line_count for each in typed)
+        await self._piped.send(typed)
         if chat.goodbye is None:
             self._sending = 0
-        self._sent += len(lines)
-        if shown := [line for line in lines if parse_password(line) is None]:
+        self.sent += count
+        lines = "\n".join(each.lines for each in typed)
+        if shown := [line for line in lines.split("\n") if parse_password(line) is None]:
             self._log.lines("TX", "\n".join(shown))
         await self._wait_for_output()
-
-    def _show_status(self, chat: Chat) -> None:
-        if not chat.connected:
-            retrying = (
-                f"; {describe_retry(chat.retry.number, chat.retry.at - trio.current_time())}"
-                if chat.retry
-                else ""
-            )
-            self._log.line(
-                "STATE", f"Not connected; {chat.unaccepted} waiting to be sent{retrying}"
-            )
-            return
-        seconds = trio.current_time() - self._connected_at
-        self._log.line(
-            "STATE",
-            f"Connected to {self._endpoint} for {seconds:.0f} s; "
-            f"{self._sent} sent, {self._received} received",
-        )
 
     async def _wait_for_output(self, at_most_bytes: int = _UNWRITTEN_BYTES) -> None:
         if self._writer.waiting_bytes > at_most_bytes:
@@ -345,20 +267,6 @@ class Console:
     def _check_output(self) -> None:
         if (failure := self._writer.first_failure) is not None:
             raise OutputLost((failure.strerror or "").lower())
-
-
-async def _without_disguised(lines: list[str]) -> dict[str, str | None]:
-    """Return what to send for each of *lines*: None for a disguised command.
-
-    A notice tells of those.
-    """
-    meant = {line: say_unless_command(line) for line in lines}
-    left_out = [line for line in lines if meant[line] is None]
-    if left_out:
-        reason = why_not_said(disguised_command(left_out[0]) or left_out[0])
-        more = f"{len(left_out)} lines not said, the first: " if len(left_out) > 1 else ""
-        await notify(f"{more}{reason}")
-    return meant
 
 
 def _tag(event: Event) -> str:

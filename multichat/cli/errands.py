@@ -6,7 +6,7 @@ standard error.
 
 import os
 import select
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ import trio
 
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe
-from multichat.client.chat import Chat
-from multichat.client.connect import Endpoint, open_chat
+from multichat.client.connect import Endpoint
+from multichat.client.line_chat import LineChat
 from multichat.client.negotiation import check_welcome, make_hello, settles_text
 from multichat.client.status import SPEAKING_TEXT
 from multichat.errors import (
@@ -28,7 +28,7 @@ from multichat.errors import (
 )
 from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
-from multichat.protocol.messages import Error, Goodbye, Nonce, Quit, Welcome
+from multichat.protocol.messages import Error, Goodbye, Quit, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.stdio import read_input
 
@@ -57,7 +57,7 @@ async def send(
     """
     timeouts = for_pipe(endpoint.timeouts)
     async with (
-        open_chat(
+        LineChat(
             await _dial(endpoint, wait=wait),
             name=name if plain else None,
             room=room,
@@ -66,7 +66,7 @@ async def send(
             redial=endpoint.dial,
             wait=wait,
             timeouts=timeouts,
-        ) as chat,
+        ).open() as chat,
         trio.open_nursery() as nursery,
     ):
         # What is meant for a room is said nowhere else.
@@ -82,9 +82,9 @@ async def send(
         piped = Piped(chat)
         with piped.explaining():
             if text is not None:
-                await chat.say(text)
+                await chat.send(text)
             else:
-                await _send_input(input_fd, piped, lambda run: chat.say(*run.split("\n")))
+                await _send_input(input_fd, piped, piped.say)
             await chat.finish()
         if chat.goodbye is not None and chat.codec is TEXT:  # and who knows what was heard before
             raise ConnectionLost(chat.goodbye)
@@ -93,7 +93,7 @@ async def send(
         nursery.cancel_scope.cancel(reason="all was said")
 
 
-async def _receive_errors(chat: Chat, errors: list[Error]) -> None:
+async def _receive_errors(chat: LineChat, errors: list[Error]) -> None:
     """Receive until there is nothing more; keep the answers to messages that were not accepted."""
     with suppress(MultichatError):  # whoever sends gets it, too
         while events := await chat.receive():
@@ -102,7 +102,7 @@ async def _receive_errors(chat: Chat, errors: list[Error]) -> None:
             ]
 
 
-def _check(chat: Chat, *, needs_json: bool) -> None:
+def _check(chat: LineChat, *, needs_json: bool) -> None:
     if chat.goodbye is not None:
         raise ConnectionLost(chat.goodbye)
     if needs_json and chat.welcome is None:
@@ -117,9 +117,7 @@ async def _answer_in(seconds: float) -> AsyncGenerator[None]:
         raise ConnectionLost("the server does not answer")
 
 
-async def _send_input(
-    fd: int, piped: Piped, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
-) -> None:
+async def _send_input(fd: int, piped: Piped, send: Callable[[str], Awaitable[None]]) -> None:
     """Read *fd* to its end and *send* its lines; raises `LineTooLong`, and as *send* does."""
     async with aclosing(read_input(fd)) as reads:
         async for parts in reads:
@@ -127,7 +125,7 @@ async def _send_input(
                 if isinstance(part, LineTooLong):
                     raise part
                 piped.note_read(part)
-                await piped.send(part, send)
+                await send(part)
     piped.all_read = True
 
 
@@ -143,7 +141,8 @@ async def who(
     Raises `ConnectFailed`, `ConnectionLost`, `Refused`, or `NoJson`.
     """
     stream = await endpoint.dial()
-    async with open_chat(stream, room=room, password=password, timeouts=endpoint.timeouts) as chat:
+    chat = LineChat(stream, room=room, password=password, timeouts=endpoint.timeouts)
+    async with chat.open():
         _check(chat, needs_json=True)
         async with _answer_in(endpoint.timeouts.answer):
             members = await chat.members()
@@ -173,11 +172,11 @@ async def pass_json(
         timeouts = replace(timeouts, finish=timeouts.progress)  # it has heard everything
     stream = await _dial(endpoint, wait=wait)
     async with (
-        open_chat(stream, password=password, plain=True, timeouts=timeouts) as chat,
+        LineChat(stream, password=password, plain=True, timeouts=timeouts).open() as chat,
         trio.open_nursery() as nursery,
     ):
         piped = Piped(chat)
-        await chat.send(encode_hello(make_hello(name, room, replay)))
+        await chat.send_lines(encode_hello(make_hello(name, room, replay)))
         welcomed = trio.Event()
         if input_fd is not None:
             nursery.start_soon(_pass_input, chat, piped, input_fd, welcomed)
@@ -219,10 +218,10 @@ def _event(line: str) -> object:
     return next(iter(JSON.parse_events(line)), None) if line else None
 
 
-async def _pass_input(chat: Chat, piped: Piped, fd: int, welcomed: trio.Event) -> None:
+async def _pass_input(chat: LineChat, piped: Piped, fd: int, welcomed: trio.Event) -> None:
     await welcomed.wait()
     with piped.explaining():
-        await _send_input(fd, piped, chat.send)
+        await _send_input(fd, piped, piped.pass_lines)
         await chat.finish(end_line=JSON.encode_request(Quit()))
 
 

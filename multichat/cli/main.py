@@ -200,42 +200,34 @@ def _join(
         )
         trio.run(until_signal, errand)
         return
+    from multichat.client.front_end import ConnectOptions
+
+    def make_options(replay: int) -> ConnectOptions:
+        return ConnectOptions(
+            endpoint=endpoint,
+            name=name,
+            room=room,
+            password=password,
+            plain=plain,
+            replay=replay,
+            reconnect=reconnect,
+            wait=wait,
+        )
+
     if not (listen or log_style) and is_terminal():
         from multichat.cli.config_file import history_path
         from multichat.terminal.app import TerminalChat
         from multichat.terminal.input_history import History
 
-        TerminalChat(
-            endpoint,
-            history=History(history_path()),
-            name=name,
-            room=room,
-            password=password,
-            plain=plain,
-            replay=_TERMINAL_REPLAY if replay is None else replay,
-            reconnect=reconnect,
-            wait=wait,
-            color=is_colored(color),
-            bell=bell,
-        ).run()
+        history = History(history_path())
+        options = make_options(_TERMINAL_REPLAY if replay is None else replay)
+        TerminalChat(options, history=history, color=is_colored(color), bell=bell).run()
         return
     from multichat.cli.console import Console
     from multichat.log import open_log
 
     with open_log(fileno(sys.stdout)) as writer:
-        console = Console(
-            endpoint,
-            writer=writer,
-            input_fd=input_fd,
-            name=name,
-            room=room,
-            password=password,
-            plain=plain,
-            replay=replay or 0,
-            reconnect=reconnect,
-            wait=wait,
-        )
-        trio.run(console.run)
+        trio.run(Console(make_options(replay or 0), writer=writer, input_fd=input_fd).run)
 
 
 def _connect_plain(

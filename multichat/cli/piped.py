@@ -4,12 +4,13 @@ Lines are counted from 1 on as they are read, without empty ones.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from multichat.client.chat import Chat
+from multichat.client.line_chat import LineChat
 from multichat.client.timeouts import ClientTimeouts
+from multichat.client.typed import Typed
 from multichat.errors import ConnectionLost, LineTooLong
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
@@ -34,7 +35,7 @@ class Piped:
     in the order of the input; *all_read* says that there are no more.
     """
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: LineChat) -> None:
         self.read = self.sent = 0
         self.all_read = False
         self._chat = chat
@@ -44,15 +45,28 @@ class Piped:
         """Note what was read."""
         self.read += 1 if isinstance(part, LineTooLong) else part.count("\n") + 1
 
-    async def send(
-        self, block: str, send: Callable[[str], Awaitable[Sequence[Nonce | None]]]
-    ) -> None:
-        """Send a run of lines in pieces by *send*, which returns a nonce for each line."""
-        lines = block.split("\n")
-        size = _PIECE_LINES if self._chat.codec is JSON else len(lines)
-        for start in range(0, len(lines), size):
-            piece = lines[start : start + size]
-            self.note_sent(len(piece), await send("\n".join(piece)))
+    async def send(self, typed: Sequence[Typed]) -> None:
+        """Send typed lines, in pieces in JSON."""
+        if self._chat.codec is TEXT:
+            lines = sum(each.line_count for each in typed)
+            self.note_sent(lines, await self._chat.send_typed(typed))
+            return
+        for each in typed:
+            for piece in each.split(_PIECE_LINES):
+                self.note_sent(piece.line_count, await self._chat.send_typed([piece]))
+
+    async def say(self, block: str) -> None:
+        """Say each line of a block, in pieces in JSON, whatever it holds."""
+        texts = block.split("\n")
+        size = _PIECE_LINES if self._chat.codec is JSON else len(texts)
+        for start in range(0, len(texts), size):
+            piece = texts[start : start + size]
+            self.note_sent(len(piece), await self._chat.send(*piece))
+
+    async def pass_lines(self, block: str) -> None:
+        """Send lines as they are, in the text protocol."""
+        await self._chat.send_lines(block)
+        self.note_sent(block.count("\n") + 1)
 
     def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:
         """Note that so many *lines* were sent or left out; the last of them have these *nonces*."""

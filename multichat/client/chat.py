@@ -1,43 +1,44 @@
-"""A chat: a conversation as a program has it, with any line-based server.
+"""Chat: a client as a program uses it, with any line-based server.
 
-What we say is on its way when a call returns; what we are told is typed events, which wait for the
-program in a bounded queue.  Neither waits for the other, so that a server which holds us back
-because we do not read, and a program which does not read because it is saying something, cannot
-lock each other up.
+What is sent is on its way when a call returns; what the server sends becomes typed events, which
+wait for the program in a bounded queue.  Neither waits for the other, so a server that stops
+reading because we do not read, and a program that does not receive because it is sending, cannot
+deadlock.
 
-Owns what a program can call.  The connections are `multichat.client.reconnect`'s, what is said over
-them `multichat.client.conversation`'s.
+Owns the calls of a program.  Connections are `multichat.client.reconnect`'s, the state of the
+session `multichat.client.session`'s; lines that people type, `multichat.client.line_chat`'s.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Self, TypeVar
 
 import trio
 
 from multichat.client.negotiation import make_hello
-from multichat.client.reconnect import ReconnectingConnection, Redial, Retry
+from multichat.client.outbox import Pending
+from multichat.client.reconnect import Link, Redial
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import (
     ConnectionLost,
-    InvalidRequest,
     LineTooLong,
     LocalProtocolError,
-    MultichatError,
     Refused,
     RemoteProtocolError,
+    lone_exception,
 )
-from multichat.protocol.codec import Codec
 from multichat.protocol.framing import clean
-from multichat.protocol.json_codec import JSON, is_hello
 from multichat.protocol.messages import (
+    HISTORY_MESSAGES,
     MAX_UNACCEPTED,
-    NO_SENDER,
+    Accepted,
     Act,
     Direct,
     Error,
     Event,
-    Hello,
-    Invalid,
+    History,
+    HistoryPage,
     Join,
     MemberName,
     Members,
@@ -45,12 +46,10 @@ from multichat.protocol.messages import (
     Quit,
     Rename,
     Renamed,
-    Reply,
     RoomList,
     Rooms,
     RoomSize,
     Say,
-    SayBlock,
     Welcome,
     Who,
     WireRequest,
@@ -59,26 +58,27 @@ from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Chat"]
 
+_Answer = TypeVar("_Answer", Members, RoomList, HistoryPage)
+
 # After the holder of a name has left: the server keeps the name for it until about the moment in
 # which it tells that.
 _NAME_AGAIN_SECONDS = 1.0
 
 
 class Chat:
-    """A conversation; made by `multichat.client.connect.connect` or `open_chat`.
+    """A client in a chat; made by `multichat.client.connect.connect` or `open_chat`.
 
-    Any number of tasks may `say` and ask, one at a time iterates.  Iteration gives typed events in
-    the order of the wire and ends when the server has said a final goodbye or, after `finish`, has
-    closed; it raises `ConnectionLost` when the conversation ended otherwise, or whatever else it
-    ended with.  What answers a call of ours is not among them.
+    Any number of tasks may call it, one at a time iterates.  Iteration gives typed events in the
+    order in which the server sent them, and ends when the server has said a final goodbye or, after
+    `finish`, has closed; it raises `ConnectionLost` if the chat ended otherwise, or whatever else
+    it ended with.  Answers to calls are not among the events.
 
-    With *redial* the conversation continues over another connection when one is lost, or the server
-    has said a goodbye after which we may reconnect: `Disconnected` and `Reconnected` are among the
-    events, what was missed meanwhile follows, and what was asked and not answered is asked again.
-    Only in JSON, once the server has welcomed us, or from the start if we *wait* for that.
+    With *redial* the chat continues over another connection when one is lost, or the server has
+    said a goodbye after which clients may reconnect: `Disconnected` and `Reconnected` are among the
+    events, what was missed meanwhile follows, and unanswered requests are sent again.  Only in
+    JSON, once the server has welcomed us, or from the start with *wait*.
 
-    Where *tells_accepted* is set, each `Accepted` is among the events: what we said stands there in
-    its room's order, and in the order in which we said it.
+    Properties are cheap and never wait; what asks the server is a method.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Chat:
         wait: bool = False,
         timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        self._line = ReconnectingConnection(
+        self._link = Link(
             stream,
             make_hello(name, room, replay),
             password=password,
@@ -103,120 +103,122 @@ class Chat:
             wait=wait,
             timeouts=timeouts,
         )
-        self._conversation = self._line.conversation
-        self._plain, self._timeouts = plain, timeouts
+        self._session = self._link.session
+        self._timeouts = timeouts
         self._events: deque[Event] = deque()  # of the read that is being iterated over
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[Self]:
+        """Run the chat while the block runs, which begins when the server has answered.
+
+        For what is raised, and for the end of the block, see `multichat.client.connect.open_chat`.
+        Called once.
+        """
+        with lone_exception():
+            async with trio.open_nursery() as nursery:
+                try:
+                    await self._link.start(nursery)
+                    yield self
+                    await self._leave(nursery)
+                finally:
+                    await self._link.close()
+                nursery.cancel_scope.cancel(reason="the chat was closed")
+
+    async def _leave(self, nursery: trio.Nursery) -> None:
+        """Finish for a program that does not receive any more."""
+        nursery.start_soon(self._discard_events)
+        link = self._link
+        if link.goodbye is None and (link.can_send or not link.loss_reported):
+            await self.finish()
+
+    async def _discard_events(self) -> None:
+        link = self._link
+        while not link.over:
+            while link.events:
+                link.events.get()
+            await link.wait_for(lambda: link.events)
 
     @property
     def goodbye(self) -> str | None:
-        """The reason of the server's goodbye, if that was the last thing that it said.
+        """The reason of the server's goodbye, if that was the last event.
 
         None after a goodbye that was followed, or will be, by another connection.
         """
-        return None if self._line.goodbye is None else self._line.goodbye.reason
+        return None if self._link.goodbye is None else self._link.goodbye.reason
 
     @property
     def welcome(self) -> Welcome | None:
-        """How the server greeted us last; None in the text protocol."""
-        return self._conversation.welcome
+        """The server's last welcome; None in the text protocol."""
+        return self._session.welcome
 
     @property
     def client(self) -> int:
         """Our number; 0 in the text protocol."""
-        return self._conversation.place.client
+        return self._session.position.client
 
     @property
     def name(self) -> str:
-        """What we are called, as we were told last; empty in the text protocol."""
-        return self._conversation.place.name
+        """Our current name; empty in the text protocol."""
+        return self._session.position.name
 
     @property
     def room(self) -> str:
-        """The room that we are in, as we were told last; empty in the text protocol."""
-        return self._conversation.place.room
-
-    @property
-    def codec(self) -> Codec:
-        """The protocol that is spoken now."""
-        return self._conversation.codec
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether JSON was asked for and the server speaks text."""
-        return self.codec is TEXT and not self._plain and self._conversation.handshake.settled
-
-    @property
-    def last_sender(self) -> int | None:
-        """The number of the client that sent us a private message last, over JSON."""
-        return self._conversation.last_sender
+        """Our current room; empty in the text protocol."""
+        return self._session.position.room
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, by which both sides can be heard."""
-        return self._line.connected and not self._line.connection.over
-
-    @property
-    def retry(self) -> Retry | None:
-        """The next try to reconnect, or the one that is under way; None while connected."""
-        return self._line.retry
+        """Whether there is a connection, which neither side has ended."""
+        return self._link.connected and not self._link.connection.over
 
     @property
     def unaccepted(self) -> int:
-        """How many messages were said and not yet accepted; always 0 in the text protocol."""
-        return self._conversation.outbox.messages
+        """How many messages were sent and not yet accepted; always 0 in the text protocol."""
+        return self._session.outbox.messages
 
-    @property
-    def moved_bytes(self) -> int:
-        """A number that changes as the peer takes and gives: twice the same, nothing moves."""
-        return self._line.connection.moved_bytes
+    # --- Messages ---------------------------------------------------------------------------------
 
-    @property
-    def waiting_bytes(self) -> int:
-        """How much was said and not yet handed to the system."""
-        return self._line.connection.waiting_bytes
+    async def say(self, text: str) -> str:
+        """Say *text* in our room; wait until the server has accepted it.
 
-    @property
-    def ended(self) -> bool:
-        """Whether the server has ended the last connection there was."""
-        return self._line.connection.ended
+        Returns the id of the message.  In the text protocol nothing is accepted: returns an empty
+        string when the message is on its way, as `send` does.  Control characters are replaced by
+        pictures.  While there is no connection it waits for the next one.
 
-    def is_unaccepted(self, nonce: Nonce) -> bool:
-        """Whether what has that nonce was said and is not answered yet."""
-        return nonce in self._conversation.outbox
-
-    @property
-    def can_send(self) -> bool:
-        """Whether a message may still arrive: nothing has failed and `finish` was not called."""
-        return self._line.can_send
-
-    @property
-    def tells_accepted(self) -> bool:
-        """Whether each `Accepted` is among the events."""
-        return self._conversation.tells_accepted
-
-    @tells_accepted.setter
-    def tells_accepted(self, value: bool) -> None:
-        """Say whether each `Accepted` is to be among the events."""
-        self._conversation.tells_accepted = value
-
-    # --- Saying and asking ------------------------------------------------------------------------
-
-    async def say(self, *texts: str) -> list[Nonce | None]:
-        """Say each of *texts* as one message, whatever it holds; control characters are pictures.
-
-        Several are sent in one piece.  Returns when they are on their way: handed to the system, or
-        to the task that does so next, or waiting for the next connection.  Waits while the server
-        does not take more, or has not accepted `MAX_UNACCEPTED` of ours, for as long as that takes
-        or `ClientTimeouts.blocked` says.  Returns their nonces; none in the text protocol.
-        Cancelled, what waited was not said.  Raises `LocalProtocolError` if a text is empty or too
-        long, or if there is no room because the program does not receive events; `ConnectionLost`
-        if nobody is there any more.
+        Raises `LocalProtocolError` if the text is empty or too long, or if the answer stands behind
+        more events than may wait for the program; `Refused` if the server does not accept it;
+        `ConnectionLost` if there is no connection and will be none.  Cancelled, the message may
+        have been said.
         """
-        return await self._send_messages([Say(_sayable(text)) for text in texts])
+        return await self._say(Say(_sayable(text)))
 
-    async def act(self, text: str) -> None:
+    async def act(self, text: str) -> str:
         """Say in the third person what we do, as `* NAME TEXT`; see `say`."""
-        await self._send_messages([Act(_sayable(text))])
+        return await self._say(Act(_sayable(text)))
+
+    async def _say(self, request: Say | Act) -> str:
+        answer = await self._ask(request)
+        return (answer.id or "") if isinstance(answer, Accepted) else ""
+
+    async def send(self, *texts: str) -> list[Nonce]:
+        """Say each of *texts* without waiting for the server to accept them: for many messages.
+
+        They are sent in one piece.  Returns when they are on their way: handed to the system, or to
+        the task that does so next, or waiting for the next connection.  Waits while the server does
+        not take more, or has not accepted `MAX_UNACCEPTED` messages of ours, for as long as that
+        takes or `ClientTimeouts.blocked` says.
+
+        Returns their nonces; none in the text protocol.  A message that the server does not accept
+        is an `Error` with its nonce among the events.  Raises as `say` does, but not `Refused`.
+        Cancelled, what has waited was not said.
+        """
+        requests = [Say(_sayable(text)) for text in texts]
+        with self._link.sending():
+            if self._session.codec is TEXT:
+                await self._link.send_lines("\n".join(map(TEXT.encode_request, requests)))
+                return []
+            nonces = await self._send_pieces(requests, typed=False)
+            return [nonce for nonce in nonces if nonce is not None]
 
     async def direct(self, to: str | int, text: str) -> None:
         """Say *text* to one person alone: a name, or a client's number.
@@ -227,33 +229,20 @@ class Chat:
         """
         if isinstance(to, str):
             to = clean(to)
-            if self.codec is TEXT and len(to.split()) != 1:
+            if self._session.codec is TEXT and len(to.split()) != 1:
                 raise LocalProtocolError("a name is one word")
         await self._ask(Direct(to, _sayable(text)))
 
+    # --- Requests ---------------------------------------------------------------------------------
+
     async def rename(self, name: str) -> None:
-        """Be called *name*; raises `Refused` if that cannot be, `ConnectionLost`."""
+        """Change our name; raises `Refused` if the server does not allow it, `ConnectionLost`."""
         await self._ask(Rename(clean(name)))
 
-    async def try_rename(self, name: str, seconds: float) -> Refused | None:
-        """Ask to be called *name*; return why that was refused.
-
-        None if it was not, or not within *seconds*; a connection that is lost meanwhile is reported
-        by the events.
-        """
-        try:
-            with trio.move_on_after(seconds):
-                await self.rename(name)
-        except Refused as refused:
-            return refused
-        except ConnectionLost:
-            pass
-        return None
-
     async def join(self, room: str) -> None:
-        """Go to another room; raises `Refused` if that cannot be, `ConnectionLost`.
+        """Leave our room for another; raises `Refused` if that cannot be, `ConnectionLost`.
 
-        What is told after it returns is told in that room.
+        Events that come after it returns are those of the new room.
         """
         await self._ask(Join(clean(room)))
 
@@ -261,147 +250,152 @@ class Chat:
         """Ask who is in *room*, or in ours, ourselves among them.
 
         Raises `LocalProtocolError` in the text protocol, whose answer is for people,
-        `RemoteProtocolError` if the server answers with something else, and `ConnectionLost`.
+        `RemoteProtocolError` if the server answers with something else, `Refused` and
+        `ConnectionLost`.
         """
-        answer = await self._ask(Who(None if room is None else clean(room)))
-        if not isinstance(answer, Members):
-            raise self._no_list("members", answer)
-        return answer.members
+        request = Who(None if room is None else clean(room))
+        return (await self._ask_for(Members, request, "members")).members
 
     async def rooms(self) -> list[RoomSize]:
         """Ask which rooms there are; raises as `members` does."""
-        answer = await self._ask(Rooms())
-        if not isinstance(answer, RoomList):
-            raise self._no_list("rooms", answer)
-        return answer.rooms
+        return (await self._ask_for(RoomList, Rooms(), "rooms")).rooms
 
-    def _no_list(self, of: str, answer: Event | None) -> MultichatError:
-        if self.goodbye is not None:
-            return ConnectionLost(self.goodbye)
-        if self._line.over:
-            return self._line.lost()
-        if answer is None:
-            return LocalProtocolError(f"the text protocol has no list of {of}")
-        tag = type(answer).__struct_config__.tag
-        return RemoteProtocolError(f"the server answered with `{tag}` instead of `{of}`")
+    async def history(
+        self, limit: int = HISTORY_MESSAGES, *, before: str | None = None
+    ) -> HistoryPage:
+        """Ask for the last *limit* messages of our room, or the last *before* that id.
 
-    async def send(self, block: str) -> list[Nonce | None]:
-        """Send a run of lines as if they had been typed, commands and all.
-
-        They MUST be clean and not empty, as `multichat.protocol.framing` returns them.  A command
-        that is none is answered by an `Error` among the events, as is what is too long.  Returns
-        for each line the nonce, which its answer has too, or None for such a one; nothing in the
-        text protocol.  For the rest see `say`.
+        The oldest comes first; a server limits how many it returns at a time, and `more` says
+        whether there are older ones.  Raises as `members` does.
         """
-        with self._line.sending():
-            if self.codec is TEXT:
-                await self._line.put(block)
-                return []
-            return await self._send_typed(block)
+        return await self._ask_for(HistoryPage, History(limit, before), "messages")
 
-    async def _send_typed(self, block: str) -> list[Nonce | None]:
-        nonces: list[Nonce | None] = []
-        # There is nothing more to be changed by a hello, and what follows one is no JSON here.
-        block = "\n".join(line for line in block.split("\n") if not is_hello(line))
-        for request in TEXT.parse_requests(block) if block else ():
-            if isinstance(request, SayBlock):
-                says = [Say(text) for text in request.text.split("\n")]
-                nonces += await self._send_kept(says, typed=True)
-            elif isinstance(request, Invalid):
-                self._line.tell([request.error])
-                nonces.append(None)
-            elif isinstance(request, Reply):
-                if self.last_sender is None:
-                    self._line.tell([Error(InvalidRequest.code, NO_SENDER)])
-                    nonces.append(None)
-                else:
-                    direct = Direct(self.last_sender, request.text)
-                    nonces += await self._send_kept([direct], typed=True)
-            elif isinstance(request, Quit):
-                await self._line.put(JSON.encode_request(request))
-                nonces.append(None)
-            elif not isinstance(request, Hello):  # which it cannot be
-                nonces += await self._send_kept([request], typed=True)
-        return nonces
+    async def keep_name(self, name: str) -> None:
+        """Ask for *name* whenever it may be free; returns when that is of no use any more.
 
-    async def _send_messages(self, requests: Sequence[Say | Act]) -> list[Nonce | None]:
-        with self._line.sending():
-            if self.codec is TEXT:
-                await self._line.put("\n".join(map(TEXT.encode_request, requests)))
-                return []
-            return await self._send_kept(requests)
-
-    async def _send_kept(
-        self, requests: Sequence[WireRequest], *, typed: bool = False
-    ) -> list[Nonce | None]:
-        """Send what the server answers, no more of it at a time than it may; return the nonces.
-
-        One that is too long is an exception, or where it was *typed* left out, with None for its
-        nonce, and told of as the server would.
+        For a program whose `rename` was refused because another client has the name: it asks again
+        when that client has left or has another name, and now and then, because the client may be
+        in another room.  It goes on for as long as our name is the default one, also after a
+        reconnect to a server that has forgotten us.  A name that we get, or choose, is the one that
+        is kept from then on.  Success is a `Renamed` event.
         """
-        outbox = self._conversation.outbox
-        nonces: list[Nonce | None] = []
-        for start in range(0, len(requests), MAX_UNACCEPTED):
-            some = requests[start : start + MAX_UNACCEPTED]
-            await self._wait_to_send(len(some))
-            lines: dict[int, tuple[WireRequest, str]] = {}
-            for request in some:
-                nonce, line = outbox.number(self._conversation.in_room(request))
+        session, link = self._session, self._link
+        session.wanted_name = name
+        pause = self._timeouts.name
+        while not link.over:
+            releases = session.name_releases
+            with trio.move_on_after(pause):
+                while session.name_releases == releases and not link.over:
+                    await link.changed.wait()
+            was_released = session.name_releases != releases
+            pause = _NAME_AGAIN_SECONDS if was_released else self._timeouts.name
+            if not session.position.is_unnamed:
+                session.wanted_name = self.name
+            elif self.connected:
+                old = self.name
+                loss_reported = link.loss_reported
                 try:
-                    self._check_length(line)
-                except LocalProtocolError as error:
-                    if not typed:
-                        raise
-                    self._line.tell([Error(LineTooLong.code, str(error))])
-                    nonces.append(None)
+                    await self.rename(session.wanted_name)
+                except Refused as refused:
+                    if refused.code != "name-taken":
+                        return
+                except ConnectionLost:
+                    link.loss_reported = loss_reported  # not to the program
+                except LocalProtocolError:
+                    pass  # the program does not receive: try again later
                 else:
-                    lines[nonce] = request, line
-                    nonces.append(nonce)
-            if lines:
-                await self._line.put_kept(lines)
-        return nonces
+                    link.events.put([Renamed(self.client, old, self.name)])
 
-    async def _wait_to_send(self, messages: int) -> None:
-        """Wait until so many more *messages* may be unaccepted.
-
-        Raises `LocalProtocolError` where that cannot come about: the answers stand behind events
-        for which the program has no time.
-        """
-        outbox, line = self._conversation.outbox, self._line
-        while len(outbox) + messages > MAX_UNACCEPTED and not line.over:
-            if not line.may_read(True):
-                raise LocalProtocolError(
-                    f"{MAX_UNACCEPTED} messages are not accepted yet: receive events first"
-                )
-            await line.wait_until(
-                lambda: len(outbox) + messages <= MAX_UNACCEPTED or not line.may_read(True)
-            )
+    async def _ask_for(self, kind: type[_Answer], request: WireRequest, what: str) -> _Answer:
+        answer = await self._ask(request)
+        if isinstance(answer, kind):
+            return answer
+        if self.goodbye is not None:
+            raise ConnectionLost(self.goodbye)
+        if self._link.over:
+            raise self._link.lost()
+        if answer is None:
+            raise LocalProtocolError(f"the text protocol has no list of {what}")
+        tag = type(answer).__struct_config__.tag
+        expected = kind.__struct_config__.tag
+        raise RemoteProtocolError(f"the server answered with `{tag}` instead of `{expected}`")
 
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text protocol, without nonces."""
-        conversation = self._conversation
-        if self.codec is TEXT:
-            await self._line.put(TEXT.encode_request(request))
-            return None
-        if isinstance(request, Direct):
-            await self._wait_to_send(1)
-        nonce, line = conversation.ask(request)
-        try:
-            self._check_length(line)
-            with self._line.sending():
-                await self._line.put_kept({nonce: (request, line)})
-                await self._line.wait_until(
-                    lambda: conversation.answers[nonce] is not None or not self._line.may_read(True)
+        session, link = self._session, self._link
+        with link.sending():
+            if session.codec is TEXT:
+                await link.send_lines(TEXT.encode_request(request))
+                return None
+            if isinstance(request, Say | Act | Direct):
+                await self._wait_to_send(1)
+            pending = session.encode(request)
+            self._check_length(pending.line)
+            session.answers[pending.nonce] = None
+            try:
+                await link.send_requests([pending])
+                await link.wait_for(
+                    lambda: (
+                        session.answers[pending.nonce] is not None
+                        or not link.events.has_room(awaited=True)
+                    )
                 )
-        finally:
-            answer = conversation.take_answer(nonce)
-        if answer is None and not self._line.over:
+            finally:
+                answer = session.take_answer(pending.nonce)
+        if answer is None and not link.over:
             raise LocalProtocolError("too much waits to be heard")
         if answer is None:
-            raise self._line.lost()
+            raise link.lost()
         if isinstance(answer, Error):
             raise Refused(answer.code, answer.text)
         return answer
+
+    async def _send_pieces(
+        self, requests: Sequence[WireRequest], *, typed: bool
+    ) -> list[Nonce | None]:
+        """Send requests, as many at a time as may be unanswered; return their nonces.
+
+        One that is too long is an exception or, where it was *typed*, left out, with None for its
+        nonce and an `Error` among the events.
+        """
+        nonces: list[Nonce | None] = []
+        for start in range(0, len(requests), MAX_UNACCEPTED):
+            piece = requests[start : start + MAX_UNACCEPTED]
+            await self._wait_to_send(len(piece))
+            encoded: list[Pending] = []
+            for request in piece:
+                pending = self._session.encode(request)
+                try:
+                    self._check_length(pending.line)
+                except LocalProtocolError as error:
+                    if not typed:
+                        raise
+                    self._link.events.put([Error(LineTooLong.code, str(error))])
+                    nonces.append(None)
+                else:
+                    encoded.append(pending)
+                    nonces.append(pending.nonce)
+            if encoded:
+                await self._link.send_requests(encoded)
+        return nonces
+
+    async def _wait_to_send(self, count: int) -> None:
+        """Wait until so many more requests may be unanswered.
+
+        Raises `LocalProtocolError` where that cannot come about: the answers stand behind events
+        that the program does not receive.
+        """
+        outbox, link = self._session.outbox, self._link
+        while len(outbox) + count > MAX_UNACCEPTED and not link.over:
+            if not link.events.has_room(awaited=True):
+                raise LocalProtocolError(
+                    f"{MAX_UNACCEPTED} messages are not accepted yet: receive events first"
+                )
+            await link.wait_for(
+                lambda: (
+                    len(outbox) + count <= MAX_UNACCEPTED or not link.events.has_room(awaited=True)
+                )
+            )
 
     def _check_length(self, line: str) -> None:
         """Raise `LocalProtocolError` for a line that the server would drop, and not answer."""
@@ -412,67 +406,30 @@ class Chat:
                     f"too long by {excess} bytes; the server takes lines of {limit}"
                 )
 
-    # --- A name that somebody else has ------------------------------------------------------------
-
-    async def keep_name(self, name: str) -> None:
-        """Try to be called *name* whenever it may be free; returns when that is of no use.
-
-        For a program whose `rename` was refused because somebody has the name: it tries when that
-        client has left or has another name, and now and then, because the client may be in another
-        room.  It goes on for as long as we are called by our number, also after a reconnect to a
-        server that has forgotten us.  A name that we get, or choose, is the one that is wanted from
-        then on.  Success is told as a `Renamed` event.
-        """
-        conversation = self._conversation
-        conversation.wanted_name = name
-        pause = self._timeouts.name
-        while not self._line.over:
-            freed = conversation.name_releases
-            with trio.move_on_after(pause):
-                while conversation.name_releases == freed and not self._line.over:
-                    await self._line.bell.wait()
-            was_freed = conversation.name_releases != freed
-            pause = _NAME_AGAIN_SECONDS if was_freed else self._timeouts.name
-            if not conversation.is_unnamed:
-                conversation.wanted_name = self.name
-            elif self.connected:
-                old = self.name
-                told_lost = self._line.told_lost
-                try:
-                    await self.rename(conversation.wanted_name)
-                except Refused as refused:
-                    if refused.code != "name-taken":
-                        return
-                except ConnectionLost:
-                    self._line.told_lost = told_lost  # the program was not told
-                except LocalProtocolError:
-                    pass  # the program does not receive: try again later
-                else:
-                    self._line.tell([Renamed(self.client, old, self.name)])
-
-    # --- Hearing ----------------------------------------------------------------------------------
+    # --- Events -----------------------------------------------------------------------------------
 
     async def receive(self) -> list[Event]:
-        """Wait for at most 1000 events of one read; an empty list when the conversation is over.
+        """Wait for at most 1000 events of one read; an empty list when the chat is over.
 
-        Raises `ConnectionLost` when it ended without a goodbye and `finish` was not called; after a
+        Raises `ConnectionLost` if it ended without a goodbye and `finish` was not called; after a
         connection was lost, `Refused` or `ConnectFailed` if there can be no other.
         """
+        link = self._link
         await trio.lowlevel.checkpoint()
         if self._events:
             events = list(self._events)
             self._events.clear()
             return events
-        while not self._line.heard and not self._line.over:
-            await self._line.bell.wait()
-        if self._line.heard:
-            return self._line.take_heard()
-        told_by_finish = self._line.finished and isinstance(self._line.failure, ConnectionLost)
-        if self._line.failure is not None and not told_by_finish:
-            self._line.told_lost = True
-            raise self._line.failure
-        if self._line.goodbye is None and not self._line.finished:
-            raise self._line.lost()
+        while not link.events and not link.over:
+            await link.changed.wait()
+        if link.events:
+            return link.events.get()
+        raised_by_finish = link.finished and isinstance(link.failure, ConnectionLost)
+        if link.failure is not None and not raised_by_finish:
+            link.loss_reported = True
+            raise link.failure
+        if link.goodbye is None and not link.finished:
+            raise link.lost()
         return []
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -487,54 +444,22 @@ class Chat:
             raise StopAsyncIteration
         return self._events.popleft()
 
-    # --- The beginning and the end ----------------------------------------------------------------
+    # --- The end ----------------------------------------------------------------------------------
 
-    async def begin(self, nursery: trio.Nursery) -> None:
-        """Start the conversation in *nursery*; return when it is known which protocol is spoken.
-
-        Raises `Refused`, `NoJson` if the server does not answer, `ConnectionLost`.  Called once, by
-        `multichat.client.connect.open_chat`, as are `leave` and `end`.
-        """
-        await self._line.begin(nursery)
-
-    def check_admitted(self) -> None:
-        """Raise `Refused` if the server wants a password and was told none, or a wrong one."""
-        self._line.check_admitted()
-
-    async def finish(self, *, end_line: str = TEXT.encode_request(Quit())) -> None:
-        """Have what was said sent and accepted, then the end of input; wait for the server's.
+    async def finish(self) -> None:
+        """Have what was sent accepted, then send the end of input; wait for the server's.
 
         Waits until the server closes or nothing moves any more: over one connection after the
         other, until `ClientTimeouts.progress` seconds have brought no progress, or `delivery`
         seconds are over; when all is accepted, for `finish` seconds in which nothing comes.  Events
-        go on arriving and MUST be iterated meanwhile by some task: time in which the program does
+        go on arriving and MUST be received meanwhile by some task: time in which the program does
         not receive does not count.  In JSON we cannot reconnect after that: the others see at once
-        that we have left.  Raises `ConnectionLost` if something that was said did not arrive, as
-        far as can be known; `Refused` if the server has asked for a password meanwhile.
+        that we have left.
 
-        Where a stream has no end of input of its own, as TLS has none, *end_line* asks the server
-        to end; in JSON a request to quit does always.
+        Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known;
+        `Refused` if the server has asked for a password meanwhile.
         """
-        await self._line.finish(end_line)
-
-    async def leave(self, nursery: trio.Nursery) -> None:
-        """Finish on behalf of a program that has stopped listening."""
-        nursery.start_soon(self._discard_events)
-        nobody_listens = self._line.goodbye is not None or (
-            self._line.told_lost and not self.can_send
-        )
-        if not nobody_listens:
-            await self.finish()
-
-    async def _discard_events(self) -> None:
-        while not self._line.over:
-            while self._line.heard:
-                self._line.take_heard()
-            await self._line.wait_until(lambda: self._line.heard)
-
-    async def end(self) -> None:
-        """End it at once; that it is for good the server hears, if that needs no waiting."""
-        await self._line.end()
+        await self._link.finish(TEXT.encode_request(Quit()))
 
 
 def _sayable(text: str) -> str:

@@ -3,7 +3,6 @@
 A stream that is returned is connected, and closed by whoever gets it.
 """
 
-import random
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -13,10 +12,9 @@ from pathlib import Path
 import trio
 
 from multichat.client.chat import Chat
-from multichat.client.comeback import Backoff
-from multichat.client.reconnect import Redial
+from multichat.client.reconnect import Redial, backoff
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
-from multichat.errors import BadCertificate, ConnectFailed, lone_exception
+from multichat.errors import BadCertificate, ConnectFailed
 from multichat.net import transport
 
 __all__ = [
@@ -148,9 +146,7 @@ async def dial_until_there(
 
     Raises `ConnectFailed` where it would be no use to go on.
     """
-    backoff = Backoff(
-        random.random, first_seconds=timeouts.first_retry, most_seconds=timeouts.longest_retry
-    )
+    pauses = backoff(timeouts)
     told = False
     give_up_at = trio.current_time() + timeouts.wait
     while True:
@@ -162,7 +158,7 @@ async def dial_until_there(
             if not told:
                 told = True
                 tell(error)
-        await trio.sleep(backoff.next_seconds())
+        await trio.sleep(next(pauses))
 
 
 @asynccontextmanager
@@ -206,15 +202,8 @@ async def open_chat(
         redial=redial,
         wait=wait,
     )
-    with lone_exception():
-        async with trio.open_nursery() as nursery:
-            try:
-                await chat.begin(nursery)
-                yield chat
-                await chat.leave(nursery)
-            finally:
-                await chat.end()
-            nursery.cancel_scope.cancel(reason="the chat was closed")
+    async with chat.open():
+        yield chat
 
 
 @asynccontextmanager

@@ -1,16 +1,15 @@
-"""The beginning of a client's connection: the hello, the password, and which protocol is spoken.
+"""Negotiation: which protocol a connection speaks, and whether the server admits us.  Pure.
 
-Pure.  The client asks for JSON with its hello, and nothing else is sent until the server has
-answered:
+The client asks for JSON with its hello, and sends nothing else until the server has answered:
 
 - A `welcome` settles JSON; one that is not valid is an error.
 - Any other line settles text, for good: the other side is a plain line server.
 
-Three kinds of lines come before the answer and settle nothing: those about the password, a goodbye,
-and chat.  A server delivers what is said in its lobby from the moment at which it has accepted the
-connection, so a few messages may come before it has read the hello.  They are kept in case that the
-other side turns out to speak text, and dropped when the welcome comes: before it the client was in
-no room.
+Three kinds of lines may come before the answer and settle nothing: those about the password, a
+goodbye, and chat.  A server delivers what is said in its lobby as soon as it has accepted the
+connection, so a few messages may come before it has read the hello.  They are kept in case the
+server turns out to speak text, and dropped when the welcome comes: before it the client was in no
+room.
 """
 
 import re
@@ -34,9 +33,9 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 
-__all__ = ["Handshake", "check_welcome", "make_hello", "settles_text"]
+__all__ = ["Negotiation", "check_welcome", "make_hello", "settles_text"]
 
-# A welcome as any server spells it, whatever is wrong with the rest.
+# Recognizes a welcome of any server, whatever is wrong with the rest of it.
 _WELCOME = re.compile(r'\{\s*"type"\s*:\s*"welcome"')
 
 # A lobby says less than that while the server reads a hello.
@@ -47,7 +46,7 @@ _ABOUT_PASSWORD = (PASSWORD_REQUIRED, PASSWORD_ACCEPTED, WRONG_PASSWORD)
 
 
 def make_hello(name: str | None = None, room: str | None = None, replay: int = 0) -> Hello:
-    """Return a hello with these wishes, which may hold anything."""
+    """Return a hello that asks for these, which may hold any text."""
     return Hello(
         PROTOCOL,
         None if name is None else clean(name),
@@ -57,7 +56,7 @@ def make_hello(name: str | None = None, room: str | None = None, replay: int = 0
 
 
 def settles_text(event: Event) -> bool:
-    """Say whether a first line, read as text, can only come from a server that speaks text."""
+    """Return whether a first line, decoded as text, can only come from a server that speaks it."""
     match event:
         case Notice(text=text):
             return text.startswith("unknown command /json")
@@ -74,37 +73,36 @@ def check_welcome(line: str) -> None:
         )
 
 
-class Handshake:
-    """The state of one connection's beginning.
+class Negotiation:
+    """The decoder of one connection: it settles the protocol, then decodes with its codec.
 
-    *settled* says that the protocol is known, and new lines may be sent; *welcome* is the server's
-    answer, and *refusals* say why wishes of the hello were not granted.  *chatting* says that chat
-    has come and no answer yet.
+    *settled* says that the protocol is known, and that requests may be sent; *welcome* is the
+    server's answer, and *refusals* say why a name or room of the hello was not granted.  *chatting*
+    says that chat has come and no answer yet.  *failure* says what is wrong with the answer.
 
-    *password_asked* says that the server wants a password and has not accepted one,
-    *password_said* that it was sent one, *password_refused* that this is wrong.
+    *password_asked* says that the server requires a password and has not accepted one,
+    *password_sent* that it was sent one, *password_refused* that this is wrong.
 
-    *failure* is what is wrong with the server's answer.
+    *said_goodbye* says that the last event was a goodbye; *disconnected*, that lines behind it are
+    ignored.  Once text is settled they never are: another server may relay such a line that anybody
+    has typed.
 
-    *disconnected* says that the server has said goodbye: lines behind that are ignored.  In text
-    that is settled it never is: another server may pass on such a line that anybody has typed.
-
-    With *plain* text is settled from the start.  With *knows_json* the server has welcomed us on an
-    earlier connection: whatever comes before its welcome is dropped, and text is never settled.
+    With *plain*, text is settled from the start.  With *knows_json* the server has welcomed us on
+    an earlier connection: whatever comes before its welcome is dropped, and text is never settled.
     """
 
     def __init__(self, hello: Hello, *, plain: bool = False, knows_json: bool = False) -> None:
         self.hello = hello
-        self.settled = plain
+        self.settled = self.plain = plain
         self.welcome: Welcome | None = None
         self.refusals: list[Error] = []
-        self.password_asked = self.password_said = self.password_refused = False
+        self.password_asked = self.password_sent = self.password_refused = False
         self.failure: RemoteProtocolError | None = None
-        self.disconnected = False
+        self.said_goodbye = self.disconnected = False
         self._knows_json = knows_json
         self._chat: list[str] = []
         self._chat_characters = 0
-        self._wishes_refused = 0  # refusals that the welcome is followed by, and that have not come
+        self._refusals_left = 0  # that follow the welcome and have not come yet
 
     @property
     def codec(self) -> Codec:
@@ -116,39 +114,60 @@ class Handshake:
         """Whether chat has come, and no answer yet."""
         return bool(self._chat)
 
-    def hear(self, block: str) -> list[Event]:
-        """Return what the server tells with a run of lines, except what only concerns this."""
-        settled = self.settled
-        if settled:
-            return self._hear_settled(block)
+    @property
+    def answered(self) -> bool:
+        """Whether the server has answered the hello, in whatever way; *plain* asks nothing."""
+        return (
+            self.password_asked
+            or bool(self.refusals)
+            or self.said_goodbye
+            or self.failure is not None
+            or (self.settled and not self.plain)
+        )
+
+    @property
+    def password_answered(self) -> bool:
+        """Whether the server has answered the password that it was sent."""
+        return (
+            self.password_refused
+            or self.said_goodbye
+            or self.failure is not None
+            or (not self.password_asked and (self.settled or bool(self.refusals)))
+        )
+
+    def receive(self, block: str) -> list[Event]:
+        """Return the events of a block of lines, except those that concern only the negotiation."""
         events: list[Event] = []
-        lines = block.split("\n")
+        lines = block.split("\n") if not self.settled else []
         for number, line in enumerate(lines, 1):
             if self.disconnected or self.failure is not None:
                 break
-            events += self._hear_line(line)
+            events += self._receive_line(line)
             if self.settled:
-                rest = "\n".join(lines[number:])
-                return events + self._hear_settled(rest) if rest else events
+                block = "\n".join(lines[number:])
+                break
+        if self.settled and block and not self.disconnected:
+            events += self._decode(block)
+        if events:
+            self.said_goodbye = isinstance(events[-1], Goodbye)
         return events
 
-    def _hear_settled(self, block: str) -> list[Event]:
-        if self.disconnected:
-            return []
+    def _decode(self, block: str) -> list[Event]:
         events = list(self.codec.parse_events(block))
-        if self.codec is JSON:
+        if self.codec is TEXT:
+            if "password" in block:
+                for event in events:
+                    self._note_password(event)
+        elif "goodbye" in block or "\\u" in block:  # which may spell it, too
             for number, event in enumerate(events, 1):
                 if isinstance(event, Goodbye):
                     self.disconnected = True
                     return events[:number]
-        elif "password" in block:
-            for event in events:
-                self._hear_of_password(event)
         return events
 
-    def _hear_line(self, line: str) -> list[Event]:
+    def _receive_line(self, line: str) -> list[Event]:
         if self.welcome is not None:
-            return self._hear_refusals(line)
+            return self._receive_refusals(line)
         event = next(JSON.parse_events(line), None) if line.startswith("{") else None
         if isinstance(event, Welcome):
             self._be_welcomed(event)
@@ -163,7 +182,7 @@ class Handshake:
             self.disconnected = True
             return [*self._take_chat(), event]
         if isinstance(event, Notice) and event.text in _ABOUT_PASSWORD:
-            self._hear_of_password(event)
+            self._note_password(event)
             return []
         if self._knows_json:
             return []
@@ -175,7 +194,7 @@ class Handshake:
             return self.settle_text()
         return []
 
-    def _hear_of_password(self, event: Event) -> None:
+    def _note_password(self, event: Event) -> None:
         match event:
             case Notice(text=text) if text == PASSWORD_REQUIRED:
                 self.password_asked = True
@@ -187,20 +206,21 @@ class Handshake:
     def _be_welcomed(self, welcome: Welcome) -> None:
         self.welcome = welcome
         self._chat.clear()
-        wishes = (self.hello.room, welcome.room), (self.hello.name, welcome.name)
-        self._wishes_refused = sum(
-            wish is not None and fold_name(wish) != fold_name(granted) for wish, granted in wishes
+        asked = (self.hello.room, welcome.room), (self.hello.name, welcome.name)
+        self._refusals_left = sum(
+            wanted is not None and fold_name(wanted) != fold_name(granted)
+            for wanted, granted in asked
         )
-        self.settled = not self._wishes_refused
+        self.settled = not self._refusals_left
 
-    def _hear_refusals(self, line: str) -> list[Event]:
+    def _receive_refusals(self, line: str) -> list[Event]:
         events: list[Event] = []
         for event in JSON.parse_events(line):
             if isinstance(event, Error) and event.nonce is None:
                 self.refusals.append(event)
-                self._wishes_refused -= 1
-                self.settled = not self._wishes_refused
-            else:  # two wishes that were refused for the same reason have one refusal
+                self._refusals_left -= 1
+                self.settled = not self._refusals_left
+            else:  # name and room were refused for the same reason, which is told once
                 self.settled = True
                 self.disconnected = isinstance(event, Goodbye)
                 events.append(event)

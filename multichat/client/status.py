@@ -1,4 +1,4 @@
-"""What a client tells the person at it about the connection, in words.  Pure."""
+"""The texts with which every front end describes the connection.  Pure."""
 
 import math
 
@@ -10,6 +10,8 @@ __all__ = [
     "SPEAKING_TEXT",
     "describe_connection",
     "describe_retry",
+    "describe_status",
+    "describe_waiting",
     "refused_name",
     "waiting_for_server",
 ]
@@ -20,9 +22,9 @@ LEAVES_WHEN_SENT = "Leaving when they are sent; Ctrl+C leaves at once"
 
 
 def describe_connection(event: Disconnected | Reconnected) -> list[str]:
-    """Say in words, one line each, what has become of our connection.
+    """Return the lines that say that the connection was lost, or is there again.
 
-    Of a try that has failed nothing: that is a matter for `describe_retry`, where it is in place.
+    None for a try that has failed: see `describe_retry`.
     """
     if isinstance(event, Disconnected):
         return [] if event.failures else [f"Connection lost: {event.reason}; reconnecting"]
@@ -36,11 +38,28 @@ def describe_connection(event: Disconnected | Reconnected) -> list[str]:
 
 
 def describe_retry(number: int, seconds: float) -> str:
-    """Say in a few words which try is next and in how many *seconds*; none are left: it goes on."""
+    """Return which try is next, and in how many *seconds*; with none left it is under way."""
     last, last_two = number % 10, number % 100
     suffix = "th" if last_two in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
     when = f", next in {math.ceil(seconds)} s" if seconds > 0 else ""
     return f"reconnecting ({number}{suffix} try{when})"
+
+
+def describe_status(
+    endpoint: object, seconds: float, *, sent: int, received: int, unaccepted: int = 0
+) -> str:
+    """Return the line that says for how long we are connected, and what was sent and received."""
+    waiting = f", {unaccepted} not accepted" if unaccepted else ""
+    return f"Connected to {endpoint} for {seconds:.0f} s; {sent} sent, {received} received{waiting}"
+
+
+def describe_waiting(unaccepted: int, retry: tuple[int, float] | None = None) -> str:
+    """Return the line that says that we are not connected, and what waits until we are.
+
+    *retry* is the number of the next try, and in how many seconds it is.
+    """
+    retrying = "" if retry is None else f"; {describe_retry(*retry)}"
+    return f"Not connected; {unaccepted} waiting to be sent{retrying}"
 
 
 def waiting_for_server(error: ConnectFailed) -> str:

@@ -16,24 +16,19 @@ from functools import partial
 import msgspec
 import trio
 
-from multichat.client.chat import Chat
-from multichat.client.connect import Endpoint, open_chat
-from multichat.client.status import (
-    LEAVES_WHEN_SENT,
-    SPEAKING_TEXT,
-    describe_retry,
-    refused_name,
-    waiting_for_server,
-)
+from multichat.client.front_end import ConnectOptions, FrontEnd
+from multichat.client.line_chat import LineChat
+from multichat.client.status import describe_retry
+from multichat.client.typed import LocalCommand, Typed, parse_typed
 from multichat.errors import (
-    ConnectFailed,
     ConnectionLost,
     LineTooLong,
     LocalProtocolError,
     MultichatError,
     Refused,
+    lone_exception,
 )
-from multichat.protocol.commands import COMMANDS, split_command
+from multichat.protocol.commands import COMMANDS
 from multichat.protocol.messages import (
     NO_SENDER,
     Accepted,
@@ -43,6 +38,7 @@ from multichat.protocol.messages import (
     Disconnected,
     Error,
     Event,
+    Help,
     HistoryPage,
     Joined,
     Left,
@@ -51,6 +47,7 @@ from multichat.protocol.messages import (
     Presence,
     Reconnected,
     Renamed,
+    Reply,
     Request,
     Said,
     SayBlock,
@@ -91,42 +88,34 @@ _SHOWN_WAITING = 10
 # How many lines that were never sent are shown in the end; all are in the input history.
 _SHOWN_UNSENT = 10
 
+_LOCAL_COMMANDS = ("/quit", "/status", "/clear", "/ignore")
 
-class TerminalChat:
+_Said = SayBlock | Act | Direct
+
+
+class TerminalChat(FrontEnd):
     """One run of `connect` on a terminal; `run` is called once.
 
-    For *replay*, *reconnect* and *wait* see `multichat.client.connect.connect`.  *history* is where
-    what is typed is kept.  *bell* rings for what is meant for us in particular.
+    *history* is where what is typed is kept.  *bell* rings for what is meant for us in particular.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        options: ConnectOptions,
         *,
         history: History,
-        name: str | None = None,
-        room: str | None = None,
-        password: str | None = None,
-        plain: bool = False,
-        replay: int = 0,
-        reconnect: bool = True,
-        wait: bool = False,
         color: bool = True,
         bell: bool = False,
     ) -> None:
-        self._endpoint, self._history = endpoint, history
-        self._name, self._room, self._plain = name, room, plain
-        self._password = password
-        self._replay, self._reconnect, self._wait = replay, reconnect, wait
+        super().__init__(options)
+        self._history = history
         self._color, self._bell = color, bell
         self._renderer = Renderer()
         self._prompt: Prompt
-        self._chat: Chat | None = None
+        self._chat: LineChat | None = None
         self._state = "connecting"  # empty while all is well
         self._retrying = ""  # which try to reconnect is next, while the connection is lost
-        self._connected_at = 0.0
         self._room_at_first = self._last = ""  # where we came in, and the last message there then
-        self._sent = self._received = 0
         self._unsent: Sequence[Request] = ()  # what is on its way to be sent
         self._waiting: dict[Nonce, Request] = {}  # sent and not answered, the oldest first
         self._early: set[Nonce] = set()  # what was answered before it was known to be sent
@@ -138,7 +127,6 @@ class TerminalChat:
         self._changes = 0  # how many events have changed these
         self._names_stale = trio.Event()
         self._lost = trio.Event()  # set for each try to reconnect
-        self._failure: MultichatError | None = None
         self._leaving = False  # by our own wish
         self._over: list[str] = []  # what was entered when the conversation was over
         self._last_direct: Directed | None = None  # the last private message that was shown
@@ -174,93 +162,62 @@ class TerminalChat:
         if self._leaving:
             return
         if self._prompt.is_begun:
-            self._told("The conversation is over; Enter leaves", warning=True)
+            self.tell("The conversation is over; Enter leaves", warning=True)
             self._state = "not connected"
             self._prompt.close_after_next()
             self._over += [line async for line in self._prompt.typed]
         self._prompt.discard_input()
 
     async def _converse(self) -> None:
-        self._told(f"Connecting to {self._endpoint}")
-        if self._wait:
-            stream = await self._endpoint.dial_until_there(self._tell_failure)
-        else:
-            stream = await self._endpoint.dial()
-        self._connected_at = trio.current_time()
-        async with open_chat(
-            stream,
-            name=self._name if self._plain else None,  # else a refusal need not be the end
-            room=self._room,
-            password=self._password,
-            plain=self._plain,
-            replay=self._replay,
-            redial=self._endpoint.dial if self._reconnect else None,
-            wait=self._wait,
-            timeouts=self._endpoint.timeouts,
-        ) as chat:
-            self._chat = chat
-            chat.tells_accepted = True
-            await self._introduce(chat)
-            await self._talk(chat)
+        self.tell(f"Connecting to {self.endpoint}")
+        await self.run_chat(await self.dial())
 
-    def _tell_failure(self, error: ConnectFailed) -> None:
-        self._told(waiting_for_server(error))
-
-    async def _introduce(self, chat: Chat) -> None:
+    def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
+        """Show who and where we are."""
+        self._chat = chat
         self._state = ""
-        if chat.fell_back:
-            self._told(SPEAKING_TEXT)
-        if chat.welcome is not None:
-            if self._name is not None:
-                seconds = self._endpoint.timeouts.answer
-                refused = await chat.try_rename(self._name, seconds)
-                if refused is not None:
-                    self._told(refused_name(refused), warning=True)
-            self._room_at_first, self._last = chat.welcome.room, chat.welcome.last or ""
-            self._show_event(msgspec.structs.replace(chat.welcome, name=chat.name))
+        chat.report_accepted()
+        if welcome is None:
+            self.tell("Connected")
         else:
-            self._told("Connected")
+            self._room_at_first, self._last = welcome.room, welcome.last or ""
+            self._show_event(welcome)
 
-    async def _talk(self, chat: Chat) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_typed, chat, nursery.cancel_scope)
-            nursery.start_soon(self._ask_names, chat)
-            nursery.start_soon(self._count_down, chat)
-            if self._name is not None and chat.welcome is not None:
-                nursery.start_soon(chat.keep_name, self._name)
-            try:
-                await self._show_events(chat)
-            except MultichatError as error:
-                self._failure = self._failure or error
-            nursery.cancel_scope.cancel(reason="the conversation is over")
-        if chat.goodbye is not None and isinstance(self._failure, ConnectionLost):
-            return  # we have been told, and shown, why
-        if self._failure is not None:
-            raise self._failure
+    def end(self, chat: LineChat) -> None:
+        """Raise the error of the run, but for a goodbye, which was shown."""
+        is_shown = chat.goodbye is not None and isinstance(self.failure, ConnectionLost)
+        if self.failure is not None and not is_shown:
+            raise self.failure
 
     def _tell_unaccepted(self) -> None:
         for request in (*self._waiting.values(), *self._unsent):
             for line in self._renderer.typed(request, self._us, _now()):
                 text = "".join(text for _, text in line.fragments)
-                self._told(f"not accepted: {text}", warning=True)
+                self.tell(f"not accepted: {text}", warning=True)
 
     def _tell_unsent(self) -> None:
         """Say what was typed and never sent, and keep it for the next time."""
         lines = [line for line in (*self._over, *self._prompt.take_unsent()) if keeps(line)]
         for line in lines[:_SHOWN_UNSENT]:
-            self._told(f"not sent: {line}", warning=True)
+            self.tell(f"not sent: {line}", warning=True)
         if len(lines) > _SHOWN_UNSENT:
-            self._told(f"not sent: {len(lines) - _SHOWN_UNSENT} more lines", warning=True)
+            self.tell(f"not sent: {len(lines) - _SHOWN_UNSENT} more lines", warning=True)
         self._history.append(*lines)
 
     # --- What happens -----------------------------------------------------------------------------
 
-    async def _show_events(self, chat: Chat) -> None:
-        while events := await chat.receive():
-            lines: list[Line] = []
-            for event in events:
-                lines += self._take(event)
-            self._show(lines)
+    async def show_events(self, chat: LineChat) -> None:
+        """Show what happens, and meanwhile what is typed ahead of it."""
+        with lone_exception():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask_names, chat)
+                nursery.start_soon(self._count_down, chat)
+                while events := await chat.receive():
+                    lines: list[Line] = []
+                    for event in events:
+                        lines += self._take(event)
+                    self._show(lines)
+                nursery.cancel_scope.cancel(reason="the conversation is over")
 
     def _show_event(self, event: Event) -> None:
         self._show(self._take(event))
@@ -281,7 +238,7 @@ class TerminalChat:
                     *self._renderer.told(hint, _now(), warning=True),
                 ]
             case Said() | Directed():
-                self._received += 1
+                self.received += 1
                 if self._is_ignored(event):
                     return []
                 if isinstance(event, Directed) and event.client:  # not in the text protocol
@@ -340,7 +297,7 @@ class TerminalChat:
             case Disconnected():
                 self._lost.set()
             case Reconnected():
-                self._retrying, self._connected_at = "", trio.current_time()
+                self._retrying, self.connected_at = "", trio.current_time()
                 self._names_stale.set()
             case Members(room=room, members=members) if self._is_here(room):
                 self._members = len(members)
@@ -350,7 +307,7 @@ class TerminalChat:
         if len(self._names) < _MAX_TRIED_BYTES:
             self._names.add(name)
 
-    async def _count_down(self, chat: Chat) -> None:
+    async def _count_down(self, chat: LineChat) -> None:
         """While the connection is lost, have the status say which try is next, and when."""
         while True:
             await self._lost.wait()
@@ -364,7 +321,7 @@ class TerminalChat:
             self._retrying = ""
             self._prompt.refresh()
 
-    async def _ask_names(self, chat: Chat) -> None:
+    async def _ask_names(self, chat: LineChat) -> None:
         """Ask who and what can be completed, when that has changed without our being told."""
         while chat.welcome is not None:
             await self._names_stale.wait()
@@ -386,7 +343,8 @@ class TerminalChat:
 
     # --- What is typed ----------------------------------------------------------------------------
 
-    async def _send_typed(self, chat: Chat, scope: trio.CancelScope) -> None:
+    async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
+        """Send what is typed; see `FrontEnd.send_input`."""
         try:
             async for line in self._prompt.typed:
                 if not await self._obey(chat, line):
@@ -403,18 +361,18 @@ class TerminalChat:
                 nursery.cancel_scope.cancel(reason="the conversation has ended")
             if end.cancelled_caught:
                 if gone:
-                    self._failure = ConnectionLost("the terminal is gone")
-                await chat.end()
+                    self.failure = ConnectionLost("the terminal is gone")
+                await chat.close()
                 scope.cancel(reason="the server does not end")
         except MultichatError as error:
-            self._failure = self._failure or error
+            self.failure = self.failure or error
 
-    async def _limit_end(self, chat: Chat, end: trio.CancelScope, gone: bool) -> None:
+    async def _limit_end(self, chat: LineChat, end: trio.CancelScope, gone: bool) -> None:
         """Do not wait long for a server that goes on sending when all was accepted.
 
         In text nothing is accepted; there Ctrl+C ends the waiting, unless the terminal is *gone*.
         """
-        timeouts, is_text = self._endpoint.timeouts, chat.welcome is None
+        timeouts, is_text = self.timeouts, chat.welcome is None
         if is_text and not gone:
             return
         with trio.move_on_after(timeouts.progress if gone else math.inf):
@@ -423,41 +381,37 @@ class TerminalChat:
                 await trio.sleep(_LOOK_AGAIN_SECONDS)
         end.deadline = trio.current_time() + timeouts.finish
 
-    async def _obey(self, chat: Chat, line: str) -> bool:
+    async def _obey(self, chat: LineChat, line: str) -> bool:
         """Do what a typed line asks for; return False when it is time to leave."""
-        word, rest = split_command(line) if line.startswith("/") else ("", "")
-        command = COMMANDS.find(word)
-        match command and command.name:
-            case "/quit" if not rest.strip():
-                if not chat.connected and chat.unaccepted:
-                    self._told(self._describe(chat))
-                    self._told(LEAVES_WHEN_SENT)
+        [typed] = parse_typed(line, _LOCAL_COMMANDS)
+        match typed.request:
+            case LocalCommand(name="/quit"):
+                self.tell_leaving(chat, self._unaccepted)
                 return False
-            case "/status":
-                self._told(self._describe(chat))
-            case "/clear":
+            case LocalCommand(name="/status"):
+                self.tell(self.describe(chat, self._unaccepted))
+            case LocalCommand(name="/clear"):
                 self._prompt.clear()
-            case "/ignore":
-                self._ignore(rest.strip().removeprefix("@"))
-            case "/help":
-                for each in COMMANDS.help_lines(local=True):
-                    self._told(each)
-                await self._say(chat, line)
-            case "/r" if rest and chat.welcome is not None:
+            case LocalCommand(argument=name):
+                self._ignore(name.removeprefix("@"))
+            case Reply() if chat.welcome is not None:
                 # There is no sender to answer: else the line would name one.  An ignored one does
                 # not count.
-                self._told(NO_SENDER, warning=True)
-            case _:
-                await self._say(chat, line)
+                self.tell(NO_SENDER, warning=True)
+            case request:
+                if isinstance(request, Help):
+                    for each in COMMANDS.help_lines(local=True):
+                        self.tell(each)
+                await self._send(chat, typed)
         return True
 
-    async def _say(self, chat: Chat, line: str) -> None:
-        said = list(map(self._with_name, _said_by(line)))
+    async def _send(self, chat: LineChat, typed: Typed) -> None:
+        said = [self._with_name(typed.request)] if isinstance(typed.request, _Said) else []
         self._unsent = said
         self._prompt.refresh()
-        nonces = await chat.send(line)
+        nonces = await chat.send_typed([typed])
         self._unsent = ()
-        self._sent += len(said)
+        self.sent += len(said)
         for request, nonce in zip(said, nonces, strict=False):
             if nonce is None:  # too long
                 continue
@@ -470,6 +424,10 @@ class TerminalChat:
                 [line for each in said for line in self._renderer.typed(each, self._us, _now())]
             )
 
+    @property
+    def _unaccepted(self) -> int:
+        return len(self._waiting) + len(self._unsent)
+
     def _with_name(self, request: SayBlock | Act | Direct) -> SayBlock | Act | Direct:
         """Return *request* as it is shown: an answer to a private message names its sender."""
         last = self._last_direct
@@ -480,26 +438,27 @@ class TerminalChat:
     def _ignore(self, name: str) -> None:
         if not name:
             listed = ", ".join(sorted(self._ignored.values())) or "nobody"
-            self._told(f"ignored: {listed}")
+            self.tell(f"ignored: {listed}")
         elif self._ignored.pop(fold_name(name), None) is not None:
-            self._told(f"{name} is not ignored any more")
+            self.tell(f"{name} is not ignored any more")
         else:
             self._ignored[fold_name(name)] = name
-            self._told(f"{name} is ignored; the same again ends it")
+            self.tell(f"{name} is ignored; the same again ends it")
 
     # --- What is seen -----------------------------------------------------------------------------
 
     @property
     def _us(self) -> Us:
         if self._chat is None:
-            return Us(name=self._name or "")
+            return Us(name=self.options.name or "")
         return Us(self._chat.client, self._chat.name)
 
-    def _told(self, text: str, *, warning: bool = False) -> None:
+    def tell(self, text: str, *, warning: bool = False) -> None:
+        """Show a line of the client itself."""
         self._show(self._renderer.told(text, _now(), warning=warning))
 
     def _warn(self, text: str) -> None:
-        self._told(text, warning=True)
+        self.tell(text, warning=True)
 
     def _show(self, lines: Sequence[Line]) -> None:
         self._prompt.show([line.fragments for line in lines])
@@ -510,19 +469,8 @@ class TerminalChat:
     def _is_here(self, room: str) -> bool:
         return self._chat is None or fold_name(room) == fold_name(self._chat.room)
 
-    def _describe(self, chat: Chat) -> str:
-        waiting = len(self._waiting) + len(self._unsent)
-        if not chat.connected:
-            return f"Not connected; {waiting} waiting to be sent"
-        seconds = trio.current_time() - self._connected_at
-        unaccepted = f", {waiting} not accepted" if waiting else ""
-        return (
-            f"Connected to {self._endpoint} for {seconds:.0f} s; "
-            f"{self._sent} sent, {self._received} received{unaccepted}"
-        )
-
     def _status(self) -> Fragments:
-        parts = [str(self._endpoint)]
+        parts = [str(self.endpoint)]
         if self._chat is not None and self._chat.room:
             parts = [f"{self._us.name} in {self._chat.room}", f"{self._members} here", *parts]
         where = " · ".join(parts)
@@ -533,7 +481,7 @@ class TerminalChat:
         return [(f"{WARNING} bold", state), (DIM, f" · {where}")]
 
     def _audience(self) -> str:
-        room = self._chat.room if self._chat is not None else self._room
+        room = self._chat.room if self._chat is not None else self.options.room
         return f"everybody in {room}" if room else "everybody"
 
     def _pending(self) -> list[Fragments]:
@@ -559,11 +507,10 @@ class TerminalChat:
         return expand_reply(line, None if self._last_direct is None else self._last_direct.client)
 
 
-def _said_by(run: str) -> list[SayBlock | Act | Direct]:
-    """Return what the lines of *run* say to anybody."""
-    if not run:
-        return []
-    return [each for each in TEXT.parse_requests(run) if isinstance(each, SayBlock | Act | Direct)]
+def _said_by(block: str) -> list[SayBlock | Act | Direct]:
+    """Return what typed lines say to anybody."""
+    requests = [typed.request for typed in parse_typed(block)] if block else []
+    return [request for request in requests if isinstance(request, _Said)]
 
 
 def _now() -> datetime:

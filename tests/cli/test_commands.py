@@ -491,6 +491,7 @@ IMPATIENT = """
 import sys, trio, typer
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint
+from multichat.client.front_end import ConnectOptions
 from multichat.cli.console import Console
 from multichat.log import open_log
 from multichat.cli.process import one_line_errors
@@ -499,7 +500,8 @@ timeouts = ClientTimeouts(progress=1.0, finish=0.5)
 endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=timeouts)
 try:
     with one_line_errors(), open_log(1) as writer:
-        trio.run(Console(endpoint, writer=writer, input_fd=0, plain=True).run)
+        options = ConnectOptions(endpoint=endpoint, plain=True)
+        trio.run(Console(options, writer=writer, input_fd=0).run)
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

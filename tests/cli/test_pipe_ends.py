@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint, client_tls
+from multichat.client.front_end import ConnectOptions
 from multichat.cli.console import (Console)
 from multichat.stdio import (until_signal)
 from multichat.cli.errands import pass_json, send
@@ -46,7 +47,8 @@ try:
             trio.run(until_signal, partial(pass_json, endpoint, input_fd=0, output_fd=1))
         else:
             plain = command == "connect-plain"
-            trio.run(Console(endpoint, writer=writer, input_fd=0, plain=plain).run)
+            options = ConnectOptions(endpoint=endpoint, plain=plain)
+            trio.run(Console(options, writer=writer, input_fd=0).run)
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

@@ -2,14 +2,17 @@
 
 import json
 from collections import deque
+from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.client.comeback import EVERYTHING, STEADY_SECONDS, Backoff, Position
+from multichat.client.outbox import Outbox
+from multichat.client.position import EVERYTHING, Position
+from multichat.client.reconnect import backoff
 from multichat.client.status import describe_connection, describe_retry
-from multichat.client.unacknowledged import Outbox
+from multichat.client.timeouts import ClientTimeouts
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,
     PROTOCOL,
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.unit
 
 
 FIRST, LONGEST = 0.25, 30.0
+TIMEOUTS = ClientTimeouts(first_retry=FIRST, longest_retry=LONGEST)
 
 
 def welcome(
@@ -47,8 +51,7 @@ def said(number: int, room: str = "lobby") -> Said:
 
 
 def test_pauses_double_up_to_a_bound() -> None:
-    backoff = Backoff(lambda: 1.0, first_seconds=FIRST, most_seconds=LONGEST)
-    pauses = [backoff.next_seconds() for _ in range(10)]
+    pauses = list(islice(backoff(TIMEOUTS, lambda: 1.0), 10))
     assert pauses[:7] == [FIRST * 2**i for i in range(7)]
     assert pauses[7:] == [LONGEST] * 3
 
@@ -56,18 +59,8 @@ def test_pauses_double_up_to_a_bound() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
 def test_no_pause_is_nothing_or_above_the_bound(dice: list[float]) -> None:
     throws = iter(dice)
-    backoff = Backoff(lambda: next(throws), first_seconds=FIRST, most_seconds=LONGEST)
-    for _ in dice:
-        assert FIRST / 2 <= backoff.next_seconds() <= LONGEST
-
-
-def test_pauses_begin_anew_after_a_conversation_and_not_after_a_visit() -> None:
-    backoff = Backoff(lambda: 1.0, first_seconds=FIRST, most_seconds=LONGEST)
-    backoff.next_seconds()
-    backoff.held(STEADY_SECONDS - 0.1)
-    assert backoff.next_seconds() == 2 * FIRST
-    backoff.held(STEADY_SECONDS)
-    assert backoff.next_seconds() == FIRST
+    for seconds in islice(backoff(TIMEOUTS, lambda: next(throws)), len(dice)):
+        assert FIRST / 2 <= seconds <= LONGEST
 
 
 def test_a_loss_and_a_return_are_one_line_each_and_a_failed_try_is_none() -> None:
@@ -104,12 +97,12 @@ def test_it_goes_on_after_what_it_has_heard() -> None:
     place = Position()
     place.welcomed(welcome(last="e-1"))
     assert place.hello() == Hello(PROTOCOL, None, "lobby", "token", "e-1")
-    assert place.hear(said(2))
+    assert place.advance(said(2))
     assert place.hello().since == "e-2"
-    assert not place.hear(said(2))
-    assert not place.hear(said(1))
+    assert not place.advance(said(2))
+    assert not place.advance(said(1))
     place.welcomed(welcome(last="e-9"))  # what is between the two comes now
-    assert place.hear(said(3))
+    assert place.advance(said(3))
     assert place.hello().since == "e-3"
 
 
@@ -132,25 +125,25 @@ def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
     assert (place.hello().since, place.hello().replay) == (None, EVERYTHING)
     place.welcomed(welcome(last="e-4"))
     assert (place.hello().since, place.hello().replay) == (None, EVERYTHING)
-    assert place.hear(said(1))
+    assert place.advance(said(1))
     assert (place.hello().since, place.hello().replay) == ("e-1", 0)
 
 
 def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
     place = Position()
     place.welcomed(welcome(last="z-8"))
-    assert place.hear(Said(id="z-9", room="lobby", name="bob", text="hi"))
+    assert place.advance(Said(id="z-9", room="lobby", name="bob", text="hi"))
     place.welcomed(welcome(last="e-3"))
-    place.begin_anew()
+    place.restart()
     assert place.hello().since == "e-3"
-    assert place.hear(said(4))
+    assert place.advance(said(4))
 
 
 def test_what_has_no_id_is_always_new() -> None:
     place = Position()
     place.welcomed(welcome())
-    assert place.hear(Said(name="bob", text="hi"))
-    assert place.hear(Said(name="bob", text="hi"))
+    assert place.advance(Said(name="bob", text="hi"))
+    assert place.advance(Said(name="bob", text="hi"))
 
 
 # --- What ----------------------------------------------------------------------------------------
@@ -187,11 +180,11 @@ def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObj
     for step, count in [*data.draw(steps), ("again", 1), ("arrive", 999), ("answer", 999)]:
         if step == "say":
             for _ in range(min(count, MAX_UNACCEPTED - len(outbox))):
-                nonce, line = outbox.number(request := Say(str(spoken)))
-                outbox.keep(nonce, request, line, "lobby", is_sent=True)
+                pending = outbox.encode(Say(str(spoken)))
+                outbox.add(pending, is_sent=True)
                 spoken += 1
                 if connected:
-                    on_the_way.append(line)
+                    on_the_way.append(pending.line)
         elif step == "arrive":
             for _ in range(min(count, len(on_the_way))):
                 answers.append(server.take(on_the_way.popleft()))
@@ -204,26 +197,22 @@ def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObj
             answers.clear()
         elif not connected:
             connected = True
-            on_the_way.extend(outbox.again())
+            on_the_way.extend(outbox.resend())
     assert server.said == list(range(spoken))
     assert not outbox
 
 
 def test_nonces_go_on_and_what_is_answered_twice_was_answered() -> None:
     outbox = Outbox()
-    first, line = outbox.number(say := Say("hi"))
-    outbox.keep(first, say, line, "den", is_sent=True)
-    second, line = outbox.number(who := Who())
-    outbox.keep(second, who, line, "den", is_sent=True)
-    assert (first, second, len(outbox), outbox.messages) == (1, 2, 2, 1)
-    kept = outbox.settle(first)
-    assert kept is not None
-    assert kept.room == "den"
-    assert outbox.settle(first) is None
+    outbox.add(first := outbox.encode(Say("hi")), is_sent=True)
+    outbox.add(second := outbox.encode(Who()), is_sent=True)
+    assert (first.nonce, second.nonce, len(outbox), outbox.messages) == (1, 2, 2, 1)
+    assert outbox.settle(1) is first
+    assert outbox.settle(1) is None
     assert outbox.settle(None) is None
-    outbox.take_back([second, 9])
+    outbox.withdraw([2, 9])
     assert not outbox
-    assert outbox.number(who)[0] == 3
+    assert outbox.encode(Who()).nonce == 3
 
 
 @pytest.mark.parametrize("nonce", [None, "x", 5])

@@ -29,13 +29,13 @@ from multichat import (
     Said,
     ServerConfig,
     ServerTimeouts,
-    open_chat,
 )
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import MAX_UNACCEPTED
 from multichat.protocol.text_codec import TEXT
 from multichat.testing import ScriptedClient, memory_server
+from tests.support.clients import open_line_chat, type_lines
 from tests.support.log import LogRecorder
 from tests.support.processes import WAIT_SECONDS
 
@@ -53,7 +53,7 @@ async def scripted_server(**options: Any) -> AsyncIterator[tuple[Chat, ScriptedC
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send(WELCOME)
-    async with open_chat(ours, **options) as chat:
+    async with open_line_chat(ours, **options) as chat:
         assert (await server.line()).startswith('/json {"protocol":1')
         yield chat, server
 
@@ -70,11 +70,11 @@ def read(line: str) -> dict[str, object]:
 async def test_people_talk(autojump_clock: MockClock) -> None:
     async with (
         memory_server() as network,
-        network.chat(name="alice") as alice,
+        open_line_chat(network.connect(), name="alice") as alice,
         network.chat(name="bob") as bob,
     ):
         assert (alice.client, alice.name, alice.room, alice.codec) == (1, "alice", "lobby", JSON)
-        await alice.say("hello", "/quit is not obeyed", "two\nlines")
+        await alice.send("hello", "/quit is not obeyed", "two\nlines")
         await alice.act("waves")
         await alice.direct("bob", "psst")
         await bob.direct(1, "what?")
@@ -151,7 +151,7 @@ async def test_what_is_refused_is_raised(autojump_clock: MockClock) -> None:
         with pytest.raises(Refused, match="consists of letters"):
             await a.join("no such room")
         with pytest.raises(LocalProtocolError):
-            await a.say("fine", "")
+            await a.send("fine", "")
         assert (a.name, a.room) == ("Client 2", "lobby")
 
 
@@ -180,9 +180,13 @@ async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -
 
 
 async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: MockClock) -> None:
-    async with memory_server() as network, network.chat() as a, network.chat(plain=True) as b:
-        await a.send(
-            "one\n//usr\n/me waves\n/msg 2 psst\n/name alice\ntwo\n/foo\n/json {}\n/ping 1"
+    async with (
+        memory_server() as network,
+        open_line_chat(network.connect()) as a,
+        network.chat(plain=True) as b,
+    ):
+        await type_lines(
+            a, "one\n//usr\n/me waves\n/msg 2 psst\n/name alice\ntwo\n/foo\n/json {}\n/ping 1"
         )
         lines = [TEXT.format(await anext(b)) for _ in range(5)]
         assert lines == [
@@ -207,14 +211,14 @@ async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: M
 async def test_no_more_is_sent_than_may_be_unaccepted(autojump_clock: MockClock) -> None:
     async with scripted_server() as (chat, server):
         with trio.move_on_after(1) as scope:
-            await chat.say(*["x"] * (MAX_UNACCEPTED + 1))
+            await chat.send(*["x"] * (MAX_UNACCEPTED + 1))
         assert scope.cancelled_caught
         said = [read(line) for line in await server.lines(MAX_UNACCEPTED)]
         assert chat.unaccepted == MAX_UNACCEPTED
         nonces = [each["nonce"] for each in said]
         assert len(set(nonces)) == MAX_UNACCEPTED
         await server.send(*(f'{{"type":"accepted","nonce":{n},"id":"x-1"}}' for n in nonces))
-        await chat.say("one more")
+        await chat.send("one more")
         last = read(await server.line())
         assert last["text"] == "one more"
         assert chat.unaccepted == 1
@@ -231,8 +235,8 @@ async def test_leaving_waits_until_all_is_accepted(autojump_clock: MockClock) ->
     times: list[float] = []
 
     async def visit() -> None:
-        async with open_chat(ours) as chat:
-            await chat.say("one", "two")
+        async with open_line_chat(ours) as chat:
+            await chat.send("one", "two")
         times.append(trio.current_time())
 
     async with trio.open_nursery() as nursery:
@@ -251,11 +255,11 @@ async def test_what_is_never_accepted_is_an_error(autojump_clock: MockClock) -> 
     started = trio.current_time()
     with pytest.raises(ConnectionLost, match="the server has stopped reading"):
         async with scripted_server() as (chat, _):
-            await chat.say("one")
+            await chat.send("one")
     assert 0 <= trio.current_time() - started - DEFAULT_TIMEOUTS.stuck <= 1
     with pytest.raises(ConnectionLost, match="the server closed the connection"):
         async with scripted_server() as (chat, server):
-            await chat.say("one")
+            await chat.send("one")
             await server.finish()
 
 
@@ -277,7 +281,7 @@ async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
         server = ScriptedClient(theirs)
         await server.send(line)
         await server.finish()
-        async with open_chat(ours) as chat:
+        async with open_line_chat(ours) as chat:
             await trio.testing.wait_all_tasks_blocked()
             for question in (chat.members, chat.rooms):
                 with pytest.raises(ConnectionLost, match=re.escape(reason)):
@@ -289,11 +293,11 @@ async def test_requests_that_were_never_sent_leave_nothing_behind(
     autojump_clock: MockClock,
 ) -> None:
     async with memory_server() as network, network.chat() as chat:
-        conversation = chat._conversation
+        session = chat._session
         for _ in range(50):
             with pytest.raises(LocalProtocolError):
                 await chat.direct("bob", "x" * 100_000)
-        assert not conversation._abandoned
+        assert not session._unwanted
 
 
 async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClock) -> None:
@@ -316,10 +320,10 @@ async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
     server = ScriptedClient(theirs)
     started = trio.current_time()
     await server.send("[bob] hello", "[Server] unknown command /json; /help lists them")
-    async with open_chat(ours) as chat:
+    async with open_line_chat(ours) as chat:
         assert trio.current_time() - started < 0.1
         assert chat.fell_back
-        await chat.say("hi")
+        await chat.send("hi")
         assert await anext(chat) == Said(name="bob", text="hello")
         assert await server.lines(2) == ['/json {"protocol":1}', "hi"]
         await server.finish()
@@ -327,12 +331,12 @@ async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
 
 
 async def test_what_is_too_long_is_refused_before_it_is_sent(autojump_clock: MockClock) -> None:
-    async with memory_server() as network, network.chat() as chat:
+    async with memory_server() as network, open_line_chat(network.connect()) as chat:
         with pytest.raises(LocalProtocolError, match="bytes; the server takes lines of 65536"):
-            await chat.say("x" * 65_536)
+            await chat.send("x" * 65_536)
         with pytest.raises(LocalProtocolError, match="too long by"):
             await chat.direct(1, "é" * 40_000)
-        await chat.send("before\n" + "x" * 65_536 + "\nafter")
+        await type_lines(chat, "before\n" + "x" * 65_536 + "\nafter")
         error = await anext(chat)
         assert isinstance(error, Error)
         assert error.code == "line-too-long"
@@ -365,8 +369,8 @@ async def _ask_under_a_flood() -> None:
             nursery.start_soon(partial(server.send, *notices))
             with pytest.raises(LocalProtocolError, match="too much waits to be heard"):
                 await chat.members()
-            await chat.say(*["sent"] * MAX_UNACCEPTED)
-            for say in chat.say("one more"), chat.direct("bob", "one more"):
+            await chat.send(*["sent"] * MAX_UNACCEPTED)
+            for say in chat.send("one more"), chat.direct("bob", "one more"):
                 with pytest.raises(LocalProtocolError, match="receive events first"):
                     await say
             assert chat.unaccepted == MAX_UNACCEPTED
@@ -420,7 +424,7 @@ async def test_a_client_stops_reading_when_many_small_events_wait_to_be_received
         nursery.start_soon(_drain, theirs)
         nursery.start_soon(flood)
         with trio.move_on_after(60):
-            async with open_chat(ours) as chat:
+            async with open_line_chat(ours) as chat:
                 assert chat.welcome is not None
                 await trio.sleep_forever()
         nursery.cancel_scope.cancel()
@@ -452,7 +456,7 @@ async def test_what_is_said_before_the_welcome_is_hidden_only_up_to_a_bound(
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send(*["x"] * 15_000)
-    async with open_chat(ours, replay=1) as chat:
+    async with open_line_chat(ours, replay=1) as chat:
         assert chat.welcome is None
         received = 0
         while received < 15_000:
@@ -494,7 +498,7 @@ async def test_a_bot_in_the_server_is_a_client_like_others(
                 case Said(text="enough"):
                     return
                 case Said(name=name, text=text):
-                    await chat.say(f"{name} said {text}")
+                    await chat.send(f"{name} said {text}")
                 case Directed(client=client):
                     await chat.direct(client, "psst")
 

@@ -19,8 +19,10 @@ from multichat import (
     Said,
     open_chat,
 )
+from multichat.client.line_chat import LineChat
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.clients import open_line_chat, type_lines
 
 pytestmark = pytest.mark.unit
 
@@ -28,8 +30,8 @@ LOOPBACK = "127.0.0.1"
 
 
 @asynccontextmanager
-async def chat_on(network: MemoryServer) -> AsyncIterator[Chat]:
-    async with network.chat(plain=True) as chat:
+async def chat_on(network: MemoryServer) -> AsyncIterator[LineChat]:
+    async with open_line_chat(network.connect(), plain=True) as chat:
         await trio.testing.wait_all_tasks_blocked()
         yield chat
 
@@ -44,9 +46,9 @@ async def foreign_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
 
 async def test_saying_and_hearing() -> None:
     async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
-        await a.say("Hello everyone!")
-        await a.say("/usr is full")
-        await a.say("two\nlines \x1b[2J")
+        await a.send("Hello everyone!")
+        await a.send("/usr is full")
+        await a.send("two\nlines \x1b[2J")
         assert await anext(b) == Said(name="Client 1", text="Hello everyone!")
         assert await anext(b) == Said(name="Client 1", text="/usr is full")
         assert await anext(b) == Said(name="Client 1", text="two␊lines ␛[2J")
@@ -54,7 +56,7 @@ async def test_saying_and_hearing() -> None:
 
 async def test_lines_are_sent_as_typed() -> None:
     async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
-        await a.send("//usr\n/ping")
+        await type_lines(a, "//usr\n/ping")
         assert await anext(b) == Said(name="Client 1", text="/usr")
         assert await anext(a) == Notice("pong")
 
@@ -64,7 +66,7 @@ async def test_an_empty_message_cannot_be_said(
 ) -> None:
     async with foreign_server() as (chat, _):
         with pytest.raises(LocalProtocolError, match="an empty message cannot be said"):
-            await chat.say("\u202e")
+            await chat.send("\u202e")
 
 
 async def test_events_of_one_read_come_together_or_one_by_one(
@@ -115,7 +117,7 @@ async def test_a_connection_that_breaks_is_lost_for_both_directions() -> None:
             with pytest.raises(ConnectionLost, match="the server closed the connection"):
                 await anext(chat)
             while True:
-                await chat.say("anybody?")
+                await chat.send("anybody?")
 
 
 async def test_leaving_finishes_what_was_said() -> None:
@@ -126,7 +128,7 @@ async def test_leaving_finishes_what_was_said() -> None:
         async def visit() -> None:
             async with open_chat(ours, plain=True) as chat:
                 for i in range(100):
-                    await chat.say(str(i))
+                    await chat.send(str(i))
 
         nursery.start_soon(visit)
         assert await server.rest() == [str(i) for i in range(100)]
@@ -138,7 +140,7 @@ async def test_leaving_a_server_that_stays_silent_takes_two_seconds(
 ) -> None:
     started = trio.current_time()
     async with foreign_server() as (chat, _):
-        await chat.say("hello")
+        await chat.send("hello")
     finish = DEFAULT_TIMEOUTS.finish
     assert finish <= trio.current_time() - started <= finish + 1
 
@@ -170,7 +172,7 @@ async def test_what_was_said_and_could_not_be_sent_is_an_error() -> None:
     with pytest.raises(ConnectionLost):
         async with foreign_server() as (chat, server):
             await server.stream.aclose()
-            await chat.say("never arrives")
+            await chat.send("never arrives")
 
 
 async def test_a_server_that_stops_reading_is_given_up_on(
@@ -180,8 +182,8 @@ async def test_a_server_that_stops_reading_is_given_up_on(
     started = trio.current_time()
     with pytest.raises(ConnectionLost, match="the server has stopped reading"):
         async with open_chat(ours, plain=True) as chat:
-            await chat.say("you hear this")
-            await chat.say("and this never leaves")
+            await chat.send("you hear this")
+            await chat.send("and this never leaves")
             await trio.testing.wait_all_tasks_blocked()
     assert trio.current_time() - started == DEFAULT_TIMEOUTS.progress
     await theirs.aclose()
@@ -221,7 +223,7 @@ async def test_events_are_taken_in_while_a_say_waits(
             for _ in range(200):
                 event = await anext(chat)
                 assert isinstance(event, Said)
-                await chat.say(f"re: {event.text}")
+                await chat.send(f"re: {event.text}")
 
         nursery.start_soon(answer_everything)
         for i in range(200):  # the server writes all of it before it reads anything
@@ -251,7 +253,7 @@ async def test_leaving_with_much_unheard_loses_nothing_that_was_said() -> None:
             for i in range(300):
                 await server.send(str(i))
                 await trio.testing.wait_all_tasks_blocked()
-            await chat.say("goodbye, all of you")
+            await chat.send("goodbye, all of you")
             nursery.start_soon(server.finish)
         assert await server.rest() == ["goodbye, all of you"]
 
@@ -277,7 +279,7 @@ async def test_connect_over_tcp() -> None:
         ):
             while len(server.members) < 2:
                 await trio.sleep(0.005)
-            await a.say("hello")
+            await a.send("hello")
             assert await anext(b) == Said(name="Client 1", text="hello")
         server.shutdown()
 

@@ -98,7 +98,7 @@ async def test_a_server_that_does_not_answer_is_lost(autojump_clock: MockClock) 
             await anext(chat)
         assert trio.current_time() - started == pytest.approx(7)
         with pytest.raises(ConnectionLost):
-            await chat.say("anybody?")
+            await chat.send("anybody?")
 
 
 async def test_a_server_that_does_not_answer_is_called_again_and_nothing_is_lost(
@@ -117,7 +117,7 @@ async def test_a_server_that_does_not_answer_is_called_again_and_nothing_is_lost
         return near
 
     async with open_chat(ours, redial=redial) as chat:
-        await chat.say("into the void")
+        await chat.send("into the void")
         lost = await anext(chat)
         assert isinstance(lost, Disconnected)
         assert lost.reason == "no answer in 30 s"
@@ -153,7 +153,7 @@ async def test_a_server_may_wait_as_long_as_its_welcome_says(
 ) -> None:
     welcome = WELCOME.replace('"name":32', f'"name":32,"wait":{wait}')
     async with scripted_server(welcome) as (chat, _):
-        await chat.say("into the void")
+        await chat.send("into the void")
         with pytest.raises(ConnectionLost, match="no answer in"):
             await anext(chat)
         assert trio.current_time() == pytest.approx(seconds)
@@ -197,7 +197,7 @@ async def test_an_idle_chat_with_a_server_of_ours_stays(autojump_clock: MockCloc
         await trio.sleep(3600)
         assert chat.connected
         async with network.chat() as other:
-            await other.say("still there?")
+            await other.send("still there?")
             while not isinstance(event := await anext(chat), Said):
                 pass
             assert event.text == "still there?"

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from multichat import (
-    Chat,
     ClientTimeouts,
     ConnectFailed,
     ConnectionLost,
@@ -22,13 +21,14 @@ from multichat import (
     Notice,
     Refused,
     Said,
-    open_chat,
 )
-from multichat.client.negotiation import Handshake
+from multichat.client.line_chat import LineChat
+from multichat.client.negotiation import Negotiation
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import PROTOCOL, Error, Hello, Limits, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.testing import ScriptedClient, memory_server
+from tests.support.clients import open_line_chat
 
 pytestmark = pytest.mark.unit
 
@@ -62,19 +62,19 @@ FOREIGN = [
 
 
 def test_a_welcome_settles_json() -> None:
-    shake = Handshake(Hello(PROTOCOL))
+    shake = Negotiation(Hello(PROTOCOL))
     assert not shake.settled
-    assert shake.hear(WELCOME) == [welcome()]
+    assert shake.receive(WELCOME) == [welcome()]
     assert (shake.codec, shake.welcome, shake.settled) == (JSON, welcome(), True)
 
 
 @pytest.mark.parametrize("line", FOREIGN)
 def test_any_other_line_settles_text_for_good(line: str) -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    [event] = shake.hear(line)
+    shake = Negotiation(Hello(PROTOCOL))
+    [event] = shake.receive(line)
     assert TEXT.format(event) == line
     assert (shake.codec, shake.settled) == (TEXT, True)
-    assert shake.hear(WELCOME) == [Said(name="", text=WELCOME)]
+    assert shake.receive(WELCOME) == [Said(name="", text=WELCOME)]
     assert shake.welcome is None
 
 
@@ -82,31 +82,34 @@ def test_any_other_line_settles_text_for_good(line: str) -> None:
 def test_what_a_server_of_ours_may_say_before_it_has_read_the_hello_settles_nothing(
     line: str,
 ) -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    assert shake.hear(line) == []
+    shake = Negotiation(Hello(PROTOCOL))
+    assert shake.receive(line) == []
     assert not shake.settled
-    assert shake.hear(WELCOME) == [welcome()]
+    assert shake.receive(WELCOME) == [welcome()]
     assert shake.settled
 
 
 @pytest.mark.parametrize("knows_json", [True, False])
 def test_nothing_is_heard_after_a_goodbye_before_the_welcome(knows_json: bool) -> None:
-    shake = Handshake(Hello(PROTOCOL), knows_json=knows_json)
-    assert shake.hear(f"[Server] goodbye: banned\n{WELCOME}") == [Goodbye("banned")]
-    assert shake.hear(WELCOME) == []
+    shake = Negotiation(Hello(PROTOCOL), knows_json=knows_json)
+    assert shake.receive(f"[Server] goodbye: banned\n{WELCOME}") == [Goodbye("banned")]
+    assert shake.receive(WELCOME) == []
     assert not shake.settled
 
 
 def test_chat_before_a_welcome_is_dropped_and_before_text_it_is_told() -> None:
-    shake = Handshake(Hello(PROTOCOL))
-    assert shake.hear("\n".join(CHAT)) == []
+    shake = Negotiation(Hello(PROTOCOL))
+    assert shake.receive("\n".join(CHAT)) == []
     assert shake.chatting
-    told = Handshake(Hello(PROTOCOL))
-    assert told.hear("\n".join([*CHAT, WELCOME, line_of(Notice("x"))])) == [welcome(), Notice("x")]
+    told = Negotiation(Hello(PROTOCOL))
+    assert told.receive("\n".join([*CHAT, WELCOME, line_of(Notice("x"))])) == [
+        welcome(),
+        Notice("x"),
+    ]
     assert not told.chatting
-    shake = Handshake(Hello(PROTOCOL))
-    shake.hear("\n".join(CHAT))
-    assert [TEXT.format(event) for event in shake.hear("and this\nand that")] == [
+    shake = Negotiation(Hello(PROTOCOL))
+    shake.receive("\n".join(CHAT))
+    assert [TEXT.format(event) for event in shake.receive("and this\nand that")] == [
         *CHAT,
         "and this",
         "and that",
@@ -115,39 +118,39 @@ def test_chat_before_a_welcome_is_dropped_and_before_text_it_is_told() -> None:
 
 def test_chat_before_the_welcome_is_bounded() -> None:
     for line, most in (("[b] x", 25_000), ("[b] " + "x" * 10_000, 500)):
-        shake = Handshake(Hello(PROTOCOL))
+        shake = Negotiation(Hello(PROTOCOL))
         heard = 0
         for _ in range(most):
-            heard += len(shake.hear(line))
+            heard += len(shake.receive(line))
         assert shake.settled
         assert heard == most
 
 
 def test_in_text_a_welcome_is_a_line_like_any_other() -> None:
-    shake = Handshake(Hello(PROTOCOL), plain=True)
+    shake = Negotiation(Hello(PROTOCOL), plain=True)
     assert shake.settled
-    assert shake.hear(WELCOME) == [Said(name="", text=WELCOME)]
+    assert shake.receive(WELCOME) == [Said(name="", text=WELCOME)]
 
 
 def test_a_server_that_is_known_to_speak_json_is_not_spoken_to_in_text() -> None:
-    shake = Handshake(Hello(PROTOCOL, session="x"), knows_json=True)
+    shake = Negotiation(Hello(PROTOCOL, session="x"), knows_json=True)
     for line in (*CHAT, *FOREIGN):
-        assert shake.hear(line) == []
+        assert shake.receive(line) == []
         assert not shake.settled
-    assert shake.hear(WELCOME) == [welcome()]
+    assert shake.receive(WELCOME) == [welcome()]
 
 
 def test_wishes_that_are_refused_are_told_apart_from_other_errors() -> None:
     taken = Error("name-taken", "the name alice is taken")
     bad_room = Error("invalid-name", "a room has no such name")
-    shake = Handshake(Hello(PROTOCOL, "alice", "no such"))
-    assert shake.hear(WELCOME) == [welcome()]
+    shake = Negotiation(Hello(PROTOCOL, "alice", "no such"))
+    assert shake.receive(WELCOME) == [welcome()]
     assert (shake.settled, shake.refusals) == (False, [])
-    assert shake.hear(f"{line_of(bad_room)}\n{line_of(taken)}\n{line_of(taken)}") == [taken]
+    assert shake.receive(f"{line_of(bad_room)}\n{line_of(taken)}\n{line_of(taken)}") == [taken]
     assert shake.refusals == [bad_room, taken]
     assert shake.settled
-    shake = Handshake(Hello(PROTOCOL, "a b", "c d"))
-    assert shake.hear(f"{WELCOME}\n{line_of(bad_room)}\n{line_of(Notice('x'))}") == [
+    shake = Negotiation(Hello(PROTOCOL, "a b", "c d"))
+    assert shake.receive(f"{WELCOME}\n{line_of(bad_room)}\n{line_of(Notice('x'))}") == [
         welcome(),
         Notice("x"),
     ]
@@ -162,8 +165,8 @@ lines = st.sampled_from([*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, *told, "[Ser
 def test_a_run_of_lines_is_heard_as_each_line_alone(
     said: list[str], knows_json: bool, name: str | None
 ) -> None:
-    one, other = (Handshake(Hello(PROTOCOL, name), knows_json=knows_json) for _ in range(2))
-    assert one.hear("\n".join(said)) == [event for line in said for event in other.hear(line)]
+    one, other = (Negotiation(Hello(PROTOCOL, name), knows_json=knows_json) for _ in range(2))
+    assert one.receive("\n".join(said)) == [event for line in said for event in other.receive(line)]
     assert vars(one) == vars(other)
 
 
@@ -171,11 +174,11 @@ def test_a_run_of_lines_is_heard_as_each_line_alone(
 
 
 @asynccontextmanager
-async def server_that_says(*said: str, **options: Any) -> AsyncIterator[tuple[Chat, Any]]:
+async def server_that_says(*said: str, **options: Any) -> AsyncIterator[tuple[LineChat, Any]]:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send(*said)
-    async with open_chat(ours, **options) as chat:
+    async with open_line_chat(ours, **options) as chat:
         assert (await server.line()).startswith("/json")
         yield chat, server
         await server.stream.aclose()
@@ -192,11 +195,11 @@ async def test_a_plain_server_is_spoken_to_in_text_at_once(
         assert trio.current_time() < 0.1
         assert chat.fell_back
         assert TEXT.format(await anext(chat)) == line
-        await chat.say("/usr", "hi")
+        await chat.send("/usr", "hi")
         assert await server.lines(2) == ["//usr", "hi"]
         await server.send(WELCOME)  # no late switch back
         assert await anext(chat) == Said(name="", text=WELCOME)
-        await chat.say("still text")
+        await chat.send("still text")
         assert await server.line() == "still text"
 
 
@@ -208,7 +211,7 @@ async def test_a_plain_server_that_only_tags_chat_is_given_a_moment(
         assert trio.current_time() == pytest.approx(3)
         assert chat.fell_back
         assert await anext(chat) == Said(name="bob", text="hello")
-        await chat.say("hi")
+        await chat.send("hi")
         assert await server.line() == "hi"
 
 
@@ -219,7 +222,7 @@ async def test_silence_is_an_error_that_names_the_way_out(
     ours, theirs = trio.testing.memory_stream_pair()
     words = f"the server did not answer in {timeouts.answer:g} s; use --plain"
     with pytest.raises(NoJson, match=words):
-        async with open_chat(ours, timeouts=timeouts):
+        async with open_line_chat(ours, timeouts=timeouts):
             pytest.fail("nobody answered")
     assert trio.current_time() == pytest.approx(timeouts.answer)
     assert await ScriptedClient(theirs).rest() == ['/json {"protocol":1}']  # and nothing else
@@ -229,7 +232,7 @@ async def test_a_server_that_closes_without_an_answer_is_lost(autojump_clock: Mo
     ours, theirs = trio.testing.memory_stream_pair()
     await theirs.send_eof()
     with pytest.raises(ConnectionLost, match="the server closed the connection"):
-        async with open_chat(ours):
+        async with open_line_chat(ours):
             pytest.fail("nobody answered")
 
 
@@ -243,9 +246,9 @@ async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClo
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
-        async with open_chat(ours) as chat:
+        async with open_line_chat(ours) as chat:
             assert chat.codec is JSON
-            await chat.say("hi")
+            await chat.send("hi")
             assert await server.line() == '/json {"protocol":1}'
             said = json.loads(await server.line())
             assert said["text"] == "hi"
@@ -258,7 +261,7 @@ async def test_a_goodbye_instead_of_an_answer_is_told(autojump_clock: MockClock)
     server = ScriptedClient(theirs)
     await server.send("[Server] goodbye: the server is full (limit: 1)")
     await server.finish()
-    async with open_chat(ours) as chat:
+    async with open_line_chat(ours) as chat:
         assert not chat.fell_back
         assert [event async for event in chat] == [Goodbye("the server is full (limit: 1)")]
         assert trio.current_time() < 0.1
@@ -285,7 +288,7 @@ async def test_a_busy_lobby_does_not_turn_a_json_client_into_a_text_client(
             await trio.testing.wait_all_tasks_blocked()  # the client is in the lobby
             await talker.send(*["said before the hello"] * 10)
             await trio.testing.wait_all_tasks_blocked()
-            async with open_chat(stream) as chat:
+            async with open_line_chat(stream) as chat:
                 assert chat.codec is JSON
                 await talker.send(f"said after it {i}")
                 event = await anext(chat)
@@ -309,7 +312,7 @@ async def test_text_that_is_spoken_to_a_chatting_server_is_spoken_for_good(
         await server.send("[bob] more", WELCOME, "[bob] and more")
         said = [await anext(chat) for _ in range(3)]
         assert list(map(TEXT.format, said)) == ["[bob] more", WELCOME, "[bob] and more"]
-        await chat.say("still text")
+        await chat.send("still text")
         assert await server.line() == "still text"
     assert not dials
 
@@ -319,7 +322,7 @@ async def test_half_a_welcome_is_no_answer(autojump_clock: MockClock) -> None:
     await far.send_all(WELCOME.encode())
     await far.send_eof()
     with pytest.raises(ConnectionLost, match="closed the connection"):
-        async with open_chat(near):
+        async with open_line_chat(near):
             pytest.fail("it came in")
 
 
@@ -342,6 +345,6 @@ async def test_a_password_request_is_no_proof_of_a_plain_server(autojump_clock: 
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(admit)
-        async with open_chat(ours, password="swordfish") as chat:
+        async with open_line_chat(ours, password="swordfish") as chat:
             assert chat.codec is JSON
             nursery.start_soon(server.finish)

@@ -20,7 +20,6 @@ from multichat import (
     Server,
     ServerConfig,
     ServerTimeouts,
-    open_chat,
 )
 from multichat.cli import errands
 from multichat.cli.process import read_password_file
@@ -29,6 +28,7 @@ from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.text_codec import TEXT
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.clients import open_line_chat, type_lines
 from tests.support.log import LogRecorder
 from tests.support.processes import (
     BIN,
@@ -63,16 +63,16 @@ async def asking() -> AsyncIterator[MemoryServer]:
 
 async def test_the_right_password_opens_a_conversation(autojump_clock: MockClock) -> None:
     async with asking() as network:
-        a = open_chat(network.connect(), password=SECRET, name="alice", room="den")
-        b = open_chat(network.connect(), password=SECRET, room="den", plain=True)
+        a = open_line_chat(network.connect(), password=SECRET, name="alice", room="den")
+        b = open_line_chat(network.connect(), password=SECRET, room="den", plain=True)
         async with a as alice, b as bob:
             assert trio.current_time() == 0  # neither waited for anything
             assert (alice.codec, alice.name, alice.room) == (JSON, "alice", "den")
             assert not alice.fell_back
-            await bob.say("one", "two")
+            await bob.send("one", "two")
             heard = [TEXT.format(await anext(alice)) for _ in range(3)]
             assert heard == ["[Server] Client 2 joined", "[Client 2] one", "[Client 2] two"]
-            await alice.say("three")
+            await alice.send("three")
             while TEXT.format(await anext(bob)) != "[alice] three":
                 pass  # in plain text what the server tells about the password is heard, too
 
@@ -81,7 +81,7 @@ async def test_the_right_password_opens_a_conversation(autojump_clock: MockClock
 async def test_a_wrong_password_is_refused(plain: bool, autojump_clock: MockClock) -> None:
     async with asking() as network:
         with pytest.raises(Refused, match=r"^wrong password$") as refused:
-            async with open_chat(network.connect(), password=WRONG, plain=plain):
+            async with open_line_chat(network.connect(), password=WRONG, plain=plain):
                 pytest.fail("it came in")
         assert refused.value.code == "wrong-password"
         assert WRONG not in repr(refused.value)
@@ -94,18 +94,18 @@ async def test_without_a_password_one_is_told_that_it_is_asked_for(
 ) -> None:
     async with asking() as network:
         with pytest.raises(Refused) as refused:
-            async with open_chat(network.connect()):
+            async with open_line_chat(network.connect()):
                 pytest.fail("it came in")
         assert (refused.value.code, str(refused.value)) == ("password-required", ASKS)
         assert trio.current_time() == 0
 
 
 async def test_in_plain_text_it_may_be_typed(autojump_clock: MockClock) -> None:
-    async with asking() as network, open_chat(network.connect(), plain=True) as chat:
+    async with asking() as network, open_line_chat(network.connect(), plain=True) as chat:
         assert await anext(chat) == Notice("a password is asked for: /auth PASSWORD")
-        await chat.send(f"/auth {WRONG}")
+        await type_lines(chat, f"/auth {WRONG}")
         assert await anext(chat) == Notice("wrong password")
-        await chat.send(f"/auth {SECRET}\n/who")
+        await type_lines(chat, f"/auth {SECRET}\n/who")
         assert await anext(chat) == Notice("password accepted")
         assert await anext(chat) == Notice("1 in lobby:")
 
@@ -113,14 +113,14 @@ async def test_in_plain_text_it_may_be_typed(autojump_clock: MockClock) -> None:
 async def test_a_password_that_nobody_asks_for_is_not_said(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         for plain in (False, True):
-            async with open_chat(network.connect(), password=SECRET, plain=plain) as chat:
-                await chat.say("hello")
+            async with open_line_chat(network.connect(), password=SECRET, plain=plain) as chat:
+                await chat.send("hello")
                 assert (chat.codec is TEXT) == plain
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
-    async with open_chat(ours, password=SECRET, plain=True) as chat:
+    async with open_line_chat(ours, password=SECRET, plain=True) as chat:
         assert trio.current_time() >= DEFAULT_TIMEOUTS.password_request  # nobody asks
-        await chat.say("hello")
+        await chat.send("hello")
         assert await server.line() == "hello"
         await theirs.aclose()
         with pytest.raises(multichat.ConnectionLost):
@@ -146,7 +146,7 @@ async def test_who_waits_for_a_wrong_one_of_another_is_not_given_up_on(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
-        async with open_chat(ours, password=SECRET) as chat:
+        async with open_line_chat(ours, password=SECRET) as chat:
             assert chat.client == 7
 
 
@@ -157,7 +157,7 @@ async def test_a_server_that_never_accepts_it_is_given_up_on(
     ours, theirs = trio.testing.memory_stream_pair()
     await ScriptedClient(theirs).send(ASKED)
     with pytest.raises(multichat.ConnectionLost, match="the password was not accepted in 30 s"):
-        async with open_chat(ours, password=SECRET, plain=plain):
+        async with open_line_chat(ours, password=SECRET, plain=plain):
             pytest.fail("it came in")
     assert trio.current_time() == DEFAULT_TIMEOUTS.password
 

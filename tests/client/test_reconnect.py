@@ -25,14 +25,15 @@ from multichat import (
     Reconnected,
     Refused,
     Said,
-    open_chat,
 )
-from multichat.client.comeback import EVERYTHING
 from multichat.client.connect import dial_until_there
+from multichat.client.line_chat import LineChat
+from multichat.client.position import EVERYTHING
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.errors import RemoteProtocolError
 from multichat.protocol.messages import GOODBYES, MAX_UNACCEPTED, Joined, MemberName, Renamed
 from multichat.testing import ScriptedClient, memory_server
+from tests.support.clients import open_line_chat, type_lines
 
 pytestmark = pytest.mark.unit
 
@@ -117,14 +118,14 @@ REFUSED = ConnectFailed("x", 1, "connection refused")
 
 
 @asynccontextmanager
-async def conversation(**options: Any) -> AsyncIterator[tuple[Chat, Network, Peer]]:
+async def conversation(**options: Any) -> AsyncIterator[tuple[LineChat, Network, Peer]]:
     """A chat that has been welcomed once."""
     network = Network()
     stream = await network.dial()
     peer = await network.peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.welcome)
-        async with open_chat(stream, redial=network.dial, **options) as chat:
+        async with open_line_chat(stream, redial=network.dial, **options) as chat:
             yield chat, network, peer
             nursery.cancel_scope.cancel(reason="the test is over")
 
@@ -179,15 +180,15 @@ async def test_what_was_not_accepted_is_said_again_before_anything_new(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
-        await chat.say("one", "two", "three")
+        await chat.send("one", "two", "three")
         await peer.accept()
         await peer.read()
         await trio.testing.wait_all_tasks_blocked()
         await peer.reset()  # with the second taken and not accepted, the third in the socket
         assert isinstance(await anext(chat), Disconnected)
-        await chat.say("four")  # does not wait
-        await chat.act("waves")
-        await chat.send("five\n/name bob")
+        await chat.send("four")  # does not wait
+        await type_lines(chat, "/me waves")
+        await type_lines(chat, "five\n/name bob")
         assert chat.unaccepted == 5
         peer = await network.peer()
         await peer.welcome()
@@ -201,7 +202,7 @@ async def test_what_was_not_accepted_is_said_again_before_anything_new(
         ]
         rename = await peer.read()
         assert (rename["type"], rename["name"], rename["nonce"]) == ("name", "bob", 7)
-        await chat.say("six")
+        await chat.send("six")
         assert (await peer.accept())[0]["nonce"] == 8
         await trio.testing.wait_all_tasks_blocked()
         assert chat.unaccepted == 0
@@ -241,9 +242,9 @@ async def test_what_waits_is_bounded_and_cancelled_it_was_not_said(
         network.down = REFUSED
         await peer.reset()
         assert isinstance(await anext(chat), Disconnected)
-        await chat.say(*["x"] * MAX_UNACCEPTED)
+        await chat.send(*["x"] * MAX_UNACCEPTED)
         with trio.move_on_after(5) as scope:
-            await chat.say("one more")
+            await chat.send("one more")
         assert scope.cancelled_caught
         with trio.move_on_after(5) as scope:
             await chat.members()
@@ -283,7 +284,7 @@ async def test_a_connection_that_ends_before_it_is_one_is_a_try_that_failed(
     script: str, autojump_clock: MockClock
 ) -> None:
     async with conversation() as (chat, network, peer):
-        await chat.say("one")
+        await chat.send("one")
         await peer.reset()
         event = await anext(chat)
         peer = await network.peer()
@@ -339,7 +340,7 @@ async def test_of_a_room_in_which_nothing_had_been_said_all_was_missed(
     peer = await network.peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(peer.welcome, last=None))
-        async with open_chat(stream, redial=network.dial) as chat:
+        async with open_line_chat(stream, redial=network.dial) as chat:
             await peer.reset()
             peer = await network.peer()
             hello = await peer.welcome(last="e-0005")
@@ -408,7 +409,7 @@ async def test_an_event_of_our_own_after_a_final_goodbye_does_not_reconnect(
     async with conversation() as (chat, network, peer):
         await peer.tell("goodbye", reason="be nice", code="kicked", reconnect=False)
         assert isinstance(await anext(chat), Goodbye)
-        await chat.send("/frobnicate")
+        await type_lines(chat, "/frobnicate")
         assert chat.goodbye == "be nice"
         await peer.finish()
         assert [type(event) async for event in chat] == [Error]
@@ -588,7 +589,7 @@ async def test_who_cannot_be_trusted_any_more_is_not_called_again(
         with pytest.raises(ConnectFailed, match="its certificate is not accepted"):
             await anext(chat)
         with pytest.raises(ConnectionLost):
-            await chat.say("anybody?")
+            await chat.send("anybody?")
 
 
 # --- A server that has forgotten us --------------------------------------------------------------
@@ -599,7 +600,7 @@ async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_re
     async with conversation() as (chat, network, peer):
         await peer.tell("direct", time="", client=3, name="bob", text="hi")
         assert isinstance(await anext(chat), multichat.Directed)
-        (nonce,) = await chat.send("/r a secret")
+        (nonce,) = await type_lines(chat, "/r a secret")
         request = await peer.read()
         assert (request["type"], request["to"], request["nonce"]) == ("direct", 3, nonce)
         failures: list[Refused] = []
@@ -613,7 +614,7 @@ async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_re
         async with trio.open_nursery() as nursery:
             nursery.start_soon(direct)
             assert (await peer.read())["to"] == 4
-            await chat.say("in public")
+            await chat.send("in public")
             await peer.read()
             await peer.reset()
             peer = await network.peer()
@@ -625,7 +626,7 @@ async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_re
         assert isinstance(events[1], Error)
         assert events[1].nonce == nonce
         assert events[2] == Reconnected(resumed=False, again=1)
-        assert await chat.send("/r hello?") == [None]
+        assert await type_lines(chat, "/r hello?") == [None]
         event = await anext(chat)
         assert isinstance(event, Error)
         assert event.text == "nobody has sent you a private message"
@@ -635,7 +636,7 @@ async def test_who_is_somebody_new_says_again_what_was_not_accepted(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
-        await chat.say("one")
+        await chat.send("one")
         await peer.reset()
         peer = await network.peer()
         await peer.welcome(client=9, name="Client 9", session="another", resumed=False)
@@ -657,7 +658,7 @@ async def test_what_was_never_sent_before_does_not_count_as_sent_again(
         network.down = ConnectFailed("x", 1, "connection refused")
         await peer.reset()
         assert isinstance(await anext(chat), Disconnected)
-        await chat.say("one", "two")
+        await chat.send("one", "two")
         network.down = None
         for again in (0, 2):  # by the second time they were sent
             peer = await network.peer()
@@ -701,13 +702,13 @@ async def test_a_name_that_somebody_else_has_now_is_no_reason_to_stay_out(
         events = [await anext(chat) for _ in range(3)]
         assert events[2] == Error("name-taken", "the name alice is taken")
         assert chat.name == "Client 9"
-        await chat.say("hi")
+        await chat.send("hi")
         await peer.accept()
 
 
 async def test_what_was_meant_for_a_room_is_said_nowhere_else(autojump_clock: MockClock) -> None:
     async with conversation(room="den") as (chat, network, peer):
-        await chat.say("for the den alone")
+        await chat.send("for the den alone")
         await peer.reset()
         peer = await network.peer()
         await peer.welcome(room="lobby", resumed=False)
@@ -726,7 +727,7 @@ async def test_leaving_waits_for_what_is_accepted_by_the_next_connection(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
-        await chat.say("one", "two")
+        await chat.send("one", "two")
         nursery.start_soon(chat.finish)
         await trio.sleep(1)
         await peer.reset()
@@ -744,7 +745,7 @@ async def test_leaving_waits_for_what_is_accepted_by_the_next_connection(
 
 async def test_leaving_ends_when_nothing_is_accepted_for_long(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
-        await chat.say("one", "two")
+        await chat.send("one", "two")
         started = trio.current_time()
         network.down = REFUSED
         await peer.accept()
@@ -760,7 +761,7 @@ async def test_a_server_that_takes_nothing_any_more_is_called_again(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
-        await chat.say("one")
+        await chat.send("one")
         nursery.start_soon(chat.finish)
         peer = await network.peer()
         await peer.welcome()
@@ -777,7 +778,7 @@ async def test_who_has_said_all_need_not_come_back_to_leave(autojump_clock: Mock
         await chat.finish()
         assert all(isinstance(event, Disconnected) for event in [event async for event in chat])
         with pytest.raises(ConnectionLost):
-            await chat.say("too late")
+            await chat.send("too late")
 
 
 async def test_cancelling_ends_the_waiting_at_once(autojump_clock: MockClock) -> None:
@@ -800,7 +801,7 @@ async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
 
                 async def visit(task_status: trio.TaskStatus[None]) -> None:
                     async with multichat.connect("127.0.0.1", server.port) as chat:
-                        await chat.say("hi")  # so that it is announced
+                        await chat.send("hi")  # so that it is announced
                         await chat.members()
                         task_status.started()
                         await trio.sleep_forever()
@@ -819,7 +820,7 @@ async def test_without_a_way_back_it_is_lost(autojump_clock: MockClock) -> None:
     peer = await network.peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.welcome)
-        async with open_chat(stream) as chat:
+        async with open_line_chat(stream) as chat:
             await peer.reset()
             with pytest.raises(ConnectionLost, match="the server closed the connection"):
                 await anext(chat)
@@ -829,7 +830,7 @@ async def test_in_text_there_is_no_way_back(autojump_clock: MockClock) -> None:
     network = Network()
     stream = await network.dial()
     peer = await network.peer()
-    async with open_chat(stream, redial=network.dial, plain=True) as chat:
+    async with open_line_chat(stream, redial=network.dial, plain=True) as chat:
         await peer.reset()
         with pytest.raises(ConnectionLost):
             await anext(chat)
@@ -845,7 +846,7 @@ async def test_who_comes_back_says_the_password_again(
     peer = await network.peer()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(peer.welcome)
-        async with open_chat(stream, redial=network.dial, password="swordfish") as chat:
+        async with open_line_chat(stream, redial=network.dial, password="swordfish") as chat:
             await peer.reset()
             assert isinstance(await anext(chat), Disconnected)
             peer = await network.peer()
@@ -889,7 +890,7 @@ async def test_leaving_while_the_password_is_said_again_is_no_refusal(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation(password="swordfish") as (chat, network, peer):
-        await chat.say("unheard")
+        await chat.send("unheard")
         await peer.read()
         await peer.reset()
         async with trio.open_nursery() as nursery:
@@ -931,12 +932,12 @@ async def test_a_first_connection_that_ends_during_the_password_is_not_a_refusal
     await peer.send("[Server] a password is asked for: /auth PASSWORD")
     if end == "shutdown":
         await peer.send("[Server] goodbye: the server is shutting down")
-        async with open_chat(stream, password="swordfish", plain=plain) as chat:
+        async with open_line_chat(stream, password="swordfish", plain=plain) as chat:
             assert chat.goodbye == "the server is shutting down"
     else:
         await peer.finish()
         with pytest.raises(ConnectionLost):
-            async with open_chat(stream, password="swordfish", plain=plain):
+            async with open_line_chat(stream, password="swordfish", plain=plain):
                 pass
 
 
@@ -960,7 +961,7 @@ async def test_who_waits_is_not_put_off_by_what_ends_before_a_welcome(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        async with open_chat(stream, redial=network.dial, wait=True, name="alice") as chat:
+        async with open_line_chat(stream, redial=network.dial, wait=True, name="alice") as chat:
             assert chat.name == "alice"
             assert await numbers(chat, 1) == [2]
 
@@ -983,11 +984,11 @@ async def test_with_plain_and_wait_a_client_reconnects_until_its_password_is_acc
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        async with open_chat(
+        async with open_line_chat(
             stream, redial=network.dial, wait=True, plain=True, password="swordfish"
         ) as chat:
             assert not chat.fell_back
-            await chat.say("hello")
+            await chat.send("hello")
 
 
 @pytest.mark.parametrize("first", ["[bob] chat in a busy lobby", '{"type":"welcome"'])
@@ -1008,7 +1009,7 @@ async def test_who_waits_tries_again_after_a_connection_that_ends_without_an_ans
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        async with open_chat(stream, redial=network.dial, wait=True) as chat:
+        async with open_line_chat(stream, redial=network.dial, wait=True) as chat:
             assert chat.client == 7
 
 
@@ -1017,7 +1018,7 @@ async def test_who_does_not_wait_hears_of_it(autojump_clock: MockClock) -> None:
     stream = await network.dial()
     await (await network.peer()).reset()
     with pytest.raises(ConnectionLost):
-        async with open_chat(stream, redial=network.dial):
+        async with open_line_chat(stream, redial=network.dial):
             pass
     assert len(network.dialled) == 1
 
@@ -1043,11 +1044,11 @@ async def test_dialling_until_somebody_is_there(autojump_clock: MockClock) -> No
 
 async def test_the_last_messages_are_told_to_who_asks_for_them(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat(name="bob") as bob:
-        await bob.say(*map(str, range(10)))
+        await bob.send(*map(str, range(10)))
         await bob.members()
-        async with open_chat(network.connect(), replay=3) as chat:
+        async with open_line_chat(network.connect(), replay=3) as chat:
             assert await numbers(chat, 3) == [7, 8, 9]
-            await bob.say("10")
+            await bob.send("10")
             assert await numbers(chat, 1) == [10]
 
 
@@ -1075,7 +1076,7 @@ async def test_everybody_hears_everything_once_however_often_it_is_cut(
         async def talk(name: str, names: int) -> None:
             texts: list[str] = heard.setdefault(name, [])
             async with (
-                open_chat(await dial(), name=name, redial=dial) as chat,
+                open_line_chat(await dial(), name=name, redial=dial) as chat,
                 trio.open_nursery() as mine,
             ):
 
@@ -1086,7 +1087,7 @@ async def test_everybody_hears_everything_once_however_often_it_is_cut(
                 mine.start_soon(listen)
                 await trio.sleep(1)
                 for i in range(count):
-                    await chat.say(f"{name} {i}")
+                    await chat.send(f"{name} {i}")
                     await trio.sleep(0.1)
                 while len(texts) < count * (names - 1):
                     await trio.sleep(1)
@@ -1118,13 +1119,13 @@ async def test_who_has_just_joined_a_room_misses_nothing_of_it_and_no_more(
             return streams[-1]
 
         if before:
-            await bob.say(*map(str, range(before)))
+            await bob.send(*map(str, range(before)))
         await bob.members()
-        async with open_chat(await dial(), redial=dial) as chat:
+        async with open_line_chat(await dial(), redial=dial) as chat:
             await chat.join("den")
             await trio.aclose_forcefully(streams[-1])
             assert isinstance(await anext(chat), Disconnected)
-            await bob.say("10", "11")
+            await bob.send("10", "11")
             assert await numbers(chat, 2) == [10, 11]
-            await bob.say("12")
+            await bob.send("12")
             assert await numbers(chat, 1) == [12]

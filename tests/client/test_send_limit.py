@@ -12,15 +12,17 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat import ClientTimeouts, ConnectionLost, open_chat
+from multichat import ClientTimeouts, ConnectionLost
 from multichat.cli import errands
 from multichat.cli.console import Console
 from multichat.client.connect import Endpoint
 from multichat.client.connection import Standstill
+from multichat.client.front_end import ConnectOptions
 from multichat.log import open_log
 from multichat.protocol.messages import MAX_UNACCEPTED
 from multichat.stdio import MAX_LINE_BYTES
 from multichat.testing import ScriptedClient
+from tests.support.clients import open_line_chat
 
 pytestmark = pytest.mark.unit
 
@@ -162,15 +164,15 @@ async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_l
     timeouts = ClientTimeouts(progress=SECONDS, blocked=SECONDS)
     async with scripted(timeouts) as endpoint:
         stream = await endpoint.dial()
-        async with open_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
-            await chat.say("one")
+        async with open_line_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
+            await chat.send("one")
             with trio.move_on_after(100 * SECONDS):
                 while True:
                     await chat.receive()
             assert chat.can_send
             assert chat.unaccepted == 1
             with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
-                await chat.say(*map(str, range(1000)))
+                await chat.send(*map(str, range(1000)))
 
 
 async def test_a_program_may_wait_for_its_server_for_as_long_as_it_likes(
@@ -179,9 +181,9 @@ async def test_a_program_may_wait_for_its_server_for_as_long_as_it_likes(
     timeouts = ClientTimeouts(progress=SECONDS)
     async with scripted(timeouts) as endpoint:
         stream = await endpoint.dial()
-        async with open_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
+        async with open_line_chat(stream, redial=endpoint.dial, timeouts=timeouts) as chat:
             with trio.move_on_after(100 * SECONDS) as timeout:
-                await chat.say(*map(str, range(1000)))
+                await chat.send(*map(str, range(1000)))
             assert timeout.cancelled_caught
             assert chat.can_send
             with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
@@ -196,7 +198,7 @@ async def test_waiting_for_a_server_that_hangs_up_ends_in_time(autojump_clock: M
 
     timeouts = ClientTimeouts(wait=SECONDS, answer=1.0)
     with pytest.raises(ConnectionLost):
-        async with open_chat(await dial(), redial=dial, wait=True, timeouts=timeouts):
+        async with open_line_chat(await dial(), redial=dial, wait=True, timeouts=timeouts):
             pytest.fail("nobody has answered")
     assert trio.current_time() == pytest.approx(SECONDS + 1)
 
@@ -246,6 +248,8 @@ async def test_connect_in_a_pipe_says_which_line_was_the_first_that_was_not_acce
             open_log(out.fileno()) as writer,
             pytest.raises(ConnectionLost) as caught,
         ):
-            await Console(endpoint, writer=writer, input_fd=file.fileno()).run()
+            await Console(
+                ConnectOptions(endpoint=endpoint), writer=writer, input_fd=file.fileno()
+            ).run()
     were = "1 line was" if len(rest) == 1 else f"{len(rest)} lines were"
     assert f"; {were} not accepted, the first is line {rest[0]} of" in str(caught.value)

@@ -207,7 +207,7 @@ async def test_what_was_told_arrives_whole_at_a_client_over_tls(
         connect(LOOPBACK, server.port, tls=certificates.client()) as chat,
     ):
         await ear.wait_for("[STATE] you are")
-        await chat.say(*(f"line {i}" for i in range(2000)))
+        await chat.send(*(f"line {i}" for i in range(2000)))
         await ear.wait_for(" line 1999\n")
         said = [line.rpartition("] ")[2] for line in ear.lines if " line " in line]
         assert said == [f"line {i}" for i in range(2000)]
@@ -259,12 +259,12 @@ async def test_over_any_stream(
     context = certificates.server()
     async with Server().open() as server, trio.open_nursery() as nursery:
         async with chat(server, plain=plain) as a, chat(server, plain=False) as b:
-            await a.say(*map(str, range(500)))
+            await a.send(*map(str, range(500)))
             heard = [await anext(b) for _ in range(500)]
             assert [TEXT.format(event) for event in heard] == [
                 f"[Client 1] {i}" for i in range(500)
             ]
-            await b.say("and back")
+            await b.send("and back")
             heard = [await anext(a) for _ in range(1 if plain else 2)]  # a program hears who comes
             assert TEXT.format(heard[-1]) == "[Client 2] and back"
         await trio.testing.wait_all_tasks_blocked()
@@ -632,7 +632,7 @@ async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
         await server.wait_for("too many connections wait for admission", count - MAX_PENDING)
         async with connect(LOOPBACK, server.port, tls=certificates.client()) as honest:
             assert len(await honest.members()) == 2
-            await honest.say("I am in")
+            await honest.send("I am in")
             assert b"I am in\n" in await witness.receive_some()
         refused = server.out.count("too many connections wait for admission")
         assert refused == count + 1 - MAX_PENDING
@@ -658,7 +658,7 @@ async def test_a_hello_without_an_end_is_read_for_8_kib(
         assert line.endswith(": more than 8192 bytes without a TLS handshake")
         async with connect(LOOPBACK, server.port, tls=certificates.client()) as chat:
             # What a client says once it is in is not limited.
-            await chat.say("x" * 50_000)
+            await chat.send("x" * 50_000)
             assert len(await chat.members()) == 1
 
 

@@ -122,7 +122,7 @@ async def test_a_server_that_ends_takes_its_socket_along(path: Path, log: LogRec
         assert (server.port, server.addresses) == (0, [str(path)])
         stream = await dial_unix(path)
         async with open_chat(stream) as chat:
-            await chat.say("hello")
+            await chat.send("hello")
             [member] = server.members
             assert member.address == ""
     assert not path.exists()
@@ -282,7 +282,7 @@ async def test_both_at_once_are_one_chat(path: Path) -> None:
             open_chat(await dial_unix(path), name="another") as c,
         ):
             assert {member.name for member in await a.members()} == {"tcp", "unix", "another"}
-            await b.say("hello")
+            await b.send("hello")
             await c.say("hello")
             assert [member.address == "" for member in server.members] == [False, True, True]
         server.shutdown()

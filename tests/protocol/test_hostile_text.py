@@ -15,14 +15,16 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat import Event, MultichatError, open_chat
+from multichat import Event, MultichatError
 from multichat.cli import errands
 from multichat.cli.console import Console
 from multichat.client.connect import Endpoint
+from multichat.client.front_end import ConnectOptions
 from multichat.log import open_log
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.json_lines import clean_json
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from tests.support.clients import open_line_chat
 from tests.support.harmless import HARMFUL, is_harmless, is_one_harmless_line
 from tests.support.log import LogRecorder
 from tests.support.processes import (
@@ -441,7 +443,7 @@ async def hear(data: bytes, *, plain: bool = False) -> list[Event]:
 
         nursery.start_soon(speak)
         with suppress(MultichatError):
-            async with open_chat(ours, plain=plain) as chat:
+            async with open_line_chat(ours, plain=plain) as chat:
                 assert (chat.codec is JSON) == data.startswith(b'{"type":"welcome"')
                 if chat.welcome is not None:
                     events.append(chat.welcome)
@@ -487,7 +489,7 @@ async def test_errors_of_a_hostile_server_are_filtered(autojump_clock: MockClock
             ours, theirs = trio.testing.memory_stream_pair()
             await theirs.send_all(encode_escaped(WELCOME) + b"\n" + encode_escaped(event) + b"\n")
             with pytest.raises(MultichatError) as refused:
-                async with open_chat(ours, name="alice"):
+                async with open_line_chat(ours, name="alice"):
                     pytest.fail("it was granted")
             assert is_one_harmless_line(str(refused.value))
             assert is_one_harmless_line(getattr(refused.value, "code", ""))
@@ -520,8 +522,8 @@ async def hostile_server(*says: bytes) -> AsyncIterator[Endpoint]:
 async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
     """Return what `multichat connect` prints, and then its last words."""
     with file.open("wb") as out, suppress(MultichatError), open_log(out.fileno()) as writer:
-        console = Console(endpoint, writer=writer, input_fd=None, plain=plain)
-        await console.run()
+        options = ConnectOptions(endpoint=endpoint, plain=plain)
+        await Console(options, writer=writer, input_fd=None).run()
     return file.read_bytes().decode("utf-8")
 
 
@@ -606,7 +608,7 @@ async def test_send_and_who_filter_what_they_show() -> None:
             for errand in (
                 errands.who(endpoint),
                 errands.send(endpoint, "x", input_fd=0),
-                errands.send(endpoint, "x", input_fd=0, plain=True),
+                errands.send(endpoint, "x", input_fd=0),
             ):
                 assert is_one_harmless_line(str(await failure_of(errand) or ""))
 

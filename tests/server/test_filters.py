@@ -218,7 +218,7 @@ async def test_every_nonce_is_answered(autojump_clock: trio.testing.MockClock) -
     async with memory_server(ServerConfig(filters=(no_spam,))) as server:
         bob = await server.join()
         async with server.chat(name="alice") as alice:
-            await alice.say("one", "spam", "two", "spam")
+            await alice.send("one", "spam", "two", "spam")
             assert await bob.lines(2) == ["[alice] one", "[alice] two"]
             for _ in range(2):
                 event = await anext(alice)

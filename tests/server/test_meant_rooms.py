@@ -12,6 +12,7 @@ from multichat.journal.sqlite.journal import Durability, SqliteJournal
 from multichat.protocol.messages import Error
 from multichat.server.config import Message
 from multichat.testing import memory_server
+from tests.support.clients import open_line_chat, type_lines
 from tests.support.programs import JsonClient, join
 
 pytestmark = pytest.mark.unit
@@ -249,16 +250,19 @@ async def test_what_our_client_says_after_a_join_that_is_refused_is_not_heard_wh
     async with memory_server(ServerConfig(max_rooms=2)) as network:
         await join(network)
         bob = await join(network, room="den")
-        async with network.chat(room="den") as chat:
-            [_, said] = [*await chat.send("/join kitchen"), *await chat.send("for the kitchen")]
+        async with open_line_chat(network.connect(), room="den") as chat:
+            [_, said] = [
+                *await type_lines(chat, "/join kitchen"),
+                *await type_lines(chat, "for the kitchen"),
+            ]
             async for event in chat:
                 if isinstance(event, Error) and event.nonce == said:
                     assert event.code == "not-in-room"
                     break
-            await chat.send("/join lobby")
-            await chat.send("for the lobby")
-            await chat.send("/join DEN")
-            await chat.say("for the den")
+            await type_lines(chat, "/join lobby")
+            await type_lines(chat, "for the lobby")
+            await type_lines(chat, "/join DEN")
+            await chat.send("for the den")
             assert (await bob.hear("said"))["text"] == "for the den"
         reader = await join(network)
         assert await reader.history() == ["for the lobby"]

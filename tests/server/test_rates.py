@@ -138,7 +138,7 @@ async def test_a_program_is_told_by_an_event(autojump_clock: trio.testing.MockCl
         server.chat() as chat,
         server.chat() as other,
     ):
-        await other.say("one", "two", "three")
+        await other.send("one", "two", "three")
         assert isinstance(await anext(other), Notice)
         said: list[str] = []
         while len(said) < 3:

@@ -87,7 +87,7 @@ class Crowd:
                 count = dice.randint(1, self._burst)
                 texts = [f"{talker.name} {talker.said + i}" for i in range(count)]
                 talker.said += count
-                await chat.say(*texts)
+                await chat.send(*texts)
                 with trio.move_on_after(dice.uniform(0, 2 * self._pause_seconds)):
                     await self._hushed.wait()
             while not self._has_heard_all(talker) or chat.unaccepted:

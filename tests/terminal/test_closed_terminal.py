@@ -27,6 +27,7 @@ import os, sys, typer
 from pathlib import Path
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint
+from multichat.client.front_end import ConnectOptions
 from multichat.terminal.input_history import History
 from multichat.cli.process import one_line_errors
 from multichat.terminal.app import TerminalChat
@@ -34,7 +35,8 @@ from multichat.terminal.app import TerminalChat
 endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=ClientTimeouts(finish=0.2))
 try:
     with one_line_errors():
-        TerminalChat(endpoint, history=History(Path(os.devnull)), reconnect=False).run()
+        options = ConnectOptions(endpoint=endpoint, reconnect=False)
+        TerminalChat(options, history=History(Path(os.devnull))).run()
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

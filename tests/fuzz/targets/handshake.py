@@ -1,6 +1,6 @@
 """The handshake: a connection's life until it is settled which protocol is spoken, as a script."""
 
-from multichat.client.negotiation import Handshake, make_hello
+from multichat.client.negotiation import Negotiation, make_hello
 from multichat.protocol.json_codec import JSON
 from tests.fuzz.targets.checks import assert_harmless, assert_same, block_of, strings_in
 
@@ -10,7 +10,7 @@ __all__ = ["check_handshake"]
 _MOST_CHAT = 25_000
 
 
-def _state(shake: Handshake) -> dict[str, object]:
+def _state(shake: Negotiation) -> dict[str, object]:
     """Return what a handshake holds; errors, which are equal only to themselves, as their text."""
     return {**vars(shake), "failure": repr(shake.failure)}
 
@@ -25,14 +25,16 @@ def check_handshake(data: bytes) -> None:
     first, _, rest = block_of(data).partition("\n")
     name, _, room = first[1:].partition(" ") if first.startswith("=") else ("", "", "")
     hello = make_hello(name or None, room or None)
-    shake, twin = (Handshake(hello, plain=first == "~", knows_json=first == "!") for _ in range(2))
+    shake, twin = (
+        Negotiation(hello, plain=first == "~", knows_json=first == "!") for _ in range(2)
+    )
     was_settled = shake.settled
     for read in rest.split("\n|\n"):
         block = "\n".join(line for line in read.split("\n") if line)
         if not block:
             continue
-        told = shake.hear(block)
-        alone = [event for line in block.split("\n") for event in twin.hear(line)]
+        told = shake.receive(block)
+        alone = [event for line in block.split("\n") for event in twin.receive(line)]
         assert_same(told, alone, "a run tells what its lines tell")
         assert_same(_state(shake), _state(twin), "a run leaves behind what its lines do")
         for event in told:

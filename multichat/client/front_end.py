@@ -1,0 +1,156 @@
+"""The run of `connect`, whatever renders it: connect, ask for the name, send, show, end.
+
+Each renderer is a `FrontEnd`: the console with its log lines, and the terminal.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from multichat.client.connect import Endpoint
+from multichat.client.line_chat import LineChat
+from multichat.client.status import (
+    LEAVES_WHEN_SENT,
+    SPEAKING_TEXT,
+    describe_status,
+    describe_waiting,
+    refused_name,
+    waiting_for_server,
+)
+from multichat.client.timeouts import ClientTimeouts
+from multichat.errors import ConnectFailed, MultichatError
+from multichat.protocol.messages import Welcome
+
+__all__ = ["ConnectOptions", "FrontEnd"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectOptions:
+    """Which server to connect to, and how; see `multichat.client.connect.connect`."""
+
+    endpoint: Endpoint
+    name: str | None = None
+    room: str | None = None
+    password: str | None = None
+    plain: bool = False
+    replay: int = 0
+    reconnect: bool = True
+    wait: bool = False
+
+
+class FrontEnd(ABC):
+    """One run of `connect`; a subclass renders it and reads the input.
+
+    *failure* is the first error of the run.
+    """
+
+    def __init__(self, options: ConnectOptions, timeouts: ClientTimeouts | None = None) -> None:
+        self.options = options
+        self.endpoint = options.endpoint
+        self.timeouts = timeouts or options.endpoint.timeouts
+        self.failure: MultichatError | None = None
+        self.connected_at = 0.0
+        self.sent = self.received = 0
+
+    # --- What a subclass renders ------------------------------------------------------------------
+
+    @abstractmethod
+    def tell(self, text: str, *, warning: bool = False) -> None:
+        """Show a line about the connection."""
+
+    @abstractmethod
+    def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
+        """Show who and where we are; that is not known in the text protocol."""
+
+    @abstractmethod
+    async def show_events(self, chat: LineChat) -> None:
+        """Receive and show events until the chat is over."""
+
+    @abstractmethod
+    async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
+        """Send what is typed until it ends, then finish; *scope* ends the run at once."""
+
+    @abstractmethod
+    def end(self, chat: LineChat) -> None:
+        """Raise the error of the run, if there is one that was not shown."""
+
+    # --- The run ----------------------------------------------------------------------------------
+
+    async def dial(self) -> trio.abc.Stream:
+        """Connect; with `ConnectOptions.wait`, once the server is there."""
+        if self.options.wait:
+            stream = await self.endpoint.dial_until_there(self._tell_waiting)
+        else:
+            stream = await self.endpoint.dial()
+        self.connected_at = trio.current_time()
+        return stream
+
+    def _tell_waiting(self, error: ConnectFailed) -> None:
+        self.tell(waiting_for_server(error))
+
+    async def run_chat(self, stream: trio.abc.Stream) -> None:
+        """Run the chat over *stream* until the input ends or the server closes.
+
+        Raises `Refused`, `NoJson`, `ConnectionLost`, and what `end` raises.
+        """
+        options = self.options
+        async with LineChat(
+            stream,
+            # Otherwise asked for later, so that a name that is refused does not end the run.
+            name=options.name if options.plain else None,
+            room=options.room,
+            password=options.password,
+            plain=options.plain,
+            replay=options.replay,
+            redial=self.endpoint.dial if options.reconnect else None,
+            wait=options.wait,
+            timeouts=self.timeouts,
+        ).open() as chat:
+            if chat.fell_back:
+                self.tell(SPEAKING_TEXT)
+            welcome = await self._welcome(chat)
+            self.begin(chat, welcome)
+            async with trio.open_nursery() as nursery:
+                if welcome is not None and options.name is not None:
+                    nursery.start_soon(chat.keep_name, options.name)
+                nursery.start_soon(self.send_input, chat, nursery.cancel_scope)
+                try:
+                    await self.show_events(chat)
+                except MultichatError as error:
+                    self.failure = self.failure or error
+                nursery.cancel_scope.cancel(reason="the conversation is over")
+            self.end(chat)
+
+    async def _welcome(self, chat: LineChat) -> Welcome | None:
+        """Ask for the name; return the welcome with the name that we have then."""
+        if chat.welcome is None:
+            return None
+        if self.options.name is not None:
+            refused = await chat.try_rename(self.options.name, self.timeouts.answer)
+            if refused is not None:
+                self.tell(refused_name(refused), warning=True)
+        return msgspec.structs.replace(chat.welcome, name=chat.name)
+
+    # --- Local commands ---------------------------------------------------------------------------
+
+    def describe(self, chat: LineChat, unaccepted: int = 0) -> str:
+        """Return the answer to `/status`, with how many messages are *unaccepted*."""
+        now = trio.current_time()
+        if not chat.connected:
+            retry = None if chat.retry is None else (chat.retry.number, chat.retry.at - now)
+            return describe_waiting(max(unaccepted, chat.unaccepted), retry)
+        return describe_status(
+            self.endpoint,
+            now - self.connected_at,
+            sent=self.sent,
+            received=self.received,
+            unaccepted=unaccepted,
+        )
+
+    def tell_leaving(self, chat: LineChat, unaccepted: int = 0) -> None:
+        """Where messages wait for a connection, say so before we wait for it."""
+        if not chat.connected and chat.unaccepted:
+            self.tell(self.describe(chat, unaccepted))
+            self.tell(LEAVES_WHEN_SENT)

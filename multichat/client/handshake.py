@@ -1,0 +1,94 @@
+"""The beginning and the upkeep of one connection: hello, password, pings.
+
+What the server's answers mean is decided by `multichat.client.negotiation`; here is what is sent,
+and for how long the client waits.
+"""
+
+from contextlib import suppress
+
+import trio
+
+from multichat.client.connection import Connection
+from multichat.client.event_queue import Condition
+from multichat.client.negotiation import Negotiation
+from multichat.client.session import ClientSession
+from multichat.client.timeouts import ClientTimeouts
+from multichat.errors import ConnectionLost
+from multichat.protocol.auth import encode_password
+from multichat.protocol.json_codec import encode_hello
+from multichat.protocol.messages import Ping
+
+__all__ = ["abort_after_goodbye", "keep_alive", "negotiate"]
+
+
+async def negotiate(
+    connection: Connection,
+    negotiation: Negotiation,
+    *,
+    password: str | None,
+    timeouts: ClientTimeouts,
+    answer_seconds: float,
+) -> None:
+    """Send the hello, and the *password* if the server requires it; wait for the answer.
+
+    In plain text no hello is sent, and only a server that requires the password is waited for.
+    Returns when the answer has come, or not within *answer_seconds*, or the connection is over.
+    Raises `RemoteProtocolError` for a welcome that is not valid.
+    """
+    plain = negotiation.plain
+    with suppress(ConnectionLost):  # the receiving task reports it
+        if not plain:
+            await connection.send(encode_hello(negotiation.hello))
+        if not plain or password is not None:
+            with trio.move_on_after(answer_seconds):
+                await connection.wait_for(lambda: negotiation.answered or negotiation.chatting)
+        if negotiation.chatting:
+            with trio.move_on_after(timeouts.lobby):
+                await connection.wait_for(lambda: negotiation.answered)
+        if negotiation.password_asked and password is not None:
+            negotiation.password_sent = True
+            line = encode_password(password)
+            with trio.move_on_after(timeouts.password) as scope:
+                await connection.send(
+                    line if plain else f"{line}\n{encode_hello(negotiation.hello)}"
+                )
+                await connection.wait_for(lambda: negotiation.password_answered)
+            if scope.cancelled_caught:
+                connection.abort(f"the password was not accepted in {timeouts.password:g} s")
+                await connection.wait_for(lambda: False)
+    if negotiation.failure is not None:
+        raise negotiation.failure
+
+
+async def keep_alive(
+    connection: Connection, session: ClientSession, changed: Condition, timeouts: ClientTimeouts
+) -> None:
+    """Ping a silent server, and abort the connection if it does not answer.
+
+    Any input shows that the server is alive.  While messages of ours are unacknowledged, the server
+    may have stopped reading for a slow client, and gets more time to answer.  While our own program
+    does not receive events, nothing is read, and silence means nothing.
+    """
+    while connection.can_send:
+        received_at = connection.received_at
+        await trio.sleep_until(received_at + timeouts.ping)
+        if connection.finishing:  # `Connection.finish` has its own time limit
+            return
+        if connection.received_at > received_at:
+            continue
+        if connection.receiving:
+            connection.try_send(session.encode_unanswered(Ping()))
+        seconds = connection.stuck_seconds if session.outbox else timeouts.pong
+        with trio.move_on_after(seconds) as answer:
+            while connection.received_at <= received_at:
+                await changed.wait()
+        if answer.cancelled_caught and connection.receiving:
+            connection.abort(f"no answer in {seconds:g} s")
+
+
+async def abort_after_goodbye(connection: Connection, timeouts: ClientTimeouts) -> None:
+    """Abort a connection that the server does not close after its goodbye."""
+    with trio.move_on_after(timeouts.finish) as timeout:
+        await connection.wait_for(lambda: False)
+    if timeout.cancelled_caught:
+        connection.abort("the server has said goodbye")

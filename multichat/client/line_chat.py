@@ -1,0 +1,158 @@
+"""A chat whose requests are typed: for the terminal, the console and pipes.
+
+Adds to `Chat` the sending of typed lines, and what a front end shows of the connection.
+"""
+
+from collections.abc import Iterable
+
+import trio
+
+from multichat.client.chat import Chat
+from multichat.client.reconnect import Retry
+from multichat.client.typed import LocalCommand, Typed
+from multichat.errors import ConnectionLost, InvalidRequest, Refused
+from multichat.protocol.codec import Codec
+from multichat.protocol.json_codec import JSON
+from multichat.protocol.messages import (
+    NO_SENDER,
+    Direct,
+    Error,
+    Hello,
+    Invalid,
+    Nonce,
+    Quit,
+    Reply,
+    Say,
+    SayBlock,
+)
+from multichat.protocol.text_codec import TEXT
+
+__all__ = ["LineChat"]
+
+
+class LineChat(Chat):
+    """A `Chat` for a front end."""
+
+    # --- Sending ----------------------------------------------------------------------------------
+
+    async def send_typed(self, typed: Iterable[Typed]) -> list[Nonce | None]:
+        """Send typed requests; in the text protocol, their lines as they are.
+
+        A command that is none is answered by an `Error` among the events, as is what is too long.
+        Returns for each line the nonce, which its answer has too, or None where it has none;
+        nothing in the text protocol.  For the rest see `Chat.send`.
+        """
+        if self.codec is TEXT:
+            await self.send_lines("\n".join(each.lines for each in typed))
+            return []
+        nonces: list[Nonce | None] = []
+        with self._link.sending():
+            for each in typed:
+                nonces += await self._send_one(each)
+        return nonces
+
+    async def send_lines(self, block: str) -> None:
+        """Send lines as they are, in the text protocol; for the rest see `Chat.send`."""
+        with self._link.sending():
+            await self._link.send_lines(block)
+
+    async def _send_one(self, typed: Typed) -> list[Nonce | None]:
+        match typed.request:
+            case SayBlock(text=text):
+                says = [Say(line) for line in text.split("\n")]
+                return await self._send_pieces(says, typed=True)
+            case Invalid(error=error):
+                self._link.events.put([error])
+            case Reply() if self._session.last_sender is None:
+                self._link.events.put([Error(InvalidRequest.code, NO_SENDER)])
+            case Reply(text=text):
+                direct = Direct(self._session.last_sender or 0, text)
+                return await self._send_pieces([direct], typed=True)
+            case Quit() as request:
+                await self._link.send_lines(JSON.encode_request(request))
+            case None | Hello() | LocalCommand():
+                pass
+            case request:
+                return await self._send_pieces([request], typed=True)
+        return [None]
+
+    async def try_rename(self, name: str, seconds: float) -> Refused | None:
+        """Ask for another name; return why it was refused.
+
+        None if it was not, or not within *seconds*; a connection that is lost meanwhile is reported
+        by the events.
+        """
+        try:
+            with trio.move_on_after(seconds):
+                await self.rename(name)
+        except Refused as refused:
+            return refused
+        except ConnectionLost:
+            pass
+        return None
+
+    def is_unaccepted(self, nonce: Nonce) -> bool:
+        """Whether what has that nonce was sent and is not answered yet."""
+        return nonce in self._session.outbox
+
+    def report_accepted(self) -> None:
+        """From now on have each `Accepted` among the events.
+
+        There our own messages have their place in the order of the room.
+        """
+        self._session.reports_accepted = True
+
+    # --- The connection ---------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> Codec:
+        """The protocol that is spoken now."""
+        return self._session.codec
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether JSON was asked for and the server speaks text."""
+        return self.codec is TEXT and not self._link.plain and self._session.negotiation.settled
+
+    @property
+    def retry(self) -> Retry | None:
+        """The next try to reconnect, or the one that is under way; None while connected."""
+        return self._link.retry
+
+    @property
+    def can_send(self) -> bool:
+        """Whether a message may still arrive: nothing has failed and `finish` was not called."""
+        return self._link.can_send
+
+    @property
+    def moved_bytes(self) -> int:
+        """A number that changes as the peer receives and sends: twice the same, nothing moves."""
+        return self._link.connection.moved_bytes
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes were sent and not yet handed to the system."""
+        return self._link.connection.waiting_bytes
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended the last connection there was."""
+        return self._link.connection.ended
+
+    def check_admitted(self) -> None:
+        """Raise `Refused` if the server requires a password and was sent none, or a wrong one."""
+        self._link.check_admitted()
+
+    # --- The end ----------------------------------------------------------------------------------
+
+    async def finish(self, *, end_line: str = TEXT.encode_request(Quit())) -> None:
+        """Finish as `Chat.finish` does.
+
+        In text, *end_line* asks the server to end where a stream has no end of input of its own, as
+        TLS has none.
+        """
+        await self._link.finish(end_line)
+
+    async def close(self) -> None:
+        """End it at once; send a `quit`, which ends the session, if that needs no waiting."""
+        await self._link.close()

@@ -1,0 +1,108 @@
+"""Outbox: the requests of a client that have not been answered yet, in order.  Pure.
+
+Owns the nonces of a chat, which outlives its connections: by its nonce the server recognizes a
+request that is sent again.  On the next connection the unanswered requests are sent again, with
+their nonces and before anything new.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from multichat.protocol.json_codec import JSON
+from multichat.protocol.messages import Act, Direct, Join, Nonce, Say, WireRequest
+
+__all__ = ["Outbox", "Pending"]
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request with its *nonce*, encoded as *line*.
+
+    *is_sent* says that it was handed to a connection, so that it may have arrived.
+    """
+
+    nonce: int
+    request: WireRequest
+    line: str
+    is_sent: bool = False
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it says something to somebody."""
+        return isinstance(self.request, Say | Act | Direct)
+
+
+class Outbox:
+    """The unanswered requests of one chat.
+
+    There MUST NOT be more than `MAX_UNACCEPTED`.  `encode` a request, `add` it in the step in which
+    it is handed to a connection or left to the next one, and `settle` it when it is answered.
+    """
+
+    def __init__(self) -> None:
+        self._nonce = 0
+        self._pending: dict[Nonce, Pending] = {}
+        self._joins: dict[Nonce, str] = {}  # the rooms of unanswered joins
+
+    def __len__(self) -> int:
+        """How many requests are unanswered."""
+        return len(self._pending)
+
+    def __contains__(self, nonce: Nonce | None) -> bool:
+        """Return whether the request with that nonce is unanswered."""
+        return nonce in self._pending
+
+    @property
+    def messages(self) -> int:
+        """How many of them are messages."""
+        return sum(each.is_message for each in self._pending.values())
+
+    @property
+    def messages_sent(self) -> int:
+        """How many of the messages were sent, and so may have arrived."""
+        return sum(each.is_message and each.is_sent for each in self._pending.values())
+
+    def next_room(self, room: str) -> str:
+        """Return the room of the next message: that of the last unanswered join, or else *room*."""
+        return next(reversed(self._joins.values()), room)
+
+    def encode(self, request: WireRequest) -> Pending:
+        """Give a request the next nonce and encode it."""
+        self._nonce += 1
+        numbered = msgspec.structs.replace(request, nonce=self._nonce)
+        return Pending(self._nonce, request, JSON.encode_request(numbered))
+
+    def add(self, pending: Pending, *, is_sent: bool) -> None:
+        """Keep an encoded request until it is settled; it *is_sent* now, or will be by `resend`."""
+        pending.is_sent = is_sent
+        self._pending[pending.nonce] = pending
+        if isinstance(pending.request, Join):
+            self._joins[pending.nonce] = pending.request.room
+
+    def settle(self, nonce: Nonce | None) -> Pending | None:
+        """Remove a request that has been answered; return it, if it was unanswered."""
+        if nonce is None:
+            return None
+        self._joins.pop(nonce, None)
+        return self._pending.pop(nonce, None)
+
+    def withdraw(self, nonces: Iterable[Nonce]) -> None:
+        """Remove requests that were not sent after all, or whose answer nobody needs any more."""
+        for nonce in nonces:
+            self.settle(nonce)
+
+    def addressed_by_number(self) -> list[Nonce]:
+        """Return the nonces of the private messages that are addressed by client number."""
+        return [
+            nonce
+            for nonce, pending in self._pending.items()
+            if isinstance(pending.request, Direct) and isinstance(pending.request.to, int)
+        ]
+
+    def resend(self) -> list[str]:
+        """Return the lines to send first on a new connection; from now on they count as sent."""
+        for pending in self._pending.values():
+            pending.is_sent = True
+        return [pending.line for pending in self._pending.values()]

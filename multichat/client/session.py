@@ -1,0 +1,214 @@
+"""A client's session with a server, whatever connections it takes: lines in, events out.  Pure.
+
+Owns who and where we are, which requests are unanswered, and which events the program receives.
+Invariants:
+
+1. A JSON request stays in the outbox until it is answered.  A new connection begins with all of
+   them, in order, each with the nonce that it had; nothing new is sent before.
+2. No message of a room is returned twice, and none is left out without a `Missed` or an `Error`.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from multichat.client.negotiation import Negotiation
+from multichat.client.outbox import Outbox, Pending
+from multichat.client.position import Position
+from multichat.errors import LineTooLong
+from multichat.protocol.codec import Codec
+from multichat.protocol.framing import Part
+from multichat.protocol.json_codec import JSON
+from multichat.protocol.messages import (
+    Accepted,
+    Act,
+    Directed,
+    Error,
+    Event,
+    Hello,
+    Joined,
+    Left,
+    Nonce,
+    Notice,
+    Ping,
+    Presence,
+    Quit,
+    Reconnected,
+    Renamed,
+    Said,
+    Say,
+    Welcome,
+    WireRequest,
+)
+from multichat.protocol.names import fold_name, with_visible_names
+from multichat.protocol.text_codec import TEXT
+
+__all__ = ["ClientSession"]
+
+_GAP = "messages that were said here meanwhile may be missing; /history shows the latest"
+
+
+class ClientSession:
+    """The state of one client, which begins with *hello*, or in *plain* text.
+
+    *negotiation* is that of the current, or else the last, connection.  *answers* has the requests
+    whose answer a call waits for, with the answer once it has come; *answered* counts all answers.
+    If *reports_accepted* is set, each `Accepted` is among the events.  *last_sender* is the client
+    that sent us the last private message.
+    """
+
+    def __init__(self, hello: Hello, *, plain: bool) -> None:
+        self._plain = plain
+        self.position = Position()
+        self.outbox = Outbox()
+        self.welcome: Welcome | None = None
+        self.negotiation = Negotiation(hello, plain=plain)
+        self.reports_accepted = False
+        self.answers: dict[Nonce, Event | None] = {}
+        self.answered = 0
+        self.last_sender: int | None = None
+        self.wanted_name = ""
+        self.name_releases = 0  # how often the wanted name may have become free
+        self._holder = ""  # the name in use that the wanted one looks like
+        self._has_begun = False  # on an earlier connection, in either protocol
+        self._unwanted: set[Nonce] = set()  # requests on this connection whose answer is dropped
+
+    @property
+    def codec(self) -> Codec:
+        """The protocol that is spoken; JSON for good once the server has welcomed us."""
+        return TEXT if self.welcome is None else JSON
+
+    def reconnect(self) -> None:
+        """Begin a new connection, with a hello that resumes the session."""
+        self._unwanted.clear()
+        self._has_begun = self._has_begun or self.negotiation.settled or bool(self.position.session)
+        if self.position.session:
+            self.negotiation = Negotiation(self.position.hello(), knows_json=True)
+        else:
+            self.negotiation = Negotiation(self.negotiation.hello, plain=self._plain)
+
+    # --- Requests ---------------------------------------------------------------------------------
+
+    def encode(self, request: WireRequest) -> Pending:
+        """Give a request its nonce, and a message the room that it is meant for.
+
+        So a message is said nowhere else: not in the old room when a join is refused, and not in
+        the room where another connection ends up.
+        """
+        if isinstance(request, Say | Act) and request.room is None:
+            room = self.outbox.next_room(self.position.room)
+            request = msgspec.structs.replace(request, room=room or None)
+        return self.outbox.encode(request)
+
+    def encode_unanswered(self, request: Ping | Quit) -> str:
+        """Return the line for a request whose answer the program does not receive."""
+        pending = self.outbox.encode(request)
+        self._unwanted.add(pending.nonce)
+        return pending.line
+
+    def take_answer(self, nonce: int) -> Event | None:
+        """Return the answer to a request of *answers*; without one, stop waiting for it."""
+        answer = self.answers.pop(nonce)
+        if answer is None and nonce in self.outbox:  # else it was never sent
+            self.outbox.withdraw([nonce])
+            self._unwanted.add(nonce)
+        return answer
+
+    # --- Events -----------------------------------------------------------------------------------
+
+    def receive(self, parts: Iterable[Part], *, ended: bool = False) -> list[Event]:
+        """Return the events of one read for the program.
+
+        *ended* says that it was the last, so that it may end within a line.
+        """
+        events: list[Event] = []
+        for part in parts:
+            if self.negotiation.disconnected:
+                break
+            if isinstance(part, LineTooLong):
+                events.append(Notice(str(part)))
+            elif not (ended and not self.negotiation.settled and part.startswith("{")):
+                events += self._receive_block(part, ended=ended)  # else half a welcome
+        return events
+
+    def _receive_block(self, block: str, *, ended: bool) -> list[Event]:
+        decoded = self.negotiation.receive(block)
+        if not block.isascii() or "\\u" in block:  # else no name holds what cannot be seen
+            decoded = list(map(with_visible_names, decoded))
+        if self.negotiation.codec is TEXT:
+            return decoded
+        events: list[Event] = []
+        for event in decoded:
+            if isinstance(event, Said):
+                # Without an id, and in the end: the next connection brings the whole message.
+                if self.position.advance(event) and (event.id or not ended):
+                    events.append(event)
+                continue
+            if isinstance(event, Welcome) and not event.resumed:
+                events += self._forget_numbers()
+            if (shown := self._apply(event)) is not None:
+                events.append(shown)
+        return events
+
+    def _forget_numbers(self) -> list[Event]:
+        """Forget client numbers, which a server that does not know us gives to others.
+
+        Private messages to them must not be sent again; each is answered by an error.
+        """
+        self.last_sender = None
+        reason = "not sent: the server was restarted, and its clients have new numbers"
+        answers = [
+            self._apply(Error("nobody-there", reason, nonce=nonce))
+            for nonce in self.outbox.addressed_by_number()
+        ]
+        return [answer for answer in answers if answer is not None]
+
+    def _apply(self, event: Event) -> Event | None:
+        """Update the state by an event; return what the program receives of it."""
+        pending = self.outbox.settle(event.nonce)
+        self.answered += pending is not None
+        match event:
+            case Welcome():
+                return self._welcomed(event)
+            case Renamed(client=client, old=old):
+                self.position.renamed(event)
+                if client != self.position.client:
+                    self._note_released(old)
+            case Joined():
+                self.position.joined(event)
+            case Left(name=name):
+                self._note_released(name)
+            case Presence():
+                self.name_releases += 1
+            case Directed(client=client):
+                self.last_sender = client
+            case Error(code="name-taken", holder=holder):
+                self._holder = holder
+            case Error(code="unknown-id", nonce=None):
+                self.position.restart()
+                return Error(event.code, _GAP)
+        return self._for_program(event, is_answer=pending is not None)
+
+    def _note_released(self, name: str) -> None:
+        if self.wanted_name and fold_name(name) in map(fold_name, (self.wanted_name, self._holder)):
+            self.name_releases += 1
+
+    def _welcomed(self, welcome: Welcome) -> Event | None:
+        self.welcome = welcome
+        self.position.welcomed(welcome)
+        if not self._has_begun:
+            return None
+        return Reconnected(welcome.resumed, again=self.outbox.messages_sent)
+
+    def _for_program(self, event: Event, *, is_answer: bool) -> Event | None:
+        nonce = event.nonce
+        if nonce is None:
+            return event
+        if nonce in self._unwanted:
+            self._unwanted.discard(nonce)
+            return None
+        if nonce in self.answers:
+            self.answers[nonce] = event
+            return None
+        hidden = is_answer and isinstance(event, Accepted) and not self.reports_accepted
+        return None if hidden else event

@@ -1,0 +1,24 @@
+"""Clients of the tests."""
+
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import trio
+
+from multichat.client.line_chat import LineChat
+from multichat.client.typed import parse_typed
+from multichat.protocol.messages import Nonce
+
+__all__ = ["open_line_chat", "type_lines"]
+
+
+def open_line_chat(
+    stream: trio.abc.Stream, **options: Any
+) -> AbstractAsyncContextManager[LineChat]:
+    """Open a chat as `multichat.open_chat` does, with what a front end needs besides."""
+    return LineChat(stream, **options).open()
+
+
+async def type_lines(chat: LineChat, block: str) -> list[Nonce | None]:
+    """Send lines as if they had been typed."""
+    return await chat.send_typed(parse_typed(block))
