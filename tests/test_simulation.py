@@ -15,7 +15,8 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig, Slow
-from multichat.protocol.messages import TOO_FAR_BEHIND, Goodbye
+from multichat.protocol.goodbyes import TOO_FAR_BEHIND
+from multichat.protocol.messages import Goodbye
 from multichat.testing import ScriptedClient, memory_server
 
 from .simulation.broken import MUTATIONS, Break, echo

@@ -27,14 +27,8 @@ from multichat.errors import (
 from multichat.log import Log, LogWriter
 from multichat.protocol.auth import parse_password
 from multichat.protocol.framing import Part
-from multichat.protocol.messages import (
-    ASKED_TO_LEAVE,
-    Disconnected,
-    Event,
-    Goodbye,
-    Reconnected,
-    Welcome,
-)
+from multichat.protocol.goodbyes import ASKED_TO_LEAVE
+from multichat.protocol.messages import Disconnected, Event, Goodbye, Reconnected, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import disguised_command, why_not_said
 from multichat.stdio import read_input, until_signal

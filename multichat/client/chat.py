@@ -35,6 +35,7 @@ from multichat.protocol.messages import (
     Accepted,
     Act,
     Direct,
+    Entered,
     Error,
     Event,
     History,
@@ -239,12 +240,14 @@ class Chat:
         """Change our name; raises `Refused` if the server does not allow it, `ConnectionLost`."""
         await self._ask(Rename(clean(name)))
 
-    async def join(self, room: str) -> None:
+    async def join(self, room: str) -> Entered | None:
         """Leave our room for another; raises `Refused` if that cannot be, `ConnectionLost`.
 
+        Returns the room that we are in, with its number of members; None in the text protocol.
         Events that come after it returns are those of the new room.
         """
-        await self._ask(Join(clean(room)))
+        answer = await self._ask(Join(clean(room)))
+        return answer if isinstance(answer, Entered) else None
 
     async def members(self, room: str | None = None) -> list[MemberName]:
         """Ask who is in *room*, or in ours, ourselves among them.

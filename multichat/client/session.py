@@ -23,6 +23,7 @@ from multichat.protocol.messages import (
     Accepted,
     Act,
     Directed,
+    Entered,
     Error,
     Event,
     Hello,
@@ -174,8 +175,10 @@ class ClientSession:
                 self.position.renamed(event)
                 if client != self.position.client:
                     self._note_released(old)
-            case Joined():
+            case Joined(client=client, room=room) if room:
                 self.position.joined(event)
+                if client == self.position.client:
+                    event = Entered(room, event.members, event.last, nonce=event.nonce)
             case Left(name=name):
                 self._note_released(name)
             case Presence():

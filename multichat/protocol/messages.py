@@ -8,22 +8,15 @@ documented in `docs/protocol.md`.
 Every request may carry a *nonce*, which its answer repeats.
 """
 
+from datetime import datetime
 from typing import Annotated, TypeAlias
 
 import msgspec
 
 from multichat.errors import NameTaken, RemoteProtocolError
-from multichat.protocol.auth import (
-    SERVER_IS_FULL,
-    TOO_MANY_ATTEMPTS,
-    TOO_MANY_FROM_ADDRESS,
-    TOO_MANY_WRONG,
-    WRONG_PASSWORD,
-)
+from multichat.protocol.goodbyes import GOODBYES, code_of_reason
 
 __all__ = [
-    "ASKED_TO_LEAVE",
-    "GOODBYES",
     "HISTORY_MESSAGES",
     "LOBBY",
     "MAX_DECOMPOSED",
@@ -32,15 +25,12 @@ __all__ = [
     "MAX_UNACCEPTED",
     "NO_SENDER",
     "PROTOCOL",
-    "SHUTTING_DOWN",
-    "TAKEN_OVER",
-    "TOO_FAR_BEHIND",
-    "TOO_SLOW",
     "Accepted",
     "Act",
     "Direct",
     "Directed",
     "Disconnected",
+    "Entered",
     "Error",
     "Event",
     "Goodbye",
@@ -278,32 +268,51 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     session: str = ""
 
 
+def _parse_time(timestamp: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(timestamp)
+    except ValueError:  # a hostile server can send anything
+        return None
+    return None if time.tzinfo is None else time
+
+
 class Said(_Message, frozen=True, kw_only=True, tag="said"):
     """A message in a room, or an action if *act*.
 
     In the text protocol *id*, *time*, *room* and *client* are unknown, and *name* is empty if the
-    server does not tag its lines.
+    server does not tag its lines.  *timestamp* is the time as it is on the wire.
     """
 
     id: str = ""
-    time: str = ""
+    timestamp: str = msgspec.field(default="", name="time")
     room: Name = ""
     client: _Count = 0
     name: Name
     text: str
     act: bool = False
 
+    @property
+    def time(self) -> datetime | None:
+        """When it was said, with a time zone; None if that is unknown."""
+        return _parse_time(self.timestamp)
+
 
 class Directed(_Message, frozen=True, kw_only=True, tag="direct"):
     """A private message to us.
 
-    In the text protocol *time* and *client* are unknown.
+    In the text protocol *time* and *client* are unknown.  *timestamp* is the time as it is on the
+    wire.
     """
 
-    time: str = ""
+    timestamp: str = msgspec.field(default="", name="time")
     client: _Count = 0
     name: Name
     text: str
+
+    @property
+    def time(self) -> datetime | None:
+        """When it was said, with a time zone; None if that is unknown."""
+        return _parse_time(self.timestamp)
 
 
 class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
@@ -313,10 +322,11 @@ class Accepted(_Message, frozen=True, kw_only=True, tag="accepted"):
 
 
 class Joined(_Message, frozen=True, tag="joined"):
-    """A client has joined our room; as the answer to `Join`, we have joined *room*.
+    """A client has joined our room.
 
-    *members* is the number of members now; 0 from older servers, which send it only in the answer.
-    *last* is, in the answer, the id of the last message there, if any.
+    *members* is the number of members now; 0 from older servers, which send it only in the answer
+    to `Join`.  As that answer it says that we have joined *room*, whose *last* message has that id,
+    if there is one: the client turns it into `Entered`.
     """
 
     client: _Count
@@ -426,48 +436,6 @@ class Error(_Message, frozen=True, tag="error"):
     holder: Name = ""
 
 
-ASKED_TO_LEAVE = "you asked to leave"
-"""The reason of the goodbye that answers `Quit`."""
-
-
-GOODBYES = {
-    "shutdown": True,
-    "draining": True,
-    "too-slow": True,
-    "idle": True,
-    "full": True,
-    "kicked": False,
-    "banned": False,
-    "replaced": False,
-    "wrong-password": False,
-    "quit": False,
-}
-"""The codes of a goodbye, and whether the client may reconnect after it."""
-
-TOO_SLOW = "too slow"
-TOO_FAR_BEHIND = "too far behind"
-TAKEN_OVER = "taken over by a new connection"
-SHUTTING_DOWN = "the server is shutting down"
-
-# How the reasons of a goodbye begin, for goodbyes without a code, from the text protocol or from
-# older servers.  The first match counts.
-_CODES_BY_REASON = {
-    SHUTTING_DOWN: "shutdown",
-    TOO_SLOW: "too-slow",
-    TOO_FAR_BEHIND: "too-slow",
-    "nothing said for": "idle",
-    SERVER_IS_FULL: "full",
-    TOO_MANY_FROM_ADDRESS: "full",
-    TOO_MANY_ATTEMPTS: "full",
-    "kicked": "kicked",
-    "banned": "banned",
-    TAKEN_OVER: "replaced",
-    WRONG_PASSWORD: "wrong-password",
-    TOO_MANY_WRONG: "full",
-    ASKED_TO_LEAVE: "quit",
-}
-
-
 class Goodbye(_Message, frozen=True, tag="goodbye"):
     """The server is about to close the connection.
 
@@ -490,8 +458,7 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
         """Return the same goodbye with the missing fields derived from its reason."""
         code, reconnect = self.code, self.reconnect
         if not code and reconnect is None:
-            known = (c for start, c in _CODES_BY_REASON.items() if self.reason.startswith(start))
-            code = next(known, "")
+            code = code_of_reason(self.reason)
         if reconnect is None:
             reconnect = GOODBYES.get(code, False)
         return msgspec.structs.replace(self, code=code, reconnect=reconnect)
@@ -517,6 +484,17 @@ class Reconnected(_Message, frozen=True):
 
     resumed: bool
     again: int = 0
+
+
+class Entered(_Message, frozen=True):
+    """We have joined *room*, with so many *members* and the *last* id there; is on no wire.
+
+    The client makes it of the `Joined` that answers `Join`.
+    """
+
+    room: str
+    members: int = 0
+    last: str | None = None
 
 
 class SaidBlock(msgspec.Struct, frozen=True):
@@ -576,5 +554,5 @@ WireEvent: TypeAlias = (
 )
 """The events on the wire."""
 
-Event: TypeAlias = WireEvent | Disconnected | Reconnected
+Event: TypeAlias = WireEvent | Disconnected | Reconnected | Entered
 """The events of a client: those on the wire, and those of its own connection."""

@@ -11,6 +11,7 @@ from multichat.protocol.messages import (
     Act,
     Direct,
     Directed,
+    Entered,
     Error,
     Event,
     Goodbye,
@@ -144,7 +145,7 @@ class TextCodec:
                 return [f"you are {name} in {room}; {_are_here(members)}"]
             case Joined(room="", name=name):
                 return [f"{name} joined"]
-            case Joined(room=room, members=members):
+            case Joined(room=room, members=members) | Entered(room=room, members=members):
                 return [f"you are in {room}; {_are_here(members)}"]
             case Left(name=name, reason=reason):
                 return [f"{name} left ({reason})" if reason else f"{name} left"]
@@ -171,7 +172,7 @@ class TextCodec:
                 unreadable = f" and {missed} that cannot be read" if missed else ""
                 return [
                     f"{_messages(len(messages))}{unreadable}, times in UTC:",
-                    *(f"{_format_time(said.time)} {self.format(said)}" for said in messages),
+                    *(f"{_format_time(said.timestamp)} {self.format(said)}" for said in messages),
                 ]
             case Pong(token=token):
                 return [f"pong {token}".rstrip(" ")]

@@ -23,7 +23,8 @@ import trio
 from multichat.net import transport
 from multichat.protocol.auth import SERVER_IS_FULL, TOO_MANY_FROM_ADDRESS
 from multichat.protocol.framing import LineDecoder, Part
-from multichat.protocol.messages import SHUTTING_DOWN, Goodbye
+from multichat.protocol.goodbyes import SHUTTING_DOWN
+from multichat.protocol.messages import Goodbye
 from multichat.protocol.sniff import NO_TLS, TLS_RECORD
 from multichat.protocol.text_codec import TEXT
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS, ServerConfig

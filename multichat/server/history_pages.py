@@ -57,7 +57,7 @@ def _backwards(blocks: list[SaidBlock]) -> Iterator[tuple[int, Said]]:
                 number,
                 Said(
                     id=message_id(block.epoch, number),
-                    time=block.time,
+                    timestamp=block.time,
                     room=block.room,
                     client=block.client,
                     name=block.name,

@@ -32,13 +32,12 @@ from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
 from multichat.net.send_queue import SendResult
 from multichat.protocol.address import is_loopback
+from multichat.protocol.goodbyes import TAKEN_OVER, TOO_FAR_BEHIND
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
 from multichat.protocol.messages import (
     LOBBY,
     NO_SENDER,
-    TAKEN_OVER,
-    TOO_FAR_BEHIND,
     Direct,
     Directed,
     Goodbye,
@@ -471,7 +470,7 @@ class Registry:
         """
         await self._tell(
             recipient,
-            Directed(time=utc_now(), client=sender.client, name=sender.name, text=text),
+            Directed(timestamp=utc_now(), client=sender.client, name=sender.name, text=text),
         )
         recipient.last_sender = sender.client
 

@@ -28,16 +28,9 @@ from multichat.journal.base import Keeping, RoomJournal
 from multichat.log import Log
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
+from multichat.protocol.goodbyes import TOO_SLOW
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import (
-    TOO_SLOW,
-    Directed,
-    Goodbye,
-    HistoryPage,
-    Nonce,
-    Notice,
-    SaidBlock,
-)
+from multichat.protocol.messages import Directed, Goodbye, HistoryPage, Nonce, Notice, SaidBlock
 from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now

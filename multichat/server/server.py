@@ -42,7 +42,8 @@ from multichat.net.turns import Meter, Turns, current_meter
 from multichat.protocol.address import DEFAULT_PORT
 from multichat.protocol.auth import SERVER_IS_FULL
 from multichat.protocol.framing import LineDecoder, clean
-from multichat.protocol.messages import SHUTTING_DOWN, Goodbye
+from multichat.protocol.goodbyes import SHUTTING_DOWN
+from multichat.protocol.messages import Goodbye
 from multichat.protocol.names import load_tables
 from multichat.server.admission import Admission, AdmissionRefused, AdmittedConnection
 from multichat.server.authentication import Authenticate, Authentication

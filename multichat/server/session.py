@@ -18,9 +18,9 @@ from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
 from multichat.protocol.codec import encoded_help
 from multichat.protocol.framing import Part
+from multichat.protocol.goodbyes import ASKED_TO_LEAVE
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
-    ASKED_TO_LEAVE,
     PROTOCOL,
     Act,
     Direct,

@@ -36,6 +36,7 @@ from multichat.protocol.messages import (
     Direct,
     Directed,
     Disconnected,
+    Entered,
     Error,
     Event,
     Help,
@@ -274,15 +275,15 @@ class TerminalChat(FrontEnd):
 
     def _note(self, event: Event) -> None:
         """Keep what the status shows, and whom one may want to name."""
-        self._changes += isinstance(event, Joined | Left | Renamed)
+        self._changes += isinstance(event, Entered | Joined | Left | Renamed)
         match event:
             case Welcome(members=members):
                 self._members = members
                 self._names_stale.set()
-            case Joined(room="", name=name, members=members):
+            case Joined(name=name, members=members):
                 self._members = members or self._members + 1
                 self._try_send(name)
-            case Joined(members=members):
+            case Entered(members=members):
                 self._members = members
                 self._names_stale.set()
             case Left(name=name, members=members):

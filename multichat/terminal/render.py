@@ -12,6 +12,7 @@ Invariants:
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from multichat.protocol.messages import (
     Direct,
     Directed,
     Disconnected,
+    Entered,
     Error,
     Event,
     Goodbye,
@@ -84,7 +86,7 @@ _TAB_COLUMNS = 4
 _FNV_OFFSET, _FNV_PRIME = 2166136261, 16777619
 
 # What is told of people, and not said by one.
-STATES = (Welcome, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
+STATES = (Welcome, Entered, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 
 class Us(NamedTuple):
@@ -217,12 +219,10 @@ class Renderer:
         return [*date, *lines]
 
     def _time_of(self, event: Event, now: datetime) -> datetime:
-        said_at = getattr(event, "time", "")
-        if said_at:
-            try:
-                return self._local(datetime.fromisoformat(said_at))
-            except (ValueError, OverflowError, OSError):
-                pass  # a server can write anything there
+        time = event.time if isinstance(event, Said | Directed) else None
+        if time is not None:
+            with suppress(ValueError, OverflowError, OSError):  # a hostile server's time
+                return self._local(time)
         return self._local(now)
 
     def _local(self, time: datetime) -> datetime:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from multichat import (
     Chat,
     ConnectionLost,
     Directed,
+    Entered,
     Error,
     Joined,
     Left,
@@ -575,3 +577,91 @@ async def test_bots_end_with_their_server() -> None:
             await server.start_bot(each)
             server.shutdown()
     assert ended == ["goodbye", "cancelled"]
+
+
+# --- Answers to calls ----------------------------------------------------------------------------
+
+
+async def test_say_returns_the_id_of_the_accepted_message(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as a, network.chat() as b:
+        ids = [await a.say("hello"), await a.act("waves")]
+        events = [await anext(b) for _ in range(2)]
+        said = [event for event in events if isinstance(event, Said)]
+        assert [event.id for event in said] == ids
+        assert await b.send("not waited for") == [1]
+
+
+async def test_say_returns_no_id_in_the_text_protocol(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(plain=True) as chat:
+        assert await chat.say("hello") == ""
+        assert await chat.send("hello") == []
+
+
+async def test_say_raises_when_the_server_rejects_the_message(autojump_clock: MockClock) -> None:
+    async def reject(message: multichat.Message) -> None:
+        return None
+
+    config = ServerConfig(filters=(reject,))
+    async with memory_server(config) as network, network.chat() as chat:
+        with pytest.raises(Refused) as caught:
+            await chat.say("hello")
+        assert caught.value.code == "rejected"
+
+
+async def test_say_continues_over_a_new_connection(autojump_clock: MockClock) -> None:
+    async with memory_server() as network:
+        first = network.connect()
+
+        async def dial() -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            return network.connect()
+
+        async with multichat.open_chat(first, redial=dial) as chat:
+            await trio.aclose_forcefully(first)
+            assert await chat.say("hello")
+
+
+async def test_history_returns_pages_of_messages(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as chat:
+        ids = [await chat.say(str(number)) for number in range(5)]
+        page = await chat.history(2)
+        assert [said.id for said in page.messages] == ids[3:]
+        assert page.more
+        page = await chat.history(before=ids[3])
+        assert [said.text for said in page.messages] == ["0", "1", "2"]
+        assert not page.more
+
+
+async def test_there_is_no_history_for_programs_in_the_text_protocol(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_server() as network, network.chat(plain=True) as chat:
+        with pytest.raises(LocalProtocolError, match="no list of messages"):
+            await chat.history()
+
+
+async def test_the_time_of_a_message_is_aware(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat() as a, network.chat() as b:
+        await a.say("hello")
+        said = await anext(b)
+        assert isinstance(said, Said)
+        assert said.time is not None
+        assert said.time.utcoffset() == timedelta(0)
+        assert f"{said.time:%Y-%m-%dT%H:%M:%S}" == said.timestamp[:19]
+
+
+@pytest.mark.parametrize("timestamp", ["", "yesterday", "2025-01-15", "9" * 99])
+def test_a_timestamp_that_is_no_time_is_none(timestamp: str) -> None:
+    assert Said(timestamp=timestamp, name="bob", text="hi").time is None
+
+
+async def test_our_own_join_is_an_event_of_another_type(autojump_clock: MockClock) -> None:
+    async with memory_server() as network, network.chat(room="den"):
+        async with open_line_chat(network.connect()) as chat:
+            await type_lines(chat, "/join den")
+            event = await anext(chat)
+            assert isinstance(event, Entered)
+            assert (event.room, event.members, event.last) == ("den", 2, None)
+        async with network.chat() as other:
+            entered = await other.join("den")
+            assert entered == Entered("den", 2, nonce=1)

@@ -31,7 +31,8 @@ from multichat.client.line_chat import LineChat
 from multichat.client.position import EVERYTHING
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.errors import RemoteProtocolError
-from multichat.protocol.messages import GOODBYES, MAX_UNACCEPTED, Joined, MemberName, Renamed
+from multichat.protocol.goodbyes import GOODBYES
+from multichat.protocol.messages import MAX_UNACCEPTED, Joined, MemberName, Renamed
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.clients import open_line_chat, type_lines
 

@@ -995,7 +995,7 @@ def test_a_publish_is_one_object_a_line_for_each_message(said: list[str], block:
     assert list(JSON.parse_events(lines)) == [
         Said(
             id=message_id(block.epoch, block.first + number),
-            time=block.time,
+            timestamp=block.time,
             room=block.room,
             client=block.client,
             name=block.name,

@@ -7,7 +7,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from multichat.protocol.messages import GOODBYES, Goodbye
+from multichat.protocol.goodbyes import GOODBYES
+from multichat.protocol.messages import Goodbye
 from multichat.server.bans import Ban
 from multichat.server.config import ServerConfig, Slow
 from multichat.testing import MemoryServer, ScriptedClient, memory_server

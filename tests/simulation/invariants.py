@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from multichat import Slow
 from multichat.net.send_queue import MAX_WAITING_BYTES
-from multichat.protocol.messages import SHUTTING_DOWN
+from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.server.broadcast import MAX_BATCH_BYTES
 from multichat.server.room import Room
 

@@ -69,7 +69,7 @@ def test_what_somebody_says() -> None:
 
 
 def test_the_time_is_the_servers_where_it_says_one_and_is_shown_in_our_zone() -> None:
-    said = Said(time="2025-01-15T08:05:59.999Z", client=2, name="bob", text="Hello")
+    said = Said(timestamp="2025-01-15T08:05:59.999Z", client=2, name="bob", text="Hello")
     assert shown(said) == ["08:05 bob  Hello"]
     [line] = Renderer(timezone(timedelta(hours=5))).event(said, US, NOW)
     assert plain(line.fragments) == "13:05 bob  Hello"
@@ -77,7 +77,7 @@ def test_the_time_is_the_servers_where_it_says_one_and_is_shown_in_our_zone() ->
 
 @pytest.mark.parametrize("time", ["", "yesterday", "0001-01-01T00:00:00+14:00", "9" * 5000])
 def test_a_time_that_is_none_is_now(time: str) -> None:
-    assert shown(Said(time=time, client=2, name="bob", text="Hello"))[-1] == "10:30 bob  Hello"
+    assert shown(Said(timestamp=time, client=2, name="bob", text="Hello"))[-1] == "10:30 bob  Hello"
 
 
 def test_what_somebody_does() -> None:
@@ -193,8 +193,10 @@ def test_a_list_has_a_line_for_each() -> None:
 def test_a_page_of_history_looks_as_the_messages_did() -> None:
     page = HistoryPage(
         messages=[
-            Said(client=2, name="bob", text="hi alice", time="2025-01-14T21:05:00.000Z"),
-            Said(client=2, name="bob", text="waves", act=True, time="2025-01-15T09:00:00.000Z"),
+            Said(client=2, name="bob", text="hi alice", timestamp="2025-01-14T21:05:00.000Z"),
+            Said(
+                client=2, name="bob", text="waves", act=True, timestamp="2025-01-15T09:00:00.000Z"
+            ),
         ],
         more=True,
         nonce=1,
@@ -316,7 +318,7 @@ def test_any_text_is_one_clean_line_with_styles_of_ours(
     look = Renderer(UTC)
     us = Us(1, own)
     events: list[Event] = [
-        Said(client=2, name=name, text=text, act=act, time=own),
+        Said(client=2, name=name, text=text, act=act, timestamp=own),
         Directed(client=2, name=name, text=text),
         Joined(client=2, name=name),
         Notice(text=text),

@@ -123,8 +123,8 @@ def _assert_says(said: Any, value: Any) -> None:
         assert_same(type(said), dict, f"{value} was read from {said!r}")
         for field in msgspec.structs.fields(value):
             read = getattr(value, field.name)
-            if field.name in said:
-                _assert_says(said[field.name], read)
+            if field.encode_name in said:
+                _assert_says(said[field.encode_name], read)
             else:
                 assert_same(read, field.default, f"{field.name} was not said")
     elif isinstance(value, list):

@@ -65,7 +65,7 @@ class _Sender:
             case Act(text=text):
                 self._say(text, act=True)
             case Direct(text=text):
-                directed = Directed(time=_TIME, client=_CLIENT, name=self.name, text=text)
+                directed = Directed(timestamp=_TIME, client=_CLIENT, name=self.name, text=text)
                 _check_heard(directed)
                 assert_same(TEXT.format(directed), f"[{self.name} → you] {text}", "as it is shown")
             case Rename(name=name):
@@ -122,7 +122,7 @@ class _Sender:
             return Said(name=self.name, text=text, act=act)
         return Said(
             id=message_id(_EPOCH, number),
-            time=_TIME,
+            timestamp=_TIME,
             room=self.room,
             client=_CLIENT,
             name=self.name,
