@@ -65,16 +65,16 @@ MAX_FREE_WAIT_SECONDS = 30.0
 # an eighth of the server.
 MAX_CLIENTS_PER_ADDRESS = 128
 
-# Shorter than any line that a client may send.
+# So that it fits in any line that a client may send.
 MAX_PASSWORD_CHARACTERS = 1024
 
 
 class Slow(enum.Enum):
-    """What a room does about members whose send queue is full."""
+    """What a room does when the send queues of members are full."""
 
-    WAIT = "wait"  # wait for a bounded time, then replay the rest at their own pace
-    DROP = "drop"  # they miss the messages and are told how many they missed
-    DISCONNECT = "disconnect"  # disconnect them at once
+    WAIT = "wait"  # wait for a bounded time, then replay the rest at the pace of each
+    DROP = "drop"  # the members miss messages and are told how many
+    DISCONNECT = "disconnect"  # the members are disconnected at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,21 +84,24 @@ class ServerTimeouts:
     Raises `ValueError` for a negative value.
     """
 
-    # A client that has been told goodbye is read for this long before its connection is closed: if
-    # data arrives after a close, the kernel sends a reset, which discards what the client has not
-    # read yet.
+    # Seconds for which input is discarded after the goodbye, before the connection is closed: data
+    # that arrives after a close makes the kernel send a reset, which discards what the client has
+    # not read yet.
     linger: float = 1.0
 
-    # After a wrong password the next attempt from the same address waits, at first for half a
-    # second and twice as long each time.  The maximum allows 450 attempts an hour, and admits
-    # somebody who mistyped.  After a time without attempts the count starts again.  For the limit
-    # of all attempts see `multichat.server.password_attempts`.
+    # Seconds that an address waits after its first wrong password; the delay doubles with each
+    # further one.  Short, so that it does not annoy somebody who mistyped.
     first_attempt_delay: float = 0.5
+
+    # The longest of these delays, in seconds: it allows 450 attempts an hour.
+    # `multichat.server.password_attempts` limits how many there may be in all.
     max_attempt_delay: float = 8.0
+
+    # Seconds without an attempt after which the wrong passwords of an address are forgotten.
     forget_attempts: float = 600.0
 
-    # A disconnected client may resume its session within this time, such as a laptop that is closed
-    # over night; for as long the server remembers addresses from which the password was sent.
+    # Seconds for which a disconnected client can resume its session, and for which an address that
+    # sent the right password is remembered: a laptop may be closed overnight.
     session: float = 24 * 3600.0
 
     def __post_init__(self) -> None:
@@ -111,15 +114,16 @@ class ServerTimeouts:
 class ReplayLimits:
     """Sizes of replays to clients that are behind."""
 
-    # What a replay keeps in a send queue at most: there is space for answers and private messages.
+    # Bytes that a replay keeps in a send queue at most, so that answers and private messages fit in
+    # beside it.
     queue_bytes: int = 256 * 1024
 
-    # What a room keeps in memory besides its journal: a few reads of a fast sender, or a day of a
-    # quiet room.
+    # Bytes of the newest messages that a room keeps in memory beside its journal: a few reads of a
+    # fast sender, or a day of a quiet room.
     ring_bytes: int = 1024 * 1024
 
-    # Older messages are read in pages that begin at multiples of this.  A page is at most half a
-    # batch before it is encoded.
+    # Messages in a page of older ones, which begins at a multiple of this number.  Before it is
+    # encoded, a page has at most half the size of a batch.
     page_messages: int = 500
 
 
@@ -165,13 +169,16 @@ class ServerConfig:
     Raises `ValueError` for a value that makes no sense.
     """
 
-    # Room for a pasted stack trace, while a thousand clients stalled in mid-line fit in 64 MiB.
+    # The longest line that a client may send, in bytes, without its line end.  Enough for a pasted
+    # stack trace, while a thousand clients that stall in the middle of a line fit in 64 MiB.
     max_line_bytes: int = _setting(64 * 1024, "Longest line accepted, in bytes.", at_least=1)
 
-    # A burst of 64 reads from one sender, or one word each from 64 people.
+    # Batches that a client's send queue holds; it is also limited to 4 MiB.  Enough for 64 reads
+    # from one sender, or one word each from 64 people, before anybody waits.
     send_queue_batches: int = _setting(64, "Size of a client's send queue, in batches.", at_least=1)
 
-    # Loses nothing, and nobody waits for long.
+    # What a room does when a member's send queue is full.  By default nothing is lost and nobody
+    # waits for long.
     slow: Slow = _setting(  # noqa: RUF009 - a field
         Slow.WAIT,
         "What to do when a client's send queue is full: let the sender wait for a bounded time and "
@@ -179,28 +186,30 @@ class ServerConfig:
         "disconnect the client.",
     )
 
-    # How long a room waits at once for slow clients, before it continues and replays the rest to
-    # them: long enough for a phone to change its cell.
+    # Seconds for which a room waits at once for slow clients; then it goes on, and the rest is
+    # replayed to them.  Long enough for a phone to change its cell.
     slow_timeout_seconds: float = _setting(
         2.0, "Seconds that slow clients may keep a room waiting at once.", at_least=0
     )
 
-    # A client that is behind and takes nothing for this long is disconnected: longer than it takes
-    # to carry a laptop to another room.
+    # Seconds after which a client that is behind and takes nothing is disconnected.  Long enough to
+    # carry a laptop to another room.
     stall_timeout_seconds: float = _setting(
         300.0,
         "Disconnect a client that is behind and takes nothing for this many seconds.",
         positive=True,
     )
 
-    # About what a usual limit of open files allows.
+    # Clients that may be connected at once, further limited by `max_connections`.  About what the
+    # usual limit of 1,024 open files allows.
     max_clients: int = _setting(
         1024, "Maximum number of clients, at most 8 for each MiB of --memory.", at_least=1
     )
 
-    # An IPv6 /64 counts as one address: that is what one customer gets.  0 is no limit.  None is
-    # `MAX_CLIENTS_PER_ADDRESS`, but no limit for loopback, from which proxies and tunnels connect.
-    # Unix sockets have no address.
+    # Clients that may be connected from one address; 0 is no limit.  An IPv6 /64 counts as one
+    # address, because one customer gets that much.  None means `MAX_CLIENTS_PER_ADDRESS`, but no
+    # limit for loopback, from which proxies and tunnels connect.  Clients of Unix sockets are not
+    # limited.
     max_clients_per_address: int | None = _setting(
         None,
         "Maximum number of clients from one IPv4 address, or one IPv6 /64; 0: no limit.",
@@ -208,17 +217,21 @@ class ServerConfig:
         shown_default=f"{MAX_CLIENTS_PER_ADDRESS}, no limit for loopback",
     )
 
-    # Messages and other requests that a client may send a second, and how many at once: a paste of
-    # 500 lines arrives without a pause.  A client that sends faster is read more slowly.
+    # Messages or other requests that a client may send per second; above this it is read more
+    # slowly and loses nothing.  None is no limit: on a private network, a build log is not a flood.
     rate: float | None = _setting(
         None,
         "Messages per second accepted from a client; a faster one is slowed down.",
         positive=True,
         shown_default="no limit",
     )
+
+    # With `rate`, messages that a client may send at once: a paste of 500 lines arrives without a
+    # pause.
     burst: int = _setting(500, "With --rate, messages accepted at once.", at_least=1)
 
-    # The same in bytes; at least one read is handled at once.
+    # Bytes that a client may send per second, whatever they contain; above this it is read more
+    # slowly.  One read is always accepted at once.  None is no limit.
     byte_rate: float | None = _setting(
         None,
         "Bytes per second accepted from a client; a faster one is slowed down.",
@@ -226,8 +239,9 @@ class ServerConfig:
         shown_default="no limit",
     )
 
-    # The memory for clients and rooms; see the properties below for its parts.  Half of a small
-    # machine: 1,024 clients in the middle of a long line fit into the clients' part.
+    # Bytes held for rooms, sessions and clients together; the properties below name the parts.
+    # Half of a small machine: 1,024 clients that are all in the middle of a long line fit in the
+    # part for clients.
     memory_bytes: int = _setting(
         512 * _MIB,
         "MiB of memory for messages (half of it), sessions and clients; above this, old messages "
@@ -237,7 +251,8 @@ class ServerConfig:
         option_at_least=4,
     )
 
-    # A client may listen for days without sending; TCP notices dead connections.
+    # Seconds after which a client that sends nothing but pings is disconnected.  None is never:
+    # somebody who only reads may be silent for days, and TCP itself detects dead peers.
     idle_seconds: float | None = _setting(
         None,
         "Disconnect a client that is idle for this many seconds; pings do not count.",
@@ -245,40 +260,46 @@ class ServerConfig:
         shown_default="never",
     )
 
-    # The password that a client sends before anything else; None requires none.
+    # The password that every client must send before anything else.  None: no password is required.
     password: str | None = field(default=None, repr=False)
 
-    # A person can type a password, and a slow phone finish its handshake, in this time.
+    # Seconds that a client has for the password: enough to type one.
     auth_seconds: float = _setting(10.0, positive=True)
+
+    # Seconds that a client has for the TLS handshake: enough for a slow phone.
     handshake_seconds: float = _setting(10.0, positive=True)
 
-    # What every message goes through, in order, and how long a filter may take for each: after that
-    # the message goes on unchanged, because a filter that hangs must not silence the chat.
+    # Functions that each message passes through, in this order.
     filters: tuple[Filter, ...] = ()
+
+    # Seconds that the filters may take for each message; after that the message is published
+    # unchanged, because a filter that hangs must not silence the chat.
     filter_seconds: float = _setting(1.0, positive=True)
 
-    # Whether the filters get each `Joining` and `Renaming`, too.  Not by default: a filter that
-    # changes or rejects texts must expect names.
+    # Whether the filters also get each `Joining` and `Renaming`.  Not by default: a filter that
+    # changes or rejects texts must be written to expect names.
     filter_joins: bool = _setting(False, "Pass joins and renames through --filter, too.")
 
-    # More than anybody reads; a room costs little more than its members.
+    # Rooms that may be open at once: more than anybody looks through.  An open room costs what its
+    # members cost.
     max_rooms: int = _setting(1024, "Maximum number of rooms.", at_least=1)
 
-    # New rooms that one address may open within an hour, or one client over loopback or without an
-    # address: a person needs a few, and a journal keeps each for ever.
+    # New rooms that one address may open per hour; over loopback or a Unix socket, one client.  A
+    # person needs a few, and a journal keeps each room for ever.
     max_new_rooms: int = _setting(
         100, "Rooms that nobody has used before which one address may open an hour.", at_least=1
     )
 
-    # Clients of the JSON protocol, `multichat connect` among them, are always told who joins and
-    # leaves; a client of the text protocol gets nothing that it did not ask for but messages.
+    # Whether clients of the text protocol are told who joins, leaves and changes names.  Not by
+    # default: such a client gets nothing that it did not ask for.  Clients of the JSON protocol are
+    # always told.
     announce: bool = _setting(
         False, "Tell clients of the text protocol (nc), too, who joins and leaves."
     )
 
-    # Messages of each client that are logged a second, and ten times as many at once; the others
-    # are counted.  A paste of 500 lines is logged completely; a client that floods for a day writes
-    # a gigabyte.
+    # Messages of one client that are logged per second, and ten times as many at once; the others
+    # are counted.  A paste of 500 lines is logged in full, and a client that floods for a day fills
+    # a gigabyte.  None is no limit.
     log_rate: float | None = _setting(
         100.0,
         "Messages of a client logged per second; the others are counted. 0: no limit.",
@@ -286,30 +307,34 @@ class ServerConfig:
         option_at_least=0,
     )
 
-    # Ten times as many as may be connected; 0.6 KiB each, 4 to 15 with the nonces of 256 messages;
-    # see `sessions_bytes`.
+    # Disconnected clients that can resume their session: ten times as many as may be connected.  A
+    # session takes 0.6 KiB, or 4 to 15 with 256 nonces; `sessions_bytes` limits them, too.
     max_sessions: int = _setting(
         10_000,
         "Maximum number of disconnected clients that can resume their session.",
         at_least=1,
     )
 
-    # How long a client that may reconnect is away before the others are told that it left, and its
-    # name is reserved: as long as it takes to notice a lost connection and open a new one.
+    # Seconds after a lost connection for which a client keeps its name and the others are not told
+    # that it left: the time to notice the loss and to connect again.
     away_seconds: float = _setting(
         5.0,
         "Seconds to wait for a client to reconnect before others are told that it left.",
         at_least=0,
     )
 
-    # As long as a person waits for a program to stop before stopping it again.
+    # Seconds to deliver queued messages to a client that leaves, and to all clients at shutdown:
+    # how long a person waits for a program before stopping it again.
     grace_seconds: float = _setting(
         5.0,
         "Seconds to deliver queued messages to a client that leaves, and at shutdown.",
         at_least=0,
     )
 
+    # Timeouts that have no option on the command line.
     timeouts: ServerTimeouts = ServerTimeouts()
+
+    # Sizes of replays, which have no option on the command line either.
     replay: ReplayLimits = ReplayLimits()
 
     @property
@@ -319,7 +344,7 @@ class ServerConfig:
 
     @property
     def rings_bytes(self) -> int:
-        """How many bytes the rooms' newest messages may take."""
+        """Bytes of the newest messages of all rooms."""
         return self.memory_bytes // 8
 
     @property
@@ -339,12 +364,12 @@ class ServerConfig:
 
     @property
     def sessions_bytes(self) -> int:
-        """How many bytes the sessions of disconnected clients may take."""
+        """Bytes of the sessions of disconnected clients."""
         return self.memory_bytes // 8
 
     @property
     def limits(self) -> Limits:
-        """What a welcome says of these settings; JSON has no infinity."""
+        """The limits that a welcome announces; finite, because JSON has no infinity."""
         wait = MAX_FREE_WAIT_SECONDS + min(self.slow_timeout_seconds, 1e6)
         return Limits(self.max_line_bytes, MAX_NAME_CHARACTERS, wait)
 
