@@ -9,7 +9,9 @@ numbers that clients have had.  It knows nothing of who is connected.
    numbers have no gaps.
 3. What is read was kept, in order, each once; what retention has taken is missing from the front.
 4. A session that was kept before a message was appended is kept by the time that message is: it
-   comes back into the room and under the name through which its messages were accepted.
+   comes back into the room and under the name through which its messages were accepted.  While a
+   journal cannot be written, more changes of sessions may come than it remembers; the oldest of
+   these are lost.
 """
 
 from abc import ABC, abstractmethod
@@ -28,6 +30,7 @@ from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = [
+    "MAX_KEPT_EPOCH",
     "MAX_TIME_EPOCH",
     "Journal",
     "Keeping",
@@ -43,8 +46,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them.
+# Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them, an
+# epoch that a file has leaves a sixteenth.
 MAX_TIME_EPOCH = 1 << 43
+MAX_KEPT_EPOCH = 0xF << 40
 
 
 class Keeping:

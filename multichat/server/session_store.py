@@ -8,8 +8,8 @@ The sessions in memory are bounded; others are looked up in the journal, if that
 1. A token is 128 random bits.  Only its digest is kept, so that the token cannot be read from
    memory or the journal, and the time of the answer tells nothing to somebody who guesses.
 2. The session of a connected client stays in memory.  The others are bounded in number and in
-   bytes: above that, the oldest session of the address that uses most is evicted.  Its nonces are
-   in the journal by then.
+   bytes: above that, sessions of the addresses that use most are evicted, those that have been in
+   memory for longest first.  Their nonces are in the journal by then.
 3. A session keeps its last `MAX_UNACCEPTED` nonces, each from the step in which its message is
    numbered (a private one: delivered), with a checksum of the text: a nonce that is used
    again for another message is refused.
@@ -300,7 +300,7 @@ class SessionStore:
         self._session_seconds = session_seconds
         self._max_disconnected, self._max_bytes = max_disconnected, max_bytes
         self._connected: dict[bytes, StoredSession] = {}
-        # The one that disconnected first is first.
+        # The one that was added last is last.
         self._disconnected: OrderedDict[bytes, StoredSession] = OrderedDict()
         self._journal_lookup = trio.Lock()
         self.disconnected_bytes = 0

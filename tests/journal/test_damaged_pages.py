@@ -18,7 +18,7 @@ from multichat.errors import JournalFailed, NotRead, StorageFailed
 from multichat.journal.base import Keeping, SessionRecord
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.protocol.messages import SaidBlock
-from tests.support.journals import LOTS, running, wait_stored
+from tests.support.journals import LOTS, running, tidy, wait_stored
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -136,8 +136,10 @@ async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
 ) -> None:
     """Before and after a restart, with nonces and without, and all who come back are answered."""
     path = tmp_path / "chat.db"
+    pages: set[int] = set()
     refused: set[int] = set()
     for page in damaged_files(whole, path):
+        pages.add(page)
         log.lines.clear()
         for server in range(2):
             if not await does_start(open_journal(path), partial(check_talk, server=server)):
@@ -147,6 +149,7 @@ async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
         assert len([line for line in log.lines if "nonces cannot be written" in line]) <= 2
         assert len(log.lines) < 40
     assert len([page for page in refused if page > whole.first_pages]) <= MOST_LAST_PAGES
+    assert len(pages - refused) > len(pages) // 2
 
 
 async def does_start(
@@ -199,16 +202,17 @@ async def test_a_start_is_refused_only_where_no_room_can_be_talked_in(
     async def talk(journal: SqliteJournal) -> None:
         kept[:] = await say_in_rooms(journal, None, range(0, MANY_ROOMS, 20))
 
-    refused = set()
+    refused, started = set(), 0
     for page in damaged_files(many_rooms, path, "zeros"):
         if page <= many_rooms.first_pages:
             continue
         if not await does_start(open_journal(path), talk):
             refused.add(page)
         else:
+            started += 1
             # Pages that are full are split, which needs those beside them, too.
             assert kept.count(True) > len(kept) // 4, page
-    assert len(refused) <= MOST_LAST_PAGES
+    assert len(refused) <= MOST_LAST_PAGES < started
 
 
 async def read_everything(journal: SqliteJournal) -> None:
@@ -233,8 +237,55 @@ async def test_messages_beside_a_damaged_page_are_read(
 ) -> None:
     """By clients that resume, and by those that ask for the history."""
     path = tmp_path / "chat.db"
-    for _ in damaged_files(whole, path, "zeros"):
+    started = [
         await does_start(open_journal(path), read_everything)
+        for _ in damaged_files(whole, path, "zeros")
+    ]
+    assert started.count(False) <= whole.first_pages + MOST_LAST_PAGES
+    assert started.count(True) > len(started) // 2
+
+
+@pytest.mark.parametrize("number", ["150.5", "'150'", "x'ff'", "9e999", "-1", "1 << 60"])
+@pytest.mark.parametrize("column", ["first", "room", "seq"])
+async def test_a_damaged_number_beside_a_damaged_page_does_not_make_reading_endless(
+    column: str, number: str, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """The same message was read again and again; each is read once, from both ends."""
+    path, out = tmp_path / "chat.db", tmp_path / "out"
+    texts = [f"{each} {'y' * 900}" for each in range(200)]
+    async with running(open_journal(path)) as journal:
+        room = journal.room("lobby")
+        for text in texts:
+            keeping = room.append(said_in(room, text, 7, OLD))
+        await wait_stored(keeping)
+    with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.IntegrityError):
+        connection.execute(f"UPDATE runs SET {column} = {number} WHERE first = 150")
+        connection.commit()
+    data = path.read_bytes()
+    at = {each: data.find(texts[each].encode()) // PAGE_BYTES for each in (150, 151, 152, 153)}
+    page = next(each for each in at.values() if each != at[150])
+    start = page * PAGE_BYTES
+    path.write_bytes(data[:start] + b"\xff" * PAGE_BYTES + data[start + PAGE_BYTES :])
+    readable = [text for each, text in enumerate(texts) if not 140 < each < 160]
+
+    async def read(journal: SqliteJournal) -> None:
+        room = journal.room("lobby")
+        for runs in (
+            await room.read(0, room.next, max_bytes=LOTS),
+            await room.read_before(room.next, max_messages=200, max_bytes=LOTS),
+        ):
+            found = [said.text for said in runs]
+            assert len(set(found)) == len(found)
+            assert set(readable) <= set(found)
+
+    assert await does_start(open_journal(path), read)
+    for room_name in (None, "lobby"):
+        with out.open("wb") as file, suppress(JournalFailed):
+            show_history(path, file.fileno(), room=room_name)
+        lines = out.read_text().splitlines()
+        assert len(set(lines)) == len(lines)
+        assert len(lines) >= len(readable)
+    assert await does_start(open_journal(path, max_messages=20), tidy)
 
 
 async def test_the_command_shows_what_is_beside_a_damaged_page(
@@ -259,10 +310,13 @@ async def test_messages_are_deleted_behind_damage(
     thread_clock: MockClock,
 ) -> None:
     path = tmp_path / "chat.db"
+    started: list[bool] = []
     for page in damaged_files(whole, path, "zeros", every=4):
         log.lines.clear()
-        await does_start(open_journal(path, **retention), check_deletion)
+        started.append(await does_start(open_journal(path, **retention), check_deletion))
         assert len([line for line in log.lines if "not deleted" in line]) <= 1, page
+    assert started.count(False) <= whole.first_pages // 4 + MOST_LAST_PAGES + 1
+    assert started.count(True) > len(started) // 2
 
 
 async def check_deletion(journal: SqliteJournal) -> None:
@@ -275,3 +329,91 @@ async def check_deletion(journal: SqliteJournal) -> None:
     # cannot where that is the damaged one.
     kept = [room.next - room.first for room in rooms]
     assert len([count for count in kept if count > 40]) <= MOST_CONCERNED
+
+
+async def test_a_room_is_kept_though_an_index_does_not_find_its_messages(
+    whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Single bytes of the pages of indexes are changed: rooms and their numbers stay."""
+    path = tmp_path / "chat.db"
+    path.write_bytes(whole.data)
+    with closing(sqlite3.connect(path)) as connection:
+        rooms = dict(connection.execute("SELECT id, name FROM rooms"))
+    # By their first byte: the pages of indexes.
+    starts_of_pages = range(PAGE_BYTES, len(whole.data), PAGE_BYTES)
+    pages = [start for start in starts_of_pages if whole.data[start] in (2, 10)]
+    assert len(pages) > 3
+    random = Random(1)
+    starts = 0
+    for _ in range(120):
+        does_start = True
+        data = bytearray(whole.data)
+        at = random.choice(pages) + random.randrange(8, PAGE_BYTES)
+        data[at] = random.choice((data[at] ^ 0xA0, data[at] + 3 & 0xFF, 0xFF))
+        for beside in path.parent.glob(f"{path.name}*"):
+            beside.unlink()
+        path.write_bytes(data)
+        try:
+            async with running(open_journal(path, max_messages=MESSAGES // 2)) as journal:
+                await say_in_rooms(journal, None)
+                for name in rooms.values():
+                    room = journal.room(name)
+                    with suppress(NotRead):
+                        await room.read(room.first, room.next, max_bytes=LOTS)
+                        await room.read_before(room.next, max_messages=9, max_bytes=LOTS)
+                await tidy(journal)
+        except* JournalFailed:
+            does_start = False
+        if does_start:
+            starts += 1
+            with closing(sqlite3.connect(path)) as connection:
+                kept = dict(connection.execute("SELECT id, name FROM rooms NOT INDEXED"))
+            assert kept.items() >= rooms.items(), at
+    assert starts > 60
+
+
+async def test_a_refused_start_changes_nothing_in_the_file(
+    whole: Whole, tmp_path: Path, thread_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    refused = 0
+    for _ in damaged_files(whole, path, "random"):
+        before = path.read_bytes()
+        try:
+            async with running(open_journal(path)):
+                pass
+        except* JournalFailed:
+            refused += 1
+            assert path.read_bytes() == before
+    assert refused > 3
+
+
+async def test_a_room_is_not_deleted_where_the_index_has_none_of_its_messages(
+    whole: Whole, tmp_path: Path, thread_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    path.write_bytes(whole.data)
+
+    def change_index(change: str) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute(
+                f"UPDATE sqlite_master SET sql = {change} WHERE name = 'runs_by_number'"
+            )
+
+    change_index("sql || ' WHERE room <> 2'")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("REINDEX runs_by_number")
+        [(name, *row)] = connection.execute("SELECT name, * FROM rooms WHERE id = 2")
+    change_index("replace(sql, ' WHERE room <> 2', '')")
+    async with running(open_journal(path)) as journal:
+        room = journal.room(name)
+        assert (room.first, room.next) == (0, 2 * MESSAGES)
+        await say_in_rooms(journal, None, [int(name.removeprefix("room "))])
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT * FROM rooms NOT INDEXED WHERE id = 2").fetchall()
+        [runs] = connection.execute(
+            "SELECT count(*) FROM runs NOT INDEXED WHERE room = 2"
+        ).fetchone()
+    assert [each[:2] for each in found] == [tuple(row[:2])]
+    assert runs >= 2 * MESSAGES

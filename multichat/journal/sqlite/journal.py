@@ -185,7 +185,7 @@ class SqliteJournal(Journal):
             if await self._write_waiting(trio.current_time() + retry_seconds) and self._queue:
                 self._woken.set()
             if trio.current_time() >= watch_at:
-                self._watch()
+                await self._watch()
                 watch_at = trio.current_time() + self._limits.watch_seconds
             if trio.current_time() >= tidy_at or self._deletions.is_too_large:
                 more = False
@@ -196,9 +196,10 @@ class SqliteJournal(Journal):
                         break
                 tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
 
-    def _watch(self) -> None:
+    async def _watch(self) -> None:
         """Check whether the files are still in their place; log when that changes."""
-        fault = self._lock.fault()
+        # In a thread: a file system that hangs would stop the server.
+        fault = await trio.to_thread.run_sync(self._lock.fault, limiter=self._writing)
         if fault and fault != self._file_fault:
             self._log.line("STATE", f"The journal keeps nothing: {fault}", ERROR)
         elif self._file_fault and not fault:
@@ -225,7 +226,7 @@ class SqliteJournal(Journal):
             is_moved = failure == _NOT_IN_PLACE
             if is_moved or trio.current_time() >= give_up_at:
                 if is_moved:
-                    self._watch()
+                    await self._watch()
                 else:
                     self._log_failure("The journal keeps nothing", failure)
                 self._fail(failure)
@@ -247,7 +248,8 @@ class SqliteJournal(Journal):
         for job in jobs:
             job.keeping.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
-            effect = effect_on(subject, getattr(subject, "name", ""))
+            name = getattr(subject, "name", "")
+            effect = effect_on(subject, name, damaged=failure == DAMAGED)
             self._log_failure(effect, failure, type(subject).__name__)
         return True
 
@@ -275,8 +277,9 @@ class SqliteJournal(Journal):
             silent = (room for room in self._rooms.values() if room.first == room.next)
             empty = {room.id: room for room in islice(silent, STEP_BLOCKS)}
         now = self._clock.observe(*self._clocks())
+        changed = self._queue.kept_sessions()
         tidied = await trio.to_thread.run_sync(
-            self._deletions.step, full, list(empty), now, limiter=self._writing
+            self._deletions.step, full, [*empty], now, changed, limiter=self._writing
         )
         if tidied is None:  # the disk is full, or another program has locked the file
             return False
@@ -285,7 +288,8 @@ class SqliteJournal(Journal):
                 room.first = tidied.firsts.get(room.id, room.first)
         for room in empty.values():
             # Its members do not notice: with the next message it is in the file again.
-            if room.first == room.next and self._rooms.get(room.name) is room:
+            is_gone = room.id in tidied.rooms and room.first == room.next
+            if is_gone and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
         if tidied.damage:
             self._failure_log.note_once(NOT_DELETED)

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from multichat.journal.base import MAX_KEPT_EPOCH
 from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite.salvage import first_readable, is_readable, table_rows
 from multichat.protocol.framing import clean
@@ -25,7 +26,6 @@ __all__ = [
     "ROOMS",
     "Repaired",
     "are_heads",
-    "is_name",
     "is_whole",
     "repair",
 ]
@@ -43,7 +43,7 @@ MAX_SECONDS = 1e11
 _MAX_MESSAGES = 8_000_000_000
 
 # More messages than one run can have.
-MAX_GAP = 2**17
+_MAX_GAP = 2**17
 
 _BEGIN = f"""
     SELECT min(first) FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {_MAX_MESSAGES}
@@ -54,7 +54,7 @@ _LAST = f"""
 """  # noqa: S608 - our own words
 _ROOM = f"""
     SELECT rooms.id, rooms.name, rooms.epoch, rooms.first, rooms.next, rooms.seq, ({_BEGIN}),
-        runs.first + iif(runs.messages BETWEEN 1 AND {MAX_GAP}, CAST(runs.messages AS INTEGER), 1)
+        runs.first + iif(runs.messages BETWEEN 1 AND {_MAX_GAP}, CAST(runs.messages AS INTEGER), 1)
 """
 
 _COLUMNS = "id, name, epoch, first, next, seq"
@@ -69,7 +69,7 @@ _FROM_ROOM = (
 _ONE_ROOM = f"{_FROM_ROOM} AS rooms LEFT JOIN runs ON runs.seq = ({_LAST})"
 
 
-def is_name(name: object) -> bool:
+def _is_name(name: object) -> bool:
     """Return whether *name* can be the folded name of a room."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_DECOMPOSED:
         return False
@@ -83,7 +83,9 @@ def are_heads(rows: list[tuple[Any, ...]]) -> bool:
         clients_ever, last_epoch, clock = typed(row, int, int, float)
     except (ValueError, DamagedRow):
         return False
-    return bool(max(clients_ever, last_epoch) <= MAX_COUNTER and 0 <= clock <= MAX_SECONDS)
+    return bool(
+        clients_ever <= MAX_COUNTER and last_epoch <= MAX_KEPT_EPOCH and 0 <= clock <= MAX_SECONDS
+    )
 
 
 def is_whole(room: tuple[Any, ...]) -> bool:
@@ -94,11 +96,11 @@ def is_whole(room: tuple[Any, ...]) -> bool:
         return False
     begin, end = room[6:]
     return (
-        is_name(name)
-        and EPOCH.fullmatch(epoch) is not None
+        _is_name(name)
+        and _is_epoch(epoch)
         and max(id_, seq) <= MAX_COUNTER
         and next_ <= _MAX_MESSAGES
-        and (first == next_ if end is None else first == begin and end <= next_ <= end + MAX_GAP)
+        and (first == next_ if end is None else first == begin and end <= next_ <= end + _MAX_GAP)
     )
 
 
@@ -146,11 +148,14 @@ def _rewrite_heads(connection: sqlite3.Connection) -> None:
 
 
 def _last_epoch(connection: sqlite3.Connection) -> int:
-    """Return the highest epoch that can be read; `heads` has it too, unless they are damaged."""
+    """Return the highest epoch that can be read; `heads` has it too, unless they are damaged.
+
+    Those that leave no room for others are left out.
+    """
     last = 0
     for table, columns in (("rooms", "id, epoch"), ("epochs", "room, epoch")):
         for _, epoch in table_rows(connection, table, columns.split(",")[0], columns):
-            if _is_epoch(epoch):
+            if _is_epoch(epoch) and int(epoch, 16) <= MAX_KEPT_EPOCH:
                 last = max(last, int(epoch, 16))
     return last
 
@@ -167,12 +172,21 @@ def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple
     for id_, found in rows.items():
         if (row := _rebuilt(found, _shown(connection, id_))) is not None:
             rebuilt[id_] = row
+    if lost_rooms := len(rows) - len(rebuilt):
+        done.append(f"rooms of which neither a name nor a number is left: {lost_rooms}")
     # Of two rows with the same name or epoch, the one that was not damaged keeps it.
     names: set[str] = set()
     epochs: set[str] = set()
     wanted: list[tuple[Any, ...]] = []
-    lost = {row[1]: row[2] for id_, row in rows.items() if id_ not in rebuilt}
-    for id_, row in sorted(rebuilt.items(), key=lambda each: each[1] != rows[each[0]][:6]):
+    # Messages that no index finds may be those of another row, whose id is damaged in this one.
+    doubtful = {id_ for id_, row in rebuilt.items() if rows[id_][7] is None and row[3] != row[4]}
+    lost = {row[1]: row[2] for id_, row in rows.items() if id_ not in rebuilt or id_ in doubtful}
+
+    def rank(each: tuple[int, tuple[Any, ...]]) -> tuple[bool, bool]:
+        id_, row = each
+        return id_ in doubtful, row != rows[id_][:6]
+
+    for id_, row in sorted(rebuilt.items(), key=rank):
         _, name, epoch, *rest = row
         if name in names:
             done.append(f"what was said in a second room {name} is left out")
@@ -283,7 +297,7 @@ def _shown(connection: sqlite3.Connection, room: int) -> list[str]:
     names: list[str] = []
     try:
         for (shown,) in connection.execute(sql, (room,)):
-            if isinstance(shown, str) and is_name(name := fold_name(shown)):
+            if isinstance(shown, str) and _is_name(name := fold_name(shown)):
                 names.append(name)
     except SQLITE_ERRORS as error:
         if not is_damage(error):
@@ -299,17 +313,20 @@ def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None
     id_, name, epoch, first, next_, seq, begin, end = found
     if not 0 <= id_ <= MAX_COUNTER:
         return None
-    if shown and not is_name(name):
+    if shown and not _is_name(name):
         name = max(shown, key=shown.count)
-    if not is_name(name):
+    if not _is_name(name):
         return None
     whole = type(next_) is int and 0 <= next_ <= _MAX_MESSAGES
-    if end is None:
-        if first != next_ or not whole:
-            return None
-    else:
-        next_ = next_ if whole and end <= next_ <= end + MAX_GAP else end
+    if type(end) is int:
+        next_ = next_ if whole and end <= next_ <= end + _MAX_GAP else end
+    elif not whole:
+        return None
+    # Where an index finds no message, the row is kept: they may be there all the same.
+    if type(begin) is int and 0 <= begin <= next_:
         first = begin
+    elif type(first) is not int or not 0 <= first <= next_:
+        first = next_
     if type(seq) is not int or not 0 <= seq <= MAX_COUNTER:
         seq = 0
     return id_, name, epoch, first, next_, seq
