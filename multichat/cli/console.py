@@ -122,7 +122,7 @@ class Console(FrontEnd):
         """Log what was not sent; raise what `run` raises."""
         if chat.unaccepted:
             self.tell(f"{chat.unaccepted} not accepted", warning=True)
-        elif chat.waiting_bytes:
+        elif chat.link.connection.waiting_bytes:
             self.tell("What was typed last has not been sent", warning=True)
         if chat.goodbye is not None and isinstance(self.failure, ConnectionLost | None):
             if self._is_piped and (chat.unaccepted or self._is_unsaid(chat)):
@@ -138,7 +138,10 @@ class Console(FrontEnd):
 
     def _is_unsaid(self, chat: LineChat) -> bool:
         """Return whether lines are known to be lost in a conversation that ended with a goodbye."""
-        return bool(self._sending or (self.sent and (self._was_rejected or chat.waiting_bytes)))
+        return bool(
+            self._sending
+            or (self.sent and (self._was_rejected or chat.link.connection.waiting_bytes))
+        )
 
     async def show_events(self, chat: LineChat) -> None:
         """Log the events; after them, wait for the rest of a pipe."""
@@ -171,13 +174,13 @@ class Console(FrontEnd):
             await self._wait_for_output()
 
     async def _last_input_was_sent(self, chat: LineChat) -> bool:
-        if not (self._is_piped and chat.can_send):
+        if not (self._is_piped and chat.link.can_send):
             return False
         while not self._input_over.is_set():
-            moved = chat.moved_bytes
+            moved = chat.link.connection.moved_bytes
             with trio.move_on_after(_LAST_INPUT_SECONDS):
                 await self._input_over.wait()
-            if chat.moved_bytes == moved:
+            if chat.link.connection.moved_bytes == moved:
                 break
         return self._input_over.is_set()
 

@@ -187,7 +187,7 @@ async def pass_json(
                     # As they came: in the text protocol every line is an event that is that line.
                     lines = list(map(TEXT.format, events))
                     if not welcomed.is_set():
-                        chat.check_admitted()
+                        chat.link.check_admitted()
                         # Chat in the lobby may come before the server has read our hello.
                         while lines and not isinstance(_event(lines[0]), Welcome):
                             check_welcome(lines[0])
@@ -203,7 +203,7 @@ async def pass_json(
                     await trio.to_thread.run_sync(
                         _write_all, output_fd, data, abandon_on_cancel=True
                     )
-                if not chat.ended:
+                if not chat.link.connection.ended:
                     raise ConnectionLost("the server does not end the conversation")  # noqa: TRY301
             except ConnectionLost as error:
                 if not isinstance(_event(last), Goodbye):

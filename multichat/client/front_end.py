@@ -139,8 +139,11 @@ class FrontEnd(ABC):
         """Return the answer to `/status`, with how many messages are *unaccepted*."""
         now = trio.current_time()
         if not chat.connected:
-            retry = None if chat.retry is None else (chat.retry.number, chat.retry.at - now)
-            return describe_waiting(max(unaccepted, chat.unaccepted), retry)
+            retry = chat.link.retry
+            return describe_waiting(
+                max(unaccepted, chat.unaccepted),
+                None if retry is None else (retry.number, retry.at - now),
+            )
         return describe_status(
             self.endpoint,
             now - self.connected_at,

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import trio
 
 from multichat.client.chat import Chat
-from multichat.client.reconnect import Retry
+from multichat.client.reconnect import Link
 from multichat.client.typed import LocalCommand, Typed
 from multichat.errors import ConnectionLost, InvalidRequest, Refused
 from multichat.protocol.codec import Codec
@@ -105,6 +105,11 @@ class LineChat(Chat):
     # --- The connection ---------------------------------------------------------------------------
 
     @property
+    def link(self) -> Link:
+        """The connections of the chat, for what a front end shows of them."""
+        return self._link
+
+    @property
     def codec(self) -> Codec:
         """The protocol that is spoken now."""
         return self._session.codec
@@ -114,37 +119,6 @@ class LineChat(Chat):
         """Whether JSON was asked for and the server speaks text."""
         return self.codec is TEXT and not self._link.plain and self._session.negotiation.settled
 
-    @property
-    def retry(self) -> Retry | None:
-        """The next try to reconnect, or the one that is under way; None while connected."""
-        return self._link.retry
-
-    @property
-    def can_send(self) -> bool:
-        """Whether a message may still arrive: nothing has failed and `finish` was not called."""
-        return self._link.can_send
-
-    @property
-    def moved_bytes(self) -> int:
-        """A number that changes as the peer receives and sends: twice the same, nothing moves."""
-        return self._link.connection.moved_bytes
-
-    @property
-    def waiting_bytes(self) -> int:
-        """How many bytes were sent and not yet handed to the system."""
-        return self._link.connection.waiting_bytes
-
-    @property
-    def ended(self) -> bool:
-        """Whether the server has ended the last connection there was."""
-        return self._link.connection.ended
-
-    def check_admitted(self) -> None:
-        """Raise `Refused` if the server requires a password and was sent none, or a wrong one."""
-        self._link.check_admitted()
-
-    # --- The end ----------------------------------------------------------------------------------
-
     async def finish(self, *, end_line: str = TEXT.encode_request(Quit())) -> None:
         """Finish as `Chat.finish` does.
 
@@ -152,7 +126,3 @@ class LineChat(Chat):
         TLS has none.
         """
         await self._link.finish(end_line)
-
-    async def close(self) -> None:
-        """End it at once; send a `quit`, which ends the session, if that needs no waiting."""
-        await self._link.close()

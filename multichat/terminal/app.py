@@ -313,7 +313,7 @@ class TerminalChat(FrontEnd):
         while True:
             await self._lost.wait()
             self._lost = trio.Event()
-            while (retry := chat.retry) is not None:
+            while (retry := chat.link.retry) is not None:
                 self._retrying = describe_retry(retry.number, retry.at - trio.current_time())
                 self._prompt.refresh()
                 with trio.move_on_after(_COUNT_DOWN_SECONDS):
@@ -363,7 +363,7 @@ class TerminalChat(FrontEnd):
             if end.cancelled_caught:
                 if gone:
                     self.failure = ConnectionLost("the terminal is gone")
-                await chat.close()
+                await chat.link.close()
                 scope.cancel(reason="the server does not end")
         except MultichatError as error:
             self.failure = self.failure or error
@@ -378,7 +378,7 @@ class TerminalChat(FrontEnd):
             return
         with trio.move_on_after(timeouts.progress if gone else math.inf):
             # Nothing tells when bytes have been handed to the system.
-            while chat.unaccepted or (is_text and chat.waiting_bytes):  # noqa: ASYNC110
+            while chat.unaccepted or (is_text and chat.link.connection.waiting_bytes):  # noqa: ASYNC110
                 await trio.sleep(_LOOK_AGAIN_SECONDS)
         end.deadline = trio.current_time() + timeouts.finish
 

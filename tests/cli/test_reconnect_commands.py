@@ -157,7 +157,7 @@ async def test_a_server_that_is_stopped_is_noticed_and_returned_to(tmp_path: Pat
             while not isinstance(event := await anext(chat), multichat.Disconnected):
                 pass
             assert event.reason == "no answer in 0.5 s"
-            await chat.say("said meanwhile")
+            await chat.send("said meanwhile")
             server.signal(signal.SIGCONT)
             while not isinstance(event := await anext(chat), multichat.Reconnected):
                 pass

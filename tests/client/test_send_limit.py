@@ -169,7 +169,7 @@ async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_l
             with trio.move_on_after(100 * SECONDS):
                 while True:
                     await chat.receive()
-            assert chat.can_send
+            assert chat.link.can_send
             assert chat.unaccepted == 1
             with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
                 await chat.send(*map(str, range(1000)))
@@ -185,7 +185,7 @@ async def test_a_program_may_wait_for_its_server_for_as_long_as_it_likes(
             with trio.move_on_after(100 * SECONDS) as timeout:
                 await chat.send(*map(str, range(1000)))
             assert timeout.cancelled_caught
-            assert chat.can_send
+            assert chat.link.can_send
             with pytest.raises(ConnectionLost, match="nothing was accepted in 40 s"):
                 await chat.finish()
 

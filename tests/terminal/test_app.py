@@ -340,7 +340,7 @@ async def test_local_commands_stay_here_and_all_others_go_to_the_server(
         await terminal.open("t", *command, columns=80, rows=40)
         await terminal.wait_for("t", "alice in lobby")
         await terminal.type("t", "/help")
-        await terminal.wait_for_match("t", r"· /ignore NAME  hide what NAME says")
+        await terminal.wait_for_match("t", r"· /ignore NAME  hide the messages of NAME")
         await terminal.wait_for("t", "· /msg WHO TEXT  tell one person")  # the server's answer
         await terminal.type("t", "/clear")
         await terminal.wait_for_match("t", r"\A>\s*\nalice in lobby")
