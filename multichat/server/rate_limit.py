@@ -44,15 +44,28 @@ class ClientRateLimit:
     """The rate limits of one client, *member*: messages and bytes a second, as configured.
 
     The waiting delays that client only: it is not read meanwhile, and told so now and then.
+    *limits_messages* and *limits_bytes* say whether there is a limit at all.
     """
 
-    __slots__ = ("_bytes", "_config", "_member", "_messages", "_told_at")
+    __slots__ = (
+        "_bytes",
+        "_config",
+        "_member",
+        "_messages",
+        "_told_at",
+        "limits_bytes",
+        "limits_messages",
+    )
 
     def __init__(self, config: ServerConfig, member: Member, *, burst_bytes: int) -> None:
         rate, byte_rate = config.rate, config.byte_rate
         self._config, self._member = config, member
         self._messages = TokenBucket(rate, config.burst) if rate else None
         self._bytes = TokenBucket(byte_rate, max(byte_rate, burst_bytes)) if byte_rate else None
+        self.limits_messages, self.limits_bytes = (
+            self._messages is not None,
+            self._bytes is not None,
+        )
         self._told_at = -math.inf
 
     async def acquire(self, wanted: int) -> int:

@@ -301,7 +301,8 @@ class Session:
             elif idle.cancelled_caught:
                 reason = f"nothing said for {self._config.idle_seconds:g} s"
                 raise _Leave(reason, self.member.codec.encode(Goodbye.of("idle", reason)))
-        await self._rate_limit.spend_bytes(len(data))
+        if self._rate_limit.limits_bytes:
+            await self._rate_limit.spend_bytes(len(data))
         return data
 
     async def _handle(self, parts: list[Part]) -> None:
