@@ -13,6 +13,7 @@ from multichat.protocol.messages import Notice, SaidBlock
 
 if TYPE_CHECKING:
     from multichat.server.member import Member
+    from multichat.server.session_store import Submission
 
 __all__ = ["MAX_BATCH_BYTES", "Batch", "Block", "Counts", "Delivery", "Receipt", "encode_blocks"]
 
@@ -117,12 +118,15 @@ class Receipt:
 class Delivery:
     """A publish under way: *said* from *sender*, or a *notice* of the server's, and its counts.
 
-    *free_until* is until when waiting for slow members may be free, from the first wait on.
+    It has so many *messages*; *submission* is set if they have nonces.  *free_until* is until when
+    waiting for slow members may be free, from the first wait on.
     """
 
     said: SaidBlock
+    messages: int
     sender: "Member | None" = None
     notice: Notice | None = None
+    submission: "Submission | None" = None
     free_until: float | None = None
     delivered: int = 0
     queued: int = 0

@@ -114,7 +114,7 @@ class MessagePipeline:
                 receipt = await member.room.publish(
                     member, block.text, act=act, nonces=block.nonces, checks=checks
                 )
-                if receipt.epoch:
+                if block.nonces and receipt.epoch:
                     answers += _acknowledgements(block.nonces, receipt)
         except (StorageFailed, NotInRoom) as error:
             answers += _refusals(block.nonces, error)

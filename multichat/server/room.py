@@ -260,41 +260,7 @@ class Room:
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
-        journal = self._journal
-        said = SaidBlock(
-            journal.epoch,
-            journal.next,
-            utc_now(),
-            self.name,
-            sender.client,
-            sender.name,
-            block,
-            act,
-        )
-        keeping = journal.append(said, nonces, checks)
-        messages = journal.next - said.first
-        submission: Submission | None = None
-        if nonces and sender.stored_session is not None:
-            submission = Submission(
-                said.epoch,
-                said.first,
-                room=self.key,
-                checks=checks,
-                keeping=keeping,
-                delivered=trio.Event(),
-            )
-            sender.stored_session.remember(nonces, submission)
-        try:
-            return await self._deliver_in_order(Delivery(said, sender), messages, keeping)
-        finally:
-            if submission is not None:
-                submission.settle()
-
-    async def _deliver_in_order(
-        self, delivery: Delivery, messages: int, keeping: Keeping | None
-    ) -> Receipt:
-        """Deliver messages that are numbered, once the journal has stored them and those before."""
-        said = delivery.said
+        delivery, keeping = self._number(sender, block, nonces, checks, act=act)
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
@@ -304,11 +270,42 @@ class Room:
             if keeping is not None:
                 with trio.CancelScope(shield=True), self._waiting_for_disk():
                     await keeping.wait()
+            said = delivery.said
             self._announcer.introduce(said.client, said.name)
             codecs = [codec for codec, members in self._by_codec.items() if members]
-            return await self._deliver(encode_blocks(said, messages, codecs), messages, delivery)
+            return await self._deliver(encode_blocks(said, delivery.messages, codecs), delivery)
         finally:
             self._order.release()
+            if delivery.submission is not None:
+                delivery.submission.settle()
+
+    def _number(
+        self,
+        sender: Member,
+        block: str,
+        nonces: tuple[Nonce | None, ...],
+        checks: bytes,
+        *,
+        act: bool,
+    ) -> tuple[Delivery, Keeping | None]:
+        """Give messages their numbers, and pass them to the journal and the sender's session."""
+        journal, client, name = self._journal, sender.client, sender.name
+        said = SaidBlock(
+            journal.epoch, journal.next, utc_now(), self.name, client, name, block, act
+        )
+        keeping = journal.append(said, nonces, checks)
+        delivery = Delivery(said, journal.next - said.first, sender)
+        if nonces and sender.stored_session is not None:
+            delivery.submission = Submission(
+                said.epoch,
+                said.first,
+                room=self.key,
+                checks=checks,
+                keeping=keeping,
+                delivered=trio.Event(),
+            )
+            sender.stored_session.remember(nonces, delivery.submission)
+        return delivery, keeping
 
     async def notify(self, text: str) -> Receipt:
         """Send *text*, which is clean and not empty, to all members as the server; see `publish`.
@@ -324,12 +321,10 @@ class Room:
             lagging = [member for member in self._members.values() if member.lag is not None]
             for member in lagging:  # a replay has no notices
                 member.keep_notice(notice)
-            delivery = Delivery(said, notice=notice, lagging=len(lagging))
-            return await self._deliver(iter([batch]), 1, delivery)
+            delivery = Delivery(said, 1, notice=notice, lagging=len(lagging))
+            return await self._deliver(iter([batch]), delivery)
 
-    async def _deliver(
-        self, batches: Iterator[Batch], messages: int, delivery: Delivery
-    ) -> Receipt:
+    async def _deliver(self, batches: Iterator[Batch], delivery: Delivery) -> Receipt:
         """Deliver to all live members; the others get a block by replay.
 
         Cancelled, it delivers the rest without waiting for anybody.
@@ -340,7 +335,7 @@ class Room:
                 full = self._try_send_to_all(batch, delivery)
                 if not is_logged:  # before any wait, so that the log is in order
                     is_logged = True
-                    self._log_delivery(delivery, messages)
+                    self._log_delivery(delivery)
                 if full:
                     await self._treat_slow(full, batch, delivery)
         finally:
@@ -349,7 +344,7 @@ class Room:
                     self._fall_behind(member, batch, delivery)
         return delivery.receipt()
 
-    def _log_delivery(self, delivery: Delivery, messages: int) -> None:
+    def _log_delivery(self, delivery: Delivery) -> None:
         said, sender = delivery.said, delivery.sender
         speaker = TEXT.format_sender(said.name, act=said.act)
         clients = len(self._members)
@@ -357,7 +352,7 @@ class Room:
             self._log.said(speaker, said.text, clients, "TX")
         else:
             clients += sender.client not in self._members
-            sender.log.said(speaker, said.text, messages, clients)
+            sender.log.said(speaker, said.text, delivery.messages, clients)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.
