@@ -32,7 +32,7 @@ def test_there_are_rows() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip()[:40])
-def test_each_row_names_a_test_that_there_is(row: str) -> None:
+def test_each_row_names_an_existing_test(row: str) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert len(cells) == 5
     attack, happens, setting, _, test = cells

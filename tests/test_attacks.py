@@ -92,7 +92,7 @@ async def test_slow_clients_cost_a_room_at_most_a_tenth_of_its_time(
     show(attack, measured)
 
 
-async def test_newcomers_are_answered_while_hundreds_come_and_hang_up(tmp_path: Path) -> None:
+async def test_new_clients_are_answered_while_hundreds_connect_and_hang_up(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, hostile(server, tmp_path, "come-and-go", ""):
         for _ in range(3):
             assert await trio.to_thread.run_sync(answered, server.port) == b"[Server] pong\n"
@@ -102,7 +102,7 @@ def print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 
-async def test_a_flood_leaves_readers_on_slow_links_all_that_the_history_keeps(
+async def test_readers_on_slow_links_get_the_history_during_a_flood(
     tmp_path: Path,
 ) -> None:
     trouble = await flood(
@@ -115,7 +115,7 @@ async def test_a_flood_leaves_readers_on_slow_links_all_that_the_history_keeps(
     assert not trouble
 
 
-async def test_private_messages_without_end_drive_nobody_out(tmp_path: Path) -> None:
+async def test_a_flood_of_private_messages_disconnects_nobody(tmp_path: Path) -> None:
     trouble = await private_messages(tmp_path, link=8 * MBIT, seconds=LINK_SECONDS, show=print_line)
     assert not trouble
 

@@ -60,14 +60,14 @@ def test_latency_is_measured_from_the_time_that_was_planned(tools: Tools) -> Non
     assert 0 < figures["p50"] <= figures["p99"] <= figures["max"]
 
 
-def test_connections_are_weighed(tools: Tools) -> None:
+def test_the_memory_of_connections_is_measured(tools: Tools) -> None:
     workload = replace(WORKLOAD["connections"], receivers=50)
     figures = measure(SERVER["multichat"], workload, tools)
     assert 0 < figures["connected_seconds"] <= figures["reached_seconds"]
     assert figures["kib_per_client"] > 0
 
 
-def test_what_cannot_be_measured_says_why_in_one_line(tools: Tools) -> None:
+def test_an_impossible_measurement_is_one_line_with_its_reason(tools: Tools) -> None:
     broken = replace(SERVER["C loop"], command=lambda *_: ["nonsense"])
     figures = measure(broken, WORKLOAD["throughput-10"], tools)
     assert figures == {"error": "ended with status 2 before it listened"}

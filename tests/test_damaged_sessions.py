@@ -69,7 +69,7 @@ async def test_a_program_is_welcomed_and_can_talk(table: str, port: int, tmp_pat
 
 
 @TABLES
-async def test_connect_in_a_pipe_chats_on_and_ends(table: str, port: int, tmp_path: Path) -> None:
+async def test_connect_in_a_pipe_sends_and_ends(table: str, port: int, tmp_path: Path) -> None:
     async with (
         serve_journal(tmp_path, port) as server,
         connect(tmp_path, server, "--name", "alice") as client,
@@ -95,7 +95,7 @@ async def test_connect_in_a_pipe_chats_on_and_ends(table: str, port: int, tmp_pa
 
 
 @TABLES
-async def test_connect_on_a_terminal_chats_on(
+async def test_connect_on_a_terminal_sends_messages(
     table: str, port: int, terminal: Terminal, tmp_path: Path
 ) -> None:
     async with serve_journal(tmp_path, port) as server:

@@ -113,7 +113,7 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_options_that_are_named_exist(page: Path) -> None:
+def test_options_named_in_documents_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "commands.md").read_text("utf-8")))
     known |= {"--write", "--chat", "--max-conns", "--from"}  # ours to nox, ncat's, uvx's
     known |= {"--seed", "--seeds", "--seconds", "--minutes"}  # of the simulation, fuzzing, the soak
@@ -135,7 +135,7 @@ def test_every_command_is_in_the_reference() -> None:
         assert f"## `multichat {command}`" in reference
 
 
-def test_the_library_that_the_readme_shows_is_there() -> None:
+def test_names_in_the_readmes_program_exist() -> None:
     [program] = blocks(ROOT / "README.md", "python")
     compile(program, "README.md", "exec")
     for name in re.findall(r"multichat\.(\w+)", program):
@@ -195,7 +195,7 @@ def held(session: Callable[[Path], T], is_as_shown: Callable[[T], bool]) -> T:
 
 
 @pytest.mark.process
-def test_the_session_that_is_shown_happens() -> None:
+def test_the_documented_session_matches_reality() -> None:
     for name in ("tmux", "nc"):
         program(name)
     make_session = load("make_session")
@@ -205,7 +205,7 @@ def test_the_session_that_is_shown_happens() -> None:
 
 
 @pytest.mark.process
-def test_the_pictures_are_of_what_happens() -> None:
+def test_the_pictures_match_reality() -> None:
     program("tmux")
     make_pictures = load("make_pictures")
     pages = {theme: page.read_text("utf-8") for theme, page in make_pictures.PAGES.items()}

@@ -146,7 +146,7 @@ async def test_dice_are_rolled_for_one_person_alone(tmp_path: Path) -> None:
         assert "d1" not in server.out
 
 
-async def test_who_asks_for_dice_that_do_not_exist_is_told_so_alone(tmp_path: Path) -> None:
+async def test_a_request_for_impossible_dice_is_answered_privately(tmp_path: Path) -> None:
     usage = "[dice → you] 2d6 is two dice of six sides: up to 100 of up to 1000"
     nonsense = ["banana", "d", "0d6", "2d0", "101d6", "2d1001", "9999999999d6", "-1d6", "٣d6"]
     async with (
@@ -163,7 +163,7 @@ async def test_who_asks_for_dice_that_do_not_exist_is_told_so_alone(tmp_path: Pa
         assert await alice.line() == "[bob] thank you"
 
 
-async def test_who_asks_for_dice_and_goes_does_not_take_the_bot_along(tmp_path: Path) -> None:
+async def test_the_bot_survives_a_client_that_leaves_before_the_answer(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, joined(tmp_path, server, "dice.py") as bot:
         async with person(server.port, "alice") as alice:
             await alice.send("!roll banana", "/msg dice banana", "/quit")
@@ -179,7 +179,7 @@ async def test_who_asks_for_dice_and_goes_does_not_take_the_bot_along(tmp_path: 
 # --- A bridge -------------------------------------------------------------------------------------
 
 
-async def test_a_bridge_carries_what_is_said_both_ways_with_names(tmp_path: Path) -> None:
+async def test_a_bridge_carries_messages_and_names_both_ways(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as here,
         serve(tmp_path) as there,
@@ -221,7 +221,7 @@ async def test_a_second_bridge_cannot_make_a_loop(tmp_path: Path) -> None:
         assert second.err == "bridge: the name bridge is taken\n"
 
 
-async def test_a_bridge_whose_sides_break_off_stands_again_when_they_do(tmp_path: Path) -> None:
+async def test_a_bridge_recovers_when_both_sides_reconnect(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as here,
         serve(tmp_path) as there,
@@ -246,7 +246,7 @@ async def test_a_bridge_whose_sides_break_off_stands_again_when_they_do(tmp_path
             assert await bridge.wait() == 0
 
 
-async def test_there_is_no_bridge_to_a_server_that_grants_no_names(tmp_path: Path) -> None:
+async def test_a_bridge_needs_a_server_that_grants_names(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as here,
         listening() as (listener, port),
@@ -258,7 +258,7 @@ async def test_there_is_no_bridge_to_a_server_that_grants_no_names(tmp_path: Pat
         assert bridge.err == "bridge: a server that grants no names could have two bridges\n"
 
 
-async def test_there_is_no_bridge_to_a_server_that_does_not_answer(tmp_path: Path) -> None:
+async def test_a_bridge_needs_a_server_that_answers(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as here,
         listening() as (_, port),  # and never a word
@@ -277,7 +277,7 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-async def test_a_log_is_followed_wherever_it_goes(tmp_path: Path) -> None:
+async def test_a_log_is_followed_through_rotation(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_text("old\n")
     async with (
@@ -348,7 +348,7 @@ async def test_the_notifier_says_whether_a_command_passed(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("status", [0, 3])
-async def test_a_chat_that_is_away_fails_no_build(tmp_path: Path, status: int) -> None:
+async def test_an_unreachable_chat_does_not_fail_the_build(tmp_path: Path, status: int) -> None:
     async with listening() as (_, port):
         pass
     async with notify(tmp_path, LOOPBACK, port, "sh", "-c", f"exit {status}") as command:
@@ -358,7 +358,7 @@ async def test_a_chat_that_is_away_fails_no_build(tmp_path: Path, status: int) -
         )
 
 
-async def test_the_notifier_says_how_it_is_used(tmp_path: Path) -> None:
+async def test_the_notifier_prints_its_usage(tmp_path: Path) -> None:
     assert os.access(EXAMPLES / "notify_ci.sh", os.X_OK)
     async with notify(tmp_path, LOOPBACK, 9000) as command:
         assert await command.wait() == 2
@@ -368,7 +368,7 @@ async def test_the_notifier_says_how_it_is_used(tmp_path: Path) -> None:
 # --- Servers --------------------------------------------------------------------------------------
 
 
-async def test_a_server_lives_in_somebody_elses_nursery(tmp_path: Path) -> None:
+async def test_a_server_runs_in_another_programs_nursery(tmp_path: Path) -> None:
     async with example(tmp_path, "server_in_a_nursery.py", 0, 3) as server:
         port = await port_of(server)
         async with person(port) as client:
@@ -410,7 +410,7 @@ async def test_a_port_that_is_taken_is_one_line(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [*CLIENTS, "bridge.py"])
-async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path, name: str) -> None:
+async def test_an_unreachable_server_is_one_line(tmp_path: Path, name: str) -> None:
     async with listening() as (_, port):
         pass
     _, more = CLIENTS.get(name, ("", [LOOPBACK, str(port)]))
@@ -421,7 +421,7 @@ async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_each_ends_quietly_on_ctrl_c(tmp_path: Path, name: str) -> None:
+async def test_each_example_exits_quietly_on_ctrl_c(tmp_path: Path, name: str) -> None:
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         if name in SERVERS:
@@ -438,7 +438,7 @@ async def test_each_ends_quietly_on_ctrl_c(tmp_path: Path, name: str) -> None:
         assert command.err == ""
 
 
-async def test_each_says_how_it_is_run(tmp_path: Path) -> None:
+async def test_each_example_prints_its_usage(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         commands = [await stack.enter_async_context(example(tmp_path, name)) for name in PROGRAMS]
         for name, command in zip(PROGRAMS, commands, strict=True):

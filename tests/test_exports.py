@@ -26,7 +26,7 @@ def source_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_all_of_it_exists(name: str) -> None:
+def test_every_exported_name_exists(name: str) -> None:
     module = importlib.import_module(f"multichat.{name}")
     for public in module.__all__:
         assert not public.startswith("_")
@@ -34,7 +34,7 @@ def test_all_of_it_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_what_is_public_stands_in_all(name: str) -> None:
+def test_all_lists_the_public_names(name: str) -> None:
     tree = ast.parse(source_of(name))
     public = {
         node.name

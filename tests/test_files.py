@@ -37,7 +37,7 @@ def test_utf_8_is_read_with_and_without_a_byte_order_mark(text: str) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_text_or_a_reason_why_not(data: bytes) -> None:
+def test_any_bytes_are_text_or_an_error_with_a_reason(data: bytes) -> None:
     with suppress(ValueError):
         assert data.removeprefix(b"\xef\xbb\xbf").decode() == decode_text(data)
 
@@ -51,7 +51,7 @@ def test_any_bytes_are_text_or_a_reason_why_not(data: bytes) -> None:
         ("latin-1", "not UTF-8"),
     ],
 )
-def test_each_kind_of_file_says_that_it_is_in_another_encoding(
+def test_each_kind_of_file_reports_a_wrong_encoding(
     encoding: str, reason: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
@@ -64,7 +64,7 @@ def test_each_kind_of_file_says_that_it_is_in_another_encoding(
         read_bans(file.read_bytes(), "bans")
 
 
-def test_null_characters_are_no_text() -> None:
+def test_null_characters_are_not_text() -> None:
     with pytest.raises(ValueError, match=r"null characters; save it as UTF-8$"):
         decode_text("secret".encode("utf-16-le"))
 
@@ -132,7 +132,7 @@ def make_special(kind: str, folder: Path) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a FIFO behind a link", "a directory", "a device"])
-def test_what_is_no_regular_file_is_refused_without_waiting(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_is_refused_without_waiting(kind: str, tmp_path: Path) -> None:
     path, reason = make_special(kind, tmp_path)
     with pytest.raises(OSError, match=f"(?i){reason}"):
         check_regular(path)

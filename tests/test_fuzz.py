@@ -92,7 +92,7 @@ NEVER = re.compile("(?!)")
         ("names", "multichat.protocol.names.may_mix", lambda text: True, "mixed-greek"),
     ],
 )
-def test_what_is_broken_is_found_by_the_corpus(
+def test_the_corpus_finds_broken_code(
     name: str, broken: str, replacement: Any, found_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broken, replacement)
@@ -104,7 +104,7 @@ def test_a_decoder_that_buffers_an_endless_line_is_found(monkeypatch: pytest.Mon
     assert "over-long-unended" in failures("framing")
 
 
-def test_a_handshake_that_takes_chat_for_an_answer_is_found(
+def test_a_handshake_that_mistakes_chat_for_an_answer_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forget(self: Negotiation, welcome: Welcome) -> None:  # that chat is dropped with it
@@ -157,7 +157,7 @@ def test_without_a_corpus_words_are_enough_to_begin_with() -> None:
     assert any(b"word" in data for data in inputs)
 
 
-def test_what_fails_is_made_as_small_as_it_can_be() -> None:
+def test_failing_inputs_are_minimized() -> None:
     assert shrunk(b"aaaaXbbbbbbbYcc", lambda data: b"X" in data and b"Y" in data) == b"XY"
 
 
@@ -190,7 +190,7 @@ def test_an_input_that_takes_for_ever_is_a_failure_and_tried_once(
 # --- The command ----------------------------------------------------------------------------------
 
 
-def test_the_command_tells_a_line_for_each_target(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_line_for_each_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--plain", "--seconds", "0", "--seed", "1"]) == 0
     engine, *summaries = capsys.readouterr().out.splitlines()
     assert engine == "plain mutations (no atheris), seed 1"
@@ -243,7 +243,7 @@ def test_a_failure_that_does_not_repeat_in_a_new_process_is_reported_and_no_fail
         (["--keep", "--plain"], "--keep needs atheris"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_invalid_options_are_refused(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as refused:

@@ -126,7 +126,7 @@ def test_pure_modules_stay_pure(name: str) -> None:
     assert imported(MODULES[name]) - {f"multichat.{package}" for package in packages} <= allowed
 
 
-def test_all_modules_that_are_said_to_be_pure_exist() -> None:
+def test_all_modules_listed_as_pure_exist() -> None:
     assert set(PURE_MODULES) | set(IMPURE) <= set(MODULES)
 
 
@@ -136,7 +136,7 @@ def test_the_check_sees_a_forbidden_import(tmp_path: Path) -> None:
     assert imported(module) == {"time"}
 
 
-def test_only_the_command_line_knows_the_command_line() -> None:
+def test_only_the_cli_package_imports_typer() -> None:
     for name, path in MODULES.items():
         assert name.startswith("cli.") or "typer" not in imported(path), name
 

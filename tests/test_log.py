@@ -33,7 +33,7 @@ def record(message: object, name: str = "multichat.server") -> logging.LogRecord
     return made
 
 
-def test_the_letters_of_the_specification() -> None:
+def test_log_lines_match_the_specification_to_the_letter() -> None:
     format_ = LineFormatter().format
     start = "2025-01-15 10:30:45.123 [INFO] "
     assert format_(record(Lines("[STATE] ", "Client 1 connected"))) == (
@@ -51,7 +51,7 @@ def test_the_letters_of_the_specification() -> None:
     )
 
 
-def test_times_go_on_with_the_clock() -> None:
+def test_log_times_follow_the_clock() -> None:
     formatter = LineFormatter()
     first, second, third = (record("[X] y") for _ in range(3))
     second.created += 0.001
@@ -63,7 +63,7 @@ def test_times_go_on_with_the_clock() -> None:
     ]
 
 
-def test_nothing_ends_a_line_but_us() -> None:
+def test_a_log_record_is_always_one_line() -> None:
     text = LineFormatter().format(record("[STATE] Client 1 disconnected (x\n[STATE] forged\x1b)"))
     assert "\n" not in text
     assert "␊[STATE] forged␛)" in text
@@ -215,7 +215,7 @@ def test_closing_waits_a_second_for_an_output_that_takes_nothing(pipe: Pipe) -> 
     assert len(pipe.read_all()) == 1  # and it comes all the same to whoever reads in the end
 
 
-def test_an_output_that_is_gone_costs_its_lines_and_nothing_else(pipe: Pipe) -> None:
+def test_a_closed_output_loses_only_its_lines(pipe: Pipe) -> None:
     os.close(pipe.read_fd)
     pipe.emit("nobody reads this")
     pipe.writer.wait_below(0)

@@ -115,7 +115,7 @@ async def be_sent_away_with(request: str) -> list[str]:
 
 
 @pytest.mark.parametrize("request_", ["/join den", "/name zoe", "/json", "/msg 1 boo"])
-async def test_who_has_been_sent_away_is_not_asked_any_more(
+async def test_requests_of_a_disconnected_client_are_not_processed(
     request_: str, autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     """Seeds 65 and 103: the rest of its read was done, which crashed or left its name taken."""
@@ -126,12 +126,12 @@ async def test_who_has_been_sent_away_is_not_asked_any_more(
 
 
 @pytest.mark.parametrize("seed", [65, 103, 820])
-def test_who_has_been_sent_away_does_nothing_more(seed: int) -> None:
+def test_a_disconnected_client_does_nothing_more(seed: int) -> None:
     assert simulate(make_plan(seed)).violations == []
 
 
 @pytest.mark.parametrize("seed", [97, 106])
-def test_who_is_too_far_behind_is_told_on_a_line_of_its_own(seed: int) -> None:
+def test_a_client_that_is_too_far_behind_is_told_on_a_separate_line(seed: int) -> None:
     """The rest of a batch that was half written was forgotten with what waited."""
     assert simulate(make_plan(seed)).violations == []
 
@@ -141,7 +141,7 @@ def test_a_rate_is_kept_on_a_clock_that_does_not_go_on_by_itself() -> None:
     assert simulate(make_plan(10)).violations == []
 
 
-async def test_what_is_half_written_is_not_forgotten() -> None:
+async def test_a_batch_that_was_partly_written_is_completed() -> None:
     """Over real sockets, where a batch is begun at once; who has to go hears whole lines."""
     config = ServerConfig(max_line_bytes=200_000)
     for _ in range(5):  # it depends on whether the writer or who dismisses comes first
@@ -253,7 +253,7 @@ async def test_closing_over_unread_input_resets() -> None:
         await client.receive_some()
 
 
-async def test_who_writes_to_nobody_is_told_with_the_second_write() -> None:
+async def test_writing_to_a_closed_peer_fails_on_the_second_write() -> None:
     server, client = await make_connection()
     await client.aclose()
     assert await server.receive_some() == b""

@@ -69,7 +69,7 @@ async def test_the_memory_of_a_server_is_bounded_while_tls_clients_come_and_go(
         assert await memory_mib_after(2400) - before < 30
 
 
-async def test_who_came_and_went_left_no_task_and_no_garbage_behind() -> None:
+async def test_disconnected_clients_leave_no_tasks_and_no_garbage() -> None:
     with collector_off():
         await _come_and_go()
         # The server's collector looks seldom: in cycles, those who left would be its memory.

@@ -130,7 +130,7 @@ def test_a_unit_test_that_starts_a_process_fails(start: str, tmp_path: Path) -> 
     assert "mark it with `process`" in result.stdout
 
 
-def test_the_settings_of_whoever_runs_the_tests_do_not_reach_the_commands(tmp_path: Path) -> None:
+def test_commands_do_not_see_the_environment_of_the_developer(tmp_path: Path) -> None:
     module = tmp_path / "test_it.py"
     module.write_text(SETTINGS_TEST, "utf-8")
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", str(module)]

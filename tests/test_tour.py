@@ -89,7 +89,7 @@ async def test_the_tour(port: int, terminal: Terminal, tmp_path: Path) -> None:
     assert "Nobody listens" not in await terminal.screen("alice")
 
 
-def test_the_tour_names_everything() -> None:
+def test_the_tour_mentions_every_feature() -> None:
     from multichat.protocol.commands import COMMANDS
 
     page = PAGE.read_text("utf-8")

@@ -183,7 +183,7 @@ async def test_a_session_whose_nonces_are_damaged_is_unknown(
     assert "A session cannot be resumed: " in line
 
 
-async def test_damage_in_one_room_does_not_keep_others_from_talking(
+async def test_damage_in_one_room_does_not_affect_others(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """A row that contradicts the next message of a room failed the transaction of all rooms."""
@@ -216,7 +216,7 @@ async def test_a_damaged_room_is_rebuilt_from_its_messages(
     assert len([line for line in log.lines if "was rebuilt" in line]) == 1
 
 
-async def test_client_numbers_go_on_after_the_heads_are_damaged(
+async def test_client_ids_continue_after_the_heads_are_damaged(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
@@ -293,7 +293,7 @@ def damaged_pages_of(path: Path, table: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("table", ["nonces", "sessions"])
-async def test_everybody_is_answered_whatever_pages_of_sessions_are_damaged(
+async def test_every_client_is_answered_whichever_session_pages_are_damaged(
     table: str, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """Whoever resumes gets a welcome, and all can talk, before and after another restart."""
@@ -319,7 +319,7 @@ async def test_everybody_is_answered_whatever_pages_of_sessions_are_damaged(
             assert not [line for line in log.lines if "crash" in line]
 
 
-async def test_private_messages_are_delivered_though_their_nonces_cannot_be_kept(
+async def test_private_messages_are_delivered_even_if_their_nonces_cannot_be_stored(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """They are accepted, heard once while the server runs, and the log says what that costs."""
@@ -619,7 +619,7 @@ async def hear_everything(path: Path, talk: Talk) -> tuple[list[str], list[str]]
 
 @pytest.mark.process  # each takes seconds
 @pytest.mark.parametrize("what", RAW_TEXTS)
-async def test_damaged_text_reaches_nobody_raw(
+async def test_damaged_text_is_cleaned_before_it_is_shown(
     what: str, talk: Talk, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """Neither in text nor in JSON, nor by the command, nor in the log."""
@@ -658,9 +658,7 @@ async def test_damaged_text_reaches_nobody_raw(
 
 
 @pytest.mark.process
-async def test_commands_say_in_one_line_what_is_wrong_with_damaged_pages(
-    talk: Talk, tmp_path: Path
-) -> None:
+async def test_commands_report_damaged_pages_in_one_line(talk: Talk, tmp_path: Path) -> None:
     """The server starts, or is refused, and `history` shows what is left."""
     rng = Random(1)
     size = 4096

@@ -131,7 +131,7 @@ async def say_in_rooms(
     return kept
 
 
-async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
+async def test_other_rooms_work_whichever_page_is_damaged(
     whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """Before and after a restart, with nonces and without, and all who come back are answered."""
@@ -192,7 +192,7 @@ def many_rooms(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(path.read_bytes(), last)
 
 
-async def test_a_start_is_refused_only_where_no_room_can_be_talked_in(
+async def test_a_start_is_refused_only_if_no_room_can_store_messages(
     many_rooms: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:
     """It was refused for a page that no message needs, and not for one that each message needs."""

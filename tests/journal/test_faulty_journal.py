@@ -23,7 +23,7 @@ async def come(network: MemoryServer, **wishes: object) -> tuple[ScriptedClient,
     return client, json.loads(await client.line())
 
 
-async def test_what_is_on_its_way_was_not_said_in_a_room_that_is_left_and_entered_again(
+async def test_a_message_in_progress_is_not_replayed_to_a_client_that_reenters_the_room(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The next who came opened it anew, and took for told what was not even kept."""
@@ -47,7 +47,7 @@ async def test_what_is_on_its_way_was_not_said_in_a_room_that_is_left_and_entere
         assert json.loads(await third.line())["text"] == "kept"
 
 
-async def test_a_room_that_everybody_left_is_gone_when_all_is_told(
+async def test_an_empty_room_is_closed_once_everything_is_delivered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     journal = FaultyJournal(Disk(), Faults(slow_seconds=1), Random(0))
@@ -61,7 +61,7 @@ async def test_a_room_that_everybody_left_is_gone_when_all_is_told(
         assert not network.server._registry._rooms
 
 
-async def test_who_is_sent_away_for_good_while_it_comes_back_does_not(
+async def test_a_client_kicked_during_its_resume_does_not_resume(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with memory_server() as network:

@@ -276,7 +276,7 @@ def dump(path: Path) -> list[object]:
         return connection.execute("SELECT seq, room, first, text FROM runs ORDER BY seq").fetchall()
 
 
-async def test_a_backup_is_noticed_though_messages_cannot_be_read_with_the_wal(
+async def test_a_backup_is_detected_even_if_messages_cannot_be_read_with_the_wal(
     tmp_path: Path,
 ) -> None:
     """As when the last thing that the killed server did was to delete old ones."""
@@ -297,7 +297,7 @@ async def test_a_backup_is_noticed_though_messages_cannot_be_read_with_the_wal(
     assert "is not of this file" in await refusal(crashed)
 
 
-async def test_a_backup_with_other_pages_is_noticed_at_any_time(tmp_path: Path) -> None:
+async def test_a_backup_with_different_pages_is_detected_at_any_time(tmp_path: Path) -> None:
     """As `VACUUM INTO` makes it: also if it was made since the `-wal` began."""
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
@@ -344,7 +344,7 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_a_server_keeps_messages_though_the_stamps_of_its_file_are_damaged(
+async def test_messages_are_stored_even_if_the_stamps_are_damaged(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "chat.db"
@@ -393,7 +393,7 @@ async def test_history_can_be_read_wherever_a_server_is_in_a_checkpoint(tmp_path
                 assert len(list(reader.read())) == 31
 
 
-def test_no_server_is_refused_for_a_reader_that_asks_whether_there_is_one(tmp_path: Path) -> None:
+def test_a_reader_that_probes_the_lock_does_not_block_a_server(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     FileLock(path, path).close()
     over = threading.Event()
@@ -576,7 +576,7 @@ async def test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may
             await server.wait()
 
 
-async def test_a_client_is_admitted_after_a_while_though_another_program_has_locked_the_file(
+async def test_a_client_is_admitted_eventually_while_another_program_holds_the_lock(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its number cannot be kept; the log says once what to do."""
@@ -763,7 +763,7 @@ async def test_after_a_kill_no_message_is_lost_by_a_start_under_another_name(
     assert await all_texts(killed) == ["one", "two"]
 
 
-async def test_a_copy_of_a_file_with_another_name_goes_on_without_its_wal(tmp_path: Path) -> None:
+async def test_a_copy_under_another_name_starts_without_its_wal(tmp_path: Path) -> None:
     path, other = tmp_path / "chat.db", tmp_path / "other.db"
     await write(path, "one")
     async with running(SqliteJournal(path)) as journal:
@@ -875,7 +875,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("request_", "told"), REFUSED, ids=["say", "act", "history"])
-async def test_the_log_has_what_a_client_is_refused_for_the_journal(
+async def test_failed_writes_are_logged_with_their_reason(
     request_: dict[str, str], told: str, tmp_path: Path, log: LogRecorder
 ) -> None:
     """Once, however often it is asked for; and what the operator can do, where that is known."""
@@ -905,7 +905,7 @@ async def test_the_log_has_what_a_client_is_refused_for_the_journal(
         assert line.endswith(f"The journal keeps nothing: {expected}")
 
 
-async def test_the_log_has_the_same_failure_once(
+async def test_the_same_failure_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever was to be kept or read, and however often."""
@@ -933,5 +933,5 @@ async def test_the_log_has_the_same_failure_once(
     assert len(errors) == 2
 
 
-def test_a_start_waits_as_long_as_a_server_that_runs() -> None:
+def test_a_start_waits_for_a_lock_as_long_as_a_running_server() -> None:
     assert SqliteLimits().retry_seconds == 3.0

@@ -37,7 +37,7 @@ async def say_until_kept(room: RoomJournal, text: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000, 100_000])
-async def test_a_burst_on_a_small_disk_is_kept_as_far_as_retention_keeps_it(
+async def test_a_burst_on_a_small_disk_is_stored_within_the_retention_limits(
     tmp_path: Path, size: int
 ) -> None:
     with mounted(tmp_path / "disk", "size=6m") as disk:
@@ -56,7 +56,7 @@ async def test_a_burst_on_a_small_disk_is_kept_as_far_as_retention_keeps_it(
         assert path.stat().st_size < 3 * MIB
 
 
-async def test_what_has_to_go_is_deleted_from_a_disk_that_others_have_filled(
+async def test_retention_deletes_messages_on_a_disk_filled_by_others(
     tmp_path: Path,
 ) -> None:
     now = [1_750_000_000.0, 0.0]
@@ -80,7 +80,7 @@ async def test_what_has_to_go_is_deleted_from_a_disk_that_others_have_filled(
                     await trio.sleep(0.05)
 
 
-async def test_a_smaller_limit_makes_room_on_a_full_disk(tmp_path: Path) -> None:
+async def test_a_smaller_limit_frees_space_on_a_full_disk(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=24m") as disk:
         path = disk / "chat.db"
         limits = SqliteLimits(retry_seconds=0, tidy_seconds=0.05)
@@ -96,7 +96,7 @@ async def test_a_smaller_limit_makes_room_on_a_full_disk(tmp_path: Path) -> None
             assert (await texts_of(room, 0, LOTS))[-1] == "there is room again"
 
 
-async def test_the_reserve_is_there_while_something_may_be_deleted(tmp_path: Path) -> None:
+async def test_the_reserve_exists_while_retention_is_enabled(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     reserve = Path(f"{path}-reserve")
     for retention, size in ((ONE_MIB, MIB), (Retention(max_messages=9), 8 * MIB)):

@@ -67,7 +67,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
 # --- Numbers and pages ----------------------------------------------------------------------------
 
 
-async def test_what_is_appended_is_numbered_at_once_and_read_as_it_was(kind: Kind) -> None:
+async def test_appended_messages_are_numbered_at_once_and_read_back_unchanged(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         assert (room.first, room.next) == (0, 0)
@@ -86,7 +86,7 @@ async def test_what_is_appended_is_numbered_at_once_and_read_as_it_was(kind: Kin
         assert await room.read(0, 5, max_bytes=LOTS) == [one, act, more]
 
 
-async def test_pages_begin_and_end_within_runs(kind: Kind) -> None:
+async def test_pages_may_begin_and_end_within_blocks(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         for start in range(0, 12, 3):
@@ -97,7 +97,7 @@ async def test_pages_begin_and_end_within_runs(kind: Kind) -> None:
                 assert await texts_of(room, start, stop) == wanted
 
 
-async def test_a_page_ends_at_its_bytes_but_holds_one_message(kind: Kind) -> None:
+async def test_a_page_is_limited_in_bytes_but_has_at_least_one_message(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         await say(room, *["é" * 50] * 10)
@@ -128,7 +128,7 @@ async def test_the_newest_messages_below_a_number_are_read_backwards(kind: Kind)
         assert await room.read_before(12, max_messages=8, max_bytes=LOTS) == blocks[2:]
 
 
-async def test_the_bytes_of_what_is_read_backwards_are_those_of_utf_8(kind: Kind) -> None:
+async def test_reading_backwards_counts_utf_8_bytes(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         await say(room, "a" * 1000, *["é" * 50] * 10)
@@ -143,7 +143,7 @@ async def test_the_bytes_of_what_is_read_backwards_are_those_of_utf_8(kind: Kind
     st.integers(1, 45),
     st.integers(0, 100),
 )
-def test_reading_backwards_takes_no_run_that_it_does_not_need(
+def test_reading_backwards_reads_no_block_that_it_does_not_need(
     said: list[list[str]], stop: int, max_messages: int, max_bytes: int
 ) -> None:
     blocks: list[SaidBlock] = []
@@ -172,7 +172,7 @@ def test_reading_backwards_takes_no_run_that_it_does_not_need(
     assert len(taken) <= len(found) + 1
 
 
-async def test_reading_beyond_either_end_returns_what_there_is(kind: Kind) -> None:
+async def test_reading_past_either_end_returns_the_existing_messages(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         await say(room, "a", "b")
@@ -182,7 +182,7 @@ async def test_reading_beyond_either_end_returns_what_there_is(kind: Kind) -> No
         assert await texts_of(room, 1, 1 << 40) == ["b"]
 
 
-async def test_what_is_too_much_goes_from_the_front(kind: Kind) -> None:
+async def test_retention_deletes_the_oldest_messages_first(kind: Kind) -> None:
     async with running(kind.make(max_messages=5)) as journal:
         room = journal.room("lobby")
         for start in range(0, 40, 2):
@@ -218,7 +218,7 @@ async def test_each_room_has_an_epoch_and_numbers_of_its_own(kind: Kind) -> None
             assert await texts_of(room, 0, 9) == [f"in {room.epoch}"]
 
 
-async def test_a_room_that_is_asked_for_again_goes_on(kind: Kind) -> None:
+async def test_a_reopened_room_continues_its_numbers(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         await say(room, "one")
@@ -249,7 +249,7 @@ async def test_each_server_has_its_own_epoch_in_a_room_and_knows_the_earlier_one
     assert (len(epochs), told) == (3, sorted(told))
 
 
-async def test_epochs_rise_also_when_the_clock_is_set_back(
+async def test_epochs_increase_even_if_the_clock_is_set_back(
     kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = kind.make()
@@ -269,7 +269,7 @@ async def test_epochs_rise_also_when_the_clock_is_set_back(
 # --- Many at once, and the end --------------------------------------------------------------------
 
 
-async def test_those_who_append_at_once_are_kept_in_the_order_of_their_calls(kind: Kind) -> None:
+async def test_concurrent_appends_are_stored_in_call_order(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         rooms = [journal.room(name) for name in ("lobby", "den")]
         called: list[list[str]] = [[], []]
@@ -288,7 +288,7 @@ async def test_those_who_append_at_once_are_kept_in_the_order_of_their_calls(kin
             assert await texts_of(room, 0, 1000) == texts
 
 
-async def test_what_was_taken_is_kept_when_it_ends(kind: Kind) -> None:
+async def test_accepted_messages_are_stored_on_close(kind: Kind) -> None:
     journal = kind.make()
     async with running(journal):
         room = journal.room("lobby")
@@ -304,7 +304,7 @@ async def test_what_was_taken_is_kept_when_it_ends(kind: Kind) -> None:
             assert await texts_of(room, 0, 200) == [f"last words {n}" for n in range(100)]
 
 
-async def test_what_cannot_be_spelled_is_its_callers_mistake_alone(kind: Kind) -> None:
+async def test_unencodable_text_fails_its_caller_only(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
         keeping = room.append(encode(room, "before"))
@@ -323,7 +323,9 @@ async def test_what_cannot_be_spelled_is_its_callers_mistake_alone(kind: Kind) -
 BOB = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby")
 
 
-async def test_sessions_and_numbers_outlive_the_server_or_there_are_none(kind: Kind) -> None:
+async def test_sessions_and_client_ids_survive_a_restart_if_the_journal_is_persistent(
+    kind: Kind,
+) -> None:
     journal = kind.make()
     assert journal.clients_ever == 0
     async with running(journal):
@@ -352,7 +354,7 @@ async def test_sessions_and_numbers_outlive_the_server_or_there_are_none(kind: K
         assert await record_of(again, BOB.digest) is None
 
 
-async def test_no_number_that_somebody_spoke_with_is_given_again(kind: Kind) -> None:
+async def test_client_ids_that_were_used_are_never_reused(kind: Kind) -> None:
     if not kind.outlives:
         pytest.skip("its numbers begin anew")
     async with running(kind.make()) as journal:
@@ -368,7 +370,7 @@ async def test_no_number_that_somebody_spoke_with_is_given_again(kind: Kind) -> 
         assert journal.clients_ever == 301
 
 
-async def test_nonces_are_what_they_were_and_go_with_their_session(kind: Kind) -> None:
+async def test_nonces_are_restored_unchanged_and_deleted_with_their_session(kind: Kind) -> None:
     journal = kind.make()
     async with running(journal):
         den = journal.room("den")
@@ -416,7 +418,7 @@ lines = st.lists(st.text(alphabet="aé😀", max_size=5), min_size=1, max_size=2
 
 
 @given(lines, st.integers(0, 100), st.integers(0, 100))
-def test_part_of_a_run_is_the_messages_with_those_numbers(
+def test_a_slice_of_a_block_has_the_messages_with_those_numbers(
     texts: list[str], start: int, stop: int
 ) -> None:
     said = SaidBlock("e", 40, "now", "lobby", 1, "a", "\n".join(texts))
@@ -427,7 +429,7 @@ def test_part_of_a_run_is_the_messages_with_those_numbers(
 
 
 @given(st.lists(lines, min_size=1, max_size=4), st.integers(0, 80))
-def test_within_a_bound_is_as_much_as_fits_and_one_message(
+def test_a_bounded_read_returns_what_fits_and_at_least_one_message(
     blocks: list[list[str]], max_bytes: int
 ) -> None:
     whole: list[SaidBlock] = []

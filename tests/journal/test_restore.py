@@ -187,7 +187,7 @@ async def restored_while_away(
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
-async def test_our_client_in_a_pipe_says_after_a_restore_that_messages_may_be_missing(
+async def test_a_piped_client_reports_possible_loss_after_a_restore(
     end: signal.Signals, port: int, tmp_path: Path
 ) -> None:
     command = (MULTICHAT, "connect", LOOPBACK, str(port), "--name", "alice", "--wait")
@@ -213,7 +213,7 @@ async def test_our_client_in_a_pipe_says_after_a_restore_that_messages_may_be_mi
     assert places == sorted(places)
 
 
-async def test_our_client_on_a_terminal_says_after_a_restore_that_messages_may_be_missing(
+async def test_a_terminal_client_reports_possible_loss_after_a_restore(
     terminal: Terminal, port: int, tmp_path: Path
 ) -> None:
     await terminal.open("t", MULTICHAT, "connect", "--wait", "--name", "alice", LOOPBACK, str(port))
@@ -268,7 +268,7 @@ async def test_a_message_keeps_its_id_however_often_the_server_starts(tmp_path: 
             assert len(texts) == len(told) - number - 1
 
 
-async def test_an_epoch_whose_first_message_could_not_be_written_begins_with_the_next(
+async def test_an_epoch_starts_with_its_first_stored_message(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "chat.db"
@@ -289,7 +289,7 @@ async def test_an_epoch_whose_first_message_could_not_be_written_begins_with_the
         assert len(room.earlier) == 2
 
 
-async def test_two_servers_that_began_with_one_backup_give_different_ids(
+async def test_two_servers_started_from_one_backup_use_different_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the clock was ahead when the backup was made."""
@@ -307,7 +307,7 @@ async def test_two_servers_that_began_with_one_backup_give_different_ids(
     assert ids[0] != ids[1]
 
 
-async def test_a_journal_of_version_1_goes_on_in_a_new_epoch(tmp_path: Path) -> None:
+async def test_a_journal_of_version_1_continues_in_a_new_epoch(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     opened = open_file(path, durable=False, migrations=MIGRATIONS[:1])
     with closing(opened.lock), closing(opened.connection) as connection:

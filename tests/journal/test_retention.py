@@ -188,7 +188,7 @@ class Resumer:
     [Retention(max_messages=30), Retention(max_bytes=MIB)],
     ids=["messages", "bytes"],
 )
-async def test_clients_that_resume_during_deletion_hear_each_message_or_how_many_they_missed(
+async def test_clients_that_resume_during_deletion_get_each_message_or_the_count_of_missed_ones(
     retention: Retention, tmp_path: Path
 ) -> None:
     journal = SqliteJournal(
@@ -241,7 +241,7 @@ async def test_a_clock_that_is_ahead_for_six_seconds_deletes_nothing(
     ]
 
 
-async def test_a_server_that_was_down_for_400_days_says_what_it_deletes_before_it_does(
+async def test_a_server_that_was_down_for_400_days_logs_deletions_in_advance(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "chat.db"
@@ -292,7 +292,7 @@ async def test_messages_dated_behind_are_kept_as_long_as_what_was_said_before(
         assert await left(journal) == ["new", "behind"]
 
 
-async def test_what_a_server_has_heard_itself_is_no_older_than_the_server(tmp_path: Path) -> None:
+async def test_messages_since_the_start_are_never_older_than_the_server(tmp_path: Path) -> None:
     clocks = Clocks(NOW - YEAR)
     retention = Retention(max_age_seconds=18 * HOUR)
     async with running(opened(tmp_path / "chat.db", clocks, retention)) as journal:
@@ -311,7 +311,7 @@ async def test_what_a_server_has_heard_itself_is_no_older_than_the_server(tmp_pa
     "column", ["room", "first", "messages", "bytes", "time", "shown", "client", "name", "text"]
 )
 @pytest.mark.parametrize("value", ["NULL", "x'ff'", "-1"])
-async def test_a_damaged_row_does_not_keep_those_behind_it(
+async def test_retention_continues_behind_a_damaged_row(
     tmp_path: Path, column: str, value: str
 ) -> None:
     path = tmp_path / "chat.db"
@@ -338,7 +338,7 @@ async def test_a_short_age_does_not_wait_for_hours(tmp_path: Path) -> None:
         assert await left(journal) == []
 
 
-async def test_numbers_go_on_after_everything_in_a_room_was_too_old(tmp_path: Path) -> None:
+async def test_numbers_continue_after_all_messages_of_a_room_were_deleted(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write_dated(path, *((f"{n}", NOW - YEAR) for n in range(700)))
     clocks = Clocks()
@@ -378,7 +378,7 @@ async def test_sessions_are_deleted_after_a_day_whatever_the_wall_clock_says(
         assert await nonces_of(journal, ALICE) == []
 
 
-async def test_the_session_of_a_connected_client_never_gets_old(tmp_path: Path) -> None:
+async def test_the_session_of_a_connected_client_never_expires(tmp_path: Path) -> None:
     clocks = Clocks()
     path = tmp_path / "chat.db"
     async with running(opened(path, clocks, Retention())) as journal:
@@ -509,27 +509,27 @@ async def test_a_session_that_is_about_to_be_written_keeps_its_nonces(tmp_path: 
 
 
 class TestSteadyClock:
-    def test_it_is_trusted_when_it_has_been_steady_for_long_enough(self) -> None:
+    def test_a_clock_is_trusted_once_it_was_steady_for_long_enough(self) -> None:
         clock = SteadyClock(100)
         waits = [clock.observe(NOW + n, n).wait for n in range(0, 120, 30)]
         assert waits == [100, 70, 40, 10]
         assert clock.observe(NOW + 120, 120).wait == 0
 
     @pytest.mark.parametrize("step", [-YEAR, -61.0, 61.0, YEAR])
-    def test_it_has_to_be_steady_anew_when_it_was_set(self, step: float) -> None:
+    def test_a_clock_that_was_set_must_be_steady_again(self, step: float) -> None:
         clock = SteadyClock(100)
         for n in range(0, 200, 10):
             assert clock.observe(NOW + n, n).wait == max(0, 100 - n)
         for n in range(200, 400, 10):
             assert clock.observe(NOW + n + step, n).wait == max(0, 300 - n)
 
-    def test_corrections_by_ntp_leave_it_steady(self) -> None:
+    def test_ntp_corrections_do_not_make_a_clock_unsteady(self) -> None:
         clock = SteadyClock(HOUR)
         for n in range(0, 7200, 5):
             moment = clock.observe(NOW + n * 1.0005, n)
         assert moment.wait == 0
 
-    def test_when_both_clocks_jump_only_a_moment_has_passed(self) -> None:
+    def test_a_jump_of_both_clocks_counts_as_a_moment(self) -> None:
         clock = SteadyClock(HOUR)
         clock.observe(NOW, 0)
         moment = clock.observe(NOW + YEAR, YEAR)
@@ -537,7 +537,9 @@ class TestSteadyClock:
         assert moment.run == 60
 
     @given(st.lists(st.tuples(st.floats(0, 100), st.floats(-1e9, 1e9)), max_size=50))
-    def test_no_reading_makes_time_pass(self, steps: list[tuple[float, float]]) -> None:
+    def test_a_single_clock_reading_does_not_advance_time(
+        self, steps: list[tuple[float, float]]
+    ) -> None:
         clock = SteadyClock(HOUR)
         wall = passed = 0.0
         clock.observe(wall, passed)
@@ -559,7 +561,7 @@ def test_the_real_clocks_advance_alike() -> None:
 # --- What is said of it ---------------------------------------------------------------------------
 
 
-async def test_what_is_deleted_is_one_line_a_minute_and_the_rest_at_the_end(
+async def test_deletions_are_logged_once_a_minute_and_at_the_end(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     retention = Retention(max_messages=10)
@@ -603,7 +605,7 @@ def test_deletions_are_logged_when_they_have_stopped_or_gone_on_for_a_minute(
     assert note(130, 0) == ["10"]
 
 
-async def test_what_was_deleted_is_logged_before_the_server_says_that_it_shuts_down(
+async def test_deletions_are_logged_before_the_shutdown_line(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     limits = SqliteLimits(tidy_seconds=0.01)
@@ -661,7 +663,7 @@ def test_durations_are_formatted_for_people(seconds: float, formatted: str) -> N
 # --- Rooms ----------------------------------------------------------------------------------------
 
 
-async def test_new_rooms_are_refused_before_they_cost_another_one_its_messages(
+async def test_new_rooms_are_refused_before_others_lose_messages(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "chat.db"
@@ -684,7 +686,7 @@ async def test_new_rooms_are_refused_before_they_cost_another_one_its_messages(
             journal.room("new")
 
 
-async def test_rooms_without_a_message_give_way_to_new_ones(tmp_path: Path) -> None:
+async def test_rooms_without_messages_are_replaced_by_new_ones(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     clocks = Clocks()
     limits = SqliteLimits(rooms=10, tidy_seconds=1e6)

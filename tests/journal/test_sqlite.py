@@ -78,7 +78,9 @@ def beside(path: Path) -> set[str]:
 # --- The end, clean and otherwise -----------------------------------------------------------------
 
 
-async def test_a_clean_end_leaves_one_whole_file_and_the_empty_one_to_lock(tmp_path: Path) -> None:
+async def test_a_clean_shutdown_leaves_one_complete_file_and_the_empty_lock_file(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "chat.db"
     await write(path, "one", "two")
     assert beside(path) == {"", "-lock"}
@@ -108,7 +110,7 @@ async def test_reading_backwards_reads_little_more_from_the_file_than_it_returns
     assert 40_000 < read_bytes < 55_000
 
 
-async def test_who_reads_while_it_ends_is_waited_for(tmp_path: Path) -> None:
+async def test_closing_waits_for_readers(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     fill(path, 2000)
     read: list[int] = []
@@ -147,7 +149,7 @@ def written_until_killed(path: Path, durability: Durability, milliseconds: float
 
 
 @BOTH
-async def test_what_was_reported_kept_survives_kill_9(
+async def test_messages_reported_as_stored_survive_kill_9(
     tmp_path: Path, durability: Durability
 ) -> None:
     path = tmp_path / "chat.db"
@@ -202,7 +204,7 @@ def unended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 @given(data=st.data())
 @settings(max_examples=60)
-async def test_a_wal_cut_anywhere_is_whole_up_to_there(
+async def test_a_truncated_wal_is_valid_up_to_the_cut(
     unended: tuple[Path, int], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     source, size = unended
@@ -291,7 +293,7 @@ async def refusal_of(path: Path) -> str:
     return message.removeprefix(f"{path}: ")
 
 
-async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Dear diary, " * 1000, "utf-8")
     assert await refusal(path) == "not a journal of multichat"
@@ -299,7 +301,7 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
-async def test_somebody_elses_database_is_refused(tmp_path: Path, mode: str) -> None:
+async def test_a_database_of_another_program_is_refused(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "music.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA journal_mode={mode}")
@@ -311,7 +313,7 @@ async def test_somebody_elses_database_is_refused(tmp_path: Path, mode: str) -> 
     assert await refusal(path) == "not a journal of multichat"
 
 
-async def test_a_database_that_says_whose_it_is_is_refused_though_it_is_empty(
+async def test_an_empty_database_with_another_application_id_is_refused(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "music.db"
@@ -457,7 +459,7 @@ async def test_an_empty_file_is_a_new_journal_unless_something_was_in_it(tmp_pat
     assert (await refusal(path)).startswith(f"the file is empty, but {path}-wal has messages of it")
 
 
-async def test_what_a_server_that_was_killed_while_it_began_left_is_begun_again(
+async def test_a_file_of_a_server_killed_during_its_first_start_is_recreated(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "chat.db"
@@ -471,7 +473,7 @@ async def test_what_a_server_that_was_killed_while_it_began_left_is_begun_again(
     assert await all_texts(path) == ["x"]
 
 
-async def test_places_that_are_none(tmp_path: Path) -> None:
+async def test_invalid_paths_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "none"
     assert await refusal_of(folder / "chat.db") == f"there is no directory {folder}"
     assert await refusal_of(tmp_path) == "not a file"
@@ -480,7 +482,7 @@ async def test_places_that_are_none(tmp_path: Path) -> None:
     assert await refusal_of(pipe) == "not a file"
 
 
-async def test_what_stands_where_the_lock_should_is_left_alone(tmp_path: Path) -> None:
+async def test_something_else_in_place_of_the_lock_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     lock = tmp_path / "chat.db-lock"
     lock.write_text("somebody else's " * 100)
@@ -512,7 +514,7 @@ async def test_a_read_only_file_system(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-async def test_nobody_else_can_read_what_is_said(tmp_path: Path) -> None:
+async def test_a_new_journal_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     before = os.umask(0)
     try:
@@ -562,7 +564,7 @@ def small_disk(kind: str, folder: Path) -> Iterator[tuple[Path, Callable[[int], 
 @pytest.mark.parametrize(
     ("kind", "reason"), [("tmpfs", "the disk is full"), ("limit", "the disk fails")]
 )
-async def test_a_full_disk_is_said_and_it_goes_on_when_there_is_room(
+async def test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space(
     tmp_path: Path, kind: str, reason: str
 ) -> None:
     limits = SqliteLimits(retry_seconds=0.2)
@@ -682,7 +684,7 @@ async def test_messages_around_a_damaged_page_can_be_read(tmp_path: Path, log: L
     assert len([line for line in log.lines if "Messages of lobby cannot be read" in line]) == 1
 
 
-async def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
+async def test_the_queue_for_the_disk_is_bounded(tmp_path: Path) -> None:
     limits = SqliteLimits(waiting_bytes=10_000)
     async with running(SqliteJournal(tmp_path / "chat.db", limits=limits)) as journal:
         room = journal.room("lobby")
@@ -753,7 +755,7 @@ def test_only_damage_is_logged_as_damage() -> None:
         assert other.lower() == on_damage.removeprefix("The journal is damaged: ")
 
 
-async def test_of_a_transaction_that_failed_nothing_is_in_the_next(tmp_path: Path) -> None:
+async def test_nothing_of_a_failed_transaction_is_in_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
@@ -773,7 +775,7 @@ async def test_of_a_transaction_that_failed_nothing_is_in_the_next(tmp_path: Pat
 
 
 @BOTH
-async def test_how_long_a_commit_waits_is_what_was_asked_for(
+async def test_the_durability_setting_reaches_sqlite(
     tmp_path: Path, durability: Durability
 ) -> None:
     """What a power cut leaves cannot be tried here; what SQLite is told can be asked."""
@@ -788,7 +790,7 @@ async def test_how_long_a_commit_waits_is_what_was_asked_for(
 # --- What is done together ------------------------------------------------------------------------
 
 
-async def test_those_who_wait_together_are_one_transaction(tmp_path: Path) -> None:
+async def test_messages_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
     async with running(SqliteJournal(tmp_path / "chat.db")) as journal:
         room = journal.room("lobby")
         await say(room, "first")
@@ -812,7 +814,7 @@ async def test_those_who_wait_together_are_one_transaction(tmp_path: Path) -> No
 # --- What has to go -------------------------------------------------------------------------------
 
 
-async def test_of_each_room_so_many_messages_are_kept(tmp_path: Path) -> None:
+async def test_the_newest_messages_of_each_room_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     retention = Retention(max_messages=100)
     async with running(SqliteJournal(path, retention=retention)) as journal:
@@ -830,7 +832,7 @@ async def test_of_each_room_so_many_messages_are_kept(tmp_path: Path) -> None:
         assert journal.room("loud").next == 1500
 
 
-async def test_the_file_does_not_stay_larger_than_it_may(tmp_path: Path) -> None:
+async def test_the_file_shrinks_to_its_size_limit(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     limit = 2 * 1024 * 1024
     text = "x" * 1000
@@ -850,7 +852,7 @@ async def test_the_file_does_not_stay_larger_than_it_may(tmp_path: Path) -> None
     assert limit // 2 < path.stat().st_size <= limit + 4096
 
 
-async def test_a_step_of_tidying_is_bounded(tmp_path: Path) -> None:
+async def test_a_deletion_step_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
@@ -896,7 +898,7 @@ async def test_each_client_has_its_last_nonces(tmp_path: Path) -> None:
     assert rows <= MAX_UNACCEPTED
 
 
-async def test_nonces_are_bounded_however_often_a_server_begins_anew(tmp_path: Path) -> None:
+async def test_nonces_are_bounded_over_any_number_of_restarts(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     for _ in range(5):
         async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
@@ -918,7 +920,7 @@ async def test_nonces_are_bounded_however_often_a_server_begins_anew(tmp_path: P
         {"max_bytes": 9},
     ],
 )
-def test_a_retention_that_makes_no_sense(wrong: dict[str, float]) -> None:
+def test_invalid_retention_settings_are_refused(wrong: dict[str, float]) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=name):
         Retention(**wrong)  # type: ignore[arg-type]
@@ -927,7 +929,7 @@ def test_a_retention_that_makes_no_sense(wrong: dict[str, float]) -> None:
 # --- Versions -------------------------------------------------------------------------------------
 
 
-async def test_an_older_file_is_brought_to_our_version_step_by_step(tmp_path: Path) -> None:
+async def test_an_older_file_is_migrated_step_by_step(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, "one")
     newer = (
@@ -943,7 +945,7 @@ async def test_an_older_file_is_brought_to_our_version_step_by_step(tmp_path: Pa
             assert connection.execute("SELECT text FROM runs").fetchall() == [("one",)]
 
 
-async def test_a_step_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:
+async def test_a_failed_migration_leaves_the_version_before_it(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, "one")
     broken = (
@@ -983,7 +985,7 @@ async def test_a_file_of_version_1_is_opened_with_everything_in_it(tmp_path: Pat
             assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
 
-async def test_whose_file_it_is_stands_in_its_header(tmp_path: Path) -> None:
+async def test_the_application_id_is_in_the_header(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     await write(path, "one")
     header = path.read_bytes()[:100]
@@ -994,7 +996,7 @@ async def test_whose_file_it_is_stands_in_its_header(tmp_path: Path) -> None:
 # --- A million messages ---------------------------------------------------------------------------
 
 
-async def test_no_question_reads_through_a_table(tmp_path: Path) -> None:
+async def test_no_query_scans_a_table(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     retention = Retention(max_age_seconds=1, max_messages=1, max_bytes=1 << 20)
     async with running(SqliteJournal(path, retention=retention)) as journal:
@@ -1102,7 +1104,7 @@ steps = st.lists(
 
 @given(steps=steps)
 @settings(max_examples=40)
-async def test_whatever_is_done_it_is_a_list_with_its_front_missing(
+async def test_after_any_operations_a_room_is_a_list_without_its_oldest_messages(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("model")

@@ -173,7 +173,7 @@ def test_long_turns_have_all_of_the_time_while_nobody_takes_short_ones(loop: Loo
     assert sum(each.used(0.0, math.inf) for each in flooders) >= 0.99 * 3.0
 
 
-def test_who_says_a_line_in_a_large_room_now_and_then_does_not_wait_in_a_lane(loop: Loop) -> None:
+def test_an_occasional_line_in_a_large_room_does_not_wait_in_the_slow_lane(loop: Loop) -> None:
     pair(loop)
     speakers = [loop.client(repeat(0.5 * MS), "people", pause=0.1) for _ in range(5)]
     for _ in range(10):
@@ -255,7 +255,7 @@ def test_a_long_turn_that_waits_for_something_holds_up_the_lane_for_a_moment_onl
     assert fair.next_at(1.04) == math.inf
 
 
-def test_who_does_not_wait_any_more_gets_no_turn() -> None:
+def test_a_connection_that_stopped_waiting_gets_no_turn() -> None:
     fair = FairShare()
     in_lane, also = Account("", SHARES), Account("", SHARES)
     short = Account("", SHARES)

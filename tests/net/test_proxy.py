@@ -24,7 +24,7 @@ SETTLE_SECONDS = 120
 FAULTS = {"cut", "reset", "torn", "pause", "stall"}
 
 
-async def test_whatever_happens_to_connections_everybody_hears_everything_once() -> None:
+async def test_every_message_arrives_once_whatever_happens_to_connections() -> None:
     seed = int(os.environ.get("MULTICHAT_PROXY_SEED", "1"))
     sys.stdout.write(f"seed {seed}\n")
     async with trio.open_nursery() as nursery:

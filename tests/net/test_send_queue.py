@@ -36,7 +36,7 @@ async def read_until_eof(stream: trio.abc.Stream) -> bytes:
     return bytes(received)
 
 
-async def test_what_is_offered_is_written_in_order_and_the_last_words_last() -> None:
+async def test_batches_are_written_in_order_and_the_goodbye_last() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     send_queue = send_queue_on(ours)
     assert send_queue.try_send(b"a\n") is SendResult.QUEUED
@@ -94,7 +94,7 @@ class Recorder(trio.abc.Stream):
         await trio.lowlevel.checkpoint()
 
 
-async def test_what_waits_is_joined_into_one_write() -> None:
+async def test_queued_batches_are_joined_into_one_write() -> None:
     stream = Recorder()
     send_queue = send_queue_on(stream, max_batches=64)
     for i in range(5):
@@ -107,7 +107,7 @@ async def test_what_waits_is_joined_into_one_write() -> None:
     assert stream.writes == [b"0\n1\n2\n3\n4\n" + b"x" * 300_000, b"y"]
 
 
-async def test_while_memory_is_tight_what_waits_is_not_copied_into_one_write() -> None:
+async def test_while_memory_is_tight_queued_batches_are_not_joined() -> None:
     """What members share would be each one's own."""
     stream, budget = Recorder(), MemoryBudget(1000)
     budget.add(900)
@@ -120,7 +120,7 @@ async def test_while_memory_is_tight_what_waits_is_not_copied_into_one_write() -
 
 
 @pytest.mark.process
-async def test_while_nothing_waits_bytes_go_straight_to_the_kernel() -> None:
+async def test_while_nothing_is_queued_bytes_go_straight_to_the_kernel() -> None:
     ours, theirs = await tcp_pair()
     async with ours, theirs:
         send_queue = send_queue_on(ours)
@@ -167,7 +167,7 @@ async def test_bytes_are_bounded_but_one_large_message_always_fits() -> None:
     assert send_queue.try_send(b"y") is SendResult.FULL
 
 
-async def test_put_waits_for_room_and_cancelled_has_taken_nothing(
+async def test_put_waits_for_space_and_takes_nothing_if_cancelled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
@@ -190,7 +190,7 @@ async def test_put_waits_for_room_and_cancelled_has_taken_nothing(
         send_queue.close()
 
 
-async def test_put_notices_cancellation_even_where_there_is_room() -> None:
+async def test_put_is_a_checkpoint_even_with_space() -> None:
     ours, _ = trio.testing.memory_stream_pair()
     send_queue = send_queue_on(ours)
     with trio.CancelScope() as scope:
@@ -200,7 +200,7 @@ async def test_put_notices_cancellation_even_where_there_is_room() -> None:
     assert send_queue.waiting_bytes == 0
 
 
-async def test_whoever_waits_for_room_is_woken_when_nobody_is_left() -> None:
+async def test_waiting_senders_are_woken_when_the_queue_closes() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     send_queue = send_queue_on(ours, max_batches=1)
     send_queue.try_send(b"1")
@@ -224,7 +224,7 @@ async def test_whoever_waits_for_room_is_woken_when_nobody_is_left() -> None:
     assert called == [True]
 
 
-async def test_what_is_left_of_a_broken_one_does_not_wait_for_the_collector() -> None:
+async def test_a_broken_send_queue_is_released_without_the_collector() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     send_queue = send_queue_on(ours)
     send_queue.try_send(b"1")
@@ -237,7 +237,7 @@ async def test_what_is_left_of_a_broken_one_does_not_wait_for_the_collector() ->
         assert stream() is None
 
 
-async def test_cancelling_the_writer_closes_the_mailbox() -> None:
+async def test_cancelling_the_writer_closes_the_send_queue() -> None:
     ours, _ = trio.testing.lockstep_stream_pair()
     send_queue = send_queue_on(ours)
     send_queue.try_send(b"x")
@@ -252,7 +252,7 @@ async def test_cancelling_the_writer_closes_the_mailbox() -> None:
     assert send_queue.waiting_bytes == 0
 
 
-async def test_a_task_is_asked_for_when_something_waits_for_the_first_time() -> None:
+async def test_the_writer_starts_when_something_is_queued_for_the_first_time() -> None:
     ours, _ = trio.testing.memory_stream_pair()
     asked: list[str] = []
     send_queue = SendQueue(
@@ -267,7 +267,7 @@ async def test_a_task_is_asked_for_when_something_waits_for_the_first_time() -> 
     assert asked == ["now"]
 
 
-async def test_the_last_words_are_written_where_nothing_ever_waited() -> None:
+async def test_the_goodbye_is_written_even_if_nothing_was_ever_queued() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     send_queue = send_queue_on(ours)
     send_queue.close(b"bye\n")

@@ -35,7 +35,7 @@ def peak_memory_bytes(server: ServerCommand) -> int:
 
 
 @pytest.mark.parametrize("policy", [("--slow-timeout", str(SLOW_TIMEOUT)), ("--slow", "drop")])
-async def test_the_slow_cost_the_others_a_bounded_wait(
+async def test_slow_clients_cost_the_others_a_bounded_wait(
     policy: tuple[str, str], tmp_path: Path
 ) -> None:
     async with (

@@ -137,7 +137,7 @@ def client(
 # --- It works ------------------------------------------------------------------------------------
 
 
-async def test_everybody_talks_over_tls_and_is_told_goodbye(
+async def test_clients_talk_over_tls_and_get_the_goodbye(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with serve_tls(tmp_path, certificates) as server, AsyncExitStack() as stack:
@@ -198,7 +198,7 @@ async def test_two_thousand_lines_arrive_whole_before_the_end_of_input(
             assert lines == [f"{tag}{i} {'x' * 50}" for i in range(2000)] + [f"{tag}last"]
 
 
-async def test_what_was_told_arrives_whole_at_a_client_over_tls(
+async def test_delivered_messages_arrive_complete_over_tls(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with (
@@ -213,7 +213,7 @@ async def test_what_was_told_arrives_whole_at_a_client_over_tls(
         assert said == [f"line {i}" for i in range(2000)]
 
 
-async def test_a_name_other_than_the_hosts_is_asked_for(
+async def test_the_certificate_is_verified_against_the_given_name(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with running(certificates.server("named")) as server:
@@ -239,7 +239,7 @@ async def test_a_certificate_and_its_key_may_stand_in_two_files(
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_over_any_stream(
+async def test_tls_works_over_any_stream(
     plain: bool,
     certificates: Certificates,
     log: LogRecorder,
@@ -286,7 +286,7 @@ async def test_the_end_of_a_server_says_goodbye_over_tls(certificates: Certifica
             assert chat.goodbye == "the server is shutting down"
 
 
-async def test_who_breaks_off_is_logged_in_one_line(
+async def test_a_broken_tls_connection_is_one_log_line(
     certificates: Certificates, log: LogRecorder
 ) -> None:
     """With a reset, and without the goodbye that TLS has."""
@@ -321,7 +321,7 @@ HINT = "; trust it with --tls-ca FILE"
         ("named", "send", "ip address mismatch, certificate is not valid for '127.0.0.1'"),
     ],
 )
-async def test_a_certificate_that_is_not_to_be_trusted_is_one_line_on_both_sides(
+async def test_an_untrusted_certificate_is_one_line_on_both_sides(
     certificate: str,
     command: str,
     reason: str,
@@ -349,7 +349,7 @@ async def test_a_certificate_that_is_not_to_be_trusted_is_one_line_on_both_sides
     assert not [line for line in log.lines if "crashed" in line or "connected" in line]
 
 
-async def test_what_a_client_says_of_a_certificate_is_in_the_log(
+async def test_the_clients_tls_alert_is_logged(
     certificates: Certificates, log: LogRecorder
 ) -> None:
     context = certificates.client()
@@ -365,7 +365,7 @@ async def test_what_a_client_says_of_a_certificate_is_in_the_log(
         assert line.endswith(": TLS: the other side says certificate expired")
 
 
-async def test_the_name_that_is_asked_for_counts_and_not_the_hosts(
+async def test_the_given_name_is_verified_instead_of_the_host(
     certificates: Certificates,
 ) -> None:
     async with running(certificates.server()) as server:
@@ -394,7 +394,7 @@ async def test_the_name_that_is_asked_for_counts_and_not_the_hosts(
         ("chain", "locked", "{key}: it asks for a passphrase"),
     ],
 )
-def test_a_certificate_that_cannot_be_used_says_why(
+def test_an_unusable_certificate_is_an_error_with_its_reason(
     certificate: str, key: str | None, reason: str, certificates: Certificates
 ) -> None:
     def path(name: str) -> Path:
@@ -414,7 +414,7 @@ def test_a_certificate_that_cannot_be_used_says_why(
         ("key", "no certificate in PEM form"),
     ],
 )
-def test_an_authority_that_cannot_be_used_says_why(
+def test_an_unusable_ca_is_an_error_with_its_reason(
     authority: str, reason: str, certificates: Certificates
 ) -> None:
     with pytest.raises(BadCertificate) as bad:
@@ -422,7 +422,7 @@ def test_an_authority_that_cannot_be_used_says_why(
     assert str(bad.value) == f"{certificates.path(authority)}: {reason}"
 
 
-async def test_a_file_that_cannot_be_used_is_one_line_of_the_command(
+async def test_an_unusable_certificate_file_is_one_line_of_the_command(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     path = certificates.path
@@ -454,7 +454,7 @@ async def test_a_file_that_cannot_be_used_is_one_line_of_the_command(
     "said",
     [b"hi\n", b"hello\n", b"GET / HTTP/1.1\r\n\r\n", b'/json {"protocol":1}\n', b"\0" * 99],
 )
-async def test_who_does_not_speak_tls_is_told_in_plain_text(
+async def test_a_client_without_tls_is_answered_in_plain_text(
     said: bytes, certificates: Certificates, log: LogRecorder
 ) -> None:
     async with running(certificates.server()) as server:
@@ -496,7 +496,7 @@ HALF_A_HELLO = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(20)
 
 
 @pytest.mark.parametrize("said", [b"", b"\x16", HALF_A_HELLO])
-async def test_who_says_nothing_has_so_long(
+async def test_a_silent_handshake_times_out(
     said: bytes, certificates: Certificates, log: LogRecorder
 ) -> None:
     config = ServerConfig(handshake_seconds=0.2)
@@ -511,7 +511,7 @@ async def test_who_says_nothing_has_so_long(
 
 
 @pytest.mark.parametrize("said", [b"", HALF_A_HELLO])
-async def test_who_leaves_in_the_middle_of_a_handshake_costs_a_line(
+async def test_an_aborted_handshake_is_one_log_line(
     said: bytes, certificates: Certificates, log: LogRecorder
 ) -> None:
     async with running(certificates.server()) as server:
@@ -564,7 +564,7 @@ async def test_json_over_tls_ends_with_a_request_to_quit(
         assert "broke off" not in server.out
 
 
-async def test_a_tls_client_of_another_plain_server_is_told_what_may_be_wrong(
+async def test_a_tls_client_of_a_foreign_plain_server_gets_a_hint(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     async with (
@@ -594,9 +594,7 @@ async def test_a_tls_client_on_a_plain_port_is_one_line_on_both_sides(
         assert server.err == ""
 
 
-async def test_old_versions_of_tls_are_not_spoken(
-    certificates: Certificates, log: LogRecorder
-) -> None:
+async def test_old_tls_versions_are_refused(certificates: Certificates, log: LogRecorder) -> None:
     assert certificates.server().minimum_version >= ssl.TLSVersion.TLSv1_2
     assert certificates.client().minimum_version >= ssl.TLSVersion.TLSv1_2
     old = certificates.client()
@@ -617,7 +615,7 @@ async def test_old_versions_of_tls_are_not_spoken(
 # --- Many at the door ----------------------------------------------------------------------------
 
 
-async def test_a_flood_of_half_open_handshakes_keeps_nobody_out(
+async def test_a_flood_of_half_open_handshakes_locks_nobody_out(
     certificates: Certificates, tmp_path: Path
 ) -> None:
     count = MAX_PENDING + 50
@@ -686,7 +684,7 @@ async def test_an_honest_client_gets_in_while_the_flood_goes_on(
         nursery.cancel_scope.cancel(reason="all came in")
 
 
-async def test_who_is_at_the_door_does_not_hold_up_the_end_of_the_server(
+async def test_pending_handshakes_do_not_delay_shutdown(
     certificates: Certificates,
 ) -> None:
     async with trio.open_nursery() as nursery:

@@ -91,7 +91,7 @@ async def test_input_is_seen_on_a_descriptor_of_any_number() -> None:
     await a.aclose()
 
 
-async def test_the_address_of_a_peer_is_taken_while_there_is_one() -> None:
+async def test_the_address_of_a_peer_is_read_while_it_is_connected() -> None:
     ours, theirs = await tcp_pair()
     port = ours.socket.getsockname()[1]
     assert transport.peer_address(theirs) == f"{LOOPBACK}:{port}"
@@ -101,7 +101,7 @@ async def test_the_address_of_a_peer_is_taken_while_there_is_one() -> None:
     transport.keep_alive(theirs)
 
 
-async def test_a_dead_peer_will_be_noticed() -> None:
+async def test_keepalive_detects_dead_peers() -> None:
     ours, theirs = await tcp_pair()
     async with ours, theirs:
         transport.keep_alive(ours)
@@ -157,7 +157,7 @@ async def test_errors_of_sockets_are_those_of_streams() -> None:
         ("/run/chat.sock", "/run/chat.sock"),
     ],
 )
-def test_addresses_are_spelled_as_people_write_them(name: object, spelled: str) -> None:
+def test_addresses_are_formatted_as_people_write_them(name: object, spelled: str) -> None:
     assert transport.format_address(name) == spelled
 
 
@@ -207,7 +207,7 @@ async def test_hanging_up_lets_the_peer_read_everything() -> None:
         await theirs.aclose()  # else it is a second more
 
 
-async def test_hanging_up_on_someone_who_stays_takes_a_second(
+async def test_hanging_up_on_a_peer_that_stays_takes_a_second(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -218,7 +218,7 @@ async def test_hanging_up_on_someone_who_stays_takes_a_second(
         await theirs.send_all(b"x")
 
 
-async def test_someone_who_goes_on_sending_is_read_a_few_times_only(
+async def test_a_peer_that_goes_on_sending_is_read_a_few_times_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -245,7 +245,7 @@ async def test_the_user_at_the_other_end_of_a_unix_socket_is_known() -> None:
     assert transport.peer_user(trio.testing.memory_stream_pair()[0]) is None
 
 
-async def test_hanging_up_on_someone_who_has_gone_is_no_error() -> None:
+async def test_hanging_up_on_a_lost_peer_is_not_an_error() -> None:
     ours, theirs = await tcp_pair()
     await ours.aclose()
     await transport.hang_up(ours)

@@ -47,7 +47,7 @@ async def work(
     await meter.measure(run())
 
 
-async def test_a_flood_is_held_up_while_somebody_talks_and_only_then(
+async def test_a_flood_is_delayed_only_while_others_talk(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns, trio.open_nursery() as nursery:
@@ -96,7 +96,7 @@ async def test_only_the_time_between_two_suspensions_counts(
         assert meter.last == pytest.approx(7 * MS)
 
 
-async def test_a_turn_is_no_longer_for_the_time_that_other_processes_had(
+async def test_a_turn_is_not_charged_for_time_of_other_processes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running(cpu_clock=lambda: 0.0) as turns:
@@ -111,7 +111,7 @@ async def test_a_turn_is_no_longer_for_the_time_that_other_processes_had(
         assert meter.last == 0
 
 
-async def test_what_a_measured_task_raises_and_returns_comes_out(
+async def test_exceptions_and_results_of_a_measured_task_pass_through(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns:
@@ -154,7 +154,7 @@ async def seconds_of(task: Callable[[], Awaitable[object]], meter: Meter) -> flo
     return trio.current_time() - started
 
 
-async def test_who_stops_waiting_gets_no_turn(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_cancelled_waiter_gets_no_turn(autojump_clock: trio.testing.MockClock) -> None:
     async with running() as turns, lane_in_use(turns):
         meter = Meter(turns, "")
         with trio.move_on_after(1 * MS) as scope:
@@ -201,7 +201,7 @@ async def test_a_replay_takes_its_next_turn_behind_others(
 
 
 @pytest.mark.parametrize("pieces", [1, 5])
-async def test_a_turn_goes_on_while_more_has_come_already(
+async def test_a_turn_continues_while_more_input_has_arrived(
     pieces: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running() as turns:
@@ -224,7 +224,7 @@ async def test_a_turn_goes_on_while_more_has_come_already(
         await transport.close(stream)
 
 
-async def test_while_somebody_talks_less_is_read_at_once(
+async def test_reads_are_smaller_while_others_talk(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with running() as turns:

@@ -76,7 +76,7 @@ async def running(
 
 
 @pytest.mark.parametrize("wanted", [0o600, 0o660, 0o666, 0o777])
-async def test_the_mode_is_the_one_that_was_asked_for_whatever_the_mask(
+async def test_the_socket_has_the_requested_mode_whatever_the_umask(
     wanted: int, umask: int, path: Path
 ) -> None:
     async with running(path, unix_mode=wanted):
@@ -95,7 +95,7 @@ async def _ping(path: Path) -> str:
         return await client.line()
 
 
-async def test_it_is_nobody_elses_from_the_first_moment_on(
+async def test_the_socket_is_private_from_the_first_moment(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no moment between its being there and its being closed to others."""
@@ -117,7 +117,7 @@ async def test_it_is_nobody_elses_from_the_first_moment_on(
         os.umask(before)
 
 
-async def test_a_server_that_ends_takes_its_socket_along(path: Path, log: LogRecorder) -> None:
+async def test_a_server_removes_its_socket_at_shutdown(path: Path, log: LogRecorder) -> None:
     async with running(path) as server:
         assert (server.port, server.addresses) == (0, [str(path)])
         stream = await dial_unix(path)
@@ -133,7 +133,7 @@ async def test_a_server_that_ends_takes_its_socket_along(path: Path, log: LogRec
     assert not [line for line in log.lines if "Anybody in the network" in line]
 
 
-async def test_cancelled_it_takes_its_socket_along_too(path: Path) -> None:
+async def test_a_cancelled_server_removes_its_socket(path: Path) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(multichat.serve, None, unix=path))
         assert path.exists()
@@ -141,7 +141,7 @@ async def test_cancelled_it_takes_its_socket_along_too(path: Path) -> None:
     assert not path.exists()
 
 
-async def test_what_somebody_else_has_put_there_stays(path: Path) -> None:
+async def test_a_file_put_in_place_of_the_socket_stays(path: Path) -> None:
     async with running(path):
         path.unlink()
         path.write_text("mine")
@@ -160,7 +160,7 @@ async def test_what_somebody_else_has_put_there_stays(path: Path) -> None:
     assert path.exists()
 
 
-async def test_a_socket_that_was_left_behind_is_replaced(path: Path) -> None:
+async def test_a_stale_socket_is_replaced(path: Path) -> None:
     leave_a_stale_socket(path)
     async with running(path):
         assert await _ping(path) == "[Server] pong"
@@ -168,7 +168,7 @@ async def test_a_socket_that_was_left_behind_is_replaced(path: Path) -> None:
     assert not path.exists()
 
 
-async def test_a_socket_on_which_somebody_listens_is_not(path: Path) -> None:
+async def test_a_socket_with_a_listener_is_not_replaced(path: Path) -> None:
     async with running(path):
         before = path.lstat().st_ino
         with pytest.raises(ListenFailed) as failed:
@@ -178,7 +178,7 @@ async def test_a_socket_on_which_somebody_listens_is_not(path: Path) -> None:
         assert await _ping(path) == "[Server] pong"
 
 
-async def test_a_server_that_does_not_accept_just_now_is_alive(path: Path) -> None:
+async def test_a_server_that_does_not_accept_is_still_a_listener(path: Path) -> None:
     """Its backlog is full: that is no reason to take its place."""
     with (
         closing(socket.socket(socket.AF_UNIX)) as busy,
@@ -194,7 +194,7 @@ async def test_a_server_that_does_not_accept_just_now_is_alive(path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link to a file", "link to nothing", "pipe"])
-async def test_what_is_no_socket_is_not_touched(kind: str, path: Path) -> None:
+async def test_a_file_that_is_not_a_socket_is_left_alone(kind: str, path: Path) -> None:
     other = path.with_name("other")
     match kind:
         case "file":
@@ -235,7 +235,9 @@ async def test_a_link_to_a_living_socket_is_not_replaced(path: Path) -> None:
         ("a file/chat", "not a directory"),
     ],
 )
-async def test_where_no_socket_can_be_is_one_line(place: str, reason: str, tmp_path: Path) -> None:
+async def test_an_impossible_socket_path_is_one_line(
+    place: str, reason: str, tmp_path: Path
+) -> None:
     (tmp_path / "a file").touch()
     for attempt, kind in (
         (partial(listen_unix, tmp_path / place, 0o600), ListenFailed),
@@ -247,7 +249,7 @@ async def test_where_no_socket_can_be_is_one_line(place: str, reason: str, tmp_p
         assert "\n" not in str(failed.value)
 
 
-async def test_who_cannot_be_reached_says_why(path: Path) -> None:
+async def test_an_unreachable_socket_is_an_error_with_its_reason(path: Path) -> None:
     for reason in ("no such file or directory", "connection refused"):
         with pytest.raises(ConnectFailed) as failed:
             await Endpoint(unix=path).dial()
@@ -268,7 +270,7 @@ async def test_a_port_that_is_taken_leaves_no_socket_behind(path: Path) -> None:
 # --- Who talks -----------------------------------------------------------------------------------
 
 
-async def test_both_at_once_are_one_chat(path: Path) -> None:
+async def test_port_and_socket_together_are_one_chat(path: Path) -> None:
     async with trio.open_nursery() as nursery:
         config = ServerConfig(max_clients_per_address=1)
         run = partial(Server(config).run, 0, host=LOOPBACK, unix=path)
@@ -304,7 +306,7 @@ async def test_wrong_passwords_on_a_socket_that_others_may_open_are_slow(path: P
         server.shutdown()
 
 
-async def test_with_tls_on_the_port_the_socket_speaks_plainly(path: Path) -> None:
+async def test_the_socket_does_not_use_tls(path: Path) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     async with trio.open_nursery() as nursery:
         run = partial(Server().run, 0, host=LOOPBACK, unix=path, tls=context)
@@ -354,7 +356,7 @@ async def test_people_talk_through_a_socket(path: Path, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_what_is_wrong_with_a_path_is_one_line_of_the_command(
+async def test_an_invalid_socket_path_is_one_line_of_the_command(
     path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("precious")
@@ -431,7 +433,7 @@ async def test_a_local_user_who_fills_the_session_store_evicts_only_its_own_sess
         assert (await _visit(stream, session=other["session"]))["resumed"]
 
 
-async def test_a_local_user_who_floods_the_log_uses_up_nobody_elses_rate(
+async def test_a_local_user_who_floods_the_log_does_not_affect_others(
     path: Path, log: LogRecorder
 ) -> None:
     async with running(path) as server, trio.open_nursery() as nursery:

@@ -77,7 +77,7 @@ async def enter(network: MemoryServer) -> ScriptedClient:
 # --- The wire ------------------------------------------------------------------------------------
 
 
-async def test_who_says_the_password_is_in(log: LogRecorder) -> None:
+async def test_a_client_with_the_password_is_admitted(log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         a = await enter(network)
         b = await knock(network)
@@ -95,7 +95,7 @@ async def test_who_says_the_password_is_in(log: LogRecorder) -> None:
     ]
 
 
-async def test_before_the_password_nothing_works_and_nobody_hears_of_it(
+async def test_before_the_password_nothing_works_and_nothing_is_announced(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     async with memory_server(asking(announce=True)) as network:
@@ -136,7 +136,9 @@ async def test_before_the_password_nothing_works_and_nobody_hears_of_it(
         assert told[-1] == '{"type":"joined","client":3,"name":"Client 3","members":3}'
 
 
-async def test_three_wrong_ones_are_enough(log: LogRecorder, autojump_clock: MockClock) -> None:
+async def test_three_wrong_passwords_end_the_connection(
+    log: LogRecorder, autojump_clock: MockClock
+) -> None:
     async with memory_server(asking()) as network:
         client = await knock(network)
         await client.send(*["/auth mellon"] * MAX_TRIES, f"/auth {SECRET}")
@@ -151,7 +153,7 @@ async def test_three_wrong_ones_are_enough(log: LogRecorder, autojump_clock: Moc
 @pytest.mark.parametrize(
     ("said", "seconds"), [("", 4.0), ("hello\n", 4.0), ("/auth mellon\n/auth mellon\n", 4.0)]
 )
-async def test_there_is_so_much_time_whatever_is_said_meanwhile(
+async def test_the_time_for_the_password_is_limited_whatever_is_sent(
     said: str, seconds: float, log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     """For listening: that a wrong one is answered late is not the client's time."""
@@ -169,7 +171,7 @@ async def test_there_is_so_much_time_whatever_is_said_meanwhile(
     assert log.lines == [f"[INFO] [server] [STATE] Refused a client: {reason}"]
 
 
-async def test_who_does_not_read_has_so_much_time_too(
+async def test_the_time_for_the_password_is_limited_for_a_client_that_does_not_read(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     async with memory_server(asking()) as network:
@@ -180,7 +182,7 @@ async def test_who_does_not_read_has_so_much_time_too(
     assert log.lines == ["[INFO] [server] [STATE] Refused a client: no password in 10 s"]
 
 
-async def test_only_so_many_lines_are_listened_to(log: LogRecorder) -> None:
+async def test_the_number_of_lines_before_the_password_is_limited(log: LogRecorder) -> None:
     async with memory_server(asking(max_line_bytes=100)) as network:
         client = await knock(network)
         await client.send(*["hello", "x" * 101] * 30)
@@ -208,7 +210,7 @@ async def test_only_8_kib_are_read_before_the_password(said: str, log: LogRecord
     ]
 
 
-async def test_the_password_may_stand_at_the_end_of_what_is_read(log: LogRecorder) -> None:
+async def test_the_password_may_be_at_the_end_of_a_read(log: LogRecorder) -> None:
     right = f"/auth {SECRET}\n".encode()
     async with memory_server(asking()) as network:
         client = await knock(network)
@@ -234,7 +236,7 @@ PIPELINES = {
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
-async def test_what_stands_behind_the_password_is_read_wherever_it_was_cut(
+async def test_input_behind_the_password_is_processed_wherever_it_was_split(
     kind: str, log: LogRecorder
 ) -> None:
     said, answers = PIPELINES[kind]
@@ -257,7 +259,7 @@ async def test_what_stands_behind_the_password_is_read_wherever_it_was_cut(
 
 
 @pytest.mark.parametrize("end", ["\n", "", "\r\n", "\r"])
-async def test_the_end_of_input_ends_a_line(end: str, log: LogRecorder) -> None:
+async def test_the_end_of_input_ends_a_password_line(end: str, log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         witness = await enter(network)
         client = await knock(network)
@@ -267,7 +269,7 @@ async def test_the_end_of_input_ends_a_line(end: str, log: LogRecorder) -> None:
         assert (await witness.line()).startswith("[Client 2] bye")
 
 
-async def test_who_leaves_without_a_word_was_never_there(log: LogRecorder) -> None:
+async def test_a_connection_that_ends_before_the_password_is_not_a_client(log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         for said in (b"", b"hello", b"/auth mellon"):
             client = await knock(network)
@@ -320,12 +322,12 @@ async def test_any_line_of_text_is_a_password(password: str, autojump_clock: Moc
 
 
 @pytest.mark.parametrize("password", ["", "x" * 1025, "two\nlines", "\n"])
-def test_what_is_no_password(password: str) -> None:
+def test_invalid_passwords_are_refused(password: str) -> None:
     with pytest.raises(ValueError, match="password"):
         ServerConfig(password=password)
 
 
-def test_a_password_of_nothing_that_can_be_typed_is_none() -> None:
+def test_a_password_that_cannot_be_typed_is_refused() -> None:
     with pytest.raises(ValueError, match="password"):
         ServerConfig(password="\u202e\u2066")  # every `/auth ` would be right
 
@@ -336,7 +338,7 @@ def test_the_password_is_not_shown_with_the_configuration() -> None:
     assert SECRET not in repr(vars(Server(asking())._admission)).replace(repr(asking()), "")
 
 
-def test_a_line_says_a_password_or_it_does_not() -> None:
+def test_auth_lines_are_recognized() -> None:
     assert parse_password("/auth x y ") == "x y "
     assert parse_password("/Auth  x") == " x"
     assert parse_password("/auth ") == ""
@@ -348,7 +350,7 @@ def test_a_line_says_a_password_or_it_does_not() -> None:
 # --- Strangers -----------------------------------------------------------------------------------
 
 
-async def test_a_browser_at_the_door_is_told(log: LogRecorder) -> None:
+async def test_a_browser_is_answered_before_the_password(log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         client = await knock(network)
         await client.stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -364,7 +366,7 @@ async def test_a_browser_at_the_door_is_told(log: LogRecorder) -> None:
     )
 
 
-async def test_tls_at_the_door_is_told_in_the_log(log: LogRecorder) -> None:
+async def test_a_tls_hello_before_the_password_is_logged(log: LogRecorder) -> None:
     async with memory_server(asking()) as network:
         client = await knock(network)
         await client.stream.send_all(b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03")
@@ -400,7 +402,7 @@ class Network:
         return took
 
 
-async def test_each_wrong_one_makes_that_address_wait_longer(
+async def test_each_wrong_password_makes_its_address_wait_longer(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, log: LogRecorder
 ) -> None:
     async with memory_server(asking()) as network:
@@ -416,7 +418,7 @@ async def test_each_wrong_one_makes_that_address_wait_longer(
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0
 
 
-async def test_of_ipv6_a_network_is_one_address(
+async def test_an_ipv6_64_counts_as_one_address_for_passwords(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with memory_server(asking()) as network:
@@ -433,7 +435,7 @@ async def test_of_ipv6_a_network_is_one_address(
         assert await door.seconds_of_a_try("[::ffff:203.0.113.7]:1") == 0.5  # is the same
 
 
-async def test_many_at_once_from_one_address_take_turns_and_are_sent_away(
+async def test_many_attempts_from_one_address_take_turns_and_are_rejected(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, log: LogRecorder
 ) -> None:
     """Else a hundred connections would try a hundred passwords in the time of one."""
@@ -486,7 +488,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("attackers", [50, 250])
-async def test_guesses_from_addresses_without_end_are_few_and_keep_nobody_out(
+async def test_guesses_from_many_addresses_are_limited_and_lock_nobody_out(
     attackers: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """*attackers* try without a pause, each time from another address."""
@@ -539,7 +541,7 @@ async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.Monke
 # --- How many ------------------------------------------------------------------------------------
 
 
-async def test_whoever_stands_at_the_door_keeps_nobody_out(
+async def test_pending_connections_lock_nobody_out(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     number = MAX_PENDING + 50
@@ -643,7 +645,7 @@ TOO_MANY = "[Server] goodbye: too many clients from your address (at most 2)"
 
 
 @pytest.mark.process
-async def test_of_one_address_only_so_many(log: LogRecorder) -> None:
+async def test_clients_per_address_are_limited(log: LogRecorder) -> None:
     config = ServerConfig(max_clients_per_address=2)
     async with trio.open_nursery() as nursery:
         run = partial(multichat.serve, 0, host=LOOPBACK, config=config)
@@ -685,7 +687,7 @@ async def test_of_one_address_only_so_many(log: LogRecorder) -> None:
         assert line.endswith(": too many clients from your address (at most 2)")
 
 
-async def test_an_address_is_that_of_a_network_for_that_limit_too(
+async def test_an_ipv6_64_counts_as_one_address_for_the_client_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = ServerConfig(max_clients_per_address=2)
@@ -724,7 +726,7 @@ async def test_an_address_is_that_of_a_network_for_that_limit_too(
         (2, "", 200),
     ],
 )
-def test_how_many_clients_one_address_may_have(
+def test_the_default_limit_of_clients_per_address(
     limit: int | None, address: str, admitted: int
 ) -> None:
     """Of 200: by default `MAX_CLIENTS_PER_ADDRESS`, but any number from this machine."""
@@ -781,7 +783,7 @@ async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place(
     assert admission._pending == {}
 
 
-async def test_who_is_at_the_door_counts_too(
+async def test_pending_connections_count_for_the_limit_per_address(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     async with memory_server(asking(max_clients_per_address=1)) as network:
@@ -829,7 +831,7 @@ class _Listener:
         ("/run/chat", False),
     ],
 )
-def test_which_addresses_others_reach(name: object, beyond: bool) -> None:
+def test_addresses_that_other_machines_can_reach(name: object, beyond: bool) -> None:
     assert beyond_loopback(_Listener(name)) is beyond  # type: ignore[arg-type]
 
 
@@ -837,7 +839,7 @@ def test_which_addresses_others_reach(name: object, beyond: bool) -> None:
 @pytest.mark.parametrize("reachable", [True, False])
 @pytest.mark.parametrize("password", [None, SECRET])
 @pytest.mark.parametrize("tls", [False, True])
-async def test_whom_anybody_can_join_is_warned(
+async def test_an_open_server_logs_a_warning(
     reachable: bool,
     password: str | None,
     tls: bool,

@@ -240,7 +240,7 @@ async def test_a_bot_of_the_server_needs_no_admission() -> None:
 # --- Joins ----------------------------------------------------------------------------------------
 
 
-async def test_the_program_is_told_who_has_joined_which_room(
+async def test_on_join_gets_the_client_and_its_room(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     joined: list[tuple[int, str, str]] = []
@@ -296,7 +296,7 @@ async def test_a_join_function_that_fails_or_hangs_delays_nobody(
 
 
 @pytest.mark.process
-async def test_a_server_greets_who_joins() -> None:
+async def test_on_join_can_greet_a_client() -> None:
     """With real sockets."""
 
     async def greet(member: MemberInfo) -> None:

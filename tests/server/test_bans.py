@@ -94,7 +94,7 @@ def test_what_counts_as_one_address(address: str, network: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "/run/chat", "/run/a:b", "@abstract", "bob:1", "[bob]:1"])
-def test_who_has_no_address_is_in_no_network(address: str) -> None:
+def test_a_client_without_an_address_is_in_no_network(address: str) -> None:
     assert network_of(address) is None
     assert Bans([Ban(target=ip_network("0.0.0.0/0"))]).find_address(address, NOW) is None
 
@@ -144,7 +144,7 @@ def test_an_address_is_in_its_network_however_it_is_written(ip: IPv4Address | IP
         ("name ...", "name ..."),
     ],
 )
-def test_what_an_operator_may_mean(text: str, subject: str) -> None:
+def test_targets_of_an_operator(text: str, subject: str) -> None:
     ban = Ban(target=parse_target(text))
     assert ban.subject == subject
     assert parse_target(ban.subject) == ban.target
@@ -173,7 +173,7 @@ def test_what_an_operator_may_mean(text: str, subject: str) -> None:
         ("2001:db8::/129", "2001:db8::/129: the length of a network is 0 to 128"),
     ],
 )
-def test_what_nobody_can_mean(text: str, reason: str) -> None:
+def test_invalid_targets_of_an_operator(text: str, reason: str) -> None:
     with pytest.raises(InvalidBan) as caught:
         parse_target(text)
     assert str(caught.value) == reason
@@ -223,12 +223,12 @@ def test_a_target_is_split_off_the_front(text: str, parts: tuple[str, str]) -> N
         ("forever", None),
     ],
 )
-def test_a_time_is_typed(text: str, seconds: int | None) -> None:
+def test_durations_are_parsed(text: str, seconds: int | None) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "m", "10x", "1.5h", "-1m", "٣m", "10 m", "10m10s", "\x1b"])
-def test_what_is_no_time(text: str) -> None:
+def test_invalid_durations_are_refused(text: str) -> None:
     message = f"{clean(text)} is not a duration; examples: 90s, 10m, 2h, 1d, forever"
     with pytest.raises(InvalidBan) as caught:
         parse_duration(text)
@@ -236,7 +236,7 @@ def test_what_is_no_time(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "0s", "36501d", "9999999999"])
-def test_no_time_at_all_and_too_much_of_it(text: str) -> None:
+def test_durations_are_positive_and_bounded(text: str) -> None:
     message = "a ban is for 1 second to 100 years, or forever"
     with pytest.raises(InvalidBan, match=message):
         parse_duration(text)
@@ -261,7 +261,7 @@ def test_no_time_at_all_and_too_much_of_it(text: str) -> None:
         (NOW + 30 * 86400, "for 30 d"),
     ],
 )
-def test_the_time_that_is_left_in_words(until: float | None, words: str) -> None:
+def test_the_remaining_time_is_formatted_in_words(until: float | None, words: str) -> None:
     ban = Ban(target="bob", until=until)
     assert ban.describe(NOW) == f"name bob {words}"
     assert ban.refusal(NOW) == f"banned {words}"
@@ -398,7 +398,7 @@ def test_the_number_of_bans_is_limited() -> None:
     assert [ban.target for ban in bans.current(NOW)] == ["b", "c"]
 
 
-def test_a_look_up_does_not_pay_for_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lookup_does_not_depend_on_the_number_of_bans(monkeypatch: pytest.MonkeyPatch) -> None:
     bans = Bans((Ban(target=IPv4Network((i << 8, 24))) for i in range(MAX_BANS)), now=NOW)
     looked_at: list[Ban] = []
 
@@ -413,7 +413,7 @@ def test_a_look_up_does_not_pay_for_how_many_there_are(monkeypatch: pytest.Monke
 
 
 @given(st.lists(NETWORKS, max_size=8), NETWORKS, st.data())
-def test_it_finds_what_looking_through_them_all_would(
+def test_a_lookup_finds_the_same_as_a_linear_search(
     networks: list[Network], other: Network, data: st.DataObject
 ) -> None:
     network = data.draw(st.sampled_from([*networks, other]))
@@ -433,7 +433,7 @@ def test_it_finds_what_looking_through_them_all_would(
 # The file
 
 
-def test_a_file_as_somebody_writes_it() -> None:
+def test_a_ban_file_written_by_hand() -> None:
     data = (
         "\ufeff# spammers\r\n"
         "\n"
@@ -468,7 +468,7 @@ def test_a_file_as_somebody_writes_it() -> None:
         (b"ALICE", "name ALICE is already banned in line 2"),
     ],
 )
-def test_a_line_that_is_not_understood_is_named(line: bytes, reason: str | None) -> None:
+def test_an_invalid_line_is_named(line: bytes, reason: str | None) -> None:
     data = b"# why\nalice\n%b\n" % line
     if reason is None:
         assert len(read_bans(data, FILE)) == 2
@@ -479,7 +479,7 @@ def test_a_line_that_is_not_understood_is_named(line: bytes, reason: str | None)
     assert (caught.value.file, caught.value.line) == (FILE, 3)
 
 
-def test_a_new_file_says_how_it_is_read() -> None:
+def test_a_new_ban_file_explains_its_format() -> None:
     bans = [
         Ban(target=parse_target("203.0.113.7"), until=NOW, reason="flooding the lobby"),
         Ban(target="bob"),
@@ -490,7 +490,7 @@ def test_a_new_file_says_how_it_is_read() -> None:
     assert second == "name bob"
 
 
-def test_what_somebody_wrote_stays_as_it_is() -> None:
+def test_lines_written_by_hand_are_preserved() -> None:
     data = b"# from Monday\n\n  BOB  because of # 3\n\n203.0.113.7\r\n# Tuesday\n2001:db8::/32\n\n"
     bob, address, network = read_bans(data, FILE)
     assert format_bans([network, address, bob], data) == data.rstrip(b"\n") + b"\n"
@@ -502,7 +502,7 @@ def test_what_somebody_wrote_stays_as_it_is() -> None:
 
 
 @given(st.lists(BANS, unique_by=key_of), st.lists(BANS, unique_by=key_of))
-def test_what_is_spelled_is_read_as_it_was(bans: list[Ban], later: list[Ban]) -> None:
+def test_formatted_bans_are_parsed_back_unchanged(bans: list[Ban], later: list[Ban]) -> None:
     data = format_bans(bans)
     assert read_bans(data, FILE) == bans
     assert format_bans(bans, data) == data

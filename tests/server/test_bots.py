@@ -57,7 +57,7 @@ async def test_an_echo_bot_under_a_flood_keeps_up_and_loses_nothing(tmp_path: Pa
         assert "too slow" not in server.out
 
 
-async def test_so_does_one_in_the_server() -> None:
+async def test_an_echo_bot_in_the_server_keeps_up_and_loses_nothing() -> None:
     async def echo(chat: multichat.Chat) -> None:
         async for event in chat:
             if isinstance(event, multichat.Said):

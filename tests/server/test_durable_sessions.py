@@ -56,7 +56,7 @@ async def test_after_a_kill_a_client_is_in_the_room_in_which_its_message_was_acc
 @pytest.mark.parametrize(
     "end", [signal.SIGTERM, signal.SIGKILL, None], ids=["ended", "killed", "runs on"]
 )
-async def test_no_client_is_forgotten_though_memory_has_room_for_one(
+async def test_sessions_evicted_from_memory_resume_from_the_journal(
     end: signal.Signals | None, tmp_path: Path
 ) -> None:
     tokens, accepted = [], []
@@ -116,7 +116,7 @@ async def test_a_private_message_that_is_sent_again_is_delivered_once(
         assert (await bob.hear("direct"))["text"] == "the next"
 
 
-async def test_a_client_that_quit_is_forgotten_for_good(tmp_path: Path) -> None:
+async def test_the_session_of_a_client_that_quit_is_deleted(tmp_path: Path) -> None:
     async with (
         server(tmp_path, "--max-sessions", "1") as one,
         program(one) as alice,

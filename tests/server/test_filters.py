@@ -62,7 +62,7 @@ async def test_plain_and_async_functions_work_one_after_the_other() -> None:
     assert await run(no_spam, shout, texts=["hello", "Spam", "bye"]) == ["HELLO", None, "BYE"]
 
 
-async def test_what_a_filter_returns_is_as_clean_as_what_anybody_says() -> None:
+async def test_the_result_of_a_filter_is_cleaned() -> None:
     def hostile(message: Message) -> Message:
         return msgspec.structs.replace(message, text="\x1b[2J\n[Server] forged")
 
@@ -73,7 +73,7 @@ async def test_what_a_filter_returns_is_as_clean_as_what_anybody_says() -> None:
     assert await run(silence, texts=["x"]) == [None]
 
 
-async def test_only_the_text_of_what_it_returns_counts() -> None:
+async def test_only_the_text_of_a_filters_result_is_used() -> None:
     def forge(message: Message) -> Message:
         return Said(name="Server", room="elsewhere", client=7, text=message.text + "!")
 
@@ -81,7 +81,7 @@ async def test_only_the_text_of_what_it_returns_counts() -> None:
     assert result == said("x!")
 
 
-async def test_a_filter_that_raises_drops_nothing_and_is_logged_once_for_each_kind(
+async def test_a_raising_filter_drops_nothing_and_is_logged_once_per_error_type(
     log: LogRecorder,
 ) -> None:
     def moody(message: Message) -> Message:
@@ -98,12 +98,14 @@ async def test_a_filter_that_raises_drops_nothing_and_is_logged_once_for_each_ki
 
 
 @pytest.mark.parametrize("result", [7, "text", ...])
-async def test_what_is_no_message_is_no_answer(result: object, log: LogRecorder) -> None:
+async def test_a_filter_result_that_is_not_a_message_is_an_error(
+    result: object, log: LogRecorder
+) -> None:
     assert await run(lambda _: result, texts=["a"]) == ["a"]  # type: ignore[arg-type, return-value]
     assert "which is not a message" in log.lines[0]
 
 
-async def test_an_async_filter_that_hangs_is_left_behind(
+async def test_an_async_filter_that_hangs_is_abandoned(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     async def slow(message: Message) -> Message:
@@ -121,7 +123,7 @@ async def test_an_async_filter_that_hangs_is_left_behind(
     assert "slow took more than 1 s; messages pass unchanged" in line
 
 
-async def test_nobody_gets_past_a_filter_by_saying_much_at_once(log: LogRecorder) -> None:
+async def test_many_messages_at_once_do_not_bypass_a_filter(log: LogRecorder) -> None:
     def slow(message: Message) -> Message | None:
         time.sleep(0.05)
         return None if message.text == "bad" else message
@@ -155,7 +157,7 @@ async def test_whatever_a_plain_filter_raises_ends_nothing(
     assert len(log.lines) == len(filters)
 
 
-async def test_a_plain_filter_that_hangs_is_left_behind_however_often(log: LogRecorder) -> None:
+async def test_plain_filters_that_hang_are_abandoned(log: LogRecorder) -> None:
     release = threading.Event()
 
     def hang(message: Message) -> Message:
@@ -199,7 +201,7 @@ async def test_a_plain_filter_that_is_slow_does_not_stop_the_loop() -> None:
 # --- In a room ------------------------------------------------------------------------------------
 
 
-async def test_a_room_hears_what_the_filters_leave(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_room_gets_the_filtered_messages(autojump_clock: trio.testing.MockClock) -> None:
     config = ServerConfig(filters=(no_spam, loudly))
     async with memory_server(config) as server:
         alice, bob = await server.join(), await server.join()
@@ -229,7 +231,7 @@ async def test_every_nonce_is_answered(autojump_clock: trio.testing.MockClock) -
             assert not alice.unaccepted
 
 
-async def test_a_slow_filter_holds_up_its_sender_alone(
+async def test_a_slow_filter_delays_its_sender_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def slow_for_alice(message: Message) -> Message:
@@ -250,7 +252,7 @@ async def test_a_slow_filter_holds_up_its_sender_alone(
         assert trio.current_time() == started + 0.9
 
 
-async def test_who_leaves_while_a_filter_works_says_nothing(
+async def test_a_message_of_a_client_that_leaves_during_a_filter_is_not_published(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async def slow(message: Message) -> Message:
@@ -286,7 +288,7 @@ async def test_who_leaves_while_a_filter_works_says_nothing(
         ("ast:walk", "a generator is not a filter: a filter returns a message or None$"),
     ],
 )
-def test_what_is_no_filter_is_said_in_one_line(name: str, reason: str) -> None:
+def test_an_invalid_filter_is_one_line(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         load_filter(name)
     assert load_filter("os.path:join").__name__ == "join"
@@ -294,7 +296,7 @@ def test_what_is_no_filter_is_said_in_one_line(name: str, reason: str) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("module", ["sqlite3", "typer", "trio", "json"])
-async def test_a_file_of_the_working_directory_stands_in_for_no_module(
+async def test_a_file_in_the_working_directory_does_not_shadow_a_module(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / f"{module}.py").write_text("raise SystemExit('a file of mine was run')\n")

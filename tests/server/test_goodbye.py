@@ -41,7 +41,7 @@ async def test_a_kick_and_a_ban_are_final(autojump_clock: MockClock) -> None:
         assert await goodbye_of(banned) == ("banned", False)
 
 
-async def test_the_end_of_the_server_is_not(autojump_clock: MockClock) -> None:
+async def test_a_shutdown_is_not_final(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         client = await json_client(network)
         await network.server.close()
@@ -50,7 +50,7 @@ async def test_the_end_of_the_server_is_not(autojump_clock: MockClock) -> None:
         assert await late.line() == "[Server] goodbye: the server is shutting down"
 
 
-async def test_being_idle_is_not(autojump_clock: MockClock) -> None:
+async def test_an_idle_disconnect_is_not_final(autojump_clock: MockClock) -> None:
     async with memory_server(ServerConfig(idle_seconds=60)) as network:
         client = await json_client(network)
         assert await goodbye_of(client) == ("idle", True)
@@ -139,7 +139,7 @@ def test_a_reason_without_a_code_is_understood(reason: str, code: str) -> None:
     assert (known.reason, known.code, known.reconnect) == (reason, code, GOODBYES.get(code, False))
 
 
-def test_what_a_server_says_counts_more_than_the_table() -> None:
+def test_the_servers_reconnect_flag_overrides_the_table() -> None:
     assert Goodbye("too slow", "too-slow", reconnect=False).known().reconnect is False
     assert Goodbye("x", "new-code", reconnect=True).known().reconnect is True
     assert Goodbye("the server is shutting down", "new-code").known().reconnect is False

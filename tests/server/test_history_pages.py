@@ -96,7 +96,7 @@ def test_a_page_is_the_same_whether_the_ring_or_the_journal_has_it(
 
 
 @pytest.mark.parametrize("in_ring", [0, 2, 3, 200])
-async def test_a_page_of_long_messages_reads_and_encodes_what_it_holds(in_ring: int) -> None:
+async def test_a_page_of_long_messages_reads_and_encodes_only_its_content(in_ring: int) -> None:
     """Of 100 messages of 63 KB, 6.4 MB were read and encoded twice for a page of four."""
     journal, ring = made([["x" * 63_000]] * 100, ring_bytes=in_ring * 64_000)
     page = await read_history(journal, ring, 100, 100)

@@ -75,7 +75,7 @@ async def said_in(path: Path, room: str) -> list[str]:
     return [text for run in runs for text in run.text.split("\n")]
 
 
-async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+async def test_accepted_messages_survive_a_killed_server(tmp_path: Path) -> None:
     seed = seed_of_kills()
     path = tmp_path / "chat.db"
     with socket.socket() as kept:  # a port that the system gives to nobody of its own accord
@@ -105,14 +105,14 @@ async def test_what_was_accepted_outlives_a_server_that_is_killed(tmp_path: Path
 
 
 @pytest.mark.parametrize("durability", ["full", "normal"])
-def test_each_message_is_heard_once_in_its_room_and_in_one_order(
+def test_each_message_arrives_once_in_its_room_and_in_one_order(
     durability: str, tmp_path: Path
 ) -> None:
     """`python -m tests.kills` does the same for longer."""
     sys.stdout.write(run(tmp_path, journal(tmp_path, durability), kills=8, seed=seed_of_kills()))
 
 
-def test_the_checker_notices_a_server_that_keeps_nothing(tmp_path: Path) -> None:
+def test_the_checker_detects_a_server_that_stores_nothing(tmp_path: Path) -> None:
     with pytest.raises(Wrong, match="a new session is"):
         run(tmp_path, [], kills=1, seed=1)
 

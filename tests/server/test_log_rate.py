@@ -49,7 +49,7 @@ async def test_a_paste_of_500_lines_is_logged_whole(log: LogRecorder) -> None:
     assert left_out(log) == []
 
 
-async def test_of_a_flood_so_much_is_logged_and_the_rest_is_counted_once_a_second(
+async def test_a_flood_is_logged_up_to_the_rate_and_the_rest_counted_once_a_second(
     log: LogRecorder, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with memory_server() as network:
@@ -87,7 +87,7 @@ async def test_a_flood_that_goes_on_is_logged_at_the_rate_and_others_are_logged_
     assert len(log.lines) < 2 * (BURST + 62 * RATE) + 62 + 2 * 600 + 10
 
 
-async def test_what_was_left_out_is_counted_before_the_client_is_said_to_have_left(
+async def test_skipped_lines_are_counted_before_the_disconnect_line(
     log: LogRecorder,
 ) -> None:
     async with memory_server() as network:
@@ -101,7 +101,7 @@ async def test_what_was_left_out_is_counted_before_the_client_is_said_to_have_le
     ]
 
 
-async def test_whoever_comes_back_has_no_new_burst_of_lines(
+async def test_a_reconnect_brings_no_new_burst_of_log_lines(
     log: LogRecorder, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with memory_server() as network:

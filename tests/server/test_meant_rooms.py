@@ -18,7 +18,7 @@ from tests.support.programs import JsonClient, join
 pytestmark = pytest.mark.unit
 
 
-async def test_a_request_that_names_another_room_is_refused_and_done_nowhere() -> None:
+async def test_a_request_for_another_room_is_refused_without_effect() -> None:
     async with memory_server() as network:
         alice = await join(network, room="Kitchen")
         bob, carol = await join(network, room="kitchen"), await join(network)
@@ -63,7 +63,7 @@ async def test_a_request_that_names_another_room_is_refused_and_done_nowhere() -
     ],
     ids=lambda room: ascii(room)[:20],
 )
-async def test_what_is_no_name_of_the_room_names_another_room(room: object) -> None:
+async def test_a_name_that_is_not_the_rooms_names_another_room(room: object) -> None:
     async with memory_server() as network:
         alice, bob = await join(network), await join(network)
         for type_ in ("say", "act", "history"):
@@ -74,7 +74,7 @@ async def test_what_is_no_name_of_the_room_names_another_room(room: object) -> N
         assert (await bob.hear("said"))["text"] == "in the lobby"
 
 
-async def test_what_a_client_says_whose_room_cannot_be_entered_again_is_said_nowhere(
+async def test_messages_for_a_room_that_cannot_be_reentered_are_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(max_rooms=2)) as network:
@@ -127,7 +127,7 @@ async def test_a_client_that_then_joins_a_room_talks_there(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", ["kitchen", "no room"])
-async def test_what_is_said_after_a_hello_with_a_room_that_was_refused_is_said_nowhere(
+async def test_messages_for_a_room_refused_in_the_hello_are_refused(
     room: str,
 ) -> None:
     async with memory_server(ServerConfig(max_rooms=1)) as network:
@@ -219,7 +219,7 @@ async def check_again(alice: JsonClient, accepted: list[dict[str, object]]) -> N
     assert (await alice.history())[-2:] == ["299", "new"]
 
 
-async def test_what_a_filter_changes_is_known_by_what_was_sent() -> None:
+async def test_a_nonce_matches_the_text_before_filtering() -> None:
     class Counting:
         """Changes each message in another way."""
 
@@ -245,7 +245,7 @@ async def test_what_a_filter_changes_is_known_by_what_was_sent() -> None:
 # --- Our own client -------------------------------------------------------------------------------
 
 
-async def test_what_our_client_says_after_a_join_that_is_refused_is_not_heard_where_it_is() -> None:
+async def test_messages_after_a_refused_join_are_not_published_in_the_old_room() -> None:
     """Both are sent before the answer to the first: the message was meant for the other room."""
     async with memory_server(ServerConfig(max_rooms=2)) as network:
         await join(network)

@@ -126,7 +126,7 @@ def test_wrong_passwords_are_forgotten_in_time() -> None:
     assert attempts.seconds(HERE) == pytest.approx(0.5, abs=0.05)
 
 
-def test_thousands_of_wrong_passwords_are_no_number_too_large() -> None:
+def test_thousands_of_wrong_passwords_do_not_overflow_the_delay() -> None:
     limit = PasswordAttempts(TIMEOUTS)
     for _ in range(5000):
         limit.failed(HERE, 0.0)
@@ -149,7 +149,7 @@ def test_many_connections_from_one_address_try_hardly_more_than_one(
 
 
 @given(st.lists(st.floats(0, 30), min_size=1, max_size=30))
-def test_one_connection_after_the_other_waits_longer_and_longer(pauses: list[float]) -> None:
+def test_consecutive_connections_wait_longer_and_longer(pauses: list[float]) -> None:
     attempts = Attempts()
     for pause in pauses:
         attempts.advance(pause)
@@ -219,7 +219,7 @@ def test_addresses_without_end_make_a_bounded_number_of_attempts() -> None:
 
 @pytest.mark.parametrize("tries", [1, 3, 1000])
 @pytest.mark.parametrize("attackers", [10, 50, 290])
-def test_a_right_password_from_a_new_address_is_heard_in_seconds(
+def test_a_right_password_from_a_new_address_is_checked_within_seconds(
     attackers: int, tries: int
 ) -> None:
     """*attackers* try without a pause, each from another address after so many *tries*."""
@@ -267,7 +267,7 @@ def test_a_known_address_does_not_wait_for_others() -> None:
     assert attempts.made[-1][1] != HERE or not attempts.made[-1][2]
 
 
-def test_a_known_address_is_known_for_a_day() -> None:
+def test_a_known_address_is_remembered_for_a_day() -> None:
     attempts = Attempts(PasswordLimits(rates=(20.0, 1e-3)))
     attempts.seconds(HERE, right=True)
     attempts.seconds(ELSEWHERE, right=True)
@@ -340,7 +340,7 @@ def test_attackers_do_not_displace_known_addresses() -> None:
     "wrong",
     [{"rates": ()}, {"rates": (1.0,)}, {"rates": (1.0, 0.0)}, {"burst": 0}, {"max_origins": 0}],
 )
-def test_limits_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_limits_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="at least"):
         PasswordLimits(**wrong)  # type: ignore[arg-type]
 

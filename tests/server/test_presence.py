@@ -60,7 +60,9 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=40))
-def test_what_is_told_makes_up_what_is_so(history: list[Enter | Leave | Take | Forget]) -> None:
+def test_announced_changes_add_up_to_the_current_state(
+    history: list[Enter | Leave | Take | Forget],
+) -> None:
     changes = PresenceChanges()
     names: dict[int, str] = {}
     told: dict[int, str] = {}
@@ -98,7 +100,7 @@ def test_what_is_told_makes_up_what_is_so(history: list[Enter | Leave | Take | F
         assert [client for client in range(6) if client in changes] == sorted(touched)
 
 
-def test_who_comes_is_told_and_only_once() -> None:
+def test_a_join_is_announced_once() -> None:
     changes = PresenceChanges()
     assert not changes
     changes.enter(1, "Client 1")
@@ -114,7 +116,7 @@ def test_who_comes_is_told_and_only_once() -> None:
     assert changes.take() == []
 
 
-def test_who_comes_and_goes_between_two_takes_was_never_there() -> None:
+def test_a_short_visit_between_two_announcements_is_not_announced() -> None:
     changes = PresenceChanges()
     changes.enter(1, "Client 1")
     changes.enter(1, "alice")
@@ -122,7 +124,7 @@ def test_who_comes_and_goes_between_two_takes_was_never_there() -> None:
     assert changes.take() == []
 
 
-def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
+def test_a_short_absence_between_two_announcements_is_not_announced() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
@@ -134,7 +136,7 @@ def test_who_goes_and_comes_back_between_two_takes_was_never_away() -> None:
     assert changes.take() == [(1, Renamed(1, "alice", "bob"))]
 
 
-def test_a_client_that_was_away_when_another_asked_who_is_there_is_told_to_be_back() -> None:
+def test_a_client_missing_from_a_member_list_is_announced_when_it_returns() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
@@ -145,7 +147,7 @@ def test_a_client_that_was_away_when_another_asked_who_is_there_is_told_to_be_ba
     assert (1, Joined(1, "alice", members=2)) in changes.take()
 
 
-def test_a_client_that_is_shown_to_itself_alone_was_never_there() -> None:
+def test_a_client_listed_only_to_itself_is_not_announced() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.show(to=1)
@@ -153,7 +155,7 @@ def test_a_client_that_is_shown_to_itself_alone_was_never_there() -> None:
     assert changes.take() == []
 
 
-def test_a_client_that_is_shown_to_another_is_said_to_have_left() -> None:
+def test_a_client_listed_to_another_is_announced_as_left() -> None:
     changes = PresenceChanges()
     changes.enter(2, "bob")
     changes.take()
@@ -163,7 +165,7 @@ def test_a_client_that_is_shown_to_another_is_said_to_have_left() -> None:
     assert changes.take() == [(1, Left(1, "alice", "", members=1))]
 
 
-def test_who_changes_names_twice_has_changed_once() -> None:
+def test_two_renames_are_announced_as_one() -> None:
     changes = PresenceChanges()
     changes.enter(1, "Client 1")
     changes.take()
@@ -175,7 +177,7 @@ def test_who_changes_names_twice_has_changed_once() -> None:
     assert changes.take() == []
 
 
-def test_who_goes_goes_under_the_name_that_was_told_and_for_the_last_reason() -> None:
+def test_a_leave_is_announced_with_the_announced_name_and_the_last_reason() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
@@ -185,7 +187,7 @@ def test_who_goes_goes_under_the_name_that_was_told_and_for_the_last_reason() ->
     assert changes.take() == [(1, Left(1, "alice", "too slow"))]
 
 
-def test_what_is_told_comes_in_the_order_in_which_it_first_happened() -> None:
+def test_changes_are_announced_in_the_order_in_which_they_began() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.take()
@@ -196,7 +198,7 @@ def test_what_is_told_comes_in_the_order_in_which_it_first_happened() -> None:
     assert [client for client, _ in changes.take()] == [1, 3, 2]
 
 
-def test_what_nobody_heard_counts_as_told_all_the_same() -> None:
+def test_announcements_without_listeners_count_as_made() -> None:
     changes = PresenceChanges()
     changes.enter(1, "alice")
     changes.enter(2, "bob")
@@ -206,7 +208,7 @@ def test_what_nobody_heard_counts_as_told_all_the_same() -> None:
     assert changes.take() == [(2, Left(2, "bob", "kicked", members=1))]
 
 
-def test_a_storm_is_told_in_numbers() -> None:
+def test_a_storm_of_changes_is_announced_as_counts() -> None:
     changes = PresenceChanges()
     for client in range(30):
         changes.enter(client, f"Client {client}")

@@ -39,7 +39,7 @@ def test_the_time_that_a_room_waits_does_not_refill_its_budget() -> None:
     assert budget.left(15.0) == 15.0
 
 
-def test_less_than_fifty_milliseconds_are_not_waited_for() -> None:
+def test_less_than_fifty_milliseconds_of_budget_is_not_used() -> None:
     assert WaitBudget(0.049).left(0.0) == 0.0
     budget = WaitBudget(2.0)
     budget.spend(2.0, 0.0)
@@ -83,7 +83,7 @@ pauses = st.integers(0, 80).map(lambda eighths: eighths / 8)
 
 
 @given(rates, st.integers(1, 20), st.lists(st.tuples(pauses, st.integers(0, 30)), max_size=40))
-def test_a_bucket_grants_what_it_may_and_never_more(
+def test_a_bucket_never_grants_more_than_its_rate(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
     """Over any stretch of time at most the burst and what flowed in; and all of that."""
@@ -147,7 +147,7 @@ def test_a_bucket_is_full_at_first_whatever_the_clock_says() -> None:
 
 @example(3.0, 1, 1.0, [1, 1])
 @given(st.floats(1e-3, 1e6), st.integers(1, 1000), st.floats(0, 1e6), st.lists(st.integers(1, 50)))
-def test_who_waits_until_there_is_one_gets_it(
+def test_a_waiter_gets_the_next_token(
     rate: float, burst: int, now: float, takes: list[int]
 ) -> None:
     """The rounding of the clock costs a turn or two more, and is not waited for for ever."""
@@ -195,7 +195,7 @@ def test_a_budget_counts_what_is_shared_once(
         assert told == ([budget.held_bytes] if budget.over and grown else [])
 
 
-def test_two_that_are_equal_are_not_one() -> None:
+def test_equal_blocks_are_counted_separately() -> None:
     one, other = bytes(bytearray(b"xx")), bytes(bytearray(b"xx"))
     budget = MemoryBudget()
     budget.hold(one)
@@ -211,14 +211,14 @@ def test_two_that_are_equal_are_not_one() -> None:
     assert not budget.over
 
 
-def test_who_is_told_may_let_go_at_once() -> None:
+def test_memory_may_be_released_as_soon_as_the_limit_is_exceeded() -> None:
     data = bytes(1000)
     budget = MemoryBudget(999, lambda: budget.release(data))
     budget.hold(data)
     assert (budget.held_bytes, budget.over) == (0, False)
 
 
-def test_only_those_who_open_rooms_wait_for_more() -> None:
+def test_only_creators_of_rooms_are_limited() -> None:
     rooms = NewRoomLimit(60)
     assert [rooms.take("a", 1000.0) for _ in range(61)] == [0] * 60 + [60]
     assert rooms.take("b", 1000.0) == 0

@@ -47,7 +47,7 @@ async def test_a_burst_comes_at_once_and_the_rest_at_its_rate(
         assert told == SLOWED or "slowed down: 10 messages a second" in told
 
 
-async def test_what_is_said_again_has_a_rate_too(autojump_clock: trio.testing.MockClock) -> None:
+async def test_repeated_messages_are_rate_limited(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_server(ServerConfig(rate=10, burst=50)) as server:
         alice = await server.join()
         await alice.send("/json")
@@ -74,7 +74,7 @@ async def test_a_paste_of_500_lines_arrives_whole_and_at_once(
         assert trio.current_time() - started == pytest.approx(1)
 
 
-async def test_it_is_told_once_a_minute_and_not_for_each_message(
+async def test_slowing_down_is_reported_once_a_minute(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(rate=10, burst=1)) as server:
@@ -88,7 +88,7 @@ async def test_it_is_told_once_a_minute_and_not_for_each_message(
         assert await alice.lines(2) == [SLOWED, "[Server] pong"]
 
 
-async def test_everything_that_is_asked_counts(autojump_clock: trio.testing.MockClock) -> None:
+async def test_every_request_counts_for_the_rate(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_server(ServerConfig(rate=1, burst=1, max_line_bytes=100)) as server:
         alice = await server.join()
         started = trio.current_time()
@@ -100,7 +100,7 @@ async def test_everything_that_is_asked_counts(autojump_clock: trio.testing.Mock
         assert trio.current_time() - started == pytest.approx(6)
 
 
-async def test_one_who_is_slowed_down_holds_up_nobody_else_and_can_be_kicked(
+async def test_a_rate_limited_client_delays_nobody_and_can_be_kicked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(rate=1, burst=1)) as server:
@@ -117,7 +117,7 @@ async def test_one_who_is_slowed_down_holds_up_nobody_else_and_can_be_kicked(
         assert trio.current_time() == started
 
 
-async def test_bytes_have_a_rate_too_whatever_they_are(
+async def test_the_byte_rate_limits_any_input(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(byte_rate=48 * 1024)) as server:
@@ -132,7 +132,7 @@ async def test_bytes_have_a_rate_too_whatever_they_are(
         ]
 
 
-async def test_a_program_is_told_by_an_event(autojump_clock: trio.testing.MockClock) -> None:
+async def test_slowing_down_is_a_notice_in_json(autojump_clock: trio.testing.MockClock) -> None:
     async with (
         memory_server(ServerConfig(rate=100, burst=1)) as server,
         server.chat() as chat,
@@ -148,7 +148,7 @@ async def test_a_program_is_told_by_an_event(autojump_clock: trio.testing.MockCl
         assert said == ["one", "two", "three"]
 
 
-async def test_a_silent_client_is_disconnected_where_an_idle_limit_is_set(
+async def test_an_idle_client_is_disconnected_after_the_idle_limit(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     """Also one that hears others and has begun a line; not one that talks."""
@@ -170,7 +170,7 @@ async def test_a_silent_client_is_disconnected_where_an_idle_limit_is_set(
 
 
 @pytest.mark.process
-async def test_who_is_furthest_behind_goes_when_memory_is_full(log: LogRecorder) -> None:
+async def test_the_slowest_client_is_disconnected_when_memory_is_full(log: LogRecorder) -> None:
     """Answers that are not taken are nobody else's: each costs its own memory."""
     config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES // 4, send_queue_batches=100_000)
     async with trio.open_nursery() as nursery:
@@ -232,7 +232,7 @@ async def test_clients_with_long_unfinished_lines_are_disconnected_when_memory_i
         assert server.server._registry.budget.held_bytes == 0
 
 
-async def test_a_read_whose_messages_wait_counts(
+async def test_a_read_whose_messages_wait_counts_for_memory(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     config = ServerConfig(
@@ -271,7 +271,7 @@ async def test_nonces_of_connected_clients_count_until_they_leave() -> None:
         assert budget.held_bytes == 0
 
 
-async def test_an_answer_that_waits_for_room_counts(
+async def test_an_answer_that_waits_for_space_counts_for_memory(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(send_queue_batches=1, grace_seconds=1)) as server:
@@ -285,7 +285,7 @@ async def test_an_answer_that_waits_for_room_counts(
         assert budget.held_bytes == 0
 
 
-async def test_who_was_furthest_behind_is_told_so_if_it_takes_anything(
+async def test_a_client_disconnected_for_memory_gets_the_reason_if_it_reads(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     config = ServerConfig(memory_bytes=40_000, slow=Slow.DROP, grace_seconds=50)
@@ -306,7 +306,9 @@ async def test_who_was_furthest_behind_is_told_so_if_it_takes_anything(
         ]
 
 
-async def test_what_members_share_counts_once(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_block_shared_by_members_counts_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with memory_server(ServerConfig(memory_bytes=80_000)) as server:
         alice = await server.join()
         stalled = [await server.stalled() for _ in range(100)]
@@ -321,7 +323,9 @@ async def test_what_members_share_counts_once(autojump_clock: trio.testing.MockC
         assert server.server._registry.budget.held_bytes == 0
 
 
-async def test_nothing_is_held_for_who_is_gone(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_is_held_for_disconnected_clients(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with memory_server(ServerConfig(grace_seconds=1)) as server:
         alice = await server.join()
         await server.stalled()

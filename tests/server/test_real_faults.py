@@ -248,7 +248,7 @@ async def test_five_thousand_connections_opened_and_dropped(tmp_path: Path) -> N
     assert server.out.count(" connected") == server.out.count(" disconnected")
 
 
-async def test_two_thousand_who_never_say_the_password(tmp_path: Path) -> None:
+async def test_two_thousand_connections_that_never_send_the_password(tmp_path: Path) -> None:
     """At most 256 of them are at the door at any moment: somebody newer pushes out the oldest."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2500:
@@ -319,7 +319,7 @@ def client_hello() -> bytes:
     return outgoing.read()
 
 
-async def test_those_who_speak_something_else(tmp_path: Path) -> None:
+async def test_clients_of_other_protocols(tmp_path: Path) -> None:
     """TLS, also one byte after the other, and HTTP: one line in the log, and that was it."""
     hello = client_hello()
     post = b"POST /api HTTP/1.1\r\nHost: chat\r\nContent-Length: 21\r\n\r\nnothing for the others"
@@ -346,7 +346,7 @@ async def test_those_who_speak_something_else(tmp_path: Path) -> None:
     assert server.out.count("disconnected (it speaks HTTP, this is a chat server)\n") == 2
 
 
-async def test_telnet_negotiates_and_is_heard(tmp_path: Path) -> None:
+async def test_a_telnet_client_negotiates_and_talks(tmp_path: Path) -> None:
     negotiation = b"\xff\xfb\x1f\xff\xfd\x03\xff\xfa\x18\x00xterm\xff\xf0\xff\xf1"
     async with serve(tmp_path) as server, beside(server) as pair, tcp(server) as stream:
         await stream.send_all(negotiation + b"hello \xff\xf1from telnet\r\n")
@@ -424,9 +424,7 @@ class Scarce(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
-async def test_an_accept_that_the_system_refuses(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_a_failing_accept_is_retried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A stub refuses: a whole system without files or memory cannot be had in a test."""
     listeners: list[Scarce] = []
 
@@ -467,7 +465,7 @@ class Elsewhere(ServerCommand):
         return self._log.read_text("utf-8", "replace")
 
 
-async def test_a_standard_output_that_breaks_is_no_reason_to_stop(tmp_path: Path) -> None:
+async def test_a_server_survives_a_closed_standard_output(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -477,12 +475,12 @@ async def test_a_standard_output_that_breaks_is_no_reason_to_stop(tmp_path: Path
         await until(lambda: pair.said > said + 20)
 
 
-async def test_a_standard_output_that_is_full_is_no_reason_to_stop(tmp_path: Path) -> None:
+async def test_a_server_survives_a_full_standard_output(tmp_path: Path) -> None:
     async with Elsewhere(tmp_path, "/dev/full") as server, beside(server) as pair:
         await until(lambda: pair.said > 20)
 
 
-async def test_a_log_file_that_is_full_is_no_reason_to_stop(tmp_path: Path) -> None:
+async def test_a_server_survives_a_full_log_file(tmp_path: Path) -> None:
     async with serve(tmp_path, "--log-file", "/dev/full") as server, beside(server) as pair:
         await until(lambda: pair.said > 20)
 
@@ -490,7 +488,7 @@ async def test_a_log_file_that_is_full_is_no_reason_to_stop(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("stdout", "log_file"), [("/dev/full", "log"), ("out", "/dev/full")], ids=["stdout", "file"]
 )
-async def test_the_log_that_works_tells_once_of_the_one_that_does_not(
+async def test_the_working_log_reports_the_failing_one_once(
     stdout: str, log_file: str, tmp_path: Path
 ) -> None:
     argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK, "--log-file", log_file]
@@ -511,7 +509,7 @@ async def test_the_log_that_works_tells_once_of_the_one_that_does_not(
     assert log.read_text("utf-8").count("no space left on device") == 1
 
 
-async def test_sigpipe_is_nothing(tmp_path: Path) -> None:
+async def test_sigpipe_is_ignored(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, beside(server) as pair:
         server.signal(signal.SIGPIPE)
         said = pair.said
@@ -522,7 +520,7 @@ async def test_sigpipe_is_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has all of these")
-async def test_the_kernel_is_told_to_notice_who_is_dead() -> None:
+async def test_tcp_keepalive_is_enabled() -> None:
     server = multichat.Server(multichat.ServerConfig(stall_timeout_seconds=5))
     async with (
         listening() as (listener, port),

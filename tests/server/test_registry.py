@@ -63,7 +63,7 @@ async def registry_of(
         nursery.cancel_scope.cancel()
 
 
-def test_of_two_who_want_one_name_exactly_one_gets_it() -> None:
+def test_exactly_one_of_two_clients_gets_a_contested_name() -> None:
     """Under hundreds of schedules: trio tosses a coin for whose turn it is."""
     winners = [trio.run(_race, seed) for seed in range(300)]
     # Each has won often: the schedules did differ.
@@ -85,7 +85,7 @@ async def _race(seed: int) -> int:
         return won.index(True) + 1
 
 
-async def test_a_name_is_free_again_when_its_owner_is_gone() -> None:
+async def test_a_name_is_free_again_when_its_owner_leaves() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("/name alice")
@@ -121,7 +121,7 @@ async def test_a_name_that_looks_like_one_in_use_is_refused() -> None:
         assert "the name alice looks like аӏісе, which is taken" in await a.line()
 
 
-async def test_a_name_in_another_spelling_that_looks_the_same_is_ones_own() -> None:
+async def test_a_client_may_change_to_a_lookalike_of_its_own_name() -> None:
     async with memory_server() as network:
         client = await network.join()
         await client.send("/name alice", "/name aIice", "/name ALICE")
@@ -180,7 +180,7 @@ def test_no_two_clients_ever_have_names_that_look_alike(
     run_on_mock_clock(run)
 
 
-async def test_who_is_reached_by_what() -> None:
+async def test_recipients_are_found_by_name_and_number() -> None:
     async with registry_of(members=3) as (registry, [one, two, three]):
         registry.rename(one, "alice")
         registry.rename(two, "안녕")
@@ -192,7 +192,7 @@ async def test_who_is_reached_by_what() -> None:
             assert registry.find(who) is member, who
 
 
-async def test_a_room_is_there_while_somebody_is_in_it(log: LogRecorder) -> None:
+async def test_a_room_exists_while_it_has_members(log: LogRecorder) -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("/join kitchen", "/rooms")
@@ -215,7 +215,7 @@ async def test_a_room_is_there_while_somebody_is_in_it(log: LogRecorder) -> None
     assert "[INFO] [server] [BROADCAST] Broadcasting to 2 clients" in log.lines
 
 
-async def test_ids_go_on_when_a_room_begins_anew() -> None:
+async def test_ids_continue_when_a_room_is_opened_again() -> None:
     async with memory_server() as network:
         a = await network.join()
         await a.send('/json {"room":"den"}')
@@ -284,7 +284,7 @@ async def test_rooms_are_encoded_once_for_each_change_of_the_members_and_each_pr
         assert len(answers) == 10
 
 
-async def test_there_are_only_so_many_rooms() -> None:
+async def test_the_number_of_rooms_is_limited() -> None:
     async with memory_server(ServerConfig(max_rooms=2)) as network:
         a, b, c = [await network.join() for _ in range(3)]
         await a.send("/join one")
@@ -303,7 +303,7 @@ async def test_there_are_only_so_many_rooms() -> None:
         assert await a.line() == "[Server] you are in lobby; nobody else is here"
 
 
-async def test_an_address_opens_only_so_many_new_rooms_an_hour(
+async def test_new_rooms_per_address_and_hour_are_limited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with registry_of(members=4, max_new_rooms=3) as (registry, members):
@@ -324,7 +324,7 @@ async def test_an_address_opens_only_so_many_new_rooms_an_hour(
             registry.move(a, "two-more")
 
 
-async def test_over_loopback_each_client_opens_its_own_new_rooms() -> None:
+async def test_over_loopback_the_limit_of_new_rooms_is_per_client() -> None:
     async with registry_of(members=2, max_new_rooms=1) as (registry, members):
         for member in members:
             member.origin = "127.0.0.1/32"
@@ -333,7 +333,7 @@ async def test_over_loopback_each_client_opens_its_own_new_rooms() -> None:
                 registry.move(member, "more")
 
 
-async def test_a_room_in_which_something_was_said_is_not_a_new_one() -> None:
+async def test_a_room_with_messages_does_not_count_as_new() -> None:
     async with registry_of(members=1, max_new_rooms=1) as (registry, [a]):
         registry.move(a, "den")
         await a.room.publish(a, "x")
@@ -369,7 +369,7 @@ async def test_no_room_looks_like_the_lobby() -> None:
         ]
 
 
-async def test_nobody_is_locked_out_of_a_room_by_one_that_looks_like_it() -> None:
+async def test_a_lookalike_room_locks_nobody_out() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("/join random", "it has a history", "/join lobby")
@@ -380,7 +380,7 @@ async def test_nobody_is_locked_out_of_a_room_by_one_that_looks_like_it() -> Non
         assert (await a.lines(3))[0] == "[Server] you are in random; nobody else is here"
 
 
-async def test_nothing_is_queued_to_who_has_gone_to_another_room(
+async def test_nothing_is_queued_for_a_member_that_has_moved(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Not even the message for which the room was waiting for it."""
@@ -427,7 +427,7 @@ async def test_private_texts_are_not_logged(log: LogRecorder) -> None:
     assert not any("secret" in line or "json" in line for line in log.lines)
 
 
-async def test_who_speaks_has_been_announced_before(
+async def test_a_client_is_announced_before_its_first_message(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server() as network:
@@ -446,7 +446,7 @@ async def test_who_speaks_has_been_announced_before(
         ]
 
 
-async def test_what_was_missed_in_text_is_told_before_the_welcome(
+async def test_messages_missed_in_text_are_reported_before_the_welcome(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(send_queue_batches=1, slow=Slow.DROP)) as network:
@@ -464,7 +464,7 @@ async def test_what_was_missed_in_text_is_told_before_the_welcome(
         assert lines[3].startswith('{"type":"welcome"')
 
 
-async def test_a_private_message_that_waits_is_told_in_the_voice_that_is_spoken_then(
+async def test_a_delayed_private_message_uses_the_recipients_current_protocol(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(send_queue_batches=1)) as network:
@@ -481,7 +481,7 @@ async def test_a_private_message_that_waits_is_told_in_the_voice_that_is_spoken_
         assert all(line.startswith("{") for line in lines[welcome:])
 
 
-async def test_the_lobby_is_called_so(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_lobby_is_named_lobby(autojump_clock: trio.testing.MockClock) -> None:
     async with memory_server(ServerConfig(max_rooms=1)) as network:
         a = await network.join()
         await a.send("/join den", "/join LOBBY")
@@ -494,7 +494,7 @@ async def test_the_lobby_is_called_so(autojump_clock: trio.testing.MockClock) ->
 
 
 @pytest.mark.parametrize("codec", ["json", "text"])
-async def test_a_storm_of_joins_is_told_in_few_lines(
+async def test_a_storm_of_joins_is_reported_in_a_few_lines(
     codec: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     count = 300
@@ -547,7 +547,7 @@ async def test_a_broadcast_reaches_every_room(log: LogRecorder) -> None:
     assert log.lines.count("[INFO] [server] [TX] [Server] Dinner is ready") == 3
 
 
-async def test_somebody_leaves_while_others_are_told_who_came(
+async def test_a_client_may_leave_during_an_announcement(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with registry_of(members=3) as (registry, [stalled, second, third]):

@@ -81,7 +81,7 @@ def test_own_messages_are_not_counted_as_missed() -> None:
     assert lag.skip_to(40) == 10
 
 
-def test_own_messages_are_not_counted_either_when_a_part_is_sent_again() -> None:
+def test_own_messages_that_were_sent_again_are_not_counted_as_missed() -> None:
     lag = Lag(10)
     lag.note_own(12, 16)
     assert lag.skip_to(20) == 6
@@ -365,7 +365,7 @@ async def test_a_page_ends_at_a_multiple_of_its_size() -> None:
     assert room.reads == [(20, 500), (500, 1000), (300, 500)]
 
 
-async def test_what_is_not_told_yet_is_in_no_page() -> None:
+async def test_undelivered_messages_are_in_no_page() -> None:
     room = await make_room(30)
     assert numbers(await PageCache().read(room, 10, 20)) == [*range(10, 20)]
 
@@ -453,7 +453,7 @@ async def test_a_reader_that_is_cancelled_leaves_nothing_behind() -> None:
     assert numbers(await PageCache().read(room, 0, 3)) == [0, 1, 2]
 
 
-async def test_each_reader_of_a_page_that_cannot_be_read_is_told() -> None:
+async def test_each_reader_of_an_unreadable_page_gets_the_error() -> None:
     room = await make_room(3)
     got = await read_together(room, 5, then=lambda _: None, failure="it cannot be read")
     assert got == ["it cannot be read"] * 5
@@ -470,7 +470,7 @@ async def test_a_page_that_could_not_be_read_is_read_again() -> None:
     assert numbers(await pages.read(room, 0, 3)) == [0, 1, 2]
 
 
-async def test_a_page_of_which_nothing_is_left_is_not_kept() -> None:
+async def test_an_empty_page_is_not_cached() -> None:
     journal = MemoryJournal(max_room_bytes=0)
     room = HeldRoom(journal.room("lobby"))
     for number in range(3):

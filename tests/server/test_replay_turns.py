@@ -53,7 +53,7 @@ async def meters_of(name: str) -> AsyncGenerator[set[Meter | None]]:
 
 @pytest.mark.process
 @pytest.mark.parametrize("by", ["a message", "an announcement"])
-async def test_a_client_is_replayed_to_in_its_own_turns_whoever_it_lags_behind(by: str) -> None:
+async def test_a_replay_is_charged_to_its_own_client(by: str) -> None:
     async with memory_server(LAGGING) as network, meters_of("._replay") as meters:
         near, far = await tcp_pair()
         for end, option in ((near, socket.SO_SNDBUF), (far, socket.SO_RCVBUF)):

@@ -92,7 +92,7 @@ async def small_server(max_messages: int) -> AsyncGenerator[MemoryServer]:
         yield network
 
 
-async def test_who_comes_back_is_who_it_was_and_gets_what_it_missed(
+async def test_a_resumed_client_keeps_its_identity_and_gets_missed_messages(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     async with memory_server() as network:
@@ -113,7 +113,7 @@ async def test_who_comes_back_is_who_it_was_and_gets_what_it_missed(
     assert "[INFO] [server] [STATE] Client 3 is Client 1 again" in log.lines
 
 
-async def test_the_room_sees_neither_a_leave_nor_a_join_of_who_comes_back_soon(
+async def test_a_quick_resume_is_announced_neither_as_leave_nor_as_join(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(away_seconds=30)) as network:
@@ -133,7 +133,7 @@ async def test_the_room_sees_neither_a_leave_nor_a_join_of_who_comes_back_soon(
         assert (left["type"], left["name"], left["client"]) == ("left", "alice", 2)
 
 
-async def test_who_asks_to_leave_leaves_at_once_and_for_good(
+async def test_quit_leaves_at_once_and_ends_the_session(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(away_seconds=30)) as network:
@@ -151,7 +151,7 @@ async def test_who_asks_to_leave_leaves_at_once_and_for_good(
 
 
 @pytest.mark.parametrize("send_away", ["kick", "ban"])
-async def test_who_was_sent_away_cannot_come_back_as_who_it_was(send_away: str) -> None:
+async def test_a_kicked_client_cannot_resume_its_session(send_away: str) -> None:
     async with memory_server() as network:
         alice = await program(network, name="alice")
         network.server.kick(1)
@@ -176,7 +176,7 @@ async def test_a_new_connection_takes_over_from_the_old_one(
         assert (said["type"], said["client"], said["name"]) == ("said", 2, "alice")
 
 
-async def test_what_was_said_twice_with_one_nonce_is_said_once() -> None:
+async def test_a_message_repeated_with_its_nonce_is_published_once() -> None:
     async with memory_server() as network:
         bob = await program(network, name="bob")
         alice = await program(network, name="alice")
@@ -206,7 +206,7 @@ async def test_what_was_said_twice_with_one_nonce_is_said_once() -> None:
         assert (await bob.ask(type="ping"))["type"] == "pong"
 
 
-async def test_what_is_said_again_is_accepted_when_the_room_has_been_told(
+async def test_a_repeated_message_is_acknowledged_once_the_original_is_delivered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """And not before: what was said before it would be left out by who comes back after it."""
@@ -266,13 +266,13 @@ async def test_a_session_that_resumes_knows_all_that_may_be_unacknowledged(
             assert [await alice.hear() for _ in range(MAX_UNACCEPTED)] == accepted[-MAX_UNACCEPTED:]
 
 
-async def test_the_same_nonce_of_somebody_else_is_another() -> None:
+async def test_nonces_of_different_clients_are_independent() -> None:
     async with memory_server() as network:
         alice, bob = await program(network, name="alice"), await program(network, name="bob")
         assert await alice.say("hello") != await bob.say("hello")
 
 
-async def test_what_the_journal_has_no_more_is_counted() -> None:
+async def test_messages_deleted_from_the_journal_are_counted_as_missed() -> None:
     async with small_server(3) as network:
         alice = await program(network, name="alice")
         bob = await program(network, name="bob")
@@ -289,7 +289,7 @@ async def test_what_the_journal_has_no_more_is_counted() -> None:
         assert [text.rstrip("x") for text in await alice.texts(len(rest))] == [*map(str, rest)]
 
 
-async def test_an_id_that_is_none_of_the_room_is_an_error_and_nothing_else() -> None:
+async def test_an_unknown_id_is_an_error_without_further_effect() -> None:
     async with memory_server() as network:
         bob = await program(network, name="bob", room="den")
         elsewhere = await bob.say("in the den")
@@ -305,7 +305,7 @@ async def test_an_id_that_is_none_of_the_room_is_an_error_and_nothing_else() -> 
             await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_one_who_joins_may_ask_for_what_was_said_since_and_for_the_last() -> None:
+async def test_a_join_may_replay_messages_since_an_id() -> None:
     async with memory_server() as network:
         bob = await program(network, name="bob", room="den")
         first = await bob.say("1")
@@ -361,7 +361,7 @@ async def test_a_room_that_everybody_left_is_remembered() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "0" * 32, "é", "x" * 60_000])
-async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
+async def test_an_unknown_session_reveals_nothing(token: str) -> None:
     async with memory_server() as network:
         await program(network, name="alice")
         stranger = await program(network, session=token)
@@ -370,7 +370,7 @@ async def test_a_session_that_is_nobodys_gives_nothing_away(token: str) -> None:
         assert network.server.find("alice") == 1
 
 
-async def test_an_expired_session_is_nobodys(
+async def test_an_expired_session_is_unknown(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     session_store = SessionStore(MemoryJournal(), 10, session_seconds=60)
@@ -384,7 +384,7 @@ async def test_an_expired_session_is_nobodys(
     assert token not in "\n".join(log.lines)
 
 
-async def test_of_too_many_sessions_the_oldest_are_evicted() -> None:
+async def test_above_the_limit_the_oldest_sessions_are_evicted() -> None:
     async with memory_server(ServerConfig(max_sessions=2)) as network:
         here = await program(network, name="here")
         gone = [await program(network) for _ in range(3)]
@@ -464,7 +464,7 @@ async def test_session_churn_from_one_address_does_not_evict_other_addresses() -
     assert len(await visits.known()) <= 100
 
 
-async def test_of_addresses_with_one_session_each_the_oldest_are_evicted() -> None:
+async def test_among_addresses_with_one_session_each_the_oldest_is_evicted() -> None:
     visits = Visits(max_disconnected=80)
     for client in range(200):
         visits.visit(client, f"address {client}")
@@ -490,7 +490,7 @@ async def test_sessions_with_full_windows_from_one_address_evict_nobody_else() -
         await visits.check_nonces(client, 2 * MAX_UNACCEPTED)
 
 
-async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:
+async def test_the_memory_of_a_session_is_counted_until_it_is_released() -> None:
     visits = Visits()
     for client in range(20):
         visits.visit(client, None, 10 * client)
@@ -504,7 +504,7 @@ async def test_what_a_session_takes_is_counted_until_it_is_gone() -> None:
     assert visits.store.disconnected_bytes == 0
 
 
-async def test_a_session_that_ends_while_its_message_is_written_knows_it() -> None:
+async def test_a_session_that_ends_during_a_write_remembers_the_nonce() -> None:
     """What is not known to be kept yet is not packed as if it were."""
     visits = Visits()
     _, one = visits.store.create(1, "", "lobby")
@@ -521,7 +521,7 @@ async def test_a_session_that_ends_while_its_message_is_written_knows_it() -> No
         visits.store.disconnect(one, None)
 
 
-async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:
+async def test_session_tokens_are_not_logged(log: LogRecorder) -> None:
     async with memory_server() as network:
         alice = await program(network, name="alice")
         await alice.reset()
@@ -529,7 +529,7 @@ async def test_a_session_stands_in_no_log(log: LogRecorder) -> None:
         assert alice.welcome["session"] not in "\n".join(log.lines)
 
 
-async def test_catching_up_and_the_live_talk_meet_without_gap_or_duplicate(
+async def test_replay_and_live_delivery_meet_without_gap_or_duplicate(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """While the room talks on and the one who comes back takes its time."""
@@ -554,7 +554,7 @@ async def test_catching_up_and_the_live_talk_meet_without_gap_or_duplicate(
         assert heard == [*range(1, 5000)]
 
 
-async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_there(
+async def test_a_reserved_name_is_available_to_clients_of_the_same_address(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """A program that was killed and started again has no session, and wants its name."""
@@ -582,7 +582,7 @@ async def test_a_name_that_is_kept_for_somebody_gives_way_to_who_comes_from_ther
         ("\x1b[2J", "a name consists of letters"),
     ],
 )
-async def test_a_session_with_a_name_that_nobody_can_have_comes_back_without_it(
+async def test_a_session_with_an_invalid_name_resumes_without_it(
     name: str, reason: str, tmp_path: Path, thread_clock: trio.testing.MockClock
 ) -> None:
     """As a journal has it that was kept under other rules, or was changed."""
@@ -636,7 +636,7 @@ async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allo
         assert (await alice.ask(type="who", room="ไทยothers", nonce=10))["code"] == "invalid-name"
 
 
-async def test_a_session_whose_name_now_looks_like_one_in_use_comes_back_without_it(
+async def test_a_session_whose_name_looks_like_one_in_use_resumes_without_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(away_seconds=5)) as network:
@@ -671,7 +671,7 @@ async def test_an_open_room_stays_protected_when_a_lookalike_closes(
         assert refusal["text"] == "the room ⲥⲟⲥⲟ would look like coco, which is open"
 
 
-async def test_in_the_text_voice_history_is_lines_of_the_server() -> None:
+async def test_in_the_text_protocol_history_is_server_lines() -> None:
     async with memory_server() as network:
         a, b = await network.join(), await network.join()
         await a.send("one", "/me waves", "two")
@@ -696,7 +696,7 @@ class CountingJournal(SqliteJournal):
         return await super()._read(what, read)
 
 
-async def test_a_room_talks_on_while_somebody_catches_up_with_a_hundred_thousand(
+async def test_a_room_is_not_delayed_by_a_replay_of_100_000_messages(
     tmp_path: Path,
 ) -> None:
     """Nobody waits for all the pages: between a word and its answer there are some of them."""
@@ -758,7 +758,7 @@ async def lines_for(client: ScriptedClient, seconds: float = 1) -> list[str]:
     return told
 
 
-async def test_who_is_waited_for_and_asks_for_the_past_is_told_once(
+async def test_a_slow_client_that_asks_for_a_replay_gets_each_message_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Seed 82: what it was waited for with came once more, after the past in which it was."""
@@ -793,7 +793,7 @@ async def talk(alice: Program, bob: Program, rounds: int) -> str:
 NO_RING = ServerConfig(replay=ReplayLimits(ring_bytes=1))  # but for two messages
 
 
-async def test_what_a_client_said_itself_is_not_counted_as_missed(
+async def test_own_messages_before_a_resume_are_not_counted_as_missed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     journal = MemoryJournal(max_messages=20)
@@ -806,7 +806,7 @@ async def test_what_a_client_said_itself_is_not_counted_as_missed(
         assert await alice.texts(10) == [f"b{n}" for n in range(50, 60)]
 
 
-async def test_what_a_client_said_before_a_restart_is_not_counted_as_missed(
+async def test_own_messages_before_a_restart_are_not_counted_as_missed(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     path = tmp_path / "chat.db"
@@ -837,7 +837,7 @@ class PendingJournal(HeldJournal):
     kind = PendingRoom
 
 
-async def test_a_message_that_is_told_while_its_client_resumes_counts_as_its_own_once(
+async def test_a_message_delivered_during_its_senders_resume_counts_as_own_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     journal = PendingJournal()
@@ -860,7 +860,7 @@ async def test_a_message_that_is_told_while_its_client_resumes_counts_as_its_own
         assert await alice.texts(4) == ["1", "2", "3", "4"]
 
 
-async def test_beyond_the_nonces_of_a_session_the_count_of_missed_messages_is_an_upper_bound(
+async def test_with_more_own_messages_than_nonces_the_missed_count_is_an_upper_bound(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     rounds = MAX_UNACCEPTED + 50
@@ -875,7 +875,7 @@ async def test_beyond_the_nonces_of_a_session_the_count_of_missed_messages_is_an
         assert missed["count"] == rounds - 1 - 10 + forgotten
 
 
-async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_more(
+async def test_undelivered_messages_are_not_missed_even_if_the_journal_deleted_them(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Seed 290: those who waited for their turn said more than was kept."""
@@ -896,7 +896,7 @@ async def test_what_is_not_told_yet_is_not_missed_though_the_journal_has_it_no_m
         assert not any(event["type"] == "missed" for event in told)
 
 
-async def test_all_are_told_of_a_shutdown_though_the_disk_is_not_done(
+async def test_the_goodbye_does_not_wait_for_the_disk(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seed 945: who was told after the grace period was cancelled before it had heard it."""

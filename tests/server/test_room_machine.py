@@ -823,7 +823,7 @@ WHAT_HAPPENS = [
 
 @pytest.mark.parametrize("what_happens", WHAT_HAPPENS)
 @pytest.mark.parametrize("task", ["replay", "SendQueue.run", "and_settle"])
-def test_whatever_happens_to_a_client_at_each_await_it_hears_everything_once(
+def test_a_client_gets_every_message_once_whatever_happens_at_each_await(
     what_happens: str, task: str
 ) -> None:
     step = 0

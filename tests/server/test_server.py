@@ -40,7 +40,7 @@ async def settle() -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_broadcast_says_what_became_of_it(log: LogRecorder) -> None:
+async def test_broadcast_returns_a_receipt(log: LogRecorder) -> None:
     async with memory_server() as network:
         assert await network.server.broadcast("nobody is here") == Receipt()
         a, b = [await network.join() for _ in range(2)]
@@ -53,7 +53,7 @@ async def test_broadcast_says_what_became_of_it(log: LogRecorder) -> None:
 
 
 @pytest.mark.parametrize("slow", [Slow.DROP, Slow.DISCONNECT, Slow.WAIT])
-async def test_broadcast_counts_who_did_not_get_it(
+async def test_broadcast_counts_the_members_that_did_not_get_it(
     slow: Slow, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with memory_server(ServerConfig(slow=slow, send_queue_batches=1)) as network:
@@ -132,7 +132,7 @@ class SlowJournal(MemoryJournal):
         await trio.sleep(0.1)
 
 
-async def test_a_server_whose_journal_takes_its_time_lets_in_no_more_than_it_may(
+async def test_a_slow_journal_does_not_admit_too_many_clients(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(max_clients=2), journal=SlowJournal()) as network:
@@ -144,7 +144,7 @@ async def test_a_server_whose_journal_takes_its_time_lets_in_no_more_than_it_may
             await client.finish()
 
 
-async def test_a_full_server_says_so_and_takes_the_next_when_there_is_room(
+async def test_a_full_server_rejects_clients_until_there_is_a_free_place(
     log: LogRecorder,
 ) -> None:
     async with memory_server(ServerConfig(max_clients=1)) as network:
@@ -160,7 +160,7 @@ async def test_a_full_server_says_so_and_takes_the_next_when_there_is_room(
     assert "[INFO] [server] [STATE] Refused a client: the server is full (limit: 1)" in log.lines
 
 
-async def test_refusing_someone_who_does_not_listen_costs_nothing(
+async def test_rejecting_a_client_that_does_not_read_delays_nobody(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(max_clients=1)) as network:
@@ -182,7 +182,7 @@ async def test_refusing_someone_who_does_not_listen_costs_nothing(
         {"grace_seconds": float("nan")},
     ],
 )
-def test_a_configuration_that_makes_no_sense_is_an_error(values: dict[str, float]) -> None:
+def test_an_invalid_configuration_is_an_error(values: dict[str, float]) -> None:
     [name] = values
     with pytest.raises(ValueError, match=name):
         ServerConfig(**values)  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ async def test_shutdown_with_all_idle_is_immediate(
         assert network.server.members == []
 
 
-async def test_shutdown_with_mailboxes_full_delivers_all_that_was_accepted(
+async def test_shutdown_with_full_send_queues_delivers_all_accepted_messages(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(send_queue_batches=1)) as network:
@@ -364,7 +364,7 @@ def has_ipv6() -> bool:
 
 
 @pytest.mark.process
-async def test_it_listens_on_every_interface_ipv4_and_ipv6_with_one_port() -> None:
+async def test_a_server_listens_on_every_ipv4_and_ipv6_interface_with_one_port() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat.serve, 0)
         port = server.port
@@ -388,7 +388,7 @@ async def test_several_hosts_share_a_port() -> None:
 
 
 @pytest.mark.process
-async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
+async def test_a_port_in_use_is_a_listen_failed() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK))
         message = f"cannot listen on {LOOPBACK} port {server.port}: address already in use"
@@ -398,7 +398,7 @@ async def test_a_port_that_is_taken_is_an_error_of_ours() -> None:
 
 
 @pytest.mark.process
-async def test_a_server_without_a_slow_timeout_can_be_talked_to() -> None:
+async def test_a_server_with_an_infinite_slow_timeout_works() -> None:
     config = multichat.ServerConfig(slow_timeout_seconds=math.inf)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host=LOOPBACK, config=config))
@@ -409,13 +409,13 @@ async def test_a_server_without_a_slow_timeout_can_be_talked_to() -> None:
 
 
 @pytest.mark.process
-async def test_a_host_that_is_none_of_ours_is_an_error_of_ours() -> None:
+async def test_an_address_of_another_machine_is_a_listen_failed() -> None:
     with pytest.raises(ListenFailed, match=r"cannot listen on 192\.0\.2\.1 port 0: cannot assign"):
         await multichat.serve(0, host="192.0.2.1")
 
 
 @pytest.mark.process
-async def test_it_lives_on_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_starts_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     open_tcp_listeners = trio.open_tcp_listeners
 
     async def without_ipv6(port: int, *, host: str) -> list[trio.SocketListener]:
@@ -437,13 +437,13 @@ async def test_a_server_that_fails_to_start_serves_nobody(log: LogRecorder) -> N
     assert log.lines == []
 
 
-async def test_there_has_to_be_a_host() -> None:
+async def test_an_empty_list_of_hosts_is_an_error() -> None:
     with pytest.raises(ValueError, match="no host"):
         await multichat.serve(0, host=[])
 
 
 @pytest.mark.process
-async def test_addresses_are_known_before_and_after() -> None:
+async def test_addresses_are_known_while_and_after_serving() -> None:
     server = Server()
     assert (server.port, server.addresses) == (0, [])
     async with trio.open_nursery() as nursery:

@@ -24,7 +24,7 @@ async def settle() -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_everybody_else_gets_what_one_says(log: LogRecorder) -> None:
+async def test_a_message_reaches_everybody_else(log: LogRecorder) -> None:
     async with memory_server() as network:
         a, b, c = [await network.join() for _ in range(3)]
         await a.send("Hello everyone!")
@@ -45,7 +45,7 @@ async def test_everybody_else_gets_what_one_says(log: LogRecorder) -> None:
     ]
 
 
-async def test_the_server_says_nothing_until_there_is_something_to_say() -> None:
+async def test_the_server_sends_nothing_unasked() -> None:
     async with memory_server() as network:
         a = await network.join()
         await network.join()
@@ -73,7 +73,7 @@ async def test_each_message_of_a_batch_is_logged(log: LogRecorder) -> None:
     ]
 
 
-async def test_all_see_one_order_and_each_sender_its_own(
+async def test_all_members_get_the_same_order(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     count = 50
@@ -150,7 +150,7 @@ async def test_quit_is_answered_with_a_goodbye(log: LogRecorder) -> None:
     assert "[INFO] [server] [STATE] Client 1 disconnected" in log.lines
 
 
-async def test_what_stands_after_the_last_line_end_is_said_too() -> None:
+async def test_input_after_the_last_line_end_is_a_message() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.stream.send_all(b"whole\nhalf")
@@ -202,7 +202,7 @@ SPEAKS_NO_TLS = b"[Server] goodbye: this server does not speak TLS: leave out --
         ([TLS[:1], TLS[1:]], SPEAKS_NO_TLS, "it speaks TLS, this port does not"),
     ],
 )
-async def test_strangers_are_answered_where_it_helps_and_heard_by_nobody(
+async def test_other_protocols_are_answered_and_their_input_is_not_published(
     chunks: list[bytes], answer: bytes, reason: str, log: LogRecorder
 ) -> None:
     async with memory_server() as network:
@@ -264,7 +264,7 @@ async def test_a_connection_that_breaks_is_logged_with_its_reason(log: LogRecord
     assert log.lines[-1] == "[INFO] [server] [STATE] Client 1 disconnected (connection reset)"
 
 
-async def test_a_client_that_cannot_be_written_to_is_heard_out(log: LogRecorder) -> None:
+async def test_input_of_a_client_that_cannot_be_written_to_is_processed(log: LogRecorder) -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         a.stream.receive_stream.close()  # type: ignore[attr-defined]
@@ -277,7 +277,7 @@ async def test_a_client_that_cannot_be_written_to_is_heard_out(log: LogRecorder)
         assert [member.client for member in network.server.members] == [2]
 
 
-async def test_a_client_that_cannot_be_written_to_has_to_go_in_the_end(
+async def test_a_client_that_cannot_be_written_to_is_disconnected_in_the_end(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     async with memory_server() as network:
@@ -375,7 +375,7 @@ async def test_a_bug_in_one_session_is_logged_and_hurts_nobody_else(
 
 
 @pytest.mark.process
-async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
+async def test_a_fast_client_has_one_task_and_a_slow_one_two() -> None:
     def tasks() -> list[int]:
         return [
             1 + sum(len(nursery.child_tasks) for nursery in task.child_nurseries)
@@ -400,7 +400,7 @@ async def test_who_keeps_up_costs_one_task_and_who_does_not_two() -> None:
 
 
 @pytest.mark.process
-async def test_a_goodbye_does_not_wait_for_somebody_slow() -> None:
+async def test_a_goodbye_does_not_wait_for_slow_clients() -> None:
     config = ServerConfig(slow_timeout_seconds=600, send_queue_batches=1)
     async with memory_server(config) as network:
         ours, theirs = await tcp_pair()

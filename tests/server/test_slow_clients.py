@@ -36,7 +36,7 @@ async def stall_and_fill(network: MemoryServer, sender: ScriptedClient) -> Scrip
     return stalled
 
 
-async def test_wait_holds_the_sender_until_the_slow_one_reads(
+async def test_wait_delays_the_sender_until_the_slow_client_reads(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
@@ -122,7 +122,7 @@ async def test_a_client_that_cannot_take_another_byte_is_only_logged(
             await slow.send("hello?")
 
 
-async def test_full_members_are_waited_for_together(
+async def test_full_members_share_one_wait(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network:
@@ -135,7 +135,7 @@ async def test_full_members_are_waited_for_together(
         assert await say_all(sender, ["3"]) == 0
 
 
-async def test_a_reader_that_trickles_cannot_set_the_pace_for_ever(
+async def test_a_trickling_reader_cannot_slow_a_room_down_for_ever(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
@@ -174,7 +174,7 @@ async def test_the_wait_budget_refills_at_a_fifteenth_of_real_time(
             await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_new_slow_connections_bring_no_new_waiting(
+async def test_new_slow_connections_share_the_wait_budget(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network:
@@ -345,7 +345,7 @@ async def test_server_notices_wait_until_the_send_queue_takes_them_while_memory_
             assert await slow.lines(5) == [f"[Server] {notice}" for notice in notices]
 
 
-async def test_private_messages_to_a_slow_client_cost_their_sender_alone(
+async def test_private_messages_to_a_slow_client_delay_their_sender_only(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network:
@@ -364,7 +364,7 @@ async def test_private_messages_to_a_slow_client_cost_their_sender_alone(
 
 
 @pytest.mark.parametrize("attackers", [1, 4])
-async def test_private_messages_without_end_hold_up_no_message_of_the_room(
+async def test_a_flood_of_private_messages_does_not_delay_the_room(
     attackers: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     """To a client on a slow link; they are 60 KB each, and it is sent 80 KB a second."""
@@ -440,7 +440,7 @@ async def _read_after(seconds: float, client: ScriptedClient) -> None:
     await client.lines(3)
 
 
-async def test_room_that_somebody_else_took_is_waited_for_again(
+async def test_space_taken_by_another_message_is_waited_for_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The member's own answer slips in where the room was about to: it waits on, in order."""
@@ -455,7 +455,7 @@ async def test_room_that_somebody_else_took_is_waited_for_again(
         assert await slow.line() in ("[Server] pong", "[Client 1] 2")
 
 
-async def test_drop_skips_and_says_how_much_in_its_place(
+async def test_drop_skips_messages_and_reports_the_count_in_their_place(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.DROP)) as network:
@@ -470,7 +470,7 @@ async def test_drop_skips_and_says_how_much_in_its_place(
         assert network.server.statistics().skipped == 3
 
 
-async def test_drop_tells_as_soon_as_the_client_has_read_what_it_got(
+async def test_drop_reports_the_count_as_soon_as_the_queue_is_empty(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Perhaps nobody says anything for long."""
@@ -487,7 +487,7 @@ async def test_drop_tells_as_soon_as_the_client_has_read_what_it_got(
         assert await slow.line() == "[Client 1] 5"
 
 
-async def test_drop_tells_at_the_latest_with_the_goodbye(
+async def test_drop_reports_the_count_before_the_goodbye_at_the_latest(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.DROP)) as network:
@@ -503,7 +503,7 @@ async def test_drop_tells_at_the_latest_with_the_goodbye(
         ]
 
 
-async def test_disconnect_waits_for_nobody(
+async def test_disconnect_does_not_wait(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     async with memory_server(config(Slow.DISCONNECT)) as network:
@@ -514,7 +514,7 @@ async def test_disconnect_waits_for_nobody(
         assert (await slow.rest())[-1] == "[Server] goodbye: too slow"
 
 
-async def test_who_does_not_read_its_answers_is_not_read(
+async def test_a_client_that_does_not_read_its_answers_is_not_read(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
@@ -534,7 +534,7 @@ async def test_who_does_not_read_its_answers_is_not_read(
         assert await greedy.lines(100) == ["[Server] pong"] * 100
 
 
-async def test_a_sender_that_is_kicked_while_it_waits_has_been_heard_by_all(
+async def test_a_message_whose_sender_is_kicked_while_waiting_reaches_all(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Accepted is accepted: cancelling the sender does not cancel what it said."""
@@ -548,7 +548,7 @@ async def test_a_sender_that_is_kicked_while_it_waits_has_been_heard_by_all(
         assert await slow.lines(3) == [f"[Client 1] {i}" for i in range(3)]
 
 
-async def test_what_a_sender_said_before_it_was_kicked_is_said_in_its_turn(
+async def test_messages_before_a_kick_are_published_in_order(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     async with memory_server(config(Slow.WAIT)) as network:
@@ -579,7 +579,7 @@ async def test_memory_for_a_stalled_member_is_bounded_in_bytes(
         assert network.server.statistics().skipped > 100
 
 
-async def test_the_grace_period_begins_when_one_leaves_even_if_what_it_said_has_to_wait(
+async def test_the_grace_period_begins_when_the_client_leaves(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Simulation, seed 269: it began when what was numbered before had been told."""

@@ -98,16 +98,18 @@ def _own(event: Event) -> bool:
 
 
 @pytest.mark.parametrize(("typed", "twin"), TWINS, ids=[typed for typed, _ in TWINS])
-async def test_twins(typed: str, twin: str, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_request_has_the_same_effect_in_both_protocols(
+    typed: str, twin: str, autojump_clock: trio.testing.MockClock
+) -> None:
     assert await transcript(typed, json=False) == await transcript(twin, json=True)
 
 
-async def test_something_comes_of_each(autojump_clock: trio.testing.MockClock) -> None:
+async def test_each_request_has_an_effect(autojump_clock: trio.testing.MockClock) -> None:
     for typed, _ in TWINS:
         assert any(await transcript(typed, json=False)), typed
 
 
-async def test_what_is_no_command_is_an_error_in_both(
+async def test_an_unknown_request_is_an_error_in_both_protocols(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     assert (await transcript("/dance", json=False))[0].startswith("[Server] unknown command /dance")
@@ -116,7 +118,9 @@ async def test_what_is_no_command_is_an_error_in_both(
     assert others == [[], [], []]
 
 
-async def test_events_that_no_request_asks_for(autojump_clock: trio.testing.MockClock) -> None:
+async def test_unrequested_events_are_the_same_in_both_protocols(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with memory_server() as network:
         text, json = [await network.join() for _ in range(2)]
         await json.send("/json")
@@ -140,7 +144,7 @@ async def test_events_that_no_request_asks_for(autojump_clock: trio.testing.Mock
         )
 
 
-async def test_presence_is_told_to_programs_and_with_announce_to_everybody(
+async def test_presence_is_sent_to_programs_and_with_announce_to_everybody(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     for announce in (False, True):
