@@ -512,7 +512,7 @@ def impatient(port: int) -> list[str]:
     return [sys.executable, "-c", IMPATIENT, LOOPBACK, str(port)]
 
 
-async def test_a_server_that_stops_reading_is_given_up_on(tmp_path: Path) -> None:
+async def test_a_server_that_stops_reading_times_out(tmp_path: Path) -> None:
     async with (
         listening() as (listener, port),
         Command(tmp_path, *impatient(port)) as client,

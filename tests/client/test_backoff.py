@@ -50,20 +50,20 @@ def said(number: int, room: str = "lobby") -> Said:
 # --- When ----------------------------------------------------------------------------------------
 
 
-def test_pauses_double_up_to_a_bound() -> None:
+def test_delays_double_up_to_a_maximum() -> None:
     pauses = list(islice(backoff(TIMEOUTS, lambda: 1.0), 10))
     assert pauses[:7] == [FIRST * 2**i for i in range(7)]
     assert pauses[7:] == [LONGEST] * 3
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
-def test_no_pause_is_nothing_or_above_the_bound(dice: list[float]) -> None:
+def test_every_delay_is_positive_and_below_the_maximum(dice: list[float]) -> None:
     throws = iter(dice)
     for seconds in islice(backoff(TIMEOUTS, lambda: next(throws)), len(dice)):
         assert FIRST / 2 <= seconds <= LONGEST
 
 
-def test_a_loss_and_a_return_are_one_line_each_and_a_failed_try_is_none() -> None:
+def test_a_loss_and_a_reconnect_are_one_line_each_and_failed_attempts_none() -> None:
     assert describe_connection(Disconnected("connection reset", 0.26)) == [
         "Connection lost: connection reset; reconnecting"
     ]
@@ -86,14 +86,14 @@ def test_a_loss_and_a_return_are_one_line_each_and_a_failed_try_is_none() -> Non
         (113, -4, "reconnecting (113th try)"),
     ],
 )
-def test_the_next_try_is_told_in_a_few_words(number: int, seconds: float, words: str) -> None:
+def test_the_status_shows_the_next_attempt(number: int, seconds: float, words: str) -> None:
     assert describe_retry(number, seconds) == words
 
 
 # --- Where ---------------------------------------------------------------------------------------
 
 
-def test_it_goes_on_after_what_it_has_heard() -> None:
+def test_a_resume_continues_after_the_last_event() -> None:
     place = Position()
     place.welcomed(welcome(last="e-1"))
     assert place.hello() == Hello(PROTOCOL, None, "lobby", "token", "e-1")
@@ -106,7 +106,7 @@ def test_it_goes_on_after_what_it_has_heard() -> None:
     assert place.hello().since == "e-3"
 
 
-def test_it_asks_for_its_name_and_room_again() -> None:
+def test_a_resume_asks_for_name_and_room() -> None:
     place = Position()
     place.welcomed(welcome(last="e-1"))
     place.renamed(Renamed(7, "Client 7", "alice"))
@@ -119,7 +119,7 @@ def test_it_asks_for_its_name_and_room_again() -> None:
     assert place.hello().since == "f-5"
 
 
-def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
+def test_a_resume_of_an_empty_room_asks_for_everything() -> None:
     place = Position()
     place.welcomed(welcome(last=None))
     assert (place.hello().since, place.hello().replay) == (None, EVERYTHING)
@@ -129,7 +129,7 @@ def test_of_a_room_in_which_nothing_was_said_it_asks_for_everything() -> None:
     assert (place.hello().since, place.hello().replay) == ("e-1", 0)
 
 
-def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
+def test_messages_of_a_new_room_with_the_same_name_are_accepted() -> None:
     place = Position()
     place.welcomed(welcome(last="z-8"))
     assert place.advance(Said(id="z-9", room="lobby", name="bob", text="hi"))
@@ -139,7 +139,7 @@ def test_of_another_room_of_the_same_name_it_takes_what_comes() -> None:
     assert place.advance(said(4))
 
 
-def test_what_has_no_id_is_always_new() -> None:
+def test_a_message_without_an_id_is_always_new() -> None:
     place = Position()
     place.welcomed(welcome())
     assert place.advance(Said(name="bob", text="hi"))
@@ -168,7 +168,7 @@ class Server:
 
 
 @given(st.data())
-def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObject) -> None:
+def test_every_message_is_published_once_in_order_whatever_is_cut(data: st.DataObject) -> None:
     outbox, server = Outbox(), Server()
     on_the_way: deque[str] = deque()
     answers: deque[int] = deque()
@@ -202,7 +202,7 @@ def test_whatever_is_cut_each_message_is_said_once_and_in_order(data: st.DataObj
     assert not outbox
 
 
-def test_nonces_go_on_and_what_is_answered_twice_was_answered() -> None:
+def test_nonces_increase_and_a_second_answer_is_ignored() -> None:
     outbox = Outbox()
     outbox.add(first := outbox.encode(Say("hi")), is_sent=True)
     outbox.add(second := outbox.encode(Who()), is_sent=True)
@@ -216,5 +216,5 @@ def test_nonces_go_on_and_what_is_answered_twice_was_answered() -> None:
 
 
 @pytest.mark.parametrize("nonce", [None, "x", 5])
-def test_what_was_not_asked_is_no_answer(nonce: str | int | None) -> None:
+def test_an_answer_without_a_request_is_ignored(nonce: str | int | None) -> None:
     assert nonce not in Outbox()

@@ -143,7 +143,7 @@ async def test_every_count_of_members_in_an_event_is_right(autojump_clock: MockC
         assert counts == [5, 5, 5, 5, 3, 3, 2, 1]
 
 
-async def test_what_is_refused_is_raised(autojump_clock: MockClock) -> None:
+async def test_a_refusal_is_raised(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat(name="bob"), network.chat() as a:
         with pytest.raises(Refused, match="the name BOB is taken") as refused:
             await a.rename("BOB")
@@ -157,7 +157,7 @@ async def test_what_is_refused_is_raised(autojump_clock: MockClock) -> None:
         assert (a.name, a.room) == ("Client 2", "lobby")
 
 
-async def test_a_wish_that_is_refused_ends_the_beginning(autojump_clock: MockClock) -> None:
+async def test_a_refused_wish_ends_the_handshake(autojump_clock: MockClock) -> None:
     async with memory_server(ServerConfig(max_rooms=1)) as network, network.chat(name="bob"):
         with pytest.raises(Refused, match="the name Bob is taken"):
             async with network.chat(name="Bob"):
@@ -181,7 +181,7 @@ async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -
             assert [TEXT.format(await anext(chat)) for _ in range(5)][-1].endswith("now carol")
 
 
-async def test_typed_lines_are_what_they_are_in_the_text_voice(autojump_clock: MockClock) -> None:
+async def test_typed_lines_mean_the_same_as_in_the_text_protocol(autojump_clock: MockClock) -> None:
     async with (
         memory_server() as network,
         open_line_chat(network.connect()) as a,
@@ -230,7 +230,7 @@ async def test_no_more_is_sent_than_may_be_unaccepted(autojump_clock: MockClock)
         await server.finish()
 
 
-async def test_leaving_waits_until_all_is_accepted(autojump_clock: MockClock) -> None:
+async def test_leaving_waits_until_everything_is_acknowledged(autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send(WELCOME)
@@ -253,7 +253,7 @@ async def test_leaving_waits_until_all_is_accepted(autojump_clock: MockClock) ->
     assert times == [pytest.approx(started + 40)]
 
 
-async def test_what_is_never_accepted_is_an_error(autojump_clock: MockClock) -> None:
+async def test_an_unacknowledged_message_is_an_error(autojump_clock: MockClock) -> None:
     started = trio.current_time()
     with pytest.raises(ConnectionLost, match="the server has stopped reading"):
         async with scripted_server() as (chat, _):
@@ -302,7 +302,7 @@ async def test_requests_that_were_never_sent_leave_nothing_behind(
         assert not session._unwanted
 
 
-async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClock) -> None:
+async def test_unknown_and_malformed_events_are_ignored(autojump_clock: MockClock) -> None:
     async with scripted_server() as (chat, server):
         await server.send('{"type":"fireworks","height":3}', "{nonsense", '{"type":"said"}')
         await server.send('{"type":"notice","text":"\\u001b[2J\\n[Server] hi"}')
@@ -315,7 +315,7 @@ async def test_unknown_and_malformed_events_are_survived(autojump_clock: MockClo
 # ---------------------------------------------------------------------------------
 
 
-async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
+async def test_a_server_that_does_not_know_the_hello_gets_text_at_once(
     autojump_clock: MockClock,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -332,7 +332,7 @@ async def test_who_does_not_know_the_hello_is_spoken_to_in_text_at_once(
     assert trio.current_time() - started < 0.1
 
 
-async def test_what_is_too_long_is_refused_before_it_is_sent(autojump_clock: MockClock) -> None:
+async def test_a_message_that_is_too_long_is_refused_locally(autojump_clock: MockClock) -> None:
     async with memory_server() as network, open_line_chat(network.connect()) as chat:
         with pytest.raises(LocalProtocolError, match="bytes; the server takes lines of 65536"):
             await chat.send("x" * 65_536)
@@ -344,7 +344,7 @@ async def test_what_is_too_long_is_refused_before_it_is_sent(autojump_clock: Moc
         assert error.code == "line-too-long"
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_is_no_event(
+async def test_a_late_answer_is_not_an_event(
     autojump_clock: MockClock,
 ) -> None:
     async with scripted_server() as (chat, server):
@@ -357,7 +357,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_no_event(
         await server.finish()
 
 
-async def test_who_asks_under_a_flood_that_it_does_not_hear_is_not_stuck(
+async def test_a_question_during_an_unreceived_flood_does_not_block(
     autojump_clock: MockClock,
 ) -> None:
     with pytest.raises(ConnectionLost):
@@ -452,7 +452,7 @@ async def test_a_read_of_many_events_is_received_in_pieces(autojump_clock: MockC
             await chat.receive()
 
 
-async def test_what_is_said_before_the_welcome_is_hidden_only_up_to_a_bound(
+async def test_chat_buffered_before_the_welcome_is_bounded(
     autojump_clock: MockClock,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -481,7 +481,7 @@ async def test_a_hello_cannot_forge_a_line(autojump_clock: MockClock) -> None:
             assert [member.room for member in network.server.members] == ["lobby"]
 
 
-async def test_a_bot_that_the_server_has_no_room_for_is_refused(autojump_clock: MockClock) -> None:
+async def test_a_bot_of_a_full_server_is_refused(autojump_clock: MockClock) -> None:
     async with memory_server(ServerConfig(max_clients=1)) as network:
         await network.join()
         with pytest.raises(Refused, match="the server is full"):

@@ -44,7 +44,7 @@ async def foreign_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
         yield chat, ScriptedClient(theirs)
 
 
-async def test_saying_and_hearing() -> None:
+async def test_sending_and_receiving() -> None:
     async with memory_server() as network, chat_on(network) as a, chat_on(network) as b:
         await a.send("Hello everyone!")
         await a.send("/usr is full")
@@ -61,7 +61,7 @@ async def test_lines_are_sent_as_typed() -> None:
         assert await anext(a) == Notice("pong")
 
 
-async def test_an_empty_message_cannot_be_said(
+async def test_an_empty_message_cannot_be_sent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with foreign_server() as (chat, _):
@@ -90,7 +90,7 @@ async def test_iteration_ends_with_the_servers_goodbye() -> None:
             await anext(chat)
 
 
-async def test_a_goodbye_counts_only_as_the_last_word() -> None:
+async def test_a_goodbye_counts_only_as_the_last_line() -> None:
     async with foreign_server() as (chat, server):
         await server.send("[Server] goodbye: see you tomorrow", "[Client 2] not yet")
         await server.finish()
@@ -120,7 +120,7 @@ async def test_a_connection_that_breaks_is_lost_for_both_directions() -> None:
                 await chat.send("anybody?")
 
 
-async def test_leaving_finishes_what_was_said() -> None:
+async def test_leaving_delivers_sent_messages() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     async with trio.open_nursery() as nursery:
@@ -145,7 +145,7 @@ async def test_leaving_a_server_that_stays_silent_takes_two_seconds(
     assert finish <= trio.current_time() - started <= finish + 1
 
 
-async def test_leaving_goes_on_reading_while_something_comes(
+async def test_leaving_reads_as_long_as_input_arrives(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     started = trio.current_time()
@@ -168,14 +168,14 @@ async def test_leaving_goes_on_reading_while_something_comes(
     assert trio.current_time() - started == 7.5
 
 
-async def test_what_was_said_and_could_not_be_sent_is_an_error() -> None:
+async def test_a_message_that_could_not_be_written_is_an_error() -> None:
     with pytest.raises(ConnectionLost):
         async with foreign_server() as (chat, server):
             await server.stream.aclose()
             await chat.send("never arrives")
 
 
-async def test_a_server_that_stops_reading_is_given_up_on(
+async def test_a_server_that_stops_reading_times_out(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
@@ -189,7 +189,7 @@ async def test_a_server_that_stops_reading_is_given_up_on(
     await theirs.aclose()
 
 
-async def test_an_exception_leaves_the_block_as_itself() -> None:
+async def test_an_exception_leaves_the_block_unwrapped() -> None:
     with pytest.raises(KeyError) as caught:
         async with foreign_server() as (chat, _):
             raise KeyError("mine") from ValueError("because")
@@ -211,7 +211,7 @@ async def test_cancelling_leaves_at_once(autojump_clock: trio.testing.MockClock)
     assert trio.current_time() - scope.deadline == 0
 
 
-async def test_events_are_taken_in_while_a_say_waits(
+async def test_events_are_received_while_a_say_waits(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """A bot that answers under a flood: nobody reads while it says, and nothing locks up."""
@@ -234,7 +234,7 @@ async def test_events_are_taken_in_while_a_say_waits(
         await chat.finish()
 
 
-async def test_what_waits_to_be_heard_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+async def test_waiting_events_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
     sent = 0
     async with open_chat(ours, plain=True):
@@ -245,7 +245,7 @@ async def test_what_waits_to_be_heard_is_bounded(autojump_clock: trio.testing.Mo
         assert 100_000 <= sent <= 200_000
 
 
-async def test_leaving_with_much_unheard_loses_nothing_that_was_said() -> None:
+async def test_leaving_with_unreceived_events_loses_no_sent_message() -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     async with trio.open_nursery() as nursery:
@@ -294,7 +294,7 @@ async def test_connect_over_tcp() -> None:
         ("x" * 70, "label"),
     ],
 )
-async def test_who_cannot_be_reached_is_an_error_of_ours(host: str, reason: str) -> None:
+async def test_an_unreachable_server_is_a_connect_failed(host: str, reason: str) -> None:
     with trio.socket.socket() as unused:  # bound, but not listening
         await unused.bind((LOOPBACK, 0))
         port = unused.getsockname()[1]
@@ -306,7 +306,7 @@ async def test_who_cannot_be_reached_is_an_error_of_ours(host: str, reason: str)
 
 
 @pytest.mark.process
-async def test_a_host_that_does_not_answer_is_given_up_on() -> None:
+async def test_a_host_that_does_not_answer_times_out() -> None:
     timeouts = ClientTimeouts(connect=0.2)
     async with AsyncExitStack() as stack:
         with trio.socket.socket() as listener:

@@ -101,7 +101,7 @@ async def test_a_server_that_does_not_answer_is_lost(autojump_clock: MockClock) 
             await chat.send("anybody?")
 
 
-async def test_a_server_that_does_not_answer_is_called_again_and_nothing_is_lost(
+async def test_a_server_that_does_not_answer_is_reconnected_to_without_loss(
     autojump_clock: MockClock,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -159,7 +159,7 @@ async def test_a_server_may_wait_as_long_as_its_welcome_says(
         assert trio.current_time() == pytest.approx(seconds)
 
 
-async def test_a_program_that_does_not_listen_is_not_a_dead_server(
+async def test_a_program_that_does_not_receive_does_not_look_like_a_dead_server(
     autojump_clock: MockClock,
 ) -> None:
     async with scripted_server() as (chat, server), trio.open_nursery() as nursery:
@@ -263,7 +263,9 @@ async def test_a_name_is_taken_over_also_from_another_room(autojump_clock: MockC
         nursery.cancel_scope.cancel()
 
 
-async def test_who_has_chosen_another_name_meanwhile_keeps_it(autojump_clock: MockClock) -> None:
+async def test_a_client_that_was_renamed_meanwhile_keeps_its_name(
+    autojump_clock: MockClock,
+) -> None:
     async with (
         memory_server() as network,
         network.chat() as chat,

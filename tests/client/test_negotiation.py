@@ -61,7 +61,7 @@ FOREIGN = [
 # --- Pure ----------------------------------------------------------------------------------------
 
 
-def test_a_welcome_settles_json() -> None:
+def test_a_welcome_means_json() -> None:
     shake = Negotiation(Hello(PROTOCOL))
     assert not shake.settled
     assert shake.receive(WELCOME) == [welcome()]
@@ -69,7 +69,7 @@ def test_a_welcome_settles_json() -> None:
 
 
 @pytest.mark.parametrize("line", FOREIGN)
-def test_any_other_line_settles_text_for_good(line: str) -> None:
+def test_any_other_first_line_means_text_for_good(line: str) -> None:
     shake = Negotiation(Hello(PROTOCOL))
     [event] = shake.receive(line)
     assert TEXT.format(event) == line
@@ -79,7 +79,7 @@ def test_any_other_line_settles_text_for_good(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", [*CHAT, ASKED, ACCEPTED])
-def test_what_a_server_of_ours_may_say_before_it_has_read_the_hello_settles_nothing(
+def test_chat_that_may_precede_a_welcome_decides_nothing(
     line: str,
 ) -> None:
     shake = Negotiation(Hello(PROTOCOL))
@@ -90,14 +90,14 @@ def test_what_a_server_of_ours_may_say_before_it_has_read_the_hello_settles_noth
 
 
 @pytest.mark.parametrize("knows_json", [True, False])
-def test_nothing_is_heard_after_a_goodbye_before_the_welcome(knows_json: bool) -> None:
+def test_input_after_a_goodbye_before_the_welcome_is_ignored(knows_json: bool) -> None:
     shake = Negotiation(Hello(PROTOCOL), knows_json=knows_json)
     assert shake.receive(f"[Server] goodbye: banned\n{WELCOME}") == [Goodbye("banned")]
     assert shake.receive(WELCOME) == []
     assert not shake.settled
 
 
-def test_chat_before_a_welcome_is_dropped_and_before_text_it_is_told() -> None:
+def test_chat_before_a_welcome_is_dropped_and_before_text_delivered() -> None:
     shake = Negotiation(Hello(PROTOCOL))
     assert shake.receive("\n".join(CHAT)) == []
     assert shake.chatting
@@ -132,7 +132,7 @@ def test_in_text_a_welcome_is_a_line_like_any_other() -> None:
     assert shake.receive(WELCOME) == [Said(name="", text=WELCOME)]
 
 
-def test_a_server_that_is_known_to_speak_json_is_not_spoken_to_in_text() -> None:
+def test_a_known_json_server_is_never_addressed_in_text() -> None:
     shake = Negotiation(Hello(PROTOCOL, session="x"), knows_json=True)
     for line in (*CHAT, *FOREIGN):
         assert shake.receive(line) == []
@@ -140,7 +140,7 @@ def test_a_server_that_is_known_to_speak_json_is_not_spoken_to_in_text() -> None
     assert shake.receive(WELCOME) == [welcome()]
 
 
-def test_wishes_that_are_refused_are_told_apart_from_other_errors() -> None:
+def test_refused_wishes_are_distinguished_from_other_errors() -> None:
     taken = Error("name-taken", "the name alice is taken")
     bad_room = Error("invalid-name", "a room has no such name")
     shake = Negotiation(Hello(PROTOCOL, "alice", "no such"))
@@ -162,7 +162,7 @@ lines = st.sampled_from([*CHAT, *FOREIGN, ASKED, ACCEPTED, WELCOME, *told, "[Ser
 
 
 @given(st.lists(lines, min_size=1), st.booleans(), st.sampled_from([None, "alice"]))
-def test_a_run_of_lines_is_heard_as_each_line_alone(
+def test_a_block_of_lines_equals_its_single_lines(
     said: list[str], knows_json: bool, name: str | None
 ) -> None:
     one, other = (Negotiation(Hello(PROTOCOL, name), knows_json=knows_json) for _ in range(2))
@@ -188,7 +188,7 @@ async def server_that_says(*said: str, **options: Any) -> AsyncIterator[tuple[Li
 
 
 @pytest.mark.parametrize("line", FOREIGN)
-async def test_a_plain_server_is_spoken_to_in_text_at_once(
+async def test_text_is_used_with_a_plain_server_at_once(
     line: str, autojump_clock: MockClock
 ) -> None:
     async with server_that_says(line) as (chat, server):
@@ -256,7 +256,7 @@ async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClo
             nursery.start_soon(server.finish)
 
 
-async def test_a_goodbye_instead_of_an_answer_is_told(autojump_clock: MockClock) -> None:
+async def test_a_goodbye_instead_of_an_answer_is_reported(autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send("[Server] goodbye: the server is full (limit: 1)")
@@ -296,7 +296,7 @@ async def test_a_busy_lobby_does_not_turn_a_json_client_into_a_text_client(
                 assert event.text == f"said after it {i}"
 
 
-async def test_text_that_is_spoken_to_a_chatting_server_is_spoken_for_good(
+async def test_text_chosen_after_chat_is_final(
     autojump_clock: MockClock,
 ) -> None:
     dials = 0
@@ -317,7 +317,7 @@ async def test_text_that_is_spoken_to_a_chatting_server_is_spoken_for_good(
     assert not dials
 
 
-async def test_half_a_welcome_is_no_answer(autojump_clock: MockClock) -> None:
+async def test_an_incomplete_welcome_is_not_an_answer(autojump_clock: MockClock) -> None:
     near, far = trio.testing.memory_stream_pair()
     await far.send_all(WELCOME.encode())
     await far.send_eof()
@@ -329,7 +329,7 @@ async def test_half_a_welcome_is_no_answer(autojump_clock: MockClock) -> None:
 # --- The password --------------------------------------------------------------------------------
 
 
-async def test_a_password_request_is_no_proof_of_a_plain_server(autojump_clock: MockClock) -> None:
+async def test_a_password_request_does_not_prove_a_plain_server(autojump_clock: MockClock) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
 

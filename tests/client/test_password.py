@@ -89,7 +89,7 @@ async def test_a_wrong_password_is_refused(plain: bool, autojump_clock: MockCloc
         assert network.server.members == []
 
 
-async def test_without_a_password_one_is_told_that_it_is_asked_for(
+async def test_a_client_without_a_password_is_told_that_one_is_required(
     autojump_clock: MockClock,
 ) -> None:
     async with asking() as network:
@@ -100,7 +100,7 @@ async def test_without_a_password_one_is_told_that_it_is_asked_for(
         assert trio.current_time() == 0
 
 
-async def test_in_plain_text_it_may_be_typed(autojump_clock: MockClock) -> None:
+async def test_the_password_may_be_typed_in_plain_text(autojump_clock: MockClock) -> None:
     async with asking() as network, open_line_chat(network.connect(), plain=True) as chat:
         assert await anext(chat) == Notice("a password is asked for: /auth PASSWORD")
         await type_lines(chat, f"/auth {WRONG}")
@@ -110,7 +110,7 @@ async def test_in_plain_text_it_may_be_typed(autojump_clock: MockClock) -> None:
         assert await anext(chat) == Notice("1 in lobby:")
 
 
-async def test_a_password_that_nobody_asks_for_is_not_said(autojump_clock: MockClock) -> None:
+async def test_a_password_is_not_sent_unless_asked_for(autojump_clock: MockClock) -> None:
     async with memory_server() as network:
         for plain in (False, True):
             async with open_line_chat(network.connect(), password=SECRET, plain=plain) as chat:
@@ -127,7 +127,7 @@ async def test_a_password_that_nobody_asks_for_is_not_said(autojump_clock: MockC
             await anext(chat)
 
 
-async def test_who_waits_for_a_wrong_one_of_another_is_not_given_up_on(
+async def test_a_delay_by_wrong_passwords_of_others_is_waited_for(
     autojump_clock: MockClock,
 ) -> None:
     """A server lets everybody from an address wait from which wrong ones came."""
@@ -151,7 +151,7 @@ async def test_who_waits_for_a_wrong_one_of_another_is_not_given_up_on(
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_a_server_that_never_accepts_it_is_given_up_on(
+async def test_a_server_that_never_answers_the_password_times_out(
     plain: bool, autojump_clock: MockClock
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -196,7 +196,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         read_password_file(file)
 
 
-def test_the_variable_counts_where_there_is_no_file(
+def test_the_environment_variable_is_used_without_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MULTICHAT_PASSWORD", raising=False)
@@ -282,7 +282,7 @@ async def test_every_command_comes_in_with_theread_password_file(
 
 
 @pytest.mark.process
-async def test_every_command_that_says_a_wrong_one_is_one_line(
+async def test_a_wrong_password_is_one_line_in_every_command(
     log: LogRecorder, tmp_path: Path
 ) -> None:
     async def be_refused(line: str) -> None:
@@ -299,7 +299,9 @@ async def test_every_command_that_says_a_wrong_one_is_one_line(
 
 
 @pytest.mark.process
-async def test_every_command_without_one_is_one_line(log: LogRecorder, tmp_path: Path) -> None:
+async def test_a_missing_password_is_one_line_in_every_command(
+    log: LogRecorder, tmp_path: Path
+) -> None:
     """But for people in plain text, who can type it."""
 
     async def be_refused(line: str) -> None:
@@ -334,7 +336,7 @@ async def test_every_command_without_one_is_one_line(log: LogRecorder, tmp_path:
 
 @pytest.mark.process
 @pytest.mark.parametrize("text", ["done", None])
-async def test_what_was_said_in_plain_text_to_a_server_that_asks_is_no_success(
+async def test_plain_text_to_a_server_with_a_password_is_not_a_success(
     text: str | None,
 ) -> None:
     read, write = os.pipe()
@@ -350,7 +352,7 @@ async def test_what_was_said_in_plain_text_to_a_server_that_asks_is_no_success(
 
 
 @pytest.mark.process
-async def test_json_lines_are_refused_at_once_by_a_server_that_asks(
+async def test_json_lines_are_refused_at_once_by_a_server_with_a_password(
     tmp_path: Path,
 ) -> None:
     with (tmp_path / "out").open("wb") as out:
@@ -362,7 +364,7 @@ async def test_json_lines_are_refused_at_once_by_a_server_that_asks(
 
 
 @pytest.mark.process
-async def test_a_password_stands_nowhere_where_others_look(tmp_path: Path) -> None:
+async def test_a_password_is_in_no_log_process_list_or_error(tmp_path: Path) -> None:
     """Neither in a log, at its most talkative, nor in a list of processes, nor in an output."""
     file = tmp_path / "password"
     file.write_text(SECRET, "utf-8")
@@ -410,7 +412,7 @@ async def test_a_password_stands_nowhere_where_others_look(tmp_path: Path) -> No
 
 
 @pytest.mark.process
-async def test_a_password_file_that_cannot_be_used_is_a_mistake_in_the_usage(
+async def test_an_unusable_password_file_is_a_usage_error(
     tmp_path: Path,
 ) -> None:
     missing, empty = tmp_path / "missing", tmp_path / "empty"

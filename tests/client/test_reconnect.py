@@ -144,7 +144,7 @@ async def numbers(chat: Chat, count: int) -> list[int]:
 # --- A connection is lost ------------------------------------------------------------------------
 
 
-async def test_what_was_missed_follows_and_nothing_is_heard_twice(
+async def test_missed_messages_are_replayed_without_duplicates(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation(name="alice") as (chat, network, peer):
@@ -177,7 +177,7 @@ async def test_what_was_missed_follows_and_nothing_is_heard_twice(
         assert len(network.dialled) == 2
 
 
-async def test_what_was_not_accepted_is_said_again_before_anything_new(
+async def test_unacknowledged_messages_are_sent_again_before_new_ones(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -209,7 +209,7 @@ async def test_what_was_not_accepted_is_said_again_before_anything_new(
         assert chat.unaccepted == 0
 
 
-async def test_who_asks_meanwhile_is_answered_by_the_next_connection(
+async def test_a_question_is_answered_by_the_next_connection(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
@@ -236,7 +236,7 @@ async def test_who_asks_meanwhile_is_answered_by_the_next_connection(
         assert answered == [[], "direct"]
 
 
-async def test_what_waits_is_bounded_and_cancelled_it_was_not_said(
+async def test_waiting_messages_are_bounded_and_a_cancelled_one_is_not_sent(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -258,7 +258,7 @@ async def test_what_waits_is_bounded_and_cancelled_it_was_not_said(
         assert {request["text"] for request in requests} == {"x"}
 
 
-async def test_each_try_that_fails_is_told_and_the_pauses_grow(autojump_clock: MockClock) -> None:
+async def test_each_failed_attempt_is_an_event_and_delays_grow(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         network.down = REFUSED
         await peer.reset()
@@ -281,7 +281,7 @@ async def test_each_try_that_fails_is_told_and_the_pauses_grow(autojump_clock: M
 
 
 @pytest.mark.parametrize("script", ["before the hello", "in the hello", "silent", "in the welcome"])
-async def test_a_connection_that_ends_before_it_is_one_is_a_try_that_failed(
+async def test_a_connection_that_ends_before_its_welcome_is_a_failed_attempt(
     script: str, autojump_clock: MockClock
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -308,7 +308,7 @@ async def test_a_connection_that_ends_before_it_is_one_is_a_try_that_failed(
         assert (await peer.accept())[0]["text"] == "one"
 
 
-async def test_half_a_line_is_not_heard(autojump_clock: MockClock) -> None:
+async def test_an_incomplete_line_is_ignored(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         line = '{"type":"said","id":"e-0002","room":"lobby","client":1,"name":"bob","text":"2"}\n'
         await peer.stream.send_all(line[:-5].encode())
@@ -321,7 +321,7 @@ async def test_half_a_line_is_not_heard(autojump_clock: MockClock) -> None:
         assert [type(event) for event in heard] == [Disconnected, Reconnected, Said]
 
 
-async def test_cut_again_in_the_past_it_goes_on_from_there(autojump_clock: MockClock) -> None:
+async def test_an_interrupted_replay_continues_from_its_position(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         for first in (2, 5, 8):
             await peer.say(first, first + 1, first + 2)
@@ -333,7 +333,7 @@ async def test_cut_again_in_the_past_it_goes_on_from_there(autojump_clock: MockC
         assert await numbers(chat, 9) == list(range(2, 11))
 
 
-async def test_of_a_room_in_which_nothing_had_been_said_all_was_missed(
+async def test_everything_is_replayed_of_a_room_that_was_empty(
     autojump_clock: MockClock,
 ) -> None:
     network = Network()
@@ -393,7 +393,7 @@ async def test_after_a_goodbye_that_allows_it_the_client_reconnects(
         {"reason": "words of another server"},
     ],
 )
-async def test_any_other_goodbye_is_the_end(
+async def test_any_other_goodbye_is_final(
     goodbye: dict[str, Any], autojump_clock: MockClock
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -433,7 +433,7 @@ async def test_an_answer_of_the_wrong_type_is_an_error_that_says_what_came(
             await chat.rooms()
 
 
-async def test_what_nobody_sees_in_a_name_is_left_out_and_stays_in_a_text(
+async def test_invisible_characters_are_removed_from_names_but_not_from_texts(
     autojump_clock: MockClock,
 ) -> None:
     name, family = "al\u200b\u200d\u200f\u061c\U000e0041\u00adice", "👩\u200d👧 می\u200cخواهم"
@@ -522,7 +522,7 @@ async def test_lines_after_a_goodbye_are_ignored(
         assert await anext(chat) == Reconnected(resumed=True)
 
 
-async def test_a_server_that_is_full_and_does_not_close_is_tried_again(
+async def test_a_full_server_that_does_not_close_is_retried(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -536,7 +536,7 @@ async def test_a_server_that_is_full_and_does_not_close_is_tried_again(
 
 
 @pytest.mark.parametrize(("after", "least"), [(20, 20), (1e9, 300), (0, 0), (-1, 0)])
-async def test_a_goodbye_may_say_when_to_come_back(
+async def test_a_goodbye_may_set_the_delay(
     after: float, least: float, autojump_clock: MockClock
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -550,7 +550,7 @@ async def test_a_goodbye_may_say_when_to_come_back(
         assert isinstance(await anext(chat), Reconnected)
 
 
-async def test_a_goodbye_instead_of_a_welcome_is_the_end(autojump_clock: MockClock) -> None:
+async def test_a_goodbye_instead_of_a_welcome_is_final(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         await peer.reset()
         peer = await network.peer()
@@ -560,7 +560,7 @@ async def test_a_goodbye_instead_of_a_welcome_is_the_end(autojump_clock: MockClo
         assert [type(event) for event in events] == [Disconnected, Goodbye]
 
 
-async def test_who_finds_the_server_full_tries_again(autojump_clock: MockClock) -> None:
+async def test_a_full_server_is_retried(autojump_clock: MockClock) -> None:
     """It may be its own last connection that takes the place, which is not known to be gone."""
     full = "the server is full (limit: 1)"
     async with conversation() as (chat, network, peer):
@@ -580,7 +580,7 @@ async def test_who_finds_the_server_full_tries_again(autojump_clock: MockClock) 
         assert pauses == sorted(pauses)  # longer each time, as where nobody is there
 
 
-async def test_who_cannot_be_trusted_any_more_is_not_called_again(
+async def test_an_untrusted_certificate_ends_reconnecting(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -633,7 +633,7 @@ async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_re
         assert event.text == "nobody has sent you a private message"
 
 
-async def test_who_is_somebody_new_says_again_what_was_not_accepted(
+async def test_a_client_with_a_new_session_sends_unacknowledged_messages_again(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -652,7 +652,7 @@ async def test_who_is_somebody_new_says_again_what_was_not_accepted(
         assert (hello["session"], hello["since"]) == ("another", "e-0001")
 
 
-async def test_what_was_never_sent_before_does_not_count_as_sent_again(
+async def test_a_first_transmission_does_not_count_as_sent_again(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer):
@@ -671,7 +671,7 @@ async def test_what_was_never_sent_before_does_not_count_as_sent_again(
             await peer.reset()
 
 
-async def test_a_room_that_has_begun_anew_is_said_to_be(autojump_clock: MockClock) -> None:
+async def test_a_room_that_began_anew_is_reported(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         await peer.say(5)
         await trio.testing.wait_all_tasks_blocked()
@@ -692,7 +692,7 @@ async def test_a_room_that_has_begun_anew_is_said_to_be(autojump_clock: MockCloc
         assert (await peer.welcome())["since"] == "d-0004"
 
 
-async def test_a_name_that_somebody_else_has_now_is_no_reason_to_stay_out(
+async def test_a_taken_name_does_not_prevent_a_resume(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation(name="alice") as (chat, network, peer):
@@ -707,7 +707,7 @@ async def test_a_name_that_somebody_else_has_now_is_no_reason_to_stay_out(
         await peer.accept()
 
 
-async def test_what_was_meant_for_a_room_is_said_nowhere_else(autojump_clock: MockClock) -> None:
+async def test_a_message_is_published_only_in_its_room(autojump_clock: MockClock) -> None:
     async with conversation(room="den") as (chat, network, peer):
         await chat.send("for the den alone")
         await peer.reset()
@@ -724,7 +724,7 @@ async def test_what_was_meant_for_a_room_is_said_nowhere_else(autojump_clock: Mo
 # --- The end -------------------------------------------------------------------------------------
 
 
-async def test_leaving_waits_for_what_is_accepted_by_the_next_connection(
+async def test_leaving_waits_for_acknowledgements_over_the_next_connection(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
@@ -744,7 +744,7 @@ async def test_leaving_waits_for_what_is_accepted_by_the_next_connection(
         await peer.finish()
 
 
-async def test_leaving_ends_when_nothing_is_accepted_for_long(autojump_clock: MockClock) -> None:
+async def test_leaving_times_out_without_acknowledgements(autojump_clock: MockClock) -> None:
     async with conversation() as (chat, network, peer):
         await chat.send("one", "two")
         started = trio.current_time()
@@ -758,7 +758,7 @@ async def test_leaving_ends_when_nothing_is_accepted_for_long(autojump_clock: Mo
         assert [event async for event in chat]  # and it ends
 
 
-async def test_a_server_that_takes_nothing_any_more_is_called_again(
+async def test_a_blocked_server_is_reconnected_to(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation() as (chat, network, peer), trio.open_nursery() as nursery:
@@ -771,7 +771,9 @@ async def test_a_server_that_takes_nothing_any_more_is_called_again(
         await peer.finish()
 
 
-async def test_who_has_said_all_need_not_come_back_to_leave(autojump_clock: MockClock) -> None:
+async def test_leaving_does_not_reconnect_if_everything_is_acknowledged(
+    autojump_clock: MockClock,
+) -> None:
     async with conversation() as (chat, network, peer):
         network.down = REFUSED
         await peer.reset()
@@ -794,7 +796,7 @@ async def test_cancelling_ends_the_waiting_at_once(autojump_clock: MockClock) ->
 
 
 @pytest.mark.process
-async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
+async def test_an_interrupted_client_sends_quit() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(partial(multichat.serve, 0, host="127.0.0.1"))
         async with multichat.connect("127.0.0.1", server.port) as watcher:
@@ -815,7 +817,7 @@ async def test_who_leaves_at_once_says_that_it_is_for_good() -> None:
         server.shutdown()
 
 
-async def test_without_a_way_back_it_is_lost(autojump_clock: MockClock) -> None:
+async def test_without_reconnect_a_lost_connection_is_an_error(autojump_clock: MockClock) -> None:
     network = Network()
     stream = await network.dial()
     peer = await network.peer()
@@ -827,7 +829,7 @@ async def test_without_a_way_back_it_is_lost(autojump_clock: MockClock) -> None:
                 await anext(chat)
 
 
-async def test_in_text_there_is_no_way_back(autojump_clock: MockClock) -> None:
+async def test_there_is_no_resume_in_the_text_protocol(autojump_clock: MockClock) -> None:
     network = Network()
     stream = await network.dial()
     peer = await network.peer()
@@ -839,7 +841,7 @@ async def test_in_text_there_is_no_way_back(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("password", ["swordfish", "another"])
-async def test_who_comes_back_says_the_password_again(
+async def test_a_reconnect_sends_the_password_again(
     password: str, autojump_clock: MockClock
 ) -> None:
     network = Network()
@@ -887,7 +889,7 @@ async def test_a_connection_that_ends_during_the_password_is_followed_by_another
         assert [type(event) for event in events] == [Disconnected, Disconnected, Reconnected]
 
 
-async def test_leaving_while_the_password_is_said_again_is_no_refusal(
+async def test_leaving_during_the_password_is_not_a_refusal(
     autojump_clock: MockClock,
 ) -> None:
     async with conversation(password="swordfish") as (chat, network, peer):
@@ -945,7 +947,7 @@ async def test_a_first_connection_that_ends_during_the_password_is_not_a_refusal
 # --- The first connection ------------------------------------------------------------------------
 
 
-async def test_who_waits_is_not_put_off_by_what_ends_before_a_welcome(
+async def test_a_waiting_client_retries_after_connections_without_a_welcome(
     autojump_clock: MockClock,
 ) -> None:
     network = Network()
@@ -993,7 +995,7 @@ async def test_with_plain_and_wait_a_client_reconnects_until_its_password_is_acc
 
 
 @pytest.mark.parametrize("first", ["[bob] chat in a busy lobby", '{"type":"welcome"'])
-async def test_who_waits_tries_again_after_a_connection_that_ends_without_an_answer(
+async def test_a_waiting_client_retries_after_a_connection_without_an_answer(
     first: str, autojump_clock: MockClock
 ) -> None:
     network = Network()
@@ -1014,7 +1016,7 @@ async def test_who_waits_tries_again_after_a_connection_that_ends_without_an_ans
             assert chat.client == 7
 
 
-async def test_who_does_not_wait_hears_of_it(autojump_clock: MockClock) -> None:
+async def test_a_client_that_does_not_wait_gets_the_error(autojump_clock: MockClock) -> None:
     network = Network()
     stream = await network.dial()
     await (await network.peer()).reset()
@@ -1024,7 +1026,7 @@ async def test_who_does_not_wait_hears_of_it(autojump_clock: MockClock) -> None:
     assert len(network.dialled) == 1
 
 
-async def test_dialling_until_somebody_is_there(autojump_clock: MockClock) -> None:
+async def test_dialling_until_a_server_is_there(autojump_clock: MockClock) -> None:
     network = Network()
     network.down = REFUSED
     told: list[ConnectFailed] = []
@@ -1043,7 +1045,7 @@ async def test_dialling_until_somebody_is_there(autojump_clock: MockClock) -> No
         await dial_until_there(network.dial)
 
 
-async def test_the_last_messages_are_told_to_who_asks_for_them(autojump_clock: MockClock) -> None:
+async def test_the_last_messages_are_replayed_on_request(autojump_clock: MockClock) -> None:
     async with memory_server() as network, network.chat(name="bob") as bob:
         await bob.send(*map(str, range(10)))
         await bob.members()
@@ -1056,7 +1058,7 @@ async def test_the_last_messages_are_told_to_who_asks_for_them(autojump_clock: M
 # --- With a server of ours -----------------------------------------------------------------------
 
 
-async def test_everybody_hears_everything_once_however_often_it_is_cut(
+async def test_every_message_arrives_once_however_often_connections_are_cut(
     autojump_clock: MockClock,
 ) -> None:
     count = 200
@@ -1108,7 +1110,7 @@ async def test_everybody_hears_everything_once_however_often_it_is_cut(
 
 
 @pytest.mark.parametrize("before", [0, 3])
-async def test_who_has_just_joined_a_room_misses_nothing_of_it_and_no_more(
+async def test_a_client_cut_after_a_join_gets_exactly_the_messages_since(
     before: int, autojump_clock: MockClock
 ) -> None:
     async with memory_server() as network, network.chat(name="bob", room="den") as bob:

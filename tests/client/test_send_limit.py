@@ -113,7 +113,7 @@ async def test_send_ends_when_nothing_is_accepted_in_time(
 
 
 @pytest.mark.parametrize("lines", [10, MAX_UNACCEPTED, MAX_UNACCEPTED + 1, 5000])
-async def test_however_much_is_piped_send_ends_and_says_what_was_not_accepted(
+async def test_piped_send_always_ends_and_reports_unaccepted_lines(
     lines: int, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with scripted(ClientTimeouts(progress=SECONDS), accepted=7) as endpoint:

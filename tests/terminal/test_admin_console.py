@@ -101,7 +101,7 @@ async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("start", [" /", "\u200b/", "／", "\\"])
-async def test_what_looks_like_a_command_is_not_told_to_everybody(desk: Desk, start: str) -> None:
+async def test_a_line_that_looks_like_a_command_is_not_broadcast(desk: Desk, start: str) -> None:
     alice = await desk.join()
     assert await desk.type(f"{start}kick alice badly\n /login bob pw\n /usr/bin is full") == [
         "not sent, because it looks like /kick: type /kick to run it, //kick to say it",
@@ -126,7 +126,7 @@ async def test_clients_and_rooms_are_listed(desk: Desk) -> None:
     assert await desk.type("/who attic") == ["nobody is in attic"]
 
 
-async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> None:
+async def test_tell_reaches_one_client(desk: Desk, log: LogRecorder) -> None:
     alice, bob = await desk.join(name="alice"), await desk.join()
     assert await desk.type("/send 1 hello,  you\n/send ALICE and you\n/send Client 2 not you") == []
     assert await alice.lines(2) == ["[Server] hello,  you", "[Server] and you"]
@@ -139,7 +139,7 @@ async def test_one_client_is_told_something(desk: Desk, log: LogRecorder) -> Non
     assert await desk.type("/send\n/send 1\n/send Client 2") == ["usage: /send WHO TEXT"] * 3
 
 
-async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
+async def test_a_slow_client_can_be_kicked_at_once(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_desk(monkeypatch, ServerConfig(send_queue_batches=1)) as desk:
@@ -153,7 +153,7 @@ async def test_who_is_slow_does_not_keep_the_operator_from_kicking_him(
         assert trio.current_time() == started
 
 
-async def test_who_takes_nothing_is_not_told(
+async def test_tell_to_a_blocked_client_fails(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_desk(monkeypatch, ServerConfig(send_queue_batches=1)) as desk:
@@ -164,7 +164,9 @@ async def test_who_takes_nothing_is_not_told(
         assert desk.shown == ["Client 1 is too slow: the message was not delivered"]
 
 
-async def test_what_waits_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_console_lines_are_bounded(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = await desk.join()
     lines = operator.MAX_WAITING_LINES + 2
     shown = await desk.type("\n".join(map(str, range(lines))))
@@ -173,13 +175,13 @@ async def test_what_waits_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch
     await client.lines(lines - len(shown))
 
 
-async def test_a_line_that_is_too_long_is_told(desk: Desk) -> None:
+async def test_a_console_line_that_is_too_long_is_reported(desk: Desk) -> None:
     assert await desk.type(LineTooLong(1000)) == [
         "the line was longer than 1000 bytes and was dropped"
     ]
 
 
-async def test_the_end_of_the_input_waits_for_what_was_said(desk: Desk) -> None:
+async def test_the_end_of_input_waits_for_pending_lines(desk: Desk) -> None:
     client = await desk.join()
     await desk.typed.send(["goodnight"])
     await desk.typed.aclose()
@@ -192,7 +194,7 @@ async def test_the_end_of_the_input_waits_for_what_was_said(desk: Desk) -> None:
 # Who is there
 
 
-async def test_nobody_is_there(desk: Desk) -> None:
+async def test_commands_on_an_empty_server(desk: Desk) -> None:
     assert await desk.type("/clients\n/bans") == ["nobody is connected", "nobody is banned"]
 
 
@@ -257,7 +259,7 @@ async def test_a_client_is_kicked(desk: Desk, log: LogRecorder) -> None:
 
 
 @pytest.mark.parametrize("who", ["1", "alice", "Client 1", "203.0.113.7", "203.0.113.7:51234"])
-async def test_a_ban_is_of_the_address(desk: Desk, who: str) -> None:
+async def test_a_ban_of_a_client_bans_its_address(desk: Desk, who: str) -> None:
     alice = await desk.join("203.0.113.7:51234", "alice")
     neighbour = await desk.join("203.0.113.7:51235")
     await desk.join("203.0.113.8:51234")
@@ -287,7 +289,7 @@ async def test_a_network_is_banned(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("typed", ["bob", "name bob"])
-async def test_a_name_is_banned_whether_somebody_has_it_or_not(desk: Desk, typed: str) -> None:
+async def test_a_name_can_be_banned_whether_or_not_it_is_in_use(desk: Desk, typed: str) -> None:
     assert await desk.type(f"/ban {typed} forever 3 times is enough") == [
         "banned name bob for ever: 3 times is enough (no client was disconnected)"
     ]
@@ -297,7 +299,7 @@ async def test_a_name_is_banned_whether_somebody_has_it_or_not(desk: Desk, typed
     assert await desk.type("/unban Bob") == ["name Bob is no longer banned"]
 
 
-async def test_who_has_no_address_is_banned_by_name(desk: Desk) -> None:
+async def test_a_client_without_an_address_is_banned_by_name(desk: Desk) -> None:
     bob = await desk.join(name="bob")
     await desk.join()
     assert await desk.type("/ban 1 too loud\n/ban Client 2\n/ban 2") == [
@@ -307,7 +309,7 @@ async def test_who_has_no_address_is_banned_by_name(desk: Desk) -> None:
     assert (await bob.rest())[-1] == "[Server] goodbye: banned for ever: too loud"
 
 
-async def test_the_name_of_who_has_an_address_can_be_banned_too(desk: Desk) -> None:
+async def test_the_name_of_a_client_with_an_address_can_be_banned(desk: Desk) -> None:
     await desk.join("203.0.113.7:51234", "bob")
     assert await desk.type("/ban name bob") == [
         "banned name bob for ever (1 client was disconnected)"
@@ -317,7 +319,7 @@ async def test_the_name_of_who_has_an_address_can_be_banned_too(desk: Desk) -> N
 @pytest.mark.parametrize(
     "argument", ["203.0.113.8", "127.1", "0x7f.1", "name", "forever", "10m", "l0", "Client", "all"]
 )
-async def test_nobody_is_called_like_an_argument_of_a_command(desk: Desk, argument: str) -> None:
+async def test_no_client_can_be_named_like_a_command_argument(desk: Desk, argument: str) -> None:
     client = await desk.join()
     await client.send(f"/name {argument}")
     assert (await client.line()).startswith(f"[Server] {argument} is not allowed: ")
@@ -365,7 +367,7 @@ async def test_a_lookalike_of_a_banned_name_is_banned(desk: Desk) -> None:
         ),
     ],
 )
-async def test_a_mistake_is_one_line(desk: Desk, typed: str, shown: str) -> None:
+async def test_a_usage_error_is_one_line(desk: Desk, typed: str, shown: str) -> None:
     assert await desk.type(typed) == [shown]
     assert await desk.type("/bans") == ["nobody is banned"]
 
@@ -379,7 +381,7 @@ async def test_help_names_every_command_and_fits_a_narrow_terminal(desk: Desk) -
     assert {each.name for each in ADMIN_COMMANDS} == run
 
 
-async def test_quit_ends_the_server_after_what_was_said(desk: Desk) -> None:
+async def test_quit_stops_the_server_after_pending_lines(desk: Desk) -> None:
     client = await desk.join()
     await desk.type("goodnight\n/quit")
     assert desk.server.shutting_down
@@ -389,7 +391,9 @@ async def test_quit_ends_the_server_after_what_was_said(desk: Desk) -> None:
 # The terminal
 
 
-def test_standard_input_that_is_no_terminal_is_no_console(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_console_without_a_terminal_on_standard_input(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Path("/dev/null").open() as null:
         monkeypatch.setattr(sys, "stdin", null)
         assert console_fd() is None
@@ -398,7 +402,7 @@ def test_standard_input_that_is_no_terminal_is_no_console(monkeypatch: pytest.Mo
     assert console_fd() is None
 
 
-async def test_without_a_terminal_nobody_operates(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_there_is_no_console_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     shown: list[str] = []
     with trio.testing.assert_checkpoints():
@@ -406,7 +410,7 @@ async def test_without_a_terminal_nobody_operates(monkeypatch: pytest.MonkeyPatc
     assert shown == []
 
 
-async def test_a_bug_of_ours_ends_neither_the_console_nor_the_server(
+async def test_an_internal_error_ends_neither_the_console_nor_the_server(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, log: LogRecorder
 ) -> None:
     async def broadcast(server: Server, text: str) -> None:
@@ -450,7 +454,7 @@ def program_file(tmp_path: Path) -> str:
 
 
 @pytest.mark.process
-async def test_the_end_of_input_ends_the_console_alone(
+async def test_the_end_of_input_ends_only_the_console(
     terminal: Terminal, program_file: str
 ) -> None:
     await terminal.open("t", sys.executable, program_file)
@@ -481,7 +485,7 @@ async def test_a_job_in_the_background_is_not_stopped(
 
 
 @pytest.mark.process
-async def test_a_job_that_begins_in_the_background_reads_nothing(
+async def test_a_job_started_in_the_background_reads_nothing(
     terminal: Terminal, program_file: str
 ) -> None:
     await terminal.open("t", "bash", "--norc", "-i")

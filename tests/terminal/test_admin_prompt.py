@@ -106,7 +106,7 @@ async def test_log_lines_leave_the_typed_line_whole(columns: int, terminal: Term
     await terminal.wait_for_match("t", r"^\$\s*\Z")
 
 
-async def test_commands_are_completed_echoed_and_answered(terminal: Terminal) -> None:
+async def test_console_commands_are_completed_echoed_and_answered(terminal: Terminal) -> None:
     await open_server(terminal)
     await terminal.wait_for("t", STATUS)
     await terminal.run("send-keys", "-t", "t", "-l", "/cl")
@@ -144,7 +144,7 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(way: str, terminal: T
     assert await modes(terminal) == before
 
 
-async def test_stopped_in_the_background_and_back(terminal: Terminal) -> None:
+async def test_stop_background_and_foreground(terminal: Terminal) -> None:
     await terminal.open_shell("t", columns=80, rows=24)
     before = await modes(terminal)
     await terminal.type("t", SERVE)
@@ -173,7 +173,7 @@ async def test_stopped_in_the_background_and_back(terminal: Terminal) -> None:
     await terminal.wait_for_match("t", r"^\$\s*\Z")
 
 
-async def test_a_log_that_goes_elsewhere_leaves_the_terminal_alone(
+async def test_a_redirected_log_leaves_the_terminal_alone(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -190,7 +190,7 @@ async def test_a_log_that_goes_elsewhere_leaves_the_terminal_alone(
     assert "\x1b" not in log.read_text("utf-8")
 
 
-async def test_a_terminal_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_blocked_terminal_delays_nobody(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     log = tmp_path / "log"
     argv = [MULTICHAT, "serve", "0", "--host", LOOPBACK, "--log-rate", "0"]
@@ -230,7 +230,7 @@ async def test_a_terminal_that_takes_nothing_holds_up_nobody(tmp_path: Path) -> 
         os.close(theirs)
 
 
-async def test_lines_typed_while_the_server_is_busy_wait_in_the_prompt_and_are_all_said(
+async def test_lines_typed_while_the_server_is_busy_are_all_sent(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     (tmp_path / "busy.py").write_text(BUSY, "utf-8")

@@ -93,7 +93,7 @@ async def our_server(terminal: Terminal, *options: str) -> AsyncIterator[OurServ
             yield server
 
 
-async def test_what_is_not_accepted_looks_it_and_then_stands_where_the_room_has_it(
+async def test_a_pending_message_is_grey_and_then_appears_in_room_order(
     terminal: Terminal,
 ) -> None:
     async with our_server(terminal) as server:
@@ -123,7 +123,7 @@ async def test_what_is_not_accepted_looks_it_and_then_stands_where_the_room_has_
         await terminal.wait_for_match("t", r"bob  between\n\d\d:\d\d alice  second\n>")
 
 
-async def test_a_member_who_joins_while_the_list_is_asked_for_is_not_forgotten(
+async def test_a_member_that_joins_during_the_list_request_is_remembered(
     terminal: Terminal,
 ) -> None:
     alice, bob = ({"client": n, "name": name} for n, name in ((1, "alice"), (2, "bob")))
@@ -149,7 +149,7 @@ async def test_a_member_who_joins_while_the_list_is_asked_for_is_not_forgotten(
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-async def test_one_goes_on_typing_while_the_server_is_away(
+async def test_typing_continues_while_the_server_is_away(
     end: signal.Signals, terminal: Terminal, tmp_path: Path
 ) -> None:
     """An orderly restart and a sudden death look alike."""
@@ -180,7 +180,7 @@ async def test_one_goes_on_typing_while_the_server_is_away(
         await terminal.wait_for_match("t", r"^>\s*\nalice in lobby")
 
 
-async def test_who_quits_while_the_connection_is_lost_is_told_why_it_stays(
+async def test_quit_during_a_lost_connection_says_what_it_waits_for(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     async with serve(tmp_path) as server:
@@ -196,7 +196,7 @@ async def test_who_quits_while_the_connection_is_lost_is_told_why_it_stays(
         await terminal.wait_for("t", "status=0")
 
 
-async def test_many_that_wait_take_three_rows(terminal: Terminal) -> None:
+async def test_many_pending_messages_take_three_rows(terminal: Terminal) -> None:
     async with our_server(terminal) as server:
         for number in range(6):
             await terminal.type("t", f"number {number}")
@@ -206,7 +206,7 @@ async def test_many_that_wait_take_three_rows(terminal: Terminal) -> None:
         )
 
 
-async def test_what_was_refused_is_said_to_be(terminal: Terminal) -> None:
+async def test_a_refused_message_is_reported(terminal: Terminal) -> None:
     async with our_server(terminal) as server:
         await terminal.type("t", "/msg bob psst")
         await terminal.wait_for_match("t", r"you → bob  psst\s*\n>")
@@ -217,7 +217,7 @@ async def test_what_was_refused_is_said_to_be(terminal: Terminal) -> None:
         await terminal.wait_for_match("t", r"→ bob  psst\n\d\d:\d\d ! nobody is called bob\n>")
 
 
-async def test_what_is_never_accepted_is_said_in_the_end(terminal: Terminal) -> None:
+async def test_unacknowledged_messages_are_shown_at_the_end(terminal: Terminal) -> None:
     async with our_server(terminal) as server:
         await terminal.type("t", "lost words")
         await server.request("say")
@@ -226,7 +226,7 @@ async def test_what_is_never_accepted_is_said_in_the_end(terminal: Terminal) -> 
         await terminal.wait_for_match("t", r"! not accepted: \d\d:\d\d alice  lost words")
 
 
-async def test_a_line_too_long_is_told_and_waits_for_nothing(terminal: Terminal) -> None:
+async def test_a_line_that_is_too_long_is_reported_at_once(terminal: Terminal) -> None:
     async with our_server(terminal) as server:
         await terminal.type("t", "short")
         request = await server.request("say")
@@ -245,7 +245,9 @@ async def test_a_line_too_long_is_told_and_waits_for_nothing(terminal: Terminal)
         assert "not accepted" not in await terminal.screen("t")
 
 
-async def test_a_hostile_server_reaches_no_terminal(terminal: Terminal, tmp_path: Path) -> None:
+async def test_a_hostile_server_cannot_control_the_terminal(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     """All that the terminal is sent, byte by byte: no sequence in it is the server's."""
     raw = tmp_path / "raw"
     async with our_server(terminal) as server:
@@ -293,7 +295,7 @@ async def test_a_name_has_its_colour_and_ours_is_highlighted(terminal: Terminal)
         (("MULTICHAT_COLOR=never",), (), False),
     ],
 )
-async def test_who_decides_about_colours(
+async def test_precedence_of_colour_settings(
     variables: tuple[str, ...],
     options: tuple[str, ...],
     colored: bool,
@@ -308,7 +310,7 @@ async def test_who_decides_about_colours(
 
 
 @pytest.mark.parametrize("options", [(), ("--bell",)])
-async def test_what_is_meant_for_us_rings_if_that_is_wanted(
+async def test_mentions_ring_with_the_bell_option(
     options: tuple[str, ...], terminal: Terminal, tmp_path: Path
 ) -> None:
     raw = tmp_path / "raw"
@@ -328,7 +330,7 @@ async def test_what_is_meant_for_us_rings_if_that_is_wanted(
         assert (b"\x07" in after) is bool(options)
 
 
-async def test_local_commands_stay_here_and_all_others_go_to_the_server(
+async def test_local_commands_are_not_sent_and_others_are(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     async with (
@@ -373,7 +375,7 @@ async def test_local_commands_stay_here_and_all_others_go_to_the_server(
 
 
 @pytest.mark.parametrize("how", ["plain", "fallback"])
-async def test_it_talks_to_a_server_that_speaks_text(how: str, terminal: Terminal) -> None:
+async def test_the_terminal_client_talks_to_a_text_server(how: str, terminal: Terminal) -> None:
     async with listening() as (listener, port):
         options = ("--plain",) if how == "plain" else ()
         await terminal.open("t", MULTICHAT, "connect", *options, LOOPBACK, str(port))
@@ -397,9 +399,7 @@ async def test_it_talks_to_a_server_that_speaks_text(how: str, terminal: Termina
         await terminal.wait_for("t", "status=0")
 
 
-async def test_a_terminal_that_is_dumb_gets_the_lines_of_a_log(
-    terminal: Terminal, tmp_path: Path
-) -> None:
+async def test_a_dumb_terminal_gets_log_lines(terminal: Terminal, tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         command = (MULTICHAT, "connect", LOOPBACK, str(server.port))
         await terminal.open("t", "env", "TERM=dumb", *command)

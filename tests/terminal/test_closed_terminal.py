@@ -91,7 +91,7 @@ def client_in_terminal(folder: Path, *argv: str) -> Iterator[Client]:
             process.wait()
 
 
-async def test_a_client_ends_when_its_terminal_is_gone_and_its_server_floods(
+async def test_a_client_without_its_terminal_exits_during_a_flood(
     tmp_path: Path,
 ) -> None:
     argv = (MULTICHAT, "connect", "--plain", LOOPBACK)
@@ -116,7 +116,7 @@ async def _flood(stream: trio.SocketStream) -> None:
                 await stream.send_all(FLOOD * 200)
 
 
-async def test_what_was_typed_is_waited_for_when_the_terminal_is_gone(tmp_path: Path) -> None:
+async def test_typed_messages_are_delivered_after_the_terminal_is_gone(tmp_path: Path) -> None:
     argv = (sys.executable, "-c", IMPATIENT, LOOPBACK)
     async with listening() as (listener, port):
         with client_in_terminal(tmp_path, *argv, str(port)) as client:

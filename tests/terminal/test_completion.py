@@ -49,7 +49,7 @@ def completed(before: str) -> list[str]:
         ("xyz", []),
     ],
 )
-def test_what_may_become_of_it(before: str, expected: list[str]) -> None:
+def test_completion_candidates(before: str, expected: list[str]) -> None:
     assert completed(before) == expected
 
 

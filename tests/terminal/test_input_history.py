@@ -10,7 +10,7 @@ from multichat.terminal.input_history import MAX_LINES, History, keeps
 pytestmark = pytest.mark.unit
 
 
-def test_what_was_typed_comes_back_in_its_order(tmp_path: Path) -> None:
+def test_the_input_history_keeps_its_order(tmp_path: Path) -> None:
     path = tmp_path / "not" / "yet" / "there" / "history"
     history = History(path)
     assert history.load() == []
@@ -22,7 +22,7 @@ def test_what_was_typed_comes_back_in_its_order(tmp_path: Path) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_who_may_read_it_does_not_depend_on_the_umask(tmp_path: Path) -> None:
+def test_the_input_history_is_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         History(tmp_path / "history").append("one")
@@ -68,13 +68,13 @@ def test_rewriting_keeps_a_symbolic_link(tmp_path: Path) -> None:
     assert len(target.read_text("utf-8").splitlines()) == MAX_LINES
 
 
-def test_an_editor_may_leave_its_marks(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.write_bytes("\ufeffone\r\ntwo\r\n".encode())
     assert History(path).load() == ["one", "two"]
 
 
-def test_it_is_cut_down_to_its_newest_lines_when_it_has_twice_as_many(tmp_path: Path) -> None:
+def test_a_history_of_twice_the_limit_is_cut_to_its_newest_lines(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.touch(0o600)
     lines = [f"line {number}" for number in range(2 * MAX_LINES + 1)]
@@ -88,7 +88,7 @@ def test_it_is_cut_down_to_its_newest_lines_when_it_has_twice_as_many(tmp_path: 
     assert [each.name for each in tmp_path.iterdir()] == ["history"]
 
 
-def test_it_is_bounded_in_bytes_too(tmp_path: Path) -> None:
+def test_the_input_history_is_bounded_in_bytes(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.write_text("".join(f"{number} {'x' * 60_000}\n" for number in range(50)), "utf-8")
     kept = History(path).load()
@@ -110,20 +110,20 @@ def test_it_is_bounded_in_bytes_too(tmp_path: Path) -> None:
         ("   ", False),
     ],
 )
-def test_secrets_and_nothing_are_not_kept(line: str, kept: bool, tmp_path: Path) -> None:
+def test_secrets_and_empty_lines_are_not_stored(line: str, kept: bool, tmp_path: Path) -> None:
     assert keeps(line) is kept
     history = History(tmp_path / "history")
     history.append(line)
     assert history.load() == [line] * kept
 
 
-def test_bytes_that_are_no_text_are_no_reason_to_fail(tmp_path: Path) -> None:
+def test_undecodable_bytes_in_the_history_are_tolerated(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.write_bytes(b"caf\xe9\n\n\xff\n")
     assert History(path).load() == ["caf\ufffd", "\ufffd"]
 
 
-def test_a_place_that_cannot_be_is_remembered_and_nothing_else(tmp_path: Path) -> None:
+def test_an_impossible_history_file_is_an_error_that_is_kept(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     history = History(tmp_path / "file" / "history")
     history.append("one")

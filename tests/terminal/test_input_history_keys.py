@@ -71,7 +71,9 @@ async def test_a_search_is_cancelled_with_the_line_as_it_was(
         await server.wait_for("[RX] [alice] half a sentence\n")
 
 
-async def test_what_arrives_while_one_searches_is_shown(terminal: Terminal, tmp_path: Path) -> None:
+async def test_messages_are_shown_during_a_history_search(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     async with serve(tmp_path) as server:
         await open_with_history(terminal, server, "lunch at noon")
         await terminal.press("t", "C-r")

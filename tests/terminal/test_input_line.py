@@ -128,7 +128,7 @@ SEQUENCES = sorted({each for each in default_sequences() if not NO_KEYS.intersec
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids="+".join)
 @pytest.mark.parametrize("keyboard", [{"history": ["an old line", "another"]}], indirect=True)
-def test_no_key_loses_what_was_typed(sequence: tuple[str, ...], keyboard: Keyboard) -> None:
+def test_no_key_discards_typed_text(sequence: tuple[str, ...], keyboard: Keyboard) -> None:
     keyboard.type(TEXT)
     keyboard.press("left", "left", *sequence)
     found = keyboard.sent()
@@ -141,7 +141,7 @@ def test_no_key_loses_what_was_typed(sequence: tuple[str, ...], keyboard: Keyboa
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES, ids="+".join)
-def test_no_key_swallows_what_is_typed_next(sequence: tuple[str, ...], keyboard: Keyboard) -> None:
+def test_no_key_swallows_the_following_text(sequence: tuple[str, ...], keyboard: Keyboard) -> None:
     keyboard.press(*sequence)
     before = keyboard.text
     keyboard.sent()
@@ -153,7 +153,7 @@ def test_no_key_swallows_what_is_typed_next(sequence: tuple[str, ...], keyboard:
 
 @pytest.mark.parametrize("before", [(), ("c-r", "o"), ("tab",)], ids=["typing", "search", "menu"])
 @pytest.mark.parametrize("keyboard", [{"history": ["an old line", "another"]}], indirect=True)
-def test_after_any_key_what_is_typed_is_inserted_and_enter_sends_it(
+def test_after_any_key_text_is_inserted_and_enter_sends_it(
     before: tuple[str, ...], keyboard: Keyboard
 ) -> None:
     for sequence in SEQUENCES:
@@ -175,7 +175,9 @@ def test_after_any_key_what_is_typed_is_inserted_and_enter_sends_it(
         assert keyboard.text == "", sequence
 
 
-def test_after_any_key_on_a_question_the_line_can_be_edited_and_said(keyboard: Keyboard) -> None:
+def test_after_any_key_at_a_confirmation_the_line_can_be_edited_and_sent(
+    keyboard: Keyboard,
+) -> None:
     for sequence in SEQUENCES:
         keyboard.type(" /me waves")
         keyboard.press("enter", *sequence)
@@ -198,20 +200,20 @@ def test_an_arrow_key_with_shift_moves_the_cursor(keyboard: Keyboard) -> None:
 
 
 @pytest.mark.parametrize("key", ["enter", "c-o", "c-j"])
-def test_keys_that_send_do(key: str, keyboard: Keyboard) -> None:
+def test_sending_keys_send(key: str, keyboard: Keyboard) -> None:
     keyboard.type(TEXT)
     keyboard.press(key)
     assert (keyboard.sent(), keyboard.text) == ([TEXT], "")
 
 
-def test_an_escape_before_a_number_is_no_argument(keyboard: Keyboard) -> None:
+def test_escape_and_a_digit_is_not_a_numeric_argument(keyboard: Keyboard) -> None:
     keyboard.press("escape")
     keyboard.type("2024 was a year")
     assert keyboard.text == "2024 was a year"
 
 
 @pytest.mark.parametrize("keyboard", [{"history": ["old words", "newer"]}], indirect=True)
-def test_what_was_begun_is_there_again_behind_an_old_line(keyboard: Keyboard) -> None:
+def test_an_unfinished_line_returns_after_an_old_one_was_sent(keyboard: Keyboard) -> None:
     keyboard.type("half a sentence")
     keyboard.press("escape", "<", "enter")
     assert keyboard.sent() == ["old words"]
@@ -232,7 +234,7 @@ PASTED = "{}: Ctrl+S says them to everybody in den, Esc discards them (Ctrl+Y: b
 @pytest.mark.parametrize(
     "line", [" /msg bob secret", "\u200b/msg bob secret", "／msg bob secret", "\\msg bob secret"]
 )
-def test_a_disguised_command_is_asked_about(line: str, keyboard: Keyboard) -> None:
+def test_a_disguised_command_needs_confirmation(line: str, keyboard: Keyboard) -> None:
     keyboard.type(line)
     keyboard.press("enter")
     assert (keyboard.question, keyboard.text, keyboard.sent()) == (ASKED, line, [])
@@ -251,9 +253,7 @@ ORDINARY = [chr(code) for code in range(0x20, 0x7F)]
 
 
 @pytest.mark.parametrize("key", [*ORDINARY, "é", "enter", "c-j", "c-o", "tab", "left"])
-def test_no_ordinary_key_says_what_is_asked_about_or_is_swallowed(
-    key: str, keyboard: Keyboard
-) -> None:
+def test_no_ordinary_key_confirms_or_is_swallowed(key: str, keyboard: Keyboard) -> None:
     typed = key if len(key) == 1 else ""
     keyboard.type(" /msg bob secret")
     keyboard.press("enter", key)
@@ -267,7 +267,7 @@ def test_no_ordinary_key_says_what_is_asked_about_or_is_swallowed(
     assert (keyboard.question, keyboard.text) == (PASTED.format("2 pasted lines"), typed)
 
 
-def test_typing_goes_on_while_something_is_asked(keyboard: Keyboard) -> None:
+def test_typing_continues_during_a_confirmation(keyboard: Keyboard) -> None:
     keyboard.type(" /msg bob secret")
     keyboard.press("enter")
     keyboard.type("was that right?")
@@ -287,7 +287,7 @@ def test_typing_goes_on_while_something_is_asked(keyboard: Keyboard) -> None:
     assert keyboard.question == ""
 
 
-def test_a_paste_is_said_with_what_was_typed_around_it(keyboard: Keyboard) -> None:
+def test_a_paste_is_sent_with_the_text_around_it(keyboard: Keyboard) -> None:
     keyboard.type("look: end")
     keyboard.press("left", "left", "left")
     keyboard.paste("a\nb\n")
@@ -309,7 +309,7 @@ def test_a_discarded_paste_can_be_brought_back(keyboard: Keyboard) -> None:
 
 
 @pytest.mark.parametrize("line", ["/msg bob secret", " /msg bob secret", "／msg bob secret"])
-def test_a_paste_with_a_command_says_so(line: str, keyboard: Keyboard) -> None:
+def test_a_paste_that_contains_a_command_is_marked(line: str, keyboard: Keyboard) -> None:
     keyboard.paste(f"{line}\nand more")
     assert keyboard.question == PASTED.format("2 pasted lines, with /msg")
     keyboard.press("escape")
@@ -376,7 +376,7 @@ def test_a_reply_to_nobody_is_left_as_it_is(keyboard: Keyboard) -> None:
 
 
 @pytest.mark.parametrize("keyboard", [{"max_waiting_lines": 3}], indirect=True)
-def test_what_cannot_be_taken_now_is_kept_or_told(keyboard: Keyboard) -> None:
+def test_input_that_cannot_be_accepted_is_kept_or_reported(keyboard: Keyboard) -> None:
     keyboard.paste("1\n2\n3\n4")
     assert keyboard.warnings.pop().startswith("not pasted: 4 lines, and at most 3 may wait; ")
     assert keyboard.question == ""
@@ -400,7 +400,7 @@ def test_what_cannot_be_taken_now_is_kept_or_told(keyboard: Keyboard) -> None:
 
 
 @pytest.mark.parametrize("keyboard", [{"history": ["old"]}], indirect=True)
-def test_what_was_never_sent_is_returned_in_the_end(keyboard: Keyboard) -> None:
+def test_unsent_text_is_returned_at_the_end(keyboard: Keyboard) -> None:
     keyboard.type("one")
     keyboard.press("enter")
     keyboard.type("two")

@@ -88,11 +88,11 @@ def test_a_mention_is_found(name: str, text: str) -> None:
         ("", "anything"),
     ],
 )
-def test_a_part_of_a_longer_word_is_no_mention(name: str, text: str) -> None:
+def test_a_part_of_a_longer_word_is_not_a_mention(name: str, text: str) -> None:
     assert not mentions(text, name)
 
 
-def test_what_is_marked_is_the_text_as_it_was_written() -> None:
+def test_a_marked_mention_is_the_original_text() -> None:
     text = unicodedata.normalize("NFD", "¿José? ＪＯＳÉ, joséphine")
     [line] = Renderer().event(Said(client=2, name="bob", text=text), Us(1, "José"), NOW)
     marked = [piece for style, piece in line.fragments if "reverse" in style]

@@ -94,7 +94,7 @@ def test_a_name_above_128_characters_is_in_no_event(chat: TerminalChat) -> None:
     assert list(JSON.parse_events(line)) == []
 
 
-def test_names_that_are_told_without_end_are_not_all_remembered(chat: TerminalChat) -> None:
+def test_the_names_remembered_for_completion_are_bounded(chat: TerminalChat) -> None:
     for client in range(10_000):
         chat._take(Joined(client, f"name{client}"))
         chat._take(Renamed(client, f"old{client}", f"new{client}"))
@@ -106,7 +106,7 @@ def test_names_that_are_told_without_end_are_not_all_remembered(chat: TerminalCh
     assert [each.text for each in chat._complete("hello zo")] == ["zoe"]
 
 
-def test_who_is_ignored_stays_so_under_another_name(chat: TerminalChat) -> None:
+def test_an_ignored_client_stays_ignored_after_a_rename(chat: TerminalChat) -> None:
     chat._ignored["alice"] = "alice"
     assert chat._take(Renamed(2, "Alice", "zoe")), "it is told"
     assert chat._take(Renamed(2, "zoe", "eve"))
@@ -117,7 +117,7 @@ def test_who_is_ignored_stays_so_under_another_name(chat: TerminalChat) -> None:
     assert shown(chat._take(said(2, "eve")))
 
 
-def test_renames_of_an_ignored_name_without_end_are_not_all_remembered(chat: TerminalChat) -> None:
+def test_the_remembered_renames_of_ignored_clients_are_bounded(chat: TerminalChat) -> None:
     chat._ignored["alice"] = "alice"
     for client in range(10_000):
         chat._take(Renamed(client, "alice", "zoe"))

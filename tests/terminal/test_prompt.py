@@ -135,7 +135,7 @@ async def test_nothing_typed_is_lost_while_the_window_is_resized(
         await server.wait_for(f"[RX] [alice] {text}\n")
 
 
-async def test_a_long_line_takes_more_rows_and_gives_them_back(
+async def test_a_long_input_line_takes_more_rows_and_releases_them(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     text = "안" * 70  # 140 columns, on 60
@@ -200,7 +200,7 @@ async def until_completed(terminal: Terminal, begun: str, whole: str) -> None:
             await wait_for_input(terminal, "t", "")
 
 
-async def test_what_was_typed_is_there_the_next_time(terminal: Terminal, tmp_path: Path) -> None:
+async def test_the_input_history_survives_a_restart(terminal: Terminal, tmp_path: Path) -> None:
     async with serve(tmp_path, "--password-file", str(password(tmp_path))) as server:
         options = ("--name", "alice", "--password-file", str(password(tmp_path)))
         await terminal.open("t", *connect(server, *options))
@@ -231,7 +231,7 @@ def password(folder: Path) -> Path:
 # --- Pasting ----------------------------------------------------------------------------------
 
 
-async def test_a_paste_of_many_lines_is_one_question(terminal: Terminal, tmp_path: Path) -> None:
+async def test_a_paste_of_many_lines_asks_once(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "pasted"
     file.write_text("".join(f"pasted line {i}\n" for i in range(14)), "utf-8")
     async with serve(tmp_path) as server:
@@ -407,7 +407,7 @@ async def test_a_bug_in_drawing_leaves_the_terminal_as_it_was(
 
 
 @pytest.mark.parametrize("how", ["C-z", "SIGTSTP", "SIGSTOP"])
-async def test_stopped_and_back(how: str, terminal: Terminal, tmp_path: Path) -> None:
+async def test_stop_and_continue(how: str, terminal: Terminal, tmp_path: Path) -> None:
     async with serve(tmp_path) as server:
         await terminal.open_shell("t", columns=80, rows=24)
         before = await modes(terminal)
@@ -432,7 +432,7 @@ async def test_stopped_and_back(how: str, terminal: Terminal, tmp_path: Path) ->
         assert await modes(terminal) == before
 
 
-async def test_left_before_it_is_connected(terminal: Terminal) -> None:
+async def test_leaving_before_the_connection_exists(terminal: Terminal) -> None:
     with trio.socket.socket() as listener:  # answers nobody
         await listener.bind((LOOPBACK, 0))
         listener.listen()
@@ -494,7 +494,7 @@ def needed_modules() -> list[str]:
     return sorted(name for name in names if name not in ("posixpath", "os.path"))
 
 
-async def test_from_start_to_prompt_in_one_and_a_half_times_its_imports(
+async def test_the_prompt_appears_within_one_and_a_half_times_the_import_time(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     """The best of several runs in turn, each of them in a terminal of its own."""

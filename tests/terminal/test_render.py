@@ -60,7 +60,7 @@ def shown(event: Event, us: Us = US, now: datetime = NOW) -> list[str]:
 # --- What is said -----------------------------------------------------------------------------
 
 
-def test_what_somebody_says() -> None:
+def test_rendering_of_messages() -> None:
     [line] = Renderer(UTC).event(Said(client=2, name="bob", text="Hello"), US, NOW)
     assert plain(line.fragments) == "10:30 bob  Hello"
     assert (f"{name_style('bob')} bold", "bob") in line.fragments
@@ -68,7 +68,7 @@ def test_what_somebody_says() -> None:
     assert not line.calls
 
 
-def test_the_time_is_the_servers_where_it_says_one_and_is_shown_in_our_zone() -> None:
+def test_the_servers_time_is_shown_in_the_local_zone() -> None:
     said = Said(timestamp="2025-01-15T08:05:59.999Z", client=2, name="bob", text="Hello")
     assert shown(said) == ["08:05 bob  Hello"]
     [line] = Renderer(timezone(timedelta(hours=5))).event(said, US, NOW)
@@ -76,15 +76,15 @@ def test_the_time_is_the_servers_where_it_says_one_and_is_shown_in_our_zone() ->
 
 
 @pytest.mark.parametrize("time", ["", "yesterday", "0001-01-01T00:00:00+14:00", "9" * 5000])
-def test_a_time_that_is_none_is_now(time: str) -> None:
+def test_an_invalid_time_is_rendered_as_now(time: str) -> None:
     assert shown(Said(timestamp=time, client=2, name="bob", text="Hello"))[-1] == "10:30 bob  Hello"
 
 
-def test_what_somebody_does() -> None:
+def test_rendering_of_actions() -> None:
     assert shown(Said(client=2, name="bob", text="waves", act=True)) == ["10:30 * bob waves"]
 
 
-def test_what_is_said_to_us_alone_calls_us() -> None:
+def test_a_private_message_is_an_alert() -> None:
     [line] = Renderer(UTC).event(Directed(client=2, name="bob", text="psst"), US, NOW)
     assert plain(line.fragments) == "10:30 bob → you  psst"
     assert line.calls
@@ -93,11 +93,11 @@ def test_what_is_said_to_us_alone_calls_us() -> None:
 @pytest.mark.parametrize(
     "text", ["a line of no server of ours", "alice  hello", "· alice left (kicked)", "* bob waves"]
 )
-def test_a_line_without_a_name_does_not_pass_for_one_with(text: str) -> None:
+def test_a_line_without_a_name_cannot_imitate_a_named_one(text: str) -> None:
     assert shown(Said(name="", text=text)) == [f"10:30 | {text}"]
 
 
-def test_our_own_words_are_marked_as_ours() -> None:
+def test_own_messages_are_marked() -> None:
     [typed] = Renderer(UTC).typed(SayBlock("Hello, alice"), US, NOW)
     [heard] = Renderer(UTC).event(Said(client=1, name="alice", text="Hello, alice"), US, NOW)
     assert typed == heard, "as after a resume, or on another of our terminals"
@@ -106,7 +106,7 @@ def test_our_own_words_are_marked_as_ours() -> None:
     assert not typed.calls, "who says their own name calls nobody"
 
 
-def test_the_kinds_of_what_we_say() -> None:
+def test_rendering_of_own_messages() -> None:
     look = Renderer(UTC)
     requests = (SayBlock("one\ntwo"), Act("waves"), Direct("bob", "psst"), Direct(7, "psst"))
     lines = [plain(line.fragments) for each in requests for line in look.typed(each, US, NOW)]
@@ -121,7 +121,7 @@ def test_the_kinds_of_what_we_say() -> None:
     assert plain(unnamed.fragments) == "10:30 you  one"
 
 
-def test_what_is_pending_is_all_dimmed() -> None:
+def test_pending_messages_are_dimmed() -> None:
     [line] = Renderer(UTC).typed(SayBlock("Hello"), US, NOW, pending=True)
     assert line.fragments == [(DIM, "10:30 alice  Hello")]
 
@@ -170,7 +170,7 @@ WELCOME = Welcome(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_who_comes_and_goes_is_dimmed_and_what_went_wrong_is_not(
+def test_joins_and_leaves_are_dimmed_and_errors_are_not(
     event: Event, style: str, text: str
 ) -> None:
     [line] = Renderer(UTC).event(event, US, NOW)
@@ -178,19 +178,19 @@ def test_who_comes_and_goes_is_dimmed_and_what_went_wrong_is_not(
     assert not line.calls
 
 
-def test_what_the_server_says_of_its_own_accord_is_its_own() -> None:
+def test_server_notices_are_marked() -> None:
     [line] = Renderer(UTC).event(Notice(text="Lunch, alice?"), US, NOW)
     assert plain(line.fragments) == "10:30 Server  Lunch, alice?"
     assert ("bold", "Server") in line.fragments
     assert line.calls
 
 
-def test_a_list_has_a_line_for_each() -> None:
+def test_a_list_is_rendered_one_line_per_item() -> None:
     members = Members(room="lobby", members=[MemberName(1, "alice"), MemberName(2, "bob")])
     assert shown(members) == ["10:30 · 2 in lobby:", "10:30 · 1 alice", "10:30 · 2 bob"]
 
 
-def test_a_page_of_history_looks_as_the_messages_did() -> None:
+def test_history_is_rendered_like_live_messages() -> None:
     page = HistoryPage(
         messages=[
             Said(client=2, name="bob", text="hi alice", timestamp="2025-01-14T21:05:00.000Z"),
@@ -215,7 +215,7 @@ def test_a_page_of_history_looks_as_the_messages_did() -> None:
     assert shown(HistoryPage(messages=[], more=False)) == ["10:30 · no messages"]
 
 
-def test_another_day_is_told_once_before_its_first_line() -> None:
+def test_a_new_day_is_shown_once_before_its_first_line() -> None:
     look = Renderer(UTC)
     said = Said(client=2, name="bob", text="Hello")
     assert len(look.event(said, US, NOW)) == 1, "the first line of all needs no date"
@@ -239,13 +239,13 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("color", [*NAME_COLORS, DIM, WARNING])
-def test_every_colour_can_be_read_on_black_and_on_white(color: str) -> None:
+def test_every_colour_is_readable_on_black_and_on_white(color: str) -> None:
     on_black, on_white = (luminance(color) + 0.05) / 0.05, 1.05 / (luminance(color) + 0.05)
     assert min(on_black, on_white) >= 4
 
 
 @pytest.mark.parametrize("color", NAME_COLORS)
-def test_every_colour_is_one_that_a_terminal_of_256_has(color: str) -> None:
+def test_every_colour_is_one_of_256(color: str) -> None:
     assert {int(color[i : i + 2], 16) for i in (1, 3, 5)} <= {0, 95, 135, 175, 215, 255}
 
 
@@ -291,13 +291,13 @@ def test_a_mention_is_a_word_of_its_own(text: str, expected: bool) -> None:
     assert mentions(text, "alice") is expected
 
 
-def test_a_name_is_no_pattern_and_nobody_is_never_mentioned() -> None:
+def test_a_name_is_not_a_pattern_and_an_empty_one_never_matches() -> None:
     assert not mentions("abc", "a.c")
     assert mentions("a.c!", "a.c")
     assert not mentions("anything", "")
 
 
-def test_a_mention_is_marked_and_calls_us() -> None:
+def test_a_mention_is_marked_and_is_an_alert() -> None:
     [line] = Renderer(UTC).event(Said(client=2, name="bob", text="hi Alice, alice"), US, NOW)
     assert line.calls
     marked = [text for style, text in line.fragments if "reverse" in style]
@@ -311,7 +311,7 @@ ANY = st.text(alphabet=st.characters(), max_size=60)
 
 
 @given(ANY, ANY, ANY, st.booleans())
-def test_any_text_is_one_clean_line_with_styles_of_ours(
+def test_any_text_renders_as_one_clean_line_with_our_styles(
     name: str, text: str, own: str, act: bool
 ) -> None:
     """Also of a hostile server, whose strings nobody has filtered."""
@@ -344,10 +344,10 @@ def test_what_looks_like_markup_is_text() -> None:
     ]
 
 
-def test_a_name_without_end_is_cut() -> None:
+def test_an_endless_name_is_truncated() -> None:
     [line] = shown(Said(client=2, name="b" * 1000, text="Hello"))
     assert line == f"10:30 {'b' * 39}…  Hello"
 
 
-def test_a_tab_takes_the_same_everywhere() -> None:
+def test_a_tab_has_a_fixed_width() -> None:
     assert shown(Said(client=2, name="bob", text="a\tb")) == ["10:30 bob  a   b"]

@@ -98,7 +98,7 @@ async def test_resizing_loses_and_repeats_no_message(
         assert re.sub(r"\s", "", typed)[-20:] in re.sub(r"\s", "", "".join(rows))
 
 
-async def test_no_text_passes_for_a_line_of_its_own(terminal: Terminal, tmp_path: Path) -> None:
+async def test_no_text_can_imitate_another_line(terminal: Terminal, tmp_path: Path) -> None:
     forged = "18:11 · alice left (kicked)"
     async with (
         serve(tmp_path) as server,

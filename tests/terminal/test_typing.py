@@ -31,7 +31,9 @@ def said(server: ServerCommand) -> list[str]:
     return [line.partition("[alice] ")[2] for line in server.lines if "[RX] [alice]" in line]
 
 
-async def test_a_space_before_a_command_is_a_question(terminal: Terminal, tmp_path: Path) -> None:
+async def test_a_space_before_a_command_asks_for_confirmation(
+    terminal: Terminal, tmp_path: Path
+) -> None:
     async with (
         serve(tmp_path) as server,
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
@@ -136,7 +138,7 @@ async def test_a_confirmed_paste_is_said_as_it_is(terminal: Terminal, tmp_path: 
         await wait_for_input(terminal, "t", "")
 
 
-async def test_a_paste_that_is_too_long_is_told(terminal: Terminal, tmp_path: Path) -> None:
+async def test_a_paste_that_is_too_long_is_reported(terminal: Terminal, tmp_path: Path) -> None:
     file = tmp_path / "pasted"
     file.write_text("x\n" * 10_001, "utf-8")
     async with serve(tmp_path) as server:
@@ -184,7 +186,7 @@ async def test_keys_that_accept_a_line_send_it(
 
 
 @pytest.mark.parametrize("way", ["C-c", "SIGTERM"])
-async def test_a_line_that_was_begun_is_told_on_the_way_out(
+async def test_an_unfinished_line_is_shown_on_exit(
     way: str, terminal: Terminal, tmp_path: Path
 ) -> None:
     async with serve(tmp_path) as server:
@@ -207,7 +209,7 @@ async def test_a_line_that_was_begun_is_told_on_the_way_out(
         await wait_for_input(terminal, "u", "half a sentence")
 
 
-async def test_lines_that_wait_for_a_connection_are_told_on_the_way_out(
+async def test_lines_that_wait_for_a_connection_are_shown_on_exit(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     async with listening() as (_, port):  # answers nobody
@@ -222,7 +224,7 @@ async def test_lines_that_wait_for_a_connection_are_told_on_the_way_out(
         await terminal.wait_for("t", "status=0")
 
 
-async def test_lines_that_wait_for_a_server_are_shown_and_said_when_it_is_there(
+async def test_lines_typed_before_the_server_is_up_are_shown_and_sent_later(
     terminal: Terminal, tmp_path: Path, port: int
 ) -> None:
     command = (MULTICHAT, "connect", "--wait", "--name", "alice", LOOPBACK, str(port))
@@ -240,7 +242,7 @@ async def test_lines_that_wait_for_a_server_are_shown_and_said_when_it_is_there(
         await wait_for_input(terminal, "t", "")
 
 
-async def test_a_line_typed_when_the_server_says_goodbye_is_not_the_shells(
+async def test_a_line_typed_during_the_goodbye_does_not_reach_the_shell(
     terminal: Terminal, tmp_path: Path
 ) -> None:
     async with listening() as (listener, port):

@@ -35,7 +35,7 @@ def test_the_indent_leaves_room_on_a_narrow_terminal(columns: int, indent: int) 
         assert len(row) - len(row.lstrip()) == indent
 
 
-def test_a_word_longer_than_a_row_begins_where_it_stands_and_breaks_anywhere() -> None:
+def test_a_word_longer_than_a_row_breaks_anywhere() -> None:
     url = "https://example.org/" + "path/" * 12
     broken = rows(f"10:30 bob  see {url} there", 40)
     assert broken[0] == f"10:30 bob  see {url[:25]}"
@@ -87,7 +87,7 @@ def test_marks_and_emoji_stay_whole() -> None:
         ("ᄒ\u1161\u11ab", 4),  # two where jamo are joined
     ],
 )
-def test_where_terminals_disagree_the_wider_answer_counts(text: str, columns: int) -> None:
+def test_ambiguous_characters_count_as_wide(text: str, columns: int) -> None:
     assert columns_of(text) == columns
 
 
@@ -119,5 +119,5 @@ def test_any_text_fits_and_loses_only_white_space(
 
 
 @given(st.text(max_size=200))
-def test_a_terminal_without_width_is_no_error(text: str) -> None:
+def test_a_terminal_of_width_zero_is_not_an_error(text: str) -> None:
     assert "".join("".join(rows(text, 1)).split()) == "".join(text.split())
