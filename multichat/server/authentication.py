@@ -76,7 +76,7 @@ class AdmissionRequest:
 Authenticate: TypeAlias = Callable[[AdmissionRequest], Awaitable[str | bool | None]]
 """An async function that decides who may join, and under which name.
 
-Called when a client has connected, before anybody hears of it.  Returns:
+Called when a client has connected, before it is in any room or list.  Returns:
 
 - True: the client is admitted and chooses its name.
 - A name: the client is admitted under that name and cannot change it.  While another client has the
@@ -304,7 +304,7 @@ class _PasswordPrompt:
         raise AdmissionRefused.politely(f"no password in {self._seconds:g} s")
 
     def rest(self) -> list[Part]:
-        """Return what was read behind the password."""
+        """Return what was read after the password."""
         return [self._block, *self._parts] if self._block else self._parts
 
 

@@ -294,7 +294,7 @@ class Bans:
     ) -> None:
         self._max_bans = max_bans
         self._bans: dict[_Key, Ban] = {}
-        # For addresses of so many bits: the number of networks of each length.
+        # The number of networks of each length, by the number of bits of an address.
         self._lengths: dict[int, Counter[int]] = {32: Counter(), 128: Counter()}
         # Bans of names, by their lookalike keys.
         self._lookalikes: defaultdict[str, dict[_Key, Ban]] = defaultdict(dict)

@@ -118,8 +118,8 @@ class Receipt:
 class Delivery:
     """A publish under way: *said* from *sender*, or a *notice* of the server's, and its counts.
 
-    It has so many *messages*; *submission* is set if they have nonces.  *free_until* is until when
-    waiting for slow members may be free, from the first wait on.
+    *messages* is how many there are; *submission* is set if they have nonces.  Until *free_until*,
+    set by the first wait, waiting for slow members may be free.
     """
 
     said: SaidBlock
@@ -158,8 +158,8 @@ class Counts:
 def encode_blocks(said: SaidBlock, messages: int, codecs: Sequence[Codec]) -> Iterator[Block]:
     """Yield *said* as blocks that are encoded in *codecs*, each of at most `MAX_BATCH_BYTES`.
 
-    It has so many *messages*: counting them takes as long as encoding them.  A single message above
-    that is a block of its own.
+    *messages* is how many there are: counting them takes as long as encoding them.  A single
+    message above the bound is a block of its own.
     """
     block = Block(said, messages)
     if messages == 1 or block.encode_within(MAX_BATCH_BYTES, codecs):

@@ -77,9 +77,15 @@ def _why_no_filter(function: Callable[..., object]) -> str:
 
 
 class Filters:
-    """The *filters* of one server, in order; any task may call `apply`."""
+    """The *filters* of one server, in order; any task may call any method.
 
-    def __init__(self, filters: Sequence[Filter], seconds: float, log: Log) -> None:
+    Each has *seconds* for a message.  With *joins* they get joins and renames, too.
+    """
+
+    def __init__(
+        self, filters: Sequence[Filter], seconds: float, log: Log, *, joins: bool = False
+    ) -> None:
+        self._joins = joins
         self._filters = tuple(filters)
         self._seconds = seconds
         self._log = log
@@ -105,7 +111,12 @@ class Filters:
         return results
 
     async def apply_to_wish(self, wish: Joining | Renaming) -> str | None:
-        """Return the room or name that *wish* asks for, after the filters; None if rejected."""
+        """Return the room or name that *wish* asks for, after the filters; None if rejected.
+
+        No checkpoint if the filters do not get joins.
+        """
+        if not (self._joins and self._filters):
+            return wish.text
         [result] = await self.apply([wish])
         return None if result is None else result.text
 
@@ -144,7 +155,7 @@ class Filters:
     def _call_some(
         self, function: Filter, messages: list[Filtered | None], done: list[Filtered | None]
     ) -> None:
-        """Put into *done* what becomes of so many of *messages* as half of a deadline lets."""
+        """Append the results for *messages* to *done*, until half of the time limit is over."""
         until = time.monotonic() + self._seconds / 2
         for message in messages:
             result = message

@@ -92,7 +92,7 @@ class ClientLog:
             self._omit(1)
 
     def said(self, speaker: str, block: str, messages: int, clients: int) -> None:
-        """Log one publish of the client with so many *messages*; see `Log.said`."""
+        """Log one publish of the client, of that many *messages*; see `Log.said`."""
         log, logged = self._rates.log, 0
         if not self._omitted:
             if self._take(messages, len(block)):
@@ -115,7 +115,7 @@ class ClientLog:
         return int(rate * (BURST_SECONDS - max(0.0, owed_seconds)))
 
     def _take(self, lines: int, characters: int) -> bool:
-        """Take so many lines from the bucket if there are as many; return whether there were."""
+        """Take that many lines from the bucket if it has them; return whether it had."""
         rate = self._rates.rate
         if rate is None:
             return True
@@ -141,7 +141,7 @@ class ClientLog:
 
 
 def _head(block: str, lines: int) -> str:
-    """Return the first messages of *block* that are at most so many *lines* of 1 KiB."""
+    """Return the first messages of *block*, as many as fit into *lines* lines of 1 KiB."""
     head = "\n".join(block.split("\n", lines)[:lines])
     most = lines * _LINE_CHARACTERS
     return head if len(head) <= most else head[: max(0, head.rfind("\n", 0, most))]

@@ -111,7 +111,7 @@ class PresenceChanges:
 
 
 def summarize(events: Iterable[Joined | Left | Renamed | Presence], members: int) -> Presence:
-    """Return *events* as numbers, for a room that has so many *members* now."""
+    """Return *events* as numbers, for a room that has *members* members now."""
     joined = left = renamed = 0
     for event in events:
         match event:

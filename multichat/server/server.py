@@ -123,7 +123,12 @@ class Server:
         self._admission = Admission(self.config)
         self._authentication = Authentication(self.config, authenticate)
         self._turns = Turns(shares)
-        self._filters = Filters(self.config.filters, self.config.filter_seconds, self._log)
+        self._filters = Filters(
+            self.config.filters,
+            self.config.filter_seconds,
+            self._log,
+            joins=self.config.filter_joins,
+        )
         self._nursery: trio.Nursery | None = None
         self._bots = Bots(
             partial(self.handle, trusted=True), self._log, linger=self.config.timeouts.linger

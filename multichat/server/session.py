@@ -440,8 +440,6 @@ class Session:
     async def _filter(self, wish: type[Joining | Renaming], text: str) -> str | None:
         """Return the room or name that the client asks for, after the filters; None if rejected."""
         me = self.member
-        if not (self._filters and self._config.filter_joins):
-            return text
         return await self._filters.apply_to_wish(
             wish(client=me.client, name=me.name, room=me.room.name, text=text)
         )

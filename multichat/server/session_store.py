@@ -201,7 +201,7 @@ class StoredSession:
     def numbers(self, ends: Mapping[str, int]) -> list[int]:
         """Return the numbers of its last messages in a room, in order.
 
-        *ends* has the room's epochs, each with the number behind its last message.
+        *ends* has the room's epochs, each with the number after its last message.
         """
         return [
             submission.first + i
