@@ -1,11 +1,11 @@
-"""The operator's console: what whoever runs a server types into its terminal, and is shown there.
+"""The operator's console: lines typed at the terminal of a server, and the answers to them.
 
-Owns the operator's commands and nothing that they do: all of that is the server's.
+Owns how the commands of `ADMIN_COMMANDS` are run; what they do is up to the server.
 
-1. A command is obeyed at once, whoever is slow: what is said waits in a queue of its own, in the
-   order in which it was typed, and the end of the server behind it.
-2. Whatever is typed, the answer is a line or a few; a mistake is one, and ends nothing.
-3. What is shown is clean: names and reasons are other people's.
+1. Commands run at once, even if clients are slow: messages, and the shutdown after them, wait in a
+   queue in the order in which they were typed.
+2. Every line gets an answer of a few lines at most; a mistake is one line and ends nothing.
+3. Everything that is shown is filtered, because names and reasons come from other people.
 """
 
 import os
@@ -45,10 +45,10 @@ if TYPE_CHECKING:  # who starts us
 
 __all__ = ["AdminConsole", "console_fd", "run_console", "terminal_stops_nobody"]
 
-# A pasted page or ten; each takes a moment, and two seconds where somebody has to be waited for.
+# Ten pasted pages; a line takes up to two seconds if the server waits for a slow client.
 MAX_WAITING_LINES = 1000
 
-# A narrow terminal's: tables are cut to it.
+# The width of a narrow terminal; wider tables are cut.
 _COLUMNS = 60
 _GAP = "  "
 _LEAST_COLUMN = 8
@@ -62,10 +62,10 @@ or forever, which is the default; a number is minutes."""
 
 
 class AdminConsole:
-    """One operator of a *server*; `run` is called once.
+    """The console of a *server*; `run` is called once.
 
-    *show* is called with each line of an answer, which is clean, and must not wait.  *clock* says
-    how many seconds have gone by since 1970.
+    *show* is called with each line of an answer, which is clean, and must not wait.  *clock*
+    returns the seconds since 1970.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class AdminConsole:
         )
 
     async def run(self, lines: AsyncIterable[list[Part]]) -> None:
-        """Obey *lines* to their end, and return when all that was to be said has been.
+        """Run *lines* to their end, and return when all messages have been sent.
 
-        Cancelled, what still waits is not said.
+        If it is cancelled, queued messages are not sent.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work)
@@ -94,7 +94,7 @@ class AdminConsole:
                     for part in parts:
                         if isinstance(part, str):
                             for line in part.split("\n"):
-                                self._obey(line)
+                                self._run_line(line)
                         else:
                             self._show(str(part))
 
@@ -102,19 +102,19 @@ class AdminConsole:
         async for task in self._queued:
             try:
                 await task()
-            except Exception as error:  # noqa: BLE001 - the boundary of what is said
+            except Exception as error:  # noqa: BLE001 - the boundary of a queued task
                 self._fail(error)
 
     def _soon(self, task: Callable[[], Awaitable[object]]) -> None:
         try:
             self._queue.send_nowait(task)
         except trio.WouldBlock:
-            raise LocalProtocolError("too much waits to be said; that was not taken") from None
+            raise LocalProtocolError("too many lines are waiting; this one was not sent") from None
 
     def _show(self, text: str) -> None:
         self._show_line(clean(text))
 
-    def _obey(self, line: str) -> None:
+    def _run_line(self, line: str) -> None:
         try:
             if line.startswith("/") and not line.startswith("//"):
                 self._run_command(line)
@@ -129,9 +129,9 @@ class AdminConsole:
     def _fail(self, error: Exception) -> None:
         if isinstance(error, MultichatError):
             self._show(str(error))
-        else:  # our own bug, which ends neither the console nor the server
+        else:  # a bug, which must end neither the console nor the server
             Log("server").crash("a command of the operator's crashed", error)
-            self._show("that failed, and the log says how")
+            self._show("that failed; see the log")
 
     def _run_command(self, line: str) -> None:
         name, rest = split_command(line)
@@ -170,7 +170,7 @@ class AdminConsole:
         self._server.shutdown()
 
     def _client(self, who: str) -> int:
-        """Return the number of *who* is connected; raises `LocalProtocolError`."""
+        """Return the number of the client *who*; raises `LocalProtocolError` without one."""
         client = self._server.find(who)
         if client is None:
             nobody = "no client" if who.isdecimal() else "nobody called"
@@ -185,7 +185,7 @@ class AdminConsole:
     def _ban(self, rest: str) -> None:
         target, terms = self._split_target(rest)
         if isinstance(target, str):
-            parse_person_name(target)  # a name that nobody can have is a mistake
+            parse_person_name(target)  # an invalid name is a mistake
         until, reason = self._parse_terms(terms)
         ban = Ban(target=target, until=until, reason=reason)
         gone = len(self._server.ban(ban))
@@ -193,7 +193,7 @@ class AdminConsole:
         self._show(f"banned {ban.describe(self._clock())} ({clients} disconnected)")
 
     def _split_target(self, rest: str) -> tuple[Target, str]:
-        """Split off what is banned; an address, and `name NAME`, even if somebody is called so."""
+        """Split off what is banned; an address and `name NAME` come before names of clients."""
         what, terms = split_target(rest)
         if " " in what or _is_network(what):
             return parse_target(what), terms
@@ -203,7 +203,7 @@ class AdminConsole:
         return parse_target(who), terms
 
     def _target(self, client: int) -> Target:
-        """Return what keeps *client* out: its address, or the name of who comes without one."""
+        """Return what bans *client*: its address, or its name if it has no address."""
         info = next(each for each in self._server.members if each.client == client)
         if (network := network_of(info.address)) is not None:
             return network
@@ -213,7 +213,7 @@ class AdminConsole:
             raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
 
     def _parse_terms(self, terms: str) -> tuple[float | None, str]:
-        """Return until when, and why; what begins with a digit is a time, or a mistake."""
+        """Return the end of a ban and the reason; a word that begins with a digit is a time."""
         word, _, rest = terms.partition(" ")
         if not (word[:1].isdecimal() or word.lower() == "forever"):
             return None, terms
@@ -255,7 +255,7 @@ class AdminConsole:
 
 
 def _split_who(text: str) -> tuple[str, str]:
-    """Split off who is meant: a number, a name, or two words as in `Client 7`."""
+    """Split off a client: a number, a name, or two words as in `Client 7`."""
     who, _, rest = text.partition(" ")
     rest = rest.lstrip()
     if who.lower() == "client" and rest:
@@ -288,7 +288,7 @@ def _format_bytes(count: int) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align *rows*, numbers to the right; the widest column is cut to fit."""
+    """Align *rows*, numbers to the right; the widest columns are cut to fit."""
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
         widest = max(widths)
@@ -313,9 +313,9 @@ def _fit(text: str, width: int) -> str:
 
 
 def console_fd() -> int | None:
-    """Return the number of standard input if an operator types there, and to us; else None.
+    """Return the descriptor of standard input if it is a terminal in whose foreground we are.
 
-    It has to be a terminal in whose foreground we are: reading in the background stops a process.
+    Otherwise None: reading from a terminal in the background stops the process.
     """
     try:
         fd = sys.stdin.fileno()
@@ -323,14 +323,14 @@ def console_fd() -> int | None:
             return None
         if sys.platform != "win32" and os.tcgetpgrp(fd) != os.getpgrp():
             return None
-    except (AttributeError, OSError, ValueError):  # none at all, closed, or not our terminal
+    except (AttributeError, OSError, ValueError):  # missing, closed, or not our terminal
         return None
     return fd
 
 
 @contextmanager
 def terminal_stops_nobody() -> Iterator[None]:
-    """Have a use of the terminal fail, and not stop us, once we are in its background."""
+    """Let the use of the terminal fail in the background instead of stopping the process."""
     if sys.platform == "win32":
         yield
         return
@@ -344,10 +344,10 @@ def terminal_stops_nobody() -> Iterator[None]:
 
 
 async def run_console(server: "Server", show: Callable[[str], object]) -> None:
-    """Run the operator's commands that are typed at our terminal; return at once without one.
+    """Run the commands that are typed at the terminal; return at once if there is none.
 
-    In the main thread only.  *show* is as `AdminConsole` has it.  Returns at the end of the input,
-    and when we were put into the background; the server goes on.
+    For the main thread only.  *show* is as for `AdminConsole`.  Also returns at the end of the
+    input, and in the background; the server continues.
     """
     fd = console_fd()
     if fd is None:
@@ -355,4 +355,4 @@ async def run_console(server: "Server", show: Callable[[str], object]) -> None:
         return
     with terminal_stops_nobody():
         await AdminConsole(server, show).run(read_input(fd))
-    show("The console has ended, the server goes on")
+    show("The console has ended, the server continues")

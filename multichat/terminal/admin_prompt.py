@@ -1,12 +1,12 @@
-"""The input line of a server in the foreground of a terminal, beneath its scrolling log.
+"""The input line of a server in the foreground of a terminal, below its scrolling log.
 
-It is the client's `prompt`, in a thread of its own: drawing waits for a terminal that takes
-nothing, and the server must not.  The log's thread hands its lines over and waits until they are
-shown, so that the log's bound holds.  prompt_toolkit is imported in that thread, too, and holds up
-no start.
+It is the client's `prompt`, in a thread of its own, because drawing waits for a stalled terminal
+and the server must not.  The log's thread hands its lines over and waits until they are shown, so
+that the log stays bounded.  prompt_toolkit is imported in that thread, too, and does not delay the
+start.
 
-While the server is stopped, or in the background, nothing is read or drawn, and the log's lines go
-straight to the terminal; back in the foreground the input line is there again.
+While the server is stopped or in the background, nothing is read or drawn, and the log's lines go
+directly to the terminal.  In the foreground the input line is shown again.
 """
 
 import os
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_prompted_console"]
 
-_STATUS = "what you type is said to everybody; /help lists the commands"
+_STATUS = "what you type is sent to everybody; /help lists the commands"
 
-# How long a terminal that hangs may hold up being stopped, and our end.
+# How long a stalled terminal may delay a suspend, and the end of the server.
 _SUSPEND_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
 
@@ -57,7 +57,7 @@ async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bo
     with terminal_stops_nobody():
         async with _InputLine(writer, color=color).open() as lines:
             await AdminConsole(server, writer.show).run(lines)
-    writer.show("The console has ended, the server goes on")
+    writer.show("The console has ended, the server continues")
 
 
 class _InputLine:
@@ -131,7 +131,7 @@ class _InputLine:
         from multichat.terminal.prompt import Show, open_prompt
         from multichat.terminal.render import DIM
 
-        # The operator is told of what only looks like a command; see `AdminConsole`.
+        # `AdminConsole` answers disguised commands.
         recognize = partial(looks_like, table=ADMIN_COMMANDS)
         syntax = Syntax(lambda _: None, recognize, _literally, lambda: "everybody")
         find = partial(complete, names=(), rooms=(), table=ADMIN_COMMANDS)

@@ -18,7 +18,7 @@ from tests.support.terminals import Terminal
 pytestmark = pytest.mark.process
 
 SERVE = f"multichat serve 0 --host {LOOPBACK}"
-STATUS = "what you type is said to everybody"
+STATUS = "what you type is sent to everybody"
 # Takes the terminal at standard input for its own, and becomes another program.
 IN_FRONT = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -126,7 +126,7 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(way: str, terminal: T
     match way:
         case "C-d":
             await terminal.press("t", "C-d")
-            await terminal.wait_for("t", "The console has ended, the server goes on")
+            await terminal.wait_for("t", "The console has ended, the server continues")
             assert STATUS not in await terminal.screen("t")
             async with multichat.connect(LOOPBACK, int(found[1]), name="bob"):
                 await terminal.wait_for("t", "Client 1 is now called bob")
