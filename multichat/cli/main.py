@@ -184,7 +184,7 @@ def _join(
 
     input_fd = None if listen else fileno(sys.stdin)
     if json:
-        from multichat.cli.errands import pass_json
+        from multichat.cli.json_pipe import pass_json
         from multichat.stdio import until_signal
 
         errand = partial(
@@ -291,7 +291,7 @@ def send(
     with one_line_errors("interrupted before the server had accepted everything"):
         import trio
 
-        from multichat.cli.errands import send
+        from multichat.cli.send import send
         from multichat.stdio import until_signal
 
         endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
@@ -331,7 +331,7 @@ def who(
     with one_line_errors():
         import trio
 
-        from multichat.cli.errands import who
+        from multichat.cli.who import who
         from multichat.stdio import until_signal
 
         endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)

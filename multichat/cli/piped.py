@@ -4,8 +4,8 @@ Lines are counted from 1 on as they are read, without empty ones.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from multichat.client.line_chat import LineChat
@@ -16,8 +16,9 @@ from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Nonce
 from multichat.protocol.text_codec import TEXT
+from multichat.stdio import read_input
 
-__all__ = ["Piped", "for_pipe"]
+__all__ = ["Piped", "for_pipe", "send_input"]
 
 # Less than the limit of unaccepted messages, so that some are always on their way.
 _PIECE_LINES = 64
@@ -108,3 +109,15 @@ class Piped:
             yield
         except ConnectionLost as error:
             raise self.explain(error) from None
+
+
+async def send_input(fd: int, piped: Piped, send: Callable[[str], Awaitable[None]]) -> None:
+    """Read *fd* to its end and *send* its lines; raises `LineTooLong`, and as *send* does."""
+    async with aclosing(read_input(fd)) as reads:
+        async for parts in reads:
+            for part in parts:
+                if isinstance(part, LineTooLong):
+                    raise part
+                piped.note_read(part)
+                await send(part)
+    piped.all_read = True

@@ -10,7 +10,7 @@ import trio
 from multichat.client.chat import Chat
 from multichat.client.reconnect import Link
 from multichat.client.typed import LocalCommand, Typed
-from multichat.errors import ConnectionLost, InvalidRequest, Refused
+from multichat.errors import ConnectionLost, InvalidRequest, NoJson, Refused
 from multichat.protocol.codec import Codec
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
@@ -118,6 +118,13 @@ class LineChat(Chat):
     def fell_back(self) -> bool:
         """Whether JSON was asked for and the server speaks text."""
         return self.codec is TEXT and not self._link.plain and self._session.negotiation.settled
+
+    def check_ready(self, *, needs_json: bool = False) -> None:
+        """Raise `ConnectionLost` after a goodbye, or `NoJson` if *needs_json* and it is text."""
+        if self.goodbye is not None:
+            raise ConnectionLost(self.goodbye)
+        if needs_json and self.welcome is None:
+            raise NoJson if self.connected else ConnectionLost("the server closed the connection")
 
     async def finish(self, *, end_line: str = TEXT.encode_request(Quit())) -> None:
         """Finish as `Chat.finish` does.

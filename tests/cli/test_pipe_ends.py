@@ -26,7 +26,8 @@ from multichat.client.connect import Endpoint, client_tls
 from multichat.client.front_end import ConnectOptions
 from multichat.cli.console import (Console)
 from multichat.stdio import (until_signal)
-from multichat.cli.errands import pass_json, send
+from multichat.cli.json_pipe import pass_json
+from multichat.cli.send import send
 from multichat.log import open_log
 from multichat.cli.process import one_line_errors
 

@@ -21,8 +21,9 @@ from multichat import (
     ServerConfig,
     ServerTimeouts,
 )
-from multichat.cli import errands
+from multichat.cli.json_pipe import pass_json
 from multichat.cli.process import read_password_file
+from multichat.cli.send import send
 from multichat.client.connect import Endpoint
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.protocol.json_codec import JSON
@@ -346,7 +347,7 @@ async def test_plain_text_to_a_server_with_a_password_is_not_a_success(
         endpoint = Endpoint(host=LOOPBACK, port=server.port)
         try:
             with pytest.raises(Refused, match="password"):
-                await errands.send(endpoint, text, input_fd=read, plain=True)
+                await send(endpoint, text, input_fd=read, plain=True)
         finally:
             os.close(read)
 
@@ -360,7 +361,7 @@ async def test_json_lines_are_refused_at_once_by_a_server_with_a_password(
             patient = ClientTimeouts(answer=math.inf)
             endpoint = Endpoint(host=LOOPBACK, port=server.port, timeouts=patient)
             with trio.fail_after(WAIT_SECONDS), pytest.raises(Refused, match="password"):
-                await errands.pass_json(endpoint, input_fd=None, output_fd=out.fileno())
+                await pass_json(endpoint, input_fd=None, output_fd=out.fileno())
 
 
 @pytest.mark.process

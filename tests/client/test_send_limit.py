@@ -13,8 +13,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from multichat import ClientTimeouts, ConnectionLost
-from multichat.cli import errands
 from multichat.cli.console import Console
+from multichat.cli.send import send
 from multichat.client.connect import Endpoint
 from multichat.client.connection import Standstill
 from multichat.client.front_end import ConnectOptions
@@ -108,7 +108,7 @@ async def test_send_ends_when_nothing_is_accepted_in_time(
     async with scripted(ClientTimeouts(progress=SECONDS), wait=wait) as endpoint:
         most = max(SECONDS, endpoint.timeouts.stuck + min(wait, 3600.0))
         with pytest.raises(ConnectionLost, match=f"nothing was accepted in {most:g} s"):
-            await errands.send(endpoint, "hello", input_fd=-1)
+            await send(endpoint, "hello", input_fd=-1)
         assert trio.current_time() == pytest.approx(most, rel=0.11)
 
 
@@ -118,7 +118,7 @@ async def test_piped_send_always_ends_and_reports_unaccepted_lines(
 ) -> None:
     async with scripted(ClientTimeouts(progress=SECONDS), accepted=7) as endpoint:
         with piped(tmp_path, lines) as fd, pytest.raises(ConnectionLost) as caught:
-            await errands.send(endpoint, None, input_fd=fd)
+            await send(endpoint, None, input_fd=fd)
         assert str(caught.value) == (
             f"connection lost: nothing was accepted in {SECONDS:g} s; {lines - 7} lines were not "
             "accepted, the first is line 8 of the input (empty lines not counted)"
@@ -131,7 +131,7 @@ async def test_send_waits_as_long_as_the_server_may_wait_for_slow_clients(
 ) -> None:
     timeouts = ClientTimeouts(progress=SECONDS)
     async with scripted(timeouts, wait=60, accepted=1, seconds=70) as endpoint:
-        await errands.send(endpoint, "hello", input_fd=-1)
+        await send(endpoint, "hello", input_fd=-1)
         assert trio.current_time() == pytest.approx(70, abs=3)
 
 
@@ -142,7 +142,7 @@ async def test_a_slow_server_that_makes_progress_is_never_given_up_on(
     timeouts = ClientTimeouts(progress=SECONDS)
     async with scripted(timeouts, accepted=lines, seconds=SECONDS - 5) as endpoint:
         with piped(tmp_path, lines) as fd:
-            await errands.send(endpoint, None, input_fd=fd)
+            await send(endpoint, None, input_fd=fd)
         assert trio.current_time() > lines * (SECONDS - 6)
 
 
@@ -155,7 +155,7 @@ async def test_the_time_for_delivery_is_for_everything_after_the_end_of_input(
             piped(tmp_path, 100) as fd,
             pytest.raises(ConnectionLost, match=r"not everything was accepted in 120 s; 9\d lines"),
         ):
-            await errands.send(endpoint, None, input_fd=fd)
+            await send(endpoint, None, input_fd=fd)
 
 
 async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_long(

@@ -16,8 +16,10 @@ import trio.testing
 from trio.testing import MockClock
 
 from multichat import Event, MultichatError
-from multichat.cli import errands
 from multichat.cli.console import Console
+from multichat.cli.json_pipe import pass_json
+from multichat.cli.send import send
+from multichat.cli.who import who
 from multichat.client.connect import Endpoint
 from multichat.client.front_end import ConnectOptions
 from multichat.log import open_log
@@ -539,9 +541,9 @@ async def test_connect_filters_what_it_shows(codec: str, tmp_path: Path) -> None
     assert len([line for line in shown if "FORGED" in line]) > len(PAYLOADS) * 9
 
 
-async def pass_json(endpoint: Endpoint, file: Path) -> bytes:
+async def passed_json(endpoint: Endpoint, file: Path) -> bytes:
     with file.open("wb") as out, suppress(MultichatError):
-        await errands.pass_json(endpoint, input_fd=None, output_fd=out.fileno())
+        await pass_json(endpoint, input_fd=None, output_fd=out.fileno())
     return file.read_bytes()
 
 
@@ -556,7 +558,7 @@ async def test_passed_json_lines_are_filtered(encode: object, tmp_path: Path) ->
     events = [event for payload in PAYLOADS.values() for event in without_keys(payload)]
     says = b"".join(encode(event) + b"\n" for event in [WELCOME, *events])
     async with hostile_server(says) as endpoint:
-        data = await pass_json(endpoint, tmp_path / "out")
+        data = await passed_json(endpoint, tmp_path / "out")
     if encode is encode_escaped:
         assert len(check_json(data)) == 1 + len(events)
     assert is_harmless(data.decode("utf-8"))
@@ -599,16 +601,16 @@ async def test_send_and_who_filter_what_they_show() -> None:
     answer = {"type": "members", "room": "lobby", "members": members, "nonce": 1}
     welcome = encode_escaped(WELCOME) + b"\n"
     async with hostile_server(welcome, encode_escaped(answer) + b"\n") as endpoint:
-        lines = await errands.who(endpoint)
+        lines = await who(endpoint)
     assert len(lines) == len(PAYLOADS)
     assert all(map(is_one_harmless_line, lines))
 
     async def fail(*says: bytes) -> None:
         async with hostile_server(*(each + b"\n" for each in says)) as endpoint:
             for errand in (
-                errands.who(endpoint),
-                errands.send(endpoint, "x", input_fd=0),
-                errands.send(endpoint, "x", input_fd=0),
+                who(endpoint),
+                send(endpoint, "x", input_fd=0),
+                send(endpoint, "x", input_fd=0),
             ):
                 assert is_one_harmless_line(str(await failure_of(errand) or ""))
 

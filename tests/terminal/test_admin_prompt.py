@@ -38,7 +38,7 @@ signal.signal(signal.SIGUSR1, stand_still)
 Path("pid").write_text(str(os.getpid()))
 main()
 """
-INPUT = r"^> ?{}\s*\nwhat you type is said"
+INPUT = r"^> ?{}\s*\nwhat you type is sent"
 
 
 async def open_server(terminal: Terminal, options: str = "", *, columns: int = 80) -> int:

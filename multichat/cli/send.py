@@ -1,0 +1,82 @@
+"""`send`: sends messages and returns when the server has accepted them."""
+
+from contextlib import suppress
+
+import trio
+
+from multichat.cli.notices import notify
+from multichat.cli.piped import Piped, for_pipe, send_input
+from multichat.client.connect import Endpoint
+from multichat.client.line_chat import LineChat
+from multichat.client.status import SPEAKING_TEXT
+from multichat.errors import ConnectionLost, MultichatError, Refused
+from multichat.protocol.messages import Error
+from multichat.protocol.text_codec import TEXT
+
+__all__ = ["send"]
+
+
+async def send(
+    endpoint: Endpoint,
+    text: str | None,
+    *,
+    input_fd: int,
+    name: str | None = None,
+    room: str | None = None,
+    password: str | None = None,
+    plain: bool = False,
+    wait: bool = False,
+) -> None:
+    """Send *text*, or each line of *input_fd* if it is None; return when all are accepted.
+
+    If the connection is lost, it reconnects and sends again what was not accepted, as long as there
+    is progress; see `ClientTimeouts`.  For *wait* see `multichat.client.connect.connect`.
+
+    Raises `ConnectFailed`, `Refused`, or `ConnectionLost` with what was not accepted.  If *name* is
+    refused, the messages are sent without it.
+    """
+    timeouts = for_pipe(endpoint.timeouts)
+    async with (
+        LineChat(
+            await (endpoint.dial_until_there() if wait else endpoint.dial()),
+            name=name if plain else None,
+            room=room,
+            password=password,
+            plain=plain,
+            redial=endpoint.dial,
+            wait=wait,
+            timeouts=timeouts,
+        ).open() as chat,
+        trio.open_nursery() as nursery,
+    ):
+        # A message for a room must not be sent to another one.
+        chat.check_ready(needs_json=room is not None and not plain)
+        if chat.fell_back:
+            await notify(SPEAKING_TEXT)
+        errors: list[Error] = []
+        nursery.start_soon(_receive_errors, chat, errors)
+        if name is not None and not plain and not chat.fell_back:
+            not_named = await chat.try_rename(name, timeouts.answer)
+            if not_named is not None:
+                await notify(f"{not_named}; speaking as {chat.name}")
+        piped = Piped(chat)
+        with piped.explaining():
+            if text is not None:
+                await chat.send(text)
+            else:
+                await send_input(input_fd, piped, piped.say)
+            await chat.finish()
+        if chat.goodbye is not None and chat.codec is TEXT:  # which acknowledges nothing
+            raise ConnectionLost(chat.goodbye)
+        if errors:
+            raise Refused(errors[0].code, errors[0].text)
+        nursery.cancel_scope.cancel(reason="everything was accepted")
+
+
+async def _receive_errors(chat: LineChat, errors: list[Error]) -> None:
+    """Receive to the end; collect the errors that answer messages."""
+    with suppress(MultichatError):  # the sending task raises it, too
+        while events := await chat.receive():
+            errors += [
+                each for each in events if isinstance(each, Error) and each.nonce is not None
+            ]
