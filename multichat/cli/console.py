@@ -26,6 +26,7 @@ from multichat.errors import (
 )
 from multichat.log import Log, LogWriter
 from multichat.protocol.auth import parse_password
+from multichat.protocol.commands import COMMANDS
 from multichat.protocol.framing import Part
 from multichat.protocol.goodbyes import ASKED_TO_LEAVE
 from multichat.protocol.messages import Disconnected, Event, Goodbye, Reconnected, Welcome
@@ -52,7 +53,7 @@ _LEFT_INPUT_SECONDS = 0.25
 # The events that our own client adds to the server's.
 _OURS = (Disconnected, Reconnected)
 
-_LOCAL_COMMANDS = ("/quit", "/status")
+_LOCAL_COMMANDS = COMMANDS.local_names(terminal=False)
 
 
 class Console(FrontEnd):

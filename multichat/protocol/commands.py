@@ -65,9 +65,9 @@ class Command(NamedTuple):
 
     Without *help* it is not listed.  *aliases* do the same.  *completes* says what the first
     argument is, for completion: `name`, `room`, `text`, or empty for nothing to be completed.
+    *local* says which of our clients run it themselves: `all`, `terminal`, or empty for none.
     *parse* returns the request, or the text to say, for what is typed behind the name; None if
-    those arguments do not fit.  A command without *parse* is run where it is typed: by the
-    terminal client if *is_local*, else by the operator's console.
+    those arguments do not fit.  Without *parse* there is no request.
     """
 
     name: str
@@ -75,8 +75,13 @@ class Command(NamedTuple):
     help: str = ""
     aliases: tuple[str, ...] = ()
     completes: str = ""
-    is_local: bool = False
-    parse: Callable[[str], Request | str | None] = lambda _: None
+    local: str = ""
+    parse: Callable[[str], Request | str | None] | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the command is unknown to the server."""
+        return bool(self.local) and self.parse is None
 
 
 class CommandTable:
@@ -97,6 +102,10 @@ class CommandTable:
     def find(self, word: str) -> Command | None:
         """Return the command called *word*, under any of its names and in any case."""
         return self._by_name.get(word.lower())
+
+    def local_names(self, *, terminal: bool) -> list[str]:
+        """Return the names of the commands that a client runs itself, on a terminal or not."""
+        return [each.name for each in self if each.local and (terminal or each.local == "all")]
 
     def similar(self, name: str, rest: str) -> str | None:
         """Return the command that *name*, which is unknown, looks like, if there is one.
@@ -139,7 +148,7 @@ def parse_command(line: str) -> Request | str:
     command = COMMANDS.find(name)
     if command is None or command.is_local:
         return Invalid.because(UnknownRequest(unknown_command(name, rest)))
-    request = command.parse(rest)
+    request = command.parse(rest) if command.parse is not None else None
     if request is None:
         hint = _usage_hint(command, name.lower(), rest.strip())
         return Invalid.because(InvalidRequest(hint))
@@ -193,16 +202,16 @@ COMMANDS = CommandTable(
     Command("/history", "[N]", "show the latest messages", parse=_parse_history),
     Command("/ping", "", "check the connection", parse=_parse_ping),
     Command("/help", "", "show this list", parse=lambda _: Help()),
-    Command("/quit", "", "leave the chat", ("/exit",),
+    Command("/quit", "", "leave the chat", ("/exit",), local="all",
             parse=lambda rest: None if rest.strip() else Quit()),
     Command("/say", "TEXT", completes="text", parse=lambda rest: rest or None),
     Command("/auth", "PASSWORD",
             parse=lambda _: Invalid.because(InvalidRequest("no password is required"))),
     Command("/json"),
-    Command("/status", "", "show the room and the connection", is_local=True),
-    Command("/clear", "", "clear the screen", is_local=True),
+    Command("/status", "", "show the room and the connection", local="all"),
+    Command("/clear", "", "clear the screen", local="terminal"),
     Command("/ignore", "NAME", "hide the messages of NAME, or show them again", (), "name",
-            is_local=True),
+            local="terminal"),
     unavailable={
         "/topic": "rooms have no topic",
         "/whois": "there is no /whois; /who lists who is here",

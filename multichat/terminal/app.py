@@ -89,7 +89,7 @@ _SHOWN_WAITING = 10
 # How many lines that were never sent are shown in the end; all are in the input history.
 _SHOWN_UNSENT = 10
 
-_LOCAL_COMMANDS = ("/quit", "/status", "/clear", "/ignore")
+_LOCAL_COMMANDS = COMMANDS.local_names(terminal=True)
 
 _Said = SayBlock | Act | Direct
 
