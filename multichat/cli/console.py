@@ -1,7 +1,7 @@
 """`multichat connect` without an input line: standard input to the chat, the chat to the log.
 
-Owns what is local to a client: its commands, its log, and when it is time to leave and how that
-is told to the shell.  A terminal and a pipe are read the same way.
+Owns the log of the client, and when it ends and with which error.  A terminal and a pipe are read
+the same way.
 """
 
 import logging
@@ -35,12 +35,10 @@ from multichat.protocol.typed_lines import disguised_command, why_not_said
 from multichat.stdio import read_input, until_signal
 from multichat.terminal.render import STATES
 
-__all__ = [
-    "Console",
-]
+__all__ = ["Console"]
 
-# How much may wait for a slow standard output before we stop reading: well below where the log
-# would skip lines, because no message may be lost.
+# How many bytes may wait for a slow standard output before we stop reading: well below where the
+# log would skip lines, because no message may be lost.
 _UNWRITTEN_BYTES = 2 * 1024 * 1024
 
 # A server that closes its side first may still be reading (`ncat -l </dev/null`): the rest of a
@@ -77,12 +75,12 @@ class Console(FrontEnd):
         self._is_full = False  # and its code was `full`
 
     async def run(self) -> None:
-        """Connect and talk until the input ends, the server closes, or SIGINT or SIGTERM comes.
+        """Connect and chat until the input ends, the server closes, or SIGINT or SIGTERM comes.
 
-        Raises `ConnectFailed`; `Refused` if the room, or the server, is closed to us;
-        `ConnectionLost` if the conversation ended otherwise than by our wish or the server's
-        goodbye, and there is no way back, or if a goodbye came before all of a pipe was heard;
-        `OutputLost`.  Unless a signal came, all that was logged has been written when it returns.
+        Raises `ConnectFailed`; `Refused` if the server, or the room, does not admit us;
+        `ConnectionLost` if the chat ended neither by us nor by the server's goodbye and cannot be
+        resumed, or if a goodbye came before all of a pipe was accepted; `OutputLost`.  Unless a
+        signal came, all log lines have been written when it returns.
         """
         await until_signal(self._run)
 
@@ -93,10 +91,10 @@ class Console(FrontEnd):
                 await self._converse()
             finally:
                 await self._wait_for_output(at_most_bytes=0)
-            nursery.cancel_scope.cancel(reason="all is said and written")
+            nursery.cancel_scope.cancel(reason="the chat is over and its log is written")
 
     async def _watch_output(self) -> None:
-        """End the conversation when the output cannot be written any more."""
+        """End the chat when the output cannot be written any more."""
         await trio.to_thread.run_sync(self._writer.wait_for_failure, abandon_on_cancel=True)
         self._check_output()
 
@@ -138,7 +136,7 @@ class Console(FrontEnd):
             raise self.failure
 
     def _is_unsaid(self, chat: LineChat) -> bool:
-        """Return whether lines are known to be lost in a conversation that ended with a goodbye."""
+        """Return whether lines are known to be lost in a chat that ended with a goodbye."""
         return bool(
             self._sending
             or (self.sent and (self._was_rejected or chat.link.connection.waiting_bytes))

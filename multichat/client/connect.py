@@ -1,4 +1,4 @@
-"""How a client gets to a server, and a conversation with it: over TCP, TLS or a Unix socket.
+"""How a client connects to a server: over TCP, TLS or a Unix socket.
 
 A stream that is returned is connected, and closed by whoever gets it.
 """
@@ -107,7 +107,7 @@ def client_tls(authority: Path | None = None) -> ssl.SSLContext:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """Where a server is to be found, and how: *host* and *port*, or the socket at *unix*."""
+    """The address of a server: *host* and *port*, or the Unix socket at *unix*."""
 
     host: str = ""
     port: int = 0
@@ -140,11 +140,9 @@ async def dial_until_there(
     *,
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> trio.abc.Stream:
-    """Dial until somebody is there; *tell* is called once, with the first failure.
+    """Dial until the server is there; *tell* is called once, with the first failure.
 
-    After `ClientTimeouts.wait` seconds the last failure is raised.
-
-    Raises `ConnectFailed` where it would be no use to go on.
+    Raises `ConnectFailed` after `ClientTimeouts.wait` seconds, and for a failure that lasts.
     """
     pauses = backoff(timeouts)
     told = False
@@ -174,22 +172,21 @@ async def open_chat(
     redial: Redial | None = None,
     wait: bool = False,
 ) -> AsyncGenerator[Chat]:
-    """Hold a conversation over *stream*, which is closed in the end.
+    """Chat over *stream*, which is closed at the end.
 
-    Asks for JSON, a *name* and a *room*; the block begins when the other side has answered.  A
-    server that does not answer in JSON is spoken to in text, and the wishes are forgotten; one that
-    does not answer at all in `ClientTimeouts.answer` seconds is an error, `NoJson`.  *plain* speaks
-    text from the start and never asks.  The *password* is said to a server that asks for one.
-    Raises `Refused` if the server cannot grant a wish, or asks for a password and has not got it.
-    The last *replay* messages of the room are told first, in JSON.
+    Asks for JSON, a *name* and a *room*; the block begins when the server has answered.  With a
+    server that answers in text, text is spoken, without name and room; one that does not answer
+    within `ClientTimeouts.answer` seconds raises `NoJson`.  *plain* speaks text from the start and
+    sends no hello.  The *password* is sent to a server that requires one.  Raises `Refused` if
+    the server refuses the name or room, or requires a password and was sent none, or a wrong one.
+    In JSON the last *replay* messages of the room are the first events.
 
-    *redial* returns another stream to the same server: with it the conversation continues after a
-    connection is lost, as `Chat` says; with *wait*, also after one that is lost before the server
-    has answered; with *plain* that is its answer to the password.  Those streams are closed here,
-    too.
+    *redial* returns another stream to the same server, which is closed here, too: with it the chat
+    continues after a connection is lost, as `Chat` says.  With *wait* it also continues after one
+    that is lost before the server has answered, or has accepted the password in plain text.
 
-    Leaving the block sends what was said and the end of input, and waits for the server to have
-    seen them as `Chat.finish` does; leaving it by an exception or cancellation closes at once.
+    Leaving the block finishes as `Chat.finish` does; leaving it by an exception or cancellation
+    closes at once.
     """
     chat = Chat(
         stream,
@@ -222,12 +219,11 @@ async def connect(
     reconnect: bool = True,
     wait: bool = False,
 ) -> AsyncGenerator[Chat]:
-    """Connect to the server on *host* and *port* and hold a conversation.
+    """Connect to the server on *host* and *port*, and chat.
 
-    *timeouts* are for connecting and for the conversation.  For *tls* and *tls_name* see `dial`,
-    which raises `ConnectFailed`, but not if we *wait* until the server is there; for the rest see
-    `open_chat`.  Unless *reconnect* is false a connection
-    that is lost is followed by another, and the program hears `Disconnected` and `Reconnected`.
+    For *tls* and *tls_name* see `dial`, which raises `ConnectFailed`; with *wait* it tries again
+    until the server is there.  Unless *reconnect* is false, a lost connection is followed by
+    another, with `Disconnected` and `Reconnected` among the events.  For the rest see `open_chat`.
     """
     endpoint = Endpoint(host=host, port=port, tls=tls, tls_name=tls_name, timeouts=timeouts)
     stream = await (endpoint.dial_until_there() if wait else endpoint.dial())

@@ -1,11 +1,11 @@
-"""A chat on a terminal: what one types to the server, what happens to the screen.
+"""The interactive client: typed lines go to the server, events to the screen.
 
-Owns what is local to whoever sits there: the local commands of `multichat.protocol.commands`, whom
-they do not want to hear, who and what can be completed, and what was said and is not yet accepted.
-The terminal itself is `prompt`'s, the look of things `look`'s.
+Owns the local commands, the ignored names, the names and rooms for completion, and the messages
+that are not accepted yet.  The terminal itself is `multichat.terminal.prompt`'s, the formatting of
+events `multichat.terminal.render`'s.
 
-What we say is shown pending until the server has accepted it, and then where the room has it, in
-the one order that everybody sees.
+Our own messages are shown as pending until the server has accepted them, and then at their place in
+the order of the room.
 """
 
 import math
@@ -67,17 +67,17 @@ from multichat.terminal.render import DIM, WARNING, Fragments, Line, Renderer, U
 
 __all__ = ["TerminalChat"]
 
-# Who comes and goes in a storm is told as numbers, after which we ask for the names: a thousand of
-# them are 30 KiB, which nobody needs to complete a name every second.
+# Many joins and leaves at once are told as counts, after which we ask for the names: a thousand of
+# them are 30 KiB, which completion does not need every second.
 _ASK_AGAIN_SECONDS = 10.0
 
-# Sooner, where somebody came or went while we asked: the answer may be older.
+# Sooner if the members changed while we asked: the answer may be older.
 _ASK_AGAIN_SOON_SECONDS = 1.0
 
-# Names and rooms that are offered for completion, however many a server tells of.
-_MAX_TRIED_BYTES = 4096
+# How many names and rooms are kept for completion.
+_MAX_NAMES = 4096
 
-# How often we look whether all is accepted, where the terminal is gone.
+# How often we check whether all is accepted, once the terminal is gone.
 _LOOK_AGAIN_SECONDS = 0.1
 
 # How often the status counts down to the next try to reconnect.
@@ -133,7 +133,7 @@ class TerminalChat(FrontEnd):
         self._last_direct: Directed | None = None  # the last private message that was shown
 
     def run(self) -> None:
-        """Connect and talk until we leave, the server closes, or a signal ends it.
+        """Connect and chat until we leave, the server closes, or a signal ends it.
 
         Not inside of trio: it begins and ends it.  Raises as `Console.run` does.  The terminal is
         left as it was.
@@ -159,7 +159,7 @@ class TerminalChat(FrontEnd):
                 self._tell_unsent()
 
     async def _wait_for_line(self) -> None:
-        """Where the conversation ended while a line was being typed, keep it from the shell."""
+        """If the chat ended while a line was being typed, keep that line from the shell."""
         if self._leaving:
             return
         if self._prompt.is_begun:
@@ -197,7 +197,7 @@ class TerminalChat(FrontEnd):
                 self.tell(f"not accepted: {text}", warning=True)
 
     def _tell_unsent(self) -> None:
-        """Say what was typed and never sent, and keep it for the next time."""
+        """Show the lines that were never sent, and keep them in the input history."""
         lines = [line for line in (*self._over, *self._prompt.take_unsent()) if keeps(line)]
         for line in lines[:_SHOWN_UNSENT]:
             self.tell(f"not sent: {line}", warning=True)
@@ -208,7 +208,7 @@ class TerminalChat(FrontEnd):
     # --- What happens -----------------------------------------------------------------------------
 
     async def show_events(self, chat: LineChat) -> None:
-        """Show what happens, and meanwhile what is typed ahead of it."""
+        """Show events; ask for names and count down to the next try meanwhile."""
         with lone_exception():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask_names, chat)
@@ -224,7 +224,7 @@ class TerminalChat(FrontEnd):
         self._show(self._take(event))
 
     def _take(self, event: Event) -> list[Line]:
-        """Note what an event tells, and return how that looks."""
+        """Apply an event; return its lines."""
         self._note(event)
         before: list[Line] = []
         match event:
@@ -247,7 +247,7 @@ class TerminalChat(FrontEnd):
             case Reconnected(resumed=False):
                 self._last_direct = None
             case Renamed(client=client, old=old) if fold_name(old) in self._ignored:
-                if len(self._renamed) < _MAX_TRIED_BYTES:
+                if len(self._renamed) < _MAX_NAMES:
                     self._renamed[client] = fold_name(old)
             case HistoryPage(messages=messages):
                 heard = [said for said in messages if not self._is_ignored(said)]
@@ -258,7 +258,7 @@ class TerminalChat(FrontEnd):
         return [*before, *lines]
 
     def _is_replayed(self, said: Said) -> bool:
-        """Say whether it was said before we came in; what is missed later is not."""
+        """Return whether it was said before we joined, not missed later."""
         return said.room == self._room_at_first and "" < said.id <= self._last
 
     def _is_ignored(self, said: Said | Directed) -> bool:
@@ -266,7 +266,7 @@ class TerminalChat(FrontEnd):
         return not self._ignored.keys().isdisjoint(names)
 
     def _settle(self, nonce: Nonce | None) -> list[Line]:
-        """Return how something looks that we said and that is not pending any more."""
+        """Return the lines of a message of ours that is not pending any more."""
         if nonce in self._waiting:
             return self._renderer.typed(self._waiting.pop(nonce), self._us, _now())
         if nonce is not None and self._unsent:
@@ -274,7 +274,7 @@ class TerminalChat(FrontEnd):
         return []
 
     def _note(self, event: Event) -> None:
-        """Keep what the status shows, and whom one may want to name."""
+        """Update the status, and the names for completion."""
         self._changes += isinstance(event, Entered | Joined | Left | Renamed)
         match event:
             case Welcome(members=members):
@@ -282,7 +282,7 @@ class TerminalChat(FrontEnd):
                 self._names_stale.set()
             case Joined(name=name, members=members):
                 self._members = members or self._members + 1
-                self._try_send(name)
+                self._add_name(name)
             case Entered(members=members):
                 self._members = members
                 self._names_stale.set()
@@ -291,7 +291,7 @@ class TerminalChat(FrontEnd):
                 self._names.discard(name)
             case Renamed(old=old, name=name):
                 self._names.discard(old)
-                self._try_send(name)
+                self._add_name(name)
             case Presence(members=members):
                 self._members = members
                 self._names_stale.set()
@@ -302,14 +302,14 @@ class TerminalChat(FrontEnd):
                 self._names_stale.set()
             case Members(room=room, members=members) if self._is_here(room):
                 self._members = len(members)
-                self._names = {member.name for member in members[:_MAX_TRIED_BYTES]}
+                self._names = {member.name for member in members[:_MAX_NAMES]}
 
-    def _try_send(self, name: str) -> None:
-        if len(self._names) < _MAX_TRIED_BYTES:
+    def _add_name(self, name: str) -> None:
+        if len(self._names) < _MAX_NAMES:
             self._names.add(name)
 
     async def _count_down(self, chat: LineChat) -> None:
-        """While the connection is lost, have the status say which try is next, and when."""
+        """While the connection is lost, show in the status which try is next, and when."""
         while True:
             await self._lost.wait()
             self._lost = trio.Event()
@@ -323,7 +323,7 @@ class TerminalChat(FrontEnd):
             self._prompt.refresh()
 
     async def _ask_names(self, chat: LineChat) -> None:
-        """Ask who and what can be completed, when that has changed without our being told."""
+        """Ask for members and rooms when they may have changed without an event."""
         while chat.welcome is not None:
             await self._names_stale.wait()
             self._names_stale = trio.Event()
@@ -332,9 +332,9 @@ class TerminalChat(FrontEnd):
                 members, rooms = await chat.members(), await chat.rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
                 continue  # whoever reads hears of what matters
-            self._names = {member.name for member in members[:_MAX_TRIED_BYTES]}
+            self._names = {member.name for member in members[:_MAX_NAMES]}
             self._members = len(members)
-            self._rooms = {room.room for room in rooms[:_MAX_TRIED_BYTES]}
+            self._rooms = {room.room for room in rooms[:_MAX_NAMES]}
             self._prompt.refresh()
             if self._changes == before:
                 await trio.sleep(_ASK_AGAIN_SECONDS)
@@ -383,7 +383,7 @@ class TerminalChat(FrontEnd):
         end.deadline = trio.current_time() + timeouts.finish
 
     async def _obey(self, chat: LineChat, line: str) -> bool:
-        """Do what a typed line asks for; return False when it is time to leave."""
+        """Run or send a typed line; return False when it is time to leave."""
         [typed] = parse_typed(line, _LOCAL_COMMANDS)
         match typed.request:
             case LocalCommand(name="/quit"):

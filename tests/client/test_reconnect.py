@@ -280,6 +280,21 @@ async def test_each_failed_attempt_is_an_event_and_delays_grow(autojump_clock: M
         assert (event.failures, event.retry_seconds <= FIRST) == (0, True)
 
 
+async def test_a_connection_that_is_lost_at_once_does_not_reset_the_backoff(
+    autojump_clock: MockClock,
+) -> None:
+    async with conversation() as (chat, network, peer):
+        await trio.sleep(2)
+        for most in (FIRST, 2 * FIRST):
+            await peer.reset()
+            event = await anext(chat)
+            assert isinstance(event, Disconnected)
+            assert most / 2 <= event.retry_seconds <= most
+            peer = await network.peer()
+            await peer.welcome()
+            assert isinstance(await anext(chat), Reconnected)
+
+
 @pytest.mark.parametrize("script", ["before the hello", "in the hello", "silent", "in the welcome"])
 async def test_a_connection_that_ends_before_its_welcome_is_a_failed_attempt(
     script: str, autojump_clock: MockClock
