@@ -316,7 +316,7 @@ class LogWriter(logging.Handler):
         return bytes(rest).count(b"\n")
 
 
-class _Thinned(logging.Filter):
+class _RepeatFilter(logging.Filter):
     """Lets one record through in a while: an accept that fails is tried ten times a second."""
 
     def __init__(self) -> None:
@@ -365,9 +365,9 @@ def open_log(
             writers.append(LogWriter(file_fd, str(file)))
             writers[0].others, writers[1].others = [writers[1]], [writers[0]]
         loggers = [logging.getLogger("multichat"), logging.getLogger("trio.serve_listeners")]
-        thinned = _Thinned()
-        loggers[1].addFilter(thinned)
-        stack.callback(loggers[1].removeFilter, thinned)
+        repeat_filter = _RepeatFilter()
+        loggers[1].addFilter(repeat_filter)
+        stack.callback(loggers[1].removeFilter, repeat_filter)
         for writer in writers:
             writer.start()
             stack.callback(writer.close)

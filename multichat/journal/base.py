@@ -1,17 +1,16 @@
-"""Where what rooms say is kept: the interface, and what every journal promises.
+"""The journal's interface, and the guarantees that every implementation gives.
 
-A journal owns the numbers of a room's messages, the sessions of those who may come back, and the
-numbers that clients have had.  It knows nothing of who is connected.
+A journal owns the numbers of a room's messages, the resumable sessions, and the client numbers
+that have been assigned.  It does not know who is connected.
 
-1. `RoomJournal.append` numbers a run of messages at once, and in the order of the calls; what it
-   returns says when they are kept as durably as that journal promises.
-2. Where one cannot be kept, none that was appended after it, and not been reported kept, is either:
-   numbers have no gaps.
-3. What is read was kept, in order, each once; what retention has taken is missing from the front.
-4. A session that was kept before a message was appended is kept by the time that message is: it
-   comes back into the room and under the name through which its messages were accepted.  While a
-   journal cannot be written, more changes of sessions may come than it remembers; the oldest of
-   these are lost.
+1. `RoomJournal.append` numbers a block of messages at once, in the order of the calls; the
+   `PendingWrite` that it returns resolves once they are stored, as durably as that
+   journal promises.
+2. If a write fails, so do all later writes that were not confirmed before: numbers have no gaps.
+3. Reads return stored messages in order, each once; retention deletes only the oldest.
+4. A session saved before a message was appended is stored no later than that message: it resumes
+   in the room, and under the name, with which its messages were accepted.  While the journal cannot
+   be written, only a bounded number of session changes is queued; the oldest are dropped.
 """
 
 from abc import ABC, abstractmethod
@@ -30,18 +29,18 @@ from multichat.protocol.ids import message_id, message_number
 from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = [
-    "MAX_KEPT_EPOCH",
+    "MAX_STORED_EPOCH",
     "MAX_TIME_EPOCH",
     "Journal",
-    "Keeping",
-    "KeptNonce",
-    "KeptSession",
+    "PendingWrite",
     "RoomJournal",
+    "SavedNonce",
+    "SavedSession",
     "SessionRecord",
-    "backwards_from",
-    "newest_of",
-    "part_of",
-    "within",
+    "iterate_backwards",
+    "slice_block",
+    "take_first",
+    "take_newest",
 ]
 
 T = TypeVar("T")
@@ -49,11 +48,11 @@ T = TypeVar("T")
 # Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them, an
 # epoch that a file has leaves a sixteenth.
 MAX_TIME_EPOCH = 1 << 43
-MAX_KEPT_EPOCH = 0xF << 40
+MAX_STORED_EPOCH = 0xF << 40
 
 
-class Keeping:
-    """Something on its way into a journal; whoever writes it calls `resolve` once."""
+class PendingWrite:
+    """A write that has been queued; the writer calls `resolve` exactly once."""
 
     __slots__ = ("_done", "_failure")
 
@@ -63,21 +62,21 @@ class Keeping:
 
     @property
     def resolved(self) -> bool:
-        """Whether it is known if it is kept."""
+        """Whether the write has succeeded or failed."""
         return self._done.is_set()
 
     @property
     def failed(self) -> bool:
-        """Whether it is known that it is not kept."""
+        """Whether the write has failed."""
         return bool(self._failure)
 
     def resolve(self, failure: str = "") -> None:
-        """Say that it is kept, or in a few words why it never will be."""
+        """Mark the write as done or, with a short reason, as failed."""
         self._failure = failure
         self._done.set()
 
     async def wait(self) -> None:
-        """Wait until it is kept; raises `StorageFailed` if it never will be."""
+        """Wait until it is stored; raises `StorageFailed` if it fails."""
         await self._done.wait()
         if self._failure:
             raise StorageFailed(self._failure)
@@ -96,11 +95,11 @@ class SessionRecord:
     room: str
 
 
-class KeptNonce(NamedTuple):
-    """A nonce, and the id of the message that was said with it: its *epoch* and *number*.
+class SavedNonce(NamedTuple):
+    """A nonce and the id of its message: *epoch* and *number*.
 
-    *room* is that message's, folded, and *check* the four bytes that were appended with it; both
-    are empty where they are not known.  *epoch* and *room* of a private message are empty.
+    *room* is the message's room, case-folded, and *check* the four bytes appended with it; both are
+    empty if unknown.  *epoch* and *room* of a private message are empty.
     """
 
     nonce: Nonce
@@ -111,28 +110,28 @@ class KeptNonce(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeptSession:
-    """A session as the journal has it, with its last *nonces*, the oldest first.
+class SavedSession:
+    """A stored session with its last *nonces*, the oldest first.
 
-    It has been disconnected for *age_seconds* in which a server ran.
+    *age_seconds* is the time since it disconnected, without the time in which no server ran.
     """
 
     record: SessionRecord
     age_seconds: float
-    nonces: list[KeptNonce]
+    nonces: list[SavedNonce]
 
 
 class RoomJournal(ABC):
     """One room's part of a journal.
 
-    Its messages have the numbers from *first*, the oldest that is left, up to *next*, which is the
-    next one's; none is left where they are the same.  *epoch* and a number are a message's id (see
-    `multichat.protocol.ids.message_id`): no other room has or had that epoch.
+    Its messages have the numbers from *first*, the oldest that is stored, up to and without *next*;
+    if the two are equal, there are none.  A message's id is made of *epoch* and its number (see
+    `multichat.protocol.ids.message_id`); epochs are unique among rooms.
 
-    *earlier* holds the epochs that the room had before, oldest first, and for each the number with
-    which the next one began.  Numbers go on from one to the next.
+    *earlier* maps the room's earlier epochs, oldest first, to the number at which the next epoch
+    began.  Numbers continue from one epoch to the next.
 
-    Not to be made but by `Journal.room`.
+    Created by `Journal.room` only.
     """
 
     epoch: str
@@ -141,11 +140,11 @@ class RoomJournal(ABC):
     earlier: Mapping[str, int] = MappingProxyType({})
 
     def number_of(self, id_: str) -> int | None:
-        """Return the number of the message with that id; None if the room never had it.
+        """Return the number of the message with that id, or None if the id is unknown.
 
-        An id of an earlier epoch counts up to the number with which the next one began: a journal
-        that was restored does not know what was said after the backup, and its server gave the
-        same numbers again, but in another epoch.
+        An id of an earlier epoch is valid up to the number at which the next epoch began: after a
+        journal was restored from a backup, the numbers given since the backup are given again, in
+        a new epoch.
         """
         epoch = id_.partition("-")[0]
         number = message_number(epoch, id_)
@@ -164,100 +163,97 @@ class RoomJournal(ABC):
     @abstractmethod
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
-        """Take *said*, whose epoch and first number MUST be ours, and move *next* on, at once.
+    ) -> PendingWrite | None:
+        """Queue *said* for writing and advance *next*; does not wait.
 
-        Returns None if it is kept already.  *nonces* are those that its messages were said with, or
-        none at all, and *checks* four bytes for each, by which a nonce that is used again for
-        another message is noticed.  Raises `StorageFailed` if nothing can be kept now; then nothing
-        has changed.
+        Its epoch and first number MUST be this room's.  Returns None if it is stored already.
+        *nonces* has one nonce for each message, or is empty; *checks* has four bytes for each, to
+        detect a nonce that is reused for another message.  Raises `StorageFailed`, with nothing
+        changed, if the journal cannot store anything now.
         """
 
     @abstractmethod
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
-        """Return messages with numbers from *start* up to, and without, *stop*, oldest first.
+        """Return the messages with numbers from *start* up to and without *stop*, oldest first.
 
-        Of runs that are only partly asked for that part.  Ends early, between two messages, when
-        more than *max_bytes* of text are read, but not before one message is.  What is not kept, or
-        not kept any more, is left out.  Raises `NotRead` if it cannot be read.
+        Stops before a message that would exceed *max_bytes* of text, but returns at least one.
+        Messages that are not stored, or have been deleted, are left out.  Raises `NotRead`.
         """
 
     @abstractmethod
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*, oldest first.
 
-        At most *max_messages*, and at most *max_bytes* of text, but one message in any case.  Reads
-        backwards and no further: what is read is at most one run more than what is returned.
-        Raises `NotRead` if it cannot be read.
+        At most *max_messages* and *max_bytes* of text, but at least one message.  Reads backwards,
+        and at most one block more than is returned.  Raises `NotRead`.
         """
 
 
 class Journal(ABC):
-    """What a server keeps.  Any task of one trio run may call anything, but for `run`: that is one.
+    """A server's storage.  Call `run` once; every task of that trio run may call the rest.
 
-    *clients_ever* is the highest number that a client may have had.  *place* is where people find
-    what is kept; empty where it is nowhere but in memory.
+    *clients_ever* is the highest client number that may have been assigned.  *location* tells the
+    operator where the data is stored; it is empty for a journal in memory.
     """
 
     clients_ever: int = 0
-    place: str = ""
+    location: str = ""
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open it, say that it is open, and keep what comes until cancelled.
+        """Open the journal, report that it has started, and write until cancelled.
 
-        Nothing else may be called before it is open.  Cancelled, it first keeps what it has taken,
-        for as long as that is bounded by the disk; then everything is resolved.  Raises
-        `JournalFailed` if it cannot be opened; then it has changed nothing.
+        Nothing else may be called before that report.  On cancellation it writes what is queued and
+        resolves every `PendingWrite` before it returns.  Raises `JournalFailed`, with nothing
+        changed, if the journal cannot be opened.
         """
 
     def before_shutdown(self) -> None:  # noqa: B027 - not every journal deletes
-        """Delete nothing more, and log what was: the server is about to say that it shuts down."""
+        """Stop deleting and log what was deleted; called before the shutdown is announced."""
 
     @abstractmethod
     def room(self, name: str) -> RoomJournal:
-        """Return the part of the room of that *name*, folded as names are; it may be a new one.
+        """Return the journal of the room *name*, case-folded; creates it if it is new.
 
-        While one room is there, asked once: two of one new room would not know of each other.
-        Raises `TooManyRooms` for a new one where that would cost another one its messages.
+        Call it once for each open room: two objects of one room would give the same numbers.
+        Raises `TooManyRooms` if a new room would evict the messages of another.
         """
 
     @abstractmethod
-    async def give_numbers(self, clients_ever: int) -> None:
-        """Have no server, after a restart, give a client a number up to *clients_ever*.
+    async def reserve_client_numbers(self, clients_ever: int) -> None:
+        """Record that client numbers up to *clients_ever* are taken, also after a restart.
 
         Raises `StorageFailed`.
         """
 
     @abstractmethod
-    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
-        """Keep a session as it is now; what goes wrong shows in what is appended next.
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """Queue the session's current state for writing; a failure shows in the next append.
 
-        One that is not *connected* gets older from now on.
+        A session that is not *connected* ages from now on.
         """
 
     @abstractmethod
     def forget_session(self, digest: bytes) -> None:
-        """Forget a session, if it is there, and the nonces of its client."""
+        """Delete a session, if it exists, and its client's nonces."""
 
     @abstractmethod
-    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
-        """Keep that *client* sent a private message with *nonce*; of its text only the *check*.
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
+        """Store the *nonce* of a private message of *client*, and the *check* of its text.
 
-        Returns None if there is nothing to wait for.  What goes wrong shows in what is returned.
+        Returns None if there is nothing to wait for.  A failure shows in the `PendingWrite`.
         """
 
     @abstractmethod
-    async def session(self, digest: bytes) -> KeptSession | None:
-        """Return that session; None if it is not there, or the journal is in memory only.
+    async def session(self, digest: bytes) -> SavedSession | None:
+        """Return that session, or None if it does not exist or the journal is in memory.
 
-        Messages whose fate was not known when it was asked may be missing from its nonces.  Raises
-        `NotRead` if it cannot be read.
+        The nonces of writes that are still pending may be missing.  Raises `NotRead`.
         """
 
 
-def part_of(said: SaidBlock, start: int, stop: int) -> SaidBlock | None:
-    """Return the messages of *said* with numbers from *start* up to *stop*; None if none has."""
+def slice_block(said: SaidBlock, start: int, stop: int) -> SaidBlock | None:
+    """Return the messages of *said* numbered from *start* up to *stop*, or None without any."""
     texts = said.text.split("\n")
     from_, to = max(0, start - said.first), min(len(texts), stop - said.first)
     if from_ >= to:
@@ -267,19 +263,19 @@ def part_of(said: SaidBlock, start: int, stop: int) -> SaidBlock | None:
     return msgspec.structs.replace(said, first=said.first + from_, text="\n".join(texts[from_:to]))
 
 
-def backwards_from(
+def iterate_backwards(
     items: Sequence[T] | deque[T], stop: int, first: Callable[[T], int]
 ) -> Iterator[T]:
-    """Yield those of *items* whose *first* number, in whose order they are, is below *stop*.
+    """Yield the *items* whose *first* number is below *stop*, newest first.
 
-    The newest first.  Looks at few of the others, however many there are.
+    *items* is sorted by *first*; the end is found by bisection.
     """
     for index in range(bisect_left(items, stop, key=first) - 1, -1, -1):
         yield items[index]
 
 
-def within(blocks: Iterable[SaidBlock], max_bytes: int) -> list[SaidBlock]:
-    """Return the first messages of *runs* with at most so many bytes of text, but one at least."""
+def take_first(blocks: Iterable[SaidBlock], max_bytes: int) -> list[SaidBlock]:
+    """Return the first messages of *blocks*: at least one, at most *max_bytes* of text."""
     taken: list[SaidBlock] = []
     for said in blocks:
         size = len(said.text.encode())
@@ -294,23 +290,23 @@ def within(blocks: Iterable[SaidBlock], max_bytes: int) -> list[SaidBlock]:
             if max_bytes < 0 and (taken or count):
                 break
             count += 1
-        if count and (part := part_of(said, said.first, said.first + count)):
+        if count and (part := slice_block(said, said.first, said.first + count)):
             taken.append(part)
         break
     return taken
 
 
-def newest_of(
+def take_newest(
     blocks: Iterable[SaidBlock], stop: int, *, max_messages: int, max_bytes: int
 ) -> list[SaidBlock]:
-    """Return what `RoomJournal.read_before` returns, given all runs from the newest to the oldest.
+    """Return what `RoomJournal.read_before` does, from *blocks* ordered from newest to oldest.
 
-    Takes no more of *runs* than it needs.
+    Consumes no more of *blocks* than it needs.
     """
     found: list[SaidBlock] = []
     for said in blocks:
         count = said.text.count("\n") + 1
-        end = min(count, stop - said.first)  # the messages of this run that are below *stop*
+        end = min(count, stop - said.first)  # the messages of this block that are below *stop*
         if end <= 0:
             continue
         texts = said.text.rsplit("\n", count - end + max_messages)[: end - count or None]

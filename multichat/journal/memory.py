@@ -18,14 +18,14 @@ import trio
 from multichat.journal.base import (
     MAX_TIME_EPOCH,
     Journal,
-    Keeping,
-    KeptSession,
+    PendingWrite,
     RoomJournal,
+    SavedSession,
     SessionRecord,
-    backwards_from,
-    newest_of,
-    part_of,
-    within,
+    iterate_backwards,
+    slice_block,
+    take_first,
+    take_newest,
 )
 from multichat.protocol.messages import Nonce, SaidBlock
 
@@ -93,20 +93,20 @@ class MemoryJournal(Journal):
             _, oldest = rooms.popitem(last=False)
             self._bytes -= oldest.clear() + _BLOCK_BYTES
 
-    async def give_numbers(self, clients_ever: int) -> None:
+    async def reserve_client_numbers(self, clients_ever: int) -> None:
         """Do nothing: numbers begin anew."""
 
-    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Do nothing."""
 
     def forget_session(self, digest: bytes) -> None:
         """Do nothing."""
 
-    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """Return None."""
         return None
 
-    async def session(self, digest: bytes) -> KeptSession | None:
+    async def session(self, digest: bytes) -> SavedSession | None:
         """Return None."""
         return None
 
@@ -123,7 +123,7 @@ class _MemoryRoom(RoomJournal):
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
+    ) -> PendingWrite | None:
         before = self._bytes
         self._runs.append(said)
         self.next += said.text.count("\n") + 1
@@ -151,12 +151,14 @@ class _MemoryRoom(RoomJournal):
         begin = max(0, bisect_right(blocks, start, key=attrgetter("first")) - 1)
         found = (blocks[index] for index in range(begin, len(blocks)))
         wanted = takewhile(lambda said: said.first < stop, found)
-        return within(filter(None, (part_of(said, start, stop) for said in wanted)), max_bytes)
+        return take_first(
+            filter(None, (slice_block(said, start, stop) for said in wanted)), max_bytes
+        )
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         await trio.lowlevel.checkpoint()
-        blocks = backwards_from(self._runs, stop, attrgetter("first"))
-        return newest_of(blocks, stop, max_messages=max_messages, max_bytes=max_bytes)
+        blocks = iterate_backwards(self._runs, stop, attrgetter("first"))
+        return take_newest(blocks, stop, max_messages=max_messages, max_bytes=max_bytes)
 
 
 def _size(said: SaidBlock) -> int:

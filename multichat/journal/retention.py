@@ -6,7 +6,7 @@ battery, or because somebody set it.  One reading of it deletes nothing.
 
 from dataclasses import dataclass
 
-__all__ = ["MIN_BYTES", "Deleted", "Moment", "Retention", "SteadyClock", "format_seconds"]
+__all__ = ["MIN_BYTES", "Deleted", "Retention", "SteadyClock", "SteadyTime", "format_seconds"]
 
 # The tables alone take 60 KiB.
 MIN_BYTES = 1024 * 1024
@@ -58,7 +58,7 @@ class Retention:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Moment:
+class SteadyTime:
     """The time by the *wall* clock, in seconds since 1970, and how far it can be trusted.
 
     In *wait* seconds, if it stays steady, messages may be deleted by it; *run* is for how long this
@@ -83,7 +83,7 @@ class SteadyClock:
         self._previous: float | None = None
         self._offset = 0.0  # between the two clocks, since the wall clock was last set
 
-    def observe(self, wall: float, monotonic: float) -> Moment:
+    def observe(self, wall: float, monotonic: float) -> SteadyTime:
         """Return what is known at this moment; to be called every few seconds."""
         if self._previous is None:
             self._previous, self._offset = monotonic, wall - monotonic
@@ -94,7 +94,7 @@ class SteadyClock:
         self._previous = monotonic
         if abs(wall - monotonic - self._offset) > _MAX_DRIFT_SECONDS:
             self._offset, self._steady = wall - monotonic, 0.0
-        return Moment(wall=wall, wait=max(0.0, self._seconds - self._steady), run=self._run)
+        return SteadyTime(wall=wall, wait=max(0.0, self._seconds - self._steady), run=self._run)
 
 
 class Deleted:

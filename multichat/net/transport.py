@@ -25,11 +25,11 @@ __all__ = [
     "TooMuchData",
     "check_pem_file",
     "close",
+    "close_gracefully",
     "eager_fileno",
     "encrypt",
     "format_address",
     "handshake",
-    "hang_up",
     "has_input",
     "is_no_tls",
     "keep_alive",
@@ -132,7 +132,7 @@ class TooMuchData(trio.BrokenResourceError):
 
 
 class _HangingUp(trio.abc.Stream):
-    """A stream that is closed as `hang_up` does, for the layer above it that closes it.
+    """A stream that is closed as `close_gracefully` does, for the layer above it that closes it.
 
     Of what comes it hands out at most `max_bytes`, which may be changed, and then is broken.
     """
@@ -162,7 +162,7 @@ class _HangingUp(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Hang up."""
-        await hang_up(self.stream, self._linger_seconds, self._linger_reads)
+        await close_gracefully(self.stream, self._linger_seconds, self._linger_reads)
 
 
 def encrypt(
@@ -176,7 +176,7 @@ def encrypt(
     """Return TLS over *stream*: a client's if it has a *server_hostname*, else a server's.
 
     The caller calls `do_handshake`.  Closing it sends TLS's own goodbye and closes *stream* as
-    `hang_up` does, with *linger_seconds* and *linger_reads*.
+    `close_gracefully` does, with *linger_seconds* and *linger_reads*.
     """
     return trio.SSLStream(
         _HangingUp(stream, linger_seconds, linger_reads),
@@ -412,7 +412,7 @@ def pending_error(stream: trio.abc.Stream) -> OSError | None:
     return None
 
 
-async def hang_up(
+async def close_gracefully(
     stream: trio.abc.Stream,
     linger_seconds: float = LINGER_SECONDS,
     linger_reads: float = math.inf,

@@ -205,7 +205,7 @@ class Admission:
         try:
             with self.pending_slot(_REJECTED), trio.move_on_after(seconds):
                 await transport.send_all(stream, last_words)
-                await transport.hang_up(stream, seconds, _LINGER_READS)
+                await transport.close_gracefully(stream, seconds, _LINGER_READS)
         except (trio.BrokenResourceError, trio.ClosedResourceError, AdmissionRefused):
             pass  # it is gone, or its slot was needed
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 
-from multichat.journal.base import part_of
+from multichat.journal.base import slice_block
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import Missed
 from multichat.server.broadcast import MAX_BATCH_BYTES, Block, encode_blocks
@@ -91,5 +91,5 @@ def _rest_of(block: Block, position: int, codec: Codec) -> Iterable[Block]:
     is_whole = position <= block.said.first
     if is_whole and (block.messages == 1 or block.encode_within(MAX_BATCH_BYTES, [codec])):
         return [block]
-    part = part_of(block.said, max(position, block.said.first), block.end)
+    part = slice_block(block.said, max(position, block.said.first), block.end)
     return [] if part is None else encode_blocks(part, block.end - part.first, [codec])

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from operator import attrgetter
 
-from multichat.journal.base import backwards_from, newest_of
+from multichat.journal.base import iterate_backwards, take_newest
 from multichat.protocol.codec import Codec
 from multichat.protocol.messages import SaidBlock
 from multichat.server.broadcast import Block
@@ -77,9 +77,9 @@ class Ring:
 
     def newest(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """Return the newest messages with numbers below *stop*; see `RoomJournal.read_before`."""
-        blocks = backwards_from(self._blocks, stop, attrgetter("said.first"))
+        blocks = iterate_backwards(self._blocks, stop, attrgetter("said.first"))
         stored = (block.said for block in blocks)
-        return newest_of(stored, stop, max_messages=max_messages, max_bytes=max_bytes)
+        return take_newest(stored, stop, max_messages=max_messages, max_bytes=max_bytes)
 
     def encode(self, lag: Lag, codec: Codec, client: int, *, max_bytes: int) -> bytes:
         """Return what *client* gets next; see `encode_next`.  *lag* MUST be at `first` or later."""

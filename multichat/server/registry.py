@@ -539,7 +539,7 @@ class Registry:
             finally:
                 for member in self.members:
                     if member.lag is not None and not (
-                        self._journal.place and member.codec is JSON
+                        self._journal.location and member.codec is JSON
                     ):
                         member.send_queue.miss(member.lag.skip_to(member.room.messages))
                     self.disconnect(member, self._closing_goodbye)

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 import trio
 
 from multichat.errors import UnknownId
-from multichat.journal.base import Keeping, RoomJournal
+from multichat.journal.base import PendingWrite, RoomJournal
 from multichat.log import Log
 from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
@@ -260,16 +260,16 @@ class Room:
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
-        delivery, keeping = self._number(sender, block, nonces, checks, act=act)
+        delivery, pending = self._number(sender, block, nonces, checks, act=act)
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
             with trio.CancelScope(shield=True):  # it is in the journal: it has to be delivered
                 await self._order.acquire()
         try:
-            if keeping is not None:
+            if pending is not None:
                 with trio.CancelScope(shield=True), self._waiting_for_disk():
-                    await keeping.wait()
+                    await pending.wait()
             said = delivery.said
             self._announcer.introduce(said.client, said.name)
             codecs = [codec for codec, members in self._by_codec.items() if members]
@@ -287,13 +287,13 @@ class Room:
         checks: bytes,
         *,
         act: bool,
-    ) -> tuple[Delivery, Keeping | None]:
+    ) -> tuple[Delivery, PendingWrite | None]:
         """Give messages their numbers, and pass them to the journal and the sender's session."""
         journal, client, name = self._journal, sender.client, sender.name
         said = SaidBlock(
             journal.epoch, journal.next, utc_now(), self.name, client, name, block, act
         )
-        keeping = journal.append(said, nonces, checks)
+        pending = journal.append(said, nonces, checks)
         delivery = Delivery(said, journal.next - said.first, sender)
         if nonces and sender.stored_session is not None:
             delivery.submission = Submission(
@@ -301,11 +301,11 @@ class Room:
                 said.first,
                 room=self.key,
                 checks=checks,
-                keeping=keeping,
+                pending=pending,
                 delivered=trio.Event(),
             )
             sender.stored_session.remember(nonces, delivery.submission)
-        return delivery, keeping
+        return delivery, pending
 
     async def notify(self, text: str) -> Receipt:
         """Send *text*, which is clean and not empty, to all members as the server; see `publish`.

@@ -187,7 +187,7 @@ class Server:
         self._log.line("start", f"Starting multi-chat server on {where}")
         for address in self.addresses:
             self._log.line("start", f"Listening on {address}")
-        if kept := self._journal.place:
+        if kept := self._journal.location:
             self._log.line("start", f"Keeping messages in {kept}")
         if (connections := self.config.max_connections) < self.config.max_clients:
             needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
@@ -505,7 +505,7 @@ class Server:
         self._clients_ever += 1
         number = self._clients_ever
         with suppress(StorageFailed):  # the journal has logged it; a full disk refuses no client
-            await self._journal.give_numbers(number)
+            await self._journal.reserve_client_numbers(number)
         return number
 
     def _check(self, address: str, too_many: str) -> None:

@@ -195,7 +195,7 @@ class Session:
                 finally:  # while the nursery is open: leaving may start the writer
                     self._registry.leave(self.member, "the server ended the session")
             if self._send_queue.drained:
-                await transport.hang_up(self._stream, self._config.timeouts.linger)
+                await transport.close_gracefully(self._stream, self._config.timeouts.linger)
         finally:
             # They refer to this session: without these cycles its memory is freed at once.
             del self.member, self._pipeline, self._rate_limit

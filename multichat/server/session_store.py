@@ -34,7 +34,7 @@ import msgspec
 import trio
 
 from multichat.errors import NonceReused, StorageFailed
-from multichat.journal.base import Journal, Keeping, KeptSession, SessionRecord
+from multichat.journal.base import Journal, PendingWrite, SavedSession, SessionRecord
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import MAX_UNACCEPTED, Accepted, Nonce
 
@@ -82,11 +82,11 @@ class Submission:
 
     *epoch* is empty for a private message, which has no id and has been delivered.  *room* is the
     room's name, folded, empty if it is not known, and *checks* are those of the messages.
-    *keeping* resolves when the journal has stored them, or a private one's nonce.  `settle` sets
+    *pending* resolves when the journal has stored them, or a private one's nonce.  `settle` sets
     *delivered* when the room has delivered them, which `accepted` means as well.
     """
 
-    __slots__ = ("_delivered", "_keeping", "checks", "epoch", "first", "room")
+    __slots__ = ("_delivered", "_pending", "checks", "epoch", "first", "room")
 
     def __init__(
         self,
@@ -95,22 +95,22 @@ class Submission:
         *,
         room: str = "",
         checks: bytes = b"",
-        keeping: Keeping | None = None,
+        pending: PendingWrite | None = None,
         delivered: trio.Event | None = None,
     ) -> None:
         self.epoch, self.first = epoch, first
         self.room, self.checks = room, checks
-        self._keeping, self._delivered = keeping, delivered
+        self._pending, self._delivered = pending, delivered
 
     async def wait_stored(self) -> bool:
         """Wait until they are stored and delivered; return whether they were published at all."""
-        if self._keeping is not None:
+        if self._pending is not None:
             try:
-                await self._keeping.wait()
+                await self._pending.wait()
             except StorageFailed:
                 if self.epoch:  # a private message has been delivered all the same
                     return False
-            self._keeping = None
+            self._pending = None
         if self._delivered is not None:
             await self._delivered.wait()
             self._delivered = None
@@ -121,20 +121,20 @@ class Submission:
         if self._delivered is not None:
             self._delivered.set()
             self._delivered = None
-        if self._keeping is not None and self._keeping.resolved and not self._keeping.failed:
-            self._keeping = None
+        if self._pending is not None and self._pending.resolved and not self._pending.failed:
+            self._pending = None
 
     @property
     def is_pending(self) -> bool:
         """Whether it is not known yet if they are stored, or they are not delivered yet."""
-        return (self._keeping is not None and not self._keeping.resolved) or (
+        return (self._pending is not None and not self._pending.resolved) or (
             self._delivered is not None and not self._delivered.is_set()
         )
 
     @property
     def has_failed(self) -> bool:
         """Whether they could not be stored, and so were not published."""
-        return bool(self.epoch) and self._keeping is not None and self._keeping.failed
+        return bool(self.epoch) and self._pending is not None and self._pending.failed
 
     def check_of(self, message: int) -> bytes:
         """Return the check of the message of that number among them; empty if it is not known."""
@@ -311,7 +311,7 @@ class SessionStore:
         record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
         session = self._connected[record.digest] = StoredSession(record)
         session.is_connected = True
-        self._journal.keep_session(record, connected=True)
+        self._journal.save_session(record, connected=True)
         return token, session
 
     async def find(self, token: str) -> StoredSession | None:
@@ -339,7 +339,7 @@ class SessionStore:
             None if session is None or not hmac.compare_digest(session.digest, digest) else session
         )
 
-    def _restored(self, kept: KeptSession | None) -> StoredSession | None:
+    def _restored(self, kept: SavedSession | None) -> StoredSession | None:
         """Load a session from the journal."""
         if kept is None or kept.age_seconds > self._session_seconds:
             return None
@@ -361,7 +361,7 @@ class SessionStore:
     def update(self, session: StoredSession, name: str, room: str) -> None:
         """Store the present name and room of *session*."""
         session.name, session.room = name, room
-        self._journal.keep_session(session.record(), connected=True)
+        self._journal.save_session(session.record(), connected=True)
 
     def disconnect(self, session: StoredSession, address: Hashable) -> None:
         """Note that *session*, which was connected from *address*, has disconnected.
@@ -372,7 +372,7 @@ class SessionStore:
             return
         session.is_connected, session.address, session.left_at = False, address, trio.current_time()
         self._add(session)
-        self._journal.keep_session(session.record(), connected=False)
+        self._journal.save_session(session.record(), connected=False)
         self._evict()
 
     def _evict(self) -> None:
@@ -415,11 +415,11 @@ class SessionStore:
         Returns when the journal has stored that.  Raises `StorageFailed`: then the nonce is
         known for as long as the session is in memory.
         """
-        keeping = self._journal.keep_nonce(session.client, nonce, check)
-        submission = Submission(checks=check, keeping=keeping)
+        pending = self._journal.save_nonce(session.client, nonce, check)
+        submission = Submission(checks=check, pending=pending)
         self.remember(session, (nonce,), submission)
-        if keeping is not None:
-            await keeping.wait()
+        if pending is not None:
+            await pending.wait()
             submission.settle()
 
     def _add(self, session: StoredSession) -> None:

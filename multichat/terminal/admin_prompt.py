@@ -113,10 +113,10 @@ class _InputLine:
     # --- In the thread ----------------------------------------------------------------------------
 
     def _work(self) -> None:
-        from multichat.terminal.event_loop import run_beside_prompt
+        from multichat.terminal.event_loop import run_with_prompt
 
         try:
-            run_beside_prompt(self._read)
+            run_with_prompt(self._read)
         except Exception as error:  # noqa: BLE001 - our own bug, which ends the console alone
             Log("server").crash("the console crashed", error)
         finally:

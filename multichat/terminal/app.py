@@ -59,7 +59,7 @@ from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
 from multichat.stdio import until_signal
 from multichat.terminal.completion import Completion, complete, expand_reply
-from multichat.terminal.event_loop import run_beside_prompt
+from multichat.terminal.event_loop import run_with_prompt
 from multichat.terminal.input_history import History, keeps
 from multichat.terminal.input_line import Syntax
 from multichat.terminal.prompt import Prompt, Show, open_prompt
@@ -138,7 +138,7 @@ class TerminalChat(FrontEnd):
         Not inside of trio: it begins and ends it.  Raises as `Console.run` does.  The terminal is
         left as it was.
         """
-        run_beside_prompt(partial(until_signal, self._run))
+        run_with_prompt(partial(until_signal, self._run))
 
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)

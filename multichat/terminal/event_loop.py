@@ -17,12 +17,12 @@ import trio
 if sys.platform != "win32":
     import termios
 
-__all__ = ["TerminalModes", "run_beside_prompt"]
+__all__ = ["TerminalModes", "run_with_prompt"]
 
 _T = TypeVar("_T")
 
 
-def run_beside_prompt(main: Callable[[], Awaitable[_T]]) -> _T:
+def run_with_prompt(main: Callable[[], Awaitable[_T]]) -> _T:
     """Run *main* in trio, as `trio.run` does, where `prompt.open_prompt` can be entered.
 
     Raises what it raises.  The modes of the terminal are what they were before, whatever happened.

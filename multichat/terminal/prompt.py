@@ -332,7 +332,7 @@ async def open_prompt(
 ) -> AsyncGenerator[Prompt]:
     """Take the terminal for as long as the block runs, and give it back as it was.
 
-    Only inside of `guest.run_beside_prompt`, with standard input and output on a terminal.
+    Only inside of `guest.run_with_prompt`, with standard input and output on a terminal.
     *history* is what was typed before, the oldest first.  Unless it *wraps* lines the terminal
     breaks them.  Unless it *handles_signals*, which only the main thread can, whoever does calls
     `Prompt.suspend`, `go_on` and `resized`.  Raises in the block's place what goes

@@ -40,11 +40,11 @@ async def write(
         for shown, seconds, name, block in said:
             room = journal.room(shown.lower())
             epochs[shown] = room.epoch
-            keeping = room.append(
+            pending = room.append(
                 SaidBlock(room.epoch, room.next, at(seconds), shown, 7, name, block, act)
             )
             if not together:
-                await wait_stored(keeping)
+                await wait_stored(pending)
         return epochs
 
 

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from multichat.cli.history import show_history
 from multichat.errors import JournalFailed, NotRead, StorageFailed
-from multichat.journal.base import Keeping, SessionRecord
+from multichat.journal.base import PendingWrite, SessionRecord
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.protocol.messages import SaidBlock
 from tests.support.journals import LOTS, running, tidy, wait_stored
@@ -79,15 +79,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
         for server in range(2):  # so that there are earlier epochs
             async with running(open_journal(path)) as journal:
                 for client in range(1, SESSIONS + 1):
-                    journal.keep_session(record_of(client), connected=server == 0)
+                    journal.save_session(record_of(client), connected=server == 0)
                 rooms = [journal.room(f"room {number}") for number in range(ROOMS)]
-                keepings: list[Keeping | None] = []
+                pending_writes: list[PendingWrite | None] = []
                 for number, room in itertools.product(range(MESSAGES), rooms):
-                    client = 1 + len(keepings) % SESSIONS
+                    client = 1 + len(pending_writes) % SESSIONS
                     said = said_in(room, f"{number} {'x' * 100}", client, OLD)
-                    keepings.append(room.append(said, (number,)))
-                for keeping in keepings:
-                    await wait_stored(keeping)
+                    pending_writes.append(room.append(said, (number,)))
+                for pending in pending_writes:
+                    await wait_stored(pending)
 
     trio.run(run, clock=MockClock(autojump_threshold=0.01))
     with closing(sqlite3.connect(path)) as connection:
@@ -115,15 +115,15 @@ async def say_in_rooms(
 ) -> list[bool]:
     """Say something in rooms of these *numbers*; return where it is kept."""
     kept = []
-    keepings = []
+    pending_writes = []
     for number in numbers:
         room = journal.room(f"room {number}")
         said = said_in(room, "hello", 1 + number, OLD)
-        keepings.append(room.append(said, () if nonce is None else (nonce,)))
-    for keeping in keepings:
+        pending_writes.append(room.append(said, () if nonce is None else (nonce,)))
+    for pending in pending_writes:
         try:
-            assert keeping is not None
-            await keeping.wait()
+            assert pending is not None
+            await pending.wait()
         except StorageFailed:
             kept.append(False)
         else:
@@ -170,7 +170,7 @@ async def check_talk(journal: SqliteJournal, server: int) -> None:
     for client in range(1, 20):
         with suppress(NotRead):
             await journal.session(record_of(client).digest)
-        journal.keep_session(record_of(client), connected=True)
+        journal.save_session(record_of(client), connected=True)
     for nonce in (None, 1000 + server):
         kept = await say_in_rooms(journal, nonce)
         assert kept.count(False) <= MOST_CONCERNED
@@ -256,8 +256,8 @@ async def test_a_damaged_number_beside_a_damaged_page_does_not_make_reading_endl
     async with running(open_journal(path)) as journal:
         room = journal.room("lobby")
         for text in texts:
-            keeping = room.append(said_in(room, text, 7, OLD))
-        await wait_stored(keeping)
+            pending = room.append(said_in(room, text, 7, OLD))
+        await wait_stored(pending)
     with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.IntegrityError):
         connection.execute(f"UPDATE runs SET {column} = {number} WHERE first = 150")
         connection.commit()

@@ -238,8 +238,8 @@ async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_p
         for _ in range(150):
             for _ in range(rng.randrange(1, 60)):
                 room = rng.choice(rooms)
-                keeping = room.append(encode(room, "x" * rng.randrange(20, 900)))
-            await wait_stored(keeping)
+                pending = room.append(encode(room, "x" * rng.randrange(20, 900)))
+            await wait_stored(pending)
             if rng.random() < 0.5:
                 await journal._tidy()
             if rng.random() < 0.12:

@@ -22,9 +22,9 @@ ONE_MIB = Retention(max_bytes=MIB)
 async def say_all(room: RoomJournal, texts: list[str]) -> list[str]:
     """Say *texts* at once; return those that were kept."""
     kept = []
-    for text, keeping in [(text, room.append(encode(room, text))) for text in texts]:
+    for text, pending in [(text, room.append(encode(room, text))) for text in texts]:
         with suppress(StorageFailed):
-            await wait_stored(keeping)
+            await wait_stored(pending)
             kept.append(text)
     return kept
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.errors import StorageFailed
-from multichat.journal.base import Journal, SessionRecord, newest_of, part_of, within
+from multichat.journal.base import Journal, SessionRecord, slice_block, take_first, take_newest
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
 from multichat.protocol.ids import message_id
@@ -73,16 +73,16 @@ async def test_appended_messages_are_numbered_at_once_and_read_back_unchanged(ki
         assert (room.first, room.next) == (0, 0)
         assert await texts_of(room, 0, 10) == []
         one = encode(room, "one", time="2025-01-15T10:30:45.123Z")
-        keepings = [room.append(one)]
+        pending_writes = [room.append(one)]
         assert room.next == 1
         act = SaidBlock(room.epoch, room.next, "then", "LOBBY", 8, "", "wïnks 😀", act=True)
-        keepings.append(room.append(act))
+        pending_writes.append(room.append(act))
         assert room.next == 2
         more = encode(room, "three", "", "five")
-        keepings.append(room.append(more))
+        pending_writes.append(room.append(more))
         assert (room.first, room.next) == (0, 5)
-        for keeping in keepings:
-            await wait_stored(keeping)
+        for pending in pending_writes:
+            await wait_stored(pending)
         assert await room.read(0, 5, max_bytes=LOTS) == [one, act, more]
 
 
@@ -158,7 +158,7 @@ def test_reading_backwards_reads_no_block_that_it_does_not_need(
                 taken.append(block)
             yield block
 
-    found = newest_of(backwards(), stop, max_messages=max_messages, max_bytes=max_bytes)
+    found = take_newest(backwards(), stop, max_messages=max_messages, max_bytes=max_bytes)
     numbered = list(enumerate([text for texts in said for text in texts]))[:stop]
     wanted: list[tuple[int, str]] = []
     for number, text in reversed(numbered[-max_messages:]):
@@ -292,9 +292,9 @@ async def test_accepted_messages_are_stored_on_close(kind: Kind) -> None:
     journal = kind.make()
     async with running(journal):
         room = journal.room("lobby")
-        keepings = [room.append(encode(room, f"last words {n}")) for n in range(100)]
-    for keeping in keepings:
-        await wait_stored(keeping)
+        pending_writes = [room.append(encode(room, f"last words {n}")) for n in range(100)]
+    for pending in pending_writes:
+        await wait_stored(pending)
     if kind.outlives:
         with pytest.raises(StorageFailed, match="closing"):
             room.append(encode(room, "too late"))
@@ -307,13 +307,13 @@ async def test_accepted_messages_are_stored_on_close(kind: Kind) -> None:
 async def test_unencodable_text_fails_its_caller_only(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         room = journal.room("lobby")
-        keeping = room.append(encode(room, "before"))
+        pending = room.append(encode(room, "before"))
         if kind.outlives:
             with pytest.raises(UnicodeEncodeError):
                 room.append(encode(room, "half a pair: \ud83d"))
             with pytest.raises(UnicodeEncodeError):
                 room.append(encode(room, "x"), ("\ud83d",))
-        await wait_stored(keeping)
+        await wait_stored(pending)
         await say(room, "after")
         assert await texts_of(room, 0, 9) == ["before", "after"]
 
@@ -329,10 +329,10 @@ async def test_sessions_and_client_ids_survive_a_restart_if_the_journal_is_persi
     journal = kind.make()
     assert journal.clients_ever == 0
     async with running(journal):
-        journal.keep_session(BOB, connected=True)
-        journal.keep_session(ALICE, connected=False)
-        await journal.give_numbers(200)
-        await journal.give_numbers(100)  # what was given stays given
+        journal.save_session(BOB, connected=True)
+        journal.save_session(ALICE, connected=False)
+        await journal.reserve_client_numbers(200)
+        await journal.reserve_client_numbers(100)  # what was given stays given
         for one in (ALICE, BOB):
             assert await record_of(journal, one.digest) == (one if kind.outlives else None)
     if not kind.outlives:
@@ -342,7 +342,7 @@ async def test_sessions_and_client_ids_survive_a_restart_if_the_journal_is_persi
         assert again.clients_ever == 200
         assert await record_of(again, ALICE.digest) == ALICE
         assert await record_of(again, BOB.digest) == BOB
-        again.keep_session(moved, connected=True)
+        again.save_session(moved, connected=True)
         again.forget_session(BOB.digest)
         again.forget_session(b"nobody's")
         for _ in range(2):  # before it is written, and after
@@ -362,7 +362,7 @@ async def test_client_ids_that_were_used_are_never_reused(kind: Kind) -> None:
         await wait_stored(room.append(encode(room, "x", client=300)))
     async with running(kind.make()) as journal:
         assert journal.clients_ever == 300
-        journal.keep_session(
+        journal.save_session(
             SessionRecord(digest=b"c", client=301, name="", room="x"), connected=True
         )
         await say(journal.room("lobby"), "y")
@@ -374,7 +374,7 @@ async def test_nonces_are_restored_unchanged_and_deleted_with_their_session(kind
     journal = kind.make()
     async with running(journal):
         den = journal.room("den")
-        journal.keep_session(ALICE, connected=True)
+        journal.save_session(ALICE, connected=True)
         said = encode(den, "x", "y", "z")
         await wait_stored(den.append(said, ("n", None, 5), b"xxxxyyyyzzzz"))
         await say(den, "none")
@@ -423,7 +423,7 @@ def test_a_slice_of_a_block_has_the_messages_with_those_numbers(
 ) -> None:
     said = SaidBlock("e", 40, "now", "lobby", 1, "a", "\n".join(texts))
     wanted = [text for number, text in enumerate(texts, 40) if start <= number < stop]
-    part = part_of(said, start, stop)
+    part = slice_block(said, start, stop)
     assert ([] if part is None else part.text.split("\n")) == wanted
     assert part is None or part.first == max(40, start)
 
@@ -437,7 +437,7 @@ def test_a_bounded_read_returns_what_fits_and_at_least_one_message(
     for texts in blocks:
         whole.append(SaidBlock("e", first, "now", "lobby", 1, "a", "\n".join(texts)))
         first += len(texts)
-    taken = within(whole, max_bytes)
+    taken = take_first(whole, max_bytes)
     taken_texts = [text for said in taken for text in said.text.split("\n")]
     all_texts = [text for texts in blocks for text in texts]
     assert taken_texts == all_texts[: len(taken_texts)]

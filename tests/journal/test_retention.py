@@ -19,8 +19,8 @@ from trio.testing import MockClock
 from multichat import ServerConfig
 from multichat.errors import TooManyRooms
 from multichat.journal.base import SessionRecord
-from multichat.journal.retention import Deleted, Moment, SteadyClock, format_seconds
-from multichat.journal.sqlite.deletion import DeletionLog, Tidied
+from multichat.journal.retention import Deleted, SteadyClock, SteadyTime, format_seconds
+from multichat.journal.sqlite.deletion import DeletionLog, DeletionResult
 from multichat.journal.sqlite.journal import Retention, SqliteJournal, SqliteLimits
 from multichat.log import Log
 from multichat.protocol.timestamps import read_clocks
@@ -80,8 +80,8 @@ async def write_dated(path: Path, *texts_and_times: tuple[str, float]) -> None:
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for text, seconds in texts_and_times:
-            keeping = room.append(encode(room, text, time=stamp(seconds)))
-        await wait_stored(keeping)
+            pending = room.append(encode(room, text, time=stamp(seconds)))
+        await wait_stored(pending)
 
 
 def opened(path: Path, clocks: Clocks, retention: Retention = MONTH) -> SqliteJournal:
@@ -359,7 +359,7 @@ async def test_sessions_are_deleted_after_a_day_whatever_the_wall_clock_says(
     path = tmp_path / "chat.db"
     async with running(opened(path, clocks, Retention())) as journal:
         clocks.wall -= YEAR  # it is behind, and right again
-        journal.keep_session(ALICE, connected=False)
+        journal.save_session(ALICE, connected=False)
         await say(journal.room("den"), "x", nonces=("n",))
         clocks.wall += YEAR
         await clocks.run(journal, HOUR)
@@ -382,7 +382,7 @@ async def test_the_session_of_a_connected_client_never_expires(tmp_path: Path) -
     clocks = Clocks()
     path = tmp_path / "chat.db"
     async with running(opened(path, clocks, Retention())) as journal:
-        journal.keep_session(ALICE, connected=True)
+        journal.save_session(ALICE, connected=True)
         await clocks.run(journal, 3 * DAY)
         kept = await journal.session(ALICE.digest)
         assert kept is not None
@@ -421,7 +421,7 @@ async def test_where_sessions_take_too_much_the_oldest_are_deleted(tmp_path: Pat
         SqliteJournal(tmp_path / "chat.db", limits=limits, clocks=clocks)
     ) as journal:
         for client in range(1, 1001):
-            journal.keep_session(record(client), connected=client <= 10)
+            journal.save_session(record(client), connected=client <= 10)
             if client % 50 == 0:
                 await say(journal.room("lobby"), "x")
                 await clocks.run(journal, 60)
@@ -434,10 +434,10 @@ async def test_where_sessions_take_too_much_the_oldest_are_deleted(tmp_path: Pat
 async def keep_all(journal: SqliteJournal, clients: range, *, connected: bool) -> None:
     """Keep these sessions, each with 256 long nonces of private messages."""
     for client in clients:
-        journal.keep_session(record(client), connected=connected)
+        journal.save_session(record(client), connected=connected)
         for number in range(256):
-            keeping = journal.keep_nonce(client, f"{number} {'z' * 120}", b"1234")
-        await wait_stored(keeping)
+            pending = journal.save_nonce(client, f"{number} {'z' * 120}", b"1234")
+        await wait_stored(pending)
 
 
 @pytest.mark.parametrize("connected", [False, True])
@@ -450,8 +450,8 @@ async def test_sessions_and_nonces_do_not_push_out_messages(
         room = journal.room("lobby")
         texts = [f"{number} {'x' * 1000}" for number in range(800)]
         for text in texts:
-            keeping = room.append(encode(room, text))
-        await wait_stored(keeping)
+            pending = room.append(encode(room, text))
+        await wait_stored(pending)
         await keep_all(journal, range(1, 61), connected=connected)
         await say(room, "new")
         texts.append("new")
@@ -477,7 +477,7 @@ async def test_many_sessions_do_not_push_out_messages(
         for text in texts:
             room.append(encode(room, text))
         for client in range(1, 20_001):
-            journal.keep_session(record(client), connected=False)
+            journal.save_session(record(client), connected=False)
             if client % 500 == 0:
                 await say(room, f"at {client}")
                 texts.append(f"at {client}")
@@ -498,7 +498,7 @@ async def test_a_session_that_is_about_to_be_written_keeps_its_nonces(tmp_path: 
             clocks.monotonic += 60.0
             journal._clock.observe(*clocks())
         async with journal._writing:  # the disk is busy
-            journal.keep_session(record(1), connected=True)
+            journal.save_session(record(1), connected=True)
             now = journal._clock.observe(*clocks())
             journal._deletions.step({}, [], now, journal._queue.kept_sessions())
         await say(journal.room("lobby"), "x")
@@ -569,8 +569,8 @@ async def test_deletions_are_logged_once_a_minute_and_at_the_end(
         for name in ("loud", "den", "loud"):
             room = journal.room(name)
             for n in range(600):
-                keeping = room.append(encode(room, f"{n}"))
-            await wait_stored(keeping)
+                pending = room.append(encode(room, f"{n}"))
+            await wait_stored(pending)
             await tidy(journal)
             assert not await journal._tidy()  # deletes nothing: what was deleted is now known
         assert lines(log, "Deleted") == [
@@ -586,14 +586,14 @@ def test_deletions_are_logged_when_they_have_stopped_or_gone_on_for_a_minute(
 ) -> None:
     """Not one step earlier, with the rest a minute later."""
     deletions = DeletionLog(Log("server"), Retention(max_messages=1), 60.0)
-    moment = Moment(wall=0.0, wait=0.0, run=0.0)
+    moment = SteadyTime(wall=0.0, wait=0.0, run=0.0)
 
     def note(now: float, messages: int, *, more: bool = False) -> list[str]:
-        tidied = Tidied(more=more)
+        result = DeletionResult(more=more)
         if messages:
-            tidied.deleted.add("test", messages, {1})
+            result.deleted.add("test", messages, {1})
         log.clear()
-        deletions.note(tidied, moment, now)
+        deletions.note(result, moment, now)
         return [line.split()[5] for line in lines(log, "Deleted")]
 
     assert note(0, 500, more=True) == note(1, 90) == []
@@ -725,8 +725,8 @@ async def test_rooms_that_a_step_leaves_in_a_damaged_file_can_be_talked_in(
             await say(journal.room(name), "hello")
         room = journal.room("b")
         for number in range(1500):
-            keeping = room.append(encode(room, f"{number} {'y' * 900}"))
-        await wait_stored(keeping)
+            pending = room.append(encode(room, f"{number} {'y' * 900}"))
+        await wait_stored(pending)
     with closing(sqlite3.connect(path)) as connection:
         [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
         connection.execute("DELETE FROM runs WHERE room = (SELECT id FROM rooms WHERE name = 'a')")
@@ -755,8 +755,8 @@ async def test_what_a_step_has_deleted_is_known_though_the_file_cannot_be_made_s
     async with running(SqliteJournal(path, retention=retention, limits=limits)) as journal:
         room = journal.room("lobby")
         for _ in range(60):
-            keeping = room.append(encode(room, "x" * 60_000))
-        await wait_stored(keeping)
+            pending = room.append(encode(room, "x" * 60_000))
+        await wait_stored(pending)
         with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
 
             def lock(statement: str) -> None:

@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multichat.errors import JournalFailed, StorageFailed
-from multichat.journal.base import Keeping, RoomJournal, SessionRecord, newest_of
-from multichat.journal.retention import MIN_BYTES, Moment
+from multichat.journal.base import PendingWrite, RoomJournal, SessionRecord, take_newest
+from multichat.journal.retention import MIN_BYTES, SteadyTime
 from multichat.journal.sqlite.deletion import Deletions
 from multichat.journal.sqlite.file import open_file, open_for_reading
 from multichat.journal.sqlite.jobs import NoncesOf, NumbersJob, SessionJob, effect_on
@@ -105,7 +105,7 @@ async def test_reading_backwards_reads_little_more_from_the_file_than_it_returns
     with closing(open_for_reading(path)) as connection:
         connection.text_factory = count
         with closing(read_blocks_backwards(connection, 1, 150, [])) as blocks:
-            found = newest_of(blocks, 150, max_messages=100, max_bytes=50_000)
+            found = take_newest(blocks, 150, max_messages=100, max_bytes=50_000)
     assert [said.first for said in found] == [146, 147, 148, 149]
     assert 40_000 < read_bytes < 55_000
 
@@ -249,15 +249,15 @@ async def test_a_server_that_was_killed_while_it_wrote_back_its_wal(tmp_path: Pa
 async def test_cancelling_it_while_the_disk_is_busy_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     for turns in range(6):  # of the loop, between what is appended and the cancellation
-        keepings: list[Keeping | None] = []
+        pending_writes: list[PendingWrite | None] = []
         async with running(SqliteJournal(path)) as journal:
             room = journal.room("lobby")
             for n in range(3):
-                keepings.append(room.append(encode(room, f"{turns}.{n}")))
+                pending_writes.append(room.append(encode(room, f"{turns}.{n}")))
                 for _ in range(turns):
                     await trio.lowlevel.checkpoint()
-        for keeping in keepings:
-            await wait_stored(keeping)
+        for pending in pending_writes:
+            await wait_stored(pending)
     assert await all_texts(path) == [f"{turns}.{n}" for turns in range(6) for n in range(3)]
 
 
@@ -580,9 +580,9 @@ async def test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space(
                     for i in range(3):
                         said = encode(room, f"{cycle}.{n}.{i} " + "x" * 2000)
                         blocks.append((said, room.append(said)))
-                    for said, keeping in blocks:
+                    for said, pending in blocks:
                         try:
-                            await wait_stored(keeping)
+                            await wait_stored(pending)
                         except StorageFailed as error:
                             reasons.add(error.reason)
                         else:
@@ -592,10 +592,10 @@ async def test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space(
                         break
                 assert reasons == {reason}
                 # A session waits until there is room; who says something does not.
-                journal.keep_session(ALICE, connected=True)
-                keeping = room.append(encode(room, "y" * 1_000_000))
+                journal.save_session(ALICE, connected=True)
+                pending = room.append(encode(room, "y" * 1_000_000))
                 with pytest.raises(StorageFailed, match=reason):
-                    await wait_stored(keeping)
+                    await wait_stored(pending)
                 assert await texts_of(room, 0, LOTS) == kept  # what is kept is read
                 add(2 << 20)
                 await say(room, f"room again {cycle}")
@@ -614,12 +614,12 @@ async def test_messages_wait_while_another_program_holds_the_file(
         await say(room, "one")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            keeping = room.append(encode(room, "two"))
-            assert keeping is not None
+            pending = room.append(encode(room, "two"))
+            assert pending is not None
             kept = trio.Event()
 
             async def wait() -> None:
-                await keeping.wait()
+                await pending.wait()
                 kept.set()
 
             async with trio.open_nursery() as nursery:
@@ -631,11 +631,11 @@ async def test_messages_wait_while_another_program_holds_the_file(
             mock_clock.rate = 0
             number = room.next
             other.execute("BEGIN IMMEDIATE")
-            keeping = room.append(encode(room, "lost"))
+            pending = room.append(encode(room, "lost"))
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(1001)
             with pytest.raises(StorageFailed, match="another program is using it"):
-                await wait_stored(keeping)
+                await wait_stored(pending)
             assert room.next == number
             # The next one fails without waiting: the clock stands still.
             with pytest.raises(StorageFailed, match="another program is using it"):
@@ -656,9 +656,9 @@ async def test_a_message_that_is_not_written_before_the_journal_closes_is_an_err
             room = journal.room("lobby")
             await say(room, "one")
             other.execute("BEGIN IMMEDIATE")
-            keeping = room.append(encode(room, "two"))
+            pending = room.append(encode(room, "two"))
         with pytest.raises(StorageFailed):
-            await wait_stored(keeping)
+            await wait_stored(pending)
         assert room.next == 1
         other.execute("ROLLBACK")
     assert await all_texts(path) == ["one"]
@@ -688,14 +688,14 @@ async def test_the_queue_for_the_disk_is_bounded(tmp_path: Path) -> None:
     limits = SqliteLimits(waiting_bytes=10_000)
     async with running(SqliteJournal(tmp_path / "chat.db", limits=limits)) as journal:
         room = journal.room("lobby")
-        keepings = [room.append(encode(room, "x" * 20_000))]  # what is alone may be larger
+        pending_writes = [room.append(encode(room, "x" * 20_000))]  # what is alone may be larger
         with pytest.raises(StorageFailed, match="the disk does not keep up"):
             room.append(encode(room, "y"))
         assert room.next == 1
-        await wait_stored(keepings[0])
-        keepings = [room.append(encode(room, "y" * 3000)) for _ in range(3)]
-        for keeping in keepings:
-            await wait_stored(keeping)
+        await wait_stored(pending_writes[0])
+        pending_writes = [room.append(encode(room, "y" * 3000)) for _ in range(3)]
+        for pending in pending_writes:
+            await wait_stored(pending)
 
 
 async def test_a_deleted_session_leaves_no_nonces_of_messages_that_waited(tmp_path: Path) -> None:
@@ -708,11 +708,11 @@ async def test_a_deleted_session_leaves_no_nonces_of_messages_that_waited(tmp_pa
             for n in range(10):
                 said = encode(room, f"{n} " + "x" * 50_000)
                 assert said.client == ALICE.client
-                keeping = room.append(said, (n,))
-                journal.keep_session(ALICE, connected=True)
+                pending = room.append(said, (n,))
+                journal.save_session(ALICE, connected=True)
             journal.forget_session(ALICE.digest)
             assert await journal.session(ALICE.digest) is None
-        await wait_stored(keeping)
+        await wait_stored(pending)
         assert journal.commits > 1
     with closing(sqlite3.connect(path)) as connection:
         for table in ("sessions", "nonces"):
@@ -764,7 +764,7 @@ async def test_nothing_of_a_failed_transaction_is_in_the_next_one(tmp_path: Path
         async with journal._writing:  # the journal's own thread does nothing meanwhile
             with pytest.raises(sqlite3.OperationalError, match="made up"), rows.transaction():
                 rows.say(room, said, 1, 3)
-                rows.give_numbers(1000)
+                rows.reserve_client_numbers(1000)
                 raise sqlite3.OperationalError("made up")
         await say(room, "two")
         found = rows.connection.execute("SELECT seq, text FROM runs").fetchall()
@@ -821,8 +821,8 @@ async def test_the_newest_messages_of_each_room_are_kept(tmp_path: Path) -> None
         loud, quiet = journal.room("loud"), journal.room("quiet")
         await say(quiet, "still here")
         for n in range(1500):
-            keeping = loud.append(encode(loud, f"{n}"))
-        await wait_stored(keeping)
+            pending = loud.append(encode(loud, f"{n}"))
+        await wait_stored(pending)
         await tidy(journal)
         assert (loud.first, loud.next) == (1400, 1500)
         assert await texts_of(loud, 0, LOTS) == [f"{n}" for n in range(1400, 1500)]
@@ -840,8 +840,8 @@ async def test_the_file_shrinks_to_its_size_limit(tmp_path: Path) -> None:
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for _ in range(400):
-            keeping = room.append(encode(room, *[text] * 20))
-        await wait_stored(keeping)
+            pending = room.append(encode(room, *[text] * 20))
+        await wait_stored(pending)
     assert path.stat().st_size > 8_000_000
     async with running(SqliteJournal(path, retention=Retention(max_bytes=limit))) as journal:
         room = journal.room("lobby")
@@ -857,10 +857,10 @@ async def test_a_deletion_step_is_bounded(tmp_path: Path) -> None:
     async with running(SqliteJournal(path)) as journal:
         room = journal.room("lobby")
         for _ in range(1200):
-            keeping = room.append(encode(room, "x"))
+            pending = room.append(encode(room, "x"))
         for _ in range(30):
-            keeping = room.append(encode(room, *["x" * 1000] * 1000))
-        await wait_stored(keeping)
+            pending = room.append(encode(room, *["x" * 1000] * 1000))
+        await wait_stored(pending)
     # The journal's own thread has ended: a connection is for one thread at a time.
     opened = open_file(path, durable=False)
     with closing(opened.connection) as connection, closing(opened.lock):
@@ -873,7 +873,7 @@ async def test_a_deletion_step_is_bounded(tmp_path: Path) -> None:
 
         steps = [left()]
         while steps[-1]:
-            assert deletions.step({1: room.next}, [], Moment(wall=0, wait=1, run=0))
+            assert deletions.step({1: room.next}, [], SteadyTime(wall=0, wait=1, run=0))
             steps.append(left())
     taken = [one - two for one, two in itertools.pairwise(steps)]
     assert taken[:2] == [500, 500]
@@ -885,10 +885,10 @@ async def test_each_client_has_its_last_nonces(tmp_path: Path) -> None:
     for start in (0, 5000):
         async with running(SqliteJournal(path)) as journal:
             room = journal.room("lobby")
-            journal.keep_session(ALICE, connected=True)
+            journal.save_session(ALICE, connected=True)
             for n in range(start, start + 5000, 2):
-                keeping = room.append(encode(room, "x", "y"), (n, f"{n + 1}"))
-            await wait_stored(keeping)
+                pending = room.append(encode(room, "x", "y"), (n, f"{n + 1}"))
+            await wait_stored(pending)
     async with running(SqliteJournal(path)) as journal:
         found = await nonces_of(journal, ALICE)
         assert [number for _, _, number in found] == list(range(10_000 - MAX_UNACCEPTED, 10_000))
@@ -904,8 +904,8 @@ async def test_nonces_are_bounded_over_any_number_of_restarts(tmp_path: Path) ->
         async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
             room = journal.room("lobby")
             for n in range(600):
-                keeping = room.append(encode(room, "x"), (n,))
-            await wait_stored(keeping)
+                pending = room.append(encode(room, "x"), (n,))
+            await wait_stored(pending)
     with closing(sqlite3.connect(path)) as connection:
         [rows] = connection.execute("SELECT count(*) FROM nonces").fetchone()
     assert rows <= MAX_UNACCEPTED + 600
@@ -1004,7 +1004,7 @@ async def test_no_query_scans_a_table(tmp_path: Path) -> None:
         asked: list[str] = []
         journal._reader.set_trace_callback(asked.append)
         journal._rows.connection.set_trace_callback(asked.append)
-        journal.keep_session(ALICE, connected=True)
+        journal.save_session(ALICE, connected=True)
         await say(room, "x", nonces=("n",))
         await say(room, "y")
         await texts_of(room, 0, 10)
@@ -1127,20 +1127,20 @@ async def test_after_any_operations_a_room_is_a_list_without_its_oldest_messages
         journal = SqliteJournal(
             path, durability=Durability.NORMAL, retention=Retention(max_messages=most)
         )
-        keepings: list[Keeping | None] = []
+        pending_writes: list[PendingWrite | None] = []
         async with running(journal):
             for kind, name, n in steps:
                 if kind == "say":
                     room = journal.room(name)
                     texts = [f"{len(model[name]) + i}" for i in range(n)]
-                    keepings.append(room.append(encode(room, *texts)))
+                    pending_writes.append(room.append(encode(room, *texts)))
                     model[name] += texts
                     continue
                 if kind == "reopen":
                     most, least = n, min(least, n)
                     return True
-                for keeping in keepings:
-                    await wait_stored(keeping)
+                for pending in pending_writes:
+                    await wait_stored(pending)
                 if kind == "tidy":
                     await tidy(journal)
                     for each in "ab":
@@ -1175,7 +1175,7 @@ async def test_sessions_expire_however_often_the_server_is_restarted(
         return SqliteJournal(path, limits=limits, clocks=lambda: (now[0], now[1]))
 
     async with running(journal()) as first:
-        first.keep_session(ALICE, connected=False)
+        first.save_session(ALICE, connected=False)
         await say(first.room("lobby"), "one")
     for restarts in range(1, 60):
         (tmp_path / f"{restarts}").mkdir()

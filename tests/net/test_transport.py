@@ -146,7 +146,7 @@ async def test_errors_of_sockets_are_those_of_streams() -> None:
         await transport.receive_some(ours, 1)
     with pytest.raises(trio.ClosedResourceError):
         await transport.send_all(ours, b"x")
-    await transport.hang_up(ours)
+    await transport.close_gracefully(ours)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ async def test_hanging_up_lets_the_peer_read_everything() -> None:
     async with theirs, trio.open_nursery() as nursery:
         await theirs.send_all(b"unread" * 1000)  # closing over this would be a reset
         await ours.send_all(b"last words\n")
-        nursery.start_soon(transport.hang_up, ours)
+        nursery.start_soon(transport.close_gracefully, ours)
         await trio.testing.wait_all_tasks_blocked()
         assert await theirs.receive_some(100) == b"last words\n"
         assert await theirs.receive_some(100) == b""
@@ -212,7 +212,7 @@ async def test_hanging_up_on_a_peer_that_stays_takes_a_second(
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     started = trio.current_time()
-    await transport.hang_up(ours)
+    await transport.close_gracefully(ours)
     assert trio.current_time() - started == transport.LINGER_SECONDS
     with pytest.raises(trio.BrokenResourceError):
         await theirs.send_all(b"x")
@@ -230,7 +230,7 @@ async def test_a_peer_that_goes_on_sending_is_read_a_few_times_only(
         await theirs.send_all(b"x")
 
     ours.receive_stream.receive_some_hook = send_more
-    await transport.hang_up(ours, 1.0, 4)
+    await transport.close_gracefully(ours, 1.0, 4)
     assert reads == 4
     assert trio.current_time() == pytest.approx(1.0)  # its end has time to read the goodbye
 
@@ -248,5 +248,5 @@ async def test_the_user_at_the_other_end_of_a_unix_socket_is_known() -> None:
 async def test_hanging_up_on_a_lost_peer_is_not_an_error() -> None:
     ours, theirs = await tcp_pair()
     await ours.aclose()
-    await transport.hang_up(ours)
+    await transport.close_gracefully(ours)
     await theirs.aclose()

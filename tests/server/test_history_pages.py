@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.journal.base import Keeping, RoomJournal, backwards_from
+from multichat.journal.base import PendingWrite, RoomJournal, iterate_backwards
 from multichat.journal.memory import MemoryJournal
 from multichat.protocol.ids import message_id
 from multichat.protocol.json_codec import JSON
@@ -38,7 +38,7 @@ class CountingRoom(RoomJournal):
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
+    ) -> PendingWrite | None:
         return self._room.append(said, nonces, checks)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
@@ -126,7 +126,7 @@ class CountingList(list[int]):
 @pytest.mark.parametrize("stop", [0, 1, 25_000, 50_000, 99_999])
 def test_old_messages_are_found_without_looking_at_all_newer_ones(stop: int) -> None:
     items = CountingList(range(100_000))
-    found = backwards_from(items, stop, int)
+    found = iterate_backwards(items, stop, int)
     assert [next(found, None) for _ in range(3)] == [
         number if number >= 0 else None for number in range(stop - 1, stop - 4, -1)
     ]

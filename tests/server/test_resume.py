@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig
-from multichat.journal.base import Keeping, SessionRecord
+from multichat.journal.base import PendingWrite, SessionRecord
 from multichat.journal.memory import MemoryJournal, _MemoryRoom
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
 from multichat.protocol.ids import message_id
@@ -508,9 +508,9 @@ async def test_a_session_that_ends_during_a_write_remembers_the_nonce() -> None:
     """What is not known to be kept yet is not packed as if it were."""
     visits = Visits()
     _, one = visits.store.create(1, "", "lobby")
-    kept, failed = Keeping(), Keeping()
-    visits.store.remember(one, ("kept", "too"), Submission("epoch", 7, keeping=kept))
-    visits.store.remember(one, ("failed",), Submission("epoch", 9, keeping=failed))
+    kept, failed = PendingWrite(), PendingWrite()
+    visits.store.remember(one, ("kept", "too"), Submission("epoch", 7, pending=kept))
+    visits.store.remember(one, ("failed",), Submission("epoch", 9, pending=failed))
     visits.store.disconnect(one, None)
     kept.resolve()
     failed.resolve("disk full")
@@ -590,7 +590,7 @@ async def test_a_session_with_an_invalid_name_resumes_without_it(
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
         record = SessionRecord(digest=digest, client=7, name=name, room="ไทยroom")
-        journal.keep_session(record, connected=False)
+        journal.save_session(record, connected=False)
     async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
         one = await program(network, session=token)
         assert one.welcome["resumed"]
@@ -608,7 +608,7 @@ async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allo
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
         record = SessionRecord(digest=digest, client=7, name="alice", room="ไทยroom")
-        journal.keep_session(record, connected=False)
+        journal.save_session(record, connected=False)
     async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
         alice = await program(network, session=token)
         me = [{"client": 7, "name": "alice"}]
@@ -823,14 +823,14 @@ async def test_own_messages_before_a_restart_are_not_counted_as_missed(
 
 
 class PendingRoom(HeldRoom):
-    """A room of which *keeping*, where it is set, says when what is appended is kept."""
+    """A room of which *pending*, where it is set, says when what is appended is kept."""
 
-    keeping: Keeping | None = None
+    pending: PendingWrite | None = None
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
-        return super().append(said, nonces, checks) or self.keeping
+    ) -> PendingWrite | None:
+        return super().append(said, nonces, checks) or self.pending
 
 
 class PendingJournal(HeldJournal):
@@ -847,12 +847,12 @@ async def test_a_message_delivered_during_its_senders_resume_counts_as_own_once(
         seen = (await alice.hear_until("said"))[-1]["id"]
         room = journal.held["lobby"]
         assert isinstance(room, PendingRoom)
-        room.keeping = Keeping()
+        room.pending = PendingWrite()
         await alice.send(type="say", text="mine", nonce=1)
         await trio.testing.wait_all_tasks_blocked()
         room.hold()
         alice = await again(network, alice, since=seen)
-        room.keeping.resolve()
+        room.pending.resolve()
         await trio.testing.wait_all_tasks_blocked()
         [behind] = [each.behind for each in network.server.members if each.name == "alice"]
         assert behind == 4
@@ -900,14 +900,14 @@ async def test_the_goodbye_does_not_wait_for_the_disk(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seed 945: who was told after the grace period was cancelled before it had heard it."""
-    keeping = Keeping()
+    pending = PendingWrite()
     append = _MemoryRoom.append
 
     def append_slowly(
         room: _MemoryRoom, said: SaidBlock, nonces: tuple[Nonce | None, ...], checks: bytes
-    ) -> Keeping:
+    ) -> PendingWrite:
         append(room, said, nonces, checks)
-        return keeping
+        return pending
 
     monkeypatch.setattr(_MemoryRoom, "append", append_slowly)
     async with memory_server(ServerConfig(grace_seconds=2)) as network:
@@ -921,4 +921,4 @@ async def test_the_goodbye_does_not_wait_for_the_disk(
             goodbye = ["[Server] goodbye: the server is shutting down"]
             assert await lines_for(one, 0.5) == await other.rest() == goodbye
         finally:
-            keeping.resolve()
+            pending.resolve()

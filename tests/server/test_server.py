@@ -128,7 +128,7 @@ async def test_numbers_are_never_reused() -> None:
 
 
 class SlowJournal(MemoryJournal):
-    async def give_numbers(self, clients_ever: int) -> None:
+    async def reserve_client_numbers(self, clients_ever: int) -> None:
         await trio.sleep(0.1)
 
 
@@ -285,7 +285,7 @@ async def test_at_shutdown_a_client_that_can_come_back_for_the_rest_has_missed_n
     """It speaks JSON, and there is a journal in a file; without one it has missed the rest."""
     config = ServerConfig(send_queue_batches=1, grace_seconds=4)
     journal = MemoryJournal()  # a disk has a thread, for which this clock does not wait
-    journal.place = "a file" if has_file else ""
+    journal.location = "a file" if has_file else ""
     async with memory_server(config, journal=journal) as network:
         sender = await network.join()
         slow = await network.join(lockstep=True)

@@ -15,7 +15,7 @@ import trio.testing
 
 from multichat import Slow
 from multichat.errors import NotRead, StorageFailed
-from multichat.journal.base import Keeping, KeptSession, RoomJournal
+from multichat.journal.base import PendingWrite, RoomJournal, SavedSession
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.protocol.json_codec import JsonCodec
 from multichat.protocol.lookalikes import NameIndex
@@ -235,10 +235,10 @@ def keep_empty_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hang_up(stream: trio.abc.Stream, linger_seconds: float) -> None:
+    async def close_gracefully(stream: trio.abc.Stream, linger_seconds: float) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr("multichat.net.transport.hang_up", hang_up)
+    monkeypatch.setattr("multichat.net.transport.close_gracefully", close_gracefully)
 
 
 def crash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def forget_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    def restored(original: Any, session_store: SessionStore, kept: KeptSession | None) -> Any:
+    def restored(original: Any, session_store: SessionStore, kept: SavedSession | None) -> Any:
         if kept is not None:
             kept.nonces.clear()
         return original(session_store, kept)
@@ -293,23 +293,23 @@ def restore_no_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def resume_without_damaged_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def session(original: Any, journal: FaultyJournal, digest: bytes) -> KeptSession | None:
+    async def session(original: Any, journal: FaultyJournal, digest: bytes) -> SavedSession | None:
         try:
             return await original(journal, digest)  # type: ignore[no-any-return]
         except NotRead:
             if digest not in journal._disk.sessions:
                 return None
             record, _ = journal._disk.sessions[digest]
-            return KeptSession(record=record, age_seconds=0.0, nonces=[])
+            return SavedSession(record=record, age_seconds=0.0, nonces=[])
 
     wrap(monkeypatch, FaultyJournal, "session", session)
 
 
 def tell_before_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def wait(original: Any, keeping: Keeping) -> None:
+    async def wait(original: Any, pending: PendingWrite) -> None:
         await trio.lowlevel.checkpoint()
 
-    wrap(monkeypatch, Keeping, "wait", wait)
+    wrap(monkeypatch, PendingWrite, "wait", wait)
 
 
 def say_nothing_of_what_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,14 +21,14 @@ import trio
 from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import (
     Journal,
-    Keeping,
-    KeptNonce,
-    KeptSession,
+    PendingWrite,
     RoomJournal,
+    SavedNonce,
+    SavedSession,
     SessionRecord,
-    newest_of,
-    part_of,
-    within,
+    slice_block,
+    take_first,
+    take_newest,
 )
 from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidBlock
 
@@ -45,17 +45,17 @@ class Taken:
     position: int
     said: SaidBlock
     nonces: tuple[Nonce | None, ...]
-    keeping: Keeping | None
+    pending: PendingWrite | None
 
     @property
     def kept(self) -> bool | None:
         """Whether it is kept, as far as the journal knows."""
-        return self.keeping.kept if isinstance(self.keeping, _Pending) else True
+        return self.pending.kept if isinstance(self.pending, _Pending) else True
 
     @property
     def known_seconds(self) -> float:
         """When that was known; 0 if it was at once."""
-        return self.keeping.known_seconds if isinstance(self.keeping, _Pending) else 0.0
+        return self.pending.known_seconds if isinstance(self.pending, _Pending) else 0.0
 
     def as_of_backup(self) -> "Taken":
         """Return what it is after the backup that is taken now: what is pending is not in it."""
@@ -63,7 +63,7 @@ class Taken:
             return self
         missing = _Pending()
         missing.become(kept=False)
-        return replace(self, keeping=missing)
+        return replace(self, pending=missing)
 
 
 # --- Faults ---------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ class Faults:
     damaged_reads: float = 0.0
 
 
-class _Pending(Keeping):
+class _Pending(PendingWrite):
     """Something on its way; *kept* is what has become of it on the disk, and since when it has."""
 
     __slots__ = ("kept", "known_seconds")
@@ -123,7 +123,7 @@ class Disk:
     rooms: dict[str, _DiskRoom] = field(default_factory=dict)
     # With the time since when each is disconnected; infinite while it is connected.
     sessions: dict[bytes, tuple[SessionRecord, float]] = field(default_factory=dict)
-    nonces: dict[int, list[KeptNonce]] = field(default_factory=dict)
+    nonces: dict[int, list[SavedNonce]] = field(default_factory=dict)
 
     def copy(self) -> "Disk":
         """Return a backup."""
@@ -265,7 +265,7 @@ class FaultyJournal(Journal):
             self._rooms[name] = room
         return room
 
-    async def give_numbers(self, clients_ever: int) -> None:
+    async def reserve_client_numbers(self, clients_ever: int) -> None:
         """Keep that number; wait for it."""
         self.check()
 
@@ -274,7 +274,7 @@ class FaultyJournal(Journal):
 
         await self.take(apply).wait()
 
-    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Keep it in its turn."""
         since = inf if connected else trio.current_time()
 
@@ -293,15 +293,15 @@ class FaultyJournal(Journal):
 
         self.take(apply, lasting=True)
 
-    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """Keep it in its turn."""
 
         def apply(disk: Disk) -> None:
-            disk.nonces.setdefault(client, []).append(KeptNonce(nonce, "", 0, "", check))
+            disk.nonces.setdefault(client, []).append(SavedNonce(nonce, "", 0, "", check))
 
         return self.take(apply)
 
-    async def session(self, digest: bytes) -> KeptSession | None:
+    async def session(self, digest: bytes) -> SavedSession | None:
         """Return what is on the disk by the time that all which was taken before is there."""
         asked = trio.current_time()
         disk = Disk(sessions=dict(self._disk.sessions))
@@ -315,7 +315,7 @@ class FaultyJournal(Journal):
             return None
         record, since = disk.sessions[digest]
         nonces = self._disk.nonces.get(record.client, [])[-MAX_UNACCEPTED:]
-        return KeptSession(record=record, age_seconds=max(0.0, asked - since), nonces=nonces)
+        return SavedSession(record=record, age_seconds=max(0.0, asked - since), nonces=nonces)
 
 
 class _FaultyRoom(RoomJournal):
@@ -347,7 +347,7 @@ class _FaultyRoom(RoomJournal):
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
+    ) -> PendingWrite | None:
         self._journal.check()
         if (said.epoch, said.first) != (self.epoch, self.next):
             raise AssertionError(f"{said.epoch}-{said.first} is not {self.epoch}-{self.next}")
@@ -363,7 +363,7 @@ class _FaultyRoom(RoomJournal):
             disk.clients_ever = max(disk.clients_ever, said.client)
             known = disk.nonces.setdefault(said.client, [])
             known += [
-                KeptNonce(nonce, said.epoch, said.first + i, self._name, checks[4 * i : 4 * i + 4])
+                SavedNonce(nonce, said.epoch, said.first + i, self._name, checks[4 * i : 4 * i + 4])
                 for i, nonce in enumerate(nonces)
                 if nonce is not None
             ]
@@ -379,13 +379,13 @@ class _FaultyRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         await self._journal.wait_to_read()
-        parts = [part_of(block, start, stop) for block in self._whole(start, stop)]
-        return within([part for part in parts if part], max_bytes)
+        parts = [slice_block(block, start, stop) for block in self._whole(start, stop)]
+        return take_first([part for part in parts if part], max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         await self._journal.wait_to_read()
         blocks = reversed(self._whole(0, stop))
-        return newest_of(blocks, stop, max_messages=max_messages, max_bytes=max_bytes)
+        return take_newest(blocks, stop, max_messages=max_messages, max_bytes=max_bytes)
 
     def _whole(self, start: int, stop: int) -> list[SaidBlock]:
         blocks = self._on_disk.blocks
@@ -407,7 +407,7 @@ class Witness(Journal):
     def __init__(
         self,
         journal: Journal,
-        note: Callable[[SaidBlock, tuple[Nonce | None, ...], Keeping | None], None],
+        note: Callable[[SaidBlock, tuple[Nonce | None, ...], PendingWrite | None], None],
     ) -> None:
         self._journal = journal
         self._note = note
@@ -423,23 +423,23 @@ class Witness(Journal):
         """Return that room's part, watched."""
         return _WitnessedRoom(self._journal.room(name), self._note)
 
-    async def give_numbers(self, clients_ever: int) -> None:
+    async def reserve_client_numbers(self, clients_ever: int) -> None:
         """Pass it on."""
-        await self._journal.give_numbers(clients_ever)
+        await self._journal.reserve_client_numbers(clients_ever)
 
-    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Pass it on."""
-        self._journal.keep_session(record, connected=connected)
+        self._journal.save_session(record, connected=connected)
 
     def forget_session(self, digest: bytes) -> None:
         """Pass it on."""
         self._journal.forget_session(digest)
 
-    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """Pass it on."""
-        return self._journal.keep_nonce(client, nonce, check)
+        return self._journal.save_nonce(client, nonce, check)
 
-    async def session(self, digest: bytes) -> KeptSession | None:
+    async def session(self, digest: bytes) -> SavedSession | None:
         """Pass it on."""
         return await self._journal.session(digest)
 
@@ -448,7 +448,7 @@ class _WitnessedRoom(RoomJournal):
     def __init__(
         self,
         room: RoomJournal,
-        note: Callable[[SaidBlock, tuple[Nonce | None, ...], Keeping | None], None],
+        note: Callable[[SaidBlock, tuple[Nonce | None, ...], PendingWrite | None], None],
     ) -> None:
         self._room = room
         self._note = note
@@ -464,10 +464,10 @@ class _WitnessedRoom(RoomJournal):
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
-        keeping = self._room.append(said, nonces, checks)
-        self._note(said, nonces, keeping)
-        return keeping
+    ) -> PendingWrite | None:
+        pending = self._room.append(said, nonces, checks)
+        self._note(said, nonces, pending)
+        return pending
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         return await self._room.read(start, stop, max_bytes=max_bytes)

@@ -23,7 +23,7 @@ from trio._core import _run as trio_run
 
 from multichat import Server
 from multichat.errors import UnknownClient
-from multichat.journal.base import Journal, Keeping
+from multichat.journal.base import Journal, PendingWrite
 from multichat.journal.memory import MemoryJournal
 from multichat.log import LogWriter
 from multichat.net.fair_share import NO_PAUSES
@@ -264,10 +264,10 @@ class _World:
             self._sample()
 
     def _note_taken(
-        self, said: SaidBlock, nonces: tuple[Nonce | None, ...], keeping: Keeping | None
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...], pending: PendingWrite | None
     ) -> None:
         history = self.history
-        history.taken.append(Taken(len(history.log), said, nonces, keeping))
+        history.taken.append(Taken(len(history.log), said, nonces, pending))
 
     def _sample(self) -> None:
         peaks = self.history.peak_bytes

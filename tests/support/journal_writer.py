@@ -30,9 +30,9 @@ async def main(path: str, durability: str, speakers: str) -> None:
                 texts = [f"{who}:{first + n}" for n in range(1 + who % 4)]
                 block = "\n".join(texts)
                 said = SaidBlock(room.epoch, first, "now", room.epoch, who, "", block)
-                keeping = room.append(said, (f"nonce {first}",))
-                assert keeping is not None
-                await keeping.wait()
+                pending = room.append(said, (f"nonce {first}",))
+                assert pending is not None
+                await pending.wait()
                 lines = [f"{which} {first + n} {text}\n" for n, text in enumerate(texts)]
                 os.write(1, "".join(lines).encode())
 

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from multichat.errors import NotRead
-from multichat.journal.base import Journal, Keeping, RoomJournal, SessionRecord
+from multichat.journal.base import Journal, PendingWrite, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.file import open_file
 from multichat.journal.sqlite.journal import SqliteJournal
@@ -40,9 +40,9 @@ async def tidy(journal: SqliteJournal) -> None:
         pass
 
 
-async def wait_stored(keeping: Keeping | None) -> None:
-    if keeping is not None:
-        await keeping.wait()
+async def wait_stored(pending: PendingWrite | None) -> None:
+    if pending is not None:
+        await pending.wait()
 
 
 async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] = ()) -> SaidBlock:
@@ -59,7 +59,7 @@ async def record_of(journal: Journal, digest: bytes) -> SessionRecord | None:
 
 async def nonces_of(journal: Journal, record: SessionRecord) -> list[tuple[Nonce, str, int]]:
     """Return the nonces of a session, which is kept for that, and where their messages are."""
-    journal.keep_session(record, connected=True)
+    journal.save_session(record, connected=True)
     kept = await journal.session(record.digest)
     return [] if kept is None else [(each.nonce, each.epoch, each.number) for each in kept.nonces]
 
@@ -121,7 +121,7 @@ class HeldRoom(RoomJournal):
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
+    ) -> PendingWrite | None:
         return self._room.append(said, nonces, checks)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:

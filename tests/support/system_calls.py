@@ -36,7 +36,7 @@ def use(path: Path) -> None:
         for n in range(4):
             with rows.transaction():
                 record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", room="lobby")
-                rows.keep_session(SessionRow(record, 0.0))
+                rows.save_session(SessionRow(record, 0.0))
             if n == 1:
                 rows.checkpoint()
         rows.checkpoint()

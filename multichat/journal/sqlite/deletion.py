@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
-from multichat.journal.retention import MIN_BYTES, Deleted, Moment, Retention, format_seconds
+from multichat.journal.retention import MIN_BYTES, Deleted, Retention, SteadyTime, format_seconds
 from multichat.journal.sqlite.file import (
     DISK_FAILS,
     DISK_FULL,
@@ -30,7 +30,7 @@ from multichat.journal.sqlite.reserve import Reserve
 from multichat.journal.sqlite.salvage import behind, first_readable, is_readable
 from multichat.log import Log
 
-__all__ = ["NOT_DELETED", "STEP_BLOCKS", "DeletionLog", "Deletions", "Tidied"]
+__all__ = ["NOT_DELETED", "STEP_BLOCKS", "DeletionLog", "DeletionResult", "Deletions"]
 
 # Deleting reads what it deletes: some 10 ms.
 STEP_BLOCKS = 500
@@ -65,7 +65,7 @@ _FUTURE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class Tidied:
+class DeletionResult:
     """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
 
     *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
@@ -151,20 +151,20 @@ class Deletions:
         self,
         full: dict[int, int],
         empty: list[int],
-        now: Moment,
+        now: SteadyTime,
         changed: Collection[bytes] = (),
-    ) -> Tidied | None:
+    ) -> DeletionResult | None:
         """Delete a bounded number of expired rows; None if that cannot be done now.
 
         *full* says for rooms, by their ids, before which number messages are deleted; *empty* are
         rooms without a message that are deleted.  *changed* sessions, by their digests, are about
         to be written, and not deleted.
         """
-        tidied: Tidied | None = None
+        result: DeletionResult | None = None
         is_full = self.is_full
         if not is_full:
             try:
-                tidied = self._step(full, empty, now, changed)
+                result = self._step(full, empty, now, changed)
             except SQLITE_ERRORS as error:
                 # Another program that has locked the file needs none of the reserve.
                 is_full = reason_of(error) in (DISK_FULL, DISK_FAILS)
@@ -173,25 +173,25 @@ class Deletions:
             # Deletions are written to the WAL, which starts anew.
             self._rows.checkpoint(truncate=True)
             with suppress(*SQLITE_ERRORS):
-                tidied = self._step(full, empty, now, changed, shrink=True)
+                result = self._step(full, empty, now, changed, shrink=True)
             self._rows.checkpoint(truncate=True)  # gives back what was deleted
         self.check_size()
         if not self._rows.is_marked:
             self._rows.checkpoint()
-        return tidied
+        return result
 
     def _step(
         self,
         full: dict[int, int],
         empty: list[int],
-        now: Moment,
+        now: SteadyTime,
         changed: Collection[bytes],
         *,
         shrink: bool = False,
-    ) -> Tidied:
+    ) -> DeletionResult:
         """Do the same; raises one of `SQLITE_ERRORS`, but not for damage."""
-        tidied = Tidied()
-        step = _Step(self._connection, tidied, self._retention.step_bytes)
+        result = DeletionResult()
+        step = _Step(self._connection, result, self._retention.step_bytes)
         clock = self._rows.loaded_clock + now.run
         parts: dict[_Key, Callable[[], None]] = {
             "sessions": partial(self._forget_old_sessions, step, clock, changed),
@@ -206,16 +206,16 @@ class Deletions:
                     step.write_firsts()
             except SQLITE_ERRORS as error:
                 self._note_damage(error)
-                tidied = Tidied(more=True)  # and see the damage in the next step
-            self._finish(step, tidied, shrink=shrink)
+                result = DeletionResult(more=True)  # and see the damage in the next step
+            self._finish(step, result, shrink=shrink)
         else:
             self._delete_around_damage(step, parts, clock)
-            self._finish(step, tidied, shrink=shrink)
-        tidied.damage = self._damage
-        return tidied
+            self._finish(step, result, shrink=shrink)
+        result.damage = self._damage
+        return result
 
     def _parts(
-        self, step: "_Step", full: dict[int, int], empty: list[int], now: Moment
+        self, step: "_Step", full: dict[int, int], empty: list[int], now: SteadyTime
     ) -> dict[_Key, Callable[[], None]]:
         """Return what there is to delete but sessions: by room, by age, by size, rooms."""
         kept = self._retention
@@ -235,7 +235,7 @@ class Deletions:
             place = self._place("age")
             end = self._last_expired(max_age_seconds, now, place)
             if end is not None and now.wait:
-                step.tidied.expired = True
+                step.result.expired = True
             elif end is not None:
                 reason = f"older than {format_seconds(max_age_seconds)}"
                 which = "WHERE seq BETWEEN ? AND ? ORDER BY seq"
@@ -277,11 +277,11 @@ class Deletions:
                     step.write_firsts()
             except SQLITE_ERRORS as error:
                 step.restore(before)
-                if not is_damage(error) and (step.deleted or step.freed or step.tidied.rooms):
+                if not is_damage(error) and (step.deleted or step.freed or step.result.rooms):
                     return  # so that the caller learns what is deleted
                 self._note_damage(error)
                 failures += 1
-                step.tidied.more = True
+                step.result.more = True
                 self._leave_out(key, place)
             else:
                 place.most = min(STEP_BLOCKS, place.most * _FEWER)
@@ -326,17 +326,17 @@ class Deletions:
         else:
             place.position = found
 
-    def _finish(self, step: "_Step", tidied: Tidied, *, shrink: bool) -> None:
+    def _finish(self, step: "_Step", result: DeletionResult, *, shrink: bool) -> None:
         """Shrink the file, and see whether there is more to do, after the messages are deleted."""
         if step.deleted:
             self._rows.note_written(self._retention.step_bytes)
         self._rows.session_bytes -= step.freed
         self._session_excess -= step.freed
-        tidied.more |= bool(step.deleted and step.is_over) or step.has_more_sessions
-        if not tidied.more:
+        result.more |= bool(step.deleted and step.is_over) or step.has_more_sessions
+        if not result.more:
             place = self._place("shrink")
             try:
-                tidied.more = not place.gone and self._shrink(all_of_it=shrink)
+                result.more = not place.gone and self._shrink(all_of_it=shrink)
             except SQLITE_ERRORS as error:
                 # What is deleted is committed, whatever else goes wrong is tried again.
                 if is_damage(error):
@@ -351,9 +351,9 @@ class Deletions:
             "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
             [(room,) for room in empty],
         )
-        step.tidied.rooms.update(empty)
+        step.result.rooms.update(empty)
 
-    def _last_expired(self, max_age_seconds: float, now: Moment, place: _Place) -> int | None:
+    def _last_expired(self, max_age_seconds: float, now: SteadyTime, place: _Place) -> int | None:
         """Return up to which run all are too old; None if the first is not.
 
         Messages are deleted in the order in which they were said, so that no room gets a gap.  A
@@ -456,15 +456,17 @@ class Deletions:
 
 
 class _Step:
-    """One bounded step of deleting runs; *tidied* is told which."""
+    """One bounded step of deleting runs; *result* is told which."""
 
-    def __init__(self, connection: sqlite3.Connection, tidied: Tidied, max_bytes: int) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, result: DeletionResult, max_bytes: int
+    ) -> None:
         self.deleted = 0
         self.freed = 0.0  # bytes of sessions
         self.is_over = self.has_more_sessions = False
         self._max_bytes = max_bytes
         self._connection = connection
-        self.tidied = tidied
+        self.result = result
         self._bytes = 0
 
     def delete(
@@ -502,29 +504,29 @@ class _Step:
             gone.append((seq,))
             count += messages
             rooms.add(room)
-            firsts = self.tidied.firsts
+            firsts = self.result.firsts
             firsts[room] = max(first + messages, firsts.get(room, 0))
         self._connection.executemany("DELETE FROM runs WHERE seq = ?", gone)
         self.deleted += len(gone)
         self.is_over |= len(gone) == left
         if gone:
-            self.tidied.deleted.add(reason, count, rooms)
+            self.result.deleted.add(reason, count, rooms)
 
     def state(self) -> tuple[Any, ...]:
         """Return what `restore` needs to undo what is done after this."""
         deleted = Deleted()
-        deleted.update(self.tidied.deleted)
-        tidied = self.tidied.firsts.copy(), deleted, self.tidied.rooms.copy()
-        return self.deleted, self.freed, self.is_over, self._bytes, tidied
+        deleted.update(self.result.deleted)
+        result = self.result.firsts.copy(), deleted, self.result.rooms.copy()
+        return self.deleted, self.freed, self.is_over, self._bytes, result
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Undo what was done after `state`: its transaction has failed."""
-        self.deleted, self.freed, self.is_over, self._bytes, tidied = state
-        self.tidied.firsts, self.tidied.deleted, self.tidied.rooms = tidied
+        self.deleted, self.freed, self.is_over, self._bytes, result = state
+        self.result.firsts, self.result.deleted, self.result.rooms = result
 
     def write_firsts(self) -> None:
         """Write where the rooms begin of which messages were deleted."""
-        firsts = self.tidied.firsts
+        firsts = self.result.firsts
         self._connection.executemany(
             "UPDATE rooms SET first = ? WHERE id = ?",
             [(first, room) for room, first in firsts.items()],
@@ -552,17 +554,17 @@ class DeletionLog:
         self._tell_by = math.inf
         self._is_wait_told = False
 
-    def note(self, tidied: Tidied, moment: Moment, now: float) -> None:
+    def note(self, result: DeletionResult, moment: SteadyTime, now: float) -> None:
         """Note what a step has done at that *moment*, which is *now* by the clock of the loop."""
-        if self._max_age is not None and tidied.expired and not self._is_wait_told:
+        if self._max_age is not None and result.expired and not self._is_wait_told:
             age, wait = format_seconds(self._max_age), format_seconds(moment.wait)
             text = f"Messages older than {age} are deleted in {wait}"
             self._log.line("STATE", f"{text}, if the clock of this machine is not set meanwhile")
-        self._is_wait_told = tidied.expired
-        if tidied.deleted and not self._deleted:
+        self._is_wait_told = result.expired
+        if result.deleted and not self._deleted:
             self._tell_by = now + self._seconds
-        self._deleted.update(tidied.deleted)
-        is_over = not (tidied.deleted or tidied.more)
+        self._deleted.update(result.deleted)
+        is_over = not (result.deleted or result.more)
         if (now >= self._tell_by or (is_over and now >= self._tell_at)) and self.flush():
             self._tell_at = now + self._seconds
 

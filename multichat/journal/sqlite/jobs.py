@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from multichat.journal.base import Keeping
+from multichat.journal.base import PendingWrite
 from multichat.journal.sqlite.file import SQLITE_ERRORS, is_damage, reason_of
 from multichat.journal.sqlite.queries import Rows, SessionRow
 from multichat.protocol.messages import SaidBlock
@@ -40,7 +40,7 @@ class SaidJob:
     nonces: str
     nonce_count: int
     checks: bytes
-    keeping: Keeping = field(default_factory=Keeping)
+    pending: PendingWrite = field(default_factory=PendingWrite)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +62,7 @@ class NonceJob:
     client: int
     nonce: str
     check: bytes
-    keeping: Keeping = field(default_factory=Keeping)
+    pending: PendingWrite = field(default_factory=PendingWrite)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +70,7 @@ class NumbersJob:
     """Numbers up to *clients_ever* have been given to clients."""
 
     clients_ever: int
-    keeping: Keeping = field(default_factory=Keeping)
+    pending: PendingWrite = field(default_factory=PendingWrite)
 
 
 Job: TypeAlias = SaidJob | NonceJob | NumbersJob  # each is awaited, a session is not
@@ -200,11 +200,11 @@ def _write(rows: Rows, job: Job | SessionJob) -> None:
         case SessionJob(row=None):
             rows.forget_session(job.digest, job.client)
         case SessionJob(row=SessionRow() as row):
-            rows.keep_session(row)
+            rows.save_session(row)
         case NonceJob():
             rows.use_nonces(job.client, "", 0, job.nonce, 1, job.check)
         case NumbersJob():
-            rows.give_numbers(job.clients_ever)
+            rows.reserve_client_numbers(job.clients_ever)
 
 
 def _write_nonces(rows: Rows, job: Job | SessionJob) -> None:

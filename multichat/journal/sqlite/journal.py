@@ -31,9 +31,9 @@ from multichat.errors import JournalFailed, NotRead, StorageFailed, TooManyRooms
 from multichat.journal.base import (
     MAX_TIME_EPOCH,
     Journal,
-    Keeping,
-    KeptSession,
+    PendingWrite,
     RoomJournal,
+    SavedSession,
     SessionRecord,
 )
 from multichat.journal.failure_log import FailureLog
@@ -108,7 +108,7 @@ class SqliteJournal(Journal):
         clocks: Callable[[], tuple[float, float]] = read_clocks,
     ) -> None:
         self.path = Path(path)
-        self.place = str(path)
+        self.location = str(path)
         self.durability = durability
         self.retention = retention or Retention()
         self._limits = limits or SqliteLimits()
@@ -246,7 +246,7 @@ class SqliteJournal(Journal):
                     job.room.kept = job.said.first + job.messages
                     self._untidy.add(job.room)
         for job in jobs:
-            job.keeping.resolve(refused.get(subject_of(job), ""))
+            job.pending.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
             name = getattr(subject, "name", "")
             effect = effect_on(subject, name, damaged=failure == DAMAGED)
@@ -260,7 +260,7 @@ class SqliteJournal(Journal):
             if isinstance(job, SaidJob):
                 job.room.next = job.room.kept
         for job in jobs:
-            job.keeping.resolve(failure)
+            job.pending.resolve(failure)
 
     async def _tidy(self) -> bool:
         """Delete one step of what retention does not keep; return whether there is more."""
@@ -278,23 +278,23 @@ class SqliteJournal(Journal):
             empty = {room.id: room for room in islice(silent, STEP_BLOCKS)}
         now = self._clock.observe(*self._clocks())
         changed = self._queue.kept_sessions()
-        tidied = await trio.to_thread.run_sync(
+        result = await trio.to_thread.run_sync(
             self._deletions.step, full, [*empty], now, changed, limiter=self._writing
         )
-        if tidied is None:  # the disk is full, or another program has locked the file
+        if result is None:  # the disk is full, or another program has locked the file
             return False
-        if tidied.firsts:
+        if result.firsts:
             for room in self._rooms.values():
-                room.first = tidied.firsts.get(room.id, room.first)
+                room.first = result.firsts.get(room.id, room.first)
         for room in empty.values():
             # Its members do not notice: with the next message it is in the file again.
-            is_gone = room.id in tidied.rooms and room.first == room.next
+            is_gone = room.id in result.rooms and room.first == room.next
             if is_gone and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
-        if tidied.damage:
+        if result.damage:
             self._failure_log.note_once(NOT_DELETED)
-        self._deletion_log.note(tidied, now, trio.current_time())
-        return tidied.more
+        self._deletion_log.note(result, now, trio.current_time())
+        return result.more
 
     # --- In the writer's thread -------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ class SqliteJournal(Journal):
         )
         return f"{self._last_epoch:011x}"
 
-    def take(self, job: SaidJob) -> Keeping:
+    def take(self, job: SaidJob) -> PendingWrite:
         """Have *job* written; for our rooms alone.  Raises `StorageFailed`."""
         if not self._open:
             raise StorageFailed(_CLOSED)
@@ -413,22 +413,22 @@ class SqliteJournal(Journal):
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
         self._rooms.move_to_end(job.room.name)
         self._put(job)
-        return job.keeping
+        return job.pending
 
     def _put(self, job: Job) -> None:
         self._queue.put(job)
         self._woken.set()
 
-    async def give_numbers(self, clients_ever: int) -> None:
-        """See `Journal.give_numbers`."""
+    async def reserve_client_numbers(self, clients_ever: int) -> None:
+        """See `Journal.reserve_client_numbers`."""
         if not self._open:
             raise StorageFailed(_CLOSED)
         job = NumbersJob(clients_ever)
         self._put(job)
-        await job.keeping.wait()
+        await job.pending.wait()
 
-    def keep_session(self, record: SessionRecord, *, connected: bool) -> None:
-        """See `Journal.keep_session`."""
+    def save_session(self, record: SessionRecord, *, connected: bool) -> None:
+        """See `Journal.save_session`."""
         seen = math.inf if connected else self._clock_of_file()
         self._put_session(SessionJob(record.digest, SessionRow(record, seen)))
 
@@ -440,21 +440,21 @@ class SqliteJournal(Journal):
         elif waiting.row is not None:
             self._put_session(SessionJob(digest, None, waiting.row.record.client))
 
-    def keep_nonce(self, client: int, nonce: Nonce, check: bytes) -> Keeping | None:
-        """See `Journal.keep_nonce`."""
+    def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
+        """See `Journal.save_nonce`."""
         job = NonceJob(client, msgspec.json.encode([nonce]).decode(), check)
         if self._open:
             self._put(job)
         else:
-            job.keeping.resolve(_CLOSED)
-        return job.keeping
+            job.pending.resolve(_CLOSED)
+        return job.pending
 
     def _put_session(self, job: SessionJob) -> None:
         if self._open:
             self._queue.put_session(job)
             self._woken.set()
 
-    async def session(self, digest: bytes) -> KeptSession | None:
+    async def session(self, digest: bytes) -> SavedSession | None:
         """See `Journal.session`."""
         waiting, clock = self._queue.session(digest), self._clock_of_file()
         if waiting is not None and waiting.row is None:

@@ -349,11 +349,11 @@ class Rows:
 
     # --- Sessions and nonces ----------------------------------------------------------------------
 
-    def give_numbers(self, clients_ever: int) -> None:
+    def reserve_client_numbers(self, clients_ever: int) -> None:
         """Keep that numbers up to *clients_ever* have been given to clients."""
         self._highest_client = max(self._highest_client, clients_ever)
 
-    def keep_session(self, row: SessionRow) -> None:
+    def save_session(self, row: SessionRow) -> None:
         """Keep it instead of what was kept of that session."""
         record = row.record
         self._highest_client = max(self._highest_client, record.client)

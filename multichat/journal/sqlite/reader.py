@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from multichat.errors import JournalFailed, UnknownId
-from multichat.journal.base import part_of
+from multichat.journal.base import slice_block
 from multichat.journal.sqlite.file import (
     MAX_NUMBER,
     SQLITE_ERRORS,
@@ -208,9 +208,12 @@ class Reader:
         while last is not None and left > 0 and key <= last:
             page, key = self._page(order, key, last)
             for said in page:
-                part = part_of(said, max(start, said.first + skipped), _FAR)
+                part = slice_block(said, max(start, said.first + skipped), _FAR)
                 skipped = 0
-                if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
+                if (
+                    part is not None
+                    and (part := slice_block(part, 0, part.first + left)) is not None
+                ):
                     left -= part.text.count("\n") + 1
                     yield part
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from multichat.journal.base import KeptNonce, KeptSession, SessionRecord
+from multichat.journal.base import SavedNonce, SavedSession, SessionRecord
 from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite.queries import SessionRow
 from multichat.journal.sqlite.repair import EPOCH, MAX_COUNTER
@@ -123,7 +123,7 @@ def said_block(row: Sequence[object]) -> SaidBlock:
 
 def read_session(
     connection: sqlite3.Connection, digest: bytes, waiting: SessionRow | None, clock: float
-) -> KeptSession | None:
+) -> SavedSession | None:
     """Return that session with its last nonces, None if there is none.
 
     *waiting* is what is about to be written of it, if anything is, and *clock* where the clock of
@@ -145,7 +145,7 @@ def read_session(
             raise DamagedRow
     record, seen = waiting
     nonces = _read_nonces(connection, record.client, MAX_UNACCEPTED)
-    return KeptSession(record=record, age_seconds=max(0.0, clock - seen), nonces=nonces)
+    return SavedSession(record=record, age_seconds=max(0.0, clock - seen), nonces=nonces)
 
 
 def _session(row: tuple[Any, ...]) -> SessionRow:
@@ -166,9 +166,9 @@ def _session(row: tuple[Any, ...]) -> SessionRow:
     return SessionRow(SessionRecord(digest=digest, client=client, name=name, room=room), seen)
 
 
-def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> list[KeptNonce]:
+def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> list[SavedNonce]:
     """Return the last *limit* nonces of *client*, the oldest first."""
-    found: list[KeptNonce] = []
+    found: list[SavedNonce] = []
     for row in connection.execute(
         "SELECT epoch, first, coalesce("
         "(SELECT name FROM rooms WHERE epoch = nonces.epoch), (SELECT name FROM rooms WHERE id = "
@@ -188,7 +188,7 @@ def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> lis
         ):
             raise DamagedRow
         found += [
-            KeptNonce(nonce, epoch, first + i, room, checks[4 * i : 4 * i + 4])
+            SavedNonce(nonce, epoch, first + i, room, checks[4 * i : 4 * i + 4])
             for i, nonce in reversed(list(enumerate(nonces)))
             if nonce is not None
         ]

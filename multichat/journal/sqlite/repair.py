@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from multichat.journal.base import MAX_KEPT_EPOCH
+from multichat.journal.base import MAX_STORED_EPOCH
 from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite.salvage import first_readable, is_readable, table_rows
 from multichat.protocol.framing import clean
@@ -84,7 +84,7 @@ def are_heads(rows: list[tuple[Any, ...]]) -> bool:
     except (ValueError, DamagedRow):
         return False
     return bool(
-        clients_ever <= MAX_COUNTER and last_epoch <= MAX_KEPT_EPOCH and 0 <= clock <= MAX_SECONDS
+        clients_ever <= MAX_COUNTER and last_epoch <= MAX_STORED_EPOCH and 0 <= clock <= MAX_SECONDS
     )
 
 
@@ -155,7 +155,7 @@ def _last_epoch(connection: sqlite3.Connection) -> int:
     last = 0
     for table, columns in (("rooms", "id, epoch"), ("epochs", "room, epoch")):
         for _, epoch in table_rows(connection, table, columns.split(",")[0], columns):
-            if _is_epoch(epoch) and int(epoch, 16) <= MAX_KEPT_EPOCH:
+            if _is_epoch(epoch) and int(epoch, 16) <= MAX_STORED_EPOCH:
                 last = max(last, int(epoch, 16))
     return last
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from multichat.journal.base import Keeping, RoomJournal, newest_of, part_of, within
+from multichat.journal.base import PendingWrite, RoomJournal, slice_block, take_first, take_newest
 from multichat.journal.sqlite.jobs import SaidJob
 from multichat.journal.sqlite.queries import Head
 from multichat.journal.sqlite.reading import read_blocks, read_blocks_backwards
@@ -49,7 +49,7 @@ class SqliteRoom(RoomJournal):
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> Keeping | None:
+    ) -> PendingWrite | None:
         """See `RoomJournal.append`."""
         # What cannot be encoded fails here, for one caller, and not in the transaction, for all.
         block = said.text
@@ -57,9 +57,9 @@ class SqliteRoom(RoomJournal):
         count = len(nonces) - nonces.count(None)
         spelled = msgspec.json.encode(nonces).decode() if count else ""
         messages = block.count("\n") + 1
-        keeping = self._journal.take(SaidJob(self, said, messages, size, spelled, count, checks))
+        pending = self._journal.take(SaidJob(self, said, messages, size, spelled, count, checks))
         self.next += messages
-        return keeping
+        return pending
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         """See `RoomJournal.read`."""
@@ -69,12 +69,12 @@ class SqliteRoom(RoomJournal):
             left = max_bytes
             with closing(read_blocks(reader, self.id, start, stop, damaged)) as found:
                 for said in found:
-                    if (part := part_of(said, start, stop)) is not None:
+                    if (part := slice_block(said, start, stop)) is not None:
                         blocks.append(part)
                         left -= len(part.text)  # at least
                         if left < 0:
                             break
-            return within(blocks, max_bytes)
+            return take_first(blocks, max_bytes)
 
         return await self._journal.read_room(self, read)
 
@@ -83,6 +83,6 @@ class SqliteRoom(RoomJournal):
 
         def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidBlock]:
             with closing(read_blocks_backwards(reader, self.id, stop, damaged)) as found:
-                return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+                return take_newest(found, stop, max_messages=max_messages, max_bytes=max_bytes)
 
         return await self._journal.read_room(self, read)
