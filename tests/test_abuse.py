@@ -1,4 +1,4 @@
-"""Each row of docs/abuse.md before its figures names a test, and there is one of that name."""
+"""Each row of docs/abuse.md before its figures names an existing test."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Attacks from processes of their own: what they cost honest clients.
+"""Attacks from separate processes: what they cost honest clients.
 
 The machine may be busy, and an attack takes processor time as well as the server's.  So an honest
 pair is measured three times each turn: undisturbed, while the same attack hits a second server (the

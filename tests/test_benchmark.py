@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, and its page is what its results say."""
+"""The benchmark measures what it claims, and its page matches its results."""
 
 import json
 import shutil

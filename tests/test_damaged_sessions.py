@@ -1,4 +1,4 @@
-"""Clients that come back to a server whose sessions, or their nonces, are damaged: real processes.
+"""Clients that resume damaged sessions or nonces: real processes.
 
 Each is welcomed as somebody new and chats on; none tries for ever, and none is left without an
 answer.

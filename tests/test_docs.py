@@ -1,4 +1,4 @@
-"""What the documents say is true: the wire's examples run, commands and options exist."""
+"""The documents are true: wire examples run, commands and options exist."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The examples do what they say, as the programs that they are."""
+"""The examples work as programs."""
 
 import os
 import re

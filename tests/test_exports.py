@@ -1,4 +1,4 @@
-"""What is public has no underscore and stands in `__all__`, both ways."""
+"""Public names have no underscore and are in `__all__`, and the reverse."""
 
 import ast
 import importlib

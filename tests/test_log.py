@@ -1,4 +1,4 @@
-"""The log: its letters, and that nothing it meets makes the event loop wait for long."""
+"""The log: its exact text, and outputs that must not block the event loop."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The simulation keeps its word: runs repeat, clean ones pass, a broken server is caught."""
+"""The simulation: runs are reproducible, correct servers pass, and a broken one is caught."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The soak's people and a server in one process: what is left behind is counted."""
+"""Clients of the soak test and a server in one process: leaks are counted."""
 
 import random
 import socket

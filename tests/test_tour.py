@@ -1,4 +1,4 @@
-"""docs/tour.md, followed to the letter: what it says is typed is typed, and seen what it says."""
+"""docs/tour.md, followed to the letter: its input is typed and its output must appear."""
 
 import re
 from pathlib import Path

@@ -40,7 +40,7 @@ _SESSIONS = 4
 
 
 class Kind(NamedTuple):
-    """What clients of one kind do.
+    """The behaviour of one kind of attacker.
 
     Each sends *hello*, in which `{number}` and `{previous}` are numbers of connections, and then
     *payload*, again and again if *repeats*; where there is an *answer*, each time only when that

@@ -1,4 +1,4 @@
-"""The configuration file: what may stand in it, what holds, and what is said of a bad one."""
+"""The configuration file: valid and invalid contents, and which settings apply."""
 
 import re
 import subprocess

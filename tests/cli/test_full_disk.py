@@ -1,4 +1,4 @@
-"""A standard output that cannot be written to: one line that says so, and never a traceback."""
+"""An unwritable standard output is one line of error, never a traceback."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Whatever a file holds, a command prints it clean, or one line that says what is wrong."""
+"""Commands print hostile files cleaned, or one line with the error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Notices on standard error, which may be closed, full or not read by anybody."""
+"""Notices on a standard error that may be closed, full or unread."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is piped into a client ends, with one line that says what was not accepted."""
+"""A client with piped input always ends, and reports the lines that were not accepted."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""`connect` and `send` while the server goes and comes back, end to end."""
+"""`connect` and `send` while the server restarts, end to end."""
 
 import re
 import signal

@@ -67,7 +67,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @asynccontextmanager
 async def chat_server(files: Files, *, tls: bool) -> AsyncIterator[int]:
-    """A server that asks for a password; yields its port."""
+    """Run a server with a password; yields its port."""
     # Less than the second after which `--plain` clients give up on an answer.
     timeouts = ServerTimeouts(first_attempt_delay=0)
     config = ServerConfig(password=PASSWORD, auth_seconds=2.0, timeouts=timeouts)

@@ -1,4 +1,4 @@
-"""Commands that do one thing and leave, and names and rooms on the command line."""
+"""`send` and `who`, and names and rooms on the command line."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""How the commands are called: hosts and ports, options that make no sense, and help."""
+"""Usage of the commands: hosts and ports, invalid options, and help."""
 
 import inspect
 import subprocess

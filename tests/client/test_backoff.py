@@ -1,4 +1,4 @@
-"""What a client knows to come back: pauses, its place in a room, what was not answered."""
+"""State for reconnecting: delays, the position in a room, unanswered requests."""
 
 import json
 from collections import deque

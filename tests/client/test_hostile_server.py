@@ -1,4 +1,4 @@
-"""What a hostile server sends does not hang our client: it still ends when it is told to."""
+"""Input of a hostile server does not hang our client: it can always be stopped."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""A client notices a server that is silent, and tries again to get a name that was taken."""
+"""A client detects a silent server, and retries to get a taken name."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The beginning of a connection: JSON, plain text or no answer, and nothing guessed."""
+"""Negotiation of the protocol: JSON, plain text or no answer, without guessing."""
 
 import json
 from collections.abc import AsyncIterator

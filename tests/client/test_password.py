@@ -1,4 +1,4 @@
-"""The password from the client's side: the library, and every command that can say one."""
+"""The password on the client's side: the library, and every command that sends one."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""A chat that outlives its connection, with a server that follows a script."""
+"""A chat that reconnects, against a scripted server."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""How long a client waits for a server that welcomes it, and accepts nothing, or little."""
+"""Timeouts of a client whose server accepts no or few messages."""
 
 import json
 from collections.abc import AsyncIterator, Iterator

@@ -1,4 +1,4 @@
-"""What typed lines ask for."""
+"""The meaning of typed lines."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""A journal of which a part is damaged: the rest can be used, and whoever asks for it is told."""
+"""A partly damaged journal: the rest works, and the damage is reported."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Each page of a journal is damaged once: what does not need it goes on."""
+"""Each page of a journal is damaged once: everything that does not need it works."""
 
 import itertools
 import sqlite3

@@ -1,4 +1,4 @@
-"""What a server does while its journal is slow, full, or being read."""
+"""A server while its journal is slow, full, or being read."""
 
 import json
 from random import Random

@@ -1,4 +1,4 @@
-"""A journal on a disk that is full: what is deleted makes room again."""
+"""A journal on a full disk: retention frees space."""
 
 import stat
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What every journal promises: one suite, run on each of them."""
+"""The contract of a journal: one suite, run on each implementation."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

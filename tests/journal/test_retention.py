@@ -1,4 +1,4 @@
-"""What a SQLite journal deletes, when, and what it says of it."""
+"""Retention of a SQLite journal: what is deleted, when, and how it is logged."""
 
 import logging
 import sqlite3

@@ -1,4 +1,4 @@
-"""The journal in SQLite: what it survives, what it refuses, and what it does not read."""
+"""The SQLite journal: faults that it survives, files that it refuses, and bounds on its reads."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""Connections that are cut, stalled and reset at random: nobody misses anything.
+"""Connections that are cut, stalled and reset at random: no message is lost.
 
 MULTICHAT_PROXY_SECONDS says for how long, MULTICHAT_PROXY_SEED what happens; the seed is printed.
 """

@@ -1,4 +1,4 @@
-"""A send queue: order, bounds, and who is told when there is room."""
+"""A send queue: order, bounds, and waking senders when there is space."""
 
 import weakref
 

@@ -1,4 +1,4 @@
-"""Over real sockets: members who stop reading and who trickle, among those who read."""
+"""Over real sockets: members that stop reading or read slowly, among fast ones."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""TLS: people talk over it, who cannot be trusted is not talked to, and nobody is kept out."""
+"""TLS: conversations, untrusted certificates, and floods of handshakes."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""What only sockets can do, on real sockets."""
+"""Operations that need real sockets."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Turns at the event loop, with work that takes as long as the test says."""
+"""Turns at the event loop, with work of a simulated duration."""
 
 import socket
 import ssl

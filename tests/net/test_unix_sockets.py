@@ -1,4 +1,4 @@
-"""Unix sockets: who may reach one, what stands at its path before and after, and who talks."""
+"""Unix sockets: permissions, the path before and after, and conversations."""
 
 import json
 import os

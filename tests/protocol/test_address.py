@@ -1,4 +1,4 @@
-"""How a server's place is written, and whether it is this machine."""
+"""Addresses of servers: parsing, and whether one is this machine."""
 
 import pytest
 from hypothesis import given

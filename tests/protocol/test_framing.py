@@ -1,4 +1,4 @@
-"""Framing: any bytes, cut anywhere, give the same clean lines and hold back no more than one."""
+"""Framing: any bytes, split anywhere, give the same clean lines, and at most one is buffered."""
 
 import sys
 import unicodedata

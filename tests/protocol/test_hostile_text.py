@@ -1,4 +1,4 @@
-"""Nothing that a client or a server says reaches a terminal or a log as anything but text.
+"""Input of clients and servers reaches a terminal or a log only as text.
 
 A table of what is said, who says it and how, and everything that shows it to somebody.
 """

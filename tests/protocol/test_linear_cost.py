@@ -1,4 +1,4 @@
-"""What is done with a line takes time in proportion to its length, whatever characters it holds."""
+"""Processing a line takes time in proportion to its length, whatever it contains."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Names: what people and rooms may be called, and when two names are the same."""
+"""Names: which are valid for clients and rooms, and when two are the same."""
 
 import socket
 import subprocess

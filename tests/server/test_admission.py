@@ -1,4 +1,4 @@
-"""The door: what is said before anybody is in, who has to wait there, and who is sent away."""
+"""Admission: input before the password, waiting connections, and rejections."""
 
 import hmac
 import logging

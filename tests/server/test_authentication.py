@@ -1,4 +1,4 @@
-"""The program's own functions: who may join and under which name, and who has joined."""
+"""`authenticate` and `on_join`: the program decides who may join, and is told who joined."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

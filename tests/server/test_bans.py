@@ -1,4 +1,4 @@
-"""Bans: what counts as one address, what is typed, what is found, and the text of the file."""
+"""Bans: addresses and networks, parsing, lookup, and the ban file."""
 
 import math
 from datetime import UTC, datetime

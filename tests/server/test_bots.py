@@ -1,4 +1,4 @@
-"""Bots under a flood, on real sockets: in a process of their own, and in the server's."""
+"""Bots under a flood, on real sockets: in their own process, and in the server's."""
 
 import sys
 from pathlib import Path

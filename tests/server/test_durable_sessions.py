@@ -1,4 +1,4 @@
-"""Sessions outlive what happens to their server: in their room, under their name, each nonce once.
+"""Sessions survive restarts and kills: room, name and nonces.
 
 Real servers with a real file, which are killed, ended, or keep few sessions in memory.
 """

@@ -1,4 +1,4 @@
-"""Pages of the history: whole, in order, within their bounds, and no dearer than what they hold."""
+"""Pages of the history: complete, in order, bounded, and at the cost of their content only."""
 
 from collections.abc import Sequence
 

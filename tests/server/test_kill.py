@@ -1,4 +1,4 @@
-"""A server that is killed under load, again and again, and started anew on the same journal.
+"""A server that is killed under load again and again, and restarted on the same journal.
 
 MULTICHAT_KILL_SEED says what happens, as far as that can be said; the seed is printed.
 """

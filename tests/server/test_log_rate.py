@@ -1,4 +1,4 @@
-"""How much is logged of what one client says, and that the rest is counted."""
+"""The limit of logged messages of each client, and the count of the rest."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""A message is said in the room that it is meant for, or not at all; a nonce is of one message."""
+"""A message is published in the intended room or not at all; a nonce belongs to one message."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`--memory` bounds what a server takes, whatever its clients do: measured, not computed."""
+"""`--memory` bounds the memory of a server, whatever its clients do: measured, not computed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Presence: what members are told makes up what is so, and nobody is mentioned without need."""
+"""Presence: announcements add up to the actual members, and none is unnecessary."""
 
 from dataclasses import dataclass
 

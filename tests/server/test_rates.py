@@ -1,4 +1,4 @@
-"""Who sends too fast is slowed down, who says nothing may have to go, and memory has an end."""
+"""Rate limits, idle limits, and the memory limit of clients."""
 
 import pytest
 import trio

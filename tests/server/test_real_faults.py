@@ -1,4 +1,4 @@
-"""Real faults on real sockets: whatever some do, two who talk beside it notice nothing.
+"""Real faults on real sockets: two clients that talk meanwhile are not affected.
 
 Every test has a server in a process of its own, and ends by looking at it: it still runs and serves
 newcomers, nothing on standard error, no crash in its log, no file left open, no memory kept.

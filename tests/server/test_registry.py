@@ -1,4 +1,4 @@
-"""Names and rooms on a whole server: who gets what, in whatever order things happen."""
+"""Names and rooms on a whole server, whatever the order of events."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress

@@ -1,4 +1,4 @@
-"""The turns of replays at the event loop: whose they are, and what happens in them."""
+"""The turns of replays at the event loop: to whom they are charged, and what they do."""
 
 import json
 import socket

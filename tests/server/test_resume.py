@@ -1,4 +1,4 @@
-"""Who comes back: number, name and room, what was missed, and what was said already."""
+"""Resuming: client id, name and room, missed messages, and deduplication."""
 
 import json
 import math

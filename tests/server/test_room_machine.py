@@ -1,4 +1,4 @@
-"""A model of the rooms: whatever clients do, each has seen exactly what it should, in one order.
+"""A model of the rooms: whatever clients do, each gets exactly its messages, in one order.
 
 The directory and its rooms are the real ones, with real send queues, writer and replay tasks, in a
 trio run of its own thread; hypothesis decides who comes, goes to another room, changes names, says

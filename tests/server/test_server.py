@@ -1,4 +1,4 @@
-"""The server: its nursery tree, its limits, what the library offers, and how it ends."""
+"""The server: its nursery tree, limits, public methods, and shutdown."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""One client's conversation, over memory streams: what it sees, and how it ends."""
+"""One client's session, over memory streams."""
 
 import errno
 

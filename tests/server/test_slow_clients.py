@@ -1,4 +1,4 @@
-"""Slow members: who waits, how long in total, who is told, who goes."""
+"""Slow members: waiting, the wait budget, lagging, and disconnecting."""
 
 import json
 

@@ -31,7 +31,7 @@ _PROGRESS_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Figures:
-    """What came of one seed, small enough to go from one process to another."""
+    """The result of one seed, small enough to pass between processes."""
 
     seed: int
     seconds: float

@@ -189,7 +189,7 @@ class _Expected(NamedTuple):
 
 
 def _expected(history: History, visit: Visit) -> _Expected:
-    """Follow *visit* through the rooms and return what was said there by others.
+    """Follow *visit* through the rooms and return the messages of others there.
 
     A publish may wait for slow members between two of its batches, and so be going on when somebody
     comes or goes: who comes has the rest of it, who goes the beginning.  Whoever lags when it goes

@@ -152,7 +152,7 @@ class End(trio.abc.HalfCloseableStream):
         return connection.client if self is connection.server else connection.server
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of *data*, waiting for room."""
+        """Write all of *data*, waiting for space."""
         with self._alone("_sending"):
             rest = memoryview(data).toreadonly()
             try:

@@ -1,4 +1,4 @@
-"""What text may be shown to somebody as it is."""
+"""Which text is safe to show."""
 
 # Written without a look at how the filter does it: what ECMA-48, Unicode's Bidirectional Algorithm
 # and its line breaking have terminals and viewers obey.

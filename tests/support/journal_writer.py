@@ -1,4 +1,4 @@
-"""Writes to a journal until it is killed, and says on standard output what is kept.
+"""Writes to a journal until it is killed, and prints which messages are stored.
 
     python -m tests.support.journal_writer FILE full|normal SPEAKERS
 

@@ -119,7 +119,7 @@ class Terminal:
         return shown.rstrip("\n").split("\n")
 
     async def colors_of(self, name: str, text: str) -> set[int | None]:
-        """The colours, by their numbers, of the rows in which *text* stands; None is no colour."""
+        """Return the colour numbers of the rows that contain *text*; None is no colour."""
         rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
         return {
             run.style.color

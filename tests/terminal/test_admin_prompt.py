@@ -1,4 +1,4 @@
-"""The operator's input line on a real terminal: whole beneath the log, and holding up nobody."""
+"""The operator's input line on a real terminal: intact below the log, and delaying nobody."""
 
 import os
 import pty

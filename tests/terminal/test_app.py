@@ -1,4 +1,4 @@
-"""A chat on a terminal: what is pending, who is ignored, what rings, and what a server can do."""
+"""A chat on a terminal: pending messages, ignored clients, alerts, and hostile servers."""
 
 import json
 import re

@@ -63,7 +63,7 @@ class Client:
         os.close(self._controller)
 
     async def wait(self) -> tuple[int, str]:
-        """Wait until it ends; return its status and what it wrote to standard error."""
+        """Wait until it ends; return its status and its standard error."""
         with trio.fail_after(WAIT_SECONDS):
             while self._process.poll() is None:
                 await trio.sleep(0.02)

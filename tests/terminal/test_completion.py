@@ -1,4 +1,4 @@
-"""What a word becomes when Tab is pressed."""
+"""Completion of words."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What was said earlier, on a real terminal: the replay at the start, and /history."""
+"""Earlier messages on a real terminal: the replay at the start, and /history."""
 
 from pathlib import Path
 

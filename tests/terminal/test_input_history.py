@@ -1,4 +1,4 @@
-"""The file of what was typed: bounded, private, without secrets, and nobody's problem."""
+"""The file of typed lines: bounded, private, without secrets, and never fatal."""
 
 import os
 from pathlib import Path

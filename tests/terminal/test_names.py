@@ -1,4 +1,4 @@
-"""Names that a server tells: whatever they are, they cost little, and each event is one line."""
+"""Names from a server: whatever they are, they cost little, and each event is one line."""
 
 import re
 from pathlib import Path

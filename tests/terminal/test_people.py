@@ -1,4 +1,4 @@
-"""Three real terminals, in tmux: what people see."""
+"""Three real terminals, in tmux: the screens of a conversation."""
 
 from pathlib import Path
 

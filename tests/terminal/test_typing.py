@@ -1,4 +1,4 @@
-"""Typing on a real terminal, in tmux: nothing is said that was meant to be private, or lost."""
+"""Typing on a real terminal, in tmux: private text stays private, and no text is lost."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Breaking lines into the rows of a terminal: words, widths, and that no row passes for a line."""
+"""Breaking lines into the rows of a terminal: words, widths, and rows that cannot imitate lines."""
 
 import pytest
 from hypothesis import given
