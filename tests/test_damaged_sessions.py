@@ -1,6 +1,6 @@
 """Clients that resume damaged sessions or nonces: real processes.
 
-Each is welcomed as somebody new and chats on; none tries for ever, and none is left without an
+Each gets a new session and chats on; none tries for ever, and none is left without an
 answer.
 """
 
@@ -82,7 +82,7 @@ async def test_connect_in_a_pipe_sends_and_ends(table: str, port: int, tmp_path:
         damage_table(tmp_path / "chat.db", table)
         await client.type("meanwhile\n")
         async with serve_journal(tmp_path, port) as again:
-            await client.wait_for("Connected again, as somebody new")
+            await client.wait_for("Connected again, in a new session")
             await again.wait_for("[RX] [alice] meanwhile")
             async with tcp(again) as other:
                 await other.send_all(b"welcome back\n")
@@ -107,6 +107,6 @@ async def test_connect_on_a_terminal_sends_messages(
     await terminal.wait_for_match("t", r"! Connection lost: .*; reconnecting$")
     damage_table(tmp_path / "chat.db", table)
     async with serve_journal(tmp_path, port) as server:
-        await terminal.wait_for("t", "Connected again, as somebody new")
+        await terminal.wait_for("t", "Connected again, in a new session")
         await terminal.type("t", "and on")
         await server.wait_for("[RX] [alice] and on")

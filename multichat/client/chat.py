@@ -346,7 +346,7 @@ class Chat:
             finally:
                 answer = session.take_answer(pending.nonce)
         if answer is None and not link.over:
-            raise LocalProtocolError("too much waits to be heard")
+            raise LocalProtocolError("too many events wait to be received")
         if answer is None:
             raise link.lost()
         if isinstance(answer, Error):

@@ -1,6 +1,6 @@
 """How a client connects to a server: over TCP, TLS or a Unix socket.
 
-A stream that is returned is connected, and closed by whoever gets it.
+A stream that is returned is connected; the caller closes it.
 """
 
 import ssl

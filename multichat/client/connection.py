@@ -1,7 +1,7 @@
 """One connection of a client: lines out, lines in, and when it is over.
 
-Owns what is known of the peer's progress, so that an end can be told from a pause, and what arrived
-from what did not.  Does not interpret the lines: that is `multichat.client.session`.
+Owns what is known of the peer's progress, to distinguish an end from a pause, and what arrived from
+what did not.  Does not interpret the lines: that is `multichat.client.session`.
 
 One task writes and one receives; they do not wait for each other.  What waits to be written is
 bounded by a send queue.

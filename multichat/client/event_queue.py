@@ -1,4 +1,4 @@
-"""What the tasks of a chat wait for: a change of its state, and the events for the program."""
+"""The events that wait for the program, and a condition variable for the tasks of a chat."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ class Condition:
 class EventQueue:
     """The events that wait for the program; *changed* is notified of each change.
 
-    False while nothing waits.  Bounded by memory: whoever reads from the server asks `has_room`.
+    False while nothing waits.  Bounded by memory: the reader checks `has_room` before each read.
     """
 
     def __init__(self, changed: Condition) -> None:

@@ -220,7 +220,7 @@ class Negotiation:
                 self.refusals.append(event)
                 self._refusals_left -= 1
                 self.settled = not self._refusals_left
-            else:  # name and room were refused for the same reason, which is told once
+            else:  # name and room were refused for the same reason, in one error
                 self.settled = True
                 self.disconnected = isinstance(event, Goodbye)
                 events.append(event)

@@ -30,7 +30,7 @@ class Pending:
 
     @property
     def is_message(self) -> bool:
-        """Whether it says something to somebody."""
+        """Whether it is a message, in a room or private."""
         return isinstance(self.request, Say | Act | Direct)
 
 

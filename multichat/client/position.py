@@ -42,12 +42,12 @@ class Position:
             self._enter(welcome.room, welcome.last)
 
     def joined(self, joined: Joined) -> None:
-        """Note that somebody has joined a room, which changes our position if it was us."""
+        """Update the position if it was us who joined a room."""
         if joined.client == self.client and joined.room and joined.room != self.room:
             self._enter(joined.room, joined.last)
 
     def renamed(self, renamed: Renamed) -> None:
-        """Note that somebody has another name, which may be us."""
+        """Update the name if it was us who changed it."""
         if renamed.client == self.client:
             self.name = renamed.name
 

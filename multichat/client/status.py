@@ -31,7 +31,7 @@ def describe_connection(event: Disconnected | Reconnected) -> list[str]:
     if event.resumed:
         lines = ["Connected again"]
     else:
-        lines = ["Connected again, as somebody new: the server has forgotten us"]
+        lines = ["Connected again, in a new session: the server has forgotten us"]
         if event.again:
             lines.append("What was not accepted is sent again, and may be said twice")
     return lines

@@ -69,7 +69,7 @@ async def test_connect_comes_back_and_says_so_in_a_line_each(
         await client.type("said meanwhile\n/status\n")
         await client.wait_for("Not connected; 1 waiting to be sent; reconnecting (")
         async with serve(tmp_path, port=port) as server:
-            await client.wait_for("Connected again, as somebody new: the server has forgotten us")
+            await client.wait_for("Connected again, in a new session: the server has forgotten us")
             await server.wait_for("[RX] [Client 1] said meanwhile")
             async with tcp(server) as other:
                 await other.send_all(b"welcome back\n")
@@ -219,7 +219,7 @@ async def test_connect_waits_for_a_place_in_a_server_that_is_full(
                 await server.wait_for("Client 1 connected")
                 client.signal(signal.SIGCONT)
                 await server.wait_for(": the server is full")
-            await client.wait_for("Connected again, as somebody new")
+            await client.wait_for("Connected again, in a new session")
         assert client.err == ""
 
 

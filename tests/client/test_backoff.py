@@ -70,7 +70,7 @@ def test_a_loss_and_a_reconnect_are_one_line_each_and_failed_attempts_none() -> 
     assert describe_connection(Disconnected("connection refused", 30, 3)) == []
     assert describe_connection(Reconnected(resumed=True, again=3)) == ["Connected again"]
     assert describe_connection(Reconnected(resumed=False, again=3)) == [
-        "Connected again, as somebody new: the server has forgotten us",
+        "Connected again, in a new session: the server has forgotten us",
         "What was not accepted is sent again, and may be said twice",
     ]
 

@@ -369,7 +369,7 @@ async def _ask_under_a_flood() -> None:
     async with scripted_server() as (chat, server):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(server.send, *notices))
-            with pytest.raises(LocalProtocolError, match="too much waits to be heard"):
+            with pytest.raises(LocalProtocolError, match="too many events wait to be received"):
                 await chat.members()
             await chat.send(*["sent"] * MAX_UNACCEPTED)
             for say in chat.send("one more"), chat.direct("bob", "one more"):
