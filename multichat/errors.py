@@ -3,40 +3,46 @@
 The tree::
 
     MultichatError
-    ├── LocalProtocolError      our caller asked for what the protocol cannot say
-    │   ├── UnknownClient       … of a client that is not there
-    │   ├── InvalidBan          … a ban of what cannot be banned
-    │   └── TooManyBans         … one ban more than there may be
-    ├── RemoteProtocolError     the peer asked for what it cannot have; it is told, and stays
-    │   ├── LineTooLong         … with a line above our limit
-    │   ├── InvalidRequest      … with something that is no request
-    │   ├── UnknownRequest      … with a request of a kind that we don't know
-    │   ├── EmptyText           … to say nothing
-    │   ├── InvalidName         … a name that nobody can have
-    │   ├── NameTaken           … a name that somebody has
-    │   ├── TooManyRooms        … one room more than there may be
-    │   ├── NobodyThere         … to reach who is not there
-    │   ├── NotDelivered        … to reach who is there and takes nothing
-    │   ├── NotLetThrough       … to say what the server's own filter does not let through
-    │   ├── Banned              … a name that the operator does not allow
-    │   ├── UnknownId           … what was said after something that nobody said there
-    │   ├── NotInRoom           … to say something in a room that it is not in
-    │   ├── NonceReused         … to say something with the nonce of another message
-    │   ├── NotKept             … to say something when the journal cannot keep it
-    │   └── NotRead             … for messages when the journal cannot be read
-    ├── Refused                 the server refused what we asked for, and said why
-    ├── ConnectFailed           nobody could be reached at that address
-    ├── ListenFailed            the system does not let us listen there
-    ├── InvalidSettings         our own configuration file has something that it cannot have
-    ├── InvalidBanFile          a file of bans has a line that cannot be understood
-    ├── JournalFailed           a file that is to be a journal cannot be used
-    ├── BadCertificate          … or not with that certificate, or trust that one
-    ├── ConnectionLost          the conversation ended without a goodbye
-    ├── NoJson                  the other side speaks text only, or does not answer
-    ├── InputNotText            our own standard input cannot be decoded
-    └── OutputLost              our own standard output is gone
+    │
+    │   misuse of the protocol
+    ├── LocalProtocolError      by our caller
+    │   ├── UnknownClient       no client has that number
+    │   ├── InvalidBan          not a valid ban
+    │   └── TooManyBans         the limit of bans is reached
+    ├── RemoteProtocolError     by the peer: it gets an error and stays connected
+    │   ├── LineTooLong         a line above the limit
+    │   ├── InvalidRequest      not a valid request
+    │   ├── UnknownRequest      an unknown type of request
+    │   ├── EmptyText           a message without text
+    │   ├── InvalidName         not a valid name
+    │   ├── NameTaken           the name is in use
+    │   ├── TooManyRooms        the limit of rooms is reached
+    │   ├── NobodyThere         the recipient is not connected
+    │   ├── NotDelivered        the recipient's send queue is full
+    │   ├── Rejected            a filter rejected the message
+    │   ├── Banned              the name is banned
+    │   ├── UnknownId           no message has that id
+    │   ├── NotInRoom           the client is not in that room
+    │   ├── NonceReused         the nonce belongs to another message
+    │   ├── StorageFailed       the journal cannot store the message
+    │   └── NotRead             the journal cannot be read
+    │
+    │   faults at the other end of a connection
+    ├── Refused                 the server refused a request
+    ├── ConnectFailed           no connection could be made
+    ├── ConnectionLost          the connection ended without a goodbye
+    ├── NoJson                  the server does not speak JSON, or does not answer
+    │
+    │   faults on this machine
+    ├── ListenFailed            the address cannot be listened on
+    ├── InvalidSettings         an invalid configuration file
+    ├── InvalidBanFile          an invalid line in a ban file
+    ├── JournalFailed           the journal file cannot be used
+    ├── BadCertificate          a certificate or key cannot be used
+    ├── InputNotText            standard input cannot be decoded
+    └── OutputLost              standard output cannot be written to
 
-Any other exception out of a decoder or a session is our own bug.
+Any other exception out of a decoder or a session is a bug in multichat.
 """
 
 import math
@@ -83,15 +89,15 @@ __all__ = [
 
 
 class MultichatError(Exception):
-    """The root of multichat's own exceptions."""
+    """The base class of all exceptions of multichat."""
 
 
 class LocalProtocolError(MultichatError):
-    """Our caller asked for something that the protocol has no way to say."""
+    """The caller misused the API: the protocol cannot express the request."""
 
 
 class UnknownClient(LocalProtocolError):
-    """Our caller named a client that is not connected (any more)."""
+    """No client with that number is connected."""
 
     def __init__(self, client: int) -> None:
         super().__init__(f"no client {client} is connected")
@@ -99,11 +105,11 @@ class UnknownClient(LocalProtocolError):
 
 
 class InvalidBan(LocalProtocolError):
-    """Our caller, or an operator, wanted to ban what cannot be banned, or for no possible time."""
+    """The subject or the duration of a ban is invalid."""
 
 
 class TooManyBans(LocalProtocolError):
-    """Our caller wanted one ban more than there may be."""
+    """The limit of bans is reached."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"there are as many bans as there may be: {limit}")
@@ -111,16 +117,16 @@ class TooManyBans(LocalProtocolError):
 
 
 class RemoteProtocolError(MultichatError):
-    """The peer broke the protocol, or asked for what it cannot have; the connection goes on.
+    """The peer sent something invalid or not allowed; the connection stays open.
 
-    *code* is what programs are told, the message what people are.
+    *code* is for programs, the message for people.
     """
 
     code = "invalid-request"
 
 
 class LineTooLong(RemoteProtocolError):
-    """The peer sent a line above our limit; the decoder dropped it up to its end."""
+    """The peer sent a line above the limit; the decoder dropped all of it."""
 
     code = "line-too-long"
 
@@ -130,17 +136,17 @@ class LineTooLong(RemoteProtocolError):
 
 
 class InvalidRequest(RemoteProtocolError):
-    """The peer sent something that is no request."""
+    """The peer sent something that is not a valid request."""
 
 
 class UnknownRequest(RemoteProtocolError):
-    """The peer sent a request of a kind that we don't know."""
+    """The peer sent an unknown type of request."""
 
     code = "unknown-request"
 
 
 class EmptyText(RemoteProtocolError):
-    """The peer wanted to say nothing."""
+    """The peer sent a message without text."""
 
     code = "empty-text"
 
@@ -149,13 +155,13 @@ class EmptyText(RemoteProtocolError):
 
 
 class InvalidName(RemoteProtocolError):
-    """The peer wanted a name, for itself or a room, that `multichat.protocol.names` refuses."""
+    """The name of a client or room is not valid; see `multichat.protocol.names`."""
 
     code = "invalid-name"
 
 
 class NameTaken(RemoteProtocolError):
-    """The peer wanted a name that somebody else has, or that looks like *holder*'s."""
+    """The name is in use, or looks like the name of *holder*."""
 
     code = "name-taken"
 
@@ -176,7 +182,7 @@ class NameAssigned(RemoteProtocolError):
 
 
 class TooManyRooms(RemoteProtocolError):
-    """The peer wanted a new room when there, or it, may have no more of them."""
+    """The limit of rooms is reached, or the client's limit of new rooms an hour."""
 
     code = "too-many-rooms"
 
@@ -190,7 +196,7 @@ class TooManyRooms(RemoteProtocolError):
 
 
 class NobodyThere(RemoteProtocolError):
-    """The peer wanted to reach somebody who is not connected."""
+    """The recipient is not connected."""
 
     code = "nobody-there"
 
@@ -205,7 +211,7 @@ class NobodyThere(RemoteProtocolError):
 
 
 class NotDelivered(RemoteProtocolError):
-    """The peer wanted to reach somebody who is connected and takes nothing."""
+    """The recipient is connected, but its send queue is full."""
 
     code = "not-delivered"
 
@@ -226,7 +232,7 @@ class Rejected(RemoteProtocolError):
 
 
 class Banned(RemoteProtocolError):
-    """The peer wanted a name that the operator has banned."""
+    """The operator has banned the name."""
 
     code = "banned"
 
@@ -236,7 +242,7 @@ class Banned(RemoteProtocolError):
 
 
 class UnknownId(RemoteProtocolError):
-    """The peer named a message that its room has not, or not any more, any idea of."""
+    """The room has no message with that id, or no longer knows it."""
 
     code = "unknown-id"
 
@@ -245,7 +251,7 @@ class UnknownId(RemoteProtocolError):
 
 
 class NotInRoom(RemoteProtocolError):
-    """The peer wanted to say or read something in a room that it is not in."""
+    """The client is not in the room that it wants to talk in or read."""
 
     code = "not-in-room"
 
@@ -256,7 +262,7 @@ class NotInRoom(RemoteProtocolError):
 
 
 class NonceReused(RemoteProtocolError):
-    """The peer said something with a nonce with which it had said something else."""
+    """The client has used the nonce for another message."""
 
     code = "nonce-reused"
 
@@ -266,7 +272,7 @@ class NonceReused(RemoteProtocolError):
 
 
 class StorageFailed(RemoteProtocolError):
-    """The peer said something that the journal cannot keep, so that it was not said."""
+    """The journal cannot store the message, so it was not published."""
 
     code = "storage-failed"
 
@@ -276,7 +282,7 @@ class StorageFailed(RemoteProtocolError):
 
 
 class NotRead(RemoteProtocolError):
-    """The peer asked for what the journal has, and the journal cannot be read."""
+    """The journal cannot be read."""
 
     code = "storage-failed"
 
@@ -286,7 +292,7 @@ class NotRead(RemoteProtocolError):
 
 
 class Refused(MultichatError):
-    """The server refused a request of ours; *code* is why for programs, the message for people."""
+    """The server refused a request; *code* is for programs, the message for people."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -294,10 +300,9 @@ class Refused(MultichatError):
 
 
 class ConnectFailed(MultichatError):
-    """Nobody could be reached: refused, unreachable, unresolvable or silent.
+    """No connection could be made: refused, unreachable, unresolvable or timed out.
 
-    *lasting* says that it would be no use to try again: nobody can be called that, or whoever is
-    there cannot be trusted.
+    *lasting* means that a retry cannot succeed: the name is invalid, or the certificate untrusted.
     """
 
     def __init__(self, host: str, port: int | None, reason: str, *, lasting: bool = False) -> None:
@@ -307,7 +312,7 @@ class ConnectFailed(MultichatError):
 
 
 class ListenFailed(MultichatError):
-    """The system does not let us listen: the address is in use, not ours, or no address at all."""
+    """The address cannot be listened on: in use, not local, or not an address."""
 
     def __init__(self, host: str | None, port: int | None, reason: str) -> None:
         where = " ".join(filter(None, (host, None if port is None else f"port {port}")))
@@ -316,7 +321,7 @@ class ListenFailed(MultichatError):
 
 
 class InvalidSettings(MultichatError):
-    """Our configuration file holds something that it cannot hold, or cannot be read."""
+    """The configuration file is invalid or cannot be read."""
 
     def __init__(self, path: object, key: str, reason: str) -> None:
         super().__init__(": ".join(filter(None, (str(path), key, reason))))
@@ -324,7 +329,7 @@ class InvalidSettings(MultichatError):
 
 
 class InvalidBanFile(MultichatError):
-    """A line of a file of bans cannot be understood."""
+    """A line of a ban file is invalid."""
 
     def __init__(self, file: str, line: int, reason: str) -> None:
         super().__init__(f"{file} line {line}: {reason}")
@@ -332,7 +337,7 @@ class InvalidBanFile(MultichatError):
 
 
 class JournalFailed(MultichatError):
-    """A file that is to be a journal cannot be used: locked, corrupt, somebody else's, no room."""
+    """The journal file cannot be used: locked, corrupt, not a journal, or the disk is full."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -340,7 +345,7 @@ class JournalFailed(MultichatError):
 
 
 class BadCertificate(MultichatError):
-    """A certificate, or a key, that we were given cannot be used."""
+    """A certificate or key cannot be used."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -348,7 +353,7 @@ class BadCertificate(MultichatError):
 
 
 class ConnectionLost(MultichatError):
-    """The conversation ended without a goodbye from the other side."""
+    """The connection ended without a goodbye from the peer."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"connection lost: {reason}")
@@ -356,7 +361,7 @@ class ConnectionLost(MultichatError):
 
 
 class NoJson(MultichatError):
-    """The other side does not speak JSON where nothing else will do, or does not answer at all."""
+    """JSON is required, but the server does not speak it or does not answer."""
 
     def __init__(self, silent_seconds: float | None = None) -> None:
         if silent_seconds is None:
@@ -369,14 +374,14 @@ class NoJson(MultichatError):
 
 
 class InputNotText(MultichatError):
-    """Our standard input is in an encoding that we do not read."""
+    """Standard input is in an unsupported encoding."""
 
     def __init__(self) -> None:
         super().__init__("standard input is UTF-16; convert it to UTF-8")
 
 
 class OutputLost(MultichatError):
-    """Our standard output cannot be written to any more."""
+    """Standard output can no longer be written to."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"cannot write to standard output: {reason}")
@@ -385,11 +390,11 @@ class OutputLost(MultichatError):
 
 @contextmanager
 def lone_exception() -> Iterator[None]:
-    """Give back as itself the only exception of a group that leaves the block.
+    """Replace an exception group that leaves the block by its only exception.
 
-    For round nurseries whose tasks are nobody's business: their caller sees `OSError`, not a
-    group of one.  Of several errors of ours, as when both directions of a connection are lost, it
-    is the first; any other group passes as it is.
+    For nurseries that are an implementation detail: the caller sees `OSError`, not a group of one.
+    Of several `MultichatError`s, as when both directions of a connection are lost, it raises the
+    first; any other group passes unchanged.
     """
     try:
         yield

@@ -1,11 +1,11 @@
-"""The log of the specification, on the standard library's `logging`.
+"""The log that the specification asks for, on the standard library's `logging`.
 
-`Log` is what the server and the client write to: one record for a whole batch of messages.
-`LineFormatter` spells a record's lines.  `LogWriter` is a handler that never makes the event loop
-wait: a thread of its own does the writing, and what it cannot get rid of is bounded and counted.
+The server and the client write to `Log`: one record for a whole batch of messages.
+`LineFormatter` formats a record's lines.  `LogWriter` is a handler that never blocks the event
+loop: it writes in its own thread, and its queue is bounded; lines above the bound are counted.
 
 Invariants: no byte that a peer sent ends or starts a line (lines are clean before they get here);
-lines of one batch stand together; a line is written whole or skipped, and skipped ones are told.
+the lines of one batch stand together; a line is written whole or skipped, and skips are reported.
 """
 
 import errno
@@ -38,7 +38,7 @@ FILE_SECONDS = 1.0
 LINGER_BYTES = 64 * 1024
 LINGER_SECONDS = 0.005
 
-# How often trio may tell of the same trouble with the listeners.
+# The least time between two records of trio about failing listeners.
 REPEAT_SECONDS = 60.0
 
 # How long the end of the program waits for a slow standard output.
@@ -46,10 +46,10 @@ CLOSE_SECONDS = 1.0
 
 
 class Lines:
-    """The lines of one batch, not yet spelled: for each line of *run*, *before* + it, then *after*.
+    """The unformatted lines of one batch: each line of *block* with *before*, then a line *after*.
 
-    Without *after* each makes one line.  As a record's message it spells itself for handlers that
-    are not ours, without times.
+    Without *after* there is one line for each.  As the message of a record, other handlers can
+    format it with `str`, without times.
     """
 
     __slots__ = ("after", "before", "text")
@@ -58,14 +58,14 @@ class Lines:
         self.before, self.text, self.after = before, block, after
 
     def encode(self, start: str) -> str:
-        """Spell all lines, each starting with *start*; no line break at the end."""
+        """Format all lines, each starting with *start*, without a final line break."""
         tail = f"\n{start}{self.after}" if self.after else ""
         head = f"{start}{self.before}"
         lines = self.text.replace("\n", f"{tail}\n{head}")
         return f"{head}{lines}{tail}"
 
     def format_bytes(self, start: str) -> bytes:
-        """Spell them in UTF-8 and with the last line break, in a third of the time."""
+        """Format them as UTF-8 with a final line break, in a third of the time."""
         head = f"{start}{self.before}".encode()
         tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
         return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
@@ -75,7 +75,7 @@ class Lines:
 
 
 class Log:
-    """What one component, `server` or `client`, has to say; loggers are `multichat.<component>`."""
+    """The log of one component, `server` or `client`; its logger is `multichat.<component>`."""
 
     def __init__(self, component: str) -> None:
         self._logger = logging.getLogger(f"multichat.{component}")
@@ -85,19 +85,19 @@ class Log:
         self._lines(Lines(f"[{tag}] ", clean(text)), level)
 
     def lines(self, tag: str, block: str) -> None:
-        """Log one line for each line of *run*, which is clean."""
+        """Log one line for each line of *block*, which is clean."""
         self._lines(Lines(f"[{tag}] ", block))
 
     def said(self, speaker: str, block: str, clients: int, tag: str = "RX") -> None:
-        """Log the messages of one publish, which are clean, and that each goes to so many.
+        """Log the messages of one publish, which are clean, each sent to *clients* clients.
 
-        *speaker* is what stands before each of them: `[Client 1]`, or `* Client 1`.
+        *speaker* is the prefix of each message: `[Client 1]`, or `* Client 1`.
         """
         after = f"[BROADCAST] Broadcasting to {clients} clients"
         self._lines(Lines(f"[{tag}] {speaker} ", block, after))
 
     def crash(self, text: str, error: BaseException) -> None:
-        """Log our own bug in one line, and at level DEBUG with its traceback."""
+        """Log a bug of multichat in one line, and its traceback at level DEBUG."""
         self.line("STATE", f"{text}: {error!r}", logging.ERROR)
         self._logger.debug("[STATE] %s", clean(text), exc_info=error)
 
@@ -109,14 +109,14 @@ class Log:
 
 
 class LineFormatter(logging.Formatter):
-    """Spells `2025-01-15 10:30:45.123 [INFO] [server] …`, in local time, for every line."""
+    """Formats `2025-01-15 10:30:45.123 [INFO] [server] …`, in local time, for every line."""
 
     def __init__(self) -> None:
         super().__init__()
         self._time = TimeFormatter(time.localtime, "%Y-%m-%d %H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Spell all lines of *record*, without the last line break."""
+        """Format all lines of *record*, without a final line break."""
         package = record.name.partition(".")[0]
         start = self._start(record)
         message = record.msg
@@ -131,7 +131,7 @@ class LineFormatter(logging.Formatter):
         return text
 
     def format_bytes(self, record: logging.LogRecord) -> bytes:
-        """Spell all lines of *record* as they stand in a file."""
+        """Format all lines of *record* as they are written to a file."""
         if isinstance(record.msg, Lines):
             return record.msg.format_bytes(self._start(record))
         return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
@@ -187,7 +187,7 @@ class LogWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Spell *record* and queue it; called with the handler's lock held."""
+        """Format *record* and queue it; called with the handler's lock held."""
         self._logger_name = record.name
         data = self._encode(record)
         with self._changed:
@@ -232,11 +232,11 @@ class LogWriter(logging.Handler):
 
     @property
     def waiting_bytes(self) -> int:
-        """How much has been logged and not yet written."""
+        """The number of bytes queued and not yet written."""
         return self._waiting_bytes
 
     def close(self) -> None:
-        """Write what waits, for at most `CLOSE_SECONDS`; the rest is lost with the process."""
+        """Write what is queued, for at most `CLOSE_SECONDS`; the rest is lost with the process."""
         if self._thread.is_alive() and not self._ending:
             self._ending = True  # `logging` closes what is left once more, at exit
             self._queue.put(None)
@@ -317,14 +317,14 @@ class LogWriter(logging.Handler):
 
 
 class _RepeatFilter(logging.Filter):
-    """Lets one record through in a while: an accept that fails is tried ten times a second."""
+    """Passes one record per `REPEAT_SECONDS`: a failing accept is retried ten times a second."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether *record* may pass."""
+        """Return whether *record* may pass."""
         if record.created - self._last < REPEAT_SECONDS:
             return False
         self._last = record.created
