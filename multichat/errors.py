@@ -19,7 +19,7 @@ The tree::
     │   ├── TooManyRooms        the limit of rooms is reached
     │   ├── NobodyThere         the recipient is not connected
     │   ├── NotDelivered        the recipient's send queue is full
-    │   ├── Rejected            a filter rejected the message
+    │   ├── Rejected            a filter rejected a message, room or name
     │   ├── Banned              the name is banned
     │   ├── UnknownId           no message has that id
     │   ├── NotInRoom           the client is not in that room
