@@ -20,7 +20,7 @@ CLIENTS = 6000
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a client of this server comes in and says something.
+    """How a client of this server joins and sends a message.
 
     Steps are what it sends and what it waits for in the answer; `#####` is its number.  A message
     stands between *prefix* and *suffix*.

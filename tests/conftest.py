@@ -148,7 +148,7 @@ def short_path() -> Iterator[Path]:
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """A port that nobody listens on, and that the system gives to nobody of its own accord."""
+    """A port without a listener, which the system does not assign by itself."""
     with socket.socket() as kept:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who will listen does
         kept.bind((LOOPBACK, 0))

@@ -132,7 +132,7 @@ def test_a_disconnected_client_does_nothing_more(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [97, 106])
 def test_a_client_that_is_too_far_behind_is_told_on_a_separate_line(seed: int) -> None:
-    """The rest of a batch that was half written was forgotten with what waited."""
+    """The rest of a partly written batch was discarded with the queue."""
     assert simulate(make_plan(seed)).violations == []
 
 

@@ -47,7 +47,7 @@ class _Reader:
         self.name, self.link, self.command = name, link, command
 
     async def finish(self, seconds: float) -> dict[str, Any]:
-        """Wait so long for the end; return what it found."""
+        """Wait for the end with this timeout; return the result."""
         with trio.move_on_after(seconds):
             while self.command.process.poll() is None:
                 await trio.sleep(0.02)

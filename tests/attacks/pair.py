@@ -77,7 +77,7 @@ class Pair:
         )
 
     def listen(self, seconds: float) -> None:
-        """Read for so long what others say."""
+        """Read the messages of others for this time."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for ready in select.select(self._sockets, [], [], left)[0]:

@@ -1,4 +1,4 @@
-"""Fuzz the pieces that a stranger's bytes reach first, each for its share of the time.
+"""Fuzz the modules that read untrusted bytes first, each for its share of the time.
 
     python -m tests.fuzz                                   a minute for all of them
     python -m tests.fuzz --seconds 600 --target names      one of them, for longer

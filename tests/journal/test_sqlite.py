@@ -176,7 +176,7 @@ async def test_messages_reported_as_stored_survive_kill_9(
 
 
 def killed(path: Path, copy: Path) -> None:
-    """Make *copy* what a `kill -9` of the server that has *path* would leave now."""
+    """Copy to *copy* the files that a `kill -9` of the server of *path* would leave now."""
     copy.parent.mkdir(exist_ok=True)
     for end in ("", "-wal", "-shm"):
         if Path(f"{path}{end}").exists():

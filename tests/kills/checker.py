@@ -154,7 +154,7 @@ class Member:
         self.connected = True
 
     def _come(self, lines: _Lines) -> None:
-        """Go to the room by way of the lobby: a session remembers where it went."""
+        """Join the room via the lobby, because a session remembers its rooms."""
         welcome = lines.hello({"protocol": 1, "name": self.name})
         if welcome["name"] != self.name:
             raise _Cut  # the name is that of our last connection

@@ -150,15 +150,15 @@ async def test_errors_of_sockets_are_those_of_streams() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spelled"),
+    ("name", "formatted"),
     [
         (("127.0.0.1", 9000), "127.0.0.1:9000"),
         (("::1", 9000, 0, 0), "[::1]:9000"),
         ("/run/chat.sock", "/run/chat.sock"),
     ],
 )
-def test_addresses_are_formatted_as_people_write_them(name: object, spelled: str) -> None:
-    assert transport.format_address(name) == spelled
+def test_addresses_are_formatted_as_people_write_them(name: object, formatted: str) -> None:
+    assert transport.format_address(name) == formatted
 
 
 def broken(cause: BaseException) -> trio.BrokenResourceError:

@@ -777,7 +777,7 @@ def test_every_string_in_json_goes_through_the_filter(raw: str, escaped: bool) -
 
 
 def repeated_in(request: Request, field: str) -> object:
-    """Return what the answer to *request* repeats in *field*; None if that was refused."""
+    """Return the *field* that the answer to *request* repeats; None if it was refused."""
     match request:
         case SayBlock(nonces=[nonce]):
             return nonce

@@ -234,7 +234,7 @@ _TAGGED = re.compile(r"(?!\[Server\]|\* Server)(\[(Client 3|\w+)( → you)?\]|\*
 
 
 def check_told_in_text(data: bytes) -> None:
-    """Check what somebody is told to whom the server itself has nothing to say."""
+    """Check the output of a client that gets no messages of the server itself."""
     *lines, end = check_lines(data)
     assert end == ""
     assert [line for line in lines if not _TAGGED.match(line)] == []

@@ -355,7 +355,7 @@ async def test_a_telnet_client_negotiates_and_talks(tmp_path: Path) -> None:
 
 
 async def test_noise_of_every_byte_value(tmp_path: Path) -> None:
-    """What the pair hears of it is checked as it comes: text, without controls, whole lines."""
+    """The pair's input is checked as it arrives: text, without controls, complete lines."""
     async with serve(tmp_path) as server, beside(server) as pair:
 
         async def make_noise(number: int) -> None:

@@ -53,7 +53,7 @@ class Program:
         return await self.hear()
 
     async def say(self, *texts: str) -> str:
-        """Say them, and return the id of the last."""
+        """Send them, and return the id of the last."""
         for text in texts:
             await self.send(type="say", text=text, nonce=f"{text}")
             accepted = (await self.hear_until("accepted"))[-1]

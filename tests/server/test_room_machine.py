@@ -109,7 +109,7 @@ class Loop:
 
 
 class GatedStream(trio.abc.Stream):
-    """Takes everything while the gate is open and nothing while it is shut."""
+    """Accepts all data while the gate is open and none while it is shut."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -231,7 +231,7 @@ NAMES = (
 
 
 class RoomMachine(RuleBasedStateMachine):
-    """Under `wait`: nobody misses anything, and who does not recover for long is disconnected."""
+    """Under `wait`: no message is lost, and a member that stalls for long is disconnected."""
 
     guests = Bundle("guests")
     slow = Slow.WAIT
@@ -500,7 +500,7 @@ class RoomMachine(RuleBasedStateMachine):
         leaving: list[tuple[Guest, float]],
         moving: list[tuple[Guest, float, str]],
     ) -> None:
-        """Some say something at the same time, while others recover, leave or go elsewhere."""
+        """Some clients send at the same time, while others recover, leave or move."""
 
         async def say_all(sender: Guest) -> None:
             room = sender.member.room
@@ -710,7 +710,7 @@ def _check_missed(guest: Guest, lines: list[str], expected: list[str], *, whole:
 
 
 class DisconnectMachine(RoomMachine):
-    """Under `disconnect`: nobody waits, and who was full has to go."""
+    """Under `disconnect`: nobody waits, and full members are disconnected."""
 
     slow = Slow.DISCONNECT
 
@@ -743,7 +743,7 @@ class At(trio.abc.Instrument):
 
 
 class OneLagging(RoomMachine):
-    """A client that lags behind what another says, with pages, rings and queues that are small."""
+    """A client that lags behind another, with small pages, rings and queues."""
 
     async def lag(self, name: str, step: int, what_happens: str) -> bool:
         """Have *what_happens* at that step of a task; return whether it came to that."""

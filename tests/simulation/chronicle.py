@@ -57,7 +57,7 @@ class LogEntry:
 
 @dataclass
 class Publish:
-    """Messages that were said at once; *position* is where in the log.
+    """Messages that were sent at once; *position* is their place in the log.
 
     *speaker* is the server's number of who said it, None for the server itself; *first* the number
     of the first in its room.

@@ -325,7 +325,7 @@ class Visit:
 
     @property
     def sent_bytes(self) -> bytes:
-        """All that it sent."""
+        """All bytes that it sent."""
         return b"" if self.connection is None else bytes(self.connection.to_server.written)
 
     @cached_property

@@ -213,7 +213,7 @@ class FaultyJournal(Journal):
             write.pending.resolve(reason)
 
     def kill(self) -> None:
-        """Be no more, as when the machine stops: some of what was pending is on the disk."""
+        """Stop, as when the machine crashes: some of the pending writes are on the disk."""
         self._dead = True
         for _ in range(self._rng.randint(0, len(self._queue))):
             self._apply(write := self._queue.popleft())

@@ -1,4 +1,4 @@
-"""Runs a plan: the server, its clients and what goes wrong, on a mock clock; and records it.
+"""Runs a plan: a server, its clients and faults, on a mock clock; records the events.
 
 `simulate` is all there is to call.  A run depends on nothing but its plan: trio's scheduler is
 seeded, the time of day is the mock clock's, and nothing iterates over what is hashed by identity.

@@ -42,7 +42,7 @@ class Circle:
 
     @property
     def heard(self) -> int:
-        """How many lines, by all of them together."""
+        """How many lines all of them received."""
         return sum(map(len, self._heard))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -110,7 +110,7 @@ class HeldRoom(RoomJournal):
         return self._room.next
 
     def hold(self) -> None:
-        """Have every read wait from now on."""
+        """Make every read wait from now on."""
         if self._released.is_set():
             self._released = trio.Event()
 

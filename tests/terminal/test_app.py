@@ -152,7 +152,7 @@ async def test_a_member_that_joins_during_the_list_request_is_remembered(
 async def test_typing_continues_while_the_server_is_away(
     end: signal.Signals, terminal: Terminal, tmp_path: Path
 ) -> None:
-    """An orderly restart and a sudden death look alike."""
+    """An orderly restart and a crash look alike."""
     async with serve(tmp_path) as server:
         port = server.port
         command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(port))
