@@ -71,7 +71,7 @@ def test_it():
     [(IN_A_TERMINAL, "tmux"), (A_COMMAND, "setpriv")],
     ids=["terminal", "command"],
 )
-async def test_what_a_test_has_started_ends_when_pytest_is_killed(
+async def test_processes_of_a_test_end_when_pytest_is_killed(
     code: str, needed: str, tmp_path: Path
 ) -> None:
     program(needed)

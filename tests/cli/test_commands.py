@@ -341,7 +341,7 @@ async def test_listen_ignores_standard_input(tmp_path: Path) -> None:
         ("no-such-host.invalid", "name or service not known"),
     ],
 )
-async def test_who_cannot_be_reached_is_one_line(
+async def test_an_unreachable_server_is_one_line_of_error(
     host: str, reason: str, port: int, tmp_path: Path
 ) -> None:
     async with Command(tmp_path, MULTICHAT, "connect", host, str(port)) as client:
@@ -457,7 +457,7 @@ async def test_an_input_that_cannot_be_read_is_at_its_end(tmp_path: Path) -> Non
                 assert client.err == ""
 
 
-async def test_what_could_not_be_sent_before_a_goodbye_is_said_to_be(tmp_path: Path) -> None:
+async def test_messages_unsent_at_a_goodbye_are_reported(tmp_path: Path) -> None:
     async with (
         listening() as (listener, port),
         Command(tmp_path, MULTICHAT, "connect", "--plain", LOOPBACK, str(port)) as client,
@@ -524,7 +524,7 @@ async def test_a_server_that_stops_reading_times_out(tmp_path: Path) -> None:
         assert "connection lost: the server has stopped reading; the last " in client.err
 
 
-async def test_what_fits_into_the_sockets_of_a_server_that_does_not_read_is_no_success(
+async def test_data_that_only_fits_into_socket_buffers_is_not_a_success(
     tmp_path: Path,
 ) -> None:
     async with listening() as (listener, port):
@@ -606,7 +606,7 @@ async def test_a_server_that_reads_and_stays_is_left_after_two_seconds(tmp_path:
             assert await client.wait() == 0
 
 
-async def test_what_was_told_is_shown_however_late_the_output_is_read(tmp_path: Path) -> None:
+async def test_messages_are_shown_however_late_the_output_is_read(tmp_path: Path) -> None:
     """At the end of its own input, after the server has gone, with megabytes still to print."""
     count, text = 30_000, "x" * 1000
     async with listening() as (listener, port), AsyncExitStack() as stack:

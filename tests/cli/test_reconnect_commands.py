@@ -195,7 +195,7 @@ async def test_a_name_that_was_taken_is_taken_over_when_it_is_free(
 
 
 @ENDS
-async def test_who_quits_while_the_server_is_away_is_told_why_it_stays(
+async def test_quit_while_the_server_is_away_says_what_it_waits_for(
     how: str, port: int, tmp_path: Path
 ) -> None:
     async with left_alone(tmp_path, port, how) as client:

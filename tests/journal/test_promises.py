@@ -72,7 +72,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "the clock of the machine": (
         "journal/test_retention::test_a_clock_that_is_ahead_for_six_seconds_deletes_nothing",
-        "journal/test_retention::test_messages_dated_ahead_do_not_keep_those_behind_them",
+        "journal/test_retention::test_messages_dated_ahead_do_not_protect_later_ones",
     ),
     "the disk is full": (
         "journal/test_sqlite::test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space",

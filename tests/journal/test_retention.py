@@ -262,7 +262,7 @@ async def test_a_server_that_was_down_for_400_days_logs_deletions_in_advance(
     ]
 
 
-async def test_messages_dated_ahead_do_not_keep_those_behind_them(tmp_path: Path) -> None:
+async def test_messages_dated_ahead_do_not_protect_later_ones(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
     ahead = [(f"ahead {n}", NOW + 400 * DAY) for n in range(1200)]
     await write_dated(path, *ahead, ("old", NOW - 40 * DAY), ("new", NOW - DAY))
@@ -414,7 +414,7 @@ def session_bytes(path: Path) -> int:
         )
 
 
-async def test_where_sessions_take_too_much_the_oldest_are_deleted(tmp_path: Path) -> None:
+async def test_above_the_memory_limit_the_oldest_sessions_are_deleted(tmp_path: Path) -> None:
     limits = SqliteLimits(session_bytes=100_000, tidy_seconds=1e6)
     clocks = Clocks()
     async with running(
@@ -746,7 +746,7 @@ async def test_rooms_that_a_step_leaves_in_a_damaged_file_can_be_talked_in(
         await say(journal.room("a"), "again")
 
 
-async def test_what_a_step_has_deleted_is_known_though_the_file_cannot_be_made_smaller(
+async def test_deleted_messages_are_counted_even_if_the_file_cannot_shrink(
     tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"

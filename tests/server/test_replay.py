@@ -312,7 +312,7 @@ def test_rings_keep_the_newest_messages_within_their_bounds(
     codec=CODECS,
     max_bytes=st.sampled_from([1, 400]),
 )
-def test_whoever_is_replayed_to_from_a_ring_gets_what_live_members_got(
+def test_a_replay_from_a_ring_equals_live_delivery(
     blocks: list[tuple[int, int]], ring_bytes: int, codec: Codec, max_bytes: int
 ) -> None:
     """While the ring grows, and forgets, between two parts."""

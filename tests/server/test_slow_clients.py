@@ -274,7 +274,7 @@ async def test_a_lagging_client_that_half_closes_still_gets_everything(
         assert await slow.rest() == [f"[Client 1] {i}" for i in range(20)]
 
 
-async def test_what_a_client_missed_before_its_hello_comes_with_the_welcome(
+async def test_messages_missed_before_the_hello_arrive_with_the_welcome(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """In the protocol in which it missed it; and what it asks for comes behind."""
