@@ -11,6 +11,7 @@ Owns what a program can call.  The connections are `multichat.reconnect`'s, what
 
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from itertools import groupby
 
 import trio
 
@@ -43,6 +44,7 @@ from multichat.messages import (
     Rename,
     Renamed,
     Reply,
+    Request,
     RoomList,
     Rooms,
     RoomSize,
@@ -284,28 +286,30 @@ class Chat:
 
     async def _send_typed(self, run: str) -> list[Nonce | None]:
         nonces: list[Nonce | None] = []
-        # There is nothing more to be changed by a hello, and what follows one is no JSON here.
-        run = "\n".join(line for line in run.split("\n") if not is_hello(line))
-        for request in TEXT.parse_requests(run) if run else ():
-            if isinstance(request, SayRun):
-                says = [Say(text) for text in request.run.split("\n")]
-                nonces += await self._send_kept(says, typed=True)
-            elif isinstance(request, Invalid):
-                self._line.tell([request.error])
-                nonces.append(None)
-            elif isinstance(request, Reply):
-                if self.last_sender is None:
-                    self._line.tell([Error(InvalidRequest.code, NO_SENDER)])
-                    nonces.append(None)
-                else:
-                    direct = Direct(self.last_sender, request.text)
-                    nonces += await self._send_kept([direct], typed=True)
-            elif isinstance(request, Quit):
-                await self._line.put(JSON.spell_request(request))
-                nonces.append(None)
-            elif not isinstance(request, Hello):  # which it cannot be
-                nonces += await self._send_kept([request], typed=True)
+        for is_greeting, lines in groupby(run.split("\n"), is_hello):
+            if is_greeting:  # there is nothing left that a hello could change
+                nonces += [None for _ in lines]
+                continue
+            for request in TEXT.parse_requests("\n".join(lines)):
+                nonces += await self._send_request(request)
         return nonces
+
+    async def _send_request(self, request: Request) -> list[Nonce | None]:
+        if isinstance(request, SayRun):
+            says = [Say(text) for text in request.run.split("\n")]
+            return await self._send_kept(says, typed=True)
+        if isinstance(request, Invalid):
+            self._line.tell([request.error])
+        elif isinstance(request, Reply):
+            if self.last_sender is not None:
+                direct = Direct(self.last_sender, request.text)
+                return await self._send_kept([direct], typed=True)
+            self._line.tell([Error(InvalidRequest.code, NO_SENDER)])
+        elif isinstance(request, Quit):
+            await self._line.put(JSON.spell_request(request))
+        elif not isinstance(request, Hello):  # which it cannot be
+            return await self._send_kept([request], typed=True)
+        return [None]
 
     async def _send_messages(self, requests: Sequence[Say | Act]) -> list[Nonce | None]:
         with self._line.sending():

@@ -224,8 +224,10 @@ SAID, LEFT_OUT, LONG = "said", " /msg bob x", "x" * (MAX_LINE_BYTES + 1)
         [LONG, SAID, SAID],
         [SAID, SAID, "/status", SAID],
         [SAID, SAID, "/quit", SAID, SAID],
+        [SAID, "/json {}", SAID],
+        [SAID, "/nonsense", "/json", SAID, "/json"],
     ],
-    ids=["1", "2", "3", "too long", "too long first", "status", "quit"],
+    ids=["1", "2", "3", "too long", "too long first", "status", "quit", "hello", "hellos"],
 )
 async def test_connect_in_a_pipe_says_which_line_was_the_first_that_was_not_accepted(
     lines: list[str], accepted: int, autojump_clock: MockClock, tmp_path: Path
