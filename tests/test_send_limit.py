@@ -225,7 +225,7 @@ SAID, LEFT_OUT, LONG = "said", " /msg bob x", "x" * (MAX_LINE_BYTES + 1)
         [SAID, SAID, "/status", SAID],
         [SAID, SAID, "/quit", SAID, SAID],
         [SAID, "/json {}", SAID],
-        [SAID, "/nonsense", "/json", SAID, "/json"],
+        ["/json", SAID, "/json {}", "/json", SAID, "/json"],
     ],
     ids=["1", "2", "3", "too long", "too long first", "status", "quit", "hello", "hellos"],
 )
