@@ -40,7 +40,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_journal_files::test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made",
         "test_journal_files::test_no_checkpoint_is_made_without_a_seal",
     ),
-    "the file is renamed, deleted or replaced": (
+    "the file is renamed, deleted or replaced by another one": (
         "test_journal_files::test_a_journal_that_is_renamed_and_put_back_while_the_server_runs",
         "test_journal_files::test_messages_are_refused_when_the_files_of_the_journal_are_gone",
     ),
