@@ -19,7 +19,7 @@ from multichat.journal import Keeping, SessionRecord
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.messages import SaidRun
 
-from .support.journals import LOTS, running, wait_kept
+from .support.journals import LOTS, running, tidy, wait_kept
 from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -236,6 +236,49 @@ async def test_messages_beside_a_damaged_page_are_read(
     path = tmp_path / "chat.db"
     for _ in damaged_files(whole, path, "zeros"):
         await does_start(open_journal(path), read_everything)
+
+
+@pytest.mark.parametrize("number", ["150.5", "'150'", "x'ff'", "9e999", "-1", "1 << 60"])
+@pytest.mark.parametrize("column", ["first", "room", "seq"])
+async def test_a_damaged_number_beside_a_damaged_page_does_not_make_reading_endless(
+    column: str, number: str, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """The same message was read again and again; each is read once, from both ends."""
+    path, out = tmp_path / "chat.db", tmp_path / "out"
+    texts = [f"{each} {'y' * 900}" for each in range(200)]
+    async with running(open_journal(path)) as journal:
+        room = journal.room("lobby")
+        for text in texts:
+            keeping = room.append(said_in(room, text, 7, OLD))
+        await wait_kept(keeping)
+    with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.IntegrityError):
+        connection.execute(f"UPDATE runs SET {column} = {number} WHERE first = 150")
+        connection.commit()
+    data = path.read_bytes()
+    at = {each: data.find(texts[each].encode()) // PAGE_BYTES for each in (150, 151, 152, 153)}
+    page = next(each for each in at.values() if each != at[150])
+    start = page * PAGE_BYTES
+    path.write_bytes(data[:start] + b"\xff" * PAGE_BYTES + data[start + PAGE_BYTES :])
+    readable = [text for each, text in enumerate(texts) if not 140 < each < 160]
+
+    async def read(journal: SqliteJournal) -> None:
+        room = journal.room("lobby")
+        for runs in (
+            await room.read(0, room.next, max_bytes=LOTS),
+            await room.read_before(room.next, max_messages=200, max_bytes=LOTS),
+        ):
+            found = [said.run for said in runs]
+            assert len(set(found)) == len(found)
+            assert set(readable) <= set(found)
+
+    assert await does_start(open_journal(path), read)
+    for room_name in (None, "lobby"):
+        with out.open("wb") as file, suppress(JournalFailed):
+            show_history(path, file.fileno(), room=room_name)
+        lines = out.read_text().splitlines()
+        assert len(set(lines)) == len(lines)
+        assert len(lines) >= len(readable)
+    assert await does_start(open_journal(path, max_messages=20), tidy)
 
 
 async def test_the_command_shows_what_is_beside_a_damaged_page(

@@ -14,6 +14,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from multichat import ServerConfig
 from multichat.clock import read_clocks
@@ -394,28 +395,118 @@ async def test_the_session_of_a_connected_client_never_gets_old(tmp_path: Path) 
         assert await record_of(journal, ALICE.digest) is None
 
 
-async def test_of_too_many_sessions_in_the_file_the_oldest_are_deleted(tmp_path: Path) -> None:
-    limits = SqliteLimits(sessions=100)
+def record(client: int) -> SessionRecord:
+    return SessionRecord(digest=b"%032d" % client, client=client, name="", room="lobby")
+
+
+async def known_sessions(journal: SqliteJournal, clients: range) -> list[int]:
+    return [each for each in clients if await record_of(journal, record(each).digest) is not None]
+
+
+def session_bytes(path: Path) -> int:
+    """Return how many bytes sessions and nonces take, with nothing but their own values."""
+    with closing(sqlite3.connect(path)) as connection:
+        return sum(
+            connection.execute(sql).fetchone()[0]
+            for sql in (
+                "SELECT total(length(digest) + length(room)) FROM sessions",
+                "SELECT total(length(nonces) + length(checks)) FROM nonces",
+            )
+        )
+
+
+async def test_where_sessions_take_too_much_the_oldest_are_deleted(tmp_path: Path) -> None:
+    limits = SqliteLimits(session_bytes=100_000, tidy_seconds=1e6)
     clocks = Clocks()
     async with running(
         SqliteJournal(tmp_path / "chat.db", limits=limits, clocks=clocks)
     ) as journal:
-
-        def keep(client: int, *, connected: bool) -> None:
-            record = SessionRecord(digest=b"%032d" % client, client=client, name="", room="lobby")
-            journal.keep_session(record, connected=connected)
-
         for client in range(1, 1001):
-            keep(client, connected=client <= 10)
+            journal.keep_session(record(client), connected=client <= 10)
             if client % 50 == 0:
+                await say(journal.room("lobby"), "x")
                 await clocks.run(journal, 60)
-        await clocks.run(journal, 600)
-        known = {
-            client
-            for client in range(1, 1001)
-            if await record_of(journal, b"%032d" % client) is not None
-        }
-        assert known == {*range(1, 11), *range(911, 1001)}
+        known = await known_sessions(journal, range(1, 1001))
+        assert known[:10] == [*range(1, 11)]
+        assert known[10:] == [*range(known[10], 1001)]
+        assert 300 < len(known) < 400
+
+
+async def keep_all(journal: SqliteJournal, clients: range, *, connected: bool) -> None:
+    """Keep these sessions, each with 256 long nonces of private messages."""
+    for client in clients:
+        journal.keep_session(record(client), connected=connected)
+        for number in range(256):
+            keeping = journal.keep_nonce(client, f"{number} {'z' * 120}", b"1234")
+        await wait_kept(keeping)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+async def test_sessions_and_nonces_do_not_push_out_messages(
+    connected: bool, tmp_path: Path, thread_clock: MockClock
+) -> None:
+    """They took all of the file, and each new message was deleted, too."""
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path, retention=Retention(max_bytes=2 * MIB))) as journal:
+        room = journal.room("lobby")
+        texts = [f"{number} {'x' * 1000}" for number in range(800)]
+        for text in texts:
+            keeping = room.append(spell(room, text))
+        await wait_kept(keeping)
+        await keep_all(journal, range(1, 61), connected=connected)
+        await say(room, "new")
+        texts.append("new")
+        await tidy(journal)
+        assert await left(journal) == texts
+        known = await known_sessions(journal, range(1, 61))
+        assert known == [*range(61 - len(known), 61)]
+        assert len(known) == 60 if connected else 5 < len(known) < 15
+        kept = await journal.session(record(60).digest)
+        assert kept is not None
+        assert len(kept.nonces) == 256
+    assert 300_000 < session_bytes(path) < 2 * MIB / 4
+
+
+async def test_many_sessions_do_not_push_out_messages(
+    tmp_path: Path, thread_clock: MockClock
+) -> None:
+    async with running(
+        SqliteJournal(tmp_path / "chat.db", retention=Retention(max_bytes=2 * MIB))
+    ) as journal:
+        room = journal.room("lobby")
+        texts = [f"{number} {'x' * 1000}" for number in range(800)]
+        for text in texts:
+            room.append(spell(room, text))
+        for client in range(1, 20_001):
+            journal.keep_session(record(client), connected=False)
+            if client % 500 == 0:
+                await say(room, f"at {client}")
+                texts.append(f"at {client}")
+        await tidy(journal)
+        assert await left(journal) == texts
+        known = await known_sessions(journal, range(1, 20_001, 50))
+        assert known == [*range(known[0], 20_001, 50)]
+        assert 1000 < 50 * len(known) < 2500
+
+
+async def test_a_session_that_is_about_to_be_written_keeps_its_nonces(tmp_path: Path) -> None:
+    """It was deleted, and came back without them."""
+    clocks = Clocks()
+    async with running(opened(tmp_path / "chat.db", clocks, Retention())) as journal:
+        await keep_all(journal, range(1, 3), connected=False)
+        clocks.wall += DAY
+        for _ in range(30 * 60):
+            clocks.monotonic += 60.0
+            journal._clock.observe(*clocks())
+        async with journal._writing:  # the disk is busy
+            journal.keep_session(record(1), connected=True)
+            now = journal._clock.observe(*clocks())
+            journal._deletions.step({}, [], now, journal._queue.kept_sessions())
+        await say(journal.room("lobby"), "x")
+        assert await known_sessions(journal, range(1, 3)) == [1]
+        kept = await journal.session(record(1).digest)
+        assert kept is not None
+        assert len(kept.nonces) == 256
 
 
 class TestSteadyClock:

@@ -4,6 +4,7 @@ A page at a time: no more of it is in memory, and a server that writes to the fi
 have it cleaned up in between.  What is read ends with what was there at the beginning.
 """
 
+import math
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -25,7 +26,7 @@ from multichat.journal.sqlite_file import (
     typed,
 )
 from multichat.journal.sqlite_reading import RUN_COLUMNS, said_run
-from multichat.journal.sqlite_salvage import Row, rows_around_damage, table_rows
+from multichat.journal.sqlite_salvage import Row, behind, rows_around_damage, table_rows
 from multichat.messages import SaidRun
 from multichat.names import fold_name
 
@@ -132,7 +133,8 @@ class Reader:
             return self._pages(order, 0, 0, None)
         start, total = _FAR, 0
         with closing(self._select(order, "messages", 0, MAX_NUMBER, backwards=True)) as rows:
-            for start, messages in rows:  # noqa: B007 - used behind the loop
+            for key, messages in rows:
+                start = math.floor(key)
                 total += messages if type(messages) is int else 0  # what is damaged is left out
                 if total >= limit:
                     break
@@ -163,7 +165,7 @@ class Reader:
             return execute(sql, (*order.parameters, *bounds, limit))
 
         def key_of(row: Row) -> object:
-            return -row[0] if backwards and type(row[0]) is int else row[0]
+            return -row[0] if backwards and isinstance(row[0], int | float) else row[0]
 
         return rows_around_damage(select, key_of, -high if backwards else low, unreadable)
 
@@ -189,7 +191,7 @@ class Reader:
             if time >= spelled:
                 high = middle
             else:
-                low = key + 1
+                low = behind(key) or high
         return int(low)
 
     def _pages(
@@ -240,7 +242,7 @@ class Reader:
                 else:
                     size += len(page[-1].run)
                 if size > _PAGE_BYTES or len(page) == _PAGE_RUNS:
-                    key = row[0] + 1
+                    key = behind(row[0]) or last + 1
                     break
             else:
                 key = last + 1

@@ -275,8 +275,9 @@ class SqliteJournal(Journal):
             silent = (room for room in self._rooms.values() if room.first == room.next)
             empty = {room.id: room for room in islice(silent, STEP_RUNS)}
         now = self._clock.observe(*self._clocks())
+        changed = self._queue.kept_sessions()
         tidied = await trio.to_thread.run_sync(
-            self._deletions.step, full, list(empty), now, limiter=self._writing
+            self._deletions.step, full, [*empty], now, changed, limiter=self._writing
         )
         if tidied is None:  # the disk is full, or another program has locked the file
             return False
@@ -285,7 +286,8 @@ class SqliteJournal(Journal):
                 room.first = tidied.firsts.get(room.id, room.first)
         for room in empty.values():
             # Its members do not notice: with the next message it is in the file again.
-            if room.first == room.next and self._rooms.get(room.name) is room:
+            is_gone = room.id in tidied.rooms and room.first == room.next
+            if is_gone and self._rooms.get(room.name) is room:
                 del self._rooms[room.name]
         if tidied.damage:
             self._failure_log.note_once(NOT_DELETED)

@@ -8,8 +8,8 @@ several, and rows that cannot be deleted are left out.  A full disk can be delet
 import math
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -27,7 +27,7 @@ from multichat.journal.sqlite_file import (
 )
 from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import Rows
-from multichat.journal.sqlite_salvage import first_readable, is_readable
+from multichat.journal.sqlite_salvage import behind, first_readable, is_readable
 from multichat.log import Log
 
 __all__ = ["NOT_DELETED", "STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
@@ -37,6 +37,12 @@ STEP_RUNS = 500
 
 # The file is made smaller when this part of it is unused; less is soon filled again.
 _FREE_PART = 4
+
+# Sessions and nonces take at most this part of the file's size limit, the rest is for messages.
+_SESSION_PART = 4
+
+# Where they take more, this part of them is deleted, so that they need not be counted each time.
+_DELETED_PART = 8
 
 # Part of a step's pages that are moved to make the file smaller; each changes other pages, too.
 _MOVED_PART = 2
@@ -63,7 +69,7 @@ class Tidied:
     """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
 
     *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
-    *damage* says, in a few words, why something cannot be deleted.
+    *rooms* are those that were deleted.  *damage* says, in a few words, why something cannot be.
     """
 
     firsts: dict[int, int] = field(default_factory=dict)
@@ -71,6 +77,7 @@ class Tidied:
     expired: bool = False
     more: bool = False
     damage: str = ""
+    rooms: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -87,12 +94,16 @@ class _Place:
 
 _Key: TypeAlias = int | str
 
+# The parts of a step that delete no messages.
+_NO_RUNS = ("sessions", "session size", "rooms")
+
 
 class Deletions:
     """Deletes from the file of *rows*, whose list of rooms is loaded.
 
-    Above the number of sessions that *limits* allows, the oldest are deleted, whatever address they
-    are from: the file holds no addresses.  A server has the sessions of other addresses in memory.
+    Where sessions and their nonces take more than *limits* allows, or a quarter of what *retention*
+    does, the oldest are deleted, whatever address they are from: the file holds no addresses.  A
+    server has the sessions of other addresses in memory.
 
     *is_full*: the disk has no room for what was to be written.  *is_too_large*: more is in use than
     may be, by a step or more.
@@ -106,7 +117,11 @@ class Deletions:
         limits: SqliteLimits | None = None,
     ) -> None:
         self._limits = limits or SqliteLimits()
-        self._session_count = self._limits.sessions + 1  # not counted yet
+        self._max_session_bytes = self._limits.session_bytes
+        if retention.max_bytes is not None:
+            part = retention.max_bytes // _SESSION_PART
+            self._max_session_bytes = min(self._max_session_bytes, part)
+        self._session_excess = 0.0  # bytes of sessions that are still to be deleted
         self.is_full = self.is_too_large = False
         self._rows, self._retention, self._reserve = rows, retention, reserve
         self._connection = rows.connection
@@ -132,17 +147,24 @@ class Deletions:
         self.is_full = not self._reserve.hold()
         return not self.is_full
 
-    def step(self, full: dict[int, int], empty: list[int], now: Moment) -> Tidied | None:
+    def step(
+        self,
+        full: dict[int, int],
+        empty: list[int],
+        now: Moment,
+        changed: Collection[bytes] = (),
+    ) -> Tidied | None:
         """Delete a bounded number of expired rows; None if that cannot be done now.
 
         *full* says for rooms, by their ids, before which number messages are deleted; *empty* are
-        rooms without a message that are deleted.
+        rooms without a message that are deleted.  *changed* sessions, by their digests, are about
+        to be written, and not deleted.
         """
         tidied: Tidied | None = None
         is_full = self.is_full
         if not is_full:
             try:
-                tidied = self._step(full, empty, now)
+                tidied = self._step(full, empty, now, changed)
             except SQLITE_ERRORS as error:
                 # Another program that has locked the file needs none of the reserve.
                 is_full = reason_of(error) in (DISK_FULL, DISK_FAILS)
@@ -151,7 +173,7 @@ class Deletions:
             # Deletions are written to the WAL, which starts anew.
             self._rows.checkpoint(truncate=True)
             with suppress(*SQLITE_ERRORS):
-                tidied = self._step(full, empty, now, shrink=True)
+                tidied = self._step(full, empty, now, changed, shrink=True)
             self._rows.checkpoint(truncate=True)  # gives back what was deleted
         self.check_size()
         if not self._rows.is_marked:
@@ -159,13 +181,23 @@ class Deletions:
         return tidied
 
     def _step(
-        self, full: dict[int, int], empty: list[int], now: Moment, *, shrink: bool = False
+        self,
+        full: dict[int, int],
+        empty: list[int],
+        now: Moment,
+        changed: Collection[bytes],
+        *,
+        shrink: bool = False,
     ) -> Tidied:
         """Do the same; raises one of `SQLITE_ERRORS`, but not for damage."""
         tidied = Tidied()
         step = _Step(self._connection, tidied, self._retention.step_bytes)
         clock = self._rows.loaded_clock + now.run
-        parts = self._parts(step, full, empty, now, clock)
+        parts: dict[_Key, Callable[[], None]] = {
+            "sessions": partial(self._forget_old_sessions, step, clock, changed),
+            "session size": partial(self._forget_excess_sessions, step, clock, changed),
+            **self._parts(step, full, empty, now),
+        }
         if not self._damage:
             try:
                 with self._rows.transaction(clock):
@@ -183,9 +215,9 @@ class Deletions:
         return tidied
 
     def _parts(
-        self, step: "_Step", full: dict[int, int], empty: list[int], now: Moment, clock: float
+        self, step: "_Step", full: dict[int, int], empty: list[int], now: Moment
     ) -> dict[_Key, Callable[[], None]]:
-        """Return what there is to delete: by room, by age, by size, sessions, rooms."""
+        """Return what there is to delete but sessions: by room, by age, by size, rooms."""
         kept = self._retention
         parts: dict[_Key, Callable[[], None]] = {}
 
@@ -210,7 +242,7 @@ class Deletions:
                 step.delete(reason, which, (place.position, end), most=place.most)
 
         def delete_excess(max_bytes: int) -> None:
-            excess = self._bytes(used=True) - max_bytes
+            excess = self._bytes(used=True) - max_bytes - self._excess_of_sessions(step)
             if excess > 0:
                 place = self._place("size")
                 reason = f"above {max_bytes / 2**20:g} MiB"
@@ -224,9 +256,8 @@ class Deletions:
             parts["age"] = partial(delete_old, kept.max_age_seconds)
         if kept.max_bytes is not None:
             parts["size"] = partial(delete_excess, kept.max_bytes)
-        parts["sessions"] = partial(self._forget_sessions, step, clock)
         if empty:
-            parts["rooms"] = partial(self._delete_rooms, empty)
+            parts["rooms"] = partial(self._delete_rooms, step, empty)
         return parts
 
     def _delete_around_damage(
@@ -236,7 +267,7 @@ class Deletions:
         failures = 0
         for key, part in parts.items():
             place = self._place(key)
-            is_over = step.is_over and key != "sessions"
+            is_over = step.is_over and key not in _NO_RUNS
             if place.gone or is_over or failures >= _MAX_FAILURES:
                 continue
             before = step.state()
@@ -246,7 +277,7 @@ class Deletions:
                     step.write_firsts()
             except SQLITE_ERRORS as error:
                 step.restore(before)
-                if not is_damage(error) and step.deleted:
+                if not is_damage(error) and (step.deleted or step.freed or step.tidied.rooms):
                     return  # so that the caller learns what is deleted
                 self._note_damage(error)
                 failures += 1
@@ -266,7 +297,7 @@ class Deletions:
 
     def _leave_out(self, key: _Key, place: _Place) -> None:
         """Go on with fewer runs; with one run that cannot be deleted, behind it."""
-        if key in ("sessions", "rooms"):
+        if key in _NO_RUNS:
             place.gone = True
             return
         if place.most > 1:
@@ -287,7 +318,7 @@ class Deletions:
 
         if can_read_from(place.position):
             row = read_from(place.position)
-            found = None if row is None else row[0] + 1 if type(row[0]) is int else None
+            found = None if row is None else behind(row[0])
         else:
             found = first_readable(place.position, can_read_from)
         if found is None:
@@ -299,16 +330,20 @@ class Deletions:
         """Shrink the file, and see whether there is more to do, after the messages are deleted."""
         if step.deleted:
             self._rows.note_written(self._retention.step_bytes)
+        self._rows.session_bytes -= step.freed
+        self._session_excess -= step.freed
         tidied.more |= bool(step.deleted and step.is_over) or step.has_more_sessions
         if not tidied.more:
             place = self._place("shrink")
             try:
                 tidied.more = not place.gone and self._shrink(all_of_it=shrink)
             except SQLITE_ERRORS as error:
-                self._note_damage(error)
-                self._place("shrink").gone = True
+                # What is deleted is committed, whatever else goes wrong is tried again.
+                if is_damage(error):
+                    self._note_damage(error)
+                    self._place("shrink").gone = True
 
-    def _delete_rooms(self, empty: list[int]) -> None:
+    def _delete_rooms(self, step: "_Step", empty: list[int]) -> None:
         self._connection.executemany(
             "DELETE FROM rooms WHERE id = ? AND first = next", [(room,) for room in empty]
         )
@@ -316,6 +351,7 @@ class Deletions:
             "DELETE FROM epochs WHERE room = ? AND room NOT IN (SELECT id FROM rooms)",
             [(room,) for room in empty],
         )
+        step.tidied.rooms.update(empty)
 
     def _last_expired(self, max_age_seconds: float, now: Moment, place: _Place) -> int | None:
         """Return up to which run all are too old; None if the first is not.
@@ -344,22 +380,58 @@ class Deletions:
             last = seq
         return last
 
-    def _forget_sessions(self, step: "_Step", clock: float) -> None:
-        """Delete the sessions of disconnected clients that are too old, or too many."""
-        execute = self._connection.execute
-        max_sessions = self._limits.sessions
-        before, most = clock - self._limits.session_seconds, STEP_RUNS
-        if self._session_count + self._rows.new_sessions > max_sessions:
-            [self._session_count] = execute("SELECT count(*) FROM sessions").fetchone()
-            self._rows.new_sessions = 0
-            if self._session_count > max_sessions:
-                before, most = clock, min(self._session_count - max_sessions, STEP_RUNS)
-        found = execute(
-            "SELECT digest FROM sessions WHERE seen <= ? ORDER BY seen LIMIT ?", (before, most)
-        ).fetchall()
-        for (digest,) in found:
+    def _forget_old_sessions(self, step: "_Step", clock: float, changed: Collection[bytes]) -> None:
+        """Delete sessions whose clients were disconnected too long ago."""
+        before = clock - self._limits.session_seconds
+        self._forget_sessions(step, before, changed, math.inf)
+
+    def _forget_excess_sessions(
+        self, step: "_Step", clock: float, changed: Collection[bytes]
+    ) -> None:
+        """Delete the oldest sessions while all of them, with their nonces, take too much.
+
+        Where only those of connected clients are left, the oldest nonces are deleted.
+        """
+        rows, most = self._rows, self._max_session_bytes
+        if self._session_excess <= 0 and min(rows.session_bytes, self._bytes(used=True)) > most:
+            rows.session_bytes = step.freed + rows.count_session_bytes()
+            if rows.session_bytes > most:
+                self._session_excess = rows.session_bytes - most + most / _DELETED_PART
+        excess = self._session_excess - step.freed
+        if excess <= 0:
+            return
+        size = min(excess, self._retention.step_bytes)
+        if not self._forget_sessions(step, clock, changed, size):
+            freed = rows.forget_oldest_nonces(size, STEP_RUNS)
+            step.freed += freed
+            step.has_more_sessions |= bool(freed)
+            if not freed:
+                self._session_excess = 0.0
+
+    def _excess_of_sessions(self, step: "_Step") -> int:
+        """Return how many bytes of sessions are still to be deleted, instead of messages."""
+        excess = self._rows.session_bytes - step.freed - self._max_session_bytes
+        can_be_deleted = math.isfinite(excess) and not self._place("session size").gone
+        return max(0, int(excess)) if can_be_deleted else 0
+
+    def _forget_sessions(
+        self, step: "_Step", before: float, changed: Collection[bytes], size: float
+    ) -> bool:
+        """Delete sessions that were seen last *before*, about *size* bytes; return if any were."""
+        freed = 0.0
+        gone: list[bytes] = []
+        with closing(self._rows.oldest_sessions(before)) as found:
+            for digest, bytes_ in found:
+                if len(gone) == STEP_RUNS or freed >= min(size, self._retention.step_bytes):
+                    step.has_more_sessions = True
+                    break
+                if digest not in changed:
+                    gone.append(digest)
+                    freed += bytes_
+        for digest in gone:
             self._rows.forget_session(digest)
-        step.has_more_sessions = len(found) == STEP_RUNS
+        step.freed += freed
+        return bool(gone)
 
     def _shrink(self, *, all_of_it: bool) -> bool:
         """Give unused pages back to the disk; return whether there may be more."""
@@ -388,6 +460,7 @@ class _Step:
 
     def __init__(self, connection: sqlite3.Connection, tidied: Tidied, max_bytes: int) -> None:
         self.deleted = 0
+        self.freed = 0.0  # bytes of sessions
         self.is_over = self.has_more_sessions = False
         self._max_bytes = max_bytes
         self._connection = connection
@@ -441,12 +514,13 @@ class _Step:
         """Return what `restore` needs to undo what is done after this."""
         deleted = Deleted()
         deleted.update(self.tidied.deleted)
-        return self.deleted, self.is_over, self._bytes, self.tidied.firsts.copy(), deleted
+        tidied = self.tidied.firsts.copy(), deleted, self.tidied.rooms.copy()
+        return self.deleted, self.freed, self.is_over, self._bytes, tidied
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Undo what was done after `state`: its transaction has failed."""
-        self.deleted, self.is_over, self._bytes, firsts, deleted = state
-        self.tidied.firsts, self.tidied.deleted = firsts, deleted
+        self.deleted, self.freed, self.is_over, self._bytes, tidied = state
+        self.tidied.firsts, self.tidied.deleted, self.tidied.rooms = tidied
 
     def write_firsts(self) -> None:
         """Write where the rooms begin of which messages were deleted."""

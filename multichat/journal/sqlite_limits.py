@@ -42,10 +42,12 @@ class SqliteLimits:
     # room opens: it would cost another one its messages.
     rooms: int = 100_000
 
-    # Sessions of disconnected clients: ten times as many as a server has in memory, for as long as
-    # it has them there.
-    sessions: int = 100_000
+    # Sessions of disconnected clients are kept for as long as in memory.
     session_seconds: float = 24 * 3600.0
+
+    # All sessions and their nonces in the file; with `Retention.max_bytes`, at most a quarter of
+    # that.
+    session_bytes: int = 256 * 1024 * 1024
 
 
 class Durability(enum.Enum):

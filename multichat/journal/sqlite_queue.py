@@ -53,6 +53,10 @@ class JobQueue:
         """Return what waits of that session."""
         return self._sessions.get(digest)
 
+    def kept_sessions(self) -> set[bytes]:
+        """Return the digests of the sessions that are about to be written."""
+        return {digest for digest, job in self._sessions.items() if job.row is not None}
+
     def first(self) -> list[Job | SessionJob]:
         """Return what the next transaction writes.
 

@@ -91,7 +91,7 @@ def _read_runs(
 
     def key_of(row: Row) -> object:
         first = row[2]
-        return -first if backwards and type(first) is int else first
+        return -first if backwards and isinstance(first, int | float) else first
 
     unreadable: list[range] = []
     rows = rows_around_damage(select, key_of, -high if backwards else low, unreadable)

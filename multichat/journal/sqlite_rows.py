@@ -5,6 +5,7 @@ Each statement finds its rows by an index: none takes longer because there is mu
 """
 
 import enum
+import math
 import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,13 @@ from multichat.journal.sqlite_repair import (
 from multichat.messages import MAX_UNACCEPTED, SaidRun
 
 __all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
+
+# What a session, or a row of nonces, takes in the file beside its texts, with its indexes.
+_SESSION_BYTES = 250
+_NONCES_BYTES = 60
+
+_SESSION_SIZE = f"{_SESSION_BYTES} + length(name) + length(room)"
+_NONCES_SIZE = f"{_NONCES_BYTES} + length(CAST(nonces AS BLOB)) + length(checks)"
 
 # Clients whose nonces we have counted; of others they are counted anew.
 _MAX_COUNTED = 20_000
@@ -106,7 +114,9 @@ class Rows:
 
     The clock of the file says for how many seconds servers have run with it: a session's age is
     counted in these, because the system's clock may be wrong at any time.  *loaded_clock* is where
-    it stood when the file was opened.  *new_sessions* is how many may have come since it was set.
+    it stood when the file was opened.
+
+    *session_bytes* is an upper bound of what `count_session_bytes` returns.
 
     *is_marked*: a checkpoint has written into the file that a server is using it; at a start, a
     reader can prevent that.
@@ -117,7 +127,7 @@ class Rows:
         self.repaired: list[str] = []
         self.clients_ever = self.last_epoch = 0
         self.loaded_clock = self._written_clock = 0.0
-        self.new_sessions = 0
+        self.session_bytes = math.inf  # not counted yet
         self._seq = self.loaded_seq = 0
         self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
         self.unkept_nonces: set[int] = set()  # clients whose nonces are on a damaged page
@@ -347,7 +357,7 @@ class Rows:
         """Keep it instead of what was kept of that session."""
         record = row.record
         self._highest_client = max(self._highest_client, record.client)
-        self.new_sessions += 1
+        self.session_bytes += _SESSION_BYTES + len(record.name) + len(record.room)
         values = (record.digest, record.client, record.name, record.room, row.seen)
         self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
 
@@ -362,6 +372,38 @@ class Rows:
             execute("DELETE FROM nonces WHERE client = ?", (client,))
             self._nonce_counts.pop(client, None)
 
+    def count_session_bytes(self) -> int:
+        """Return how many bytes of the file all sessions and nonces take, about."""
+        execute = self.connection.execute
+        sessions, nonces = (
+            execute(f"SELECT total({size}) FROM {table}").fetchone()[0]  # noqa: S608 - our own words
+            for table, size in (("sessions", _SESSION_SIZE), ("nonces", _NONCES_SIZE))
+        )
+        return int(sessions + nonces)
+
+    def oldest_sessions(self, before: float) -> sqlite3.Cursor:
+        """Select the digests of sessions that were seen last *before*, and the bytes they take.
+
+        Those of their nonces are included.  The oldest come first.
+        """
+        sql = (
+            f"SELECT digest, {_SESSION_SIZE} + (SELECT total({_NONCES_SIZE}) FROM nonces "  # noqa: S608 - our own words
+            "WHERE client = sessions.client) FROM sessions WHERE seen <= ? ORDER BY seen"
+        )
+        return self.connection.execute(sql, (before,))
+
+    def forget_oldest_nonces(self, size: float, most: int) -> int:
+        """Delete the oldest nonces that take *size* bytes; return how many bytes they took."""
+        sql = f"SELECT seq, {_NONCES_SIZE} FROM nonces ORDER BY seq LIMIT ?"  # noqa: S608 - our own words
+        freed, gone = 0, []
+        for seq, bytes_ in self.connection.execute(sql, (most,)):
+            if freed >= size:
+                break
+            freed += bytes_
+            gone.append((seq,))
+        self.connection.executemany("DELETE FROM nonces WHERE seq = ?", gone)
+        return freed
+
     def use_nonces(
         self, client: int, epoch: str, first: int, nonces: str, count: int, checks: bytes
     ) -> None:
@@ -369,6 +411,7 @@ class Rows:
 
         *epoch* is empty for a private message.
         """
+        self.session_bytes += _NONCES_BYTES + len(nonces.encode()) + len(checks)
         self.connection.execute(
             "INSERT INTO nonces (client, count, epoch, first, nonces, checks) "
             "VALUES (?, ?, ?, ?, ?, ?)",

@@ -5,6 +5,7 @@ starts behind the page works: where that is, is found by trying the next keys, o
 then in steps that double.
 """
 
+import math
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -12,7 +13,14 @@ from typing import Any, TypeAlias
 
 from multichat.journal.sqlite_file import MAX_NUMBER, SQLITE_ERRORS, is_damage
 
-__all__ = ["Row", "first_readable", "is_readable", "rows_around_damage", "table_rows"]
+__all__ = [
+    "Row",
+    "behind",
+    "first_readable",
+    "is_readable",
+    "rows_around_damage",
+    "table_rows",
+]
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -30,6 +38,16 @@ def is_readable(read: Callable[[], object]) -> bool:
             raise
         return False
     return True
+
+
+def behind(key: object) -> int | None:
+    """Return the lowest whole number above *key*, which may be damaged; None if there is none.
+
+    SQLite orders what is not a number behind all numbers.
+    """
+    if isinstance(key, int | float) and key < MAX_NUMBER:
+        return math.floor(key) + 1
+    return None
 
 
 def first_readable(damaged: int, can_read_from: Callable[[int], bool]) -> int | None:
@@ -77,14 +95,14 @@ def rows_around_damage(
         try:
             with closing(select(position, limit)) as cursor:
                 for row in cursor:
-                    if type(key := key_of(row)) is int:
-                        position = key + 1
+                    # It rises with each row, whatever its key is: no row is read twice.
+                    position = behind(key_of(row))
                     yield row
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 raise
             # Python reads one row ahead, and raises before it returns the last readable one.
-            if limit == 1:
+            if limit == 1 and position is not None:
                 begin, position = position, first_readable(position, can_read_from)
                 if unreadable is not None:
                     unreadable.append(range(begin, MAX_NUMBER if position is None else position))
