@@ -229,6 +229,26 @@ async def test_client_numbers_go_on_after_the_heads_are_damaged(
     assert len([line for line in log.lines if "The journal was damaged" in line]) == 1
 
 
+@pytest.mark.parametrize("epoch", [0xF << 40, (1 << 44) - 1, 1 << 44, (1 << 48) - 1])
+async def test_ids_are_known_after_the_last_epoch_in_the_heads_is_damaged(
+    epoch: int, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Epochs had twelve digits, and were unknown to each next server."""
+    path = tmp_path / "chat.db"
+    _, ids = await say_ten(path)
+    since = ids[-1]
+    execute(path, "UPDATE heads SET last_epoch = ?", (epoch,))
+    for _ in range(3):
+        async with memory_server(UNREMEMBERED, journal=SqliteJournal(path)) as network:
+            client, _ = await hello(network, room="den", since=since)
+            lines: list[str] = []
+            said = await ask(client, lines, type="say", text="on")
+            await network.server.close()
+        assert len(said["id"].partition("-")[0]) == 11
+        assert "unknown-id" not in "".join(lines)
+        since = said["id"]
+
+
 async def test_sessions_that_claim_one_client_are_unknown(
     tmp_path: Path, log: LogRecorder, thread_clock: MockClock
 ) -> None:

@@ -713,6 +713,65 @@ async def test_rooms_without_a_message_give_way_to_new_ones(tmp_path: Path) -> N
         assert connection.execute("SELECT count(*) FROM rooms").fetchone() == (8,)
 
 
+async def test_rooms_that_a_step_leaves_in_a_damaged_file_can_be_talked_in(
+    tmp_path: Path, thread_clock: MockClock
+) -> None:
+    """They were forgotten in memory; nothing could be said in them until a restart."""
+    path = tmp_path / "chat.db"
+    limits = SqliteLimits(rooms=3, tidy_seconds=1e6)
+    async with running(SqliteJournal(path, limits=limits)) as journal:
+        for name in ("lobby", "a", "b"):
+            await say(journal.room(name), "hello")
+        room = journal.room("b")
+        for number in range(1500):
+            keeping = room.append(spell(room, f"{number} {'y' * 900}"))
+        await wait_kept(keeping)
+    with closing(sqlite3.connect(path)) as connection:
+        [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
+        connection.execute("DELETE FROM runs WHERE room = (SELECT id FROM rooms WHERE name = 'a')")
+        connection.execute("UPDATE rooms SET first = next WHERE name = 'a'")
+        connection.commit()
+    data = path.read_bytes()
+    start = data.find(b"300 yyy") // page_bytes * page_bytes
+    path.write_bytes(data[:start] + bytes(page_bytes) + data[start + page_bytes :])
+    retention = Retention(max_messages=100)
+    async with running(SqliteJournal(path, limits=limits, retention=retention)) as journal:
+        more = True
+        while more:
+            more = await journal._tidy()
+            with closing(sqlite3.connect(path)) as connection:
+                names = {name for (name,) in connection.execute("SELECT name FROM rooms")}
+            assert names == set(journal._rooms)
+        await say(journal.room("a"), "again")
+
+
+async def test_what_a_step_has_deleted_is_known_though_the_file_cannot_be_made_smaller(
+    tmp_path: Path, thread_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    limits = SqliteLimits(tidy_seconds=1e6)
+    retention = Retention(max_messages=5)
+    async with running(SqliteJournal(path, retention=retention, limits=limits)) as journal:
+        room = journal.room("lobby")
+        for _ in range(60):
+            keeping = room.append(spell(room, "x" * 60_000))
+        await wait_kept(keeping)
+        with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+
+            def lock(statement: str) -> None:
+                if statement.startswith("PRAGMA incremental_vacuum") and not other.in_transaction:
+                    other.execute("BEGIN IMMEDIATE")
+
+            journal._rows.connection.execute("PRAGMA busy_timeout=0")
+            journal._rows.connection.set_trace_callback(lock)
+            await tidy(journal)
+            assert other.in_transaction
+            assert room.first == 55
+            journal._rows.connection.set_trace_callback(None)
+            other.execute("ROLLBACK")
+        assert len(await left(journal)) == 5
+
+
 @pytest.mark.parametrize("wall", [-1e6, 0.0, 1e11])
 async def test_a_clock_that_is_wrong_by_centuries_leaves_a_journal_that_opens(
     tmp_path: Path, wall: float

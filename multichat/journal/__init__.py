@@ -28,6 +28,7 @@ from multichat.ids import message_id, message_number
 from multichat.messages import Nonce, SaidRun
 
 __all__ = [
+    "MAX_KEPT_EPOCH",
     "MAX_TIME_EPOCH",
     "Journal",
     "Keeping",
@@ -43,8 +44,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them.
+# Epochs have eleven hexadecimal digits.  A clock that is ahead by centuries leaves half of them, an
+# epoch that a file has leaves a sixteenth.
 MAX_TIME_EPOCH = 1 << 43
+MAX_KEPT_EPOCH = 0xF << 40
 
 
 class Keeping:

@@ -185,7 +185,7 @@ class SqliteJournal(Journal):
             if await self._write_waiting(trio.current_time() + retry_seconds) and self._queue:
                 self._woken.set()
             if trio.current_time() >= watch_at:
-                self._watch()
+                await self._watch()
                 watch_at = trio.current_time() + self._limits.watch_seconds
             if trio.current_time() >= tidy_at or self._deletions.is_too_large:
                 more = False
@@ -196,9 +196,10 @@ class SqliteJournal(Journal):
                         break
                 tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
 
-    def _watch(self) -> None:
+    async def _watch(self) -> None:
         """Check whether the files are still in their place; log when that changes."""
-        fault = self._lock.fault()
+        # In a thread: a file system that hangs would stop the server.
+        fault = await trio.to_thread.run_sync(self._lock.fault, limiter=self._writing)
         if fault and fault != self._file_fault:
             self._log.line("STATE", f"The journal keeps nothing: {fault}", ERROR)
         elif self._file_fault and not fault:
@@ -225,7 +226,7 @@ class SqliteJournal(Journal):
             is_moved = failure == _NOT_IN_PLACE
             if is_moved or trio.current_time() >= give_up_at:
                 if is_moved:
-                    self._watch()
+                    await self._watch()
                 else:
                     self._log_failure("The journal keeps nothing", failure)
                 self._fail(failure)
@@ -247,7 +248,8 @@ class SqliteJournal(Journal):
         for job in jobs:
             job.keeping.resolve(refused.get(subject_of(job), ""))
         for subject, failure in refused.items():
-            effect = effect_on(subject, getattr(subject, "name", ""))
+            name = getattr(subject, "name", "")
+            effect = effect_on(subject, name, damaged=failure == DAMAGED)
             self._log_failure(effect, failure, type(subject).__name__)
         return True
 

@@ -94,8 +94,11 @@ def subject_of(job: Job | SessionJob) -> object:
     return None
 
 
-def effect_on(subject: object, room: str) -> str:
-    """Say what follows for the operator where *subject*, or that *room*, cannot be written."""
+def effect_on(subject: object, room: str, *, damaged: bool) -> str:
+    """Say what follows for the operator where *subject*, or that *room*, cannot be written.
+
+    The file is *damaged*, or else the disk is full or fails.
+    """
     if room:
         return f"The journal does not keep messages of {room}"
     if isinstance(subject, NoncesOf):
@@ -104,7 +107,7 @@ def effect_on(subject: object, room: str) -> str:
         what = "sessions cannot be written, their clients cannot resume after a restart"
     else:
         what = "numbers of new clients cannot be written, after a restart others may get them"
-    return f"The journal is damaged: {what}"
+    return f"The journal is damaged: {what}" if damaged else what.capitalize()
 
 
 class _Part(NamedTuple):

@@ -26,7 +26,8 @@ def job_bytes(job: Job) -> int:
 class JobQueue:
     """Jobs and changed sessions; *bytes* is how much memory the jobs take, about.
 
-    A transaction writes no more than *max_bytes*, about.
+    A transaction writes no more than *max_bytes* of jobs, and of sessions, about; one job may be
+    larger.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -66,7 +67,7 @@ class JobQueue:
         most = max(1, self._max_bytes // _JOB_BYTES)
         kept = [job for job in self._sessions.values() if job.row is not None]
         if len(kept) > most:
-            return [*kept[:most]]
+            return list[Job | SessionJob](kept[:most])
         jobs = self._first_jobs()
         if len(jobs) < len(self._jobs):
             return [*kept, *jobs]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from multichat.framing import clean
+from multichat.journal import MAX_KEPT_EPOCH
 from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite_salvage import first_readable, is_readable, table_rows
 from multichat.names import MAX_DECOMPOSED, fold_name
@@ -42,7 +43,7 @@ MAX_SECONDS = 1e11
 _MAX_MESSAGES = 8_000_000_000
 
 # More messages than one run can have.
-MAX_GAP = 2**17
+_MAX_GAP = 2**17
 
 _BEGIN = f"""
     SELECT min(first) FROM runs WHERE room = rooms.id AND first BETWEEN 0 AND {_MAX_MESSAGES}
@@ -53,7 +54,7 @@ _LAST = f"""
 """  # noqa: S608 - our own words
 _ROOM = f"""
     SELECT rooms.id, rooms.name, rooms.epoch, rooms.first, rooms.next, rooms.seq, ({_BEGIN}),
-        runs.first + iif(runs.messages BETWEEN 1 AND {MAX_GAP}, CAST(runs.messages AS INTEGER), 1)
+        runs.first + iif(runs.messages BETWEEN 1 AND {_MAX_GAP}, CAST(runs.messages AS INTEGER), 1)
 """
 
 _COLUMNS = "id, name, epoch, first, next, seq"
@@ -68,7 +69,7 @@ _FROM_ROOM = (
 _ONE_ROOM = f"{_FROM_ROOM} AS rooms LEFT JOIN runs ON runs.seq = ({_LAST})"
 
 
-def is_name(name: object) -> bool:
+def _is_name(name: object) -> bool:
     """Return whether *name* can be the folded name of a room."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_DECOMPOSED:
         return False
@@ -82,7 +83,9 @@ def are_heads(rows: list[tuple[Any, ...]]) -> bool:
         clients_ever, last_epoch, clock = typed(row, int, int, float)
     except (ValueError, DamagedRow):
         return False
-    return bool(max(clients_ever, last_epoch) <= MAX_COUNTER and 0 <= clock <= MAX_SECONDS)
+    return bool(
+        clients_ever <= MAX_COUNTER and last_epoch <= MAX_KEPT_EPOCH and 0 <= clock <= MAX_SECONDS
+    )
 
 
 def is_whole(room: tuple[Any, ...]) -> bool:
@@ -93,11 +96,11 @@ def is_whole(room: tuple[Any, ...]) -> bool:
         return False
     begin, end = room[6:]
     return (
-        is_name(name)
-        and EPOCH.fullmatch(epoch) is not None
+        _is_name(name)
+        and _is_epoch(epoch)
         and max(id_, seq) <= MAX_COUNTER
         and next_ <= _MAX_MESSAGES
-        and (first == next_ if end is None else first == begin and end <= next_ <= end + MAX_GAP)
+        and (first == next_ if end is None else first == begin and end <= next_ <= end + _MAX_GAP)
     )
 
 
@@ -145,11 +148,14 @@ def _rewrite_heads(connection: sqlite3.Connection) -> None:
 
 
 def _last_epoch(connection: sqlite3.Connection) -> int:
-    """Return the highest epoch that can be read; `heads` has it too, unless they are damaged."""
+    """Return the highest epoch that can be read; `heads` has it too, unless they are damaged.
+
+    Those that leave no room for others are left out.
+    """
     last = 0
     for table, columns in (("rooms", "id, epoch"), ("epochs", "room, epoch")):
         for _, epoch in table_rows(connection, table, columns.split(",")[0], columns):
-            if _is_epoch(epoch):
+            if _is_epoch(epoch) and int(epoch, 16) <= MAX_KEPT_EPOCH:
                 last = max(last, int(epoch, 16))
     return last
 
@@ -282,7 +288,7 @@ def _shown(connection: sqlite3.Connection, room: int) -> list[str]:
     names: list[str] = []
     try:
         for (shown,) in connection.execute(sql, (room,)):
-            if isinstance(shown, str) and is_name(name := fold_name(shown)):
+            if isinstance(shown, str) and _is_name(name := fold_name(shown)):
                 names.append(name)
     except SQLITE_ERRORS as error:
         if not is_damage(error):
@@ -298,16 +304,16 @@ def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None
     id_, name, epoch, first, next_, seq, begin, end = found
     if not 0 <= id_ <= MAX_COUNTER:
         return None
-    if shown and not is_name(name):
+    if shown and not _is_name(name):
         name = max(shown, key=shown.count)
-    if not is_name(name):
+    if not _is_name(name):
         return None
     whole = type(next_) is int and 0 <= next_ <= _MAX_MESSAGES
     if end is None:
         if first != next_ or not whole:
             return None
     else:
-        next_ = next_ if whole and end <= next_ <= end + MAX_GAP else end
+        next_ = next_ if whole and end <= next_ <= end + _MAX_GAP else end
         first = begin
     if type(seq) is not int or not 0 <= seq <= MAX_COUNTER:
         seq = 0
