@@ -8,8 +8,8 @@ The sessions in memory are bounded; others are looked up in the journal, if it o
 1. A token is 128 random bits.  Only its digest is kept, so that the token cannot be read from
    memory or the journal, and the time of the answer tells nothing to somebody who guesses.
 2. The session of a connected client stays in memory.  The others are bounded in number and in
-   bytes: above that, the oldest session of the address that uses most is evicted.  Its nonces are
-   in the journal by then.
+   bytes: above that, sessions of the addresses that use most are evicted, those that have been in
+   memory for longest first.  Their nonces are in the journal by then.
 3. A session keeps its last `MAX_UNACCEPTED` nonces, each from the step in which its message is
    numbered (a private one: delivered), with a checksum of the text: a nonce that is used again for
    another message is refused.
@@ -298,7 +298,7 @@ class Resumables:
         self._session_seconds = session_seconds
         self._max_away, self._max_bytes = max_away, max_bytes
         self._here: dict[bytes, Resumable] = {}
-        self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # who left first is first
+        self._away: OrderedDict[bytes, Resumable] = OrderedDict()  # the one added last is last
         self._looking = trio.Lock()  # into the journal
         self.away_bytes = 0  # what those that are not connected take
 

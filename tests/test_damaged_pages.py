@@ -137,8 +137,10 @@ async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
 ) -> None:
     """Before and after a restart, with nonces and without, and all who come back are answered."""
     path = tmp_path / "chat.db"
+    pages: set[int] = set()
     refused: set[int] = set()
     for page in damaged_files(whole, path):
+        pages.add(page)
         log.lines.clear()
         for server in range(2):
             if not await does_start(open_journal(path), partial(check_talk, server=server)):
@@ -148,6 +150,7 @@ async def test_messages_are_said_in_other_rooms_whatever_page_is_damaged(
         assert len([line for line in log.lines if "nonces cannot be written" in line]) <= 2
         assert len(log.lines) < 40
     assert len([page for page in refused if page > whole.first_pages]) <= MOST_LAST_PAGES
+    assert len(pages - refused) > len(pages) // 2
 
 
 async def does_start(
@@ -200,16 +203,17 @@ async def test_a_start_is_refused_only_where_no_room_can_be_talked_in(
     async def talk(journal: SqliteJournal) -> None:
         kept[:] = await say_in_rooms(journal, None, range(0, MANY_ROOMS, 20))
 
-    refused = set()
+    refused, started = set(), 0
     for page in damaged_files(many_rooms, path, "zeros"):
         if page <= many_rooms.first_pages:
             continue
         if not await does_start(open_journal(path), talk):
             refused.add(page)
         else:
+            started += 1
             # Pages that are full are split, which needs those beside them, too.
             assert kept.count(True) > len(kept) // 4, page
-    assert len(refused) <= MOST_LAST_PAGES
+    assert len(refused) <= MOST_LAST_PAGES < started
 
 
 async def read_everything(journal: SqliteJournal) -> None:
@@ -234,8 +238,12 @@ async def test_messages_beside_a_damaged_page_are_read(
 ) -> None:
     """By clients that resume, and by those that ask for the history."""
     path = tmp_path / "chat.db"
-    for _ in damaged_files(whole, path, "zeros"):
+    started = [
         await does_start(open_journal(path), read_everything)
+        for _ in damaged_files(whole, path, "zeros")
+    ]
+    assert started.count(False) <= whole.first_pages + MOST_LAST_PAGES
+    assert started.count(True) > len(started) // 2
 
 
 @pytest.mark.parametrize("number", ["150.5", "'150'", "x'ff'", "9e999", "-1", "1 << 60"])
@@ -303,10 +311,13 @@ async def test_messages_are_deleted_behind_damage(
     thread_clock: MockClock,
 ) -> None:
     path = tmp_path / "chat.db"
+    started: list[bool] = []
     for page in damaged_files(whole, path, "zeros", every=4):
         log.lines.clear()
-        await does_start(open_journal(path, **retention), check_deletion)
+        started.append(await does_start(open_journal(path, **retention), check_deletion))
         assert len([line for line in log.lines if "not deleted" in line]) <= 1, page
+    assert started.count(False) <= whole.first_pages // 4 + MOST_LAST_PAGES + 1
+    assert started.count(True) > len(started) // 2
 
 
 async def check_deletion(journal: SqliteJournal) -> None:

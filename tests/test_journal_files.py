@@ -469,6 +469,32 @@ async def test_a_journal_that_is_renamed_and_put_back_while_the_server_runs(
     assert await all_texts(path) == ["one", "three"]
 
 
+async def test_the_files_are_watched_in_a_thread(tmp_path: Path) -> None:
+    """A file system that hangs does not stop the server."""
+    limits = SqliteLimits(watch_seconds=0.01, watch_again_seconds=0.0)
+    threads: list[bool] = []
+    watched = trio.Event()
+    async with running(SqliteJournal(tmp_path / "chat.db", limits=limits)) as journal:
+        lock = journal._lock
+        token = trio.lowlevel.current_trio_token()
+
+        class Recorder:
+            close = lock.close
+
+            def fault(self) -> str:
+                is_thread = threading.current_thread() is not threading.main_thread()
+                threads.append(is_thread)
+                if len(threads) >= 10:
+                    token.run_sync_soon(watched.set)
+                return str(lock.fault())
+
+        journal._lock = Recorder()
+        await say(journal.room("lobby"), "hello")
+        with trio.fail_after(60):
+            await watched.wait()
+    assert all(threads)
+
+
 @linux
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
 async def test_a_start_without_the_file_of_a_wal_is_refused_and_loses_nothing(

@@ -29,7 +29,7 @@ from multichat.journal.retention import MIN_BYTES, Moment
 from multichat.journal.sqlite import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite_deletion import Deletions
 from multichat.journal.sqlite_file import open_file, open_for_reading
-from multichat.journal.sqlite_jobs import NumbersJob, SessionJob
+from multichat.journal.sqlite_jobs import NoncesOf, NumbersJob, SessionJob, effect_on
 from multichat.journal.sqlite_queue import JobQueue
 from multichat.journal.sqlite_reading import read_runs_backwards
 from multichat.journal.sqlite_rows import Rows, SessionRow
@@ -743,6 +743,15 @@ def test_each_transaction_writes_the_newest_state_of_sessions_before_messages() 
         queue.remove(step, ())
     assert steps == [sessions[:10], [sessions[10], *jobs[:10]], [*jobs[10:], deleted]]
     assert queue.bytes == 0
+
+
+def test_only_damage_is_logged_as_damage() -> None:
+    """A part of what waits can also be refused for a full disk, after another one is written."""
+    for subject in (NoncesOf(7), b"digest", None):
+        on_damage = effect_on(subject, "", damaged=True)
+        assert on_damage.startswith("The journal is damaged: ")
+        other = effect_on(subject, "", damaged=False)
+        assert other.lower() == on_damage.removeprefix("The journal is damaged: ")
 
 
 async def test_of_a_transaction_that_failed_nothing_is_in_the_next(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ numbers that clients have had.  It knows nothing of who is connected.
    numbers have no gaps.
 3. What is read was kept, in order, each once; what retention has taken is missing from the front.
 4. A session that was kept before a message was appended is kept by the time that message is: it
-   comes back into the room and under the name through which its messages were accepted.
+   comes back into the room and under the name through which its messages were accepted.  While a
+   journal cannot be written, more changes of sessions may come than it remembers; the oldest of
+   these are lost.
 """
 
 from abc import ABC, abstractmethod
