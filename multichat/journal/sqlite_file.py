@@ -524,8 +524,9 @@ def _create(real: Path) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
-    # Only before there is a table; in one that has any it does nothing.
-    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        # In a file that has tables it would change nothing, and write all the same.
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     [mode] = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     if mode != "wal":  # a file system on which processes cannot share memory
         raise OSError(0, "SQLite cannot keep a WAL there")

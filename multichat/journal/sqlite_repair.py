@@ -172,12 +172,21 @@ def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple
     for id_, found in rows.items():
         if (row := _rebuilt(found, _shown(connection, id_))) is not None:
             rebuilt[id_] = row
+    if lost_rooms := len(rows) - len(rebuilt):
+        done.append(f"rooms of which neither a name nor a number is left: {lost_rooms}")
     # Of two rows with the same name or epoch, the one that was not damaged keeps it.
     names: set[str] = set()
     epochs: set[str] = set()
     wanted: list[tuple[Any, ...]] = []
-    lost = {row[1]: row[2] for id_, row in rows.items() if id_ not in rebuilt}
-    for id_, row in sorted(rebuilt.items(), key=lambda each: each[1] != rows[each[0]][:6]):
+    # Messages that no index finds may be those of another row, whose id is damaged in this one.
+    doubtful = {id_ for id_, row in rebuilt.items() if rows[id_][7] is None and row[3] != row[4]}
+    lost = {row[1]: row[2] for id_, row in rows.items() if id_ not in rebuilt or id_ in doubtful}
+
+    def rank(each: tuple[int, tuple[Any, ...]]) -> tuple[bool, bool]:
+        id_, row = each
+        return id_ in doubtful, row != rows[id_][:6]
+
+    for id_, row in sorted(rebuilt.items(), key=rank):
         _, name, epoch, *rest = row
         if name in names:
             done.append(f"what was said in a second room {name} is left out")
@@ -309,12 +318,15 @@ def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None
     if not _is_name(name):
         return None
     whole = type(next_) is int and 0 <= next_ <= _MAX_MESSAGES
-    if end is None:
-        if first != next_ or not whole:
-            return None
-    else:
+    if type(end) is int:
         next_ = next_ if whole and end <= next_ <= end + _MAX_GAP else end
+    elif not whole:
+        return None
+    # Where an index finds no message, the row is kept: they may be there all the same.
+    if type(begin) is int and 0 <= begin <= next_:
         first = begin
+    elif type(first) is not int or not 0 <= first <= next_:
+        first = next_
     if type(seq) is not int or not 0 <= seq <= MAX_COUNTER:
         seq = 0
     return id_, name, epoch, first, next_, seq
