@@ -330,3 +330,60 @@ async def check_deletion(journal: SqliteJournal) -> None:
     # cannot where that is the damaged one.
     kept = [room.next - room.first for room in rooms]
     assert len([count for count in kept if count > 40]) <= MOST_CONCERNED
+
+
+async def test_a_room_is_kept_though_an_index_does_not_find_its_messages(
+    whole: Whole, tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """Single bytes of the pages of indexes are changed: rooms and their numbers stay."""
+    path = tmp_path / "chat.db"
+    path.write_bytes(whole.data)
+    with closing(sqlite3.connect(path)) as connection:
+        rooms = dict(connection.execute("SELECT id, name FROM rooms"))
+    # By their first byte: the pages of indexes.
+    starts_of_pages = range(PAGE_BYTES, len(whole.data), PAGE_BYTES)
+    pages = [start for start in starts_of_pages if whole.data[start] in (2, 10)]
+    assert len(pages) > 3
+    random = Random(1)
+    starts = 0
+    for _ in range(120):
+        does_start = True
+        data = bytearray(whole.data)
+        at = random.choice(pages) + random.randrange(8, PAGE_BYTES)
+        data[at] = random.choice((data[at] ^ 0xA0, data[at] + 3 & 0xFF, 0xFF))
+        for beside in path.parent.glob(f"{path.name}*"):
+            beside.unlink()
+        path.write_bytes(data)
+        try:
+            async with running(open_journal(path, max_messages=MESSAGES // 2)) as journal:
+                await say_in_rooms(journal, None)
+                for name in rooms.values():
+                    room = journal.room(name)
+                    with suppress(NotRead):
+                        await room.read(room.first, room.next, max_bytes=LOTS)
+                        await room.read_before(room.next, max_messages=9, max_bytes=LOTS)
+                await tidy(journal)
+        except* JournalFailed:
+            does_start = False
+        if does_start:
+            starts += 1
+            with closing(sqlite3.connect(path)) as connection:
+                kept = dict(connection.execute("SELECT id, name FROM rooms NOT INDEXED"))
+            assert kept.items() >= rooms.items(), at
+    assert starts > 60
+
+
+async def test_a_refused_start_changes_nothing_in_the_file(
+    whole: Whole, tmp_path: Path, thread_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    refused = 0
+    for _ in damaged_files(whole, path, "random"):
+        before = path.read_bytes()
+        try:
+            async with running(open_journal(path)):
+                pass
+        except* JournalFailed:
+            refused += 1
+            assert path.read_bytes() == before
+    assert refused > 3
