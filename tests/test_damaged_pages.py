@@ -387,3 +387,32 @@ async def test_a_refused_start_changes_nothing_in_the_file(
             refused += 1
             assert path.read_bytes() == before
     assert refused > 3
+
+
+async def test_a_room_is_not_deleted_where_the_index_has_none_of_its_messages(
+    whole: Whole, tmp_path: Path, thread_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    path.write_bytes(whole.data)
+
+    def change_index(change: str) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute(
+                f"UPDATE sqlite_master SET sql = {change} WHERE name = 'runs_by_number'"  # noqa: S608
+            )
+
+    change_index("sql || ' WHERE room <> 2'")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("REINDEX runs_by_number")
+        [(name, *row)] = connection.execute("SELECT name, * FROM rooms WHERE id = 2")
+    change_index("replace(sql, ' WHERE room <> 2', '')")
+    async with running(open_journal(path)) as journal:
+        room = journal.room(name)
+        assert (room.first, room.next) == (0, 2 * MESSAGES)
+        await say_in_rooms(journal, None, [int(name.removeprefix("room "))])
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT * FROM rooms NOT INDEXED WHERE id = 2").fetchall()
+        [runs] = connection.execute("SELECT count(*) FROM runs WHERE +room = 2").fetchone()
+    assert [each[:2] for each in found] == [tuple(row[:2])]
+    assert runs >= 2 * MESSAGES
