@@ -61,7 +61,8 @@ def _check_requests(requests: list[Request]) -> None:
         if isinstance(request, Invalid):
             assert len(request.error.text) < 300, "a refusal is short, whatever is refused"
     for one, next_one in pairwise(requests):
-        assert not (isinstance(one, SayRun) and isinstance(next_one, SayRun)), "two runs in a row"
+        if isinstance(one, SayRun) and isinstance(next_one, SayRun):
+            assert one.room != next_one.room, "two runs in a row"
 
 
 def _texts_of(request: SayRun | Act | Direct) -> list[str]:
@@ -75,7 +76,9 @@ def _apart(requests: Iterable[Request]) -> list[Request]:
         if isinstance(request, SayRun):
             texts = request.run.split("\n")
             nonces: tuple[Nonce | None, ...] = request.nonces or (None,) * len(texts)
-            apart += [Say(text, nonce=n) for text, n in zip(texts, nonces, strict=True)]
+            apart += [
+                Say(text, room=request.room, nonce=n) for text, n in zip(texts, nonces, strict=True)
+            ]
         else:
             apart.append(request)
     return apart
