@@ -338,7 +338,7 @@ async def test_a_room_is_kept_though_an_index_does_not_find_its_messages(
     path = tmp_path / "chat.db"
     path.write_bytes(whole.data)
     with closing(sqlite3.connect(path)) as connection:
-        rooms = dict(connection.execute("SELECT id, name FROM rooms"))
+        rooms = {row[0]: row for row in connection.execute("SELECT * FROM rooms")}
     # By their first byte: the pages of indexes.
     starts_of_pages = range(PAGE_BYTES, len(whole.data), PAGE_BYTES)
     pages = [start for start in starts_of_pages if whole.data[start] in (2, 10)]
@@ -356,7 +356,7 @@ async def test_a_room_is_kept_though_an_index_does_not_find_its_messages(
         try:
             async with running(open_journal(path, max_messages=MESSAGES // 2)) as journal:
                 await say_in_rooms(journal, None)
-                for name in rooms.values():
+                for _, name, *_ in rooms.values():
                     room = journal.room(name)
                     with suppress(NotRead):
                         await room.read(room.first, room.next, max_bytes=LOTS)
@@ -367,8 +367,12 @@ async def test_a_room_is_kept_though_an_index_does_not_find_its_messages(
         if does_start:
             starts += 1
             with closing(sqlite3.connect(path)) as connection:
-                kept = dict(connection.execute("SELECT id, name FROM rooms NOT INDEXED"))
-            assert kept.items() >= rooms.items(), at
+                sql = "SELECT * FROM rooms NOT INDEXED"
+                kept = {row[0]: row for row in connection.execute(sql)}
+            assert {row[:2] for row in kept.values()} >= {row[:2] for row in rooms.values()}, at
+            # No id is given twice: in the same epoch numbers do not go back.
+            ends = {row[2]: row[4] for row in rooms.values()}
+            assert all(row[4] >= ends.get(row[2], 0) for row in kept.values()), at
     assert starts > 60
 
 
@@ -388,24 +392,32 @@ async def test_a_refused_start_changes_nothing_in_the_file(
     assert refused > 3
 
 
-async def test_a_room_is_not_deleted_where_the_index_has_none_of_its_messages(
-    whole: Whole, tmp_path: Path, thread_clock: MockClock
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "(room, first) WHERE room <> 2",  # the index has none of them
+        "(room + 999 * (room = 2), first)",  # it has them as those of a room that there is not
+    ],
+)
+async def test_a_room_is_not_deleted_where_the_index_does_not_find_its_messages(
+    wrong: str, whole: Whole, tmp_path: Path, thread_clock: MockClock
 ) -> None:
     path = tmp_path / "chat.db"
     path.write_bytes(whole.data)
 
-    def change_index(change: str) -> None:
+    def change_index(old: str, new: str) -> None:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute("PRAGMA writable_schema=ON")
             connection.execute(
-                f"UPDATE sqlite_master SET sql = {change} WHERE name = 'runs_by_number'"
+                "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = 'runs_by_number'",
+                (old, new),
             )
 
-    change_index("sql || ' WHERE room <> 2'")
+    change_index("(room, first)", wrong)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("REINDEX runs_by_number")
         [(name, *row)] = connection.execute("SELECT name, * FROM rooms WHERE id = 2")
-    change_index("replace(sql, ' WHERE room <> 2', '')")
+    change_index(wrong, "(room, first)")
     async with running(open_journal(path)) as journal:
         room = journal.room(name)
         assert (room.first, room.next) == (0, 2 * MESSAGES)

@@ -429,7 +429,8 @@ def _wal_belongs(real: Path) -> bool:
     A file with the last of them, if that is no seal, is a backup that was made since, or another
     program has made a checkpoint; then the newest messages and the times of the files tell.  What
     is not noticed is such a backup whose stamp the file may have, too.  It differs from the file in
-    nothing but pages that are in the WAL: nothing is mixed, all messages of the WAL are there.
+    nothing but pages that are in the WAL: nothing is mixed, all messages of the WAL are there;
+    unless another program has made a checkpoint since the backup, which is not noticed either.
     """
     with real.open("rb") as file:
         file.seek(_FORMAT_OFFSET)

@@ -322,6 +322,8 @@ class SqliteJournal(Journal):
             self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
             self._rows.checkpoint()
             self._reader = connect(self.path.resolve(), "ro")
+            # SQLite opens the WAL with the first read: not when files may be short.
+            self._reader.execute("SELECT 1 FROM heads").fetchall()
         except BaseException as error:
             opened.connection.close()
             opened.lock.close()

@@ -127,8 +127,8 @@ def read_session(
     """Return that session with its last nonces, None if there is none.
 
     *waiting* is what is about to be written of it, if anything is, and *clock* where the clock of
-    the file stands now.  Raises `DamagedRow` also if any of its nonces is damaged: what is said
-    with it could not be told from what was said before.
+    the file stands now.  Raises `DamagedRow` also if any of its nonces is damaged: a message
+    that is sent again could not be recognized.
     """
     if waiting is None:
         row = connection.execute(

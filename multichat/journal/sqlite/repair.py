@@ -59,14 +59,17 @@ _ROOM = f"""
 
 _COLUMNS = "id, name, epoch, first, next, seq"
 
+# The last run, if it is the room's in the table, too: an index may be wrong.
+_LAST_RUN = f"LEFT JOIN runs ON runs.seq = ({_LAST}) AND +runs.room = rooms.id"
+
 # All rooms, with the first message that is left of each, and the end of its last run.
-ROOMS = f"{_ROOM} FROM rooms LEFT JOIN runs ON runs.seq = ({_LAST}) ORDER BY rooms.seq"
+ROOMS = f"{_ROOM} FROM rooms {_LAST_RUN} ORDER BY rooms.seq"
 
 # The same of one room, of which the row need not be there.
 _FROM_ROOM = (
     f"{_ROOM} FROM (SELECT ? AS id, ? AS name, ? AS epoch, ? AS first, ? AS next, ? AS seq)"
 )
-_ONE_ROOM = f"{_FROM_ROOM} AS rooms LEFT JOIN runs ON runs.seq = ({_LAST})"
+_ONE_ROOM = f"{_FROM_ROOM} AS rooms {_LAST_RUN}"
 
 
 def _is_name(name: object) -> bool:
@@ -172,33 +175,34 @@ def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple
     for id_, found in rows.items():
         if (row := _rebuilt(found, _shown(connection, id_))) is not None:
             rebuilt[id_] = row
-    if lost_rooms := len(rows) - len(rebuilt):
-        done.append(f"rooms of which neither a name nor a number is left: {lost_rooms}")
+    if removed := sum(id_ not in rebuilt and row[4] is not None for id_, row in rows.items()):
+        done.append(f"rooms whose name or numbers are lost: {removed}")
     # Of two rows with the same name or epoch, the one that was not damaged keeps it.
     names: set[str] = set()
     epochs: set[str] = set()
     wanted: list[tuple[Any, ...]] = []
     # Messages that no index finds may be those of another row, whose id is damaged in this one.
     doubtful = {id_ for id_, row in rebuilt.items() if rows[id_][7] is None and row[3] != row[4]}
-    lost = {row[1]: row[2] for id_, row in rows.items() if id_ not in rebuilt or id_ in doubtful}
+    lost = {row[1]: row for id_, row in rows.items() if id_ not in rebuilt or id_ in doubtful}
 
     def rank(each: tuple[int, tuple[Any, ...]]) -> tuple[bool, bool]:
         id_, row = each
         return id_ in doubtful, row != rows[id_][:6]
 
     for id_, row in sorted(rebuilt.items(), key=rank):
-        _, name, epoch, *rest = row
+        _, name, epoch, first, next_, seq = row
         if name in names:
             done.append(f"what was said in a second room {name} is left out")
             continue
-        if not _is_epoch(epoch):
-            epoch = lost.get(name)
+        if not _is_epoch(epoch) and (former := lost.get(name)):
+            # Not where numbers would be given again in that epoch.
+            epoch = former[2] if type(former[4]) is int and former[4] <= next_ else None
         if not _is_epoch(epoch) or epoch in epochs:
             last_epoch += 1
             epoch = f"{last_epoch:011x}"
         names.add(name)
         epochs.add(epoch)
-        wanted.append((id_, name, epoch, *rest))
+        wanted.append((id_, name, epoch, first, next_, seq))
     changed = [row for row in wanted if row != rows[row[0]][:6]]
     whole = {row[0] for row in wanted}.difference(row[0] for row in changed)
     _rewrite_rooms(connection, [(id_,) for id_ in rows if id_ not in whole], changed, done)
@@ -226,7 +230,8 @@ def _read_rooms(connection: sqlite3.Connection, done: list[str]) -> dict[int, tu
             unreadable += 1
         else:
             unknown = str(id_).encode()  # a blob is no name, and no epoch
-            rows[id_] = row or (id_, unknown, unknown, 0, 0, 0)
+            # Without messages there is no such room: an index may be wrong.
+            rows[id_] = row or (id_, unknown, unknown, 0, None, 0)
     if unreadable:
         done.append(f"rooms that cannot be read: {unreadable}")
     damaged = 0

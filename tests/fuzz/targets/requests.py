@@ -67,7 +67,7 @@ def check_json_requests(data: bytes) -> None:
 def _check_requests(requests: list[Request]) -> None:
     for request in requests:
         assert isinstance(request, get_args(Request)), f"{request} is no request"
-        assert not isinstance(request, Say), "what is said is part of a run"
+        assert not isinstance(request, Say), "a message is part of a block"
         for text in strings_in(request):
             assert_harmless(text)
         if isinstance(request, SayBlock | Act | Direct):
@@ -75,9 +75,8 @@ def _check_requests(requests: list[Request]) -> None:
         if isinstance(request, Invalid):
             assert len(request.error.text) < 300, "a refusal is short, whatever is refused"
     for one, next_one in pairwise(requests):
-        assert not (isinstance(one, SayBlock) and isinstance(next_one, SayBlock)), (
-            "two runs in a row"
-        )
+        if isinstance(one, SayBlock) and isinstance(next_one, SayBlock):
+            assert one.room != next_one.room, "two blocks of one room in a row"
 
 
 def _texts_of(request: SayBlock | Act | Direct) -> list[str]:
@@ -85,13 +84,15 @@ def _texts_of(request: SayBlock | Act | Direct) -> list[str]:
 
 
 def _apart(requests: Iterable[Request]) -> list[Request]:
-    """Return the same requests with each run taken apart."""
+    """Return the same requests with each block taken apart."""
     apart: list[Request] = []
     for request in requests:
         if isinstance(request, SayBlock):
             texts = request.text.split("\n")
             nonces: tuple[Nonce | None, ...] = request.nonces or (None,) * len(texts)
-            apart += [Say(text, nonce=n) for text, n in zip(texts, nonces, strict=True)]
+            apart += [
+                Say(text, room=request.room, nonce=n) for text, n in zip(texts, nonces, strict=True)
+            ]
         else:
             apart.append(request)
     return apart
