@@ -13,8 +13,10 @@ import trio
 
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe
-from multichat.client.front_end import ConnectOptions, FrontEnd
+from multichat.client.connect import Endpoint
+from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
+from multichat.client.options import ChatOptions
 from multichat.client.status import describe_connection
 from multichat.client.typed import LocalCommand, Typed, parse_typed
 from multichat.errors import (
@@ -61,10 +63,11 @@ class Console(FrontEnd):
     closed here.
     """
 
-    def __init__(self, options: ConnectOptions, *, writer: LogWriter, input_fd: int | None) -> None:
-        timeouts = options.endpoint.timeouts
+    def __init__(
+        self, endpoint: Endpoint, options: ChatOptions, *, writer: LogWriter, input_fd: int | None
+    ) -> None:
         self._is_piped = input_fd is not None and not os.isatty(input_fd)
-        super().__init__(options, for_pipe(timeouts) if self._is_piped else timeouts)
+        super().__init__(endpoint, for_pipe(options) if self._is_piped else options)
         self._writer = writer
         self._input_fd = input_fd
         self._input_over = trio.Event()
@@ -132,8 +135,7 @@ class Console(FrontEnd):
             return  # the goodbye was shown
         if self._is_piped and isinstance(self.failure, ConnectionLost):
             raise self._piped.explain(self.failure)
-        if self.failure is not None:
-            raise self.failure
+        super().end(chat)
 
     def _is_unsaid(self, chat: LineChat) -> bool:
         """Return whether lines are known to be lost in a chat that ended with a goodbye."""

@@ -1,6 +1,7 @@
 """The parameters that say which server a command connects to and as whom, and the connection."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -8,6 +9,7 @@ import typer
 
 from multichat.cli.config import SERVER_KEY, default_to_file, list_servers
 from multichat.cli.process import UsageMistake, with_password
+from multichat.client.options import ChatOptions
 from multichat.client.timeouts import ClientTimeouts
 from multichat.protocol.address import DEFAULT_PORT, is_loopback, parse_port, split_address
 
@@ -30,6 +32,7 @@ __all__ = [
     "Wait",
     "find_place",
     "make_endpoint",
+    "make_timeouts",
     "parse_server",
     "run_with_password",
     "split_port",
@@ -137,28 +140,31 @@ def make_endpoint(
     tls: bool = False,
     tls_ca: Path | None = None,
     tls_name: str | None = None,
-    timeout: float | None = None,
 ) -> "Endpoint":
     """Return the endpoint at *place*; raises `UsageMistake` or `BadCertificate`."""
     from multichat.client.connect import Endpoint, client_tls
 
     host, port, unix = place
-    timeouts = _client_timeouts(timeout)
     if unix is not None:
-        return Endpoint(unix=unix, timeouts=timeouts)
+        return Endpoint(unix=unix)
     encrypted = tls or tls_ca is not None or tls_name is not None
     context = client_tls(tls_ca) if encrypted else None
-    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name, timeouts=timeouts)
+    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name)
 
 
 def run_with_password(
-    run: Callable[[str | None], _T], endpoint: "Endpoint", password: str | None
+    run: Callable[[ChatOptions], _T], endpoint: "Endpoint", options: ChatOptions
 ) -> _T:
-    """Call *run* with *password*, or with a typed one if it is required."""
+    """Call *run* with *options*, or with a typed password in them if one is required."""
     in_plain_text = (
         endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host)
     )
-    return with_password(run, password, str(endpoint), in_plain_text=in_plain_text)
+    return with_password(
+        lambda password: run(replace(options, password=password)),
+        options.password,
+        str(endpoint),
+        in_plain_text=in_plain_text,
+    )
 
 
 def parse_server(host: str, port: int | None) -> tuple[str, int]:
@@ -195,7 +201,7 @@ def split_port(context: typer.Context, host: str, words: list[str]) -> tuple[int
     return port, others
 
 
-def _client_timeouts(seconds: float | None) -> ClientTimeouts:
+def make_timeouts(seconds: float | None) -> ClientTimeouts:
     """Return the timeouts of a client with a `--timeout` of *seconds*; raises `UsageMistake`."""
     if seconds is None:
         return ClientTimeouts()

@@ -8,56 +8,69 @@ import trio
 
 from multichat.cli.piped import Piped, for_pipe, send_input
 from multichat.client.connect import Endpoint
+from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.negotiation import check_welcome, make_hello, settles_text
-from multichat.errors import ConnectionLost, NoJson, OutputLost
+from multichat.client.options import ChatOptions
+from multichat.errors import ConnectionLost, MultichatError, NoJson, OutputLost
 from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Goodbye, Quit, Welcome
 from multichat.protocol.text_codec import TEXT
+from multichat.stdio import until_signal
 
-__all__ = ["pass_json"]
+__all__ = ["JsonPipe"]
 
 
-async def pass_json(
-    endpoint: Endpoint,
-    *,
-    input_fd: int | None,
-    output_fd: int,
-    name: str | None = None,
-    room: str | None = None,
-    password: str | None = None,
-    replay: int = 0,
-    wait: bool = False,
-) -> None:
-    """Pass JSON lines from *input_fd* to a server and from the server to *output_fd*.
+class JsonPipe(FrontEnd):
+    """One run of `connect --json`, which passes lines from *input_fd* and to *output_fd*.
 
-    The first line of the output is the `welcome`.  Strings are filtered, as the server may be
-    hostile.  Ends as `Console.run` does, and when the connection is lost: it cannot reconnect,
-    because only the program knows which of its lines were answered.
-
-    Raises `ConnectFailed`, `ConnectionLost`, `Refused`, `OutputLost`, or `NoJson`.
+    The program at the other end of the pipe speaks JSON, and the chat in between the text protocol,
+    in which lines stay as they are.  It cannot reconnect, because only the program knows which of
+    its lines were answered.
     """
-    timeouts = for_pipe(endpoint.timeouts)
-    if input_fd is not None:  # the server closes after our `quit`: then it has received everything
-        timeouts = replace(timeouts, finish=timeouts.progress)
-    stream = await (endpoint.dial_until_there() if wait else endpoint.dial())
-    async with (
-        LineChat(stream, password=password, plain=True, timeouts=timeouts).open() as chat,
-        trio.open_nursery() as nursery,
-    ):
-        piped = Piped(chat)
-        await chat.send_lines(encode_hello(make_hello(name, room, replay)))
-        welcomed = trio.Event()
-        if input_fd is not None:
-            nursery.start_soon(_pass_input, chat, piped, input_fd, welcomed)
-        with trio.move_on_after(timeouts.answer) as timeout:
-            last = ""
+
+    def __init__(
+        self, endpoint: Endpoint, options: ChatOptions, *, input_fd: int | None, output_fd: int
+    ) -> None:
+        timeouts = for_pipe(options).timeouts
+        if input_fd is not None:  # the server closes after our `quit`, when it has received all
+            timeouts = replace(timeouts, finish=timeouts.progress)
+        self._hello = encode_hello(make_hello(options.name, options.room, options.replay))
+        options = replace(options, name=None, room=None, plain=True, reconnect=False)
+        super().__init__(endpoint, replace(options, timeouts=timeouts))
+        self._input_fd, self._output_fd = input_fd, output_fd
+        self._welcomed = trio.Event()
+        self._piped: Piped
+
+    async def run(self) -> None:
+        """Pass lines until the input ends, the server closes, or a signal comes.
+
+        The first line of the output is the `welcome`.  Strings are filtered, as the server may be
+        hostile.  Raises `ConnectFailed`, `ConnectionLost`, `Refused`, `OutputLost`, or `NoJson`.
+        """
+        await until_signal(self._run)
+
+    async def _run(self) -> None:
+        await self.run_chat(await self.dial())
+
+    def tell(self, text: str, *, warning: bool = False) -> None:
+        """Say nothing: the output is for a program."""
+
+    def begin(self, chat: LineChat, _: Welcome | None) -> None:
+        """Prepare to count the lines of the input."""
+        self._piped = Piped(chat)
+
+    async def show_events(self, chat: LineChat) -> None:
+        """Pass on what the server sends, from its welcome on."""
+        last = ""
+        with trio.move_on_after(self.options.timeouts.answer) as timeout:
             try:
+                await chat.send_lines(self._hello)
                 while events := await chat.receive():
                     # Unchanged: in the text protocol every line is an event.
                     lines = list(map(TEXT.format, events))
-                    if not welcomed.is_set():
+                    if not self._welcomed.is_set():
                         chat.link.check_admitted()
                         # Messages in the lobby may come before the server has read our hello.
                         while lines and not isinstance(_event(lines[0]), Welcome):
@@ -68,32 +81,37 @@ async def pass_json(
                             chat.check_ready()
                             continue
                         timeout.deadline = float("inf")
-                        welcomed.set()
+                        self._welcomed.set()
                     last = lines[-1]
                     data = "".join(f"{clean_json(line)}\n" for line in lines).encode()
                     await trio.to_thread.run_sync(
-                        _write_all, output_fd, data, abandon_on_cancel=True
+                        _write_all, self._output_fd, data, abandon_on_cancel=True
                     )
                 if not chat.link.connection.ended:
                     raise ConnectionLost("the server does not end the conversation")  # noqa: TRY301
             except ConnectionLost as error:
                 if not isinstance(_event(last), Goodbye):
-                    raise piped.explain(error) from None
+                    raise self._piped.explain(error) from None
             chat.check_ready()
         if timeout.cancelled_caught:
-            raise NoJson(timeouts.answer)
-        nursery.cancel_scope.cancel(reason="the conversation is over")
+            raise NoJson(self.options.timeouts.answer)
+
+    async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
+        """Pass the input on once the server has welcomed us."""
+        if self._input_fd is None:
+            return
+        await self._welcomed.wait()
+        try:
+            with self._piped.explaining():
+                await send_input(self._input_fd, self._piped, self._piped.pass_lines)
+                await chat.finish(end_line=JSON.encode_request(Quit()))
+        except MultichatError as error:
+            self.failure = self.failure or error
+            scope.cancel(reason=str(error))
 
 
 def _event(line: str) -> object:
     return next(iter(JSON.parse_events(line)), None) if line else None
-
-
-async def _pass_input(chat: LineChat, piped: Piped, fd: int, welcomed: trio.Event) -> None:
-    await welcomed.wait()
-    with piped.explaining():
-        await send_input(fd, piped, piped.pass_lines)
-        await chat.finish(end_line=JSON.encode_request(Quit()))
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -29,6 +29,7 @@ from multichat.cli.endpoint import (
     Wait,
     find_place,
     make_endpoint,
+    make_timeouts,
     parse_server,
     run_with_password,
     split_port,
@@ -44,6 +45,7 @@ from multichat.cli.process import (
     one_line_errors,
 )
 from multichat.cli.serve import serve
+from multichat.client.options import ChatOptions
 
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
@@ -144,90 +146,53 @@ def connect(
     If standard input or output is a pipe, there is no prompt, and it writes log lines.
     """
     place = find_place(context, host, port, unix)
+    on_terminal = not (json or listen or log_style) and is_terminal()
+    if replay is None:
+        replay = _TERMINAL_REPLAY if on_terminal else 0
     with one_line_errors():
-        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
-        join = partial(
-            _join,
-            endpoint,
+        import trio
+
+        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
+        options = ChatOptions(
             name=name,
             room=room,
-            listen=listen,
-            json=json,
+            password=checked_password(password_file),
             plain=plain,
             replay=replay,
-            wait=wait,
             reconnect=not no_reconnect,
-            log_style=log_style,
-            color=color,
-            bell=bell,
+            wait=wait,
+            timeouts=make_timeouts(timeout),
         )
-        run_with_password(join, endpoint, checked_password(password_file))
+        input_fd = None if listen else fileno(sys.stdin)
+
+        def join(options: ChatOptions) -> None:
+            if json:
+                from multichat.cli.json_pipe import JsonPipe
+
+                output_fd = fileno(sys.stdout)
+                trio.run(JsonPipe(endpoint, options, input_fd=input_fd, output_fd=output_fd).run)
+            elif on_terminal:
+                from multichat.cli.config_file import history_path
+                from multichat.terminal.app import TerminalChat
+                from multichat.terminal.input_history import History
+
+                history = History(history_path())
+                colored = is_colored(color)
+                TerminalChat(endpoint, options, history=history, color=colored, bell=bell).run()
+            else:
+                _run_console(endpoint, options, input_fd)
+
+        run_with_password(join, endpoint, options)
 
 
-def _join(
-    endpoint: "Endpoint",
-    password: str | None,
-    *,
-    name: str | None = None,
-    room: str | None = None,
-    listen: bool = False,
-    json: bool = False,
-    plain: bool = False,
-    replay: int | None = None,
-    wait: bool = False,
-    reconnect: bool = True,
-    log_style: bool = False,
-    color: ColorWhen = ColorWhen.AUTO,
-    bell: bool = False,
-) -> None:
+def _run_console(endpoint: "Endpoint", options: ChatOptions, input_fd: int | None) -> None:
     import trio
 
-    input_fd = None if listen else fileno(sys.stdin)
-    if json:
-        from multichat.cli.json_pipe import pass_json
-        from multichat.stdio import until_signal
-
-        errand = partial(
-            pass_json,
-            endpoint,
-            input_fd=input_fd,
-            output_fd=fileno(sys.stdout),
-            name=name,
-            room=room,
-            password=password,
-            replay=replay or 0,
-            wait=wait,
-        )
-        trio.run(until_signal, errand)
-        return
-    from multichat.client.front_end import ConnectOptions
-
-    def make_options(replay: int) -> ConnectOptions:
-        return ConnectOptions(
-            endpoint=endpoint,
-            name=name,
-            room=room,
-            password=password,
-            plain=plain,
-            replay=replay,
-            reconnect=reconnect,
-            wait=wait,
-        )
-
-    if not (listen or log_style) and is_terminal():
-        from multichat.cli.config_file import history_path
-        from multichat.terminal.app import TerminalChat
-        from multichat.terminal.input_history import History
-
-        history = History(history_path())
-        options = make_options(_TERMINAL_REPLAY if replay is None else replay)
-        TerminalChat(options, history=history, color=is_colored(color), bell=bell).run()
-        return
     from multichat.cli.console import Console
     from multichat.log import open_log
 
     with open_log(fileno(sys.stdout)) as writer:
-        trio.run(Console(make_options(replay or 0), writer=writer, input_fd=input_fd).run)
+        trio.run(Console(endpoint, options, writer=writer, input_fd=input_fd).run)
 
 
 def _connect_plain(
@@ -240,8 +205,9 @@ def _connect_plain(
     name_or_address, tcp_port = parse_server(host, port)
     with one_line_errors():
         endpoint = make_endpoint((name_or_address, tcp_port, None))
-        join = partial(_join, endpoint, plain=True, log_style=True)
-        run_with_password(join, endpoint, checked_password(None))
+        options = ChatOptions(plain=True, password=checked_password(None))
+        join = partial(_run_console, endpoint, input_fd=fileno(sys.stdin))
+        run_with_password(join, endpoint, options)
 
 
 def send(
@@ -294,23 +260,22 @@ def send(
         from multichat.cli.send import send
         from multichat.stdio import until_signal
 
-        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
+        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
+        options = ChatOptions(
+            name=name,
+            room=room,
+            password=checked_password(password_file),
+            plain=plain,
+            wait=wait,
+            timeouts=make_timeouts(timeout),
+        )
+        message, input_fd = None if words == ["-"] else " ".join(words), fileno(sys.stdin)
 
-        def say(password: str | None) -> bool:
-            errand = partial(
-                send,
-                endpoint,
-                None if words == ["-"] else " ".join(words),
-                input_fd=fileno(sys.stdin),
-                name=name,
-                room=room,
-                password=password,
-                plain=plain,
-                wait=wait,
-            )
+        def say(options: ChatOptions) -> bool:
+            errand = partial(send, endpoint, options, message, input_fd=input_fd)
             return trio.run(until_signal, errand)
 
-        if not run_with_password(say, endpoint, checked_password(password_file)):
+        if not run_with_password(say, endpoint, options):
             raise KeyboardInterrupt
 
 
@@ -334,17 +299,18 @@ def who(
         from multichat.cli.who import who
         from multichat.stdio import until_signal
 
-        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name, timeout=timeout)
-
+        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
+        password, timeouts = checked_password(password_file), make_timeouts(timeout)
+        options = ChatOptions(room=room, password=password, timeouts=timeouts)
         lines: list[str] = []
 
-        def ask(password: str | None) -> bool:
+        def ask(options: ChatOptions) -> bool:
             async def hear() -> None:
-                lines.extend(await who(endpoint, room=room, password=password))
+                lines.extend(await who(endpoint, options))
 
             return trio.run(until_signal, hear)
 
-        if not run_with_password(ask, endpoint, checked_password(password_file)):
+        if not run_with_password(ask, endpoint, options):
             raise typer.Exit(1)
     for line in lines:
         typer.echo(line)

@@ -9,7 +9,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from multichat.client.line_chat import LineChat
-from multichat.client.timeouts import ClientTimeouts
+from multichat.client.options import ChatOptions
 from multichat.client.typed import Typed
 from multichat.errors import ConnectionLost, LineTooLong
 from multichat.protocol.framing import Part
@@ -24,9 +24,9 @@ __all__ = ["Piped", "for_pipe", "send_input"]
 _PIECE_LINES = 64
 
 
-def for_pipe(timeouts: ClientTimeouts) -> ClientTimeouts:
-    """Return *timeouts* that also limit how long sending may wait without progress."""
-    return replace(timeouts, blocked=timeouts.progress)
+def for_pipe(options: ChatOptions) -> ChatOptions:
+    """Return *options* whose timeouts also limit how long sending may wait without progress."""
+    return replace(options, timeouts=replace(options.timeouts, blocked=options.timeouts.progress))
 
 
 class Piped:

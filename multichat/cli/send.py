@@ -1,13 +1,16 @@
 """`send`: sends messages and returns when the server has accepted them."""
 
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 import trio
 
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe, send_input
-from multichat.client.connect import Endpoint
+from multichat.client.connect import Endpoint, dial_first
 from multichat.client.line_chat import LineChat
+from multichat.client.options import ChatOptions
 from multichat.client.status import SPEAKING_TEXT
 from multichat.errors import ConnectionLost, MultichatError, Refused
 from multichat.protocol.messages import Error
@@ -17,46 +20,34 @@ __all__ = ["send"]
 
 
 async def send(
-    endpoint: Endpoint,
-    text: str | None,
-    *,
-    input_fd: int,
-    name: str | None = None,
-    room: str | None = None,
-    password: str | None = None,
-    plain: bool = False,
-    wait: bool = False,
+    endpoint: Endpoint, options: ChatOptions, text: str | None, *, input_fd: int
 ) -> None:
     """Send *text*, or each line of *input_fd* if it is None; return when all are accepted.
 
     If the connection is lost, it reconnects and sends again what was not accepted, as long as there
-    is progress; see `ClientTimeouts`.  For *wait* see `multichat.client.connect.connect`.
+    is progress; see `ClientTimeouts`.
 
-    Raises `ConnectFailed`, `Refused`, or `ConnectionLost` with what was not accepted.  If *name* is
-    refused, the messages are sent without it.
+    Raises `ConnectFailed`, `Refused`, or `ConnectionLost` with what was not accepted.  If the name
+    is refused, the messages are sent without it.
     """
-    timeouts = for_pipe(endpoint.timeouts)
+    options = for_pipe(options)
+    name = None if options.plain else options.name  # asked for when we are connected
+    dial = partial(endpoint.dial, options.timeouts)
+    stream = await dial_first(dial, options)
+    if name is not None:
+        options = replace(options, name=None)
     async with (
-        LineChat(
-            await (endpoint.dial_until_there() if wait else endpoint.dial()),
-            name=name if plain else None,
-            room=room,
-            password=password,
-            plain=plain,
-            redial=endpoint.dial,
-            wait=wait,
-            timeouts=timeouts,
-        ).open() as chat,
+        LineChat(stream, options, redial=dial).open() as chat,
         trio.open_nursery() as nursery,
     ):
         # A message for a room must not be sent to another one.
-        chat.check_ready(needs_json=room is not None and not plain)
+        chat.check_ready(needs_json=options.room is not None and not options.plain)
         if chat.fell_back:
             await notify(SPEAKING_TEXT)
         errors: list[Error] = []
         nursery.start_soon(_receive_errors, chat, errors)
-        if name is not None and not plain and not chat.fell_back:
-            not_named = await chat.try_rename(name, timeouts.answer)
+        if name is not None and not chat.fell_back:
+            not_named = await chat.try_rename(name, options.timeouts.answer)
             if not_named is not None:
                 await notify(f"{not_named}; speaking as {chat.name}")
         piped = Piped(chat)

@@ -16,10 +16,9 @@ from typing import Self, TypeVar
 
 import trio
 
-from multichat.client.negotiation import make_hello
+from multichat.client.options import ChatOptions
 from multichat.client.outbox import Pending
 from multichat.client.reconnect import Link, Redial
-from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import (
     ConnectionLost,
     LineTooLong,
@@ -83,29 +82,11 @@ class Chat:
     """
 
     def __init__(
-        self,
-        stream: trio.abc.Stream,
-        *,
-        name: str | None = None,
-        room: str | None = None,
-        password: str | None = None,
-        plain: bool = False,
-        replay: int = 0,
-        redial: Redial | None = None,
-        wait: bool = False,
-        timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
+        self, stream: trio.abc.Stream, options: ChatOptions, *, redial: Redial | None = None
     ) -> None:
-        self._link = Link(
-            stream,
-            make_hello(name, room, replay),
-            password=password,
-            plain=plain,
-            redial=redial,
-            wait=wait,
-            timeouts=timeouts,
-        )
+        self._link = Link(stream, options, redial)
         self._session = self._link.session
-        self._timeouts = timeouts
+        self._timeouts = options.timeouts
         self._events: deque[Event] = deque()  # of the read that is being iterated over
 
     @asynccontextmanager

@@ -7,11 +7,13 @@ import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from multichat.client.chat import Chat
+from multichat.client.options import ChatOptions
 from multichat.client.reconnect import Redial, backoff
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import BadCertificate, ConnectFailed
@@ -22,8 +24,8 @@ __all__ = [
     "client_tls",
     "connect",
     "dial",
+    "dial_first",
     "dial_unix",
-    "dial_until_there",
     "open_chat",
 ]
 
@@ -114,44 +116,35 @@ class Endpoint:
     tls: ssl.SSLContext | None = None
     tls_name: str | None = None
     unix: Path | None = None
-    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
 
     def __str__(self) -> str:
         return transport.format_address((self.host, self.port) if self.unix is None else self.unix)
 
-    async def dial_until_there(
-        self, tell: Callable[[ConnectFailed], object] = lambda _: None
-    ) -> trio.abc.Stream:
-        """Connect once the server is there; see `dial_until_there`."""
-        return await dial_until_there(self.dial, tell, timeouts=self.timeouts)
-
-    async def dial(self) -> trio.abc.Stream:
+    async def dial(self, timeouts: ClientTimeouts = DEFAULT_TIMEOUTS) -> trio.abc.Stream:
         """Connect; see `dial` and `dial_unix`."""
         if self.unix is not None:
             return await dial_unix(self.unix)
         return await dial(
-            self.host, self.port, tls=self.tls, tls_name=self.tls_name, timeouts=self.timeouts
+            self.host, self.port, tls=self.tls, tls_name=self.tls_name, timeouts=timeouts
         )
 
 
-async def dial_until_there(
-    dial: Redial,
-    tell: Callable[[ConnectFailed], object] = lambda _: None,
-    *,
-    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
+async def dial_first(
+    dial: Redial, options: ChatOptions, tell: Callable[[ConnectFailed], object] = lambda _: None
 ) -> trio.abc.Stream:
-    """Dial until the server is there; *tell* is called once, with the first failure.
+    """Dial; with `ChatOptions.wait`, until the server is there.
 
-    Raises `ConnectFailed` after `ClientTimeouts.wait` seconds, and for a failure that lasts.
+    *tell* is then called once, with the first failure.  Raises `ConnectFailed`; with *wait* after
+    `ClientTimeouts.wait` seconds, and for a failure that lasts.
     """
-    pauses = backoff(timeouts)
+    pauses = backoff(options.timeouts)
     told = False
-    give_up_at = trio.current_time() + timeouts.wait
+    give_up_at = trio.current_time() + options.timeouts.wait
     while True:
         try:
             return await dial()
         except ConnectFailed as error:
-            if error.lasting or trio.current_time() >= give_up_at:
+            if not options.wait or error.lasting or trio.current_time() >= give_up_at:
                 raise
             if not told:
                 told = True
@@ -167,10 +160,10 @@ async def open_chat(
     room: str | None = None,
     password: str | None = None,
     plain: bool = False,
-    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
     replay: int = 0,
     redial: Redial | None = None,
     wait: bool = False,
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> AsyncGenerator[Chat]:
     """Chat over *stream*, which is closed at the end.
 
@@ -188,18 +181,16 @@ async def open_chat(
     Leaving the block finishes as `Chat.finish` does; leaving it by an exception or cancellation
     closes at once.
     """
-    chat = Chat(
-        stream,
+    options = ChatOptions(
         name=name,
         room=room,
         password=password,
         plain=plain,
-        timeouts=timeouts,
         replay=replay,
-        redial=redial,
         wait=wait,
+        timeouts=timeouts,
     )
-    async with chat.open():
+    async with Chat(stream, options, redial=redial).open() as chat:
         yield chat
 
 
@@ -214,10 +205,10 @@ async def connect(
     room: str | None = None,
     password: str | None = None,
     plain: bool = False,
-    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
     replay: int = 0,
     reconnect: bool = True,
     wait: bool = False,
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> AsyncGenerator[Chat]:
     """Connect to the server on *host* and *port*, and chat.
 
@@ -225,17 +216,16 @@ async def connect(
     until the server is there.  Unless *reconnect* is false, a lost connection is followed by
     another, with `Disconnected` and `Reconnected` among the events.  For the rest see `open_chat`.
     """
-    endpoint = Endpoint(host=host, port=port, tls=tls, tls_name=tls_name, timeouts=timeouts)
-    stream = await (endpoint.dial_until_there() if wait else endpoint.dial())
-    async with open_chat(
-        stream,
+    options = ChatOptions(
         name=name,
         room=room,
         password=password,
         plain=plain,
-        timeouts=timeouts,
         replay=replay,
-        redial=endpoint.dial if reconnect else None,
+        reconnect=reconnect,
         wait=wait,
-    ) as chat:
+        timeouts=timeouts,
+    )
+    redial = partial(dial, host, port, tls=tls, tls_name=tls_name, timeouts=timeouts)
+    async with Chat(await dial_first(redial, options), options, redial=redial).open() as chat:
         yield chat

@@ -1,16 +1,17 @@
 """The run of `connect`, whatever renders it: connect, ask for the name, send, show, end.
 
-Each renderer is a `FrontEnd`: the console with its log lines, and the terminal.
+Each renderer is a `FrontEnd`: the console with its log lines, the terminal, and the JSON pipe.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import replace
 
 import msgspec
 import trio
 
-from multichat.client.connect import Endpoint
+from multichat.client.connect import Endpoint, dial_first
 from multichat.client.line_chat import LineChat
+from multichat.client.options import ChatOptions
 from multichat.client.status import (
     LEAVES_WHEN_SENT,
     SPEAKING_TEXT,
@@ -19,25 +20,10 @@ from multichat.client.status import (
     refused_name,
     waiting_for_server,
 )
-from multichat.client.timeouts import ClientTimeouts
 from multichat.errors import ConnectFailed, MultichatError
 from multichat.protocol.messages import Welcome
 
-__all__ = ["ConnectOptions", "FrontEnd"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectOptions:
-    """Which server to connect to, and how; see `multichat.client.connect.connect`."""
-
-    endpoint: Endpoint
-    name: str | None = None
-    room: str | None = None
-    password: str | None = None
-    plain: bool = False
-    replay: int = 0
-    reconnect: bool = True
-    wait: bool = False
+__all__ = ["FrontEnd"]
 
 
 class FrontEnd(ABC):
@@ -46,10 +32,8 @@ class FrontEnd(ABC):
     *failure* is the first error of the run.
     """
 
-    def __init__(self, options: ConnectOptions, timeouts: ClientTimeouts | None = None) -> None:
-        self.options = options
-        self.endpoint = options.endpoint
-        self.timeouts = timeouts or options.endpoint.timeouts
+    def __init__(self, endpoint: Endpoint, options: ChatOptions) -> None:
+        self.endpoint, self.options = endpoint, options
         self.failure: MultichatError | None = None
         self.connected_at = 0.0
         self.sent = self.received = 0
@@ -72,20 +56,21 @@ class FrontEnd(ABC):
     async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
         """Send what is typed until it ends, then finish; *scope* ends the run at once."""
 
-    @abstractmethod
-    def end(self, chat: LineChat) -> None:
+    def end(self, _: LineChat) -> None:
         """Raise the error of the run, if there is one that was not shown."""
+        if self.failure is not None:
+            raise self.failure
 
     # --- The run ----------------------------------------------------------------------------------
 
     async def dial(self) -> trio.abc.Stream:
-        """Connect; with `ConnectOptions.wait`, once the server is there."""
-        if self.options.wait:
-            stream = await self.endpoint.dial_until_there(self._tell_waiting)
-        else:
-            stream = await self.endpoint.dial()
+        """Connect; with `ChatOptions.wait`, once the server is there."""
+        stream = await dial_first(self._redial, self.options, self._tell_waiting)
         self.connected_at = trio.current_time()
         return stream
+
+    async def _redial(self) -> trio.abc.Stream:
+        return await self.endpoint.dial(self.options.timeouts)
 
     def _tell_waiting(self, error: ConnectFailed) -> None:
         self.tell(waiting_for_server(error))
@@ -96,25 +81,18 @@ class FrontEnd(ABC):
         Raises `Refused`, `NoJson`, `ConnectionLost`, and what `end` raises.
         """
         options = self.options
-        async with LineChat(
-            stream,
-            # Otherwise asked for later, so that a name that is refused does not end the run.
-            name=options.name if options.plain else None,
-            room=options.room,
-            password=options.password,
-            plain=options.plain,
-            replay=options.replay,
-            redial=self.endpoint.dial if options.reconnect else None,
-            wait=options.wait,
-            timeouts=self.timeouts,
-        ).open() as chat:
+        if (
+            not options.plain
+        ):  # asked for later, so that a name that is refused does not end the run
+            options = replace(options, name=None)
+        async with LineChat(stream, options, redial=self._redial).open() as chat:
             if chat.fell_back:
                 self.tell(SPEAKING_TEXT)
             welcome = await self._welcome(chat)
             self.begin(chat, welcome)
             async with trio.open_nursery() as nursery:
-                if welcome is not None and options.name is not None:
-                    nursery.start_soon(chat.keep_name, options.name)
+                if welcome is not None and self.options.name is not None:
+                    nursery.start_soon(chat.keep_name, self.options.name)
                 nursery.start_soon(self.send_input, chat, nursery.cancel_scope)
                 try:
                     await self.show_events(chat)
@@ -128,7 +106,7 @@ class FrontEnd(ABC):
         if chat.welcome is None:
             return None
         if self.options.name is not None:
-            refused = await chat.try_rename(self.options.name, self.timeouts.answer)
+            refused = await chat.try_rename(self.options.name, self.options.timeouts.answer)
             if refused is not None:
                 self.tell(refused_name(refused), warning=True)
         return msgspec.structs.replace(chat.welcome, name=chat.name)

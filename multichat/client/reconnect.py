@@ -17,6 +17,8 @@ import trio
 from multichat.client.connection import MAX_WAIT_SECONDS, Connection, Standstill
 from multichat.client.event_queue import Condition, EventQueue, memory_of
 from multichat.client.handshake import abort_after_goodbye, keep_alive, negotiate
+from multichat.client.negotiation import make_hello
+from multichat.client.options import ChatOptions
 from multichat.client.outbox import Pending
 from multichat.client.session import ClientSession
 from multichat.client.timeouts import ClientTimeouts
@@ -24,7 +26,7 @@ from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJs
 from multichat.protocol.auth import WRONG_PASSWORD
 from multichat.protocol.framing import clean
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Disconnected, Event, Goodbye, Hello, Join, Quit, Rename
+from multichat.protocol.messages import Disconnected, Event, Goodbye, Join, Quit, Rename
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 
@@ -65,8 +67,7 @@ def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> I
 class Link:
     """The connections of one chat: *stream*, and those that *redial* returns.
 
-    For *hello*, *password*, *plain* and *wait* see `multichat.client.connect.open_chat`.  `start`
-    is called once.  *changed* is notified of each change; *events* wait for the program.
+    `start` is called once.  *changed* is notified of each change; *events* wait for the program.
 
     *goodbye* is the server's last event, if that was a final goodbye; *failure* is the error with
     which the chat ended; *loss_reported* says that a call has raised the loss of the connection.
@@ -75,23 +76,17 @@ class Link:
     """
 
     def __init__(
-        self,
-        stream: trio.abc.Stream,
-        hello: Hello,
-        *,
-        password: str | None,
-        plain: bool,
-        redial: Redial | None,
-        wait: bool,
-        timeouts: ClientTimeouts,
+        self, stream: trio.abc.Stream, options: ChatOptions, redial: Redial | None
     ) -> None:
-        self.plain, self._redial, self._wait = plain, redial, wait
-        self._password = None if password is None else clean(password)
-        self._timeouts = timeouts
-        self.session = ClientSession(hello, plain=plain)
+        self.plain, self._wait = options.plain, options.wait
+        self._redial = redial if options.reconnect else None
+        self._password = None if options.password is None else clean(options.password)
+        self._timeouts = options.timeouts
+        hello = make_hello(options.name, options.room, options.replay)
+        self.session = ClientSession(hello, plain=self.plain)
         self.changed = Condition()
         self.events = EventQueue(self.changed)
-        self.connection = Connection(stream, changed=self.changed, timeouts=timeouts)
+        self.connection = Connection(stream, changed=self.changed, timeouts=self._timeouts)
         self.goodbye: Goodbye | None = None
         self.failure: MultichatError | None = None
         self.loss_reported = False
@@ -100,7 +95,7 @@ class Link:
         self.retry: Retry | None = None
         self._reconnect_after: Goodbye | None = None
         self._connected_at = 0.0
-        self._backoff = backoff(timeouts)
+        self._backoff = backoff(self._timeouts)
         self._down = ""  # why there is no connection
         self._sending = 0  # calls of the program that are sending
         self._begun = self._ended = False

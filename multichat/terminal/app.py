@@ -16,8 +16,10 @@ from functools import partial
 import msgspec
 import trio
 
-from multichat.client.front_end import ConnectOptions, FrontEnd
+from multichat.client.connect import Endpoint
+from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
+from multichat.client.options import ChatOptions
 from multichat.client.status import describe_retry
 from multichat.client.typed import LocalCommand, Typed, parse_typed
 from multichat.errors import (
@@ -102,13 +104,14 @@ class TerminalChat(FrontEnd):
 
     def __init__(
         self,
-        options: ConnectOptions,
+        endpoint: Endpoint,
+        options: ChatOptions,
         *,
         history: History,
         color: bool = True,
         bell: bool = False,
     ) -> None:
-        super().__init__(options)
+        super().__init__(endpoint, options)
         self._history = history
         self._color, self._bell = color, bell
         self._renderer = Renderer()
@@ -186,9 +189,8 @@ class TerminalChat(FrontEnd):
 
     def end(self, chat: LineChat) -> None:
         """Raise the error of the run, but for a goodbye, which was shown."""
-        is_shown = chat.goodbye is not None and isinstance(self.failure, ConnectionLost)
-        if self.failure is not None and not is_shown:
-            raise self.failure
+        if chat.goodbye is None or not isinstance(self.failure, ConnectionLost):
+            super().end(chat)
 
     def _tell_unaccepted(self) -> None:
         for request in (*self._waiting.values(), *self._unsent):
@@ -373,7 +375,7 @@ class TerminalChat(FrontEnd):
 
         In text nothing is accepted; there Ctrl+C ends the waiting, unless the terminal is *gone*.
         """
-        timeouts, is_text = self.timeouts, chat.welcome is None
+        timeouts, is_text = self.options.timeouts, chat.welcome is None
         if is_text and not gone:
             return
         with trio.move_on_after(timeouts.progress if gone else math.inf):

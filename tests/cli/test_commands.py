@@ -491,17 +491,17 @@ IMPATIENT = """
 import sys, trio, typer
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint
-from multichat.client.front_end import ConnectOptions
+from multichat.client.options import ChatOptions
 from multichat.cli.console import Console
 from multichat.log import open_log
 from multichat.cli.process import one_line_errors
 
 timeouts = ClientTimeouts(progress=1.0, finish=0.5)
-endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=timeouts)
+endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]))
 try:
     with one_line_errors(), open_log(1) as writer:
-        options = ConnectOptions(endpoint=endpoint, plain=True)
-        trio.run(Console(options, writer=writer, input_fd=0).run)
+        options = ChatOptions(plain=True, timeouts=timeouts)
+        trio.run(Console(endpoint, options, writer=writer, input_fd=0).run)
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

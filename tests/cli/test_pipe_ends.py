@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint, client_tls
-from multichat.client.front_end import ConnectOptions
+from multichat.client.options import ChatOptions
 from multichat.cli.console import (Console)
 from multichat.stdio import (until_signal)
-from multichat.cli.json_pipe import pass_json
+from multichat.cli.json_pipe import JsonPipe
 from multichat.cli.send import send
 from multichat.log import open_log
 from multichat.cli.process import one_line_errors
@@ -38,18 +38,16 @@ if "tls" in where:
     where["tls"] = client_tls(Path(where["tls"]))
 if "unix" in where:
     where["unix"] = Path(where["unix"])
-endpoint = Endpoint(**where, timeouts=timeouts)
+endpoint = Endpoint(**where)
+options = ChatOptions(plain=command.endswith("-plain"), timeouts=timeouts)
 try:
     with one_line_errors(), open_log(1) as writer:
         if command.startswith("send"):
-            plain = command == "send-plain"
-            trio.run(until_signal, partial(send, endpoint, None, input_fd=0, plain=plain))
+            trio.run(until_signal, partial(send, endpoint, options, None, input_fd=0))
         elif command == "json":
-            trio.run(until_signal, partial(pass_json, endpoint, input_fd=0, output_fd=1))
+            trio.run(JsonPipe(endpoint, options, input_fd=0, output_fd=1).run)
         else:
-            plain = command == "connect-plain"
-            options = ConnectOptions(endpoint=endpoint, plain=plain)
-            trio.run(Console(options, writer=writer, input_fd=0).run)
+            trio.run(Console(endpoint, options, writer=writer, input_fd=0).run)
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

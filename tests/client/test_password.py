@@ -21,10 +21,11 @@ from multichat import (
     ServerConfig,
     ServerTimeouts,
 )
-from multichat.cli.json_pipe import pass_json
+from multichat.cli.json_pipe import JsonPipe
 from multichat.cli.process import read_password_file
 from multichat.cli.send import send
 from multichat.client.connect import Endpoint
+from multichat.client.options import ChatOptions
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.text_codec import TEXT
@@ -347,7 +348,7 @@ async def test_plain_text_to_a_server_with_a_password_is_not_a_success(
         endpoint = Endpoint(host=LOOPBACK, port=server.port)
         try:
             with pytest.raises(Refused, match="password"):
-                await send(endpoint, text, input_fd=read, plain=True)
+                await send(endpoint, ChatOptions(plain=True), text, input_fd=read)
         finally:
             os.close(read)
 
@@ -358,10 +359,11 @@ async def test_json_lines_are_refused_at_once_by_a_server_with_a_password(
 ) -> None:
     with (tmp_path / "out").open("wb") as out:
         async with running() as server:
-            patient = ClientTimeouts(answer=math.inf)
-            endpoint = Endpoint(host=LOOPBACK, port=server.port, timeouts=patient)
+            endpoint = Endpoint(host=LOOPBACK, port=server.port)
+            patient = ChatOptions(timeouts=ClientTimeouts(answer=math.inf))
+            pipe = JsonPipe(endpoint, patient, input_fd=None, output_fd=out.fileno())
             with trio.fail_after(WAIT_SECONDS), pytest.raises(Refused, match="password"):
-                await pass_json(endpoint, input_fd=None, output_fd=out.fileno())
+                await pipe.run()
 
 
 @pytest.mark.process

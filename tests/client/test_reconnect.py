@@ -26,8 +26,9 @@ from multichat import (
     Refused,
     Said,
 )
-from multichat.client.connect import dial_until_there
+from multichat.client.connect import dial_first
 from multichat.client.line_chat import LineChat
+from multichat.client.options import ChatOptions
 from multichat.client.position import EVERYTHING
 from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.errors import RemoteProtocolError
@@ -1052,12 +1053,12 @@ async def test_dialling_until_a_server_is_there(autojump_clock: MockClock) -> No
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(come_up)
-        await dial_until_there(network.dial, told.append)
+        await dial_first(network.dial, ChatOptions(wait=True), told.append)
     assert told == [REFUSED]  # once, however often it was tried
     assert 5 <= len(network.dialled) <= 20
     network.down = ConnectFailed("x", 1, "no", lasting=True)
     with pytest.raises(ConnectFailed):
-        await dial_until_there(network.dial)
+        await dial_first(network.dial, ChatOptions(wait=True))
 
 
 async def test_the_last_messages_are_replayed_on_request(autojump_clock: MockClock) -> None:

@@ -17,7 +17,8 @@ from multichat.cli.console import Console
 from multichat.cli.send import send
 from multichat.client.connect import Endpoint
 from multichat.client.connection import Standstill
-from multichat.client.front_end import ConnectOptions
+from multichat.client.options import ChatOptions
+from multichat.client.timeouts import DEFAULT_TIMEOUTS
 from multichat.log import open_log
 from multichat.protocol.messages import MAX_UNACCEPTED
 from multichat.stdio import MAX_LINE_BYTES
@@ -37,11 +38,12 @@ class ScriptedEndpoint(Endpoint):
     """
 
     nursery: trio.Nursery
+    options: ChatOptions
     accepted: int = 0
     seconds: float = 0.0
     wait: float = 0.0
 
-    async def dial(self) -> trio.abc.Stream:
+    async def dial(self, _: ClientTimeouts = DEFAULT_TIMEOUTS) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
         server = ScriptedClient(theirs)
         self.nursery.start_soon(self._run, server)
@@ -88,7 +90,7 @@ class ScriptedEndpoint(Endpoint):
 @asynccontextmanager
 async def scripted(timeouts: ClientTimeouts, **script: Any) -> AsyncIterator[ScriptedEndpoint]:
     async with trio.open_nursery() as nursery:
-        yield ScriptedEndpoint(nursery=nursery, timeouts=timeouts, **script)
+        yield ScriptedEndpoint(nursery=nursery, options=ChatOptions(timeouts=timeouts), **script)
         nursery.cancel_scope.cancel()
 
 
@@ -106,9 +108,9 @@ async def test_send_ends_when_nothing_is_accepted_in_time(
     wait: float, autojump_clock: MockClock
 ) -> None:
     async with scripted(ClientTimeouts(progress=SECONDS), wait=wait) as endpoint:
-        most = max(SECONDS, endpoint.timeouts.stuck + min(wait, 3600.0))
+        most = max(SECONDS, endpoint.options.timeouts.stuck + min(wait, 3600.0))
         with pytest.raises(ConnectionLost, match=f"nothing was accepted in {most:g} s"):
-            await send(endpoint, "hello", input_fd=-1)
+            await send(endpoint, endpoint.options, "hello", input_fd=-1)
         assert trio.current_time() == pytest.approx(most, rel=0.11)
 
 
@@ -118,7 +120,7 @@ async def test_piped_send_always_ends_and_reports_unaccepted_lines(
 ) -> None:
     async with scripted(ClientTimeouts(progress=SECONDS), accepted=7) as endpoint:
         with piped(tmp_path, lines) as fd, pytest.raises(ConnectionLost) as caught:
-            await send(endpoint, None, input_fd=fd)
+            await send(endpoint, endpoint.options, None, input_fd=fd)
         assert str(caught.value) == (
             f"connection lost: nothing was accepted in {SECONDS:g} s; {lines - 7} lines were not "
             "accepted, the first is line 8 of the input (empty lines not counted)"
@@ -131,7 +133,7 @@ async def test_send_waits_as_long_as_the_server_may_wait_for_slow_clients(
 ) -> None:
     timeouts = ClientTimeouts(progress=SECONDS)
     async with scripted(timeouts, wait=60, accepted=1, seconds=70) as endpoint:
-        await send(endpoint, "hello", input_fd=-1)
+        await send(endpoint, endpoint.options, "hello", input_fd=-1)
         assert trio.current_time() == pytest.approx(70, abs=3)
 
 
@@ -142,7 +144,7 @@ async def test_a_slow_server_that_makes_progress_is_never_given_up_on(
     timeouts = ClientTimeouts(progress=SECONDS)
     async with scripted(timeouts, accepted=lines, seconds=SECONDS - 5) as endpoint:
         with piped(tmp_path, lines) as fd:
-            await send(endpoint, None, input_fd=fd)
+            await send(endpoint, endpoint.options, None, input_fd=fd)
         assert trio.current_time() > lines * (SECONDS - 6)
 
 
@@ -155,7 +157,7 @@ async def test_the_time_for_delivery_is_for_everything_after_the_end_of_input(
             piped(tmp_path, 100) as fd,
             pytest.raises(ConnectionLost, match=r"not everything was accepted in 120 s; 9\d lines"),
         ):
-            await send(endpoint, None, input_fd=fd)
+            await send(endpoint, endpoint.options, None, input_fd=fd)
 
 
 async def test_a_bridge_whose_input_goes_on_outlives_a_server_that_is_down_for_long(
@@ -250,8 +252,6 @@ async def test_connect_in_a_pipe_says_which_line_was_the_first_that_was_not_acce
             open_log(out.fileno()) as writer,
             pytest.raises(ConnectionLost) as caught,
         ):
-            await Console(
-                ConnectOptions(endpoint=endpoint), writer=writer, input_fd=file.fileno()
-            ).run()
+            await Console(endpoint, endpoint.options, writer=writer, input_fd=file.fileno()).run()
     were = "1 line was" if len(rest) == 1 else f"{len(rest)} lines were"
     assert f"; {were} not accepted, the first is line {rest[0]} of" in str(caught.value)

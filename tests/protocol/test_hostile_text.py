@@ -17,11 +17,11 @@ from trio.testing import MockClock
 
 from multichat import Event, MultichatError
 from multichat.cli.console import Console
-from multichat.cli.json_pipe import pass_json
+from multichat.cli.json_pipe import JsonPipe
 from multichat.cli.send import send
 from multichat.cli.who import who
 from multichat.client.connect import Endpoint
-from multichat.client.front_end import ConnectOptions
+from multichat.client.options import ChatOptions
 from multichat.log import open_log
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.json_lines import clean_json
@@ -524,8 +524,7 @@ async def hostile_server(*says: bytes) -> AsyncIterator[Endpoint]:
 async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
     """Return what `multichat connect` prints, and then its last words."""
     with file.open("wb") as out, suppress(MultichatError), open_log(out.fileno()) as writer:
-        options = ConnectOptions(endpoint=endpoint, plain=plain)
-        await Console(options, writer=writer, input_fd=None).run()
+        await Console(endpoint, ChatOptions(plain=plain), writer=writer, input_fd=None).run()
     return file.read_bytes().decode("utf-8")
 
 
@@ -543,7 +542,7 @@ async def test_connect_filters_what_it_shows(codec: str, tmp_path: Path) -> None
 
 async def passed_json(endpoint: Endpoint, file: Path) -> bytes:
     with file.open("wb") as out, suppress(MultichatError):
-        await pass_json(endpoint, input_fd=None, output_fd=out.fileno())
+        await JsonPipe(endpoint, ChatOptions(), input_fd=None, output_fd=out.fileno()).run()
     return file.read_bytes()
 
 
@@ -601,16 +600,16 @@ async def test_send_and_who_filter_what_they_show() -> None:
     answer = {"type": "members", "room": "lobby", "members": members, "nonce": 1}
     welcome = encode_escaped(WELCOME) + b"\n"
     async with hostile_server(welcome, encode_escaped(answer) + b"\n") as endpoint:
-        lines = await who(endpoint)
+        lines = await who(endpoint, ChatOptions())
     assert len(lines) == len(PAYLOADS)
     assert all(map(is_one_harmless_line, lines))
 
     async def fail(*says: bytes) -> None:
         async with hostile_server(*(each + b"\n" for each in says)) as endpoint:
             for errand in (
-                who(endpoint),
-                send(endpoint, "x", input_fd=0),
-                send(endpoint, "x", input_fd=0),
+                who(endpoint, ChatOptions()),
+                send(endpoint, ChatOptions(), "x", input_fd=0),
+                send(endpoint, ChatOptions(), "x", input_fd=0),
             ):
                 assert is_one_harmless_line(str(await failure_of(errand) or ""))
 

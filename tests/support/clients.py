@@ -6,6 +6,8 @@ from typing import Any
 import trio
 
 from multichat.client.line_chat import LineChat
+from multichat.client.options import ChatOptions
+from multichat.client.reconnect import Redial
 from multichat.client.typed import parse_typed
 from multichat.protocol.messages import Nonce
 
@@ -13,10 +15,10 @@ __all__ = ["open_line_chat", "type_lines"]
 
 
 def open_line_chat(
-    stream: trio.abc.Stream, **options: Any
+    stream: trio.abc.Stream, *, redial: Redial | None = None, **options: Any
 ) -> AbstractAsyncContextManager[LineChat]:
     """Open a chat as `multichat.open_chat` does, with what a front end needs besides."""
-    return LineChat(stream, **options).open()
+    return LineChat(stream, ChatOptions(**options), redial=redial).open()
 
 
 async def type_lines(chat: LineChat, block: str) -> list[Nonce | None]:

@@ -27,16 +27,16 @@ import os, sys, typer
 from pathlib import Path
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint
-from multichat.client.front_end import ConnectOptions
+from multichat.client.options import ChatOptions
 from multichat.terminal.input_history import History
 from multichat.cli.process import one_line_errors
 from multichat.terminal.app import TerminalChat
 
-endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]), timeouts=ClientTimeouts(finish=0.2))
+endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]))
 try:
     with one_line_errors():
-        options = ConnectOptions(endpoint=endpoint, reconnect=False)
-        TerminalChat(options, history=History(Path(os.devnull))).run()
+        options = ChatOptions(reconnect=False, timeouts=ClientTimeouts(finish=0.2))
+        TerminalChat(endpoint, options, history=History(Path(os.devnull))).run()
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

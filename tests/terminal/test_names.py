@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from multichat.client.connect import Endpoint
-from multichat.client.front_end import ConnectOptions
+from multichat.client.options import ChatOptions
 from multichat.protocol.framing import clean
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
@@ -30,7 +30,8 @@ pytestmark = pytest.mark.unit
 def chat(tmp_path: Path) -> TerminalChat:
     """A chat that is not running: it takes events, and nothing is drawn."""
     return TerminalChat(
-        ConnectOptions(endpoint=Endpoint(host="127.0.0.1", port=9000)),
+        Endpoint(host="127.0.0.1", port=9000),
+        ChatOptions(),
         history=History(tmp_path / "history"),
     )
 

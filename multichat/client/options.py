@@ -1,0 +1,24 @@
+"""What a chat asks the server for, and how it keeps its connection.  Pure."""
+
+from dataclasses import dataclass
+
+from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
+
+__all__ = ["ChatOptions"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatOptions:
+    """The options of a chat; see `multichat.client.connect.open_chat`.
+
+    Without *reconnect* a lost connection ends the chat, even if there is a way to dial again.
+    """
+
+    name: str | None = None
+    room: str | None = None
+    password: str | None = None
+    plain: bool = False
+    replay: int = 0
+    reconnect: bool = True
+    wait: bool = False
+    timeouts: ClientTimeouts = DEFAULT_TIMEOUTS
