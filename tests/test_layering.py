@@ -44,7 +44,6 @@ PURE_MODULES = (
     "server.origin",
     "server.password_attempts",
     "server.presence",
-    "server.wait_budget",
     "terminal.completion",
     "terminal.mention",
     "terminal.render",

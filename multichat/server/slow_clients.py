@@ -5,7 +5,8 @@ becomes of those that have not taken it is the room's decision: it replays the b
 
 Waiting is free while it delays nobody: while every other live member still has something in its
 send queue, and one of the slow ones has taken bytes within the slow timeout.  All other waiting is
-paid from the room's wait budget, whoever the slow clients are.
+paid from the room's wait budget, whoever the slow clients are: a timeout's worth of seconds, which
+refills at a fifteenth of real time.
 """
 
 from collections.abc import Mapping
@@ -18,11 +19,17 @@ from multichat.protocol.codec import Codec
 from multichat.server.broadcast import Batch, Counts, Delivery
 from multichat.server.config import MAX_FREE_WAIT_SECONDS
 from multichat.server.member import Member
-from multichat.server.wait_budget import WaitBudget
+from multichat.server.token_bucket import TokenBucket
 
 __all__ = ["SlowClients"]
 
 _FULL, _CLOSED = SendResult.FULL, SendResult.CLOSED  # once: an enum's members are slow to look up
+
+# Slow clients cost a room at most this part of its time.
+_REFILL_PER_SECOND = 1 / 15
+
+# A shorter wait helps no client to catch up.
+_SHORTEST_WAIT_SECONDS = 0.05
 
 # How often the send queues are checked while waiting is free.
 _CHECK_SECONDS = 0.02
@@ -45,7 +52,7 @@ class SlowClients:
         self.waiting: dict[Member, Batch] = {}  # with what they have not taken
         self._live, self._counts = live, counts
         self._timeout = timeout_seconds
-        self._budget = WaitBudget(timeout_seconds)
+        self._budget = TokenBucket(_REFILL_PER_SECOND, timeout_seconds)  # of seconds
         self._closed = False
         self._over, self._is_free = trio.Event(), False
 
@@ -61,22 +68,25 @@ class SlowClients:
         now = trio.current_time()
         if delivery.free_until is None:
             delivery.free_until = now + MAX_FREE_WAIT_SECONDS
-        progress = _Progress(full, now)
+        progress = {member: member.send_queue.progress for member in full}
+        progress_at = now  # when one of them was last seen to have taken bytes
         while self.waiting and not self._closed:
             started = now
-            is_free = now < min(delivery.free_until, progress.at + self._timeout)
+            is_free = now < min(delivery.free_until, progress_at + self._timeout)
             is_free = is_free and not self._somebody_is_idle(delivery.sender)
-            seconds = _CHECK_SECONDS if is_free else self._budget.left(now)
             self._is_free = is_free
-            if not seconds:
+            seconds = self._budget.available(now)
+            if not is_free and seconds < _SHORTEST_WAIT_SECONDS:
                 break
             self._over = trio.Event()
             try:
-                with trio.move_on_after(seconds):
+                with trio.move_on_after(_CHECK_SECONDS if is_free else seconds):
                     await self._over.wait()
             finally:  # also if the sender leaves: others could come and spend as much again
                 now = trio.current_time()
-                progress.update(now)
+                taken = {member: member.send_queue.progress for member in progress}
+                if taken != progress:
+                    progress, progress_at = taken, now
                 if not is_free:
                     self._budget.spend(now - started, now)
 
@@ -119,17 +129,3 @@ class SlowClients:
             for members in self._live.values()
             for client, member in members.items()
         )
-
-
-class _Progress:
-    """When one of *members* took bytes last, as far as was checked; at first that is *now*."""
-
-    def __init__(self, members: list[Member], now: float) -> None:
-        self.at = now
-        self._seen = {member: member.send_queue.progress for member in members}
-
-    def update(self, now: float) -> None:
-        """Check whether one of them has taken bytes since."""
-        seen = {member: member.send_queue.progress for member in self._seen}
-        if seen != self._seen:
-            self._seen, self.at = seen, now

@@ -1,4 +1,4 @@
-"""A token bucket, the mechanism of every rate limit.  Pure."""
+"""A token bucket, the mechanism of every rate limit and of the wait budget.  Pure."""
 
 import math
 
@@ -22,6 +22,11 @@ class TokenBucket:
     def _fill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
+
+    def available(self, now: float) -> float:
+        """Return how many tokens there are; less than 0 while it is overdrawn."""
+        self._fill(now)
+        return self._tokens
 
     def take(self, wanted: int, now: float) -> int:
         """Take as many whole tokens as there are, at most *wanted*; return how many."""

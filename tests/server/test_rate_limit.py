@@ -10,46 +10,42 @@ from hypothesis import strategies as st
 from multichat.net.memory_budget import MemoryBudget
 from multichat.server.rate_limit import NewRoomLimit
 from multichat.server.token_bucket import TokenBucket
-from multichat.server.wait_budget import WaitBudget
 
 pytestmark = pytest.mark.unit
 
 
+def wait_budget(seconds: float) -> TokenBucket:
+    """The budget of a room for slow clients, in seconds."""
+    return TokenBucket(1 / 15, seconds)
+
+
 def test_a_room_waits_for_as_long_as_its_budget_lasts() -> None:
-    budget = WaitBudget(2.0)
-    assert budget.left(100.0) == 2.0
+    budget = wait_budget(2.0)
+    assert budget.available(100.0) == 2.0
     budget.spend(1.5, 101.5)
-    assert budget.left(101.5) == pytest.approx(0.5)
+    assert budget.available(101.5) == pytest.approx(0.5)
     budget.spend(0.5, 102.0)
-    assert budget.left(102.0) == 0.0
+    assert budget.available(102.0) == pytest.approx(0.5 / 15)
 
 
 def test_a_wait_budget_is_refilled_at_a_fifteenth_of_real_time_up_to_its_size() -> None:
-    budget = WaitBudget(2.0)
+    budget = wait_budget(2.0)
     budget.spend(2.0, 2.0)
-    assert budget.left(17.0) == pytest.approx(1.0)
-    assert budget.left(32.0) == pytest.approx(2.0)
-    assert budget.left(1e9) == 2.0
+    assert budget.available(17.0) == pytest.approx(1.0)
+    assert budget.available(32.0) == pytest.approx(2.0)
+    assert budget.available(1e9) == 2.0
 
 
 def test_the_time_that_a_room_waits_does_not_refill_its_budget() -> None:
-    budget = WaitBudget(30.0)
-    assert budget.left(0.0) == 30.0
+    budget = wait_budget(30.0)
+    assert budget.available(0.0) == 30.0
     budget.spend(15.0, 15.0)
-    assert budget.left(15.0) == 15.0
-
-
-def test_less_than_fifty_milliseconds_of_budget_is_not_used() -> None:
-    assert WaitBudget(0.049).left(0.0) == 0.0
-    budget = WaitBudget(2.0)
-    budget.spend(2.0, 0.0)
-    assert budget.left(0.7) == 0.0
-    assert budget.left(0.8) > 0.05  # what was too little is kept, and grows
+    assert budget.available(15.0) == 15.0
 
 
 def test_a_room_without_a_budget_never_waits() -> None:
-    budget = WaitBudget(0.0)
-    assert budget.left(0.0) == budget.left(1e9) == 0.0
+    budget = wait_budget(0.0)
+    assert budget.available(0.0) == budget.available(1e9) == 0.0
 
 
 @given(
@@ -60,11 +56,11 @@ def test_a_room_never_waits_for_more_than_its_budget_and_a_fifteenth_of_the_time
     full: float, steps: list[tuple[float, float]]
 ) -> None:
     """In any window of time, with what is paid spread over it in any way."""
-    budget, now = WaitBudget(full), 0.0
+    budget, now = wait_budget(full), 0.0
     waits: list[tuple[float, float]] = []
     for pause, wanted in steps:
         now += pause
-        seconds = min(wanted, budget.left(now))
+        seconds = min(wanted, budget.available(now))
         waits.append((now, seconds))
         now += seconds
         budget.spend(seconds, now)

@@ -174,6 +174,23 @@ async def test_the_wait_budget_refills_at_a_fifteenth_of_real_time(
             await trio.testing.wait_all_tasks_blocked()
 
 
+async def test_less_than_fifty_milliseconds_of_budget_is_kept_until_there_is_more(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        assert await say_all(sender, ["2"]) == 2.0
+        await slow.lines(3)
+        for pause, wait in ((0.7, 0.0), (0.1, 0.8 / 15)):
+            await trio.sleep(pause)
+            assert await say_all(sender, ["0", "1"]) == 0
+            assert await say_all(sender, ["2"]) == pytest.approx(wait)
+            await slow.lines(3)
+            await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_new_slow_connections_share_the_wait_budget(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

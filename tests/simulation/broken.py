@@ -33,7 +33,6 @@ from multichat.server.room import Room
 from multichat.server.session import Session
 from multichat.server.session_store import SessionStore, StoredSession
 from multichat.server.slow_clients import SlowClients
-from multichat.server.wait_budget import WaitBudget
 
 from .journal import Disk, FaultyJournal
 
@@ -484,7 +483,9 @@ lose_a_block_in_memory = edited(
     "self._blocks.append(block)",
     "if block.said.first % 5: self._blocks.append(block)",
 )
-wait_without_budget = edited("wait_without_budget", WaitBudget, "spend", "- seconds", "- 0")
+wait_without_budget = edited(
+    "wait_without_budget", SlowClients, "wait", "self._budget.spend(now - started, now)", "pass"
+)
 wait_for_free = edited(
     "wait_for_free", SlowClients, "_somebody_is_idle", "return any(", "return False and any("
 )
