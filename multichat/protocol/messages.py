@@ -223,7 +223,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class SayBlock(msgspec.Struct, frozen=True):
-    """Several `Say` in a row, so that nothing has to be done per message.
+    """Several `Say` in a row, so that nothing has to be done per message; or one `Act`, if *act*.
 
     *text* is their texts in order, with an LF between two; *nonces* are theirs, or empty if none
     has one.  All name the same *room*, or none.
@@ -232,6 +232,7 @@ class SayBlock(msgspec.Struct, frozen=True):
     text: str
     nonces: tuple[Nonce | None, ...] = ()
     room: str | None = None
+    act: bool = False
 
 
 # --- Events ---------------------------------------------------------------------------------------

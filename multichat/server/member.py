@@ -44,8 +44,8 @@ class Member:
     """A client as its room sees it.
 
     *on_leave* is called once, synchronously, when the member has left the server, and *on_lag*
-    whenever it begins to lag: the callee arranges that `Room.replay` is called.  Neither may raise
-    or change a room.
+    whenever it begins to lag: the callee arranges that the room's `replayer` replays to it.
+    Neither may raise or change a room.
 
     *refused_room* is the room that the client asked for, or was in before it reconnected, if it
     could not enter it: it is in the lobby, and its messages that name no room are refused until it
@@ -84,7 +84,7 @@ class Member:
             room=self.room.name,
             address=self.address,
             waiting_bytes=self.send_queue.waiting_bytes,
-            behind=self.lag.behind(self.room.messages) if self.lag else 0,
+            behind=self.lag.behind(self.room.next) if self.lag else 0,
         )
 
     def keep_notice(self, notice: Notice) -> None:

@@ -6,7 +6,10 @@ Deduplication by nonce comes first: a message that is sent again gets the answer
 filter sees it twice.  Numbering, the journal and delivery are the room's part (`Room.publish`).
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
+
+import msgspec
 
 from multichat.errors import (
     NobodyThere,
@@ -27,7 +30,7 @@ from multichat.protocol.messages import (
     SayBlock,
 )
 from multichat.protocol.names import fold_name
-from multichat.server.broadcast import Receipt
+from multichat.protocol.timestamps import utc_now
 from multichat.server.filters import Filters
 from multichat.server.member import Member
 from multichat.server.rate_limit import ClientRateLimit
@@ -51,41 +54,33 @@ class MessagePipeline:
         self._member, self._registry = member, registry
         self._rate_limit, self._filters = rate_limit, filters
 
-    async def send(self, block: SayBlock, *, act: bool = False) -> None:
+    async def send(self, block: SayBlock) -> None:
         """Publish the messages of *block* in order and answer each that has a nonce.
 
         An error is the answer too; nothing is raised.
         """
-        is_limited = self._rate_limit.limits_messages
+        is_limited, session = self._rate_limit.limits_messages, self._member.stored_session
         rest: SayBlock | None = block
         while rest is not None:
             # Counting takes as long as publishing to a few members: without a limit, one is all.
             total = len(rest.nonces) or (rest.text.count("\n") + 1 if is_limited else 1)
-            new = self._count_new(rest.nonces) if rest.nonces else total
+            new = total if session is None or not rest.nonces else session.count_new(rest.nonces)
             allowed = await self._rate_limit.acquire(new or 1) if is_limited else new or 1
             part, rest = (rest, None) if allowed == total else _split(rest, allowed)
-            if new or not await self._answer_again(part, act=act):
-                await self._publish(part, act=act)
+            if new or not await self._answer_again(part):
+                await self._publish(part)
 
-    def _count_new(self, nonces: tuple[Nonce | None, ...]) -> int:
-        """Return how many of *nonces*, from the first on, are new."""
-        session = self._member.stored_session
-        return len(nonces) if session is None else session.count_new(nonces)
-
-    async def _answer_again(self, message: SayBlock, *, act: bool) -> bool:
+    async def _answer_again(self, message: SayBlock) -> bool:
         """Answer one *message* whose nonce is not new; False if it was not published after all."""
-        nonce = message.nonces[0]
+        nonce, check = message.nonces[0], checks_of(message.text, act=message.act)
         answer: Accepted | Error | None
         try:
-            answer = await self._earlier_answer(
-                nonce, checks_of(message.text, act=act), message.room
-            )
+            answer = await self._earlier_answer(nonce, check, message.room)
         except NonceReused as error:
             answer = Invalid.because(error, nonce).error
-        if answer is None:
-            return False
-        await self._member.send(answer)
-        return True
+        if answer is not None:
+            await self._member.send(answer)
+        return answer is not None
 
     async def _earlier_answer(
         self, nonce: Nonce | None, check: bytes, room: str | None = None
@@ -99,7 +94,7 @@ class MessagePipeline:
             return None
         return await session.answer(nonce, check, None if room is None else fold_name(room))
 
-    async def _publish(self, block: SayBlock, *, act: bool) -> None:
+    async def _publish(self, block: SayBlock) -> None:
         """Filter, publish and acknowledge messages that are new and within the rate limit."""
         member = self._member
         answers: list[Accepted | Error] = []
@@ -107,17 +102,19 @@ class MessagePipeline:
         try:
             self.require_room(block.room)
             # Of the original texts, whatever filters make of them: the client may send those again.
-            checks = checks_of(block.text, act=act) if block.nonces else b""
+            checks = checks_of(block.text, act=block.act) if block.nonces else b""
             if self._filters:
-                block, checks, rejections = await self._filter(block, checks, act=act)
+                block, checks, rejections = await self._filter(block, checks)
             if block.text:
-                receipt = await member.room.publish(
-                    member, block.text, act=act, nonces=block.nonces, checks=checks
-                )
-                if block.nonces and receipt.epoch:
-                    answers += _acknowledgements(block.nonces, receipt)
+                receipt = await member.room.publish(member, block, checks)
+                if receipt.epoch:
+                    answers += [
+                        Accepted(nonce=nonce, id=receipt.id_of(i))
+                        for i, nonce in enumerate(block.nonces)
+                        if nonce is not None
+                    ]
         except (StorageFailed, NotInRoom) as error:
-            answers += _refusals(block.nonces, error)
+            answers += _refusals(block.nonces or [None], error)
         if answers or rejections:
             await member.send(*answers, *rejections)
 
@@ -130,11 +127,9 @@ class MessagePipeline:
         elif fold_name(room) != member.room.key:
             raise NotInRoom(room)
 
-    async def _filter(
-        self, block: SayBlock, checks: bytes, *, act: bool
-    ) -> tuple[SayBlock, bytes, list[Error]]:
+    async def _filter(self, block: SayBlock, checks: bytes) -> tuple[SayBlock, bytes, list[Error]]:
         """Return the messages that pass the filters, their *checks*, and errors for the others."""
-        member, nonces = self._member, block.nonces
+        member = self._member
         results = await self._filters.apply(
             [
                 Said(
@@ -142,19 +137,21 @@ class MessagePipeline:
                     client=member.client,
                     name=member.name,
                     text=text,
-                    act=act,
+                    act=block.act,
                 )
                 for text in block.text.split("\n")
             ]
         )
         texts = [result.text for result in results if result is not None]
         passed = [i for i, result in enumerate(results) if result is not None]
-        rejected = [i for i, result in enumerate(results) if result is None]
-        named = [nonces[i] for i in rejected if nonces and nonces[i] is not None]
-        errors = [Invalid.because(Rejected(), nonce).error for nonce in named]
-        if unnamed := len(rejected) - len(named):
-            errors.append(Invalid.because(Rejected(unnamed)).error)
-        kept = SayBlock("\n".join(texts), tuple(nonces[i] for i in passed if nonces), block.room)
+        nonces = block.nonces or [None] * len(results)
+        rejected = [nonces[i] for i, result in enumerate(results) if result is None]
+        kept = msgspec.structs.replace(
+            block,
+            text="\n".join(texts),
+            nonces=tuple(nonces[i] for i in passed) if block.nonces else (),
+        )
+        errors = _refusals(rejected, Rejected(), Rejected(rejected.count(None)))
         return kept, b"".join(check_at(checks, i) for i in passed), errors
 
     async def direct(self, request: Direct) -> None:
@@ -174,7 +171,11 @@ class MessagePipeline:
             if result is None:
                 raise Rejected
             text = result.text
-        await registry.direct(member, recipient, text)
+        await registry.tell(
+            recipient,
+            Directed(timestamp=utc_now(), client=member.client, name=member.name, text=text),
+        )
+        recipient.last_sender = member.client
         if nonce is None:
             return
         if member.stored_session is not None:
@@ -186,24 +187,20 @@ class MessagePipeline:
 def _split(block: SayBlock, messages: int) -> tuple[SayBlock, SayBlock]:
     """Return the first *messages* of *block*, which has more, and the rest."""
     *texts, rest = block.text.split("\n", messages)
+    first, others = block.nonces[:messages], block.nonces[messages:]
     return (
-        SayBlock("\n".join(texts), block.nonces[:messages], block.room),
-        SayBlock(rest, block.nonces[messages:], block.room),
+        msgspec.structs.replace(block, text="\n".join(texts), nonces=first),
+        msgspec.structs.replace(block, text=rest, nonces=others),
     )
 
 
-def _acknowledgements(nonces: tuple[Nonce | None, ...], receipt: Receipt) -> list[Accepted]:
-    return [
-        Accepted(nonce=nonce, id=receipt.id_of(i))
-        for i, nonce in enumerate(nonces)
-        if nonce is not None
-    ]
-
-
-def _refusals(nonces: tuple[Nonce | None, ...], error: RemoteProtocolError) -> list[Error]:
-    """Return *error* for each of *nonces*, and once for all messages that have none."""
-    named = [nonce for nonce in nonces if nonce is not None]
-    errors = [Invalid.because(error, nonce).error for nonce in named]
-    if not nonces or len(named) < len(nonces):
-        errors.append(Invalid.because(error).error)
+def _refusals(
+    nonces: Sequence[Nonce | None],
+    error: RemoteProtocolError,
+    without_nonce: RemoteProtocolError | None = None,
+) -> list[Error]:
+    """Return *error* for each nonce, and one error for all messages *without_nonce*."""
+    errors = [Invalid.because(error, nonce).error for nonce in nonces if nonce is not None]
+    if len(errors) < len(nonces):
+        errors.append(Invalid.because(without_nonce or error).error)
     return errors

@@ -81,7 +81,7 @@ class NameRegistry:
             if isinstance(other, _Away):  # it gives way
                 self._give_up(other)
                 if other.client != member.client:
-                    other.room.end_absence(other.client)
+                    other.room.presence.end_absence(other.client)
         self._names.add(member, name)
         member.name = name
 

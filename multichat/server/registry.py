@@ -20,7 +20,6 @@ import trio
 
 from multichat.errors import (
     InvalidName,
-    InvalidRequest,
     NameAssigned,
     NotDelivered,
     RemoteProtocolError,
@@ -37,8 +36,6 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.lookalikes import NameIndex, lookalike_keys
 from multichat.protocol.messages import (
     LOBBY,
-    NO_SENDER,
-    Direct,
     Directed,
     Goodbye,
     Members,
@@ -55,7 +52,6 @@ from multichat.protocol.names import (
     parse_room_name,
 )
 from multichat.protocol.text_codec import TEXT
-from multichat.protocol.timestamps import utc_now
 from multichat.server.broadcast import Counts, Receipt
 from multichat.server.cached_response import CachedResponse
 from multichat.server.config import ServerConfig, Slow
@@ -160,20 +156,11 @@ class Registry:
         """
         room = self._rooms.get(fold_name(room_name))
         if room:
-            return room.who(to, nonce)
+            return room.presence.who(to, nonce)
         name = parse_room_name(room_name) if room is None else room.name
         person = self.find(name)
         person_in = "" if person is None else person.room.name
         return to.codec.encode(Members(name, [], person_in, nonce=nonce))
-
-    def reply(self, member: Member, text: str) -> Direct:
-        """Return *text* as a private message to the sender of *member*'s last one.
-
-        Raises `InvalidRequest` if there is none.
-        """
-        if member.last_sender is None:
-            raise InvalidRequest(NO_SENDER)
-        return Direct(member.last_sender, text)
 
     def _list_rooms(self) -> RoomList:
         return RoomList([RoomSize(room.name, len(room)) for room in self.rooms])
@@ -436,7 +423,7 @@ class Registry:
         self._names.take(member, name)
         if name != old:
             member.log.line("STATE", f"Client {member.client} is now called {name}")
-            member.room.renamed(member)
+            member.room.presence.entered(member)
             self._note_change(member)
         return old
 
@@ -462,23 +449,12 @@ class Registry:
         member.refused_room = room_name
         self._note_change(member)
 
-    async def direct(self, sender: Member, recipient: Member, text: str) -> None:
-        """Deliver a private message; waits for the recipient for at most `slow_timeout_seconds`.
+    async def tell(self, recipient: Member, event: Directed | Notice) -> None:
+        """Deliver *event* to *recipient* alone; waits for it for at most `slow_timeout_seconds`.
 
         Returns when it is in the send queue or the socket.  Raises `NotDelivered`, at once if the
         recipient has taken nothing since the last private message that was not delivered.
         """
-        await self._tell(
-            recipient,
-            Directed(timestamp=utc_now(), client=sender.client, name=sender.name, text=text),
-        )
-        recipient.last_sender = sender.client
-
-    async def tell(self, recipient: Member, text: str) -> None:
-        """Send *text* to *recipient* alone as the server; see `direct`."""
-        await self._tell(recipient, Notice(text))
-
-    async def _tell(self, recipient: Member, event: Directed | Notice) -> None:
         send_queue = recipient.send_queue
         result = recipient.room.try_send_private(recipient, event)
         if result is SendResult.FULL and self._config.slow is Slow.WAIT:
@@ -541,5 +517,5 @@ class Registry:
                     if member.lag is not None and not (
                         self._journal.location and member.codec is JSON
                     ):
-                        member.send_queue.miss(member.lag.skip_to(member.room.messages))
+                        member.send_queue.miss(member.lag.skip_to(member.room.next))
                     self.disconnect(member, self._closing_goodbye)

@@ -19,7 +19,6 @@ Invariants:
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 
 import trio
 
@@ -30,7 +29,15 @@ from multichat.net.send_queue import SendResult
 from multichat.protocol.codec import Codec
 from multichat.protocol.goodbyes import TOO_SLOW
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Directed, Goodbye, HistoryPage, Nonce, Notice, SaidBlock
+from multichat.protocol.messages import (
+    Directed,
+    Goodbye,
+    HistoryPage,
+    Nonce,
+    Notice,
+    SaidBlock,
+    SayBlock,
+)
 from multichat.protocol.names import SERVER_NAME, fold_name
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
@@ -60,6 +67,8 @@ class Room:
     Any task may call any method; only async methods wait.  *journal* stores the messages; *rings*
     bounds what all rooms keep in memory besides, and *pages* caches what replays read.
     *disconnect* disconnects a member, *start_soon* starts a task that outlives the call.
+
+    *members* are in the order in which they joined; only the room changes them.
     """
 
     def __init__(
@@ -84,15 +93,15 @@ class Room:
         self._replay_bytes = config.replay.queue_bytes
         self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
-        self._members: dict[int, Member] = {}
+        self.members: dict[int, Member] = {}
         self._by_codec: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
         self._order = trio.Lock()
         self._at_disk = False  # the publish whose turn it is waits for the disk
-        self._slow_clients = SlowClients(
+        self.slow_clients = SlowClients(
             self._by_codec, counts, timeout_seconds=config.slow_timeout_seconds
         )
         self._delivery: Delivery | None = None  # the one that waits for them
-        self._replayer = Replayer(
+        self.replayer = Replayer(
             journal,
             self._ring,
             pages,
@@ -102,105 +111,79 @@ class Room:
             go_live=self._go_live,
             too_slow=self._disconnect_slow,
         )
-        self._announcer = PresenceAnnouncer(
+        self.presence = PresenceAnnouncer(
             name,
-            self._members,
+            self.members,
             self._by_codec,
             to_text=config.announce,
             away_seconds=config.away_seconds,
             start_soon=start_soon,
         )
 
-    @property
-    def members(self) -> list[Member]:
-        """The members, in the order in which they joined."""
-        return list(self._members.values())
-
     def __len__(self) -> int:
         """How many members there are."""
-        return len(self._members)
+        return len(self.members)
 
     def __contains__(self, member: Member) -> bool:
         """Return whether *member* is in the room."""
-        return self._members.get(member.client) is member
-
-    def who(self, to: Member, nonce: Nonce | None = None) -> bytes:
-        """Return the encoded answer to `who` for *to*, which is told from then on who leaves."""
-        return self._announcer.who(to, nonce)
+        return self.members.get(member.client) is member
 
     @property
     def last_id(self) -> str | None:
         """The id of the last message that was delivered, if there is one."""
-        return self._journal.id_of(self._next_number - 1) if self._next_number else None
+        return self._journal.id_of(self.next - 1) if self.next else None
 
     @property
-    def _next_number(self) -> int:
-        """The number of the message that is delivered next."""
+    def next(self) -> int:
+        """The number of the message that is delivered next, counted from 0, also over restarts."""
         return self._ring.next
-
-    @property
-    def messages(self) -> int:
-        """How many messages have been delivered here, also before a restart."""
-        return self._next_number
 
     def number_of(self, id_: str) -> int:
         """Return the number of the message that has that id; raises `UnknownId`."""
         number = self._journal.number_of(id_)
-        if number is None or number >= self._next_number:
+        if number is None or number >= self.next:
             raise UnknownId
         return number
 
     def number_of_last(self, messages: int) -> int:
         """Return the number of the first of the last *messages* that are stored."""
-        return max(self._journal.first, self._next_number - messages)
+        return max(self._journal.first, self.next - messages)
 
     def join(self, member: Member) -> None:
         """Let *member* in: it gets every message from now on."""
-        self._members[member.client] = member
+        self.members[member.client] = member
         self._by_codec[member.codec][member.client] = member
         member.room = self
-        self._announcer.entered(member)
-        self.queue_ran_empty()
+        self.presence.entered(member)
+        self.slow_clients.queue_ran_empty()
         if member.notices or self._closing:  # notices from a room in which it lagged
-            self.lag(member, self._next_number)
+            self.lag(member, self.next)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it asked to leave.
 
         If it is *away* and may reconnect, the others are told only if it does not, after a while.
         """
-        del self._members[member.client]
+        del self.members[member.client]
         self._stop_delivery(member)
         member.lag = None
         member.missed_presence = None
-        self._announcer.left(member, reason, away=away and not self._closing)
+        self.presence.left(member, reason, away=away and not self._closing)
 
     def _stop_delivery(self, member: Member) -> None:
         """Stop delivering to *member*, and stop waiting for it."""
         self._by_codec[member.codec].pop(member.client, None)
-        self._slow_clients.discard(member)
+        self.slow_clients.discard(member)
 
     def stop_waiting_for(self, member: Member) -> None:
         """Make *member* lag if the room is waiting for it: it gets the rest at its own pace."""
-        batch = self._slow_clients.waiting.get(member)
+        batch = self.slow_clients.waiting.get(member)
         if batch is not None and self._delivery is not None:
             self._fall_behind(member, batch, self._delivery)
-
-    def queue_ran_empty(self) -> None:
-        """Note that a member's send queue has run empty."""
-        self._slow_clients.queue_ran_empty()
 
     def close(self) -> None:
         """Release the memory of an empty room, which is not used after this."""
         self._rings.discard(self._ring)
-
-    def renamed(self, member: Member) -> None:
-        """Tell the others that *member* has a new name."""
-        self._announcer.entered(member)
-
-    def end_absence(self, client: int) -> None:
-        """Tell the others that *client* has left, if it is away."""
-        self._announcer.end_absence(client)
 
     def set_codec(self, member: Member, codec: Codec) -> None:
         """Encode everything for *member* in *codec* from now on."""
@@ -214,7 +197,7 @@ class Room:
     def shut_down(self, goodbye: Goodbye) -> None:
         """Accept nothing and wait for nothing more; a lagging member gets *goodbye* once live."""
         self._closing = goodbye
-        self._slow_clients.close()
+        self.slow_clients.close()
 
     @property
     def is_delivering(self) -> bool:
@@ -229,23 +212,7 @@ class Room:
         while self.is_delivering and not self._at_disk:
             await trio.lowlevel.checkpoint()  # no member is waited for, so these are few
 
-    @contextmanager
-    def _waiting_for_disk(self) -> Iterator[None]:
-        self._at_disk = True
-        try:
-            yield
-        finally:
-            self._at_disk = False
-
-    async def publish(
-        self,
-        sender: Member,
-        block: str,
-        *,
-        act: bool = False,
-        nonces: tuple[Nonce | None, ...] = (),
-        checks: bytes = b"",
-    ) -> Receipt:
+    async def publish(self, sender: Member, block: SayBlock, checks: bytes = b"") -> Receipt:
         """Publish the messages of *block*, clean and not empty, from *sender* to all others.
 
         Returns when the journal has stored them and every live member has them in its send queue or
@@ -253,14 +220,13 @@ class Room:
         for, it returns at once, without a checkpoint.  Cancelled, it still waits for the journal,
         and for nobody else.  If the sender has left or the room is closed, nothing is published.
 
-        *nonces* are those of the messages, if any has one, with their *checks*: the sender's
-        session has them from the step in which the messages are numbered.  Raises `StorageFailed`
-        if nothing was published.
+        If the messages have nonces, *checks* are theirs: the sender's session has them from the
+        step in which the messages are numbered.  Raises `StorageFailed` if nothing was published.
         """
         if self._closing or sender not in self:
             await trio.lowlevel.checkpoint()
             return Receipt()
-        delivery, pending = self._number(sender, block, nonces, checks, act=act)
+        delivery, pending = self._number(sender, block, checks)
         try:
             self._order.acquire_nowait()
         except trio.WouldBlock:
@@ -268,10 +234,14 @@ class Room:
                 await self._order.acquire()
         try:
             if pending is not None:
-                with trio.CancelScope(shield=True), self._waiting_for_disk():
-                    await pending.wait()
+                self._at_disk = True
+                try:
+                    with trio.CancelScope(shield=True):
+                        await pending.wait()
+                finally:
+                    self._at_disk = False
             said = delivery.said
-            self._announcer.introduce(said.client, said.name)
+            self.presence.introduce(said.client, said.name)
             codecs = [codec for codec, members in self._by_codec.items() if members]
             return await self._deliver(encode_blocks(said, delivery.messages, codecs), delivery)
         finally:
@@ -280,22 +250,16 @@ class Room:
                 delivery.submission.settle()
 
     def _number(
-        self,
-        sender: Member,
-        block: str,
-        nonces: tuple[Nonce | None, ...],
-        checks: bytes,
-        *,
-        act: bool,
+        self, sender: Member, block: SayBlock, checks: bytes
     ) -> tuple[Delivery, PendingWrite | None]:
         """Give messages their numbers, and pass them to the journal and the sender's session."""
         journal, client, name = self._journal, sender.client, sender.name
         said = SaidBlock(
-            journal.epoch, journal.next, utc_now(), self.name, client, name, block, act
+            journal.epoch, journal.next, utc_now(), self.name, client, name, block.text, block.act
         )
-        pending = journal.append(said, nonces, checks)
+        pending = journal.append(said, block.nonces, checks)
         delivery = Delivery(said, journal.next - said.first, sender)
-        if nonces and sender.stored_session is not None:
+        if block.nonces and sender.stored_session is not None:
             delivery.submission = Submission(
                 said.epoch,
                 said.first,
@@ -304,7 +268,7 @@ class Room:
                 pending=pending,
                 delivered=trio.Event(),
             )
-            sender.stored_session.remember(nonces, delivery.submission)
+            sender.stored_session.remember(block.nonces, delivery.submission)
         return delivery, pending
 
     async def notify(self, text: str) -> Receipt:
@@ -318,7 +282,7 @@ class Room:
             notice = Notice(text)
             said = SaidBlock("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda codec: codec.encode(notice))
-            lagging = [member for member in self._members.values() if member.lag is not None]
+            lagging = [member for member in self.members.values() if member.lag is not None]
             for member in lagging:  # a replay has no notices
                 member.keep_notice(notice)
             delivery = Delivery(said, 1, notice=notice, lagging=len(lagging))
@@ -347,11 +311,11 @@ class Room:
     def _log_delivery(self, delivery: Delivery) -> None:
         said, sender = delivery.said, delivery.sender
         speaker = TEXT.format_sender(said.name, act=said.act)
-        clients = len(self._members)
+        clients = len(self.members)
         if sender is None:
             self._log.said(speaker, said.text, clients, "TX")
         else:
-            clients += sender.client not in self._members
+            clients += sender.client not in self.members
             sender.log.said(speaker, said.text, delivery.messages, clients)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
@@ -364,7 +328,7 @@ class Room:
         full: list[Member] = []
         sender = delivery.sender
         if sender is not None:
-            sender = self._members.get(sender.client)  # it may have reconnected meanwhile
+            sender = self.members.get(sender.client)  # it may have reconnected meanwhile
         for codec, members in self._by_codec.items():
             if sender is not None and len(members) == 1 and sender.client in members:
                 continue
@@ -386,7 +350,7 @@ class Room:
         if isinstance(batch, Block):
             if sender is not None and sender.lag is not None:
                 sender.lag.note_own(batch.said.first, batch.end)
-            others = len(self._members) - (sender is not None)
+            others = len(self.members) - (sender is not None)
             delivery.lagging += others - delivered - queued - broken - len(full)
             self._counts.messages += batch.messages
             self._ring.add(batch)
@@ -402,9 +366,9 @@ class Room:
             case Slow.WAIT:
                 self._delivery = delivery
                 try:
-                    await self._slow_clients.wait(full, batch, delivery)
+                    await self.slow_clients.wait(full, batch, delivery)
                 finally:
-                    for member in list(self._slow_clients.waiting):
+                    for member in list(self.slow_clients.waiting):
                         self._fall_behind(member, batch, delivery)
             case Slow.DROP:
                 for member in full:
@@ -421,7 +385,7 @@ class Room:
         if isinstance(batch, Block):
             self.lag(member, batch.said.first)
         else:
-            self.lag(member, self._next_number)
+            self.lag(member, self.next)
             if delivery.notice is not None:
                 member.keep_notice(delivery.notice)
         delivery.lagging += 1
@@ -452,7 +416,7 @@ class Room:
 
         Raises `UnknownId` and `NotRead`.
         """
-        stop = self._next_number if before is None else self.number_of(before)
+        stop = self.next if before is None else self.number_of(before)
         return await history_pages.read_history(self._journal, self._ring, stop, limit, nonce)
 
     def lag(self, member: Member, position: int) -> None:
@@ -473,13 +437,9 @@ class Room:
         if member.lag is not None and member.stored_session is not None:
             journal = self._journal
             # A message that is not delivered yet is noted on delivery.
-            ends = {**journal.earlier, journal.epoch: self._next_number}
+            ends = {**journal.earlier, journal.epoch: self.next}
             for number in member.stored_session.numbers(ends):
                 member.lag.note_own(number, number + 1)
-
-    async def replay(self, member: Member) -> None:
-        """Replay messages to *member* while it lags here; see `Replayer.replay`."""
-        await self._replayer.replay(member)
 
     def _go_live(self, member: Member) -> bool:
         """Make *member* live if its send queue has space for the notices that it gets then."""
@@ -492,8 +452,8 @@ class Room:
             member.notices = ()
         member.lag = None
         self._by_codec[member.codec][member.client] = member
-        self.queue_ran_empty()
-        self._announcer.summarize_missed(member)
+        self.slow_clients.queue_ran_empty()
+        self.presence.summarize_missed(member)
         if self._closing:
             self._disconnect(member, self._closing)
         return True

@@ -43,7 +43,7 @@ from multichat.protocol.address import DEFAULT_PORT
 from multichat.protocol.auth import SERVER_IS_FULL
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.goodbyes import SHUTTING_DOWN
-from multichat.protocol.messages import Goodbye
+from multichat.protocol.messages import Goodbye, Notice
 from multichat.protocol.names import load_tables
 from multichat.server.admission import Admission, AdmissionRefused, AdmittedConnection
 from multichat.server.authentication import Authenticate, Authentication
@@ -323,7 +323,7 @@ class Server:
         if *text* is empty.
         """
         await trio.lowlevel.checkpoint()
-        await self._registry.tell(self._member(client), _message(text))
+        await self._registry.tell(self._member(client), Notice(_message(text)))
 
     def kick(self, client: int, reason: str = "kicked") -> None:
         """Disconnect *client* at once; the *reason* is sent to it and logged.

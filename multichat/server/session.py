@@ -12,7 +12,14 @@ close.
 import trio
 
 from multichat import __version__
-from multichat.errors import InvalidName, LineTooLong, NotRead, Rejected, RemoteProtocolError
+from multichat.errors import (
+    InvalidName,
+    InvalidRequest,
+    LineTooLong,
+    NotRead,
+    Rejected,
+    RemoteProtocolError,
+)
 from multichat.net import transport
 from multichat.net.send_queue import SendQueue
 from multichat.net.turns import Meter, current_meter
@@ -21,6 +28,7 @@ from multichat.protocol.framing import Part
 from multichat.protocol.goodbyes import ASKED_TO_LEAVE
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
+    NO_SENDER,
     PROTOCOL,
     Act,
     Direct,
@@ -169,7 +177,7 @@ class Session:
         self._pipeline = MessagePipeline(self.member, registry, self._rate_limit, filters)
 
     def _queue_ran_empty(self) -> None:
-        self.member.room.queue_ran_empty()  # the room that it is in now
+        self.member.room.slow_clients.queue_ran_empty()  # of the room that it is in now
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: this task may be waiting for a slow member
@@ -238,7 +246,7 @@ class Session:
     async def _replay_rooms(self) -> None:
         member = self.member
         while member.lag is not None and not self._send_queue.closed:
-            await member.room.replay(member)
+            await member.room.replayer.replay(member)
         self._note_memory()
         replayed, self._replayed = self._replayed, None
         assert replayed is not None  # noqa: S101 - there is one replay task
@@ -322,11 +330,10 @@ class Session:
                 # A keep-alive does not count as activity.
                 if type(request) is not Ping:
                     self._active_at = None
+                if type(request) is Act:
+                    request = _block_of(request)
                 if type(request) is SayBlock:  # mostly
                     await self._pipeline.send(request)
-                    continue
-                if type(request) is Act:
-                    await self._pipeline.send(_block_of(request), act=True)
                     continue
                 await self._rate_limit.acquire(1)
                 try:
@@ -337,7 +344,7 @@ class Session:
 
     async def _carry_out(self, request: Request) -> None:
         """Carry out a request and answer it; raises `RemoteProtocolError` if it is refused."""
-        await self._check_connected()
+        await trio.lowlevel.checkpoint_if_cancelled()  # it may have been disconnected meanwhile
         me, registry = self.member, self._registry
         match request:
             case Direct():
@@ -354,7 +361,9 @@ class Session:
                 joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
                 await self.member.send(joined, *refused)
             case Reply(text=text):
-                await self._carry_out(registry.reply(me, text))
+                if me.last_sender is None:
+                    raise InvalidRequest(NO_SENDER)
+                await self._pipeline.direct(Direct(me.last_sender, text))
             case Who(room=room, nonce=nonce):
                 await self._send_queue.put(registry.who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
@@ -431,7 +440,7 @@ class Session:
             if self._send_queue.has_room(_ANSWER_BYTES):
                 break
             await self._send_queue.wait_for_space()  # the session may end meanwhile
-        await self._check_connected()
+        await trio.lowlevel.checkpoint_if_cancelled()
         name = self.member.assigned_name
         if stored is not None and name and fold_name(stored.name or name) != fold_name(name):
             return None  # somebody else's
@@ -464,16 +473,12 @@ class Session:
         """Wait until an answer can be queued without waiting, in one step with what it reports."""
         while not self._send_queue.has_room(_ANSWER_BYTES):
             await self._send_queue.wait_for_space()
-        await self._check_connected()
-
-    async def _check_connected(self) -> None:
-        """Raise `trio.Cancelled` if the client has been disconnected meanwhile."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint_if_cancelled()  # it may have been disconnected meanwhile
 
 
 def _block_of(act: Act) -> SayBlock:
     nonces = () if act.nonce is None else (act.nonce,)
-    return SayBlock(act.text, nonces, act.room)
+    return SayBlock(act.text, nonces, act.room, act=True)
 
 
 def _passed(wish: str | None) -> str:

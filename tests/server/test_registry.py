@@ -25,6 +25,7 @@ from multichat.protocol.messages import (
     Missed,
     RoomList,
     RoomSize,
+    SayBlock,
 )
 from multichat.protocol.names import default_name
 from multichat.protocol.text_codec import TEXT
@@ -242,7 +243,7 @@ async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_proto
             """Return what all of *members* get, which is one object."""
             answers = [registry.who(LOBBY, each) for each in members]
             assert all(answer is answers[0] for answer in answers)
-            names = [MemberName(each.client, each.name) for each in a.room.members]
+            names = [MemberName(each.client, each.name) for each in a.room.members.values()]
             assert answers[0] == members[0].codec.encode(Members(LOBBY, names))
             return answers[0]
 
@@ -336,7 +337,7 @@ async def test_over_loopback_the_limit_of_new_rooms_is_per_client() -> None:
 async def test_a_room_with_messages_does_not_count_as_new() -> None:
     async with registry_of(members=1, max_new_rooms=1) as (registry, [a]):
         registry.move(a, "den")
-        await a.room.publish(a, "x")
+        await a.room.publish(a, SayBlock("x"))
         for _ in range(3):
             registry.move(a, "lobby")
             registry.move(a, "den")
@@ -389,7 +390,7 @@ async def test_nothing_is_queued_for_a_member_that_has_moved(
             pass
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(slow.room.publish, sender, "too late")
+            nursery.start_soon(slow.room.publish, sender, SayBlock("too late"))
             await trio.sleep(0.5)
             registry.move(slow, "kitchen")
         assert trio.current_time() - started == pytest.approx(0.5)
@@ -559,9 +560,9 @@ async def test_a_client_may_leave_during_an_announcement(
         registry.rename(second, "second")
         registry.rename(third, "third")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(room.publish, second, "hello")  # waits for the stalled one
+            nursery.start_soon(room.publish, second, SayBlock("hello"))  # waits for the stalled one
             await trio.sleep(0.5)
             registry.leave(third)
         assert registry.members == [stalled, second]
         assert stalled.lag is not None
-        assert room.messages == 1
+        assert room.next == 1

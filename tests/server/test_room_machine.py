@@ -48,6 +48,7 @@ from multichat.protocol.messages import (
     Missed,
     Presence,
     Renamed,
+    SayBlock,
 )
 from multichat.protocol.names import default_name, fold_name, parse_name
 from multichat.protocol.text_codec import TEXT
@@ -209,9 +210,9 @@ class Guest:
         room, lag = self.member.room, self.member.lag
         if lag is not None:
             return lag.position
-        if (batch := room._slow_clients.waiting.get(self.member)) is not None:
-            return batch.said.first if isinstance(batch, Block) else room.messages
-        return room.messages
+        if (batch := room.slow_clients.waiting.get(self.member)) is not None:
+            return batch.said.first if isinstance(batch, Block) else room.next
+        return room.next
 
 
 WITNESSED = (LOBBY, "dev", "ops")
@@ -276,7 +277,7 @@ class RoomMachine(RuleBasedStateMachine):
         stream = GatedStream()
 
         def on_empty() -> None:
-            member.room.queue_ran_empty()
+            member.room.slow_clients.queue_ran_empty()
 
         send_queue = SendQueue(
             stream,
@@ -288,7 +289,7 @@ class RoomMachine(RuleBasedStateMachine):
         def on_leave(reason: str) -> None:
             guest.left = True
             if guest.stays[-1].last is None:
-                guest.stays[-1].last = member.room.messages
+                guest.stays[-1].last = member.room.next
             guest.goodbye = reason
 
         replaying = False
@@ -303,7 +304,7 @@ class RoomMachine(RuleBasedStateMachine):
         async def replay() -> None:
             nonlocal replaying
             while member.lag is not None and not send_queue.closed:
-                await member.room.replay(member)
+                await member.room.replayer.replay(member)
             replaying = False
 
         member = Member(client, default_name(client), send_queue, "", on_leave, on_lag, codec)
@@ -318,15 +319,15 @@ class RoomMachine(RuleBasedStateMachine):
 
     def _arrive(self, guest: Guest) -> None:
         room = guest.member.room
-        guest.stays.append(Stay(room.name, room.messages))
+        guest.stays.append(Stay(room.name, room.next))
         self._learn_who_is_there(guest)
 
     def _learn_who_is_there(self, guest: Guest) -> None:
         room = guest.member.room
         guest.known_at = len(guest.events)
-        names = [MemberName(other.client, other.name) for other in room.members]
+        names = [MemberName(other.client, other.name) for other in room.members.values()]
         answer = guest.member.codec.encode(Members(room.name, names))
-        assert room.who(guest.member) == answer
+        assert room.presence.who(guest.member, None) == answer
         guest.known = {each.client: each.name for each in names}
 
     @rule(target=guests, codec=st.sampled_from([TEXT, JSON]))
@@ -418,7 +419,7 @@ class RoomMachine(RuleBasedStateMachine):
             await self._move(guest, move)
         member = guest.member
         guest.stays[-1].last = guest.reached()
-        position = max(0, member.room.messages - back)
+        position = max(0, member.room.next - back)
         member.room.lag(member, position)
         guest.stays.append(Stay(member.room.name, position))
 
@@ -510,7 +511,7 @@ class RoomMachine(RuleBasedStateMachine):
                 first, self.said = self.said, self.said + count
                 texts = [f"#{sender.member.client} {first + j}" for j in range(count)]
                 await trio.lowlevel.checkpoint()  # as every session does before it reads on
-                await room.publish(sender.member, "\n".join(texts))
+                await room.publish(sender.member, SayBlock("\n".join(texts)))
 
         async def say_in(room: str, them: list[Guest]) -> None:
             started = trio.current_time()
@@ -574,12 +575,12 @@ class RoomMachine(RuleBasedStateMachine):
             assert size == len(member.room)
             if not guest.ever_behind:
                 me = {member.client: member.name}
-                assert known | me == {m.client: m.name for m in member.room.members}
+                assert known | me == {m.client: m.name for m in member.room.members.values()}
 
     @invariant()
     def everyone_has_seen_what_it_should(self) -> None:
         for room in WITNESSED:
-            assert len(self._order(room)) == self.witnesses[room].member.room.messages
+            assert len(self._order(room)) == self.witnesses[room].member.room.next
         for guest in self.everybody:
             lag = guest.member.lag
             expected = [
@@ -769,7 +770,7 @@ class OneLagging(RoomMachine):
                     self.registry.move(member, LOBBY)
                     self._arrive(bob)
                 case "lags again":
-                    position = max(0, member.room.messages - 4)
+                    position = max(0, member.room.next - 4)
                     member.room.lag(member, position)
                     bob.stays.append(Stay(LOBBY, position))
                 case "speaks JSON":
@@ -807,7 +808,7 @@ class OneLagging(RoomMachine):
         if not sender.left and room.name in WITNESSED:
             first, self.said = self.said, self.said + count
             texts = [f"#{sender.member.client} {first + j} {'x' * 50}" for j in range(count)]
-            await room.publish(sender.member, "\n".join(texts))
+            await room.publish(sender.member, SayBlock("\n".join(texts)))
 
 
 WHAT_HAPPENS = [

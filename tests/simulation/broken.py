@@ -19,7 +19,7 @@ from multichat.journal.base import PendingWrite, RoomJournal, SavedSession
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.protocol.json_codec import JsonCodec
 from multichat.protocol.lookalikes import NameIndex
-from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock
+from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock, SayBlock
 from multichat.protocol.text_codec import TextCodec
 from multichat.server.broadcast import Batch, Delivery, Receipt
 from multichat.server.config import Message, ReplayLimits
@@ -92,8 +92,9 @@ def reorder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def say_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(original: Any, room: Room, sender: Member, block: str, **kwargs: Any) -> Any:
-        return original(room, sender, "\n".join(reversed(block.split("\n"))), **kwargs)
+    def say(original: Any, room: Room, sender: Member, block: SayBlock, checks: bytes) -> Any:
+        text = "\n".join(reversed(block.text.split("\n")))
+        return original(room, sender, msgspec.structs.replace(block, text=text), checks)
 
     wrap(monkeypatch, Room, "publish", say)
 
@@ -496,7 +497,7 @@ wait_for_the_disconnected = edited(
     "wait_for_the_disconnected",
     Room,
     "_stop_delivery",
-    "self._slow_clients.discard(member)",
+    "self.slow_clients.discard(member)",
     "pass",
 )
 disconnect_at_the_first_stall = edited(

@@ -59,7 +59,7 @@ class Wait(NamedTuple):
 def _reached(room: Room, member: Member, untaken: Batch | None) -> int:
     if member.lag is not None:
         return member.lag.position
-    return untaken.said.first if isinstance(untaken, Block) else room.messages
+    return untaken.said.first if isinstance(untaken, Block) else room.next
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def watch_rooms(
 
     def note(kind: str, room: Room, member: Member) -> None:
         if not is_over():
-            untaken = cut_off.pop(member, room._slow_clients.waiting.get(member))
+            untaken = cut_off.pop(member, room.slow_clients.waiting.get(member))
             record = LagRecord(
                 kind,
                 connections[member],
@@ -83,7 +83,7 @@ def watch_rooms(
                 len(current_history().log),
                 trio.current_time(),
                 _reached(room, member, untaken),
-                room.messages,
+                room.next,
                 untaken is not None and not isinstance(untaken, Block),
             )
             current_history().lags.append(record)
@@ -146,10 +146,10 @@ class WaitMeter(trio.abc.Instrument):
                 self._current_history().waits.append(Wait(room, start, now))
         before = self._since
         self._since = {
-            room: (room._slow_clients.waiting, now) for room in rooms if room._slow_clients.waiting
+            room: (room.slow_clients.waiting, now) for room in rooms if room.slow_clients.waiting
         }
         for room, (waiting, since) in before.items():
-            if room in self._since and room._slow_clients.waiting is waiting:
+            if room in self._since and room.slow_clients.waiting is waiting:
                 self._since[room] = waiting, since
         self._paying = {room: now for room in self._since if not self._is_free(room, now)}
 
@@ -161,4 +161,4 @@ class WaitMeter(trio.abc.Instrument):
         ends = [box._stream for box in boxes]
         taken = max((end.taken_at for end in ends if isinstance(end, End)), default=0.0)
         read_at = max(taken, self._since[room][1])
-        return now - read_at < room._slow_clients._timeout + 2 * _LOOK_SECONDS
+        return now - read_at < room.slow_clients._timeout + 2 * _LOOK_SECONDS
