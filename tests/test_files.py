@@ -22,7 +22,7 @@ from multichat.files import (
     replace_file,
 )
 from multichat.net.listeners import server_tls
-from multichat.server.ban_file import BanFile
+from multichat.server.ban_file import load_bans
 from multichat.server.bans import read_bans
 from multichat.terminal.input_history import History
 
@@ -137,7 +137,7 @@ def test_a_file_that_is_not_regular_is_refused_without_waiting(kind: str, tmp_pa
     with pytest.raises(OSError, match=f"(?i){reason}"):
         check_regular(path)
     with pytest.raises(OSError, match=f"(?i){reason}"):
-        BanFile(path).load()
+        load_bans(path)
     with pytest.raises(InvalidSettings, match=f": {reason}$"):
         load_settings(path)
     if "FIFO" not in kind:
@@ -213,7 +213,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         read_file(file, max_bytes=99)
     os.truncate(file, 1 << 40)  # which takes no room on the disk
     with pytest.raises(OSError, match="larger than"):
-        BanFile(file).load()
+        load_bans(file)
     with pytest.raises(InvalidSettings, match="larger than"):
         load_settings(file)
     with pytest.raises(ValueError, match="larger than"):

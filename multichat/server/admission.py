@@ -77,8 +77,8 @@ class Admission:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._pending: dict[trio.CancelScope, Origin | None] = {}
-        self._queued: set[trio.CancelScope] = set()
+        self.pending: dict[PendingSlot, None] = {}  # the oldest is first
+        self.queued: set[PendingSlot] = set()  # they wait without a slot
         self._closed = ""
         self._open = 0
         self._connections: Counter[str] = Counter()  # by address
@@ -111,63 +111,33 @@ class Admission:
         if not self._connections[origin.address]:
             del self._connections[origin.address]
 
-    def pending_slot(self, origin: Origin | None) -> "PendingSlot":
-        """Hold a slot for a connection that is not admitted yet, while the block runs.
-
-        Raises `AdmissionRefused`, also at the end of the block if the slot was needed for another.
-        """
-        return PendingSlot(self, origin)
-
-    def add_waiting(self, scope: trio.CancelScope, origin: Origin | None) -> None:
-        """Add *scope*; for `PendingSlot` alone, as are the next three."""
-        self._check_open()
-        if len(self._pending) >= MAX_PENDING:
+    def add_pending(self, slot: "PendingSlot") -> None:
+        """Give a connection its *slot*; raises `AdmissionRefused` if the server is closed."""
+        self.check_open()
+        if len(self.pending) >= MAX_PENDING:
             self._evict_one()
-        self._pending[scope] = origin
+        self.pending[slot] = None
 
-    async def queue(self, scope: trio.CancelScope, origin: Origin | None, seconds: float) -> None:
-        """Wait for *seconds* without a slot."""
-        self.remove_waiting(scope)
-        self._queued.add(scope)
-        try:
-            await trio.sleep(seconds)
-        finally:
-            self._queued.remove(scope)
-        self.add_waiting(scope, origin)
-
-    def remove_waiting(self, scope: trio.CancelScope) -> None:
-        """Remove *scope*."""
-        self._pending.pop(scope, None)
-
-    def check(self, scope: trio.CancelScope) -> None:
-        """Raise `AdmissionRefused` if *scope* was cancelled."""
-        if scope.cancelled_caught:
-            self._check_open()
-            raise AdmissionRefused("too many connections wait for admission")
-
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise `AdmissionRefused` if the server is closed."""
         if self._closed:
             raise AdmissionRefused(self._closed)
 
     def _evict_one(self) -> None:
         """Close the oldest of the largest address of the largest site."""
-        sites = Counter(origin and origin.site for origin in self._pending.values())
+        sites = Counter(slot.site for slot in self.pending)
         [(site, _)] = sites.most_common(1)
-        there = {
-            scope: origin and origin.address
-            for scope, origin in self._pending.items()
-            if (origin and origin.site) == site
-        }
-        [(address, _)] = Counter(there.values()).most_common(1)
-        oldest = next(scope for scope, each in there.items() if each == address)
-        del self._pending[oldest]
-        oldest.cancel(reason="a newer connection needs the slot")
+        there = [slot for slot in self.pending if slot.site == site]
+        [(address, _)] = Counter(slot.address for slot in there).most_common(1)
+        oldest = next(slot for slot in there if slot.address == address)
+        del self.pending[oldest]
+        oldest.scope.cancel(reason="a newer connection needs the slot")
 
     def close(self) -> None:
         """Reject all connections that are not admitted, and those that come."""
         self._closed = SHUTTING_DOWN
-        for scope in (*self._pending, *self._queued):
-            scope.cancel(reason=self._closed)
+        for slot in (*self.pending, *self.queued):
+            slot.scope.cancel(reason=self._closed)
 
     async def tls_handshake(
         self, stream: trio.abc.Stream, context: ssl.SSLContext
@@ -203,7 +173,7 @@ class Admission:
         """Send *last_words* and close, within the linger timeout; the peer may be gone."""
         seconds = self._config.timeouts.linger
         try:
-            with self.pending_slot(_REJECTED), trio.move_on_after(seconds):
+            with PendingSlot(self, _REJECTED), trio.move_on_after(seconds):
                 await transport.send_all(stream, last_words)
                 await transport.close_gracefully(stream, seconds, _LINGER_READS)
         except (trio.BrokenResourceError, trio.ClosedResourceError, AdmissionRefused):
@@ -211,7 +181,9 @@ class Admission:
 
 
 class PendingSlot:
-    """The block of `Admission.pending_slot`.
+    """A slot in *admission* for a connection that is not admitted yet, while the block runs.
+
+    Raises `AdmissionRefused`, also at the end of the block if the slot was needed for another.
 
     Not a `contextmanager`: raising another error in one leaves a reference cycle behind; see
     `transport.receive_some`.
@@ -219,16 +191,25 @@ class PendingSlot:
 
     def __init__(self, admission: Admission, origin: Origin | None) -> None:
         self._admission, self.origin = admission, origin
-        self._scope = trio.CancelScope()
+        self.address = None if origin is None else origin.address
+        self.site = None if origin is None else origin.site
+        self.scope = trio.CancelScope()
 
     def __enter__(self) -> Self:
-        self._admission.add_waiting(self._scope, self.origin)
-        self._scope.__enter__()
+        self._admission.add_pending(self)
+        self.scope.__enter__()
         return self
 
     async def queue(self, seconds: float) -> None:
         """Wait for *seconds* without the slot; raises `AdmissionRefused`."""
-        await self._admission.queue(self._scope, self.origin, seconds)
+        admission = self._admission
+        admission.pending.pop(self, None)
+        admission.queued.add(self)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            admission.queued.remove(self)
+        admission.add_pending(self)
 
     def __exit__(
         self,
@@ -237,7 +218,9 @@ class PendingSlot:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._scope.__exit__(kind, error, traceback)
+            self.scope.__exit__(kind, error, traceback)
         finally:
-            self._admission.remove_waiting(self._scope)
-        self._admission.check(self._scope)
+            self._admission.pending.pop(self, None)
+        if self.scope.cancelled_caught:
+            self._admission.check_open()
+            raise AdmissionRefused("too many connections wait for admission")

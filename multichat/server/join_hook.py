@@ -22,11 +22,11 @@ client: nobody waits for it.  What it raises is logged.
 
 
 class JoinHook:
-    """Calls *on_join*; *start_soon* starts a task that outlives the call."""
+    """Calls *on_join*, if there is one; *start_soon* starts a task that outlives the call."""
 
     def __init__(
         self,
-        on_join: OnJoin,
+        on_join: OnJoin | None,
         log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
@@ -36,22 +36,24 @@ class JoinHook:
 
     def joined(self, member: Member) -> None:
         """Note that *member* has joined a room."""
+        if self._on_join is None:
+            return
         self._joined.add(member)
         if member not in self._running:
             self._running.add(member)
-            self._start_soon(partial(self._run, member))
+            self._start_soon(partial(self._run, self._on_join, member))
 
     def discard(self, member: Member) -> None:
         """Tell nothing of *member*: it has left, or resumed its session."""
         self._joined.discard(member)
 
-    async def _run(self, member: Member) -> None:
+    async def _run(self, on_join: OnJoin, member: Member) -> None:
         try:
             while member in self._joined:
                 await trio.sleep(PRESENCE_SECONDS)
                 if member in self._joined:
                     self._joined.remove(member)
-                    await self._on_join(member.info())
+                    await on_join(member.info())
         except Exception as error:  # noqa: BLE001 - the program's own function
             self._log.crash("on_join crashed", error)
         finally:

@@ -26,7 +26,6 @@ from multichat.errors import (
     TooManyRooms,
 )
 from multichat.journal.base import Journal
-from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
 from multichat.net.send_queue import SendResult
@@ -55,7 +54,7 @@ from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Counts, Receipt
 from multichat.server.cached_response import CachedResponse
 from multichat.server.config import ServerConfig, Slow
-from multichat.server.join_hook import JoinHook
+from multichat.server.join_hook import JoinHook, OnJoin
 from multichat.server.log_rate import LogRates
 from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
@@ -81,8 +80,8 @@ class Registry:
     """The members and rooms of one server.
 
     Any task may call any method; only async methods wait.  *start_soon* starts tasks of the rooms.
-    *is_banned* says whether a name is banned.  *journal*, which is open, stores the messages.
-    *join_hook* is told of joins.
+    *journal*, which is open, stores the messages.  *is_banned* says whether a name is banned, and
+    *on_join* is told of joins.
 
     *room_list* is the answer to `rooms`.  *budget* is the memory for connected clients: above it,
     those that hold most are disconnected.
@@ -93,12 +92,13 @@ class Registry:
         config: ServerConfig,
         log: Log,
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+        journal: Journal,
+        *,
         is_banned: Callable[[str], bool] = lambda _: False,
-        journal: Journal | None = None,
-        join_hook: JoinHook | None = None,
+        on_join: OnJoin | None = None,
     ) -> None:
-        self._join_hook = join_hook
-        self._journal = journal or MemoryJournal(max_bytes=config.history_bytes)
+        self._join_hook = JoinHook(on_join, log, start_soon)
+        self._journal = journal
         self.session_store = SessionStore(
             self._journal,
             config.max_sessions,
@@ -276,8 +276,7 @@ class Registry:
         elif stored_session is not None and not taken_over:
             self.session_store.disconnect(stored_session, member.origin)
         member.send_queue.close(last_words)
-        if self._join_hook is not None:
-            self._join_hook.discard(member)
+        self._join_hook.discard(member)
         self._take_out(member, reason, away=stored_session is not None)
         self._log_rates.close(member.log)
         suffix = f" ({reason})" if reason else ""
@@ -294,8 +293,7 @@ class Registry:
     def _join(self, member: Member, room: Room) -> None:
         self.room_list.forget()
         room.join(member)
-        if self._join_hook is not None:
-            self._join_hook.joined(member)
+        self._join_hook.joined(member)
 
     def _leave_room(self, member: Member, reason: str, *, away: bool = False) -> None:
         self.room_list.forget()
@@ -360,8 +358,7 @@ class Registry:
             else:
                 self._names.take(member, name)
         self._join(member, room)
-        if self._join_hook is not None:  # for the others it has not left
-            self._join_hook.discard(member)
+        self._join_hook.discard(member)  # for the others it has not left
         self._note_change(member)
         return errors
 

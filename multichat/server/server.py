@@ -45,15 +45,20 @@ from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.goodbyes import SHUTTING_DOWN
 from multichat.protocol.messages import Goodbye, Notice
 from multichat.protocol.names import load_tables
-from multichat.server.admission import Admission, AdmissionRefused, AdmittedConnection
+from multichat.server.admission import (
+    Admission,
+    AdmissionRefused,
+    AdmittedConnection,
+    PendingSlot,
+)
 from multichat.server.authentication import Authenticate, Authentication
-from multichat.server.ban_file import BanFile
+from multichat.server.ban_file import load_bans, save_bans
 from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
-from multichat.server.join_hook import JoinHook, OnJoin
+from multichat.server.join_hook import OnJoin
 from multichat.server.member import Member, MemberInfo
 from multichat.server.origin import Origin
 from multichat.server.registry import Registry
@@ -114,11 +119,15 @@ class Server:
         self.addresses: list[str] = []
         self._log = Log("server")
         self._bans = Bans()
-        self._ban_file: BanFile | None = None
+        self._ban_file: Path | None = None
         self._bans_changed = self._saving_bans = False
-        hook = None if on_join is None else JoinHook(on_join, self._log, self._start_soon)
         self._registry = Registry(
-            self.config, self._log, self._start_soon, self._is_banned, self._journal, hook
+            self.config,
+            self._log,
+            self._start_soon,
+            self._journal,
+            is_banned=lambda name: self._bans.find_name(name, time.time()) is not None,
+            on_join=on_join,
         )
         self._admission = Admission(self.config)
         self._authentication = Authentication(self.config, authenticate)
@@ -377,9 +386,9 @@ class Server:
 
         Raises `OSError` if it cannot be read, `InvalidBanFile` if a line is not valid.
         """
-        self._ban_file = BanFile(path)
-        for ban in self._ban_file.load():
+        for ban in load_bans(path):
             self._bans.add(ban, time.time())
+        self._ban_file = path
 
     def _save_bans_soon(self) -> None:
         self._bans_changed = True
@@ -387,20 +396,17 @@ class Server:
             self._saving_bans = True
             self._start_soon(partial(self._save_bans, self._ban_file))
 
-    async def _save_bans(self, file: BanFile) -> None:
+    async def _save_bans(self, file: Path) -> None:
         try:
             with trio.CancelScope(shield=True):  # bounded by the disk
                 while self._bans_changed:
                     self._bans_changed = False
-                    await trio.to_thread.run_sync(file.save, self._bans.known())
+                    await trio.to_thread.run_sync(save_bans, file, self._bans.known())
         except (OSError, MultichatError) as error:
             reason = str(error) if isinstance(error, MultichatError) else transport.reason_of(error)
             self._log.line("STATE", f"The bans are in force, but were not saved: {reason}", ERROR)
         finally:
             self._saving_bans = False
-
-    def _is_banned(self, name: str) -> bool:
-        return self._bans.find_name(name, time.time()) is not None
 
     def shutdown(self) -> None:
         """Ask the server to shut down: `run` does so and returns.  Idempotent."""
@@ -464,7 +470,7 @@ class Server:
             try:
                 connection = AdmittedConnection(stream, LineDecoder(self.config.max_line_bytes))
                 if tls is not None or authenticates:
-                    with self._admission.pending_slot(origin) as slot:
+                    with PendingSlot(self._admission, origin) as slot:
                         if tls is not None:
                             stream = await self._admission.tls_handshake(stream, tls)
                             connection.stream = stream

@@ -24,6 +24,7 @@ from multichat.server.admission import (
     MAX_PENDING,
     Admission,
     AdmissionRefused,
+    PendingSlot,
 )
 from multichat.server.authentication import MAX_TRIES
 from multichat.server.config import MAX_CLIENTS_PER_ADDRESS
@@ -557,7 +558,7 @@ async def test_pending_connections_lock_nobody_out(
         assert await crowd[-1].line() == ACCEPTED
         assert len(network.server.members) == 2
         await trio.sleep(20)
-        assert network.server._admission._pending == {}
+        assert network.server._admission.pending == {}
 
 
 class Door:
@@ -575,7 +576,7 @@ class Door:
 
     async def _wait(self, address: str) -> None:
         try:
-            with self.admission.pending_slot(Origin.of(address)):
+            with PendingSlot(self.admission, Origin.of(address)):
                 await trio.sleep_forever()
         except AdmissionRefused:
             self.closed.append(address)
@@ -623,9 +624,9 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
         for ours, _ in streams:  # nobody reads the goodbye
             nursery.start_soon(door.admission.reject, ours, b"goodbye\n")
         await settle()
-        assert len(door.admission._pending) == MANY
+        assert len(door.admission.pending) == MANY
         await trio.sleep(ServerTimeouts().linger + 0.1)
-        assert len(door.admission._pending) == len(others)
+        assert len(door.admission.pending) == len(others)
         assert door.closed == []
         nursery.cancel_scope.cancel(reason="all was seen")
 
@@ -774,13 +775,13 @@ async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place(
         finally:
             raise ValueError
 
-    with pytest.RaisesGroup(ValueError), admission.pending_slot(Origin.of("192.0.2.1:5")):
+    with pytest.RaisesGroup(ValueError), PendingSlot(admission, Origin.of("192.0.2.1:5")):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_cancelled)
             nursery.start_soon(trio.sleep_forever)
             await trio.testing.wait_all_tasks_blocked()
             admission.close()
-    assert admission._pending == {}
+    assert admission.pending == {}
 
 
 async def test_pending_connections_count_for_the_limit_per_address(

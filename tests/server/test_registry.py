@@ -12,6 +12,7 @@ from trio._core import _run as trio_run
 
 from multichat import ServerConfig, Slow
 from multichat.errors import InvalidName, NameTaken, TooManyRooms
+from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
 from multichat.net.send_queue import SendQueue, SendResult
 from multichat.protocol.codec import Codec
@@ -55,7 +56,8 @@ async def registry_of(
 ) -> AsyncIterator[tuple[Registry, list[Member]]]:
     """A directory with some members in its lobby, whose send queues nobody empties."""
     async with trio.open_nursery() as nursery:
-        registry = Registry(ServerConfig(**settings), Log("server"), nursery.start_soon)  # type: ignore[arg-type]
+        config = ServerConfig(**settings)  # type: ignore[arg-type]
+        registry = Registry(config, Log("server"), nursery.start_soon, MemoryJournal())
         made: list[Member] = []
         for client in range(1, members + 1):
             made.append(make_member(client))

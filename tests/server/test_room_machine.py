@@ -265,9 +265,7 @@ class RoomMachine(RuleBasedStateMachine):
             replay=self.limits,
         )
         self.journal = HeldJournal(max_room_bytes=self.room_bytes)
-        self.registry = Registry(
-            config, Log("server"), self.loop.nursery.start_soon, journal=self.journal
-        )
+        self.registry = Registry(config, Log("server"), self.loop.nursery.start_soon, self.journal)
 
     def _order(self, room: str) -> list[str]:
         return self.witnesses[room].lines if room in self.witnesses else []
