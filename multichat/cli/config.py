@@ -6,23 +6,21 @@ Options override environment variables, which override the file, which overrides
 import os
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
+from multichat.cli.config_file import Settings, load_settings, settings_path
 from multichat.cli.notices import tell
 from multichat.cli.process import PASSWORD_VARIABLE, one_line_errors
+from multichat.errors import InvalidSettings
 from multichat.protocol.framing import clean
-
-if TYPE_CHECKING:
-    from multichat.cli.config_file import Settings
 
 __all__ = [
     "SERVER_KEY",
-    "ColorWhen",
     "config",
     "default_to_file",
-    "is_colored",
     "list_servers",
 ]
 
@@ -33,22 +31,7 @@ SERVER_KEY = "multichat.server"
 _NOTHING = "-"
 
 
-class ColorWhen(Enum):
-    """When names are shown in color."""
-
-    AUTO = "auto"
-    ALWAYS = "always"
-    NEVER = "never"
-
-
-def is_colored(when: ColorWhen) -> bool:
-    """Return whether to use colors; NO_COLOR (https://no-color.org) turns off AUTO."""
-    return when is ColorWhen.ALWAYS or (when is ColorWhen.AUTO and not os.environ.get("NO_COLOR"))
-
-
-def _load() -> "Settings":
-    from multichat.cli.config_file import load_settings, settings_path
-
+def _load() -> Settings:
     with one_line_errors():
         return load_settings(settings_path())
 
@@ -67,7 +50,7 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
     values = settings.values(None if is_text else host)
     # Strings are parsed as if they had been typed.
     context.default_map = {
-        name: value if isinstance(value, bool | int | float) else str(value)
+        name: msgspec.to_builtins(value, enc_hook=str)
         for name, (value, _) in values.items()
         if not (is_send and name == "unix")
     }
@@ -79,9 +62,6 @@ def default_to_file(context: typer.Context, host: str | None) -> str | None:
 
 def list_servers(incomplete: str) -> list[str]:
     """Return the servers of the file whose names begin with *incomplete*, for the shell."""
-    from multichat.cli.config_file import load_settings, settings_path
-    from multichat.errors import InvalidSettings
-
     try:
         servers = load_settings(settings_path()).servers
     except InvalidSettings:
@@ -129,7 +109,7 @@ def _is_set(variable: str) -> bool:
 
 
 def _settings_rows(
-    context: typer.Context, settings: "Settings", server: str | None
+    context: typer.Context, settings: Settings, server: str | None
 ) -> Iterator[tuple[str, str, str]]:
     """Yield name, value and source of each option, as `connect` finds them."""
     group = context.parent.command if context.parent is not None else None

@@ -4,16 +4,28 @@ Owns where the file is, its keys, and which of its values apply to which server.
 environment variables, which override it, are up to `multichat.cli.config`.  A file with a mistake
 is an error with its name and the key, never a guess.
 
-Keys are the options of `connect`, at the top for every server, and in `[servers.NAME]` for one,
+Keys are options of `connect`, at the top for every server, and in `[servers.NAME]` for one,
 with its address in `host` (also as HOST:PORT) and `port`, or in `unix`.
 """
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
+from multichat.cli.parameters import (
+    Bell,
+    Color,
+    LogStyle,
+    Name,
+    PasswordFile,
+    Plain,
+    Room,
+    Tls,
+    TlsCa,
+    TlsName,
+)
 from multichat.errors import InvalidSettings
 from multichat.files import decode_text, read_file
 from multichat.protocol.address import DEFAULT_PORT, split_address
@@ -34,16 +46,16 @@ class Preferences(
 ):
     """The settings for one server, or for all; None if not set."""
 
-    name: str | None = None
-    room: str | None = None
-    password_file: Path | None = None
-    tls: bool | None = None
-    tls_ca: Path | None = None
-    tls_name: str | None = None
-    plain: bool | None = None
-    color: Literal["auto", "always", "never"] | None = None
-    bell: bool | None = None
-    log_style: bool | None = None
+    name: Name = None
+    room: Room = None
+    password_file: PasswordFile = None
+    tls: Tls | None = None
+    tls_ca: TlsCa = None
+    tls_name: TlsName = None
+    plain: Plain | None = None
+    color: Color | None = None
+    bell: Bell | None = None
+    log_style: LogStyle | None = None
     timeout: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 

@@ -1,4 +1,4 @@
-"""The parameters that say which server a command connects to and as whom, and the connection."""
+"""What the parameters of a command say: which server to connect to, for how long to wait."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,29 +8,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from multichat.cli.config import SERVER_KEY, default_to_file, list_servers
+from multichat.cli.config_file import Server
 from multichat.cli.process import UsageMistake, with_password
 from multichat.client.options import ChatOptions
 from multichat.client.timeouts import ClientTimeouts
 from multichat.protocol.address import DEFAULT_PORT, is_loopback, parse_port, split_address
 
 if TYPE_CHECKING:
-    from multichat.cli.config_file import Server
     from multichat.client.connect import Endpoint
 
 __all__ = [
-    "AnswerTimeout",
     "Host",
-    "Name",
-    "Plain",
-    "Port",
-    "Room",
-    "Timeout",
-    "Tls",
-    "TlsCa",
-    "TlsName",
-    "Unix",
-    "Wait",
-    "find_place",
     "make_endpoint",
     "make_timeouts",
     "parse_server",
@@ -44,7 +32,6 @@ _HOST_HELP = (
     "The server: an address or host name, also as HOST:PORT or [IPV6]:PORT, or the name of a "
     "server in the configuration file."
 )
-_PORT_HELP = "TCP port of the server."
 
 Host = Annotated[
     str | None,
@@ -55,101 +42,42 @@ Host = Annotated[
         autocompletion=list_servers,
     ),
 ]
-Unix = Annotated[
-    Path | None,
-    typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
-]
-Port = Annotated[
-    int | None,
-    typer.Argument(min=1, max=65535, help=_PORT_HELP, show_default=str(DEFAULT_PORT)),
-]
-Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.", envvar="MULTICHAT_TLS")]
-TlsCa = Annotated[
-    Path | None,
-    typer.Option(
-        help="Use TLS, and trust only this CA certificate (PEM).",
-        envvar="MULTICHAT_TLS_CA",
-        show_default="the CAs of the system",
-    ),
-]
-TlsName = Annotated[
-    str | None,
-    typer.Option(
-        help="Use TLS, and verify the certificate against this host name.",
-        envvar="MULTICHAT_TLS_NAME",
-        show_default="HOST",
-    ),
-]
-Name = Annotated[
-    str | None,
-    typer.Option(help="Your name in the chat.", envvar="MULTICHAT_NAME", show_default="Client N"),
-]
-Room = Annotated[
-    str | None,
-    typer.Option(help="Room to join.", envvar="MULTICHAT_ROOM", show_default="lobby"),
-]
-Plain = Annotated[
-    bool,
-    typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
-]
-AnswerTimeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds to wait for the connection and for each answer of the server.",
-        envvar="MULTICHAT_TIMEOUT",
-        show_default="30 and 10",
-    ),
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds to wait for the connection, for each answer, and for everything to be "
-        "accepted: from the end of input on, and before it while the server takes no more.",
-        envvar="MULTICHAT_TIMEOUT",
-        show_default="30, 10, and 300 without progress",
-    ),
-]
-Wait = Annotated[
-    bool,
-    typer.Option("--wait", help="Wait until the server can be reached.", envvar="MULTICHAT_WAIT"),
-]
-
-
-def find_place(
-    context: typer.Context, host: str | None, port: int | None, unix: Path | None
-) -> tuple[str, int, Path | None]:
-    """Return the host and port, or the Unix socket, that the parameters of a command mean.
-
-    Raises `UsageMistake`.
-    """
-    if host is None:
-        if unix is None:
-            raise UsageMistake("HOST, or --unix PATH, is missing")
-        return "", 0, unix
-    server: Server | None = context.meta.get(SERVER_KEY)
-    if server is None:
-        return (*parse_server(host, port), None)
-    if server.unix is not None and port is not None:
-        raise UsageMistake(f"{host} is a Unix socket, {server.unix}: leave out PORT")
-    return host, port or server.port or 0, server.unix
 
 
 def make_endpoint(
-    place: tuple[str, int, Path | None],
+    context: typer.Context,
+    host: str | None,
+    port: int | None,
+    unix: Path | None,
     *,
-    tls: bool = False,
-    tls_ca: Path | None = None,
-    tls_name: str | None = None,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_name: str | None,
 ) -> "Endpoint":
-    """Return the endpoint at *place*; raises `UsageMistake` or `BadCertificate`."""
+    """Return the endpoint that the parameters of a command mean.
+
+    Raises `UsageMistake`, or `BadCertificate`.
+    """
     from multichat.client.connect import Endpoint, client_tls
 
-    host, port, unix = place
+    server: Server | None = context.meta.get(SERVER_KEY)
+    if server is not None:
+        if server.unix is not None and port is not None:
+            raise UsageMistake(f"{host} is a Unix socket, {server.unix}: leave out PORT")
+        port, unix = port or server.port, server.unix
+    elif host is not None:
+        host, port = parse_server(host, port)
     if unix is not None:
         return Endpoint(unix=unix)
+    if host is None:
+        raise UsageMistake("HOST, or --unix PATH, is missing")
     encrypted = tls or tls_ca is not None or tls_name is not None
-    context = client_tls(tls_ca) if encrypted else None
-    return Endpoint(host=host, port=port, tls=context, tls_name=tls_name)
+    return Endpoint(
+        host=host,
+        port=port or DEFAULT_PORT,
+        tls=client_tls(tls_ca) if encrypted else None,
+        tls_name=tls_name,
+    )
 
 
 def run_with_password(

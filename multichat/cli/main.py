@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from multichat import __version__
-from multichat.cli.config import (
-    ColorWhen,
-    config,
-    is_colored,
-)
+from multichat.cli.config import config
+from multichat.cli.config_file import history_path
 from multichat.cli.endpoint import (
-    AnswerTimeout,
     Host,
+    make_endpoint,
+    make_timeouts,
+    parse_server,
+    run_with_password,
+    split_port,
+)
+from multichat.cli.option_rules import CheckedCommand
+from multichat.cli.parameters import (
+    AnswerTimeout,
+    Bell,
+    Color,
+    ColorWhen,
+    LogStyle,
     Name,
+    PasswordFile,
     Plain,
     Port,
     Room,
@@ -27,16 +37,9 @@ from multichat.cli.endpoint import (
     TlsName,
     Unix,
     Wait,
-    find_place,
-    make_endpoint,
-    make_timeouts,
-    parse_server,
-    run_with_password,
-    split_port,
+    is_colored,
 )
-from multichat.cli.option_rules import CheckedCommand
 from multichat.cli.process import (
-    PasswordFile,
     UsageMistake,
     checked_password,
     command_line,
@@ -111,29 +114,9 @@ def connect(
         ),
     ] = False,
     timeout: Timeout = None,
-    log_style: Annotated[
-        bool,
-        typer.Option(
-            "--log-style",
-            help="Write log lines, as into a pipe.",
-            envvar="MULTICHAT_LOG_STYLE",
-        ),
-    ] = False,
-    color: Annotated[
-        ColorWhen,
-        typer.Option(
-            help="Show names in color; auto: unless NO_COLOR is set.",
-            envvar="MULTICHAT_COLOR",
-        ),
-    ] = ColorWhen.AUTO,
-    bell: Annotated[
-        bool,
-        typer.Option(
-            "--bell",
-            help="Ring the terminal's bell when your name is mentioned.",
-            envvar="MULTICHAT_BELL",
-        ),
-    ] = False,
+    log_style: LogStyle = False,
+    color: Color = ColorWhen.AUTO,
+    bell: Bell = False,
 ) -> None:
     """Join the chat on a server.
 
@@ -145,14 +128,15 @@ def connect(
 
     If standard input or output is a pipe, there is no prompt, and it writes log lines.
     """
-    place = find_place(context, host, port, unix)
     on_terminal = not (json or listen or log_style) and is_terminal()
     if replay is None:
         replay = _TERMINAL_REPLAY if on_terminal else 0
     with one_line_errors():
         import trio
 
-        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
+        endpoint = make_endpoint(
+            context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+        )
         options = ChatOptions(
             name=name,
             room=room,
@@ -172,7 +156,6 @@ def connect(
                 output_fd = fileno(sys.stdout)
                 trio.run(JsonPipe(endpoint, options, input_fd=input_fd, output_fd=output_fd).run)
             elif on_terminal:
-                from multichat.cli.config_file import history_path
                 from multichat.terminal.app import TerminalChat
                 from multichat.terminal.input_history import History
 
@@ -204,7 +187,9 @@ def _connect_plain(
     """Join the chat on a server; the same as `multichat connect --plain HOST PORT`."""
     name_or_address, tcp_port = parse_server(host, port)
     with one_line_errors():
-        endpoint = make_endpoint((name_or_address, tcp_port, None))
+        from multichat.client.connect import Endpoint
+
+        endpoint = Endpoint(host=name_or_address, port=tcp_port)
         options = ChatOptions(plain=True, password=checked_password(None))
         join = partial(_run_console, endpoint, input_fd=fileno(sys.stdin))
         run_with_password(join, endpoint, options)
@@ -251,16 +236,17 @@ def send(
         words, host = [host, *words] if host is not None else [], None
     elif host is not None and words:
         port, words = split_port(context, host, words)
-    place = find_place(context, host, port, unix)
-    if not words:
-        raise UsageMistake("TEXT is missing")
     with one_line_errors("interrupted before the server had accepted everything"):
         import trio
 
         from multichat.cli.send import send
         from multichat.stdio import until_signal
 
-        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
+        endpoint = make_endpoint(
+            context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+        )
+        if not words:
+            raise UsageMistake("TEXT is missing")
         options = ChatOptions(
             name=name,
             room=room,
@@ -292,14 +278,15 @@ def who(
     timeout: AnswerTimeout = None,
 ) -> None:
     """List the members of a room by number and name, one per line."""
-    place = find_place(context, host, port, unix)
     with one_line_errors():
         import trio
 
         from multichat.cli.who import who
         from multichat.stdio import until_signal
 
-        endpoint = make_endpoint(place, tls=tls, tls_ca=tls_ca, tls_name=tls_name)
+        endpoint = make_endpoint(
+            context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
+        )
         password, timeouts = checked_password(password_file), make_timeouts(timeout)
         options = ChatOptions(room=room, password=password, timeouts=timeouts)
         lines: list[str] = []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import IO, Annotated, Any, TextIO, TypeVar
+from typing import IO, Any, TextIO, TypeVar
 
 import typer
 
@@ -22,7 +22,6 @@ from multichat.signals import ending_signals
 
 __all__ = [
     "PASSWORD_VARIABLE",
-    "PasswordFile",
     "UsageMistake",
     "checked_password",
     "command_line",
@@ -50,14 +49,6 @@ _T = TypeVar("_T")
 
 # Typer does not export it.
 _UsageError: Any = typer.BadParameter.__base__
-
-PasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD.",
-        envvar="MULTICHAT_PASSWORD_FILE",
-    ),
-]
 
 
 class UsageMistake(typer.BadParameter):

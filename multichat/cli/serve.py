@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from multichat.cli.config import ColorWhen, is_colored
 from multichat.cli.notices import warn
+from multichat.cli.parameters import ColorWhen, PasswordFile, is_colored
 from multichat.cli.process import (
     PASSWORD_VARIABLE,
-    PasswordFile,
     UsageMistake,
     fileno,
     is_terminal,

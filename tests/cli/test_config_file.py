@@ -1,5 +1,6 @@
 """The configuration file: valid and invalid contents, and which settings apply."""
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -9,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multichat.cli.config_file import (
+    Preferences,
     Settings,
     history_path,
     load_settings,
     settings_path,
 )
+from multichat.cli.main import connect as connect_command
+from multichat.cli.parameters import ColorWhen
 from multichat.errors import InvalidSettings
 from tests.support.processes import MULTICHAT, connect, serve
 
@@ -48,7 +52,7 @@ def values(settings: Settings, server: str | None) -> dict[str, object]:
 
 def test_settings_of_one_server_override_those_of_all(tmp_path: Path) -> None:
     settings = load_settings(written(tmp_path))
-    for_all = {"name": "alice", "color": "never", "timeout": 5.0}
+    for_all = {"name": "alice", "color": ColorWhen.NEVER, "timeout": 5.0}
     assert values(settings, None) == values(settings, "elsewhere") == for_all
     work = {"host": "chat.example", "port": 9000, "tls": True, "room": "kitchen"}
     assert values(settings, "work") == for_all | work
@@ -276,3 +280,8 @@ def test_a_file_that_would_take_long_to_read_is_refused(
 ) -> None:
     with pytest.raises(InvalidSettings, match=f": {reason}$"):
         load_settings(written(tmp_path, text))
+
+
+def test_every_key_is_an_option_of_connect() -> None:
+    options = inspect.signature(connect_command).parameters
+    assert set(Preferences.__struct_fields__) <= set(options)

@@ -1,0 +1,135 @@
+"""The parameters of the client's commands: their types, names, variables and help.
+
+Those that can be set in the configuration file are its keys, too: see `Preferences`.
+"""
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multichat.protocol.address import DEFAULT_PORT
+
+__all__ = [
+    "AnswerTimeout",
+    "Bell",
+    "Color",
+    "ColorWhen",
+    "LogStyle",
+    "Name",
+    "PasswordFile",
+    "Plain",
+    "Port",
+    "Room",
+    "Timeout",
+    "Tls",
+    "TlsCa",
+    "TlsName",
+    "Unix",
+    "Wait",
+    "is_colored",
+]
+
+
+class ColorWhen(Enum):
+    """When names are shown in color."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+def is_colored(when: ColorWhen) -> bool:
+    """Return whether to use colors; NO_COLOR (https://no-color.org) turns off AUTO."""
+    return when is ColorWhen.ALWAYS or (when is ColorWhen.AUTO and not os.environ.get("NO_COLOR"))
+
+
+Unix = Annotated[
+    Path | None,
+    typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
+]
+Port = Annotated[
+    int | None,
+    typer.Argument(
+        min=1, max=65535, help="TCP port of the server.", show_default=str(DEFAULT_PORT)
+    ),
+]
+Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.", envvar="MULTICHAT_TLS")]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option(
+        help="Use TLS, and trust only this CA certificate (PEM).",
+        envvar="MULTICHAT_TLS_CA",
+        show_default="the CAs of the system",
+    ),
+]
+TlsName = Annotated[
+    str | None,
+    typer.Option(
+        help="Use TLS, and verify the certificate against this host name.",
+        envvar="MULTICHAT_TLS_NAME",
+        show_default="HOST",
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Your name in the chat.", envvar="MULTICHAT_NAME", show_default="Client N"),
+]
+Room = Annotated[
+    str | None,
+    typer.Option(help="Room to join.", envvar="MULTICHAT_ROOM", show_default="lobby"),
+]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
+]
+AnswerTimeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait for the connection and for each answer of the server.",
+        envvar="MULTICHAT_TIMEOUT",
+        show_default="30 and 10",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        help="Seconds to wait for the connection, for each answer, and for everything to be "
+        "accepted: from the end of input on, and before it while the server takes no more.",
+        envvar="MULTICHAT_TIMEOUT",
+        show_default="30, 10, and 300 without progress",
+    ),
+]
+Wait = Annotated[
+    bool,
+    typer.Option("--wait", help="Wait until the server can be reached.", envvar="MULTICHAT_WAIT"),
+]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD.",
+        envvar="MULTICHAT_PASSWORD_FILE",
+    ),
+]
+LogStyle = Annotated[
+    bool,
+    typer.Option(
+        "--log-style", help="Write log lines, as into a pipe.", envvar="MULTICHAT_LOG_STYLE"
+    ),
+]
+Color = Annotated[
+    ColorWhen,
+    typer.Option(
+        help="Show names in color; auto: unless NO_COLOR is set.", envvar="MULTICHAT_COLOR"
+    ),
+]
+Bell = Annotated[
+    bool,
+    typer.Option(
+        "--bell",
+        help="Ring the terminal's bell when your name is mentioned.",
+        envvar="MULTICHAT_BELL",
+    ),
+]
