@@ -115,7 +115,7 @@ def _server() -> "Server":
     except ImportError:  # a revision without turns
         return Server()
     return Server(
-        shares=replace(NO_PAUSES, short_seconds=60.0, poll_seconds=60.0, talk_seconds=-1.0)
+        shares=replace(NO_PAUSES, short_seconds=60.0, poll_seconds=60.0, hold_seconds=-1.0)
     )
 
 

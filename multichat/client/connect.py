@@ -52,7 +52,7 @@ async def dial(
             stream = await trio.open_tcp_stream(host, port)
     except (OSError, ValueError) as error:  # a host that cannot be encoded is a ValueError
         lasting = isinstance(error, ValueError)
-        raise ConnectFailed(host, port, transport.reason_of(error), lasting=lasting) from error
+        raise ConnectFailed(host, port, transport.describe_error(error), lasting=lasting) from error
     if stream is None:
         raise ConnectFailed(host, port, f"no answer in {timeouts.connect:g} s")
     transport.keep_alive(stream)
@@ -65,12 +65,12 @@ async def dial(
     except BaseException as error:
         await transport.close(stream)
         lasting = isinstance(error.__cause__, ssl.SSLCertVerificationError)
-        if transport.is_no_tls(error):
+        if transport.is_not_tls(error):
             reason, lasting = "the server does not speak TLS: leave out --tls", True
         elif isinstance(error, trio.TooSlowError):
             reason = f"no TLS handshake in {timeouts.handshake:g} s; {_PERHAPS_NO_TLS}"
         elif isinstance(error, trio.BrokenResourceError | ValueError | ssl.SSLError):
-            reason = transport.reason_of(error)
+            reason = transport.describe_error(error)
             cause = error.__cause__
             if isinstance(cause, ssl.SSLEOFError | ConnectionError):
                 reason += f"; {_PERHAPS_NO_TLS}"
@@ -87,7 +87,7 @@ async def dial_unix(path: Path) -> trio.abc.Stream:
     except RuntimeError:
         raise ConnectFailed(str(path), None, "this system has no Unix sockets") from None
     except OSError as error:
-        raise ConnectFailed(str(path), None, transport.reason_of(error)) from error
+        raise ConnectFailed(str(path), None, transport.describe_error(error)) from error
 
 
 def client_tls(authority: Path | None = None) -> ssl.SSLContext:
@@ -101,7 +101,7 @@ def client_tls(authority: Path | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=authority)
     except OSError as error:
         is_tls = isinstance(error, ssl.SSLError)
-        reason = "no certificate in PEM form" if is_tls else transport.reason_of(error)
+        reason = "no certificate in PEM form" if is_tls else transport.describe_error(error)
         raise BadCertificate(authority, reason) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

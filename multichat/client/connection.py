@@ -159,7 +159,7 @@ class Connection:
 
     def lost(self) -> ConnectionLost:
         """Return the exception that says why the connection cannot be used any more."""
-        return ConnectionLost(self._queue.failure or self._lost or "the conversation is over")
+        return ConnectionLost(self._queue.failure or self._lost or "the chat has ended")
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -179,7 +179,7 @@ class Connection:
             try:
                 await self.stream.send_eof()
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self._broken, self._lost = True, transport.reason_of(error)
+                self._broken, self._lost = True, transport.describe_error(error)
 
     async def receive(self) -> list[Part]:
         """Return the lines of the next read; after the last of them the connection is *over*."""
@@ -188,7 +188,7 @@ class Connection:
             data = await self.stream.receive_some(_READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self.over = self._broken = True
-            self._lost = self._lost or transport.reason_of(error)
+            self._lost = self._lost or transport.describe_error(error)
             self._queue.close()  # the peer will not read what we would send
             return []
         if not data:
@@ -222,7 +222,7 @@ class Connection:
             lambda: self._tasks_over.is_set() and not self._unsent_bytes(), is_settled
         )
         if error := transport.pending_error(self.stream):
-            self._broken, self._lost = True, transport.reason_of(error)
+            self._broken, self._lost = True, transport.describe_error(error)
         arrived = self._queue.drained and is_settled()
         if self._stuck or not arrived or (self._broken and self._queued_bytes):
             raise self.lost()

@@ -98,7 +98,7 @@ class FrontEnd(ABC):
                     await self.show_events(chat)
                 except MultichatError as error:
                     self.failure = self.failure or error
-                nursery.cancel_scope.cancel(reason="the conversation is over")
+                nursery.cancel_scope.cancel(reason="the chat has ended")
             self.end(chat)
 
     async def _welcome(self, chat: LineChat) -> Welcome | None:

@@ -188,7 +188,7 @@ class Link:
                     await self._hold(self.connection)
                     while await self._reconnect():
                         await self._hold(self.connection)
-                    nursery.cancel_scope.cancel(reason="the conversation is over")
+                    nursery.cancel_scope.cancel(reason="the chat has ended")
         finally:
             self._ended = True
             self.changed.notify()
@@ -242,7 +242,7 @@ class Link:
                 await self.changed.wait()
             pinging.cancel(reason="the connection is over")
             if self.failure is not None or self.can_reconnect:  # nothing more is sent on it
-                connection.abort("the conversation is over")
+                connection.abort("the chat has ended")
                 await trio.aclose_forcefully(connection.stream)
 
     async def _ping(self, connection: Connection, scope: trio.CancelScope) -> None:

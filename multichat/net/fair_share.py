@@ -1,25 +1,25 @@
-"""Fair share of the event loop, by measured time: whose turn it is.  Pure: no clock of its own.
+"""Fair share of the event loop: schedules connections by measured time.  Pure; has no clock.
 
-Before what a connection sent is decoded, the connection takes a turn.  Where nobody else wants the
-loop it gets it at once; this module decides the rest, from how long earlier turns took.  It knows
-nothing of what a line or a request costs.
+Before a connection's input is decoded, the connection takes a turn.  If no other connection waits,
+the turn begins immediately; otherwise this module decides who is next, from the duration of earlier
+turns.  It does not estimate the cost of a line or a request.
 
 - *Short* turns are those of a connection whose turns take at most `Shares.short_seconds` on
   average.  The connection that has used least goes first, and the sockets are polled in between.
-- *Long* turns go through a lane: one at a time, round robin over the addresses and then over the
-  connections of each.  While anybody takes short turns, each is followed by a pause in proportion
-  to its length, so that all turns of a lane together take a bounded share of the time.
+- *Long* turns go through a lane: one at a time, round robin over addresses and then over the
+  connections of each.  While other connections take short turns, each long turn is followed by a
+  pause proportional to its length, so that a lane takes a bounded share of the time.
 
-There are two lanes: one for new connections, and for accepting them, and one for the rest.  Who
-takes a long turn now and then, as for a line in a large room, has a credit for that and goes among
-the short ones.
+There are two lanes: one for accepting connections and for new connections, and one for the others.
+A connection that takes an occasional long turn, such as for a line in a large room, pays for it
+from a credit, and is scheduled among the short turns.
 
 Invariants:
 
-1. A short turn waits for at most one long turn, and for short turns.
-2. Without short turns of others nobody pauses: one who talks alone has all of the time.
-3. While there are short turns of others, each lane has at most its share of the time, and so have
-   all credits together.  New connections pause only for short turns of connections that are not.
+1. A short turn waits for at most one long turn, and for other short turns.
+2. A lane pauses only while others take short turns: a single active connection gets all the time.
+3. While others take short turns, each lane gets at most its share of the time, and so do all
+   credits together.  New connections pause only for short turns of established connections.
 """
 
 import heapq
@@ -32,71 +32,71 @@ __all__ = ["NO_PAUSES", "Account", "FairShare", "Shares"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shares:
-    """How the time of the event loop is shared."""
+    """Parameters of the scheduling of the event loop."""
 
     # More than a line takes in a room of twenty; in one of a hundred it takes 0.5 ms.
     short_seconds: float = 0.00025
-    # What a connection's turns may take above that before they are long: as much as eight.
+    # How far a connection's turns may exceed that, in all, before they are long: eight short turns.
     excess_seconds: float = 0.002
-    # So long after a short turn the lanes still pause: those who talk with each other wait for each
-    # other most of the time.
-    talk_seconds: float = 0.1
-    # When turns have taken so long, the sockets are polled before the next.
+    # The lanes still pause for this long after a short turn: two clients that exchange messages
+    # spend most of the time waiting for each other.
+    hold_seconds: float = 0.1
+    # After this much time in turns, the sockets are polled before the next turn.
     poll_seconds: float = 0.00025
-    # What the lanes have of the time.  About as much again is not measured: trio's own work for new
-    # tasks, and the kernel's for new connections.
+    # Each lane's share of the time.  The work of trio for new tasks and of the kernel for new
+    # connections is not measured and takes about as much again.
     slow_lane: float = 0.1
     new_lane: float = 0.2
-    # A connection is new until it has used its credit; then the credit grows again, so fast for
-    # each, and for all together.
+    # A connection is new until it has used its credit.  After that the credit grows again, at these
+    # rates for each connection and for all of them together.
     credit_seconds: float = 0.02
     credit_per_second: float = 0.02
     credits_per_second: float = 0.1
-    # A turn counts as no longer than this, and the next long turn waits no longer for its end: it
-    # may be waiting for a disk or a slow member.
+    # A turn is counted as at most this long, and the next long turn waits at most this long for its
+    # end, because it may be waiting for a disk or a slow member.
     longest_seconds: float = 0.025
 
 
-# For tests that look at a server as soon as nothing more happens.
+# For tests that examine a server as soon as all its tasks are blocked.
 NO_PAUSES = Shares(slow_lane=1.0, new_lane=1.0, longest_seconds=0.0)
 
 
 class Account:
-    """What one connection from *place* has used; with *accepts*, it is a listener.
+    """The time used by one connection from *address*; with *accepts*, by a listener.
 
     Belongs to the `FairShare` that it is passed to.
     """
 
     __slots__ = (
         "accepts",
+        "address",
         "credit",
         "credit_at",
         "excess",
+        "has_turn",
         "is_long",
         "is_new",
         "last",
-        "place",
         "rank",
-        "turn",
         "waits",
     )
 
-    def __init__(self, place: Hashable, shares: Shares, *, accepts: bool = False) -> None:
-        self.place = place
+    def __init__(self, address: Hashable, shares: Shares, *, accepts: bool = False) -> None:
+        self.address = address
         self.accepts = accepts
-        self.turn = False  # whether it has one
+        self.has_turn = False
         self.waits = False
-        self.last = 0.0  # how long its last turn was
-        self.excess = shares.excess_seconds  # until it is known better
-        self.is_long = True  # whether its next turn is
-        self.rank = 0.0  # what it has used; whoever was idle has no advantage by it
+        self.last = 0.0  # the duration of its last turn
+        self.excess = shares.excess_seconds  # assumed until turns are measured
+        self.is_long = True  # whether its next turn is long
+        self.rank = 0.0  # the time it has used; being idle gives no advantage
         self.is_new = True
         self.credit = math.inf if accepts else shares.credit_seconds
         self.credit_at = 0.0
 
 
 class _Lane:
-    """Long turns: who waits for one, and when the next may begin."""
+    """A queue of connections that wait for long turns, and when the next may begin."""
 
     def __init__(self, share: float) -> None:
         self._pause = 1 / share - 1
@@ -104,64 +104,64 @@ class _Lane:
         self.free_at = -math.inf
 
     def push(self, account: Account) -> None:
-        """Have *account* wait, as the last from its address."""
-        self.waiting.setdefault(account.place, {})[account] = None
+        """Add *account* as the last of its address."""
+        self.waiting.setdefault(account.address, {})[account] = None
 
     @property
     def first(self) -> Account:
-        """Who is next."""
+        """The next account."""
         return next(iter(next(iter(self.waiting.values()))))
 
     def pop(self) -> Account:
-        """Return who is next; its address comes last from here on."""
+        """Remove and return the next account, and move its address to the end."""
         account = self.first
-        place = next(iter(self.waiting))
-        accounts = self.waiting.pop(place)
+        address = next(iter(self.waiting))
+        accounts = self.waiting.pop(address)
         del accounts[account]
         if accounts:
-            self.waiting[place] = accounts
+            self.waiting[address] = accounts
         return account
 
     def remove(self, account: Account) -> None:
-        """Have *account* not wait any more, if it does."""
-        accounts = self.waiting.get(account.place, {})
+        """Remove *account* if it is waiting."""
+        accounts = self.waiting.get(account.address, {})
         if account in accounts:
             del accounts[account]
             if not accounts:
-                del self.waiting[account.place]
+                del self.waiting[account.address]
 
     def charge(self, seconds: float, now: float) -> None:
-        """Pause for a turn that took so long."""
+        """Pause in proportion to a turn of *seconds*."""
         self.free_at = max(self.free_at, now) + self._pause * seconds
 
 
-class _Talk:
-    """Until when an account is held up by the short turns of others: *seconds* after the last."""
+class _ShortTurns:
+    """Until when the short turns of others hold up an account: *seconds* after the last of them."""
 
-    __slots__ = ("_at", "_others_at", "_seconds", "_talker")
+    __slots__ = ("_at", "_latest", "_others_at", "_seconds")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._talker: Account | None = None  # who had the last one
-        self._at = self._others_at = -math.inf  # when that was, and when the last of anybody else
+        self._latest: Account | None = None  # the account of the last short turn
+        self._at = self._others_at = -math.inf  # when that was, and the last of any other account
 
     def note(self, account: Account, now: float) -> None:
-        """Note that *account* has had a short turn."""
-        if account is not self._talker:
-            self._talker, self._others_at = account, self._at
+        """Record a short turn of *account*."""
+        if account is not self._latest:
+            self._latest, self._others_at = account, self._at
         self._at = now
 
     def lasts_until(self, account: Account) -> float:
-        """Return until when *account* is held up."""
-        return (self._others_at if account is self._talker else self._at) + self._seconds
+        """Return the time until which *account* is held up."""
+        return (self._others_at if account is self._latest else self._at) + self._seconds
 
 
 class FairShare:
-    """The connections of one server, and whose turn it is.
+    """The scheduler of one server's connections.
 
-    Whoever wants a turn calls `ask`, and waits if that returns False until `next` returns it.  When
-    there is nothing more to do in that turn, it calls `end`.  `asked_at` is set to None after each
-    poll of the sockets.  `now` is a clock that does not go back, in seconds.
+    To take a turn, a connection calls `ask`; if that returns False, it waits until `next` returns
+    it.  At the end of the turn it calls `end`.  The caller sets `asked_at` to None after each poll
+    of the sockets.  `now` is the time of a monotonic clock in seconds.
     """
 
     def __init__(self, shares: Shares | None = None) -> None:
@@ -169,27 +169,27 @@ class FairShare:
         self._new_lane = _Lane(self.shares.new_lane)
         self._slow_lane = _Lane(self.shares.slow_lane)
         self._short: list[tuple[float, int, Account]] = []  # a heap
-        self._asked = self._asked_before_long = 0  # how many have, for a short turn
-        self._floor = 0.0  # the rank of who had the last short turn
-        self._talk = _Talk(self.shares.talk_seconds)
-        self._known_talk = _Talk(self.shares.talk_seconds)  # without that of new connections
-        self.asked_at: float | None = None  # when somebody first did since that poll
-        self._in_lane: Account | None = None  # who has a long turn now
+        self._asked = self._asked_before_long = 0  # the number of requests for short turns
+        self._floor = 0.0  # the rank of the last short turn
+        self._short_turns = _ShortTurns(self.shares.hold_seconds)
+        self._established_short_turns = _ShortTurns(self.shares.hold_seconds)
+        self.asked_at: float | None = None  # the first request since the last poll
+        self._in_lane: Account | None = None  # the account that has a long turn now
         self._in_lane_until = -math.inf
         self._lane_was_last = False
-        self._credits = self._credits_at = 0.0  # to be given to those who have used theirs
+        self._credits = self._credits_at = 0.0  # for accounts that have used theirs
 
     @property
-    def anybody_waits(self) -> bool:
-        """Whether there is anybody for `next` to return, now or later."""
+    def has_waiting(self) -> bool:
+        """Whether `next` will return any account, now or later."""
         return bool(self._short or self._new_lane.waiting or self._slow_lane.waiting)
 
-    def others_talk(self, account: Account, now: float) -> bool:
-        """Whether anybody but *account* took a short turn just now."""
-        return now <= self._talk.lasts_until(account)
+    def others_are_active(self, account: Account, now: float) -> bool:
+        """Return whether another account took a short turn within `Shares.hold_seconds`."""
+        return now <= self._short_turns.lasts_until(account)
 
     def ask(self, account: Account, now: float) -> bool:
-        """Ask for a turn; return whether it begins at once."""
+        """Request a turn; return whether it begins immediately."""
         if self.asked_at is None:
             self.asked_at = now
         may_begin = now - self.asked_at <= self.shares.poll_seconds and not self._short
@@ -197,7 +197,7 @@ class FairShare:
         if lane is None:
             account.rank = max(account.rank, self._floor)
             if may_begin:
-                account.turn = True
+                account.has_turn = True
                 return True
             self._asked += 1
             heapq.heappush(self._short, (account.rank, self._asked, account))
@@ -210,7 +210,7 @@ class FairShare:
         return False
 
     def next_at(self, now: float) -> float:
-        """Return when to poll the sockets and then call `next`; infinity if nobody waits."""
+        """Return when to poll the sockets and call `next`; infinity if no account waits."""
         if self._short:
             return now
         return min(
@@ -219,7 +219,7 @@ class FairShare:
         )
 
     def next(self, now: float) -> list[Account]:
-        """Return whose turns begin now: one long one, or as many short ones as fit."""
+        """Return the accounts whose turns begin now: one long turn, or several short ones."""
         due = [
             lane for lane in self._lanes if lane.waiting and self._due_at(lane, lane.first) <= now
         ]
@@ -234,40 +234,40 @@ class FairShare:
         while self._short and (not begin or self._short[0][2].last <= left):
             rank, _, account = heapq.heappop(self._short)
             if account.waits:
-                account.waits, account.turn = False, True
+                account.waits, account.has_turn = False, True
                 self._floor = max(self._floor, rank)
                 left -= account.last
                 begin.append(account)
         return begin
 
     def _owes_short_turns(self) -> bool:
-        """Return whether somebody waits for a short turn since before the last long one began."""
+        """Return whether a short turn has been waiting since before the last long one began."""
         return any(
             asked <= self._asked_before_long and account.waits for _, asked, account in self._short
         )
 
     def withdraw(self, account: Account) -> None:
-        """Note that *account* does not wait any more."""
-        account.waits = False  # which is enough for the heap
+        """Stop waiting for a turn of *account*."""
+        account.waits = False  # `next` skips it in the heap
         for lane in self._lanes:
             lane.remove(account)
 
     def end(self, account: Account, seconds: float, now: float) -> None:
-        """Note that the turn of *account* is over, and that it took so long."""
+        """End the turn of *account*, which took *seconds*."""
         shares = self.shares
         was_long = account.is_long
-        account.turn = False
+        account.has_turn = False
         account.last = seconds = min(seconds, shares.longest_seconds)
         account.rank += seconds
         excess = account.excess + seconds - shares.short_seconds
         account.excess = min(shares.excess_seconds, max(0.0, excess))
         account.is_long = account.accepts or account.excess >= shares.excess_seconds
         if not (account.is_long or was_long):
-            self._talk.note(account, now)
+            self._short_turns.note(account, now)
             if not account.is_new:
-                self._known_talk.note(account, now)
-        # By what the turn has turned out to be: one that began as a short one is paid for, too, and
-        # so are the short ones of new connections, which are not accepted so fast then.
+                self._established_short_turns.note(account, now)
+        # Charged by the actual duration: a turn that began as a short one may have become long.
+        # Short turns of new connections are charged too, which slows down accepting.
         if account.is_new:
             self._new_lane.charge(seconds, now)
             account.credit -= seconds
@@ -281,7 +281,7 @@ class FairShare:
             self._in_lane = None
 
     def _lane_of(self, account: Account, now: float) -> _Lane | None:
-        """Return the lane for the next turn of *account*, a long one; None for none."""
+        """Return the lane for the next, long turn of *account*; None if it has credit."""
         if account.is_new:
             return self._new_lane
         return None if self._credit_of(account, now) > 0 else self._slow_lane
@@ -307,14 +307,14 @@ class FairShare:
 
     def _due_at(self, lane: _Lane, account: Account) -> float:
         """Return when *account*, which is next in *lane*, may begin its turn."""
-        # Many that connect at once and say hello hold up the slow lane, but not each other.
-        talk = self._known_talk if lane is self._new_lane else self._talk
+        # Many new connections at once hold up the slow lane, but not each other.
+        talk = self._established_short_turns if lane is self._new_lane else self._short_turns
         paused_until = min(lane.free_at, talk.lasts_until(account))
         return paused_until if self._in_lane is None else max(paused_until, self._in_lane_until)
 
     def _begin_long(self, lane: _Lane, account: Account, now: float) -> None:
-        account.waits, account.turn = False, True
-        lane.free_at = min(lane.free_at, now)  # nobody waits later for what disturbed nobody
+        account.waits, account.has_turn = False, True
+        lane.free_at = min(lane.free_at, now)  # a pause that was not needed is not made up for
         self._in_lane, self._in_lane_until = account, now + self.shares.longest_seconds
         self._lane_was_last = True
         self._asked_before_long = self._asked

@@ -1,7 +1,6 @@
-"""Where a server listens: TCP ports, Unix sockets, and the certificate that it shows.
+"""Listeners on TCP ports and Unix sockets, and the server's TLS context.
 
-What is opened here is closed by whoever gets it.  Everything that the system refuses is one
-`ListenFailed`.
+The caller closes what is opened here.  All errors of the system are raised as `ListenFailed`.
 """
 
 import errno
@@ -22,25 +21,25 @@ from multichat.net.turns import Meter, Turns
 
 __all__ = [
     "FairListener",
-    "beyond_loopback",
+    "is_reachable_remotely",
     "listen_tcp",
     "listen_unix",
     "server_tls",
-    "unlinked_at_end",
+    "unlink_at_end",
 ]
 
-# How a machine without IPv6 refuses to listen on it.
+# The errors of a machine without IPv6.
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 
 _BACKLOG = 1024
 
 
 class FairListener(trio.abc.Listener[trio.SocketStream]):
-    """A *listener* whose new connections take *turns* with those that there are.
+    """A *listener* whose new connections take *turns* with the existing ones.
 
-    Connections wait in the kernel's queue, where they cost nothing.  One that was closed there,
-    and nothing was sent on it, is not returned.  Closing this closes the listener; a cancelled
-    `accept` has accepted nothing.
+    Until then, connections wait in the kernel's queue, where they cost nothing.  A connection that
+    the peer closed there, without having sent anything, is dropped.  Closing this closes
+    *listener*; a cancelled `accept` has accepted nothing.
     """
 
     def __init__(self, listener: trio.abc.Listener[trio.SocketStream], turns: Turns) -> None:
@@ -48,15 +47,15 @@ class FairListener(trio.abc.Listener[trio.SocketStream]):
         self._meter = Meter(turns, listener, accepts=True)
 
     async def accept(self) -> trio.SocketStream:
-        """Return the next connection when it is its turn; raises as the listener's."""
+        """Return the next connection when it is its turn; raises the listener's errors."""
         return await self._meter.measure(self._accept())
 
     async def _accept(self) -> trio.SocketStream:
         while True:
             await self._meter.take()
-            self._meter.end()  # else it would go on until somebody connects
+            self._meter.end()  # otherwise the turn would last until the next connection
             stream = await self._listener.accept()
-            if not _has_gone(stream.socket):
+            if not _is_abandoned(stream.socket):
                 return stream
             stream.socket.close()
 
@@ -65,9 +64,9 @@ class FairListener(trio.abc.Listener[trio.SocketStream]):
         await self._listener.aclose()
 
 
-def _has_gone(connection: trio.socket.SocketType) -> bool:
-    """Whether the other end has hung up, and said nothing before it."""
-    # Trio's would wait, where this does not: the descriptor is one of its own.
+def _is_abandoned(connection: trio.socket.SocketType) -> bool:
+    """Return whether the peer has closed the connection without having sent anything."""
+    # On a duplicate of the descriptor, because the `recv` of a trio socket would wait.
     plain = socket.socket(connection.family, connection.type, connection.proto, connection.fileno())
     try:
         return not plain.recv(1, socket.MSG_PEEK)
@@ -80,9 +79,9 @@ def _has_gone(connection: trio.socket.SocketType) -> bool:
 
 
 async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.SocketListener]:
-    """Listen on TCP *port* of every *host*, or with None of every interface.
+    """Listen on TCP *port* of every *host*; None is every interface.
 
-    With port 0 the system chooses one for the first, and the others share it.
+    With port 0 the system chooses a port for the first host, and the others share it.
     """
     everywhere = host is None
     if host is None:
@@ -95,7 +94,7 @@ async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.S
     for each in hosts:
         try:
             opened = await trio.open_tcp_listeners(port, host=each)
-            for listener in opened:  # the connections that it accepts inherit this
+            for listener in opened:  # accepted connections inherit this option
                 listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             listeners += opened
         except (OSError, ValueError) as error:
@@ -103,21 +102,21 @@ async def listen_tcp(port: int, host: str | Sequence[str] | None) -> list[trio.S
                 break
             for listener in listeners:
                 listener.socket.close()
-            raise ListenFailed(each, port, transport.reason_of(error)) from error
+            raise ListenFailed(each, port, transport.describe_error(error)) from error
         port = port or listeners[0].socket.getsockname()[1]
     return listeners
 
 
 async def listen_unix(path: Path, mode: int) -> trio.SocketListener:
-    """Listen on a Unix socket at *path*, which is *mode* for the file system from the first moment.
+    """Listen on a Unix socket at *path*, which has the permissions *mode* from the start.
 
-    A socket that a server left behind there is removed; one that somebody listens on, and anything
-    else, is not.
+    A stale socket of a server that has ended is replaced.  Raises `ListenFailed` if the socket is
+    in use, or if *path* is anything but a socket.
     """
     where = str(path)
     try:
         await _remove_stale(path)
-        # Not trio's: a bind is at once here, and must not let go of the mask.
+        # Not trio's `bind`: no other task may run while the umask is changed.
         plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             before = os.umask(0o777 & ~mode)
@@ -132,7 +131,7 @@ async def listen_unix(path: Path, mode: int) -> trio.SocketListener:
     except AttributeError:
         raise ListenFailed(where, None, "this system has no Unix sockets") from None
     except OSError as error:
-        raise ListenFailed(where, None, transport.reason_of(error)) from error
+        raise ListenFailed(where, None, transport.describe_error(error)) from error
     return trio.SocketListener(trio.socket.from_stdlib_socket(plain))
 
 
@@ -153,8 +152,8 @@ async def _remove_stale(path: Path) -> None:
 
 
 @contextmanager
-def unlinked_at_end(path: Path) -> Iterator[None]:
-    """Remove the socket at *path* when the block ends, unless somebody else's stands there now."""
+def unlink_at_end(path: Path) -> Iterator[None]:
+    """Remove the socket at *path* when the block ends, unless it has been replaced."""
     ours = _identity(path)
     try:
         yield
@@ -172,16 +171,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def beyond_loopback(listener: trio.SocketListener) -> bool:
-    """Say whether other machines may reach it."""
+def is_reachable_remotely(listener: trio.SocketListener) -> bool:
+    """Return whether other machines may be able to reach *listener*."""
     name = listener.socket.getsockname()
     return isinstance(name, tuple) and not ip_address(name[0].partition("%")[0]).is_loopback
 
 
 def server_tls(certificate: Path, key: Path | None = None) -> ssl.SSLContext:
-    """Return the TLS of a server that shows *certificate*, a PEM file with the whole chain.
+    """Return a TLS context for a server with *certificate*, a PEM file with the whole chain.
 
-    Its *key* may stand in the same file.  TLS 1.2 and up.  Raises `BadCertificate`.
+    The private *key* may be in the same file.  TLS 1.2 or later.  Raises `BadCertificate`.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -1,4 +1,4 @@
-"""How much memory is held for connected clients.  Pure."""
+"""The memory budget of connected clients.  Pure."""
 
 import math
 from collections.abc import Callable
@@ -7,14 +7,14 @@ __all__ = ["MemoryBudget"]
 
 
 class MemoryBudget:
-    """How much memory is held for connected clients: send queues, unfinished lines, nonces.
+    """Counts the memory held for connected clients: send queues, partial lines, nonces.
 
-    What several send queues share is counted once: a block that a thousand members have still to
-    take costs what one copy costs.  *on_over* is called, synchronously and perhaps often, while
-    more than *limit_bytes* are held.
+    Bytes that several send queues share are counted once: a block that is queued for a thousand
+    members costs as much as one copy.  While more than *limit_bytes* are held, *on_over* is called
+    synchronously, possibly often.
     """
 
-    # Above this part of the limit nobody's send queue grows beyond what a lagging member's does.
+    # Above this part of the limit, send queues are limited to the size for lagging members.
     TIGHT_PART = 0.5
 
     __slots__ = ("_holders", "_on_over", "held_bytes", "limit_bytes")
@@ -23,33 +23,33 @@ class MemoryBudget:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
         self._on_over = on_over
-        self._holders: dict[int, int] = {}  # by the identity of what is held, and so stays itself
+        self._holders: dict[int, int] = {}  # by `id`, which is unique while the bytes are held
 
     @property
     def over(self) -> bool:
-        """Whether more is held than may be."""
+        """Whether more than the limit is held."""
         return self.held_bytes > self.limit_bytes
 
     @property
     def tight(self) -> bool:
-        """Whether clients should be held to less than they may have at other times."""
+        """Whether so much is held that send queues are limited to a smaller size."""
         return self.held_bytes > self.limit_bytes * self.TIGHT_PART
 
     def add(self, size: int) -> None:
-        """Note *size* bytes more, or fewer, that nobody shares."""
+        """Add *size* bytes, which may be negative, of memory that is not shared."""
         self.held_bytes += size
         if size > 0 and self.over:
             self._on_over()
 
     def hold(self, data: bytes) -> None:
-        """Note that one more holds *data*."""
+        """Add a holder of *data*."""
         holders = self._holders.get(id(data), 0)
         self._holders[id(data)] = holders + 1
         if not holders:
             self.add(len(data))
 
     def release(self, data: bytes) -> None:
-        """Note that one of those who held *data* does not any more."""
+        """Remove a holder of *data*."""
         holders = self._holders[id(data)] - 1
         if holders:
             self._holders[id(data)] = holders

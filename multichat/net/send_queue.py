@@ -1,16 +1,16 @@
-"""One member's send queue: a bounded memory channel of bytes, and the task that empties it.
+"""A client's send queue: a bounded memory channel of bytes, and the task that writes them.
 
-Owns the order of everything that is written to one stream, the count of what waits, and the
-answer to "is there room?".  It never decides what becomes of a slow member: that is the room's.
+Owns the order of everything that is written to one stream, the number of bytes that wait, and
+whether there is space.  The room, not this module, decides what to do about a slow member.
 
 Invariants:
 
-1. Bytes go out in the order in which they were offered, or not at all.
-2. `waiting_bytes` counts what was offered and not yet handed to the stream.  It changes in the
-   same step as the decision that depends on it, so nothing can overtake what waits.
-3. While nothing waits, bytes are offered to the kernel at once; the channel, and the task that
-   empties it, are what happens next: a member who keeps up never needs either.
-4. Nobody waits for a closed send queue.
+1. Bytes are written in the order in which they were queued, or not at all.
+2. `waiting_bytes` counts what was queued and not yet passed to the stream.  It changes in the same
+   step as the decision that depends on it, so nothing can overtake queued bytes.
+3. While nothing waits, bytes are written directly to the socket.  Only if the kernel does not take
+   them are the channel and the writer task used; a member that keeps up needs neither.
+4. No task waits for a closed send queue.
 """
 
 import enum
@@ -21,46 +21,45 @@ from os import write
 import trio
 
 from multichat.net.memory_budget import MemoryBudget
-from multichat.net.transport import close, eager_fileno, reason_of, send_all, unsent_bytes
+from multichat.net.transport import close, describe_error, eager_fileno, send_all, unsent_bytes
 
 __all__ = ["SendQueue", "SendResult"]
 
-# What one client may have waiting; all of them together are bounded by `--memory`.
+# The size of one client's send queue; `--memory` limits all of them together.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 
-# The same while memory is tight: what a lagging member has at other times.  It gets less then.
+# The size while memory is tight, which otherwise is that of a lagging member.
 _TIGHT_WAITING_BYTES = 256 * 1024
 _TIGHT_DIVISOR = 8
 
-# Large enough that the system call's own cost is lost in the copying, small enough that the
-# copy we join stays in the cache.
+# Large enough to make the cost of the system call negligible, small enough for the joined copy to
+# stay in the CPU cache.
 _WRITE_BYTES = 256 * 1024
 
 
 class SendResult(enum.Enum):
-    """What became of bytes that were offered to a send queue."""
+    """The result of sending bytes through a send queue."""
 
-    SENT = enum.auto()  # the kernel has all of them
-    QUEUED = enum.auto()  # some or all of them wait
-    FULL = enum.auto()  # none of them was taken
-    CLOSED = enum.auto()  # nobody is there to take them
+    SENT = enum.auto()  # the kernel has taken all bytes
+    QUEUED = enum.auto()  # some or all bytes wait
+    FULL = enum.auto()  # no space; nothing was queued
+    CLOSED = enum.auto()  # the queue is closed; nothing was queued
 
 
 _SENT, _QUEUED, _FULL, _CLOSED = SendResult
 
 
 class SendQueue:
-    """The way out to one stream.
+    """The send queue of one *stream*.
 
-    Any task may `try_send`, `put`, `miss` and `close`; exactly one runs `run`, which alone writes
-    to *stream* while anything waits.  The stream is not closed here.
+    Any task may call `try_send`, `put`, `miss` and `close`.  Exactly one task calls `run`, which is
+    the only writer to *stream* while bytes wait.  Does not close the stream.
 
-    *max_batches* bounds how many offers wait, `MAX_WAITING_BYTES` how many bytes; a single offer
-    above that is taken when nothing else waits.  *encode_missed* says how the member is told that
-    it missed that many messages.  *budget* is what all send queues of a server share; what waits
-    here counts in it.  *on_waiting* is called once, synchronously, when something has to wait and
-    nobody runs `run` yet: it has a task do so.  *on_empty* is called, synchronously, whenever
-    nothing waits any more.
+    At most *max_batches* batches and `MAX_WAITING_BYTES` bytes wait; a larger batch is accepted
+    when the queue is empty.  *encode_missed* encodes the notice of how many messages were missed.
+    *budget* is shared by all send queues of a server and counts the bytes that wait.  *on_waiting*
+    is called once, synchronously, when bytes have to wait for the first time: it starts the task
+    that calls `run`.  *on_empty* is called, synchronously, whenever the queue has become empty.
     """
 
     __slots__ = (
@@ -68,7 +67,6 @@ class SendQueue:
         "_closed",
         "_encode_missed",
         "_fileno",
-        "_handed_bytes",
         "_last_words",
         "_max_batches",
         "_missed",
@@ -80,6 +78,7 @@ class SendQueue:
         "_space_callbacks",
         "_stream",
         "_torn",
+        "_written_bytes",
         "drained",
         "failure",
         "waiting_bytes",
@@ -111,27 +110,27 @@ class SendQueue:
         self._closed = False
         self._last_words = b""
         self._torn: memoryview | None = None
-        self._handed_bytes = 0  # to the stream, but for what never had to wait
+        self._written_bytes = 0  # except batches that never had to wait
         self._space_callbacks: list[Callable[[], object]] | None = None
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more is taken; what waits may still be on its way."""
+        """Whether the queue accepts nothing more; queued bytes may still be written."""
         return self._closed
 
     @property
     def held_bytes(self) -> int:
-        """How much memory is held for the client: what waits, and what was noted."""
+        """The memory held for the client, in bytes: the queue, and what `note` has added."""
         return self.waiting_bytes + self._noted_bytes
 
     def note(self, size: int) -> None:
-        """Note how much memory is held for the client besides; nothing once this is closed."""
+        """Set how much other memory is held for the client; ignored once this is closed."""
         if size != self._noted_bytes and not self._closed:
             self._budget.add(size - self._noted_bytes)
             self._noted_bytes = size
 
     def try_send(self, data: bytes) -> SendResult:
-        """Take *data* if there is room for all of it, without waiting."""
+        """Write or queue *data* without waiting, if there is space for all of it."""
         if self._closed:
             return _CLOSED
         if self._missed:
@@ -139,17 +138,17 @@ class SendQueue:
         rest: bytes | memoryview = data
         if not self.waiting_bytes:
             if self._fileno is not None:
-                # A function of its own here, or one object more for each member, is what one would
-                # measure in a quiet room: it is the cache that is cold then.
+                # Inline, and without another object for each member: in a quiet room, where the CPU
+                # cache is cold, either would be measurable.
                 try:
                     taken = write(self._fileno(), data)
-                except OSError:  # full, or broken: then the next ordinary write says why
+                except OSError:  # full, or broken: then the next write by `run` reports the error
                     taken = 0
                 if taken == len(data):
                     self._missed = 0
                     return _SENT
                 rest = memoryview(data)[taken:]
-                self._handed_bytes += taken
+                self._written_bytes += taken
         elif self.waiting_bytes + len(data) > self._most_bytes:
             return _FULL
         if self._send is None and self._on_waiting is not None:
@@ -164,7 +163,7 @@ class SendQueue:
         return _QUEUED
 
     def fit(self, size: int) -> int:
-        """Return how many bytes may be queued here of what is replayed, mostly *size*."""
+        """Return how many bytes of a replay may be queued; *size*, or less if memory is tight."""
         return max(1, size // _TIGHT_DIVISOR) if self._budget.tight else size
 
     @property
@@ -177,9 +176,9 @@ class SendQueue:
         return self._send
 
     async def put(self, data: bytes) -> SendResult:
-        """Offer *data* and wait as long as it takes until there is room; never `SendResult.FULL`.
+        """Write or queue *data*, after waiting for space; never returns `SendResult.FULL`.
 
-        Cancelled, it has taken nothing.
+        On cancellation nothing has been queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         if (try_send := self.try_send(data)) is _FULL:
@@ -195,11 +194,11 @@ class SendQueue:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """A value that changes when the peer takes bytes, while something waits."""
-        return self._handed_bytes, unsent_bytes(self._stream)
+        """Return a value that changes whenever the peer takes bytes while some are queued."""
+        return self._written_bytes, unsent_bytes(self._stream)
 
     def is_half_empty(self) -> bool:
-        """Return whether at most half of what may wait does."""
+        """Return whether the queue is at most half full."""
         return not self.waiting_bytes or (
             self.waiting_bytes <= self._most_bytes // 2 and self._batches <= self._max_batches // 2
         )
@@ -209,7 +208,7 @@ class SendQueue:
         return 0 if self._send is None else self._send.statistics().current_buffer_used
 
     def has_room(self, size: int) -> bool:
-        """Say whether an offer of that *size*, in bytes, would be taken now, or never again."""
+        """Return whether `try_send` of *size* bytes would not return `SendResult.FULL` now."""
         if self._closed or not self.waiting_bytes:
             return True
         if self.waiting_bytes + size > self._most_bytes:
@@ -217,7 +216,7 @@ class SendQueue:
         return self._batches < self._max_batches
 
     async def wait_for_space(self) -> None:
-        """Wait until there may be room again, or nobody is left."""
+        """Wait until there may be space, or the queue is closed."""
         space = trio.Event()
         self.call_when_space(space.set)
         try:
@@ -227,16 +226,16 @@ class SendQueue:
                 self._space_callbacks.remove(space.set)
 
     def miss(self, messages: int) -> None:
-        """Note that the member goes without so many *messages*; it is told in their place."""
+        """Record that the member misses that many *messages*; it is told so in their place."""
         self._missed += messages
 
     def take_missed(self) -> bytes:
-        """Return the notice of what was missed, if anything was; it is not sent by itself then."""
+        """Return the notice of missed messages, if any, instead of sending it."""
         missed, self._missed = self._missed, 0
         return self._encode_missed(missed) if missed else b""
 
     def call_when_space(self, callback: Callable[[], object]) -> None:
-        """Call *callback* once, synchronously, when there may be room again or nobody is left."""
+        """Call *callback* once, synchronously, when there may be space or the queue is closed."""
         if self._closed:
             callback()
         elif self._space_callbacks is None:
@@ -245,7 +244,7 @@ class SendQueue:
             self._space_callbacks.append(callback)
 
     def forget(self) -> None:
-        """Drop what waits, but for the rest of what is half written; `close` MUST follow."""
+        """Drop what waits, except the rest of a partial write; `close` MUST follow."""
         if self._receive is not None:
             with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
                 while True:
@@ -257,11 +256,11 @@ class SendQueue:
                         self._budget.release(piece)
 
     async def abort(self) -> None:
-        """Close the stream at once, so that nothing of what waits is held any longer."""
+        """Close the stream immediately, which releases what waits."""
         await close(self._stream)
 
     def close(self, last_words: bytes = b"") -> None:
-        """Take nothing more; what waits, and then *last_words*, is still written.  Idempotent."""
+        """Accept nothing more; what waits, and then *last_words*, is still written.  Idempotent."""
         if self._closed:
             return
         self.note(0)
@@ -274,13 +273,13 @@ class SendQueue:
         self._notify()
 
     async def run(self) -> None:
-        """Write what is offered until the send queue is closed, then what waits and the last words.
+        """Write queued bytes until the queue is closed and empty, then the last words.
 
-        Called after `close`, where nothing ever had to wait, it writes the last words alone.
+        If it is called after `close`, and nothing ever had to wait, it writes only the last words.
 
-        Sets `drained` when all of it was handed to the stream, `failure` to the reason when the
-        stream broke; either way the send queue is closed.  So it is after cancellation: then the
-        stream may have half a line on it and MUST NOT be written to again.
+        Sets `drained` when everything was written, or `failure` to the reason when the stream
+        broke; in both cases the queue is closed.  It is also closed on cancellation: then half a
+        line may have been sent, and the stream MUST NOT be written to again.
         """
         try:
             if not self._closed:
@@ -293,9 +292,9 @@ class SendQueue:
                 await send_all(self._stream, self._last_words)
             self.drained = True
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            # Not the error itself: its traceback refers to us, so that whoever left, with all that
-            # it was sent last, would wait for the collector.
-            self.failure = reason_of(error)
+            # Not the error itself: its traceback refers to this object, and the reference cycle
+            # would keep the queue of a client that left in memory until a garbage collection.
+            self.failure = describe_error(error)
         finally:
             self.close()
             self.forget()
@@ -310,16 +309,16 @@ class SendQueue:
     ) -> None:
         async for piece in receive:
             joined = self._join_waiting(receive, piece)
-            self._notify()  # there are free slots in the channel
+            self._notify()  # the channel has free slots
             try:
                 await send_all(self._stream, joined)
             finally:
                 self._budget.release(_whole(joined))
             self.waiting_bytes -= len(joined)
-            self._handed_bytes += len(joined)
+            self._written_bytes += len(joined)
             self._notify()
             if not self.waiting_bytes:
-                if self._missed:  # perhaps nothing follows for long
+                if self._missed:  # it may be long until the next message
                     self.try_send(b"")
                 if self._on_empty is not None:
                     self._on_empty()
@@ -327,9 +326,10 @@ class SendQueue:
     def _join_waiting(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview
     ) -> bytes | memoryview:
-        """Return *piece* and what waits behind it, in one; it is held as that.
+        """Return *piece* joined with the batches behind it, which are held as one from then on.
 
-        Not while memory is tight: a copy is this client's alone, what waits may be shared by all.
+        While memory is tight, return *piece* alone: a joined copy belongs to this client, but
+        queued batches may be shared by all members.
         """
         pieces = [piece]
         size = len(piece)
@@ -356,5 +356,5 @@ class SendQueue:
 
 
 def _whole(piece: bytes | memoryview) -> bytes:
-    """Return what is kept alive by a piece."""
+    """Return the bytes object that *piece* keeps alive."""
     return piece.obj if isinstance(piece, memoryview) else piece  # type: ignore[return-value]

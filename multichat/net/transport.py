@@ -1,7 +1,7 @@
-"""What we ask of a stream beyond `trio.abc.Stream`, and what we do where it cannot answer.
+"""Operations on streams beyond `trio.abc.Stream`: TLS, addresses, socket options, closing.
 
-Everything above this module runs on any stream.  Here stands what only sockets can do, each
-behind a function with an honest answer for the rest.
+The other modules work on any stream.  Operations that only sockets support are functions here,
+with a defined result for other streams.
 """
 
 import errno
@@ -26,28 +26,27 @@ __all__ = [
     "check_pem_file",
     "close",
     "close_gracefully",
+    "describe_error",
     "eager_fileno",
     "encrypt",
     "format_address",
     "handshake",
     "has_input",
-    "is_no_tls",
+    "is_not_tls",
     "keep_alive",
     "peek",
     "peer_address",
     "peer_user",
     "pending_error",
-    "reason_of",
     "receive_some",
     "send_all",
     "unsent_bytes",
 ]
 
-# A peer that vanished without a word is noticed after about four of these.
+# A peer that vanished is detected after about four of these.
 KEEP_ALIVE_SECONDS = 30
 
-# So much later than we disconnect a client that takes nothing, the kernel does: whether anybody has
-# noticed or not.
+# The kernel gives up on a client that takes nothing this much later than the server disconnects it.
 USER_TIMEOUT_SECONDS = 60
 
 # After the end of output a connection is read for this long before it is closed: if data arrives
@@ -56,10 +55,10 @@ LINGER_SECONDS = 1.0
 
 _DISCARD_BYTES = 64 * 1024
 
-# For a layer above a socket that does not say how much it wants.
+# For a layer above a socket that passes no `max_bytes`.
 _RECEIVE_BYTES = 64 * 1024
 
-# Linux: the process, user and group at the other end of a Unix socket.
+# Linux: the process, user and group of a Unix socket's peer.
 _CREDENTIALS = struct.Struct("3i")
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
@@ -73,9 +72,9 @@ _REASONS = {
 
 
 def check_pem_file(path: Path) -> None:
-    """Raise `BadCertificate` for what is no regular file.
+    """Raise `BadCertificate` if *path* is not a regular file.
 
-    OpenSSL would wait for the other end of a FIFO, and no signal would end that.
+    OpenSSL would wait for a FIFO's writer, and no signal would interrupt that.
     """
     try:
         check_regular(path)
@@ -83,13 +82,13 @@ def check_pem_file(path: Path) -> None:
         raise BadCertificate(path, (error.strerror or "").lower()) from error
 
 
-def reason_of(error: BaseException) -> str:
-    """Say in a few lower-case words why the system, or a stream, refused.
+def describe_error(error: BaseException) -> str:
+    """Return the reason for an error of the system or of a stream, in a few lower-case words.
 
-    An exception group, as of several addresses that were tried, gives each reason once.
+    For an exception group, such as for several addresses that were tried, name each reason once.
     """
     if isinstance(error, BaseExceptionGroup):
-        return ", ".join(dict.fromkeys(reason_of(each) for each in error.exceptions))
+        return ", ".join(dict.fromkeys(describe_error(each) for each in error.exceptions))
     if isinstance(error, socket.gaierror):
         return (error.strerror or str(error)).lower()
     if isinstance(error, ssl.SSLError):
@@ -97,7 +96,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return _REASONS.get(error.errno) or os.strerror(error.errno).lower()
     if error.__cause__ is not None:
-        return reason_of(error.__cause__)
+        return describe_error(error.__cause__)
     if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError):
         return "connection broken"
     return str(error)
@@ -111,30 +110,30 @@ def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLEOFError):
         return "the TLS connection broke off"
     said = (error.reason or str(error)).lower().replace("_", " ")
-    _, alert, words = said.partition(" alert ")  # what the other side says of us
+    _, alert, words = said.partition(" alert ")  # sent by the peer
     return f"TLS: the other side says {words}" if alert else f"TLS: {said}"
 
 
-# OpenSSL's numbers for a certificate, or an issuer, that nobody we trust has signed.
+# OpenSSL's error numbers for a certificate that no trusted authority has signed.
 _UNKNOWN_ISSUER = (18, 19, 20, 21)
 
-# What OpenSSL calls bytes that are no TLS, in its several versions.
+# OpenSSL's reasons for bytes that are not TLS, in its different versions.
 _NO_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"}
 
 
-def is_no_tls(error: BaseException) -> bool:
-    """Return whether a TLS handshake failed with *error* because the other side speaks no TLS."""
+def is_not_tls(error: BaseException) -> bool:
+    """Return whether a TLS handshake failed with *error* because the peer does not use TLS."""
     return getattr(error.__cause__, "reason", None) in _NO_TLS
 
 
 class TooMuchData(trio.BrokenResourceError):
-    """A peer sent more than it may before the TLS handshake is done."""
+    """A peer sent more bytes than allowed before the end of the TLS handshake."""
 
 
-class _HangingUp(trio.abc.Stream):
-    """A stream that is closed as `close_gracefully` does, for the layer above it that closes it.
+class _GracefulStream(trio.abc.Stream):
+    """A stream whose `aclose` is `close_gracefully`, for the TLS layer above that closes it.
 
-    Of what comes it hands out at most `max_bytes`, which may be changed, and then is broken.
+    Receives at most `max_bytes`, which may be changed; after that it raises `TooMuchData`.
     """
 
     def __init__(self, stream: trio.abc.Stream, linger_seconds: float, linger_reads: float) -> None:
@@ -173,13 +172,13 @@ def encrypt(
     linger_seconds: float = LINGER_SECONDS,
     linger_reads: float = math.inf,
 ) -> "trio.SSLStream[trio.abc.Stream]":
-    """Return TLS over *stream*: a client's if it has a *server_hostname*, else a server's.
+    """Return a TLS stream over *stream*: the client's side if there is a *server_hostname*.
 
-    The caller calls `do_handshake`.  Closing it sends TLS's own goodbye and closes *stream* as
-    `close_gracefully` does, with *linger_seconds* and *linger_reads*.
+    The caller performs the handshake.  Closing it sends TLS's close_notify and closes *stream* by
+    `close_gracefully`, with *linger_seconds* and *linger_reads*.
     """
     return trio.SSLStream(
-        _HangingUp(stream, linger_seconds, linger_reads),
+        _GracefulStream(stream, linger_seconds, linger_reads),
         context,
         server_hostname=server_hostname,
         server_side=server_hostname is None,
@@ -187,12 +186,12 @@ def encrypt(
 
 
 async def handshake(stream: "trio.SSLStream[trio.abc.Stream]", max_bytes: int) -> None:
-    """Do the handshake of a *stream* of `encrypt`, for which at most *max_bytes* are read.
+    """Perform the handshake of a *stream* from `encrypt`, reading at most *max_bytes*.
 
-    Raises as `do_handshake`, and `TooMuchData`.
+    Raises the errors of `do_handshake`, and `TooMuchData`.
     """
     below = stream.transport_stream
-    assert isinstance(below, _HangingUp)  # noqa: S101
+    assert isinstance(below, _GracefulStream)  # noqa: S101
     below.max_bytes = max_bytes
     await stream.do_handshake()
     below.max_bytes = math.inf
@@ -202,28 +201,28 @@ def _socket_of(stream: trio.abc.Stream) -> trio.SocketStream | None:
     """Return the socket beneath a stream, if there is one."""
     if isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
-    if isinstance(stream, _HangingUp):
+    if isinstance(stream, _GracefulStream):
         stream = stream.stream
     return stream if isinstance(stream, trio.SocketStream) else None
 
 
 def eager_fileno(stream: trio.abc.Stream) -> Callable[[], int] | None:
-    """Return what says the number to hand bytes to at once, with `os.write`; None if there is none.
+    """Return a function for the descriptor to pass to `os.write` without waiting; None if none.
 
-    It MUST be asked anew for each write: it is -1 once the stream is closed, and a number that was
-    kept may be somebody else's by then.  The socket does not block: a write takes what fits, and an
-    `OSError` means that it took nothing.  One MUST NOT write while a task is in `send_all` of the
-    same stream, or while bytes that were meant to go first still wait.
+    It MUST be called for each write: it returns -1 once the stream is closed, and by then another
+    file may have the old number.  The socket does not block: a write takes what fits, and an
+    `OSError` means that it took nothing.  The caller MUST NOT write while a task is in `send_all`
+    of the same stream, or while earlier bytes still wait.
     """
     if type(stream) is not trio.SocketStream or sys.platform == "win32":
-        return None  # there, a socket is no file
+        return None  # on Windows, a socket is not a file descriptor
     return stream.socket.fileno
 
 
 def peer_address(stream: trio.abc.Stream) -> str:
-    """Return where *stream* comes from, as people write it; empty if it cannot be known.
+    """Return the peer's address of *stream* in readable form; empty if it is unknown.
 
-    Taken once, at accept: a peer that has just left has no address any more.
+    Call it once, at accept: a connection that has been closed has no address.
     """
     if (below := _socket_of(stream)) is not None and below.socket.family != _AF_UNIX:
         try:
@@ -234,9 +233,9 @@ def peer_address(stream: trio.abc.Stream) -> str:
 
 
 def peer_user(stream: trio.abc.Stream) -> int | None:
-    """Return the number of the user at the other end of a Unix socket; None if it is no such.
+    """Return the user id of a Unix socket's peer; None for other streams.
 
-    -1 where the system does not say who it is.
+    -1 if the system does not provide it.
     """
     below = _socket_of(stream)
     if below is None or below.socket.family != _AF_UNIX:
@@ -249,23 +248,23 @@ def peer_user(stream: trio.abc.Stream) -> int | None:
 
 
 async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytearray:
-    """Do as `stream.receive_some`, but leave no reference cycle behind a broken connection.
+    """Like `stream.receive_some`, but create no reference cycle when the connection breaks.
 
     Trio translates a socket's errors in a `contextlib.contextmanager`.  Since Python 3.12 such an
-    error and the frame that it passed through refer to each other, so that everything that its
-    callers held would stay in memory until the collector runs.
+    error and the frame that it passed through refer to each other, which would keep everything that
+    the callers hold in memory until the next garbage collection.
 
-    In a task that serves a connection, what came is returned when it is that connection's turn.
+    In a task that serves a connection, data is returned when it is that connection's turn.
     """
     meter = current_meter.get()
     if type(stream) is trio.SocketStream:
         try:
-            if meter is None or sys.platform == "win32":  # there, a socket is no file
+            if meter is None or sys.platform == "win32":  # where a socket is not a file descriptor
                 return await stream.socket.recv(max_bytes)
             return await _receive_in_turn(stream.socket, max_bytes, meter)
         except OSError as error:
             raise _stream_error(error) from error
-    if meter is None or type(stream) is trio.SSLStream:  # which calls this for what it decrypts
+    if meter is None or type(stream) is trio.SSLStream:  # which receives by this function below
         return await stream.receive_some(max_bytes)
     meter.end()
     data = await stream.receive_some(meter.most_bytes(max_bytes))
@@ -276,9 +275,9 @@ async def receive_some(stream: trio.abc.Stream, max_bytes: int) -> bytes | bytea
 async def _receive_in_turn(
     connection: trio.socket.SocketType, max_bytes: int, meter: Meter
 ) -> bytes:
-    """Return what comes when it is its turn, which goes on while more has come already.
+    """Return the next data in the connection's turn, which continues if data is there already.
 
-    Cancelled, it has read nothing, also while it waits for the turn.
+    On cancellation nothing has been read, even while waiting for the turn.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     if meter.has_short_turn:
@@ -296,19 +295,19 @@ async def _receive_in_turn(
 
 
 def _read_at_once(connection: trio.socket.SocketType, max_bytes: int) -> bytes | None:
-    """Return what has come; None if nothing has."""
+    """Return the data that has arrived; None if there is none."""
     try:
         return os.read(connection.fileno(), max_bytes)
-    except BlockingIOError:  # caught here: a coroutine's frame takes more memory afterwards
+    except BlockingIOError:  # caught here, because it would enlarge a coroutine's frame for good
         return None
 
 
 def has_input(stream: trio.abc.Stream) -> bool:
-    """Return whether bytes, or the end of input, wait to be read from the socket beneath."""
+    """Return whether the underlying socket has bytes, or EOF, to read."""
     below = _socket_of(stream)
     if below is None:
         return False
-    if not hasattr(select, "poll"):  # on Windows, where the next line has no limit of numbers
+    if not hasattr(select, "poll"):  # Windows, where `select` has no limit on descriptors
         return bool(select.select([below.socket], [], [], 0)[0])
     poll = select.poll()
     poll.register(below.socket, select.POLLIN)
@@ -316,7 +315,7 @@ def has_input(stream: trio.abc.Stream) -> bool:
 
 
 async def send_all(stream: trio.abc.Stream, data: bytes | bytearray | memoryview) -> None:
-    """Do as `stream.send_all`, but leave no reference cycle behind; see `receive_some`."""
+    """Like `stream.send_all`, but create no reference cycle; see `receive_some`."""
     if type(stream) is not trio.SocketStream:
         await stream.send_all(data)
         return
@@ -334,9 +333,10 @@ def _stream_error(error: OSError) -> Exception:
 
 
 async def peek(stream: trio.abc.Stream) -> bytes:
-    """Wait for the first byte that comes, and leave it there; nothing where nobody can, or at EOF.
+    """Wait for the first byte and return it without consuming it.
 
-    Raises `trio.BrokenResourceError`.
+    Returns no bytes at EOF, and immediately for a stream that is not on a socket.  Raises
+        `trio.BrokenResourceError`.
     """
     if (below := _socket_of(stream)) is None:
         await trio.lowlevel.checkpoint()
@@ -350,7 +350,7 @@ async def peek(stream: trio.abc.Stream) -> bytes:
 
 
 def format_address(name: object) -> str:
-    """Spell what `getsockname` returns: `127.0.0.1:9000`, `[::1]:9000`, or a path."""
+    """Format a result of `getsockname`: `127.0.0.1:9000`, `[::1]:9000`, or a path."""
     match name:
         case (str(host), int(port), *_):
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -358,9 +358,9 @@ def format_address(name: object) -> str:
 
 
 def keep_alive(stream: trio.abc.Stream, stall_seconds: float = 60.0) -> None:
-    """Have the kernel ask a silent peer whether it is there, and give up on one that is not.
+    """Enable TCP keep-alive, so that the kernel detects a peer that has vanished.
 
-    Nor does it wait for one that takes nothing for *stall_seconds* and `USER_TIMEOUT_SECONDS` more.
+    Also limits the wait for a peer that takes nothing to *stall_seconds* + `USER_TIMEOUT_SECONDS`.
     """
     below = _socket_of(stream)
     if below is None or below.socket.family == _AF_UNIX:
@@ -377,13 +377,13 @@ def keep_alive(stream: trio.abc.Stream, stall_seconds: float = 60.0) -> None:
             milliseconds = int(min(2**31 - 1, (USER_TIMEOUT_SECONDS + stall_seconds) * 1000))
             below.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     except OSError:
-        pass  # a peer that has just left
+        pass  # the peer has just disconnected
 
 
 def unsent_bytes(stream: trio.abc.Stream) -> int:
-    """Return how much the kernel holds that the peer has not acknowledged; 0 if nobody knows.
+    """Return how many sent bytes the peer's kernel has not acknowledged; 0 if unknown.
 
-    Also 0 after a reset: Linux goes on counting what was not acknowledged, but nothing will be.
+    Also 0 after a reset: Linux still counts those bytes, but they will never be acknowledged.
     """
     try:
         import fcntl
@@ -401,7 +401,7 @@ def unsent_bytes(stream: trio.abc.Stream) -> int:
 
 
 def pending_error(stream: trio.abc.Stream) -> OSError | None:
-    """Return what went wrong on a socket since the last call on it, and forget it."""
+    """Return and clear the pending error of the socket, if any."""
     if (below := _socket_of(stream)) is not None:
         try:
             number = below.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -417,11 +417,11 @@ async def close_gracefully(
     linger_seconds: float = LINGER_SECONDS,
     linger_reads: float = math.inf,
 ) -> None:
-    """Send EOF, read and discard until the peer closes too or *linger_seconds* are over, close.
+    """Send EOF, discard input until the peer closes or *linger_seconds* have passed, and close.
 
-    After *linger_reads* nothing more is read, so that a peer that goes on sending costs nothing;
-    a TLS stream has a number of its own, see `encrypt`.  Never raises on account of the peer.
-    Cancelled, it has closed the stream.
+    After *linger_reads* reads nothing more is read, so that a peer that keeps sending costs
+    nothing; for a TLS stream, pass that to `encrypt`.  Never raises because of the peer.  The
+    stream is also closed on cancellation.
     """
     try:
         with trio.move_on_after(linger_seconds):
@@ -434,13 +434,13 @@ async def close_gracefully(
             else:
                 await stream.aclose()
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-        pass  # it is gone already
+        pass  # it is closed already
     finally:
         await close(stream)
 
 
 async def _send_eof(stream: trio.abc.HalfCloseableStream) -> None:
-    """Do as `stream.send_eof`, but leave no reference cycle behind; see `receive_some`."""
+    """Like `stream.send_eof`, but create no reference cycle; see `receive_some`."""
     if type(stream) is not trio.SocketStream:
         await stream.send_eof()
         return
@@ -452,10 +452,10 @@ async def _send_eof(stream: trio.abc.HalfCloseableStream) -> None:
 
 
 async def close(stream: trio.abc.Stream) -> None:
-    """Close *stream* at once, also where the caller was cancelled.  Idempotent.
+    """Close *stream* immediately, even if the caller was cancelled.  Idempotent.
 
-    Trio's own way does it for every kind of stream, by cancelling; that costs a twentieth of a
-    client's whole visit each time, and every layer closes what it was given.
+    `trio.aclose_forcefully` works for every stream but is slow: it takes a twentieth of the time of
+    a whole short connection, and every layer closes its stream.
     """
     if type(stream) is trio.SocketStream:
         stream.socket.close()

@@ -158,13 +158,13 @@ class Admission:
         except transport.TooMuchData:
             raise AdmissionRefused(f"more than {MAX_BYTES} bytes without a TLS handshake") from None
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            if transport.is_no_tls(error):
+            if transport.is_not_tls(error):
                 raise AdmissionRefused(*NO_TLS) from None
             if isinstance(error.__cause__, ssl.SSLEOFError):  # mostly without a word why
                 raise AdmissionRefused(
                     "TLS handshake aborted; perhaps the client does not trust the certificate"
                 ) from None
-            raise AdmissionRefused(transport.reason_of(error)) from None
+            raise AdmissionRefused(transport.describe_error(error)) from None
         if in_time.cancelled_caught:
             raise AdmissionRefused(f"no TLS handshake in {self._config.handshake_seconds:g} s")
         return encrypted

@@ -33,10 +33,10 @@ from multichat.net import transport
 from multichat.net.fair_share import Shares
 from multichat.net.listeners import (
     FairListener,
-    beyond_loopback,
+    is_reachable_remotely,
     listen_tcp,
     listen_unix,
-    unlinked_at_end,
+    unlink_at_end,
 )
 from multichat.net.turns import Meter, Turns, current_meter
 from multichat.protocol.address import DEFAULT_PORT
@@ -177,7 +177,7 @@ class Server:
             if unix is not None:
                 listeners.append(await listen_unix(unix, unix_mode))
                 stack.callback(listeners[0].socket.close)
-                stack.enter_context(unlinked_at_end(unix))
+                stack.enter_context(unlink_at_end(unix))
             tcp = [] if port is None else await listen_tcp(port, host)
             # Before the first connection is accepted.
             self._log_start(tcp, unix, encrypted=tls is not None)
@@ -202,7 +202,7 @@ class Server:
             needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
             text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
             self._log.line("start", text)
-        if encrypted or not any(map(beyond_loopback, tcp)):
+        if encrypted or not any(map(is_reachable_remotely, tcp)):
             return
         if self.config.password is None:
             # Not at level WARNING: the specification's log has one level up to here.
@@ -403,7 +403,9 @@ class Server:
                     self._bans_changed = False
                     await trio.to_thread.run_sync(save_bans, file, self._bans.known())
         except (OSError, MultichatError) as error:
-            reason = str(error) if isinstance(error, MultichatError) else transport.reason_of(error)
+            reason = (
+                str(error) if isinstance(error, MultichatError) else transport.describe_error(error)
+            )
             self._log.line("STATE", f"The bans are in force, but were not saved: {reason}", ERROR)
         finally:
             self._saving_bans = False

@@ -264,7 +264,7 @@ class Session:
                 self.member, leave.reason, last_words=leave.last_words, for_good=leave.for_good
             )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._registry.leave(self.member, transport.reason_of(error))
+            self._registry.leave(self.member, transport.describe_error(error))
         else:
             self._registry.leave(self.member)
 

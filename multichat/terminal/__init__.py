@@ -1,1 +1,1 @@
-"""What people see and type on a terminal: the chat, and the console of a server."""
+"""Interactive terminal programs: the chat client and the server's admin console."""

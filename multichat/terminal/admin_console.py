@@ -1,11 +1,11 @@
-"""The operator's console: lines typed at the terminal of a server, and the answers to them.
+"""The operator's console: runs the commands that are typed at the server's terminal.
 
-Owns how the commands of `ADMIN_COMMANDS` are run; what they do is up to the server.
+Maps the commands of `ADMIN_COMMANDS` to calls on the server, and formats the answers.
 
-1. Commands run at once, even if clients are slow: messages, and the shutdown after them, wait in a
-   queue in the order in which they were typed.
-2. Every line gets an answer of a few lines at most; a mistake is one line and ends nothing.
-3. Everything that is shown is filtered, because names and reasons come from other people.
+1. Commands run immediately, even if clients are slow.  Messages, and a shutdown that follows them,
+   are queued in the order in which they were typed.
+2. Every line gets a short answer.  An error is one line and ends neither console nor server.
+3. All output is cleaned, because names and reasons come from other people.
 """
 
 import os
@@ -39,16 +39,16 @@ from multichat.server.bans import (
 from multichat.stdio import read_input
 from multichat.terminal.wrap import columns_of
 
-if TYPE_CHECKING:  # who starts us
+if TYPE_CHECKING:  # the server imports this module
     from multichat.server.member import MemberInfo
     from multichat.server.server import Server
 
-__all__ = ["AdminConsole", "console_fd", "run_console", "terminal_stops_nobody"]
+__all__ = ["AdminConsole", "background_access_fails", "console_fd", "run_console"]
 
-# Ten pasted pages; a line takes up to two seconds if the server waits for a slow client.
+# About ten pasted pages.  Each line can take two seconds while the server waits for a slow client.
 MAX_WAITING_LINES = 1000
 
-# The width of a narrow terminal; wider tables are cut.
+# Wider tables are truncated, to fit a narrow terminal.
 _COLUMNS = 60
 _GAP = "  "
 _LEAST_COLUMN = 8
@@ -62,10 +62,10 @@ or forever, which is the default; a number is minutes."""
 
 
 class AdminConsole:
-    """The console of a *server*; `run` is called once.
+    """The console of *server*; `run` may be called once.
 
-    *show* is called with each line of an answer, which is clean, and must not wait.  *clock*
-    returns the seconds since 1970.
+    *show* is called with each cleaned line of an answer and must not block.  *clock* returns the
+    Unix time in seconds.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class AdminConsole:
         )
 
     async def run(self, lines: AsyncIterable[list[Part]]) -> None:
-        """Run *lines* to their end, and return when all messages have been sent.
+        """Run the commands in *lines*, and return when all messages have been sent.
 
-        If it is cancelled, queued messages are not sent.
+        On cancellation, messages that are still queued are dropped.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work)
@@ -129,9 +129,9 @@ class AdminConsole:
     def _fail(self, error: Exception) -> None:
         if isinstance(error, MultichatError):
             self._show(str(error))
-        else:  # a bug, which must end neither the console nor the server
-            Log("server").crash("a command of the operator's crashed", error)
-            self._show("that failed; see the log")
+        else:  # a bug, which must not end the console or the server
+            Log("server").crash("an operator command crashed", error)
+            self._show("internal error; see the log")
 
     def _run_command(self, line: str) -> None:
         name, rest = split_command(line)
@@ -170,7 +170,7 @@ class AdminConsole:
         self._server.shutdown()
 
     def _client(self, who: str) -> int:
-        """Return the number of the client *who*; raises `LocalProtocolError` without one."""
+        """Return the number of the client *who*; raises `LocalProtocolError` if there is none."""
         client = self._server.find(who)
         if client is None:
             nobody = "no client" if who.isdecimal() else "nobody called"
@@ -193,7 +193,7 @@ class AdminConsole:
         self._show(f"banned {ban.describe(self._clock())} ({clients} disconnected)")
 
     def _split_target(self, rest: str) -> tuple[Target, str]:
-        """Split off what is banned; an address and `name NAME` come before names of clients."""
+        """Split off the target of a ban; addresses and `name NAME` take precedence over clients."""
         what, terms = split_target(rest)
         if " " in what or _is_network(what):
             return parse_target(what), terms
@@ -203,7 +203,7 @@ class AdminConsole:
         return parse_target(who), terms
 
     def _target(self, client: int) -> Target:
-        """Return what bans *client*: its address, or its name if it has no address."""
+        """Return the ban target for *client*: its address, or its name if it has no address."""
         info = next(each for each in self._server.members if each.client == client)
         if (network := network_of(info.address)) is not None:
             return network
@@ -213,7 +213,7 @@ class AdminConsole:
             raise InvalidBan(f"{info.name} has neither an address nor a name; /kick it") from None
 
     def _parse_terms(self, terms: str) -> tuple[float | None, str]:
-        """Return the end of a ban and the reason; a word that begins with a digit is a time."""
+        """Return the expiry and the reason of a ban; a word starting with a digit is a duration."""
         word, _, rest = terms.partition(" ")
         if not (word[:1].isdecimal() or word.lower() == "forever"):
             return None, terms
@@ -255,7 +255,7 @@ class AdminConsole:
 
 
 def _split_who(text: str) -> tuple[str, str]:
-    """Split off a client: a number, a name, or two words as in `Client 7`."""
+    """Split off a client: a number, a name, or two words such as `Client 7`."""
     who, _, rest = text.partition(" ")
     rest = rest.lstrip()
     if who.lower() == "client" and rest:
@@ -288,7 +288,7 @@ def _format_bytes(count: int) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align *rows*, numbers to the right; the widest columns are cut to fit."""
+    """Format *rows* as a table, with numbers right-aligned and the widest columns truncated."""
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > _COLUMNS:
         widest = max(widths)
@@ -313,9 +313,9 @@ def _fit(text: str, width: int) -> str:
 
 
 def console_fd() -> int | None:
-    """Return the descriptor of standard input if it is a terminal in whose foreground we are.
+    """Return the descriptor of standard input if it is a terminal and we are in its foreground.
 
-    Otherwise None: reading from a terminal in the background stops the process.
+    Otherwise return None: reading from a terminal in the background would stop the process.
     """
     try:
         fd = sys.stdin.fileno()
@@ -329,8 +329,8 @@ def console_fd() -> int | None:
 
 
 @contextmanager
-def terminal_stops_nobody() -> Iterator[None]:
-    """Let the use of the terminal fail in the background instead of stopping the process."""
+def background_access_fails() -> Iterator[None]:
+    """Ignore SIGTTIN and SIGTTOU: in the background, terminal I/O fails instead of stopping us."""
     if sys.platform == "win32":
         yield
         return
@@ -344,15 +344,15 @@ def terminal_stops_nobody() -> Iterator[None]:
 
 
 async def run_console(server: "Server", show: Callable[[str], object]) -> None:
-    """Run the commands that are typed at the terminal; return at once if there is none.
+    """Run the commands that are typed at the terminal; return immediately if there is none.
 
-    For the main thread only.  *show* is as for `AdminConsole`.  Also returns at the end of the
-    input, and in the background; the server continues.
+    Main thread only.  *show* is the same as for `AdminConsole`.  Also returns at the end of input
+    or when the process is in the background; the server keeps running.
     """
     fd = console_fd()
     if fd is None:
         await trio.lowlevel.checkpoint()
         return
-    with terminal_stops_nobody():
+    with background_access_fails():
         await AdminConsole(server, show).run(read_input(fd))
-    show("The console has ended, the server continues")
+    show("The console has ended; the server keeps running")

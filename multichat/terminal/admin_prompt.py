@@ -1,12 +1,12 @@
-"""The input line of a server in the foreground of a terminal, below its scrolling log.
+"""The server's input line, shown below its scrolling log when it runs in the foreground.
 
-It is the client's `prompt`, in a thread of its own, because drawing waits for a stalled terminal
-and the server must not.  The log's thread hands its lines over and waits until they are shown, so
-that the log stays bounded.  prompt_toolkit is imported in that thread, too, and does not delay the
-start.
+It uses the client's `prompt` in a thread of its own, because drawing blocks on a stalled terminal
+and the server must not block.  The log's thread passes its lines to the prompt and waits until they
+are shown, so the log's memory stays bounded.  prompt_toolkit is imported in that thread too, so
+that it does not delay the start.
 
-While the server is stopped or in the background, nothing is read or drawn, and the log's lines go
-directly to the terminal.  In the foreground the input line is shown again.
+While the server is suspended or in the background, nothing is read or drawn, and log lines go
+directly to the terminal.  The input line returns when the server is in the foreground again.
 """
 
 import os
@@ -26,8 +26,8 @@ from multichat.protocol.framing import Part
 from multichat.protocol.typed_lines import looks_like
 from multichat.terminal.admin_console import (
     AdminConsole,
+    background_access_fails,
     console_fd,
-    terminal_stops_nobody,
 )
 from multichat.terminal.completion import complete
 
@@ -41,33 +41,34 @@ __all__ = ["run_prompted_console"]
 
 _STATUS = "what you type is sent to everybody; /help lists the commands"
 
-# How long a stalled terminal may delay a suspend, and the end of the server.
+# The longest time that a stalled terminal may delay a suspend, and the server's shutdown.
 _SUSPEND_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
 
 
 async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bool = True) -> None:
-    """Run the operator's commands for *server*, with an input line below *writer*'s log.
+    """Run operator commands for *server*, with an input line below *writer*'s log.
 
-    As `operator.run_console`, but for what is in the foreground again after it was not.
+    Like `admin_console.run_console`, but continues when a background process returns to the
+        foreground.
     """
     if console_fd() is None:
         await trio.lowlevel.checkpoint()
         return
-    with terminal_stops_nobody():
+    with background_access_fails():
         async with _InputLine(writer, color=color).open() as lines:
             await AdminConsole(server, writer.show).run(lines)
-    writer.show("The console has ended, the server continues")
+    writer.show("The console has ended; the server keeps running")
 
 
 class _InputLine:
-    """The thread, and how the others talk to it; made in trio's task, opened once."""
+    """The prompt's thread and the channels to it; created in a trio task and opened once."""
 
     def __init__(self, writer: LogWriter, *, color: bool) -> None:
         self._writer, self._color = writer, color
         self._token = trio.lowlevel.current_trio_token()
         self._typed_in, self._typed = trio.open_memory_channel[tuple[str, trio.Event]](1)
-        self._obeyed: trio.Event | None = None  # of the thread's own run
+        self._line_done: trio.Event | None = None  # belongs to the thread's own trio run
         self._thread = threading.Thread(target=self._work, name="multichat console", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prompt: Prompt | None = None
@@ -75,10 +76,10 @@ class _InputLine:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[AsyncIterator[list[Part]]]:
-        """Yield what is typed, which ends with Ctrl+D; the terminal is in the end as it was."""
+        """Yield typed lines until Ctrl+D; the terminal's modes are restored on exit."""
         self._thread.start()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._heed_signals)
+            nursery.start_soon(self._handle_signals)
             try:
                 yield self._receive()
             finally:
@@ -86,13 +87,13 @@ class _InputLine:
                 await self._close()
 
     async def _receive(self) -> AsyncGenerator[list[Part]]:
-        async for line, obeyed in self._typed:
+        async for line, done in self._typed:
             yield [line]
-            self._call(obeyed.set)
+            self._call(done.set)
 
     async def _close(self) -> None:
         self._closing = True
-        if self._suspended:  # the terminal is somebody else's, and as it was
+        if self._suspended:  # another program has the terminal, and its modes are restored
             return
         self._call(self._close_prompt)
         with trio.CancelScope(shield=True):
@@ -101,11 +102,11 @@ class _InputLine:
     def _close_prompt(self) -> None:
         if self._prompt is not None:
             self._prompt.close()
-        if self._obeyed is not None:
-            self._obeyed.set()
+        if self._line_done is not None:
+            self._line_done.set()
 
     def _call(self, function: Callable[[], object]) -> None:
-        """Have the thread call *function*, if it is there yet and still."""
+        """Call *function* in the thread, if its loop is running."""
         if self._loop is not None:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(function)
@@ -117,7 +118,7 @@ class _InputLine:
 
         try:
             run_with_prompt(self._read)
-        except Exception as error:  # noqa: BLE001 - our own bug, which ends the console alone
+        except Exception as error:  # noqa: BLE001 - a bug of ours, which ends only the console
             Log("server").crash("the console crashed", error)
         finally:
             self._writer.sink = None
@@ -141,29 +142,29 @@ class _InputLine:
         ) as self._prompt:
             self._loop = asyncio.get_running_loop()
             self._writer.sink = self._show
-            # One line at a time: while the server is busy the others wait in the prompt, which says
-            # when they become too many.
+            # One line at a time: while the server is busy, further lines wait in the prompt, which
+            # warns when there are too many.
             while not self._closing:
                 line = await anext(self._prompt.typed, None)
                 if line is None or self._closing:
                     return
                 self._prompt.show([[("", f"> {line}")]])  # as a terminal echoes it
-                self._obeyed = trio.Event()
-                self._token.run_sync_soon(self._hand_over, line, self._obeyed)
-                await self._obeyed.wait()
+                self._line_done = trio.Event()
+                self._token.run_sync_soon(self._submit, line, self._line_done)
+                await self._line_done.wait()
 
     def _warn(self, text: str) -> None:
         if self._prompt is not None:
             self._prompt.show([[("", text)]])
 
-    def _hand_over(self, line: str, obeyed: trio.Event) -> None:
-        with suppress(trio.BrokenResourceError):  # the server has ended
-            self._typed_in.send_nowait((line, obeyed))
+    def _submit(self, line: str, done: trio.Event) -> None:
+        with suppress(trio.BrokenResourceError):  # the server has shut down
+            self._typed_in.send_nowait((line, done))
 
     # --- In the log's thread ----------------------------------------------------------------------
 
     def _show(self, data: bytes) -> bool:
-        """Show whole lines above the input line; return False if there is none."""
+        """Show complete lines above the input line; return False if it is not shown."""
         loop, prompt = self._loop, self._prompt
         if self._suspended or loop is None or prompt is None:
             return False
@@ -176,16 +177,16 @@ class _InputLine:
 
         try:
             loop.call_soon_threadsafe(show)
-        except RuntimeError:  # it has ended
+        except RuntimeError:  # the loop has ended
             return False
         while not shown.wait(1):
             if loop.is_closed():
                 return shown.is_set()
         return True
 
-    # --- Signals, which only the main thread hears ------------------------------------------------
+    # --- Signals, which only the main thread receives ---------------------------------------------
 
-    async def _heed_signals(self) -> None:
+    async def _handle_signals(self) -> None:
         if sys.platform == "win32":
             return
         numbers = signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH
@@ -196,12 +197,12 @@ class _InputLine:
                         await self._stop()
                     case signal.SIGCONT if console_fd() is not None:
                         self._suspended = False
-                        self._call(self._go_on)
+                        self._call(self._resume)
                     case signal.SIGWINCH:
                         self._call(self._resized)
 
     async def _stop(self) -> None:
-        """Stop, with the terminal as it was, until somebody has us go on."""
+        """Suspend the process, with the terminal's modes restored, until SIGCONT."""
         done = trio.Event()
 
         def suspend() -> None:
@@ -215,12 +216,12 @@ class _InputLine:
             with trio.move_on_after(_SUSPEND_SECONDS):
                 await done.wait()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)  # returns when we go on, which SIGCONT tells of
+        os.kill(os.getpid(), signal.SIGTSTP)  # returns after SIGCONT, which is handled above
         signal.signal(signal.SIGTSTP, handler)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         if self._prompt is not None:
-            self._prompt.go_on()
+            self._prompt.resume()
 
     def _resized(self) -> None:
         if self._prompt is not None:
@@ -228,5 +229,5 @@ class _InputLine:
 
 
 def _literally(line: str) -> str:
-    """Return the line that says *line* to everybody."""
+    """Return the input that sends *line* as a message, even if it begins with a slash."""
     return f"/{line}" if line.startswith("/") else line

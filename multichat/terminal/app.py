@@ -1,11 +1,11 @@
-"""The interactive client: typed lines go to the server, events to the screen.
+"""The interactive client: sends typed lines to the server and shows events on the screen.
 
 Owns the local commands, the ignored names, the names and rooms for completion, and the messages
-that are not accepted yet.  The terminal itself is `multichat.terminal.prompt`'s, the formatting of
-events `multichat.terminal.render`'s.
+that have not been acknowledged.  `multichat.terminal.prompt` owns the terminal itself, and
+`multichat.terminal.render` formats events.
 
-Our own messages are shown as pending until the server has accepted them, and then at their place in
-the order of the room.
+Our own messages are shown as pending until the server acknowledges them, and then in the order of
+the room.
 """
 
 import math
@@ -62,33 +62,33 @@ from multichat.protocol.typed_lines import disguised_command, looks_like, say_li
 from multichat.stdio import until_signal
 from multichat.terminal.completion import Completion, complete, expand_reply
 from multichat.terminal.event_loop import run_with_prompt
-from multichat.terminal.input_history import History, keeps
+from multichat.terminal.input_history import History, belongs_in_history
 from multichat.terminal.input_line import Syntax
 from multichat.terminal.prompt import Prompt, Show, open_prompt
-from multichat.terminal.render import DIM, WARNING, Fragments, Line, Renderer, Us
+from multichat.terminal.render import DIM, WARNING, Fragments, Identity, Line, Renderer
 
 __all__ = ["TerminalChat"]
 
-# Many joins and leaves at once are told as counts, after which we ask for the names: a thousand of
-# them are 30 KiB, which completion does not need every second.
+# After many joins and leaves at once the server sends only counts, and we request the names.  A
+# thousand names take 30 KiB, and completion does not need them every second.
 _ASK_AGAIN_SECONDS = 10.0
 
-# Sooner if the members changed while we asked: the answer may be older.
+# Sooner if the members changed during the request: the response may be outdated.
 _ASK_AGAIN_SOON_SECONDS = 1.0
 
-# How many names and rooms are kept for completion.
+# The most names, and the most rooms, kept for completion.
 _MAX_NAMES = 4096
 
-# How often we check whether all is accepted, once the terminal is gone.
+# How often we check whether everything has been acknowledged, once the terminal is gone.
 _LOOK_AGAIN_SECONDS = 0.1
 
-# How often the status counts down to the next try to reconnect.
+# How often the status line updates its countdown to the next reconnect attempt.
 _COUNT_DOWN_SECONDS = 1.0
 
-# Of the lines that wait for a connection; the rows for them are fewer.
+# The most lines waiting for a connection that are formatted; fewer rows are shown.
 _SHOWN_WAITING = 10
 
-# How many lines that were never sent are shown in the end; all are in the input history.
+# The most unsent lines that are shown at the end; all of them are in the input history.
 _SHOWN_UNSENT = 10
 
 _LOCAL_COMMANDS = COMMANDS.local_names(terminal=True)
@@ -97,9 +97,9 @@ _Said = SayBlock | Act | Direct
 
 
 class TerminalChat(FrontEnd):
-    """One run of `connect` on a terminal; `run` is called once.
+    """One run of `connect` on a terminal; `run` may be called once.
 
-    *history* is where what is typed is kept.  *bell* rings for what is meant for us in particular.
+    *history* stores the typed lines.  With *bell*, mentions and private messages ring the bell.
     """
 
     def __init__(
@@ -117,29 +117,29 @@ class TerminalChat(FrontEnd):
         self._renderer = Renderer()
         self._prompt: Prompt
         self._chat: LineChat | None = None
-        self._state = "connecting"  # empty while all is well
-        self._retrying = ""  # which try to reconnect is next, while the connection is lost
-        self._room_at_first = self._last = ""  # where we came in, and the last message there then
-        self._unsent: Sequence[Request] = ()  # what is on its way to be sent
-        self._waiting: dict[Nonce, Request] = {}  # sent and not answered, the oldest first
-        self._early: set[Nonce] = set()  # what was answered before it was known to be sent
-        self._ignored: dict[str, str] = {}  # folded: as they were typed
-        self._renamed: dict[int, str] = {}  # clients and the ignored names that they had, folded
+        self._state = "connecting"  # empty while connected
+        self._retrying = ""  # the next reconnect attempt, while the connection is lost
+        self._first_room = self._last = ""  # where we joined, and the last message there then
+        self._unsent: Sequence[Request] = ()  # being sent now
+        self._waiting: dict[Nonce, Request] = {}  # sent, not acknowledged; the oldest first
+        self._early: set[Nonce] = set()  # acknowledged before `send_typed` returned
+        self._ignored: dict[str, str] = {}  # by folded name: as typed
+        self._renamed: dict[int, str] = {}  # by client: the folded, ignored name that it had
         self._names: set[str] = set()
         self._rooms: set[str] = set()
         self._members = 0
-        self._changes = 0  # how many events have changed these
+        self._changes = 0  # how many events have changed the members
         self._names_stale = trio.Event()
-        self._lost = trio.Event()  # set for each try to reconnect
-        self._leaving = False  # by our own wish
-        self._over: list[str] = []  # what was entered when the conversation was over
-        self._last_direct: Directed | None = None  # the last private message that was shown
+        self._lost = trio.Event()  # set on each failed attempt to reconnect
+        self._leaving = False  # the user quit
+        self._typed_late: list[str] = []  # entered after the chat had ended
+        self._last_direct: Directed | None = None  # the last private message shown
 
     def run(self) -> None:
         """Connect and chat until we leave, the server closes, or a signal ends it.
 
-        Not inside of trio: it begins and ends it.  Raises as `Console.run` does.  The terminal is
-        left as it was.
+        Starts and ends its own trio run.  Raises the same errors as `Console.run`.  Restores the
+        terminal.
         """
         run_with_prompt(partial(until_signal, self._run))
 
@@ -152,24 +152,24 @@ class TerminalChat(FrontEnd):
                 try:
                     await self._converse()
                 finally:
-                    self._tell_unaccepted()
+                    self._show_unaccepted()
             except MultichatError:
                 await self._wait_for_line()
                 raise
             else:
                 await self._wait_for_line()
             finally:
-                self._tell_unsent()
+                self._show_unsent()
 
     async def _wait_for_line(self) -> None:
-        """If the chat ended while a line was being typed, keep that line from the shell."""
+        """If the chat ends while a line is being typed, keep the shell from reading that line."""
         if self._leaving:
             return
         if self._prompt.is_begun:
-            self.tell("The conversation is over; Enter leaves", warning=True)
+            self.tell("The chat has ended; press Enter to leave", warning=True)
             self._state = "not connected"
             self._prompt.close_after_next()
-            self._over += [line async for line in self._prompt.typed]
+            self._typed_late += [line async for line in self._prompt.typed]
         self._prompt.discard_input()
 
     async def _converse(self) -> None:
@@ -177,40 +177,44 @@ class TerminalChat(FrontEnd):
         await self.run_chat(await self.dial())
 
     def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
-        """Show who and where we are."""
+        """Show our name and room."""
         self._chat = chat
         self._state = ""
         chat.report_accepted()
         if welcome is None:
             self.tell("Connected")
         else:
-            self._room_at_first, self._last = welcome.room, welcome.last or ""
+            self._first_room, self._last = welcome.room, welcome.last or ""
             self._show_event(welcome)
 
     def end(self, chat: LineChat) -> None:
-        """Raise the error of the run, but for a goodbye, which was shown."""
+        """Raise the error that ended the run, except for a goodbye, which has been shown."""
         if chat.goodbye is None or not isinstance(self.failure, ConnectionLost):
             super().end(chat)
 
-    def _tell_unaccepted(self) -> None:
+    def _show_unaccepted(self) -> None:
         for request in (*self._waiting.values(), *self._unsent):
-            for line in self._renderer.typed(request, self._us, _now()):
+            for line in self._renderer.typed(request, self._identity, _now()):
                 text = "".join(text for _, text in line.fragments)
                 self.tell(f"not accepted: {text}", warning=True)
 
-    def _tell_unsent(self) -> None:
-        """Show the lines that were never sent, and keep them in the input history."""
-        lines = [line for line in (*self._over, *self._prompt.take_unsent()) if keeps(line)]
+    def _show_unsent(self) -> None:
+        """Show the lines that were not sent, and add them to the input history."""
+        lines = [
+            line
+            for line in (*self._typed_late, *self._prompt.take_unsent())
+            if belongs_in_history(line)
+        ]
         for line in lines[:_SHOWN_UNSENT]:
             self.tell(f"not sent: {line}", warning=True)
         if len(lines) > _SHOWN_UNSENT:
             self.tell(f"not sent: {len(lines) - _SHOWN_UNSENT} more lines", warning=True)
         self._history.append(*lines)
 
-    # --- What happens -----------------------------------------------------------------------------
+    # --- Events -----------------------------------------------------------------------------------
 
     async def show_events(self, chat: LineChat) -> None:
-        """Show events; ask for names and count down to the next try meanwhile."""
+        """Show events; meanwhile, refresh the names and the countdown to the next attempt."""
         with lone_exception():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask_names, chat)
@@ -220,13 +224,13 @@ class TerminalChat(FrontEnd):
                     for event in events:
                         lines += self._take(event)
                     self._show(lines)
-                nursery.cancel_scope.cancel(reason="the conversation is over")
+                nursery.cancel_scope.cancel(reason="the chat has ended")
 
     def _show_event(self, event: Event) -> None:
         self._show(self._take(event))
 
     def _take(self, event: Event) -> list[Line]:
-        """Apply an event; return its lines."""
+        """Apply an event and return the lines to show."""
         self._note(event)
         before: list[Line] = []
         match event:
@@ -235,16 +239,16 @@ class TerminalChat(FrontEnd):
             case Error(nonce=nonce) if nonce is not None:
                 before = self._settle(nonce)
             case Error(code=LineTooLong.code):
-                hint = "it was not sent; the arrow key up brings it back"
+                hint = "the line was not sent; press the up arrow to edit it"
                 return [
-                    *self._renderer.event(event, self._us, _now()),
-                    *self._renderer.told(hint, _now(), warning=True),
+                    *self._renderer.event(event, self._identity, _now()),
+                    *self._renderer.notice(hint, _now(), warning=True),
                 ]
             case Said() | Directed():
                 self.received += 1
                 if self._is_ignored(event):
                     return []
-                if isinstance(event, Directed) and event.client:  # not in the text protocol
+                if isinstance(event, Directed) and event.client:  # 0 in the text protocol
                     self._last_direct = event
             case Reconnected(resumed=False):
                 self._last_direct = None
@@ -254,29 +258,29 @@ class TerminalChat(FrontEnd):
             case HistoryPage(messages=messages):
                 heard = [said for said in messages if not self._is_ignored(said)]
                 event = msgspec.structs.replace(event, messages=heard)
-        lines = self._renderer.event(event, self._us, _now())
+        lines = self._renderer.event(event, self._identity, _now())
         if isinstance(event, Said) and self._is_replayed(event):
-            lines = [line._replace(calls=False) for line in lines]
+            lines = [line._replace(is_alert=False) for line in lines]
         return [*before, *lines]
 
     def _is_replayed(self, said: Said) -> bool:
-        """Return whether it was said before we joined, not missed later."""
-        return said.room == self._room_at_first and "" < said.id <= self._last
+        """Return whether *said* is from before we joined, as opposed to missed later."""
+        return said.room == self._first_room and "" < said.id <= self._last
 
     def _is_ignored(self, said: Said | Directed) -> bool:
         names = {fold_name(said.name), self._renamed.get(said.client)}
         return not self._ignored.keys().isdisjoint(names)
 
     def _settle(self, nonce: Nonce | None) -> list[Line]:
-        """Return the lines of a message of ours that is not pending any more."""
+        """Remove our message *nonce* from the pending ones and return its lines."""
         if nonce in self._waiting:
-            return self._renderer.typed(self._waiting.pop(nonce), self._us, _now())
+            return self._renderer.typed(self._waiting.pop(nonce), self._identity, _now())
         if nonce is not None and self._unsent:
             self._early.add(nonce)
         return []
 
     def _note(self, event: Event) -> None:
-        """Update the status, and the names for completion."""
+        """Update the status line and the names for completion."""
         self._changes += isinstance(event, Entered | Joined | Left | Renamed)
         match event:
             case Welcome(members=members):
@@ -311,7 +315,7 @@ class TerminalChat(FrontEnd):
             self._names.add(name)
 
     async def _count_down(self, chat: LineChat) -> None:
-        """While the connection is lost, show in the status which try is next, and when."""
+        """While the connection is lost, show the number and time of the next reconnect attempt."""
         while True:
             await self._lost.wait()
             self._lost = trio.Event()
@@ -325,7 +329,7 @@ class TerminalChat(FrontEnd):
             self._prompt.refresh()
 
     async def _ask_names(self, chat: LineChat) -> None:
-        """Ask for members and rooms when they may have changed without an event."""
+        """Request members and rooms when they may have changed without an event."""
         while chat.welcome is not None:
             await self._names_stale.wait()
             self._names_stale = trio.Event()
@@ -333,7 +337,7 @@ class TerminalChat(FrontEnd):
             try:
                 members, rooms = await chat.members(), await chat.rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
-                continue  # whoever reads hears of what matters
+                continue  # the receiving task reports what matters
             self._names = {member.name for member in members[:_MAX_NAMES]}
             self._members = len(members)
             self._rooms = {room.room for room in rooms[:_MAX_NAMES]}
@@ -344,13 +348,13 @@ class TerminalChat(FrontEnd):
                 self._names_stale.set()
                 await trio.sleep(_ASK_AGAIN_SOON_SECONDS)
 
-    # --- What is typed ----------------------------------------------------------------------------
+    # --- Input ------------------------------------------------------------------------------------
 
     async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
-        """Send what is typed; see `FrontEnd.send_input`."""
+        """Send typed lines; see `FrontEnd.send_input`."""
         try:
             async for line in self._prompt.typed:
-                if not await self._obey(chat, line):
+                if not await self._run_line(chat, line):
                     break
                 await trio.to_thread.run_sync(self._history.append, line)
             self._leaving = True
@@ -371,21 +375,22 @@ class TerminalChat(FrontEnd):
             self.failure = self.failure or error
 
     async def _limit_end(self, chat: LineChat, end: trio.CancelScope, gone: bool) -> None:
-        """Do not wait long for a server that goes on sending when all was accepted.
+        """Limit the wait for a server that keeps sending after everything is acknowledged.
 
-        In text nothing is accepted; there Ctrl+C ends the waiting, unless the terminal is *gone*.
+        The text protocol has no acknowledgements; there, Ctrl+C ends the wait, unless the terminal
+        is *gone*.
         """
         timeouts, is_text = self.options.timeouts, chat.welcome is None
         if is_text and not gone:
             return
         with trio.move_on_after(timeouts.progress if gone else math.inf):
-            # Nothing tells when bytes have been handed to the system.
+            # There is no event for bytes that have been written to the kernel.
             while chat.unaccepted or (is_text and chat.link.connection.waiting_bytes):  # noqa: ASYNC110
                 await trio.sleep(_LOOK_AGAIN_SECONDS)
         end.deadline = trio.current_time() + timeouts.finish
 
-    async def _obey(self, chat: LineChat, line: str) -> bool:
-        """Run or send a typed line; return False when it is time to leave."""
+    async def _run_line(self, chat: LineChat, line: str) -> bool:
+        """Run or send a typed line; return False to leave."""
         [typed] = parse_typed(line, _LOCAL_COMMANDS)
         match typed.request:
             case LocalCommand(name="/quit"):
@@ -398,8 +403,8 @@ class TerminalChat(FrontEnd):
             case LocalCommand(argument=name):
                 self._ignore(name.removeprefix("@"))
             case Reply() if chat.welcome is not None:
-                # There is no sender to answer: else the line would name one.  An ignored one does
-                # not count.
+                # `/r` is expanded while it is typed, so nobody has sent us a private message.
+                # Ignored senders do not count.
                 self.tell(NO_SENDER, warning=True)
             case request:
                 if isinstance(request, Help):
@@ -422,9 +427,13 @@ class TerminalChat(FrontEnd):
             if nonce in self._early:
                 self._show(self._settle(nonce))
         self._early.clear()
-        if chat.codec is TEXT:  # in which nobody says what is accepted
+        if chat.codec is TEXT:  # which has no acknowledgements
             self._show(
-                [line for each in said for line in self._renderer.typed(each, self._us, _now())]
+                [
+                    line
+                    for each in said
+                    for line in self._renderer.typed(each, self._identity, _now())
+                ]
             )
 
     @property
@@ -432,7 +441,7 @@ class TerminalChat(FrontEnd):
         return len(self._waiting) + len(self._unsent)
 
     def _with_name(self, request: SayBlock | Act | Direct) -> SayBlock | Act | Direct:
-        """Return *request* as it is shown: an answer to a private message names its sender."""
+        """Return *request* for display: a reply to a private message shows its sender's name."""
         last = self._last_direct
         if last is not None and isinstance(request, Direct) and request.to == last.client:
             return msgspec.structs.replace(request, to=last.name)
@@ -443,29 +452,29 @@ class TerminalChat(FrontEnd):
             listed = ", ".join(sorted(self._ignored.values())) or "nobody"
             self.tell(f"ignored: {listed}")
         elif self._ignored.pop(fold_name(name), None) is not None:
-            self.tell(f"{name} is not ignored any more")
+            self.tell(f"{name} is no longer ignored")
         else:
             self._ignored[fold_name(name)] = name
-            self.tell(f"{name} is ignored; the same again ends it")
+            self.tell(f"{name} is ignored; repeat the command to stop ignoring")
 
-    # --- What is seen -----------------------------------------------------------------------------
+    # --- Display ----------------------------------------------------------------------------------
 
     @property
-    def _us(self) -> Us:
+    def _identity(self) -> Identity:
         if self._chat is None:
-            return Us(name=self.options.name or "")
-        return Us(self._chat.client, self._chat.name)
+            return Identity(name=self.options.name or "")
+        return Identity(self._chat.client, self._chat.name)
 
     def tell(self, text: str, *, warning: bool = False) -> None:
-        """Show a line of the client itself."""
-        self._show(self._renderer.told(text, _now(), warning=warning))
+        """Show a line from the client itself."""
+        self._show(self._renderer.notice(text, _now(), warning=warning))
 
     def _warn(self, text: str) -> None:
         self.tell(text, warning=True)
 
     def _show(self, lines: Sequence[Line]) -> None:
         self._prompt.show([line.fragments for line in lines])
-        if self._bell and any(line.calls for line in lines):
+        if self._bell and any(line.is_alert for line in lines):
             self._prompt.ring()
         self._prompt.refresh()
 
@@ -475,12 +484,12 @@ class TerminalChat(FrontEnd):
     def _status(self) -> Fragments:
         parts = [str(self.endpoint)]
         if self._chat is not None and self._chat.room:
-            parts = [f"{self._us.name} in {self._chat.room}", f"{self._members} here", *parts]
+            parts = [f"{self._identity.name} in {self._chat.room}", f"{self._members} here", *parts]
         where = " · ".join(parts)
         state = ", ".join(filter(None, (self._state, self._retrying)))
         if not state:
             return [(DIM, where)]
-        # First, because a narrow terminal cuts off what stands last.
+        # The state comes first, because a narrow terminal truncates the end.
         return [(f"{WARNING} bold", state), (DIM, f" · {where}")]
 
     def _audience(self) -> str:
@@ -488,7 +497,7 @@ class TerminalChat(FrontEnd):
         return f"everybody in {room}" if room else "everybody"
 
     def _pending(self) -> list[Fragments]:
-        now, us = _now(), self._us
+        now, me = _now(), self._identity
         entered = self._prompt.waiting
         first, last = entered[:-_SHOWN_WAITING], entered[-_SHOWN_WAITING:]
         requests = (
@@ -499,19 +508,19 @@ class TerminalChat(FrontEnd):
         lines = [
             line.fragments
             for request in requests
-            for line in self._renderer.typed(request, us, now, pending=True)
+            for line in self._renderer.typed(request, me, now, pending=True)
         ]
-        return [[] for _ in first] + lines  # which are only counted, however many there are
+        return [[] for _ in first] + lines  # the first ones are only counted
 
     def _complete(self, before: str) -> list[Completion]:
-        return complete(before, self._names - {self._us.name}, self._rooms)
+        return complete(before, self._names - {self._identity.name}, self._rooms)
 
     def _expand(self, line: str) -> str:
         return expand_reply(line, None if self._last_direct is None else self._last_direct.client)
 
 
 def _said_by(block: str) -> list[SayBlock | Act | Direct]:
-    """Return what typed lines say to anybody."""
+    """Return the messages in a block of typed lines."""
     requests = [typed.request for typed in parse_typed(block)] if block else []
     return [request for request in requests if isinstance(request, _Said)]
 

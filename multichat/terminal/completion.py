@@ -1,4 +1,4 @@
-"""Completion of commands, names and rooms, and expansion of `/r`, while a line is typed.  Pure."""
+"""Completes commands, names and rooms, and expands `/r`, while a line is typed.  Pure."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ __all__ = ["Completion", "complete", "expand_reply"]
 
 
 class Completion(NamedTuple):
-    """*text* for the last *length* characters before the cursor."""
+    """Replace the last *length* characters before the cursor with *text*."""
 
     text: str
     length: int
@@ -19,16 +19,16 @@ class Completion(NamedTuple):
 def complete(
     before: str, names: Iterable[str], rooms: Iterable[str], table: CommandTable = COMMANDS
 ) -> list[Completion]:
-    """Return the completions of the last word of *before*, in the order in which to offer them.
+    """Return the completions of the last word of *before*, in display order.
 
-    Names are completed anywhere, regardless of case and of characters that look the same; commands
-    of *table* only at the beginning of a line.  An empty word is completed only behind a command.
+    Names are completed anywhere, ignoring case and Unicode variants; commands of *table* only at
+    the start of a line.  An empty word is completed only after a command.
     """
     word = before.rpartition(" ")[2]
     command = table.find(before.split(" ", maxsplit=1)[0])
     first = " " not in before
     if first and word.startswith("/"):
-        # A space behind what goes on saves one key.
+        # A space after a command that takes an argument saves a keystroke.
         found = sorted(
             each.name + " " * bool(each.completes)
             for each in table
@@ -39,7 +39,7 @@ def complete(
     if second is not None and second.completes == "room":
         return _matching(word.lstrip("#"), rooms, "")
     if second is not None and second.completes == "name":
-        # Who has no name is called "Client 7"; a message to 7 arrives.
+        # A client without a name is shown as "Client 7" and can be addressed as 7.
         end = "" if second.is_local else " "
         return _matching(word.removeprefix("@"), (_address(name) for name in names), end)
     if not word:
@@ -54,15 +54,16 @@ def _matching(word: str, names: Iterable[str], end: str) -> list[Completion]:
 
 
 def _address(name: str) -> str:
-    """Return *name* as one word: who has none is called by number."""
+    """Return *name* as one word: the number for a client without a name."""
     first, _, number = name.partition(" ")
     return number if first == "Client" and number.isdecimal() else name
 
 
 def expand_reply(line: str, last_sender: int | None) -> str:
-    """Return *line*, where it is `/r` with a space behind it as `/msg` to *last_sender*.
+    """Return *line* with a leading `/r ` replaced by `/msg` to *last_sender*.
 
-    That is a client's number: somebody else may have the name by the time the message is sent.
+    *last_sender* is a client's number, because the name may belong to another client by the time
+        the message is sent.
     """
     word, space, rest = line.partition(" ")
     command = COMMANDS.find(word) if space else None

@@ -1,8 +1,8 @@
-"""trio as a guest of the loop that a terminal's prompt needs, and the terminal's modes.
+"""Runs trio as a guest of the asyncio loop that prompt_toolkit needs, and saves terminal modes.
 
-Both loops run in one thread, the main thread of a client or the console's thread of a server, so
-that each can call functions of the other that do not wait.  Restores the terminal's modes at the
-end.  Knows nothing of what is shown or typed.
+Both loops run in one thread (a client's main thread, a server's console thread), so each can call
+synchronous functions of the other.  The terminal's modes are restored at the end.  This module does
+not know what is shown or typed.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ _T = TypeVar("_T")
 
 
 def run_with_prompt(main: Callable[[], Awaitable[_T]]) -> _T:
-    """Run *main* in trio, as `trio.run` does, where `prompt.open_prompt` can be entered.
+    """Run *main* like `trio.run`, in a run in which `prompt.open_prompt` works.
 
-    Raises what it raises.  The modes of the terminal are what they were before, whatever happened.
+    Raises what *main* raises.  The terminal's modes are always restored.
     """
     modes = TerminalModes()
-    # Not `asyncio.run`, which answers Ctrl+C by leaving trio's run in the middle.
+    # Not `asyncio.run`: on Ctrl+C it would abandon the trio run halfway.
     loop = asyncio.new_event_loop()
     try:
         result = loop.run_until_complete(_run_guest(main))
@@ -47,16 +47,16 @@ async def _run_guest(main: Callable[[], Awaitable[_T]]) -> outcome.Outcome[_T]:
         run_sync_soon_threadsafe=loop.call_soon_threadsafe,
         run_sync_soon_not_threadsafe=loop.call_soon,
         done_callback=done.set_result,
-        host_uses_signal_set_wakeup_fd=True,  # asyncio does, to hear of the terminal's size
+        host_uses_signal_set_wakeup_fd=True,  # asyncio does, for SIGWINCH
     )
     return await done
 
 
 class TerminalModes:
-    """The modes of standard input as they are now, and later those of the prompt.
+    """Saves and restores the modes of standard input, and those that the prompt sets.
 
-    Does nothing on Windows, where prompt_toolkit alone looks after its console, nor where standard
-    input is no terminal or none any more.
+    Does nothing on Windows, where prompt_toolkit manages the console itself, and nothing if
+    standard input is not, or is no longer, a terminal.
     """
 
     def __init__(self) -> None:
@@ -64,21 +64,21 @@ class TerminalModes:
         self._ours: Any = None
 
     def note(self) -> None:
-        """Remember how the prompt has them."""
+        """Save the current modes as the prompt's."""
         self._ours = _modes()
 
     def restore(self) -> None:
-        """Make them what they were in the beginning."""
+        """Restore the original modes."""
         _set_modes(self._before)
 
     def discard_input(self) -> None:
-        """Forget what was typed and not read."""
+        """Discard input that was typed but not read."""
         if sys.platform != "win32":
             with suppress(termios.error, ValueError, AttributeError):
                 termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)
 
     def take(self) -> None:
-        """Make them those of the prompt."""
+        """Set the prompt's modes again."""
         _set_modes(self._ours)
 
 
@@ -92,5 +92,5 @@ def _modes() -> Any:
 def _set_modes(modes: Any) -> None:
     if sys.platform != "win32" and modes is not None:
         with suppress(termios.error, ValueError, AttributeError):
-            # At once: waiting for what is still to be written would hang on a terminal that does.
+            # TCSANOW: waiting for pending output would hang on a stalled terminal.
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, modes)

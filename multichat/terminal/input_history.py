@@ -1,8 +1,8 @@
-"""What was typed before: a file of lines, newest last, that nobody else can read.
+"""The input history: a private file of typed lines, the newest last.
 
-Owns the file's bounds and its permissions.  Never keeps a line that holds a password, and never
-makes it anybody's problem that a file cannot be read or written: a history is a convenience.
-Blocks on the disk: call it from a thread.
+Owns the file's size limit and its permissions.  Never stores a line that contains a password.  A
+file that cannot be read or written is not an error: the history is a convenience.  Blocks on disk
+I/O; call it from a thread.
 """
 
 import os
@@ -14,15 +14,15 @@ from multichat.files import open_regular, replace_file
 from multichat.protocol.auth import parse_password
 from multichat.protocol.typed_lines import disguised_command
 
-__all__ = ["MAX_LINES", "History", "keeps"]
+__all__ = ["MAX_LINES", "History", "belongs_in_history"]
 
-# Weeks of conversation; a tenth of a second to search through.
+# Weeks of chat; searching it takes a tenth of a second.
 MAX_LINES = 1000
 
-# A thousand of the longest lines that a server takes would be 64 MiB to read at each start.
+# A thousand lines of the maximum length would be 64 MiB to read at each start.
 _MAX_BYTES = 1024 * 1024
 
-# Of a file that something else filled, its end.
+# Of a larger file, which another program must have written, only the end is read.
 _MAX_READ_BYTES = 4 * _MAX_BYTES
 
 _MODE = 0o600
@@ -30,14 +30,14 @@ _FOLDER_MODE = 0o700
 
 
 class History:
-    """The lines in the file at *path*; *failure* is why it could not be read or written last."""
+    """The lines in the file at *path*; `failure` is the last error of reading or writing it."""
 
     def __init__(self, path: Path) -> None:
         self.failure: OSError | None = None
         self._path = path
 
     def load(self) -> list[str]:
-        """Return at most `MAX_LINES` lines, the oldest first; the file is cut down to them."""
+        """Return at most `MAX_LINES` lines, the oldest first; truncate a file that is too large."""
         try:
             with os.fdopen(open_regular(self._path), "rb") as file:
                 _make_private(file.fileno())
@@ -49,22 +49,22 @@ class History:
         except OSError as error:
             self.failure = error
             return []
-        # With the byte order mark and the line ends of an editor, if one was used on it.
+        # An editor may have added a byte order mark or CRLF line ends.
         text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
         lines = [line for line in text.split("\n") if line]
         if size > _MAX_READ_BYTES:
-            del lines[:1]  # the end of one that begins before
+            del lines[:1]  # it may be incomplete
         kept = lines[-MAX_LINES:]
         while sum(map(len, kept)) > _MAX_BYTES:
             kept = kept[1 + len(kept) // 10 :]
-        # Not at each start: who opens two clients at once should hardly ever lose a line by it.
+        # Not at every start: rewriting can lose a line that another client appends meanwhile.
         if len(lines) > 2 * MAX_LINES or size > 2 * _MAX_BYTES:
             self._rewrite(kept)
         return kept
 
     def append(self, *lines: str) -> None:
         """Add *lines*, which have no line breaks."""
-        text = "".join(f"{line}\n" for line in lines if keeps(line))
+        text = "".join(f"{line}\n" for line in lines if belongs_in_history(line))
         if not text:
             return
         try:
@@ -88,14 +88,14 @@ class History:
 
 
 def _make_private(fd: int) -> None:
-    """Take away what others may do with a file of ours that was made without that care."""
-    if sys.platform == "win32":  # where the folder's permissions hold
+    """Remove the permissions of other users from a file that we own."""
+    if sys.platform == "win32":  # where files inherit the folder's permissions
         return
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
         os.fchmod(fd, _MODE)
 
 
-def keeps(line: str) -> bool:
-    """Say whether *line* is kept: empty ones are not, nor is what only its server should know."""
+def belongs_in_history(line: str) -> bool:
+    """Return whether *line* belongs in the history: not if it is empty or contains a password."""
     return bool(line.strip()) and parse_password(disguised_command(line) or line) is None

@@ -1,13 +1,13 @@
-"""The line that one types: its keys, what is pasted into it, and how it is passed on.
+"""The input line: its keys, pasted text, and how entered lines are submitted.
 
-Owns the text until it is passed on, and what the row beneath asks about it.  Draws nothing.
+Owns the text until it is submitted, and the question in the row below.  Draws nothing.
 
 Invariants:
 
-1. Nothing typed or pasted disappears without a word.  It is in the line, in the input history, in
-   what Ctrl+Y or Ctrl+_ bring back, passed on, or a warning says what became of it.
-2. A question takes no key of ordinary text, and neither does a paste: letters go into the line, and
-   only `_SAY_KEY` says to everybody what looks like a command or was pasted.
+1. Typed or pasted text never disappears silently.  It is in the line, in the input history, in
+   what Ctrl+Y or Ctrl+_ restores, submitted, or reported in a warning.
+2. While a question is shown, or a paste waits, ordinary keys still edit the line.  Only `_SAY_KEY`
+   sends pasted lines, or a line that looks like a command, as messages.
 """
 
 import os
@@ -20,7 +20,7 @@ import trio
 from prompt_toolkit.application.current import get_app
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer
-from prompt_toolkit.completion import Completion as SendResult
+from prompt_toolkit.completion import Completion as MenuEntry
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition, has_completions, is_searching
 from prompt_toolkit.history import InMemoryHistory
@@ -30,18 +30,18 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.selection import SelectionType
 
 from multichat.protocol.framing import clean
-from multichat.terminal.input_history import keeps
+from multichat.terminal.input_history import belongs_in_history
 
 __all__ = ["InputLine", "Syntax"]
 
-# A line that is typed while so many wait to be sent is not taken: a paste of ten thousand lines is
-# a file, and a server that has been away for so long is not coming back to read them.
+# Further lines are rejected: a paste of ten thousand lines should be sent as a file, and a server
+# that has been down for that many typed lines is not coming back soon.
 MAX_WAITING_LINES = 10_000
 
 _SAY_KEY, _SAY_KEY_NAME = "c-s", "Ctrl+S"
 
-# Default keys that take what is typed next for something else, or send more than the line: numeric
-# arguments, keyboard macros, a search for a character, "comment out and accept".
+# Default key bindings that reinterpret the next key, or send more than the line: numeric arguments,
+# keyboard macros, character search, "comment out and accept".
 _DISABLED = [
     ("c-x", "("),
     ("c-x", ")"),
@@ -55,13 +55,13 @@ _DISABLED = [
 
 
 class Syntax(NamedTuple):
-    """What commands look like to whoever receives the lines.
+    """The command syntax of the receiver of the lines.
 
-    *disguised* returns the command that a line looks like without being one, or None; *looks_like*
-    the name of the command that a line is or looks like, or None; *literally* the line that says a
-    text, whatever that begins with.  *audience* names who receives messages.  *expand* returns a
-    line with its abbreviations written out, as soon as they are typed: what they stand for may
-    change later.
+    *disguised* returns the command that a line resembles without being one, or None; *looks_like*
+    returns the name of the command that a line is or resembles, or None; *literally* returns the
+    input that sends a text as a message, even if it begins with a slash.  *audience* describes who
+    receives messages.  *expand* returns a line with its abbreviations expanded; it is called while
+    they are typed, because their meaning can change.
     """
 
     disguised: Callable[[str], str | None]
@@ -72,9 +72,9 @@ class Syntax(NamedTuple):
 
 
 class _Paste(NamedTuple):
-    """Lines that were pasted into the line, which was *around* them; *joined* are both together.
+    """Lines pasted into a line of text: *around* is that text, *joined* the lines including it.
 
-    *command* is the name of the first command among them, or what looks like one.
+    *command* is the name of the first command among them, or of the first that looks like one.
     """
 
     lines: list[str]
@@ -84,12 +84,11 @@ class _Paste(NamedTuple):
 
 
 class InputLine:
-    """The line of a prompt; all of it is called from trio or from its keys, and nothing waits.
+    """A prompt's input line; its methods are called from trio or from key bindings and never wait.
 
-    *typed* gives the lines that were passed on, clean and not empty; it ends when the line is
-    closed.  *complete* gives what the text before the cursor may become.  *warn* rings, and
-    tells something in one line unless that is empty.  *history* is what was typed before, the
-    oldest first.
+    `typed` yields submitted lines, clean and not empty, until the line is closed.  *complete*
+    returns completions for the text before the cursor.  *warn* rings the bell and shows its
+    argument unless that is empty.  *history* holds earlier lines, the oldest first.
     """
 
     def __init__(
@@ -104,9 +103,9 @@ class InputLine:
         self._complete, self._syntax, self._warn = complete, syntax, warn
         self._max_waiting_lines = max_waiting_lines
         self._typed_in, self.typed = trio.open_memory_channel[str](max_waiting_lines)
-        self._passed_on: deque[str] = deque()  # the last of them
+        self._submitted: deque[str] = deque()  # the newest ones
         self._asked_about = ""  # the line that looked like a command when it was entered
-        self._paste: _Paste | None = None  # which waits for a key
+        self._paste: _Paste | None = None  # waits for a key
         self._is_last = False
         self.is_asking = Condition(lambda: self._asks_about_line or self._paste is not None)
         self.buffer = _Buffer(
@@ -114,25 +113,25 @@ class InputLine:
             history=_History(list(history)),
             enable_history_search=True,
             multiline=False,
-            # Of whatever key accepts a line: without it some would throw the text away.
+            # For all keys that accept a line: without a handler, some of them discard the text.
             accept_handler=self._accept,
         )
         self.search_buffer = _Buffer(multiline=False)
 
     @property
     def question(self) -> list[tuple[str, str]]:
-        """What is asked, as styled text."""
+        """The question, as styled text."""
         audience = self._syntax.audience()
         if self._asks_about_line:
             name = self._syntax.looks_like(self.buffer.text)
-            keys = f"Enter again runs it, {_SAY_KEY_NAME} says it to {audience}, or edit it"
+            keys = f"Enter again runs it, {_SAY_KEY_NAME} sends it to {audience}, or edit it"
             return [("bold", f"looks like {name}: "), ("", keys)]
         if self._paste is None:
             return []
         text = f"{len(self._pasted_lines())} pasted lines"
         if self._paste.command:
             text += f", with {self._paste.command}"
-        keys = f"{_SAY_KEY_NAME} says them to {audience}, Esc discards them (Ctrl+Y: back again)"
+        keys = f"{_SAY_KEY_NAME} sends them to {audience}, Esc discards them (Ctrl+Y: back again)"
         return [("bold", f"{text}: "), ("", keys)]
 
     @property
@@ -140,7 +139,7 @@ class InputLine:
         return bool(self._asked_about) and self.buffer.text == self._asked_about
 
     def _pasted_lines(self) -> list[str]:
-        """Return the lines of the paste, with what was typed around it if that still stands."""
+        """Return the pasted lines, with the text around them if that has not changed."""
         if self._paste is None:
             return []
         return self._paste.joined if self._is_around_paste() else self._paste.lines
@@ -150,27 +149,27 @@ class InputLine:
 
     @property
     def is_begun(self) -> bool:
-        """Whether something stands in the line that was not passed on."""
+        """Whether the line contains text."""
         return bool(self.buffer.text or self._paste)
 
     @property
     def waiting(self) -> list[str]:
-        """The lines that were passed on and not received yet."""
+        """The lines that were submitted and not received yet."""
         count = self._typed_in.statistics().current_buffer_used
-        while len(self._passed_on) > count:
-            self._passed_on.popleft()
-        return list(self._passed_on)
+        while len(self._submitted) > count:
+            self._submitted.popleft()
+        return list(self._submitted)
 
     def close(self) -> None:
-        """Pass on no more lines."""
+        """Stop submitting lines."""
         self._typed_in.close()
 
     def close_after_next(self) -> None:
-        """Close with the next line that is entered, which may be empty."""
+        """Close after the next line that is entered, which may be empty."""
         self._is_last = True
 
     def take_unsent(self) -> list[str]:
-        """Return, and forget, the lines that nobody received and what stands in the line."""
+        """Return and clear the lines that were not received, and the text in the line."""
         lines: list[str] = []
         with suppress(trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
             while True:
@@ -185,10 +184,10 @@ class InputLine:
         self.buffer.reset()
         return [line for line in map(clean, lines) if line]
 
-    # --- Passing on -------------------------------------------------------------------------------
+    # --- Submitting -------------------------------------------------------------------------------
 
     def _accept(self, _: Buffer) -> bool:
-        """Pass on the line, or ask about it; return that prompt_toolkit has nothing left to do."""
+        """Submit the line, or ask about it; return True to keep prompt_toolkit from clearing it."""
         line = self._syntax.expand(clean(self.buffer.text))
         command = self._syntax.disguised(line)
         if self._is_last:
@@ -197,7 +196,7 @@ class InputLine:
             self._asked_about = self.buffer.text
             return True
         elif self._is_around_paste() and command is None:
-            self._warn("")  # it goes with the paste
+            self._warn("")  # the line is sent with the paste
             return True
         if self._take([line if command is None else self._syntax.expand(command)]):
             self._begin_next_line(line)
@@ -206,26 +205,26 @@ class InputLine:
         return True
 
     def _take(self, lines: Sequence[str]) -> bool:
-        """Pass on *lines*; return False, having said so, if there is no room for them."""
+        """Submit *lines*; return False, after a warning, if there is no room for them."""
         lines = [line for line in lines if line]
         waiting = self._typed_in.statistics().current_buffer_used
         if waiting + len(lines) > self._max_waiting_lines:
             self._warn(
-                f"not sent: {waiting} lines wait already, and at most {self._max_waiting_lines} may"
+                f"not sent: {waiting} lines are waiting, and the limit is {self._max_waiting_lines}"
             )
             return False
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # we are leaving
             for line in lines:
                 self._typed_in.send_nowait(line)
-                self._passed_on.append(line)
+                self._submitted.append(line)
                 self.buffer.history.append_string(line)
             return True
         return False
 
     def _begin_next_line(self, sent: str) -> None:
-        """Empty the line, but for what was begun before an old line was brought up to be *sent*.
+        """Clear the line, but restore the draft that was there before *sent* was recalled.
 
-        What an old line was found by, because it begins with that, was not a line of its own.
+        Text that was only the prefix to search the history for *sent* is not a draft.
         """
         self._asked_about = ""
         buffer = self.buffer
@@ -236,7 +235,7 @@ class InputLine:
         buffer.reset(Document("" if sent.startswith(begun) else begun))
 
     def _say(self) -> None:
-        """Say to everybody what is asked about."""
+        """Send the text in question as messages."""
         if self._asks_about_line:
             line = self._syntax.literally(clean(self.buffer.text))
             if self._take([line]):
@@ -286,7 +285,7 @@ class InputLine:
 
             @keys.add(*undo, save_before=lambda _: False)
             def _(event: KeyPressEvent) -> None:
-                # There is no key to redo: what is undone can be yanked.
+                # There is no redo key; undone text can be yanked instead.
                 if not event.is_repeat:
                     event.app.clipboard.set_text(event.current_buffer.text)
                 event.current_buffer.undo()
@@ -325,7 +324,7 @@ class InputLine:
             self.buffer.insert_text(expanded)
 
     def _begin_completion(self) -> None:
-        """Complete as far as it is certain, in this very step: the next key may be Enter."""
+        """Insert the common prefix of the completions now, because the next key may be Enter."""
         document = self.buffer.document
         offers = list(self._complete(document.text_before_cursor))
         if not offers:
@@ -339,17 +338,17 @@ class InputLine:
             self.buffer.start_completion()
 
     def _insert_pasted(self, data: str) -> None:
-        """Insert one line, or what belongs to a command; have other lines wait for a key."""
+        """Insert a single line, or a command's argument; hold several lines until a key is hit."""
         before = self.buffer.document.text_before_cursor
         after = self.buffer.document.text_after_cursor
         text = data.replace("\r\n", "\n").replace("\r", "\n")
         is_command = before.startswith("/") and not before.startswith("//")
-        # What is pasted behind a command belongs to it: its other lines are not for everybody.
+        # Text pasted after a command is its argument: the other lines are not messages.
         if "\n" not in text.rstrip("\n") or is_command or self._syntax.disguised(clean(before)):
             self._insert(clean(text.rstrip("\n")))
             return
         if self._paste is not None:
-            self._warn(f"not pasted: {_SAY_KEY_NAME} or Esc first, for the lines pasted before")
+            self._warn(f"not pasted: press {_SAY_KEY_NAME} or Esc for the previous paste first")
             return
         lines, joined = (
             [line for line in map(clean, pasted.split("\n")) if line]
@@ -357,8 +356,8 @@ class InputLine:
         )
         if len(joined) > self._max_waiting_lines:
             self._warn(
-                f"not pasted: {len(joined)} lines, and at most {self._max_waiting_lines} may wait; "
-                "multichat send HOST PORT - <FILE sends a file"
+                f"not pasted: {len(joined)} lines, and the limit is {self._max_waiting_lines}; "
+                "to send a file: multichat send HOST PORT - <FILE"
             )
             return
         command = next(filter(None, map(self._syntax.looks_like, joined)), None)
@@ -369,20 +368,20 @@ class InputLine:
 class _Buffer(Buffer):
     """A buffer without selections.
 
-    While something is selected prompt_toolkit neither inserts what is typed nor accepts the line.
-    Ctrl+Space does nothing here, and the arrow keys do with Shift what they do without it.
+    During a selection, prompt_toolkit neither inserts typed text nor accepts the line.  Here,
+    Ctrl+Space does nothing, and Shift has no effect on the arrow keys.
     """
 
     def start_selection(self, selection_type: SelectionType = SelectionType.CHARACTERS) -> None:
-        """Select nothing."""
+        """Do nothing."""
 
 
 class _History(InMemoryHistory):
-    """The input history, to which prompt_toolkit adds lines, too."""
+    """The input history in memory, to which prompt_toolkit also adds lines."""
 
     def append_string(self, string: str) -> None:
-        """Add a line, unless it is one that is not kept."""
-        if keeps(string):
+        """Add a line, unless it does not belong in the history."""
+        if belongs_in_history(string):
             super().append_string(string)
 
 
@@ -390,7 +389,7 @@ class _Completer(Completer):
     def __init__(self, complete: Callable[[str], Iterable[tuple[str, int]]]) -> None:
         self._complete = complete
 
-    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[SendResult]:
-        """Yield what the menu shows."""
+    def get_completions(self, document: Document, _: CompleteEvent) -> Iterator[MenuEntry]:
+        """Yield the entries of the completion menu."""
         for text, length in self._complete(document.text_before_cursor):
-            yield SendResult(text, start_position=-length)
+            yield MenuEntry(text, start_position=-length)

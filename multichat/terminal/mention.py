@@ -1,7 +1,7 @@
-"""Where a text mentions a name: words, in scripts with and without spaces.  Pure.
+"""Finds mentions of a name in a text, in scripts with and without spaces.  Pure.
 
-Owns what counts as a mention.  Refuses to segment words with a dictionary: where a script is
-written without spaces, a name is found anywhere.
+Does not segment words with a dictionary: in a script written without spaces, a name matches
+anywhere.
 
 1. Text and name are compared folded (NFKC and case folding), so that composed and decomposed,
    full-width and half-width spellings are the same.  A match covers whole characters, marks
@@ -9,11 +9,11 @@ written without spaces, a name is found anywhere.
 2. A match begins and ends at a word boundary: beside a character that is not part of a word,
    beside a letter of another script, or beside one of a script written without spaces (Han, kana,
    Thai, Lao, Khmer, Burmese, Tibetan, ...).
-3. Three scripts attach short words to names, which a boundary may lie behind: Korean honorifics
+3. Three scripts attach short words to names, and the boundary may follow those: Korean honorifics
    and particles (지민아), and Hebrew and Arabic one-letter prepositions and conjunctions (לדנה).
-   Declension (Russian, Finnish, ...) changes the name and is not followed.
+   Declension (Russian, Finnish, ...) changes the name and is not recognized.
 
-The cost is linear in the text, whatever it holds.
+The cost is linear in the length of the text, for any input.
 """
 
 import re
@@ -25,17 +25,17 @@ from multichat.protocol.names import fold_name
 
 __all__ = ["find_mentions"]
 
-# No server of ours takes a longer line; a hostile one can send a MiB.
+# The limit of our own server's lines; a hostile server can send 1 MiB.
 _SEARCHED_CHARACTERS = 64 * 1024
 
-# More than this in one message need not be marked one by one.
+# Further mentions in the same message are not highlighted.
 _MAX_MENTIONS = 100
 
-# How many marks are folded together with their letter: Burmese words have four.  Normalization
-# takes quadratic time in the length of a row of marks.
+# The most combining marks that are folded together with their letter; Burmese needs four.
+# Normalization takes quadratic time in the length of a sequence of marks.
 _MAX_MARKS = 8
 
-# Scripts whose words have no space between them, by the first word of a character's Unicode name.
+# Scripts written without spaces, by the first word of a character's Unicode name.
 _UNSPACED = frozenset(
     (
         "CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "BOPOMOFO", "IDEOGRAPHIC", "YI",
@@ -54,7 +54,7 @@ _MAX_PREFIX = 3
 
 
 def find_mentions(text: str, name: str) -> Iterator[tuple[int, int]]:
-    """Yield where in *text* the first mentions of *name* begin and end."""
+    """Yield the start and end of each mention of *name* in *text*, up to `_MAX_MENTIONS`."""
     if not name:
         return
     folded, places = _fold(text[:_SEARCHED_CHARACTERS])
@@ -77,7 +77,7 @@ def find_mentions(text: str, name: str) -> Iterator[tuple[int, int]]:
 
 
 def _fold(text: str) -> tuple[str, "range | list[int]"]:
-    """Return the folded text, and for each place in it and its end where that begins in *text*."""
+    """Return the folded text, and for each index into it (and its end) the index into *text*."""
     if text.isascii():
         return text.casefold(), range(len(text) + 1)
     folded: list[str] = []
@@ -102,7 +102,7 @@ def _fold_character(character: str) -> str:
 
 @lru_cache(4096)
 def _continues(character: str) -> bool:
-    """Say whether *character* belongs to the one before it: a mark, or a part of a syllable."""
+    """Return whether *character* extends the previous one: a mark, or part of a syllable."""
     return (
         unicodedata.category(character)[0] == "M"
         or "\u1160" <= character <= "\u11ff"  # Korean vowels and final consonants
@@ -127,7 +127,7 @@ def _ends(text: str, end: int, last: str) -> bool:
         return True
     if _script(last) != "HANGUL":
         return False
-    # The longest suffix that a boundary follows; the pattern alone would take the first.
+    # Any suffix that is followed by a boundary; the pattern alone would match only the first.
     rest = text[end : end + _MAX_SUFFIX + 1]
     return any(
         _KOREAN_SUFFIX.fullmatch(rest, 0, length)
@@ -137,7 +137,7 @@ def _ends(text: str, end: int, last: str) -> bool:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Say whether two neighbours can be part of one word."""
+    """Return whether two adjacent characters can be part of one word."""
     if not (_is_word(left) and _is_word(right)):
         return False
     left_script, right_script = _script(left), _script(right)
@@ -153,7 +153,7 @@ def _is_word(character: str) -> bool:
 
 @lru_cache(4096)
 def _script(character: str) -> str:
-    """Return the script of a letter; empty for what stands among those of any (digits, marks)."""
+    """Return the script of a letter; empty for characters common to all scripts (digits, marks)."""
     if not character.isalpha():
         return ""
     return unicodedata.name(character, "").partition(" ")[0]

@@ -1,10 +1,11 @@
-"""The terminal that one types in: an input line that stays, beneath a conversation that scrolls.
+"""The interactive terminal: a fixed input line below a scrolling conversation.
 
-Owns the terminal while `open_prompt` is entered: its last rows, and that it is as it was before on
-every way out and while we are stopped.  What is typed is `input_line`'s.  Knows nothing of chats.
-Nothing wakes up while nothing happens.
+Owns the terminal while `open_prompt` is entered: it draws the last rows, and restores the
+terminal's modes on every exit path and while the process is suspended.  `input_line` owns the typed
+text.  This module knows nothing about chats.  It does not wake up while nothing happens.
 
-It is prompt_toolkit's, on an asyncio loop on which trio is a guest: see `guest`.
+It is built on prompt_toolkit, which runs on an asyncio loop with trio as its guest; see
+`event_loop`.
 """
 
 import asyncio
@@ -43,23 +44,23 @@ from multichat.terminal.screen import ScreenApplication
 
 __all__ = ["Prompt", "Show", "open_prompt"]
 
-# The last rows of a terminal of 15 are not all ours.
+# Small enough to leave room for the conversation on a terminal of 15 rows.
 _MAX_INPUT_ROWS = 4
 _MAX_PENDING_ROWS = 3
 _MAX_QUESTION_ROWS = 3
 _MAX_MENU_ROWS = 5
 
-# How long a terminal that hangs may hold up our end.
+# The longest time that a stalled terminal may delay closing.
 _CLOSE_SECONDS = 2.0
 
-# prompt_toolkit would put an old line into the input, one Enter away from being sent.
+# By default these keys put an old line into the input, one Enter away from being sent.
 _SCROLLING = [f"{held}{key}" for held in ("", "s-", "c-", "c-s-") for key in ("pageup", "pagedown")]
 
 
 class Show(NamedTuple):
-    """What the rows around the input line show, asked for whenever they are drawn.
+    """The content of the rows around the input line; called whenever they are drawn.
 
-    *syntax* says what a command looks like; *warn* shows one line in the conversation.
+    *syntax* recognizes commands; *warn* shows one line in the conversation.
     """
 
     status: Callable[[], Fragments]
@@ -70,10 +71,10 @@ class Show(NamedTuple):
 
 
 class Prompt:
-    """What `open_prompt` yields; all of it is called from trio and nothing waits.
+    """The prompt that `open_prompt` yields; its methods are called from trio and never wait.
 
-    *typed* gives the lines that are typed, clean and not empty, and ends with Ctrl+D or when the
-    terminal goes away.  Ctrl+C is SIGINT.
+    `typed` yields the entered lines, clean and not empty, and ends on Ctrl+D or when the terminal
+    is closed.  Ctrl+C raises SIGINT.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Prompt:
         handles_signals: bool,
     ) -> None:
         self._handles_signals = handles_signals
-        self._detached = ExitStack()  # of the terminal's input, while we are suspended
+        self._detached = ExitStack()  # detaches the terminal's input while suspended
         self._show = show
         self._modes = TerminalModes()
         self._line = InputLine(show.complete, show.syntax, self._warn, history)
@@ -99,13 +100,13 @@ class Prompt:
             input=create_input(sys.stdin),
             color_depth=ColorDepth.DEPTH_8_BIT if color else ColorDepth.DEPTH_1_BIT,
             erase_when_done=True,
-            # Where the system tells of a new size, nobody has to ask twice a second.
+            # With SIGWINCH there is no need to poll the size.
             terminal_size_polling_interval=None if hasattr(signal, "SIGWINCH") else 1.0,
         )
         self._screen = self._app.screen
         self._app.after_render += self._after_render
 
-    # --- What is seen -----------------------------------------------------------------------------
+    # --- Display ----------------------------------------------------------------------------------
 
     def show(self, lines: Sequence[Fragments]) -> None:
         """Add *lines* to the conversation above the input line."""
@@ -113,11 +114,11 @@ class Prompt:
             self._screen.show(lines)
 
     def refresh(self) -> None:
-        """Have the status, what is pending and the input line drawn again."""
+        """Redraw the status, the pending lines and the input line."""
         self._app.invalidate()
 
     def clear(self) -> None:
-        """Forget and erase what the screen shows."""
+        """Clear the conversation from the screen."""
         self._screen.clear()
 
     def ring(self) -> None:
@@ -132,7 +133,7 @@ class Prompt:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a line is begun and was not entered."""
+        """Whether the input line contains text."""
         return self._line.is_begun
 
     @property
@@ -141,29 +142,29 @@ class Prompt:
         return self._line.waiting
 
     def take_unsent(self) -> list[str]:
-        """Return, and forget, what was typed and not received."""
+        """Return and clear the lines that were typed and not received."""
         return self._line.take_unsent()
 
     def close_after_next(self) -> None:
-        """End *typed* with the next line that is entered, which may be empty."""
+        """End `typed` after the next line that is entered, which may be empty."""
         self._line.close_after_next()
 
     def discard_input(self) -> None:
-        """Forget what the terminal has not handed to us yet, so that no shell reads it."""
+        """Discard unread terminal input, so that the shell does not read it."""
         self._modes.discard_input()
 
     @property
     def is_gone(self) -> bool:
-        """Whether the terminal was closed: nobody sees what is shown, or can type."""
-        return self._screen.gone or not sys.stdout.isatty()
+        """Whether the terminal was closed."""
+        return self._screen.closed or not sys.stdout.isatty()
 
     def _after_render(self, _: object) -> None:
         if self._app.render_counter == 1:
             self._modes.note()
-        if self._screen.gone:
+        if self._screen.closed:
             self._line.close()
 
-    # --- The rows that are ours -------------------------------------------------------------------
+    # --- Layout -----------------------------------------------------------------------------------
 
     def _lay_out(self) -> Layout:
         asking = self._line.is_asking
@@ -230,7 +231,7 @@ class Prompt:
 
         @keys.add("c-z", filter=Condition(lambda: hasattr(signal, "SIGTSTP")))
         def _(_: KeyPressEvent) -> None:
-            # The whole job, as the system does where we don't read the key.
+            # Suspend the whole process group, as the terminal does in cooked mode.
             self._stop(0) if self._handles_signals else os.kill(0, signal.SIGTSTP)
 
         @keys.add("c-l")
@@ -242,52 +243,52 @@ class Prompt:
 
         return keys
 
-    # --- Being stopped and going on ---------------------------------------------------------------
+    # --- Suspending and resuming ------------------------------------------------------------------
 
     def _stop(self, process: int) -> None:
-        """Stop, with the terminal as it was, until somebody has us go on."""
+        """Suspend the process, with the terminal's modes restored, until SIGCONT."""
         if sys.platform == "win32":
             return
         self.suspend()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(process, signal.SIGTSTP)  # returns when we go on
+        os.kill(process, signal.SIGTSTP)  # returns after SIGCONT
         signal.signal(signal.SIGTSTP, handler)
-        self.go_on()
+        self.resume()
 
     def suspend(self) -> None:
-        """Leave the terminal to others, as it was, until `go_on`; nothing is read or drawn."""
+        """Restore the terminal's modes, and read and draw nothing until `resume`."""
         self._screen.suspend()
         self._detached.enter_context(self._app.input.detach())
         self._modes.restore()
 
-    def go_on(self) -> None:
-        """Take the terminal again."""
+    def resume(self) -> None:
+        """Take the terminal back after `suspend`."""
         self._detached.close()
         self._modes.take()
-        self._screen.go_on()
+        self._screen.resume()
 
     def resized(self) -> None:
-        """Redraw for a new size of the window; called by whoever handles the signals."""
+        """Redraw for a new window size; called by the handler of SIGWINCH."""
         self._screen.resized()
 
     def close(self) -> None:
-        """End what is typed, as Ctrl+D does."""
+        """End `typed`, as Ctrl+D does."""
         self._line.close()
 
-    async def _heed_stops(self) -> None:
+    async def _handle_stops(self) -> None:
         if sys.platform == "win32":
             return
         with trio.open_signal_receiver(signal.SIGTSTP, signal.SIGCONT) as signals:
             async for number in signals:
                 if number == signal.SIGTSTP:
                     self._stop(os.getpid())
-                else:  # after a stop that nobody can heed
-                    self.go_on()
+                else:  # SIGCONT after SIGSTOP, which cannot be handled
+                    self.resume()
 
-    # --- Its life ---------------------------------------------------------------------------------
+    # --- Running ----------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Hold the terminal until cancelled; raises what goes wrong in drawing it."""
+        """Run prompt_toolkit's application until cancelled; raises the errors of drawing."""
         loop = asyncio.get_running_loop()
         ended = trio.Event()
         failures: list[BaseException] = []
@@ -309,7 +310,7 @@ class Prompt:
             with trio.CancelScope(deadline=trio.current_time() + _CLOSE_SECONDS, shield=True):
                 finished = trio.Event()
                 running.add_done_callback(lambda _: finished.set())
-                with suppress(Exception):  # it was about to end by itself
+                with suppress(Exception):  # it may be ending by itself
                     self._app.exit()
                 await finished.wait()
             running.cancel()
@@ -317,7 +318,7 @@ class Prompt:
             self._line.close()
         if failures:
             raise failures[0]
-        with suppress(EOFError):  # the terminal is gone
+        with suppress(EOFError):  # the terminal was closed
             running.result()
 
 
@@ -330,18 +331,18 @@ async def open_prompt(
     wraps: bool = True,
     handles_signals: bool = True,
 ) -> AsyncGenerator[Prompt]:
-    """Take the terminal for as long as the block runs, and give it back as it was.
+    """Take over the terminal while the block runs, and restore it afterwards.
 
-    Only inside of `guest.run_with_prompt`, with standard input and output on a terminal.
-    *history* is what was typed before, the oldest first.  Unless it *wraps* lines the terminal
-    breaks them.  Unless it *handles_signals*, which only the main thread can, whoever does calls
-    `Prompt.suspend`, `go_on` and `resized`.  Raises in the block's place what goes
-    wrong in drawing the terminal, which is our own bug.
+    Requires `event_loop.run_with_prompt`, and a terminal as standard input and output.  *history*
+    holds earlier lines, the oldest first.  Without *wraps*, the terminal breaks long lines.
+    *handles_signals* requires the main thread; without it, the handler of the signals calls
+    `Prompt.suspend`, `resume` and `resized`.  Errors of drawing, which are bugs of ours, cancel the
+    block and are raised from it.
     """
     prompt = Prompt(show, history, color=color, wraps=wraps, handles_signals=handles_signals)
     async with trio.open_nursery() as nursery:
         if handles_signals:
-            nursery.start_soon(prompt._heed_stops)  # noqa: SLF001 - its tasks are its own
+            nursery.start_soon(prompt._handle_stops)  # noqa: SLF001 - its own tasks
         nursery.start_soon(prompt._run)  # noqa: SLF001
         yield prompt
         nursery.cancel_scope.cancel(reason="the prompt is closed")

@@ -1,14 +1,14 @@
-"""How what happens in a chat looks on a terminal: events to styled text.  Pure.
+"""Formats chat events as styled text for a terminal.  Pure.
 
-A line is a list of pairs, a style and a text, in which the style is ours alone and the text is
-nothing but text: no markup and no escape sequence of anybody's is ever interpreted.  The styles
-are those of prompt_toolkit, which this module does not need.
+A line is a list of (style, text) pairs.  Only this module chooses styles, and text is never
+interpreted as markup or escape sequences.  Styles use prompt_toolkit's syntax, but this module does
+not import it.
 
 Invariants:
 
-1. A line has no line break, no TAB, and no character that `framing.clean` would have replaced.
-2. A name has the same colour always and everywhere, and it can be read on black and on white.
-3. A line that mentions us says so; whether anything rings is up to whoever shows it.
+1. A line contains no line break, no TAB, and no character that `framing.clean` would replace.
+2. A name always has the same colour, which is readable on black and on white.
+3. A line that mentions us is marked with `is_alert`; the caller decides whether to ring the bell.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,95 +51,95 @@ __all__ = [
     "STATES",
     "WARNING",
     "Fragments",
+    "Identity",
     "Line",
     "Renderer",
-    "Us",
     "mentions",
     "name_style",
 ]
 
-# Of the colours that every terminal with 256 has, those whose contrast is at least 4 to 1 on black
-# and on white alike (WCAG 2.1, 1.4.3 asks 3 of large text and 4.5 of small; 4.5 on both leaves
-# three), and that are neither grey nor the red of what goes wrong.
+# Those of the standard 256 colours whose contrast is at least 4:1 on both black and white (WCAG
+# 2.1, 1.4.3 requires 3:1 for large and 4.5:1 for small text; only three colours have 4.5:1 on both)
+# and that are neither grey nor the red of warnings.
 NAME_COLORS = (
     "#af5f5f", "#af5f00", "#5f8700", "#008700", "#00875f", "#008787", "#0087af", "#005fff",
     "#5f5fff", "#875fd7", "#875faf", "#af00ff", "#af5faf", "#d700af", "#d70087", "#af5f87",
 )  # fmt: skip
 
-# The grey in the middle: 4.5 to 1 on both.
+# The grey with a contrast of 4.5:1 on both.
 DIM = "#767676"
 WARNING = "#d7005f"
 
 _MENTION = "bold reverse"
 
-# Whoever makes a server say longer names does not fill our screen with them.
+# Longer names, which only a hostile server sends, are truncated.
 _SHOWN_NAME_CHARACTERS = 40
 
-# As long as the longest line of our own server: what a hostile one sends does not scroll for pages.
+# The maximum line length of our own server; longer text from a hostile one is truncated.
 _SHOWN_CHARACTERS = 64 * 1024
 
-# What a terminal makes of a TAB depends on where it stands; this is the same everywhere.
+# A TAB's width on a terminal depends on its column; it is replaced by this many spaces at most.
 _TAB_COLUMNS = 4
 
-# 32-bit FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/): Python's own hash of a string is
-# another one in each process.
+# 32-bit FNV-1a (http://www.isthe.com/chongo/tech/comp/fnv/), because Python's own string hash
+# differs between processes.
 _FNV_OFFSET, _FNV_PRIME = 2166136261, 16777619
 
-# What is told of people, and not said by one.
+# Events about members and the connection, as opposed to messages.
 STATES = (Welcome, Entered, Joined, Left, Renamed, Presence, Disconnected, Reconnected)
 
 
-class Us(NamedTuple):
-    """Who we are: our number, 0 if it is unknown, and our name, empty if it is."""
+class Identity(NamedTuple):
+    """Our client number and name; 0 and empty if unknown."""
 
     client: int = 0
     name: str = ""
 
 
 class Line(NamedTuple):
-    """A line as it is shown, and whether it is meant for us in particular."""
+    """A line to show, and whether it should alert the user (a mention or a private message)."""
 
     fragments: Fragments
-    calls: bool = False
+    is_alert: bool = False
 
 
 def name_style(name: str) -> str:
-    """Return the colour of *name*: the same for all spellings that are the same name."""
+    """Return the style of *name*, which is the same for all spellings of the same name."""
     value = _FNV_OFFSET
     for byte in fold_name(name).encode(errors="surrogatepass"):
         value = (value ^ byte) * _FNV_PRIME % 2**32
-    # The low bits of so short a hash are its worst.
+    # The low bits of a 32-bit FNV hash are poorly distributed.
     return NAME_COLORS[(value ^ value >> 16) % len(NAME_COLORS)]
 
 
 class Renderer:
-    """The lines of one conversation, which knows what day it is there.
+    """Formats the events of one conversation, with a line whenever the date changes.
 
-    *zone* is where times are shown, None for here.
+    *zone* is the time zone for display; None for the local one.
     """
 
     def __init__(self, zone: tzinfo | None = None) -> None:
         self._zone = zone
         self._day: tuple[int, int, int] | None = None
 
-    def event(self, event: Event, us: Us, now: datetime) -> list[Line]:
-        """Spell what we are told, and before it the day if that is another one than before."""
+    def event(self, event: Event, me: Identity, now: datetime) -> list[Line]:
+        """Format a received event, preceded by the date if it has changed."""
         time = self._time_of(event, now)
         match event:
             case Said(name=name, text=text, act=act):
-                is_ours = bool(us.client) and event.client == us.client
-                calls = not is_ours and mentions(text, us.name)
-                shown = self._said(time, name, text, us, act=act, is_ours=is_ours)
-                return self._on_its_day(time, [Line(shown, calls)])
+                is_ours = bool(me.client) and event.client == me.client
+                is_alert = not is_ours and mentions(text, me.name)
+                shown = self._message(time, name, text, me, act=act, is_ours=is_ours)
+                return self._with_date(time, [Line(shown, is_alert)])
             case Directed(name=name, text=text):
                 who = [(f"{name_style(name)} bold", _shown(name)), (DIM, " → "), ("bold", "you")]
-                shown = [*_start(time), *who, ("", "  "), *_text(text, us.name)]
-                return self._on_its_day(time, [Line(shown, calls=True)])
+                shown = [*_start(time), *who, ("", "  "), *_text(text, me.name)]
+                return self._with_date(time, [Line(shown, is_alert=True)])
             case HistoryPage(messages=messages, missed=missed):
-                return self._page(messages, missed, us, now)
-            case Notice(text=text, nonce=None):  # nobody has asked: the server says something
-                shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, us.name)]
-                return self._on_its_day(time, [Line(shown, mentions(text, us.name))])
+                return self._page(messages, missed, me, now)
+            case Notice(text=text, nonce=None):  # unsolicited: a message from the server
+                shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, me.name)]
+                return self._with_date(time, [Line(shown, mentions(text, me.name))])
             case Disconnected(failures=0):
                 style, sign = WARNING, "!"
             case Error() | Missed() | Goodbye():
@@ -152,76 +152,78 @@ class Renderer:
             words = describe_connection(event)
         else:
             words = TEXT.describe(event)
-        return self._on_its_day(time, [self._told(time, text, sign, style) for text in words])
+        return self._with_date(time, [self._notice(time, text, sign, style) for text in words])
 
     def typed(
-        self, request: Request, us: Us, now: datetime, *, pending: bool = False
+        self, request: Request, me: Identity, now: datetime, *, pending: bool = False
     ) -> list[Line]:
-        """Spell what we said ourselves; *pending* as long as nobody has accepted it."""
+        """Format a message of our own; *pending* until the server acknowledges it."""
         time = self._local(now)
-        own = us.name or "you"
+        own = me.name or "you"
         lines: list[Fragments] = []
         match request:
             case SayBlock(text=block):
                 lines = [
-                    self._said(time, own, text, us, act=False, is_ours=True)
+                    self._message(time, own, text, me, act=False, is_ours=True)
                     for text in block.split("\n")
                 ]
             case Act(text=text):
-                lines = [self._said(time, own, text, us, act=True, is_ours=True)]
+                lines = [self._message(time, own, text, me, act=True, is_ours=True)]
             case Direct(to=to, text=text):
                 person = _shown(str(to))
                 who = [("bold", "you"), (DIM, " → "), (f"{name_style(person)} bold", person)]
                 lines = [[*_start(time), *who, ("", "  "), *_text(text, "")]]
         if pending:
             return [Line([(DIM, "".join(text for _, text in line))]) for line in lines]
-        return self._on_its_day(time, [Line(line) for line in lines])
+        return self._with_date(time, [Line(line) for line in lines])
 
-    def told(self, text: str, now: datetime, *, warning: bool = False) -> list[Line]:
-        """Spell something that the client itself has to say."""
+    def notice(self, text: str, now: datetime, *, warning: bool = False) -> list[Line]:
+        """Format a line from the client itself."""
         time = self._local(now)
-        line = self._told(time, text, "!" if warning else "·", WARNING if warning else DIM)
-        return self._on_its_day(time, [line])
+        line = self._notice(time, text, "!" if warning else "·", WARNING if warning else DIM)
+        return self._with_date(time, [line])
 
-    def _said(
-        self, time: datetime, name: str, text: str, us: Us, *, act: bool, is_ours: bool
+    def _message(
+        self, time: datetime, name: str, text: str, me: Identity, *, act: bool, is_ours: bool
     ) -> Fragments:
-        # What one says oneself mentions nobody.
-        said = _text(text, "" if is_ours else us.name)
-        if not name:  # the other side does not say who, and anybody may have begun it with a name
+        # Our own messages never mention us.
+        said = _text(text, "" if is_ours else me.name)
+        if not name:  # the server does not name the sender; a name within the text proves nothing
             return [*_start(time), (DIM, "| "), *said]
         style = f"{name_style(name)} bold underline" if is_ours else f"{name_style(name)} bold"
         if act:
             return [*_start(time), (DIM, "* "), (style, _shown(name)), ("", " "), *said]
         return [*_start(time), (style, _shown(name)), ("", "  "), *said]
 
-    def _page(self, messages: Sequence[Said], missed: int, us: Us, now: datetime) -> list[Line]:
-        """Show what was said earlier as it was shown then; it calls nobody any more."""
+    def _page(
+        self, messages: Sequence[Said], missed: int, me: Identity, now: datetime
+    ) -> list[Line]:
+        """Format a page of history like live messages, but without alerts."""
         count = {0: "no messages", 1: "the last message:"}.get(
             len(messages), f"the last {len(messages)} messages:"
         )
         if missed:
             count += f" ({missed} more cannot be read)"
-        lines = self.told(count, now)
+        lines = self.notice(count, now)
         for said in messages:
-            lines += [line._replace(calls=False) for line in self.event(said, us, now)]
+            lines += [line._replace(is_alert=False) for line in self.event(said, me, now)]
         return lines
 
-    def _told(self, time: datetime, text: str, sign: str, style: str) -> Line:
+    def _notice(self, time: datetime, text: str, sign: str, style: str) -> Line:
         return Line([*_start(time), (style, f"{sign} {_flat(text)}")])
 
-    def _on_its_day(self, time: datetime, lines: Iterable[Line]) -> list[Line]:
+    def _with_date(self, time: datetime, lines: Iterable[Line]) -> list[Line]:
         day = (time.year, time.month, time.day)
         changed = self._day is not None and day != self._day
         self._day = day
-        # strftime's names of days and months are those of the reader's language.
+        # strftime uses the names of days and months of the user's locale.
         date = [Line([(DIM, f"— {clean(time.strftime('%A, %x'))} —")])] if changed else []
         return [*date, *lines]
 
     def _time_of(self, event: Event, now: datetime) -> datetime:
         time = event.time if isinstance(event, Said | Directed) else None
         if time is not None:
-            with suppress(ValueError, OverflowError, OSError):  # a hostile server's time
+            with suppress(ValueError, OverflowError, OSError):  # an invalid time from the server
                 return self._local(time)
         return self._local(now)
 
@@ -230,7 +232,7 @@ class Renderer:
 
 
 def mentions(text: str, name: str) -> bool:
-    """Say whether *text* mentions *name*; see `multichat.terminal.mention`."""
+    """Return whether *text* mentions *name*; see `multichat.terminal.mention`."""
     return next(find_mentions(text, name), None) is not None
 
 

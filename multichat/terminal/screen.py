@@ -1,17 +1,16 @@
-"""The conversation above the input line, and how more of it gets there.
+"""The conversation above the input line, and how lines are added to it.
 
-Owns the screen but for the last rows, which are the prompt's.  Its rules:
+Owns the screen except for the last rows, which belong to the prompt.  Invariants:
 
-1. The terminal stays in its raw mode while anything is shown: what is typed in that moment is
-   neither echoed nor lost.  (prompt_toolkit's `run_in_terminal` and `patch_stdout` go back to
-   cooked mode for it.)
-2. What is shown and the input line beneath it reach the terminal in one write.
-3. Nothing in a text is interpreted.
-4. A row of the conversation is erased only to be written again.  After a change of size, only rows
-   that stand on the screen for certain are: whatever may have gone into the terminal's scrollback
-   stays as it is.
+1. The terminal stays in raw mode while lines are printed, so input typed meanwhile is neither
+   echoed nor lost.  (prompt_toolkit's `run_in_terminal` and `patch_stdout` switch to cooked mode.)
+2. New lines and the input line below them reach the terminal in one write.
+3. Text is never interpreted.
+4. A row of the conversation is erased only to be rewritten.  After a resize, only rows that are
+   certain to be on the screen are rewritten; rows that may have moved into the terminal's
+   scrollback are not touched.
 
-Where a terminal takes nothing, all waits: a client on a terminal has nobody else to serve.
+Writes block on a stalled terminal: an interactive client has nothing else to do.
 """
 
 import asyncio
@@ -37,35 +36,34 @@ if sys.platform != "win32":
     # Synchronized output, DEC private mode 2026.
     _BEGIN_PICTURE, _END_PICTURE = "\x1b[?2026h", "\x1b[?2026l"
 
-    class _SteadyOutput(Vt100_Output):
-        """Keeps what is written while it is *held*, so that no screen is ever seen half drawn."""
+    class _BufferedOutput(Vt100_Output):
+        """Buffers output while `held` is set, so that a half-drawn screen is never shown."""
 
         held = False
-        gone = False  # the terminal was closed
+        closed = False  # the terminal was closed
 
         def flush(self) -> None:
             if self._buffer and not self.held:
-                # A terminal that knows these shows what is between them at once; others ignore it.
+                # Terminals that support these draw what is between them at once.
                 self._buffer = [_BEGIN_PICTURE, *self._buffer, _END_PICTURE]
                 try:
                     super().flush()
                 except OSError:
-                    self.gone = True
+                    self.closed = True
                     self._buffer = []
 
 
 __all__ = ["STYLE", "Screen", "ScreenApplication"]
 
-# Of what has scrolled by, what a repaint can need: a screen of 200 rows, or fewer long lines.
+# Lines kept for a repaint: a screen of 200 rows, or fewer long lines.
 _KEPT_LINES = 200
 _KEPT_CHARACTERS = 64 * 1024
 
-# Nothing is drawn until the size has been the same for so long: tmux tells of a size at most every
-# 250 ms, and until then what is drawn lands on a screen of a size that we don't know.
+# Nothing is drawn until the size has been stable for this long: tmux reports sizes at most every
+# 250 ms, and until then the actual size of the screen is unknown.
 _SETTLE_SECONDS = 0.3
 
-# Our own styles are colours; these are for the parts that are prompt_toolkit's, so that they can be
-# read on either background.
+# Styles for prompt_toolkit's own parts, readable on either background.
 STYLE = Style(
     [
         ("completion-menu", "noinherit"),
@@ -78,32 +76,32 @@ STYLE = Style(
 
 
 def _make_output() -> Output:
-    """Return standard output as a terminal that draws as one."""
+    """Return standard output as a prompt_toolkit output that draws in single writes."""
     if sys.platform == "win32":
         return create_output(sys.stdout)
-    output = _SteadyOutput.from_pty(sys.stdout, term=os.environ.get("TERM"))
-    # It is not asked where its cursor is: we begin where it is and take what rows we need.  The
-    # answer of a slow one would be typed into the shell after us.
+    output = _BufferedOutput.from_pty(sys.stdout, term=os.environ.get("TERM"))
+    # Do not query the cursor position: we draw from where the cursor is.  The answer of a slow
+    # terminal would arrive after we exit, as input to the shell.
     output.enable_cpr = False
     return output
 
 
 def _reflows() -> bool:
-    """Say whether the terminal breaks rows anew when it becomes narrower, as most do."""
+    """Return whether the terminal reflows rows when it becomes narrower, as most do."""
     term = os.environ.get("TERM", "")
     is_tmux = "TMUX" in os.environ
     return is_tmux or not (term.startswith(("screen", "linux")) or "XTERM_VERSION" in os.environ)
 
 
-class _Shown(NamedTuple):
-    """A line of the conversation, and the text of the rows as which it was written."""
+class _PrintedLine(NamedTuple):
+    """A printed line of the conversation, and the text of its rows."""
 
     line: Fragments
     rows: Sequence[str]
 
 
 class ScreenApplication(Application[None]):
-    """prompt_toolkit's application with a `screen`, which decides when anything is drawn."""
+    """A prompt_toolkit application with a `screen`, which decides when to draw."""
 
     def __init__(self, *, wraps: bool, **options: Any) -> None:
         super().__init__(output=_make_output(), style=STYLE, **options)
@@ -126,30 +124,30 @@ class ScreenApplication(Application[None]):
 class Screen:
     """The conversation on the screen of *app*.
 
-    Unless it *wraps* lines, the terminal breaks them.
+    Without *wraps*, the terminal breaks long lines.
     """
 
     def __init__(self, app: ScreenApplication, *, wraps: bool) -> None:
         self._app, self._output = app, app.output
         self._wraps = wraps
         self._suspended = False
-        self._kept: deque[_Shown] = deque()
+        self._kept: deque[_PrintedLine] = deque()
         self._kept_characters = 0
-        self._above = 0  # how many of the newest lines stand above the input line, nothing between
+        self._above = 0  # how many of the newest lines are directly above the input line
         self._reflows = _reflows()
         self._size = self._get_size()
-        # From the first row of the input to the last one of the screen, at most.
+        # The most rows from the first row of the input to the bottom of the screen.
         self._below = self._size[0]
-        self._stale = False  # what stands there is not what we have written
+        self._stale = False  # the screen may not show what we have written
         self._settling: asyncio.TimerHandle | None = None
         self._waiting: list[Fragments] = []  # until the size has settled
         app.before_render += self._before_render
         app.after_render += self._after_render
 
     @property
-    def gone(self) -> bool:
-        """Whether the terminal was closed: nothing can be shown any more."""
-        return sys.platform != "win32" and getattr(self._output, "gone", False)
+    def closed(self) -> bool:
+        """Whether the terminal was closed, so that nothing can be shown."""
+        return sys.platform != "win32" and getattr(self._output, "closed", False)
 
     def show(self, lines: Sequence[Fragments]) -> None:
         """Add *lines* to the conversation."""
@@ -163,25 +161,25 @@ class Screen:
         self._app.invalidate()
 
     def clear(self) -> None:
-        """Forget and erase all of it."""
+        """Erase the conversation and forget its lines."""
         self._kept.clear()
         self._kept_characters = 0
         self.repaint()
 
     def repaint(self) -> None:
-        """Draw all of it anew, because who knows what stands there."""
+        """Redraw everything, whatever the screen shows now."""
         self.settle()
         self._stale = True
         self._app.invalidate()
 
     def suspend(self) -> None:
-        """Erase the last rows and draw nothing until `go_on`: somebody else gets the terminal."""
+        """Erase the last rows and draw nothing until `resume`: another program uses the screen."""
         self.settle()
         self._app.renderer.erase()
         self._suspended = True
 
-    def go_on(self) -> None:
-        """Draw the last rows where the cursor is now."""
+    def resume(self) -> None:
+        """Draw the last rows at the cursor's current position."""
         self.settle()
         self._suspended = False
         self._app.renderer.erase()
@@ -195,10 +193,10 @@ class Screen:
         size = self._output.get_size()
         return max(1, size.rows), max(1, size.columns)
 
-    # --- Another size -----------------------------------------------------------------------------
+    # --- Resizing ---------------------------------------------------------------------------------
 
     def resized(self) -> None:
-        """Wait until the size does not change any more; nothing is drawn meanwhile."""
+        """Draw nothing until the size has been stable for `_SETTLE_SECONDS`."""
         if self._suspended:
             return
         if self._settling is not None:
@@ -206,15 +204,15 @@ class Screen:
         self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
 
     def is_settled(self) -> bool:
-        """Say whether one may draw, as far as we know the size."""
+        """Return whether the size is known, so that drawing is allowed."""
         if self._suspended:
             return False
         if self._app.is_running and not self._settling and self._size != self._get_size():
-            self.resized()  # before the signal that tells of it
+            self.resized()  # the size changed, and SIGWINCH has not arrived yet
         return self._settling is None
 
     def settle(self) -> None:
-        """Draw everything as it is at the size that there is now."""
+        """Draw everything for the current size."""
         if self._settling is None:
             return
         self._settling.cancel()
@@ -226,9 +224,9 @@ class Screen:
         self._app.draw()
 
     def _adapt(self) -> None:
-        """Erase our rows, and those of the conversation that stand there broken; write these anew.
+        """Erase our rows and the rows that the resize has reflowed, and rewrite the latter.
 
-        The cursor is where it was in the text, also where the terminal has broken that anew.
+        The cursor keeps its place in the text, even if the terminal has reflowed it.
         """
         old_rows, old_columns = self._size
         self._size = rows, columns = self._get_size()
@@ -236,13 +234,13 @@ class Screen:
         input_rows, to_cursor = ([""], 0) if drawn is None else self._drawn_rows(drawn, columns)
         height = sum(self._taken(row, columns) for row in input_rows)
         self._below += height - len(input_rows) + max(0, rows - old_rows)
-        broken: list[_Shown] = []
+        broken: list[_PrintedLine] = []
         if columns != old_columns:
             broken = self._broken(columns, rows - self._below)
         taken = sum(self._taken(row, columns) for shown in broken for row in shown.rows)
         self._output.write_raw("\r")
         self._output.erase_down()
-        # Row by row: tmux takes it for the scrollback's if the whole screen is erased at once.
+        # Row by row: when the whole screen is erased at once, tmux moves it into the scrollback.
         for _ in range(to_cursor + taken):
             self._output.cursor_up(1)
             self._output.erase_end_of_line()
@@ -254,7 +252,7 @@ class Screen:
         self._print([shown.line for shown in broken])
 
     def _drawn_rows(self, drawn: Cells, columns: int) -> tuple[list[str], int]:
-        """Return our last rows as they were drawn, and how many stand above the cursor now."""
+        """Return our last rows as they were drawn, and how many are above the cursor now."""
         texts = []
         for y in range(drawn.height):
             cells = drawn.data_buffer[y]
@@ -266,9 +264,9 @@ class Screen:
         above = sum(self._taken(text, columns) for text in texts[:y])
         return texts, above + self._taken(before, columns) - 1
 
-    def _broken(self, columns: int, room: int) -> list[_Shown]:
-        """Return, of the newest lines that stand in *room* rows, those from which on all change."""
-        found: list[_Shown] = []
+    def _broken(self, columns: int, room: int) -> list[_PrintedLine]:
+        """Return the newest lines that fit into *room* rows, from the first that is reflowed on."""
+        found: list[_PrintedLine] = []
         for shown in islice(reversed(self._kept), self._above):
             room -= sum(self._taken(row, columns) for row in shown.rows)
             if room < 0:
@@ -280,7 +278,7 @@ class Screen:
         return found
 
     def _taken(self, row: str, columns: int) -> int:
-        """Return how many rows a terminal makes of one that it was given, at least."""
+        """Return the least number of rows that the terminal uses for *row*."""
         if not self._reflows or len(row) * 2 <= columns:
             return 1
         count, used = 1, 0
@@ -304,7 +302,7 @@ class Screen:
         for line in lines:
             rows = self._wrap(line, self._size[1])
             self._above += 1
-            self._keep(_Shown(line, _texts(rows)))
+            self._keep(_PrintedLine(line, _texts(rows)))
             self._below = max(1, self._below - len(rows))
             for row in rows if self._wraps else ():
                 self._write(row)
@@ -313,7 +311,7 @@ class Screen:
         depth = self._app.color_depth
         print_formatted_text(self._output, [*row, ("", "\n")], STYLE, color_depth=depth)
 
-    def _keep(self, shown: _Shown) -> None:
+    def _keep(self, shown: _PrintedLine) -> None:
         self._kept.append(shown)
         self._kept_characters += _length(shown)
         while len(self._kept) > 1 and (
@@ -322,15 +320,15 @@ class Screen:
             self._forget(self._kept.popleft())
         self._above = min(self._above, len(self._kept))
 
-    def _forget(self, shown: _Shown) -> None:
+    def _forget(self, shown: _PrintedLine) -> None:
         self._kept_characters -= _length(shown)
 
     def _hold(self, held: bool) -> None:
-        if sys.platform != "win32" and isinstance(self._output, _SteadyOutput):
+        if sys.platform != "win32" and isinstance(self._output, _BufferedOutput):
             self._output.held = held
 
     def _before_render(self, _: object) -> None:
-        if self._app.render_counter == 1:  # what was typed sooner was echoed here, and comes again
+        if self._app.render_counter == 1:  # input typed before raw mode was echoed on this row
             self._output.write_raw("\r")
             self._output.erase_end_of_line()
         if self._stale:
@@ -344,20 +342,20 @@ class Screen:
             self._below = min(max(self._below, drawn.height), self._size[0])
 
     def _repaint(self) -> None:
-        """Erase the screen and draw the end of the conversation on it."""
+        """Erase the screen and redraw the end of the conversation."""
         self._hold(True)
         self._app.renderer.reset()
         rows, columns = self._size
-        for row in range(rows, 0, -1):  # not all at once, as in `_adapt`
+        for row in range(rows, 0, -1):  # row by row, as in `_adapt`
             self._output.cursor_goto(row, 1)
             self._output.erase_end_of_line()
         room = rows - self._app.layout.container.preferred_height(columns, rows).preferred
-        fitting: list[_Shown] = []
+        fitting: list[_PrintedLine] = []
         while self._kept and (taken := len(self._wrap(self._kept[-1].line, columns))) <= room:
             room -= taken
             fitting.append(self._kept.pop())
             self._forget(fitting[-1])
-        if self._kept and room > 0:  # the end of one whose beginning is in the scrollback
+        if self._kept and room > 0:  # the end of a line that starts in the scrollback
             for part in self._wrap(self._kept[-1].line, columns)[-room:]:
                 self._write(part)
         self._above, self._below = 0, rows
@@ -372,5 +370,5 @@ def _plain(row: Fragments) -> str:
     return "".join(text for _, text in row)
 
 
-def _length(shown: _Shown) -> int:
+def _length(shown: _PrintedLine) -> int:
     return sum(map(len, shown.rows))

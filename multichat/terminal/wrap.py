@@ -1,14 +1,14 @@
-"""Text in the cells of a terminal: how many columns it takes, and how a line becomes rows.  Pure.
+"""Measures the columns of text on a terminal, and breaks lines into rows.  Pure.
 
 Invariants of `wrap`:
 
-1. A row never takes more columns than there are, whatever terminal draws it: where terminals
-   disagree about a character, the wider answer counts.
-2. Only the first row of a line begins in the first column, so that no text can pass for a line of
-   its own.
-3. White space at a break or at the end of a line that is broken is dropped; every other character
-   stands in exactly one row.
-4. The time is linear in the length of a line, whatever it holds.
+1. A row never exceeds the available columns on any terminal: where terminals disagree about the
+   width of a character, the larger width counts.
+2. Only the first row of a line starts in the first column, so that wrapped text cannot be mistaken
+   for a new line.
+3. White space at a break, or at the end of a line that is broken, is dropped; every other character
+   is in exactly one row.
+4. The time is linear in the length of a line, for any input.
 """
 
 import re
@@ -20,9 +20,9 @@ from typing import TypeAlias
 __all__ = ["Fragments", "columns_of", "wrap"]
 
 Fragments: TypeAlias = Sequence[tuple[str, str]]
-"""One line: styles, and the text of each."""
+"""One line, as (style, text) pairs."""
 
-# The clock and two: deeper than anything that a line begins with.
+# The width of the time and two more columns.
 _INDENT = 8
 
 # Chinese and Japanese have no spaces and break anywhere; Korean has them.
@@ -34,19 +34,19 @@ _WORD = re.compile(rf"(\s*)([{_IDEOGRAPHS}]|[^\s{_IDEOGRAPHS}]+)")
 
 
 def columns_of(text: str) -> int:
-    """Return how many columns *text* takes at most."""
+    """Return the most columns that *text* takes on any terminal."""
     return len(text) if text.isascii() else sum(map(_columns, text))
 
 
 @lru_cache(maxsize=4096)
 def _columns(character: str) -> int:
-    # U+FE0F makes an emoji, which is wide, of the character before it.
+    # U+FE0F turns the previous character into an emoji, which is wide.
     if character == "\ufe0f":
         return 1
-    # Spacing marks and conjoining jamo are drawn in a cell of their own by some terminals.
+    # Some terminals draw spacing marks and conjoining jamo in a cell of their own.
     if character == "\u200d" or unicodedata.category(character) in ("Mn", "Me"):
         return 0
-    # A terminal may know newer emoji than Python does, and draws half a flag as wide as a whole.
+    # A terminal may know newer emoji than Python does, and draws half of a flag as wide as a flag.
     wide = (
         unicodedata.east_asian_width(character) in "WF" or "\U0001f000" <= character < "\U0001fc00"
     )
@@ -54,7 +54,7 @@ def _columns(character: str) -> int:
 
 
 def wrap(line: Fragments, columns: int) -> list[Fragments]:
-    """Break *line* at words into rows of at most *columns*; all but the first are indented.
+    """Break *line* between words into rows of at most *columns*; all but the first are indented.
 
     A word that is longer than a row is broken anywhere.
     """
@@ -68,11 +68,11 @@ def wrap(line: Fragments, columns: int) -> list[Fragments]:
 
 
 def _break(text: str, first_room: int, room: int) -> list[tuple[int, int]]:
-    """Return from where to where each row of *text* goes."""
+    """Return the start and end index of each row in *text*."""
     spans: list[tuple[int, int]] = []
     start = end = 0
     left = first_room
-    # White space at the end is left out: the pattern would try each of its places to find a word.
+    # Without trailing white space, in which the pattern would search for a word at each index.
     for match in _WORD.finditer(text, 0, len(text.rstrip())):
         begin = match.start(2)
         gap, width = columns_of(match[1]), columns_of(match[2])
@@ -87,7 +87,7 @@ def _break(text: str, first_room: int, room: int) -> list[tuple[int, int]]:
         for index, character in enumerate(match[2], begin):
             used = _columns(character)
             if used > left and index > start:
-                # An emoji keeps what makes it one.
+                # Keep an emoji together with its variation selector.
                 together = character == "\ufe0f" != text[index - 1] and index - 1 > start
                 spans.append((start, index - together))
                 start = index - together
@@ -98,7 +98,7 @@ def _break(text: str, first_room: int, room: int) -> list[tuple[int, int]]:
 
 
 def _cut(line: Fragments, start: int, end: int) -> list[tuple[str, str]]:
-    """Return what *line* has from *start* to *end*."""
+    """Return the part of *line* from *start* to *end*."""
     cut: list[tuple[str, str]] = []
     at = 0
     for style, text in line:

@@ -269,7 +269,7 @@ def test_a_connection_that_stopped_waiting_gets_no_turn() -> None:
     fair.end(also, 0.0, 1.0)
     assert fair.next(1.0) == []
     assert fair.next_at(1.0) == math.inf
-    assert not fair.anybody_waits
+    assert not fair.has_waiting
 
 
 def test_nobody_waits_where_nobody_else_wants_a_turn(loop: Loop) -> None:

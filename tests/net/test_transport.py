@@ -138,7 +138,7 @@ async def test_errors_of_sockets_are_those_of_streams() -> None:
     await theirs.aclose()
     with pytest.raises(trio.BrokenResourceError) as broken:
         await transport.receive_some(ours, 1)
-    assert transport.reason_of(broken.value) == "connection reset"
+    assert transport.describe_error(broken.value) == "connection reset"
     with pytest.raises(trio.BrokenResourceError):
         await transport.send_all(ours, b"x")
     await ours.aclose()
@@ -192,7 +192,7 @@ def broken(cause: BaseException) -> trio.BrokenResourceError:
     ],
 )
 def test_reasons_are_a_few_words_of_the_system(error: BaseException, reason: str) -> None:
-    assert transport.reason_of(error) == reason
+    assert transport.describe_error(error) == reason
 
 
 async def test_hanging_up_lets_the_peer_read_everything() -> None:

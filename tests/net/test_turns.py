@@ -161,7 +161,7 @@ async def test_a_cancelled_waiter_gets_no_turn(autojump_clock: trio.testing.Mock
             await meter.take()
         assert scope.cancelled_caught
         assert not meter.waits
-        assert not turns.fair_share.anybody_waits
+        assert not turns.fair_share.has_waiting
 
 
 async def test_a_read_is_returned_when_it_is_its_turn(

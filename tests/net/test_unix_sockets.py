@@ -19,7 +19,7 @@ import trio.testing
 import multichat
 from multichat import ConnectFailed, ListenFailed, Server, ServerConfig, open_chat
 from multichat.client.connect import Endpoint, dial_unix
-from multichat.net.listeners import listen_unix, unlinked_at_end
+from multichat.net.listeners import listen_unix, unlink_at_end
 from multichat.server.log_rate import BURST_SECONDS
 from multichat.testing import ScriptedClient
 from tests.support.log import LogRecorder
@@ -155,7 +155,7 @@ async def test_a_file_put_in_place_of_the_socket_stays(path: Path) -> None:
     path.unlink()
     async with running(path):
         path.unlink()  # and nothing in its place
-    with unlinked_at_end(path):
+    with unlink_at_end(path):
         path.write_text("not there before")
     assert path.exists()
 

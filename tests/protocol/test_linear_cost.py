@@ -14,7 +14,7 @@ from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import disguised_command, looks_like, parse_line, say_literally
 from multichat.terminal.completion import complete, expand_reply
 from multichat.terminal.mention import find_mentions
-from multichat.terminal.render import Renderer, Us
+from multichat.terminal.render import Identity, Renderer
 from multichat.terminal.wrap import wrap
 
 pytestmark = pytest.mark.unit
@@ -31,7 +31,7 @@ PLACES: dict[str, Callable[[str], str]] = {
     "between words": lambda many: many.replace(many[0], f"{many[0]}x\u0301 ")[: len(many)],
 }
 
-US, NOW = Us(1, "xx"), datetime.now(UTC)
+US, NOW = Identity(1, "xx"), datetime.now(UTC)
 
 ACTIONS: dict[str, Callable[[str], object]] = {
     "clean": clean,

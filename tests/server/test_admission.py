@@ -16,7 +16,7 @@ from trio.testing import MockClock
 import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
 from multichat.net import transport
-from multichat.net.listeners import beyond_loopback
+from multichat.net.listeners import is_reachable_remotely
 from multichat.protocol.auth import encode_password, parse_password
 from multichat.server import server
 from multichat.server.admission import (
@@ -833,7 +833,7 @@ class _Listener:
     ],
 )
 def test_addresses_that_other_machines_can_reach(name: object, beyond: bool) -> None:
-    assert beyond_loopback(_Listener(name)) is beyond  # type: ignore[arg-type]
+    assert is_reachable_remotely(_Listener(name)) is beyond  # type: ignore[arg-type]
 
 
 @pytest.mark.process
@@ -847,7 +847,7 @@ async def test_an_open_server_logs_a_warning(
     log: LogRecorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "beyond_loopback", lambda _: reachable)
+    monkeypatch.setattr(server, "is_reachable_remotely", lambda _: reachable)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if tls else None
     async with trio.open_nursery() as nursery:
         config = ServerConfig(password=password)

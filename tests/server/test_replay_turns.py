@@ -74,7 +74,7 @@ async def test_a_replay_is_charged_to_its_own_client(by: str) -> None:
                         await sender.line()
                     await trio.testing.wait_all_tasks_blocked()
             await far.aclose()
-        assert {meter and meter.place for meter in meters} == {origin.address}
+        assert {meter and meter.address for meter in meters} == {origin.address}
         assert writers == {None}, "who writes reads nothing, and takes no turns"
 
 
@@ -140,7 +140,7 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
         assert member.lag is not None
         [meter] = meters
         assert meter is not None
-        assert not meter.turn, "while it waits for its client"
+        assert not meter.has_turn, "while it waits for its client"
         release = trio.Event()
         nursery.start_soon(have_a_turn, Meter(server._turns, "somebody else"), release)
         await trio.testing.wait_all_tasks_blocked()

@@ -115,7 +115,7 @@ class Client:
                 await self._leave()
                 with trio.move_on_after(_LAST_SECONDS):
                     await self._heard_all.wait()
-                nursery.cancel_scope.cancel(reason="the conversation is over")
+                nursery.cancel_scope.cancel(reason="the chat has ended")
         finally:
             self._end.close()
             self.left_off.set()

@@ -420,11 +420,11 @@ async def test_an_internal_error_ends_neither_the_console_nor_the_server(
     monkeypatch.setattr(Server, "broadcast", broadcast)
     monkeypatch.setattr(Server, "bans", property(lambda server: 1 // 0))
     assert await desk.type("hello\n/bans\n/clients") == [
-        "that failed; see the log",
+        "internal error; see the log",
         "nobody is connected",
-        "that failed; see the log",
+        "internal error; see the log",
     ]
-    crashed = "[ERROR] [server] [STATE] a command of the operator's crashed: ZeroDivisionError("
+    crashed = "[ERROR] [server] [STATE] an operator command crashed: ZeroDivisionError("
     assert [line[: len(crashed)] for line in log.lines] == [crashed] * 2
 
 
@@ -462,7 +462,7 @@ async def test_the_end_of_input_ends_only_the_console(
     await terminal.type("t", "/clients")
     await terminal.wait_for("t", "shown: nobody is connected")
     await terminal.run("send-keys", "-t", "t", "C-d")
-    await terminal.wait_for("t", "shown: The console has ended, the server continues")
+    await terminal.wait_for("t", "shown: The console has ended; the server keeps running")
     await terminal.wait_for("t", "sigttin restored")
     assert "status=" not in await terminal.screen("t")
 
@@ -479,7 +479,7 @@ async def test_a_job_in_the_background_is_not_stopped(
     await terminal.run("send-keys", "-t", "t", "C-z")
     await terminal.wait_for("t", "Stopped")
     await terminal.type("t", "clear; bg")
-    await terminal.wait_for("t", "shown: The console has ended, the server continues")
+    await terminal.wait_for("t", "shown: The console has ended; the server keeps running")
     await terminal.type("t", "clear; jobs; kill %1")
     await terminal.wait_for("t", "Running")
 

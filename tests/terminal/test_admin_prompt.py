@@ -126,7 +126,7 @@ async def test_every_way_out_leaves_the_terminal_as_it_was(way: str, terminal: T
     match way:
         case "C-d":
             await terminal.press("t", "C-d")
-            await terminal.wait_for("t", "The console has ended, the server continues")
+            await terminal.wait_for("t", "The console has ended; the server keeps running")
             assert STATUS not in await terminal.screen("t")
             async with multichat.connect(LOOPBACK, int(found[1]), name="bob"):
                 await terminal.wait_for("t", "Client 1 is now called bob")

@@ -360,7 +360,7 @@ async def test_local_commands_are_not_sent_and_others_are(
         await terminal.type("t", "/ignore")
         await terminal.wait_for("t", "· ignored: BOB")
         await terminal.type("t", "/ignore bob")
-        await terminal.wait_for("t", "· bob is not ignored any more")
+        await terminal.wait_for("t", "· bob is no longer ignored")
         await bob.say("and now?")
         await terminal.wait_for("t", "bob  and now?")
         await terminal.type("t", "/name al")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multichat.terminal.input_history import MAX_LINES, History, keeps
+from multichat.terminal.input_history import MAX_LINES, History, belongs_in_history
 
 pytestmark = pytest.mark.unit
 
@@ -111,7 +111,7 @@ def test_the_input_history_is_bounded_in_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_secrets_and_empty_lines_are_not_stored(line: str, kept: bool, tmp_path: Path) -> None:
-    assert keeps(line) is kept
+    assert belongs_in_history(line) is kept
     history = History(tmp_path / "history")
     history.append(line)
     assert history.load() == [line] * kept

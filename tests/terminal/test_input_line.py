@@ -227,8 +227,8 @@ def test_an_unfinished_line_returns_after_an_old_one_was_sent(keyboard: Keyboard
 # --- What looks like a command ----------------------------------------------------------------
 
 
-ASKED = "looks like /msg: Enter again runs it, Ctrl+S says it to everybody in den, or edit it"
-PASTED = "{}: Ctrl+S says them to everybody in den, Esc discards them (Ctrl+Y: back again)"
+ASKED = "looks like /msg: Enter again runs it, Ctrl+S sends it to everybody in den, or edit it"
+PASTED = "{}: Ctrl+S sends them to everybody in den, Esc discards them (Ctrl+Y: back again)"
 
 
 @pytest.mark.parametrize(
@@ -378,14 +378,14 @@ def test_a_reply_to_nobody_is_left_as_it_is(keyboard: Keyboard) -> None:
 @pytest.mark.parametrize("keyboard", [{"max_waiting_lines": 3}], indirect=True)
 def test_input_that_cannot_be_accepted_is_kept_or_reported(keyboard: Keyboard) -> None:
     keyboard.paste("1\n2\n3\n4")
-    assert keyboard.warnings.pop().startswith("not pasted: 4 lines, and at most 3 may wait; ")
+    assert keyboard.warnings.pop().startswith("not pasted: 4 lines, and the limit is 3; ")
     assert keyboard.question == ""
     for text in ("1", "2"):
         keyboard.type(text)
         keyboard.press("enter")
     keyboard.paste("a\nb")
     keyboard.press("c-s")
-    assert keyboard.warnings.pop() == "not sent: 2 lines wait already, and at most 3 may"
+    assert keyboard.warnings.pop() == "not sent: 2 lines are waiting, and the limit is 3"
     assert keyboard.question.startswith("2 pasted lines: "), "it can be answered again"
     keyboard.paste("c\nd")
     assert keyboard.warnings.pop().startswith("not pasted: ")

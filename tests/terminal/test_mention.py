@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from multichat.protocol.messages import Said
 from multichat.terminal.mention import find_mentions
-from multichat.terminal.render import Renderer, Us, mentions
+from multichat.terminal.render import Identity, Renderer, mentions
 
 pytestmark = pytest.mark.unit
 
@@ -94,7 +94,7 @@ def test_a_part_of_a_longer_word_is_not_a_mention(name: str, text: str) -> None:
 
 def test_a_marked_mention_is_the_original_text() -> None:
     text = unicodedata.normalize("NFD", "¿José? ＪＯＳÉ, joséphine")
-    [line] = Renderer().event(Said(client=2, name="bob", text=text), Us(1, "José"), NOW)
+    [line] = Renderer().event(Said(client=2, name="bob", text=text), Identity(1, "José"), NOW)
     marked = [piece for style, piece in line.fragments if "reverse" in style]
     assert [unicodedata.normalize("NFKC", piece) for piece in marked] == ["José", "JOSÉ"]
     assert "".join(piece for _, piece in line.fragments).endswith(text)

@@ -239,11 +239,11 @@ async def test_a_paste_of_many_lines_asks_once(terminal: Terminal, tmp_path: Pat
         await wait_for_input(terminal, "t", "")
         await terminal.run("send-keys", "-t", "t", "-l", "look: ")
         await paste(terminal, file)
-        await terminal.wait_for_match("t", r"^> look:\s*\n14 pasted lines: Ctrl\+S says them")
+        await terminal.wait_for_match("t", r"^> look:\s*\n14 pasted lines: Ctrl\+S sends them")
         await terminal.press("t", "x", "BSpace", "Escape")  # only an answer is one
         await wait_for_input(terminal, "t", "look:")
         await paste(terminal, file)
-        await terminal.wait_for("t", "14 pasted lines: Ctrl+S says them")
+        await terminal.wait_for("t", "14 pasted lines: Ctrl+S sends them")
         await terminal.press("t", "C-s")
         await server.wait_for("[RX] [alice] pasted line 13\n")
         said = [line for line in server.lines if "[RX]" in line]

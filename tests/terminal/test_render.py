@@ -37,8 +37,8 @@ from multichat.terminal.render import (
     NAME_COLORS,
     WARNING,
     Fragments,
+    Identity,
     Renderer,
-    Us,
     mentions,
     name_style,
 )
@@ -46,14 +46,14 @@ from multichat.terminal.render import (
 pytestmark = pytest.mark.unit
 
 NOW = datetime(2025, 1, 15, 10, 30, 45, tzinfo=UTC)
-US = Us(1, "alice")
+US = Identity(1, "alice")
 
 
 def plain(fragments: Fragments) -> str:
     return "".join(text for _, text in fragments)
 
 
-def shown(event: Event, us: Us = US, now: datetime = NOW) -> list[str]:
+def shown(event: Event, us: Identity = US, now: datetime = NOW) -> list[str]:
     return [plain(line.fragments) for line in Renderer(UTC).event(event, us, now)]
 
 
@@ -65,7 +65,7 @@ def test_rendering_of_messages() -> None:
     assert plain(line.fragments) == "10:30 bob  Hello"
     assert (f"{name_style('bob')} bold", "bob") in line.fragments
     assert line.fragments[0] == (DIM, "10:30 ")
-    assert not line.calls
+    assert not line.is_alert
 
 
 def test_the_servers_time_is_shown_in_the_local_zone() -> None:
@@ -87,7 +87,7 @@ def test_rendering_of_actions() -> None:
 def test_a_private_message_is_an_alert() -> None:
     [line] = Renderer(UTC).event(Directed(client=2, name="bob", text="psst"), US, NOW)
     assert plain(line.fragments) == "10:30 bob → you  psst"
-    assert line.calls
+    assert line.is_alert
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_own_messages_are_marked() -> None:
     assert typed == heard, "as after a resume, or on another of our terminals"
     assert plain(typed.fragments) == "10:30 alice  Hello, alice"
     assert (f"{name_style('alice')} bold underline", "alice") in typed.fragments
-    assert not typed.calls, "who says their own name calls nobody"
+    assert not typed.is_alert, "who says their own name calls nobody"
 
 
 def test_rendering_of_own_messages() -> None:
@@ -117,7 +117,7 @@ def test_rendering_of_own_messages() -> None:
         "10:30 you → bob  psst",
         "10:30 you → 7  psst",
     ]
-    [unnamed] = look.typed(SayBlock("one"), Us(), NOW)
+    [unnamed] = look.typed(SayBlock("one"), Identity(), NOW)
     assert plain(unnamed.fragments) == "10:30 you  one"
 
 
@@ -175,14 +175,14 @@ def test_joins_and_leaves_are_dimmed_and_errors_are_not(
 ) -> None:
     [line] = Renderer(UTC).event(event, US, NOW)
     assert line.fragments == [(DIM, "10:30 "), (style, text)]
-    assert not line.calls
+    assert not line.is_alert
 
 
 def test_server_notices_are_marked() -> None:
     [line] = Renderer(UTC).event(Notice(text="Lunch, alice?"), US, NOW)
     assert plain(line.fragments) == "10:30 Server  Lunch, alice?"
     assert ("bold", "Server") in line.fragments
-    assert line.calls
+    assert line.is_alert
 
 
 def test_a_list_is_rendered_one_line_per_item() -> None:
@@ -202,7 +202,7 @@ def test_history_is_rendered_like_live_messages() -> None:
         nonce=1,
     )
     look = Renderer(UTC)
-    look.told("connected", NOW)
+    look.notice("connected", NOW)
     lines = look.event(page, US, NOW)
     assert [plain(line.fragments) for line in lines] == [
         "10:30 · the last 2 messages:",
@@ -211,7 +211,7 @@ def test_history_is_rendered_like_live_messages() -> None:
         f"— {datetime(2025, 1, 15, tzinfo=UTC):%A, %x} —",
         "09:00 * bob waves",
     ]
-    assert not any(line.calls for line in lines)
+    assert not any(line.is_alert for line in lines)
     assert shown(HistoryPage(messages=[], more=False)) == ["10:30 · no messages"]
 
 
@@ -225,7 +225,7 @@ def test_a_new_day_is_shown_once_before_its_first_line() -> None:
     assert {style for style, _ in date.fragments} == {DIM}
     assert plain(line.fragments) == "00:30 bob  Hello"
     assert len(look.typed(SayBlock("Hello"), US, NOW + timedelta(hours=14))) == 1
-    assert len(look.told("connected", NOW + timedelta(days=2))) == 2
+    assert len(look.notice("connected", NOW + timedelta(days=2))) == 2
 
 
 # --- Names and mentions -----------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_a_name_is_not_a_pattern_and_an_empty_one_never_matches() -> None:
 
 def test_a_mention_is_marked_and_is_an_alert() -> None:
     [line] = Renderer(UTC).event(Said(client=2, name="bob", text="hi Alice, alice"), US, NOW)
-    assert line.calls
+    assert line.is_alert
     marked = [text for style, text in line.fragments if "reverse" in style]
     assert marked == ["Alice", "alice"]
     assert plain(line.fragments) == "10:30 bob  hi Alice, alice"
@@ -316,7 +316,7 @@ def test_any_text_renders_as_one_clean_line_with_our_styles(
 ) -> None:
     """Also of a hostile server, whose strings nobody has filtered."""
     look = Renderer(UTC)
-    us = Us(1, own)
+    us = Identity(1, own)
     events: list[Event] = [
         Said(client=2, name=name, text=text, act=act, timestamp=own),
         Directed(client=2, name=name, text=text),

@@ -41,7 +41,7 @@ async def test_a_space_before_a_command_asks_for_confirmation(
         await terminal.open("t", *connect(server), columns=80, rows=24)
         await wait_for_input(terminal, "t", "")
         await terminal.type("t", " /msg bob a secret")
-        question = "looks like /msg: Enter again runs it, Ctrl+S says it to everybody in lobby, or"
+        question = "looks like /msg: Enter again runs it, Ctrl+S sends it to everybody in lobby, or"
         await terminal.wait_for_match("t", rf"^>  /msg bob a secret\s*\n{re.escape(question)}")
         await terminal.type("t", "was that right?")  # as somebody does who looks at the keys
         await wait_for_input(terminal, "t", " /msg bob a secretwas that right?", asked=question)
@@ -125,9 +125,7 @@ async def test_a_confirmed_paste_is_said_as_it_is(terminal: Terminal, tmp_path: 
         await terminal.open("t", *connect(server), columns=80, rows=24)
         await wait_for_input(terminal, "t", "")
         await paste(terminal, file)
-        question = (
-            "5 pasted lines, with /quit: Ctrl+S says them to everybody in lobby, Esc discards"
-        )
+        question = "5 pasted lines, with /quit: Ctrl+S sends them to everybody in lobby, Esc"
         await terminal.wait_for("t", question)
         await terminal.type("t", "oh, hey there")
         await server.wait_for("[RX] [alice] oh, hey there\n")
@@ -146,7 +144,7 @@ async def test_a_paste_that_is_too_long_is_reported(terminal: Terminal, tmp_path
         await wait_for_input(terminal, "t", "")
         await terminal.run("send-keys", "-t", "t", "-l", "typed before")
         await paste(terminal, file)
-        await terminal.wait_for("t", "! not pasted: 10001 lines, and at most 10000 may wait")
+        await terminal.wait_for("t", "! not pasted: 10001 lines, and the limit is 10000")
         await wait_for_input(terminal, "t", "typed before")
 
 
@@ -162,7 +160,7 @@ async def test_a_line_too_long_for_the_server_comes_back(
         await terminal.wait_for("t", "xy")
         await terminal.press("t", "Enter")
         await terminal.wait_for("t", "bytes; the server takes lines of 1024")
-        await terminal.wait_for("t", "! it was not sent; the arrow key up brings it back")
+        await terminal.wait_for("t", "! the line was not sent; press the up arrow to edit it")
         await terminal.press("t", "Up")
         await terminal.wait_for("t", "xy")
 
@@ -269,7 +267,7 @@ async def test_a_line_typed_during_the_goodbye_does_not_reach_the_shell(
             await wait_for_input(terminal, "t", "touch shell")
             await stream.send_all(b'{"type":"goodbye","reason":"kicked","code":"kicked"}\n')
         await terminal.wait_for("t", "! goodbye: kicked")
-        await terminal.wait_for("t", "! The conversation is over; Enter leaves")
+        await terminal.wait_for("t", "! The chat has ended; press Enter to leave")
         await terminal.type("t", " -x")
         await terminal.wait_for_match("t", r"! not sent: touch shell -x\n")
         await terminal.wait_for_match("t", r"^\$\s*\Z")

@@ -20,8 +20,8 @@ from multichat.journal.sqlite.file import (
     DISK_FULL,
     SQLITE_ERRORS,
     DamagedRow,
+    describe_error,
     is_damage,
-    reason_of,
     typed,
 )
 from multichat.journal.sqlite.limits import SqliteLimits
@@ -167,7 +167,7 @@ class Deletions:
                 result = self._step(full, empty, now, changed)
             except SQLITE_ERRORS as error:
                 # Another program that has locked the file needs none of the reserve.
-                is_full = reason_of(error) in (DISK_FULL, DISK_FAILS)
+                is_full = describe_error(error) in (DISK_FULL, DISK_FAILS)
         if is_full:
             self._reserve.release()
             # Deletions are written to the WAL, which starts anew.
@@ -290,7 +290,7 @@ class Deletions:
         """Remember that the file is damaged; raises *error* if it is about something else."""
         if not is_damage(error):
             raise error
-        self._damage = reason_of(error)
+        self._damage = describe_error(error)
 
     def _place(self, key: _Key) -> _Place:
         return self._damaged.setdefault(key, _Place()) if self._damage else _Place()

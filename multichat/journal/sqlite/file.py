@@ -42,11 +42,11 @@ __all__ = [
     "DamagedRow",
     "OpenFile",
     "connect",
+    "describe_error",
     "is_busy",
     "is_damage",
     "open_file",
     "open_for_reading",
-    "reason_of",
     "typed",
     "with_advice",
 ]
@@ -135,7 +135,7 @@ def _text_or_bytes(data: bytes) -> str | bytes:
         return data
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return in a few words why SQLite, or the system, failed; clean, and in one line."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
@@ -201,7 +201,7 @@ def _failing(path: object) -> Iterator[None]:
     try:
         yield
     except (*SQLITE_ERRORS, OSError) as error:
-        raise JournalFailed(path, reason_of(error)) from error
+        raise JournalFailed(path, describe_error(error)) from error
 
 
 def open_file(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from multichat.journal.base import PendingWrite
-from multichat.journal.sqlite.file import SQLITE_ERRORS, is_damage, reason_of
+from multichat.journal.sqlite.file import SQLITE_ERRORS, describe_error, is_damage
 from multichat.journal.sqlite.queries import Rows, SessionRow
 from multichat.protocol.messages import SaidBlock
 
@@ -183,7 +183,7 @@ def _write_parts(
         if may_raise and not is_damage(error):
             raise
         if len(parts) == 1 or not is_damage(error):
-            refused.update((part.subject, reason_of(error)) for part in parts)
+            refused.update((part.subject, describe_error(error)) for part in parts)
             return False
     else:
         return True

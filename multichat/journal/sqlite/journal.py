@@ -45,9 +45,9 @@ from multichat.journal.sqlite.file import (
     DISK_FULL,
     SQLITE_ERRORS,
     connect,
+    describe_error,
     is_busy,
     open_file,
-    reason_of,
     with_advice,
 )
 from multichat.journal.sqlite.file_lock import FileLock
@@ -328,7 +328,7 @@ class SqliteJournal(Journal):
             opened.connection.close()
             opened.lock.close()
             if isinstance(error, SQLITE_ERRORS):
-                raise JournalFailed(self.path, reason_of(error)) from error
+                raise JournalFailed(self.path, describe_error(error)) from error
             raise
         for repaired in self._rows.repaired:
             self._log.line("STATE", f"The journal was damaged: {repaired}", WARNING)
@@ -368,7 +368,7 @@ class SqliteJournal(Journal):
         try:
             write_jobs(rows, jobs, clock, refused)
         except SQLITE_ERRORS as error:
-            reason = reason_of(error)
+            reason = describe_error(error)
             self._deletions.is_full = reason in (DISK_FULL, DISK_FAILS)
             return reason
         self._deletions.check_size()
@@ -495,6 +495,6 @@ class SqliteJournal(Journal):
         try:
             return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
         except SQLITE_ERRORS as error:
-            reason = reason_of(error)
+            reason = describe_error(error)
             self._log_failure(what, reason)
             raise NotRead(reason) from error

@@ -19,9 +19,9 @@ from multichat.journal.sqlite.file import (
     MAX_NUMBER,
     SQLITE_ERRORS,
     DamagedRow,
+    describe_error,
     is_damage,
     open_for_reading,
-    reason_of,
     typed,
 )
 from multichat.journal.sqlite.reading import BLOCK_COLUMNS, said_block
@@ -46,7 +46,7 @@ def open_reader(path: Path) -> Iterator["Reader"]:
         try:
             yield Reader(path, connection)
         except SQLITE_ERRORS as error:
-            raise JournalFailed(path, reason_of(error)) from error
+            raise JournalFailed(path, describe_error(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
