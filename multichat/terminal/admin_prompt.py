@@ -50,7 +50,7 @@ async def run_prompted_console(server: "Server", writer: LogWriter, *, color: bo
     """Run operator commands for *server*, with an input line below *writer*'s log.
 
     Like `admin_console.run_console`, but continues when a background process returns to the
-        foreground.
+    foreground.
     """
     if console_fd() is None:
         await trio.lowlevel.checkpoint()

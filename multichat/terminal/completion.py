@@ -63,7 +63,7 @@ def expand_reply(line: str, last_sender: int | None) -> str:
     """Return *line* with a leading `/r ` replaced by `/msg` to *last_sender*.
 
     *last_sender* is a client's number, because the name may belong to another client by the time
-        the message is sent.
+    the message is sent.
     """
     word, space, rest = line.partition(" ")
     command = COMMANDS.find(word) if space else None
