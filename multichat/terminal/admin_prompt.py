@@ -67,8 +67,8 @@ class _InputLine:
     def __init__(self, writer: LogWriter, *, color: bool) -> None:
         self._writer, self._color = writer, color
         self._token = trio.lowlevel.current_trio_token()
-        self._typed_in, self._typed = trio.open_memory_channel[tuple[str, trio.Event]](1)
-        self._line_done: trio.Event | None = None  # belongs to the thread's own trio run
+        self._typed_in, self._typed = trio.open_memory_channel[str](1)
+        self._line_done = trio.Event()  # belongs to the thread's own trio run
         self._thread = threading.Thread(target=self._work, name="multichat console", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prompt: Prompt | None = None
@@ -87,9 +87,9 @@ class _InputLine:
                 await self._close()
 
     async def _receive(self) -> AsyncGenerator[list[Part]]:
-        async for line, done in self._typed:
+        async for line in self._typed:
             yield [line]
-            self._call(done.set)
+            self._call(lambda _: self._line_done.set())
 
     async def _close(self) -> None:
         self._closing = True
@@ -99,17 +99,15 @@ class _InputLine:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._thread.join, _CLOSE_SECONDS)
 
-    def _close_prompt(self) -> None:
-        if self._prompt is not None:
-            self._prompt.close()
-        if self._line_done is not None:
-            self._line_done.set()
+    def _close_prompt(self, prompt: "Prompt") -> None:
+        prompt.line.close()
+        self._line_done.set()
 
-    def _call(self, function: Callable[[], object]) -> None:
+    def _call(self, function: Callable[["Prompt"], object]) -> None:
         """Call *function* in the thread, if its loop is running."""
-        if self._loop is not None:
+        if self._loop is not None and self._prompt is not None:
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(function)
+                self._loop.call_soon_threadsafe(function, self._prompt)
 
     # --- In the thread ----------------------------------------------------------------------------
 
@@ -145,21 +143,21 @@ class _InputLine:
             # One line at a time: while the server is busy, further lines wait in the prompt, which
             # warns when there are too many.
             while not self._closing:
-                line = await anext(self._prompt.typed, None)
+                line = await anext(self._prompt.line.typed, None)
                 if line is None or self._closing:
                     return
-                self._prompt.show([[("", f"> {line}")]])  # as a terminal echoes it
+                self._prompt.screen.show([[("", f"> {line}")]])  # as a terminal echoes it
                 self._line_done = trio.Event()
-                self._token.run_sync_soon(self._submit, line, self._line_done)
+                self._token.run_sync_soon(self._submit, line)
                 await self._line_done.wait()
 
     def _warn(self, text: str) -> None:
         if self._prompt is not None:
-            self._prompt.show([[("", text)]])
+            self._prompt.screen.show([[("", text)]])
 
-    def _submit(self, line: str, done: trio.Event) -> None:
+    def _submit(self, line: str) -> None:
         with suppress(trio.BrokenResourceError):  # the server has shut down
-            self._typed_in.send_nowait((line, done))
+            self._typed_in.send_nowait(line)
 
     # --- In the log's thread ----------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ class _InputLine:
         shown = threading.Event()
 
         def show() -> None:
-            prompt.show([[("", line)] for line in lines])
+            prompt.screen.show([[("", line)] for line in lines])
             shown.set()
 
         try:
@@ -197,17 +195,16 @@ class _InputLine:
                         await self._stop()
                     case signal.SIGCONT if console_fd() is not None:
                         self._suspended = False
-                        self._call(self._resume)
+                        self._call(lambda prompt: prompt.resume())
                     case signal.SIGWINCH:
-                        self._call(self._resized)
+                        self._call(lambda prompt: prompt.screen.resized())
 
     async def _stop(self) -> None:
         """Suspend the process, with the terminal's modes restored, until SIGCONT."""
         done = trio.Event()
 
-        def suspend() -> None:
-            if self._prompt is not None:
-                self._prompt.suspend()
+        def suspend(prompt: "Prompt") -> None:
+            prompt.suspend()
             self._token.run_sync_soon(done.set)
 
         if self._loop is not None and not self._suspended:
@@ -218,14 +215,6 @@ class _InputLine:
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)  # returns after SIGCONT, which is handled above
         signal.signal(signal.SIGTSTP, handler)
-
-    def _resume(self) -> None:
-        if self._prompt is not None:
-            self._prompt.resume()
-
-    def _resized(self) -> None:
-        if self._prompt is not None:
-            self._prompt.resized()
 
 
 def _literally(line: str) -> str:

@@ -165,11 +165,11 @@ class TerminalChat(FrontEnd):
         """If the chat ends while a line is being typed, keep the shell from reading that line."""
         if self._leaving:
             return
-        if self._prompt.is_begun:
+        if self._prompt.line.is_begun:
             self.tell("The chat has ended; press Enter to leave", warning=True)
             self._state = "not connected"
-            self._prompt.close_after_next()
-            self._typed_late += [line async for line in self._prompt.typed]
+            self._prompt.line.close_after_next()
+            self._typed_late += [line async for line in self._prompt.line.typed]
         self._prompt.discard_input()
 
     async def _converse(self) -> None:
@@ -202,7 +202,7 @@ class TerminalChat(FrontEnd):
         """Show the lines that were not sent, and add them to the input history."""
         lines = [
             line
-            for line in (*self._typed_late, *self._prompt.take_unsent())
+            for line in (*self._typed_late, *self._prompt.line.take_unsent())
             if belongs_in_history(line)
         ]
         for line in lines[:_SHOWN_UNSENT]:
@@ -353,7 +353,7 @@ class TerminalChat(FrontEnd):
     async def send_input(self, chat: LineChat, scope: trio.CancelScope) -> None:
         """Send typed lines; see `FrontEnd.send_input`."""
         try:
-            async for line in self._prompt.typed:
+            async for line in self._prompt.line.typed:
                 if not await self._run_line(chat, line):
                     break
                 await trio.to_thread.run_sync(self._history.append, line)
@@ -399,7 +399,7 @@ class TerminalChat(FrontEnd):
             case LocalCommand(name="/status"):
                 self.tell(self.describe(chat, self._unaccepted))
             case LocalCommand(name="/clear"):
-                self._prompt.clear()
+                self._prompt.screen.clear()
             case LocalCommand(argument=name):
                 self._ignore(name.removeprefix("@"))
             case Reply() if chat.welcome is not None:
@@ -473,7 +473,7 @@ class TerminalChat(FrontEnd):
         self.tell(text, warning=True)
 
     def _show(self, lines: Sequence[Line]) -> None:
-        self._prompt.show([line.fragments for line in lines])
+        self._prompt.screen.show([line.fragments for line in lines])
         if self._bell and any(line.is_alert for line in lines):
             self._prompt.ring()
         self._prompt.refresh()
@@ -498,7 +498,7 @@ class TerminalChat(FrontEnd):
 
     def _pending(self) -> list[Fragments]:
         now, me = _now(), self._identity
-        entered = self._prompt.waiting
+        entered = self._prompt.line.waiting
         first, last = entered[:-_SHOWN_WAITING], entered[-_SHOWN_WAITING:]
         requests = (
             *self._waiting.values(),

@@ -73,8 +73,8 @@ class Show(NamedTuple):
 class Prompt:
     """The prompt that `open_prompt` yields; its methods are called from trio and never wait.
 
-    `typed` yields the entered lines, clean and not empty, and ends on Ctrl+D or when the terminal
-    is closed.  Ctrl+C raises SIGINT.
+    Entered lines come from *line*, which also closes when the terminal is closed; the conversation
+    above it is on *screen*.  Ctrl+C raises SIGINT.
     """
 
     def __init__(
@@ -90,8 +90,7 @@ class Prompt:
         self._detached = ExitStack()  # detaches the terminal's input while suspended
         self._show = show
         self._modes = TerminalModes()
-        self._line = InputLine(show.complete, show.syntax, self._warn, history)
-        self.typed = self._line.typed
+        self.line = InputLine(show.complete, show.syntax, self._warn, history)
         self._app = ScreenApplication(
             wraps=wraps,
             layout=self._lay_out(),
@@ -103,23 +102,14 @@ class Prompt:
             # With SIGWINCH there is no need to poll the size.
             terminal_size_polling_interval=None if hasattr(signal, "SIGWINCH") else 1.0,
         )
-        self._screen = self._app.screen
+        self.screen = self._app.screen
         self._app.after_render += self._after_render
 
     # --- Display ----------------------------------------------------------------------------------
 
-    def show(self, lines: Sequence[Fragments]) -> None:
-        """Add *lines* to the conversation above the input line."""
-        if lines:
-            self._screen.show(lines)
-
     def refresh(self) -> None:
         """Redraw the status, the pending lines and the input line."""
         self._app.invalidate()
-
-    def clear(self) -> None:
-        """Clear the conversation from the screen."""
-        self._screen.clear()
 
     def ring(self) -> None:
         """Ring the terminal's bell."""
@@ -131,24 +121,6 @@ class Prompt:
         if text:
             self._show.warn(text)
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether the input line contains text."""
-        return self._line.is_begun
-
-    @property
-    def waiting(self) -> list[str]:
-        """The lines that were entered and not received yet."""
-        return self._line.waiting
-
-    def take_unsent(self) -> list[str]:
-        """Return and clear the lines that were typed and not received."""
-        return self._line.take_unsent()
-
-    def close_after_next(self) -> None:
-        """End `typed` after the next line that is entered, which may be empty."""
-        self._line.close_after_next()
-
     def discard_input(self) -> None:
         """Discard unread terminal input, so that the shell does not read it."""
         self._modes.discard_input()
@@ -156,18 +128,18 @@ class Prompt:
     @property
     def is_gone(self) -> bool:
         """Whether the terminal was closed."""
-        return self._screen.closed or not sys.stdout.isatty()
+        return self.screen.closed or not sys.stdout.isatty()
 
     def _after_render(self, _: object) -> None:
         if self._app.render_counter == 1:
             self._modes.note()
-        if self._screen.closed:
-            self._line.close()
+        if self.screen.closed:
+            self.line.close()
 
     # --- Layout -----------------------------------------------------------------------------------
 
     def _lay_out(self) -> Layout:
-        asking = self._line.is_asking
+        asking = self.line.is_asking
         has_pending = Condition(lambda: bool(self._show.pending()))
         pending = Window(
             FormattedTextControl(self._pending),
@@ -175,12 +147,12 @@ class Prompt:
             dont_extend_height=True,
         )
         search = SearchBufferControl(
-            self._line.search_buffer,
+            self.line.search_buffer,
             input_processors=[BeforeInput("search: ", style="bold")],
             ignore_case=True,
         )
         typing = Window(
-            BufferControl(self._line.buffer, search_buffer_control=search, preview_search=True),
+            BufferControl(self.line.buffer, search_buffer_control=search, preview_search=True),
             height=Dimension(min=1, max=_MAX_INPUT_ROWS),
             wrap_lines=True,
             dont_extend_height=True,
@@ -217,13 +189,13 @@ class Prompt:
         return ends[:-1]
 
     def _question(self) -> StyleAndTextTuples:
-        return list(self._line.question)
+        return list(self.line.question)
 
     # --- Keys -------------------------------------------------------------------------------------
 
     def _bind_keys(self) -> KeyBindings:
         keys = KeyBindings()
-        self._line.bind(keys)
+        self.line.bind(keys)
 
         @keys.add("c-c", eager=True)
         def _(_: KeyPressEvent) -> None:
@@ -236,7 +208,7 @@ class Prompt:
 
         @keys.add("c-l")
         def _(_: KeyPressEvent) -> None:
-            self._screen.repaint()
+            self.screen.repaint()
 
         for name in _SCROLLING:
             keys.add(name)(lambda _: None)
@@ -257,7 +229,7 @@ class Prompt:
 
     def suspend(self) -> None:
         """Restore the terminal's modes, and read and draw nothing until `resume`."""
-        self._screen.suspend()
+        self.screen.suspend()
         self._detached.enter_context(self._app.input.detach())
         self._modes.restore()
 
@@ -265,15 +237,7 @@ class Prompt:
         """Take the terminal back after `suspend`."""
         self._detached.close()
         self._modes.take()
-        self._screen.resume()
-
-    def resized(self) -> None:
-        """Redraw for a new window size; called by the handler of SIGWINCH."""
-        self._screen.resized()
-
-    def close(self) -> None:
-        """End `typed`, as Ctrl+D does."""
-        self._line.close()
+        self.screen.resume()
 
     async def _handle_stops(self) -> None:
         if sys.platform == "win32":
@@ -315,7 +279,7 @@ class Prompt:
                 await finished.wait()
             running.cancel()
             self._modes.restore()
-            self._line.close()
+            self.line.close()
         if failures:
             raise failures[0]
         with suppress(EOFError):  # the terminal was closed
@@ -336,8 +300,8 @@ async def open_prompt(
     Requires `event_loop.run_with_prompt`, and a terminal as standard input and output.  *history*
     holds earlier lines, the oldest first.  Without *wraps*, the terminal breaks long lines.
     *handles_signals* requires the main thread; without it, the handler of the signals calls
-    `Prompt.suspend`, `resume` and `resized`.  Errors of drawing, which are bugs of ours, cancel the
-    block and are raised from it.
+    `Prompt.suspend`, `Prompt.resume` and `Screen.resized`.  Errors of drawing, which are bugs of
+    ours, cancel the block and are raised from it.
     """
     prompt = Prompt(show, history, color=color, wraps=wraps, handles_signals=handles_signals)
     async with trio.open_nursery() as nursery:

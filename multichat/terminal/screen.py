@@ -151,6 +151,8 @@ class Screen:
 
     def show(self, lines: Sequence[Fragments]) -> None:
         """Add *lines* to the conversation."""
+        if not lines:
+            return
         if not self.is_settled():
             self._waiting += lines
             return
