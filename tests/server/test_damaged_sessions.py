@@ -12,9 +12,8 @@ import pytest
 import trio
 
 from multichat.testing import ScriptedClient
-
-from .support.journals import damage_table
-from .support.processes import (
+from tests.support.journals import damage_table
+from tests.support.processes import (
     LOOPBACK,
     MULTICHAT,
     WAIT_SECONDS,
@@ -23,7 +22,7 @@ from .support.processes import (
     serve,
     tcp,
 )
-from .support.terminals import Terminal
+from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
 
