@@ -112,7 +112,7 @@ class TooManyBans(LocalProtocolError):
     """The limit of bans is reached."""
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"there are as many bans as there may be: {limit}")
+        super().__init__(f"too many bans (limit: {limit})")
         self.limit = limit
 
 
@@ -151,7 +151,7 @@ class EmptyText(RemoteProtocolError):
     code = "empty-text"
 
     def __init__(self) -> None:
-        super().__init__("an empty message cannot be said")
+        super().__init__("an empty message cannot be sent")
 
 
 class InvalidName(RemoteProtocolError):
@@ -188,9 +188,9 @@ class TooManyRooms(RemoteProtocolError):
 
     def __init__(self, limit: int, seconds: float = 0) -> None:
         super().__init__(
-            f"there are as many rooms as there may be: {limit}"
+            f"too many rooms (limit: {limit})"
             if not seconds
-            else f"you may open {limit} new rooms an hour; the next one in {math.ceil(seconds)} s"
+            else f"too many new rooms (limit: {limit} an hour); try again in {math.ceil(seconds)} s"
         )
         self.limit = limit
 
@@ -203,7 +203,7 @@ class NobodyThere(RemoteProtocolError):
     def __init__(self, to: str | int) -> None:
         if isinstance(to, str):
             room = to[:40].lstrip("#")
-            hint = f"; a room is talked in after /join {room}" if to.startswith("#") else ""
+            hint = f"; to talk in a room, first type /join {room}" if to.startswith("#") else ""
             super().__init__(f"nobody here is called {to[:40]}{hint}")
         else:
             super().__init__(f"there is no client {to}")
@@ -226,8 +226,8 @@ class Rejected(RemoteProtocolError):
     code = "rejected"
 
     def __init__(self, messages: int = 1) -> None:
-        what = "that was" if messages == 1 else f"{messages} messages were"
-        super().__init__(f"{what} not let through")
+        what = "this was" if messages == 1 else f"{messages} messages were"
+        super().__init__(f"{what} rejected by the server")
         self.messages = messages
 
 
@@ -257,7 +257,7 @@ class NotInRoom(RemoteProtocolError):
 
     def __init__(self, room: str) -> None:
         where = f"the room {room[:40]}" if room else "the room that you asked for"
-        super().__init__(f"not done: you are not in {where}")
+        super().__init__(f"you are not in {where}")
         self.room = room
 
 
@@ -267,7 +267,9 @@ class NonceReused(RemoteProtocolError):
     code = "nonce-reused"
 
     def __init__(self, nonce: str | int) -> None:
-        super().__init__(f"not said: the nonce {nonce} was used for another message; use a new one")
+        super().__init__(
+            f"not sent: the nonce {nonce} was already used for another message; use a new one"
+        )
         self.nonce = nonce
 
 
@@ -277,7 +279,7 @@ class StorageFailed(RemoteProtocolError):
     code = "storage-failed"
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"nothing can be said now: {reason}")
+        super().__init__(f"messages cannot be stored now: {reason}")
         self.reason = reason
 
 

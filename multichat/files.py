@@ -1,10 +1,10 @@
-"""Files of text that people edit, and files of ours that are replaced as a whole.
+"""Reads text files that people edit, and replaces files atomically.
 
-Owns how the bytes of such a file become text, and that whoever opens one of ours finds either all
-of the old contents or all of the new.  Knows nothing of what stands in them.
+Owns the decoding of such files, and the guarantee that readers see either the old contents or the
+new, never a mixture.  Does not interpret the contents.
 
-A name may be that of anything: opening a file here never waits, and reading one ends.  Only where
-the caller allows it a FIFO or pipe is read, such as a shell's `<(command)`.
+A path may name anything, so opening never blocks and reading is bounded.  FIFOs and pipes, such as
+a shell's `<(command)`, are read only if the caller allows it.
 """
 
 import errno
@@ -28,16 +28,17 @@ __all__ = [
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-# A FIFO is opened without waiting for its other end.  Windows has no FIFOs, but line ends.
+# O_NONBLOCK: do not wait for the other end of a FIFO.  O_BINARY: no translation of line ends.
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_regular(
     path: Path, flags: int = os.O_RDONLY, mode: int = 0o600, *, or_fifo: bool = False
 ) -> int:
-    """Return a descriptor of the regular file at *path*, or of the null device, *or_fifo*.
+    """Return a descriptor of the regular file at *path*; also accept the null device.
 
-    Never waits.  Raises `OSError`, also for anything else: a device, a directory.
+    With *or_fifo*, also accept a FIFO.  Never blocks.  Raises `OSError`, also for any other kind of
+    file, such as a device or a directory.
     """
     fd = os.open(path, flags | _FLAGS, mode)
     kind = os.fstat(fd).st_mode
@@ -51,7 +52,7 @@ def open_regular(
 
 
 def check_regular(path: Path) -> None:
-    """Raise `OSError` as `open_regular` does: for libraries that open *path* themselves."""
+    """Raise the errors of `open_regular`, for libraries that open *path* themselves."""
     os.close(open_regular(path))
 
 
@@ -59,7 +60,7 @@ def read_file(path: Path, *, max_bytes: int, fifo_seconds: float = 0) -> bytes:
     """Return the contents of the regular file at *path*.
 
     With *fifo_seconds* it may also be a FIFO or pipe, which is read for at most that long.  Raises
-    `OSError` as `open_regular` does, and for more than *max_bytes*.
+    the errors of `open_regular`, and `OSError` if there are more than *max_bytes*.
     """
     with os.fdopen(open_regular(path, or_fifo=fifo_seconds > 0), "rb") as file:
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
@@ -76,7 +77,7 @@ def _read_fifo(fd: int, size: int, seconds: float) -> bytes:
     data = b""
     while len(data) < size:
         if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise TimeoutError(errno.ETIMEDOUT, f"its writer did not finish in {seconds:g} s")
+            raise TimeoutError(errno.ETIMEDOUT, f"its writer did not finish within {seconds:g} s")
         piece = os.read(fd, size - len(data))
         if not piece:
             break
@@ -85,9 +86,9 @@ def _read_fifo(fd: int, size: int, seconds: float) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """Decode the UTF-8 of a file, without the byte order mark that some editors put first.
+    """Decode a UTF-8 file, and remove the byte order mark that some editors add.
 
-    Raises `ValueError`, whose message says what *data* is instead.
+    Raises `ValueError`, whose message describes *data*.
     """
     if data.startswith(_UTF_16):
         raise ValueError("UTF-16; save it as UTF-8")
@@ -96,20 +97,20 @@ def decode_text(data: bytes) -> str:
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     if "\0" in text:
-        raise ValueError("not text: it holds null characters; save it as UTF-8")
+        raise ValueError("not text: it contains null characters; save it as UTF-8")
     return text
 
 
 def replace_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Give the file at *path* the contents *data* and the permissions *mode*, in one step.
+    """Atomically replace the file at *path* by one with the contents *data* and the mode *mode*.
 
-    The target of a symbolic link is replaced, not the link.  Returns when *data* is on the disk.
-    Raises `OSError`, and then has changed nothing.
+    For a symbolic link, replaces the target.  Returns when *data* is on the disk.  Raises
+    `OSError`; the file is unchanged then.
     """
-    import tempfile  # with a dozen modules behind it, which most commands never need
+    import tempfile  # imports a dozen modules, which most commands do not need
 
     path = path.resolve()
-    # A new name that nobody can guess, opened with O_EXCL: never a file or link that is there.
+    # A random name, opened with O_EXCL: never an existing file or link.
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
@@ -126,7 +127,7 @@ def replace_file(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system has folders that can be opened
+    with suppress(OSError):  # some systems cannot open directories
         fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(fd)
@@ -135,11 +136,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def is_readable_by_others(path: Path) -> bool:
-    """Return whether users who do not own the file at *path* may read it.
+    """Return whether users other than the owner may read the file at *path*.
 
-    A group counts only where the file is ours: a service reads another user's file by its group.
+    Group permissions count only if we own the file: a service may read another user's file through
+    its group.
     """
-    if sys.platform == "win32":  # whose permissions are not in the mode
+    if sys.platform == "win32":  # where the mode does not contain the permissions
         return False
     try:
         status = path.stat()

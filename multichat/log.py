@@ -1,11 +1,12 @@
-"""The log that the specification asks for, on the standard library's `logging`.
+"""The log in the format of the specification, built on the standard library's `logging`.
 
-The server and the client write to `Log`: one record for a whole batch of messages.
+The server and the client write to `Log`, which makes one record of a whole batch of messages.
 `LineFormatter` formats a record's lines.  `LogWriter` is a handler that never blocks the event
-loop: it writes in its own thread, and its queue is bounded; lines above the bound are counted.
+loop for long: it writes in its own thread from a bounded queue, and counts the lines that do not
+fit.
 
-Invariants: no byte that a peer sent ends or starts a line (lines are clean before they get here);
-the lines of one batch stand together; a line is written whole or skipped, and skips are reported.
+Invariants: input from a peer cannot start or end a line (lines are cleaned before they get here);
+the lines of one batch are adjacent; a line is written whole or skipped, and skips are reported.
 """
 
 import errno
@@ -26,30 +27,30 @@ from multichat.protocol.timestamps import TimeFormatter
 
 __all__ = ["LineFormatter", "Lines", "Log", "LogWriter", "open_log"]
 
-# A screenful a second for a day; with less, one pause of a terminal would cost lines.
+# Large enough that pausing a terminal for a while loses no lines.
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 
-# How long a regular file may hold up the event loop, once so much waits for it, before its lines
-# are skipped too.  Its log is worth more than a moment; a terminal's or a pipe's is not.
+# How long a full queue may block the event loop before lines are skipped, if the output is a
+# regular file.  For a terminal or a pipe, lines are skipped immediately.
 FILE_SECONDS = 1.0
 
-# While little waits, a line is followed by others: each of them would wake the thread, which then
-# takes the interpreter from a loop that is in the middle of its deliveries.
+# While little is queued, the thread waits for more lines: otherwise each line would wake it, and it
+# would take the interpreter lock from an event loop that is in the middle of deliveries.
 LINGER_BYTES = 64 * 1024
 LINGER_SECONDS = 0.005
 
-# The least time between two records of trio about failing listeners.
+# The minimum time between two records of trio about failing listeners.
 REPEAT_SECONDS = 60.0
 
-# How long the end of the program waits for a slow standard output.
+# The longest time that a slow output may delay the end of the program.
 CLOSE_SECONDS = 1.0
 
 
 class Lines:
-    """The unformatted lines of one batch: each line of *block* with *before*, then a line *after*.
+    """The unformatted lines of one batch: *before* plus each line of *block*, followed by *after*.
 
-    Without *after* there is one line for each.  As the message of a record, other handlers can
-    format it with `str`, without times.
+    If *after* is not empty, it is a line of its own after each of them.  Other handlers format it
+    with `str`, without times.
     """
 
     __slots__ = ("after", "before", "text")
@@ -65,7 +66,7 @@ class Lines:
         return f"{head}{lines}{tail}"
 
     def format_bytes(self, start: str) -> bytes:
-        """Format them as UTF-8 with a final line break, in a third of the time."""
+        """Format all lines as UTF-8 with a final line break, in a third of the time."""
         head = f"{start}{self.before}".encode()
         tail = f"\n{start}{self.after}\n".encode() if self.after else b"\n"
         return b"".join((head, self.text.encode().replace(b"\n", tail + head), tail))
@@ -102,7 +103,7 @@ class Log:
         self._logger.debug("[STATE] %s", clean(text), exc_info=error)
 
     def _lines(self, lines: Lines, level: int = logging.INFO) -> None:
-        # Not through `Logger.log`: looking up who called costs more than a batch does.
+        # Not through `Logger.log`, which looks up the caller: that costs more than a whole batch.
         if self._logger.isEnabledFor(level):
             name = self._logger.name
             self._logger.handle(logging.LogRecord(name, level, "", 0, lines, (), None))
@@ -138,32 +139,32 @@ class LineFormatter(logging.Formatter):
 
     def _start(self, record: logging.LogRecord) -> str:
         package, _, component = record.name.partition(".")
-        if package != "multichat":  # trio's own, about the listeners
+        if package != "multichat":  # records of trio about the listeners
             component = "server"
         return f"{self._time.format(record.created)} [{record.levelname}] [{component}] "
 
 
 class LogWriter(logging.Handler):
-    """Writes records to file descriptor *fd* from a thread, which `emit` does not wait for.
+    """Writes records to file descriptor *fd* in a thread, without blocking `emit`.
 
-    Up to `MAX_WAITING_BYTES` wait; beyond that lines are counted, and one line says how many were
-    skipped as soon as there is room; a regular file is given *file_seconds* first.  A pipe that is
-    closed and a disk that is full cost their lines and nothing else; `failure` says why.  The disk
-    is tried again with each batch, `first_failure` remembers.
+    At most `MAX_WAITING_BYTES` are queued.  Above that, lines are skipped, and one line says how
+    many as soon as there is space; for a regular file, `emit` first waits up to *file_seconds*.  A
+    closed pipe or a full disk loses its lines and has no other effect; `failure` is the reason, and
+    `first_failure` the first one.  A disk is tried again with each batch.
 
-    The lines are those of `LineFormatter`, and another formatter is not asked.  Those in *others*
-    are told of the first failure, and so is *warn*; *name* is what ours is called there.
+    Always formats with `LineFormatter`.  The first failure is reported to the writers in `others`
+    or, if there are none, to `warn`, with *name* as the name of the output.
 
-    `start` starts the thread, `close` waits `CLOSE_SECONDS` for it; *fd* stays the caller's.
+    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes *fd*.
     """
 
     def __init__(
         self, fd: int, name: str = "the output", *, file_seconds: float = FILE_SECONDS
     ) -> None:
         super().__init__()
-        self.others: list[LogWriter] = []  # who are told of our first failure
-        self.warn: Callable[[str], object] | None = None  # who is, if there are no others
-        # Shows lines on a terminal that somebody else draws on, in our thread; False if it cannot.
+        self.others: list[LogWriter] = []  # report our first failure there
+        self.warn: Callable[[str], object] | None = None  # or here, if there are no others
+        # Shows lines above an input line; called in the thread; returns False if it cannot.
         self.sink: Callable[[bytes], bool] | None = None
         self._name = name
         self._encode = LineFormatter().format_bytes
@@ -176,7 +177,7 @@ class LogWriter(logging.Handler):
         self._changed = threading.Condition()
         self._waiting_bytes = 0
         self._skipped = 0
-        self._logger_name = "multichat.server"  # whose log it is, for our own notices
+        self._logger_name = "multichat.server"  # for notices of the writer itself
         self._lost = 0
         self._torn = False
         self._ending = False
@@ -191,7 +192,7 @@ class LogWriter(logging.Handler):
         self._logger_name = record.name
         data = self._encode(record)
         with self._changed:
-            # Once lines are skipped they all are, until the thread has told of it in their place.
+            # Once a line is skipped, all are, until the thread has reported it in their place.
             if self._skipped or not (self._has_room(len(data)) or self._wait_for_file(len(data))):
                 self._skipped += data.count(b"\n")
                 return
@@ -199,11 +200,11 @@ class LogWriter(logging.Handler):
         self._queue.put(data)
 
     def show(self, line: str) -> None:
-        """Write *line* as it is among the log's lines, for whoever looks at this terminal."""
+        """Write *line* unformatted among the log's lines."""
         self.queue(f"{line}\n".encode("utf-8", "backslashreplace"))
 
     def queue(self, data: bytes) -> None:
-        """Write whole lines that are no record, if there is room for them."""
+        """Write complete lines that are not a record, if there is space for them."""
         with self._changed:
             if not self._has_room(len(data)):
                 return
@@ -214,19 +215,20 @@ class LogWriter(logging.Handler):
         return not self._waiting_bytes or self._waiting_bytes + size <= MAX_WAITING_BYTES
 
     def _wait_for_file(self, size: int) -> bool:
-        # A flood outruns our own thread sooner than a disk: letting go of the interpreter is what
-        # it needs.  A disk that hangs is given up on once, and not again before it has moved.
+        # A flood overtakes our thread sooner than it overtakes a disk, and waiting releases the
+        # interpreter lock to the thread.  A hung disk times out once; further lines are skipped
+        # without waiting.
         return self._is_file and self._changed.wait_for(
             lambda: self._has_room(size), self._file_seconds
         )
 
     def wait_below(self, waiting_bytes: int) -> None:
-        """Block the calling thread, never the event loop's, until at most so much waits."""
+        """Block the calling thread, not the event loop's, until at most *waiting_bytes* wait."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting_bytes <= waiting_bytes)
 
     def wait_for_failure(self) -> None:
-        """Block the calling thread until there is a `first_failure`, or until we are closed."""
+        """Block the calling thread until there is a `first_failure`, or this is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self.first_failure is not None or self._ending)
 
@@ -236,18 +238,18 @@ class LogWriter(logging.Handler):
         return self._waiting_bytes
 
     def close(self) -> None:
-        """Write what is queued, for at most `CLOSE_SECONDS`; the rest is lost with the process."""
+        """Write what is queued, for at most `CLOSE_SECONDS`; the rest is lost."""
         if self._thread.is_alive() and not self._ending:
-            self._ending = True  # `logging` closes what is left once more, at exit
+            self._ending = True  # `logging` calls `close` again at exit
             self._queue.put(None)
             self._thread.join(CLOSE_SECONDS)
         super().close()
 
     def _write_all(self) -> None:
-        formatter = LineFormatter()  # the thread's own: the other one is in use
+        formatter = LineFormatter()  # the handler's own is used by other threads
         end = False
         while not end:
-            # All that waits in one write: the thread gets few turns while the loop is busy.
+            # Everything that waits in one write: the thread seldom runs while the loop is busy.
             pieces = [self._queue.get()]
             if self._waiting_bytes < LINGER_BYTES and not self._ending:
                 time.sleep(LINGER_SECONDS)
@@ -274,8 +276,8 @@ class LogWriter(logging.Handler):
     def _write(self, data: bytes, formatter: LineFormatter) -> None:
         if self.failure is not None:
             if not self._is_file:
-                return  # nobody will ever read it again
-            # A disk that was full may have room by now; a line that was torn is ended first.
+                return  # a closed pipe or terminal stays closed
+                # A disk that was full may have space by now.  End a partially written line first.
             why = os.strerror(self.failure.errno or 0).lower()
             notice = self._notice(formatter, f"{self._lost} lines lost: {why}")
             if self._put(b"\n" * self._torn + notice):
@@ -289,7 +291,7 @@ class LogWriter(logging.Handler):
         for other in self.others:
             other.queue(self._notice(LineFormatter(), text))
         if self.warn is not None and not self.others:
-            with suppress(OSError, ValueError):  # standard error may be as full
+            with suppress(OSError, ValueError):  # standard error may have failed too
                 self.warn(f"{text}; its lines are lost")
 
     def _put(self, data: bytes) -> int:
@@ -303,8 +305,8 @@ class LogWriter(logging.Handler):
             try:
                 rest = rest[os.write(self._fd, rest) :]
             except BlockingIOError:
-                # Somebody shares this terminal or pipe and made it non-blocking; a closed one
-                # is ready too, and the next write says so.
+                # Another process shares this terminal or pipe and has made it non-blocking.  A
+                # closed one counts as writable, and the next write reports the error.
                 select.select([], [self._fd], [], 1.0)
             except OSError as error:
                 self.failure = error
@@ -317,7 +319,7 @@ class LogWriter(logging.Handler):
 
 
 class _RepeatFilter(logging.Filter):
-    """Passes one record per `REPEAT_SECONDS`: a failing accept is retried ten times a second."""
+    """Passes one record per `REPEAT_SECONDS`; trio retries a failing accept ten times a second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -332,7 +334,7 @@ class _RepeatFilter(logging.Filter):
 
 
 def _open_log_file(file: Path) -> int:
-    """Open *file*, which may be a FIFO or a device, without waiting for whoever is to read it."""
+    """Open *file*, which may be a FIFO or a device, without waiting for a reader."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
     try:
         return os.open(file, flags, 0o600)
@@ -350,11 +352,11 @@ def open_log(
     file: Path | None = None,
     warn: Callable[[str], object] | None = None,
 ) -> Iterator[LogWriter]:
-    """Send what multichat logs to *fd*, and also to the end of *file*, while the block runs.
+    """Write multichat's log to *fd*, and append it to *file*, while the block runs.
 
-    *warn* is called, in another thread, with the reason if *fd* cannot be written to and there is
-    no *file* to say so.  Yields the writer of *fd*.  Raises `OSError` if *file* cannot be opened.
-    A new one can be read by its owner alone.
+    *warn* is called in another thread, with the reason, if *fd* cannot be written to and there is
+    no *file* to report it in.  A new file is readable only by its owner.  Yields the writer of
+    *fd*.  Raises `OSError` if *file* cannot be opened.
     """
     with ExitStack() as stack:
         writers = [LogWriter(fd, "standard output")]

@@ -27,11 +27,11 @@ class EndingSignals:
 
 @contextmanager
 def receive_ending_signals() -> Iterator[EndingSignals]:
-    """Receive `ending_signals` within the block, in place of their handlers.
+    """Receive `ending_signals` within the block, instead of their handlers.
 
-    If one was received, the process is about to exit, and later ones are ignored for good: pressing
-    Ctrl+C again changes neither the exit status nor the output.  Otherwise the previous handlers
-    are restored.  Only for the main thread, as `trio.open_signal_receiver`.
+    If one was received, the process is about to exit, and later ones are ignored: pressing Ctrl+C
+    again changes neither the exit status nor the output.  Otherwise the previous handlers are
+    restored.  Main thread only, like `trio.open_signal_receiver`.
     """
     import trio  # not for `--help`
 
@@ -50,14 +50,14 @@ def receive_ending_signals() -> Iterator[EndingSignals]:
 
 
 def _ignore(number: int, frame: object) -> None:
-    """Do nothing: trio raises again what it has not delivered when its receiver closes."""
+    """Do nothing.  Trio raises undelivered signals again when its receiver closes."""
 
 
 def ending_signals() -> list[signal.Signals]:
     """Return the signals that end a command: SIGINT and SIGTERM; SIGHUP and SIGQUIT if not ignored.
 
-    `nohup` starts a program with SIGHUP ignored, and it stays ignored.  SIGQUIT would leave the
-    terminal in its raw mode.
+    `nohup` starts a program with SIGHUP ignored, and it stays ignored.  Unhandled, SIGQUIT would
+    leave the terminal in raw mode.
     """
     signals = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32":

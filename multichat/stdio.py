@@ -1,4 +1,4 @@
-"""Standard input, and the signals that end a program: for commands, terminals and consoles."""
+"""Reading standard input, and ending on signals, for commands and consoles."""
 
 import os
 import select
@@ -12,18 +12,17 @@ from multichat.signals import EndingSignals, receive_ending_signals
 
 __all__ = ["MAX_LINE_BYTES", "read_input", "until_signal"]
 
-# No server takes more, and none sends more.
+# The longest line that any server accepts or sends.
 MAX_LINE_BYTES = 1024 * 1024
 
 _READ_BYTES = 64 * 1024
 
 
 async def read_input(fd: int) -> AsyncGenerator[list[Part]]:
-    """Yield the lines of each read of *fd*, and at its end what has no line end.
+    """Yield the lines of each read of *fd*, and at EOF the rest without a line end.
 
-    Reads in a thread, which works for terminals, pipes and files.  A read that is under way when we
-    leave is abandoned; its thread does not keep the process.  Raises `InputNotText` for UTF-16,
-    which some programs write.
+    Reads in a thread, which works for terminals, pipes and files.  On cancellation a pending read
+    is abandoned; its thread does not keep the process alive.  Raises `InputNotText` for UTF-16.
     """
     decoder = LineDecoder(MAX_LINE_BYTES)
     first = True
@@ -40,14 +39,14 @@ def _read_some(fd: int) -> bytes:
         try:
             return os.read(fd, _READ_BYTES)
         except BlockingIOError:
-            # Somebody shares this terminal or pipe and made it non-blocking.
+            # Another process shares this terminal or pipe and has made it non-blocking.
             select.select([fd], [], [], 1.0)
         except OSError:
-            return b""  # closed, or a terminal that is not ours any more
+            return b""  # closed, or a terminal that we have lost
 
 
 async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:
-    """Run *main* until one of `ending_signals` cancels it; return whether it ended by itself."""
+    """Run *main* until one of `ending_signals` cancels it; return whether it finished."""
     finished = False
     with receive_ending_signals() as signals, lone_exception():
         async with trio.open_nursery() as nursery:

@@ -1,7 +1,7 @@
-"""For tests of chats and bots: a server without sockets, and clients that follow a script.
+"""Test tools for chats and bots: a server in memory, and scripted clients.
 
-All of it runs over `trio.testing` memory streams, so that a test needs no port, and with a mock
-clock no time.
+Everything runs over `trio.testing` memory streams, so that tests need no ports and, with a mock
+clock, no waiting.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -29,9 +29,9 @@ _READ_BYTES = 64 * 1024
 
 
 class ScriptedClient:
-    """The far end of a connection, in the hands of a test; knows nothing of the protocol.
+    """The client's end of a connection, controlled by a test; does not know the protocol.
 
-    A client that is never asked for a line is one that has stalled.
+    Reads only when a test asks for a line, and stalls otherwise.
     """
 
     def __init__(self, stream: trio.abc.HalfCloseableStream):
@@ -39,7 +39,7 @@ class ScriptedClient:
         self._received = bytearray()
 
     async def send(self, *lines: str) -> None:
-        """Send each of *lines*, with its LF, in one piece."""
+        """Send *lines*, with an LF after each, in one call of `send_all`."""
         await self.stream.send_all("".join(f"{line}\n" for line in lines).encode())
 
     async def line(self) -> str:
@@ -67,37 +67,37 @@ class ScriptedClient:
             return lines
 
     async def finish(self) -> None:
-        """Half-close: this client has nothing more to say."""
+        """Half-close the connection."""
         await self.stream.send_eof()
 
 
 class StalledClient(ScriptedClient):
-    """A client that reads nothing until `recover` is called: the server's writes to it wait."""
+    """A client that reads nothing until `recover` is called, so that the server's writes wait."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, gate: trio.Event):
         super().__init__(stream)
         self._gate = gate
 
     def recover(self) -> None:
-        """Take whatever comes from now on."""
+        """Read everything from now on."""
         self._gate.set()
 
 
 class MemoryServer:
-    """A server that clients reach through memory; made by `memory_server`."""
+    """A server whose clients connect through memory streams; created by `memory_server`."""
 
     def __init__(self, server: Server, nursery: trio.Nursery) -> None:
         self.server = server
         self._nursery = nursery
 
     def accept(self, stream: trio.abc.Stream) -> None:
-        """Have the server treat *stream* as a client that has just connected."""
+        """Serve *stream* as a client that has just connected."""
         self._nursery.start_soon(self.server.handle, stream)
 
     def connect(self, *, lockstep: bool = False) -> trio.abc.HalfCloseableStream:
         """Connect a client and return its end of the connection, which the caller closes.
 
-        With *lockstep* the connection holds nothing: each write waits until it has been read.
+        With *lockstep* the connection has no buffer: each write waits until it has been read.
         """
         pair = trio.testing.lockstep_stream_pair if lockstep else trio.testing.memory_stream_pair
         ours, theirs = pair()
@@ -111,10 +111,10 @@ class MemoryServer:
         return client
 
     async def stalled(self) -> StalledClient:
-        """Connect a client that takes nothing, and return it once it is in the room."""
+        """Connect a client that reads nothing, and return it once it is in the room."""
         ours, theirs = trio.testing.memory_stream_pair()
         gate = trio.Event()
-        pump = ours.send_stream.send_all_hook  # what hands a write to the far end
+        pump = ours.send_stream.send_all_hook  # passes written data to the other end
         assert pump is not None  # noqa: S101 - so trio makes it
 
         async def pump_in_time() -> None:
@@ -130,7 +130,7 @@ class MemoryServer:
     async def chat(
         self, *, name: str | None = None, room: str | None = None, plain: bool = False
     ) -> AsyncGenerator[Chat]:
-        """Hold a conversation with the server; see `multichat.open_chat`."""
+        """Connect and yield a `Chat`; see `multichat.open_chat`."""
         async with open_chat(self.connect(), name=name, room=room, plain=plain) as chat:
             yield chat
 
@@ -142,9 +142,9 @@ class MemoryServer:
         name: str | None = None,
         room: str | None = None,
     ) -> AsyncGenerator[Chat]:
-        """Run *bot* as a client while the block runs; what it raises leaves the block.
+        """Run *bot* as a client while the block runs; its exceptions are raised from the block.
 
-        Yields its chat, which is for looking at.
+        Yields the bot's chat, for inspection.
         """
         async with self.chat(name=name, room=room) as chat:
             with lone_exception():
@@ -162,9 +162,9 @@ async def memory_server(
     authenticate: Authenticate | None = None,
     on_join: OnJoin | None = None,
 ) -> AsyncGenerator[MemoryServer]:
-    """Run a server without listeners while the block runs; it is cancelled at the end.
+    """Run a server without listeners while the block runs, and cancel it at the end.
 
-    For the parameters see `Server`.  Its clock is the trio run's: under `run_on_mock_clock`, or
+    For the parameters see `Server`.  The server uses trio's clock: under `run_on_mock_clock` or
     pytest-trio's `autojump_clock`, hours of chat take no time.
     """
     made = Server(
@@ -178,5 +178,5 @@ async def memory_server(
 
 
 def run_on_mock_clock(main: Callable[[], Awaitable[T]]) -> T:
-    """Run *main* as `trio.run` does, with a clock that jumps whenever all tasks are waiting."""
+    """Run *main* like `trio.run`, with a clock that jumps whenever all tasks are blocked."""
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -186,7 +186,7 @@ def test_a_password_is_read_from_a_pipe(tmp_path: Path) -> None:
 def test_a_password_that_does_not_come_from_its_pipe_is_not_waited_for_long(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    message = r"fifo: its writer did not finish in 0\.01 s$"
+    message = r"fifo: its writer did not finish within 0\.01 s$"
     with pytest.raises(ValueError, match=message):
         read_password_file(fifo, fifo_seconds=0.01)
     writer = os.open(fifo, os.O_RDWR)

@@ -88,7 +88,7 @@ class JsonPipe(FrontEnd):
                         _write_all, self._output_fd, data, abandon_on_cancel=True
                     )
                 if not chat.link.connection.ended:
-                    raise ConnectionLost("the server does not end the conversation")  # noqa: TRY301
+                    raise ConnectionLost("the server does not close the connection")  # noqa: TRY301
             except ConnectionLost as error:
                 if not isinstance(_event(last), Goodbye):
                     raise self._piped.explain(error) from None

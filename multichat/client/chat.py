@@ -373,7 +373,7 @@ class Chat:
         while len(outbox) + count > MAX_UNACCEPTED and not link.over:
             if not link.events.has_room(awaited=True):
                 raise LocalProtocolError(
-                    f"{MAX_UNACCEPTED} messages are not accepted yet: receive events first"
+                    f"{MAX_UNACCEPTED} messages are unacknowledged: receive events first"
                 )
             await link.wait_for(
                 lambda: (
@@ -433,7 +433,7 @@ class Chat:
     async def finish(self) -> None:
         """Have what was sent accepted, then send the end of input; wait for the server's.
 
-        Waits until the server closes or nothing moves any more: over one connection after the
+        Waits until the server closes or there is no more progress: over one connection after the
         other, until `ClientTimeouts.progress` seconds have brought no progress, or `delivery`
         seconds are over; when all is accepted, for `finish` seconds in which nothing comes.  Events
         go on arriving and MUST be received meanwhile by some task: time in which the program does
@@ -449,5 +449,5 @@ class Chat:
 def _sayable(text: str) -> str:
     text = clean(text)
     if not text:
-        raise LocalProtocolError("an empty message cannot be said")
+        raise LocalProtocolError("an empty message cannot be sent")
     return text

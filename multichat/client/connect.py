@@ -29,7 +29,7 @@ __all__ = [
     "open_chat",
 ]
 
-_PERHAPS_NO_TLS = "if the server does not speak TLS, leave out --tls"
+_PERHAPS_NO_TLS = "if the server does not use TLS, omit --tls"
 
 
 async def dial(
@@ -66,7 +66,7 @@ async def dial(
         await transport.close(stream)
         lasting = isinstance(error.__cause__, ssl.SSLCertVerificationError)
         if transport.is_not_tls(error):
-            reason, lasting = "the server does not speak TLS: leave out --tls", True
+            reason, lasting = "the server does not use TLS: omit --tls", True
         elif isinstance(error, trio.TooSlowError):
             reason = f"no TLS handshake in {timeouts.handshake:g} s; {_PERHAPS_NO_TLS}"
         elif isinstance(error, trio.BrokenResourceError | ValueError | ssl.SSLError):

@@ -108,7 +108,7 @@ class Connection:
     def describe_undelivered(self) -> str:
         """Say how many bytes the peer has not received; empty if it has received all."""
         count = self.undelivered_bytes
-        reason = f"the server has stopped reading; the last {count} bytes sent were not taken"
+        reason = f"the server has stopped reading; the last {count} bytes sent were not received"
         return reason if count else ""
 
     def _unsent_bytes(self) -> int:
@@ -243,7 +243,7 @@ class Connection:
                 self._lost = (
                     self._lost or self.describe_undelivered() or "the server has stopped reading"
                 )
-                self._tasks.cancel(reason="nothing moves any more")
+                self._tasks.cancel(reason="there is no more progress")
 
 
 def _nothing_is_missed(_: int) -> bytes:

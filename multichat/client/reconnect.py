@@ -390,7 +390,7 @@ class Link:
         """End the chat; that is a failure unless only the server's end was missing."""
         if self.session.codec is TEXT:
             reason = (
-                self.connection.describe_undelivered() or "the server does not end the conversation"
+                self.connection.describe_undelivered() or "the server does not close the connection"
             )
         elif not self.connected and self._down:
             reason = f"{reason} ({self._down})"

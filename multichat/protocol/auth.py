@@ -13,13 +13,13 @@ __all__ = [
 ]
 
 # What a server with a password sends until the password is accepted.
-PASSWORD_REQUIRED = "a password is asked for: /auth PASSWORD"  # noqa: S105 - words, not one
+PASSWORD_REQUIRED = "a password is required: /auth PASSWORD"  # noqa: S105 - words, not one
 WRONG_PASSWORD = "wrong password"  # noqa: S105
 PASSWORD_ACCEPTED = "password accepted"  # noqa: S105
 TOO_MANY_WRONG = "too many wrong passwords from your address; try again later"
 
 # The reason is other addresses than the client's own.
-TOO_MANY_ATTEMPTS = "too many others are trying passwords; try again later"
+TOO_MANY_ATTEMPTS = "too many password attempts from other addresses; try again later"
 
 # How the reason begins; the limit follows.
 SERVER_IS_FULL = "the server is full"

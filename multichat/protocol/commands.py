@@ -130,7 +130,7 @@ class CommandTable:
         width = max(len(typed) for typed, _ in shown)
         lines = [f"{typed:{width}}  {each.help}" for typed, each in shown]
         if not local:
-            lines.append(f"{'//TEXT':{width}}  say a line that starts with /")
+            lines.append(f"{'//TEXT':{width}}  send a line that starts with /")
             lines.append("also")
             for alias in (alias for _, each in shown for alias in each.aliases):
                 if len(lines[-1]) + len(alias) >= _MAX_HELP_CHARACTERS:
@@ -215,7 +215,7 @@ COMMANDS = CommandTable(
     unavailable={
         "/topic": "rooms have no topic",
         "/whois": "there is no /whois; /who lists who is here",
-        "/away": "there is no /away; a name can say it: /name bob_away",
+        "/away": "there is no /away; put it in your name: /name bob_away",
         "/kick": "only the server's operator can do that",
         "/ban": "only the server's operator can do that",
         "/mode": "only the server's operator can do that",
@@ -245,7 +245,8 @@ def unknown_command(name: str, rest: str, table: CommandTable = COMMANDS) -> str
     similar = table.similar(name, rest)
     hint = "/help lists them" if similar is None else f"did you mean {similar}?"
     return (
-        f"unknown command {shortened(name)}; {hint}; start with // to say a line that starts with /"
+        f"unknown command {shortened(name)}; {hint}; "
+        "start with // to send a line that starts with /"
     )
 
 

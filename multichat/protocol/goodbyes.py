@@ -46,7 +46,7 @@ _CODES_BY_REASON = {
     SHUTTING_DOWN: "shutdown",
     TOO_SLOW: "too-slow",
     TOO_FAR_BEHIND: "too-slow",
-    "nothing said for": "idle",
+    "idle for": "idle",
     SERVER_IS_FULL: "full",
     TOO_MANY_FROM_ADDRESS: "full",
     TOO_MANY_ATTEMPTS: "full",

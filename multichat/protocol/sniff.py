@@ -25,16 +25,16 @@ TLS_RECORD = b"\x16"
 """The first byte of a TLS handshake record (RFC 8446, section 5.1)."""
 
 NO_TLS = OtherProtocol(
-    "it does not speak TLS, this port does",
-    TEXT.encode(Goodbye("this server speaks TLS: multichat needs --tls")),
+    "the client does not use TLS, which this port requires",
+    TEXT.encode(Goodbye("this server requires TLS: use multichat with --tls")),
 )
 _TLS = OtherProtocol(
-    "it speaks TLS, this port does not",
-    TEXT.encode(Goodbye("this server does not speak TLS: leave out --tls")),
+    "the client uses TLS, which this port does not support",
+    TEXT.encode(Goodbye("this server does not use TLS: omit --tls")),
 )
 # Without the header a browser would show nothing.
 _HTTP = OtherProtocol(
-    "it speaks HTTP, this is a chat server",
+    "the client speaks HTTP; this is a chat server",
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\n\r\n"
     b"This is a multichat server, not a web server: use nc or multichat connect.\n",
 )

@@ -47,7 +47,7 @@ _REJECTED = Origin("rejected", "rejected")
 
 
 class AdmissionRefused(Exception):
-    """A connection is rejected; *reason* is for the log, *last_words* are sent before the close."""
+    """A connection is rejected; *reason* is logged, *last_words* are sent before the close."""
 
     def __init__(self, reason: str, last_words: bytes = b"") -> None:
         super().__init__(reason)
@@ -55,13 +55,13 @@ class AdmissionRefused(Exception):
 
     @classmethod
     def politely(cls, reason: str) -> "AdmissionRefused":
-        """Return one whose *reason* is sent as a goodbye, too."""
+        """Return one whose *reason* is also sent as a goodbye."""
         return cls(reason, TEXT.encode(Goodbye(reason)))
 
 
 @dataclass(slots=True)
 class AdmittedConnection:
-    """An admitted connection: its stream, and the *parts* that were read from it already.
+    """An admitted connection: its *stream*, and the *parts* that were already read from it.
 
     *name* is the one that `authenticate` gave it; empty if it gave none.
     """

@@ -74,15 +74,15 @@ class AdmissionRequest:
 
 
 Authenticate: TypeAlias = Callable[[AdmissionRequest], Awaitable[str | bool | None]]
-"""An async function that decides who may join, and under which name.
+"""An async function that decides whether a client may join, and under which name.
 
 Called when a client has connected, before it is in any room or list.  Returns:
 
 - True: the client is admitted and chooses its name.
 - A name: the client is admitted under that name and cannot change it.  While another client has the
   name, it is called `Client N`.
-- None: not without a password.  The client is asked for one, and the function is called again with
-  each that it sends, at most three; None then means that the password is wrong.
+- None: a password is required.  The client is prompted for one, and the function is called again
+  with each password that it sends, at most three; None then means that the password is wrong.
 - False: the client is refused.
 
 With `ServerConfig.password`, it is called once that password was sent; None refuses then.
@@ -220,12 +220,12 @@ def _digest(password: str) -> bytes:
     # normalizing takes quadratic time.
     if len(password) <= MAX_PASSWORD_CHARACTERS:
         password = unicodedata.normalize("NFC", password)
-    # Of one length, so that the time of a comparison does not tell the password's.
+    # Digests have a fixed length, so the time of a comparison does not reveal the password's.
     return hashlib.sha256(password.encode("utf-8", "surrogatepass")).digest()
 
 
 class _PasswordPrompt:
-    """Asks one client for the password, and reads from its *stream* for *seconds* in all.
+    """Prompts one client for the password, and reads from its *stream* for *seconds* in all.
 
     *wished_name* is the name in the last hello that came instead.
     """

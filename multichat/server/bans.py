@@ -97,7 +97,7 @@ def network_of(address: str) -> Network | None:
 
 
 def network_of_host(host: str) -> Network | None:
-    """Do as `network_of` for an address without its port."""
+    """Like `network_of`, for an address without its port."""
     ip = _parse_ip(host)
     return None if ip is None else _alone(ip)
 

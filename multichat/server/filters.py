@@ -62,7 +62,7 @@ def load_filter(name: str) -> Filter:
 
 
 def _why_no_filter(function: Callable[..., object]) -> str:
-    """Return why *function* cannot be a filter; empty if it can, as far as one can see."""
+    """Return why *function* cannot be a filter; empty if no reason is found."""
     if inspect.isclass(function):
         return "a class is not a filter"
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -182,14 +182,14 @@ class Filters:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Say whether that is not the filter's own doing: a cancellation of ours, or a Ctrl+C."""
+    """Return whether *error* does not come from the filter: a cancellation, or Ctrl+C."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup((trio.Cancelled, KeyboardInterrupt)) is not None
     return isinstance(error, trio.Cancelled | KeyboardInterrupt)
 
 
 def _shown(value: object) -> str:
-    """Return a little of what somebody else's object says of itself, if it does."""
+    """Return the start of the `repr` of a foreign object, or its type if `repr` fails."""
     try:
         return repr(value)[:_SHOWN_CHARACTERS]
     except Exception:  # noqa: BLE001 - somebody else's code

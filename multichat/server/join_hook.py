@@ -1,4 +1,4 @@
-"""Tells the program that runs a server of each client that joins a room."""
+"""Calls the embedding program's `on_join` for each client that joins a room."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,11 +13,11 @@ from multichat.server.presence_announcer import PRESENCE_SECONDS
 __all__ = ["JoinHook", "OnJoin"]
 
 OnJoin: TypeAlias = Callable[[MemberInfo], Awaitable[object]]
-"""An async function that is told of each client that joins a room.
+"""An async function that is called for each client that joins a room.
 
-Called a tenth of a second later, when the client has said its name, unless it has left by then or
-only resumed its session; with the member as it is then.  Runs in a task of its own, one for each
-client: nobody waits for it.  What it raises is logged.
+Called a tenth of a second after the join, when the client has sent its name, with the member's
+current state; not called if the client has left by then, or has resumed its session.  Each call
+runs in a task of its own, and nothing waits for it.  Exceptions are logged.
 """
 
 

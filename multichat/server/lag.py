@@ -1,4 +1,4 @@
-"""How far a member is behind its room, and which messages it gets next.  Pure."""
+"""Tracks how far a member lags behind its room, and encodes the next part of its replay.  Pure."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -10,7 +10,8 @@ from multichat.server.broadcast import MAX_BATCH_BYTES, Block, encode_blocks
 
 __all__ = ["Lag", "encode_next"]
 
-# A lagging client that sends all the time: above this, `missed` counts some of its own messages.
+# Bounds a lagging client that sends all the time; above this, `missed` counts some of its own
+# messages.
 _MAX_OWN_RANGES = 1024
 _OWN_RANGE_BYTES = 128  # two numbers in a tuple
 

@@ -1,4 +1,4 @@
-"""The rate limit of the log: messages a second of each client, and a count of the others.
+"""The rate limit of the log: messages per second of each client, and a count of the others.
 
 Owns the rate of each client, also across its reconnects, and the line that counts the messages that
 were not logged.  That line is where the gap is, before anything else that is logged of the client.

@@ -1,6 +1,6 @@
-"""A client as its room sees it: its name, its send queue, and how far behind it is.
+"""A client as its room sees it: its name, its send queue, and how far it lags.
 
-Owns state and no decisions: the room decides, the session acts.
+Holds state and makes no decisions: the room decides, the session acts.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ _MAX_NOTICES = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemberInfo:
-    """A connected client at one moment; *address* is empty if it has none.
+    """A snapshot of a connected client; *address* is empty if it has none.
 
     *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
     """
@@ -77,7 +77,7 @@ class Member:
         return self.send_queue.put(b"".join(map(self.codec.encode, events)))
 
     def info(self) -> MemberInfo:
-        """Return what others may know of it now."""
+        """Return a snapshot for the public API."""
         return MemberInfo(
             client=self.client,
             name=self.name,

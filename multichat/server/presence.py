@@ -1,9 +1,9 @@
-"""Presence: what the members of a room know of who is there, and what they are told next.  Pure.
+"""Presence: tracks what a room's members know about each other, and computes updates.  Pure.
 
-They are told the difference between what they were told last and what is true now.  So a client
-that joins and leaves in between is not mentioned, unless somebody has asked who is there, and two
-changes of a name are one.  Many differences at once are told as numbers: N clients that join never
-cost N lines for each of N members.
+Members are sent the difference between the last update and the current state.  So a client that
+joins and leaves in between is not mentioned, unless somebody has listed the members meanwhile, and
+two changes of a name are one.  Many differences at once are sent as numbers: N joining clients
+never cost N lines for each of N members.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ MAX_TOLD_ONE_BY_ONE = 16
 
 
 class PresenceChanges:
-    """The members of one room by client number: their names now, and as the others were told."""
+    """The members of one room by client number: their current names, and those sent to others."""
 
     __slots__ = ("_changed", "_hidden", "_names", "_reasons", "_shown", "_told", "_unshown")
 
@@ -26,20 +26,20 @@ class PresenceChanges:
         self._told: dict[int, str] = {}
         self._changed: dict[int, None] = {}  # in the order of the first change
         self._reasons: dict[int, str] = {}
-        self._shown: dict[int, str] = {}  # names that somebody has seen without being told
-        self._hidden: set[int] = set()  # told, but somebody has seen that they were not there
-        self._unshown: set[int] = set()  # those that changed since `show` was called last
+        self._shown: dict[int, str] = {}  # names that were listed, but not announced
+        self._hidden: set[int] = set()  # announced, but then missing from a listing
+        self._unshown: set[int] = set()  # changed since the last call of `show`
 
     def __contains__(self, client: int) -> bool:
-        """Return whether something about *client* has not been told yet."""
+        """Return whether *client* has a change that has not been announced."""
         return client in self._changed
 
     def __bool__(self) -> bool:
-        """Return whether anything has not been told yet."""
+        """Return whether any change has not been announced."""
         return bool(self._changed)
 
     def enter(self, client: int, name: str) -> None:
-        """Note that *client* is there, or has another *name*."""
+        """Record that *client* has joined, or has changed its *name*."""
         self._names[client] = name
         self._changed[client] = None
         self._unshown.add(client)
@@ -52,9 +52,9 @@ class PresenceChanges:
         self._reasons[client] = reason
 
     def announce(self, client: int, name: str) -> Joined | None:
-        """Return what to tell of a client that has left before its first message is delivered.
+        """Return the event that announces a client that left before its first message is delivered.
 
-        None if nothing.  That it has left is told after that message.
+        None if it has been announced.  That it has left is announced after that message.
         """
         if client in self._names or client in self._told or client in self._shown:
             return None
@@ -62,10 +62,10 @@ class PresenceChanges:
         return Joined(client, name, members=len(self._names))
 
     def show(self, to: int) -> None:
-        """Note that client *to* was shown all members, with the names that they have now.
+        """Record that all members, with their current names, were listed to client *to*.
 
-        Its own join stays untold, because the others have not seen it.  Each change is noted once,
-        however often somebody asks.
+        Its own join is still to be announced, because the others have not seen it.  Each change is
+        recorded once, however often members are listed.
         """
         itself = self._unshown & {to}
         for client in self._unshown - itself:
@@ -76,7 +76,7 @@ class PresenceChanges:
         self._unshown = itself
 
     def forget(self) -> None:
-        """Regard everything as told."""
+        """Treat all changes as announced."""
         for client in self._changed:
             if client in self._names:
                 self._told[client] = self._names[client]
@@ -89,14 +89,14 @@ class PresenceChanges:
         self._unshown.clear()
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
-        """Return what to tell of which client, once for each; then it counts as told."""
+        """Return each changed client with the event to announce; they count as announced then."""
         events: list[tuple[int, Joined | Left | Renamed]] = []
         for client in self._changed:
             told, name = self._told.get(client), self._names.get(client)
             shown = self._shown.get(client)
             if (told is None and name is None) or (told == name and shown is not None):
                 told = shown
-            if told == name and client in self._hidden:  # it is back, and was seen to be away
+            if told == name and client in self._hidden:  # it is back, and a listing lacked it
                 told = None
             if told is None:
                 if name is not None:
@@ -111,7 +111,7 @@ class PresenceChanges:
 
 
 def summarize(events: Iterable[Joined | Left | Renamed | Presence], members: int) -> Presence:
-    """Return *events* as numbers, for a room that has *members* members now."""
+    """Summarize *events* as numbers, for a room that now has *members* members."""
     joined = left = renamed = 0
     for event in events:
         match event:

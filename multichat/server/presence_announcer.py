@@ -1,8 +1,8 @@
-"""Tells the members of one room who is there, and who joins, leaves and changes names.
+"""Announces joins, leaves and renames to the members of one room.
 
-Changes are collected for a moment and told as the difference to what was told before (see
-`multichat.server.presence`).  Nobody waits for a member that is told: one that lags, or whose send
-queue is full, gets a summary when it has caught up.
+Changes are collected for a moment and sent as the difference to the previous state (see
+`multichat.server.presence`).  Nothing waits for a member: one that lags, or whose send queue is
+full, gets a summary when it has caught up.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -22,15 +22,15 @@ from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summ
 
 __all__ = ["PresenceAnnouncer"]
 
-# A program sends a hello right after it has joined, and is announced by the name in it.
+# Time for a program to send a hello after connecting, so that it is announced by the name in it.
 PRESENCE_SECONDS = 0.1
 
-# Members are told of joins and leaves no more often than this.
+# The minimum time between two announcements.
 PRESENCE_PAUSE_SECONDS = 1.0
 
 
 class PresenceAnnouncer:
-    """Tells *members* of *room*, by client number, which of them join and leave.
+    """Announces to *members* of *room* (by client number) which of them join and leave.
 
     *by_codec* has the live ones by codec; both are the room's, and change before a method here is
     called.  Clients of the text protocol are told only with *to_text*.  If a member leaves and may
@@ -59,14 +59,14 @@ class PresenceAnnouncer:
         self._away: dict[int, tuple[float, str]] = {}  # deadline, and reason for leaving
 
     def entered(self, member: Member) -> None:
-        """Note that *member* has joined, or has another name."""
+        """Record that *member* has joined, or has changed its name."""
         self._who.forget()
         self._away.pop(member.client, None)
         self._changes.enter(member.client, member.name)
         self._tell_soon()
 
     def left(self, member: Member, reason: str, *, away: bool) -> None:
-        """Note that *member* has left; if it is only *away*, the others are told later."""
+        """Record that *member* has left; if it is *away*, the others are told later."""
         self._who.forget()
         if away and self._away_seconds and self._has_listeners():
             self._away[member.client] = (trio.current_time() + self._away_seconds, reason)
@@ -95,7 +95,7 @@ class PresenceAnnouncer:
             self._tell_soon()
 
     def who(self, to: Member, nonce: Nonce | None) -> bytes:
-        """Return the encoded answer to `who` for *to*, which is told from then on who leaves."""
+        """Return the encoded response to `who` for *to*, which gets leaves from then on."""
         self._changes.show(to.client)
         return self._who.encode(to.codec, nonce)
 
@@ -103,7 +103,7 @@ class PresenceAnnouncer:
         return Members(self._room, [MemberName(m.client, m.name) for m in self._members.values()])
 
     def introduce(self, client: int, name: str) -> None:
-        """Announce *client*, whose first message is about to be delivered, if that was not done."""
+        """Announce *client*, whose first message is about to be delivered, unless it has been."""
         if client not in self._changes:
             return
         if client in self._members:
@@ -112,7 +112,7 @@ class PresenceAnnouncer:
             self._tell(self._members.values(), [joined])
 
     def summarize_missed(self, member: Member) -> None:
-        """Send *member*, unless it lags, one summary of what it was not told."""
+        """Send *member*, unless it lags, one summary of the events that it missed."""
         is_here = self._members.get(member.client) is member
         if member.lag is None and member.missed_presence is not None and is_here:
             summary = summarize([member.missed_presence], len(self._members))
@@ -128,7 +128,7 @@ class PresenceAnnouncer:
         )
 
     def _tell_soon(self) -> None:
-        """Have the changes told soon; called after each."""
+        """Schedule an announcement; called after each change."""
         if not self._has_listeners():
             self._changes.forget()
         elif not self._telling:

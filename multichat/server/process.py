@@ -56,7 +56,7 @@ async def _obey_signals(signals: EndingSignals, server: Server, scope: trio.Canc
 
 
 def _allow_files(clients: int) -> None:
-    """Raise the limit of open files for *clients* clients, as far as the system allows."""
+    """Raise the limit on open files for *clients* clients, as far as the system allows."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

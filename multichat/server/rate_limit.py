@@ -15,7 +15,7 @@ from multichat.server.token_bucket import TokenBucket
 
 __all__ = ["ClientRateLimit", "NewRoomLimit"]
 
-# How often a client that stays above its rate limit is told so.
+# How often a client that stays above its rate limit gets a notice.
 _NOTICE_SECONDS = 60.0
 
 
@@ -43,7 +43,7 @@ class NewRoomLimit:
 class ClientRateLimit:
     """The rate limits of one client, *member*: messages and bytes a second, as configured.
 
-    The waiting delays that client only: it is not read meanwhile, and told so now and then.
+    Waiting delays only that client: it is not read meanwhile, and gets a notice now and then.
     *limits_messages* and *limits_bytes* say whether there is a limit at all.
     """
 
@@ -89,6 +89,6 @@ class ClientRateLimit:
         if now - self._told_at >= _NOTICE_SECONDS:
             self._told_at = now
             await self._member.send(
-                Notice(f"slowed down: {limit} a second are accepted from a client")
+                Notice(f"slowed down: {limit} per second is the limit for each client")
             )
         await trio.sleep(seconds)

@@ -195,7 +195,7 @@ class Room:
     # --- Publishing -------------------------------------------------------------------------------
 
     def shut_down(self, goodbye: Goodbye) -> None:
-        """Accept nothing and wait for nothing more; a lagging member gets *goodbye* once live."""
+        """Stop accepting messages and waiting; a lagging member gets *goodbye* once it is live."""
         self._closing = goodbye
         self.slow_clients.close()
 

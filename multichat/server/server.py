@@ -1,6 +1,6 @@
 """The server: listeners, the nursery tree, admission of connections, bans, and shutdown.
 
-Serves a connection in a task of its own; messages are the rooms' part, requests the sessions'.
+Each connection is served in a task of its own.  Rooms deliver messages; sessions handle requests.
 """
 
 import ssl
@@ -170,7 +170,7 @@ class Server:
         Raises `ListenFailed` if the system refuses to listen.
         """
         if port is None and unix is None:
-            raise ValueError("neither a port nor a Unix socket to listen on")
+            raise ValueError("no port or Unix socket to listen on")
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.open())
             listeners: list[trio.SocketListener] = []
@@ -197,7 +197,7 @@ class Server:
         for address in self.addresses:
             self._log.line("start", f"Listening on {address}")
         if kept := self._journal.location:
-            self._log.line("start", f"Keeping messages in {kept}")
+            self._log.line("start", f"Storing messages in {kept}")
         if (connections := self.config.max_connections) < self.config.max_clients:
             needed = f"--memory {-(-self.config.max_clients // CONNECTIONS_PER_MIB)}"
             text = f"Memory for {connections} connections: {self.config.max_clients} need {needed}"
@@ -411,7 +411,7 @@ class Server:
             self._saving_bans = False
 
     def shutdown(self) -> None:
-        """Ask the server to shut down: `run` does so and returns.  Idempotent."""
+        """Start the shutdown: `run` delivers what is queued and returns.  Idempotent."""
         self._shutdown.set()
 
     @property
@@ -551,5 +551,5 @@ def _message(text: str) -> str:
     """Return *text* as it is sent; raises `LocalProtocolError` if it is empty."""
     text = clean(text)
     if not text:
-        raise LocalProtocolError("an empty message cannot be said")
+        raise LocalProtocolError("an empty message cannot be sent")
     return text

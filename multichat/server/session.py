@@ -307,7 +307,7 @@ class Session:
             if idle.cancelled_caught and transport.has_input(self._stream):  # its turn is not yet
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
-                reason = f"nothing said for {self._config.idle_seconds:g} s"
+                reason = f"idle for {self._config.idle_seconds:g} s"
                 raise _Leave(reason, self.member.codec.encode(Goodbye.of("idle", reason)))
         if self._rate_limit.limits_bytes:
             await self._rate_limit.spend_bytes(len(data))
@@ -447,7 +447,7 @@ class Session:
         return stored
 
     async def _filter(self, wish: type[Joining | Renaming], text: str) -> str | None:
-        """Return the room or name that the client asks for, after the filters; None if rejected."""
+        """Return the requested room or name, as changed by the filters; None if rejected."""
         me = self.member
         return await self._filters.apply_to_wish(
             wish(client=me.client, name=me.name, room=me.room.name, text=text)

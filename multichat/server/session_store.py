@@ -405,7 +405,7 @@ class SessionStore:
     def remember(
         self, session: StoredSession, nonces: Sequence[Nonce | None], submission: Submission
     ) -> None:
-        """Do as `StoredSession.remember`; *session* may have disconnected meanwhile."""
+        """Like `StoredSession.remember`, for a *session* that may have disconnected meanwhile."""
         session.remember(nonces, submission)
         self._count(session)
 

@@ -36,13 +36,13 @@ class TokenBucket:
         return taken
 
     def spend(self, tokens: float, now: float) -> float:
-        """Take *tokens*, on credit if need be; return for how many seconds to wait until repaid."""
+        """Take *tokens*, overdrawing if needed; return the seconds until the debt is repaid."""
         self._fill(now)
         self._tokens -= tokens
         return max(0.0, -self._tokens / self._rate)
 
     def seconds_until_one(self) -> float:
         """Return how long after the last call a token will be available, in seconds."""
-        # At least what a clock can tell apart: a wait for a rounding error would take no time.
+        # At least the resolution of a clock: waiting for a rounding error would take no time.
         moment = 4 * math.ulp(self._at)
         return max(moment, (1 - self._tokens) / self._rate)

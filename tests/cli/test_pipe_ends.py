@@ -138,7 +138,7 @@ async def test_clients_of_a_frozen_server_end(
                     assert " lines were not accepted, the first is line 2 of" in one.err
                     assert (f" {lines} lines" in one.err) == (lines == 200)
                 elif lines == LINES:
-                    assert " bytes sent were not taken; " in one.err
+                    assert " bytes sent were not received; " in one.err
                     assert " lines were not sent, the first is line " in one.err
 
 

@@ -31,9 +31,9 @@ PASSWORD = "correct horse"
 ASKS_PASSWORD = "the server asks for a password (--password-file, MULTICHAT_PASSWORD)"
 BAD_NAME = "a name consists of letters, digits, '-', '_' and '.'"
 BAD_ROOM = "a room's name consists of letters, digits, '-', '_' and '.'"
-ASKS_FOR_IT = b"a password is asked for"
+ASKS_FOR_IT = b"a password is required"
 CANNOT_CONNECT = "cannot connect to "
-SPEAKS_TLS = "this server speaks TLS: multichat needs --tls"
+SPEAKS_TLS = "this server requires TLS: use multichat with --tls"
 
 # Whether an error reaches a task that is suspended depends on timing: attempts in one process.
 LIBRARY_ATTEMPTS = 4

@@ -79,7 +79,7 @@ async def test_a_message_that_is_refused_is_one_line(tmp_path: Path) -> None:
                 "a room's name consists of letters, digits, '-', '_' and '.'",
             ),
             ((" ",), ""),
-            (("",), "an empty message cannot be said"),
+            (("",), "an empty message cannot be sent"),
             (("x" * 70_000,), "bytes; the server takes lines of 65536"),
         ):
             send = multichat(tmp_path, server, "send", *arguments)

@@ -65,7 +65,7 @@ async def test_an_empty_message_cannot_be_sent(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with foreign_server() as (chat, _):
-        with pytest.raises(LocalProtocolError, match="an empty message cannot be said"):
+        with pytest.raises(LocalProtocolError, match="an empty message cannot be sent"):
             await chat.send("\u202e")
 
 

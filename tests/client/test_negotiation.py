@@ -32,7 +32,7 @@ from tests.support.clients import open_line_chat
 
 pytestmark = pytest.mark.unit
 
-ASKED = "[Server] a password is asked for: /auth PASSWORD"
+ASKED = "[Server] a password is required: /auth PASSWORD"
 ACCEPTED = "[Server] password accepted"
 
 

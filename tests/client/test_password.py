@@ -46,7 +46,7 @@ pytestmark = pytest.mark.unit
 
 SECRET = "pässwörd of theirs"
 WRONG = "mellon, friend"
-ASKED = "[Server] a password is asked for: /auth PASSWORD"
+ASKED = "[Server] a password is required: /auth PASSWORD"
 WELCOME = (
     '{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":1,'
     '"limits":{"line":65536,"name":32},"last":null,"server":"scripted","resumed":false}'
@@ -104,7 +104,7 @@ async def test_a_client_without_a_password_is_told_that_one_is_required(
 
 async def test_the_password_may_be_typed_in_plain_text(autojump_clock: MockClock) -> None:
     async with asking() as network, open_line_chat(network.connect(), plain=True) as chat:
-        assert await anext(chat) == Notice("a password is asked for: /auth PASSWORD")
+        assert await anext(chat) == Notice("a password is required: /auth PASSWORD")
         await type_lines(chat, f"/auth {WRONG}")
         assert await anext(chat) == Notice("wrong password")
         await type_lines(chat, f"/auth {SECRET}\n/who")

@@ -60,7 +60,7 @@ STEPS = _utf8(
     '"limits":{"line":65536,"name":32},"last":null,"server":"multichat 1","resumed":false}\n',
     *('{"type":"error","code":"', '","text":"x"}\n', "name-taken", "invalid-name"),
     *("[Server] unknown command /json\n", "[Server] goodbye: banned\n", "[bob] hello\n"),
-    *("[Server] a password is asked for: /auth PASSWORD\n", "[Server] wrong password\n"),
+    *("[Server] a password is required: /auth PASSWORD\n", "[Server] wrong password\n"),
     "[Server] password accepted\n",
 )
 

@@ -441,7 +441,7 @@ class Speaker:
 
 
 MOVED = "was renamed, deleted or replaced; put it back, or stop the server and restore a backup"
-NOT_IN_PLACE = "nothing can be said now: the server cannot keep messages"
+NOT_IN_PLACE = "messages cannot be stored now: the server cannot keep messages"
 
 
 @linux
@@ -868,8 +868,8 @@ async def test_a_start_waits_for_a_program_that_has_locked_the_file(tmp_path: Pa
 
 
 REFUSED = [
-    ({"type": "say", "text": "x"}, "nothing can be said now: another program is using it"),
-    ({"type": "act", "text": "x"}, "nothing can be said now: another program is using it"),
+    ({"type": "say", "text": "x"}, "messages cannot be stored now: another program is using it"),
+    ({"type": "act", "text": "x"}, "messages cannot be stored now: another program is using it"),
     ({"type": "history"}, "the history cannot be read: Cannot operate on a closed database."),
 ]
 

@@ -44,7 +44,7 @@ from tests.support.processes import (
 
 pytestmark = pytest.mark.process
 
-SPEAKS_TLS = "this server speaks TLS: multichat needs --tls"
+SPEAKS_TLS = "this server requires TLS: use multichat with --tls"
 GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
@@ -447,7 +447,7 @@ async def test_an_unusable_certificate_file_is_one_line_of_the_command(
             nursery.start_soon(check, argv, error)
 
 
-# --- Who does not speak TLS ----------------------------------------------------------------------
+# --- Clients without TLS -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ async def test_a_client_without_tls_is_answered_in_plain_text(
             assert words == [f"[Server] goodbye: {SPEAKS_TLS}"]
         [line] = await until_logged(log, "Refused")
         assert line.startswith(f"[INFO] [server] [STATE] Refused {LOOPBACK}:")
-        assert line.endswith(": it does not speak TLS, this port does")
+        assert line.endswith(": the client does not use TLS, which this port requires")
 
 
 async def test_nc_is_told_that_it_needs_tls(certificates: Certificates, tmp_path: Path) -> None:
@@ -488,7 +488,7 @@ async def test_nc_is_told_that_it_needs_tls(certificates: Certificates, tmp_path
         server.signal(signal.SIGINT)
         assert await server.wait() == 0
         assert server.err == ""
-        assert server.out.count("it does not speak TLS, this port does\n") == 4
+        assert server.out.count("the client does not use TLS, which this port requires\n") == 4
 
 
 # The first of what every TLS client says: a record of 200 bytes that holds a hello.
@@ -542,7 +542,7 @@ async def test_a_tls_client_of_a_plain_server_is_told_to_leave_out_tls(
         assert await mistaken.wait() == 1
         assert mistaken.err == (
             f"multichat: cannot connect to {LOOPBACK} port {server.port}: "
-            "the server does not speak TLS: leave out --tls\n"
+            "the server does not use TLS: omit --tls\n"
         )
 
 
@@ -574,7 +574,7 @@ async def test_a_tls_client_of_a_foreign_plain_server_gets_a_hint(
         async with await listener.accept() as stream:
             await stream.receive_some()
         assert await mistaken.wait() == 1
-        assert mistaken.err.endswith("; if the server does not speak TLS, leave out --tls\n")
+        assert mistaken.err.endswith("; if the server does not use TLS, omit --tls\n")
 
 
 async def test_a_tls_client_on_a_plain_port_is_one_line_on_both_sides(
@@ -586,7 +586,9 @@ async def test_a_tls_client_on_a_plain_port_is_one_line_on_both_sides(
             assert await mistaken.wait() == 1
             assert mistaken.err.startswith(f"multichat: cannot connect to {LOOPBACK} port")
             assert mistaken.err.count("\n") == 1
-        await server.wait_for("Client 2 disconnected (it speaks TLS, this port does not)\n")
+        await server.wait_for(
+            "Client 2 disconnected (the client uses TLS, which this port does not support)\n"
+        )
         await witness.send_all(b"/ping\n")
         assert await witness.receive_some() == b"[Server] pong\n"
         server.signal(signal.SIGINT)

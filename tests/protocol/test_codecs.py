@@ -80,7 +80,7 @@ def invalid(text: str, code: str = "invalid-request", nonce: str | int | None = 
 def unknown(command: str) -> Invalid:
     return invalid(
         f"unknown command {command}; /help lists them; "
-        "start with // to say a line that starts with /",
+        "start with // to send a line that starts with /",
         "unknown-request",
     )
 
@@ -544,11 +544,11 @@ def test_help_names_every_command_and_fits_60_columns() -> None:
         ),
         (
             ['{"type":"say","text":"a"}', '{"type":"say","text":"","nonce":"n"}'],
-            [SayBlock("a"), invalid("an empty message cannot be said", "empty-text", "n")],
+            [SayBlock("a"), invalid("an empty message cannot be sent", "empty-text", "n")],
         ),
         (
             ['{"type":"act","text":""}', '{"type":"direct","to":1,"text":"\\u202e"}'],
-            [invalid("an empty message cannot be said", "empty-text")] * 2,
+            [invalid("an empty message cannot be sent", "empty-text")] * 2,
         ),
         (['{"type":"act","text":"waves","nonce":""}'], [Act("waves", nonce="")]),
         (['{"type":"direct","to":"bob","text":"x"}'], [Direct("bob", "x")]),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 def test_http_gets_an_answer_that_a_browser_shows(line: str) -> None:
     other = sniff_line(line)
     assert other is not None
-    assert other.reason == "it speaks HTTP, this is a chat server"
+    assert other.reason == "the client speaks HTTP; this is a chat server"
     head, _, body = other.answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 400 ")
     assert body.count(b"\n") == 1
@@ -40,8 +40,8 @@ def test_other_lines_are_chat(line: str) -> None:
 def test_tls_gets_a_goodbye_in_plain_text(data: bytes | bytearray) -> None:
     other = sniff_bytes(data)
     assert other is not None
-    assert other.reason == "it speaks TLS, this port does not"
-    assert other.answer.startswith(b"[Server] goodbye: this server does not speak TLS")
+    assert other.reason == "the client uses TLS, which this port does not support"
+    assert other.answer.startswith(b"[Server] goodbye: this server does not use TLS")
     assert other != NO_TLS
 
 

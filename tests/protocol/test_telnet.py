@@ -132,7 +132,7 @@ async def test_a_command_is_answered_while_a_password_is_required(
 ) -> None:
     async with memory_server(ServerConfig(password="swordfish")) as network:
         telnet = await network.join()
-        assert await telnet.line() == "[Server] a password is asked for: /auth PASSWORD"
+        assert await telnet.line() == "[Server] a password is required: /auth PASSWORD"
         await telnet.stream.send_all(CTRL_C)
         assert await telnet.stream.receive_some() == b"\xff\xfb\x06"
         await telnet.stream.send_all(b"/auth swordfish\r\n")

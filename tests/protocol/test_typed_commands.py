@@ -532,7 +532,7 @@ def test_commands_of_other_chats_are_answered_with_the_alternative(name: str) ->
         ("/query", "usage: /query WHO TEXT"),
         ("/exit now?", "usage: /exit; type //exit now? to say it"),
         ("/quit smoking is hard", "usage: /quit; type //quit smoking is hard to say it"),
-        ("/ msg bob secret", "unknown command /; did you mean /msg?; start with // to say a line"),
+        ("/ msg bob secret", "unknown command /; did you mean /msg?; start with // to send a line"),
         ("/\u043csg bob x", "unknown command /\u043csg; did you mean /msg?; start with //"),
         ("/\uff4dsg bob x", "unknown command /\uff4dsg; did you mean /msg?; start with //"),
         ("/ hello", "unknown command /; /help lists them"),
@@ -619,7 +619,7 @@ async def test_habits_of_irc_do_what_people_mean() -> None:
         await b.send("/msg #lobby hi", "/join bad room")
         answers = await b.lines(2)
         assert answers[0] == (
-            "[Server] nobody here is called #lobby; a room is talked in after /join lobby"
+            "[Server] nobody here is called #lobby; to talk in a room, first type /join lobby"
         )
         assert answers[1].startswith("[Server] a room's name consists of")
         await b.send("/part", "/topic", "/exit")

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.unit
 
 LOOPBACK = "127.0.0.1"
 SECRET = "correct horse"
-ASKED = "[Server] a password is asked for: /auth PASSWORD"
+ASKED = "[Server] a password is required: /auth PASSWORD"
 WRONG = "[Server] wrong password"
 ACCEPTED = "[Server] password accepted"
 
@@ -189,7 +189,7 @@ async def test_the_number_of_lines_before_the_password_is_limited(log: LogRecord
         await client.send(*["hello", "x" * 101] * 30)
         assert await client.rest() == [
             *[ASKED] * 16,
-            "[Server] goodbye: a password is asked for: /auth PASSWORD",
+            "[Server] goodbye: a password is required: /auth PASSWORD",
         ]
 
 
@@ -363,7 +363,7 @@ async def test_a_browser_is_answered_before_the_password(log: LogRecorder) -> No
         await client.send("hello", "GET / HTTP/1.1", f"/auth {SECRET}")
         assert await client.lines(3) == [ASKED, ASKED, ACCEPTED]
     assert log.lines[0] == (
-        "[INFO] [server] [STATE] Refused a client: it speaks HTTP, this is a chat server"
+        "[INFO] [server] [STATE] Refused a client: the client speaks HTTP; this is a chat server"
     )
 
 
@@ -371,11 +371,10 @@ async def test_a_tls_hello_before_the_password_is_logged(log: LogRecorder) -> No
     async with memory_server(asking()) as network:
         client = await knock(network)
         await client.stream.send_all(b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03")
-        words = "[Server] goodbye: this server does not speak TLS: leave out --tls"
+        words = "[Server] goodbye: this server does not use TLS: omit --tls"
         assert await client.rest() == [words]
-    assert log.lines == [
-        "[INFO] [server] [STATE] Refused a client: it speaks TLS, this port does not"
-    ]
+    refused = "Refused a client: the client uses TLS, which this port does not support"
+    assert log.lines == [f"[INFO] [server] [STATE] {refused}"]
 
 
 # --- Wrong ones, and whoever tries many ----------------------------------------------------------

@@ -28,7 +28,7 @@ from tests.support.sockets import open_client
 
 pytestmark = pytest.mark.unit
 
-ASKED = "[Server] a password is asked for: /auth PASSWORD"
+ASKED = "[Server] a password is required: /auth PASSWORD"
 NOT_ADMITTED = "[Server] goodbye: you are not admitted"
 TOKENS = {"a-token": "alice", "b-token": "bob"}
 
@@ -336,8 +336,8 @@ async def test_filters_change_and_reject_joins_and_renames(
         await client.send("/name boss7", "/name carol", "/join secret", "/join open")
         assert await client.lines(4) == [
             "[Server] Client 1 is now not-boss7",
-            "[Server] that was not let through",
-            "[Server] that was not let through",
+            "[Server] this was rejected by the server",
+            "[Server] this was rejected by the server",
             "[Server] you are in open; nobody else is here",
         ]
 

@@ -208,12 +208,12 @@ async def test_a_room_gets_the_filtered_messages(autojump_clock: trio.testing.Mo
         await alice.send("one", "spam", "SPAM again", "/me waves", "/me spams", "two")
         assert await bob.lines(3) == ["[Client 1] ONE", "* Client 1 WAVES", "[Client 1] TWO"]
         assert await alice.lines(2) == [
-            "[Server] 2 messages were not let through",
-            "[Server] that was not let through",
+            "[Server] 2 messages were rejected by the server",
+            "[Server] this was rejected by the server",
         ]
         await alice.send("/msg 2 psst", "/msg 2 spam", "/ping")
         assert await bob.line() == "[Client 1 → you] PSST"
-        assert await alice.lines(2) == ["[Server] that was not let through", "[Server] pong"]
+        assert await alice.lines(2) == ["[Server] this was rejected by the server", "[Server] pong"]
 
 
 async def test_every_nonce_is_answered(autojump_clock: trio.testing.MockClock) -> None:
@@ -226,7 +226,7 @@ async def test_every_nonce_is_answered(autojump_clock: trio.testing.MockClock) -
                 event = await anext(alice)
                 assert isinstance(event, Error)
                 assert event.code == "rejected"
-            with pytest.raises(Refused, match="not let through"):
+            with pytest.raises(Refused, match="rejected by the server"):
                 await alice.direct(1, "spam")
             assert not alice.unaccepted
 

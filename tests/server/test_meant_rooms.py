@@ -25,7 +25,7 @@ async def test_a_request_for_another_room_is_refused_without_effect() -> None:
         for type_ in ("say", "act"):
             refusal = await alice.ask(type_, text="psst", room="lobby")
             assert (refusal["type"], refusal["code"]) == ("error", "not-in-room")
-            assert refusal["text"] == "not done: you are not in the room lobby"
+            assert refusal["text"] == "you are not in the room lobby"
         assert (await alice.ask("history", room="lobby"))["code"] == "not-in-room"
         await alice.send({"type": "say", "text": "without a nonce", "room": ""})
         assert (await alice.hear("error"))["code"] == "not-in-room"
@@ -90,7 +90,7 @@ async def test_messages_for_a_room_that_cannot_be_reentered_are_refused(
         assert await alice.ask("say", text="one", nonce=1) == accepted
         for type_ in ("say", "act"):
             refusal = await alice.ask(type_, text="two")
-            assert refusal["text"] == "not done: you are not in the room kitchen"
+            assert refusal["text"] == "you are not in the room kitchen"
         assert (await alice.ask("history"))["code"] == "not-in-room"
         assert (await alice.ask("join", room="kitchen"))["code"] == "too-many-rooms"
         assert (await alice.ask("say", text="two"))["code"] == "not-in-room"

@@ -13,7 +13,7 @@ from tests.support.sockets import open_client
 
 pytestmark = pytest.mark.unit
 
-SLOWED = "[Server] slowed down: 10 messages a second are accepted from a client"
+SLOWED = "[Server] slowed down: 10 messages per second is the limit for each client"
 
 
 async def timed(client: ScriptedClient, count: int) -> list[float]:
@@ -44,7 +44,7 @@ async def test_a_burst_comes_at_once_and_the_rest_at_its_rate(
         for late, at in enumerate(times[allowed:], 1):
             assert at == pytest.approx(late / 10, abs=0.01)
         told = await alice.line()
-        assert told == SLOWED or "slowed down: 10 messages a second" in told
+        assert told == SLOWED or "slowed down: 10 messages per second" in told
 
 
 async def test_repeated_messages_are_rate_limited(autojump_clock: trio.testing.MockClock) -> None:
@@ -127,7 +127,7 @@ async def test_the_byte_rate_limits_any_input(
         assert await bob.line() == "[Client 1] done"
         assert trio.current_time() - started == pytest.approx(9, abs=0.1)
         assert await alice.lines(2) == [
-            "[Server] slowed down: 49152 bytes a second are accepted from a client",
+            "[Server] slowed down: 49152 bytes per second is the limit for each client",
             "[Server] the line was longer than 65536 bytes and was dropped",
         ]
 
@@ -161,9 +161,9 @@ async def test_an_idle_client_is_disconnected_after_the_idle_limit(
             await alice.line()
         assert await bob.rest() == [
             "[Client 1] hello",
-            "[Server] goodbye: nothing said for 60 s",
+            "[Server] goodbye: idle for 60 s",
         ]
-        assert "Client 2 disconnected (nothing said for 60 s)" in "\n".join(log.lines)
+        assert "Client 2 disconnected (idle for 60 s)" in "\n".join(log.lines)
 
 
 # --- Memory ---------------------------------------------------------------------------------------

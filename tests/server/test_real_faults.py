@@ -336,14 +336,17 @@ async def test_clients_of_other_protocols(tmp_path: Path) -> None:
                         heard += data
             heard = re.sub(rb"\[(ann|ben)\] number \d+\n", b"", heard)
             if pieces[0].startswith(b"\x16"):
-                assert b"leave out --tls" in heard
+                assert b"omit --tls" in heard
             else:
                 assert heard.startswith(b"HTTP/1.0 400 Bad Request\r\n")
                 assert b"not a web server" in heard
         await server.wait_for(" disconnected", 4)
     assert pair.overheard == []
-    assert server.out.count("disconnected (it speaks TLS, this port does not)\n") == 2
-    assert server.out.count("disconnected (it speaks HTTP, this is a chat server)\n") == 2
+    assert (
+        server.out.count("disconnected (the client uses TLS, which this port does not support)\n")
+        == 2
+    )
+    assert server.out.count("disconnected (the client speaks HTTP; this is a chat server)\n") == 2
 
 
 async def test_a_telnet_client_negotiates_and_talks(tmp_path: Path) -> None:
@@ -556,5 +559,5 @@ async def test_idle_disconnects_a_silent_client(tmp_path: Path) -> None:
         with trio.fail_after(WAIT_SECONDS):
             while data := await silent.receive_some():
                 heard += data
-        assert heard == b"[Server] goodbye: nothing said for 0.2 s\n"
-        await server.wait_for("Client 1 disconnected (nothing said for 0.2 s)\n")
+        assert heard == b"[Server] goodbye: idle for 0.2 s\n"
+        await server.wait_for("Client 1 disconnected (idle for 0.2 s)\n")

@@ -47,7 +47,7 @@ async def test_broadcast_returns_a_receipt(log: LogRecorder) -> None:
         receipt = await network.server.broadcast("maintenance at \x1bnoon\nsharp")
         assert receipt == Receipt(queued=2)
         assert await a.line() == await b.line() == "[Server] maintenance at ␛noon␊sharp"
-        with pytest.raises(LocalProtocolError, match="an empty message cannot be said"):
+        with pytest.raises(LocalProtocolError, match="an empty message cannot be sent"):
             await network.server.broadcast("\u202e")
     assert "[INFO] [server] [TX] [Server] maintenance at ␛noon␊sharp" in log.lines
 

@@ -109,7 +109,7 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
             "[Server] pong",
             (
                 "[Server] unknown command /knick; /help lists them; "
-                "start with // to say a line that starts with /"
+                "start with // to send a line that starts with /"
             ),
             "[Server] pong 7",
         ]
@@ -191,15 +191,19 @@ async def test_no_client_can_forge_a_tag_or_a_log_line(log: LogRecorder) -> None
 
 HTTP = b"GET /x HTTP/1.1\r\nHost: chat\r\n\r\n"
 TLS = b"\x16\x03\x01\x00\x05hello\n"
-SPEAKS_NO_TLS = b"[Server] goodbye: this server does not speak TLS: leave out --tls\n"
+SPEAKS_NO_TLS = b"[Server] goodbye: this server does not use TLS: omit --tls\n"
 
 
 @pytest.mark.parametrize(
     ("chunks", "answer", "reason"),
     [
-        ([HTTP], b"HTTP/1.0 400 ", "it speaks HTTP, this is a chat server"),
-        ([TLS], SPEAKS_NO_TLS, "it speaks TLS, this port does not"),
-        ([TLS[:1], TLS[1:]], SPEAKS_NO_TLS, "it speaks TLS, this port does not"),
+        ([HTTP], b"HTTP/1.0 400 ", "the client speaks HTTP; this is a chat server"),
+        ([TLS], SPEAKS_NO_TLS, "the client uses TLS, which this port does not support"),
+        (
+            [TLS[:1], TLS[1:]],
+            SPEAKS_NO_TLS,
+            "the client uses TLS, which this port does not support",
+        ),
     ],
 )
 async def test_other_protocols_are_answered_and_their_input_is_not_published(

@@ -527,7 +527,7 @@ class History:
     def left_untaken(self, stay: Stay) -> bool:
         """Whether the client left before it took a notice that had just been told.
 
-        A notice has no number and is not repeated; see "Coming back" in docs/protocol.md.
+        A notice has no number and is not repeated; see "Resuming a session" in docs/protocol.md.
         """
         return any(record.untaken for record in self._leavings(stay))
 

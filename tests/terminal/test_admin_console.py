@@ -26,7 +26,7 @@ from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.unit
 
-HINT = "/help lists them; start with // to say a line that starts with /"
+HINT = "/help lists them; start with // to send a line that starts with /"
 NOW = 1_736_937_045.0
 MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
 
