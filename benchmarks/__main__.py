@@ -69,7 +69,7 @@ def main() -> int:
         return 0
     RESULTS.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     report.write(results)
-    print(report.promises(results))
+    print(report.targets(results))
     return 0
 
 

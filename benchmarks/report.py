@@ -1,7 +1,6 @@
-"""From measurements to what people read: tables, pictures, and what came of what was promised.
+"""Formats measurements for people: tables, pictures, and a comparison with the targets.
 
-Writes only between `<!-- bench:NAME -->` and `<!-- /bench -->` in `docs/performance.md`; the words
-around are ours.
+Writes only between `<!-- bench:NAME -->` and `<!-- /bench -->` in `docs/performance.md`.
 """
 
 import re
@@ -14,13 +13,13 @@ from benchmarks import pictures
 from benchmarks.servers import SERVERS, Server
 from benchmarks.workloads import WORKLOADS, Workload
 
-__all__ = ["BLOCKS", "DOCS", "Results", "draw", "encode", "promises", "write"]
+__all__ = ["BLOCKS", "DOCS", "Results", "draw", "encode", "targets", "write"]
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 class Results:
-    """Measurements of one run of the benchmark: `data` is what `results.json` holds."""
+    """The measurements of one run of the benchmark; `data` is the content of `results.json`."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
@@ -30,38 +29,38 @@ class Results:
 
     @property
     def rounds(self) -> int:
-        """How often everything was measured."""
+        """The number of rounds."""
         return max((run["round"] for run in self.data["runs"]), default=0)
 
     @property
     def servers(self) -> list[Server]:
-        """The servers that were measured, in our order."""
+        """The servers that were measured, in the order of `SERVERS`."""
         names = {run["server"] for run in self.data["runs"]}
         return [server for server in SERVERS if server.name in names]
 
     @property
     def chats(self) -> list[Server]:
-        """Those of them that clients can talk through: all but the bare limits."""
+        """The measured servers that relay messages: all but the bare limits."""
         return [server for server in self.servers if not server.only_writes]
 
     def values(self, workload: str, server: str, figure: str) -> list[float]:
-        """One figure of every run that came to an end."""
+        """Return one figure of every completed run."""
         runs = self._runs.get((workload, server), [])
         return [float(run[figure]) for run in runs if figure in run]
 
     def median(self, workload: str, server: str, figure: str) -> float | None:
-        """Return the median of a figure, or None where no run came to an end."""
+        """Return the median of a figure, or None if no run completed."""
         values = self.values(workload, server, figure)
         return statistics.median(values) if values else None
 
     def error(self, workload: str, server: str) -> str:
-        """Why there is no figure."""
+        """Return why there is no figure."""
         runs = self._runs.get((workload, server), [])
         return next((run["error"] for run in runs if "error" in run), "not measured")
 
 
 def encode(value: float | None) -> str:
-    """Two significant digits or three, and k or M."""
+    """Format *value* with two or three significant digits, and k or M."""
     if value is None:
         return "–"
     for size, suffix in ((1e6, " M"), (1e3, " k")):
@@ -77,7 +76,7 @@ def _digits(value: float) -> str:
 
 
 def spread(values: Sequence[float], rounds: int) -> str:
-    """Median, lowest and highest, and how many of the *rounds* there are if not all."""
+    """Format the median, lowest and highest value, and the number of runs if it is not *rounds*."""
     if not values:
         return "–"
     middle = encode(statistics.median(values))
@@ -86,7 +85,7 @@ def spread(values: Sequence[float], rounds: int) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Spell a table in Markdown; the first column is words, the rest figures."""
+    """Format a Markdown table; the first column is text, the others are figures."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines)
@@ -100,7 +99,7 @@ LIMIT = "limit: 64 KiB writes"
 
 
 def throughput(results: Results) -> str:
-    """Deliveries a second, the share of the limit, losses."""
+    """Format deliveries per second and the share of the limit."""
     workloads = _workloads("throughput")
     rows = []
     for server in results.servers:
@@ -116,7 +115,7 @@ def throughput(results: Results) -> str:
 
 
 def losses(results: Results) -> str:
-    """List what did not arrive, over all throughput runs of a server."""
+    """Format the losses in all throughput runs of each server."""
     rows = []
     for server in results.chats:
         runs = [run for run in results.data["runs"] if run["server"] == server.name]
@@ -126,19 +125,19 @@ def losses(results: Results) -> str:
             [
                 _name(server),
                 f"{len(drained)} of {len(runs)}",
-                # Less than none: a ping of the server's own was among what came.
+                # Can be negative if the server sent a ping of its own.
                 f"{max(0, sum(run['lost'] for run in drained)):,.0f}",
                 f"{sum(run['torn'] for run in runs):,}",
                 f"{sum(run['disordered'] for run in runs):,}",
                 f"{sum(run['dead'] for run in runs):,}",
             ]
         )
-    head = ["", "runs that emptied", "messages lost", "torn", "out of order", "evicted"]
+    head = ["", "runs that drained", "messages lost", "torn", "out of order", "disconnected"]
     return table(head, rows)
 
 
 def latency(results: Results) -> str:
-    """Milliseconds from the scheduled time to the arrival."""
+    """Format the milliseconds from the scheduled time to the arrival."""
     workloads = _workloads("latency")
     rows = []
     for server in results.chats:
@@ -158,7 +157,7 @@ def _percentiles(results: Results, workload: Workload, server: Server) -> list[f
 
 
 def connections(results: Results) -> str:
-    """How long 5,000 clients take to come in, and what each of them costs."""
+    """Format how long 5,000 clients take to connect, and the memory of each."""
     rows = []
     for server in results.chats:
         seconds = results.values("connections", server.name, "reached_seconds")
@@ -175,7 +174,7 @@ def connections(results: Results) -> str:
 
 
 def stalled(results: Results) -> str:
-    """400,000 messages to twenty receivers, with and without two who stop reading."""
+    """Format the runs with twenty receivers, with and without two that stop reading."""
     rows = []
     for server in results.chats:
         row = [_name(server)]
@@ -187,12 +186,12 @@ def stalled(results: Results) -> str:
             row.append("–" if least is None else f"{min(least, 1):.1%}")
             row.append("–" if peak is None else f"{peak / 1024:.1f}")
         rows.append(row)
-    head = ["", "all read: seconds", "got", "MiB", "two stopped: seconds", "healthy got", "MiB"]
+    head = ["", "all read: seconds", "got", "MiB", "two stopped: seconds", "others got", "MiB"]
     return table(head, rows)
 
 
 def machine(results: Results) -> str:
-    """Say what it was measured on, and with."""
+    """Describe the machine and the software."""
     lines = [f"- {key}: {value}" for key, value in results.data["machine"].items()]
     missing = results.data["missing"]
     lines.append(f"- not installed and left out: {', '.join(missing) or 'nothing'}")
@@ -200,7 +199,7 @@ def machine(results: Results) -> str:
 
 
 def peers(results: Results) -> str:
-    """Every server with its version, how it is installed, and the reasons of its settings."""
+    """List every server with its version, package, and the reasons for its settings."""
     rows = []
     for server in results.servers:
         install = f"`apt-get install {server.package}`" if server.package else "here"
@@ -211,7 +210,7 @@ def peers(results: Results) -> str:
 
 
 def generator(results: Results) -> str:
-    """Show that the load generator is not what is measured."""
+    """Show that the load generator is not the bottleneck."""
     rows = []
     for workload in _workloads("throughput"):
         used = results.median(workload.key, LIMIT, "load_cpu")
@@ -221,11 +220,17 @@ def generator(results: Results) -> str:
             continue
         share = "–" if ours is None else f"{ours:.0%}"
         rows.append([workload.title, encode(drained), f"{used:.0%}", encode(drained / used), share])
-    head = ["", "it drained", "with this much of a core", "its ceiling", "of a core for multichat"]
+    head = [
+        "",
+        "deliveries a second",
+        "of its core",
+        "estimated maximum",
+        "of its core for multichat",
+    ]
     return table(head, rows)
 
 
-# --- What was promised. -------------------------------------------------------------------------
+# --- Targets ------------------------------------------------------------------------------------
 
 
 def _ratio(results: Results, key: str, figure: str, one: str, other: str) -> float | None:
@@ -238,14 +243,14 @@ def _best(results: Results, key: str, names: Iterable[str]) -> float:
     return max((rate for rate in rates if rate is not None), default=0.0)
 
 
-def promises(results: Results) -> str:
-    """Every target with what was measured; the words say which way is better."""
+def targets(results: Results) -> str:
+    """List every target with the measured figure."""
     rows: list[list[str]] = []
 
     def add(what: str, wanted: float, got: float | None, *, at_least: bool) -> None:
-        kept = got is not None and (got >= wanted if at_least else got <= wanted)
+        is_met = got is not None and (got >= wanted if at_least else got <= wanted)
         sign = "≥" if at_least else "≤"
-        row = [what, f"{sign} {wanted:g}", encode(got), "yes" if kept else "**no**"]
+        row = [what, f"{sign} {wanted:g}", encode(got), "yes" if is_met else "**no**"]
         rows.append(row)
 
     for key, wanted in (("100", 3.0), ("1000", 3.0), ("ten-senders", 3.0), ("10", 2.0)):
@@ -276,11 +281,11 @@ def promises(results: Results) -> str:
                 share = _ratio(results, workload, figure, "multichat", "nats-server")
                 add(f"latency, {title}: {figure} to nats-server's", 1.0, share, at_least=False)
     share = _ratio(results, "connections", "reached_seconds", "multichat", "nats-server")
-    add("5,000 clients in and reached: time to nats-server's", 1.0, share, at_least=False)
+    add("5,000 clients connected and reached: time to nats-server's", 1.0, share, at_least=False)
     memory = results.median("connections", "multichat", "kib_per_client")
     add("KiB per idle client", 10.0, memory, at_least=False)
     got = results.median("stalled-2", "multichat", "least_share")
-    add("two of twenty stopped: what the healthy got", 1.0, got, at_least=True)
+    add("two of twenty stopped: share that the others got", 1.0, got, at_least=True)
     longer, usual = (results.median(f"stalled-{n}", "multichat", "seconds") for n in (2, 0))
     got = longer - usual if longer is not None and usual is not None else None
     add("two of twenty stopped: seconds longer (slow timeout: 2)", 2.0, got, at_least=False)
@@ -291,7 +296,7 @@ def promises(results: Results) -> str:
     fast = results.median("throughput-100", "multichat", rate)
     got = fast / slow if fast and slow else None
     add("cost of a delivery, 1,000 receivers to 100", 1.5, got, at_least=False)
-    return table(["", "wanted", "measured", "kept"], rows)
+    return table(["", "target", "measured", "met"], rows)
 
 
 # --- Pictures. ----------------------------------------------------------------------------------
@@ -360,7 +365,7 @@ def draw(results: Results) -> dict[str, str]:
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "machine": machine,
-    "promises": promises,
+    "targets": targets,
     "throughput": throughput,
     "losses": losses,
     "latency": latency,

@@ -175,7 +175,7 @@ _IRC_HELLO = (
     (b"JOIN #c\r\n", b" 366 "),
 )
 _IRC = Dialect(receiver=_IRC_HELLO, sender=_IRC_HELLO, prefix=b"PRIVMSG #c :", suffix=b"\r\n")
-_JOINS = "5,000 in one channel are 12.5 million lines about who joins, a minute of them: not tried."
+_JOINS = "5,000 clients in one channel cause 12.5 million lines about joins, so this was not tried."
 _NATS_HELLO = b'CONNECT {"verbose":false,"pedantic":false,"echo":false}\r\n'
 _MQTT_CONNECT = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05#####"
 _REDIS = Dialect(
@@ -215,7 +215,7 @@ SERVERS = [
             f"-l 127.0.0.1 {port} --chat --max-conns {clients + 16}".split()
         ),
         dialect=_line_chat(b"already connected"),
-        why="`--max-conns` only; it tags reads and not lines, and `select` ends it at 1,024 files.",
+        why="`--max-conns` only; it tags reads, not lines, and `select` limits it to 1,024 files.",
         package="ncat",
         version=("--version",),
         frames=False,
@@ -260,9 +260,9 @@ SERVERS = [
         command=_inspircd,
         dialect=_IRC,
         why=(
-            "No flood control (it would end the sender), no name lookups, a send queue of 64 MiB, "
-            "the largest read buffer: with the default it takes 10 KB a second from a sender that "
-            "never pauses, because it reads one buffer and waits for the next event. " + _JOINS
+            "No flood control (it would disconnect the sender), no name lookups, a send queue of "
+            "64 MiB, the largest read buffer: with the default it takes 10 KB a second from a sender "
+            "that never pauses, because it reads one buffer per event. " + _JOINS
         ),
         max_clients=1100,
         package="inspircd",
@@ -274,8 +274,8 @@ SERVERS = [
         command=_ngircd,
         dialect=_IRC,
         why=(
-            "No flood penalty, no limit of connections, no name or ident lookups; its clients come "
-            f"eight at a time, more made it stand still. {_JOINS}"
+            "No flood penalty, no limit of connections, no name or ident lookups; its clients connect "
+            f"eight at a time, because more made it hang. {_JOINS}"
         ),
         max_clients=1100,
         outstanding=8,
@@ -295,7 +295,7 @@ SERVERS = [
             prefix=b"\x30\x42\x00\x01c",
             suffix=b"",
         ),
-        why="QoS 0, no persistence, no-delay set; the rest is the default.",
+        why="QoS 0, no persistence, no-delay set; otherwise defaults.",
         package="mosquitto",
         version=("-h",),
     ),
@@ -304,7 +304,7 @@ SERVERS = [
         program=sys.executable,
         command=lambda _folder, port, _clients: [str(CHATS / "asyncio_chat.py"), str(port)],
         dialect=_line_chat(b"You are"),
-        why="`benchmarks/chats/asyncio_chat.py`: a tutorial's chat, with logging as we have it.",
+        why="`benchmarks/chats/asyncio_chat.py`: a tutorial's chat, with logging like multichat's.",
     ),
     Server(
         name="threads",
