@@ -261,8 +261,8 @@ SERVERS = [
         dialect=_IRC,
         why=(
             "No flood control (it would disconnect the sender), no name lookups, a send queue of "
-            "64 MiB, the largest read buffer: with the default it takes 10 KB a second from a sender "
-            "that never pauses, because it reads one buffer per event. " + _JOINS
+            "64 MiB, the largest read buffer: with the default it takes 10 KB a second from a "
+            "sender that never pauses, because it reads one buffer per event. " + _JOINS
         ),
         max_clients=1100,
         package="inspircd",
@@ -274,8 +274,8 @@ SERVERS = [
         command=_ngircd,
         dialect=_IRC,
         why=(
-            "No flood penalty, no limit of connections, no name or ident lookups; its clients connect "
-            f"eight at a time, because more made it hang. {_JOINS}"
+            "No flood penalty, no limit of connections, no name or ident lookups; its clients "
+            f"connect eight at a time, because more made it hang. {_JOINS}"
         ),
         max_clients=1100,
         outstanding=8,
