@@ -385,9 +385,9 @@ class InputNotText(MultichatError):
 class OutputLost(MultichatError):
     """Standard output can no longer be written to."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, error: OSError) -> None:
+        reason = (error.strerror or str(error)).lower()
         super().__init__(f"cannot write to standard output: {reason}")
-        self.reason = reason
 
 
 @contextmanager

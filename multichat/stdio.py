@@ -1,4 +1,4 @@
-"""Reading standard input, and ending on signals, for commands and consoles."""
+"""Standard streams, and ending on signals, for commands and consoles."""
 
 import os
 import select
@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import trio
 
-from multichat.errors import InputNotText, lone_exception
+from multichat.errors import InputNotText, OutputLost, lone_exception
 from multichat.protocol.framing import LineDecoder, Part
 from multichat.signals import EndingSignals, receive_ending_signals
 
-__all__ = ["MAX_LINE_BYTES", "read_input", "until_signal"]
+__all__ = ["MAX_LINE_BYTES", "read_input", "until_signal", "write_output"]
 
 # The longest line that any server accepts or sends.
 MAX_LINE_BYTES = 1024 * 1024
@@ -43,6 +43,21 @@ def _read_some(fd: int) -> bytes:
             select.select([fd], [], [], 1.0)
         except OSError:
             return b""  # closed, or a terminal that we have lost
+
+
+def write_output(fd: int, data: bytes) -> None:
+    """Write *data* to standard output, whose descriptor is *fd*; raises `OutputLost`.
+
+    Blocks: an async program calls it from a thread.
+    """
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            select.select([], [fd], [], 1.0)  # another process made it non-blocking
+        except OSError as error:
+            raise OutputLost(error) from error
 
 
 async def until_signal(main: Callable[[], Awaitable[object]]) -> bool:

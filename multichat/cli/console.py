@@ -264,7 +264,7 @@ class Console(FrontEnd):
 
     def _check_output(self) -> None:
         if (failure := self._writer.first_failure) is not None:
-            raise OutputLost((failure.strerror or "").lower())
+            raise OutputLost(failure)
 
 
 def _tag(event: Event) -> str:

@@ -1,18 +1,15 @@
 """What the parameters of a command say: which server to connect to, for how long to wait."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multichat.cli.config import SERVER_KEY, default_to_file, list_servers
 from multichat.cli.config_file import Server
-from multichat.cli.process import UsageMistake, with_password
-from multichat.client.options import ChatOptions
+from multichat.cli.process import UsageMistake
 from multichat.client.timeouts import ClientTimeouts
-from multichat.protocol.address import DEFAULT_PORT, is_loopback, parse_port, split_address
+from multichat.protocol.address import DEFAULT_PORT, parse_port, split_address
 
 if TYPE_CHECKING:
     from multichat.client.connect import Endpoint
@@ -22,11 +19,8 @@ __all__ = [
     "make_endpoint",
     "make_timeouts",
     "parse_server",
-    "run_with_password",
     "split_port",
 ]
-
-_T = TypeVar("_T")
 
 _HOST_HELP = (
     "The server: an address or host name, also as HOST:PORT or [IPV6]:PORT, or the name of a "
@@ -77,21 +71,6 @@ def make_endpoint(
         port=port or DEFAULT_PORT,
         tls=client_tls(tls_ca) if encrypted else None,
         tls_name=tls_name,
-    )
-
-
-def run_with_password(
-    run: Callable[[ChatOptions], _T], endpoint: "Endpoint", options: ChatOptions
-) -> _T:
-    """Call *run* with *options*, or with a typed password in them if one is required."""
-    in_plain_text = (
-        endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host)
-    )
-    return with_password(
-        lambda password: run(replace(options, password=password)),
-        options.password,
-        str(endpoint),
-        in_plain_text=in_plain_text,
     )
 
 

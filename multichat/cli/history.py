@@ -1,6 +1,5 @@
 """The command `history`: shows the messages in a journal, for people or programs."""
 
-import os
 import re
 from datetime import datetime
 from functools import lru_cache
@@ -11,6 +10,7 @@ from multichat.journal.sqlite.reader import open_reader
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import SaidBlock, room_of
 from multichat.protocol.text_codec import TEXT
+from multichat.stdio import write_output
 
 __all__ = ["parse_since", "show_history"]
 
@@ -52,20 +52,15 @@ def show_history(
         for said in reader.read(room=room, since=since, limit=limit):
             data = JSON.encode_said(said) if json else _encode(said, with_room=not one_room)
             try:
-                _write_all(output_fd, data)
-            except BrokenPipeError:
-                return
-            except OSError as error:
-                raise OutputLost((error.strerror or "").lower()) from error
+                write_output(output_fd, data)
+            except OutputLost as lost:
+                if isinstance(lost.__cause__, BrokenPipeError):
+                    return
+                raise
         if reader.damaged:
             places = "1 place" if reader.damaged == 1 else f"{reader.damaged} places"
             reason = f"the file is damaged: messages cannot be read in {places}"
             raise JournalFailed(path, reason)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def _encode(said: SaidBlock, *, with_room: bool) -> bytes:

@@ -1,7 +1,5 @@
 """`connect --json`: passes JSON lines between a server and standard input and output."""
 
-import os
-import select
 from dataclasses import replace
 
 import trio
@@ -12,12 +10,12 @@ from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.negotiation import check_welcome, make_hello, settles_text
 from multichat.client.options import ChatOptions
-from multichat.errors import ConnectionLost, MultichatError, NoJson, OutputLost
+from multichat.errors import ConnectionLost, MultichatError, NoJson
 from multichat.protocol.json_codec import JSON, encode_hello
 from multichat.protocol.json_lines import clean_json
 from multichat.protocol.messages import Goodbye, Quit, Welcome
 from multichat.protocol.text_codec import TEXT
-from multichat.stdio import until_signal
+from multichat.stdio import until_signal, write_output
 
 __all__ = ["JsonPipe"]
 
@@ -85,7 +83,7 @@ class JsonPipe(FrontEnd):
                     last = lines[-1]
                     data = "".join(f"{clean_json(line)}\n" for line in lines).encode()
                     await trio.to_thread.run_sync(
-                        _write_all, self._output_fd, data, abandon_on_cancel=True
+                        write_output, self._output_fd, data, abandon_on_cancel=True
                     )
                 if not chat.link.connection.ended:
                     raise ConnectionLost("the server does not close the connection")  # noqa: TRY301
@@ -112,14 +110,3 @@ class JsonPipe(FrontEnd):
 
 def _event(line: str) -> object:
     return next(iter(JSON.parse_events(line)), None) if line else None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            select.select([], [fd], [], 1.0)  # another process made it non-blocking
-        except OSError as error:
-            raise OutputLost((error.strerror or "").lower()) from error

@@ -16,7 +16,6 @@ from multichat.cli.endpoint import (
     make_endpoint,
     make_timeouts,
     parse_server,
-    run_with_password,
     split_port,
 )
 from multichat.cli.option_rules import CheckedCommand
@@ -41,11 +40,12 @@ from multichat.cli.parameters import (
 )
 from multichat.cli.process import (
     UsageMistake,
-    checked_password,
     command_line,
     fileno,
     is_terminal,
     one_line_errors,
+    read_password_file,
+    run_with_password,
 )
 from multichat.cli.serve import serve
 from multichat.client.options import ChatOptions
@@ -140,7 +140,7 @@ def connect(
         options = ChatOptions(
             name=name,
             room=room,
-            password=checked_password(password_file),
+            password=read_password_file(password_file),
             plain=plain,
             replay=replay,
             reconnect=not no_reconnect,
@@ -190,7 +190,7 @@ def _connect_plain(
         from multichat.client.connect import Endpoint
 
         endpoint = Endpoint(host=name_or_address, port=tcp_port)
-        options = ChatOptions(plain=True, password=checked_password(None))
+        options = ChatOptions(plain=True, password=read_password_file(None))
         join = partial(_run_console, endpoint, input_fd=fileno(sys.stdin))
         run_with_password(join, endpoint, options)
 
@@ -250,7 +250,7 @@ def send(
         options = ChatOptions(
             name=name,
             room=room,
-            password=checked_password(password_file),
+            password=read_password_file(password_file),
             plain=plain,
             wait=wait,
             timeouts=make_timeouts(timeout),
@@ -287,7 +287,7 @@ def who(
         endpoint = make_endpoint(
             context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
-        password, timeouts = checked_password(password_file), make_timeouts(timeout)
+        password, timeouts = read_password_file(password_file), make_timeouts(timeout)
         options = ChatOptions(room=room, password=password, timeouts=timeouts)
         lines: list[str] = []
 

@@ -8,29 +8,34 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, TextIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
 from multichat.cli.notices import tell, warn, write_notice
+from multichat.client.options import ChatOptions
 from multichat.errors import MultichatError, OutputLost, Refused
 from multichat.files import decode_text, read_file
+from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean, clean_lines
 from multichat.signals import ending_signals
+
+if TYPE_CHECKING:
+    from multichat.client.connect import Endpoint
 
 __all__ = [
     "PASSWORD_VARIABLE",
     "UsageMistake",
-    "checked_password",
     "command_line",
     "fileno",
     "is_terminal",
     "one_line_errors",
     "read_password_file",
+    "run_with_password",
     "utf8_text",
-    "with_password",
 ]
 
 # There is no such option: other users can list the command lines of processes.
@@ -77,7 +82,7 @@ def utf8_text(value: str, name: str) -> str:
 def read_password_file(
     file: Path | None, *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
 ) -> str | None:
-    """Return the password in *file*, or in the environment; raises `ValueError`.
+    """Return the password in *file*, or in the environment; raises `UsageMistake`.
 
     It is one line without its line break; spaces are part of it.  A FIFO or pipe is read for at
     most *fifo_seconds*.
@@ -93,50 +98,47 @@ def read_password_file(
             data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
             password = decode_text(data)
         except OSError as error:
-            raise ValueError(f"{file}: {(error.strerror or '').lower()}") from None
+            raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+            raise UsageMistake(f"{file}: {error}") from None
     password = password.rstrip("\r\n")
     if not password.strip():
-        raise ValueError(f"{where}: it contains no password")
+        raise UsageMistake(f"{where}: it contains no password")
     if "\n" in password or "\r" in password:
-        raise ValueError(f"{where}: a password must be one line")
+        raise UsageMistake(f"{where}: a password must be one line")
     return password
 
 
-def checked_password(file: Path | None) -> str | None:
-    """Return the password; raises `UsageMistake` with the reason if it cannot be read."""
-    try:
-        return read_password_file(file)
-    except ValueError as error:
-        raise UsageMistake(str(error)) from None
-
-
-def with_password(
-    run: Callable[[str | None], _T], password: str | None, where: str, *, in_plain_text: bool
+def run_with_password(
+    run: Callable[[ChatOptions], _T], endpoint: "Endpoint", options: ChatOptions
 ) -> _T:
-    """Call *run* with *password*; on a terminal, ask for one if it is required, and run again.
+    """Call *run* with *options*; on a terminal, ask for a password if required, and run again.
 
-    *where* is the server.  Warns before a password is sent *in_plain_text*.  The typed password is
-    not shown; after a wrong one the user may try again.  Raises as *run* does.
+    Warns before a password is sent in plain text.  The typed password is not shown; after a wrong
+    one the user may try again.  Raises as *run* does.
     """
-    warning = f"the password is sent to {where} in plain text, where others can read it: add --tls"
-    if password is not None and in_plain_text:
+    in_plain_text = (
+        endpoint.unix is None and endpoint.tls is None and not is_loopback(endpoint.host)
+    )
+    warning = (
+        f"the password is sent to {endpoint} in plain text, where others can read it: add --tls"
+    )
+    if options.password is not None and in_plain_text:
         warn(warning)
     try:
-        return run(password)
+        return run(options)
     except Refused as refused:
-        if refused.code != "password-required" or not _is_terminal():
+        if refused.code != "password-required" or not _are_terminals(sys.stdin, sys.stderr):
             raise
         missing = refused
     if in_plain_text:
         warn(warning)
     for left in reversed(range(_MAX_TRIES)):
-        typed = _ask(f"Password for {clean(where)}: ")
+        typed = _ask(f"Password for {clean(str(endpoint))}: ")
         if not typed:
             raise missing
         try:
-            return run(typed)
+            return run(replace(options, password=typed))
         except Refused as refused:
             if refused.code != "wrong-password" or not left:
                 raise
@@ -144,8 +146,8 @@ def with_password(
     raise AssertionError  # the last try returns or raises
 
 
-def _is_terminal() -> bool:
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+def _are_terminals(*streams: TextIO | None) -> bool:  # None where it was closed
+    return all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _ask(prompt: str) -> str:
@@ -218,7 +220,7 @@ class _Output(TextIOWrapper):
         except OSError as error:
             # Otherwise flushing the buffer would fail again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            raise OutputLost((error.strerror or str(error)).lower()) from error
+            raise OutputLost(error) from error
 
 
 @contextmanager
@@ -261,8 +263,5 @@ def fileno(stream: TextIO | None) -> int:
 
 def is_terminal() -> bool:
     """Return whether standard input and output are a terminal whose cursor can be moved."""
-    if sys.stdin is None or sys.stdout is None:
-        return False
     moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
-    streams = sys.stdin, sys.stdout  # None where it was closed
-    return moves and all(stream is not None and stream.isatty() for stream in streams)
+    return moves and _are_terminals(sys.stdin, sys.stdout)

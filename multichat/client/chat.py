@@ -370,16 +370,16 @@ class Chat:
         that the program does not receive.
         """
         outbox, link = self._session.outbox, self._link
-        while len(outbox) + count > MAX_UNACCEPTED and not link.over:
-            if not link.events.has_room(awaited=True):
+
+        def may_send() -> bool:
+            return len(outbox) + count <= MAX_UNACCEPTED or link.over
+
+        if not may_send():
+            await link.wait_for(lambda: may_send() or not link.events.has_room(awaited=True))
+            if not may_send():
                 raise LocalProtocolError(
                     f"{MAX_UNACCEPTED} messages are unacknowledged: receive events first"
                 )
-            await link.wait_for(
-                lambda: (
-                    len(outbox) + count <= MAX_UNACCEPTED or not link.events.has_room(awaited=True)
-                )
-            )
 
     def _check_length(self, line: str) -> None:
         """Raise `LocalProtocolError` for a line that the server would drop, and not answer."""

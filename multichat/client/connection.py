@@ -79,7 +79,7 @@ class Connection:
         self.received_at = trio.current_time()
         self.stuck_seconds = timeouts.stuck
         self._timeouts = timeouts
-        self._queue = SendQueue(stream, max_batches=_MAX_BATCHES, encode_missed=_nothing_is_missed)
+        self._queue = SendQueue(stream, max_batches=_MAX_BATCHES, encode_missed=lambda _: b"")
         self._decoder = LineDecoder(MAX_LINE_BYTES)
         self._changed = changed
         self._received_bytes = self._queued_bytes = 0
@@ -244,7 +244,3 @@ class Connection:
                     self._lost or self.describe_undelivered() or "the server has stopped reading"
                 )
                 self._tasks.cancel(reason="there is no more progress")
-
-
-def _nothing_is_missed(_: int) -> bytes:
-    return b""

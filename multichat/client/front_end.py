@@ -20,7 +20,7 @@ from multichat.client.status import (
     refused_name,
     waiting_for_server,
 )
-from multichat.errors import ConnectFailed, MultichatError
+from multichat.errors import MultichatError
 from multichat.protocol.messages import Welcome
 
 __all__ = ["FrontEnd"]
@@ -65,15 +65,14 @@ class FrontEnd(ABC):
 
     async def dial(self) -> trio.abc.Stream:
         """Connect; with `ChatOptions.wait`, once the server is there."""
-        stream = await dial_first(self._redial, self.options, self._tell_waiting)
+        stream = await dial_first(
+            self._redial, self.options, lambda error: self.tell(waiting_for_server(error))
+        )
         self.connected_at = trio.current_time()
         return stream
 
     async def _redial(self) -> trio.abc.Stream:
         return await self.endpoint.dial(self.options.timeouts)
-
-    def _tell_waiting(self, error: ConnectFailed) -> None:
-        self.tell(waiting_for_server(error))
 
     async def run_chat(self, stream: trio.abc.Stream) -> None:
         """Run the chat over *stream* until the input ends or the server closes.

@@ -22,7 +22,7 @@ from multichat import (
     ServerTimeouts,
 )
 from multichat.cli.json_pipe import JsonPipe
-from multichat.cli.process import read_password_file
+from multichat.cli.process import UsageMistake, read_password_file
 from multichat.cli.send import send
 from multichat.client.connect import Endpoint
 from multichat.client.options import ChatOptions
@@ -186,15 +186,15 @@ def test_a_file_holds_one_line(data: bytes, password: str, tmp_path: Path) -> No
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     file = tmp_path / "password"
-    with pytest.raises(ValueError, match=r"password: no such file or directory$"):
+    with pytest.raises(UsageMistake, match=r"password: no such file or directory$"):
         read_password_file(file)
-    with pytest.raises(ValueError, match=r"is a directory$"):
+    with pytest.raises(UsageMistake, match=r"is a directory$"):
         read_password_file(tmp_path)
     file.write_bytes(b"caf\xe9\n")
-    with pytest.raises(ValueError, match=r"password: not UTF-8$"):
+    with pytest.raises(UsageMistake, match=r"password: not UTF-8$"):
         read_password_file(file)
     file.write_bytes(b"two\nlines\n")
-    with pytest.raises(ValueError, match=r"password: a password must be one line$"):
+    with pytest.raises(UsageMistake, match=r"password: a password must be one line$"):
         read_password_file(file)
 
 
