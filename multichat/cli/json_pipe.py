@@ -64,7 +64,7 @@ class JsonPipe(FrontEnd):
         last = ""
         with trio.move_on_after(self.options.timeouts.answer) as timeout:
             try:
-                await chat.send_lines(self._hello)
+                await chat.link.send_lines(self._hello)
                 while events := await chat.receive():
                     # Unchanged: in the text protocol every line is an event.
                     lines = list(map(TEXT.format, events))
@@ -102,7 +102,7 @@ class JsonPipe(FrontEnd):
         try:
             with self._piped.explaining():
                 await send_input(self._input_fd, self._piped, self._piped.pass_lines)
-                await chat.finish(end_line=JSON.encode_request(Quit()))
+                await chat.link.finish(JSON.encode_request(Quit()))
         except MultichatError as error:
             self.failure = self.failure or error
             scope.cancel(reason=str(error))

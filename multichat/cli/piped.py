@@ -66,7 +66,7 @@ class Piped:
 
     async def pass_lines(self, block: str) -> None:
         """Send lines as they are, in the text protocol."""
-        await self._chat.send_lines(block)
+        await self._chat.link.send_lines(block)
         self.note_sent(block.count("\n") + 1)
 
     def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:

@@ -43,7 +43,6 @@ from multichat.protocol.messages import (
     MemberName,
     Members,
     Nonce,
-    Quit,
     Rename,
     Renamed,
     RoomList,
@@ -195,10 +194,10 @@ class Chat:
         Cancelled, what has waited was not said.
         """
         requests = [Say(_sayable(text)) for text in texts]
+        if self._session.codec is TEXT:
+            await self._link.send_lines("\n".join(map(TEXT.encode_request, requests)))
+            return []
         with self._link.sending():
-            if self._session.codec is TEXT:
-                await self._link.send_lines("\n".join(map(TEXT.encode_request, requests)))
-                return []
             nonces = await self._send_pieces(requests, typed=False)
             return [nonce for nonce in nonces if nonce is not None]
 
@@ -307,10 +306,10 @@ class Chat:
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and wait for its answer; None in the text protocol, without nonces."""
         session, link = self._session, self._link
+        if session.codec is TEXT:
+            await link.send_lines(TEXT.encode_request(request))
+            return None
         with link.sending():
-            if session.codec is TEXT:
-                await link.send_lines(TEXT.encode_request(request))
-                return None
             if isinstance(request, Say | Act | Direct):
                 await self._wait_to_send(1)
             pending = session.encode(request)
@@ -443,7 +442,7 @@ class Chat:
         Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known;
         `Refused` if the server has asked for a password meanwhile.
         """
-        await self._link.finish(TEXT.encode_request(Quit()))
+        await self._link.finish()
 
 
 def _sayable(text: str) -> str:

@@ -43,18 +43,13 @@ class LineChat(Chat):
         nothing in the text protocol.  For the rest see `Chat.send`.
         """
         if self.codec is TEXT:
-            await self.send_lines("\n".join(each.lines for each in typed))
+            await self._link.send_lines("\n".join(each.lines for each in typed))
             return []
         nonces: list[Nonce | None] = []
         with self._link.sending():
             for each in typed:
                 nonces += await self._send_one(each)
         return nonces
-
-    async def send_lines(self, block: str) -> None:
-        """Send lines as they are, in the text protocol; for the rest see `Chat.send`."""
-        with self._link.sending():
-            await self._link.send_lines(block)
 
     async def _send_one(self, typed: Typed) -> list[Nonce | None]:
         match typed.request:
@@ -125,11 +120,3 @@ class LineChat(Chat):
             raise ConnectionLost(self.goodbye)
         if needs_json and self.welcome is None:
             raise NoJson if self.connected else ConnectionLost("the server closed the connection")
-
-    async def finish(self, *, end_line: str = TEXT.encode_request(Quit())) -> None:
-        """Finish as `Chat.finish` does.
-
-        In text, *end_line* asks the server to end where a stream has no end of input of its own, as
-        TLS has none.
-        """
-        await self._link.finish(end_line)

@@ -171,12 +171,13 @@ class Link:
 
     async def send_lines(self, block: str) -> None:
         """Send lines that are not kept until they are answered; raises `ConnectionLost`."""
-        if not self.connected:
-            await self.wait_for(lambda: self.connected)
-        try:
-            await self.connection.send(block)
-        except ConnectionLost:
-            raise self.lost() from None
+        with self.sending():
+            if not self.connected:
+                await self.wait_for(lambda: self.connected)
+            try:
+                await self.connection.send(block)
+            except ConnectionLost:
+                raise self.lost() from None
 
     # --- One connection after the other -----------------------------------------------------------
 
@@ -414,7 +415,7 @@ class Link:
         if not self._begun:
             raise self.failure or self.lost()
 
-    async def finish(self, end_line: str) -> None:
+    async def finish(self, end_line: str = TEXT.encode_request(Quit())) -> None:
         """Have everything sent and acknowledged, then end the input; wait for the server's end.
 
         In text *end_line* asks for that where a stream has no end of input of its own.  See

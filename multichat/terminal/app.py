@@ -146,7 +146,8 @@ class TerminalChat(FrontEnd):
     async def _run(self) -> None:
         history = await trio.to_thread.run_sync(self._history.load)
         syntax = Syntax(disguised_command, looks_like, say_literally, self._audience, self._expand)
-        show = Show(self._status, self._pending, self._complete, syntax, self._warn)
+        warn = partial(self.tell, warning=True)
+        show = Show(self._status, self._pending, self._complete, syntax, warn)
         async with open_prompt(show, history=history, color=self._color) as self._prompt:
             try:
                 try:
@@ -185,7 +186,7 @@ class TerminalChat(FrontEnd):
             self.tell("Connected")
         else:
             self._first_room, self._last = welcome.room, welcome.last or ""
-            self._show_event(welcome)
+            self._show(self._take(welcome))
 
     def end(self, chat: LineChat) -> None:
         """Raise the error that ended the run, except for a goodbye, which has been shown."""
@@ -225,9 +226,6 @@ class TerminalChat(FrontEnd):
                         lines += self._take(event)
                     self._show(lines)
                 nursery.cancel_scope.cancel(reason="the chat has ended")
-
-    def _show_event(self, event: Event) -> None:
-        self._show(self._take(event))
 
     def _take(self, event: Event) -> list[Line]:
         """Apply an event and return the lines to show."""
@@ -468,9 +466,6 @@ class TerminalChat(FrontEnd):
     def tell(self, text: str, *, warning: bool = False) -> None:
         """Show a line from the client itself."""
         self._show(self._renderer.notice(text, _now(), warning=warning))
-
-    def _warn(self, text: str) -> None:
-        self.tell(text, warning=True)
 
     def _show(self, lines: Sequence[Line]) -> None:
         self._prompt.screen.show([line.fragments for line in lines])

@@ -76,6 +76,9 @@ def find_mentions(text: str, name: str) -> Iterator[tuple[int, int]]:
             start = folded.find(sought, start + 1)
 
 
+_fold_character = lru_cache(4096)(fold_name)
+
+
 def _fold(text: str) -> tuple[str, "range | list[int]"]:
     """Return the folded text, and for each index into it (and its end) the index into *text*."""
     if text.isascii():
@@ -93,11 +96,6 @@ def _fold(text: str) -> tuple[str, "range | list[int]"]:
         start = end
     places.append(len(text))
     return "".join(folded), places
-
-
-@lru_cache(4096)
-def _fold_character(character: str) -> str:
-    return fold_name(character)
 
 
 @lru_cache(4096)
