@@ -98,6 +98,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "test_damage::test_damage_in_one_room_does_not_keep_others_from_talking",
         "test_damage::test_a_server_serves_with_any_value_in_any_column",
     ),
+    "an index does not find a message": (
+        "test_damage::test_messages_that_an_index_does_not_find_are_missed",
+        "test_damage::test_an_index_that_leads_to_another_room_shows_and_deletes_nothing_of_it",
+    ),
     "the record of a room, or the heads, are damaged": (
         "test_damage::test_a_damaged_room_is_rebuilt_from_its_messages",
         "test_damage::test_client_numbers_go_on_after_the_heads_are_damaged",

@@ -7,7 +7,7 @@ have it cleaned up in between.  What is read ends with what was there at the beg
 import math
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -25,8 +25,14 @@ from multichat.journal.sqlite_file import (
     reason_of,
     typed,
 )
-from multichat.journal.sqlite_reading import RUN_COLUMNS, said_run
-from multichat.journal.sqlite_salvage import Row, behind, rows_around_damage, table_rows
+from multichat.journal.sqlite_reading import RUN_COLUMNS, first_of, said_run
+from multichat.journal.sqlite_salvage import (
+    RUNS_OF_ROOM,
+    Row,
+    behind,
+    rows_around_damage,
+    table_rows,
+)
 from multichat.messages import SaidRun
 from multichat.names import fold_name
 
@@ -51,21 +57,54 @@ def open_reader(path: Path) -> Iterator["Reader"]:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """The runs *where* they are, in the order of the column *key*, which is theirs alone."""
+    """The runs of *source*, *where* they are, in the order of *key*, which is theirs alone."""
 
     key: str
+    source: str
     where: str
     parameters: tuple[object, ...]
 
     def sql(self, columns: str, condition: str, end: str = "") -> str:
-        return f"SELECT {columns} FROM runs WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+        return f"SELECT {columns} FROM {self.source} WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+
+
+class _Numbers:
+    """Compares what is read with what there is of *room*, or of all rooms, by the rows of `rooms`.
+
+    *expected* says which number follows in each room, *gaps* counts where another one did.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, room: int | None) -> None:
+        self.expected: dict[int, int] = {}
+        self.gaps = 0
+        self._connection = connection
+        self._ends: dict[int, int] = {}
+        for row in table_rows(connection, "rooms", "id", "id, first, next"):
+            with suppress(DamagedRow):
+                id_, first, end = typed(row, int, int, int)
+                if room in (None, id_):
+                    self.expected[id_], self._ends[id_] = first, end
+
+    def note(self, room: int, begin: int, end: int) -> None:
+        """Note that the messages from *begin* to before *end* were read."""
+        expected = self.expected.get(room, begin)
+        # What a server has deleted meanwhile is no gap.
+        if expected < begin and first_of(self._connection, room) < begin:
+            self.gaps += 1
+        self.expected[room] = max(expected, end)
+
+    def note_end(self) -> None:
+        """Note that all was read."""
+        for room, end in self._ends.items():
+            if room in self.expected:
+                self.note(room, end, end)
 
 
 class Reader:
     """A journal that is open to be read; of one thread.  Made by `open_reader`.
 
-    *damaged* is how many runs could not be read so far, and were left out: about so many where
-    pages are damaged.
+    *damaged* is how many runs could not be read, and were left out, once all has been read: about
+    so many where pages are damaged, and one in each place where an index does not find them.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -94,11 +133,19 @@ class Reader:
             room_id, start = self._locate(since, room)
             order = self._order(room_id)
             run = self._last_key(order, start)  # the message may be in its middle
-            return self._pages(order, start if run is None else run, start, limit)
-        order = self._order(None if room is None else self._find(room))
-        if since is not None:
-            return self._pages(order, self._first_since(order, since), 0, limit)
-        return self._last(order, limit)
+            numbers = _Numbers(self._connection, room_id)
+            numbers.expected[room_id] = start
+            return self._pages(order, start if run is None else run, start, limit, numbers)
+        found = None if room is None else self._find(room)
+        order, numbers = self._order(found), _Numbers(self._connection, found)
+        if since is None:
+            return self._last(order, limit, numbers)
+        key = self._first_since(order, since)
+        if key:
+            numbers.expected.clear()
+        if found is not None and (end := self._end_before(order, key)) is not None:
+            numbers.expected[found] = end
+        return self._pages(order, key, 0, limit, numbers)
 
     def _find(self, room: str) -> int:
         folded = fold_name(room)
@@ -125,20 +172,23 @@ class Reader:
 
     def _order(self, room: int | None) -> _Order:
         if room is None:
-            return _Order("seq", "1", ())
-        return _Order("first", "room = ?", (room,))
+            return _Order("seq", "runs", "1", ())
+        return _Order("entry.first", RUNS_OF_ROOM, "entry.room = ?", (room,))
 
-    def _last(self, order: _Order, limit: int | None) -> Iterator[SaidRun]:
+    def _last(self, order: _Order, limit: int | None, numbers: _Numbers) -> Iterator[SaidRun]:
         if limit is None:
-            return self._pages(order, 0, 0, None)
+            return self._pages(order, 0, 0, None, numbers)
         start, total = _FAR, 0
-        with closing(self._select(order, "messages", 0, MAX_NUMBER, backwards=True)) as rows:
+        with closing(self._select(order, "runs.messages", 0, MAX_NUMBER, backwards=True)) as rows:
             for key, messages in rows:
                 start = math.floor(key)
                 total += messages if type(messages) is int else 0  # what is damaged is left out
                 if total >= limit:
                     break
-        return self._pages(order, start, 0, limit, skipped=max(0, total - limit))
+        if total >= limit:
+            numbers.expected.clear()
+        skipped = max(0, total - limit)
+        return self._pages(order, start, 0, limit, numbers, skipped=skipped, to_end=True)
 
     def _select(
         self,
@@ -176,6 +226,12 @@ class Reader:
         with closing(self._select(order, "1", 0, high, unreadable, backwards=True)) as rows:
             return next((int(key) for key, _ in rows), None)
 
+    def _end_before(self, order: _Order, key: int) -> int | None:
+        """Return with which number the run before *key* ends; None if there is none."""
+        with closing(self._select(order, "runs.messages", 0, key - 1, backwards=True)) as rows:
+            row = next(rows, None)
+        return None if row is None or type(row[1]) is not int else int(row[0]) + row[1]
+
     def _first_since(self, order: _Order, since: float) -> int:
         """Return the key of the first run that was said at *since* or later, by halving."""
         moment = datetime.fromtimestamp(since, UTC)
@@ -184,7 +240,7 @@ class Reader:
         low, high = 0, 0 if last is None else last + 1  # from there on all is since then
         while low < high:
             middle = (low + high) // 2
-            with closing(self._select(order, "time", middle, high)) as rows:
+            with closing(self._select(order, "runs.time", middle, high)) as rows:
                 # What is damaged is not looked at: its time may be anything.
                 times = (row for row in rows if type(row[1]) is str and row[1][:1].isdigit())
                 key, time = next(times, (middle, spelled))
@@ -195,11 +251,20 @@ class Reader:
         return int(low)
 
     def _pages(
-        self, order: _Order, key: int, start: int, limit: int | None, *, skipped: int = 0
+        self,
+        order: _Order,
+        key: int,
+        start: int,
+        limit: int | None,
+        numbers: _Numbers,
+        *,
+        skipped: int = 0,
+        to_end: bool = False,
     ) -> Iterator[SaidRun]:
         """Yield what was said from *key* on, and of it what is numbered *start* or more.
 
-        Of the first run so many messages are *skipped*.
+        Of the first run so many messages are *skipped*.  *to_end*: the *limit* is not reached
+        before the last message that there was when the *numbers* were read.
         """
         left = _FAR if limit is None else limit
         unreadable: list[range] = []
@@ -207,12 +272,16 @@ class Reader:
         self.damaged += bool(unreadable) + self._count_outside(order)
         while last is not None and left > 0 and key <= last:
             page, key = self._page(order, key, last)
-            for said in page:
+            for room, said in page:
+                numbers.note(room, said.first, said.first + said.run.count("\n") + 1)
                 part = part_of(said, max(start, said.first + skipped), _FAR)
                 skipped = 0
                 if part is not None and (part := part_of(part, 0, part.first + left)) is not None:
                     left -= part.run.count("\n") + 1
                     yield part
+        if to_end or left > 0:
+            numbers.note_end()
+        self.damaged = max(self.damaged, numbers.gaps)
 
     def _count_outside(self, order: _Order) -> int:
         """Return how many runs have a key that no server has written, as far as it can be read."""
@@ -225,22 +294,23 @@ class Reader:
             return 0
         return int(count)
 
-    def _page(self, order: _Order, key: int, last: int) -> tuple[list[SaidRun], int]:
+    def _page(self, order: _Order, key: int, last: int) -> tuple[list[tuple[int, SaidRun]], int]:
         """Return the runs with keys from *key* on, and the key with which the next page begins.
 
         Damaged ones are left out and counted.
         """
-        page: list[SaidRun] = []
+        page: list[tuple[int, SaidRun]] = []
         unreadable: list[range] = []
         size = 0
-        with closing(self._select(order, RUN_COLUMNS, key, last, unreadable)) as rows:
+        columns = f"runs.room, {RUN_COLUMNS}"
+        with closing(self._select(order, columns, key, last, unreadable)) as rows:
             for row in rows:
                 try:
-                    page.append(said_run(row[1:]))
+                    page.append((row[1], said_run(row[2:])))
                 except DamagedRow:
                     self.damaged += 1
                 else:
-                    size += len(page[-1].run)
+                    size += len(page[-1][1].run)
                 if size > _PAGE_BYTES or len(page) == _PAGE_RUNS:
                     key = behind(row[0]) or last + 1
                     break

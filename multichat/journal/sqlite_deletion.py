@@ -27,7 +27,7 @@ from multichat.journal.sqlite_file import (
 )
 from multichat.journal.sqlite_limits import SqliteLimits
 from multichat.journal.sqlite_rows import Rows
-from multichat.journal.sqlite_salvage import behind, first_readable, is_readable
+from multichat.journal.sqlite_salvage import RUNS_OF_ROOM, behind, first_readable, is_readable
 from multichat.log import Log
 
 __all__ = ["NOT_DELETED", "STEP_RUNS", "DeletionLog", "Deletions", "Tidied"]
@@ -225,8 +225,8 @@ class Deletions:
             place = self._place(room)
             step.delete(
                 f"above {kept.max_messages} a room",
-                "WHERE room = ? AND first >= ? AND first < ? AND first + messages <= ? "
-                "ORDER BY first",
+                f"{RUNS_OF_ROOM} WHERE entry.room = ? AND entry.first >= ? AND entry.first < ? "
+                "AND runs.first + runs.messages <= ? ORDER BY entry.first",
                 (room, place.position, before, before),
                 most=place.most,
             )
@@ -238,7 +238,7 @@ class Deletions:
                 step.tidied.expired = True
             elif end is not None:
                 reason = f"older than {format_seconds(max_age_seconds)}"
-                which = "WHERE seq BETWEEN ? AND ? ORDER BY seq"
+                which = "runs WHERE seq BETWEEN ? AND ? ORDER BY seq"
                 step.delete(reason, which, (place.position, end), most=place.most)
 
         def delete_excess(max_bytes: int) -> None:
@@ -246,7 +246,7 @@ class Deletions:
             if excess > 0:
                 place = self._place("size")
                 reason = f"above {max_bytes / 2**20:g} MiB"
-                which = "WHERE seq >= ? ORDER BY seq"
+                which = "runs WHERE seq >= ? ORDER BY seq"
                 step.delete(reason, which, (place.position,), most_bytes=excess, most=place.most)
                 step.is_over = True  # what it takes is known when it is done
 
@@ -481,7 +481,8 @@ class _Step:
             return
         left = min(most, STEP_RUNS - self.deleted)
         found = self._connection.execute(
-            f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
+            "SELECT runs.seq, runs.room, runs.first, runs.messages, runs.bytes "  # noqa: S608 - our own words
+            f"FROM {which} LIMIT ?",
             (*parameters, left),
         ).fetchall()
         gone: list[tuple[int]] = []

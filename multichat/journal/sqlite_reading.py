@@ -6,7 +6,7 @@ and their numbers returned, a damaged session is an error.
 
 import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from hashlib import sha256
 from typing import Any
 
@@ -14,14 +14,22 @@ import msgspec
 
 from multichat.framing import clean, clean_lines
 from multichat.journal import KeptNonce, KeptSession, SessionRecord
-from multichat.journal.sqlite_file import SQLITE_ERRORS, DamagedRow, is_damage, typed
+from multichat.journal.sqlite_file import MAX_NUMBER, SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite_repair import EPOCH, MAX_COUNTER
 from multichat.journal.sqlite_rows import SessionRow
-from multichat.journal.sqlite_salvage import Row, rows_around_damage
+from multichat.journal.sqlite_salvage import RUNS_OF_ROOM, Row, rows_around_damage
 from multichat.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidRun
 from multichat.names import fold_name
 
-__all__ = ["RUN_COLUMNS", "read_runs", "read_runs_backwards", "read_session", "said_run"]
+__all__ = [
+    "RUN_COLUMNS",
+    "first_missing",
+    "first_of",
+    "read_runs",
+    "read_runs_backwards",
+    "read_session",
+    "said_run",
+]
 
 # Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
 RUN_COLUMNS = """
@@ -31,7 +39,7 @@ RUN_COLUMNS = """
         (SELECT epoch FROM rooms WHERE id = runs.room)
     ),
     (SELECT name FROM rooms WHERE id = runs.room),
-    first, time, shown, client, name, text, act, messages
+    runs.first, runs.time, runs.shown, runs.client, runs.name, runs.text, runs.act, runs.messages
 """
 
 # What no name has, and what would end a string in JSON.
@@ -48,14 +56,17 @@ def read_runs(
     """
     begin = start
     try:  # the run that *start* is in
-        sql = "SELECT max(first) FROM runs WHERE room = ? AND first <= ?"
-        [found] = connection.execute(sql, (room, start)).fetchone()
+        sql = (
+            f"SELECT entry.first FROM {RUNS_OF_ROOM} WHERE entry.room = ? AND entry.first <= ? "  # noqa: S608 - our own words
+            "ORDER BY entry.first DESC LIMIT 1"
+        )
+        found = connection.execute(sql, (room, start)).fetchone()
     except SQLITE_ERRORS as error:
         if not is_damage(error):
             raise
     else:
-        if type(found) is int:
-            begin = found
+        if found is not None and type(found[0]) is int:
+            [begin] = found
     return _read_runs(connection, room, begin, stop - 1, damaged)
 
 
@@ -81,8 +92,9 @@ def _read_runs(
     """Yield the runs of *room* that begin at *low* to *high*."""
     order = "DESC" if backwards else "ASC"
     sql = (
-        f"SELECT {RUN_COLUMNS} FROM runs WHERE room = ? AND first BETWEEN ? AND ? "  # noqa: S608 - our own words
-        f"ORDER BY first {order} LIMIT ?"
+        f"SELECT {RUN_COLUMNS} FROM {RUNS_OF_ROOM} "  # noqa: S608 - our own words
+        "WHERE entry.room = ? AND entry.first BETWEEN ? AND ? "
+        f"ORDER BY entry.first {order} LIMIT ?"
     )
 
     def select(position: int, limit: int) -> sqlite3.Cursor:
@@ -105,6 +117,30 @@ def _read_runs(
     finally:
         begins = (-keys[-1] if backwards else keys[0] for keys in unreadable)
         damaged += (begin for begin in begins if low <= begin <= high)
+
+
+def first_missing(
+    connection: sqlite3.Connection, room: int, runs: Sequence[SaidRun], start: int, stop: int
+) -> int | None:
+    """Return the first number from *start* on that *room* should have and that is not in *runs*.
+
+    Up to the last of *runs*, or without any up to *stop*.  What retention has deleted meanwhile is
+    not missing.
+    """
+    begins = [said.first for said in runs] or [stop]
+    ends = [start, *(said.first + said.run.count("\n") + 1 for said in runs)]
+    for end, begin in zip(ends, begins, strict=False):
+        if begin > end and (first := max(end, first_of(connection, room))) < begin:
+            return first
+    return None
+
+
+def first_of(connection: sqlite3.Connection, room: int) -> int:
+    """Return where *room* begins now; behind all messages if that cannot be read."""
+    row = None
+    with suppress(*SQLITE_ERRORS):
+        row = connection.execute("SELECT first FROM rooms WHERE id = ?", (room,)).fetchone()
+    return row[0] if row is not None and type(row[0]) is int else MAX_NUMBER
 
 
 def said_run(row: Sequence[object]) -> SaidRun:

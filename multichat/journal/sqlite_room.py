@@ -8,7 +8,7 @@ import msgspec
 
 from multichat.journal import Keeping, RoomJournal, newest_of, part_of, within
 from multichat.journal.sqlite_jobs import SaidJob
-from multichat.journal.sqlite_reading import read_runs, read_runs_backwards
+from multichat.journal.sqlite_reading import first_missing, read_runs, read_runs_backwards
 from multichat.journal.sqlite_rows import Head
 from multichat.messages import Nonce, SaidRun
 
@@ -63,6 +63,7 @@ class SqliteRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidRun]:
         """See `RoomJournal.read`."""
+        kept = self.kept
 
         def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
             runs: list[SaidRun] = []
@@ -74,15 +75,33 @@ class SqliteRoom(RoomJournal):
                         left -= len(part.run)  # at least
                         if left < 0:
                             break
-            return within(runs, max_bytes)
+            runs = within(runs, max_bytes)
+            self._note_missing(reader, runs, start, min(stop, kept), damaged)
+            return runs
 
         return await self._journal.read_room(self, read)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidRun]:
         """See `RoomJournal.read_before`."""
+        kept = self.kept
 
         def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidRun]:
             with closing(read_runs_backwards(reader, self.id, stop, damaged)) as found:
-                return newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+                runs = newest_of(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+            start = runs[0].first if runs else 0
+            self._note_missing(reader, runs, start, min(stop, kept), damaged)
+            return runs
 
         return await self._journal.read_room(self, read)
+
+    def _note_missing(
+        self,
+        reader: sqlite3.Connection,
+        runs: list[SaidRun],
+        start: int,
+        stop: int,
+        damaged: list[int],
+    ) -> None:
+        """Note which messages an index does not find, if no others are *damaged*."""
+        if not damaged and (first := first_missing(reader, self.id, runs, start, stop)) is not None:
+            damaged.append(first)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from multichat.journal.sqlite_file import MAX_NUMBER, SQLITE_ERRORS, is_damage
 
 __all__ = [
+    "RUNS_OF_ROOM",
     "Row",
     "behind",
     "first_readable",
@@ -23,6 +24,13 @@ __all__ = [
 ]
 
 Row: TypeAlias = tuple[Any, ...]
+
+# The runs of rooms, by the index; `entry` has its room and number.  A wrong entry, which leads to a
+# run of another room or number, is left out.
+RUNS_OF_ROOM = """
+    runs AS entry CROSS JOIN runs
+    ON runs.seq = entry.seq AND +runs.room = entry.room AND +runs.first = entry.first
+"""
 
 # So many keys are tried one by one: with larger steps, readable rows between damaged ones are left
 # out.  Some milliseconds.
