@@ -5,7 +5,6 @@ Real processes, real SQLite.
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -31,6 +30,7 @@ from multichat.journal.sqlite_file import open_file
 from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import ScriptedClient, memory_server
 
+from .support.disks import file_size_limit
 from .support.journals import running, say, spell, texts_of, tidy, wait_kept
 from .support.log import LogRecorder
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
@@ -332,17 +332,6 @@ async def test_no_checkpoint_is_made_without_a_seal(tmp_path: Path) -> None:
         crashed = save(path, tmp_path / "killed")
     shutil.copy(backup, crashed)
     assert "is not of this file" in await refusal(crashed)
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Have the system refuse to make a file of this process larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_a_server_keeps_messages_though_the_stamps_of_its_file_are_damaged(
