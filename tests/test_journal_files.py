@@ -682,7 +682,7 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("one") == "accepted"
         os.link(path, other)
-        assert "name.db-wal is missing" in reader_refusal(other)
+        assert "there is no name.db-wal" in reader_refusal(other)
         if checkpoint:  # by another program, after which the last message is in the -wal alone
             with closing(sqlite3.connect(path)) as program:
                 program.execute("PRAGMA wal_checkpoint")
@@ -690,9 +690,9 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
         server.process.kill()
         await server.wait()
     reason = (
-        "name.db-wal is missing, and may be beside another name of the file (a hard link), whose "
-        "server was killed or runs: use that name; or, to go on without the messages in that "
-        "-wal, put a copy of the file in the place of this one"
+        "the file has hard links, and there is no name.db-wal: use the name that has a -wal beside "
+        "it; if none has, or to go on without the messages in that -wal, put a copy of the file in "
+        "the place of this one"
     )
     assert await refusal(other) == reader_refusal(other) == reason
     assert reason in await serve_refused(tmp_path, other)
@@ -760,7 +760,7 @@ async def test_a_copy_of_a_file_with_another_name_goes_on_without_its_wal(tmp_pa
         await say(journal.room("lobby"), "two")
         killed = save(path, tmp_path / "killed")
     os.link(killed, other)
-    assert "use that name" in await refusal(other)
+    assert "put a copy of the file in the place of this one" in await refusal(other)
     shutil.copy(other, tmp_path / "copy.db")
     (tmp_path / "copy.db").rename(other)
     assert await all_texts(other) == ["one"]
@@ -789,7 +789,13 @@ async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
                 file.seek((page - 1) * 4096)
                 file.write(b"\xff" * 4096)
     os.link(path, other)
-    assert "use that name" in await refusal(other)
+    reason = await refusal(other)
+    assert "use the name that has a -wal beside it; if none has" in reason
+    assert reason.endswith("put a copy of the file in the place of this one")
+    assert await refusal(path) == reason.replace("other.db-wal", "chat.db-wal")
+    shutil.copy(path, tmp_path / "copy")
+    (tmp_path / "copy").rename(other)
+    await all_texts(other)
 
 
 async def test_a_copy_of_a_linked_wal_has_its_messages(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "the disk is full": (
         "test_journal_sqlite::test_a_full_disk_is_said_and_it_goes_on_when_there_is_room",
+        "test_full_journal_disk::test_a_server_starts_on_a_full_disk_from_which_nothing_may_be_deleted",
         "test_full_journal_disk::test_a_burst_on_a_small_disk_is_kept_as_far_as_retention_keeps_it",
     ),
     "somebody opens 100,000 rooms": (
