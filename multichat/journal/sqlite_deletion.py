@@ -401,8 +401,13 @@ class Deletions:
         if excess <= 0:
             return
         size = min(excess, self._retention.step_bytes)
-        if not self._forget_sessions(step, clock, changed, size):
-            freed = rows.forget_oldest_nonces(size, STEP_RUNS)
+        reason = f"sessions above {most / 2**20:g} MiB"
+        if sessions := self._forget_sessions(step, clock, changed, size):
+            step.tidied.deleted.add(reason, sessions, noun="session")
+        else:
+            freed, nonces = rows.forget_oldest_nonces(size, STEP_RUNS)
+            if nonces:
+                step.tidied.deleted.add(reason, nonces, noun="nonce")
             step.freed += freed
             step.has_more_sessions |= bool(freed)
             if not freed:
@@ -416,8 +421,8 @@ class Deletions:
 
     def _forget_sessions(
         self, step: "_Step", before: float, changed: Collection[bytes], size: float
-    ) -> bool:
-        """Delete sessions that were seen last *before*, about *size* bytes; return if any were."""
+    ) -> int:
+        """Delete sessions that were seen last *before*, about *size* bytes; return how many."""
         freed = 0.0
         gone: list[bytes] = []
         with closing(self._rows.oldest_sessions(before)) as found:
@@ -431,7 +436,7 @@ class Deletions:
         for digest in gone:
             self._rows.forget_session(digest)
         step.freed += freed
-        return bool(gone)
+        return len(gone)
 
     def _shrink(self, *, all_of_it: bool) -> bool:
         """Give unused pages back to the disk; return whether there may be more."""
