@@ -4,6 +4,7 @@ A wall clock may be wrong: before a machine has asked the network for the time, 
 battery, or because somebody set it.  One reading of it deletes nothing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = ["MIN_BYTES", "Deleted", "Retention", "SteadyClock", "SteadyTime", "format_seconds"]
@@ -98,30 +99,33 @@ class SteadyClock:
 
 
 class Deleted:
-    """How many messages of which rooms were deleted, and why."""
+    """How many messages, of which rooms, or sessions and nonces were deleted, and why."""
 
     def __init__(self) -> None:
-        self.counts: dict[str, tuple[int, set[int]]] = {}
+        self.counts: dict[tuple[str, str], tuple[int, set[int]]] = {}
 
     def __bool__(self) -> bool:
         """Return whether anything was."""
         return bool(self.counts)
 
-    def add(self, reason: str, messages: int, rooms: set[int]) -> None:
-        """Count *messages* of the *rooms* with these ids."""
-        count, known = self.counts.get(reason, (0, set()))
-        self.counts[reason] = count + messages, known | rooms
+    def add(
+        self, reason: str, count: int, rooms: Iterable[int] = (), *, noun: str = "message"
+    ) -> None:
+        """Add *count* messages of the *rooms* with these ids, or *count* of another *noun*."""
+        known, of = self.counts.get((reason, noun), (0, set()))
+        self.counts[reason, noun] = known + count, of.union(rooms)
 
     def update(self, other: "Deleted") -> None:
         """Count what *other* counts."""
-        for reason, (messages, rooms) in other.counts.items():
-            self.add(reason, messages, rooms)
+        for (reason, noun), (count, rooms) in other.counts.items():
+            self.add(reason, count, rooms, noun=noun)
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{_plural(messages, 'message')} of {_plural(len(rooms), 'room')} ({reason})"
-            for reason, (messages, rooms) in self.counts.items()
-        )
+        parts: list[str] = []
+        for (reason, noun), (count, rooms) in self.counts.items():
+            of = f" of {_plural(len(rooms), 'room')}" if rooms else ""
+            parts.append(f"{_plural(count, noun)}{of} ({reason})")
+        return ", ".join(parts)
 
 
 def _plural(number: float, noun: str) -> str:

@@ -21,6 +21,7 @@ from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.harmless import is_harmless, is_one_harmless_line
+from tests.support.journals import running, tidy, write_wrong_index
 from tests.support.log import LogRecorder
 from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command
 
@@ -61,10 +62,10 @@ def execute(path: Path, sql: str, parameters: Sequence[object] = ()) -> None:
         connection.commit()
 
 
-async def say_ten(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Have somebody say ten messages in a room; return its welcome, and their ids."""
+async def say_ten(path: Path, room: str = "den") -> tuple[dict[str, Any], list[str]]:
+    """Have somebody say ten messages in *room*; return its welcome, and their ids."""
     async with memory_server(journal=SqliteJournal(path)) as network:
-        client, welcome = await hello(network, room="den")
+        client, welcome = await hello(network, room=room)
         ids = [(await ask(client, type="say", text=f"text {number}"))["id"] for number in range(10)]
         await network.server.close()
     return welcome, ids
@@ -109,6 +110,19 @@ async def test_pages_that_cannot_be_read_are_missed_and_the_rest_is_replayed(
     ]
 
 
+def ten_without(missing: Sequence[int]) -> tuple[list[str], list[str | int]]:
+    """Return what can be read of the ten, and a replay: texts, and how many are missed."""
+    replayed: list[str | int] = []
+    for number in range(10):
+        if number not in missing:
+            replayed.append(f"text {number}")
+        elif replayed and isinstance(replayed[-1], int):
+            replayed[-1] += 1
+        else:
+            replayed.append(1)
+    return [each for each in replayed if isinstance(each, str)], replayed
+
+
 @pytest.mark.parametrize(
     "damaged",
     [[0], [5], [9], [0, 9], [3, 4, 5], [*range(5, 10)], [*range(10)]],
@@ -122,15 +136,7 @@ async def test_a_damaged_message_costs_only_itself(
     await say_ten(path)
     marks = ", ".join("?" * len(damaged))
     execute(path, f"UPDATE runs SET text = x'ff' WHERE first IN ({marks})", damaged)
-    readable = [f"text {number}" for number in range(10) if number not in damaged]
-    replayed: list[str | int] = []
-    for number in range(10):
-        if number not in damaged:
-            replayed.append(f"text {number}")
-        elif replayed and isinstance(replayed[-1], int):
-            replayed[-1] += 1
-        else:
-            replayed.append(1)
+    readable, replayed = ten_without(damaged)
     async with memory_server(UNREMEMBERED, journal=SqliteJournal(path)) as network:
         client, _ = await hello(network, room="den", replay=10)
         lines = await client.lines(len(replayed))
@@ -273,6 +279,89 @@ async def test_history_shows_the_messages_that_can_be_read(
         show_history(path, file.fileno())
     assert failed.value.reason == "the file is damaged: messages cannot be read in 2 places"
     assert [line.split()[-1] for line in out.read_text().splitlines()] == list("01235678")
+
+
+def not_found(*numbers: int) -> str:
+    """The columns of an index that does not find the messages with these *numbers*."""
+    return f"(room, first) WHERE first NOT IN ({', '.join(map(str, numbers))})"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "missing"),
+    [
+        (not_found(0), [0]),
+        (not_found(4, 5), [4, 5]),
+        (not_found(9), [9]),
+        (not_found(*range(5)), [*range(5)]),
+        (not_found(*range(5, 10)), [*range(5, 10)]),
+        (not_found(*range(10)), [*range(10)]),
+        ("(room + 7 * (first = 5), first)", [5]),  # it is found in another room
+        ("(room, iif(first = 2, 3, iif(first = 3, 2, first)))", [2, 3]),  # they are confused
+    ],
+    ids=["first", "middle", "last", "oldest", "newest", "all", "room", "number"],
+)
+async def test_messages_that_an_index_does_not_find_are_reported_as_missing(
+    wrong: str, missing: list[int], tmp_path: Path, log: LogRecorder, thread_clock: MockClock
+) -> None:
+    """They were missing without a word from the command, and from the log."""
+    path, out = tmp_path / "chat.db", tmp_path / "out"
+    _, ids = await say_ten(path)
+    write_wrong_index(path, wrong)
+    found, replayed = ten_without(missing)
+
+    def show(**which: Any) -> tuple[list[str], str]:
+        reason = ""
+        with out.open("wb") as file:
+            try:
+                show_history(path, file.fileno(), **which)
+            except JournalFailed as failed:
+                reason = failed.reason
+        return [line.split("] ")[-1] for line in out.read_text().splitlines()], reason
+
+    said = "the file is damaged: messages cannot be read in 1 place"
+    for _ in range(2):  # the second server finds the same
+        assert show(room="den") == (found, said)
+        assert show(room="den", limit=10) == (found, said)
+        behind = [text for text in found if text > "text 0"]
+        assert show(since=ids[0]) == (behind, "" if missing == [0] else said)
+        assert show(room="den", since=time.time() + 60) == ([], said if 9 in missing else "")
+        assert show(room="den", since=1.0) == (found, said)
+        assert show() == ([f"text {number}" for number in range(10)], "")
+        log.lines.clear()
+        async with memory_server(UNREMEMBERED, journal=SqliteJournal(path)) as network:
+            client, _ = await hello(network, room="den", replay=10)
+            events = [json.loads(line) for line in await client.lines(len(replayed))]
+            page = await ask(client, type="history")
+            await network.server.close()
+        assert [event.get("text") or event.get("count") for event in events] == replayed
+        assert [message["text"] for message in page["messages"]] == found
+        [line] = [line for line in log.lines if "Messages of den cannot be read" in line]
+        assert f"the first is number {missing[0]}: the file is damaged; " in line
+
+
+async def test_a_wrong_index_entry_shows_and_deletes_no_message_of_another_room(
+    tmp_path: Path, thread_clock: MockClock
+) -> None:
+    path = tmp_path / "chat.db"
+    for room in ("den", "attic"):
+        await say_ten(path, room)
+    with closing(sqlite3.connect(path)) as connection:
+        ids = [id_ for (id_,) in connection.execute("SELECT id FROM rooms ORDER BY id")]
+    # The index has the first message of each room as that of the other one.
+    write_wrong_index(path, f"(iif(first = 0, {sum(ids)} - room, room), first)")
+    async with memory_server(UNREMEMBERED, journal=SqliteJournal(path)) as network:
+        for room in ("den", "attic"):
+            client, _ = await hello(network, room=room)
+            page = await ask(client, type="history")
+            texts = [message["text"] for message in page["messages"]]
+            assert texts == [f"text {number}" for number in range(1, 10)]
+        await network.server.close()
+    async with running(SqliteJournal(path, retention=Retention(max_messages=8))) as journal:
+        await tidy(journal)
+    with closing(sqlite3.connect(path)) as connection:
+        runs = connection.execute("SELECT room, first FROM runs NOT INDEXED").fetchall()
+    kept = [0, *range(2, 10)]
+    assert sorted(runs) == [(room, first) for room in ids for first in kept]
 
 
 def damaged_pages_of(path: Path, table: str) -> Iterator[str]:

@@ -18,7 +18,7 @@ from multichat.errors import JournalFailed, NotRead, StorageFailed
 from multichat.journal.base import PendingWrite, SessionRecord
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.protocol.messages import SaidBlock
-from tests.support.journals import LOTS, running, tidy, wait_stored
+from tests.support.journals import LOTS, running, tidy, wait_stored, write_wrong_index
 from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
@@ -404,20 +404,9 @@ async def test_a_room_is_not_deleted_where_the_index_does_not_find_its_messages(
 ) -> None:
     path = tmp_path / "chat.db"
     path.write_bytes(whole.data)
-
-    def change_index(old: str, new: str) -> None:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA writable_schema=ON")
-            connection.execute(
-                "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = 'runs_by_number'",
-                (old, new),
-            )
-
-    change_index("(room, first)", wrong)
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("REINDEX runs_by_number")
+    with closing(sqlite3.connect(path)) as connection:
         [(name, *row)] = connection.execute("SELECT name, * FROM rooms WHERE id = 2")
-    change_index(wrong, "(room, first)")
+    write_wrong_index(path, wrong)
     async with running(open_journal(path)) as journal:
         room = journal.room(name)
         assert (room.first, room.next) == (0, 2 * MESSAGES)

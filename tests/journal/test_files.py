@@ -5,7 +5,6 @@ Real processes, real SQLite.
 
 import json
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -30,6 +29,7 @@ from multichat.journal.sqlite.reader import open_reader
 from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import ScriptedClient, memory_server
+from tests.support.disks import file_size_limit
 from tests.support.journals import encode, running, say, texts_of, tidy, wait_stored
 from tests.support.log import LogRecorder
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
@@ -331,17 +331,6 @@ async def test_no_checkpoint_is_made_without_a_seal(tmp_path: Path) -> None:
         crashed = save(path, tmp_path / "killed")
     shutil.copy(backup, crashed)
     assert "is not of this file" in await refusal(crashed)
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Have the system refuse to make a file of this process larger."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_messages_are_stored_even_if_the_stamps_are_damaged(
@@ -692,7 +681,7 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("one") == "accepted"
         os.link(path, other)
-        assert "name.db-wal is missing" in reader_refusal(other)
+        assert "there is no name.db-wal" in reader_refusal(other)
         if checkpoint:  # by another program, after which the last message is in the -wal alone
             with closing(sqlite3.connect(path)) as program:
                 program.execute("PRAGMA wal_checkpoint")
@@ -700,9 +689,9 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
         server.process.kill()
         await server.wait()
     reason = (
-        "name.db-wal is missing, and may be beside another name of the file (a hard link), whose "
-        "server was killed or runs: use that name; or, to go on without the messages in that "
-        "-wal, put a copy of the file in the place of this one"
+        "the file has hard links, and there is no name.db-wal: use the name that has a -wal beside "
+        "it; if none has, or to go on without the messages in that -wal, put a copy of the file in "
+        "the place of this one"
     )
     assert await refusal(other) == reader_refusal(other) == reason
     assert reason in await serve_refused(tmp_path, other)
@@ -770,7 +759,7 @@ async def test_a_copy_under_another_name_starts_without_its_wal(tmp_path: Path) 
         await say(journal.room("lobby"), "two")
         killed = save(path, tmp_path / "killed")
     os.link(killed, other)
-    assert "use that name" in await refusal(other)
+    assert "put a copy of the file in the place of this one" in await refusal(other)
     shutil.copy(other, tmp_path / "copy.db")
     (tmp_path / "copy.db").rename(other)
     assert await all_texts(other) == ["one"]
@@ -799,7 +788,13 @@ async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
                 file.seek((page - 1) * 4096)
                 file.write(b"\xff" * 4096)
     os.link(path, other)
-    assert "use that name" in await refusal(other)
+    reason = await refusal(other)
+    assert "use the name that has a -wal beside it; if none has" in reason
+    assert reason.endswith("put a copy of the file in the place of this one")
+    assert await refusal(path) == reason.replace("other.db-wal", "chat.db-wal")
+    shutil.copy(path, tmp_path / "copy")
+    (tmp_path / "copy").rename(other)
+    await all_texts(other)
 
 
 async def test_a_copy_of_a_linked_wal_has_its_messages(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """A journal on a full disk: retention frees space."""
 
+import json
+import signal
 import stat
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -10,8 +14,10 @@ import trio
 from multichat.errors import StorageFailed
 from multichat.journal.base import RoomJournal
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
-from tests.support.disks import mounted
+from multichat.testing import ScriptedClient
+from tests.support.disks import file_size_limit, mounted
 from tests.support.journals import LOTS, encode, running, texts_of, wait_stored
+from tests.support.processes import WAIT_SECONDS, ServerCommand, serve, tcp
 
 pytestmark = pytest.mark.process
 
@@ -117,6 +123,71 @@ async def test_a_burst_is_written_in_transactions_of_a_bounded_size(tmp_path: Pa
         assert await say_all(room, texts) == texts
         assert journal.commits > 15
         assert Path(f"{path}-wal").stat().st_size < 12 * MIB
+
+
+@asynccontextmanager
+async def joined(
+    server: ServerCommand, **wishes: object
+) -> AsyncIterator[tuple[ScriptedClient, dict[str, Any]]]:
+    """A client that has said hello, and its welcome."""
+    async with tcp(server) as stream:
+        client = ScriptedClient(stream)
+        await client.send(f"/json {json.dumps(wishes)}")
+        yield client, await answer(client, "welcome")
+
+
+async def answer(client: ScriptedClient, *types: str) -> dict[str, Any]:
+    with trio.fail_after(WAIT_SECONDS):
+        while (event := json.loads(await client.line()))["type"] not in types:
+            pass
+    return dict(event)
+
+
+async def say_until_refused(client: ScriptedClient) -> int:
+    """Say large messages; return how many were accepted before one was refused."""
+    for accepted in range(400):
+        said = {"type": "say", "text": f"{accepted} ".ljust(60_000, "x"), "nonce": accepted}
+        await client.send(json.dumps(said))
+        event = await answer(client, "accepted", "error")
+        if event["type"] == "error":
+            assert event["code"] == "storage-failed"
+            return accepted
+    pytest.fail("the disk was never full")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("tmpfs", "SIGKILL"), ("limit", "SIGKILL"), ("limit", "SIGTERM")]
+)
+async def test_a_server_starts_on_a_full_disk_without_retention(
+    tmp_path: Path, kind: str, ending: str
+) -> None:
+    """Its messages can be read and its sessions resumed; what is said is refused."""
+    is_limit = kind == "limit"
+    with nullcontext(tmp_path) if is_limit else mounted(tmp_path / "disk", "size=6m") as disk:
+        options = ("--journal", str(disk / "chat.db"), "--durability", "normal")
+
+        def limited(size: int) -> AbstractContextManager[None]:
+            return file_size_limit(size) if is_limit else nullcontext()
+
+        with limited(3 * MIB):
+            async with serve(tmp_path, *options) as server:
+                async with joined(server, room="kitchen") as (client, welcome):
+                    accepted = await say_until_refused(client)
+                    assert accepted > 10
+                server.signal(signal.Signals[ending])
+                await server.wait()
+        with limited(max(each.stat().st_size for each in disk.glob("chat.db*"))):
+            if not is_limit:
+                fill(disk / "somebody else's")
+            async with serve(tmp_path, *options) as server:
+                session = welcome["session"]
+                async with joined(server, session=session) as (client, welcome):
+                    assert welcome["resumed"]
+                    more = await say_until_refused(client)  # there may be room in the WAL
+                    await client.send(json.dumps({"type": "history"}))
+                    page = await answer(client, "history")
+                last = (more or accepted) - 1
+                assert page["messages"][-1]["text"].startswith(f"{last} ")
 
 
 def fill(path: Path) -> None:

@@ -76,6 +76,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "the disk is full": (
         "journal/test_sqlite::test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space",
+        "journal/test_full_journal_disk::test_a_server_starts_on_a_full_disk_without_retention",
         "journal/test_full_journal_disk::test_a_burst_on_a_small_disk_is_stored_within_the_retention_limits",
     ),
     "somebody opens 100,000 rooms": (
@@ -97,6 +98,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "journal/test_damage::test_history_shows_the_messages_that_can_be_read",
         "journal/test_damage::test_damage_in_one_room_does_not_affect_others",
         "journal/test_damage::test_a_server_serves_with_any_value_in_any_column",
+    ),
+    "an index does not find a message": (
+        "journal/test_damage::test_messages_that_an_index_does_not_find_are_reported_as_missing",
+        "journal/test_damage::test_a_wrong_index_entry_shows_and_deletes_no_message_of_another_room",
     ),
     "the record of a room, or the heads, are damaged": (
         "journal/test_damage::test_a_damaged_room_is_rebuilt_from_its_messages",

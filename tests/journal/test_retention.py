@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
@@ -103,6 +104,15 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def lines(log: pytest.LogCaptureFixture, part: str) -> list[str]:
     return [str(record.msg) for record in log.records if part in str(record.msg)]
+
+
+def deleted_from(log: pytest.LogCaptureFixture) -> Counter[str]:
+    """Return the deletions in the log: how many of what, for which reason."""
+    deleted: Counter[str] = Counter()
+    for line in lines(log, "Deleted from the journal: "):
+        count, what = line.partition("journal: ")[2].split(" ", 1)
+        deleted[what] += int(count)
+    return deleted
 
 
 # --- While clients resume -------------------------------------------------------------------------
@@ -414,8 +424,11 @@ def session_bytes(path: Path) -> int:
         )
 
 
-async def test_above_the_memory_limit_the_oldest_sessions_are_deleted(tmp_path: Path) -> None:
-    limits = SqliteLimits(session_bytes=100_000, tidy_seconds=1e6)
+async def test_above_the_size_limit_of_sessions_the_oldest_are_deleted(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    """This is logged at first, and when the server shuts down."""
+    limits = SqliteLimits(session_bytes=100_000, tidy_seconds=1e6, tell_seconds=1e6)
     clocks = Clocks()
     async with running(
         SqliteJournal(tmp_path / "chat.db", limits=limits, clocks=clocks)
@@ -429,6 +442,9 @@ async def test_above_the_memory_limit_the_oldest_sessions_are_deleted(tmp_path: 
         assert known[:10] == [*range(1, 11)]
         assert known[10:] == [*range(known[10], 1001)]
         assert 300 < len(known) < 400
+        deleted = 1000 - len(known)
+    assert len(lines(log, "Deleted")) <= 2
+    assert deleted_from(log) == {"sessions (sessions above 0.0953674 MiB)": deleted}
 
 
 async def keep_all(journal: SqliteJournal, clients: range, *, connected: bool) -> None:
@@ -442,7 +458,7 @@ async def keep_all(journal: SqliteJournal, clients: range, *, connected: bool) -
 
 @pytest.mark.parametrize("connected", [False, True])
 async def test_sessions_and_nonces_do_not_push_out_messages(
-    connected: bool, tmp_path: Path, thread_clock: MockClock
+    connected: bool, tmp_path: Path, log: pytest.LogCaptureFixture, thread_clock: MockClock
 ) -> None:
     """They took all of the file, and each new message was deleted, too."""
     path = tmp_path / "chat.db"
@@ -464,6 +480,10 @@ async def test_sessions_and_nonces_do_not_push_out_messages(
         assert kept is not None
         assert len(kept.nonces) == 256
     assert 300_000 < session_bytes(path) < 2 * MIB / 4
+    what = "nonces" if connected else "sessions"
+    deleted = deleted_from(log)
+    assert [*deleted] == [f"{what} (sessions above 0.5 MiB)"]
+    assert connected or sum(deleted.values()) == 60 - len(known)
 
 
 async def test_many_sessions_do_not_push_out_messages(
@@ -640,9 +660,13 @@ def test_deleted_messages_are_counted_for_each_reason() -> None:
     deleted.add("old", 1_200_000, {1})
     more.add("old", 2, {1, 2})
     more.add("too many", 1, {3})
+    more.add("old", 2, noun="session")
     deleted.update(more)
     assert deleted
-    assert str(deleted) == "1200002 messages of 2 rooms (old), 1 message of 1 room (too many)"
+    assert (
+        str(deleted)
+        == "1200002 messages of 2 rooms (old), 1 message of 1 room (too many), 2 sessions (old)"
+    )
 
 
 @pytest.mark.parametrize(

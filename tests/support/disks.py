@@ -1,5 +1,6 @@
 """Small file systems for tests."""
 
+import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,3 +21,14 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Have the system refuse to make a file of this process, or of its children, larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

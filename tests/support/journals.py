@@ -188,6 +188,23 @@ def make_journal(path: Path) -> Path:
     return path
 
 
+def write_wrong_index(path: Path, wrong: str) -> None:
+    """Write *wrong* columns, and maybe a condition, to the index of `runs` by room and number."""
+
+    def define(old: str, new: str) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute(
+                "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = 'runs_by_number'",
+                (old, new),
+            )
+
+    define("(room, first)", wrong)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("REINDEX runs_by_number")
+    define(wrong, "(room, first)")
+
+
 def damage_table(path: Path, table: str) -> None:
     """Overwrite the pages at which *table* and its indexes begin."""
     with closing(sqlite3.connect(path)) as connection:

@@ -27,7 +27,7 @@ from multichat.journal.sqlite.file import (
 from multichat.journal.sqlite.limits import SqliteLimits
 from multichat.journal.sqlite.queries import Rows
 from multichat.journal.sqlite.reserve import Reserve
-from multichat.journal.sqlite.salvage import behind, first_readable, is_readable
+from multichat.journal.sqlite.salvage import BLOCKS_OF_ROOM, behind, first_readable, is_readable
 from multichat.log import Log
 
 __all__ = ["NOT_DELETED", "STEP_BLOCKS", "DeletionLog", "DeletionResult", "Deletions"]
@@ -225,8 +225,8 @@ class Deletions:
             place = self._place(room)
             step.delete(
                 f"above {kept.max_messages} a room",
-                "WHERE room = ? AND first >= ? AND first < ? AND first + messages <= ? "
-                "ORDER BY first",
+                f"{BLOCKS_OF_ROOM} WHERE entry.room = ? AND entry.first >= ? AND entry.first < ? "
+                "AND runs.first + runs.messages <= ? ORDER BY entry.first",
                 (room, place.position, before, before),
                 most=place.most,
             )
@@ -238,7 +238,7 @@ class Deletions:
                 step.result.expired = True
             elif end is not None:
                 reason = f"older than {format_seconds(max_age_seconds)}"
-                which = "WHERE seq BETWEEN ? AND ? ORDER BY seq"
+                which = "runs WHERE seq BETWEEN ? AND ? ORDER BY seq"
                 step.delete(reason, which, (place.position, end), most=place.most)
 
         def delete_excess(max_bytes: int) -> None:
@@ -246,7 +246,7 @@ class Deletions:
             if excess > 0:
                 place = self._place("size")
                 reason = f"above {max_bytes / 2**20:g} MiB"
-                which = "WHERE seq >= ? ORDER BY seq"
+                which = "runs WHERE seq >= ? ORDER BY seq"
                 step.delete(reason, which, (place.position,), most_bytes=excess, most=place.most)
                 step.is_over = True  # what it takes is known when it is done
 
@@ -401,8 +401,13 @@ class Deletions:
         if excess <= 0:
             return
         size = min(excess, self._retention.step_bytes)
-        if not self._forget_sessions(step, clock, changed, size):
-            freed = rows.forget_oldest_nonces(size, STEP_BLOCKS)
+        reason = f"sessions above {most / 2**20:g} MiB"
+        if sessions := self._forget_sessions(step, clock, changed, size):
+            step.result.deleted.add(reason, sessions, noun="session")
+        else:
+            freed, nonces = rows.forget_oldest_nonces(size, STEP_BLOCKS)
+            if nonces:
+                step.result.deleted.add(reason, nonces, noun="nonce")
             step.freed += freed
             step.has_more_sessions |= bool(freed)
             if not freed:
@@ -416,8 +421,8 @@ class Deletions:
 
     def _forget_sessions(
         self, step: "_Step", before: float, changed: Collection[bytes], size: float
-    ) -> bool:
-        """Delete sessions that were seen last *before*, about *size* bytes; return if any were."""
+    ) -> int:
+        """Delete sessions that were seen last *before*, about *size* bytes; return how many."""
         freed = 0.0
         gone: list[bytes] = []
         with closing(self._rows.oldest_sessions(before)) as found:
@@ -431,7 +436,7 @@ class Deletions:
         for digest in gone:
             self._rows.forget_session(digest)
         step.freed += freed
-        return bool(gone)
+        return len(gone)
 
     def _shrink(self, *, all_of_it: bool) -> bool:
         """Give unused pages back to the disk; return whether there may be more."""
@@ -483,7 +488,8 @@ class _Step:
             return
         left = min(most, STEP_BLOCKS - self.deleted)
         found = self._connection.execute(
-            f"SELECT seq, room, first, messages, bytes FROM runs {which} LIMIT ?",  # noqa: S608 - our own words
+            "SELECT runs.seq, runs.room, runs.first, runs.messages, runs.bytes "  # noqa: S608 - our own words
+            f"FROM {which} LIMIT ?",
             (*parameters, left),
         ).fetchall()
         gone: list[tuple[int]] = []

@@ -394,9 +394,9 @@ def _check_names(path: Path, real: Path) -> None:
     if real.stat().st_nlink > 1 and _lacks_wal(real):
         raise JournalFailed(
             path,
-            f"{_wal_of(real).name} is missing, and may be beside another name of the file (a hard "
-            "link), whose server was killed or runs: use that name; or, to go on without the "
-            "messages in that -wal, put a copy of the file in the place of this one",
+            f"the file has hard links, and there is no {_wal_of(real).name}: use the name that has "
+            "a -wal beside it; if none has, or to go on without the messages in that -wal, put a "
+            "copy of the file in the place of this one",
         )
 
 

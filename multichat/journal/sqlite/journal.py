@@ -134,6 +134,7 @@ class SqliteJournal(Journal):
         self._woken = trio.Event()
         # Of those in which something was said; the one in which it was last is the last.
         self._rooms: OrderedDict[str, SqliteRoom] = OrderedDict()
+        self._by_id: dict[int, SqliteRoom] = {}
         self._untidy: set[SqliteRoom] = set()  # that may have more messages than they may
         self._last_room = self._last_epoch = 0
 
@@ -283,14 +284,14 @@ class SqliteJournal(Journal):
         )
         if result is None:  # the disk is full, or another program has locked the file
             return False
-        if result.firsts:
-            for room in self._rooms.values():
-                room.first = result.firsts.get(room.id, room.first)
+        for id_, first in result.firsts.items():
+            if (found := self._by_id.get(id_)) is not None:
+                found.first = first
         for room in empty.values():
             # Its members do not notice: with the next message it is in the file again.
             is_gone = room.id in result.rooms and room.first == room.next
             if is_gone and self._rooms.get(room.name) is room:
-                del self._rooms[room.name]
+                del self._rooms[room.name], self._by_id[room.id]
         if result.damage:
             self._failure_log.note_once(NOT_DELETED)
         self._deletion_log.note(result, now, trio.current_time())
@@ -338,7 +339,8 @@ class SqliteJournal(Journal):
             # The clock is behind.  A server that began with a copy of this file has other epochs.
             self._last_epoch += secrets.randbelow(_EPOCH_GAP)
         for head in heads:
-            self._rooms[head.name] = room = SqliteRoom(self, head, is_begun=False)
+            room = SqliteRoom(self, head, is_begun=False)
+            self._rooms[head.name] = self._by_id[head.id] = room
             self._untidy.add(room)
             self._last_room = max(self._last_room, head.id)
 
@@ -413,6 +415,7 @@ class SqliteJournal(Journal):
             raise StorageFailed(_TOO_SLOW)
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
             raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
+        self._by_id[job.room.id] = job.room
         self._rooms.move_to_end(job.room.name)
         self._put(job)
         return job.pending

@@ -392,17 +392,21 @@ class Rows:
         )
         return self.connection.execute(sql, (before,))
 
-    def forget_oldest_nonces(self, size: float, most: int) -> int:
-        """Delete the oldest nonces that take *size* bytes; return how many bytes they took."""
-        sql = f"SELECT seq, {_NONCES_SIZE} FROM nonces ORDER BY seq LIMIT ?"  # noqa: S608 - our own words
-        freed, gone = 0, []
-        for seq, bytes_ in self.connection.execute(sql, (most,)):
+    def forget_oldest_nonces(self, size: float, most: int) -> tuple[int, int]:
+        """Delete the oldest nonces that take *size* bytes, at most *most* rows.
+
+        Return how many bytes and how many nonces were deleted.
+        """
+        sql = f"SELECT seq, count, {_NONCES_SIZE} FROM nonces ORDER BY seq LIMIT ?"  # noqa: S608 - our own words
+        freed, nonces, gone = 0, 0, []
+        for seq, count, bytes_ in self.connection.execute(sql, (most,)):
             if freed >= size:
                 break
             freed += bytes_
+            nonces += count if type(count) is int else 1
             gone.append((seq,))
         self.connection.executemany("DELETE FROM nonces WHERE seq = ?", gone)
-        return freed
+        return freed, nonces
 
     def use_nonces(
         self, client: int, epoch: str, first: int, nonces: str, count: int, checks: bytes

@@ -5,6 +5,7 @@ writes the sessions that have changed: so a message is never in the file without
 """
 
 from collections.abc import Collection
+from itertools import islice
 
 from multichat.journal.sqlite.jobs import Job, SaidJob, SessionJob, subject_of
 
@@ -13,7 +14,7 @@ __all__ = ["JobQueue", "job_bytes"]
 # In memory, beside the text of a message; in the file it is less.
 _JOB_BYTES = 300
 
-# How many sessions that could not be written wait for the next transaction: as many as a server
+# At most so many sessions wait to be written again, and as many to be deleted: as many as a server
 # has in memory.
 _MAX_SESSIONS = 20_000
 
@@ -34,11 +35,12 @@ class JobQueue:
         self.bytes = 0
         self._max_bytes = max_bytes
         self._jobs: list[Job] = []
-        self._sessions: dict[bytes, SessionJob] = {}
+        self._kept: dict[bytes, SessionJob] = {}
+        self._deleted: dict[bytes, SessionJob] = {}
 
     def __bool__(self) -> bool:
         """Return whether anything waits."""
-        return bool(self._jobs or self._sessions)
+        return bool(self._jobs or self._kept or self._deleted)
 
     def put(self, job: Job) -> None:
         """Append *job*."""
@@ -47,16 +49,20 @@ class JobQueue:
 
     def put_session(self, job: SessionJob) -> None:
         """Replace what waits of that session, if anything does."""
-        self._sessions.pop(job.digest, None)  # the oldest change is written first
-        self._sessions[job.digest] = job
+        for waiting in (self._kept, self._deleted):
+            waiting.pop(job.digest, None)  # the oldest change is written first
+        self._waiting_with(job)[job.digest] = job
+
+    def _waiting_with(self, job: SessionJob) -> dict[bytes, SessionJob]:
+        return self._deleted if job.row is None else self._kept
 
     def session(self, digest: bytes) -> SessionJob | None:
         """Return what waits of that session."""
-        return self._sessions.get(digest)
+        return self._kept.get(digest) or self._deleted.get(digest)
 
     def kept_sessions(self) -> set[bytes]:
         """Return the digests of the sessions that are about to be written."""
-        return {digest for digest, job in self._sessions.items() if job.row is not None}
+        return set(self._kept)
 
     def first(self) -> list[Job | SessionJob]:
         """Return what the next transaction writes.
@@ -65,14 +71,13 @@ class JobQueue:
         all that was said through them is written.
         """
         most = max(1, self._max_bytes // _JOB_BYTES)
-        kept = [job for job in self._sessions.values() if job.row is not None]
-        if len(kept) > most:
-            return list[Job | SessionJob](kept[:most])
+        kept = islice(self._kept.values(), most)
+        if len(self._kept) > most:
+            return [*kept]
         jobs = self._first_jobs()
         if len(jobs) < len(self._jobs):
             return [*kept, *jobs]
-        deleted = [job for job in self._sessions.values() if job.row is None]
-        return [*kept, *jobs, *deleted[:most]]
+        return [*kept, *jobs, *islice(self._deleted.values(), most)]
 
     def _first_jobs(self) -> list[Job]:
         if self.bytes <= self._max_bytes:
@@ -93,8 +98,8 @@ class JobQueue:
         for job in written:
             if not isinstance(job, SessionJob):
                 jobs.append(job)
-            elif self._sessions.get(job.digest) is job:
-                del self._sessions[job.digest]
+            elif (waiting := self._waiting_with(job)).get(job.digest) is job:
+                del waiting[job.digest]
         del self._jobs[: len(jobs)]
         if refused:
             jobs += [job for job in self._jobs if subject_of(job) in refused]
@@ -105,5 +110,7 @@ class JobQueue:
     def clear(self) -> list[Job]:
         """Remove all jobs and return them; the sessions that changed last stay."""
         jobs, self._jobs, self.bytes = self._jobs, [], 0
-        self._sessions = dict(list(self._sessions.items())[-_MAX_SESSIONS:])
+        for waiting in (self._kept, self._deleted):
+            for digest in [*waiting][:-_MAX_SESSIONS]:
+                del waiting[digest]
         return jobs

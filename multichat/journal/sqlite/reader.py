@@ -7,7 +7,7 @@ have it cleaned up in between.  What is read ends with what was there at the beg
 import math
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -24,8 +24,14 @@ from multichat.journal.sqlite.file import (
     open_for_reading,
     typed,
 )
-from multichat.journal.sqlite.reading import BLOCK_COLUMNS, said_block
-from multichat.journal.sqlite.salvage import Row, behind, rows_around_damage, table_rows
+from multichat.journal.sqlite.reading import BLOCK_COLUMNS, first_of, said_block
+from multichat.journal.sqlite.salvage import (
+    BLOCKS_OF_ROOM,
+    Row,
+    behind,
+    rows_around_damage,
+    table_rows,
+)
 from multichat.protocol.ids import message_number
 from multichat.protocol.messages import SaidBlock
 from multichat.protocol.names import fold_name
@@ -51,21 +57,54 @@ def open_reader(path: Path) -> Iterator["Reader"]:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """The runs *where* they are, in the order of the column *key*, which is theirs alone."""
+    """The blocks of *source* that match *where*, in the order of the unique column *key*."""
 
     key: str
+    source: str
     where: str
     parameters: tuple[object, ...]
 
     def sql(self, columns: str, condition: str, end: str = "") -> str:
-        return f"SELECT {columns} FROM runs WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+        return f"SELECT {columns} FROM {self.source} WHERE {self.where} AND {condition} {end}"  # noqa: S608 - our own words
+
+
+class _Numbers:
+    """Counts the gaps in what is read of *room*, or of all rooms, by the rows of `rooms`.
+
+    *expected* is the next number of each room; *gaps* counts the places where a later one came.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, room: int | None) -> None:
+        self.expected: dict[int, int] = {}
+        self.gaps = 0
+        self._connection = connection
+        self._ends: dict[int, int] = {}
+        for row in table_rows(connection, "rooms", "id", "id, first, next"):
+            with suppress(DamagedRow):
+                id_, first, end = typed(row, int, int, int)
+                if room in (None, id_):
+                    self.expected[id_], self._ends[id_] = first, end
+
+    def note(self, room: int, begin: int, end: int) -> None:
+        """Note that the messages from *begin* up to *end* were read."""
+        expected = self.expected.get(room, begin)
+        # What a server has deleted meanwhile is no gap.
+        if expected < begin and first_of(self._connection, room) < begin:
+            self.gaps += 1
+        self.expected[room] = max(expected, end)
+
+    def note_end(self) -> None:
+        """Note that everything was read."""
+        for room, end in self._ends.items():
+            if room in self.expected:
+                self.note(room, end, end)
 
 
 class Reader:
     """A journal that is open to be read; of one thread.  Made by `open_reader`.
 
-    *damaged* is how many runs could not be read so far, and were left out: about so many where
-    pages are damaged.
+    *damaged* is, after everything was read, how many blocks could not be read and were skipped:
+    approximate if pages are damaged; a gap in the index counts as one.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -94,11 +133,19 @@ class Reader:
             room_id, start = self._locate(since, room)
             order = self._order(room_id)
             block = self._last_key(order, start)  # the message may be in its middle
-            return self._pages(order, start if block is None else block, start, limit)
-        order = self._order(None if room is None else self._find(room))
-        if since is not None:
-            return self._pages(order, self._first_since(order, since), 0, limit)
-        return self._last(order, limit)
+            numbers = _Numbers(self._connection, room_id)
+            numbers.expected[room_id] = start
+            return self._pages(order, start if block is None else block, start, limit, numbers)
+        found = None if room is None else self._find(room)
+        order, numbers = self._order(found), _Numbers(self._connection, found)
+        if since is None:
+            return self._last(order, limit, numbers)
+        key = self._first_since(order, since)
+        if key:
+            numbers.expected.clear()
+        if found is not None and (end := self._end_before(order, key)) is not None:
+            numbers.expected[found] = end
+        return self._pages(order, key, 0, limit, numbers)
 
     def _find(self, room: str) -> int:
         folded = fold_name(room)
@@ -125,20 +172,23 @@ class Reader:
 
     def _order(self, room: int | None) -> _Order:
         if room is None:
-            return _Order("seq", "1", ())
-        return _Order("first", "room = ?", (room,))
+            return _Order("seq", "runs", "1", ())
+        return _Order("entry.first", BLOCKS_OF_ROOM, "entry.room = ?", (room,))
 
-    def _last(self, order: _Order, limit: int | None) -> Iterator[SaidBlock]:
+    def _last(self, order: _Order, limit: int | None, numbers: _Numbers) -> Iterator[SaidBlock]:
         if limit is None:
-            return self._pages(order, 0, 0, None)
+            return self._pages(order, 0, 0, None, numbers)
         start, total = _FAR, 0
-        with closing(self._select(order, "messages", 0, MAX_NUMBER, backwards=True)) as rows:
+        with closing(self._select(order, "runs.messages", 0, MAX_NUMBER, backwards=True)) as rows:
             for key, messages in rows:
                 start = math.floor(key)
                 total += messages if type(messages) is int else 0  # what is damaged is left out
                 if total >= limit:
                     break
-        return self._pages(order, start, 0, limit, skipped=max(0, total - limit))
+        if total >= limit:
+            numbers.expected.clear()
+        skipped = max(0, total - limit)
+        return self._pages(order, start, 0, limit, numbers, skipped=skipped, to_end=True)
 
     def _select(
         self,
@@ -176,6 +226,12 @@ class Reader:
         with closing(self._select(order, "1", 0, high, unreadable, backwards=True)) as rows:
             return next((int(key) for key, _ in rows), None)
 
+    def _end_before(self, order: _Order, key: int) -> int | None:
+        """Return the number at which the block before *key* ends; None if there is none."""
+        with closing(self._select(order, "runs.messages", 0, key - 1, backwards=True)) as rows:
+            row = next(rows, None)
+        return None if row is None or type(row[1]) is not int else int(row[0]) + row[1]
+
     def _first_since(self, order: _Order, since: float) -> int:
         """Return the key of the first run that was said at *since* or later, by halving."""
         moment = datetime.fromtimestamp(since, UTC)
@@ -184,7 +240,7 @@ class Reader:
         low, high = 0, 0 if last is None else last + 1  # from there on all is since then
         while low < high:
             middle = (low + high) // 2
-            with closing(self._select(order, "time", middle, high)) as rows:
+            with closing(self._select(order, "runs.time", middle, high)) as rows:
                 # What is damaged is not looked at: its time may be anything.
                 times = (row for row in rows if type(row[1]) is str and row[1][:1].isdigit())
                 key, time = next(times, (middle, spelled))
@@ -195,11 +251,20 @@ class Reader:
         return int(low)
 
     def _pages(
-        self, order: _Order, key: int, start: int, limit: int | None, *, skipped: int = 0
+        self,
+        order: _Order,
+        key: int,
+        start: int,
+        limit: int | None,
+        numbers: _Numbers,
+        *,
+        skipped: int = 0,
+        to_end: bool = False,
     ) -> Iterator[SaidBlock]:
         """Yield what was said from *key* on, and of it what is numbered *start* or more.
 
-        Of the first run so many messages are *skipped*.
+        *skipped* messages of the first block are left out.  *to_end*: the *limit* is not reached
+        before the last message that existed when *numbers* was made.
         """
         left = _FAR if limit is None else limit
         unreadable: list[range] = []
@@ -207,7 +272,8 @@ class Reader:
         self.damaged += bool(unreadable) + self._count_outside(order)
         while last is not None and left > 0 and key <= last:
             page, key = self._page(order, key, last)
-            for said in page:
+            for room, said in page:
+                numbers.note(room, said.first, said.first + said.text.count("\n") + 1)
                 part = slice_block(said, max(start, said.first + skipped), _FAR)
                 skipped = 0
                 if (
@@ -216,6 +282,9 @@ class Reader:
                 ):
                     left -= part.text.count("\n") + 1
                     yield part
+        if to_end or left > 0:
+            numbers.note_end()
+        self.damaged = max(self.damaged, numbers.gaps)
 
     def _count_outside(self, order: _Order) -> int:
         """Return how many runs have a key that no server has written, as far as it can be read."""
@@ -228,22 +297,23 @@ class Reader:
             return 0
         return int(count)
 
-    def _page(self, order: _Order, key: int, last: int) -> tuple[list[SaidBlock], int]:
+    def _page(self, order: _Order, key: int, last: int) -> tuple[list[tuple[int, SaidBlock]], int]:
         """Return the runs with keys from *key* on, and the key with which the next page begins.
 
         Damaged ones are left out and counted.
         """
-        page: list[SaidBlock] = []
+        page: list[tuple[int, SaidBlock]] = []
         unreadable: list[range] = []
         size = 0
-        with closing(self._select(order, BLOCK_COLUMNS, key, last, unreadable)) as rows:
+        columns = f"runs.room, {BLOCK_COLUMNS}"
+        with closing(self._select(order, columns, key, last, unreadable)) as rows:
             for row in rows:
                 try:
-                    page.append(said_block(row[1:]))
+                    page.append((row[1], said_block(row[2:])))
                 except DamagedRow:
                     self.damaged += 1
                 else:
-                    size += len(page[-1].text)
+                    size += len(page[-1][1].text)
                 if size > _PAGE_BYTES or len(page) == _PAGE_BLOCKS:
                     key = behind(row[0]) or last + 1
                     break

@@ -6,22 +6,30 @@ and their numbers returned, a damaged session is an error.
 
 import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 
 from multichat.journal.base import SavedNonce, SavedSession, SessionRecord
-from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
+from multichat.journal.sqlite.file import MAX_NUMBER, SQLITE_ERRORS, DamagedRow, is_damage, typed
 from multichat.journal.sqlite.queries import SessionRow
 from multichat.journal.sqlite.repair import EPOCH, MAX_COUNTER
-from multichat.journal.sqlite.salvage import Row, rows_around_damage
+from multichat.journal.sqlite.salvage import BLOCKS_OF_ROOM, Row, rows_around_damage
 from multichat.protocol.framing import clean, clean_lines
 from multichat.protocol.messages import MAX_DECOMPOSED, MAX_UNACCEPTED, Nonce, SaidBlock
 from multichat.protocol.names import fold_name
 
-__all__ = ["BLOCK_COLUMNS", "read_blocks", "read_blocks_backwards", "read_session", "said_block"]
+__all__ = [
+    "BLOCK_COLUMNS",
+    "first_missing",
+    "first_of",
+    "read_blocks",
+    "read_blocks_backwards",
+    "read_session",
+    "said_block",
+]
 
 # Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
 BLOCK_COLUMNS = """
@@ -31,7 +39,7 @@ BLOCK_COLUMNS = """
         (SELECT epoch FROM rooms WHERE id = runs.room)
     ),
     (SELECT name FROM rooms WHERE id = runs.room),
-    first, time, shown, client, name, text, act, messages
+    runs.first, runs.time, runs.shown, runs.client, runs.name, runs.text, runs.act, runs.messages
 """
 
 
@@ -45,14 +53,17 @@ def read_blocks(
     """
     begin = start
     try:  # the run that *start* is in
-        sql = "SELECT max(first) FROM runs WHERE room = ? AND first <= ?"
-        [found] = connection.execute(sql, (room, start)).fetchone()
+        sql = (
+            f"SELECT entry.first FROM {BLOCKS_OF_ROOM} WHERE entry.room = ? AND entry.first <= ? "  # noqa: S608 - our own words
+            "ORDER BY entry.first DESC LIMIT 1"
+        )
+        found = connection.execute(sql, (room, start)).fetchone()
     except SQLITE_ERRORS as error:
         if not is_damage(error):
             raise
     else:
-        if type(found) is int:
-            begin = found
+        if found is not None and type(found[0]) is int:
+            [begin] = found
     return _read_blocks(connection, room, begin, stop - 1, damaged)
 
 
@@ -78,8 +89,9 @@ def _read_blocks(
     """Yield the runs of *room* that begin at *low* to *high*."""
     order = "DESC" if backwards else "ASC"
     sql = (
-        f"SELECT {BLOCK_COLUMNS} FROM runs WHERE room = ? AND first BETWEEN ? AND ? "  # noqa: S608 - our own words
-        f"ORDER BY first {order} LIMIT ?"
+        f"SELECT {BLOCK_COLUMNS} FROM {BLOCKS_OF_ROOM} "  # noqa: S608 - our own words
+        "WHERE entry.room = ? AND entry.first BETWEEN ? AND ? "
+        f"ORDER BY entry.first {order} LIMIT ?"
     )
 
     def select(position: int, limit: int) -> sqlite3.Cursor:
@@ -102,6 +114,30 @@ def _read_blocks(
     finally:
         begins = (-keys[-1] if backwards else keys[0] for keys in unreadable)
         damaged += (begin for begin in begins if low <= begin <= high)
+
+
+def first_missing(
+    connection: sqlite3.Connection, room: int, blocks: Sequence[SaidBlock], start: int, stop: int
+) -> int | None:
+    """Return the first number from *start* on that *room* should have but *blocks* do not.
+
+    Checked up to the last of *blocks*, or to *stop* if there are none.  Messages that retention has
+    deleted meanwhile are not missing.
+    """
+    begins = [said.first for said in blocks] or [stop]
+    ends = [start, *(said.first + said.text.count("\n") + 1 for said in blocks)]
+    for end, begin in zip(ends, begins, strict=False):
+        if begin > end and (first := max(end, first_of(connection, room))) < begin:
+            return first
+    return None
+
+
+def first_of(connection: sqlite3.Connection, room: int) -> int:
+    """Return the first number of *room* now; above all numbers if that cannot be read."""
+    row = None
+    with suppress(*SQLITE_ERRORS):
+        row = connection.execute("SELECT first FROM rooms WHERE id = ?", (room,)).fetchone()
+    return row[0] if row is not None and type(row[0]) is int else MAX_NUMBER
 
 
 def said_block(row: Sequence[object]) -> SaidBlock:

@@ -103,7 +103,7 @@ def is_whole(room: tuple[Any, ...]) -> bool:
         and _is_epoch(epoch)
         and max(id_, seq) <= MAX_COUNTER
         and next_ <= _MAX_MESSAGES
-        and (first == next_ if end is None else first == begin and end <= next_ <= end + _MAX_GAP)
+        and (first == next_ if end is None else first <= begin and end <= next_ <= end + _MAX_GAP)
     )
 
 
@@ -327,11 +327,10 @@ def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None
         next_ = next_ if whole and end <= next_ <= end + _MAX_GAP else end
     elif not whole:
         return None
-    # Where an index finds no message, the row is kept: they may be there all the same.
-    if type(begin) is int and 0 <= begin <= next_:
-        first = begin
-    elif type(first) is not int or not 0 <= first <= next_:
-        first = next_
+    # What an index does not find is missing, and readers are told so.
+    limit = begin if type(begin) is int and 0 <= begin <= next_ else next_
+    if type(first) is not int or not 0 <= first <= limit:
+        first = limit
     if type(seq) is not int or not 0 <= seq <= MAX_COUNTER:
         seq = 0
     return id_, name, epoch, first, next_, seq

@@ -9,7 +9,7 @@ import msgspec
 from multichat.journal.base import PendingWrite, RoomJournal, slice_block, take_first, take_newest
 from multichat.journal.sqlite.jobs import SaidJob
 from multichat.journal.sqlite.queries import Head
-from multichat.journal.sqlite.reading import read_blocks, read_blocks_backwards
+from multichat.journal.sqlite.reading import first_missing, read_blocks, read_blocks_backwards
 from multichat.protocol.messages import Nonce, SaidBlock
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class SqliteRoom(RoomJournal):
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         """See `RoomJournal.read`."""
+        kept = self.kept
 
         def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidBlock]:
             blocks: list[SaidBlock] = []
@@ -74,15 +75,36 @@ class SqliteRoom(RoomJournal):
                         left -= len(part.text)  # at least
                         if left < 0:
                             break
-            return take_first(blocks, max_bytes)
+            blocks = take_first(blocks, max_bytes)
+            self._note_missing(reader, blocks, start, min(stop, kept), damaged)
+            return blocks
 
         return await self._journal.read_room(self, read)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         """See `RoomJournal.read_before`."""
+        kept = self.kept
 
         def read(reader: sqlite3.Connection, damaged: list[int]) -> list[SaidBlock]:
             with closing(read_blocks_backwards(reader, self.id, stop, damaged)) as found:
-                return take_newest(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+                blocks = take_newest(found, stop, max_messages=max_messages, max_bytes=max_bytes)
+            start = blocks[0].first if blocks else 0
+            self._note_missing(reader, blocks, start, min(stop, kept), damaged)
+            return blocks
 
         return await self._journal.read_room(self, read)
+
+    def _note_missing(
+        self,
+        reader: sqlite3.Connection,
+        blocks: list[SaidBlock],
+        start: int,
+        stop: int,
+        damaged: list[int],
+    ) -> None:
+        """Note which messages an index does not find, if no others are *damaged*."""
+        if (
+            not damaged
+            and (first := first_missing(reader, self.id, blocks, start, stop)) is not None
+        ):
+            damaged.append(first)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from multichat.journal.sqlite.file import MAX_NUMBER, SQLITE_ERRORS, is_damage
 
 __all__ = [
+    "BLOCKS_OF_ROOM",
     "Row",
     "behind",
     "first_readable",
@@ -23,6 +24,13 @@ __all__ = [
 ]
 
 Row: TypeAlias = tuple[Any, ...]
+
+# The blocks of rooms, found by the index, whose columns are `entry`.  A wrong index entry, which
+# leads to a block of another room or number, is left out.
+BLOCKS_OF_ROOM = """
+    runs AS entry CROSS JOIN runs
+    ON runs.seq = entry.seq AND +runs.room = entry.room AND +runs.first = entry.first
+"""
 
 # So many keys are tried one by one: with larger steps, readable rows between damaged ones are left
 # out.  Some milliseconds.
