@@ -80,9 +80,8 @@ class FrontEnd(ABC):
         Raises `Refused`, `NoJson`, `ConnectionLost`, and what `end` raises.
         """
         options = self.options
-        if (
-            not options.plain
-        ):  # asked for later, so that a name that is refused does not end the run
+        if not options.plain:
+            # Asked for later, so that its refusal does not end the run.
             options = replace(options, name=None)
         async with LineChat(stream, options, redial=self._redial).open() as chat:
             if chat.fell_back:
