@@ -31,6 +31,7 @@ from multichat.journal.base import (
     take_newest,
 )
 from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidBlock
+from tests.support.journals import DelegatingRoom
 
 __all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
 
@@ -444,33 +445,18 @@ class Witness(Journal):
         return await self._journal.session(digest)
 
 
-class _WitnessedRoom(RoomJournal):
+class _WitnessedRoom(DelegatingRoom):
     def __init__(
         self,
         room: RoomJournal,
         note: Callable[[SaidBlock, tuple[Nonce | None, ...], PendingWrite | None], None],
     ) -> None:
-        self._room = room
+        super().__init__(room)
         self._note = note
-        self.epoch, self.earlier = room.epoch, room.earlier
-
-    @property
-    def first(self) -> int:  # type: ignore[override]
-        return self._room.first
-
-    @property
-    def next(self) -> int:  # type: ignore[override]
-        return self._room.next
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> PendingWrite | None:
-        pending = self._room.append(said, nonces, checks)
+        pending = super().append(said, nonces, checks)
         self._note(said, nonces, pending)
         return pending
-
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
-        return await self._room.read(start, stop, max_bytes=max_bytes)
-
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
-        return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)

@@ -13,7 +13,7 @@ from multichat.errors import NotRead
 from multichat.journal.base import Journal, PendingWrite, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.file import open_file
-from multichat.journal.sqlite.journal import SqliteJournal
+from multichat.journal.sqlite.journal import Retention, SqliteJournal
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import Nonce, SaidBlock
 
@@ -70,6 +70,28 @@ async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LO
     return _checked(room, blocks, start, stop)
 
 
+async def all_texts(path: Path, name: str = "lobby") -> list[str]:
+    """What is read from a room of the journal at *path*, from the first message on."""
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room(name)
+        found = await texts_of(room, 0, room.next)
+        assert len(found) == room.next - room.first
+        return found
+
+
+async def write(path: Path, *texts: str, retention: Retention | None = None) -> None:
+    """Write *texts* to the lobby of the journal at *path*."""
+    async with running(SqliteJournal(path, retention=retention)) as journal:
+        for text in texts:
+            await say(journal.room("lobby"), text)
+
+
+def back_up(path: Path, copy: Path) -> None:
+    """Copy a journal as `sqlite3 FILE ".backup COPY"` does."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+
+
 async def texts_before(
     room: RoomJournal, stop: int, *, max_messages: int, max_bytes: int = LOTS
 ) -> list[str]:
@@ -87,19 +109,12 @@ def _checked(room: RoomJournal, blocks: list[SaidBlock], start: int, stop: int) 
     return [text for block in blocks for text in block.text.split("\n")]
 
 
-class HeldRoom(RoomJournal):
-    """Another room's journal whose reads wait for `release`; *reads* are those that have begun.
-
-    Without `hold` it is as quick as the other.
-    """
+class DelegatingRoom(RoomJournal):
+    """A room's journal that does as another *room*'s; for subclasses."""
 
     def __init__(self, room: RoomJournal) -> None:
         self._room = room
-        self.epoch = room.epoch
-        self.reads: list[tuple[int, int]] = []
-        self.failure = ""
-        self._released = trio.Event()
-        self._released.set()
+        self.epoch, self.earlier = room.epoch, room.earlier
 
     @property
     def first(self) -> int:  # type: ignore[override]
@@ -108,6 +123,31 @@ class HeldRoom(RoomJournal):
     @property
     def next(self) -> int:  # type: ignore[override]
         return self._room.next
+
+    def append(
+        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
+    ) -> PendingWrite | None:
+        return self._room.append(said, nonces, checks)
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
+        return await self._room.read(start, stop, max_bytes=max_bytes)
+
+    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
+        return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+
+
+class HeldRoom(DelegatingRoom):
+    """Another room's journal whose reads wait for `release`; *reads* are those that have begun.
+
+    Without `hold` it is as quick as the other.
+    """
+
+    def __init__(self, room: RoomJournal) -> None:
+        super().__init__(room)
+        self.reads: list[tuple[int, int]] = []
+        self.failure = ""
+        self._released = trio.Event()
+        self._released.set()
 
     def hold(self) -> None:
         """Make every read wait from now on."""
@@ -119,20 +159,12 @@ class HeldRoom(RoomJournal):
         self.failure = failure
         self._released.set()
 
-    def append(
-        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> PendingWrite | None:
-        return self._room.append(said, nonces, checks)
-
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         self.reads.append((start, stop))
         await self._released.wait()
         if self.failure:
             raise NotRead(self.failure)
-        return await self._room.read(start, stop, max_bytes=max_bytes)
-
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
-        return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+        return await super().read(start, stop, max_bytes=max_bytes)
 
 
 class HeldJournal(MemoryJournal):

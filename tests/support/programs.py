@@ -14,12 +14,16 @@ from .sockets import open_client
 
 
 class JsonClient:
-    """A client that speaks JSON; *welcome* is how it was greeted last."""
+    """A client that speaks JSON; *welcome* is how it was greeted last.
+
+    *ids* are those of the messages that it has said, or heard by `hear`, by text.
+    """
 
     def __init__(self, client: ScriptedClient) -> None:
         self._client = client
         self._nonces = 0
         self.welcome: dict[str, Any] = {}
+        self.ids: dict[str, str] = {}
 
     async def hello(self, **fields: object) -> Self:
         """Say hello with these fields, and hear the welcome."""
@@ -37,6 +41,8 @@ class JsonClient:
             line = await self._client.line()
             if line.startswith("{"):  # else it is what was said before the hello was read
                 event: dict[str, Any] = json.loads(line)
+                if event["type"] == "said":
+                    self.ids[event["text"]] = event["id"]
                 if event["type"] in types:
                     return event
 
@@ -53,6 +59,11 @@ class JsonClient:
         request = {"type": type_, "nonce": f"ask {self._nonces}", **fields}
         await self.send(request)
         return await self.answer(request["nonce"])
+
+    async def say(self, *texts: str) -> None:
+        """Say *texts*, one after the other is accepted."""
+        for text in texts:
+            self.ids[text] = (await self.ask("say", text=text))["id"]
 
     async def history(self) -> list[str]:
         """Return what was said in its room."""

@@ -46,20 +46,10 @@ class _Fate:
             self.pauses, self.kind = [], "none"
 
 
-class Proxy:
-    """Listens on `port` and passes on to whatever port *target* returns, on loopback.
+class _Relay:
+    """Listens on `port` of loopback, and passes on each connection as `_handle` does."""
 
-    `calm` is set for nothing to happen any more, to connections that there are either.  *faults*
-    counts what has happened.
-    """
-
-    def __init__(self, target: Callable[[], int], seed: int) -> None:
-        self.port = 0
-        self.calm = trio.Event()
-        self.faults: Counter[str] = Counter()
-        self._target = target
-        self._seed = seed
-        self._connections = 0
+    port = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled."""
@@ -67,6 +57,24 @@ class Proxy:
         self.port = listener.socket.getsockname()[1]
         task_status.started()
         await trio.serve_listeners(self._handle, [listener])
+
+    async def _handle(self, client: trio.SocketStream) -> None:
+        raise NotImplementedError
+
+
+class Proxy(_Relay):
+    """Listens on `port` and passes on to whatever port *target* returns, on loopback.
+
+    `calm` is set for nothing to happen any more, to connections that there are either.  *faults*
+    counts what has happened.
+    """
+
+    def __init__(self, target: Callable[[], int], seed: int) -> None:
+        self.calm = trio.Event()
+        self.faults: Counter[str] = Counter()
+        self._target = target
+        self._seed = seed
+        self._connections = 0
 
     async def _handle(self, client: trio.SocketStream) -> None:
         self._connections += 1
@@ -153,25 +161,17 @@ def _reset(stream: trio.SocketStream) -> None:
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-class SlowLink:
+class SlowLink(_Relay):
     """Listens on `port` and passes on to *target* on loopback.
 
     To a client go at most *bytes_per_second*, by all connections together; *passed* counts them.
     """
 
     def __init__(self, target: int, bytes_per_second: float) -> None:
-        self.port = 0
         self.passed = 0
         self._target = target
         self._bytes_per_second = bytes_per_second
         self._free_at = 0.0
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled."""
-        [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-        self.port = listener.socket.getsockname()[1]
-        task_status.started()
-        await trio.serve_listeners(self._handle, [listener])
 
     async def _handle(self, client: trio.SocketStream) -> None:
         with trio.socket.socket() as plain:
