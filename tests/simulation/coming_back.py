@@ -66,7 +66,7 @@ def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
     logged = {"\n".join(each.texts) for each in history.chronicle.publishes}
     for visit in history.visits:
         told = {each.nonce for each in visit.told if each.text == "storage-failed"}
-        if any(each.text.startswith("nothing can be said now") for each in visit.told):
+        if any(each.text.startswith("messages cannot be stored now") for each in visit.told):
             told.add(None)
         departure = history.departure(visit)
         taken = history.chronicle.taken_from.get(visit.server_number or 0, [])

@@ -173,7 +173,7 @@ def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
             and told.text in ("storage-failed", "not-in-room")
             and told.nonce == sent.nonce
         )
-        or (told.kind == "server" and told.text.startswith("nothing can be said now"))
+        or (told.kind == "server" and told.text.startswith("messages cannot be stored now"))
         for told in visit.told
     )
 
