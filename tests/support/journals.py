@@ -1,4 +1,4 @@
-"""Write to and read from any journal, in tests."""
+"""Writing to and reading from journals, in tests."""
 
 import itertools
 import sqlite3
@@ -35,7 +35,7 @@ def encode(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -
 
 
 async def tidy(journal: SqliteJournal) -> None:
-    """Delete until nothing is left to be deleted."""
+    """Run deletion until there is nothing more to delete."""
     while await journal._tidy():
         pass
 
@@ -52,20 +52,20 @@ async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] =
 
 
 async def record_of(journal: Journal, digest: bytes) -> SessionRecord | None:
-    """Return what the journal has of that session."""
+    """Return the stored record of that session."""
     kept = await journal.session(digest)
     return None if kept is None else kept.record
 
 
 async def nonces_of(journal: Journal, record: SessionRecord) -> list[tuple[Nonce, str, int]]:
-    """Return the nonces of a session, which is kept for that, and where their messages are."""
+    """Store a session, and return its nonces with the ids of their messages."""
     journal.save_session(record, connected=True)
     kept = await journal.session(record.digest)
     return [] if kept is None else [(each.nonce, each.epoch, each.number) for each in kept.nonces]
 
 
 async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
-    """What is read, having looked that its numbers have no gaps."""
+    """Read messages, and check that their numbers have no gaps."""
     blocks = await room.read(start, stop, max_bytes=max_bytes)
     return _checked(room, blocks, start, stop)
 
@@ -137,9 +137,9 @@ class DelegatingRoom(RoomJournal):
 
 
 class HeldRoom(DelegatingRoom):
-    """Another room's journal whose reads wait for `release`; *reads* are those that have begun.
+    """Wraps a room's journal so that reads wait for `release`; *reads* counts started reads.
 
-    Without `hold` it is as quick as the other.
+    Reads do not wait before `hold`.
     """
 
     def __init__(self, room: RoomJournal) -> None:
@@ -150,12 +150,12 @@ class HeldRoom(DelegatingRoom):
         self._released.set()
 
     def hold(self) -> None:
-        """Make every read wait from now on."""
+        """Block all reads from now on."""
         if self._released.is_set():
             self._released = trio.Event()
 
     def release(self, failure: str = "") -> None:
-        """Let the reads that wait go on; with a *failure* they, and all others, raise `NotRead`."""
+        """Unblock reads; with *failure* these and all later reads raise `NotRead`."""
         self.failure = failure
         self._released.set()
 
@@ -168,7 +168,7 @@ class HeldRoom(DelegatingRoom):
 
 
 class HeldJournal(MemoryJournal):
-    """A journal in memory whose rooms are `HeldRoom`s, of that *kind*, by name in *held*."""
+    """A journal in memory whose rooms are `HeldRoom`s of that *kind*; *held* has them by name."""
 
     kind = HeldRoom
 
@@ -177,7 +177,7 @@ class HeldJournal(MemoryJournal):
         self.held: dict[str, HeldRoom] = {}
 
     def room(self, name: str) -> RoomJournal:
-        """Return that room, which can be held."""
+        """Return the `HeldRoom` of that name."""
         room = super().room(name)
         held = self.held.get(name)
         if held is None or held.epoch != room.epoch:
@@ -186,10 +186,10 @@ class HeldJournal(MemoryJournal):
 
 
 def old_journal(path: Path, *, version: int) -> Path:
-    """Make the journal at *path* that a server of that version of the tables has left there.
+    """Create at *path* a journal of a former version of the schema.
 
-    `tests/data/journal-1.sql` is of a conversation of alice in the kitchen, whose session token is
-    `OLD_TOKENS["alice"]`, and bob in the lobby.
+    `tests/data/journal-1.sql` has messages of alice in the kitchen, whose session token is
+    `OLD_TOKENS["alice"]`, and of bob in the lobby.
     """
     dump = Path(__file__).parents[1] / "data" / f"journal-{version}.sql"
     with closing(sqlite3.connect(path)) as connection:
@@ -200,7 +200,7 @@ def old_journal(path: Path, *, version: int) -> Path:
 
 
 def make_journal(path: Path) -> Path:
-    """Make a journal of a few messages in two rooms at *path*."""
+    """Create a journal with a few messages in two rooms at *path*."""
     opened = open_file(path, durable=False)
     with closing(opened.connection) as connection, closing(opened.lock):
         connection.execute("UPDATE heads SET clients_ever = 2, last_epoch = 5")
@@ -221,7 +221,7 @@ def make_journal(path: Path) -> Path:
 
 
 def damage_table(path: Path, table: str) -> None:
-    """Overwrite the pages at which *table* and its indexes begin."""
+    """Overwrite the root pages of *table* and its indexes."""
     with closing(sqlite3.connect(path)) as connection:
         sql = "SELECT rootpage FROM sqlite_master WHERE tbl_name = ?"
         pages = [page for (page,) in connection.execute(sql, [table])]

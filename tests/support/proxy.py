@@ -1,10 +1,9 @@
-"""TCP proxies: one that cuts, stalls and resets connections, and one that limits their bandwidth.
+"""TCP proxies: one cuts, stalls and resets connections, the other limits their bandwidth.
 
-`Proxy` disturbs what goes through it at random but from a seed.
+`Proxy` injects random faults from a seed.
 
-What befalls a connection is decided when it is accepted, from the seed and its number alone, so
-that the same seed does the same to the first, the second, … connection; when that happens depends
-on the machine.
+The fault of a connection depends only on the seed and its index, so the same seed causes the same
+faults; their timing depends on the machine.
 """
 
 import random
@@ -22,16 +21,16 @@ LOOPBACK = "127.0.0.1"
 
 _READ_BYTES = 16 * 1024
 
-# What a link holds: the kernel would take megabytes.
+# The buffer of a link; the kernel's default would be megabytes.
 _LINK_BYTES = 64 * 1024
 
-# Longer than a room waits for a client that takes nothing, and than a client waits for the answer
-# to its hello: both happen.
+# Longer than a room waits for a stalled client, and than a client waits for the welcome, so that
+# both cases occur.
 _STALL_SECONDS = 12.0
 
 
 class _Fate:
-    """What becomes of one connection, and after how long or how many bytes."""
+    """The fault of one connection, and after how long or how many bytes it occurs."""
 
     def __init__(self, dice: random.Random, calm: bool) -> None:
         self.pauses = [
@@ -39,7 +38,7 @@ class _Fate:
         ]
         self.kind = dice.choices(["cut", "reset", "torn", "stall"], [4, 4, 4, 1])[0]
         self.after_seconds = dice.expovariate(1 / 2)
-        # What is torn is so in the middle of a line, also of the hello and the welcome.
+        # A cut can be in the middle of any line, including the hello and the welcome.
         self.after_bytes = dice.choice([3, 40, 250, 1000, 5000, 20_000])
         self.stall_seconds = dice.uniform(1, _STALL_SECONDS)
         if calm:
@@ -63,10 +62,9 @@ class _Relay:
 
 
 class Proxy(_Relay):
-    """Listens on `port` and passes on to whatever port *target* returns, on loopback.
+    """Listens on `port` and forwards to the loopback port that *target* returns.
 
-    `calm` is set for nothing to happen any more, to connections that there are either.  *faults*
-    counts what has happened.
+    Set `calm` to stop injecting faults, also in existing connections.  *faults* counts the faults.
     """
 
     def __init__(self, target: Callable[[], int], seed: int) -> None:
@@ -146,7 +144,7 @@ class Proxy(_Relay):
 
 
 class _Gate:
-    """Through what both directions of a connection go."""
+    """Forwards both directions of a connection."""
 
     def __init__(self) -> None:
         self.open = trio.Event()
@@ -156,15 +154,15 @@ class _Gate:
 
 
 def _reset(stream: trio.SocketStream) -> None:
-    """Have closing the stream be a reset, which throws away what waits for the peer."""
+    """Make closing the stream send a reset, which discards unsent data."""
     with suppress(OSError):  # closed already
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class SlowLink(_Relay):
-    """Listens on `port` and passes on to *target* on loopback.
+    """Listens on `port` and forwards to the loopback port *target*.
 
-    To a client go at most *bytes_per_second*, by all connections together; *passed* counts them.
+    All connections together get at most *bytes_per_second*; *passed* counts the bytes.
     """
 
     def __init__(self, target: int, bytes_per_second: float) -> None:
