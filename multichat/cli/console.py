@@ -17,7 +17,7 @@ from multichat.client.connect import Endpoint
 from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.status import describe_connection
+from multichat.client.status import describe_event
 from multichat.client.typed import LocalCommand, Typed, parse_typed
 from multichat.errors import (
     ConnectionLost,
@@ -169,7 +169,7 @@ class Console(FrontEnd):
                 if tag == "RX":
                     lines = list(filter(None, map(TEXT.format, some)))
                 else:
-                    lines = [line for event in some for line in _describe(event)]
+                    lines = [line for event in some for line in describe_event(event)]
                 if lines:
                     self._log.lines(tag, "\n".join(lines))
             await self._wait_for_output()
@@ -270,7 +270,3 @@ class Console(FrontEnd):
 def _tag(event: Event) -> str:
     """Return the tag of an event's log lines: joins and leaves are no messages."""
     return "STATE" if isinstance(event, STATES) else "RX"
-
-
-def _describe(event: Event) -> list[str]:
-    return describe_connection(event) if isinstance(event, _OURS) else TEXT.describe(event)

@@ -11,13 +11,7 @@ import typer
 from multichat import __version__
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
-from multichat.cli.endpoint import (
-    Host,
-    make_endpoint,
-    make_timeouts,
-    parse_server,
-    split_port,
-)
+from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
 from multichat.cli.option_rules import CheckedCommand
 from multichat.cli.parameters import (
     AnswerTimeout,
@@ -81,17 +75,13 @@ def connect(
     tls_ca: TlsCa = None,
     tls_name: TlsName = None,
     listen: Annotated[
-        bool,
-        typer.Option(
-            "--listen", help="Only listen; ignore standard input.", envvar="MULTICHAT_LISTEN"
-        ),
+        bool, typer.Option("--listen", help="Only listen; ignore standard input.")
     ] = False,
     json: Annotated[
         bool,
         typer.Option(
             "--json",
             help="Pass the JSON protocol between the server and standard input and output.",
-            envvar="MULTICHAT_JSON",
         ),
     ] = False,
     plain: Plain = False,
@@ -100,7 +90,6 @@ def connect(
         typer.Option(
             min=0,
             help="Show the last messages of the room first, at most this many.",
-            envvar="MULTICHAT_REPLAY",
             show_default=f"{_TERMINAL_REPLAY} on a terminal, else 0",
         ),
     ] = None,
@@ -110,7 +99,6 @@ def connect(
         typer.Option(
             "--no-reconnect",
             help="Exit when the connection is lost, as --plain and --json always do.",
-            envvar="MULTICHAT_NO_RECONNECT",
         ),
     ] = False,
     timeout: Timeout = None,
@@ -211,6 +199,7 @@ def send(
         Path | None,
         typer.Option(
             help="Connect to this Unix socket; all arguments are TEXT then.",
+            show_envvar=False,
             is_eager=True,  # so that the first argument is not looked up as a server
         ),
     ] = None,
@@ -306,17 +295,13 @@ def who(
 def history(
     file: Annotated[Path, typer.Argument(help="The journal: a file written by serve --journal.")],
     room: Annotated[
-        str | None,
-        typer.Option(
-            help="Only messages of this room.", envvar="MULTICHAT_ROOM", show_default="all"
-        ),
+        str | None, typer.Option(help="Only messages of this room.", show_default="all")
     ] = None,
     since: Annotated[
         str | None,
         typer.Option(
             help="Only messages since this time, such as 2025-01-15T10:30, local unless it "
-            "contains a time zone, or after the message with this id.",
-            envvar="MULTICHAT_SINCE",
+            "contains a time zone, or after the message with this id."
         ),
     ] = None,
     limit: Annotated[
@@ -324,7 +309,6 @@ def history(
         typer.Option(
             min=0,
             help="Show at most this many messages: the last, or with --since the first.",
-            envvar="MULTICHAT_LIMIT",
             show_default="all",
         ),
     ] = None,
@@ -333,7 +317,6 @@ def history(
         typer.Option(
             "--json",
             help="Write one JSON object per line, as in the JSON protocol, with times in UTC.",
-            envvar="MULTICHAT_JSON",
         ),
     ] = False,
 ) -> None:

@@ -7,7 +7,7 @@ only if both have the same.
 
 from typing import Any, NamedTuple
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from multichat.cli.process import UsageMistake, utf8_text
 
@@ -83,7 +83,17 @@ _LAYERS = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 
 
 class CheckedCommand(TyperCommand):
-    """A command whose parameters are checked against `RULES`, and their text decoded."""
+    """A command whose parameters are checked against `RULES`, and their text decoded.
+
+    Each option can also be set by a variable, `--tls-ca` by `MULTICHAT_TLS_CA`, unless it has
+    `show_envvar=False`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for each in self.params:
+            if isinstance(each, TyperOption) and each.show_envvar:
+                each.envvar = f"MULTICHAT_{str(each.name).rstrip('_').upper()}"
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; raises `UsageMistake` if its parameters break a rule."""

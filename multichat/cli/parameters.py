@@ -46,50 +46,34 @@ def is_colored(when: ColorWhen) -> bool:
     return when is ColorWhen.ALWAYS or (when is ColorWhen.AUTO and not os.environ.get("NO_COLOR"))
 
 
-Unix = Annotated[
-    Path | None,
-    typer.Option(help="Connect to this Unix socket instead of HOST.", envvar="MULTICHAT_UNIX"),
-]
+Unix = Annotated[Path | None, typer.Option(help="Connect to this Unix socket instead of HOST.")]
 Port = Annotated[
     int | None,
     typer.Argument(
         min=1, max=65535, help="TCP port of the server.", show_default=str(DEFAULT_PORT)
     ),
 ]
-Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.", envvar="MULTICHAT_TLS")]
+Tls = Annotated[bool, typer.Option("--tls", help="Use TLS.")]
 TlsCa = Annotated[
     Path | None,
     typer.Option(
         help="Use TLS, and trust only this CA certificate (PEM).",
-        envvar="MULTICHAT_TLS_CA",
         show_default="the CAs of the system",
     ),
 ]
 TlsName = Annotated[
     str | None,
     typer.Option(
-        help="Use TLS, and verify the certificate against this host name.",
-        envvar="MULTICHAT_TLS_NAME",
-        show_default="HOST",
+        help="Use TLS, and verify the certificate against this host name.", show_default="HOST"
     ),
 ]
-Name = Annotated[
-    str | None,
-    typer.Option(help="Your name in the chat.", envvar="MULTICHAT_NAME", show_default="Client N"),
-]
-Room = Annotated[
-    str | None,
-    typer.Option(help="Room to join.", envvar="MULTICHAT_ROOM", show_default="lobby"),
-]
-Plain = Annotated[
-    bool,
-    typer.Option("--plain", help="Use the text protocol, as with nc.", envvar="MULTICHAT_PLAIN"),
-]
+Name = Annotated[str | None, typer.Option(help="Your name in the chat.", show_default="Client N")]
+Room = Annotated[str | None, typer.Option(help="Room to join.", show_default="lobby")]
+Plain = Annotated[bool, typer.Option("--plain", help="Use the text protocol, as with nc.")]
 AnswerTimeout = Annotated[
     float | None,
     typer.Option(
         help="Seconds to wait for the connection and for each answer of the server.",
-        envvar="MULTICHAT_TIMEOUT",
         show_default="30 and 10",
     ),
 ]
@@ -98,38 +82,20 @@ Timeout = Annotated[
     typer.Option(
         help="Seconds to wait for the connection, for each answer, and for everything to be "
         "accepted: from the end of input on, and before it while the server takes no more.",
-        envvar="MULTICHAT_TIMEOUT",
         show_default="30, 10, and 300 without progress",
     ),
 ]
-Wait = Annotated[
-    bool,
-    typer.Option("--wait", help="Wait until the server can be reached.", envvar="MULTICHAT_WAIT"),
-]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until the server can be reached.")]
 PasswordFile = Annotated[
     Path | None,
     typer.Option(
-        help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD.",
-        envvar="MULTICHAT_PASSWORD_FILE",
+        help="Read the password from this file or pipe; it can also be set as MULTICHAT_PASSWORD."
     ),
 ]
-LogStyle = Annotated[
-    bool,
-    typer.Option(
-        "--log-style", help="Write log lines, as into a pipe.", envvar="MULTICHAT_LOG_STYLE"
-    ),
-]
+LogStyle = Annotated[bool, typer.Option("--log-style", help="Write log lines, as into a pipe.")]
 Color = Annotated[
-    ColorWhen,
-    typer.Option(
-        help="Show names in color; auto: unless NO_COLOR is set.", envvar="MULTICHAT_COLOR"
-    ),
+    ColorWhen, typer.Option(help="Show names in color; auto: unless NO_COLOR is set.")
 ]
 Bell = Annotated[
-    bool,
-    typer.Option(
-        "--bell",
-        help="Ring the terminal's bell when your name is mentioned.",
-        envvar="MULTICHAT_BELL",
-    ),
+    bool, typer.Option("--bell", help="Ring the terminal's bell when your name is mentioned.")
 ]

@@ -72,9 +72,8 @@ def utf8_text(value: str, name: str) -> str:
     try:
         return os.fsencode(value).decode()
     except UnicodeError:
-        if any(
-            "\ud800" <= character <= "\udfff" for character in value
-        ):  # not in that encoding either
+        # A surrogate is in neither encoding.
+        if any("\ud800" <= character <= "\udfff" for character in value):
             raise UsageMistake(f"{name} is not UTF-8") from None
         return value
 

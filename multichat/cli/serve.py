@@ -82,7 +82,6 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
             f"--{name.replace('_', '-')}",
             help=setting.help,
             min=setting.at_least if setting.option_at_least is None else setting.option_at_least,
-            envvar=f"MULTICHAT_{name.upper()}",
             show_default=setting.shown_default or True,
         )
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -109,35 +108,20 @@ def serve(
     host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or name to listen on; may be repeated.",
-            envvar="MULTICHAT_HOST",
-            show_default="all, IPv4 and IPv6",
+            help="Address or name to listen on; may be repeated.", show_default="all, IPv4 and IPv6"
         ),
     ] = None,
-    unix: Annotated[
-        Path | None,
-        typer.Option(help="Listen on this Unix socket.", envvar="MULTICHAT_UNIX"),
-    ] = None,
+    unix: Annotated[Path | None, typer.Option(help="Listen on this Unix socket.")] = None,
     unix_mode: Annotated[
-        str,
-        typer.Option(
-            help="Permissions of the Unix socket, in octal.", envvar="MULTICHAT_UNIX_MODE"
-        ),
+        str, typer.Option(help="Permissions of the Unix socket, in octal.")
     ] = "0600",
     tls_cert: Annotated[
         Path | None,
-        typer.Option(
-            help="Use TLS on the TCP port, with this certificate chain (PEM).",
-            envvar="MULTICHAT_TLS_CERT",
-        ),
+        typer.Option(help="Use TLS on the TCP port, with this certificate chain (PEM)."),
     ] = None,
     tls_key: Annotated[
         Path | None,
-        typer.Option(
-            help="Private key of the certificate (PEM).",
-            envvar="MULTICHAT_TLS_KEY",
-            show_default="in the same file",
-        ),
+        typer.Option(help="Private key of the certificate (PEM).", show_default="in the same file"),
     ] = None,
     password_file: PasswordFile = None,
     filter_: Annotated[
@@ -146,30 +130,25 @@ def serve(
             "--filter",
             help="Pass each message through this function, package.module:function; "
             "may be repeated.",
-            envvar="MULTICHAT_FILTER",
         ),
     ] = None,
     ban_file: Annotated[
         Path | None,
         typer.Option(
-            help="Keep the operator's bans in this file.",
-            envvar="MULTICHAT_BAN_FILE",
-            show_default="until the server ends",
+            help="Keep the operator's bans in this file.", show_default="until the server ends"
         ),
     ] = None,
     journal: Annotated[
         Path | None,
         typer.Option(
             help="Keep messages in this SQLite file, so that they survive a restart and a kill -9.",
-            envvar="MULTICHAT_JOURNAL",
             show_default="in memory",
         ),
     ] = None,
     durability: Annotated[
         DurabilityOption,
         typer.Option(
-            help="What messages in --journal survive: full: a power cut; normal: a kill -9.",
-            envvar="MULTICHAT_DURABILITY",
+            help="What messages in --journal survive: full: a power cut; normal: a kill -9."
         ),
     ] = DurabilityOption.FULL,
     keep_messages: Annotated[
@@ -177,38 +156,25 @@ def serve(
         typer.Option(
             min=1,
             help="Number of messages to keep for each room.",
-            envvar="MULTICHAT_KEEP_MESSAGES",
             show_default="all with --journal, else what fits into 16 MiB a room",
         ),
     ] = None,
     keep_days: Annotated[
         float | None,
-        typer.Option(
-            help="With --journal, days to keep a message.",
-            envvar="MULTICHAT_KEEP_DAYS",
-            show_default="for ever",
-        ),
+        typer.Option(help="With --journal, days to keep a message.", show_default="for ever"),
     ] = None,
     keep_mib: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="MiB of messages to keep in all; above this, the oldest are deleted.",
-            envvar="MULTICHAT_KEEP_MIB",
             show_default="all with --journal, else half of --memory",
         ),
     ] = None,
     log_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="Append the log to this file too; a new file has mode 0600.",
-            envvar="MULTICHAT_LOG_FILE",
-        ),
+        Path | None, typer.Option(help="Append the log to this file too; a new file has mode 0600.")
     ] = None,
-    log_level: Annotated[
-        LogLevel,
-        typer.Option(help="Lowest level to log.", envvar="MULTICHAT_LOG_LEVEL"),
-    ] = LogLevel.INFO,
+    log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.INFO,
     **settings: Any,
 ) -> None:
     """Run a chat server until Ctrl+C.

@@ -12,15 +12,8 @@ import trio
 from multichat.client.connect import Endpoint, dial_first
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.status import (
-    LEAVES_WHEN_SENT,
-    SPEAKING_TEXT,
-    describe_status,
-    describe_waiting,
-    refused_name,
-    waiting_for_server,
-)
-from multichat.errors import MultichatError
+from multichat.client.status import SPEAKING_TEXT, describe_retry
+from multichat.errors import ConnectFailed, MultichatError
 from multichat.protocol.messages import Welcome
 
 __all__ = ["FrontEnd"]
@@ -65,11 +58,12 @@ class FrontEnd(ABC):
 
     async def dial(self) -> trio.abc.Stream:
         """Connect; with `ChatOptions.wait`, once the server is there."""
-        stream = await dial_first(
-            self._redial, self.options, lambda error: self.tell(waiting_for_server(error))
-        )
+        stream = await dial_first(self._redial, self.options, self._tell_waiting)
         self.connected_at = trio.current_time()
         return stream
+
+    def _tell_waiting(self, error: ConnectFailed) -> None:
+        self.tell(f"Cannot connect: {error.reason}; waiting for the server")
 
     async def _redial(self) -> trio.abc.Stream:
         return await self.endpoint.dial(self.options.timeouts)
@@ -80,9 +74,8 @@ class FrontEnd(ABC):
         Raises `Refused`, `NoJson`, `ConnectionLost`, and what `end` raises.
         """
         options = self.options
-        if (
-            not options.plain
-        ):  # asked for later, so that a name that is refused does not end the run
+        if not options.plain:
+            # Asked for later, so that its refusal does not end the run.
             options = replace(options, name=None)
         async with LineChat(stream, options, redial=self._redial).open() as chat:
             if chat.fell_back:
@@ -107,7 +100,8 @@ class FrontEnd(ABC):
         if self.options.name is not None:
             refused = await chat.try_rename(self.options.name, self.options.timeouts.answer)
             if refused is not None:
-                self.tell(refused_name(refused), warning=True)
+                again = "; asking again when it is free" if refused.code == "name-taken" else ""
+                self.tell(f"{refused}{again}", warning=True)
         return msgspec.structs.replace(chat.welcome, name=chat.name)
 
     # --- Local commands ---------------------------------------------------------------------------
@@ -116,21 +110,17 @@ class FrontEnd(ABC):
         """Return the answer to `/status`, with how many messages are *unaccepted*."""
         now = trio.current_time()
         if not chat.connected:
-            retry = chat.link.retry
-            return describe_waiting(
-                max(unaccepted, chat.unaccepted),
-                None if retry is None else (retry.number, retry.at - now),
-            )
-        return describe_status(
-            self.endpoint,
-            now - self.connected_at,
-            sent=self.sent,
-            received=self.received,
-            unaccepted=unaccepted,
+            retry, waiting = chat.link.retry, max(unaccepted, chat.unaccepted)
+            retrying = "" if retry is None else f"; {describe_retry(retry.number, retry.at - now)}"
+            return f"Not connected; {waiting} waiting to be sent{retrying}"
+        return (
+            f"Connected to {self.endpoint} for {now - self.connected_at:.0f} s; "
+            f"{self.sent} sent, {self.received} received"
+            + (f", {unaccepted} not accepted" if unaccepted else "")
         )
 
     def tell_leaving(self, chat: LineChat, unaccepted: int = 0) -> None:
         """Where messages wait for a connection, say so before we wait for it."""
         if not chat.connected and chat.unaccepted:
             self.tell(self.describe(chat, unaccepted))
-            self.tell(LEAVES_WHEN_SENT)
+            self.tell("Leaving when they are sent; Ctrl+C leaves at once")

@@ -112,7 +112,8 @@ class LineChat(Chat):
     @property
     def fell_back(self) -> bool:
         """Whether JSON was asked for and the server speaks text."""
-        return self.codec is TEXT and not self._link.plain and self._session.negotiation.settled
+        negotiation = self._session.negotiation
+        return self.codec is TEXT and negotiation.settled and not negotiation.plain
 
     def check_ready(self, *, needs_json: bool = False) -> None:
         """Raise `ConnectionLost` after a goodbye, or `NoJson` if *needs_json* and it is text."""

@@ -78,12 +78,12 @@ class Link:
     def __init__(
         self, stream: trio.abc.Stream, options: ChatOptions, redial: Redial | None
     ) -> None:
-        self.plain, self._wait = options.plain, options.wait
+        self._wait = options.wait
         self._redial = redial if options.reconnect else None
         self._password = None if options.password is None else clean(options.password)
         self._timeouts = options.timeouts
         hello = make_hello(options.name, options.room, options.replay)
-        self.session = ClientSession(hello, plain=self.plain)
+        self.session = ClientSession(hello, plain=options.plain)
         self.changed = Condition()
         self.events = EventQueue(self.changed)
         self.connection = Connection(stream, changed=self.changed, timeouts=self._timeouts)
@@ -286,9 +286,9 @@ class Link:
         """Negotiate the protocol of the first connection that gets so far."""
         negotiation, timeouts = self.session.negotiation, self._timeouts
         await self._negotiate(
-            connection, timeouts.password_request if self.plain else timeouts.answer
+            connection, timeouts.password_request if negotiation.plain else timeouts.answer
         )
-        if self._password is not None or not self.plain:
+        if self._password is not None or not negotiation.plain:
             self.check_admitted()
         if negotiation.refusals:
             raise Refused(negotiation.refusals[0].code, negotiation.refusals[0].text)
@@ -302,9 +302,9 @@ class Link:
                 raise self.lost()
             raise NoJson(timeouts.answer)
         hello = negotiation.hello
-        if self.plain and hello.name is not None:
+        if negotiation.plain and hello.name is not None:
             await self.send_lines(TEXT.encode_request(Rename(hello.name)))
-        if self.plain and hello.room is not None:
+        if negotiation.plain and hello.room is not None:
             await self.send_lines(TEXT.encode_request(Join(hello.room)))
         self._begun = True
         self._note_connected()

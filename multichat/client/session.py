@@ -59,7 +59,6 @@ class ClientSession:
     """
 
     def __init__(self, hello: Hello, *, plain: bool) -> None:
-        self._plain = plain
         self.position = Position()
         self.outbox = Outbox()
         self.welcome: Welcome | None = None
@@ -86,7 +85,7 @@ class ClientSession:
         if self.position.session:
             self.negotiation = Negotiation(self.position.hello(), knows_json=True)
         else:
-            self.negotiation = Negotiation(self.negotiation.hello, plain=self._plain)
+            self.negotiation = Negotiation(self.negotiation.hello, plain=self.negotiation.plain)
 
     # --- Requests ---------------------------------------------------------------------------------
 

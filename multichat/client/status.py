@@ -1,40 +1,31 @@
-"""The texts with which every front end describes the connection.  Pure."""
+"""The texts with which every front end describes events and the connection.  Pure."""
 
 import math
 
-from multichat.errors import ConnectFailed, Refused
-from multichat.protocol.messages import Disconnected, Reconnected
+from multichat.protocol.messages import Disconnected, Event, Reconnected
+from multichat.protocol.text_codec import TEXT
 
-__all__ = [
-    "LEAVES_WHEN_SENT",
-    "SPEAKING_TEXT",
-    "describe_connection",
-    "describe_retry",
-    "describe_status",
-    "describe_waiting",
-    "refused_name",
-    "waiting_for_server",
-]
+__all__ = ["SPEAKING_TEXT", "describe_event", "describe_retry"]
 
 SPEAKING_TEXT = "The server does not answer in JSON: speaking plain text"
 
-LEAVES_WHEN_SENT = "Leaving when they are sent; Ctrl+C leaves at once"
 
+def describe_event(event: Event) -> list[str]:
+    """Return the lines that say what happened, to the connection or in the chat.
 
-def describe_connection(event: Disconnected | Reconnected) -> list[str]:
-    """Return the lines that say that the connection was lost, or is there again.
-
-    None for a try that has failed: see `describe_retry`.
+    None for a try to reconnect that has failed: see `describe_retry`.
     """
-    if isinstance(event, Disconnected):
-        return [] if event.failures else [f"Connection lost: {event.reason}; reconnecting"]
-    if event.resumed:
-        lines = ["Connected again"]
-    else:
-        lines = ["Connected again, in a new session: the server has forgotten us"]
-        if event.again:
-            lines.append("What was not accepted is sent again, and may be said twice")
-    return lines
+    match event:
+        case Disconnected(reason=reason, failures=failures):
+            return [] if failures else [f"Connection lost: {reason}; reconnecting"]
+        case Reconnected(resumed=True):
+            return ["Connected again"]
+        case Reconnected(again=again):
+            lines = ["Connected again, in a new session: the server has forgotten us"]
+            if again:
+                lines.append("What was not accepted is sent again, and may be said twice")
+            return lines
+    return TEXT.describe(event)
 
 
 def describe_retry(number: int, seconds: float) -> str:
@@ -43,31 +34,3 @@ def describe_retry(number: int, seconds: float) -> str:
     suffix = "th" if last_two in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
     when = f", next in {math.ceil(seconds)} s" if seconds > 0 else ""
     return f"reconnecting ({number}{suffix} try{when})"
-
-
-def describe_status(
-    endpoint: object, seconds: float, *, sent: int, received: int, unaccepted: int = 0
-) -> str:
-    """Return the line that says for how long we are connected, and what was sent and received."""
-    waiting = f", {unaccepted} not accepted" if unaccepted else ""
-    return f"Connected to {endpoint} for {seconds:.0f} s; {sent} sent, {received} received{waiting}"
-
-
-def describe_waiting(unaccepted: int, retry: tuple[int, float] | None = None) -> str:
-    """Return the line that says that we are not connected, and what waits until we are.
-
-    *retry* is the number of the next try, and in how many seconds it is.
-    """
-    retrying = "" if retry is None else f"; {describe_retry(*retry)}"
-    return f"Not connected; {unaccepted} waiting to be sent{retrying}"
-
-
-def waiting_for_server(error: ConnectFailed) -> str:
-    """Return the line that says that we wait for a server that is not there."""
-    return f"Cannot connect: {error.reason}; waiting for the server"
-
-
-def refused_name(refused: Refused) -> str:
-    """Return the line that says why our name was refused, and whether we ask for it again."""
-    again = "; asking again when it is free" if refused.code == "name-taken" else ""
-    return f"{refused}{again}"

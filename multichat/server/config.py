@@ -284,8 +284,8 @@ class ServerConfig:
     # members cost.
     max_rooms: int = _setting(1024, "Maximum number of rooms.", at_least=1)
 
-    # New rooms that one address may open per hour; over loopback or a Unix socket, one client.  A
-    # person needs a few, and a journal keeps each room for ever.
+    # New rooms that one address may open per hour; over loopback, one client, and over a Unix
+    # socket, one user.  A person needs a few, and a journal keeps each room for ever.
     max_new_rooms: int = _setting(
         100, "Rooms that nobody has used before which one address may open an hour.", at_least=1
     )

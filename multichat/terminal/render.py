@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
-from multichat.client.status import describe_connection
+from multichat.client.status import describe_event
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     Act,
@@ -41,7 +41,6 @@ from multichat.protocol.messages import (
     Welcome,
 )
 from multichat.protocol.names import SERVER_NAME, fold_name
-from multichat.protocol.text_codec import TEXT
 from multichat.terminal.mention import find_mentions
 from multichat.terminal.wrap import Fragments
 
@@ -140,19 +139,15 @@ class Renderer:
             case Notice(text=text, nonce=None):  # unsolicited: a message from the server
                 shown = [*_start(time), ("bold", SERVER_NAME), ("", "  "), *_text(text, me.name)]
                 return self._with_date(time, [Line(shown, mentions(text, me.name))])
-            case Disconnected(failures=0):
-                style, sign = WARNING, "!"
-            case Error() | Missed() | Goodbye():
+            case Disconnected(failures=0) | Error() | Missed() | Goodbye():
                 style, sign = WARNING, "!"
             case _ if isinstance(event, STATES):
                 style, sign = DIM, "·"
             case _:
                 style, sign = "", "·"
-        if isinstance(event, Disconnected | Reconnected):
-            words = describe_connection(event)
-        else:
-            words = TEXT.describe(event)
-        return self._with_date(time, [self._notice(time, text, sign, style) for text in words])
+        return self._with_date(
+            time, [self._notice(time, text, sign, style) for text in describe_event(event)]
+        )
 
     def typed(
         self, request: Request, me: Identity, now: datetime, *, pending: bool = False

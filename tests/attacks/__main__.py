@@ -1,11 +1,11 @@
-"""A table of attacks: `python -m tests.attacks [NAME...]`.
+"""Measures attacks and prints a table: `python -m tests.attacks [NAME...]`.
 
-An honest pair plays ping-pong.  Its round trips a second are measured undisturbed, while the attack
-hits a second server (the control), and while it hits its own.  `kept` is what is left of the lower
-of the other two, `longest` the longest round trip under attack, `stalled` how much more of the time
-than in the control was spent in round trips of more than 50 ms.
+An honest pair plays ping-pong.  Its round trips per second are measured undisturbed, while the
+attack hits a second server (the control), and while it hits the pair's own.  `kept` is the share of
+the lower of the first two rates, `longest` the longest round trip under attack, and `stalled` the
+additional share of the time spent in round trips of more than 50 ms, compared with the control.
 
-Then come readers on slow links: what each heard and missed, and what is wrong with that.
+Then follow readers on slow links: what each received and missed, and which errors were found.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The attacks: which hostile clients, on what server, and what an honest pair keeps of its rate."""
+"""The attacks: hostile clients, server options, and the share of its rate that a pair must keep."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _ATTACKERS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Said:
-    """Messages that were said in a room before the attack."""
+    """Messages that are sent to a room before the attack."""
 
     room: str
     messages: int
@@ -20,10 +20,10 @@ class Said:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attack:
-    """One attack on a server that was started with *options*.
+    """One attack on a server with *options*.
 
-    *kinds* are of `hostile.KINDS`, each with its room; *crowd* are those who are there before and
-    do nothing.  In *options*, `{folder}` is a folder of the server's own.
+    *kinds* names the attackers in `hostile.KINDS`, each with its room; *crowd* are clients that
+    are connected before and do nothing.  In *options*, `{folder}` is a folder for the server.
     """
 
     name: str
@@ -61,9 +61,9 @@ ATTACKS = (
     _attack("churn"),
     _attack("noise-pieces"),
     _attack("short-lines"),
-    # Three floods at once: what is left is about the product of what each leaves.
+    # Three floods at once: the share is about the product of the shares beside each of them.
     _attack("all", ("noise", "lobby"), ("long-lines", "lobby"), ("churn", "lobby"), kept=0.35),
-    # As short as the pair's own turns: shared equally.
+    # Turns as short as the pair's own, so the time is shared equally.
     _attack("ping", kept=2 / (_ATTACKERS + 2)),
     _attack("come-and-go"),
     _attack("come-and-go-password", ("come-and-go", ""), options=_PASSWORD),
@@ -100,7 +100,7 @@ ATTACKS = (
     _attack("rooms-of-800", ("rooms", "attic"), crowd="800-rooms"),
 )
 
-# They cost a room time that nobody uses: it waits for them.
+# They cost a room idle time, in which it waits for them.
 SLOW_ATTACKS = (
     _attack("slow"),
     _attack("slow-addresses"),

@@ -1,9 +1,9 @@
 """Hostile clients in a process of their own: `python hostile.py PORT KIND ROOM`, until killed.
 
-`KINDS` says what each kind does.  It prints `flooding` when the attack has begun.
+`KINDS` describes each kind.  Prints `flooding` when the attack has begun.
 
-Nothing but the standard library, so that it starts at once, and a low priority: what is measured is
-the share of the server that these clients get, not of the processor.
+Uses only the standard library, to start quickly, and a low priority: the measurement is about these
+clients' share of the server, not of the processor.
 """
 
 import json
@@ -25,29 +25,29 @@ _CHUNK_BYTES = 64 * 1024
 _PIECE_BYTES = 8100
 _LONG_LINE_BYTES = 63 * 1024
 
-# More than the server's send queue and the kernel's buffers hold for one client.
+# More than the server's send queue and the kernel's buffers can hold for one client.
 _OVERFLOW_LINES = 160
 
-# The smallest that the kernel allows is somewhat more.
+# The kernel's minimum is somewhat larger.
 _SMALL_BUFFER_BYTES = 4096
 
-# A slow client that trickles is as fast as a slow modem.
+# A trickling client is as fast as a slow modem.
 _TRICKLE_SECONDS = 0.5
 _TRICKLE_BYTES = 2048
 
-# Resumed in turn; who resumes one that is connected replaces that connection.
+# Resumed in turn; resuming the session of a connected client replaces its connection.
 _SESSIONS = 4
 
 
 class Kind(NamedTuple):
     """The behaviour of one kind of attacker.
 
-    Each sends *hello*, in which `{number}` and `{previous}` are numbers of connections, and then
-    *payload*, again and again if *repeats*; where there is an *answer*, each time only when that
-    has come.  It leaves, and connects again, at once (*leaves* is `sent`), when the answer has come
-    or, without one, any byte (`answered`), or when the server closes the connection.
+    Each client sends *hello*, in which `{number}` and `{previous}` are numbers of connections, and
+    then *payload*, repeatedly with *repeats*; if there is an *answer*, it waits for that each time.
+    It disconnects and reconnects immediately (*leaves* is `sent`), after the answer or, without
+    one, any byte (`answered`), or when the server closes the connection.
 
-    With *every_seconds*, another client connects each so many seconds, and none connects again.
+    With *every_seconds*, a new client connects at that interval, and none reconnects.
     """
 
     payload: bytes = b""
@@ -57,12 +57,12 @@ class Kind(NamedTuple):
     repeats: bool = True
     leaves: str = ""
     reads: bool = True
-    trickles: bool = False  # reads a little now and then
+    trickles: bool = False  # reads a few bytes at intervals
     every_seconds: float = 0.0
-    addresses: int = 1  # 127.0.0.1 and the following
+    addresses: int = 1  # how many addresses from 127.0.0.1 on
     joins: bool = True
-    replays: bool = False  # in JSON, with all messages of the room
-    resumes: bool = False  # the same, as one of a few sessions
+    replays: bool = False  # requests a replay of all messages, in JSON
+    resumes: bool = False  # the same, resuming one of a few sessions
     is_ready_when_answered: bool = False
 
 
@@ -83,7 +83,7 @@ _LONG_LINE = "x" * _LONG_LINE_BYTES + "\n"
 _PONG = b"pong\n"
 
 KINDS = {
-    # They talk, or make noise, in one room.
+    # They send messages or noise in one room.
     "noise": Kind(_NOISE),
     "long-lines": Kind(b"x" * (3 * _CHUNK_BYTES) + b"\n"),
     "churn": Kind(b"hello\n", leaves="sent"),
@@ -97,7 +97,7 @@ KINDS = {
     "guesses": Kind(b"/auth wrong\n" * 3, leaves="answered", joins=False),
     "tls-hellos": Kind(_client_hello(), leaves="answered", repeats=False, joins=False),
     "http": Kind(b"x" * _CHUNK_BYTES, hello="GET / HTTP/1.0\r\n\r\n", joins=False),
-    # They ask for much, one request at a time.
+    # They make expensive requests, one at a time.
     "history": Kind(b"/history 100\n/ping\n", answer=_PONG),
     "one-history": Kind(b"/history 100\n/ping\n", answer=_PONG, clients=1),
     "200-history": Kind(b"/history 100\n/ping\n", answer=_PONG, clients=200),
@@ -114,7 +114,7 @@ KINDS = {
         answer=b'"pong"',
         leaves="answered",
     ),
-    # They do not read: the first also asks for help without end.
+    # They do not read; the first also sends endless `/help` requests.
     "slow": Kind(_HELP, reads=False, clients=60, every_seconds=1.5),
     "slow-addresses": Kind(_HELP, reads=False, clients=600, every_seconds=0.15, addresses=200),
     "slow-trickle": Kind(_HELP, reads=False, trickles=True, clients=60, every_seconds=1.5),
@@ -129,7 +129,7 @@ KINDS = {
         clients=60,
         every_seconds=1.5,
     ),
-    # They are many and do nothing.
+    # Many idle clients.
     "800-members": Kind(
         b"/ping\n", clients=800, answer=_PONG, repeats=False, is_ready_when_answered=True
     ),
@@ -141,13 +141,13 @@ KINDS = {
         repeats=False,
         is_ready_when_answered=True,
     ),
-    # One who is about private messages to a slow client; see `victims`.
+    # Private messages to a slow client; see `victims`.
     "private": Kind(f"/msg victim {_LONG_LINE[1000:]}".encode(), clients=1),
 }
 
 
 class _Client:
-    """One connection after the other; `step` does what can be done without waiting."""
+    """A sequence of connections; `step` does what is possible without waiting."""
 
     def __init__(self, port: int, kind: Kind, number: int, hello: bytes) -> None:
         self._port, self._kind, self._number, self._hello = port, kind, number, hello
@@ -160,7 +160,7 @@ class _Client:
             self.socket.bind((f"127.0.0.{1 + self._number % self._kind.addresses}", 0))
         if not self._kind.reads:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
-        self.socket.setblocking(False)  # from here on: the others go on reading meanwhile
+        self.socket.setblocking(False)  # from here on, so that the others can read meanwhile
         with suppress(BlockingIOError):
             self.socket.connect(("127.0.0.1", self._port))
         self._rest = memoryview(self._hello + self._kind.payload)
@@ -169,7 +169,7 @@ class _Client:
 
     @property
     def events(self) -> int:
-        """What it waits for."""
+        """The events to poll for."""
         reads = selectors.EVENT_READ if self._kind.reads else 0
         writes = self._rest or not self._is_connected
         return reads | (selectors.EVENT_WRITE if writes else 0)
@@ -179,7 +179,7 @@ class _Client:
             self.socket.recv(_TRICKLE_BYTES)
 
     def step(self) -> bool:
-        """Return whether it is still connected."""
+        """Make progress; return whether it is still connected."""
         received = False
         try:
             if self._kind.reads:
@@ -211,7 +211,7 @@ class _Client:
 
 
 def _replay_hellos(port: int, room: str, kind: Kind) -> list[bytes]:
-    """Return requests for every message of *room*, and begin the sessions that they resume."""
+    """Return hellos that request every message of *room*, after creating the sessions to resume."""
     hellos = []
     for _ in range(_SESSIONS if kind.resumes else kind.replays):
         with socket.create_connection(("127.0.0.1", port)) as stream:

@@ -1,6 +1,6 @@
-"""Readers on slow links: what they hear while others are faster than they are.
+"""Readers on slow links: what they receive while others are faster.
 
-Each function returns what is wrong, in lines; no line is a success.
+Each function returns errors as lines; none means success.
 """
 
 import json
@@ -33,21 +33,21 @@ MBIT = 125_000  # bytes a second
 _READER = Path(__file__).parent / "reader.py"
 _PADDING = b"x" * 1000
 
-# In the server's queue and the kernel's buffers on both sides of the server.
+# The capacity of the server's queue and the kernel's buffers on both sides.
 _BUFFERED_BYTES = 16_000_000
 
-# For a reader to have what is left when everything was said; the slowest may not have it by then.
+# The time for readers to receive the rest; the slowest may not finish.
 _DRAIN_SECONDS = 60.0
 
 
 class _Reader:
-    """One reader in a process of its own, behind a link of its own."""
+    """A reader in a process of its own, behind a slow link."""
 
     def __init__(self, name: str, link: SlowLink, command: Command) -> None:
         self.name, self.link, self.command = name, link, command
 
     async def finish(self, seconds: float) -> dict[str, Any]:
-        """Wait for the end with this timeout; return the result."""
+        """Wait for its end, with a timeout; return the result."""
         with trio.move_on_after(seconds):
             while self.command.process.poll() is None:
                 await trio.sleep(0.02)
@@ -89,7 +89,7 @@ def _numbered(first: int, count: int) -> bytes:
 
 
 class _Speaker:
-    """One who says numbered messages over a bare socket."""
+    """A sender of numbered messages on a raw socket."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection((LOOPBACK, port), WAIT_SECONDS)
@@ -105,7 +105,7 @@ class _Speaker:
         self._socket.sendall(f"{text}\n".encode())
 
     def end(self) -> None:
-        """Say that this is the end, and wait until the server has told it."""
+        """Send the last message, and wait until the server has delivered it."""
         self._socket.sendall(b"end\n/ping\n")
         answer = b""
         while b"pong\n" not in answer:
@@ -140,8 +140,8 @@ async def flood(
 ) -> list[str]:
     """One sender floods readers on *links* (in bytes a second).
 
-    They stay connected.  Whatever the history holds at the end each of them has; each knows exactly
-    how many of the messages before it missed.
+    They stay connected.  Each receives everything that the history has at the end, and the exact
+    number of messages that it missed before.
     """
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(_serve(folder, command, options))
@@ -191,9 +191,9 @@ async def private_messages(
     options: str = "",
     show: Callable[[str], object] = str,
 ) -> list[str]:
-    """A victim on a slow link gets private messages without end, and a word a second in its room.
+    """A victim on a slow link gets endless private messages, and one message a second in its room.
 
-    It stays connected, hears every word, and nobody else can take its name.
+    It stays connected, receives every message of the room, and keeps its name.
     """
     trouble = []
     async with AsyncExitStack() as stack:
@@ -229,8 +229,8 @@ async def pipe(
 ) -> list[str]:
     """A file is piped into a room of readers on *links* (in bytes a second).
 
-    The sender is as fast as the fastest reader, which misses nothing; the others know exactly how
-    many messages they missed.
+    The sender is as fast as the fastest reader, which misses nothing; the others receive the exact
+    number of messages that they missed.
     """
     path = folder / "file"
     count = megabytes * 1_000_000 // (len(_PADDING) + 8)

@@ -1,4 +1,4 @@
-"""Measure what an attack costs an honest pair: undisturbed, beside a control, and attacked."""
+"""Measures an honest pair: undisturbed, during an attack on a control, and attacked itself."""
 
 import socket
 import subprocess
@@ -22,13 +22,13 @@ __all__ = ["Turn", "answered", "hostile", "turns"]
 _HOSTILE = Path(__file__).parent / "hostile.py"
 _PASSWORD = "swordfish"
 
-# Enough, however long the attack is.
+# Enough for an attack of any length.
 _UNDISTURBED_SECONDS, _CONTROL_SECONDS = 1.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """The pair undisturbed, while a second server is attacked, and while its own is."""
+    """The pair's results: undisturbed, with a second server attacked, with its own attacked."""
 
     undisturbed: Talk
     control: Talk
@@ -36,12 +36,12 @@ class Turn:
 
     @property
     def kept(self) -> float:
-        """Which part of the lower of the two other rates is left."""
+        """The rate under attack as a share of the lower of the other two."""
         return self.attacked.rate / min(self.undisturbed.rate, self.control.rate)
 
     @property
     def stalled(self) -> float:
-        """For which part of the time the pair was stalled, above that of the control."""
+        """The share of the time in which the pair was stalled, minus that of the control."""
         control, attacked = (each.stalled / each.seconds for each in (self.control, self.attacked))
         return max(0.0, attacked - control)
 
@@ -50,9 +50,9 @@ class Turn:
 async def turns(
     attack: Attack, folder: Path, *, seconds: float, command: str = MULTICHAT, options: str = ""
 ) -> AsyncIterator[Callable[[], Awaitable[Turn]]]:
-    """Start two servers of *command* with more *options*.
+    """Start two servers with *command* and *options*.
 
-    Yields what measures one turn: the attack for *seconds*, the two others for as long or less.
+    Yields a function that measures once: the attack for *seconds*, the others for at most as long.
     """
     async with AsyncExitStack() as stack:
         servers: list[ServerCommand] = []
@@ -74,7 +74,7 @@ async def turns(
             return await trio.to_thread.run_sync(pair.talk, seconds)
 
         async def turn() -> Turn:
-            await _idle(own, open_files, pair)  # after the turn before
+            await _idle(own, open_files, pair)  # after the previous measurement
             undisturbed = await talk(min(seconds, _UNDISTURBED_SECONDS))
             async with _attacked(attack, other, folder, None):
                 control = await talk(min(seconds, _CONTROL_SECONDS))
@@ -83,7 +83,7 @@ async def turns(
                 attacked = await talk()
             return Turn(undisturbed=undisturbed, control=control, attacked=attacked)
 
-        await talk(0.2)  # until everything that has to warm up has done so
+        await talk(0.2)  # warm up
         open_files = {server: _open_files(server) for server in servers}
         yield turn
         for server in servers:
@@ -126,7 +126,7 @@ async def hostile(
 async def _attacked(
     attack: Attack, server: ServerCommand, folder: Path, pair: Pair | None
 ) -> AsyncIterator[None]:
-    """Attack *server*, on which *pair* is, while the block runs."""
+    """Attack *server*, to which *pair* is connected, while the block runs."""
     async with AsyncExitStack() as stack:
         async with _listening(pair):
             for kind, room in attack.kinds:
@@ -137,9 +137,9 @@ async def _attacked(
 async def _idle(
     server: ServerCommand, open_files: dict[ServerCommand, int], pair: Pair | None
 ) -> None:
-    """Wait until *server* has dealt with all that an attack left, and has *open_files* again.
+    """Wait until *server* has processed the rest of an attack, and has only *open_files* again.
 
-    Thousands who came and went may still wait to be accepted, and what was sent to be read.
+    Thousands of closed connections may still wait to be accepted and read.
     """
     with trio.fail_after(WAIT_SECONDS):
         async with _listening(pair):
@@ -150,7 +150,7 @@ async def _idle(
 
 @asynccontextmanager
 async def _listening(pair: Pair | None) -> AsyncIterator[None]:
-    """Have *pair* read, or it would be a slow client itself."""
+    """Let *pair* read, so that it does not become a slow client itself."""
     done = False
 
     async def listen() -> None:
@@ -168,7 +168,7 @@ def _open_files(server: ServerCommand) -> int:
 
 
 def answered(port: int) -> bytes:
-    """Connect, and wait for any answer; return how it begins, or nothing if it was closed."""
+    """Connect and wait for any answer; return its first bytes, or none if it was closed."""
     with socket.create_connection((LOOPBACK, port), WAIT_SECONDS) as newcomer:
         newcomer.sendall(b"/ping\n")
         return newcomer.recv(100)

@@ -1,4 +1,4 @@
-"""An honest pair that plays ping-pong: its round trips show what everybody else costs it."""
+"""An honest pair that plays ping-pong: its round trips show the cost of other clients."""
 
 import select
 import socket
@@ -12,13 +12,13 @@ from tests.support.processes import LOOPBACK, WAIT_SECONDS
 
 __all__ = ["STALL_SECONDS", "Pair", "Talk"]
 
-# Ten times the longest that a round trip takes when nobody disturbs it.
+# Ten times the longest undisturbed round trip.
 STALL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Talk:
-    """What was measured: *stalled* is the time of round trips above `STALL_SECONDS`."""
+    """A measurement; *stalled* is the time of round trips above `STALL_SECONDS`."""
 
     round_trips: int
     seconds: float
@@ -27,15 +27,15 @@ class Talk:
 
     @property
     def rate(self) -> float:
-        """Round trips a second."""
+        """Round trips per second."""
         return self.round_trips / self.seconds
 
 
 class Pair:
-    """Two clients of the text protocol in the lobby, over bare sockets.
+    """Two clients of the text protocol in the lobby, on raw sockets.
 
-    Raises `AssertionError` if one is disconnected, or misses a word of the other, or gets it twice
-    or out of order.  Others may talk in the room; what they say is read and dropped.
+    Raises `AssertionError` if one is disconnected, or if it misses a message of the other, or gets
+    it twice or out of order.  Messages of others are read and ignored.
     """
 
     def __init__(self, port: int, *, password: str = "", ca: Path | None = None) -> None:
@@ -58,7 +58,7 @@ class Pair:
         self._stack.close()
 
     def talk(self, seconds: float) -> Talk:
-        """Talk for so long, and until the round trip under way is over."""
+        """Play for that long, and until the current round trip ends."""
         round_trips = 0
         longest = stalled = 0.0
         started = now = time.monotonic()
@@ -77,16 +77,16 @@ class Pair:
         )
 
     def listen(self, seconds: float) -> None:
-        """Read the messages of others for this time."""
+        """Read the messages of others for that long."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             for ready in select.select(self._sockets, [], [], left)[0]:
                 self._read(self._sockets.index(ready))
 
     def _read_until(self, i: int, wanted: bytes) -> None:
-        """Read until a line of the server or the other that ends with *wanted* has come.
+        """Read until a line of the server or the partner ends with *wanted*.
 
-        That must be the only word of the other until then.
+        Until then the partner must have sent nothing else.
         """
         found = False
         while not found:

@@ -1,9 +1,9 @@
-"""A JSON client that only reads: `python reader.py PORT NAME [SINCE]`, until a message is `end`.
+"""A JSON client that only reads, until the message `end`: `python reader.py PORT NAME [SINCE]`.
 
-Messages must begin with numbers that rise like their ids, and `missed` must say exactly how many
-ids are left out.  What it found is printed at the end, or on SIGTERM, as one line of JSON.
+Messages must begin with numbers that rise like their ids, and `missed` must equal the number of
+skipped ids.  Prints its result at the end, or on SIGTERM, as one line of JSON.
 
-Nothing of multichat: it believes only the bytes on the wire.
+Imports nothing from multichat: it checks the bytes on the wire.
 """
 
 import json
@@ -19,14 +19,14 @@ class _Found:
         self.said = 0
         self.missed = 0
         self.last = last  # the number of the last message
-        self.whole_from = 0  # the number of the message behind the last that was missed
+        self.whole_from = 0  # the number of the message after the last missed one
         self.direct = 0
         self.trouble = ""
         self._offset: int | None = None
         self._gap = 0
 
     def take(self, event: dict[str, object]) -> bool:
-        """Return whether to go on."""
+        """Process a message; return whether to continue."""
         kind = event["type"]
         if kind == "direct":
             self.direct += 1

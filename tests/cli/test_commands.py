@@ -764,20 +764,6 @@ async def test_stopped_while_idle_it_ends_without_the_grace_period(tmp_path: Pat
         await client.wait_for("Connection lost: the server is shutting down; reconnecting")
 
 
-async def test_a_client_that_is_killed_in_mid_line_costs_nobody_anything(tmp_path: Path) -> None:
-    async with serve(tmp_path) as server, connect(tmp_path, server) as witness:
-        await witness.wait_for("you are Client 1")
-        async with Command(tmp_path, program("nc"), LOOPBACK, str(server.port)) as victim:
-            await server.wait_for("Client 2 connected")
-            await victim.type("whole\nhal")
-            await witness.wait_for("[Client 2] whole")
-            victim.process.kill()
-            await server.wait_for("Client 2 disconnected")
-        await witness.type("still here\n")
-        await server.wait_for("[RX] [Client 1] still here")
-        await stop(server)
-
-
 async def test_the_limit_of_open_files_is_raised_as_far_as_it_goes(tmp_path: Path) -> None:
     script = f"ulimit -Sn 64; exec {MULTICHAT} serve 0 --host {LOOPBACK}"
     async with ServerCommand(tmp_path, "/bin/sh", "-c", script) as server:

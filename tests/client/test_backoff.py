@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from multichat.client.outbox import Outbox
 from multichat.client.position import EVERYTHING, Position
 from multichat.client.reconnect import backoff
-from multichat.client.status import describe_connection, describe_retry
+from multichat.client.status import describe_event, describe_retry
 from multichat.client.timeouts import ClientTimeouts
 from multichat.protocol.messages import (
     MAX_UNACCEPTED,
@@ -64,12 +64,12 @@ def test_every_delay_is_positive_and_below_the_maximum(dice: list[float]) -> Non
 
 
 def test_a_loss_and_a_reconnect_are_one_line_each_and_failed_attempts_none() -> None:
-    assert describe_connection(Disconnected("connection reset", 0.26)) == [
+    assert describe_event(Disconnected("connection reset", 0.26)) == [
         "Connection lost: connection reset; reconnecting"
     ]
-    assert describe_connection(Disconnected("connection refused", 30, 3)) == []
-    assert describe_connection(Reconnected(resumed=True, again=3)) == ["Connected again"]
-    assert describe_connection(Reconnected(resumed=False, again=3)) == [
+    assert describe_event(Disconnected("connection refused", 30, 3)) == []
+    assert describe_event(Reconnected(resumed=True, again=3)) == ["Connected again"]
+    assert describe_event(Reconnected(resumed=False, again=3)) == [
         "Connected again, in a new session: the server has forgotten us",
         "What was not accepted is sent again, and may be said twice",
     ]

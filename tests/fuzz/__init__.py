@@ -1,10 +1,10 @@
-"""Fuzzing of what a stranger's bytes reach first; `python -m tests.fuzz --help` says how.
+"""Fuzzes the code that parses untrusted bytes; see `python -m tests.fuzz --help`.
 
-targets      what is checked: one function of bytes for each target, by subject
-reference    what it is checked against: slow, and plainly right
-mutation     bytes from bytes, where nothing better is installed
+targets      the properties: one function of bytes for each target
+reference    slow and simple reference implementations
+mutation     a simple mutation engine, used if atheris is not installed
 guided       the child process in which atheris mutates, guided by coverage
-campaign     a target, an engine and a time: what came of it
+campaign     fuzzes one target with one engine for a time
 __main__     the command
-corpus       what is tried first, a folder for each target, each file named for what it shows
+corpus       the initial inputs: a folder for each target, files named by what they show
 """

@@ -1,13 +1,13 @@
-"""Fuzz the modules that read untrusted bytes first, each for its share of the time.
+"""Fuzzes the modules that parse untrusted bytes, each for its share of the time.
 
     python -m tests.fuzz                                   a minute for all of them
     python -m tests.fuzz --seconds 600 --target names      one of them, for longer
     python -m tests.fuzz --seconds 3600 --keep             and store what was found
     python -m tests.fuzz --target names --replay FILE      one input again, with its traceback
 
-Guided by coverage where atheris is installed; otherwise inputs are plainly mutated.
-What a target failed on becomes a file in `.fuzz`, and is tried again in a new process.
-The exit status is 1 if that failed, too.
+Guided by coverage if atheris is installed; otherwise inputs are mutated at random.
+A failing input is written to a file in `.fuzz` and tried again in a new process.
+The exit status is 1 if that fails, too.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from tests.fuzz.targets import TARGETS
 def main(
     arguments: Sequence[str] | None = None, *, repeats: Callable[[str, Path], bool] = repeats
 ) -> int:
-    """Return the exit status; *repeats* tells whether a target fails again on a stored input."""
+    """Run the command line; *repeats* returns whether a target fails again on a stored input."""
     options = _parse(arguments)
     if options.replay:
         return _replay(options.target, options.replay)
@@ -114,7 +114,7 @@ def _summary(name: str, report: Report) -> str:
 
 
 def _store(name: str, failure: Failure, folder: Path) -> Path | None:
-    """Write the input that a target failed on to a file; return its path, if there is an input."""
+    """Write a failing input to a file; return its path, or None without an input."""
     if failure.data is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _store(name: str, failure: Failure, folder: Path) -> Path | None:
 
 
 def _account(name: str, failure: Failure, path: Path | None) -> str:
-    """Say what failed and how to replay it."""
+    """Describe a failure and how to replay it."""
     if path is None:
         return failure.why
     return (

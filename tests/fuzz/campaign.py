@@ -1,7 +1,7 @@
-"""One target, fuzzed for a time by either engine, and what came of it.
+"""Fuzzes one target for a time with either engine, and reports the result.
 
-Owns the corpus on disk, the child process of the guided engine and what libFuzzer says, and what
-counts as a failure: whatever a target raises, and taking far too long.
+Owns the corpus on disk, the child process of the guided engine, the parsing of libFuzzer's output,
+and the definition of a failure: any exception of a target, or taking far too long.
 """
 
 import hashlib
@@ -38,21 +38,21 @@ CORPUS = Path(__file__).parent / "corpus"
 
 _ROOT = CORPUS.parents[2]
 
-# An input takes about a millisecond.  Five seconds of the processor, however busy the machine is,
-# are quadratic.
+# An input takes about a millisecond.  Five seconds of CPU time, whatever the load of the machine,
+# indicate quadratic time.
 SLOW_SECONDS = 5.0
 
-# Importing, reading the corpus, and the one input that is being tried when time is up.
+# For importing, reading the corpus, and the last input.
 _CHILD_SECONDS = 300
 
 
 class TookTooLong(AssertionError):
-    """A target did not fail, but came back far too late."""
+    """A target took far too long."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An input on which a target failed, and why; *data* is None if not even the engine ran."""
+    """A failing input and the reason; *data* is None if the engine itself failed."""
 
     data: bytes | None
     why: str
@@ -60,7 +60,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one target was put through; *coverage* is libFuzzer's, before and after."""
+    """The result for one target; *coverage* is libFuzzer's, before and after."""
 
     executions: int
     seconds: float
@@ -72,19 +72,19 @@ class Report:
 
 
 def can_be_guided() -> bool:
-    """Whether atheris is here."""
+    """Return whether atheris is installed."""
     return find_spec("atheris") is not None
 
 
 def read_corpus(folder: Path) -> dict[str, bytes]:
-    """Return the inputs of one target, by the names of their files."""
+    """Return the inputs of one target by file name."""
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*"))}
 
 
 def failure_of(
     target: Target, data: bytes, *, slow_seconds: float = SLOW_SECONDS
 ) -> Exception | None:
-    """Try one input."""
+    """Try one input; return the failure, if any."""
     began = time.process_time()
     try:
         target.check(data)
@@ -105,7 +105,7 @@ def fuzz_plainly(
     max_executions: float = float("inf"),
     slow_seconds: float = SLOW_SECONDS,
 ) -> Report:
-    """Try the corpus, then what chance makes of it."""
+    """Try the corpus, then random mutations of it."""
     target = TARGETS[name]
     seeds = list(read_corpus(folder).values())
     began = time.perf_counter()
@@ -124,7 +124,7 @@ def _shrunk_failure(
     error = failure_of(target, data, slow_seconds=slow_seconds)
     if error is None:
         return None
-    if not isinstance(error, TookTooLong):  # of which a thousand more would take for ever
+    if not isinstance(error, TookTooLong):  # shrinking such an input would take very long
         kind = type(error)
         data = shrunk(data, lambda smaller: type(failure_of(target, smaller)) is kind)
         error = failure_of(target, data)
@@ -132,7 +132,7 @@ def _shrunk_failure(
 
 
 def repeats(name: str, path: Path) -> bool:
-    """Try the input in the file *path* again, in a new process; return whether it fails."""
+    """Try the input in *path* again in a new process; return whether it fails."""
     command = [sys.executable, "-m", "tests.fuzz", "--target", name, "--replay", str(path)]
     try:
         ran = subprocess.run(
@@ -147,9 +147,9 @@ def repeats(name: str, path: Path) -> bool:
 
 
 def fuzz_guided(name: str, folder: Path, *, seconds: float, seed: int, keep: bool) -> Report:
-    """Have atheris look for what reaches code that the corpus does not.
+    """Let atheris search for inputs that reach code which the corpus does not.
 
-    With *keep*, of what it found the smallest inputs that reach all of it come into the corpus.
+    With *keep*, add the smallest set of inputs that reaches all of it to the corpus.
     """
     with tempfile.TemporaryDirectory() as scratch:
         finds, dictionary = Path(scratch, "finds"), Path(scratch, "words")
@@ -203,19 +203,19 @@ def _run_child(
 
 def _failure_of_child(name: str, ran: subprocess.CompletedProcess[str], prefix: Path) -> Failure:
     said = f"{ran.stdout}\n{ran.stderr}".strip()
-    # `slow-unit` is no failure, and may stand beside one.
+    # `slow-unit` is not a failure, and may accompany one.
     artifacts = list(prefix.parent.glob(f"{prefix.name}[!s]*"))
     if not artifacts:
         return Failure(None, f"the child ended with status {ran.returncode}:\n{said}")
     data = artifacts[0].read_bytes()
-    # What hung the child would hang us as well, so that only what raises is tried again.
+    # An input that hung the child would hang this process, so only exceptions are tried again.
     if artifacts[0].name.startswith(f"{prefix.name}crash"):
         return _shrunk_failure(TARGETS[name], data) or Failure(data, f"not repeatable:\n{said}")
     return Failure(data, said)
 
 
 def _keep(name: str, finds: Path, folder: Path) -> int:
-    """Add to the corpus the smallest finds that reach what nothing in it does; return how many."""
+    """Add the smallest inputs that reach new code to the corpus; return how many."""
     before = set(read_corpus(folder))
     _run_child(name, ("-merge=1", "-use_counters=0", folder, finds), _CHILD_SECONDS)
     new = set(read_corpus(folder)) - before

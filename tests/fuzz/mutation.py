@@ -1,7 +1,7 @@
-"""Bytes from bytes: what stands in where atheris cannot be had.
+"""A simple mutation engine, used if atheris is not installed.
 
-Owns how an input is made from others, at random but repeatably, and how one that fails is made
-smaller.  It sees no coverage, so that it only finds what is near what it began with.
+Owns the generation of inputs from others, at random but reproducibly, and the shrinking of failing
+ones.  Without coverage it only finds inputs close to the corpus.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +9,15 @@ from random import Random
 
 __all__ = ["MAX_INPUT_BYTES", "mutants", "shrunk"]
 
-# Enough for several lines of everything; what is longer says nothing new and takes longer.
+# Enough for several lines of any kind; longer inputs only take longer.
 MAX_INPUT_BYTES = 2048
 
-# How often a failing input is tried in smaller sizes: a second or two.
+# The most attempts to shrink a failing input; a second or two.
 _SHRINKING_ATTEMPTS = 2000
 
 
 def mutants(seeds: Sequence[bytes], words: Sequence[bytes], random: Random) -> Iterator[bytes]:
-    """Yield inputs without end, each made from one of *seeds* with the help of *words*."""
+    """Yield endless mutations of *seeds*, with the help of *words*."""
     while True:
         data = random.choice([*seeds, b""])
         for _ in range(random.randint(1, 6)):
@@ -49,7 +49,7 @@ def _mutated(data: bytes, seeds: Sequence[bytes], words: Sequence[bytes], random
 
 
 def shrunk(data: bytes, fails: Callable[[bytes], bool]) -> bytes:
-    """Return a smaller input that fails as well, or *data*: spans are left out while it does."""
+    """Return a smaller failing input, or *data*, by removing spans while it still fails."""
     attempts = _SHRINKING_ATTEMPTS
     span = len(data) // 2
     while span and attempts > 0:

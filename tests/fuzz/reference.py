@@ -1,8 +1,7 @@
-"""What the code under test is compared with: slow, and plainly right.
+"""Slow and simple reference implementations for the code under test.
 
-Owns a second opinion on framing, written for one line and one byte at a time from the rules in
-`docs/protocol.md`, and on which characters a terminal obeys.  Shares neither code nor tables with
-`multichat`.
+Implements framing line by line and byte by byte from the rules in `docs/protocol.md`, and defines
+which characters a terminal obeys.  Shares neither code nor tables with `multichat`.
 """
 
 import unicodedata
@@ -18,7 +17,7 @@ _BIDI = frozenset(["LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"
 
 
 def lines_of(data: bytes, max_line_bytes: int) -> list[str | None]:
-    """Return the lines of a whole connection as they are to be shown."""
+    """Return the lines of a whole connection as they must be shown."""
     lines: list[str | None] = []
     for raw in data.split(b"\n"):
         raw = raw.removesuffix(b"\r")

@@ -1,6 +1,6 @@
-"""What inputs are likely to hold: words that chance would take too long to spell.
+"""Likely parts of inputs: words that random mutation would hardly produce.
 
-Owns nothing but lists.  Both engines put them where they like; none of them has to be of any use.
+Only lists.  Both engines insert them anywhere.
 """
 
 from typing import get_args
@@ -17,7 +17,7 @@ def _utf8(*texts: str) -> tuple[bytes, ...]:
 
 
 def _types_and_fields(union: object) -> tuple[bytes, ...]:
-    """Return every type of *union* and every field of theirs as JSON has them."""
+    """Return the JSON names of every type of *union* and of their fields."""
     kinds = get_args(union)
     types = {f'"type":"{kind.__struct_config__.tag}"' for kind in kinds}
     fields = {f'"{field.name}":' for kind in kinds for field in msgspec.structs.fields(kind)}
@@ -53,7 +53,7 @@ REQUESTS = (*_JSON, *_types_and_fields(WireRequest))
 
 EVENTS = (*_JSON, *_types_and_fields(Event))
 
-# Of the scripts that `targets` plays to a handshake.
+# For the scripts of the handshake target.
 STEPS = _utf8(
     *("\n|\n", "=", "~\n", "!\n"),
     '{"type":"welcome","protocol":1,"client":7,"name":"Client 7","room":"lobby","members":2,'

@@ -30,7 +30,17 @@ from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import ScriptedClient, memory_server
 from tests.support.disks import file_size_limit
-from tests.support.journals import encode, running, say, texts_of, tidy, wait_stored
+from tests.support.journals import (
+    all_texts,
+    back_up,
+    encode,
+    running,
+    say,
+    texts_of,
+    tidy,
+    wait_stored,
+    write,
+)
 from tests.support.log import LogRecorder
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from tests.support.sockets import open_client
@@ -40,18 +50,6 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what is tested is Linux's")
-
-
-async def write(path: Path, *texts: str) -> None:
-    async with running(SqliteJournal(path)) as journal:
-        for text in texts:
-            await say(journal.room("lobby"), text)
-
-
-async def all_texts(path: Path) -> list[str]:
-    async with running(SqliteJournal(path)) as journal:
-        room = journal.room("lobby")
-        return await texts_of(room, 0, room.next)
 
 
 async def refusal(path: Path, limits: SqliteLimits | None = None) -> str:
@@ -122,11 +120,6 @@ async def test_a_server_killed_at_any_system_call_can_start_again_and_has_lost_n
 
 
 # --- A WAL and a file that do not belong together -------------------------------------------------
-
-
-def back_up(path: Path, copy: Path) -> None:
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
 
 
 def save(path: Path, folder: Path) -> Path:

@@ -3,14 +3,12 @@
 Whoever knows messages that the backup does not have is told so, and never lacks any silently.
 """
 
-import json
 import shutil
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,59 +19,12 @@ from multichat.journal.sqlite.journal import SqliteJournal, SqliteLimits
 from multichat.journal.sqlite.reader import open_reader
 from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.protocol.ids import message_id
-from multichat.testing import ScriptedClient
-from tests.support.journals import running, say, texts_of
-from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
-from tests.support.sockets import open_client
+from tests.support.journals import back_up, running, say, texts_of
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, serve
+from tests.support.programs import program
 from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
-
-
-class Program:
-    """A client that speaks JSON; *ids* are those of what it said and heard, by text."""
-
-    def __init__(self, client: ScriptedClient) -> None:
-        self._client = client
-        self.ids: dict[str, str] = {}
-        self.welcome: dict[str, Any] = {}
-
-    async def hello(self, **fields: Any) -> None:
-        await self._client.send("/json " + json.dumps({"type": "hello", "protocol": 1, **fields}))
-        self.welcome = await self.hear("welcome")
-
-    async def hear(self, *kinds: str) -> dict[str, Any]:
-        """Return the next event of one of *kinds*."""
-        while True:
-            event: dict[str, Any] = json.loads(await self._client.line())
-            if event["type"] == "said":
-                self.ids[event["text"]] = event["id"]
-            if event["type"] in kinds:
-                return event
-
-    async def say(self, *texts: str) -> None:
-        for text in texts:
-            await self._client.send(json.dumps({"type": "say", "text": text, "nonce": text}))
-            self.ids[text] = (await self.hear("accepted"))["id"]
-
-    async def history(self) -> list[str]:
-        await self._client.send('{"type":"history"}')
-        return [said["text"] for said in (await self.hear("history"))["messages"]]
-
-
-@asynccontextmanager
-async def program(server: ServerCommand, **fields: Any) -> AsyncIterator[Program]:
-    client = await open_client(server.port)
-    async with client.stream:
-        one = Program(client)
-        await one.hello(**fields)
-        yield one
-
-
-def back_up(path: Path, copy: Path) -> None:
-    """As `sqlite3 FILE ".backup COPY"` does."""
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
 
 
 def remove_beside(path: Path) -> None:

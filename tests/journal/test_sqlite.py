@@ -40,6 +40,7 @@ from tests.support.journals import (
     ALICE,
     LOTS,
     OLD_TOKENS,
+    all_texts,
     encode,
     nonces_of,
     old_journal,
@@ -49,6 +50,7 @@ from tests.support.journals import (
     texts_of,
     tidy,
     wait_stored,
+    write,
 )
 from tests.support.log import LogRecorder
 from tests.support.processes import WAIT_SECONDS
@@ -56,20 +58,6 @@ from tests.support.processes import WAIT_SECONDS
 pytestmark = pytest.mark.process
 
 BOTH = pytest.mark.parametrize("durability", list(Durability), ids=lambda each: each.value)
-
-
-async def all_texts(path: Path, name: str = "lobby") -> list[str]:
-    async with running(SqliteJournal(path)) as journal:
-        room = journal.room(name)
-        found = await texts_of(room, 0, room.next)
-        assert len(found) == room.next - room.first
-        return found
-
-
-async def write(path: Path, *texts: str, retention: Retention | None = None) -> None:
-    async with running(SqliteJournal(path, retention=retention)) as journal:
-        for text in texts:
-            await say(journal.room("lobby"), text)
 
 
 def beside(path: Path) -> set[str]:

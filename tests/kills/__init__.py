@@ -1,1 +1,1 @@
-"""A server that is killed under load; see `python -m tests.kills --help`."""
+"""Kills a server under load; see `python -m tests.kills --help`."""

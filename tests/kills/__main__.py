@@ -1,10 +1,10 @@
-"""Kill a server under load: `python -m tests.kills [--kills 30] [--durability full] [--seed N]`.
+"""Kills a server under load: `python -m tests.kills [--kills 30] [--durability full] [--seed N]`.
 
-Ten rooms; in each, two who write, and one who only reads.  The server is killed with SIGKILL again
-and again, and started on the same journal; everybody resumes.  Fails unless each message was heard
-exactly once by each other member of its room, by nobody else, and by all in one order.
+There are ten rooms with two writers and one reader each.  The server is repeatedly killed with
+SIGKILL and restarted with the same journal, and all clients resume.  Fails unless each message was
+received exactly once by every other member of its room, by nobody else, and in the same order.
 
-Without --durability, once with `full` and once with `normal`.
+Without --durability it runs once with `full` and once with `normal`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ __all__ = ["journal", "run"]
 
 LIFE_SECONDS = 0.3, 2.0
 
-# For a shared machine.
+# Generous, for a shared machine.
 START_SECONDS = 60.0
 SETTLE_SECONDS = 180.0
 
@@ -44,7 +44,7 @@ def journal(folder: Path, durability: str) -> list[str]:
 def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
     """Run a server with *options* and kill it; return a line of statistics.  Raises `Wrong`."""
     dice = random.Random(f"{seed} kills")
-    with socket.socket() as kept:  # a port that the system gives to nobody else
+    with socket.socket() as kept:  # keeps the port from being assigned to another process
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind((LOOPBACK, 0))
         port = kept.getsockname()[1]
@@ -74,7 +74,7 @@ def run(folder: Path, options: Sequence[str], *, kills: int, seed: int) -> str:
 
 
 def main() -> None:
-    """Kill by hand."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--durability", choices=["full", "normal"])

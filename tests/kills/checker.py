@@ -1,12 +1,12 @@
-"""Members of ten rooms on raw sockets, who check what a server that is killed promises them.
+"""Clients on raw sockets that check the guarantees of a server that is killed.
 
-Imports nothing of multichat: what is checked is docs/protocol.md.
+Imports nothing from multichat: the reference is docs/protocol.md.
 
-Writers say numbered lines with nonces, and after each reconnect say again, with the same nonces,
-what was not accepted.  They and the readers resume their sessions with the id of the last message
-that they heard.  Each member must hear each line of the others in its room exactly once, no line of
-another room, and all members of a room the same lines in the same order; what was accepted must
-have the id under which the others heard it.
+Writers send numbered messages with nonces; after each reconnect they send the unaccepted ones again
+with the same nonces.  Writers and readers resume their sessions with the id of the last message
+that they received.  Each member must receive each message of the others in its room exactly once
+and none of other rooms, all members of a room in the same order, and an accepted message must have
+the id with which the others received it.
 """
 
 import json
@@ -23,7 +23,7 @@ __all__ = ["LOOPBACK", "Member", "Rooms", "Wrong", "check_room"]
 
 LOOPBACK = "127.0.0.1"
 
-# Fewer than a client may have unaccepted.
+# Below the limit of unaccepted messages.
 _MAX_UNACCEPTED = 128
 
 _MAX_BURST = 20
@@ -31,14 +31,14 @@ _PAUSE_SECONDS = 0.05
 _RETRY_SECONDS = 0.05
 _ANSWER_SECONDS = 60.0
 
-# What comes twice, would have come by then.
+# By then, duplicates would have arrived.
 _AFTER_SECONDS = 1.0
 
 _EVERYTHING = 2**31 - 1
 
 
 class Wrong(Exception):
-    """Something that the server promises is not so."""
+    """The server broke a guarantee."""
 
 
 class _Cut(Exception):
@@ -63,12 +63,12 @@ class _Lines:
             raise _Cut from error
 
     def hello(self, wishes: dict[str, Any]) -> dict[str, Any]:
-        """Say hello; return the welcome."""
+        """Send a hello; return the welcome."""
         self._send(f"/json {json.dumps(wishes)}\n".encode())
         return self.answer("welcome")
 
     def answer(self, kind: str) -> dict[str, Any]:
-        """Wait for an event of a *kind*, and return it; the others are received after it."""
+        """Wait for an event of a *kind* and return it; other events are returned by `receive`."""
         until = time.monotonic() + _ANSWER_SECONDS
         while time.monotonic() < until:
             early = self.receive(1.0)
@@ -80,12 +80,12 @@ class _Lines:
         raise Wrong(f"no answer `{kind}` in {_ANSWER_SECONDS:g} s")
 
     def take_early(self) -> list[dict[str, Any]]:
-        """Return what came beside answers."""
+        """Return the events that `answer` has skipped."""
         early, self._early = self._early, []
         return early
 
     def receive(self, seconds: float) -> list[dict[str, Any]]:
-        """Return the events of a read, none if nothing comes in so many *seconds*."""
+        """Return the events of a read; none if nothing arrives within *seconds*."""
         try:
             if not select.select([self.socket], [], [], seconds)[0]:
                 return []
@@ -95,7 +95,7 @@ class _Lines:
         if not data:
             raise _Cut
         *lines, self._rest = (self._rest + data).split(b"\n")
-        # Before the hello was read, the lobby's chat may come as text.
+        # Messages of the lobby may arrive as text before the server has read the hello.
         return [json.loads(line) for line in lines if line.startswith(b"{")]
 
 
@@ -116,12 +116,12 @@ class Member:
     failure: str = ""
     connected: bool = False
     _came: bool = False
-    _is_trusted: bool = False  # something was accepted through the session
+    _is_trusted: bool = False  # the session has accepted a message, so it must be stored
     _session: str = ""
     _since: str | None = None
 
     def run(self) -> None:
-        """Come, and come again, until it is over."""
+        """Connect and reconnect until the end."""
         dice = random.Random(f"{self.rooms.seed} {self.name}")
         try:
             while not self.rooms.over.is_set():
@@ -157,7 +157,7 @@ class Member:
         """Join the room via the lobby, because a session remembers its rooms."""
         welcome = lines.hello({"protocol": 1, "name": self.name})
         if welcome["name"] != self.name:
-            raise _Cut  # the name is that of our last connection
+            raise _Cut  # our last connection still has the name
         lines.send({"type": "join", "room": self.room, "nonce": "join"})
         joined = lines.answer("joined")
         while joined["client"] != welcome["client"]:
@@ -179,7 +179,7 @@ class Member:
         if self._is_trusted:
             kind = "resumed" if welcome["resumed"] else "new"
             raise Wrong(f"a {kind} session is {welcome['name']} in {welcome['room']}")
-        self._session = ""  # nothing was accepted through it: it need not have been kept
+        self._session = ""  # it accepted nothing, so it need not have been stored
         raise _Cut
 
     def _talk(self, lines: _Lines, dice: random.Random) -> None:
@@ -190,7 +190,7 @@ class Member:
                 next_at = now + dice.uniform(0, 2 * _PAUSE_SECONDS)
                 requests = []
                 for _ in range(dice.randint(1, _MAX_BURST)):
-                    # From here on it is to be heard, whatever becomes of this connection.
+                    # From here on it must be delivered, even if this connection breaks.
                     nonce, text = self.said, f"{self.room} {self.name} {self.said}"
                     self.said += 1
                     self.unaccepted[nonce] = text
@@ -227,9 +227,9 @@ def _say(nonce: int, text: str) -> dict[str, Any]:
 
 
 class Rooms:
-    """*rooms* rooms of *writers* and *readers* on *port*, from one *seed*.
+    """*rooms* rooms, each with *writers* and *readers*, on *port*, from one *seed*.
 
-    Writers say nothing before `begun` is set, and nothing new after `hushed`.
+    Writers start when `begun` is set, and send nothing new after `hushed`.
     """
 
     def __init__(
@@ -247,12 +247,12 @@ class Rooms:
         ]
 
     def start(self) -> None:
-        """Have them all come."""
+        """Start all members."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Have them all leave."""
+        """Stop all members."""
         self.over.set()
         for thread in self._threads:
             thread.join()
@@ -263,7 +263,7 @@ class Rooms:
         self.begun.set()
 
     def wait_heard(self, seconds: float) -> None:
-        """Wait until everything that was said is accepted, and heard; raises `Wrong`."""
+        """Wait until all messages are accepted and received; raises `Wrong`."""
         self.hushed.set()
         self._wait(
             seconds,
@@ -291,7 +291,7 @@ class Rooms:
             )
 
     def raise_failures(self) -> None:
-        """Raise `Wrong` for what members have found."""
+        """Raise `Wrong` for the failures of members."""
         if failures := [each.failure for each in self.members if each.failure]:
             raise Wrong("; ".join(failures))
 
@@ -302,14 +302,14 @@ class Rooms:
         return sum(each.said for each in self._others(member))
 
     def check(self) -> None:
-        """Raise `Wrong` unless everything was heard once, in one order, in its room."""
+        """Raise `Wrong` unless every message was received once, in one order, in its room."""
         self.raise_failures()
         for room in sorted({member.room for member in self.members}):
             members = [each for each in self.members if each.room == room]
             check_room(room, members, self._history(room))
 
     def _history(self, room: str) -> list[tuple[str, str]]:
-        """Return what a newcomer is told of everything that was said in *room*."""
+        """Return the complete history of *room*, as replayed to a new client."""
         count = sum(each.said for each in self.members if each.room == room)
         lines = _Lines(self.port)
         with lines.socket:
@@ -325,7 +325,7 @@ class Rooms:
             return history
 
     def statistics(self) -> str:
-        """Say in a line what happened."""
+        """Return one line of statistics."""
         said = sum(each.said for each in self.members)
         heard = sum(len(each.heard) for each in self.members)
         resumed = sum(each.resumed for each in self.members)

@@ -11,7 +11,7 @@ from itertools import count
 import pytest
 import trio
 import trio.testing
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import multichat
 from multichat import Server, ServerConfig, ServerTimeouts
@@ -42,10 +42,6 @@ WRONG = "[Server] wrong password"
 ACCEPTED = "[Server] password accepted"
 
 
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
-
-
 @pytest.fixture
 def log(log: LogRecorder) -> Iterator[LogRecorder]:
     """The log at its most talkative, which holds no password and no try at one in the end."""
@@ -71,7 +67,7 @@ async def enter(network: MemoryServer) -> ScriptedClient:
     client = await knock(network)
     await client.send(f"/auth {SECRET}")
     assert await client.line() == ACCEPTED
-    await settle()
+    await wait_all_tasks_blocked()
     return client
 
 
@@ -200,7 +196,7 @@ async def test_only_8_kib_are_read_before_the_password(said: str, log: LogRecord
         client = await knock(network)
         data = (said.encode("latin-1") * MAX_BYTES)[: MAX_BYTES - 1]
         await client.stream.send_all(data)
-        await settle()
+        await wait_all_tasks_blocked()
         assert log.lines == []
         await client.stream.send_all(b"xx")
         assert (await client.rest())[-1].endswith(
@@ -248,7 +244,7 @@ async def test_input_behind_the_password_is_processed_wherever_it_was_split(
             client = await network.join()
             if cut:
                 await client.stream.send_all(data[:cut])
-                await settle()
+                await wait_all_tasks_blocked()
             await client.stream.send_all(data[cut:])
             heard = await client.lines(len(answers))
             assert [line[: len(answer)] for line, answer in zip(heard, answers, strict=True)] == (
@@ -256,7 +252,7 @@ async def test_input_behind_the_password_is_processed_wherever_it_was_split(
             )
             assert (await witness.line()).endswith("] hello there")
             await client.stream.aclose()
-            await settle()
+            await wait_all_tasks_blocked()
 
 
 @pytest.mark.parametrize("end", ["\n", "", "\r\n", "\r"])
@@ -280,7 +276,7 @@ async def test_a_connection_that_ends_before_the_password_is_not_a_client(log: L
             await client.rest()
         broken = await knock(network)
         await broken.stream.aclose()
-        await settle()
+        await wait_all_tasks_blocked()
         assert network.server.statistics().clients_ever == 0
     refused = "[INFO] [server] [STATE] Refused a client: "
     assert log.lines[0] == f"{refused}disconnected without a password"
@@ -398,7 +394,7 @@ class Network:
         assert await client.line() == (ACCEPTED if password == SECRET else WRONG)
         took = trio.current_time() - started
         await client.stream.aclose()
-        await settle()
+        await wait_all_tasks_blocked()
         return took
 
 
@@ -446,7 +442,7 @@ async def test_many_attempts_from_one_address_take_turns_and_are_rejected(
         clients = [await door.knock("203.0.113.7:1") for _ in range(10)]
         for client in clients:
             await client.send(f"/auth {SECRET}x")
-        await settle()
+        await wait_all_tasks_blocked()
         answered, refused = 0, 0
         for client in clients[::-1]:
             line = await client.line()
@@ -571,7 +567,7 @@ class Door:
     async def wait(self, *addresses: str) -> None:
         for address in addresses:
             self._nursery.start_soon(self._wait, address)
-            await settle()
+            await wait_all_tasks_blocked()
 
     async def _wait(self, address: str) -> None:
         try:
@@ -622,7 +618,7 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
         await door.wait(*others)
         for ours, _ in streams:  # nobody reads the goodbye
             nursery.start_soon(door.admission.reject, ours, b"goodbye\n")
-        await settle()
+        await wait_all_tasks_blocked()
         assert len(door.admission.pending) == MANY
         await trio.sleep(ServerTimeouts().linger + 0.1)
         assert len(door.admission.pending) == len(others)
@@ -707,7 +703,7 @@ async def test_an_ipv6_64_counts_as_one_address_for_the_client_limit(
         for _ in range(3):
             assert await arrive("") == pong  # a Unix socket: nobody knows who it is
         admission = network.server._admission
-        await settle()
+        await wait_all_tasks_blocked()
         assert sorted(admission._connections.values()) == [1, 2]
     assert not admission._connections  # nothing is left of those who are gone
 
@@ -778,7 +774,7 @@ async def test_an_error_while_a_waiting_connection_is_cancelled_frees_its_place(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail_when_cancelled)
             nursery.start_soon(trio.sleep_forever)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             admission.close()
     assert admission.pending == {}
 
@@ -794,7 +790,7 @@ async def test_pending_connections_count_for_the_limit_per_address(
             "[Server] goodbye: too many clients from your address (at most 1)"
         ]
         await waiting.stream.aclose()
-        await settle()
+        await wait_all_tasks_blocked()
         third = await door.knock("203.0.113.7:1")
         await third.send(f"/auth {SECRET}")
         assert await third.line() == ACCEPTED

@@ -6,46 +6,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.journal.base import PendingWrite, RoomJournal, iterate_backwards
+from multichat.journal.base import iterate_backwards
 from multichat.journal.memory import MemoryJournal
 from multichat.protocol.ids import message_id
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Nonce, SaidBlock
+from multichat.protocol.messages import SaidBlock
 from multichat.server.broadcast import Block
 from multichat.server.history_pages import MAX_HISTORY_BYTES, MAX_HISTORY_MESSAGES, read_history
 from multichat.server.recent_messages import Ring, RingBudget
 from multichat.testing import run_on_mock_clock
-from tests.support.journals import encode
+from tests.support.journals import DelegatingRoom, encode
 
 pytestmark = pytest.mark.unit
 
 
-class CountingRoom(RoomJournal):
+class CountingRoom(DelegatingRoom):
     """Counts how much text is read from a room of a memory journal."""
 
     def __init__(self) -> None:
-        self._room = MemoryJournal().room("lobby")
-        self.epoch = self._room.epoch
+        super().__init__(MemoryJournal().room("lobby"))
         self.read_bytes = 0
-
-    @property
-    def first(self) -> int:  # type: ignore[override]
-        return self._room.first
-
-    @property
-    def next(self) -> int:  # type: ignore[override]
-        return self._room.next
-
-    def append(
-        self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
-    ) -> PendingWrite | None:
-        return self._room.append(said, nonces, checks)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
         raise NotImplementedError
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
-        blocks = await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
+        blocks = await super().read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
         self.read_bytes += sum(len(block.text.encode()) for block in blocks)
         return blocks
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio._core import _run as trio_run
 
-from multichat import ServerConfig, Slow
+from multichat import ServerConfig
 from multichat.errors import InvalidName, NameTaken, TooManyRooms
 from multichat.journal.memory import MemoryJournal
 from multichat.log import Log
@@ -447,24 +447,6 @@ async def test_a_client_is_announced_before_its_first_message(
             "Renamed",
             "Said",
         ]
-
-
-async def test_messages_missed_in_text_are_reported_before_the_welcome(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with memory_server(ServerConfig(send_queue_batches=1, slow=Slow.DROP)) as network:
-        stalled = await network.stalled()
-        talker = await network.join()
-        for i in range(5):
-            await talker.send(str(i))
-            await trio.testing.wait_all_tasks_blocked()
-        await stalled.send("/json")
-        await trio.testing.wait_all_tasks_blocked()
-        stalled.recover()
-        lines = await stalled.lines(4)
-        assert lines[:2] == ["[Client 2] 0", "[Client 2] 1"]
-        assert lines[2] == "[Server] 3 messages skipped"
-        assert lines[3].startswith('{"type":"welcome"')
 
 
 async def test_a_delayed_private_message_uses_the_recipients_current_protocol(

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 import multichat
 from multichat import (
@@ -36,10 +37,6 @@ pytestmark = pytest.mark.unit
 GOODBYE = "[Server] goodbye: the server is shutting down"
 
 
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
-
-
 async def test_broadcast_returns_a_receipt(log: LogRecorder) -> None:
     async with memory_server() as network:
         assert await network.server.broadcast("nobody is here") == Receipt()
@@ -62,7 +59,7 @@ async def test_broadcast_counts_the_members_that_did_not_get_it(
         receipts = []
         for i in range(3):
             receipts.append(await network.server.broadcast(str(i)))
-            await settle()
+            await wait_all_tasks_blocked()
         without = Receipt(lagging=1) if slow is Slow.WAIT else Receipt(dropped=1)
         assert receipts == [Receipt(queued=2), Receipt(queued=2), Receipt(queued=1) + without]
 
@@ -104,9 +101,9 @@ async def test_members_and_statistics() -> None:
     async with memory_server() as network:
         a, b, c = [await network.join() for _ in range(3)]
         await b.finish()
-        await settle()
+        await wait_all_tasks_blocked()
         await a.send("one", "two")
-        await settle()
+        await wait_all_tasks_blocked()
         server = network.server
         assert server.members == [
             MemberInfo(client=1, name="Client 1", room="lobby", address="", waiting_bytes=0),
@@ -206,7 +203,7 @@ async def test_shutdown_with_all_idle_is_immediate(
             nursery.start_soon(leave_when_told, client)
         started = trio.current_time()
         await network.server.close()
-        await settle()
+        await wait_all_tasks_blocked()
         assert trio.current_time() == started
         assert rests == [["[Server] goodbye: the server is shutting down"]] * 5
         assert network.server.members == []
@@ -220,10 +217,10 @@ async def test_shutdown_with_full_send_queues_delivers_all_accepted_messages(
         slow = await network.join(lockstep=True)
         for i in range(3):  # the last of them is being waited for when the end comes
             await sender.send(str(i))
-            await settle()
+            await wait_all_tasks_blocked()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(network.server.close)
-            await settle()
+            await wait_all_tasks_blocked()
             await trio.sleep(1)
             assert await slow.rest() == [
                 "[Client 1] 0",
@@ -333,7 +330,7 @@ async def test_shutdown_ends_within_the_grace_period_whatever_clients_do(
         await network.join(lockstep=True)
         for i in range(2):
             await sender.send(str(i))
-            await settle()
+            await wait_all_tasks_blocked()
         await network.server.close()
         await trio.sleep(3.1)
         assert await sender.rest() == ["[Server] goodbye: the server is shutting down"]
@@ -466,7 +463,7 @@ async def test_a_grace_period_that_ends_before_the_slow_timeout_loses_nothing(
         sender = await network.join()
         await trio.sleep(1)  # while somebody talks, less is read at once
         await sender.send(*["y"] * count)
-        await settle()
+        await wait_all_tasks_blocked()
         with trio.move_on_after(2):
             await network.server.close()
         lines = await healthy.rest()

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from multichat import ServerConfig
 from multichat.protocol.codec import encoded_help
@@ -18,10 +19,6 @@ from tests.support.processes import WAIT_SECONDS
 from tests.support.sockets import tcp_pair
 
 pytestmark = pytest.mark.unit
-
-
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_a_message_reaches_everybody_else(log: LogRecorder) -> None:
@@ -64,7 +61,7 @@ async def test_each_message_of_a_batch_is_logged(log: LogRecorder) -> None:
     async with memory_server() as network:
         a = await network.join()
         await a.send("one", "two")
-        await settle()
+        await wait_all_tasks_blocked()
     assert log.lines[1:5] == [
         "[INFO] [server] [RX] [Client 1] one",
         "[INFO] [server] [BROADCAST] Broadcasting to 1 clients",
@@ -94,7 +91,7 @@ async def test_all_members_get_the_same_order(
             nursery.start_soon(talk, sender)
         for i in range(len(listeners)):
             nursery.start_soon(listen, i)
-        await settle()
+        await wait_all_tasks_blocked()
     assert seen[0] == seen[1] == seen[2]
     for number in range(1, 5):
         own = [line for line in seen[0] if line.startswith(f"[Client {number}] ")]
@@ -145,7 +142,7 @@ async def test_quit_is_answered_with_a_goodbye(log: LogRecorder) -> None:
         await a.send("bye", "/quit", "never said")
         assert await a.rest() == ["[Server] goodbye: you asked to leave"]
         assert await b.line() == "[Client 1] bye"
-        await settle()
+        await wait_all_tasks_blocked()
         assert [member.client for member in network.server.members] == [2]
     assert "[INFO] [server] [STATE] Client 1 disconnected" in log.lines
 
@@ -162,7 +159,7 @@ async def test_a_client_at_the_end_of_its_input_gets_what_was_queued_for_it() ->
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await b.send("for you")
-        await settle()
+        await wait_all_tasks_blocked()
         await a.send("done")
         await a.finish()
         assert await a.rest() == ["[Client 2] for you"]  # and no goodbye: it was its own wish
@@ -213,7 +210,7 @@ async def test_other_protocols_are_answered_and_their_input_is_not_published(
         a, b = [await network.join() for _ in range(2)]
         for chunk in chunks:
             await a.stream.send_all(chunk)
-            await settle()
+            await wait_all_tasks_blocked()
         received = bytearray()
         async for data in a.stream:
             received += data
@@ -234,7 +231,7 @@ async def test_a_lone_control_character_is_no_tls() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.stream.send_all(b"\x16")
-        await settle()
+        await wait_all_tasks_blocked()
         await a.send(" is SYN")
         assert await b.line() == "[Client 1] ␖ is SYN"
 
@@ -263,7 +260,7 @@ async def test_a_connection_that_breaks_is_logged_with_its_reason(log: LogRecord
         broken = trio.BrokenResourceError()
         broken.__cause__ = ConnectionResetError(errno.ECONNRESET, "reset")
         network.accept(failing_stream(broken))
-        await settle()
+        await wait_all_tasks_blocked()
         assert network.server.members == []
     assert log.lines[-1] == "[INFO] [server] [STATE] Client 1 disconnected (connection reset)"
 
@@ -273,11 +270,11 @@ async def test_input_of_a_client_that_cannot_be_written_to_is_processed(log: Log
         a, b = [await network.join() for _ in range(2)]
         a.stream.receive_stream.close()  # type: ignore[attr-defined]
         await b.send("you cannot hear this")
-        await settle()
+        await wait_all_tasks_blocked()
         await a.send("but I can say that")
         assert await b.line() == "[Client 1] but I can say that"
         await a.finish()
-        await settle()
+        await wait_all_tasks_blocked()
         assert [member.client for member in network.server.members] == [2]
 
 
@@ -333,7 +330,7 @@ async def test_cancelled_at_any_await_a_session_leaves_nothing_behind(
                 nursery.start_soon(_live, victim)
                 for i in range(3):
                     await witness.send(f"a {i}", "/ping")
-                    await settle()
+                    await wait_all_tasks_blocked()
             trio.lowlevel.remove_instrument(cancel)
             assert [member.client for member in network.server.members] == [1]
             left = [line for line in log.lines if "Client 2 disconnected" in line]
@@ -368,7 +365,7 @@ async def test_a_bug_in_one_session_is_logged_and_hurts_nobody_else(
     async with memory_server() as network:
         a = await network.join()
         network.accept(failing_stream(RuntimeError("boo")))
-        await settle()
+        await wait_all_tasks_blocked()
         await a.send("/ping")
         assert await a.line() == "[Server] pong"
         assert [member.client for member in network.server.members] == [1]
@@ -389,7 +386,7 @@ async def test_a_fast_client_has_one_task_and_a_slow_one_two() -> None:
     async with memory_server() as network:
         ours, theirs = await tcp_pair()
         network.accept(ours)
-        await settle()
+        await wait_all_tasks_blocked()
         talker = await network.join()
         await talker.send("hello")
         assert await theirs.receive_some() == b"[Client 2] hello\n"
@@ -409,7 +406,7 @@ async def test_a_goodbye_does_not_wait_for_slow_clients() -> None:
     async with memory_server(config) as network:
         ours, theirs = await tcp_pair()
         network.accept(ours)
-        await settle()
+        await wait_all_tasks_blocked()
         await network.join(lockstep=True)  # and never reads
         with trio.fail_after(WAIT_SECONDS):
             while network.server.statistics().messages < 3:  # one on its way, one waits, one more

@@ -1,11 +1,11 @@
-"""Run many schedules, or one again.
+"""Runs many schedules, or replays one.
 
     python -m tests.simulation --seeds 500            seeds 0 to 499, in as many processes as cores
     python -m tests.simulation --seeds 500 --start N  from N on
     python -m tests.simulation --seed N               one, with its log
 
-Each that violates an invariant is printed with the command that replays it, and run again.
-The exit status is 1 if any of them violates one the second time, too.
+Each schedule that violates an invariant is printed with the command that replays it, and repeated.
+The exit status is 1 if any schedule also fails the second time.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from types import FrameType
 from .plan import make_plan
 from .world import Outcome, simulate
 
-# Of the processor, so that a busy machine fails nothing; most runs take a tenth of a second.
+# CPU time, so that a busy machine causes no failure; most runs take a tenth of a second.
 _RUN_SECONDS = 120
 
-# How many seeds a process takes at once, and how often the progress is told.
+# The number of seeds that a process takes at a time, and between two reports of progress.
 _CHUNK = 4
 _PROGRESS_SECONDS = 10.0
 
@@ -132,7 +132,7 @@ def run_many(seeds: range, jobs: int) -> int:
 
 
 def replay(seed: int) -> int:
-    """Run one *seed* and tell all about it; return the exit status."""
+    """Run one *seed* and print its log and result; return the exit status."""
     plan = make_plan(seed)
     _tell(plan.config)
     _tell(f"rooms {', '.join(plan.rooms)}; {plan.server_ending.name}; eager: {plan.eager}")
@@ -152,7 +152,7 @@ def replay(seed: int) -> int:
 
 
 def main() -> int:
-    """Parse the command line and do what it says."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation")
     parser.add_argument("--seeds", type=int, default=500, help="how many schedules")
     parser.add_argument("--start", type=int, default=0, help="the first seed")

@@ -1,4 +1,4 @@
-"""Servers that are broken on purpose: each is caught by the invariant that is there for it."""
+"""Deliberately broken servers, one for each invariant that must detect it."""
 
 import inspect
 import textwrap
@@ -42,13 +42,13 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 
 def every(nth: int) -> Callable[[], bool]:
-    """Return what says yes once in so many calls."""
+    """Return a function that returns True once in *calls* calls."""
     calls = count(1)
     return lambda: next(calls) % nth == 0
 
 
 def wrap(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrapper: Any) -> None:
-    """Put *wrapper*, which gets the original first, in the place of a method."""
+    """Replace a method by *wrapper*, which gets the original as its first argument."""
     original = getattr(owner, name)
 
     def replacement(*args: Any, **kwargs: Any) -> Any:
@@ -58,7 +58,7 @@ def wrap(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrapper: Any) 
 
 
 def edited(name: str, owner: type, method: str, old: str, new: str) -> Break:
-    """Return what breaks a server by one change to the source of a method."""
+    """Return a function that breaks a server by one change in the source of a method."""
 
     def edit(monkeypatch: pytest.MonkeyPatch) -> None:
         original = getattr(owner, method)
@@ -260,7 +260,7 @@ def count_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     wrap(monkeypatch, Room, "publish", say)
 
 
-# --- Those who come back, and the journal ---------------------------------------------------------
+# --- Reconnects and the journal -------------------------------------------------------------------
 
 
 def tell_the_past_from(offset: int) -> Break:
@@ -357,7 +357,7 @@ def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(
         original: Any, session_store: SessionStore, one: StoredSession, name: str, room: str
     ) -> Any:
-        one.name, one.room = name, room  # which the journal is told when it leaves
+        one.name, one.room = name, room  # stored in the journal when it leaves
 
     wrap(monkeypatch, SessionStore, "update", changed)
 
@@ -435,7 +435,7 @@ pass_over_unknown_ids = edited(
 )
 
 
-# --- Those who lag --------------------------------------------------------------------------------
+# --- Lagging clients ------------------------------------------------------------------------------
 
 lag_from_behind_the_block = edited(
     "lag_from_behind_the_block", Room, "_fall_behind", "batch.said.first", "batch.end"
@@ -518,7 +518,7 @@ lose_the_notice_in_hand = edited(
 
 WAITS = {"slow": Slow.WAIT}
 
-# Nobody is waited for, little is in memory, and it is replayed in small parts.
+# No waiting, little memory, and replays in small parts.
 LAGS = {
     "slow": Slow.WAIT,
     "slow_timeout_seconds": 0.0,

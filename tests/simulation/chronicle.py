@@ -1,9 +1,9 @@
-"""The log of a run, read: who was where, and what was told in which order.
+"""Parses the log of a run: which client was in which room, and the order of the messages.
 
-The log is the order of things: it says who came, who went to which room, who was called what and
-what was told, each in the step in which it happened.  From it follows who should have heard what.
-Between its lines stands what the journal took, from whom: what is told then, in its room's turn,
-may be from somebody who has left, and under a name that is somebody else's by now.
+The log records connects, joins, names and messages in the order in which they happened, so it
+determines what each client should have received.  Between its lines are the messages that the
+journal took, and their senders: when such a message is delivered, its sender may have left, and its
+name may belong to another client.
 """
 
 import re
@@ -36,19 +36,19 @@ _TAG = re.compile(r"([cds])(\d+)\.(\d+):")
 
 
 def _fold(name: str) -> str:
-    """Return what is equal for two names that are the same, or look alike, in the simulation."""
+    """Return a key that is equal for names that are the same, or look alike, in the simulation."""
     return name.casefold().replace("0", "o").replace("rn", "m")
 
 
 def key_of(name: str, text: str) -> str:
-    """Return what names a message: its tag, or all of it where it has none."""
+    """Return the key of a message: its tag, or the whole text if it has no tag."""
     tag = _TAG.match(text)
     return tag[0][:-1] if tag else f"{name}: {text}"
 
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One record of the log, without its time of day."""
+    """One record of the log, without the time."""
 
     seconds: float
     level: int
@@ -57,10 +57,10 @@ class LogEntry:
 
 @dataclass
 class Publish:
-    """Messages that were sent at once; *position* is their place in the log.
+    """Messages that were published together; *position* is their index in the log.
 
-    *speaker* is the server's number of who said it, None for the server itself; *first* the number
-    of the first in its room.
+    *speaker* is the sender's client number, None for the server; *first* is the number of the first
+    message in its room.
     """
 
     position: int
@@ -75,7 +75,7 @@ class Publish:
 
 @dataclass
 class Stay:
-    """From where to where in the log a client was in a room, and as which number."""
+    """A client's stay in a room: from and until which position in the log, and its number."""
 
     room: str
     start: int
@@ -85,7 +85,7 @@ class Stay:
 
 @dataclass(frozen=True)
 class Departure:
-    """Where in the log a client left, when, and why."""
+    """A client's departure: its position in the log, the time and the reason."""
 
     position: int
     seconds: float
@@ -94,9 +94,9 @@ class Departure:
 
 @dataclass(frozen=True)
 class Kill:
-    """Where in the log, and when, the server was killed; *sessions* is what the next one knew.
+    """The position and the time of a kill of the server; *sessions* is what the next server knew.
 
-    Each with the time since when its client is disconnected.
+    Each session has the time since which its client is disconnected.
     """
 
     position: int
@@ -105,17 +105,17 @@ class Kill:
 
 
 class Told(NamedTuple):
-    """A message that was told: where, with which number there, and its key."""
+    """A delivered message: its room, its number there, and its key."""
 
     room: str
     number: int
     key: str
 
 
-# Ids have as many digits from the first number on.
+# Ids always have the same number of digits.
 _FIRST_ID = 10**9
 
-# What stands in the log of a run where its server was killed.
+# The line in the log of a run where its server was killed.
 KILLED = "[killed]"
 
 _LINE = re.compile(r"\[STATE\] Client (\d+) (connected|disconnected|joined|is now called|is)(.*)")
@@ -124,18 +124,18 @@ _SAID = re.compile(r"\[(RX|TX)\] (?:\[([^\]]+)\]|(\*) (Client \d+|[^\s\]]+)) (.*
 
 
 class Chronicle:
-    """The log, read: who was where, who was called what, what was said in which order.
+    """The parsed log: rooms, names, and the order of the messages.
 
-    Connections are known by the number that they got when they came, also when they become somebody
-    who was there before.  *hellos* are the rooms that each wished for, and was welcomed in: a
-    session keeps a room that could not be entered, of which the log says nothing.
+    Connections are identified by the number that they got first, even after they resume a session.
+    *hellos* has the rooms that each requested and was welcomed in: a session also keeps a room that
+    could not be entered, which is not logged.
 
-    *forged* is what was taken as somebody's who is not called so, or is not
-    there; *ghosts* what was done by who had left; *untaken* what was told that the journal had not
-    taken, or not yet in its room's turn; *early* what was told before it was kept; *misnumbered*
-    what was not numbered in its room's order.  *numbered* are the keys of what was told in each
-    room, by their numbers; *ids* is the same by ids; *taken_from* is what each connection said,
-    *busy_seconds* when the last of that had its turn.
+    *forged* has messages attributed to a client that has another name or is not connected; *ghosts*
+    has actions of clients that had left; *untaken* has messages delivered before the journal took
+    them, or out of their room's order; *early* has messages delivered before they were stored;
+    *misnumbered* has messages with wrong numbers.  *numbered* has the keys of each room's messages
+    by number, *ids* the same by id.  *taken_from* has the messages of each connection, and
+    *busy_seconds* the time when the last of them was delivered.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Chronicle:
         self.by_room: dict[str, list[Publish]] = {}
         self.numbered: dict[str, list[str]] = {}
         self.ids: dict[str, Told] = {}
-        self.order: dict[str, int] = {}  # of each message: the how manieth it is
+        self.order: dict[str, int] = {}  # the index of each message
         self.shared_names: list[str] = []
         self.ghosts: list[str] = []
         self.forged: list[str] = []
@@ -160,20 +160,24 @@ class Chronicle:
         self.misnumbered: list[str] = []
         self.early: list[str] = []
         self.taken_from: dict[int, list[Taken]] = {}
-        self.renamed_away: set[int] = set()  # where somebody came back whose name another had taken
+        self.renamed_away: set[int] = (
+            set()
+        )  # resumes of a client whose name another client had taken
         self._replaced: set[int] = set()
         self.busy_seconds: dict[int, float] = {}
-        self.resumed: dict[int, int] = {}  # who each connection that came back is
+        self.resumed: dict[int, int] = {}  # the client number of each resumed connection
         self._max_rooms = max_rooms
         self._hellos = hellos or {}
-        self._refused: dict[int, str] = {}  # the room that each client could not enter, maybe
-        self._who: dict[int, int] = {}  # which connection a client has
-        self._displaced: dict[int, int] = {}  # which it had, until that is told to go
-        self._away: dict[int, tuple[str, str]] = {}  # what it was called, and where it was
+        self._refused: dict[
+            int, str
+        ] = {}  # the room that each client may have been unable to enter
+        self._who: dict[int, int] = {}  # the connection of each client
+        self._displaced: dict[int, int] = {}  # its previous connection, until that is closed
+        self._away: dict[int, tuple[str, str]] = {}  # its name and its room
         self._names: dict[int, str] = {}
         self._numbers: dict[str, int] = {}
         self._taken_from: dict[int, int] = {}
-        self._turns: dict[str, deque[Taken]] = {}  # of each room: what is not told yet
+        self._turns: dict[str, deque[Taken]] = {}  # by room: not delivered yet
         to_come = deque(taken)
         killed = {kill.position: kill for kill in kills}
         for position, entry in enumerate(log):
@@ -190,10 +194,10 @@ class Chronicle:
 
     @property
     def never_told(self) -> list[Taken]:
-        """What was taken and not told, though it is kept."""
+        """What the journal stored, but was never delivered."""
         return [taken for turns in self._turns.values() for taken in turns if taken.kept]
 
-    # --- Who is there -----------------------------------------------------------------------------
+    # --- Members ----------------------------------------------------------------------------------
 
     def _change(self, position: int, seconds: float, client: int, what: str, rest: str) -> None:
         if what == "connected":
@@ -254,7 +258,7 @@ class Chronicle:
     def _wish(self, connection: int, client: int) -> None:
         room, _ = self._hellos.get(connection, ("", ""))
         if room:
-            self._refused[client] = room  # unless it is told to have joined it
+            self._refused[client] = room  # unless a join is logged
 
     def _go(self, client: int, position: int) -> None:
         last = self.stays[self._who.pop(client)][-1]
@@ -276,7 +280,7 @@ class Chronicle:
         self._numbers[_fold(name)] = client
 
     def _kill(self, position: int, kill: Kill) -> None:
-        """Everybody is gone at once; of what was pending some is kept, and told to nobody."""
+        """Remove all members; some pending messages are stored, and delivered to nobody."""
         for client, connection in list(self._who.items()):
             self._go(client, position)
             self.departures[connection] = Departure(position, kill.seconds, KILLED)
@@ -292,7 +296,7 @@ class Chronicle:
                     texts = said.text.split("\n")
                     self._publish(position, taken, said.name, texts, act=said.act)
 
-    # --- What is said -----------------------------------------------------------------------------
+    # --- Messages ---------------------------------------------------------------------------------
 
     def _take(self, taken: Taken) -> None:
         said = taken.said
@@ -346,7 +350,7 @@ class Chronicle:
     def _whose_turn(self, name: str, run: str, *, act: bool) -> Taken | None:
         for turns in self._turns.values():
             while turns and turns[0].kept is False:
-                turns.popleft()  # it was told to its sender that it was not said
+                turns.popleft()  # its sender got an error
             said = turns[0].said if turns else None
             if said is not None and (said.name, said.text, said.act) == (name, run, act):
                 return turns.popleft()
@@ -354,30 +358,30 @@ class Chronicle:
         return None
 
     def number_of(self, id_: str | None) -> int:
-        """Return the number of the message with that id; -1 if nothing was told with it."""
+        """Return the number of the message with that id; -1 if no delivered message has it."""
         return self.ids[id_].number if id_ in self.ids else -1
 
     def told(self, room: str, position: float) -> int:
-        """Return how many messages had been told in *room* before *position* in the log."""
+        """Return how many messages had been delivered in *room* before *position* in the log."""
         publishes = [each for each in self.by_room.get(room, []) if each.speaker is not None]
         index = bisect_left(publishes, position, key=lambda publish: publish.position)
         return publishes[index - 1].first + len(publishes[index - 1].keys) if index else 0
 
     def done(self, publish: Publish) -> float:
-        """Return until where in the log *publish* may have been going on: the next one."""
+        """Return the position of the next publish in the log: *publish* may last until then."""
         publishes = self.by_room[publish.room]
         after = bisect_right(publishes, publish.position, key=lambda each: each.position)
         return publishes[after].position if after < len(publishes) else inf
 
     def said_during(self, stay: Stay) -> list[Publish]:
-        """Return what was said in a room while somebody was there."""
+        """Return the messages published in a room during a stay."""
         publishes = self.by_room.get(stay.room, [])
         start = bisect_left(publishes, stay.start, key=lambda publish: publish.position)
         end = bisect_right(publishes, stay.end, key=lambda publish: publish.position)
         return publishes[start:end]
 
     def said_before(self, stay: Stay) -> Publish | None:
-        """Return what was said last before somebody came: it may still be going on."""
+        """Return the last publish before a stay, which may not have been finished."""
         publishes = self.by_room.get(stay.room, [])
         start = bisect_left(publishes, stay.start, key=lambda publish: publish.position)
         return publishes[start - 1] if start else None

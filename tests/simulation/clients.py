@@ -1,8 +1,8 @@
 """Clients that follow a `PersonPlan` over one end of a connection.
 
-They know how requests are spelled and nothing of what the server makes of them: who checks reads
-what went over the wire.  Every message is tagged with who said it and the how manieth it is:
-`c7.12: …`, a private one `d7.13: …`; so whoever finds it anywhere knows where it is from.
+They know how requests are encoded, but not what the server makes of them: the invariants check the
+bytes on the wire.  Every message is tagged with its sender and its index, `c7.12: …`, or `d7.13: …`
+if it is private, so that its origin is always known.
 """
 
 import json
@@ -20,13 +20,13 @@ __all__ = ["Client"]
 
 NAMES = ("ann", "bob", "b0b", "cem", "cern", "Ann", "ÉVA", "éva", "Server", "7", "Client 7")
 
-# What a deaf client waits after it has said its last word: longer than the server waits for it.
+# How long a client that does not read waits after its last message: longer than the server does.
 _DEAF_SECONDS = 60.0
 
-# Then it closes, though the server goes on: who reads a few bytes at a time reads for long.
+# After this it closes, even if the server is still sending: slow reads could take very long.
 _LAST_SECONDS = 200.0
 
-# Of a read, where it does not matter how much.
+# The size of a read, if it does not matter.
 _READ_BYTES = 64 * 1024
 
 _WORDS = (
@@ -39,21 +39,21 @@ _WORDS = (
     "[Client 1] hi",
     "[x] y",
 )
-# What is in none of these is IAC: what it does to a line is the framing's own tests' business.
+# None of these contains IAC, which is covered by the tests of framing.
 _NOISE = bytes(range(0x20)).replace(b"\n", b"").replace(b"\r", b"") + bytes(range(0x7F, 0xFF))
 
 
-# Who comes back says nothing before it knows as whom.
+# A reconnecting client sends nothing before it knows its identity.
 _WELCOME_SECONDS = 30.0
 
 
 class Client:
-    """One connection of a client; `run` is its life.
+    """One connection of a client; `run` runs it from start to end.
 
-    *everybody_leaves* is set when the run is over.  *coming* is how it comes back, if it has been
-    there before, *left* what becomes of this connection when it comes back with another; *notebook*
-    is what it knows from one to the next.  `heard_the_end` is whether it read everything up to the
-    server's end of input; `left_off` is set when it could be back.
+    *everybody_leaves* is set at the end of the run.  *coming* is how it reconnects, if it was
+    connected before; *left* is what happens to this connection when it reconnects; *notebook* is
+    what it remembers across connections.  `heard_the_end` says whether it read up to the server's
+    EOF; `left_off` is set when it may reconnect.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Client:
         }
 
     async def run(self) -> None:
-        """Talk and listen as planned, until the connection is closed."""
+        """Send and receive as planned, until the connection is closed."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen)
@@ -121,14 +121,14 @@ class Client:
             self.left_off.set()
 
     def retire(self) -> None:
-        """Take no notes any more: there is another connection for that."""
+        """Stop taking notes, because another connection does."""
         self._notebook = None
 
     async def _stop_talking(self) -> None:
         await self._everybody_leaves.wait()
         self._talking.cancel(reason="everybody leaves")
 
-    # --- Listening --------------------------------------------------------------------------------
+    # --- Receiving --------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
         plan = self._plan
@@ -167,7 +167,7 @@ class Client:
                 if event["type"] == "welcome":
                     self._welcomed.set()
 
-    # --- Talking ----------------------------------------------------------------------------------
+    # --- Sending ----------------------------------------------------------------------------------
 
     async def _talk(self) -> None:
         plan, rng = self._plan, self._rng
@@ -192,7 +192,7 @@ class Client:
             pass
 
     async def _come_back(self, coming: Return) -> bool:
-        """Say hello, and once more what was not accepted; return whether there was a welcome."""
+        """Send a hello and all unaccepted messages again; return whether there was a welcome."""
         notebook = self._notebook
         if notebook is None:
             return False
@@ -248,7 +248,7 @@ class Client:
             self._heard_all.set()
 
     async def _leave_behind(self, left: LeftBehind) -> None:
-        """Have done with this connection, to come back with another."""
+        """Abandon this connection, in order to reconnect."""
         try:
             match left:
                 case LeftBehind.RESET:
@@ -277,7 +277,7 @@ class Client:
             for event in (self._everybody_leaves, self._heard_all):
                 nursery.start_soon(_cancel_when, event, scope)
 
-    # --- What it sends ----------------------------------------------------------------------------
+    # --- Actions ----------------------------------------------------------------------------------
 
     def _line(self, text: str) -> bytes:
         return f"{text}\n".encode()
@@ -305,7 +305,7 @@ class Client:
         return self._line(words + " ".join(map(str, fields.values())))
 
     def _join(self) -> bytes:
-        """Go to a room, perhaps to one where we have been, and go on from there."""
+        """Join a room, possibly one where the client has been, and resume there."""
         room = self._rng.choice(self._rooms)
         notebook = self._notebook
         if not self._plan.speaks_json or notebook is None or self._rng.random() < 0.4:
@@ -313,7 +313,7 @@ class Client:
         notebook.joins += 1
         known = [ids for ids in notebook.ids.values() if ids]
         since = notebook.since(self._rng.choice(list(Since)), self._rng)
-        if known and self._rng.random() < 0.7:  # of which room it is we do not know
+        if known and self._rng.random() < 0.7:  # the room may be another
             since = self._rng.choice(self._rng.choice(known)[-3:])
         wish = {} if since is None else {"since": since}
         return self._ask("join", room=room, nonce=f"j{notebook.joins}", **wish)
@@ -339,7 +339,7 @@ class Client:
         return self._ask("direct", to=self._rng.randint(1, 12), text=self._text("d"))
 
     def _forge(self) -> bytes:
-        """Say what would be somebody else's message if a control could end a line."""
+        """Send text that would be another client's message if a control character ended a line."""
         ending = self._rng.choice(("\r", "\x0b", "\x0c", "\x85", "\u2028", "\x1b[1G"))
         return self._ask("say", text=f"{self._text()}{ending}[Client 1] c1.1: forged")
 

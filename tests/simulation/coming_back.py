@@ -1,11 +1,11 @@
-"""What has to be true of who comes back, and of the journal; see `invariants`.
+"""Invariants of reconnecting clients and of the journal; see `invariants`.
 
-That every member has every message once and in one order, across its connections and its server's
-deaths, is the sum of these: each time somebody comes back it is told everything from the number on
-that it asked for (`nothing_missed_nor_twice`), which is what it heard last; it is who it was
-(`sessions_hold`); what it says again is what it said (`nonces_are_once`); and what anybody was
-told is in the journal, and stays there (`journal_first`), or is unknown after a restore, and called
-that (`unknown_ids_are_told`).
+Together they guarantee that every member gets every message once and in one order, across its
+connections and kills of the server: each reconnecting client gets everything after the last
+message that it received (`nothing_missed_nor_twice`); it keeps its identity (`sessions_hold`);
+a message that it sends again is not published again (`nonces_are_once`); and every delivered
+message is in the journal and stays there (`journal_first`), or is unknown after a restore and
+reported as such (`unknown_ids_are_told`).
 """
 
 from collections import Counter
@@ -24,13 +24,13 @@ from .history import History, Section, Visit
 
 __all__ = ["COMING_BACK"]
 
-# What the log says of who was sent away for good, whatever it shows later.
+# The logged reasons of disconnects that end a session, whatever token is sent later.
 _FOR_GOOD = "kicked"
 
-# Sessions have a share of the memory, which has room for all of a run if it is that large.
+# From this size on, the sessions' share of the memory is enough for all sessions of a run.
 _SESSIONS_BYTES = 10_000_000
 
-# What somebody is told who asked for that.
+# The kinds of events that answer a request for earlier messages.
 _QUIT = "you asked to leave"
 
 
@@ -38,7 +38,7 @@ _QUIT = "you asked to leave"
 
 
 def journal_first(history: History) -> Iterator[str]:
-    """Nothing is told, nor accepted, before the journal has kept it; what is kept is told."""
+    """No message is delivered or accepted before it is stored; what is stored is delivered."""
     yield from history.chronicle.early
     kept: dict[tuple[int, object], bool | None] = {
         (each.said.client, nonce): each.kept
@@ -61,12 +61,12 @@ def journal_first(history: History) -> Iterator[str]:
 
 
 def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
-    """Who says what cannot be kept, and is still there, is told so, and nobody else is told."""
+    """The sender of a message that cannot be stored gets an error, and nobody gets the message."""
     kept = {(each.said.client, each.said.text) for each in history.taken if each.kept}
     logged = {"\n".join(each.texts) for each in history.chronicle.publishes}
     for visit in history.visits:
         told = {each.nonce for each in visit.told if each.text == "storage-failed"}
-        if any(each.text.startswith("nothing can be said now") for each in visit.told):
+        if any(each.text.startswith("messages cannot be stored now") for each in visit.told):
             told.add(None)
         departure = history.departure(visit)
         taken = history.chronicle.taken_from.get(visit.server_number or 0, [])
@@ -77,19 +77,19 @@ def what_is_not_kept_is_not_said(history: History) -> Iterator[str]:
             if said.text in logged and (said.client, said.text) not in kept:
                 yield f"{visit} said {said.text[:20]}, which was not kept, and is told"
             if departure is None or (departure.reason and each is taken[-1]):
-                continue  # it may have had to go before that was known, or before its turn
+                continue  # it may have been disconnected before that was known, or before its turn
             if history.heard_until_departure(visit) and not told.issuperset(each.nonces or [None]):
                 yield f"{visit} was not told that {said.text[:20]} is not kept"
 
 
-# --- Coming back ----------------------------------------------------------------------------------
+# --- Reconnecting ---------------------------------------------------------------------------------
 
 
 def nothing_missed_nor_twice(history: History) -> Iterator[str]:
-    """Who asks for the past hears all from there on, once, in order, or how much it missed.
+    """A client that requests a replay gets all messages from there once, in order, or a count.
 
-    Live where the past ends: from the message it asked for up to its leaving there is no gap but
-    its own messages, and what it is told to have missed; and nothing twice.
+    Including the transition to live messages: from the requested message until it leaves, there is
+    no gap except its own messages and those counted as missed, and no duplicate.
     """
     for visit in history.visits:
         sections = history.sections(visit)
@@ -99,7 +99,7 @@ def nothing_missed_nor_twice(history: History) -> Iterator[str]:
 
 
 def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> str:
-    """Go with what was heard through what was said; return what is wrong, if anything is."""
+    """Compare the received messages with the published ones; return what is wrong, if anything."""
     chronicle, stay = history.chronicle, section.stay
     keys = chronicle.numbered.get(stay.room, [])
     own = _own(history, section)
@@ -114,7 +114,7 @@ def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> 
             skipped = {
                 end for place in places for end in _skip(place, heard.messages, own, section.told)
             }
-            if drops:  # of others' messages, and of what the server itself said
+            if drops:  # of messages of others and of the server
                 counts = {*range(max(0, heard.messages - announced), heard.messages + 1)}
                 skipped |= {
                     end for place in places for count in counts for end in _skip(place, count, own)
@@ -142,13 +142,13 @@ def _follow(history: History, visit: Visit, section: Section, *, last: bool) -> 
 
 
 def _starts(history: History, section: Section) -> set[int]:
-    """Return where what is heard in *section* may begin."""
+    """Return the numbers at which the messages of *section* may begin."""
     start, stay, chronicle = section.start, section.stay, history.chronicle
     if start is None:
         start = chronicle.told(stay.room, stay.start)
         before = chronicle.said_before(stay)
         if before is not None and before.speaker is not None:
-            return {*range(before.first, start + 1)}  # it may be going on
+            return {*range(before.first, start + 1)}  # it may not have been finished
     if section.at_least and history.plan.faults.max_messages is not None:
         return {*range(start, len(chronicle.numbered.get(stay.room, [])) + 1)}
     return {start}
@@ -169,10 +169,10 @@ def _all_own(start: int, end: int, own: set[int]) -> bool:
 
 
 def _skip(place: int, count: int, own: set[int], told: int = 0) -> Iterator[int]:
-    """Yield where one may be who has missed so many messages.
+    """Yield the possible positions of a client after it missed that many messages.
 
-    Its own are not counted; those from before it came, when *told* had been told, may be: a server
-    knows them as far as it knows their nonces.
+    Its own messages are not counted; those from before its connection, when *told* had been
+    delivered, may be counted: the server recognizes them only by their nonces.
     """
     others = at_most = 0
     while others <= count:
@@ -184,7 +184,7 @@ def _skip(place: int, count: int, own: set[int], told: int = 0) -> Iterator[int]
 
 
 def _must_reach(history: History, visit: Visit, section: Section, *, last: bool) -> int:
-    """Return up to which number *visit* must have heard everything in *section*."""
+    """Return the number up to which *visit* must have received everything in *section*."""
     chronicle, stay = history.chronicle, section.stay
     if section.until is not None:
         return section.until
@@ -201,7 +201,7 @@ def _must_reach(history: History, visit: Visit, section: Section, *, last: bool)
 
 
 def unknown_ids_are_told(history: History) -> Iterator[str]:
-    """Who asks for what was said since a message that its room does not have is told so."""
+    """A request for the messages after an unknown id is answered by an error."""
     for visit in history.visits:
         for i, heard in enumerate(visit.told):
             since, _ = visit.wish(heard) or (None, 0)
@@ -214,12 +214,12 @@ def unknown_ids_are_told(history: History) -> Iterator[str]:
 
 
 def sessions_hold(history: History) -> Iterator[str]:
-    """Who shows its token is who it was: a number, its name and its room; nobody else is.
+    """A client that sends its token, and no other, has its former number, name and room.
 
-    A token that was never given, or is another's, or belongs to who has left for good, was away for
-    too long, or was not yet kept when its server was killed, gives nothing.
+    A token has no effect if it was never issued, belongs to another client, if its session has
+    ended or expired, or was not stored when its server was killed.
     """
-    issued: dict[str, int] = {}  # also with a welcome that is lost, where its session is not
+    issued: dict[str, int] = {}  # also in a welcome that was lost, although the session was not
     for visit in (visit for each in history.branches for visit in each.visits):
         for heard in visit.told:
             if heard.kind == "welcome" and not heard.act:
@@ -245,7 +245,7 @@ def sessions_hold(history: History) -> Iterator[str]:
             away = history.log[began].seconds - seen
             reading = (
                 history.plan.faults.slow_seconds / 2
-            )  # it asks for its session, and then reads
+            )  # it requests its session, and then reads
             if away > history.plan.session_seconds + reading + 1e-6:
                 yield f"client {connection} is client {client}, who was away for {away:.2f} s"
     for visit in history.visits:
@@ -267,9 +267,9 @@ def sessions_hold(history: History) -> Iterator[str]:
 
 
 def sessions_are_kept_with_messages(history: History) -> Iterator[str]:
-    """After a kill a session is in the room in which it said something last, or a later one.
+    """After a kill, a session is in the room of its last message, or in a later one.
 
-    Or in the one that it wished for in a hello, and could not enter.
+    Or in the room that it requested in a hello and could not enter.
     """
     for kill in history.kills:
         last = {
@@ -294,7 +294,7 @@ def sessions_are_kept_with_messages(history: History) -> Iterator[str]:
 
 
 def _first_stay(history: History, visit: Visit) -> str | None:
-    """Return where *visit* has to be when it is welcomed, if that is known."""
+    """Return the room in which *visit* must be welcomed, if that is known."""
     stays = history.stays(visit)
     if not stays or visit.hello.get("room"):
         return None
@@ -308,7 +308,7 @@ def _has_left(history: History, visit: Visit, position: int) -> bool:
 
 
 def _seen(history: History, client: int, visit: Visit, until: float) -> float:
-    """Return when *client* was last seen on *visit*, for who knows it at *until* in the log."""
+    """Return when *client* was last connected by *visit*, as known at position *until*."""
     departure = history.departure(visit)
     if departure is None:
         return history.seconds
@@ -317,10 +317,10 @@ def _seen(history: History, client: int, visit: Visit, until: float) -> float:
 
 
 def _kept_since(history: History, client: int, visit: Visit, until: float) -> float | None:
-    """Return since when *client* is gone, for the server after the first kill since *visit* ended.
+    """Return since when *client* is disconnected for the server after the next kill after *visit*.
 
-    That server knows what the journal was told last, which may not be yet that *visit* had ended.
-    None if there was no kill before *until*, or the session was not kept.
+    That server knows only what was stored, which may not include the end of *visit*.  None if there
+    was no kill before *until*, or the session was not stored.
     """
     departure = history.departure(visit)
     for kill in history.kills:
@@ -337,10 +337,10 @@ def _left_for_good(history: History, visit: Visit) -> bool:
 
 
 def _is_lost(history: History, client: int, visit: Visit, token: str) -> bool:
-    """Whether *client*, which has *token*, could not be resumed when *visit* said hello."""
+    """Whether the session *token* of *client* could not be resumed at the hello of *visit*."""
     if history.plan.config.memory_bytes < _SESSIONS_BYTES:
-        return True  # there is no room for anybody to be known
-    digest = sha256(token.encode()).digest()  # the number may be another client's since a restore
+        return True  # there is no memory for any session
+    digest = sha256(token.encode()).digest()  # after a restore, another client may have the number
     for kill in history.kills:
         record, _ = kill.sessions.get(client, (None, 0.0))
         if record is None or record.digest != digest or history.plan.faults.damaged_reads:
@@ -359,7 +359,7 @@ def _is_lost(history: History, client: int, visit: Visit, token: str) -> bool:
 
 
 def nonces_are_once(history: History) -> Iterator[str]:
-    """What is said with a nonce is said once, however often, and over how many connections."""
+    """A message with a nonce is published once, however often and over how many connections."""
     said = Counter(
         (each.said.client, nonce)
         for each in history.taken
@@ -383,7 +383,7 @@ def nonces_are_once(history: History) -> Iterator[str]:
 
 
 def history_is_what_was_said(history: History) -> Iterator[str]:
-    """A page of the past holds messages as they were said, one after the other."""
+    """A page of history contains consecutive messages as they were published."""
     chronicle = history.chronicle
     for visit in history.visits:
         for heard in visit.heard:
@@ -404,10 +404,10 @@ def history_is_what_was_said(history: History) -> Iterator[str]:
 
 
 def short_absences_are_not_told(history: History) -> Iterator[str]:
-    """Nobody hears that somebody has left who is back within `away_seconds`, nor that it has come.
+    """A client that reconnects within `away_seconds` is not announced as left or joined.
 
-    So nobody hears more comings and goings of a client than there were: into rooms, out of rooms,
-    and, where it was away for longer or its name went to somebody else, once more.
+    So other members get no more joins and leaves than there were: when it entered or left a room,
+    and once more if it was away for longer, or if another client took its name.
     """
     most = {client: _goings(history, client) for client in history.person_of}
     for visit in history.visits:
@@ -422,7 +422,7 @@ def short_absences_are_not_told(history: History) -> Iterator[str]:
 
 
 def _goings(history: History, client: int) -> int:
-    """Return how many times *client* came into a room, or left one, for the others."""
+    """Return how often *client* entered or left a room, as seen by the others."""
     chronicle, away = history.chronicle, history.plan.config.away_seconds
     goings = 0
     last_seconds, last_room = -1e9, ""

@@ -1,7 +1,7 @@
-"""What happened in a run: what was sent, what was heard, what the log says; read, not judged.
+"""What happened in a run: sent and received messages, and the log, without any judgement.
 
-What clients sent and heard are the bytes that went over their connections, whatever they believe;
-what should have been heard follows from the log (`chronicle`).
+What clients sent and received is parsed from the bytes on their connections; what they should have
+received follows from the log (`chronicle`).
 """
 
 import re
@@ -36,23 +36,23 @@ __all__ = [
     "Visit",
 ]
 
-# 2023-11-14T22:13:20Z: the time of day at which every run begins.
+# 2023-11-14T22:13:20Z, the wall clock at the start of every run.
 DAY_BEGINS_SECONDS = 1_700_000_000
 
-# Times that are sums of the same parts in another order.
+# Tolerance for times that are the same sum in another order.
 SAME_SECONDS = 1e-6
 
 
-# --- What a client heard --------------------------------------------------------------------------
+# --- Received lines -------------------------------------------------------------------------------
 
 
 class Heard(NamedTuple):
-    """One line that a client was told.
+    """One line that a client received.
 
     *kind* is `said`, `direct`, `missed`, `accepted`, `goodbye`, `error`, `welcome`, `joined`,
-    `left`, `history`, `server` for whatever else the server tells, or `broken` for what is no line
-    of the protocol.  *key* names a message.  Of a welcome, and where one is told that one has
-    joined, *id* is that of what was said last there.
+    `left`, `history`, `server` for other lines of the server, or `broken` for an invalid line.
+    *key* identifies a message.  In a welcome, and in the answer to a join, *id* is that of the
+    room's last message.
     """
 
     kind: str
@@ -60,10 +60,10 @@ class Heard(NamedTuple):
     name: str = ""
     text: str = ""
     act: bool = False
-    number: int | None = None  # the client's, where the protocol says it
+    number: int | None = None  # the client's, if the protocol contains it
     id: str = ""
     room: str = ""
-    messages: int = 0  # so many were missed
+    messages: int = 0  # the number of missed messages
     nonce: object = None
 
 
@@ -148,11 +148,11 @@ def _read_line(line: bytes) -> Heard:
     return _read_json(text) if text.startswith("{") else _read_text(text)
 
 
-# --- What a client sent ---------------------------------------------------------------------------
+# --- Sent messages --------------------------------------------------------------------------------
 
 
 class Sent(NamedTuple):
-    """One message that a client sent whole: *to* somebody, or to its room."""
+    """One complete message from a client: private *to* a recipient, or to its room."""
 
     key: str
     text: str
@@ -162,7 +162,7 @@ class Sent(NamedTuple):
 
 
 def _read_requests(lines: list[bytes], max_line_bytes: int) -> Iterator[Sent]:
-    """Yield what is said with the *lines* that a client sent."""
+    """Yield the messages in the *lines* that a client sent."""
     speaks_json = False
     for line in lines:
         line = line.removesuffix(b"\r")
@@ -206,11 +206,11 @@ def _read_text_request(text: str) -> Iterator[Sent]:
         yield Sent(key_of("", direct[2]), direct[2], to=int(direct[1]))
 
 
-# --- One connection -------------------------------------------------------------------------------
+# --- Connections ----------------------------------------------------------------------------------
 
 
 class Cut(NamedTuple):
-    """How many bytes of a connection count: what its client sent, was told, and read."""
+    """How many bytes of a connection count: sent by the client, sent to it, and read by it."""
 
     sent: int
     told: int
@@ -219,10 +219,10 @@ class Cut(NamedTuple):
 
 @dataclass
 class Visit:
-    """One connection of a person, the how manieth, as the run recorded it.
+    """One connection of a person, with its index, as the run recorded it.
 
-    *server_number* is the number that it got when it came; it may have become another.  *cut* is
-    set where only the beginning of it is part of a history: see `History.back_up`.
+    *server_number* is the number that it got first; a resume changes it.  *cut* is set if only the
+    beginning of the connection is part of a history: see `History.back_up`.
     """
 
     plan: PersonPlan
@@ -232,12 +232,12 @@ class Visit:
     refused: bool = False
     heard_the_end: bool = False
     session_ended_seconds: float | None = None
-    killed: bool = False  # it was there when its server was
+    killed: bool = False  # it was connected when the server was killed
     heard: list[Heard] = field(default_factory=list)
     told: list[Heard] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     hello: dict[str, Any] = field(default_factory=dict)
-    joins: dict[str, str] = field(default_factory=dict)  # since when, by nonce
+    joins: dict[str, str] = field(default_factory=dict)  # the `since` of each join, by nonce
     cut: Cut | None = None
 
     def __str__(self) -> str:
@@ -246,19 +246,19 @@ class Visit:
 
     @property
     def attentive(self) -> bool:
-        """Whether it read at once whatever came, until the server's end."""
+        """Whether it always read immediately, until the server's EOF."""
         return self.plan.reading is Reading.ATTENTIVE and self.heard_the_end
 
     @property
     def broke_off(self) -> bool:
-        """Whether it was the client who broke the connection, or closed it before the server."""
+        """Whether the client broke the connection, or closed it before the server did."""
         connection = self.connection
         return connection is not None and (
             connection.reset_by is connection.client or connection.to_client.abandoned
         )
 
     def read(self, cache: dict[bytes, Heard], max_line_bytes: int) -> None:
-        """Read what went over its connection; the *cache* is for what many were told."""
+        """Parse the bytes of its connection; *cache* shares the lines that many received."""
         if self.connection is None:
             return
         sent, told, heard = self.cut or self._sizes()
@@ -269,7 +269,7 @@ class Visit:
             self.told = _read_lines(bytes(pipe.written[:told]), cache)
         pipe = self.connection.to_server
         lines = bytes(pipe.written[:sent]).split(b"\n")
-        if self.cut or not pipe.ended:  # what stands behind the last LF is no line
+        if self.cut or not pipe.ended:  # text after the last LF is not a line
             lines.pop()
         self.sent = list(_read_requests(lines, max_line_bytes))
         self._read_wishes(lines)
@@ -278,7 +278,7 @@ class Visit:
             self.hello.pop("replay", None)
 
     def _is_refused(self) -> bool:
-        """Say whether its room could not be entered: then it is not told that room's past."""
+        """Return whether its room could not be entered: then that room is not replayed."""
         for i, heard in enumerate(self.told):
             if heard.kind == "welcome":
                 errors = takewhile(lambda each: each.kind == "error", self.told[i + 1 :])
@@ -292,7 +292,7 @@ class Visit:
         return Cut(len(to_server.written), len(to_client.written), to_client.read_bytes)
 
     def cut_off(self) -> "Visit":
-        """Return it as it is now, killed."""
+        """Return a copy of its current state, as if it had been killed now."""
         return Visit(
             self.plan,
             self.number,
@@ -303,7 +303,7 @@ class Visit:
         )
 
     def wish(self, heard: Heard) -> tuple[str | None, int] | None:
-        """Return `since` and `replay` of what *heard* answers; None if that is no wish."""
+        """Return `since` and `replay` of the request that *heard* answers; None without them."""
         if heard.kind == "welcome":
             return self.hello.get("since"), self.hello.get("replay", 0)
         if heard.kind == "joined" and heard.room:
@@ -311,9 +311,9 @@ class Visit:
         return None
 
     def _read_wishes(self, lines: list[bytes]) -> None:
-        """Read from where on it wished to be told what was said."""
+        """Parse the requests for a replay."""
         for line in lines:
-            with suppress(msgspec.DecodeError):  # the rest of it was never written
+            with suppress(msgspec.DecodeError):  # the line was never completed
                 self._read_wish(line)
 
     def _read_wish(self, line: bytes) -> None:
@@ -330,33 +330,33 @@ class Visit:
 
     @cached_property
     def heard_said(self) -> list[Heard]:
-        """The messages among what it heard."""
+        """The messages that it received."""
         return [heard for heard in self.heard if heard.kind == "said"]
 
 
 def _read_lines(data: bytes, cache: dict[bytes, Heard]) -> list[Heard]:
-    lines = data.split(b"\n")[:-1]  # what is cut off may be anything
+    lines = data.split(b"\n")[:-1]  # the last line may be incomplete
     for line in lines:
         if line not in cache:
             cache[line] = _read_line(line)
     return [cache[line] for line in lines]
 
 
-# What the log says of who went when the server itself was cancelled: nobody is told anything then.
+# The logged reason of clients whose server was cancelled: they get no goodbye.
 CANCELLED = "the server ended the session"
 
-# Of who had to make room in memory for the others: what waited for it was dropped.
+# The logged reason of clients disconnected for memory: their send queues were dropped.
 TOO_FAR_BEHIND = "too far behind"
 
 
 class Section(NamedTuple):
-    """What a client heard in one room, from when it was told that it is there.
+    """What a client received in one room, from the welcome or the answer to its join.
 
-    *start* is the number from which on it is told everything; None if that is not known, as it was
-    never told.  *told* is how much had been told then.  *caught_up* is whether it was told some of
-    it later than the others; *at_least* whether some of the first may have been too old to be kept.
-    *until* is how much it had been told in that room when the next section began; None if there is
-    none, or not in that room.
+    *start* is the number from which on it receives everything; None if that is unknown, because it
+    got no message.  *told* is how many messages had been delivered in the room by then.
+    *caught_up* says whether it got some of them by replay, *at_least* whether some of the first may
+    have been deleted.  *until* is how many messages had been delivered to it in that room when the
+    next section began; None if there is none, or it is in another room.
     """
 
     heard: list[Heard]
@@ -369,21 +369,21 @@ class Section(NamedTuple):
     until: int | None = None
 
 
-# --- All of it ------------------------------------------------------------------------------------
+# --- Runs -----------------------------------------------------------------------------------------
 
 
 @dataclass
 class History:
-    """One run, when it is over; as far as the server's disk knows it.
+    """One completed run, as far as the server's disk knows it.
 
-    A restored backup undoes what happened after it was taken.  So *lost* are the histories that
-    ended with a restore, each whole up to that, and this one goes on from the last backup: as if
-    the server had been killed when that was taken.
+    A restored backup undoes what happened after it was taken.  So *lost* has the histories that
+    ended with a restore, each complete up to that, and this one continues from the last backup, as
+    if the server had been killed when it was taken.
 
-    *peak_bytes* is the most that was seen waiting for each client, by its server's number;
-    *left_behind* says what the server did not let go of; *cancelled_seconds* is when its sessions
-    were cancelled, if they were.  *messages* and *too_slow* are the server's own figures.
-    *connected* are the numbers that it gave.
+    *peak_bytes* is the maximum observed size of each send queue, by client number; *left_behind*
+    names what the server did not release; *cancelled_seconds* is when its sessions were cancelled,
+    if at all.  *messages* and *too_slow* are the server's statistics.  *connected* has all client
+    numbers.
     """
 
     plan: Plan
@@ -405,9 +405,9 @@ class History:
     lost: list["History"] = field(default_factory=list)
 
     def back_up(self, *, messages: int, too_slow: int) -> "History":
-        """Return the history that goes on where the backup that is taken now is restored later.
+        """Return the history that continues when a backup taken now is restored later.
 
-        The server has counted so many *messages*, and clients that were *too_slow*.
+        *messages* and *too_slow* are the server's statistics so far.
         """
         visits = []
         for visit in self.visits:
@@ -431,11 +431,11 @@ class History:
 
     @property
     def branches(self) -> "list[History]":
-        """Those that are lost, and this one."""
+        """The lost histories and this one."""
         return [*self.lost, self]
 
     def knows(self, id_: str, heard: Heard) -> bool:
-        """Say whether the room in which *heard* welcomes somebody had told that message then."""
+        """Return whether that message had been delivered when *heard* welcomed a client."""
         told = self.chronicle.ids.get(id_)
         if told is None or told.room != heard.room.lower():
             return False
@@ -443,7 +443,7 @@ class History:
 
     @cached_property
     def chronicle(self) -> Chronicle:
-        """The log, read."""
+        """The parsed log."""
         hellos = {
             visit.server_number: (visit.hello.get("room", "").lower(), heard.room.lower())
             for visit in self.visits
@@ -455,7 +455,7 @@ class History:
 
     @cached_property
     def person_of(self) -> dict[int, int]:
-        """The numbers of people, by the numbers that the server gave them."""
+        """The index of each person, by client number."""
         return {
             visit.server_number: visit.plan.number
             for visit in self.visits
@@ -463,14 +463,14 @@ class History:
         }
 
     def stays(self, visit: Visit) -> list[Stay]:
-        """Return where *visit* was, as whom, one after the other."""
+        """Return the stays of *visit* in order: its rooms and client numbers."""
         number = visit.server_number
         return [] if number is None else self.chronicle.stays.get(number, [])
 
     def sections(self, visit: Visit) -> list[Section]:
-        """Return what *visit* heard, room by room, if it wished to know what was said before.
+        """Return what *visit* received, by room, if it requested a replay.
 
-        None if it did not: then all of it is in the order of the log.
+        None if it did not: then everything is in the order of the log.
         """
         if not (visit.joins or visit.hello.keys() & {"since", "replay"}):
             return []
@@ -491,7 +491,7 @@ class History:
                 continue
             since, replay = wish
             if heard.kind == "welcome":
-                where += heard.act  # it is who it was, and where it was
+                where += heard.act  # it resumed its session
             where += heard.room.lower() != stays[min(where, len(stays) - 1)].room
             told = self.chronicle.number_of(heard.id) + 1
             stay = stays[min(where, len(stays) - 1)]
@@ -518,14 +518,14 @@ class History:
         yield section._replace(heard=visit.heard[begun:])
 
     def reached(self, stay: Stay) -> int | None:
-        """Return up to which number the client had got everything when it left, if that is known.
+        """Return up to which number the client had received everything when it left, if known.
 
-        It had when it was live, unless it was being waited for.
+        It had received everything if it was live and the room was not waiting for it.
         """
         return next((record.reached for record in self._leavings(stay)), None)
 
     def left_untaken(self, stay: Stay) -> bool:
-        """Whether the client left before it took a notice that had just been told.
+        """Whether the client left before it took a notice that had just been sent.
 
         A notice has no number and is not repeated; see "Resuming a session" in docs/protocol.md.
         """
@@ -537,7 +537,7 @@ class History:
                 yield record
 
     def reached_again(self, stay: Stay, told: int) -> int:
-        """Return the same of when it asked for the past once more, *told* being told then."""
+        """Return the same for its next request for a replay, when *told* had been delivered."""
         again = [
             record.reached
             for record in self._lags_of.get((stay.client, stay.room), [])
@@ -548,7 +548,7 @@ class History:
         return min(again, default=told)
 
     def lagging(self, stay: Stay) -> list[tuple[int, float]]:
-        """Return from where to where in the log the client lagged in *stay*."""
+        """Return the positions in the log between which the client lagged in *stay*."""
         spans: list[tuple[int, float]] = []
         start: int | None = None
         for record in self._lags_of.get((stay.client, stay.room), []):
@@ -569,12 +569,12 @@ class History:
         return lags
 
     def as_whom(self, visit: Visit) -> int | None:
-        """Return which client *visit* was in the end."""
+        """Return the client number of *visit* at its end."""
         stays = self.stays(visit)
         return stays[-1].client if stays else None
 
     def visits_of(self, client: int) -> list[Visit]:
-        """Return the visits that were, at some time, that *client*."""
+        """Return the visits that had the number *client* at some time."""
         return self._visits_of.get(client, [])
 
     @cached_property
@@ -586,17 +586,17 @@ class History:
         return visits
 
     def departure(self, visit: Visit) -> Departure | None:
-        """Return when and why *visit* ended, as the log says."""
+        """Return when and why *visit* ended, according to the log."""
         number = visit.server_number
         return None if number is None else self.chronicle.departures.get(number)
 
     def had_its_time(self, visit: Visit) -> bool:
-        """Whether the server gave up writing to *visit* when the grace period was over."""
+        """Whether the server stopped writing to *visit* at the end of the grace period."""
         departure, connection = self.departure(visit), visit.connection
         if departure is None or connection is None:
             return False
         until = min(departure.seconds + self.plan.config.grace_seconds, self.cancelled_seconds)
-        # In the middle of a write, or between two in the very moment in which its time was over.
+        # In the middle of a write, or between two at the moment of the timeout.
         times = connection.server.cut_off_at, visit.session_ended_seconds
         if any(at is not None and abs(at - until) < SAME_SECONDS for at in times):
             return True
@@ -607,7 +607,7 @@ class History:
         return ended is not None and ended >= until and busy >= until - SAME_SECONDS
 
     def heard_all(self, visit: Visit) -> bool:
-        """Whether *visit* heard all that the server had for it."""
+        """Whether *visit* received everything that the server had for it."""
         return (
             visit.heard_the_end
             and visit.connection is not None
@@ -618,7 +618,7 @@ class History:
         )
 
     def heard_until_departure(self, visit: Visit) -> bool:
-        """Whether *visit* heard all that was said while it was there."""
+        """Whether *visit* received everything that was published while it was in the room."""
         departure = self.departure(visit)
         return (
             self.heard_all(visit)
@@ -627,5 +627,5 @@ class History:
         )
 
     def may_be_cut_short(self, stay: Stay) -> bool:
-        """Whether what was said last in *stay* may have been told in part: who leaves misses it."""
+        """Whether the last publish in *stay* may have been delivered only in part."""
         return stay.end != inf and self.plan.config.slow is not Slow.DROP

@@ -1,7 +1,7 @@
-"""What has to be true of every history; each yields what it finds wrong.
+"""The invariants of every history; each yields the violations that it finds.
 
-Pure functions.  Each names one promise, and a test breaks the server on purpose to show that each
-is able to notice (`tests/test_simulation.py`).
+Pure functions.  Each checks one promise, and a test breaks the server on purpose to show that it
+detects the violation (`tests/test_simulation.py`).
 """
 
 from collections import Counter
@@ -32,16 +32,16 @@ from .plan import HUSH, SHOUT, SHOUTED, SLEEPY, ServerEnding
 
 __all__ = ["INVARIANTS", "Violation", "violations"]
 
-# Rooms look now and then whether waiting is free, and pay for what was not free at the end.
+# Rooms check at intervals whether waiting is free, so the last part is paid late.
 _LOOK_SECONDS = 0.1
 
-# Of the server's announcements, who lags hears the newest, when it is live.
+# A lagging client gets only the newest notices of the server, when it is live again.
 _MAX_NOTICES = 16
 
-# Of one invariant, in one run; more says nothing new.
+# The most violations of one invariant that are reported for a run.
 _MOST_TOLD = 3
 
-# How a connection breaks; whoever goes for another reason was sent away by the server.
+# The reasons of broken connections; for any other reason the server disconnected the client.
 _BROKEN = ("connection reset", "connection broken", "connection timed out")
 
 
@@ -56,7 +56,7 @@ class Violation(NamedTuple):
 
 
 def violations(history: History) -> list[Violation]:
-    """Return what is wrong with *history*, and those that are lost, at most a few of each kind."""
+    """Return the violations in *history* and its lost histories, at most a few of each kind."""
     found = [
         Violation(invariant.__name__, what)
         for each in history.branches
@@ -70,11 +70,10 @@ def violations(history: History) -> list[Violation]:
 
 
 def one_order(history: History) -> Iterator[str]:
-    """All members of a room, the log and the journal have its messages in the same order.
+    """All members of a room, the log and the journal have the same order of messages.
 
-    Whoever wished to be told of the past is told of it in that order, too, from there on; the
-    server's own announcements, which are no part of it, it is told at once, and whoever lags when
-    it is live again.
+    Replays have that order too.  The server's notices are not part of it: they are sent
+    immediately, or to a lagging client when it is live again.
     """
     chronicle = history.chronicle
     for told in chronicle.untaken:
@@ -98,7 +97,7 @@ def one_order(history: History) -> Iterator[str]:
 
 
 def ids_are_in_order(history: History) -> Iterator[str]:
-    """A message has one id for everybody, which is its room's and its number there."""
+    """All clients get the same id for a message: that of its room and its number there."""
     chronicle = history.chronicle
     for visit in history.visits:
         for heard in visit.heard:
@@ -112,7 +111,7 @@ def ids_are_in_order(history: History) -> Iterator[str]:
 
 
 def ids_are_unique(history: History) -> Iterator[str]:
-    """No id is given to two messages, whatever backup is restored."""
+    """No two messages have the same id, whichever backup is restored."""
     keys: dict[str, str] = {}
     for each in history.branches:
         for id_, told in each.chronicle.ids.items():
@@ -121,9 +120,10 @@ def ids_are_unique(history: History) -> Iterator[str]:
 
 
 def sender_order(history: History) -> Iterator[str]:
-    """What somebody says is said in the order in which it was sent, with nothing left out.
+    """The messages of a client are published in the order in which it sent them, without gaps.
 
-    But for what was said already, and what could not be kept, as its sender was told.
+    Except those that were published before, and those that could not be stored and were answered
+    by an error.
     """
     places = {key: place for place, key in enumerate(_kept(history.taken))}
     for visit in history.visits:
@@ -152,7 +152,7 @@ def _kept(taken: list[Taken]) -> Iterator[str]:
 
 
 def _is_partial(key: str) -> bool:
-    return ": " in key  # a message without a tag: the rest of a line at the end of input
+    return ": " in key  # otherwise it is the rest of a line at EOF
 
 
 def may_be_dropped(history: History, sent: Sent) -> bool:
@@ -160,9 +160,9 @@ def may_be_dropped(history: History, sent: Sent) -> bool:
 
 
 def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
-    """Whether *visit* was told that *sent* cannot be kept, or said there: by its nonce, or at all.
+    """Whether *visit* got an error for *sent*: by its nonce, or for any message.
 
-    Where not all that it was told went out that may have been among it.
+    If not everything was delivered to it, the error may be among the rest.
     """
     others = history.plan.faults.full or any(told.text == "not-in-room" for told in visit.told)
     if others and not history.heard_until_departure(visit):
@@ -173,7 +173,7 @@ def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
             and told.text in ("storage-failed", "not-in-room")
             and told.nonce == sent.nonce
         )
-        or (told.kind == "server" and told.text.startswith("nothing can be said now"))
+        or (told.kind == "server" and told.text.startswith("messages cannot be stored now"))
         for told in visit.told
     )
 
@@ -182,18 +182,18 @@ def was_refused(history: History, visit: Visit, sent: Sent) -> bool:
 
 
 class _Expected(NamedTuple):
-    """What somebody should have heard: *sure*, and what it may have or not, in order."""
+    """What a client should have received, in order: *sure*, and what it may have received."""
 
     sure: list[str]
     maybe: set[str]
 
 
 def _expected(history: History, visit: Visit) -> _Expected:
-    """Follow *visit* through the rooms and return the messages of others there.
+    """Return the messages of others in the rooms of *visit*.
 
-    A publish may wait for slow members between two of its batches, and so be going on when somebody
-    comes or goes: who comes has the rest of it, who goes the beginning.  Whoever lags when it goes
-    has what was replayed to it by then.  A notice for which the room waited then is not repeated.
+    A publish may wait for slow members between two of its batches, so a client that joins meanwhile
+    gets the rest of it, and one that leaves gets the beginning.  A client that lags when it leaves
+    has what was replayed by then.  A notice for which the room was waiting is not repeated.
     """
     sure: list[str] = []
     maybe: set[str] = set()
@@ -213,7 +213,7 @@ def _expected(history: History, visit: Visit) -> _Expected:
         notices = [each.position for each in publishes if each.speaker is None]
         for publish in publishes:
             if publish.speaker is None:
-                # Who lags is told of it later, or never.
+                # A lagging client gets it later, or never.
                 until = history.chronicle.done(publish)
                 late = [end for start, end in lags if publish.position <= end and start <= until]
                 after = sum(publish.position < at <= late[0] for at in notices) if late else 0
@@ -230,15 +230,15 @@ def _expected(history: History, visit: Visit) -> _Expected:
 
 
 def _is_exact(history: History, stay: Stay) -> bool:
-    """Whether it is known exactly what was told in *stay*."""
+    """Whether it is known exactly what was delivered in *stay*."""
     return history.plan.config.slow is Slow.WAIT and history.reached(stay) is not None
 
 
 def nothing_lost(history: History) -> Iterator[str]:
-    """Who was there has every message; who did not read to the end, all up to some message.
+    """A member gets every message; one that did not read to the end gets all up to some message.
 
-    Under `drop`, and of who lagged for longer than messages are kept, that is for `skips_add_up` to
-    say, and of who wished to be told of the past for `nothing_missed_nor_twice`.
+    `skips_add_up` checks this under `drop`, and for clients that lagged for longer than messages
+    are kept; `nothing_missed_nor_twice` checks it for replays.
     """
     if history.plan.config.slow is Slow.DROP:
         return
@@ -257,10 +257,10 @@ def nothing_lost(history: History) -> Iterator[str]:
 
 
 def skips_add_up(history: History) -> Iterator[str]:
-    """What somebody was told that it missed is exactly what it missed, there.
+    """The counts of missed messages are exact, at each place.
 
-    Under `drop`; and who lags misses only what is not kept any more, or cannot be read, or what it
-    has not got when the server ends.
+    Under `drop`.  A lagging client misses only messages that were deleted, cannot be read, or were
+    still to be replayed when the server ended.
     """
     drops = history.plan.config.slow is Slow.DROP
     faults = history.plan.faults
@@ -275,7 +275,7 @@ def skips_add_up(history: History) -> Iterator[str]:
             yield f"{visit} was told that it missed something"
             continue
         sure, _ = _expected(history, visit)
-        if not drops:  # of those who lag, which the server tells of later
+        if not drops:  # of lagging clients, to which the server reports it later
             sure = [key for key in sure if key[:3] != "s0."]
         place = {key: i for i, key in enumerate(sure)}
         told = heard_until = 0
@@ -302,12 +302,12 @@ def _missed(visit: Visit) -> bool:
 
 
 def rooms_wait_within_budgets(history: History) -> Iterator[str]:
-    """Whoever the slow clients are, a room waits for them no longer than its budget lasts.
+    """A room waits for slow clients within its budget, whoever they are.
 
-    But while it has nobody else to deliver to.
+    Except while it has nobody else to deliver to.
     """
     full = history.plan.config.slow_timeout_seconds
-    budgets: dict[Room, tuple[float, float]] = {}  # what is left, and since when
+    budgets: dict[Room, tuple[float, float]] = {}  # seconds left, and at which time
     for wait in history.waits:
         left, at = budgets.get(wait.room, (full, wait.start))
         left = min(full, left + (wait.end - at) / 15) - (wait.end - wait.start)
@@ -317,7 +317,7 @@ def rooms_wait_within_budgets(history: History) -> Iterator[str]:
 
 
 def only_the_stalled_are_too_slow(history: History) -> Iterator[str]:
-    """Unless the policy is to disconnect, who is too slow has taken no byte for that timeout."""
+    """Unless the policy is `disconnect`, a client that is too slow took no byte for the timeout."""
     if history.plan.config.slow is Slow.DISCONNECT:
         return
     stall = history.plan.config.stall_timeout_seconds
@@ -333,7 +333,7 @@ def only_the_stalled_are_too_slow(history: History) -> Iterator[str]:
 
 
 def lags_end(history: History) -> Iterator[str]:
-    """Whoever reads at once whatever comes is live again as soon as the journal can be read."""
+    """A lagging client that reads immediately is live as soon as the journal can be read."""
     slow = history.plan.faults.slow_seconds
     visits = {
         visit.server_number: visit
@@ -353,9 +353,9 @@ def lags_end(history: History) -> Iterator[str]:
 
 
 def all_is_said(history: History) -> Iterator[str]:
-    """Who ended by its own wish and was heard out has had said all that it sent.
+    """If a client left by itself and everything was read, all its messages were published.
 
-    From the moment of its shutdown on the server lets nobody say anything whose turn has not come.
+    From the start of the shutdown, the server publishes nothing that was not in progress.
     """
     plan = history.plan
     for taken in history.chronicle.never_told:
@@ -377,9 +377,9 @@ def all_is_said(history: History) -> Iterator[str]:
 
 
 def accepted_is_said(history: History) -> Iterator[str]:
-    """What was accepted was said, with that id, or is what its recipient was told.
+    """An accepted message was published with that id, or delivered to its recipient.
 
-    It is accepted as often as it was sent, at most: however often that is, with one id.
+    It is accepted at most as often as it was sent, always with the same id.
     """
     order = history.chronicle.order
     for visit in history.visits:
@@ -412,13 +412,13 @@ def _was_told(history: History, message: Sent) -> bool:
     )
 
 
-# --- Once, and to whom ----------------------------------------------------------------------------
+# --- Recipients -----------------------------------------------------------------------------------
 
 
 def nothing_twice(history: History) -> Iterator[str]:
-    """Nobody hears a message twice, but who wished to, and the log has none twice.
+    """No client gets a message twice without requesting it, and no message is logged twice.
 
-    A private one, which is in no journal, may come twice from a server that was killed in between.
+    A private message, which is not in the journal, may be repeated after a kill of the server.
     """
     logged = Counter(key for publish in history.chronicle.publishes for key in publish.keys)
     for key, count in logged.items():
@@ -438,7 +438,7 @@ def nothing_twice(history: History) -> Iterator[str]:
 
 
 def no_echo(history: History) -> Iterator[str]:
-    """The sender is left out, also when it comes back."""
+    """A sender does not get its own messages, even after a reconnect."""
     speakers = {
         key: publish.speaker for publish in history.chronicle.publishes for key in publish.keys
     }
@@ -453,9 +453,9 @@ def no_echo(history: History) -> Iterator[str]:
 
 
 def only_members_hear(history: History) -> Iterator[str]:
-    """Nobody hears what was said where it was not, and private messages reach one person.
+    """Only members get a room's messages, and private messages reach one client.
 
-    Of who wished to be told of the past `nothing_missed_nor_twice` says that.
+    For replays, `nothing_missed_nor_twice` checks that.
     """
     for visit in history.visits:
         if history.sections(visit):
@@ -477,13 +477,14 @@ def only_members_hear(history: History) -> Iterator[str]:
                 yield f"{visit} heard {heard.key}, which is for {meant.get(heard.key)}"
 
 
-# --- What was said --------------------------------------------------------------------------------
+# --- Contents -------------------------------------------------------------------------------------
 
 
 def no_forged_tag(history: History) -> Iterator[str]:
-    """A message is tagged with who said it, whatever it holds; no two people have one name.
+    """A message has its sender's tag, whatever its text is; no two clients have the same name.
 
-    Its tag is its sender's name when it was taken; it may be somebody else's when it is told.
+    The tag is the sender's name when the journal took the message; on delivery, another client may
+    have that name.
     """
     for name in history.chronicle.shared_names:
         yield f"two people are called {name}"
@@ -510,7 +511,7 @@ def _is_tagged_as(said: Publish, heard: Heard) -> bool:
 
 
 def texts_are_whole(history: History) -> Iterator[str]:
-    """What is said is what was sent, whole, or what the filters made of it, and heard as that."""
+    """Messages are published and received whole, as they were sent or as filters changed them."""
     may_be_said = _may_be_said(history)
     texts: dict[str, str] = {}
     for publish in history.chronicle.publishes:
@@ -528,11 +529,11 @@ def texts_are_whole(history: History) -> Iterator[str]:
 
 
 def _may_be_said(history: History) -> dict[str, list[str]]:
-    """Return for each message that was sent what it may be said as."""
+    """Return, for each sent message, the texts as which it may be published."""
     filtered = bool(history.plan.config.filters)
     may_be: dict[str, list[str]] = {}
-    # A filter that takes too long lets through what was sent with the same read, whichever of its
-    # sender's connections that was.
+    # A filter that takes too long passes the messages of the same read unchanged, on any connection
+    # of the sender.
     too_late = {
         visit.plan.number
         for visit in history.visits
@@ -547,13 +548,13 @@ def _may_be_said(history: History) -> dict[str, list[str]]:
     return may_be
 
 
-# --- How it ends ----------------------------------------------------------------------------------
+# --- The end --------------------------------------------------------------------------------------
 
 
 def evicted_are_told(history: History) -> Iterator[str]:
-    """Whom the server sends away is told why as its last line, or could not take another byte.
+    """A client that the server disconnects gets the reason as its last line, or takes no bytes.
 
-    Who was reading all the time has heard it, too.
+    A client that was reading all the time has received it.
     """
     for visit in history.visits:
         departure = history.departure(visit)
@@ -567,19 +568,19 @@ def evicted_are_told(history: History) -> Iterator[str]:
         if told and told[-1].kind == "goodbye" and reason in told[-1].text:
             continue
         if reason == TOO_FAR_BEHIND:
-            continue  # there may be no memory left for saying so
+            continue  # there may be no memory for the goodbye
         if not (visit.broke_off or visit.killed or history.had_its_time(visit)):
             yield f"{visit} had to go ({reason}) and was not told"
 
 
 def nobody_goes_without_reason(history: History) -> Iterator[str]:
-    """A connection is called broken only if its client broke it, a session ended if all were."""
+    """Only connections that a client broke are logged as broken; sessions end all together."""
     for visit in history.visits:
         departure = history.departure(visit)
         if departure is None:
             ended = visit.session_ended_seconds
             if visit.server_number is None or visit.killed or ended == history.cancelled_seconds:
-                continue  # it was on its way in
+                continue  # it was connecting
             yield f"{visit} never left"
         elif departure.reason in _BROKEN and not (visit.broke_off or visit.killed):
             yield f"{visit} was said to be gone ({departure.reason}), and was not"
@@ -588,18 +589,18 @@ def nobody_goes_without_reason(history: History) -> Iterator[str]:
 
 
 def gone_is_gone(history: History) -> Iterator[str]:
-    """Who has left does nothing any more: it says nothing, takes no name and goes to no room.
+    """A client that has left does nothing: it sends nothing, takes no name and joins no room.
 
-    What was taken before is told all the same.
+    Messages that the journal took before are still delivered.
     """
     for what in history.chronicle.ghosts:
         yield f"{what}, after it had left"
 
 
 def send_queues_bounded(history: History) -> Iterator[str]:
-    """No more waits for a client than its send queue holds, in batches and in bytes.
+    """A send queue never exceeds its limits, in batches and in bytes.
 
-    So many batches in the channel, and as many, and one, that were joined to be written.
+    That is one limit of batches in the channel, and one plus a batch joined for the writer.
     """
     batches = 2 * history.plan.config.send_queue_batches + 1
     most = min(batches * _largest_batch(history), max(MAX_WAITING_BYTES, _largest_batch(history)))
@@ -609,32 +610,32 @@ def send_queues_bounded(history: History) -> Iterator[str]:
 
 
 def _largest_batch(history: History) -> int:
-    """Return a bound for what is queued at once: of what is said, and of what is answered."""
+    """Return the upper bound of a batch: of messages and of answers."""
     largest = total = 0
     for publish in history.chronicle.publishes:
-        # In JSON a message has about 200 bytes more, and some characters take two.
+        # In JSON a message has about 200 more bytes, and some characters take two.
         sizes = [2 * len(text.encode()) + 250 for text in publish.texts]
         largest = max(largest, min(sum(sizes), max(MAX_BATCH_BYTES, *sizes)))
         total += sum(sizes)
     if any(history.sections(visit) or b'"history"' in visit.sent_bytes for visit in history.visits):
-        largest = max(largest, min(total, 2 * MAX_BATCH_BYTES))  # a page of the past
+        largest = max(largest, min(total, 2 * MAX_BATCH_BYTES))  # a page of history
     return 4096 + 64 * len(history.visits) + largest
 
 
 def nothing_left_behind(history: History) -> Iterator[str]:
-    """When everybody is gone no task, member, room, connection or waiting byte is left."""
+    """At the end no task, member, room, connection or queued byte is left."""
     for what in history.left_behind:
         yield f"{what} left"
 
 
 def ends_in_time(history: History) -> Iterator[str]:
-    """The run ends by itself, within what limits and patience add up to."""
+    """The run ends by itself, within the sum of its time limits."""
     if not history.ended_in_time and not history.crash:
         yield f"it was not over, and given up after {history.seconds:.2f} virtual seconds"
 
 
 def nothing_crashes(history: History) -> Iterator[str]:
-    """Nothing is raised that nobody expected, in the server's boundaries or out of it."""
+    """No unexpected exception is logged or raised by the server."""
     if history.crash:
         yield history.crash
     for entry in history.log:
@@ -643,16 +644,16 @@ def nothing_crashes(history: History) -> Iterator[str]:
 
 
 def counts_add_up(history: History) -> Iterator[str]:
-    """The server's own figures are what happened."""
+    """The server's statistics are correct."""
     if history.crash:
         return
     publishes = [each for each in history.chronicle.publishes if each.speaker is not None]
     kills = [kill.position for kill in history.kills]
     said = sum(len(each.keys) for each in publishes if each.position not in kills)
-    # One is logged as a whole and counted in batches, and its server may be killed in between.
+    # A publish is logged as a whole but counted in batches, and the server may be killed meanwhile.
     rooms = history.chronicle.by_room.values()
     open_ = sum(len(each.keys) for each in _last_before(rooms, kills))
-    # The server's own count, too, and one that is cancelled before its turn has been counted.
+    # The server's notices count too, including one that was cancelled before its turn.
     if not said - open_ <= history.messages <= said + len(history.plan.announcements):
         yield f"{history.messages} messages were counted, {said} were said"
     slow = sum(

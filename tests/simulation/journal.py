@@ -1,12 +1,12 @@
-"""Journals for a run: one that is slow, full for a while or torn; and who watches any of them.
+"""Journals for a run: a faulty one (slow, full or damaged), and a witness around any of them.
 
-The log says when a message is told, which may be after its sender has left, and its name is
-somebody else's.  Whose it is, where it stands in its room, and whether it is kept, is known where
-it is kept: `Witness` stands between a server and any journal, and writes that down.
+The log records when a message is delivered, which may be after its sender has left and its name
+belongs to another client.  The sender, the number in the room, and whether it was stored are known
+only in the journal: `Witness` records them between a server and any journal.
 
-`FaultyJournal` keeps things on a `Disk`, in the order in which it took them and in groups.  Its
-disk outlives it: `kill` leaves on it what was reported kept and, of what was pending, the first so
-many, as a file does that is written from front to back.  A copy of the disk is a backup.
+`FaultyJournal` writes to a `Disk`, in order and in groups.  The disk outlives it: after `kill` it
+has everything that was reported as stored and the first part of the pending writes, like a file
+that is written from front to back.  A copy of the disk is a backup.
 """
 
 from bisect import bisect_left, bisect_right
@@ -31,16 +31,17 @@ from multichat.journal.base import (
     take_newest,
 )
 from multichat.protocol.messages import MAX_UNACCEPTED, Nonce, SaidBlock
+from tests.support.journals import DelegatingRoom
 
 __all__ = ["Disk", "Faults", "FaultyJournal", "Taken", "Witness"]
 
-# Ids rise with a server's time in life; here it is enough that no two rooms have the same.
+# Real epochs rise with time; here it is enough that no two rooms have the same.
 _FIRST_EPOCH = 0x18BCFE56800
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Messages that a journal took, at once; *position* is how much had been logged by then."""
+    """Messages that a journal took together; *position* is the number of log records by then."""
 
     position: int
     said: SaidBlock
@@ -49,16 +50,16 @@ class Taken:
 
     @property
     def kept(self) -> bool | None:
-        """Whether it is kept, as far as the journal knows."""
+        """Whether the journal has reported them as stored."""
         return self.pending.kept if isinstance(self.pending, _Pending) else True
 
     @property
     def known_seconds(self) -> float:
-        """When that was known; 0 if it was at once."""
+        """When that was reported; 0 if immediately."""
         return self.pending.known_seconds if isinstance(self.pending, _Pending) else 0.0
 
     def as_of_backup(self) -> "Taken":
-        """Return what it is after the backup that is taken now: what is pending is not in it."""
+        """Return its state in a backup that is taken now, without pending messages."""
         if self.kept is not None:
             return self
         missing = _Pending()
@@ -71,14 +72,14 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What is wrong with a journal.
+    """The faults of a journal.
 
-    A write takes up to *slow_seconds*, a read half of that.  *full* are times from and until which
-    nothing can be written: what is pending then fails and, if *refuses*, nothing more is taken.
-    *max_messages* is what is kept of a room.
+    A write takes up to *slow_seconds*, a read half of that.  *full* has intervals in which nothing
+    can be written: pending writes fail and, with *refuses*, new ones are rejected.  *max_messages*
+    is the retention of each room.
 
-    *damaged_reads* is the share of the rows that are damaged whenever they are read: a run is left
-    out, or all that is read with it fails; nonces fail; a session is not found after a restart.
+    *damaged_reads* is the share of rows that are damaged whenever they are read: a block is left
+    out, or the whole read fails; nonces fail; a session is not found after a restart.
     """
 
     slow_seconds: float = 0.0
@@ -89,7 +90,7 @@ class Faults:
 
 
 class _Pending(PendingWrite):
-    """Something on its way; *kept* is what has become of it on the disk, and since when it has."""
+    """A pending write; *kept* is whether it reached the disk, and when that was known."""
 
     __slots__ = ("kept", "known_seconds")
 
@@ -99,13 +100,13 @@ class _Pending(PendingWrite):
         self.known_seconds = inf
 
     def become(self, *, kept: bool) -> None:
-        """Note what has become of it."""
+        """Set the result."""
         self.kept, self.known_seconds = kept, trio.current_time()
 
 
 @dataclass
 class _DiskRoom:
-    """*earlier* are the epochs before this one, each with the number at which the next began."""
+    """A room on the disk; *earlier* has former epochs, and the number at which the next began."""
 
     epoch: str = ""
     earlier: dict[str, int] = field(default_factory=dict)
@@ -116,12 +117,12 @@ class _DiskRoom:
 
 @dataclass
 class Disk:
-    """What outlives a server."""
+    """The data that outlives a server."""
 
     clients_ever: int = 0
-    epochs: int = 0  # that were ever given; a real one is a time, which no backup sets back
+    epochs: int = 0  # ever created; a real epoch is a time, which no backup sets back
     rooms: dict[str, _DiskRoom] = field(default_factory=dict)
-    # With the time since when each is disconnected; infinite while it is connected.
+    # With the time since which each is disconnected; infinite while it is connected.
     sessions: dict[bytes, tuple[SessionRecord, float]] = field(default_factory=dict)
     nonces: dict[int, list[SavedNonce]] = field(default_factory=dict)
 
@@ -135,7 +136,7 @@ class Disk:
         return replace(self, rooms=rooms, sessions={**self.sessions}, nonces=nonces)
 
     def disconnect_sessions(self) -> None:
-        """Have all sessions be disconnected, from now on if they are connected."""
+        """Mark all sessions as disconnected, from now on if they are connected."""
         now = trio.current_time()
         for digest, (record, since) in self.sessions.items():
             self.sessions[digest] = record, min(since, now)
@@ -143,7 +144,7 @@ class Disk:
 
 @dataclass
 class _Write:
-    """One thing to be written; what is *lasting* is tried again when it could not be."""
+    """One write; a *lasting* one is retried if it fails."""
 
     apply: Callable[[Disk], None]
     pending: _Pending
@@ -151,7 +152,7 @@ class _Write:
 
 
 class FaultyJournal(Journal):
-    """Keeps everything on *disk*, in the order of the calls, with such *faults*."""
+    """Stores everything on *disk*, in the order of the calls, with *faults*."""
 
     def __init__(self, disk: Disk, faults: Faults, rng: Random) -> None:
         self._disk = disk
@@ -164,7 +165,7 @@ class FaultyJournal(Journal):
         self._dead = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write in groups what comes, and in the end what is left."""
+        """Write the queue in groups, and the rest at the end."""
         self.clients_ever = self._disk.clients_ever
         task_status.started()
         try:
@@ -201,7 +202,7 @@ class FaultyJournal(Journal):
         write.pending.become(kept=True)
 
     def _fail(self, reason: str) -> None:
-        """Have everything that is pending fail, but for what is tried again."""
+        """Fail all pending writes, except those that are retried."""
         lasting = [write for write in self._queue if write.lasting]
         failed = [write for write in self._queue if not write.lasting]
         self._queue = deque(lasting)
@@ -213,7 +214,7 @@ class FaultyJournal(Journal):
             write.pending.resolve(reason)
 
     def kill(self) -> None:
-        """Stop, as when the machine crashes: some of the pending writes are on the disk."""
+        """Stop, as in a crash of the machine: some of the pending writes are on the disk."""
         self._dead = True
         for _ in range(self._rng.randint(0, len(self._queue))):
             self._apply(write := self._queue.popleft())
@@ -224,7 +225,7 @@ class FaultyJournal(Journal):
         self._fail("the server was killed")
 
     def take(self, apply: Callable[[Disk], None], *, lasting: bool = False) -> _Pending:
-        """Have something written when it is its turn."""
+        """Queue a write."""
         pending = _Pending()
         if self._dead:
             pending.become(kept=False)
@@ -235,14 +236,14 @@ class FaultyJournal(Journal):
         return pending
 
     def check(self) -> None:
-        """Raise `StorageFailed` if nothing is taken now."""
+        """Raise `StorageFailed` if writes are rejected now."""
         if self._dead:
             raise StorageFailed("the journal is closing")
         if self._faults.refuses and self.is_full:
             raise StorageFailed("the disk is full")
 
     async def wait_to_read(self) -> None:
-        """Take the time that a read takes; raises `NotRead` if it cannot be done."""
+        """Wait for the duration of a read; raises `NotRead` if it fails."""
         await trio.sleep(self._rng.uniform(0, self._faults.slow_seconds / 2))
         if self._dead or (self.is_full and self._faults.refuses and self._rng.random() < 0.2):
             raise NotRead("it cannot be read")
@@ -250,12 +251,12 @@ class FaultyJournal(Journal):
             raise NotRead("the file is damaged")
 
     def is_damaged(self) -> bool:
-        """Whether what is read now is damaged."""
+        """Whether the row that is read now is damaged."""
         share = self._faults.damaged_reads
         return bool(share) and self._damage.random() < share
 
     def room(self, name: str) -> RoomJournal:
-        """Return the part of that room."""
+        """Return the journal of that room."""
         room = self._rooms.get(name)
         if room is None or not room.next:
             self._disk.epochs += 1
@@ -266,7 +267,7 @@ class FaultyJournal(Journal):
         return room
 
     async def reserve_client_numbers(self, clients_ever: int) -> None:
-        """Keep that number; wait for it."""
+        """Store that number, and wait until it is stored."""
         self.check()
 
         def apply(disk: Disk) -> None:
@@ -302,7 +303,7 @@ class FaultyJournal(Journal):
         return self.take(apply)
 
     async def session(self, digest: bytes) -> SavedSession | None:
-        """Return what is on the disk by the time that all which was taken before is there."""
+        """Return the session once all earlier writes are on the disk."""
         asked = trio.current_time()
         disk = Disk(sessions=dict(self._disk.sessions))
         for write in self._queue:
@@ -319,7 +320,7 @@ class FaultyJournal(Journal):
 
 
 class _FaultyRoom(RoomJournal):
-    """One room of a server: its *epoch* is on the disk from the first message on."""
+    """A room of a server; its *epoch* is on the disk from the first message on."""
 
     def __init__(
         self,
@@ -342,7 +343,7 @@ class _FaultyRoom(RoomJournal):
         return self._on_disk.first
 
     def rewind(self) -> None:
-        """Go back behind what is kept."""
+        """Continue after the last stored message."""
         self.next = self._on_disk.next
 
     def append(
@@ -402,7 +403,7 @@ def _first_of(block: SaidBlock) -> int:
 
 
 class Witness(Journal):
-    """Has *note* told what *journal* takes, and changes nothing."""
+    """Passes everything to *journal* unchanged, and reports the messages that it takes."""
 
     def __init__(
         self,
@@ -413,14 +414,14 @@ class Witness(Journal):
         self._note = note
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run the other one."""
+        """Run the journal."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._journal.run)
             self.clients_ever = self._journal.clients_ever
             task_status.started()
 
     def room(self, name: str) -> RoomJournal:
-        """Return that room's part, watched."""
+        """Return the journal of that room, with a witness."""
         return _WitnessedRoom(self._journal.room(name), self._note)
 
     async def reserve_client_numbers(self, clients_ever: int) -> None:
@@ -444,33 +445,18 @@ class Witness(Journal):
         return await self._journal.session(digest)
 
 
-class _WitnessedRoom(RoomJournal):
+class _WitnessedRoom(DelegatingRoom):
     def __init__(
         self,
         room: RoomJournal,
         note: Callable[[SaidBlock, tuple[Nonce | None, ...], PendingWrite | None], None],
     ) -> None:
-        self._room = room
+        super().__init__(room)
         self._note = note
-        self.epoch, self.earlier = room.epoch, room.earlier
-
-    @property
-    def first(self) -> int:  # type: ignore[override]
-        return self._room.first
-
-    @property
-    def next(self) -> int:  # type: ignore[override]
-        return self._room.next
 
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> PendingWrite | None:
-        pending = self._room.append(said, nonces, checks)
+        pending = super().append(said, nonces, checks)
         self._note(said, nonces, pending)
         return pending
-
-    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
-        return await self._room.read(start, stop, max_bytes=max_bytes)
-
-    async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
-        return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)

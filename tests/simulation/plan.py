@@ -1,7 +1,7 @@
-"""What is to happen in a run, drawn from its seed: settings, people, faults.
+"""The plan of a run, generated from its seed: settings, people and faults.
 
-Pure values: a plan has no stream and no clock.  Two plans of one seed are equal, and a test may
-replace a part of one (`dataclasses.replace`).
+Plans are values without streams or clocks.  Two plans of one seed are equal, and a test may change
+a part of one (`dataclasses.replace`).
 """
 
 import enum
@@ -32,7 +32,7 @@ __all__ = [
     "make_plan",
 ]
 
-# What in a message has the filters of a run do something about it.
+# Marks in a message to which the filters of a run react.
 HUSH, SHOUT, SLEEPY = "(hush)", "(shout)", "(sleepy)"
 SHOUTED = "(SHOUTED)"
 
@@ -40,7 +40,7 @@ _FILTER_SECONDS = 0.2
 
 
 class Reading(enum.Enum):
-    """How a client takes what it is told."""
+    """How a client reads."""
 
     ATTENTIVE = "at once, always"
     TRICKLING = "a few bytes at a time, with pauses"
@@ -49,7 +49,7 @@ class Reading(enum.Enum):
 
 
 class Ending(enum.Enum):
-    """How a client goes, once it has done what it came for."""
+    """How a client leaves after its last action."""
 
     STAYS = "half-closes when the run is over"
     HALF_CLOSES = "half-closes"
@@ -60,7 +60,7 @@ class Ending(enum.Enum):
 
 
 class ServerEnding(enum.Enum):
-    """What becomes of the server."""
+    """How the server ends."""
 
     OUTLIVES = "everybody leaves before it"
     SHUTS_DOWN = "it is shut down while they talk"
@@ -68,7 +68,7 @@ class ServerEnding(enum.Enum):
 
 
 class JournalKind(enum.Enum):
-    """What keeps what is said."""
+    """The kind of journal."""
 
     MEMORY = "memory"
     SMALL = "memory, and little of it"
@@ -79,9 +79,9 @@ class JournalKind(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonPlan:
-    """One client: when it comes, how it reads, what it does and how it goes.
+    """One client: when it connects, how it reads, what it does and how it leaves.
 
-    *returns* are its later connections, should the server be there.
+    *returns* are its later connections, if the server is running.
     """
 
     number: int
@@ -93,10 +93,10 @@ class PersonPlan:
     stalls_after_seconds: float
     stalls_seconds: float
     actions: int
-    talkativeness_seconds: float  # the pause between two actions, about
-    inclinations: tuple[tuple[str, int], ...]  # an action of `clients` and its weight
+    talkativeness_seconds: float  # the approximate pause between two actions
+    inclinations: tuple[tuple[str, int], ...]  # actions of `clients` and their weights
     types_slowly: bool  # its lines arrive in pieces
-    ignores_eof: bool  # goes on sending when the server has said goodbye
+    ignores_eof: bool  # continues to send after the server's goodbye
     ending: Ending
     to_server_bytes: int
     to_client_bytes: int
@@ -111,22 +111,22 @@ class Plan:
     config: ServerConfig
     people: tuple[PersonPlan, ...]
     rooms: tuple[str, ...]
-    seconds: float  # after so many, who is still there leaves
+    seconds: float  # after which all remaining clients leave
     server_ending: ServerEnding
     server_ends_seconds: float
-    kicks: tuple[tuple[float, int], ...]  # when, and the number of a client that may be there
-    announcements: tuple[float, ...]  # when the server itself says something
-    eager: bool  # bytes are offered to the connection at once, as to a socket
+    kicks: tuple[tuple[float, int], ...]  # times, and numbers of clients that may be connected
+    announcements: tuple[float, ...]  # times of notices from the server
+    eager: bool  # bytes are written directly to the connection, as to a socket
     full_disk: bool  # under the log
     journal: JournalKind
     faults: Faults
     kills: tuple[float, ...]  # when the server is killed, in order
-    restores: tuple[tuple[float, int], ...]  # when a backup is taken, and after which kill restored
-    session_seconds: float  # who is away for longer has lost its session
+    restores: tuple[tuple[float, int], ...]  # times of backups, and the kill after which to restore
+    session_seconds: float  # the lifetime of sessions of disconnected clients
 
     @property
     def patient_seconds(self) -> float:
-        """After how long a run has to be over: everybody slow in turn, then all limits at once."""
+        """The time after which a run must have ended: the sum of all slow clients and limits."""
         each = self.config.slow_timeout_seconds + self.config.filter_seconds + 1
         slow = sum(10 * each.slow_seconds for each in (self.faults,)) * len(self.people)
         return 1200 + slow + self.seconds + len(self.people) * each + self.config.grace_seconds
@@ -136,7 +136,7 @@ class Plan:
 
 
 async def _sleepy_filter(message: Message) -> Message | None:
-    """Do what the marks in *message* say, some of it after a while."""
+    """React to the marks in *message*, to some of them after a delay."""
     if SLEEPY in message.text:
         await trio.sleep(_FILTER_SECONDS * 0.4 * (1 + len(message.text) % 5))
     if HUSH in message.text:
@@ -170,7 +170,7 @@ def _one_in(rng: Random, count: int) -> bool:
     return rng.random() < 1 / count
 
 
-# --- The people -----------------------------------------------------------------------------------
+# --- People ---------------------------------------------------------------------------------------
 
 _INCLINATIONS: dict[str, tuple[tuple[str, int], ...]] = {
     "talker": (("say", 8), ("paste", 1), ("act", 1)),
@@ -206,7 +206,7 @@ def _make_person(rng: Random, number: int, *, crowd: bool, seconds: float) -> Pe
         types_slowly=_one_in(rng, 10),
         ignores_eof=_one_in(rng, 10),
         ending=rng.choices(endings, [6, 3, 2, 1, 1, 1])[0],
-        # Narrow pipes in a crowd would be most of what a run costs.
+        # Small pipes in a crowd would dominate the cost of a run.
         to_server_bytes=rng.choice([4000 if crowd else 64, 1000, 64 * 1024]),
         to_client_bytes=rng.choice(
             [4000 if crowd else 64, 4000 if crowd else 1000, 4000, 64 * 1024]
@@ -226,7 +226,7 @@ _ROOMS = ("lobby", "den", "attic", "cellar")
 
 
 def make_plan(seed: int) -> Plan:
-    """Draw a run from its *seed*."""
+    """Generate a plan from its *seed*."""
     rng = Random(f"multichat {seed}")
     smallest, largest = rng.choices([(2, 8), (9, 30), (31, 80), (150, 300)], [60, 34, 5, 1])[0]
     count = rng.randint(smallest, largest)
@@ -248,7 +248,7 @@ def make_plan(seed: int) -> Plan:
         kicks=tuple(
             (_some_time(rng, seconds), rng.randint(1, count)) for _ in range(rng.choice([0, 0, 3]))
         ),
-        # In several rooms it has no place in one order, and the log does not say which room.
+        # A notice to several rooms has no single place in the order, and the log names no room.
         announcements=tuple(
             _some_time(rng, seconds) for _ in range(rng.choice([0, 4]) if len(rooms) == 1 else 0)
         ),
@@ -267,7 +267,7 @@ def make_plan(seed: int) -> Plan:
 
 
 def _with_restores(plan: Plan, rng: Random) -> Plan:
-    """Have the server go on with a backup after some of its kills."""
+    """Restore a backup after some of the kills."""
     restores = [
         (max(0.0, seconds - rng.choice([0.1, 1.0, 5.0, 90.0]) * rng.random()), number)
         for number, seconds in enumerate(plan.kills)
@@ -283,7 +283,7 @@ def _with_restores(plan: Plan, rng: Random) -> Plan:
 
 
 def _all_along(rng: Random, person: PersonPlan, seconds: float) -> PersonPlan:
-    """Have *person* talk and come back all along, and say again some of what was accepted."""
+    """Let *person* talk and reconnect during the whole run, and repeat some accepted messages."""
     returns = [*person.returns, *make_returns(rng, most=4)]
     return replace(
         person,
@@ -295,13 +295,13 @@ def _all_along(rng: Random, person: PersonPlan, seconds: float) -> PersonPlan:
 
 
 def _with_damage(plan: Plan, rng: Random) -> Plan:
-    """Have some of what a disk has kept be damaged."""
+    """Damage some of the stored data."""
     share = rng.choice([0.02, 0.2]) if _one_in(rng, 4) else 0.0
     return replace(plan, faults=replace(plan.faults, damaged_reads=share))
 
 
 def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
-    """Have what is said in *plan* be kept somewhere, and some people come back for it."""
+    """Add a journal to *plan*, and people who reconnect."""
     kind = rng.choices(list(JournalKind), [2, 2, 2, 2, 3])[0]
     seconds = plan.seconds
     full: list[tuple[float, float]] = []
@@ -320,7 +320,7 @@ def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
         config=replace(plan.config, away_seconds=rng.choice([0.0, 1.0, 5.0, 5.0])),
         people=tuple(
             replace(each, returns=make_returns(rng, most=1 if crowd else 5))
-            # Nobody shows a token that it has not read, nor one that is too long for its line.
+            # No client sends a token that it has not read, or that is too long for its line.
             if each.speaks_json
             and each.reading is not Reading.DEAF
             and plan.config.max_line_bytes >= 300
@@ -342,14 +342,14 @@ def _with_journal(plan: Plan, rng: Random, *, crowd: bool) -> Plan:
 
 
 def _with_replays(plan: Plan, rng: Random) -> Plan:
-    """Have little fit into the memory of rooms, and into what is replayed at once."""
+    """Limit the memory of rooms, and the size of replays, to small values."""
     limits = ReplayLimits(
         queue_bytes=rng.choice([1, 300, 3000, 256 * 1024]),
         ring_bytes=rng.choice([0, 0, 2000, 1024 * 1024]),
         page_messages=rng.choice([1, 7, 500]),
     )
     stall = rng.choice([3.0, 10.0, 60.0, 300.0])
-    # All that is said has to be in the log, from which we know what everybody should have heard.
+    # Everything must be logged, because the expected messages follow from the log.
     config = replace(plan.config, stall_timeout_seconds=stall, replay=limits, log_rate=None)
     announcements = plan.announcements
     if len(plan.rooms) == 1 and _one_in(rng, 3):
@@ -358,5 +358,5 @@ def _with_replays(plan: Plan, rng: Random) -> Plan:
 
 
 def _some_time(rng: Random, seconds: float) -> float:
-    # Most happens at the beginning.
+    # Most events are near the beginning.
     return seconds * math.pow(rng.random(), 3)

@@ -1,8 +1,8 @@
-"""What a run does about slow clients: who lagged from where to where, and how long rooms waited.
+"""Records when clients lagged and how long rooms waited.
 
-What a client should have heard follows from the log, but for what it had not got yet when it left,
-and the log does not say who lags.  So the rooms are watched: `watch_rooms` writes down each lag and
-each leaving, `WaitMeter` for how long each room waited while somebody else could have been served.
+What a client should have received follows from the log, except for a client that lagged when it
+left, and lags are not logged.  So `watch_rooms` records each lag and leave, and `WaitMeter`
+measures how long each room waited while it could have delivered to others.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LagRecord", "Wait", "WaitMeter", "watch_rooms"]
 
-# How often a room looks whether somebody takes bytes, and whether somebody has taken all.
+# How often a room checks whether a client takes bytes, and whether one has taken everything.
 _LOOK_SECONDS = 0.02
 
 
 class LagRecord(NamedTuple):
-    """A moment in which a client began to lag, became live, or left a room.
+    """The moment at which a client began to lag, became live, or left a room.
 
-    *kind* is `lag`, `live` or `left`.  *connection* is the number that it got when it came,
-    *client* that of who it is; *position* is where in the log.  It had everything up to the message
-    of number *reached*, itself not; *told* had been told in the room.  *untaken* is whether the
-    room was waiting for it to take a notice of the server, which has no number.
+    *kind* is `lag`, `live` or `left`.  *connection* is the number that it got first, *client* its
+    current number, and *position* the position in the log.  It had received all messages before
+    number *reached*; *told* had been delivered in the room.  *untaken* says whether the room was
+    waiting for it to take a notice of the server, which has no number.
     """
 
     kind: str
@@ -49,9 +49,9 @@ class LagRecord(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """A time in which a room waited for slow clients, at its budget's expense."""
+    """A time in which a room waited for slow clients and spent its budget."""
 
-    room: Room  # itself: one that is opened again, or after a restart, has another budget
+    room: Room  # the object: a room that is reopened has a new budget
     start: float
     end: float
 
@@ -66,9 +66,9 @@ def _reached(room: Room, member: Member, untaken: Batch | None) -> int:
 def watch_rooms(
     current_history: Callable[[], "History"], is_over: Callable[[], bool]
 ) -> Iterator[None]:
-    """Write into the *current_history* who lags where, until its server *is_over*."""
+    """Record lags in *current_history*, until its server *is_over*."""
     connections: dict[Member, int] = {}
-    cut_off: dict[Member, Batch] = {}  # at which one, those whose send queue was closed meanwhile
+    cut_off: dict[Member, Batch] = {}  # members whose send queue was closed, and at which batch
     try_again = SlowClients._try_again
     lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
 
@@ -99,7 +99,7 @@ def watch_rooms(
     def watched_go_live(room: Room, member: Member) -> bool:
         lags = current_history().lags
         before = len(lags)
-        note("live", room, member)  # before it leaves, which it does where the server is closing
+        note("live", room, member)  # first, because it leaves at once if the server is closing
         is_live = go_live(room, member)
         if not is_live:
             del lags[before:]
@@ -125,9 +125,9 @@ def watch_rooms(
 
 
 class WaitMeter(trio.abc.Instrument):
-    """Measures for how long each of *rooms* waits while it has somebody else to deliver to.
+    """Measures how long each of *rooms* waits while it could deliver to others.
 
-    Time goes on only while all tasks wait; so it is enough to look just before that.
+    The clock moves only while all tasks wait, so it is enough to check just before that.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class WaitMeter(trio.abc.Instrument):
     ) -> None:
         self._current_history = current_history
         self._rooms = rooms
-        self._since: dict[Room, tuple[object, float]] = {}  # for which publish, and since when
+        self._since: dict[Room, tuple[object, float]] = {}  # the publish, and the start of the wait
         self._paying: dict[Room, float] = {}
 
     def before_io_wait(self, timeout: float) -> None:
@@ -154,7 +154,7 @@ class WaitMeter(trio.abc.Instrument):
         self._paying = {room: now for room in self._since if not self._is_free(room, now)}
 
     def _is_free(self, room: Room, now: float) -> bool:
-        """Say whether nobody has taken everything, but for the sender, and somebody reads."""
+        """Return whether waiting is free: only the sender may be idle, and a slow member reads."""
         boxes = [each.send_queue for them in room._by_codec.values() for each in them.values()]
         if sum(not (box.waiting_bytes or box.closed) for box in boxes) > 1:
             return False

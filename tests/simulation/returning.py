@@ -1,8 +1,8 @@
-"""How those who come back do it, drawn from a run's seed; and what they remember.
+"""How clients reconnect, generated from a run's seed, and what they remember.
 
-A `Return` is a plan: how the connection before it is left behind, and what is shown at the next.
-A `Notebook` is what somebody keeps from one connection to the next: its token, the ids that it
-heard, what was not accepted.  It reads what a client hears, as any client has to.
+A `Return` is a plan: how the previous connection is abandoned, and what the next hello contains.
+A `Notebook` is what a client keeps between connections: its token, the ids that it received, and
+its unaccepted messages.  It parses received lines like any client.
 """
 
 import enum
@@ -13,12 +13,12 @@ from typing import Any
 
 __all__ = ["LeftBehind", "Notebook", "Return", "Since", "Token", "make_returns"]
 
-# What a client may say again: a server knows as many nonces of each session, the newest.
+# How many messages a client may repeat: the server remembers that many nonces of each session.
 _MAX_UNACCEPTED = 256
 
 
 class LeftBehind(enum.Enum):
-    """What becomes of a connection when its client comes back with another."""
+    """What happens to a connection when its client reconnects."""
 
     RESET = "it is reset"
     RESET_IN_MID_LINE = "it is reset in the middle of a line"
@@ -29,7 +29,7 @@ class LeftBehind(enum.Enum):
 
 
 class Token(enum.Enum):
-    """What session is shown."""
+    """Which session token is sent."""
 
     OWN = "the last that was given"
     NONE = "none"
@@ -38,7 +38,7 @@ class Token(enum.Enum):
 
 
 class Since(enum.Enum):
-    """From where on the past is wished for."""
+    """From where on a replay is requested."""
 
     LAST = "the last message heard in that room"
     OLDER = "one that was heard before"
@@ -50,7 +50,7 @@ class Since(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Return:
-    """One coming back."""
+    """One reconnect."""
 
     left: LeftBehind
     pause_seconds: float
@@ -66,7 +66,7 @@ _PATIENT = [0.0, 0.05, 0.5, 2.0, 4.9, 5.1, 12.0]
 
 
 def make_returns(rng: Random, *, most: int) -> tuple[Return, ...]:
-    """Draw how often, and how, somebody comes back."""
+    """Generate how often, and how, a client reconnects."""
     return tuple(_make_return(rng) for _ in range(rng.randint(0, most)))
 
 
@@ -85,7 +85,7 @@ def _make_return(rng: Random) -> Return:
 
 @dataclass
 class Notebook:
-    """What one person remembers; several of its connections may write into it."""
+    """What a client remembers; several of its connections may write into it."""
 
     said: int = 0
     joins: int = 0
@@ -98,14 +98,14 @@ class Notebook:
     accepted: list[bytes] = field(default_factory=list)
 
     def wrote(self, nonce: int, line: bytes) -> None:
-        """Note what was sent, and is to be accepted."""
+        """Record a sent message that is to be accepted."""
         self.unaccepted[nonce] = line
         if len(self.unaccepted) > _MAX_UNACCEPTED:
             del self.unaccepted[next(iter(self.unaccepted))]
-            self.accepted.clear()  # perhaps none of it is among the last that the server knows
+            self.accepted.clear()  # the server may remember none of these nonces
 
     def hear(self, event: dict[str, Any]) -> None:
-        """Note what is of use later."""
+        """Record what is needed later."""
         match event:
             case {"type": "welcome", "session": token, "room": room, "resumed": resumed}:
                 self.token, self.client = token, event["client"]
@@ -127,7 +127,7 @@ class Notebook:
                 self.accepted = [*self.accepted[-_MAX_UNACCEPTED:], line]
 
     def hello(self, coming: Return, rng: Random, rooms: tuple[str, ...]) -> bytes:
-        """Spell the hello of that coming back."""
+        """Encode the hello of that reconnect."""
         wishes: dict[str, object] = {}
         match coming.token:
             case Token.OWN if self.token:
@@ -145,7 +145,7 @@ class Notebook:
         return f"/json {json.dumps(wishes)}\n".encode()
 
     def since(self, kind: Since, rng: Random) -> str | None:
-        """Return what to ask for the past with."""
+        """Return the `since` of a request for a replay."""
         ids = self.ids.get(self.room, [])
         others = [each[-1] for room, each in self.ids.items() if room != self.room]
         epoch = ids[-1].partition("-")[0] if ids else ""
@@ -163,8 +163,8 @@ class Notebook:
         return None
 
     def again(self, coming: Return, rng: Random) -> list[bytes]:
-        """Return what to say once more, in the order in which it was said first."""
-        if not self.resumed:  # nobody knows any more whether they were said
+        """Return the messages to send again, in their original order."""
+        if not self.resumed:  # it is unknown whether they were published
             self.unaccepted.clear()
             self.accepted.clear()
         known = max(0, _MAX_UNACCEPTED - len(self.unaccepted))

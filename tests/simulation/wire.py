@@ -1,11 +1,11 @@
-"""TCP in memory: two bounded pipes that can fill up, end, and break in the middle of a line.
+"""Simulates TCP in memory: two bounded pipes that can fill up, end, and break within a line.
 
-Owns what a network does to bytes: they arrive in order, as many at once as there is room for;
-after a reset a part of what was on its way still arrives, and then nobody can use the connection.
-It remembers all that was ever written, for those who check afterwards.
+Bytes arrive in order, as many at once as there is space for; after a reset, a part of the bytes in
+flight still arrives, and then the connection cannot be used.  Everything that was ever written is
+recorded for the checks.
 
 Invariants: what was read is a prefix of what was written; a write waits while its pipe is full;
-closing over unread input resets the connection, as a kernel does it.
+closing with unread input resets the connection, as kernels do.
 """
 
 import errno
@@ -23,10 +23,10 @@ _READ_BYTES = 64 * 1024
 
 
 class _Pipe:
-    """One direction: at most *capacity_bytes* are on their way, then whoever writes waits.
+    """One direction: at most *capacity_bytes* are in flight; above that, writes wait.
 
-    *written* is all that ever went in, *read_bytes* how much of it came out.  After a reset the
-    first *arriving_bytes* of it still come out.
+    *written* is everything that was written, *read_bytes* how much of it was read.  After a reset
+    its first *arriving_bytes* can still be read.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -34,10 +34,10 @@ class _Pipe:
         self.written = bytearray()
         self.read_bytes = 0
         self.arriving_bytes: int | None = None
-        self.ended = False  # by its writer, which has nothing more to say
-        self.abandoned = False  # by its reader, which has gone before the end
+        self.ended = False  # the writer has sent EOF
+        self.abandoned = False  # the reader has closed before EOF
         self.changed = trio.lowlevel.ParkingLot()
-        self.takes: list[float] = []  # when its reader took something
+        self.takes: list[float] = []  # the times of reads
 
     @property
     def waiting_bytes(self) -> int:
@@ -53,7 +53,7 @@ class _Pipe:
         return self.arriving_bytes is not None
 
     def put(self, data: bytes | memoryview) -> int:
-        """Take what there is room for; return how much."""
+        """Write as much as fits; return how much."""
         taken = min(len(data), self.capacity_bytes - self.waiting_bytes)
         if taken:
             self.written += data[:taken]
@@ -75,10 +75,10 @@ class _Pipe:
 
 
 class Connection:
-    """A connection with an end for the server and one for its client.
+    """A connection with an end for the server and an end for the client.
 
-    *to_server_bytes* and *to_client_bytes* are what the buffers between them hold; *rng* decides
-    how much of what was on its way survives a reset.
+    *to_server_bytes* and *to_client_bytes* are the sizes of the buffers; *rng* decides how many
+    bytes in flight survive a reset.
     """
 
     def __init__(self, *, to_server_bytes: int, to_client_bytes: int, rng: Random) -> None:
@@ -90,7 +90,7 @@ class Connection:
         self._rng = rng
 
     def reset(self, by: "End") -> None:
-        """Break both directions; of what *by* had written a part still arrives."""
+        """Break both directions; a part of what *by* has written still arrives."""
         if self.reset_by is None:
             self.reset_by = by
         for pipe in (self.to_server, self.to_client):
@@ -101,7 +101,7 @@ class Connection:
 class End(trio.abc.HalfCloseableStream):
     """One end of a `Connection`.
 
-    *cut_off_at* is when a write of its was cancelled that had not been taken whole.
+    *cut_off_at* is when a partial write was cancelled.
     """
 
     def __init__(self, connection: Connection, *, reads: _Pipe, writes: _Pipe) -> None:
@@ -115,31 +115,31 @@ class End(trio.abc.HalfCloseableStream):
         self._receiving = False
 
     def wrote(self, pipe: _Pipe) -> bool:
-        """Say whether *pipe* is the one that this end writes."""
+        """Return whether this end writes to *pipe*."""
         return pipe is self._writes
 
     @property
     def unsent_bytes(self) -> int:
-        """How much the other end has not taken, less all that it has: it falls with each read."""
+        """The number of unread bytes minus the number of read ones: it falls with each read."""
         return len(self._writes.written) - 2 * self._writes.read_bytes
 
     @property
     def taken_at(self) -> float:
-        """When the other end took something last."""
+        """The time of the other end's last read."""
         return self._writes.takes[-1] if self._writes.takes else 0.0
 
     def fileno(self) -> int:
-        """Return this end's number at its `Kernel`, as a socket does: -1 once it is closed."""
+        """Return this end's descriptor in its `Kernel`; -1 once it is closed, like a socket."""
         return -1 if self.closed else self.number
 
     def write_nowait(self, data: bytes | memoryview) -> int:
-        """Take what there is room for, as `os.write` does on a socket that does not block."""
+        """Write as much as fits, like `os.write` on a non-blocking socket."""
         if self.closed or self._writes.ended:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._writes.broken:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         if self._writes.abandoned and data:
-            # Nobody is there any more, and the first to be told so is the next write.
+            # The peer has closed; the next write reports it.
             self._connection.reset(self._peer())
             return len(data)
         taken = self._writes.put(data)
@@ -188,7 +188,7 @@ class End(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError("this end was closed") from error
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until there is room, or nobody who would read."""
+        """Wait until there is space, or the reader has closed."""
         with self._alone("_sending"):
             await trio.lowlevel.checkpoint()
             self._write(b"")
@@ -197,7 +197,7 @@ class End(trio.abc.HalfCloseableStream):
             self._write(b"")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what has arrived, at most *max_bytes*; empty at the end."""
+        """Return the bytes that have arrived, at most *max_bytes*; empty at EOF."""
         if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._alone("_receiving"):
@@ -215,7 +215,7 @@ class End(trio.abc.HalfCloseableStream):
                 await self._reads.changed.park()
 
     async def send_eof(self) -> None:
-        """Half-close: the other end reads what is on its way and then the end."""
+        """Half-close: the other end reads the bytes in flight and then EOF."""
         with self._alone("_sending"):
             await trio.lowlevel.checkpoint()
             if self.closed:
@@ -227,7 +227,7 @@ class End(trio.abc.HalfCloseableStream):
         self._writes.changed.unpark_all()
 
     def close(self) -> None:
-        """Close, with a reset if anything was not read; idempotent."""
+        """Close, with a reset if there is unread input; idempotent."""
         if self.closed:
             return
         self.closed = True
@@ -239,37 +239,37 @@ class End(trio.abc.HalfCloseableStream):
             self._reads.changed.unpark_all()
 
     def abort(self) -> None:
-        """Reset the connection, whatever is on its way."""
+        """Reset the connection, whatever is in flight."""
         self.closed = True
         self._connection.reset(self)
 
     async def aclose(self) -> None:
-        """Close; cancelled, it has been closed all the same."""
+        """Close, even if cancelled."""
         self.close()
         await trio.lowlevel.checkpoint()
 
 
 class Kernel:
-    """Knows ends by numbers, so that a send queue can offer them bytes at once, as to sockets."""
+    """Maps descriptors to ends, so that a send queue can write to them directly, as to sockets."""
 
     def __init__(self) -> None:
         self._ends: list[End] = []
 
     def register(self, end: End) -> None:
-        """Give *end* a number."""
+        """Give *end* a descriptor."""
         end.number = len(self._ends)
         self._ends.append(end)
 
     def eager_fileno(self, stream: trio.abc.Stream) -> Callable[[], int] | None:
-        """Stand in for `multichat.net.transport.eager_fileno`."""
+        """Replace `multichat.net.transport.eager_fileno`."""
         return stream.fileno if isinstance(stream, End) and stream.number >= 0 else None
 
     def unsent_bytes(self, stream: trio.abc.Stream) -> int:
-        """Stand in for `multichat.net.transport.unsent_bytes`."""
+        """Replace `multichat.net.transport.unsent_bytes`."""
         return stream.unsent_bytes if isinstance(stream, End) else 0
 
     def write(self, number: int, data: bytes | memoryview) -> int:
-        """Stand in for `os.write`."""
+        """Replace `os.write`."""
         if number < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._ends[number].write_nowait(data)

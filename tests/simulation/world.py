@@ -1,7 +1,7 @@
-"""Runs a plan: a server, its clients and faults, on a mock clock; records the events.
+"""Runs a plan (a server, its clients and faults) on a mock clock, and records the events.
 
-`simulate` is all there is to call.  A run depends on nothing but its plan: trio's scheduler is
-seeded, the time of day is the mock clock's, and nothing iterates over what is hashed by identity.
+Call `simulate`.  A run depends only on its plan: trio's scheduler is seeded, the time of day is the
+mock clock's, and nothing iterates over objects that are hashed by identity.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ from .wire import Connection, Kernel
 
 __all__ = ["Outcome", "simulate"]
 
-# How long after the server's end the clients that are left go on.
+# How long the remaining clients continue after the server's end.
 _AFTERMATH_SECONDS = 2.0
 
-# Of those that a listener hands over: each is a client, or refused, before the next comes.
+# The listener's connections: each becomes a client, or is refused, before the next one.
 _MOST_STEPS_TO_ACCEPT = 100
 
 
-# Of the scheduler, at one moment of virtual time; the busiest runs take a few thousand.
+# The most scheduler steps at one virtual time; the busiest runs take a few thousand.
 _MOST_STEPS_AT_ONCE = 100_000
 
 
@@ -60,7 +60,7 @@ _CONNECTED = re.compile(r"\[STATE\] Client (\d+) connected")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a run; two runs of one plan have the same *digest*."""
+    """The result of a run; two runs of one plan have the same *digest*."""
 
     history: History
     violations: list[Violation]
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def simulate(plan: Plan) -> Outcome:
-    """Run *plan*, and say which invariants its history violates."""
+    """Run *plan*, and return which invariants its history violates."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_same_schedule(plan.seed))
@@ -113,7 +113,7 @@ def _time_of_day(clock: trio.testing.MockClock) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _tokens(seed: int) -> Iterator[None]:
-    """Have those who may come back get tokens that are the seed's."""
+    """Make session tokens depend on the seed."""
     rng = Random(f"{seed} tokens")
 
     with mock.patch.object(secrets, "token_hex", lambda size: rng.randbytes(size).hex()):
@@ -124,7 +124,7 @@ def _tokens(seed: int) -> Iterator[None]:
 def _log_to(handler: logging.Handler) -> Iterator[None]:
     logger = logging.getLogger("multichat")
     level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.DEBUG)  # where the tracebacks are
+    logger.setLevel(logging.DEBUG)  # tracebacks are logged at that level
     logger.propagate = False
     logger.addHandler(handler)
     try:
@@ -150,7 +150,7 @@ def _log_on_full_disk() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernel(kernel: Kernel) -> Iterator[None]:
-    """Have send queues offer bytes to our connections as they do to sockets."""
+    """Let send queues write directly to simulated connections, as to sockets."""
     with (
         mock.patch("multichat.net.send_queue.eager_fileno", kernel.eager_fileno),
         mock.patch("multichat.net.send_queue.write", kernel.write),
@@ -159,7 +159,7 @@ def _kernel(kernel: Kernel) -> Iterator[None]:
 
 
 def _digest(history: History) -> str:
-    """Return what differs when anything that anybody could observe differs."""
+    """Return a digest of everything observable."""
     digest = hashlib.sha256()
     for lost in history.lost:
         digest.update(_digest(lost).encode())
@@ -177,7 +177,7 @@ def _digest(history: History) -> str:
 
 
 class _Recorder(logging.Handler):
-    """Keeps the log, and looks at the send queues whenever something is logged."""
+    """Records the log, and samples the send queues with each record."""
 
     def __init__(self, world: "_World") -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class _Recorder(logging.Handler):
 
 
 class _StandstillGuard(trio.abc.Instrument):
-    """Cancels *scope* when tasks go on and on and the clock does not: it would be for ever."""
+    """Cancels *scope* when tasks run endlessly while the clock stands still."""
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self._scope = scope
@@ -214,7 +214,9 @@ class _World:
         self.history = History(plan)
         self._plan = plan
         self._disk = Disk()
-        self._backups: dict[int, tuple[Disk, History]] = {}  # by the kill after which each is used
+        self._backups: dict[
+            int, tuple[Disk, History]
+        ] = {}  # by the kill after which each is restored
         self._faulty: FaultyJournal | None = None
         self._server = self._start_server()
         self._numbers_before = 0
@@ -248,12 +250,12 @@ class _World:
         self._faulty = FaultyJournal(self._disk, plan.faults, rng)
         return self._faulty
 
-    # --- What is recorded -------------------------------------------------------------------------
+    # --- Recording --------------------------------------------------------------------------------
 
     def note(self, level: int, text: str) -> None:
-        """Record what was logged; called from inside of the server's steps.
+        """Record a log record; called synchronously by the server.
 
-        Of what goes on in a server that is dead nobody knows anything.
+        Ignores the log of a server that was killed.
         """
         if self.killed and "crashed" not in text:
             return
@@ -274,7 +276,7 @@ class _World:
         for member in self._server.members:
             peaks[member.client] = max(peaks.get(member.client, 0), member.waiting_bytes)
 
-    # --- The run ----------------------------------------------------------------------------------
+    # --- Running ----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run the plan and record it."""
@@ -311,7 +313,7 @@ class _World:
         self.history.left_behind = [f"{count} {what}" for what, count in found.items() if count]
 
     async def _serve(self, world: trio.Nursery) -> None:
-        """Run the server until it ends as planned; clients and faults are started in *world*."""
+        """Run the server until its planned end, and start clients and faults in *world*."""
         plan = self._plan
         for person in plan.people:
             world.start_soon(self._live, person)
@@ -337,7 +339,7 @@ class _World:
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncGenerator[trio.Nursery]:
-        """Have a server that lets people in while the block runs, and wait until it is gone."""
+        """Run a server that admits clients while the block runs, and wait for its end."""
         async with self._server.open(), trio.open_nursery() as self._sessions:
             self._numbers_before = self._journal.clients_ever
             self._admissions.set()
@@ -345,7 +347,7 @@ class _World:
             self._admissions = trio.Event()
 
     def _kill(self, sessions: trio.Nursery) -> None:
-        """End the server as `kill -9` does: what it does from here on nobody sees."""
+        """End the server like `kill -9`: nothing that it does from here on is observable."""
         history = self.history
         self.killed = True
         self._admissions = trio.Event()
@@ -360,7 +362,7 @@ class _World:
                 visit.connection.reset(visit.connection.server)
                 visit.killed = True
                 if visit.server_number not in history.connected:
-                    visit.server_number = None  # it was on its way in, and the number is free
+                    visit.server_number = None  # it was connecting, and the number is free
         sessions.cancel_scope.cancel(reason="the server is killed")
 
     def _note_kill(self) -> None:
@@ -370,7 +372,7 @@ class _World:
         log.append(LogEntry(now, logging.INFO, KILLED))
 
     async def _back_up(self, seconds: float, kill: int) -> None:
-        """Copy the disk then, as it will be restored after that kill, if it is there by then."""
+        """Copy the disk at that time, to be restored after that kill."""
         await trio.sleep_until(seconds)
         messages, too_slow = self.history.messages, self.history.too_slow
         if not self.killed:
@@ -380,7 +382,7 @@ class _World:
         self._backups[kill] = self._disk.copy(), history
 
     def _restore(self, disk: Disk, history: History) -> None:
-        """Go on with a backup: for the next server this one was killed when it was taken."""
+        """Continue with a backup, as if the server had been killed when it was taken."""
         lost = self.history
         lost.seconds, lost.ended_in_time = trio.current_time(), True
         history.lost = lost.branches
@@ -391,7 +393,7 @@ class _World:
         self._note_kill()
 
     async def _end(self, sessions: trio.Nursery) -> None:
-        """Have the server end as planned; its last sessions may still be at it then."""
+        """End the server as planned; its last sessions may still be running then."""
         plan = self._plan
         if plan.server_ending is ServerEnding.OUTLIVES:
             await trio.sleep_until(plan.seconds)
@@ -425,7 +427,7 @@ class _World:
     # --- People -----------------------------------------------------------------------------------
 
     async def _live(self, person: PersonPlan) -> None:
-        """Have *person* come, talk and go, and come again."""
+        """Run all connections of *person*."""
         notebook = Notebook()
         comings: list[Return | None] = [None, *person.returns]
         pause = person.arrives_seconds
@@ -459,7 +461,7 @@ class _World:
             self._everybody_left.set()
 
     async def _come(self, person: PersonPlan, number: int) -> Visit:
-        """Have *person* connect, if it can."""
+        """Connect *person*, if possible."""
         visit = Visit(person, number)
         async with self._admission:
             while not (
@@ -487,7 +489,7 @@ class _World:
         return Random(f"{self._plan.seed} {purpose} {person.number}{again}")
 
     async def _connect(self, visit: Visit) -> None:
-        """Connect as a listener does, one after another, so that we know everybody's number."""
+        """Connect like a listener, one client at a time, so that each client's number is known."""
         plan = visit.plan
         visit.connection = connection = Connection(
             to_server_bytes=plan.to_server_bytes,
@@ -515,7 +517,7 @@ class _World:
                 visit.server_number is not None
                 and visit.server_number not in self.history.connected
             ):
-                # There was room when it got its number, and none any more when that was kept.
+                # There was a free place when it got its number, but not once that was stored.
                 visit.server_number, visit.refused = None, True
         finally:
             visit.session_ended_seconds = trio.current_time()

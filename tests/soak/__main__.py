@@ -1,9 +1,9 @@
-"""A long day in a few minutes: `python -m tests.soak [--minutes 10] [--clients 500] [--seed N]`.
+"""A soak test: `python -m tests.soak [--minutes 10] [--clients 500] [--seed N]`.
 
-A server in a process of its own; hundreds who come, talk, stall, go and come again; twenty who
-stay.  It fails if the server leaks, grows, loses a message of those who stayed, says two things in
-two orders, or does not stop as it should; then all of it is run again with the same seed, as a busy
-machine may have disturbed it, and the exit status is 1 if it fails again.
+Runs a server in a process of its own, hundreds of clients that connect, talk, stall, leave and
+return, and twenty that stay.  It fails if the server leaks memory or files, loses or reorders
+messages between the clients that stay, or does not stop in order.  A failed run is repeated with
+the same seed, because a busy machine may have disturbed it; the exit status is 1 if it fails again.
 """
 
 import argparse
@@ -22,21 +22,21 @@ from .people import Circle, Visitor
 
 STAYING = 20
 
-# Little, so that all of it is there when the warm-up is over.
+# Small, so that it is full at the end of the warm-up.
 KEPT = ("--keep-messages", "500", "--max-sessions", "500")
 
-# Everybody has connected at least once when the first quarter of a minute is over.
+# Every client has connected at least once after the first quarter of a minute.
 _ARRIVAL_SECONDS = 10.0
 
 _PROGRESS_SECONDS = 10.0
 
-# For what was said last to arrive, and for what is being closed to be closed.
+# Time for the last messages to arrive and for connections to close.
 _SETTLE_SECONDS = 60.0
 
-# A soak that hangs tells where.
+# If it hangs, print the tracebacks.
 _SPARE_SECONDS = 120.0
 
-# The server's own five seconds of grace, one of lingering, and a shared machine's.
+# The server's five seconds of grace, one second of lingering, and reserve for a shared machine.
 _STOP_SECONDS = 60.0
 
 
@@ -60,7 +60,7 @@ async def _progress(watch: Watch, circle: Circle, visitors: list[Visitor]) -> No
 async def _live(
     port: int, process: "subprocess.Popen[bytes]", seconds: float, clients: int, seed: int
 ) -> tuple[Samples, list[str]]:
-    """Return what was measured, and what went wrong with those who stayed."""
+    """Return the measurements, and the errors of the clients that stayed."""
     chance = random.Random(seed)
     circle = Circle(port, STAYING)
     visitors = [
@@ -129,7 +129,7 @@ def main() -> int:
 
 
 def _soak(seconds: float, clients: int, seed: int) -> list[str]:
-    """Run a server and its clients for so long; return what went wrong."""
+    """Run a server and its clients for that long; return the errors."""
     with tempfile.TemporaryDirectory() as folder:
         log, errors = Path(folder) / "log", Path(folder) / "errors"
         argv = [sys.executable, "-m", "multichat", "serve", "0", "--host", "127.0.0.1"]

@@ -1,4 +1,4 @@
-"""What a process uses, once a second, and whether that stays what it was."""
+"""Samples the resources of a process once a second, and detects growth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,20 +7,20 @@ from statistics import median
 
 import trio
 
-# Of the medians of two windows.
+# The most growth between the medians of two windows.
 GROWTH = 0.05
 
-# Memory rises until every kind of moment has been, and then stays: in a run of ten minutes it was
-# 39 MiB after ten seconds, 53 after a minute, 55 after a minute and a half, 56 in the end.
+# Memory rises until every situation has occurred, and then stays: in a run of ten minutes it was
+# 39 MiB after ten seconds, 53 after a minute, 55 after a minute and a half, 56 at the end.
 _WARM_UP_SECONDS = 60
 
-# How many more clients may be on their way in or out than before, which is chance.
+# The number of connecting or leaving clients varies by chance by this much.
 _MORE_ON_THEIR_WAY = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One moment."""
+    """One sample."""
 
     seconds: float
     clients: int
@@ -31,12 +31,12 @@ class Sample:
 
 @dataclass
 class Samples:
-    """All of them, in order, and the open files while nobody was there.
+    """All samples in order, and the number of open files without clients.
 
-    The first quarter is the warm-up, or the first minute if that is longer, but no more than half
-    of them.  The rest is cut into three windows of one length, and what counts is the median of the
-    last beside that of the first: one sample more or less, and who stalls at the moment, does not
-    change it, and a leak of less than a twentieth is no leak in minutes but noise.
+    The first quarter is the warm-up, or the first minute if that is longer, but at most half of the
+    samples.  The rest is divided into three windows, and the median of the last is compared with
+    that of the first, which is independent of single samples and momentary stalls.  Growth of less
+    than a twentieth is noise.
     """
 
     open_files_before: int
@@ -44,24 +44,24 @@ class Samples:
     all: list[Sample] = field(default_factory=list)
 
     def _warm_up(self) -> int:
-        """Return how many samples it has."""
+        """Return the number of samples of the warm-up."""
         half = len(self.all) // 2
         minute = sum(each.seconds < _WARM_UP_SECONDS for each in self.all[:half])
         return max(len(self.all) // 4, minute)
 
     def windows(self) -> list[list[Sample]]:
-        """Return the three of them."""
+        """Return the three windows."""
         rest = self.all[self._warm_up() :]
         third = len(rest) // 3
         return [rest[:third], rest[third : 2 * third], rest[2 * third :]]
 
     def growth(self) -> float:
-        """Return by which share memory has grown, from the first window to the last."""
+        """Return the relative growth of memory from the first window to the last."""
         first, _, last = (median(each.memory_bytes for each in w) for w in self.windows())
         return last / first - 1
 
     def table(self) -> list[str]:
-        """Return lines for somebody to read."""
+        """Return a readable table, as lines."""
         names = ["warm-up", "first", "middle", "last"]
         windows = [self.all[: self._warm_up()], *self.windows()]
         lines = [f"{'window':8} {'clients':>8} {'files':>7} {'threads':>8} {'MiB':>7} {'most':>7}"]
@@ -78,7 +78,7 @@ class Samples:
         ]
 
     def troubles(self) -> list[str]:
-        """Return what is not as it should be."""
+        """Return the problems that were found."""
         found = []
         if self.growth() > GROWTH:
             found.append(f"memory grew by {self.growth():.1%}; {GROWTH:.0%} are allowed")
@@ -87,11 +87,11 @@ class Samples:
                 f"{self.open_files_after} open files when all had left, "
                 f"{self.open_files_before} before they came"
             )
-        # Nothing but the log has a thread, and a file or two are asked for in one.
+        # Only the log has a thread, and one or two more may be accessing files.
         first, _, last = self.windows()
         if max(s.threads for s in last) > max(s.threads for s in first):
             found.append("more threads in the last window than in the first")
-        # Those on their way out, in a server that may be waiting for somebody slow.
+        # Leaving clients, whose server may be waiting for a slow client.
         early, late = (median(s.open_files - s.clients for s in w) for w in (first, last))
         if late > early + max(_MORE_ON_THEIR_WAY, GROWTH * early):
             found.append(f"{late:.0f} more files than clients in the end, {early:.0f} at first")
@@ -107,11 +107,11 @@ class Watch:
         self.samples = Samples(self.open_files())
 
     def open_files(self) -> int:
-        """Return how many it has now."""
+        """Return the current number of open files."""
         return len(list((self._proc / "fd").iterdir()))
 
     async def run(self) -> None:
-        """Take one each second until cancelled."""
+        """Take a sample each second until cancelled."""
         started = trio.current_time()
         while True:
             fields = dict(

@@ -1,4 +1,4 @@
-"""Who comes to the soak: a circle of people who stay, and visitors who do all that visitors do."""
+"""The clients of the soak test: a circle of clients that stay, and visitors that come and go."""
 
 import random
 import socket
@@ -9,44 +9,44 @@ import trio
 LOBBY = "lobby"
 ROOMS = (LOBBY, "garden", "kitchen", "cellar", "attic")
 
-# Where so much is said that who stalls there is soon too slow.
+# A room with so much traffic that a stalled client is soon too slow.
 LOUD = "cellar"
 
 _READ_BYTES = 64 * 1024
 
-# Little, so that somebody who stalls is noticed.
+# Small, so that stalled clients are detected.
 _RECEIVE_BUFFER_BYTES = 4096
 
 
 class Circle:
-    """Those who stay in the lobby, and know what each of them has said and heard.
+    """The clients that stay in the lobby, with what each of them has sent and received.
 
-    `run` has them talk until cancelled, `finish` waits until everybody has heard everything.
+    `run` runs them until cancelled; `finish` waits until each has received everything.
     """
 
-    PAUSE_SECONDS = 0.5  # between two lines of one of them
+    PAUSE_SECONDS = 0.5  # between two lines of one client
 
     def __init__(self, port: int, size: int) -> None:
         self._port = port
         self._size = size
         self._said = [0] * size
-        # What each has heard of the others, as (who, number), in order.
+        # What each has received from the others, as (sender, number), in order.
         self._heard: list[list[tuple[int, int]]] = [[] for _ in range(size)]
         self._finishing = False
         self._troubles: list[str] = []
 
     @property
     def said(self) -> int:
-        """How many lines."""
+        """The number of lines that were sent."""
         return sum(self._said)
 
     @property
     def heard(self) -> int:
-        """How many lines all of them received."""
+        """The number of lines that were received, by all of them together."""
         return sum(map(len, self._heard))
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Come in, and talk until cancelled."""
+        """Connect, and send and receive until cancelled."""
         streams = [await trio.open_tcp_stream("127.0.0.1", self._port) for _ in range(self._size)]
         try:
             for me, stream in enumerate(streams):
@@ -87,14 +87,14 @@ class Circle:
         self._troubles.append(f"stays-{me} was disconnected")
 
     async def finish(self) -> None:
-        """Say no more, and wait until all that was said has been heard."""
+        """Stop sending, and wait until everything has been received."""
         self._finishing = True
         await trio.sleep(2 * self.PAUSE_SECONDS)
         while self.heard < self.said * (self._size - 1):
             await trio.sleep(0.05)
 
     def troubles(self) -> list[str]:
-        """Return what was lost, heard twice, or heard in another order than by the others."""
+        """Return lost, duplicate and reordered messages."""
         found = list(self._troubles)
         for me, heard in enumerate(self._heard):
             for who in range(self._size):
@@ -104,7 +104,7 @@ class Circle:
                         f"stays-{me} heard {len(numbers)} of {self._said[who]} lines of "
                         f"stays-{who}, or not in order"
                     )
-            # The two hear the same, but for what they say themselves.
+            # The two receive the same, except for their own messages.
             other = (me + 1) % self._size
             mine = [line for line in heard if line[0] != other]
             if mine != [line for line in self._heard[other] if line[0] != me]:
@@ -113,7 +113,7 @@ class Circle:
 
 
 class Visitor:
-    """Comes, does this and that, goes in one way or another, and comes again, until cancelled."""
+    """Connects, acts at random, leaves in a random way, and returns, until cancelled."""
 
     def __init__(self, port: int, number: int, seed: int) -> None:
         self._port = port
@@ -123,7 +123,7 @@ class Visitor:
         self.visits = 0
 
     async def run(self, first_seconds: float) -> None:
-        """Come after so many seconds for the first time."""
+        """Connect for the first time after that many seconds."""
         await trio.sleep(first_seconds)
         while True:
             try:
@@ -132,7 +132,7 @@ class Visitor:
                 self.here = True
                 await self._visit(stream)
             except* (OSError, trio.BrokenResourceError):
-                pass  # it was too slow, and has been told so or not
+                pass  # it was too slow, and may have received a goodbye
             finally:
                 self.here = False
             await trio.sleep(self._chance.uniform(0, 1))
@@ -200,7 +200,7 @@ class Visitor:
         match self._chance.choice(("close", "half-close", "reset", "quit", "mid-line")):
             case "half-close":
                 await stream.send_eof()
-                await trio.sleep(1)  # unless the listener sees the end of it before
+                await trio.sleep(1)  # unless the listener is closed before
             case "reset":
                 linger = struct.pack("ii", 1, 0)
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -1,4 +1,4 @@
-"""Clients of the tests."""
+"""Clients for tests."""
 
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["open_line_chat", "type_lines"]
 def open_line_chat(
     stream: trio.abc.Stream, *, redial: Redial | None = None, **options: Any
 ) -> AbstractAsyncContextManager[LineChat]:
-    """Open a chat as `multichat.open_chat` does, with what a front end needs besides."""
+    """Like `multichat.open_chat`, but yield a `LineChat`."""
     return LineChat(stream, ChatOptions(**options), redial=redial).open()
 
 

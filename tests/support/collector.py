@@ -1,4 +1,4 @@
-"""Tests of reference cycles."""
+"""Tools for tests of reference cycles."""
 
 import gc
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Have nothing but reference counting free what is let go of in the block."""
-    gc.collect()  # what was there before
+    """Disable garbage collection in the block, so that only reference counting frees objects."""
+    gc.collect()  # earlier garbage
     gc.disable()
     try:
         yield
@@ -17,7 +17,7 @@ def collector_off() -> Iterator[None]:
 
 
 def in_cycles(*kinds: type) -> list[object]:
-    """Return all of those *kinds* that wait for the collector, and are in nobody's use."""
+    """Return all objects of *kinds* that are garbage in reference cycles."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         gc.collect()

@@ -1,7 +1,7 @@
-"""Clients that talk to each other in rooms while their connections are lost, and what must hold.
+"""Clients that talk in rooms while their connections break, and the checks of what they get.
 
-Each says numbered lines; who hears what is checked in the end: every line once, one order for all,
-and the order of each who speaks.
+Each sends numbered lines.  At the end, every client must have received every line once, in the same
+order for all, and in the order of each sender.
 """
 
 import random
@@ -16,27 +16,27 @@ __all__ = ["Crowd", "Talker"]
 
 LOOPBACK = "127.0.0.1"
 
-# However long its first connection is stalled.
+# Longer than any stall of the first connection.
 _TIMEOUTS = multichat.ClientTimeouts(answer=60.0)
 
 
 @dataclass
 class Talker:
-    """One client: what it has said, and heard."""
+    """One client, with its sent and received lines."""
 
     name: str
     room: str
     said: int = 0
     heard: list[tuple[str, str]] = field(default_factory=list)  # ids and texts
-    others: list[multichat.Event] = field(default_factory=list)  # what should not be
+    others: list[multichat.Event] = field(default_factory=list)  # unexpected events
     told: Counter[str] = field(default_factory=Counter)
 
 
 class Crowd:
-    """*rooms* times *members* clients of a server on *port*, from one *seed*.
+    """*rooms* rooms of *members* clients each, on a server on *port*, from one *seed*.
 
-    Each says *burst* lines at most, waits a while, and so on until `hush`; returns from `run` when
-    all have heard everything and left.
+    Each sends up to *burst* lines, pauses, and repeats that until `hush`; `run` returns when all
+    have received everything and left.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Crowd:
 
     @property
     def ready(self) -> bool:
-        """Whether all have come."""
+        """Whether all clients are connected."""
         return self._ready == len(self.talkers)
 
     def hush(self) -> None:
-        """Have nobody say any more."""
+        """Stop all senders."""
         self._hushed.set()
 
     async def run(self) -> None:
@@ -81,7 +81,7 @@ class Crowd:
         ):
             nursery.start_soon(self._listen, talker, chat)
             self._ready += 1
-            while not self.ready:  # what is said before somebody has come is not for that one
+            while not self.ready:  # later joiners would miss earlier messages
                 await trio.sleep(0.05)
             while not self._hushed.is_set():
                 count = dice.randint(1, self._burst)
@@ -92,7 +92,7 @@ class Crowd:
                     await self._hushed.wait()
             while not self._has_heard_all(talker) or chat.unaccepted:
                 await trio.sleep(0.1)
-            await trio.sleep(1)  # whatever comes twice would come now
+            await trio.sleep(1)  # duplicates would arrive now
             await chat.finish()
             nursery.cancel_scope.cancel(reason="all was heard")
 
@@ -109,12 +109,12 @@ class Crowd:
         return len(talker.heard) >= self.expected(talker)
 
     def expected(self, talker: Talker) -> int:
-        """How many lines that one is to hear."""
+        """Return how many lines that client must receive."""
         others = (other for other in self.talkers if other.room == talker.room)
         return sum(other.said for other in others if other is not talker)
 
     def waiting(self) -> str:
-        """Say who has not heard everything, for whoever waits in vain."""
+        """Describe which clients have not received everything, for a failed wait."""
         return ", ".join(
             f"{talker.name} {len(talker.heard)}/{self.expected(talker)} {talker.others}"
             for talker in self.talkers
@@ -122,7 +122,7 @@ class Crowd:
         )
 
     def check(self) -> None:
-        """Raise `AssertionError` unless everybody has heard what it should have."""
+        """Raise `AssertionError` unless every client has received what it should."""
         by_id: dict[tuple[str, str], str] = {}
         for talker in self.talkers:
             assert not talker.others, (talker.name, talker.others)
@@ -138,7 +138,7 @@ class Crowd:
             assert len(texts) == self.expected(talker)
 
     def statistics(self) -> str:
-        """Say in a line what happened."""
+        """Return one line of statistics."""
         told: Counter[str] = sum((talker.told for talker in self.talkers), Counter())
         said = sum(talker.said for talker in self.talkers)
         return f"{said} said, {told['Said']} heard, {told['Reconnected']} times back"

@@ -12,7 +12,7 @@ import pytest
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A small file system of its own; the test is skipped where that is not allowed."""
+    """Mount a small file system; skips the test if that is not permitted."""
     folder.mkdir()
     argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(argv, capture_output=True).returncode:

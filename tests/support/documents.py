@@ -9,7 +9,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def load(name: str) -> Any:
-    """Import docs/NAME.py, with those that it imports."""
+    """Import docs/NAME.py and the programs that it imports."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec
     assert spec.loader

@@ -1,7 +1,7 @@
-"""Which text is safe to show."""
+"""Defines which text is safe to show."""
 
-# Written without a look at how the filter does it: what ECMA-48, Unicode's Bidirectional Algorithm
-# and its line breaking have terminals and viewers obey.
+# Independent of the filter: the characters that terminals and viewers obey according to ECMA-48,
+# Unicode's Bidirectional Algorithm and its line breaking.
 _C0 = {chr(code) for code in range(0x20)} - {"\t"}
 _C1 = {chr(code) for code in range(0x80, 0xA0)}
 _BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -11,7 +11,7 @@ HARMFUL = _C0 | _C1 | _BIDI | _LINES | _SURROGATES | {"\x7f"}
 
 
 def is_harmless(text: str) -> bool:
-    """Whether *text* may be shown as it is; a line feed is the end of a line of ours."""
+    """Return whether *text* is safe to show; LF is allowed as a line end."""
     return not HARMFUL & set(text.replace("\n", ""))
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.support.journal_writer FILE full|normal SPEAKERS
 
-Each line is a room's number, the number of a message there that is kept, and its text.
+Each line has a room's number, the number of a stored message there, and its text.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Write to and read from any journal, in tests."""
+"""Writing to and reading from journals, in tests."""
 
 import itertools
 import sqlite3
@@ -13,7 +13,7 @@ from multichat.errors import NotRead
 from multichat.journal.base import Journal, PendingWrite, RoomJournal, SessionRecord
 from multichat.journal.memory import MemoryJournal
 from multichat.journal.sqlite.file import open_file
-from multichat.journal.sqlite.journal import SqliteJournal
+from multichat.journal.sqlite.journal import Retention, SqliteJournal
 from multichat.protocol.ids import message_id
 from multichat.protocol.messages import Nonce, SaidBlock
 
@@ -35,7 +35,7 @@ def encode(room: RoomJournal, *texts: str, client: int = 7, time: str = "now") -
 
 
 async def tidy(journal: SqliteJournal) -> None:
-    """Delete until nothing is left to be deleted."""
+    """Run deletion until there is nothing more to delete."""
     while await journal._tidy():
         pass
 
@@ -52,22 +52,44 @@ async def say(room: RoomJournal, *texts: str, nonces: tuple[Nonce | None, ...] =
 
 
 async def record_of(journal: Journal, digest: bytes) -> SessionRecord | None:
-    """Return what the journal has of that session."""
+    """Return the stored record of that session."""
     kept = await journal.session(digest)
     return None if kept is None else kept.record
 
 
 async def nonces_of(journal: Journal, record: SessionRecord) -> list[tuple[Nonce, str, int]]:
-    """Return the nonces of a session, which is kept for that, and where their messages are."""
+    """Store a session, and return its nonces with the ids of their messages."""
     journal.save_session(record, connected=True)
     kept = await journal.session(record.digest)
     return [] if kept is None else [(each.nonce, each.epoch, each.number) for each in kept.nonces]
 
 
 async def texts_of(room: RoomJournal, start: int, stop: int, max_bytes: int = LOTS) -> list[str]:
-    """What is read, having looked that its numbers have no gaps."""
+    """Read messages, and check that their numbers have no gaps."""
     blocks = await room.read(start, stop, max_bytes=max_bytes)
     return _checked(room, blocks, start, stop)
+
+
+async def all_texts(path: Path, name: str = "lobby") -> list[str]:
+    """What is read from a room of the journal at *path*, from the first message on."""
+    async with running(SqliteJournal(path)) as journal:
+        room = journal.room(name)
+        found = await texts_of(room, 0, room.next)
+        assert len(found) == room.next - room.first
+        return found
+
+
+async def write(path: Path, *texts: str, retention: Retention | None = None) -> None:
+    """Write *texts* to the lobby of the journal at *path*."""
+    async with running(SqliteJournal(path, retention=retention)) as journal:
+        for text in texts:
+            await say(journal.room("lobby"), text)
+
+
+def back_up(path: Path, copy: Path) -> None:
+    """Copy a journal as `sqlite3 FILE ".backup COPY"` does."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
 
 
 async def texts_before(
@@ -87,19 +109,12 @@ def _checked(room: RoomJournal, blocks: list[SaidBlock], start: int, stop: int) 
     return [text for block in blocks for text in block.text.split("\n")]
 
 
-class HeldRoom(RoomJournal):
-    """Another room's journal whose reads wait for `release`; *reads* are those that have begun.
-
-    Without `hold` it is as quick as the other.
-    """
+class DelegatingRoom(RoomJournal):
+    """A room's journal that does as another *room*'s; for subclasses."""
 
     def __init__(self, room: RoomJournal) -> None:
         self._room = room
-        self.epoch = room.epoch
-        self.reads: list[tuple[int, int]] = []
-        self.failure = ""
-        self._released = trio.Event()
-        self._released.set()
+        self.epoch, self.earlier = room.epoch, room.earlier
 
     @property
     def first(self) -> int:  # type: ignore[override]
@@ -109,34 +124,51 @@ class HeldRoom(RoomJournal):
     def next(self) -> int:  # type: ignore[override]
         return self._room.next
 
-    def hold(self) -> None:
-        """Make every read wait from now on."""
-        if self._released.is_set():
-            self._released = trio.Event()
-
-    def release(self, failure: str = "") -> None:
-        """Let the reads that wait go on; with a *failure* they, and all others, raise `NotRead`."""
-        self.failure = failure
-        self._released.set()
-
     def append(
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> PendingWrite | None:
         return self._room.append(said, nonces, checks)
 
     async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
-        self.reads.append((start, stop))
-        await self._released.wait()
-        if self.failure:
-            raise NotRead(self.failure)
         return await self._room.read(start, stop, max_bytes=max_bytes)
 
     async def read_before(self, stop: int, *, max_messages: int, max_bytes: int) -> list[SaidBlock]:
         return await self._room.read_before(stop, max_messages=max_messages, max_bytes=max_bytes)
 
 
+class HeldRoom(DelegatingRoom):
+    """Wraps a room's journal so that reads wait for `release`; *reads* counts started reads.
+
+    Reads do not wait before `hold`.
+    """
+
+    def __init__(self, room: RoomJournal) -> None:
+        super().__init__(room)
+        self.reads: list[tuple[int, int]] = []
+        self.failure = ""
+        self._released = trio.Event()
+        self._released.set()
+
+    def hold(self) -> None:
+        """Block all reads from now on."""
+        if self._released.is_set():
+            self._released = trio.Event()
+
+    def release(self, failure: str = "") -> None:
+        """Unblock reads; with *failure* these and all later reads raise `NotRead`."""
+        self.failure = failure
+        self._released.set()
+
+    async def read(self, start: int, stop: int, *, max_bytes: int) -> list[SaidBlock]:
+        self.reads.append((start, stop))
+        await self._released.wait()
+        if self.failure:
+            raise NotRead(self.failure)
+        return await super().read(start, stop, max_bytes=max_bytes)
+
+
 class HeldJournal(MemoryJournal):
-    """A journal in memory whose rooms are `HeldRoom`s, of that *kind*, by name in *held*."""
+    """A journal in memory whose rooms are `HeldRoom`s of that *kind*; *held* has them by name."""
 
     kind = HeldRoom
 
@@ -145,7 +177,7 @@ class HeldJournal(MemoryJournal):
         self.held: dict[str, HeldRoom] = {}
 
     def room(self, name: str) -> RoomJournal:
-        """Return that room, which can be held."""
+        """Return the `HeldRoom` of that name."""
         room = super().room(name)
         held = self.held.get(name)
         if held is None or held.epoch != room.epoch:
@@ -154,10 +186,10 @@ class HeldJournal(MemoryJournal):
 
 
 def old_journal(path: Path, *, version: int) -> Path:
-    """Make the journal at *path* that a server of that version of the tables has left there.
+    """Create at *path* a journal of a former version of the schema.
 
-    `tests/data/journal-1.sql` is of a conversation of alice in the kitchen, whose session token is
-    `OLD_TOKENS["alice"]`, and bob in the lobby.
+    `tests/data/journal-1.sql` has messages of alice in the kitchen, whose session token is
+    `OLD_TOKENS["alice"]`, and of bob in the lobby.
     """
     dump = Path(__file__).parents[1] / "data" / f"journal-{version}.sql"
     with closing(sqlite3.connect(path)) as connection:
@@ -168,7 +200,7 @@ def old_journal(path: Path, *, version: int) -> Path:
 
 
 def make_journal(path: Path) -> Path:
-    """Make a journal of a few messages in two rooms at *path*."""
+    """Create a journal with a few messages in two rooms at *path*."""
     opened = open_file(path, durable=False)
     with closing(opened.connection) as connection, closing(opened.lock):
         connection.execute("UPDATE heads SET clients_ever = 2, last_epoch = 5")
@@ -206,7 +238,7 @@ def write_wrong_index(path: Path, wrong: str) -> None:
 
 
 def damage_table(path: Path, table: str) -> None:
-    """Overwrite the pages at which *table* and its indexes begin."""
+    """Overwrite the root pages of *table* and its indexes."""
     with closing(sqlite3.connect(path)) as connection:
         sql = "SELECT rootpage FROM sqlite_master WHERE tbl_name = ?"
         pages = [page for (page,) in connection.execute(sql, [table])]

@@ -1,4 +1,4 @@
-"""The log, line by line."""
+"""Records the log, line by line."""
 
 import logging
 
@@ -6,7 +6,7 @@ from multichat.log import LineFormatter
 
 
 class LogRecorder(logging.Handler):
-    """Keeps the log's lines as the command would print them, without the time."""
+    """Collects log lines as the command would print them, without the time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Real commands in real processes, for the end-to-end tests."""
+"""Runs the installed commands in processes, for end-to-end tests."""
 
 import os
 import re
@@ -19,12 +19,12 @@ LOOPBACK = "127.0.0.1"
 BIN = Path(sys.executable).parent
 MULTICHAT = str(BIN / "multichat")
 
-# Generous: these machines are shared.  Nothing waits that long unless something is wrong.
+# Generous, for shared machines; reached only if something is wrong.
 WAIT_SECONDS = 60
 
 
 def program(name: str) -> str:
-    """Return the path of *name*; without it the test is skipped, and fails under CI."""
+    """Return the path of the program *name*; without it, skip the test, or fail it under CI."""
     path = shutil.which(name)
     if path is None:
         message = f"{name} is not installed"
@@ -34,12 +34,12 @@ def program(name: str) -> str:
     return path
 
 
-# Has the system kill a command when pytest is killed, where there is such a program.
+# If available, this program makes the kernel kill a command when pytest is killed.
 _ENDS_WITH_US = [path, "--pdeathsig", "KILL"] if (path := shutil.which("setpriv")) else []
 
 
 class Command:
-    """A process whose output goes to files, ended by its own process id at the latest on exit."""
+    """A process whose output goes to files; it is ended by its own process id on exit."""
 
     def __init__(self, folder: Path, *argv: str, stdin: int | None = None) -> None:
         self.argv = argv
@@ -83,17 +83,19 @@ class Command:
 
     @property
     def lines(self) -> list[str]:
-        """The lines of output so far, log lines without their time."""
+        """The lines of output so far; log lines without the time."""
         return [re.sub(r"^\d{4}-\S+ \S+ ", "", line) for line in self.out.splitlines()]
 
     async def wait_for(self, text: str, count: int = 1) -> None:
-        """Wait until *text* stands *count* times in the output; fail if the process ends before."""
+        """Wait until the output contains *text* *count* times; fail if the process ends before."""
         with trio.move_on_after(WAIT_SECONDS):
             ended, pause = False, 0.01
             while self.out.count(text) < count and not ended:
-                ended = self.process.poll() is not None  # what it wrote last is read once more
+                ended = (
+                    self.process.poll() is not None
+                )  # before reading, so that the last output is read
                 await trio.sleep(pause)
-                pause = min(0.1, pause * 1.1)  # reading a long output again and again costs time
+                pause = min(0.1, pause * 1.1)  # reading a long output repeatedly takes time
             if self.out.count(text) >= count:
                 return
         pytest.fail(f"{self.argv} never printed {text!r}, but {self.out[-2000:]!r} {self.err!r}")
@@ -112,7 +114,7 @@ class Command:
         self.process.send_signal(number)
 
     async def wait(self) -> int:
-        """Wait until it ends by itself; return its exit status."""
+        """Wait for it to end; return its exit status."""
         with trio.move_on_after(WAIT_SECONDS):
             while self.process.poll() is None:
                 await trio.sleep(0.01)
@@ -121,7 +123,7 @@ class Command:
 
 
 class ServerCommand(Command):
-    """`multichat serve` on a port that the system chose."""
+    """`multichat serve` on a port chosen by the system."""
 
     port = 0
 
@@ -144,7 +146,7 @@ def connect(folder: Path, server: ServerCommand, *options: str) -> Command:
 
 @asynccontextmanager
 async def tcp(server: ServerCommand) -> AsyncIterator[trio.SocketStream]:
-    """A bare connection to *server*."""
+    """Open a raw connection to *server*."""
     stream = await trio.open_tcp_stream(LOOPBACK, server.port)
     try:
         yield stream
@@ -154,7 +156,7 @@ async def tcp(server: ServerCommand) -> AsyncIterator[trio.SocketStream]:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[trio.SocketListener, int]]:
-    """A bare listener, and its port: the test itself is the server."""
+    """Open a raw listener, for tests that are the server; yields it and its port."""
     [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
     async with listener:
         yield listener, listener.socket.getsockname()[1]

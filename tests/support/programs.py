@@ -1,4 +1,4 @@
-"""Programs that speak JSON, over any stream."""
+"""JSON clients over any stream."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -14,29 +14,35 @@ from .sockets import open_client
 
 
 class JsonClient:
-    """A client that speaks JSON; *welcome* is how it was greeted last."""
+    """A JSON client; *welcome* is the last welcome that it received.
+
+    *ids* are those of the messages that it has said, or heard by `hear`, by text.
+    """
 
     def __init__(self, client: ScriptedClient) -> None:
         self._client = client
         self._nonces = 0
         self.welcome: dict[str, Any] = {}
+        self.ids: dict[str, str] = {}
 
     async def hello(self, **fields: object) -> Self:
-        """Say hello with these fields, and hear the welcome."""
+        """Send a hello with these fields, and receive the welcome."""
         await self._client.send(f"/json {json.dumps(fields)}")
         self.welcome = await self.hear("welcome")
         return self
 
     async def send(self, *requests: Mapping[str, object]) -> None:
-        """Send requests in one piece."""
+        """Send requests in one call of `send_all`."""
         await self._client.send(*map(json.dumps, requests))
 
     async def hear(self, *types: str) -> dict[str, Any]:
         """Return the next event of one of these types."""
         while True:
             line = await self._client.line()
-            if line.startswith("{"):  # else it is what was said before the hello was read
+            if line.startswith("{"):  # otherwise it is text from before the hello was read
                 event: dict[str, Any] = json.loads(line)
+                if event["type"] == "said":
+                    self.ids[event["text"]] = event["id"]
                 if event["type"] in types:
                     return event
 
@@ -48,30 +54,35 @@ class JsonClient:
                 return event
 
     async def ask(self, type_: str, **fields: object) -> dict[str, Any]:
-        """Send a request, with a nonce of its own unless one is given, and return the answer."""
+        """Send a request, with a new nonce unless one is given, and return the answer."""
         self._nonces += 1
         request = {"type": type_, "nonce": f"ask {self._nonces}", **fields}
         await self.send(request)
         return await self.answer(request["nonce"])
 
+    async def say(self, *texts: str) -> None:
+        """Say *texts*, one after the other is accepted."""
+        for text in texts:
+            self.ids[text] = (await self.ask("say", text=text))["id"]
+
     async def history(self) -> list[str]:
-        """Return what was said in its room."""
+        """Return the history of its room."""
         page = await self.ask("history", limit=100)
         return [said["text"] for said in page["messages"]]
 
     async def reset(self) -> None:
-        """Break the connection off."""
+        """Reset the connection."""
         await trio.aclose_forcefully(self._client.stream)
 
 
 async def join(network: MemoryServer, **fields: object) -> JsonClient:
-    """Come to a server in memory, and say hello with these fields."""
+    """Connect to a server in memory, and send a hello with these fields."""
     return await JsonClient(await network.join()).hello(**fields)
 
 
 @asynccontextmanager
 async def program(server: ServerCommand, **fields: object) -> AsyncIterator[JsonClient]:
-    """Connect to a server, and say hello with these fields."""
+    """Connect to a server, and send a hello with these fields."""
     client = await open_client(server.port)
     async with client.stream:
         yield await JsonClient(client).hello(**fields)

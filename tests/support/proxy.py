@@ -1,10 +1,9 @@
-"""TCP proxies: one that cuts, stalls and resets connections, and one that limits their bandwidth.
+"""TCP proxies: one cuts, stalls and resets connections, the other limits their bandwidth.
 
-`Proxy` disturbs what goes through it at random but from a seed.
+`Proxy` injects random faults from a seed.
 
-What befalls a connection is decided when it is accepted, from the seed and its number alone, so
-that the same seed does the same to the first, the second, … connection; when that happens depends
-on the machine.
+The fault of a connection depends only on the seed and its index, so the same seed causes the same
+faults; their timing depends on the machine.
 """
 
 import random
@@ -22,16 +21,16 @@ LOOPBACK = "127.0.0.1"
 
 _READ_BYTES = 16 * 1024
 
-# What a link holds: the kernel would take megabytes.
+# The buffer of a link; the kernel's default would be megabytes.
 _LINK_BYTES = 64 * 1024
 
-# Longer than a room waits for a client that takes nothing, and than a client waits for the answer
-# to its hello: both happen.
+# Longer than a room waits for a stalled client, and than a client waits for the welcome, so that
+# both cases occur.
 _STALL_SECONDS = 12.0
 
 
 class _Fate:
-    """What becomes of one connection, and after how long or how many bytes."""
+    """The fault of one connection, and after how long or how many bytes it occurs."""
 
     def __init__(self, dice: random.Random, calm: bool) -> None:
         self.pauses = [
@@ -39,27 +38,17 @@ class _Fate:
         ]
         self.kind = dice.choices(["cut", "reset", "torn", "stall"], [4, 4, 4, 1])[0]
         self.after_seconds = dice.expovariate(1 / 2)
-        # What is torn is so in the middle of a line, also of the hello and the welcome.
+        # A cut can be in the middle of any line, including the hello and the welcome.
         self.after_bytes = dice.choice([3, 40, 250, 1000, 5000, 20_000])
         self.stall_seconds = dice.uniform(1, _STALL_SECONDS)
         if calm:
             self.pauses, self.kind = [], "none"
 
 
-class Proxy:
-    """Listens on `port` and passes on to whatever port *target* returns, on loopback.
+class _Relay:
+    """Listens on `port` of loopback, and passes on each connection as `_handle` does."""
 
-    `calm` is set for nothing to happen any more, to connections that there are either.  *faults*
-    counts what has happened.
-    """
-
-    def __init__(self, target: Callable[[], int], seed: int) -> None:
-        self.port = 0
-        self.calm = trio.Event()
-        self.faults: Counter[str] = Counter()
-        self._target = target
-        self._seed = seed
-        self._connections = 0
+    port = 0
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled."""
@@ -67,6 +56,23 @@ class Proxy:
         self.port = listener.socket.getsockname()[1]
         task_status.started()
         await trio.serve_listeners(self._handle, [listener])
+
+    async def _handle(self, client: trio.SocketStream) -> None:
+        raise NotImplementedError
+
+
+class Proxy(_Relay):
+    """Listens on `port` and forwards to the loopback port that *target* returns.
+
+    Set `calm` to stop injecting faults, also in existing connections.  *faults* counts the faults.
+    """
+
+    def __init__(self, target: Callable[[], int], seed: int) -> None:
+        self.calm = trio.Event()
+        self.faults: Counter[str] = Counter()
+        self._target = target
+        self._seed = seed
+        self._connections = 0
 
     async def _handle(self, client: trio.SocketStream) -> None:
         self._connections += 1
@@ -138,7 +144,7 @@ class Proxy:
 
 
 class _Gate:
-    """Through what both directions of a connection go."""
+    """Forwards both directions of a connection."""
 
     def __init__(self) -> None:
         self.open = trio.Event()
@@ -148,30 +154,22 @@ class _Gate:
 
 
 def _reset(stream: trio.SocketStream) -> None:
-    """Have closing the stream be a reset, which throws away what waits for the peer."""
+    """Make closing the stream send a reset, which discards unsent data."""
     with suppress(OSError):  # closed already
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-class SlowLink:
-    """Listens on `port` and passes on to *target* on loopback.
+class SlowLink(_Relay):
+    """Listens on `port` and forwards to the loopback port *target*.
 
-    To a client go at most *bytes_per_second*, by all connections together; *passed* counts them.
+    All connections together get at most *bytes_per_second*; *passed* counts the bytes.
     """
 
     def __init__(self, target: int, bytes_per_second: float) -> None:
-        self.port = 0
         self.passed = 0
         self._target = target
         self._bytes_per_second = bytes_per_second
         self._free_at = 0.0
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listen until cancelled."""
-        [listener] = await trio.open_tcp_listeners(0, host=LOOPBACK)
-        self.port = listener.socket.getsockname()[1]
-        task_status.started()
-        await trio.serve_listeners(self._handle, [listener])
 
     async def _handle(self, client: trio.SocketStream) -> None:
         with trio.socket.socket() as plain:

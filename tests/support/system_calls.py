@@ -1,10 +1,9 @@
-"""Has a process make a journal, write to it and close it, and keeps what there is at each moment.
+"""Traces a process that creates, writes and closes a journal, and copies the files at each step.
 
     python -m tests.support.system_calls FOLDER
 
-Before each system call, and behind it, the files are copied to FOLDER/0, FOLDER/1 and so on, where
-they have changed: each is what a `kill -9` in that moment leaves.  Ends with 77 where processes
-cannot be traced.
+Before and after each system call, changed files are copied to FOLDER/0, FOLDER/1 and so on: each
+copy is what a `kill -9` at that moment would leave.  Exits with 77 if tracing is not permitted.
 """
 
 import ctypes
@@ -27,7 +26,7 @@ _ptrace.restype = ctypes.c_long
 
 
 def use(path: Path) -> None:
-    """What a server does with its file."""
+    """Use a journal file as a server does."""
     opened = open_file(path, durable=True)
     with closing(opened.lock), closing(opened.connection):
         rows = Rows(opened.connection)
@@ -43,7 +42,7 @@ def use(path: Path) -> None:
 
 
 def begin(path: Path) -> int:
-    """Begin a process that stops itself, and then does `use`; return its id."""
+    """Start a process that stops itself and then calls `use`; return its id."""
     pid = os.fork()
     if pid:
         return pid
@@ -58,7 +57,7 @@ def begin(path: Path) -> int:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but those by which processes agree, which are made anew."""
+    """Return the contents of all files except lock and shared-memory files, which are recreated."""
     return {e.name: e.read_bytes() for e in folder.iterdir() if not e.name.endswith("-shm")}
 
 

@@ -1,4 +1,4 @@
-"""Real terminals, in tmux, for the end-to-end tests."""
+"""Terminals in tmux, for end-to-end tests."""
 
 import os
 import re
@@ -16,29 +16,29 @@ from .processes import BIN, WAIT_SECONDS, program
 
 _parse = load("make_pictures").parse
 
-# The input line and the status beneath it, wherever they stand on the screen.
+# The input line and the status below it, anywhere on the screen.
 INPUT = r"^> ?{}\s*\n{} in {} · \d+ here · "
 
-# The grey of what is dimmed, among 256 colours.
+# The grey of dimmed text, in the 256-colour palette.
 GREY = 243
 
 
-# Ends the tmux server, by its process id, when standard input is closed: by `Terminal.end`, or by
-# the system when pytest is killed.  Ctrl+C is for pytest.
+# Ends the tmux server by its process id when standard input is closed: by `Terminal.end`, or by the
+# kernel when pytest is killed.  Ignores Ctrl+C, which is for pytest.
 _KEEPER = 'trap "" INT; "$@" -D & read _; kill $!; wait $!; rm -r "$FOLDER"'
 
 
 class Terminal:
-    """A tmux server of its own; each session of it is a terminal of its own.
+    """A separate tmux server; each of its sessions is a terminal.
 
-    What runs in it begins in the folder *home*, so that relative paths will do: an absolute one
-    changes with the machine, and where a row ends with it.
+    Programs start in the folder *home*, so that tests can use relative paths: the length of an
+    absolute path, and with it the line breaks, depends on the machine.
     """
 
     def __init__(self, home: Path) -> None:
         self.home = home
         tmux = program("tmux")
-        # The path of a socket has at most 107 bytes, and that of a test's files may have more.
+        # The path of a socket has at most 107 bytes; the folder of a test may be longer.
         self._folder = Path(tempfile.mkdtemp(prefix="tmux-"))
         self._socket = self._folder / "socket"
         self._tmux = [tmux, "-S", str(self._socket), "-f", os.devnull]
@@ -56,7 +56,7 @@ class Terminal:
             time.sleep(0.01)
 
     def end(self) -> None:
-        """End the tmux server, and with it the terminals of what runs in them."""
+        """End the tmux server and its terminals."""
         self._keeper.communicate()
 
     async def run(self, *arguments: str) -> str:
@@ -68,7 +68,7 @@ class Terminal:
     async def open(
         self, name: str, *command: str, columns: int = 60, rows: int = 15, before: str = ""
     ) -> None:
-        """Run *command*, by itself, and then say its status."""
+        """Run *command* without a shell, and then print its exit status."""
         places = {"MULTICHAT_CONFIG": "config.toml", "MULTICHAT_HISTORY": "history"}
         variables = [f"{key}={self.home / value}" for key, value in places.items()]
         line = shlex.join(["env", *variables, *command])
@@ -76,9 +76,9 @@ class Terminal:
         await self._new(name, columns, rows, shell)
 
     async def open_shell(self, name: str, *, columns: int = 60, rows: int = 15) -> None:
-        """Run a shell with job control, whose prompt is `$ `, and which finds our commands.
+        """Run a shell with job control, the prompt `$ `, and our commands in its path.
 
-        Not bash, which puts a terminal right behind whoever leaves it as it should not be.
+        Not bash, which repairs the terminal's modes after a program that did not restore them.
         """
         variables = {
             "PS1": "$ ",
@@ -105,21 +105,21 @@ class Terminal:
         await self.run("resize-window", "-t", name, "-x", str(columns), "-y", str(rows))
 
     async def screen(self, name: str) -> str:
-        # Joined, so that a line that wrapped is one line again, whoever has wrapped it.
+        # Joined, so that a wrapped line is one line again.
         joined = await self.run("capture-pane", "-p", "-J", "-t", name)
         return re.sub(r"\n {8}(?=\S)", " ", joined)
 
     async def scrollback(self, name: str) -> str:
-        """Everything that was shown, with the screen; rows that the terminal broke are joined."""
+        """Return the scrollback and the screen; rows that the terminal wrapped are joined."""
         return await self.run("capture-pane", "-p", "-J", "-S", "-", "-t", name)
 
     async def rows(self, name: str) -> list[str]:
-        """What stands on the screen, row by row, without the blank ones at its end."""
+        """Return the rows of the screen, without blank ones at the end."""
         shown = await self.run("capture-pane", "-p", "-t", name)
         return shown.rstrip("\n").split("\n")
 
     async def colors_of(self, name: str, text: str) -> set[int | None]:
-        """Return the colour numbers of the rows that contain *text*; None is no colour."""
+        """Return the colours of the rows that contain *text*; None for the default colour."""
         rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
         return {
             run.style.color
@@ -130,7 +130,7 @@ class Terminal:
         }
 
     async def reversed(self, name: str) -> list[str]:
-        """What is highlighted."""
+        """Return the highlighted text."""
         rows = _parse(await self.run("capture-pane", "-p", "-e", "-t", name))
         return [run.text for row in rows for run in row if run.style.reverse]
 
@@ -140,9 +140,9 @@ class Terminal:
     async def wait_for_match(
         self, name: str, pattern: str, *, scrollback: bool = False
     ) -> re.Match[str]:
-        """Wait until *pattern* is found on the screen, or also in the *scrollback*.
+        """Wait until *pattern* matches on the screen or, with *scrollback*, in the scrollback.
 
-        In the scrollback only the terminal's own breaks are joined.
+        In the scrollback only rows that the terminal wrapped are joined.
         """
         look = self.scrollback if scrollback else self.screen
         with trio.move_on_after(WAIT_SECONDS):
@@ -161,7 +161,7 @@ async def wait_for_input(
     name: str = "alice",
     room: str = "lobby",
 ) -> None:
-    """Wait until the input line shows *typed*, and nothing else; beneath it what is *asked*."""
+    """Wait until the input line shows exactly *typed*, and the row below it *asked*."""
     if asked:
         await terminal.wait_for_match(session, rf"^> ?{re.escape(typed)}\s*\n{re.escape(asked)}")
     else:
@@ -169,6 +169,6 @@ async def wait_for_input(
 
 
 async def paste(terminal: Terminal, file: Path) -> None:
-    """Paste what *file* holds, as terminals do it that say so (bracketed)."""
+    """Paste the contents of *file* as a bracketed paste."""
     await terminal.run("load-buffer", str(file))
     await terminal.run("paste-buffer", "-p", "-t", "t")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from multichat.errors import LineTooLong
 from multichat.net import transport
@@ -31,10 +32,6 @@ NOW = 1_736_937_045.0
 MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
 
 
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
-
-
 class Desk:
     """A server in memory, and the console of its operator."""
 
@@ -52,7 +49,7 @@ class Desk:
     async def type(self, *parts: Part) -> list[str]:
         """Type what one read brings; return what is shown once all is quiet."""
         await self.typed.send(list(parts))
-        await settle()
+        await wait_all_tasks_blocked()
         shown, self.shown[:] = self.shown[:], []
         return shown
 
@@ -91,7 +88,7 @@ async def open_desk(
 async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
     alice, bob = await desk.join(), await desk.join()
     await bob.send("/join den")
-    await settle()
+    await wait_all_tasks_blocked()
     assert await desk.type("maintenance at noon\n//clients is for me\n/ is not a command") == [
         f"unknown command /; {HINT}"
     ]
@@ -115,7 +112,7 @@ async def test_clients_and_rooms_are_listed(desk: Desk) -> None:
     await desk.join(name="alice")
     bob = await desk.join(name="bob")
     await bob.send("/join den")
-    await settle()
+    await wait_all_tasks_blocked()
     assert await desk.type("/rooms") == ["room   clients", "den          1", "lobby        1"]
     clients = await desk.type("/clients")
     assert await desk.type("/who") == clients
@@ -186,7 +183,7 @@ async def test_the_end_of_input_waits_for_pending_lines(desk: Desk) -> None:
     await desk.typed.send(["goodnight"])
     await desk.typed.aclose()
     assert await client.line() == "[Server] goodnight"
-    await settle()
+    await wait_all_tasks_blocked()
     assert desk.ended
     assert not desk.server.shutting_down
 
@@ -203,7 +200,7 @@ async def test_clients_are_listed_in_columns(desk: Desk) -> None:
     await desk.join("[2001:db8::1]:51234")
     bob = await desk.join("", "花子")
     await bob.send("/join den")
-    await settle()
+    await wait_all_tasks_blocked()
     assert await desk.type("/clients") == [
         "#  name      room   address      waiting",
         "1  alice     lobby  203.0.113.7      0 B",

@@ -358,15 +358,20 @@ async def test_a_closed_terminal_ends_the_client_in_order(
                 await trio.sleep(0.02)
 
 
-async def test_an_exception_leaves_the_terminal_as_it_was(
-    terminal: Terminal, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "arguments", "keys"),
+    [("_ignore", "*_", [*"/ignore bob", "Enter"]), ("_complete", "self, before", ["b", "Tab"])],
+    ids=["in a command", "in drawing"],
+)
+async def test_a_bug_leaves_the_terminal_as_it_was(
+    method: str, arguments: str, keys: list[str], terminal: Terminal, tmp_path: Path
 ) -> None:
     program = tmp_path / "crash.py"
     program.write_text(
         "from multichat.cli.main import main\n"
         "from multichat.terminal.app import TerminalChat\n"
-        "def crash(*_): raise RuntimeError('a bug of ours')\n"
-        "TerminalChat._ignore = crash\n"
+        f"def crash({arguments}): raise RuntimeError('a bug of ours')\n"
+        f"TerminalChat.{method} = crash\n"
         "main()\n",
         "utf-8",
     )
@@ -376,31 +381,7 @@ async def test_an_exception_leaves_the_terminal_as_it_was(
         command = f"{sys.executable} {program} connect --name alice {LOOPBACK} {server.port}"
         await terminal.type("t", command)
         await wait_for_input(terminal, "t", "")
-        await terminal.type("t", "/ignore bob")
-        await terminal.wait_for("t", "RuntimeError: a bug of ours")
-        await terminal.wait_for_match("t", r"^\$\s*\Z")
-        assert await modes(terminal) == before
-
-
-async def test_a_bug_in_drawing_leaves_the_terminal_as_it_was(
-    terminal: Terminal, tmp_path: Path
-) -> None:
-    program = tmp_path / "crash.py"
-    program.write_text(
-        "from multichat.cli.main import main\n"
-        "from multichat.terminal.app import TerminalChat\n"
-        "def crash(self, before): raise RuntimeError('a bug of ours')\n"
-        "TerminalChat._complete = crash\n"
-        "main()\n",
-        "utf-8",
-    )
-    async with serve(tmp_path) as server:
-        await terminal.open_shell("t", columns=80, rows=24)
-        before = await modes(terminal)
-        command = f"{sys.executable} {program} connect --name alice {LOOPBACK} {server.port}"
-        await terminal.type("t", command)
-        await wait_for_input(terminal, "t", "")
-        await terminal.press("t", "b", "Tab")
+        await terminal.press("t", *keys)
         await terminal.wait_for("t", "RuntimeError: a bug of ours")
         await terminal.wait_for_match("t", r"^\$\s*\Z")
         assert await modes(terminal) == before

@@ -1,8 +1,7 @@
-"""What is fuzzed: one function for each target, `bytes -> None`, that checks what must be true.
+"""The fuzz targets: functions from bytes to None that check properties.
 
-Owns the properties and nothing of how inputs are found.  A target takes any bytes at all; what is
-true of none of them is said by an `AssertionError`, and whatever else is raised is a bug as well.
-None keeps anything from one call to the next.
+A target accepts any bytes.  An `AssertionError` reports a violated property, and any other
+exception is a bug too.  Targets keep no state between calls, and do not know how inputs are found.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ __all__ = ["TARGETS", "Target"]
 
 @dataclass(frozen=True)
 class Target:
-    """*check* raises on account of a bug only; *words* are what its inputs are likely to hold."""
+    """A target: *check* raises only for a bug; *words* are likely parts of its inputs."""
 
     check: Callable[[bytes], None]
     words: tuple[bytes, ...]

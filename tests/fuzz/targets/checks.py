@@ -1,4 +1,4 @@
-"""What several targets check, and how they read and take apart what is checked."""
+"""Checks and parsing shared by several targets."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ T = TypeVar("T")
 SPOILT = "no json"
 """Behind a line that is no JSON every line of a run is read alone."""
 
-# What our own client takes.
+# The line limit of our client.
 _CLIENT_LINE_BYTES = 1024 * 1024
 
 
@@ -54,14 +54,14 @@ def cut(data: bytes, cuts: Iterable[int]) -> list[bytes]:
 
 
 def block_of(data: bytes) -> str:
-    """Return all lines of a connection as one run; empty if there are none."""
+    """Return all lines of a connection as one block; empty if there are none."""
     decoder = LineDecoder(_CLIENT_LINE_BYTES)
     parts = decoder.feed(data) + decoder.finish()
     return "\n".join(part for part in parts if isinstance(part, str))
 
 
 def from_deeper(act: Callable[[], T], frames: int = 200) -> T:
-    """Return what *act* does with so many more frames on Python's stack."""
+    """Call *act* with that many more frames on Python's stack; return its result."""
     return act() if frames == 0 else from_deeper(act, frames - 1)
 
 
@@ -80,7 +80,7 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def kept(wish: str, parse: Callable[[str], str] = parse_name) -> tuple[str, str]:
-    """Return the name that is kept for *wish*, or nothing and why."""
+    """Return the normalized name for *wish*, or the reason why it is refused."""
     try:
         return parse(wish), ""
     except InvalidName as refused:
@@ -100,7 +100,7 @@ def check_event(event: Event) -> None:
 
 
 def told_by(codec: Codec, wire: bytes) -> list[Event]:
-    """Return what our client hears."""
+    """Return the events that our client decodes."""
     assert all(len(line) <= _CLIENT_LINE_BYTES for line in wire.split(b"\n")), "it is too long"
     block = block_of(wire)
     assert_same(f"{block}\n".encode(), wire, "a server's line survives framing")
@@ -118,7 +118,7 @@ def assert_as_the_standard_library_reads(line: str, value: msgspec.Struct) -> No
 
 
 def _assert_says(said: Any, value: Any) -> None:
-    """Check that *value* was made from what *said* holds, cleaned, and from nothing else."""
+    """Check that *value* consists of cleaned parts of *said* and nothing else."""
     if isinstance(value, msgspec.Struct):
         assert_same(type(said), dict, f"{value} was read from {said!r}")
         for field in msgspec.structs.fields(value):

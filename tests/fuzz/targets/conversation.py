@@ -1,4 +1,4 @@
-"""The whole way: from one client's socket to what the terminals of the others are given."""
+"""The whole path from one client's socket to the terminals of the others."""
 
 from multichat.errors import LineTooLong
 from multichat.protocol.codec import Codec
@@ -34,9 +34,9 @@ _EPOCH, _TIME, _CLIENT = "e4", "2025-01-15T10:30:45.123Z", 7
 
 
 def check_conversation(data: bytes) -> None:
-    """What one client sends, from its socket to the terminals of the others.
+    """Check what one client sends, from its socket to the terminals of the others.
 
-    The first four bytes are the limit, a multiple of 16, and three places where a packet ends.
+    The first four bytes are the line limit, a multiple of 16, and three packet boundaries.
     """
     limit, *cuts = data[:4].ljust(4, b"\0")
     sender = _Sender()
@@ -51,7 +51,7 @@ def check_conversation(data: bytes) -> None:
 
 
 class _Sender:
-    """As much of a session as there is without anybody else: who speaks, and how."""
+    """The part of a session that needs no other client: the name and the codec of the sender."""
 
     def __init__(self) -> None:
         self.codec: Codec = TEXT

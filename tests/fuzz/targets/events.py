@@ -1,4 +1,4 @@
-"""Events in both protocols, from any server: whatever it sends, nothing obeys it."""
+"""Events in both protocols, from any server: no output contains control characters."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ __all__ = ["check_json_events", "check_json_passed_on", "check_text_events"]
 
 
 def check_text_events(data: bytes) -> None:
-    """Lines of a server, ours or hostile, to somebody who hears the text protocol."""
+    """Check lines from any server to a client of the text protocol."""
     if block := block_of(data):
         events = list(TEXT.parse_events(block))
         shown = [TEXT.format(event) for event in events]
@@ -33,7 +33,7 @@ def check_text_events(data: bytes) -> None:
 
 
 def check_json_events(data: bytes) -> None:
-    """Lines of a server, ours or hostile, to somebody who hears the JSON protocol."""
+    """Check lines from any server to a client of the JSON protocol."""
     if block := block_of(data):
         alone = [(line, event) for line in block.split("\n") for event in JSON.parse_events(line)]
         events = [event for _, event in alone]
@@ -51,7 +51,7 @@ def check_json_events(data: bytes) -> None:
 
 
 def check_json_passed_on(data: bytes) -> None:
-    """Lines of a server, ours or hostile, for a program that has a decoder of its own."""
+    """Check lines from any server that are passed on to a program with its own decoder."""
     for line in block_of(data).split("\n"):
         passed = clean_json(line)
         assert_harmless(passed)
@@ -61,14 +61,14 @@ def check_json_passed_on(data: bytes) -> None:
         for text in _strings_in_json(understood):
             assert_harmless(text)
         if meant is not None:
-            # As they are shown, because there are numbers that differ from themselves.
+            # Compared by `repr`, because NaN differs from itself.
             assert_same(repr(understood), repr(_cleaned(meant)), f"{line!r} passed as {passed!r}")
 
 
 def _decoded_elsewhere(line: str, *, clean_key: Callable[[str], str]) -> Any:
-    """Return what a decoder makes of a line that minds neither surrogates nor NaN, or nothing.
+    """Decode a line with a decoder that accepts surrogates and NaN; None if it fails.
 
-    Of keys that are the same, once they are clean, the last one counts.
+    Of keys that are equal after cleaning, the last one counts.
     """
     try:
         return json.loads(
@@ -89,7 +89,7 @@ def _strings_in_json(value: Any) -> Iterator[str]:
 
 
 def _cleaned(value: Any) -> Any:
-    """Return *value*, whose keys are clean, with everything else in it cleaned as well."""
+    """Return *value*, whose keys are clean, with all strings in it cleaned."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, list):

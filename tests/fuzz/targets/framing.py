@@ -1,4 +1,4 @@
-"""Framing: any bytes, cut anywhere, give the lines that the reference gives."""
+"""Framing: any bytes, split anywhere, give the same lines as the reference."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ __all__ = ["check_framing"]
 
 
 def check_framing(data: bytes) -> None:
-    """The first four bytes are the limit and three places where a packet ends."""
+    """Check framing; the first four bytes are the line limit and three packet boundaries."""
     limit, *cuts = data[:4].ljust(4, b"\0")
     payload = data[4:]
     expected = reference.lines_of(payload, limit)
@@ -27,7 +27,7 @@ def check_framing(data: bytes) -> None:
 
 
 def _replied(chunks: Iterable[bytes]) -> bytes:
-    """Return the answers to telnet's commands, but for "yes", which is said once in each read."""
+    """Return the answers to telnet commands, except "yes", which is sent once per read."""
     responder = TelnetResponder()
     return b"".join(responder.answer(chunk).removesuffix(b"[Server] yes\n") for chunk in chunks)
 

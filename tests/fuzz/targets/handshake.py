@@ -1,4 +1,4 @@
-"""The handshake: a connection's life until it is settled which protocol is spoken, as a script."""
+"""The handshake: a connection until its protocol is settled, as a script."""
 
 from multichat.client.negotiation import Negotiation, make_hello
 from multichat.protocol.json_codec import JSON
@@ -6,21 +6,20 @@ from tests.fuzz.targets.checks import assert_harmless, assert_same, block_of, st
 
 __all__ = ["check_handshake"]
 
-# More lines than a script has, and more characters.
+# More lines and characters than a script has.
 _MOST_CHAT = 25_000
 
 
 def _state(shake: Negotiation) -> dict[str, object]:
-    """Return what a handshake holds; errors, which are equal only to themselves, as their text."""
+    """Return the state of a handshake, with errors as text, so that states can be compared."""
     return {**vars(shake), "failure": repr(shake.failure)}
 
 
 def check_handshake(data: bytes) -> None:
-    """A handshake hears the same from a run of lines as from each of them alone.
+    """Check that a handshake treats a block of lines like each line alone.
 
-    The first line of a script says how it begins: `=name room` with these wishes, `~` in plain
-    text, `!` with a server that is known to speak JSON.  The others are what the server says, each
-    `|` being the end of a read.
+    The first line of a script is the mode: `=name room` requests these, `~` is plain text, `!` is a
+    server that is known to speak JSON.  The other lines are from the server; `|` ends a read.
     """
     first, _, rest = block_of(data).partition("\n")
     name, _, room = first[1:].partition(" ") if first.startswith("=") else ("", "", "")

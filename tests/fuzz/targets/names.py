@@ -1,4 +1,4 @@
-"""Names: what is one, who may not be called so, and which two are the same."""
+"""Names: which are valid, which are reserved, and which are equal."""
 
 import re
 import socket
@@ -18,7 +18,7 @@ _WESTERN = ("LATIN", "GREEK", "CYRILLIC")
 
 
 def check_names(data: bytes) -> None:
-    """A name that somebody would like to have."""
+    """Check a requested name."""
     wish = data.decode("utf-8", "surrogateescape")
     folded = fold_name(wish)
     assert_same(fold_name(folded), folded, "folding twice is folding once")
@@ -49,7 +49,7 @@ def _check_name(wish: str, name: str) -> None:
 
 
 def _check_person_name(name: str) -> None:
-    # Whether marks are left out before or after folding, which makes a letter of one of them.
+    # Marks may be removed before or after folding, which turns one mark into a letter.
     for form in (name, name.replace("I", "l")):
         for bare in (_bare(fold_name(form)), fold_name(_bare(form))):
             assert not re.fullmatch(r"server|client\d*", bare), f"{name!r} looks like somebody else"
@@ -66,7 +66,7 @@ def _check_person_name(name: str) -> None:
 
 
 def _bare(name: str) -> str:
-    """Return the letters and digits of a name without what stands on or between them."""
+    """Return only the letters and digits of a name."""
     return "".join(
         character
         for character in unicodedata.normalize("NFKD", name).replace("ı", "i")
@@ -75,18 +75,18 @@ def _bare(name: str) -> str:
 
 
 def _check_folding(wish: str, name: str) -> None:
-    """Check that whatever is the same name for a reader is the same name for us."""
+    """Check that canonically equivalent names are the same name."""
     folded = fold_name(name)
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         assert_same(fold_name(unicodedata.normalize(form, wish)), folded, f"a wish in {form}")
         assert_same(fold_name(unicodedata.normalize(form, name)), folded, f"a name in {form}")
-    # Of the name, not of the wish: folding marks that are in no canonical order is not defined.
+    # For the stored name: folding is not defined for marks that are not in canonical order.
     assert_same(fold_name(name.casefold()), folded, "a name without its capitals")
     assert_same(fold_name(name.lower()), folded, "a name in lower case")
 
 
 def _check_name_in_text(name: str) -> None:
-    """Check that a name can be said and told in the protocol that has no quotes."""
+    """Check that a name survives the text protocol, which has no quoting."""
     for request in (Rename(name), Join(name)):
         read = list(TEXT.parse_requests(TEXT.encode_request(request)))
         assert_same(read, [request], "a name survives a command")

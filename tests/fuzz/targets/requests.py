@@ -1,4 +1,4 @@
-"""Requests in both protocols: any lines are some, clean, and the same when decoded again."""
+"""Requests in both protocols: any lines decode to clean requests, which round-trip."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -32,7 +32,7 @@ __all__ = ["check_json_requests", "check_text_requests"]
 
 
 def check_text_requests(data: bytes) -> None:
-    """Lines of somebody who begins in the text protocol."""
+    """Check lines of a client that begins in the text protocol."""
     if block := block_of(data):
         requests = list(TEXT.parse_requests(block))
         _check_requests(requests)
@@ -43,7 +43,7 @@ def check_text_requests(data: bytes) -> None:
 
 
 def check_json_requests(data: bytes) -> None:
-    """Lines of somebody who has said hello."""
+    """Check lines of a client after its hello."""
     if block := block_of(data):
         requests = list(JSON.parse_requests(block))
         _check_requests(requests)
@@ -84,7 +84,7 @@ def _texts_of(request: SayBlock | Act | Direct) -> list[str]:
 
 
 def _apart(requests: Iterable[Request]) -> list[Request]:
-    """Return the same requests with each block taken apart."""
+    """Return the same requests with each block split into messages."""
     apart: list[Request] = []
     for request in requests:
         if isinstance(request, SayBlock):
