@@ -17,6 +17,7 @@ from trio.testing import MockClock
 from multichat.cli.history import show_history
 from multichat.errors import JournalFailed
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
+from multichat.journal.sqlite.repair import is_whole
 from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.server.config import ReplayLimits, ServerConfig
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
@@ -220,6 +221,25 @@ async def test_a_damaged_room_is_rebuilt_from_its_messages(
     async with memory_server(journal=SqliteJournal(path)) as network:
         await hello(network)
     assert len([line for line in log.lines if "was rebuilt" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "whole"),
+    [
+        ((0, 10), True),
+        ((4, 10), True),  # the index does not find the first four: readers say so
+        ((0, 9), True),
+        ((None, 10), False),
+        ((0, None), False),
+        ((None, None), False),
+        ((0, 11), False),
+    ],
+)
+def test_a_room_whose_messages_are_found_from_one_side_only_is_damaged(
+    found: tuple[int | None, int | None], whole: bool
+) -> None:
+    """An index that is out of order made a start fail."""
+    assert is_whole((2, "den", "1a222e7267a", 0, 10, 5, *found)) is whole
 
 
 async def test_client_ids_continue_after_the_heads_are_damaged(

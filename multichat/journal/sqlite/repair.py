@@ -98,6 +98,8 @@ def is_whole(room: tuple[Any, ...]) -> bool:
     except DamagedRow:
         return False
     begin, end = room[6:]
+    if (begin is None) != (end is None):  # an index out of order is read from one side only
+        return False
     return (
         _is_name(name)
         and _is_epoch(epoch)
