@@ -24,6 +24,7 @@ from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.harmless import is_harmless, is_one_harmless_line
 from tests.support.journals import running, tidy, write_wrong_index
 from tests.support.log import LogRecorder
+from tests.support.messages import strings_in
 from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, Command
 
 pytestmark = pytest.mark.unit
@@ -691,18 +692,6 @@ def test_every_text_column_of_the_tables_is_known() -> None:
             if table != "sqlite_sequence"
         }
     assert {table: names for table, names in found.items() if names} == TEXT_COLUMNS
-
-
-def strings_in(value: object) -> Iterator[str]:
-    """Yield each string in a JSON value, as a program has it."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from strings_in(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from strings_in(each)
 
 
 async def hear_everything(path: Path, talk: Talk) -> tuple[list[str], list[str]]:

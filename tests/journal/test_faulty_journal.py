@@ -1,8 +1,6 @@
 """A server while its journal is slow, full, or being read."""
 
-import json
 from random import Random
-from typing import Any
 
 import pytest
 import trio
@@ -10,17 +8,11 @@ import trio.testing
 
 from multichat import ServerConfig
 from multichat.server.session_store import SessionStore, StoredSession
-from multichat.testing import MemoryServer, ScriptedClient, memory_server
+from multichat.testing import memory_server
 from tests.simulation.journal import Disk, Faults, FaultyJournal
+from tests.support.programs import join
 
 pytestmark = pytest.mark.unit
-
-
-async def come(network: MemoryServer, **wishes: object) -> tuple[ScriptedClient, dict[str, Any]]:
-    """Come in, once there is a number, and say hello; return the welcome, too."""
-    client = await network.join()
-    await client.send(f"/json {json.dumps(wishes)}")
-    return client, json.loads(await client.line())
 
 
 async def test_a_message_in_progress_is_not_replayed_to_a_client_that_reenters_the_room(
@@ -29,22 +21,21 @@ async def test_a_message_in_progress_is_not_replayed_to_a_client_that_reenters_t
     """The next who came opened it anew, and took for told what was not even kept."""
     journal = FaultyJournal(Disk(), Faults(slow_seconds=1, full=((0, 60),)), Random(0))
     async with memory_server(ServerConfig(), journal=journal) as network:
-        one, _ = await come(network, room="den")
-        other, _ = await come(network)
-        await one.send('{"type": "say", "text": "lost"}')
+        one = await join(network, room="den")
+        other = await join(network)
+        await one.send({"type": "say", "text": "lost"})
         await trio.testing.wait_all_tasks_blocked()
         network.server.kick(1)
-        await other.send('{"type": "join", "room": "den"}')
-        while "room" not in (joined := json.loads(await other.line())):
+        await other.send({"type": "join", "room": "den"})
+        while "room" not in (joined := await other.hear("joined")):
             pass  # who came to the lobby, and left it
         assert "last" not in joined
         await trio.sleep(60)
-        await other.send('{"type": "say", "text": "kept", "nonce": 1}')
-        accepted = json.loads(await other.line())
+        accepted = await other.ask("say", text="kept")
         assert accepted["type"] == "accepted"
-        third, welcome = await come(network, room="den", replay=10)
-        assert welcome["last"] == accepted["id"]
-        assert json.loads(await third.line())["text"] == "kept"
+        third = await join(network, room="den", replay=10)
+        assert third.welcome["last"] == accepted["id"]
+        assert (await third.hear("said", "missed"))["text"] == "kept"
 
 
 async def test_an_empty_room_is_closed_once_everything_is_delivered(
@@ -52,8 +43,8 @@ async def test_an_empty_room_is_closed_once_everything_is_delivered(
 ) -> None:
     journal = FaultyJournal(Disk(), Faults(slow_seconds=1), Random(0))
     async with memory_server(journal=journal) as network:
-        one, _ = await come(network, room="den")
-        await one.send('{"type": "say", "text": "the last word"}')
+        one = await join(network, room="den")
+        await one.send({"type": "say", "text": "the last word"})
         await trio.testing.wait_all_tasks_blocked()
         network.server.kick(1)
         assert network.server.statistics().rooms == 0
@@ -65,7 +56,7 @@ async def test_a_client_kicked_during_its_resume_does_not_resume(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with memory_server() as network:
-        _, welcome = await come(network)
+        welcome = (await join(network)).welcome
 
         find = SessionStore.find
 
@@ -75,6 +66,6 @@ async def test_a_client_kicked_during_its_resume_does_not_resume(
             return await find(session_store, token)
 
         monkeypatch.setattr(SessionStore, "find", kick_and_find)
-        _, again = await come(network, session=welcome["session"])
+        again = (await join(network, session=welcome["session"])).welcome
         assert not again["resumed"]
         assert (again["client"], again["session"] != welcome["session"]) == (2, True)

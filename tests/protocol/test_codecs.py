@@ -1,7 +1,7 @@
 """Both codecs: what a line requests, how an event is encoded, and their bounds."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -59,6 +59,7 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import MAX_DECOMPOSED, default_name, parse_name
 from multichat.protocol.text_codec import TEXT
+from tests.support.messages import one_by_one, strings_in
 
 pytestmark = pytest.mark.unit
 
@@ -100,34 +101,6 @@ def encode_requests(codec: Codec, requests: list[WireRequest]) -> str:
     block = "\n".join(map(codec.encode_request, requests))
     assert decoded(f"{block}\n".encode()) == block
     return block
-
-
-def one_by_one(requests: Iterable[Request]) -> list[Request]:
-    """The same requests with each `SayBlock` taken apart."""
-    apart: list[Request] = []
-    for request in requests:
-        assert isinstance(request, get_args(Request))
-        assert not isinstance(request, Say), "it has to be part of a run"
-        if isinstance(request, SayBlock):
-            texts = request.text.split("\n")
-            nonces = request.nonces or (None,) * len(texts)
-            apart += [
-                Say(text, request.room, nonce=n) for text, n in zip(texts, nonces, strict=True)
-            ]
-        else:
-            apart.append(request)
-    return apart
-
-
-def strings_in(value: Any) -> list[str]:
-    """All strings in requests or events, whatever their fields are called."""
-    if isinstance(value, SayBlock):
-        return [*value.text.split("\n"), *strings_in(value.nonces)]
-    if isinstance(value, msgspec.Struct):
-        return strings_in(msgspec.structs.astuple(value))
-    if isinstance(value, list | tuple):
-        return [each for item in value for each in strings_in(item)]
-    return [value] if isinstance(value, str) else []
 
 
 def assert_clean(values: object) -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import unicodedata
-from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from multichat.errors import LineTooLong
 from multichat.protocol.framing import LineDecoder, clean
+from tests.support.messages import cut
 
 pytestmark = pytest.mark.unit
 
@@ -31,11 +31,6 @@ def decode(chunks: list[bytes], limit: int = LIMIT) -> list[str]:
             lines += part.split("\n")
     assert decoder.buffered_bytes == 0
     return lines
-
-
-def cut(data: bytes, cuts: list[int]) -> list[bytes]:
-    edges = sorted({0, len(data), *(c % (len(data) + 1) for c in cuts)})
-    return [data[a:b] for a, b in pairwise(edges)]
 
 
 # Bytes that matter to the decoder, more often than chance would have them.

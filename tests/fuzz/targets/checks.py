@@ -1,8 +1,7 @@
 """Checks and parsing shared by several targets."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
 import msgspec
@@ -11,10 +10,11 @@ from multichat.errors import InvalidName
 from multichat.protocol.codec import Codec
 from multichat.protocol.framing import LineDecoder, clean
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Directed, Event, Said, SayBlock
+from multichat.protocol.messages import Directed, Event, Said
 from multichat.protocol.names import parse_name
 from multichat.protocol.text_codec import TEXT
 from tests.fuzz import reference
+from tests.support.messages import strings_in
 
 __all__ = [
     "SPOILT",
@@ -23,10 +23,8 @@ __all__ = [
     "assert_same",
     "block_of",
     "check_event",
-    "cut",
     "from_deeper",
     "kept",
-    "strings_in",
     "told_by",
 ]
 
@@ -48,11 +46,6 @@ def assert_harmless(text: str) -> None:
     assert not (obeyed := reference.obeyed(text)), f"{obeyed} in {text!r}"
 
 
-def cut(data: bytes, cuts: Iterable[int]) -> list[bytes]:
-    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[start:end] for start, end in pairwise(edges)]
-
-
 def block_of(data: bytes) -> str:
     """Return all lines of a connection as one block; empty if there are none."""
     decoder = LineDecoder(_CLIENT_LINE_BYTES)
@@ -63,20 +56,6 @@ def block_of(data: bytes) -> str:
 def from_deeper(act: Callable[[], T], frames: int = 200) -> T:
     """Call *act* with that many more frames on Python's stack; return its result."""
     return act() if frames == 0 else from_deeper(act, frames - 1)
-
-
-def strings_in(value: Any) -> Iterator[str]:
-    """Yield all strings in requests or events, whatever their fields are called."""
-    if isinstance(value, SayBlock):
-        yield from value.text.split("\n")
-        yield from strings_in(value.nonces)
-    elif isinstance(value, msgspec.Struct):
-        yield from strings_in(msgspec.structs.astuple(value))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings_in(item)
-    elif isinstance(value, str):
-        yield value
 
 
 def kept(wish: str, parse: Callable[[str], str] = parse_name) -> tuple[str, str]:

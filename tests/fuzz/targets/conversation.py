@@ -26,7 +26,8 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import default_name, parse_person_name
 from multichat.protocol.text_codec import TEXT
-from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, cut, kept, told_by
+from tests.fuzz.targets.checks import assert_harmless, assert_same, check_event, kept, told_by
+from tests.support.messages import cut
 
 __all__ = ["check_conversation"]
 

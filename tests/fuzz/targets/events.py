@@ -1,7 +1,7 @@
 """Events in both protocols, from any server: no output contains control characters."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from multichat.protocol.framing import clean
@@ -18,6 +18,7 @@ from tests.fuzz.targets.checks import (
     check_event,
     from_deeper,
 )
+from tests.support.messages import strings_in
 
 __all__ = ["check_json_events", "check_json_passed_on", "check_text_events"]
 
@@ -58,7 +59,7 @@ def check_json_passed_on(data: bytes) -> None:
         assert_same(clean_json(passed), passed, "what is clean is passed on as it is")
         meant = _decoded_elsewhere(line, clean_key=clean)
         understood = _decoded_elsewhere(passed, clean_key=str)
-        for text in _strings_in_json(understood):
+        for text in strings_in(understood):
             assert_harmless(text)
         if meant is not None:
             # Compared by `repr`, because NaN differs from itself.
@@ -76,16 +77,6 @@ def _decoded_elsewhere(line: str, *, clean_key: Callable[[str], str]) -> Any:
         )
     except (ValueError, RecursionError):
         return None
-
-
-def _strings_in_json(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for each in value:
-            yield from _strings_in_json(each)
-    elif isinstance(value, dict):
-        yield from _strings_in_json([*value, *value.values()])
 
 
 def _cleaned(value: Any) -> Any:

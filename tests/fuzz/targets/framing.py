@@ -6,7 +6,8 @@ from multichat.errors import LineTooLong
 from multichat.protocol.framing import LineDecoder, Part, clean
 from multichat.protocol.telnet import TelnetResponder
 from tests.fuzz import reference
-from tests.fuzz.targets.checks import assert_harmless, assert_same, cut
+from tests.fuzz.targets.checks import assert_harmless, assert_same
+from tests.support.messages import cut
 
 __all__ = ["check_framing"]
 

@@ -2,7 +2,8 @@
 
 from multichat.client.negotiation import Negotiation, make_hello
 from multichat.protocol.json_codec import JSON
-from tests.fuzz.targets.checks import assert_harmless, assert_same, block_of, strings_in
+from tests.fuzz.targets.checks import assert_harmless, assert_same, block_of
+from tests.support.messages import strings_in
 
 __all__ = ["check_handshake"]
 

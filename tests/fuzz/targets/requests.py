@@ -1,8 +1,6 @@
 """Requests in both protocols: any lines decode to clean requests, which round-trip."""
 
-from collections.abc import Iterable
 from itertools import pairwise
-from typing import get_args
 
 from multichat.protocol.codec import Codec
 from multichat.protocol.json_codec import JSON, encode_hello
@@ -11,10 +9,8 @@ from multichat.protocol.messages import (
     Direct,
     Hello,
     Invalid,
-    Nonce,
     Reply,
     Request,
-    Say,
     SayBlock,
 )
 from multichat.protocol.text_codec import TEXT
@@ -25,8 +21,8 @@ from tests.fuzz.targets.checks import (
     assert_same,
     block_of,
     from_deeper,
-    strings_in,
 )
+from tests.support.messages import one_by_one, strings_in
 
 __all__ = ["check_json_requests", "check_text_requests"]
 
@@ -37,7 +33,7 @@ def check_text_requests(data: bytes) -> None:
         requests = list(TEXT.parse_requests(block))
         _check_requests(requests)
         assert_same(
-            _apart(requests), _read_alone(block), "lines mean together what they mean alone"
+            one_by_one(requests), _read_alone(block), "lines mean together what they mean alone"
         )
         _check_encoded_again(requests, TEXT)
 
@@ -48,16 +44,16 @@ def check_json_requests(data: bytes) -> None:
         requests = list(JSON.parse_requests(block))
         _check_requests(requests)
         lines = block.split("\n")
-        alone = [_apart(JSON.parse_requests(line)) for line in lines]
+        alone = [one_by_one(JSON.parse_requests(line)) for line in lines]
         assert all(len(each) == 1 for each in alone), f"a line is one request: {alone}"
-        assert_same(_apart(requests), [each for [each] in alone], "together and alone")
+        assert_same(one_by_one(requests), [each for [each] in alone], "together and alone")
         assert_same(
             from_deeper(lambda: list(JSON.parse_requests(block))),
             requests,
             "at any depth of the stack",
         )
-        spoilt = _apart(JSON.parse_requests(f"{SPOILT}\n{block}"))
-        assert_same(_apart(requests), spoilt[1:], "with and without one that is refused")
+        spoilt = one_by_one(JSON.parse_requests(f"{SPOILT}\n{block}"))
+        assert_same(one_by_one(requests), spoilt[1:], "with and without one that is refused")
         _check_encoded_again(requests, JSON)
         for line, [request] in zip(lines, alone, strict=True):
             if not isinstance(request, Invalid):
@@ -66,8 +62,6 @@ def check_json_requests(data: bytes) -> None:
 
 def _check_requests(requests: list[Request]) -> None:
     for request in requests:
-        assert isinstance(request, get_args(Request)), f"{request} is no request"
-        assert not isinstance(request, Say), "a message is part of a block"
         for text in strings_in(request):
             assert_harmless(text)
         if isinstance(request, SayBlock | Act | Direct):
@@ -83,26 +77,11 @@ def _texts_of(request: SayBlock | Act | Direct) -> list[str]:
     return request.text.split("\n") if isinstance(request, SayBlock) else [request.text]
 
 
-def _apart(requests: Iterable[Request]) -> list[Request]:
-    """Return the same requests with each block split into messages."""
-    apart: list[Request] = []
-    for request in requests:
-        if isinstance(request, SayBlock):
-            texts = request.text.split("\n")
-            nonces: tuple[Nonce | None, ...] = request.nonces or (None,) * len(texts)
-            apart += [
-                Say(text, room=request.room, nonce=n) for text, n in zip(texts, nonces, strict=True)
-            ]
-        else:
-            apart.append(request)
-    return apart
-
-
 def _read_alone(block: str) -> list[Request]:
     codec: Codec = TEXT
     requests: list[Request] = []
     for line in block.split("\n"):
-        asked = _apart(codec.parse_requests(line))
+        asked = one_by_one(codec.parse_requests(line))
         if isinstance(asked[0], Hello):
             codec = JSON
         else:
@@ -112,7 +91,7 @@ def _read_alone(block: str) -> list[Request]:
 
 
 def _check_encoded_again(requests: list[Request], codec: Codec) -> None:
-    understood = [each for each in _apart(requests) if not isinstance(each, Invalid | Reply)]
+    understood = [each for each in one_by_one(requests) if not isinstance(each, Invalid | Reply)]
     lines: list[str] = []
     speaking = codec
     for request in understood:
@@ -125,5 +104,5 @@ def _check_encoded_again(requests: list[Request], codec: Codec) -> None:
     if lines:
         block = "\n".join(lines)
         assert_same(block_of(f"{block}\n".encode()), block, "a request survives framing")
-        again = _apart(codec.parse_requests(block))
+        again = one_by_one(codec.parse_requests(block))
         assert_same(again, understood, f"encoded as {block!r} and decoded again")
