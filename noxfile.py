@@ -5,11 +5,10 @@ nox                the README's test command: lint, types, fast tests, install, 
 nox -s full        what CI runs besides: other Pythons, coverage, stress and random tests
 nox -s lint types  single ones, by name
 
-The sessions named here run in the environment in which nox itself is installed, which is made
-ready once a run.  Only another Python, the built wheel and the benchmark need environments of
-their own.
+Sessions run in the environment in which nox itself is installed, which is prepared once per run.
+Only other Pythons, the built wheel and the benchmark have environments of their own.
 
-Arguments behind `--` go to the session's program:
+Arguments after `--` are passed to the session's program:
 
 nox -s tests -- tests/protocol/test_framing.py
 nox -s sim -- --seeds 10000
@@ -40,10 +39,10 @@ FULL = ["search", "sim", "fuzz", "soak", "stress"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
-# What the tests run, and the Debian packages that have it.
+# The programs that the tests run, and their Debian packages.
 PROGRAMS = dict(map(str.split, Path(".ci/programs").read_text("utf-8").splitlines()))
 
-# Many tests wait for processes, so that two for each processor keep it busy.
+# Two workers for each processor, because many tests wait for processes.
 WORKERS = min(2 * (os.cpu_count() or 1), 8)
 IN_PARALLEL = ("--numprocesses", str(WORKERS))
 FAST_TIERS = "unit or process"
@@ -89,7 +88,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the unit and process tests in parallel, or those that are named."""
+    """Run the unit and process tests in parallel, or the named tests."""
     _check_programs(session)
     run(session, "pytest", *session.posargs or ("-m", FAST_TIERS, *IN_PARALLEL))
 
@@ -105,7 +104,7 @@ def _check_programs(session: nox.Session) -> None:
 
 @nox.session
 def install(session: nox.Session) -> None:
-    """Install the built wheel alone, without development packages, and run its main job."""
+    """Install the built wheel without development packages, and use it."""
     dist = Path(session.create_tmp()).resolve() / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(dist), ".")
@@ -113,12 +112,12 @@ def install(session: nox.Session) -> None:
     session.run(sys.executable, "-m", "venv", str(dist / "venv"))
     programs = dist / "venv" / "bin"
     session.run(str(programs / "pip"), "install", "--quiet", str(wheel))
-    session.chdir(dist)  # nothing of the checkout is in reach
+    session.chdir(dist)  # outside of the checkout
     _talk(session, programs)
 
 
 def _talk(session: nox.Session, programs: Path) -> None:
-    """Have a server and a client talk, by the names that the specification gives them."""
+    """Run a server and a client by the specification's names."""
     log = Path("server.log")
     with log.open("wb") as output:
         server = subprocess.Popen([programs / "multi_chat_tcp_server", "0"], stdout=output)
@@ -154,7 +153,7 @@ def site(session: nox.Session) -> None:
     session.run(sys.executable, "docs/check_links.py", "build/site")
 
 
-# --- What CI runs besides -------------------------------------------------------------------------
+# --- Run by CI in addition ------------------------------------------------------------------------
 
 
 @nox.session(default=False)
@@ -165,7 +164,7 @@ def full(session: nox.Session) -> None:
 
 
 def _other_pythons() -> list[str]:
-    """Return every CPython from 3.11 on that is here and runs, but for our own version."""
+    """Return every other CPython from 3.11 on that is installed and runs."""
     minor_versions = range(11, 30)
     found: dict[tuple[int, ...], str] = {}
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -174,7 +173,7 @@ def _other_pythons() -> list[str]:
     for python in filter(None, candidates):
         code = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
         probe = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
-        if probe.returncode == 0:  # pyenv has commands for versions that are not installed
+        if probe.returncode == 0:  # pyenv also has commands for versions that are not installed
             version = tuple(map(int, probe.stdout.split()))
             if version >= (3, 11):
                 found.setdefault(version, python)
@@ -192,7 +191,7 @@ def other_pythons(session: nox.Session) -> None:
         own = str(folder / "bin" / "python")
         session.run(own, "-m", "pip", "install", "-q", "-e", ".", *requirements("test"))
         if python == pythons[-1]:
-            # Lines, which the interpreter counts from 3.12 on: branches take twice the time.
+            # Line coverage, native from Python 3.12 on; branch coverage takes twice as long.
             _measure_coverage(session, own, "unit", env={"COVERAGE_CORE": "sysmon"})
             session.run(own, "-m", "pytest", "-m", "process", *IN_PARALLEL)
         else:
@@ -230,7 +229,7 @@ def stress(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def search(session: nox.Session) -> None:
-    """Try the properties with random inputs; fail if a test fails again with what it failed on."""
+    """Try the properties with random inputs; fail if a failure is reproducible."""
     properties = (
         "pytest",
         "-o",
@@ -255,23 +254,23 @@ def sim(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def fuzz(session: nox.Session) -> None:
-    """Feed hostile bytes to everything that reads them, guided by coverage where it can."""
+    """Feed hostile bytes to all parsers, guided by coverage if possible."""
     run(session, "pip", "install", "--quiet", *requirements("fuzz"))
     run(session, "tests.fuzz", *session.posargs or ["--seconds", "60"])
 
 
 @nox.session(default=False)
 def soak(session: nox.Session) -> None:
-    """Have clients come, talk, stall and go, and look at what the server keeps of them."""
+    """Run clients that connect, talk, stall and leave, and check the server for leaks."""
     run(session, "tests.soak", *session.posargs or ["--minutes", "1"])
 
 
-# --- By hand: long, and wants a quiet machine -----------------------------------------------------
+# --- Manual: takes long, and needs a quiet machine ------------------------------------------------
 
 
 @nox.session(default=False, venv_backend="venv")
 def bench(session: nox.Session) -> None:
-    """Measure multichat side by side with what a user would pick instead, or count instructions."""
+    """Measure multichat and its alternatives, or count instructions."""
     session.install(".", *requirements("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
     if "--quick" in session.posargs:

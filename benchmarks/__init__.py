@@ -1,1 +1,1 @@
-"""What multichat costs, beside what people would pick instead."""
+"""Benchmarks of multichat and its alternatives."""

@@ -1,8 +1,8 @@
-"""`nox -s bench`: measure multichat side by side with what a user would pick instead.
+"""`nox -s bench`: measures multichat and its alternatives.
 
-All of it, five rounds of every server in turn, takes about 40 minutes and writes
+A complete run, five rounds of every server in turn, takes about 40 minutes and writes
 `docs/performance.md`, its pictures and `benchmarks/results.json`.  With `--only` or `--servers` the
-tables are printed and nothing is written.  `--quick` counts instructions instead.
+tables are only printed.  `--quick` counts instructions instead.
 """
 
 import argparse
@@ -30,9 +30,9 @@ RESULTS = Path(__file__).parent / "results.json"
 
 
 def main() -> int:
-    """Parse the command line, measure, report; returns the exit status."""
+    """Run the command line; return the exit status."""
     options = _options()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that servers are ended
     if options.quick:
         return quick.run(options.against)
     if options.report:

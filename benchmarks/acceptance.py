@@ -1,8 +1,8 @@
-"""How long it takes until what is said is accepted, with each journal, in turn in one run.
+"""Measures the time until a message is accepted, with each journal in alternation.
 
-`python -m benchmarks.acceptance [--rounds 3] [--rate 100]`: a hundred messages a second, by one
-client in a room with nine others, from before it is sent until its `accepted` is read; each journal
-beside the one in memory.  The machine is shared: what counts is how they compare.
+`python -m benchmarks.acceptance [--rounds 3] [--rate 100]`: one client in a room with nine others
+sends a hundred messages a second; the time is from sending one until reading its `accepted`, for
+each journal and for the one in memory.  On a shared machine, only the comparison counts.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _START_SECONDS = 20
 
 
 async def _measure(port: int, rate: float) -> list[float]:
-    """Return the milliseconds that each message took."""
+    """Return the milliseconds of each message."""
     took: list[float] = []
     async with trio.open_nursery() as nursery:
         for _ in range(_OTHERS):
@@ -79,7 +79,7 @@ def _port(log: Path) -> int:
 
 
 def main() -> None:
-    """Measure, and print a line for each journal."""
+    """Run the command line: measure, and print a line for each journal."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.acceptance", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=100)

@@ -1,9 +1,9 @@
 """The pictures of a benchmark report, as SVG text.  Pure: no I/O, no clock, no dice.
 
-What comes in is drawn in the order it came, and identical input gives identical bytes: a report
-made again differs only where a number did.  All panels of a picture share one axis, so a bar of one
-may be compared with a bar of another.  A picture carries its colours for light and dark and paints
-its own page, because a browser's scheme need not be the site's.
+Input is drawn in order, and identical input gives identical bytes, so a new report differs only
+where a number does.  All panels of a picture share one axis, so their bars can be compared.  A
+picture contains its colours for light and dark and its own background, because the browser's scheme
+need not be that of the site.
 """
 
 import html
@@ -25,16 +25,16 @@ _BAR = 12
 _LABEL = 190  # 26 letters of 12 pixels, also in a wide font such as DejaVu Sans
 _LEFT = _MARGIN + _LABEL + 8  # where the plot begins
 
-# How wide a letter is to its font's size, on average, in the widest of the usual fonts.
+# The average width of a letter relative to the font size, in the widest of the usual fonts.
 _LETTER = 0.6
 
-# Nearer to zero, powers of ten fall out of what a float can hold.
+# Below this, powers of ten are outside the range of a float.
 _TINY = 1e-300
 
 _SIZES = ((1e9, " G", " billion"), (1e6, " M", " million"), (1e3, " k", " thousand"))
 
-# Text has a contrast of 4.5 or more to the page, shapes of 3 or more (WCAG 2.2, 1.4.3 and 1.4.11);
-# the grid has less, because nobody has to read it.  The pages are GitHub's.
+# Text has a contrast of at least 4.5 to the background, shapes of at least 3 (WCAG 2.2, 1.4.3 and
+# 1.4.11); the grid has less, because it need not be read.  The backgrounds are GitHub's.
 _STYLE = """\
 <style>
 svg { --page: #ffffff; --text: #1f2328; --quiet: #59636e; --grid: #dde2e7;
@@ -68,9 +68,9 @@ patternTransform="rotate(45)"><line y2="5" stroke-width="2" class="limit"/></pat
 
 @dataclass(frozen=True)
 class Bar:
-    """One server under one workload: *values* are its runs, none if it could not do it.
+    """One server under one workload: *values* are its runs; empty if it cannot do the workload.
 
-    *ours* is painted in the accent colour; a *limit* is hatched: a bound, not a server.
+    *ours* is drawn in the accent colour; a *limit*, which is not a server, is hatched.
     """
 
     label: str
@@ -89,10 +89,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Range:
-    """How far one server's latencies spread: *points* are p50, p99, p99.9 and the longest.
+    """The distribution of one server's latencies: *points* are p50, p99, p99.9 and the maximum.
 
-    They ascend; the last one or two may be left out.  None: it could not do the workload.
-    *ours* is painted in the accent colour; a *limit* has hollow dots.
+    They ascend; the last one or two may be omitted.  Empty if it cannot do the workload.  *ours* is
+    drawn in the accent colour; a *limit* has hollow dots.
     """
 
     label: str
@@ -112,12 +112,12 @@ class RangeGroup:
 def bars(
     title: str, subtitle: str, groups: Sequence[Group], *, unit: str, log: bool = False
 ) -> str:
-    """Draw for each server a bar as long as the median of its runs, and how far they spread.
+    """Draw a bar for each server: the median of its runs, with their range.
 
-    The axis begins at zero or, with *log*, at a power of ten below the smallest run: then the bars'
-    ends compare, and their lengths do not.
+    The axis begins at zero or, with *log*, at a power of ten below the smallest run; then the ends
+    of the bars can be compared, but not their lengths.
 
-    ValueError: a run is not finite, is negative, or is zero on a logarithmic axis.
+    Raises `ValueError` if a run is not finite, is negative, or is zero on a logarithmic axis.
     """
     runs = [value for group in groups for bar in group.bars for value in bar.values]
     right = _WIDTH - _MARGIN - 64
@@ -147,10 +147,10 @@ def bars(
 
 
 def ranges(title: str, subtitle: str, groups: Sequence[RangeGroup], *, unit: str) -> str:
-    """Draw for each server, on a logarithmic axis, a line that thins from p50 to the longest.
+    """Draw a line for each server on a logarithmic axis, which thins from p50 to the maximum.
 
-    ValueError: a row has one point or more than four, they do not ascend, or one is not finite or
-    not above zero.
+    Raises `ValueError` if a row has one point or more than four, if they do not ascend, or if one
+    is not finite or not above zero.
     """
     rows = [row for group in groups for row in group.rows]
     for row in rows:
@@ -186,7 +186,7 @@ def ranges(title: str, subtitle: str, groups: Sequence[RangeGroup], *, unit: str
 
 @dataclass(frozen=True)
 class _Row:
-    """A label, a value and its shapes around a given y; the defaults say "could not do it"."""
+    """A label, a value and its shapes around a given y; the defaults are for missing results."""
 
     label: str
     kind: str
@@ -203,7 +203,7 @@ class _Panel:
 
 @dataclass(frozen=True, kw_only=True)
 class _Axis:
-    """From values to pixels; *low* and *high* are powers of ten if it is logarithmic."""
+    """Maps values to pixels; *low* and *high* are powers of ten on a logarithmic axis."""
 
     low: float
     high: float
@@ -228,15 +228,15 @@ def _linear_axis(values: Sequence[float], *, right: float) -> _Axis:
 
 
 def _log_axis(values: Sequence[float], *, right: float, base: bool) -> _Axis:
-    """Begin at the smallest value or, if bars stand on a *base*, at a power of ten below it."""
+    """Return an axis from the smallest value or, for bars with a *base*, a power of ten below."""
     if not all(isfinite(value) and value > 0 for value in values):
         raise ValueError("a logarithmic axis takes finite values above zero")
     high = log10(max(max(values, default=1.0), _TINY))
     low = log10(max(min(values, default=1.0), _TINY))
-    # The smallest bar shall be seen, the leftmost dot not touch its label, and a decade has ticks.
+    # The smallest bar is visible, no dot touches its label, and a decade has ticks.
     low = min(low - 0.1, high - 1)
     low = floor(low) if base else low
-    # Some seven labels fit side by side; under two decades, powers of ten alone would be too few.
+    # About seven labels fit side by side; for less than two decades, powers of ten are too few.
     powers = range(floor(low), floor(high) + 1, ceil((high - low) / 7))
     between = (1, 2, 5) if high - low < 2 else (1,)
     ticks = [m * 10.0**i for i in powers for m in between if low <= log10(m) + i <= high]
@@ -327,7 +327,7 @@ def _picture(
 def _text(
     x: float, y: float, text: str, css: str, *, anchor: str = "start", room: float | None = None
 ) -> str:
-    """Squeeze what would not fit in *room* rather than cut it."""
+    """Return a text element, condensed if it does not fit in *room*."""
     fit = ""
     if room is not None and len(text) * 12 * _LETTER > room:
         fit = f' textLength="{_n(room)}" lengthAdjust="spacingAndGlyphs"'
@@ -345,14 +345,14 @@ def _kind(item: Bar | Range) -> str:
 
 
 def _median(values: Sequence[float]) -> float:
-    # The mean of the two in the middle may be above what a float can hold.
+    # The sum of the two middle values may overflow a float.
     return min(statistics.median(values), max(values))
 
 
 def _short(value: float, *, words: bool = False, exact: bool = False) -> str:
-    """Spell *value* as 31 M, 270 k, 7.9: to two digits unless *exact*, and M as million in *words*.
+    """Format *value* like 31 M, 270 k, 7.9: two digits unless *exact*, "million" with *words*.
 
-    Three digits stay three: 270 may have been 274.
+    Three digits before the decimal point are kept: 270 may have been 274.
     """
     if value and not 1e-4 <= value < 1e12:
         return f"{value:.2g}"
@@ -369,7 +369,7 @@ def _n(pixels: float) -> str:
     return f"{pixels:.2f}".rstrip("0").rstrip(".")
 
 
-# What XML 1.0 cannot hold, escaped or not.
+# Characters that XML 1.0 cannot contain, even escaped.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

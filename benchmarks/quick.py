@@ -1,16 +1,15 @@
-"""The small set for every commit: how many instructions multichat takes, now and at a revision.
+"""A quick benchmark for every commit: counts instructions now and at another revision.
 
-Instructions, because they repeat on a machine that is busy with something else, where seconds do
-not; valgrind counts them, because virtual machines seldom have the counters that perf reads.  What
-the kernel does, and how long memory keeps the processor waiting, is not in them: a change that
-is meant to be faster needs the clock of the other benchmarks too.
+Instruction counts, unlike times, are reproducible on a busy machine; valgrind counts them, because
+virtual machines seldom have the counters that perf reads.  They include neither the kernel nor
+cache misses, so an optimization must also be measured with the other benchmarks.
 
-Each scenario is done a few times and many times, in a process each, and what differs is divided:
-the start of the interpreter is in both.  All runs of one call use the same interpreter, the same
-dependencies and the scenarios as they are now; only the `multichat` package differs.
+Each scenario is run a few times and many times, in separate processes, and the difference is
+divided by the number of runs, so that the start of the interpreter cancels out.  All runs use the
+same interpreter, dependencies and current scenarios; only the `multichat` package differs.
 
-`python -m benchmarks.quick [--against REV]` exits with status 0; with 1 if a scenario got worse
-than `WORST_RATIO` or does not run; with 2 if there was nothing to count with or to compare.
+`python -m benchmarks.quick [--against REV]` exits with status 0, with 1 if a scenario exceeds
+`WORST_RATIO` or fails, and with 2 if it cannot count or compare.
 """
 
 import argparse
@@ -34,33 +33,31 @@ __all__ = ["main", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Ten counts of the same code stayed within 0.2 %, beside a busy loop too.  The rest is room for
-# what a feature honestly costs: a check that cries at each of them is one that nobody reads.
+# Ten counts of the same code differed by at most 0.2 %, even beside a busy loop.  The rest is a
+# margin for the reasonable cost of a feature, because a check that always warns is ignored.
 WORST_RATIO = 1.05
 
-# More than ten times what the slowest takes: whatever needs longer does not end.
+# More than ten times the time of the slowest scenario.
 CHILD_SECONDS = 120
 
 VALGRIND = (
-    # The quickest that tells a total: callgrind takes 1.6 times as long, lackey 5 times.
+    # The fastest tool that reports a total: callgrind takes 1.6 times as long, lackey 5 times.
     "--tool=cachegrind",
     "--cache-sim=no",
     "--cachegrind-out-file=/dev/null",
-    # One thread runs at a time.  Left alone the two of the log race for that, and how often one of
-    # them has to wait costs some instructions: fairly scheduled they repeat ten times better.
-    "--fair-sched=yes",
-)
-# (It lays out memory itself, the same in each run: there is no ASLR to switch off.)
+    # One thread runs at a time.  By default the log's two threads race for that, which costs a
+    # varying number of instructions; fair scheduling makes counts ten times more reproducible.
+    # (Valgrind's memory layout is the same in each run, so there is no ASLR to disable.)
 
 _TOTAL = re.compile(r"I +refs: +([0-9,]+)")
 
 
 class CannotCompare(Exception):
-    """There is nothing to count with, or no such revision; the message is for people."""
+    """Valgrind or the revision is missing; the message is for people."""
 
 
 class ScenarioFailed(Exception):
-    """A scenario did not run; the message is its last word."""
+    """A scenario failed; the message is its last line."""
 
 
 Outcome: TypeAlias = float | ScenarioFailed
@@ -70,15 +67,14 @@ Counts: TypeAlias = dict[str, tuple[Outcome, Outcome]]  # by scenario: now, and 
 def run(against: str | None) -> int:
     """Count all scenarios in the work tree and at revision *against*; print a table.
 
-    Without a revision it is HEAD where the work tree's `multichat` differs from it, and HEAD~1
-    where it does not.  Returns the exit status.  A scenario that cannot run at the revision, for
-    what it calls is new, is no failure.  Writes into a temporary folder alone, which is gone when
-    it returns or raises.
+    The default revision is HEAD if the work tree's `multichat` differs from it, otherwise HEAD~1.
+    Returns the exit status.  A scenario that cannot run at the revision, because it uses something
+    new, is not a failure.  Writes only into a temporary folder, which is removed at the end.
     """
     try:
         valgrind = _valgrind()
         with TemporaryDirectory(prefix="multichat-quick-") as folder:
-            # Two trees made alike, with names of one length: nothing but the code differs.
+            # Two identical trees, with names of equal length, so that only the code differs.
             now, then = Path(folder, "now"), Path(folder, "rev")
             revision = _unpack(against or _default_revision(), then)
             ignore = shutil.ignore_patterns("__pycache__")
@@ -87,7 +83,9 @@ def run(against: str | None) -> int:
                 (tree / "benchmarks").mkdir()
                 for name in ("__init__.py", "scenarios.py"):
                     shutil.copy(ROOT / "benchmarks" / name, tree / "benchmarks")
-                compileall.compile_dir(tree, quiet=2)  # or the first run would count its compiler
+                compileall.compile_dir(
+                    tree, quiet=2
+                )  # so that the first run does not count compiling
             return _report(revision, _count_all(valgrind, (now, then)))
     except CannotCompare as error:
         print(f"quick: {error}", file=sys.stderr)
@@ -106,7 +104,7 @@ def _default_revision() -> str:
 
 def _unpack(revision: str, tree: Path) -> str:
     """Put the package at *revision* into *tree*; return the short name of the commit."""
-    # An archive and no worktree: there is nothing in .git to clean up after a `kill -9`.
+    # An archive instead of a worktree, which would leave data in .git after a `kill -9`.
     commit = _git("rev-parse", "--verify", "--short", f"{revision}^{{commit}}").decode().strip()
     archive = io.BytesIO(_git("archive", "--format=zip", commit, "multichat"))
     with zipfile.ZipFile(archive) as package:
@@ -126,7 +124,7 @@ def _git(*arguments: str) -> bytes:
 
 
 def _count_all(valgrind: str, trees: tuple[Path, Path]) -> Counts:
-    # Instructions do not mind company, and whoever waits for them minds waiting.
+    # In parallel, which does not affect instruction counts.
     pool = ThreadPoolExecutor(2)
     try:
         counts = {
@@ -156,7 +154,7 @@ def _count(valgrind: str, tree: Path, name: str, n: int) -> int:
     log = tree / f"{name}-{n}.log"
     command = [valgrind, *VALGRIND, f"--log-file={log}", sys.executable, "-P"]
     command += ["-m", "benchmarks.scenarios", name, str(n)]
-    # The first on the path, and so before a multichat that is installed; the child makes sure.
+    # First in the path, before an installed multichat; the child verifies this.
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONHASHSEED": "0"}
     try:
         subprocess.run(
@@ -178,13 +176,13 @@ def _count(valgrind: str, tree: Path, name: str, n: int) -> int:
 
 
 def _last_line(stderr: bytes) -> str:
-    """Return the last line that says something: a group's traceback ends with a rule."""
+    """Return the last line with text; the traceback of a group ends with a rule."""
     lines = [line.strip(" |+-") for line in stderr.decode(errors="replace").splitlines()]
     return next(filter(None, reversed(lines)), "")
 
 
 def _report(revision: str, counts: Counts) -> int:
-    """Print the table, and why what is missing is; return the exit status."""
+    """Print the table, and the reasons for missing figures; return the exit status."""
     status = 0
     row = "{:<16} {:<9} {:>14} {:>14} {:>7}".format
     print("instructions per unit")
@@ -222,7 +220,7 @@ def main() -> None:
         metavar="REV",
         help="default: HEAD where the work tree's multichat differs from it, else HEAD~1",
     )
-    # Whoever stops us politely wants the temporary folder gone too.
+    # So that the temporary folder is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(run(parser.parse_args().against))

@@ -1,12 +1,12 @@
-"""What the small benchmarks repeat: each scenario is real work of multichat, counted in its units.
+"""The scenarios of the quick benchmarks: real work of multichat, counted in units.
 
-`python -m benchmarks.scenarios NAME N` does it N times in a process of its own, from which chance
-has been taken out; `benchmarks.quick` counts its instructions, `benchmarks/micro` takes the time
-of the same work in an ordinary process.
+`python -m benchmarks.scenarios NAME N` runs one N times in a deterministic process, of which
+`benchmarks.quick` counts the instructions; `benchmarks/micro` measures the time of the same work in
+an ordinary process.
 
-A scenario is a context manager: what is set up on the way in is not part of what is measured, and
-what it yields does the work *n* times.  multichat is imported inside them: the start is measured
-too, and a revision that lacks one piece has the others.
+A scenario is a context manager whose setup is not measured; it yields a function that does the work
+*n* times.  Scenarios import multichat themselves, because importing is measured too, and a revision
+that lacks one scenario can run the others.
 """
 
 import gc
@@ -47,7 +47,7 @@ KOREAN = "안녕하세요 여러분 👋 오늘도 좋은 하루 되세요 🎉"
 
 @contextmanager
 def framing(line: str) -> Iterator[Repeat]:
-    """Cut a chunk, full of *line*, into lines."""
+    """Decode a chunk full of *line* into lines."""
     from multichat.protocol.framing import LineDecoder
 
     spelled = f"{line}\n".encode()
@@ -63,7 +63,7 @@ def framing(line: str) -> Iterator[Repeat]:
 
 @contextmanager
 def spelling(messages: int) -> Iterator[Repeat]:
-    """Take a batch of lines for what they ask, and spell what everybody is told."""
+    """Decode a batch of lines to requests, and encode the events for them."""
     from multichat.protocol.messages import SaidBlock, SayBlock
     from multichat.protocol.text_codec import TEXT
 
@@ -80,21 +80,20 @@ def spelling(messages: int) -> Iterator[Repeat]:
 
 @contextmanager
 def logging(messages: int) -> Iterator[Repeat]:
-    """Log a batch and have it written to a file, by the thread that does so in a server.
+    """Log a batch, which the log's thread writes to a file.
 
-    Batch by batch: who waits until nothing waits hands the interpreter to the thread and gets it
-    back, always at the same place.  Left to run, the two share it out by the clock.
+    Waits for each batch, so that the two threads switch at the same points in every run.
     """
     import multichat.log
     from multichat.log import Log, open_log
 
-    multichat.log.LINGER_SECONDS = 0.0  # or the waiting is what is measured
+    multichat.log.LINGER_SECONDS = 0.0  # so that no waiting is measured
     log = Log("server")
     texts = "\n".join([TEXT_63] * messages)
     with tempfile.TemporaryFile("ab") as file, open_log(file.fileno()) as writer:
 
         def repeat(n: int) -> None:
-            file.truncate(0)  # however often somebody repeats, no disk fills up
+            file.truncate(0)  # to bound its size
             for _ in range(n):
                 log.said(f"[{NAME}]", texts, MEMBERS)
                 writer.wait_below(0)
@@ -103,10 +102,10 @@ def logging(messages: int) -> Iterator[Repeat]:
 
 
 def _server() -> "Server":
-    """Return a server in which nobody pauses, so that what was sent is done once all tasks wait.
+    """Return a server without pauses, so that all input is processed once all tasks wait.
 
-    Under valgrind everything takes fifty times as long, and on a busy machine longer: how long a
-    turn takes makes no difference.
+    Under valgrind everything takes fifty times as long, so the measured time of turns must not
+    matter.
     """
     from multichat.server.server import Server
 
@@ -123,10 +122,10 @@ def _server() -> "Server":
 async def publish(
     messages: int, members: int, *, said: str = "text", heard: str = "text"
 ) -> AsyncGenerator[RepeatAsync]:
-    """Say so many *messages* at once to *members* who keep up, on real sockets; no log.
+    """Publish *messages* messages at once to *members* members on real sockets, without a log.
 
-    From the bytes that a sender writes to the bytes that every member reads.  It is *said* in one
-    protocol and *heard* in another, or the same.
+    From the bytes that a sender writes to the bytes that every member reads; *said* and *heard* are
+    their protocols.
     """
     import trio
     from trio.testing import wait_all_tasks_blocked
@@ -142,14 +141,14 @@ async def publish(
                 far_ends.append(stack.enter_context(far))
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
                 nursery.start_soon(server.handle, stream)
-                await wait_all_tasks_blocked()  # or two would be numbered by chance
+                await wait_all_tasks_blocked()  # for a deterministic order of numbers
             sender, *others = far_ends
             for far, codec in zip(far_ends, [said] + [heard] * members, strict=True):
                 if codec == "json":
                     far.sendall(b"/json\n")
                     await wait_all_tasks_blocked()
                     far.recv(CHUNK_BYTES)  # the welcome
-            # Ids and times are all as long as the first.
+            # All ids and times are as long as the first.
             size = messages * len(f"[{NAME}] {TEXT_63}\n")
             if heard == "json" and others:
                 sender.sendall(chunk[: len(chunk) // messages])
@@ -157,7 +156,7 @@ async def publish(
                 sizes = [far.recv_into(buffer) for far in others]
                 size = messages * sizes[0]
 
-            await trio.sleep(0.1)  # so that nobody has just talked: less is read at once then
+            await trio.sleep(0.1)  # after short turns of others, less is read at once
 
             async def repeat(n: int) -> None:
                 for _ in range(n):
@@ -174,7 +173,7 @@ async def publish(
 
 @asynccontextmanager
 async def idle_client() -> AsyncGenerator[RepeatAsync]:
-    """Have a client connect to a server over loopback TCP, say nothing, and leave; no log."""
+    """Connect an idle client over loopback TCP and disconnect it, without a log."""
     import trio
     from trio.testing import wait_all_tasks_blocked
 
@@ -183,13 +182,13 @@ async def idle_client() -> AsyncGenerator[RepeatAsync]:
         await nursery.start(partial(server.run, 0, host="127.0.0.1"))
 
         async def repeat(n: int) -> None:
-            # The far end is a bare socket, to be next to nothing beside what the server does.
+            # The client is a raw socket, whose cost is negligible.
             for _ in range(n):
                 with socket.socket() as client:
                     client.connect(("127.0.0.1", server.port))
                     await wait_all_tasks_blocked()  # it is in the room
                     client.shutdown(socket.SHUT_WR)
-                    await trio.lowlevel.wait_readable(client)  # the server hangs up in turn
+                    await trio.lowlevel.wait_readable(client)  # until the server closes
                 await wait_all_tasks_blocked()
 
         yield repeat
@@ -198,7 +197,7 @@ async def idle_client() -> AsyncGenerator[RepeatAsync]:
 
 @contextmanager
 def start() -> Iterator[Repeat]:
-    """Import what `multichat serve` does; more than once is no more than once."""
+    """Import the modules of `multichat serve`; repeated imports cost nothing."""
 
     def repeat(_: int) -> None:
         import trio  # noqa: F401
@@ -211,10 +210,10 @@ def start() -> Iterator[Repeat]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Work, how many *units* are in doing it once, and how often it is done to be counted.
+    """A scenario: the work, its *units*, and how often it is repeated for counting.
 
-    What differs between *many* times and *few* counts; *few* are enough for the interpreter to
-    have specialised the code.  0 of them: the whole process counts.
+    The difference between *many* and *few* repetitions counts; *few* must be enough for the
+    interpreter to specialize the code.  If it is 0, the whole process counts.
     """
 
     prepare: Callable[[], Prepared]
@@ -250,7 +249,7 @@ SCENARIOS = {
 
 
 def run(name: str, n: int) -> None:
-    """Do the work of scenario *name* so many times."""
+    """Run the work of scenario *name* that many times."""
     prepared = SCENARIOS[name].prepare()
     if isinstance(prepared, AbstractContextManager):
         with prepared as repeat:
@@ -260,7 +259,7 @@ def run(name: str, n: int) -> None:
         import trio
         from trio._core import _run as trio_run
 
-        # Trio tosses a coin for the order in which tasks that are ready get their turn.
+        # Trio shuffles the order of ready tasks.
         trio_run._r.seed(0)  # noqa: SLF001 - there is no public way
         trio.run(_run_async, prepared, n)
 
@@ -272,23 +271,22 @@ async def _run_async(prepared: AbstractAsyncContextManager[RepeatAsync], n: int)
 
 
 def _forget_history() -> None:
-    # A collection goes through what the work left behind, not through whatever was imported.
+    # Garbage collections examine only objects of the work, not the imported modules.
     gc.collect()
     gc.freeze()
 
 
 def _leave_nothing_to_chance() -> None:
-    """Have this process do the same each time that it runs, whatever else the machine does."""
-    # The interpreter changes hands where a thread waits, never because 5 ms are over.
+    """Make this process deterministic, whatever else the machine does."""
+    # Threads switch only when one waits, never after 5 ms.
     sys.setswitchinterval(1000)
-    # Records are 50 µs apart, so that each 20th has a new millisecond to spell, and it is not the
-    # machine's load that says how many.
+    # Records are 50 µs apart, so that exactly each 20th has a new millisecond to format.
     now = itertools.count(1_750_000_000_000_000_000, 50_000)
     vars(time).update(time=lambda: next(now) / 1e9, time_ns=now.__next__)
 
 
 def main() -> None:
-    """Run one scenario as the command line says, on the multichat that lies beside this folder."""
+    """Run one scenario from the command line, with the multichat beside this folder."""
     import multichat
 
     home = Path(__file__).resolve().parents[1]

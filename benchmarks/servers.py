@@ -1,7 +1,7 @@
-"""Who is measured: our server, what people would pick instead, and what the machine can do.
+"""The measured servers: multichat, its alternatives, and the limits of the machine.
 
-A `Server` says how to start one on a port, how its clients come in, and how a message is spelled
-on its wire; the load generator (`load.c`) does the talking.  Every configuration has its reason.
+A `Server` describes how to start a server on a port, how clients join, and how a message is encoded
+on the wire for the load generator (`load.c`).  Every configuration has its reason.
 """
 
 import shutil
@@ -14,7 +14,7 @@ __all__ = ["SERVERS", "Dialect", "Server"]
 
 CHATS = Path(__file__).parent / "chats"
 
-# As many as the largest workload brings, and some.
+# More than the clients of the largest workload.
 CLIENTS = 6000
 
 
@@ -22,8 +22,8 @@ CLIENTS = 6000
 class Dialect:
     """How a client of this server joins and sends a message.
 
-    Steps are what it sends and what it waits for in the answer; `#####` is its number.  A message
-    stands between *prefix* and *suffix*.
+    A step is what it sends and what it waits for in the answer; `#####` is its number.  A message
+    is between *prefix* and *suffix*.
     """
 
     receiver: tuple[tuple[bytes, bytes], ...] = ()
@@ -32,7 +32,7 @@ class Dialect:
     suffix: bytes = b"\n"
 
     def arguments(self) -> list[str]:
-        """Spell it for the load generator."""
+        """Return it as arguments of the load generator."""
         return [
             f"receiver={self._encode(self.receiver)}",
             f"sender={self._encode(self.sender)}",
@@ -49,9 +49,9 @@ class Dialect:
 class Server:
     """Something that can be measured.
 
-    *command* is given a folder of its own for configuration, the port, and how many clients will
-    come; it returns the arguments that follow *program*.  *package* is Debian's; a server of ours
-    has none.  A *limit* is no product; one that *only_writes* has no senders.
+    *command* gets a folder for configuration, the port, and the number of clients; it returns the
+    arguments for *program*.  *package* is Debian's, empty for programs in this repository.  A
+    *limit* is not a real server; one that *only_writes* has no senders.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Server:
 
     @property
     def path(self) -> str | None:
-        """Where the program is, or None if it is not installed."""
+        """The path of the program, or None if it is not installed."""
         return shutil.which(self.program)
 
 
@@ -87,14 +87,14 @@ def _write(folder: Path, name: str, text: str) -> str:
 
 
 def _multichat(_folder: Path, port: int, clients: int) -> list[str]:
-    # The default lets 1,024 in; more, and the memory for them, is the one thing that we change.
+    # The default limit is 1,024 clients; only that, and the memory for it, is changed.
     more = ["--max-clients", f"{clients + 16}", "--memory", "1024"] if clients > 1000 else []
     return ["-m", "multichat", "serve", str(port), "--host", "127.0.0.1", *more]
 
 
 def _with_journal(durability: str) -> Callable[[Path, int, int], list[str]]:
     def command(folder: Path, port: int, clients: int) -> list[str]:
-        file = folder / f"{durability}-{port}.db"  # one for each run: a journal grows
+        file = folder / f"{durability}-{port}.db"  # a new one for each run
         journal = ["--journal", str(file), "--durability", durability]
         return [*_multichat(folder, port, clients), *journal]
 

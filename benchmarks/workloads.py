@@ -1,4 +1,4 @@
-"""What is measured, and how one measurement is taken: start, load, weigh, stop."""
+"""The workloads, and how one measurement is taken."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Workload:
 
     @property
     def clients(self) -> int:
-        """How many connections it takes."""
+        """The number of connections."""
         return self.receivers + self.senders
 
 
@@ -69,7 +69,7 @@ def _stalled(stalled: int) -> Workload:
         title=f"{stalled} of 20 stopped" if stalled else "all 20 read",
         mode="throughput",
         receivers=20,
-        # 30 MB for each receiver: more than all buffers on the way to one that has stopped.
+        # 30 MB for each receiver: more than all buffers to a stopped receiver can hold.
         arguments=("count=400000", "seconds=6", f"stalled={stalled}"),
     )
 
@@ -102,7 +102,7 @@ class Tools:
 
 
 def measure(server: Server, workload: Workload, tools: Tools) -> dict[str, Any]:
-    """Take one measurement; returns its figures, or `{"error": …}` in one line.
+    """Take one measurement; return its figures, or `{"error": …}` with a one-line reason.
 
     The server is started on a free port and ended by its process id, whatever happens.
     """
@@ -164,10 +164,10 @@ def _running(server: Server, workload: Workload, tools: Tools, port: int) -> Ite
 
 @contextmanager
 def _cores_for(workload: Workload) -> Iterator[None]:
-    """Have what is started in the block leave the load generator's core alone, for latency.
+    """For latency, keep processes started in the block off the load generator's core.
 
-    Else chance decides which of two idle cores a server wakes up on: medians of one program were
-    0.7 or 1.2 ms.  Where it is busy, it may use what it finds.
+    Otherwise a server wakes up on either of two idle cores by chance: medians of one program were
+    0.7 or 1.2 ms.  For throughput, it may use any core.
     """
     cores = os.sched_getaffinity(0)
     if workload.mode == "latency" and len(cores) > 1:
@@ -179,7 +179,7 @@ def _cores_for(workload: Workload) -> Iterator[None]:
 
 
 def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
-    # Looked up and not tried: a connection would be the first client.
+    # Checked without connecting, because that would be the first client.
     listening = re.compile(rf":{port:04X} \S+ 0A ")
     deadline = time.monotonic() + START_SECONDS
     while not listening.search(Path("/proc/net/tcp").read_text("ascii")):
@@ -191,7 +191,7 @@ def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """KiB that a process holds now (VmRSS) and held at most (VmHWM)."""
+    """Return the current (VmRSS) and the peak (VmHWM) memory of a process in KiB."""
     status = Path(f"/proc/{pid}/status").read_text("utf-8")
     sizes = {name: int(size) for name, size in re.findall(r"(VmRSS|VmHWM):\s+(\d+)", status)}
     if not sizes:
@@ -209,7 +209,7 @@ def _load(
         try:
             if workload.mode == "connections":
                 line = load.stdout.readline()
-                time.sleep(0.5)  # what was written is freed
+                time.sleep(0.5)  # until written data is freed
                 after = _memory(pid)
                 load.stdin.write("\n")
                 _, errors = load.communicate(timeout=LOAD_SECONDS)

@@ -1,4 +1,4 @@
-"""Check the links of the built site: the internal ones lead somewhere, the external ones are URLs.
+"""Checks the links of the built site: internal ones must exist, external ones must be URLs.
 
 Opens no connection.  Run by `nox -s site`.
 """
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """What a page links to, and the anchors that it has."""
+    """The links and anchors of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Page(HTMLParser):
         tag: str,  # noqa: ARG002 - links are the same in every tag
         attrs: list[tuple[str, str | None]],
     ) -> None:
-        """Note the links and the anchor of a tag."""
+        """Record the links and the anchor of a tag."""
         for name, value in attrs:
             if name in ("href", "src") and value is not None:
                 self.links.append(value)

@@ -1,7 +1,7 @@
 """The documentation site: the guides of this folder, and the API from the docstrings.
 
-Built by `nox -s site`.  The guides are also read where the repository is, so that links between
-them are ordinary Markdown links to files.
+Built by `nox -s site`.  The guides are also read in the repository, so links between them are
+ordinary Markdown links to files.
 """
 
 import ast
@@ -35,9 +35,9 @@ html_show_copyright = False
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_inline"]
 
-# The docstrings mark names with single backticks: a link where the name is documented, else code.
+# Names in single backticks become links if they are documented, otherwise code.
 default_role = "py:obj"
-# sphinxcontrib-trio extends these classes: the new ones do not ask it about methods.
+# sphinxcontrib-trio extends these classes; the new ones do not support it for methods.
 autodoc_use_legacy_class_based = True
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "undoc-members": True}
@@ -53,10 +53,10 @@ ANY_EVENT = " | ".join(f"~{each.__module__}.{each.__name__}" for each in get_arg
 
 @cache
 def assignment_docs(module: str) -> dict[str, str]:
-    """Map each assigned name of *module*, `Class.field` in a class, to what the source says of it.
+    """Map each assigned name of *module*, `Class.field` in a class, to its documentation.
 
-    That is the string behind the assignment, else the comment above it.  A comment above several
-    assignments is the first one's.
+    That is the string after the assignment, or the comment above it.  A comment above several
+    assignments belongs to the first.
     """
     source = inspect.getsource(importlib.import_module(module))
     lines, found = source.splitlines(), dict[str, str]()
@@ -89,7 +89,7 @@ def assignment_docs(module: str) -> dict[str, str]:
 
 
 def document_fields(_app: Sphinx) -> None:
-    """Have autodoc find the comments above the fields of the public classes."""
+    """Let autodoc find the comments above the fields of public classes."""
     for name in multichat.__all__:
         value = getattr(multichat, name)
         if inspect.isclass(value):
@@ -104,7 +104,7 @@ def document_fields(_app: Sphinx) -> None:
 def document_alias(
     _app: Sphinx, what: str, name: str, _value: object, _options: object, lines: list[str]
 ) -> None:
-    """Document a type alias with the string behind it."""
+    """Document a type alias with the string after it."""
     alias = name.rpartition(".")[2]
     for home in alias_homes(alias) if what == "data" else []:
         if text := assignment_docs(home).get(alias):
@@ -123,7 +123,7 @@ def alias_homes(name: str) -> list[str]:
 def resolve_public(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement
 ) -> nodes.reference | None:
-    """Link a public name that is spelled with its module, or that another page documents."""
+    """Link a public name that is written with its module, or documented on another page."""
     if node.get("refdomain") != "py":
         return None
     first, *rest = re.sub(r"^multichat\.(?:[a-z_]+\.)*", "", node["reftarget"]).split(".")
@@ -154,7 +154,7 @@ def shorten_signature(
     given: str | None,
     returned: str | None,
 ) -> tuple[str, str | None] | None:
-    """Show what has fields without its types, which the fields have."""
+    """Show signatures of classes with fields without types, which the fields have."""
     if inspect.isclass(value) and issubclass(value, msgspec.Struct):
         return f"({', '.join(value.__struct_fields__)})", returned
     if inspect.isclass(value) and is_dataclass(value):
@@ -166,7 +166,7 @@ def shorten_signature(
 
 
 def drop_limits(_app: Sphinx) -> None:
-    """Show types without the limits that msgspec checks: docs/protocol.md has those."""
+    """Show types without msgspec's limits, which are in docs/protocol.md."""
     for name in multichat.__all__:
         value = getattr(multichat, name)
         found = [value, *vars(value).values()] if inspect.isclass(value) else [value]

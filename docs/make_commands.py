@@ -1,4 +1,4 @@
-"""Write docs/commands.md from what the commands say of themselves; `--check` only compares."""
+"""Writes docs/commands.md from the help of the commands; `--check` only compares."""
 
 import os
 import subprocess

@@ -1,8 +1,8 @@
-"""Write docs/terminal-light.svg and docs/terminal-dark.svg from a real session in a real terminal.
+"""Writes docs/terminal-light.svg and docs/terminal-dark.svg from a session in a real terminal.
 
 Run it:    python docs/make_pictures.py
-It starts a server, people who talk, and `multichat connect` in a terminal of tmux, of 80 columns
-and 18 rows; what that shows is drawn twice, as it is on a light and on a dark background.
+It starts a server, talking clients, and `multichat connect` in a tmux terminal of 80 columns and 18
+rows, and draws its screen on a light and on a dark background.
 """
 
 import os
@@ -25,17 +25,17 @@ PAGES = {theme: Path(__file__).with_name(f"terminal-{theme}.svg") for theme in (
 
 COLUMNS, ROWS = 80, 18
 
-# Of one cell, and of what is round all of them.
+# The size of a cell, and the margin around all cells.
 CELL_WIDTH, CELL_HEIGHT, FONT_SIZE, MARGIN = 8.4, 18, 14, 14
 
 FONTS = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
-# Text and background, as terminals come.
+# Usual colours of text and background.
 THEMES = {"light": ("#1f2328", "#ffffff"), "dark": ("#e6edf3", "#0d1117")}
 
 
 class Style(NamedTuple):
-    """How a cell looks; *color* is the number of one of 256, or None for the terminal's own."""
+    """The style of a cell; *color* is one of 256 colours, or None for the default."""
 
     color: int | None = None
     bold: bool = False
@@ -44,7 +44,7 @@ class Style(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Text of one style that begins in that *column*, from 0."""
+    """Text in one style, starting in *column*, from 0."""
 
     column: int
     text: str
@@ -63,7 +63,7 @@ _SWITCHES: dict[str, dict[str, Any]] = {
 
 
 def parse(styled: str) -> list[list[Run]]:
-    """Return the rows of what `tmux capture-pane -e` says; raises `ValueError` for what is new."""
+    """Parse the output of `tmux capture-pane -e` to rows; raises `ValueError` for unknown codes."""
     rows = []
     style = Style()
     for line in styled.split("\n"):
@@ -74,7 +74,7 @@ def parse(styled: str) -> list[list[Run]]:
                 style = _changed(style, piece[2:-1])
                 continue
             for text in re.findall(r"[\x20-\x7e]+|[^\x20-\x7e]", piece):
-                if row and not width_of(text):  # a mark stands on the letter before it
+                if row and not width_of(text):  # a combining mark belongs to the previous letter
                     row[-1] = row[-1]._replace(text=row[-1].text + text)
                 else:
                     row.append(Run(column, text, style))
@@ -100,13 +100,13 @@ def _changed(style: Style, codes: str) -> Style:
             style = Style()
         elif code in _SWITCHES:
             style = style._replace(**_SWITCHES[code])
-        elif code != "49":  # the terminal's own background: nobody here has another
+        elif code != "49":  # the default background, the only one that is used
             raise ValueError(f"what is {code} in {codes}?")
     return style
 
 
 def format_color(number: int) -> str:
-    """Return one of the upper 240 of 256 colours, which are the same in every terminal."""
+    """Format one of the upper 240 of the 256 colours, which are the same in every terminal."""
     if number >= 232:
         level = 8 + 10 * (number - 232)
         return f"#{level:02x}{level:02x}{level:02x}"
@@ -149,7 +149,7 @@ def _draw_row(row: list[Run], y: int, theme: str) -> Iterator[str]:
                 f'height="{CELL_HEIGHT}" fill="{color}"/>'
             )
             color = background
-        # Whatever font there is: a cell is as wide as a cell.
+        # The width of a cell does not depend on the font.
         place = f'x="{x:.1f}" y="{top + FONT_SIZE}" textLength="{width:.1f}"'
         looks = f"fill: {color}"
         looks += "; font-weight: bold" * run.style.bold
@@ -161,8 +161,8 @@ def _draw_row(row: list[Run], y: int, theme: str) -> Iterator[str]:
 
 
 async def hold_session(folder: Path) -> str:
-    """Have people talk to somebody who sits at a terminal; return what that shows, styled."""
-    os.environ["MULTICHAT_CONFIG"] = str(folder / "config.toml")  # nobody's own habits
+    """Run a conversation with a terminal client; return its styled screen."""
+    os.environ["MULTICHAT_CONFIG"] = str(folder / "config.toml")  # no user settings
     os.environ["MULTICHAT_HISTORY"] = str(folder / "history")
     tmux = Tmux(folder)
     with socket.socket() as probe:
@@ -178,7 +178,7 @@ async def hold_session(folder: Path) -> str:
             multichat.connect("127.0.0.1", port, name="bob") as bob,
             multichat.connect("127.0.0.1", port, name="carol") as carol,
         ):
-            async for event in bob:  # else alice may still be told of it
+            async for event in bob:  # otherwise alice may see it later
                 if (
                     isinstance(event, multichat.Joined | multichat.Renamed)
                     and event.name == "carol"
@@ -228,13 +228,13 @@ async def _talk(tmux: Tmux, bob: multichat.Chat, carol: multichat.Chat, port: in
 
 
 def make(styled: str) -> dict[str, str]:
-    """Return the pictures of what a terminal showed; what time it was is of no interest."""
+    """Return the pictures of a screen, with fixed times."""
     rows = parse(re.sub(r"(?<![\d:])\d\d:\d\d ", "10:30 ", styled))
     return {theme: draw(rows, theme) for theme in THEMES}
 
 
 def main() -> None:
-    """Hold the session and write the pictures."""
+    """Run the session and write the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = make(trio.run(hold_session, Path(folder)))
     for theme, picture in pictures.items():

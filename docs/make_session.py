@@ -1,8 +1,8 @@
-"""Write docs/session.md from a real session: nc, `multichat connect` and a bot, each in a terminal.
+"""Writes docs/session.md from a real session: nc, `multichat connect` and a bot in terminals.
 
 Run it:    python docs/make_session.py
-It starts a server, a tmux server of its own with three terminals of 60 columns, types, and writes
-down what they show.  Nothing in the page is made by hand.
+It starts a server and a tmux server with three terminals of 60 columns, types, and writes what they
+show.  Nothing in the page is written by hand.
 """
 
 import os
@@ -43,20 +43,20 @@ WAIT_SECONDS = 60
 
 
 class Tmux:
-    """A tmux server on a socket of its own, with a terminal for each program."""
+    """A separate tmux server, with a terminal for each program."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", os.devnull]
 
     def run(self, *arguments: str) -> str:
-        """Run one of tmux's commands and return what it prints."""
+        """Run a tmux command and return its output."""
         argv = [*self._tmux, *arguments]
         return subprocess.run(argv, check=True, capture_output=True, text=True).stdout  # noqa: S603
 
     def open(self, name: str, *command: str) -> None:
         """Run *command* in a terminal."""
-        # With nobody's own habits.
+        # Without user settings.
         places = [f"MULTICHAT_{each}={self._folder / each}" for each in ("CONFIG", "HISTORY")]
         command = ("env", *places, *command)
         self.run("new-session", "-d", "-s", name, "-x", "60", "-y", "30", shlex.join(command))
@@ -67,11 +67,11 @@ class Tmux:
         self.run("send-keys", "-t", name, "Enter")
 
     def screen(self, name: str) -> str:
-        """Return what a terminal shows, as it wraps."""
+        """Return the screen of a terminal, with its line breaks."""
         return self.run("capture-pane", "-p", "-t", name).rstrip()
 
     def wait_for(self, name: str, text: str) -> None:
-        """Wait until a terminal shows *text*, however it wraps."""
+        """Wait until a terminal shows *text*, ignoring line breaks."""
         deadline = time.monotonic() + WAIT_SECONDS
         while text not in self.run("capture-pane", "-p", "-J", "-t", name):
             if time.monotonic() > deadline:
@@ -80,7 +80,7 @@ class Tmux:
 
 
 def hold_session(folder: Path) -> dict[str, str]:
-    """Have the three of them talk; return what each terminal shows in the end."""
+    """Run the conversation of the three; return their final screens."""
     tmux = Tmux(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,7 +132,7 @@ def encode(screens: dict[str, str]) -> str:
         "`nc`, `multichat connect` and a bot in one room, in terminals of 60 columns.\n"
         "This page is what they showed, written down by `python docs/make_session.py`."
     )
-    # What time it was is of no interest, and would change with every run.
+    # Times would change with every run.
     screens = {
         name: re.sub(r"^\d\d:\d\d ", "10:30 ", shown, flags=re.MULTILINE)
         for name, shown in screens.items()
@@ -149,7 +149,7 @@ def encode(screens: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Hold the session and write the page."""
+    """Run the session and write the page."""
     with tempfile.TemporaryDirectory() as folder:
         PAGE.write_text(encode(hold_session(Path(folder))), "utf-8")
 

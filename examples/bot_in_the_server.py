@@ -1,9 +1,9 @@
-"""A chat server with a bot as a task of its own: a greeter, which welcomes whoever joins.
+"""A chat server with a bot in one of its tasks: a greeter, which welcomes clients that join.
 
 Run it:         python examples/bot_in_the_server.py 9000
 then join it:   nc 127.0.0.1 9000
-What it leaves out: signals (Ctrl+C cancels it), and a log (add a handler to "multichat"), which
-is where a bot that crashes would be heard of.
+What it leaves out: signals (Ctrl+C cancels it), and a log (add a handler to "multichat"), in which
+the crash of a bot is reported.
 """
 
 import sys
@@ -14,7 +14,7 @@ import multichat
 
 
 async def greet(chat: multichat.Chat) -> None:
-    """Welcome whoever joins; a crowd that comes at once is told of as a number."""
+    """Welcome clients that join; many joins at once are reported as a number."""
     async for event in chat:
         match event:
             case multichat.Joined(name=name):

@@ -1,8 +1,8 @@
-"""A bridge between two servers: what is said on the one is said on the other, names and all.
+"""A bridge between two servers: relays messages with their senders' names in both directions.
 
 Run it between two servers:    python examples/bridge.py 127.0.0.1 9000 127.0.0.1 9001
-What it leaves out: rooms but the lobby, who comes and goes, private messages, and more than two
-servers: each has one bridge, as a second finds the name taken.
+What it leaves out: other rooms than the lobby, joins and leaves, private messages, and more than
+two servers: each can have only one bridge, because the name is taken.
 """
 
 import sys
@@ -11,16 +11,16 @@ import trio
 
 import multichat
 
-# Nobody else can have it: so no server has a second bridge, and what one says never comes back by
-# way of another.  Its own words the server does not send it.
+# The name is unique, so no server has a second bridge that could send messages back in a loop.  The
+# server does not send a client its own messages.
 NAME = "bridge"
 
-# However a line of so many characters is spelled, a server takes it: 64 KiB is its limit.
+# A line of this many characters is below the server's limit of 64 KiB in any encoding.
 MAX_CHARACTERS = 15_000
 
 
 async def carry(here: multichat.Chat, there: multichat.Chat, bridge: trio.CancelScope) -> None:
-    """Say there what is said here; when this side ends, the bridge does."""
+    """Relay messages from one side to the other until the source ends."""
     async for event in here:
         match event:
             case multichat.Said(name=name, text=text, act=act):
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     trouble = None
     try:
         trio.run(main, here, int(port), there, int(other_port))
-    except* multichat.MultichatError as group:  # of both sides, if both went at once
+    except* multichat.MultichatError as group:  # both sides may fail at once
         trouble = f"bridge: {group.exceptions[0]}"
     except* KeyboardInterrupt:
         pass

@@ -1,10 +1,10 @@
-"""A bot that rolls dice, for everybody or for one person alone.
+"""A bot that rolls dice, for the room or in private.
 
 Run it against a server:    python examples/dice.py 127.0.0.1 9000
 then roll for all:          !roll 2d6
 or in private:              /msg dice 2d6
-What it leaves out: sums such as 2d6+1, dice that nobody could have tampered with, and answering
-somebody else while one who asked in private takes no answer, for at most the server's slow timeout.
+What it leaves out: sums such as 2d6+1, verifiable randomness, and concurrency: while a private
+answer waits for a slow client, for at most the server's slow timeout, other requests wait.
 """
 
 import random
@@ -25,7 +25,7 @@ USAGE = f"2d6 is two dice of six sides: up to {MAX_DICE} of up to {MAX_SIDES}"
 
 
 def roll(wish: str) -> str | None:
-    """Throw the dice wished for and say what they show; None if there are no such dice."""
+    """Roll the requested dice and return the text of the result; None for an invalid request."""
     wished = DICE.fullmatch(wish.strip())
     if not wished:
         return None
@@ -38,7 +38,7 @@ def roll(wish: str) -> str | None:
 
 
 async def dice(chat: multichat.Chat) -> None:
-    """Roll for whoever asks; who asks for nonsense is told so alone."""
+    """Answer requests; invalid ones are answered in private."""
     async for event in chat:
         match event:
             case multichat.Said(name=name, client=client, text=text) if text.startswith(COMMAND):
@@ -51,7 +51,7 @@ async def dice(chat: multichat.Chat) -> None:
 
 
 async def answer(chat: multichat.Chat, client: int, text: str) -> None:
-    with suppress(multichat.Refused):  # who asked has gone, or does not listen
+    with suppress(multichat.Refused):  # the client has left, or is too slow
         await chat.direct(client, text)
 
 

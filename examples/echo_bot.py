@@ -14,7 +14,7 @@ MARK = "echo: "
 
 
 async def echo(chat: multichat.Chat) -> None:
-    """Repeat everything, but not another bot's repeating: two of us would never end."""
+    """Repeat every message, except those of other echo bots, which would loop endlessly."""
     async for event in chat:
         match event:
             case multichat.Said(text=text) if not text.startswith(MARK):

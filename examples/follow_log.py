@@ -1,8 +1,8 @@
-"""Says each new line of a growing file, as `tail -F` prints it, also when the file is rotated.
+"""Sends each new line of a growing file, like `tail -F`, even when the file is rotated.
 
 Run it against a server:    python examples/follow_log.py 127.0.0.1 9000 /var/log/syslog
-What it leaves out: waiting for a file that is not there yet, and noticing that a file was
-overwritten with a longer one.
+What it leaves out: waiting for a file that does not exist yet, and detecting that a file was
+overwritten by a longer one.
 """
 
 import os
@@ -15,18 +15,18 @@ import trio
 import multichat
 from multichat.protocol.framing import LineDecoder
 
-# Soon enough for who watches, seldom enough for a machine that does something else.
+# Short enough for watching, long enough to cost little.
 LOOK_SECONDS = 0.25
 
-# As much as can be said before the next look, whatever is written to the file.
+# The most that is sent between two polls.
 READ_BYTES = 256 * 1024
 
-# A server takes 64 KiB, and each control character becomes a picture of three bytes.
+# The server's limit is 64 KiB, and each control character becomes three bytes.
 MAX_LINE_BYTES = 16 * 1024
 
 
 class Tail:
-    """The end of a file, whichever file has that name by now; `read` is for one thread at a time.
+    """The end of the file that currently has that name; `read` is for one thread at a time.
 
     Constructing it raises `OSError` if there is no such file.
     """
@@ -41,8 +41,8 @@ class Tail:
         self._decoder = LineDecoder(MAX_LINE_BYTES)
 
     def read(self) -> list[str]:
-        """Return the lines that were added, but no empty ones; one that is not ended waits."""
-        replaced = self._replaced()  # asked first: what was written before that is still read
+        """Return the added lines without empty ones; an incomplete line is kept for later."""
+        replaced = self._replaced()  # checked first, so that the rest of the old file is read
         data = self._file.read(READ_BYTES)
         parts = self._decoder.feed(data)
         if replaced and not data:
@@ -57,12 +57,12 @@ class Tail:
     def _replaced(self) -> bool:
         try:
             return not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:  # for a moment, or for good
+        except FileNotFoundError:  # temporarily, or for good
             return False
 
 
 async def follow(tail: Tail, chat: multichat.Chat) -> None:
-    with suppress(multichat.ConnectionLost):  # whoever listens is told
+    with suppress(multichat.ConnectionLost):  # raised by the other task
         while True:
             if lines := await trio.to_thread.run_sync(tail.read):
                 await chat.send(*lines)
@@ -76,7 +76,7 @@ async def main(host: str, port: int, path: Path) -> None:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(follow, tail, chat)
-        async for _ in chat:  # who does not listen is too slow
+        async for _ in chat:  # receive, or the server would consider us slow
             pass
         nursery.cancel_scope.cancel(reason="the server said goodbye")
 

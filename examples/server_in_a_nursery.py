@@ -1,4 +1,4 @@
-"""A chat server inside somebody else's program: here, one that counts seconds.
+"""A chat server inside another program, which here counts seconds.
 
 Run it:         python examples/server_in_a_nursery.py 9000 60
 then join it:   nc 127.0.0.1 9000
@@ -13,7 +13,7 @@ import multichat
 
 
 async def count_seconds(server: multichat.Server, seconds: int) -> None:
-    """Do what the program does anyway, and tell the chat about it."""
+    """Do the program's work, and report it in the chat."""
     for second in range(1, seconds + 1):
         await trio.sleep(1)
         receipt = await server.broadcast(f"{second} seconds")

@@ -1,8 +1,8 @@
-"""How to test a program that chats: in process, over memory streams, with no port and no waiting.
+"""How to test a chat program: in process, over memory streams, without ports or waiting.
 
 Run it:    pytest examples/test_in_memory.py
-What it leaves out: servers that are not ours; give `multichat.open_chat` one end of a
-`trio.testing.memory_stream_pair` and play the server with a `ScriptedClient` on the other.
+What it leaves out: other servers; give `multichat.open_chat` one end of a
+`trio.testing.memory_stream_pair` and act as the server with a `ScriptedClient` on the other.
 """
 
 import trio
@@ -23,7 +23,7 @@ async def test_the_bot_repeats_what_people_say(autojump_clock: MockClock) -> Non
         network.chat(name="echo") as bot,
     ):
         nursery.start_soon(echo, bot)
-        person = await network.join()  # somebody with `nc`: lines, as they are on the wire
+        person = await network.join()  # like `nc`: raw lines
         await person.send("hello", "echo: hello", "bye")
         assert await person.lines(2) == ["[echo] echo: hello", "[echo] echo: bye"]
 
@@ -52,9 +52,9 @@ async def test_the_bot_survives_who_takes_nothing(autojump_clock: MockClock) -> 
         nursery.start_soon(echo, bot)
         stalled = await network.stalled()
         person = await network.join()
-        for number in range(5):  # the room waits for seconds, which take no time
+        for number in range(5):  # the room waits for seconds of mock time
             await person.send(f"{number}")
             assert await person.line() == f"[echo] echo: {number}"
-        stalled.recover()  # and it gets what it has not got yet
+        stalled.recover()  # and gets the rest
         said = [text for n in range(5) for text in (f"[Client 3] {n}", f"[echo] echo: {n}")]
         assert await stalled.lines(10) == said

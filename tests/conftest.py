@@ -1,4 +1,4 @@
-"""Configuration of the tests: tiers, a time limit, fixtures that many modules use."""
+"""Configuration of the tests: tiers, a time limit, and shared fixtures."""
 
 import faulthandler
 import logging
@@ -18,14 +18,14 @@ from .support.log import LogRecorder
 from .support.processes import LOOPBACK
 from .support.terminals import Terminal
 
-# Every test belongs to one of these; pyproject.toml says what each is for.
+# Every test belongs to one of these tiers; see pyproject.toml.
 TIERS = {"unit", "process", "stress"}
 
-# A test that hangs ends the run with the traceback of every thread.
+# A hanging test ends the run with the traceback of every thread.
 TEST_SECONDS = 600
 
-# The same inputs each time, so that the tests of a commit always have the same result; `nox -s
-# search` looks for new ones.  Neither measures time.
+# Fixed inputs, so that the tests of a commit always have the same result; `nox -s search` tries new
+# ones.  Neither has a deadline.
 _ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("fixed", _ANY_SPEED, derandomize=True, database=None)
 settings.register_profile("random", _ANY_SPEED, max_examples=500, print_blob=True)
@@ -35,21 +35,19 @@ settings.load_profile("fixed")
 _STDERR = pytest.StashKey[int]()
 
 
-# What is ignored here is ignored by every command that the tests start: a shell that starts the
-# tests in the background ignores Ctrl+C and SIGQUIT for them, and `nohup` ignores SIGHUP.  A
-# handler, even one that does nothing, is not inherited.
+# Processes inherit ignored signals: a shell ignores SIGINT and SIGQUIT for background commands, and
+# `nohup` ignores SIGHUP.  Handlers, even those that do nothing, are not inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGHUP, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
 
 
-# Hundreds of commands are started, and each of them would compile our modules again.
+# Hundreds of commands are started, and each would compile the modules again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-# The settings of whoever runs the tests are not for the commands that these start.  What stays is
-# for the tests themselves.
+# Commands must not see the developer's settings; these variables are for the tests themselves.
 for _name in list(os.environ):
     if _name.startswith("MULTICHAT_") and not _name.startswith(
         ("MULTICHAT_KILL_", "MULTICHAT_PROXY_")
@@ -59,12 +57,12 @@ os.environ["MULTICHAT_CONFIG"] = os.devnull
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_STDERR] = os.dup(2)  # pytest captures the other one
+    config.stash[_STDERR] = os.dup(2)  # before pytest captures it
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test exactly one tier: its own, or else that of its module."""
+    """Give each test exactly one tier: its own, or that of its module."""
     tiers = {
         item: next((mark.name for mark in item.iter_markers() if mark.name in TIERS), None)
         for item in items
@@ -79,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(str(tier))
 
 
-# What a unit test must not do: start processes, and open sockets to others.
+# Unit tests must not start processes or connect sockets.
 _PROCESS_EVENTS = {
     "os.exec",
     "os.fork",
@@ -121,9 +119,9 @@ def _time_limit(pytestconfig: pytest.Config) -> Iterator[None]:
 
 @pytest.fixture
 def thread_clock() -> MockClock:
-    """Like `autojump_clock`, for tests in which threads work, such as those that write a journal.
+    """Like `autojump_clock`, for tests with worker threads, such as those that write a journal.
 
-    A clock that jumps whenever no task can run lets hours pass while a thread writes one page.
+    Without a threshold, hours would pass on the mock clock while a thread writes one page.
     """
     return MockClock(autojump_threshold=0.01)
 
@@ -141,7 +139,7 @@ def log() -> Iterator[LogRecorder]:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder for sockets, whose path has at most 107 bytes; that of `tmp_path` may be longer."""
+    """A folder for Unix sockets, whose path has at most 107 bytes; `tmp_path` may be longer."""
     with TemporaryDirectory(prefix="multichat-") as folder:
         yield Path(folder)
 
@@ -150,7 +148,7 @@ def short_path() -> Iterator[Path]:
 def port() -> Iterator[int]:
     """A port without a listener, which the system does not assign by itself."""
     with socket.socket() as kept:
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who will listen does
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the listener does
         kept.bind((LOOPBACK, 0))
         yield kept.getsockname()[1]
 

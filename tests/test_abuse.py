@@ -1,4 +1,4 @@
-"""Each row of docs/abuse.md before its figures names an existing test."""
+"""Checks that each row of the tables in docs/abuse.md names an existing test."""
 
 import ast
 import re

@@ -1,9 +1,9 @@
-"""Attacks from separate processes: what they cost honest clients.
+"""Attacks from separate processes, and their cost for honest clients.
 
-The machine may be busy, and an attack takes processor time as well as the server's.  So an honest
-pair is measured three times each turn: undisturbed, while the same attack hits a second server (the
-control), and while it hits the pair's own.  Only ratios count.  One turn is enough if it is clear,
-and a test takes many before it fails.  `python -m tests.attacks` prints all of it as a table.
+The machine may be busy, and an attack itself takes processor time.  So an honest pair is measured
+three times: undisturbed, while the same attack hits a second server (the control), and while it
+hits the pair's own.  Only ratios count.  A clear result passes at once; a test repeats the
+measurement several times before it fails.  `python -m tests.attacks` prints a table.
 """
 
 import sys
@@ -20,19 +20,19 @@ from .support.processes import serve
 
 pytestmark = pytest.mark.stress
 
-# One turn is enough if the pair keeps its bound and this margin, else it takes at least three.
+# One measurement is enough if the pair keeps its share plus this margin; otherwise at least three.
 MARGIN = 0.05
 MIN_TURNS = 3
 MOST_TURNS = 15
 ATTEMPTS = 2
 TURN_SECONDS = 0.25
 
-# Slow clients may take a room's whole budget at first, so it is made small here.
+# Small, because slow clients may first use up a room's whole budget.
 SLOW_TIMEOUT = 0.5
 SLOW_SECONDS = 4.0
 SLOW_TURNS = 3
 
-# Of the readers on slow links.
+# For readers on slow links.
 LINK_SECONDS = 6.0
 
 
@@ -56,7 +56,7 @@ async def test_an_honest_pair_keeps_its_share_and_loses_nothing(
     def kept() -> float:
         return median(turn.kept for turn in measured)
 
-    for attempt in range(ATTEMPTS):  # with new servers: one may have had a bad start
+    for attempt in range(ATTEMPTS):  # with new servers
         measured.clear()
         (folder := tmp_path / str(attempt)).mkdir()
         async with turns(attack, folder, seconds=TURN_SECONDS) as turn:
@@ -77,7 +77,7 @@ async def test_an_honest_pair_keeps_its_share_and_loses_nothing(
 async def test_slow_clients_cost_a_room_at_most_a_tenth_of_its_time(
     attack: Attack, tmp_path: Path
 ) -> None:
-    """Once its budget is spent, which is full when they come."""
+    """After the initially full wait budget is spent."""
     measured: list[Turn] = []
     options = f"--slow-timeout {SLOW_TIMEOUT}"
     async with turns(attack, tmp_path, seconds=SLOW_SECONDS, options=options) as turn:

@@ -1,4 +1,4 @@
-"""The benchmark measures what it claims, and its page matches its results."""
+"""The benchmark's measurements are valid, and its page matches its results."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_an_impossible_measurement_is_one_line_with_its_reason(tools: Tools) -> 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_of_the_quick_set_runs(name: str) -> None:
-    # In a process of its own: it loads trio's dice and freezes what the collector would find.
+    # In a process of its own: it seeds trio's random order and freezes the garbage collector.
     command = [sys.executable, "-m", "benchmarks.scenarios", name, "2"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""The documents are true: wire examples run, commands and options exist."""
+"""Checks the documents: wire examples run, and commands and options exist."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def wire_bytes(text: str) -> bytes:
-    """The bytes that a line of a block stands for."""
+    """Return the bytes that a line of an example represents."""
     unended = text.endswith("\\c")
     escapes = {"\\r": b"\r", "\\n": b"\n", "\\t": b"\t", "\\\\": b"\\"}
     made = b""
@@ -78,7 +78,7 @@ async def run_example(block: str, config: ServerConfig) -> None:
                         with trio.fail_after(5):
                             buffer += await client.stream.receive_some()
                     line, _, rest = buffer.partition(b"\n")
-                    # "…" is whatever differs from day to day.
+                    # "…" stands for values that vary.
                     pattern = re.escape(expected).replace("…".encode(), b".*")
                     assert re.fullmatch(pattern, bytes(line) + b"\n"), (bytes(line), expected)
                     buffer[:] = rest
@@ -180,13 +180,13 @@ T = TypeVar("T")
 
 
 def held(session: Callable[[Path], T], is_as_shown: Callable[[T], bool]) -> T:
-    """Return what a session on terminals shows.
+    """Run a documented session on terminals, and return its output.
 
-    Tried again if it is not what the documents show: on a busy machine the server may tell of a
-    client before that has told its name.
+    Repeated if it differs from the document: on a busy machine a client may be announced before it
+    has sent its name.
     """
     for _ in range(3):
-        # The path of a socket has at most 107 bytes, and that of a test's files may have more.
+        # The path of a socket has at most 107 bytes; the folder of a test may be longer.
         with tempfile.TemporaryDirectory() as folder:
             shown = session(Path(folder))
         if is_as_shown(shown):
@@ -221,7 +221,7 @@ def test_the_changelog_knows_this_version() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_one_sentence_per_line(page: Path) -> None:
     if page.name == "commands.md":
-        return  # made by a command
+        return  # generated
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     for line in text.splitlines():
         if not line.startswith(("|", "-", "#")):

@@ -1,4 +1,4 @@
-"""The examples work as programs."""
+"""Runs the examples as programs."""
 
 import os
 import re
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.process
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-# With what a program of each is called in a room, and what its command line lacks besides a server.
+# Each example with the name of its client, and its arguments besides the server.
 CLIENTS = {
     "echo_bot.py": ("echo", []),
     "dice.py": ("dice", []),
@@ -47,7 +47,7 @@ def example(folder: Path, name: str, *arguments: object) -> Command:
 async def joined(
     folder: Path, server: ServerCommand, name: str, *arguments: object
 ) -> AsyncIterator[Command]:
-    """A bot, once it is in the room."""
+    """Start a bot, and wait until it is in the room."""
     called, _ = CLIENTS[name]
     async with example(folder, name, LOOPBACK, server.port, *arguments) as command:
         await server.wait_for(f"is now called {called}\n")
@@ -58,7 +58,7 @@ async def joined(
 async def bridged(
     folder: Path, server: ServerCommand, other: ServerCommand
 ) -> AsyncIterator[Command]:
-    """A bridge, once it is in both rooms."""
+    """Start a bridge, and wait until it is in both rooms."""
     ends = LOOPBACK, server.port, LOOPBACK, other.port
     async with example(folder, "bridge.py", *ends) as command:
         await server.wait_for("is now called bridge\n")
@@ -67,7 +67,7 @@ async def bridged(
 
 
 async def port_of(command: Command) -> int:
-    """The port that an example listens on, once it does."""
+    """Return the port of an example once it listens."""
     await command.wait_for("listening on 0.0.0.0:")
     await command.wait_for("\n")
     return int(command.out.partition("0.0.0.0:")[2].partition(",")[0])
@@ -75,7 +75,7 @@ async def port_of(command: Command) -> int:
 
 @asynccontextmanager
 async def person(port: int, name: str = "") -> AsyncIterator[ScriptedClient]:
-    """Somebody with `nc`, called *name*; bounds the block, as a line may never come."""
+    """Connect a person with `nc` under *name*; the block has a time limit."""
     with trio.fail_after(WAIT_SECONDS):
         stream = await trio.open_tcp_stream(LOOPBACK, port)
         try:
@@ -193,7 +193,7 @@ async def test_a_bridge_carries_messages_and_names_both_ways(tmp_path: Path) -> 
             "[bridge] * alice waves",
         ]
         await bob.send("hello back", "/me bows", "//usr is full")
-        # Nothing of alice's own has come back to her before that.
+        # None of alice's own messages came back to her before that.
         assert await alice.lines(3) == [
             "[bridge] <bob> hello back",
             "[bridge] * bob bows",
@@ -261,7 +261,7 @@ async def test_a_bridge_needs_a_server_that_grants_names(tmp_path: Path) -> None
 async def test_a_bridge_needs_a_server_that_answers(tmp_path: Path) -> None:
     async with (
         serve(tmp_path) as here,
-        listening() as (_, port),  # and never a word
+        listening() as (_, port),  # a server that never answers
         example(tmp_path, "bridge.py", LOOPBACK, here.port, LOOPBACK, port) as bridge,
     ):
         assert await bridge.wait() == 1
@@ -290,14 +290,14 @@ async def test_a_log_is_followed_through_rotation(tmp_path: Path) -> None:
         append(log, "ee\n")
         assert await alice.line() == "[log] three"
 
-        # Rotated: what is still written to the old file counts, and for a while there is no other.
+        # Rotated: lines written to the old file count, and for a while there is no new file.
         rotated = log.rename(tmp_path / "app.log.1")
         append(rotated, "late\nunfinished")
         assert await alice.line() == "[log] late"
         log.write_text("new\n")
         assert await alice.lines(2) == ["[log] unfinished", "[log] new"]
 
-        append(log.rename(tmp_path / "app.log.2"), "last\n")  # between two looks, mostly
+        append(log.rename(tmp_path / "app.log.2"), "last\n")  # usually between two polls
         log.write_text("newest\n")
         assert await alice.lines(2) == ["[log] last", "[log] newest"]
 
@@ -384,12 +384,12 @@ async def test_a_greeter_in_the_server_welcomes_who_joins(tmp_path: Path) -> Non
         port = await port_of(server)
         async with person(port) as early:
             answer = ""
-            while answer != "[Server] pong":  # the server does not wait for its bots
+            while answer != "[Server] pong":  # the server does not wait for bots
                 await early.send("/msg greeter hello", "/ping")
                 answer = await early.line()
                 if answer == "[Server] nobody here is called greeter":
                     assert await early.line() == "[Server] pong"
-            async with person(port) as late:  # without a name: it may be late for the welcome
+            async with person(port) as late:  # unnamed, because it may miss the welcome
                 while await late.line() != "[greeter] welcome, Client 3!":
                     pass
             while await early.line() != "[greeter] welcome, Client 3!":

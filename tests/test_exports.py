@@ -1,4 +1,4 @@
-"""Public names have no underscore and are in `__all__`, and the reverse."""
+"""Names are public if and only if they have no underscore and are in `__all__`."""
 
 import ast
 import importlib
@@ -56,7 +56,7 @@ def test_every_public_class_and_function_is_documented(name: str) -> None:
         members = vars(value) if inspect.isclass(value) else {}
         for member in members:
             if inspect.isfunction(members[member]) and not member.startswith("_"):
-                # An overriding method has the docstring of the one that it overrides.
+                # An overriding method inherits the docstring.
                 documented = inspect.getdoc(getattr(value, member))
                 assert documented, f"{name}.{public}.{member} has no docstring"
 

@@ -1,4 +1,4 @@
-"""Files of text: which encodings are read, and how a file of ours is replaced."""
+"""Text files: encodings, special files, and atomic replacement."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +115,7 @@ def test_a_file_that_is_not_there_is_read_by_nobody(tmp_path: Path) -> None:
 
 
 def make_special(kind: str, folder: Path) -> tuple[Path, str]:
-    """Something other than a regular file, and the error message for it."""
+    """Create a file that is not regular; return the error message for it."""
     path = folder / "special"
     match kind:
         case "a FIFO":
@@ -211,7 +211,7 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     assert len(read_file(file, max_bytes=100)) == 100
     with pytest.raises(OSError, match="larger than 99 bytes"):
         read_file(file, max_bytes=99)
-    os.truncate(file, 1 << 40)  # which takes no room on the disk
+    os.truncate(file, 1 << 40)  # sparse
     with pytest.raises(OSError, match="larger than"):
         load_bans(file)
     with pytest.raises(InvalidSettings, match="larger than"):

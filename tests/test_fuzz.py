@@ -1,4 +1,4 @@
-"""The fuzz targets on their corpus, the loop that stands in for atheris, and the command."""
+"""The fuzz targets on their corpus, the mutation engine, and the command."""
 
 import re
 from collections.abc import Callable
@@ -24,7 +24,7 @@ SEED = 20250115
 
 
 def failures(name: str) -> dict[str, Exception]:
-    """What the corpus of a target fails on, by the names of its files."""
+    """Return the failures of a target on its corpus, by file name."""
     tried = {
         file: failure_of(TARGETS[name], data) for file, data in read_corpus(CORPUS / name).items()
     }
@@ -107,14 +107,14 @@ def test_a_decoder_that_buffers_an_endless_line_is_found(monkeypatch: pytest.Mon
 def test_a_handshake_that_mistakes_chat_for_an_answer_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def forget(self: Negotiation, welcome: Welcome) -> None:  # that chat is dropped with it
+    def forget(self: Negotiation, welcome: Welcome) -> None:  # instead of dropping the chat
         self.welcome, self.settled = welcome, True
 
     monkeypatch.setattr(Negotiation, "_be_welcomed", forget)
     assert "welcome-behind-chat" in failures("handshake")
 
 
-# --- The second opinion ---------------------------------------------------------------------------
+# --- The reference --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_the_reference_decoder_follows_the_rules(data: bytes, lines: list[str | 
     assert reference.lines_of(data, 16) == lines
 
 
-# --- The plain loop -------------------------------------------------------------------------------
+# --- The mutation engine --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -168,7 +168,7 @@ def fails_on_x(data: bytes) -> None:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A target fails on an X, until this is called."""
+    """Make a target fail on an X; yields a function that ends this."""
     target = Target(fails_on_x, (b"X",))
     monkeypatch.setitem(TARGETS, "names", target)
     return monkeypatch.undo
@@ -226,7 +226,7 @@ def test_a_failure_is_shown_stored_and_replayed(
 def test_a_failure_that_does_not_repeat_in_a_new_process_is_reported_and_no_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: Callable[[], None]
 ) -> None:
-    """The process in which it is replayed has the target that does not fail."""
+    """The process that replays the input has the unmodified target."""
     arguments = ["--plain", "--target", "names", "--crashes", str(tmp_path / "crashes")]
     assert main([*arguments, "--seconds", "60", "--corpus", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Packages import only those below them, and pure modules nothing that waits or reads a clock."""
+"""Packages import only lower layers; pure modules import nothing that blocks or reads a clock."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import multichat
 
 pytestmark = pytest.mark.unit
 
-# From the bottom to the top: a module imports its own package and the layers below.
+# From bottom to top: a module may import its own package and lower layers.
 LAYERS = (
     ("errors",),
     ("protocol",),
@@ -109,7 +109,7 @@ def imported(path: Path) -> set[str]:
 def test_each_layer_imports_only_those_below() -> None:
     for name, path in MODULES.items():
         package = name.partition(".")[0]
-        if name == "__init__":  # imports what it exports when that is first used
+        if name == "__init__":  # imports its exports on first use
             continue
         for module in imported(path):
             if not module.startswith("multichat."):

@@ -1,4 +1,4 @@
-"""The log: its exact text, and outputs that must not block the event loop."""
+"""The log: its format, and outputs that must not block the event loop."""
 
 import logging
 import os
@@ -159,7 +159,7 @@ def test_a_log_file_that_is_a_fifo_needs_a_reader_and_never_waits_for_one(tmp_pa
 
 
 class Pipe:
-    """A pipe that nobody reads yet, with a writer on it."""
+    """A pipe with a log writer and, at first, without a reader."""
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe()
@@ -170,7 +170,7 @@ class Pipe:
         self.writer.emit(record(Lines("[X] ", text)))
 
     def read_all(self) -> list[str]:
-        """Read to the end, which is there once the writer has closed."""
+        """Read until EOF, after the writer has closed."""
         chunks: list[bytes] = []
 
         def read() -> None:
@@ -212,7 +212,7 @@ def test_closing_waits_a_second_for_an_output_that_takes_nothing(pipe: Pipe) -> 
     started = time.monotonic()
     pipe.writer.close()
     assert time.monotonic() - started >= 1.0
-    assert len(pipe.read_all()) == 1  # and it comes all the same to whoever reads in the end
+    assert len(pipe.read_all()) == 1  # it is still delivered to a late reader
 
 
 def test_a_closed_output_loses_only_its_lines(pipe: Pipe) -> None:
@@ -235,7 +235,7 @@ def test_a_terminal_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe) ->
 
 
 def test_the_lines_of_a_file_are_not_skipped_while_it_takes_them(tmp_path: Path) -> None:
-    """However fast they come: the log's own thread is given the time that it needs."""
+    """However fast they come: `emit` waits for the log's thread."""
     fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     writer = LogWriter(fd, file_seconds=60)  # the machine may be busy
     writer.start()
@@ -253,7 +253,7 @@ def test_the_lines_of_a_file_are_not_skipped_while_it_takes_them(tmp_path: Path)
 
 def test_a_file_that_hangs_is_given_up_on(tmp_path: Path) -> None:
     fd = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
-    writer = LogWriter(fd, file_seconds=0.01)  # its thread is not started: the disk that hangs
+    writer = LogWriter(fd, file_seconds=0.01)  # not started, which simulates a hung disk
     data = "x" * 1_000_000
     for _ in range(20):
         writer.emit(record(data))

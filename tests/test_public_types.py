@@ -26,7 +26,7 @@ def test_the_program_uses_every_public_name() -> None:
 
 @pytest.mark.process
 def test_the_program_is_typed_strictly(tmp_path: Path) -> None:
-    """Outside of the project, so that its configuration does not count."""
+    """Run outside of the project, without its configuration."""
     pytest.importorskip("mypy")
     program = tmp_path / "program.py"
     program.write_bytes(PROGRAM.read_bytes())

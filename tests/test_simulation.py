@@ -28,10 +28,10 @@ from .support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
 
-# In every build; `python -m tests.simulation` runs as many as one likes.
+# The number of seeds in each build; `python -m tests.simulation` runs more.
 SEEDS = range(24)
 
-# Most mutations are caught by the first or second.
+# Most mutations are caught by the first or second seed.
 SEEDS_FOR_A_MUTATION = range(100, 1100)
 MOST_PEOPLE = 12
 
@@ -39,11 +39,11 @@ MOST_PEOPLE = 12
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_schedule_violates_an_invariant(seed: int) -> None:
     plan = make_plan(seed)
-    if len(plan.people) <= 30:  # the crowds take their time
+    if len(plan.people) <= 30:  # crowds take long
         assert simulate(plan).violations == []
 
 
-# --- A run is its seed ----------------------------------------------------------------------------
+# --- Reproducible runs ----------------------------------------------------------------------------
 
 
 def test_a_seed_is_a_run() -> None:
@@ -54,7 +54,7 @@ def test_a_seed_is_a_run() -> None:
 
 @pytest.mark.process
 def test_a_seed_is_the_same_run_in_another_process() -> None:
-    """Whatever hashes strings have there."""
+    """Independent of the hash seed."""
     command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
     outputs = [
         subprocess.run(
@@ -90,13 +90,13 @@ def test_a_failing_seed_says_how_to_replay_it(
     assert "3 schedules, " in out
 
 
-# --- Schedules that failed once -------------------------------------------------------------------
+# --- Regressions ----------------------------------------------------------------------------------
 
 
 async def be_sent_away_with(request: str) -> list[str]:
-    """Have somebody be evicted while its session waits to answer, with *request* still unread.
+    """Disconnect a client while its session waits to answer, with *request* still unread.
 
-    Returns what it was told, and checks that nothing of it is left.
+    Returns what it received, and checks that nothing of it remains.
     """
     config = ServerConfig(slow=Slow.DISCONNECT, send_queue_batches=1)
     async with memory_server(config) as network:
@@ -118,7 +118,7 @@ async def be_sent_away_with(request: str) -> list[str]:
 async def test_requests_of_a_disconnected_client_are_not_processed(
     request_: str, autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    """Seeds 65 and 103: the rest of its read was done, which crashed or left its name taken."""
+    """Seeds 65 and 103: the rest of its read was processed, which crashed or kept its name."""
     told = await be_sent_away_with(request_)
     assert told[-1] == "[Server] goodbye: too slow"
     assert {*told[:-1]} == {"[Server] pong"}
@@ -132,19 +132,19 @@ def test_a_disconnected_client_does_nothing_more(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [97, 106])
 def test_a_client_that_is_too_far_behind_is_told_on_a_separate_line(seed: int) -> None:
-    """The rest of a partly written batch was discarded with the queue."""
+    """Regression: the rest of a partly written batch was discarded with the queue."""
     assert simulate(make_plan(seed)).violations == []
 
 
 def test_a_rate_is_kept_on_a_clock_that_does_not_go_on_by_itself() -> None:
-    """A wait for a token was too short by a rounding error, and then there was none, for ever."""
+    """Regression: because of rounding, a wait was too short for a token, again and again."""
     assert simulate(make_plan(10)).violations == []
 
 
 async def test_a_batch_that_was_partly_written_is_completed() -> None:
-    """Over real sockets, where a batch is begun at once; who has to go hears whole lines."""
+    """On real sockets, part of a batch is written at once; the client gets whole lines."""
     config = ServerConfig(max_line_bytes=200_000)
-    for _ in range(5):  # it depends on whether the writer or who dismisses comes first
+    for _ in range(5):  # depends on the order of the writer and the disconnect
         async with memory_server(config) as network:
             sender = await network.join()
             ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
@@ -155,7 +155,7 @@ async def test_a_batch_that_was_partly_written_is_completed() -> None:
             registry = network.server._registry
             member = registry.members[-1]
             assert member.send_queue.waiting_bytes > 1_000_000
-            member.send_queue.forget()  # as where memory is full
+            member.send_queue.forget()  # as when memory is full
             registry.disconnect(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))
             async with theirs:
                 with trio.fail_after(60):
@@ -168,9 +168,9 @@ async def test_a_batch_that_was_partly_written_is_completed() -> None:
 
 
 def small_plans(settings: dict[str, Any]) -> Iterator[Plan]:
-    """Plans of few clients with *settings* of the server, and `damaged_reads` of the disk.
+    """Yield plans of few clients with *settings* of the server, and `damaged_reads` of the disk.
 
-    With `restores`, only those in which a backup is restored.
+    With `restores`, only plans in which a backup is restored.
     """
     config = dict(settings)
     faults = {"damaged_reads": config.pop("damaged_reads")} if "damaged_reads" in config else {}
@@ -181,7 +181,7 @@ def small_plans(settings: dict[str, Any]) -> Iterator[Plan]:
             yield replace(plan, config=replace(plan.config, **config))
 
 
-@pytest.mark.stress  # some of them need many schedules
+@pytest.mark.stress  # some mutations need many schedules
 @pytest.mark.parametrize(
     ("break_it", "invariant", "settings"),
     [pytest.param(*each, id=f"{each[0].__name__}-{each[1]}") for each in MUTATIONS],
@@ -197,7 +197,7 @@ def test_a_broken_server_is_caught(
 
 
 def test_every_mutation_has_what_it_breaks() -> None:
-    """Without the long runs of the stress tests: what is mutated may have moved."""
+    """A quick check that the mutated code still exists, without the long stress tests."""
     for break_it, _, _ in MUTATIONS:
         with pytest.MonkeyPatch.context() as monkeypatch:
             break_it(monkeypatch)

@@ -1,4 +1,4 @@
-"""The pages of the documentation site: each public name is on one of them, and how-to code runs."""
+"""The documentation site: each public name is documented once, and the how-to code runs."""
 
 import re
 from collections import Counter
@@ -56,7 +56,7 @@ def test_broken_links_are_found(tmp_path: Path, link: str, is_broken: bool) -> N
 
 
 def run_page(page: str) -> dict[str, Any]:
-    """Run the Python blocks of a page as one program; return what it defines."""
+    """Run the Python blocks of a page as one program; return its globals."""
     text = (DOCS / f"{page}.md").read_text("utf-8")
     namespace: dict[str, Any] = {}
     for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):

@@ -1,4 +1,4 @@
-"""Clients of the soak test and a server in one process: leaks are counted."""
+"""The clients of the soak test and a server in one process, to count leaks."""
 
 import random
 import socket
@@ -42,7 +42,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_the_memory_of_a_server_is_bounded_while_tls_clients_come_and_go(
     certificates: Path, tmp_path: Path
 ) -> None:
-    """Their streams need the collector, so that memory grows at first, but not for ever."""
+    """TLS streams are freed only by garbage collection, so memory first grows, but is bounded."""
     context = client_tls(certificates / "ca.pem")
 
     def visit(port: int) -> None:
@@ -72,7 +72,7 @@ async def test_the_memory_of_a_server_is_bounded_while_tls_clients_come_and_go(
 async def test_disconnected_clients_leave_no_tasks_and_no_garbage() -> None:
     with collector_off():
         await _come_and_go()
-        # The server's collector looks seldom: in cycles, those who left would be its memory.
+        # The server collects garbage seldom, so reference cycles would keep memory of old clients.
         assert in_cycles(Session, SendQueue) == []
 
 

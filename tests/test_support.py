@@ -1,4 +1,4 @@
-"""What the tests start ends with them, also when pytest is killed."""
+"""Processes that the tests start end with them, even when pytest is killed."""
 
 import os
 import re
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent
 
-# Each prints the process id of what it has started, and hangs.
+# Each prints the process id of its child, and hangs.
 IN_A_TERMINAL = """
 import sys
 import trio

@@ -1,4 +1,4 @@
-"""docs/tour.md, followed to the letter: its input is typed and its output must appear."""
+"""Follows docs/tour.md to the letter: types its input, and expects its output."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ KEYS = {"[Ctrl+C]": "C-c", "[Ctrl+D]": "C-d", "[Ctrl+Z]": "C-z", "[Tab]": "Tab",
 
 
 def blocks() -> list[tuple[str, str, str]]:
-    """Kind, name and text of each block, in their order."""
+    """Yield the kind, name and text of each block, in order."""
     found = re.findall(
         r"^```(\w+) ?(\w+ ?\w*)\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
     )
@@ -24,7 +24,7 @@ def blocks() -> list[tuple[str, str, str]]:
 
 
 def pattern(line: str) -> str:
-    """Match a row that shows *line*: white space as wide as it comes, `…` for anything."""
+    """Return a pattern for *line*: any amount of white space, and `…` for anything."""
     words = [".*" if word == "…" else re.escape(word).replace("…", ".*") for word in line.split()]
     return r"^\s*" + r"\s+".join(words) + r"\s*$"
 
@@ -39,7 +39,7 @@ async def type_into(terminal: Terminal, name: str, text: str) -> None:
 
 
 async def wait_for_new(terminal: Terminal, name: str, line: str, before: str) -> None:
-    """Wait until *line* stands there once more than *before*."""
+    """Wait until *line* is shown once more than in *before*."""
     found = re.compile(pattern(line), re.MULTILINE)
     count = len(found.findall(before))
     with trio.move_on_after(WAIT_SECONDS):
@@ -50,7 +50,7 @@ async def wait_for_new(terminal: Terminal, name: str, line: str, before: str) ->
 
 
 async def follow(terminal: Terminal, name: str, text: str, before: str) -> str:
-    """Follow a block of a terminal that showed *before*; return what it shows now."""
+    """Follow a block in a terminal that showed *before*; return what it shows now."""
     for line in text.splitlines():
         if line.startswith(("$ ", "> ")) or line in KEYS:
             if line.startswith("$ "):
@@ -94,7 +94,7 @@ def test_the_tour_mentions_every_feature() -> None:
 
     page = PAGE.read_text("utf-8")
     missing = {each.name for each in COMMANDS if each.help and each.name not in page}
-    assert missing <= {"/ping"}  # of no use to people
+    assert missing <= {"/ping"}  # not useful to people
     assert {"--log-style", "--bell", "--timeout", "--install-completion"} <= set(
         re.findall(r"--[a-z-]+", page)
     )

@@ -1,4 +1,4 @@
-"""A program as a user writes it, with every public name; `test_public_types` checks its types."""
+"""A user's program with every public name; `test_public_types` checks its types."""
 
 import ssl
 from collections.abc import Sequence
@@ -208,7 +208,7 @@ async def run_client(host: str, port: int, path: Path) -> list[str]:
         return await talk(chat)
 
 
-# --- What may go wrong ----------------------------------------------------------------------------
+# --- Errors ---------------------------------------------------------------------------------------
 
 
 def whose_fault(error: multichat.MultichatError) -> str:

@@ -1,4 +1,4 @@
-"""A chat as a good tutorial on asyncio streams would write it: `python asyncio_chat.py PORT`."""
+"""A chat server like in a good tutorial on asyncio streams: `python asyncio_chat.py PORT`."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while line := await reader.readline():
             log.info("[RX] [Client %d] %s", number, line.decode("utf-8", "replace").rstrip())
             await broadcast(number, line)
-    except (ConnectionError, ValueError):  # it broke off, or the line was too long
+    except (ConnectionError, ValueError):  # the connection broke, or the line was too long
         pass
     finally:
         del clients[number]

@@ -1,4 +1,4 @@
-"""A chat as a good tutorial on threads would write it: `python threads_chat.py PORT`."""
+"""A chat server like in a good tutorial on threads: `python threads_chat.py PORT`."""
 
 import logging
 import socket
@@ -11,14 +11,14 @@ log = logging.getLogger("chat")
 
 
 def broadcast(sender: int, line: bytes) -> None:
-    with lock:  # one order for everybody
+    with lock:  # the same order for all clients
         log.info("[BROADCAST] Broadcasting to %d clients", len(clients))
         for number, client in clients.items():
             if number != sender:
                 try:
                     client.sendall(b"[Client %d] %b" % (sender, line))
                 except OSError:
-                    pass  # its own thread will see to it
+                    pass  # the client's own thread handles it
 
 
 def serve(client: socket.socket, number: int) -> None:

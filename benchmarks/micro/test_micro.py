@@ -1,7 +1,7 @@
-"""How long one piece of work takes, by the clock: `python -m pytest benchmarks/micro`.
+"""Measures the time of single operations: `python -m pytest benchmarks/micro`.
 
-The work is that of `benchmarks.scenarios`; setting it up is not measured.  Needs pytest-benchmark
-and a machine that has nothing else to do: `benchmarks.quick` is what repeats on any.
+The operations are those of `benchmarks.scenarios`, without their setup.  Needs pytest-benchmark and
+an idle machine; `benchmarks.quick` is reproducible on any machine.
 """
 
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -18,8 +18,8 @@ WITH_A_THREAD = ("logging_1", "logging_1000")
 
 PUBLISHED = [name for name in SCENARIOS if name.startswith(("alone", "publish"))]
 
-# pytest-benchmark has no async: a thread asks trio for a round.  Asking costs 150 µs, half as much
-# as one publish.
+# pytest-benchmark is not async, so a thread calls into trio for each round.  A call takes 150 µs,
+# half as long as one publish.
 PUBLISHES = 50
 
 
