@@ -47,7 +47,9 @@ VALGRIND = (
     "--cachegrind-out-file=/dev/null",
     # One thread runs at a time.  By default the log's two threads race for that, which costs a
     # varying number of instructions; fair scheduling makes counts ten times more reproducible.
-    # (Valgrind's memory layout is the same in each run, so there is no ASLR to disable.)
+    "--fair-sched=yes",
+)
+# (Valgrind's memory layout is the same in each run, so there is no ASLR to disable.)
 
 _TOTAL = re.compile(r"I +refs: +([0-9,]+)")
 
