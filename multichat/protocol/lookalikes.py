@@ -12,7 +12,15 @@ from collections.abc import Hashable
 from functools import cache, lru_cache
 from typing import Generic, TypeVar
 
-__all__ = ["NameIndex", "fold", "lookalike_keys", "may_mix", "readings", "script_of", "skeleton"]
+__all__ = [
+    "NameIndex",
+    "fold_name",
+    "lookalike_keys",
+    "may_mix",
+    "readings",
+    "script_of",
+    "skeleton",
+]
 
 # The profile "highly restrictive" of UTS 39, section 5.2: one script, or one of these mixes.
 _MIXES = (
@@ -69,7 +77,7 @@ def _prototypes() -> dict[int, str]:
     return corrected | _CORRECTIONS
 
 
-def fold(text: str) -> str:
+def fold_name(text: str) -> str:
     """Return *text* in the form that is equal for two names that differ only in case or NFKC.
 
     Text that is too long for a name is returned unchanged: normalizing takes quadratic time.
@@ -87,7 +95,7 @@ def skeleton(text: str) -> str:
 
 def _folded_skeleton(text: str) -> str:
     for _ in range(_MAX_ROUNDS):
-        before, text = text, fold(skeleton(text))
+        before, text = text, fold_name(skeleton(text))
         if text == before:
             break
     return text
@@ -100,7 +108,7 @@ def readings(name: str) -> tuple[str, ...]:
     The first is how the folded name looks, which all spellings of one name share.  The second, if
     it differs, is how the name looks as written: `aIice`, with a capital I, is read as alice.
     """
-    folded, written = _folded_skeleton(fold(name)), _folded_skeleton(name)
+    folded, written = _folded_skeleton(fold_name(name)), _folded_skeleton(name)
     return (folded,) if written == folded else (folded, written)
 
 
@@ -152,7 +160,7 @@ class NameIndex(Generic[_Holder]):
 
     def find(self, name: str) -> _Holder | None:
         """Return the holder of *name* in any case or form, not of one that only looks like it."""
-        return self._by_name.get(fold(name))
+        return self._by_name.get(fold_name(name))
 
     def lookalikes(self, name: str) -> list[_Holder]:
         """Return the holders of names that look like *name*, mostly none or one."""
@@ -163,7 +171,7 @@ class NameIndex(Generic[_Holder]):
         """Give *name*, which no other holder may have, to *holder*; replaces the name it had."""
         self.discard(holder)
         self._names[holder] = name
-        self._by_name[fold(name)] = holder
+        self._by_name[fold_name(name)] = holder
         for key in lookalike_keys(name):
             self._by_key.setdefault(key, {})[holder] = None
 
@@ -171,7 +179,7 @@ class NameIndex(Generic[_Holder]):
         """Remove the name of *holder*, if it has one."""
         name = self._names.pop(holder, None)
         if name is not None:
-            del self._by_name[fold(name)]
+            del self._by_name[fold_name(name)]
             for key in lookalike_keys(name):
                 del self._by_key[key][holder]
                 if not self._by_key[key]:

@@ -24,7 +24,7 @@ import msgspec
 
 from multichat.errors import InvalidName
 from multichat.protocol.lookalikes import (
-    fold,
+    fold_name,
     lookalike_keys,
     may_mix,
     readings,
@@ -125,11 +125,6 @@ def default_name(client: int) -> str:
     return f"Client {client}"
 
 
-def fold_name(name: str) -> str:
-    """Return a key that is equal for two names that are the same."""
-    return fold(name)
-
-
 def normalize_name(name: str, kind: str = "a name") -> str:
     """Return *name* in the form in which names are stored; raises `InvalidName`.
 
@@ -192,10 +187,10 @@ def _mistaken_for(name: str) -> str:
     for spelling in {name, stem.translate(_DIGITS_AS_LETTERS) + name[len(stem) :]}:
         whole = list(map(_bare, readings(spelling)))
         words = [_bare(key) for word in _BETWEEN_WORDS.split(spelling) for key in readings(word)]
-        if any(map(_unnamed().fullmatch, whole)):
+        if any(map(_pattern("client", repeat="").fullmatch, whole)):
             return "a client without a name"
-        if any(map(_authorities().fullmatch, (*whole, *words))) or any(
-            map(_authorities_alone().fullmatch, whole)
+        if any(map(_pattern(*_AUTHORITIES).fullmatch, words)) or any(
+            map(_pattern(*_AUTHORITIES, *_AUTHORITIES_ALONE).fullmatch, whole)
         ):
             return "the server or its operator"
     # As written, not in lower case: the name ALI is not ALL.
@@ -218,25 +213,11 @@ def _bare(key: str) -> str:
     return "".join(c for c in parts if unicodedata.category(c) in ("Ll", "Lo", "Lt", "Lu", "Nd"))
 
 
-def _keys_of(*words: str) -> set[str]:
-    """Return the readings of *words* in small and in capital letters."""
-    return {key for word in words for form in (word, word.upper()) for key in readings(form)}
-
-
 @cache
-def _unnamed() -> re.Pattern[str]:
-    return re.compile(rf"(?:{'|'.join(_keys_of('client'))}){_DIGIT}*")
-
-
-@cache
-def _authorities() -> re.Pattern[str]:
-    return re.compile(rf"(?:{'|'.join(_keys_of(*_AUTHORITIES))})+{_DIGIT}*")
-
-
-@cache
-def _authorities_alone() -> re.Pattern[str]:
-    words = _keys_of(*_AUTHORITIES, *_AUTHORITIES_ALONE)
-    return re.compile(rf"(?:{'|'.join(words)})+{_DIGIT}*")
+def _pattern(*words: str, repeat: str = "+") -> re.Pattern[str]:
+    """Return the pattern of names that consist of *words*, however spelled, and digits."""
+    keys = {key for word in words for form in (word, word.upper()) for key in readings(form)}
+    return re.compile(rf"(?:{'|'.join(keys)}){repeat}{_DIGIT}*")
 
 
 @cache

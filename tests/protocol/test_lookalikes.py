@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from multichat.errors import InvalidName
 from multichat.protocol.lookalikes import (
     NameIndex,
-    fold,
+    fold_name,
     lookalike_keys,
     may_mix,
     readings,
@@ -121,7 +121,7 @@ def test_reading_a_reading_again_changes_nothing() -> None:
     for code in range(0x20000):  # behind it only ideographs, which nothing changes
         if not 0xD800 <= code < 0xE000:
             for key in readings.__wrapped__(chr(code)):
-                assert fold(skeleton(key)) == key, hex(code)
+                assert fold_name(skeleton(key)) == key, hex(code)
 
 
 @given(texts)
@@ -131,11 +131,11 @@ def test_reading_a_reading_again_changes_nothing() -> None:
 def test_readings_depend_on_neither_case_nor_form(text: str) -> None:
     keys = readings(text)
     assert lookalike_keys(text)[: len(keys)] == keys
-    assert keys[0] == readings(fold(text))[0]
+    assert keys[0] == readings(fold_name(text))[0]
     assert keys[0] == readings(unicodedata.normalize("NFKC", text))[0]
     for key in keys:
         assert skeleton(skeleton(key)) == skeleton(key)
-        assert fold(skeleton(key)) == key
+        assert fold_name(skeleton(key)) == key
         assert readings(key)[0] == key
 
 
@@ -218,7 +218,7 @@ class NameIndexMachine(RuleBasedStateMachine):
         for holder in range(6):
             assert (holder in self.index) == (holder in self.model)
         for holder, name in self.model.items():
-            for form in (name, fold(name), unicodedata.normalize("NFD", name)):
+            for form in (name, fold_name(name), unicodedata.normalize("NFD", name)):
                 assert self.index.find(form) == holder
 
     @invariant()
