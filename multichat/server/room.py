@@ -68,7 +68,9 @@ class Room:
     bounds what all rooms keep in memory besides, and *pages* caches what replays read.
     *disconnect* disconnects a member, *start_soon* starts a task that outlives the call.
 
-    *members* are in the order in which they joined; only the room changes them.
+    *members*, by client id, are in the order in which they joined; only the room changes them.
+    *presence* answers who is there, *slow_clients* is waited for, *replayer* replays to members
+    that lag.
     """
 
     def __init__(

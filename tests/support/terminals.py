@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from .documents import load
-from .processes import BIN, WAIT_SECONDS, program
+from .processes import BIN, LOOPBACK, MULTICHAT, WAIT_SECONDS, ServerCommand, program
 
 _parse = load("make_pictures").parse
 
@@ -150,6 +150,15 @@ class Terminal:
                 await trio.sleep(0.05)
             return match
         pytest.fail(f"{name} never showed {pattern!r}, but {await look(name)!r}")
+
+
+async def connect_alice(
+    terminal: Terminal, server: ServerCommand, *, columns: int = 60, rows: int = 15
+) -> None:
+    """Connect alice in the terminal `t`; return when she is in the lobby."""
+    command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
+    await terminal.open("t", *command, columns=columns, rows=rows)
+    await terminal.wait_for("t", "alice in lobby")
 
 
 async def wait_for_input(

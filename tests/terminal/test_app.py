@@ -20,7 +20,7 @@ from tests.support.processes import (
     listening,
     serve,
 )
-from tests.support.terminals import GREY, Terminal
+from tests.support.terminals import GREY, Terminal, connect_alice
 
 pytestmark = pytest.mark.process
 
@@ -338,9 +338,7 @@ async def test_local_commands_are_not_sent_and_others_are(
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
         multichat.connect(LOOPBACK, server.port, name="carol") as carol,
     ):
-        command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
-        await terminal.open("t", *command, columns=80, rows=40)
-        await terminal.wait_for("t", "alice in lobby")
+        await connect_alice(terminal, server, columns=80, rows=40)
         await terminal.type("t", "/help")
         await terminal.wait_for_match("t", r"· /ignore NAME  hide the messages of NAME")
         await terminal.wait_for("t", "· /msg WHO TEXT  tell one person")  # the server's answer

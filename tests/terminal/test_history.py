@@ -7,7 +7,7 @@ import trio
 
 import multichat
 from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, connect, serve
-from tests.support.terminals import Terminal
+from tests.support.terminals import Terminal, connect_alice
 
 pytestmark = pytest.mark.process
 
@@ -64,10 +64,7 @@ async def test_history_shows_messages_as_they_were_shown(
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
         multichat.connect(LOOPBACK, server.port, name="carol") as carol,
     ):
-        await terminal.open(
-            "t", MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port)
-        )
-        await terminal.wait_for("t", "alice in lobby")
+        await connect_alice(terminal, server)
         await bob.say("hello")
         await terminal.wait_for("t", "bob  hello")
         await carol.say("nobody hears that")

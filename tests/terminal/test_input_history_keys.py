@@ -5,15 +5,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import LOOPBACK, MULTICHAT, ServerCommand, serve
-from tests.support.terminals import Terminal
+from tests.support.terminals import Terminal, connect_alice
 
 pytestmark = pytest.mark.process
 
 
 async def open_with_history(terminal: Terminal, server: ServerCommand, *lines: str) -> None:
     (terminal.home / "history").write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    await terminal.open("t", MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
-    await terminal.wait_for("t", "alice in lobby")
+    await connect_alice(terminal, server)
 
 
 async def test_page_up_and_down_leave_the_input_line_alone(

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 import multichat
-from tests.support.processes import LOOPBACK, MULTICHAT, WAIT_SECONDS, serve
-from tests.support.terminals import Terminal
+from tests.support.processes import LOOPBACK, WAIT_SECONDS, serve
+from tests.support.terminals import Terminal, connect_alice
 
 pytestmark = pytest.mark.process
 
@@ -64,9 +64,7 @@ async def test_resizing_loses_and_repeats_no_message(
         serve(tmp_path) as server,
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
     ):
-        command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
-        await terminal.open("t", *command, columns=80, rows=24)
-        await terminal.wait_for("t", "alice in lobby")
+        await connect_alice(terminal, server, columns=80, rows=24)
         if typed:
             await terminal.run("send-keys", "-t", "t", "-l", typed)
             await terminal.wait_for("t", f"> {typed[:20]}")
@@ -104,9 +102,7 @@ async def test_no_text_can_imitate_another_line(terminal: Terminal, tmp_path: Pa
         serve(tmp_path) as server,
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
     ):
-        command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
-        await terminal.open("t", *command, columns=80, rows=24)
-        await terminal.wait_for("t", "alice in lobby")
+        await connect_alice(terminal, server, columns=80, rows=24)
         start = len("18:11 bob  ")
         for columns in (80, 60, 40):
             await bob.say("x".ljust(columns - start) + forged)  # with spaces
@@ -127,9 +123,7 @@ async def test_redrawing_the_screen_loses_no_row(terminal: Terminal, tmp_path: P
         serve(tmp_path) as server,
         multichat.connect(LOOPBACK, server.port, name="bob") as bob,
     ):
-        command = (MULTICHAT, "connect", "--name", "alice", LOOPBACK, str(server.port))
-        await terminal.open("t", *command, columns=60, rows=11)
-        await terminal.wait_for("t", "alice in lobby")
+        await connect_alice(terminal, server, columns=60, rows=11)
         sent = [message(number, "several short words " * 9) for number in range(5)]
         for text in sent:  # four rows each: the oldest on the screen has lost its beginning
             await bob.say(text)
