@@ -70,11 +70,7 @@ class JsonPipe(FrontEnd):
                     lines = list(map(TEXT.format, events))
                     if not self._welcomed.is_set():
                         chat.link.check_admitted()
-                        # Messages in the lobby may come before the server has read our hello.
-                        while lines and not isinstance(_event(lines[0]), Welcome):
-                            check_welcome(lines[0])
-                            if settles_text(next(iter(TEXT.parse_events(lines.pop(0))))):
-                                raise NoJson
+                        lines = _from_welcome(lines)
                         if not lines:
                             chat.check_ready()
                             continue
@@ -106,6 +102,21 @@ class JsonPipe(FrontEnd):
         except MultichatError as error:
             self.failure = self.failure or error
             scope.cancel(reason=str(error))
+
+
+def _from_welcome(lines: list[str]) -> list[str]:
+    """Return *lines* from the welcome on; none if it has not come yet.
+
+    Messages in the lobby may come before the server has read our hello.  Raises `NoJson` for what
+    only a server that speaks text sends, and `RemoteProtocolError` for a welcome that is not valid.
+    """
+    for number, line in enumerate(lines):
+        if isinstance(_event(line), Welcome):
+            return lines[number:]
+        check_welcome(line)
+        if settles_text(next(iter(TEXT.parse_events(line)))):
+            raise NoJson
+    return []
 
 
 def _event(line: str) -> object:

@@ -28,6 +28,8 @@ from multichat.cli.process import (
     read_password_file,
 )
 from multichat.files import is_readable_by_others
+from multichat.journal.retention import Retention
+from multichat.journal.sqlite.limits import Durability
 from multichat.protocol.address import DEFAULT_PORT
 from multichat.server.config import Filter, ServerConfig
 
@@ -36,18 +38,11 @@ if TYPE_CHECKING:
     from multichat.log import LogWriter
     from multichat.server.server import Server
 
-__all__ = ["SETTINGS", "DurabilityOption", "LogLevel", "make_config", "serve"]
+__all__ = ["SETTINGS", "LogLevel", "make_config", "serve"]
 
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
 _MAX_DAYS = 36_500  # a century; a calendar ends somewhere
-
-
-class DurabilityOption(Enum):
-    """What a journal survives; see `multichat.journal.sqlite.journal.Durability`."""
-
-    FULL = "full"
-    NORMAL = "normal"
 
 
 class LogLevel(Enum):
@@ -146,11 +141,11 @@ def serve(
         ),
     ] = None,
     durability: Annotated[
-        DurabilityOption,
+        Durability,
         typer.Option(
             help="What messages in --journal survive: full: a power cut; normal: a kill -9."
         ),
-    ] = DurabilityOption.FULL,
+    ] = Durability.FULL,
     keep_messages: Annotated[
         int | None,
         typer.Option(
@@ -210,14 +205,12 @@ def serve(
         from multichat.server.process import serve_until_signal
         from multichat.server.server import Server
 
-        opened = _journal(
-            journal,
-            durability.value,
-            max_messages=keep_messages,
+        retention = Retention(
             max_age_seconds=keep_days and keep_days * _DAY_SECONDS,
+            max_messages=keep_messages,
             max_bytes=keep_mib and keep_mib * _MIB,
-            memory_bytes=config.history_bytes,
         )
+        opened = _journal(journal, durability, retention, memory_bytes=config.history_bytes)
         server = Server(config, journal=opened)
         tls = None if tls_cert is None else server_tls(tls_cert, tls_key)
         for secret in filter(None, (password_file, tls_cert and (tls_key or tls_cert))):
@@ -282,24 +275,16 @@ def _check_environment(context: typer.Context) -> None:
 
 
 def _journal(
-    path: Path | None,
-    durability: str,
-    *,
-    max_messages: int | None,
-    max_age_seconds: float | None,
-    max_bytes: int | None,
-    memory_bytes: int,
+    path: Path | None, durability: Durability, retention: Retention, *, memory_bytes: int
 ) -> "Journal":
     if path is None:
         from multichat.journal.memory import MemoryJournal
 
-        return MemoryJournal(max_messages=max_messages, max_bytes=max_bytes or memory_bytes)
-    from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal
+        max_bytes = retention.max_bytes or memory_bytes
+        return MemoryJournal(max_messages=retention.max_messages, max_bytes=max_bytes)
+    from multichat.journal.sqlite.journal import SqliteJournal
 
-    retention = Retention(
-        max_messages=max_messages, max_age_seconds=max_age_seconds, max_bytes=max_bytes
-    )
-    return SqliteJournal(path, durability=Durability(durability), retention=retention)
+    return SqliteJournal(path, durability=durability, retention=retention)
 
 
 def _filters(names: list[str]) -> tuple[Filter, ...]:
