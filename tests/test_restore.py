@@ -23,6 +23,7 @@ from multichat.journal.sqlite_file import open_file
 from multichat.journal.sqlite_schema import MIGRATIONS
 from multichat.testing import ScriptedClient
 
+from .support.journal_files import back_up
 from .support.journals import running, say, texts_of
 from .support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
 from .support.sockets import open_client
@@ -69,12 +70,6 @@ async def program(server: ServerCommand, **fields: Any) -> AsyncIterator[Program
         one = Program(client)
         await one.hello(**fields)
         yield one
-
-
-def back_up(path: Path, copy: Path) -> None:
-    """As `sqlite3 FILE ".backup COPY"` does."""
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
 
 
 def remove_beside(path: Path) -> None:

@@ -16,7 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 from multichat.journal import SessionRecord
-from multichat.journal.sqlite_file import open_file
+from multichat.journal.sqlite_file import connect, open_file
 from multichat.journal.sqlite_rows import Rows, SessionRow
 
 _TRACE_ME, _SYSCALL = 0, 24
@@ -29,8 +29,8 @@ _ptrace.restype = ctypes.c_long
 def use(path: Path) -> None:
     """What a server does with its file."""
     opened = open_file(path, durable=True)
-    with closing(opened.lock), closing(opened.connection):
-        rows = Rows(opened.connection)
+    with closing(opened.lock), closing(opened.connection), closing(connect(path, "ro")) as pin:
+        rows = Rows(opened.connection, pin)
         rows.load()
         rows.checkpoint()
         for n in range(4):
