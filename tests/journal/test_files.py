@@ -11,8 +11,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from logging import ERROR
 from pathlib import Path
 from random import Random
@@ -28,8 +28,9 @@ from multichat.journal.sqlite.journal import Durability, Retention, SqliteJourna
 from multichat.journal.sqlite.reader import open_reader
 from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.server.config import ReplayLimits, ServerConfig
-from multichat.testing import ScriptedClient, memory_server
+from multichat.testing import memory_server
 from tests.support.disks import file_size_limit
+from tests.support.journal_files import dump, reader_refusal, refusal, save, wal_of
 from tests.support.journals import (
     all_texts,
     back_up,
@@ -42,43 +43,19 @@ from tests.support.journals import (
     write,
 )
 from tests.support.log import LogRecorder
-from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
-from tests.support.sockets import open_client
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, serve
+from tests.support.speaker import speaking
 
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 
+WRITTEN_BY_OTHERS = [
+    *(f"PRAGMA wal_checkpoint({mode})" for mode in ("PASSIVE", "FULL", "RESTART", "TRUNCATE")),
+    "VACUUM",
+]
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="what is tested is Linux's")
-
-
-async def refusal(path: Path, limits: SqliteLimits | None = None) -> str:
-    """Return why no server can begin with *path*; no file has changed by that."""
-    before = contents(path.parent)
-    with pytest.RaisesGroup(JournalFailed) as group:
-        async with running(SqliteJournal(path, limits=limits)):
-            pass
-    after = contents(path.parent)
-    assert {name: after[name] for name in before} == before
-    message = str(group.value.exceptions[0])
-    assert "\n" not in message
-    return message.removeprefix(f"{path}: ")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = (each for each in folder.iterdir() if each.is_file())
-    return {each.name: each.read_bytes() for each in files if not each.name.endswith("-shm")}
-
-
-def reader_refusal(path: Path) -> str:
-    with pytest.raises(JournalFailed) as caught, open_reader(path):
-        pass
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{path}: ")
-
-
-def wal_of(path: Path) -> Path:
-    return Path(f"{path}-wal")
 
 
 # --- Killed while the file is made ----------------------------------------------------------------
@@ -120,15 +97,6 @@ async def test_a_server_killed_at_any_system_call_can_start_again_and_has_lost_n
 
 
 # --- A WAL and a file that do not belong together -------------------------------------------------
-
-
-def save(path: Path, folder: Path) -> Path:
-    """Copy the files of a journal, as they are when its server is killed now."""
-    folder.mkdir()
-    for each in (path, wal_of(path)):
-        if each.exists():
-            shutil.copy(each, folder / each.name)
-    return folder / path.name
 
 
 async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
@@ -215,10 +183,10 @@ async def test_a_killed_server_starts_again_wherever_it_was_in_a_checkpoint(
 
 
 async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_path: Path) -> None:
-    """Any backup with the `-wal` of any later kill: nothing is ever mixed.
+    """Any backup with the `-wal` of any later kill, and other programs: nothing is ever mixed.
 
-    A backup that was made since the `-wal` began may not be noticed; then the start goes on with
-    what the killed server had.
+    A backup that was made after the last message may not be detected; then the start continues with
+    the killed server's files.
     """
     rng = Random(1)
     path = tmp_path / "chat.db"
@@ -238,6 +206,9 @@ async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_p
             if rng.random() < 0.12:
                 backups.append(tmp_path / f"{len(backups)}.db")
                 back_up(path, backups[-1])
+            if rng.random() < 0.2:
+                with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                    other.execute(rng.choice(WRITTEN_BY_OTHERS)).fetchall()
             if rng.random() < 0.12:
                 killed.append((save(path, tmp_path / f"killed-{len(killed)}"), len(backups)))
     refused = 0
@@ -260,13 +231,6 @@ async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_p
                 opened.lock.close()
                 assert dump(copy) == expected
     assert refused > 50
-
-
-def dump(path: Path) -> list[object]:
-    """Return what is in the journal at *path*, whose pages are all whole."""
-    with closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return connection.execute("SELECT seq, room, first, text FROM runs ORDER BY seq").fetchall()
 
 
 async def test_a_backup_is_detected_even_if_messages_cannot_be_read_with_the_wal(
@@ -399,29 +363,6 @@ def test_a_reader_that_probes_the_lock_does_not_block_a_server(tmp_path: Path) -
 # --- Moved, deleted or replaced -------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def speaking(server: ServerCommand) -> AsyncIterator["Speaker"]:
-    client = await open_client(server.port)
-    async with client.stream:
-        await client.send('/json {"type":"hello","protocol":1}')
-        while '"welcome"' not in await client.line():
-            pass
-        yield Speaker(client)
-
-
-class Speaker:
-    def __init__(self, client: ScriptedClient) -> None:
-        self._client = client
-
-    async def say(self, text: str, type_: str = "say") -> str:
-        """Say it; return the answer, `accepted` or the line of an error."""
-        await self._client.send(f'{{"type":"{type_}","text":"{text}","nonce":"{text}"}}')
-        while True:
-            line = await self._client.line()
-            if f'"nonce":"{text}"' in line and '"said"' not in line:
-                return "accepted" if '"accepted"' in line else line
-
-
 MOVED = "was renamed, deleted or replaced; put it back, or stop the server and restore a backup"
 NOT_IN_PLACE = "messages cannot be stored now: the server cannot keep messages"
 
@@ -460,14 +401,14 @@ async def test_the_files_are_watched_in_a_thread(tmp_path: Path) -> None:
         token = trio.lowlevel.current_trio_token()
 
         class Recorder:
-            close = lock.close
+            close, lasting_fault = lock.close, ""
 
-            def fault(self) -> str:
+            def fault(self, *, may_be_shorter: bool, wal_alone: bool) -> str:
                 is_thread = threading.current_thread() is not threading.main_thread()
                 threads.append(is_thread)
                 if len(threads) >= 10:
                     token.run_sync_soon(watched.set)
-                return str(lock.fault())
+                return str(lock.fault(may_be_shorter=may_be_shorter, wal_alone=wal_alone))
 
         journal._lock = Recorder()
         await say(journal.room("lobby"), "hello")
@@ -578,9 +519,6 @@ async def test_a_client_is_admitted_eventually_while_another_program_holds_the_l
 
 
 # --- Other programs that write -------------------------------------------------------------------
-
-
-WRITTEN_BY_OTHERS = ["PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA wal_checkpoint", "VACUUM"]
 
 
 @pytest.mark.parametrize("sql", WRITTEN_BY_OTHERS)

@@ -39,6 +39,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "journal/test_files::test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed",
         "journal/test_files::test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made",
         "journal/test_files::test_no_checkpoint_is_made_without_a_seal",
+        "journal/test_wal::test_a_backup_is_detected_even_if_another_program_made_a_checkpoint_since",
+        "journal/test_wal::test_the_stamp_in_the_file_is_a_seal_after_any_checkpoint",
     ),
     "the file is renamed, deleted or replaced by another one": (
         "journal/test_files::test_a_journal_that_is_renamed_and_put_back_while_the_server_runs",
@@ -50,7 +52,14 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "a server starts where the file is missing": (
         "journal/test_files::test_a_start_without_the_file_of_a_wal_is_refused_and_loses_nothing",
     ),
-    "the `-wal` of a killed server": (
+    "the file, its `-wal` or its `-shm` is truncated": (
+        "journal/test_wal::test_messages_are_refused_after_a_file_was_changed_in_place",
+        "journal/test_wal::test_a_truncated_wal_is_detected_before_the_next_message_makes_it_longer",
+    ),
+    "the `-wal` of a killed server is damaged": (
+        "journal/test_wal::test_a_start_reports_the_transactions_lost_in_a_damaged_wal",
+    ),
+    "the `-wal` of a killed server is deleted": (
         "journal/test_files::test_a_start_without_the_wal_of_a_killed_server_says_that_messages_may_be_missing",
     ),
     "another program makes a checkpoint": (

@@ -25,7 +25,7 @@ from multichat.errors import JournalFailed, StorageFailed
 from multichat.journal.base import PendingWrite, RoomJournal, SessionRecord, take_newest
 from multichat.journal.retention import MIN_BYTES, SteadyTime
 from multichat.journal.sqlite.deletion import Deletions
-from multichat.journal.sqlite.file import open_file, open_for_reading
+from multichat.journal.sqlite.file import connect, open_file, open_for_reading
 from multichat.journal.sqlite.jobs import NoncesOf, NumbersJob, SessionJob, effect_on
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.journal.sqlite.queries import Rows, SessionRow
@@ -91,7 +91,7 @@ async def test_reading_backwards_reads_little_more_from_the_file_than_it_returns
         read_bytes += len(data)
         return data.decode()
 
-    with closing(open_for_reading(path)) as connection:
+    with closing(open_for_reading(path).connection) as connection:
         connection.text_factory = count
         with closing(read_blocks_backwards(connection, 1, 150, [])) as blocks:
             found = take_newest(blocks, 150, max_messages=100, max_bytes=50_000)
@@ -857,8 +857,12 @@ async def test_a_deletion_step_is_bounded(tmp_path: Path) -> None:
         await wait_stored(pending)
     # The journal's own thread has ended: a connection is for one thread at a time.
     opened = open_file(path, durable=False)
-    with closing(opened.connection) as connection, closing(opened.lock):
-        rows = Rows(connection)
+    with (
+        closing(opened.lock),
+        closing(opened.connection) as connection,
+        closing(connect(path, "ro")) as pin,
+    ):
+        rows = Rows(connection, pin)
         rows.load()
         deletions = Deletions(rows, Retention(), Reserve(tmp_path / "none", 0))
 
@@ -1009,7 +1013,7 @@ async def test_no_query_scans_a_table(tmp_path: Path) -> None:
             journal._rows.load()
         journal._rows.connection.set_trace_callback(None)
         journal._reader.set_trace_callback(None)
-    with closing(open_for_reading(path)) as connection, open_reader(path) as reader:
+    with closing(open_for_reading(path).connection) as connection, open_reader(path) as reader:
         reader._connection.set_trace_callback(asked.append)
         list(reader.read(limit=1))
         list(reader.read(since=0.0))
@@ -1033,8 +1037,8 @@ async def test_no_query_scans_a_table(tmp_path: Path) -> None:
 def fill(path: Path, blocks: int) -> None:
     """Write so many runs of ten messages, as the journal would, but in one transaction."""
     opened = open_file(path, durable=False)
-    with closing(opened.lock), closing(opened.connection):
-        rows = Rows(opened.connection)
+    with closing(opened.lock), closing(opened.connection), closing(connect(path, "ro")) as pin:
+        rows = Rows(opened.connection, pin)
 
         class Room:
             id, name, epoch, first, begins = 1, "lobby", "00000000abc", 0, 0

@@ -31,6 +31,7 @@ from multichat.journal.sqlite.schema import (
     read_plain_indexes,
     read_schema,
 )
+from multichat.journal.sqlite.wal_damage import describe_wal_damage
 from multichat.protocol.framing import clean
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "MAX_NUMBER",
     "SQLITE_ERRORS",
     "DamagedRow",
+    "FileToRead",
     "OpenFile",
     "connect",
     "describe_error",
@@ -170,13 +172,19 @@ _WRITTEN_IN_PLACE = ("-wal", "-shm")
 class OpenFile(NamedTuple):
     """A journal that is ours to write: its connection, and the lock, which is closed last.
 
-    *lacks_wal*: the last server was killed, and its WAL is not there; another program may have
-    written it into the file.
+    *warning* says what is missing from the WAL of a killed server, if anything.
     """
 
     connection: sqlite3.Connection
     lock: FileLock
-    lacks_wal: bool
+    warning: str
+
+
+class FileToRead(NamedTuple):
+    """A journal opened for reading; *wal_damage* says which part of its WAL could not be read."""
+
+    connection: sqlite3.Connection
+    wal_damage: str
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -230,19 +238,19 @@ def open_file(
                 mode = "rw" if _bytes_beside(real, "-journal") else "ro"
                 _inspect(path, real, mode, migrations, beginning=True)
                 _check_names(path, real)
-            lacks_wal = exists and _lacks_wal(real)
+            warning = _wal_warning(real) if exists else ""
             connection = connect(real, "rw")
             try:
                 _prepare(connection, durable=durable)
                 migrate(connection, migrations)
-                lock.watch(path, _wal_of(real))
+                lock.watch()
             except BaseException:
                 connection.close()
                 raise
         except BaseException:
             lock.close()
             raise
-    return OpenFile(connection, lock, lacks_wal)
+    return OpenFile(connection, lock, warning)
 
 
 def _inspect_unlocked(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
@@ -256,10 +264,10 @@ def _inspect_unlocked(path: Path, real: Path, migrations: Sequence[Sequence[str]
             raise
 
 
-def open_for_reading(path: Path) -> sqlite3.Connection:
+def open_for_reading(path: Path) -> FileToRead:
     """Open the journal at *path* to read it, whether a server writes to it or not.
 
-    Also where nothing can be written.  The caller closes it.  Raises `JournalFailed`.
+    Also where nothing can be written.  The caller closes the connection.  Raises `JournalFailed`.
     """
     with _failing(path):
         real = _resolved(path)
@@ -287,12 +295,15 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
                 raise JournalFailed(
                     path, "what was written to it last was not finished; start its server first"
                 ) from cause
+        wal_damage = "" if is_locked(real) else describe_wal_damage(real)
+        if wal_damage and is_locked(real):  # by a server that has started meanwhile
+            wal_damage = ""
         connection = connect(real, mode)
         [version] = connection.execute("PRAGMA user_version").fetchone()
         if version < EPOCHS_VERSION:  # and not ours to change: each room has one epoch
             connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute("CREATE TEMP TABLE epochs (room, next, epoch)")
-        return connection
+        return FileToRead(connection, wal_damage)
 
 
 def _check_unlocked(check: Callable[[Path, Path], None], path: Path, real: Path) -> None:
@@ -400,6 +411,16 @@ def _check_names(path: Path, real: Path) -> None:
         )
 
 
+def _wal_warning(real: Path) -> str:
+    """Return a warning if the WAL of a killed server is missing or damaged, empty if not."""
+    if _lacks_wal(real):
+        return (
+            f"The last server was killed, and {_wal_of(real)} is not there: messages that were in "
+            "it are missing, unless another program has written it into the file"
+        )
+    return describe_wal_damage(real)
+
+
 def _lacks_wal(real: Path) -> bool:
     """Return whether the last server was killed, or runs, and its WAL is not here."""
     if _bytes_beside(real, "-wal"):
@@ -426,11 +447,16 @@ def _wal_belongs(real: Path) -> bool:
     before each checkpoint, and another one with the first transaction after that: the WAL holds all
     stamps that its file can have.
 
-    A file with the last of them, if that is no seal, is a backup that was made since, or another
-    program has made a checkpoint; then the newest messages and the times of the files tell.  What
-    is not noticed is such a backup whose stamp the file may have, too.  It differs from the file in
-    nothing but pages that are in the WAL: nothing is mixed, all messages of the WAL are there;
-    unless another program has made a checkpoint since the backup, which is not noticed either.
+    While a server runs, the stamp in the file itself is a seal: see `Rows.checkpoint`.  If it is
+    none, the file is a backup, or another program has made a checkpoint after the server was
+    killed; then the file has all messages.
+
+    What is not noticed is a backup that was made during a checkpoint, or after the last message.
+    It differs from the file in nothing but pages that are in the WAL: nothing is mixed.
+
+    A `VACUUM` moves tables.  A backup from before has its own stamps where those of the WAL are not
+    found; the WAL has the first page of the file, and with it the number of the schema, which is
+    another one then.
     """
     with real.open("rb") as file:
         file.seek(_FORMAT_OFFSET)
@@ -444,12 +470,12 @@ def _wal_belongs(real: Path) -> bool:
         try:
             both.execute("BEGIN")
             *earlier, last = _stamps(both)
-            if found in earlier or (found == last and found.sealed):
-                return True
             if found != last:
-                return False
-            written_later = real.stat().st_ctime_ns > _wal_of(real).stat().st_mtime_ns
-            return not written_later or _newest_block(alone) == _newest_block(both)
+                return bool(found in earlier and found.sealed)
+            return found == _NO_STAMP or (
+                _schema_version(alone) == _schema_version(both)
+                and bool(found.sealed or _newest_block(alone) == _newest_block(both))
+            )
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 raise
@@ -465,6 +491,10 @@ def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
         if getattr(error, "sqlite_errorname", "") != "SQLITE_ERROR":
             raise
         return [_NO_STAMP]  # there is no such table
+
+
+def _schema_version(connection: sqlite3.Connection) -> object:
+    return connection.execute("PRAGMA schema_version").fetchone()
 
 
 def _newest_block(connection: sqlite3.Connection) -> object:

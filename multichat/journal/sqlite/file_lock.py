@@ -4,6 +4,7 @@ import os
 import sqlite3
 import sys
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from multichat.errors import JournalFailed
@@ -19,6 +20,21 @@ _IN_USE = "another server is using it"
 _PROBE_SECONDS = 0.25
 
 
+@dataclass(slots=True)
+class _Watched:
+    """A watched file, and what to do if it was *moved* or *truncated*.
+
+    *is_lasting*: after a move, other programs may have written without our locks.
+    """
+
+    path: str
+    moved: str
+    truncated: str
+    is_lasting: bool = False
+    identity: tuple[int, int] = (0, 0)
+    size: int = 0
+
+
 class FileLock:
     """Locks a journal against other servers, and checks whether its files are still in their place.
 
@@ -26,13 +42,16 @@ class FileLock:
     The other is on the journal itself, which may have several names: hard links, bind mounts.  Both
     end with the process.  Close this after all connections to the journal: closing a file releases
     all locks that SQLite has on it in this process.
+
+    *lasting_fault* is a fault that needs a restart: nothing may be written until then.
     """
 
     def __init__(self, path: Path, real: Path) -> None:
         """Take the lock of the name; raises `JournalFailed`, `OSError`, `sqlite3.Error`."""
         self._path, self._real = path, real
         self._file = -1
-        self._files: list[tuple[str, tuple[int, int], str]] = []
+        self._files: list[_Watched] = []
+        self.lasting_fault = ""
         with suppress(FileExistsError):
             os.close(os.open(f"{real}-lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         # SQLite's own, which every system has; in the journal itself it would keep readers out.
@@ -58,26 +77,50 @@ class FileLock:
         except OSError:  # a file system without such locks
             pass
 
-    def watch(self, path: Path, wal: Path) -> None:
-        """Note which files *path* and *wal* are now: see `fault`."""
-        advice = {
-            path: "put it back, or stop the server and restore a backup",
-            wal: "put it back, or stop the server with SIGTERM, which saves what was in it, and "
-            "start it again",
-        }
-        self._files = [(str(each), _identity(str(each)), what) for each, what in advice.items()]
+    def watch(self) -> None:
+        """Record which files the journal has now: see `fault`."""
+        restart = "stop the server, and start it again"
+        restore = "stop the server and restore a backup"
+        self._files = [
+            _Watched(str(self._path), f"put it back, or {restore}", restore),
+            _Watched(
+                f"{self._real}-wal",
+                "put it back, or stop the server with SIGTERM, which saves what was in it, and "
+                "start it again",
+                f"{restart}: messages that were in it are lost, unless a backup has them",
+            ),
+            _Watched(f"{self._real}-shm", restart, restart, is_lasting=True),
+        ]
+        for each in self._files:
+            each.identity = _identity(os.stat(each.path))  # noqa: PTH116 - as below
 
-    def fault(self) -> str:
-        """Say which file has been renamed, deleted or replaced, and what to do; empty if none."""
-        for each, identity, advice in self._files:
+    def fault(self, *, may_be_shorter: bool = False, wal_alone: bool = False) -> str:
+        """Return which file was changed by others, and what to do; empty if none was.
+
+        A file was changed if it was renamed, deleted or replaced, or is shorter than at an earlier
+        call.  *may_be_shorter*: we may have truncated the files ourselves since the last call.
+        """
+        if self.lasting_fault:
+            return self.lasting_fault
+        if may_be_shorter:
+            for each in self._files:
+                each.size = 0
+        for each in self._files[1:2] if wal_alone else self._files:
             try:
-                if _identity(each) == identity:
-                    continue
+                found = os.stat(each.path)  # noqa: PTH116 - before each transaction, and faster
             except (FileNotFoundError, NotADirectoryError):
-                pass
+                found = None
             except OSError:  # a directory that may not be read: the open file is still good
                 continue
-            return f"{each} was renamed, deleted or replaced; {advice}"
+            if found is None or _identity(found) != each.identity:
+                fault = f"{each.path} was renamed, deleted or replaced; {each.moved}"
+                if each.is_lasting:
+                    self.lasting_fault = fault
+                return fault
+            if found.st_size < each.size:
+                self.lasting_fault = f"{each.path} was truncated; {each.truncated}"
+                return self.lasting_fault
+            each.size = found.st_size
         return ""
 
     def close(self) -> None:
@@ -107,6 +150,5 @@ def _connect(real: Path, mode: str, *, timeout: float) -> sqlite3.Connection:
     )
 
 
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)  # noqa: PTH116 - before each transaction, and three times as fast
+def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino

@@ -17,7 +17,7 @@ import secrets
 import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from itertools import islice
 from logging import ERROR, WARNING
@@ -37,8 +37,14 @@ from multichat.journal.base import (
     SessionRecord,
 )
 from multichat.journal.failure_log import FailureLog
-from multichat.journal.retention import Retention, SteadyClock
-from multichat.journal.sqlite.deletion import NOT_DELETED, STEP_BLOCKS, DeletionLog, Deletions
+from multichat.journal.retention import Retention, SteadyClock, SteadyTime
+from multichat.journal.sqlite.deletion import (
+    NOT_DELETED,
+    STEP_BLOCKS,
+    DeletionLog,
+    DeletionResult,
+    Deletions,
+)
 from multichat.journal.sqlite.file import (
     DAMAGED,
     DISK_FAILS,
@@ -126,6 +132,7 @@ class SqliteJournal(Journal):
         self._file_fault = ""  # which file is not in its place, and what to do
         self._watched_at = -math.inf  # by the writer
         self._reader: sqlite3.Connection
+        self._pin: sqlite3.Connection
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self._open = False
@@ -200,7 +207,7 @@ class SqliteJournal(Journal):
     async def _watch(self) -> None:
         """Check whether the files are still in their place; log when that changes."""
         # In a thread: a file system that hangs would stop the server.
-        fault = await trio.to_thread.run_sync(self._lock.fault, limiter=self._writing)
+        fault = await trio.to_thread.run_sync(self._find_fault, limiter=self._writing)
         if fault and fault != self._file_fault:
             self._log.line("STATE", f"The journal keeps nothing: {fault}", ERROR)
         elif self._file_fault and not fault:
@@ -280,9 +287,9 @@ class SqliteJournal(Journal):
         now = self._clock.observe(*self._clocks())
         changed = self._queue.kept_sessions()
         result = await trio.to_thread.run_sync(
-            self._deletions.step, full, [*empty], now, changed, limiter=self._writing
+            self._delete, full, [*empty], now, changed, limiter=self._writing
         )
-        if result is None:  # the disk is full, or another program has locked the file
+        if result is None:  # the disk is full, or another program has locked or moved the file
             return False
         for id_, first in result.firsts.items():
             if (found := self._by_id.get(id_)) is not None:
@@ -311,22 +318,21 @@ class SqliteJournal(Journal):
                 raise
             opened = open_file(self.path, durable=durable)
         self._lock = opened.lock
-        if opened.lacks_wal:
-            text = f"The last server was killed, and {self.path}-wal is not there: messages that"
-            text += " were in it are missing, unless another program has written it into the file"
-            self._log.line("STATE", text, WARNING)
+        if opened.warning:
+            self._log.line("STATE", opened.warning, WARNING)
         if not self.retention.reserve_bytes:
             reserve.release()  # an earlier server's
+        self._pin, self._reader = (connect(self.path.resolve(), "ro") for _ in range(2))
         try:
-            self._rows = Rows(opened.connection)
+            self._rows = Rows(opened.connection, self._pin)
             heads = self._rows.load()
             self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
             self._rows.checkpoint()
-            self._reader = connect(self.path.resolve(), "ro")
             # SQLite opens the WAL with the first read: not when files may be short.
             self._reader.execute("SELECT 1 FROM heads").fetchall()
         except BaseException as error:
-            opened.connection.close()
+            for connection in (self._reader, self._pin, opened.connection):
+                connection.close()
             opened.lock.close()
             if isinstance(error, SQLITE_ERRORS):
                 raise JournalFailed(self.path, describe_error(error)) from error
@@ -345,9 +351,14 @@ class SqliteJournal(Journal):
             self._last_room = max(self._last_room, head.id)
 
     def _close_file(self) -> None:
-        self._rows.checkpoint(end_clock=self._clock_of_file())
-        for connection in (self._reader, self._rows.connection):
-            # The last connection that is closed makes a checkpoint.
+        self._find_fault()
+        # The last connection that is closed makes a checkpoint, if it may write.
+        connections = [self._reader, self._pin, self._rows.connection]
+        if self._lock.lasting_fault:
+            connections.reverse()
+        else:
+            self._rows.checkpoint(end_clock=self._clock_of_file())
+        for connection in connections:
             with suppress(*SQLITE_ERRORS):
                 connection.close()
         self._lock.close()
@@ -359,11 +370,12 @@ class SqliteJournal(Journal):
         """
         rows = self._rows
         now = time.monotonic()
-        if now - self._watched_at >= self._limits.watch_again_seconds:
+        is_recent = now - self._watched_at < self._limits.watch_again_seconds
+        if self._find_fault(wal_alone=is_recent):
+            self._watched_at = -math.inf
+            return _NOT_IN_PLACE
+        if not is_recent:
             self._watched_at = now
-            if self._lock.fault():
-                self._watched_at = -math.inf
-                return _NOT_IN_PLACE
         refused.clear()
         if not self._deletions.may_write():
             return DISK_FULL
@@ -375,6 +387,16 @@ class SqliteJournal(Journal):
             return reason
         self._deletions.check_size()
         return ""
+
+    def _delete(
+        self, full: dict[int, int], empty: list[int], now: SteadyTime, changed: Collection[bytes]
+    ) -> DeletionResult | None:
+        """Do one step of deletions, unless a file is not in its place."""
+        return None if self._find_fault() else self._deletions.step(full, empty, now, changed)
+
+    def _find_fault(self, *, wal_alone: bool = False) -> str:
+        may_be_shorter = self._rows.may_be_shorter()
+        return self._lock.fault(may_be_shorter=may_be_shorter, wal_alone=wal_alone)
 
     def before_shutdown(self) -> None:
         """See `Journal.before_shutdown`."""

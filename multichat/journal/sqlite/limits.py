@@ -31,7 +31,8 @@ class SqliteLimits:
     tell_seconds: float = 60.0
 
     # How often to check whether the files are still in their place: while nothing is written, and
-    # at most before a transaction, where it takes some microseconds.
+    # at most before a transaction, where it takes some microseconds.  The WAL is checked before
+    # each: if somebody has truncated it, the transaction makes it as long as before.
     watch_seconds: float = 1.0
     watch_again_seconds: float = 0.05
 

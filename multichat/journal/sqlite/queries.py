@@ -23,6 +23,7 @@ from multichat.journal.sqlite.repair import (
     is_whole,
     repair,
 )
+from multichat.journal.sqlite.schema import APPLICATION_ID
 from multichat.protocol.messages import MAX_UNACCEPTED, SaidBlock
 
 __all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
@@ -109,6 +110,8 @@ class _Wal(enum.Enum):
 class Rows:
     """What one thread writes, through *connection*, which it has for itself.
 
+    *pin* is a second, read-only connection: see `checkpoint`.
+
     *clients_ever* and *last_epoch* are the highest that are in the file; *loaded_seq* is that of
     the last run before it was opened.
 
@@ -122,8 +125,8 @@ class Rows:
     reader can prevent that.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: sqlite3.Connection, pin: sqlite3.Connection) -> None:
+        self.connection, self._pin = connection, pin
         self.repaired: list[str] = []
         self.clients_ever = self.last_epoch = 0
         self.loaded_clock = self._written_clock = 0.0
@@ -139,6 +142,7 @@ class Rows:
         self._wal = _Wal.IN_USE
         self.is_marked = False
         self._has_stamps = True
+        self._may_be_shorter = False
         self._wal_bytes = 0  # about
         self.long_wal_bytes = 4 * 1024 * 1024  # about, after which a checkpoint is made
 
@@ -148,6 +152,7 @@ class Rows:
         What is damaged of that is repaired first; *repaired* says what was done.  Raises one of
         `SQLITE_ERRORS` where nothing could be said with this file.
         """
+        self._pin_wal()
         try:
             self._load_heads()
             rooms = self.connection.execute(ROOMS).fetchall()
@@ -239,12 +244,15 @@ class Rows:
         execute = self.connection.execute
         seq = self._seq
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
+        self._pin_wal()
         execute("BEGIN IMMEDIATE")
         try:
             if self._wal is not _Wal.IN_USE and self._has_stamps:
                 if self._wal is _Wal.COPIED:
                     execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
                 self._stamp(0)
+                # Changes nothing, and writes the first page; see `file._wal_belongs`.
+                execute(f"PRAGMA application_id={APPLICATION_ID}")
             yield
             self._flush()
             if (self._highest_client, self._highest_epoch) != (self.clients_ever, self.last_epoch):
@@ -278,7 +286,11 @@ class Rows:
         With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
         *end_clock* is where the clock of the file stands at the end, if nothing is written later.
         Whatever goes wrong is tried again next time.  The file is sealed before with a stamp that
-        no earlier backup has; see `sqlite_file._wal_belongs`.
+        no earlier backup has, and gets another one after that; see `file._wal_belongs`.
+
+        Between two checkpoints a transaction of *pin* is open and reads what was there after the
+        first.  So no other program can restart the WAL, or copy what is written meanwhile to the
+        file.
         """
         self._wal_bytes = 0
         try:
@@ -291,13 +303,33 @@ class Rows:
                 return
             self._has_stamps = False  # damaged: no reason to keep nothing
         self._wal = _Wal.SEALED
+        self._may_be_shorter = True
         with suppress(*SQLITE_ERRORS):
+            self._pin.rollback()
             busy, in_wal, written = self.connection.execute(
                 f"PRAGMA wal_checkpoint({'TRUNCATE' if truncate else 'PASSIVE'})"
             ).fetchone()
             if not busy and in_wal == written:
                 self._wal = _Wal.COPIED
                 self.is_marked = True
+        if end_clock is None:
+            with suppress(*SQLITE_ERRORS), self.transaction():  # with the next stamp
+                pass
+
+    def _pin_wal(self) -> None:
+        if not self._pin.in_transaction:
+            self._pin.execute("BEGIN")
+            try:
+                self._pin.execute("PRAGMA user_version").fetchone()
+            except BaseException:
+                self._pin.rollback()
+                raise
+
+    def may_be_shorter(self) -> bool:
+        """Return whether a checkpoint may have made the files shorter since this was last asked."""
+        may_be = self._may_be_shorter
+        self._may_be_shorter = self._wal is not _Wal.IN_USE  # then another program may do so
+        return may_be
 
     def _stamp(self, sealed: int) -> None:
         self.connection.execute(

@@ -48,9 +48,10 @@ _FAR = 1 << 62
 @contextmanager
 def open_reader(path: Path) -> Iterator["Reader"]:
     """Open the journal at *path* to read it; raises `JournalFailed`, in the block as well."""
-    with closing(open_for_reading(path)) as connection:
+    opened = open_for_reading(path)
+    with closing(opened.connection) as connection:
         try:
-            yield Reader(path, connection)
+            yield Reader(path, connection, damaged=1 if opened.wal_damage else 0)
         except SQLITE_ERRORS as error:
             raise JournalFailed(path, describe_error(error)) from error
 
@@ -104,11 +105,12 @@ class Reader:
     """A journal that is open to be read; of one thread.  Made by `open_reader`.
 
     *damaged* is, after everything was read, how many blocks could not be read and were skipped:
-    approximate if pages are damaged; a gap in the index counts as one.
+    approximate if pages are damaged; a gap in the index counts as one, and so does a WAL whose
+    end cannot be read.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.damaged = 0
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, damaged: int = 0) -> None:
+        self.damaged = damaged
         self._path = path
         self._connection = connection
 
