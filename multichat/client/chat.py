@@ -72,10 +72,10 @@ class Chat:
     final goodbye or, after `finish`, has closed; otherwise it raises `ConnectionLost`, or another
     error with which the chat ended.  Responses to calls are not among the events.
 
-    With *redial* the chat reconnects when a connection is lost, or after a goodbye that allows it.
-    `Disconnected` and `Reconnected` are among the events, missed messages follow, and unanswered
-    requests are sent again.  This works only in JSON, once there was a welcome, or from the start
-    with *wait*.
+    Made by `connect`, or by `open_chat` with *redial*, the chat reconnects when a connection is
+    lost, or after a goodbye that allows it.  `Disconnected` and `Reconnected` are among the events,
+    missed messages follow, and unanswered requests are sent again.  This works only in JSON, once
+    there was a welcome, or from the start with *wait*.
 
     Properties are cheap and never wait; requests to the server are methods.
     """
