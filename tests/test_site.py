@@ -21,7 +21,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 @pytest.mark.unit
 def test_the_api_pages_document_every_public_name_once() -> None:
     pages = [page.read_text("utf-8") for page in (DOCS / "api").glob("*.rst")]
-    documented = Counter(re.findall(r"^\.\. auto\w+:: (\S+)$", "\n".join(pages), re.MULTILINE))
+    documented = Counter(
+        re.findall(r"^\.\. auto\w+:: ([\w.]+)(?:\(\))?$", "\n".join(pages), re.MULTILINE)
+    )
     public = [f"multichat.{name}" for name in multichat.__all__]
     public += [f"multichat.testing.{name}" for name in multichat.testing.__all__]
     assert documented == Counter(public)

@@ -9,6 +9,7 @@ from typing import assert_never, assert_type
 import trio
 
 import multichat
+import multichat.testing
 
 # --- A server -------------------------------------------------------------------------------------
 
@@ -206,6 +207,27 @@ async def run_client(host: str, port: int, path: Path) -> list[str]:
         await talk(chat)
     async with multichat.open_chat(await multichat.dial_unix(path), plain=True) as chat:
         return await talk(chat)
+
+
+# --- A test ---------------------------------------------------------------------------------------
+
+
+async def ask(client: multichat.testing.ScriptedClient) -> list[str]:
+    await client.send("/msg bot ping")
+    return [await client.line(), *await client.lines(2)]
+
+
+async def check_the_bot() -> None:
+    async with multichat.testing.memory_server(configuration(), journal=storage()) as network:
+        assert_type(network, multichat.testing.MemoryServer)
+        async with network.bot(answer_pings, name="bot") as chat:
+            assert_type(chat, multichat.Chat)
+            assert_type(await network.stalled(), multichat.testing.StalledClient)
+            assert await ask(await network.join())
+
+
+def check() -> None:
+    multichat.testing.run_on_mock_clock(check_the_bot)
 
 
 # --- Errors ---------------------------------------------------------------------------------------

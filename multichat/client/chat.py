@@ -1,12 +1,12 @@
-"""Chat: a client as a program uses it, with any line-based server.
+"""`Chat`, the API of a client for programs, which works with any line-based server.
 
-What is sent is on its way when a call returns; what the server sends becomes typed events, which
-wait for the program in a bounded queue.  Neither waits for the other, so a server that stops
-reading because we do not read, and a program that does not receive because it is sending, cannot
-deadlock.
+Calls return when their data is on its way; received lines become typed events, which wait for the
+program in a bounded queue.  Sending and receiving do not wait for each other, so a server that
+stops reading because the client does not read cannot deadlock with a program that sends without
+receiving.
 
-Owns the calls of a program.  Connections are `multichat.client.reconnect`'s, the state of the
-session `multichat.client.session`'s; lines that people type, `multichat.client.line_chat`'s.
+`multichat.client.reconnect` owns the connections, `multichat.client.session` the state of the
+session, and `multichat.client.line_chat` the sending of typed lines.
 """
 
 from collections import deque
@@ -59,25 +59,25 @@ __all__ = ["Chat"]
 
 _Answer = TypeVar("_Answer", Members, RoomList, HistoryPage)
 
-# After the holder of a name has left: the server keeps the name for it until about the moment in
-# which it tells that.
+# How long after the holder of a name has left we request the name: the server reserves it until
+# about the time of the announcement.
 _NAME_AGAIN_SECONDS = 1.0
 
 
 class Chat:
-    """A client in a chat; made by `multichat.client.connect.connect` or `open_chat`.
+    """A client in a chat; created by `multichat.client.connect.connect` or `open_chat`.
 
-    Any number of tasks may call it, one at a time iterates.  Iteration gives typed events in the
-    order in which the server sent them, and ends when the server has said a final goodbye or, after
-    `finish`, has closed; it raises `ConnectionLost` if the chat ended otherwise, or whatever else
-    it ended with.  Answers to calls are not among the events.
+    Any number of tasks may call its methods; one task at a time may iterate.  Iteration yields
+    typed events in the order in which the server sent them.  It ends when the server has sent a
+    final goodbye or, after `finish`, has closed; otherwise it raises `ConnectionLost`, or another
+    error with which the chat ended.  Responses to calls are not among the events.
 
-    With *redial* the chat continues over another connection when one is lost, or the server has
-    said a goodbye after which clients may reconnect: `Disconnected` and `Reconnected` are among the
-    events, what was missed meanwhile follows, and unanswered requests are sent again.  Only in
-    JSON, once the server has welcomed us, or from the start with *wait*.
+    Made by `connect`, or by `open_chat` with *redial*, the chat reconnects when a connection is
+    lost, or after a goodbye that allows it.  `Disconnected` and `Reconnected` are among the events,
+    missed messages follow, and unanswered requests are sent again.  This works only in JSON, once
+    there was a welcome, or from the start with *wait*.
 
-    Properties are cheap and never wait; what asks the server is a method.
+    Properties are cheap and never wait; requests to the server are methods.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Chat:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Self]:
-        """Run the chat while the block runs, which begins when the server has answered.
+        """Run the chat while the block runs; the block begins when the server has answered.
 
-        For what is raised, and for the end of the block, see `multichat.client.connect.open_chat`.
-        Called once.
+        May be called once.  For exceptions and the end of the block see
+        `multichat.client.connect.open_chat`.
         """
         with lone_exception():
             async with trio.open_nursery() as nursery:
@@ -106,7 +106,7 @@ class Chat:
                 nursery.cancel_scope.cancel(reason="the chat was closed")
 
     async def _leave(self, nursery: trio.Nursery) -> None:
-        """Finish for a program that does not receive any more."""
+        """Call `finish` for a program that no longer receives events."""
         nursery.start_soon(self._discard_events)
         link = self._link
         if link.goodbye is None and (link.can_send or not link.loss_reported):
@@ -121,9 +121,9 @@ class Chat:
 
     @property
     def goodbye(self) -> str | None:
-        """The reason of the server's goodbye, if that was the last event.
+        """The reason of the server's goodbye, if that was the last event; otherwise None.
 
-        None after a goodbye that was followed, or will be, by another connection.
+        Also None after a goodbye followed by a reconnect.
         """
         return None if self._link.goodbye is None else self._link.goodbye.reason
 
@@ -149,7 +149,7 @@ class Chat:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, which neither side has ended."""
+        """Whether there is a connection that neither side has ended."""
         return self._link.connected and not self._link.connection.over
 
     @property
@@ -160,21 +160,20 @@ class Chat:
     # --- Messages ---------------------------------------------------------------------------------
 
     async def say(self, text: str) -> str:
-        """Say *text* in our room; wait until the server has accepted it.
+        """Send *text* to our room, and wait until the server has accepted it.
 
-        Returns the id of the message.  In the text protocol nothing is accepted: returns an empty
-        string when the message is on its way, as `send` does.  Control characters are replaced by
-        pictures.  While there is no connection it waits for the next one.
+        Returns the id of the message; in the text protocol, which has no acknowledgements, an empty
+        string when the message is on its way, see `send`.  Control characters are replaced by
+        pictures.  While there is no connection, it waits for the next one.
 
-        Raises `LocalProtocolError` if the text is empty or too long, or if the answer stands behind
-        more events than may wait for the program; `Refused` if the server does not accept it;
-        `ConnectionLost` if there is no connection and will be none.  Cancelled, the message may
-        have been said.
+        Raises `LocalProtocolError` if the text is empty or too long, or if the queue of events is
+        full before the response; `Refused` if the server does not accept it; `ConnectionLost` if
+        there is no connection and will be none.  On cancellation, the message may have been sent.
         """
         return await self._say(Say(_sayable(text)))
 
     async def act(self, text: str) -> str:
-        """Say in the third person what we do, as `* NAME TEXT`; see `say`."""
+        """Send an action in the third person, shown as `* NAME TEXT`; see `say`."""
         return await self._say(Act(_sayable(text)))
 
     async def _say(self, request: Say | Act) -> str:
@@ -182,16 +181,15 @@ class Chat:
         return (answer.id or "") if isinstance(answer, Accepted) else ""
 
     async def send(self, *texts: str) -> list[Nonce]:
-        """Say each of *texts* without waiting for the server to accept them: for many messages.
+        """Send *texts* as messages without waiting until the server has accepted them.
 
-        They are sent in one piece.  Returns when they are on their way: handed to the system, or to
-        the task that does so next, or waiting for the next connection.  Waits while the server does
-        not take more, or has not accepted `MAX_UNACCEPTED` messages of ours, for as long as that
-        takes or `ClientTimeouts.blocked` says.
+        They are sent together.  Returns when they are on their way: written to the system, queued
+        for that, or waiting for the next connection.  While the server takes no more, or
+        `MAX_UNACCEPTED` messages are unaccepted, it waits, at most for `ClientTimeouts.blocked`.
 
-        Returns their nonces; none in the text protocol.  A message that the server does not accept
-        is an `Error` with its nonce among the events.  Raises as `say` does, but not `Refused`.
-        Cancelled, what has waited was not said.
+        Returns their nonces; none in the text protocol.  If the server does not accept a message,
+        an `Error` with its nonce is among the events.  Raises the errors of `say` except `Refused`.
+        On cancellation, messages that were still waiting have not been sent.
         """
         requests = [Say(_sayable(text)) for text in texts]
         if self._session.codec is TEXT:
@@ -202,11 +200,11 @@ class Chat:
             return [nonce for nonce in nonces if nonce is not None]
 
     async def direct(self, to: str | int, text: str) -> None:
-        """Say *text* to one person alone: a name, or a client's number.
+        """Send *text* as a private message to a client, by name or number.
 
-        Returns when it is on its way to that person; in the text protocol, to the server, where
-        people have no numbers that we know of.  Raises `Refused` if there is nobody, or nobody who
-        takes it, and as `say` does.
+        Returns when it is on its way to the recipient; in the text protocol, where numbers of
+        clients are unknown, to the server.  Raises `Refused` if there is no such client, or it is
+        too slow, and the errors of `say`.
         """
         if isinstance(to, str):
             to = clean(to)
@@ -221,46 +219,45 @@ class Chat:
         await self._ask(Rename(clean(name)))
 
     async def join(self, room: str) -> Entered | None:
-        """Leave our room for another; raises `Refused` if that cannot be, `ConnectionLost`.
+        """Move to another room; raises `Refused`, `ConnectionLost`.
 
-        Returns the room that we are in, with its number of members; None in the text protocol.
-        Events that come after it returns are those of the new room.
+        Returns the new room with its number of members; None in the text protocol.  Later events
+        are those of the new room.
         """
         answer = await self._ask(Join(clean(room)))
         return answer if isinstance(answer, Entered) else None
 
     async def members(self, room: str | None = None) -> list[MemberName]:
-        """Ask who is in *room*, or in ours, ourselves among them.
+        """Return the members of *room*, by default of our room, including ourselves.
 
-        Raises `LocalProtocolError` in the text protocol, whose answer is for people,
-        `RemoteProtocolError` if the server answers with something else, `Refused` and
-        `ConnectionLost`.
+        Raises `LocalProtocolError` in the text protocol, whose response is only for people,
+        `RemoteProtocolError` for an unexpected response, `Refused` and `ConnectionLost`.
         """
         request = Who(None if room is None else clean(room))
         return (await self._ask_for(Members, request, "members")).members
 
     async def rooms(self) -> list[RoomSize]:
-        """Ask which rooms there are; raises as `members` does."""
+        """Return the rooms; raises the errors of `members`."""
         return (await self._ask_for(RoomList, Rooms(), "rooms")).rooms
 
     async def history(
         self, limit: int = HISTORY_MESSAGES, *, before: str | None = None
     ) -> HistoryPage:
-        """Ask for the last *limit* messages of our room, or the last *before* that id.
+        """Return the last *limit* messages of our room, or the last ones before the id *before*.
 
-        The oldest comes first; a server limits how many it returns at a time, and `more` says
-        whether there are older ones.  Raises as `members` does.
+        The oldest comes first.  The server limits the size of a page; `more` says whether there are
+        older messages.  Raises the errors of `members`.
         """
         return await self._ask_for(HistoryPage, History(limit, before), "messages")
 
     async def keep_name(self, name: str) -> None:
-        """Ask for *name* whenever it may be free; returns when that is of no use any more.
+        """Request *name* whenever it may be free; return when that is no longer useful.
 
-        For a program whose `rename` was refused because another client has the name: it asks again
-        when that client has left or has another name, and now and then, because the client may be
-        in another room.  It goes on for as long as our name is the default one, also after a
-        reconnect to a server that has forgotten us.  A name that we get, or choose, is the one that
-        is kept from then on.  Success is a `Renamed` event.
+        For a program whose `rename` was refused because another client has the name.  Requests it
+        again when that client has left or changed its name, and at intervals, because the client
+        may be in another room.  Continues while our name is the default one, even after a reconnect
+        in a new session.  If we get or choose another name, that is requested from then on.
+        Success is a `Renamed` event.
         """
         session, link = self._session, self._link
         session.wanted_name = name
@@ -285,7 +282,7 @@ class Chat:
                 except ConnectionLost:
                     link.loss_reported = loss_reported  # not to the program
                 except LocalProtocolError:
-                    pass  # the program does not receive: try again later
+                    pass  # the program does not receive events: try again later
                 else:
                     link.events.put([Renamed(self.client, old, self.name)])
 
@@ -304,7 +301,7 @@ class Chat:
         raise RemoteProtocolError(f"the server answered with `{tag}` instead of `{expected}`")
 
     async def _ask(self, request: WireRequest) -> Event | None:
-        """Send a request and wait for its answer; None in the text protocol, without nonces."""
+        """Send a request and return its response; None in the text protocol (no nonces)."""
         session, link = self._session, self._link
         if session.codec is TEXT:
             await link.send_lines(TEXT.encode_request(request))
@@ -336,10 +333,10 @@ class Chat:
     async def _send_pieces(
         self, requests: Sequence[WireRequest], *, typed: bool
     ) -> list[Nonce | None]:
-        """Send requests, as many at a time as may be unanswered; return their nonces.
+        """Send requests, within the limit of unanswered ones; return their nonces.
 
-        One that is too long is an exception or, where it was *typed*, left out, with None for its
-        nonce and an `Error` among the events.
+        A request that is too long raises an exception or, if it was *typed*, is skipped, with None
+        as its nonce and an `Error` among the events.
         """
         nonces: list[Nonce | None] = []
         for start in range(0, len(requests), MAX_UNACCEPTED):
@@ -363,10 +360,10 @@ class Chat:
         return nonces
 
     async def _wait_to_send(self, count: int) -> None:
-        """Wait until so many more requests may be unanswered.
+        """Wait until *count* more requests may be sent.
 
-        Raises `LocalProtocolError` where that cannot come about: the answers stand behind events
-        that the program does not receive.
+        Raises `LocalProtocolError` if that would wait for ever, because the responses are behind
+        events that the program does not receive.
         """
         outbox, link = self._session.outbox, self._link
 
@@ -381,7 +378,7 @@ class Chat:
                 )
 
     def _check_length(self, line: str) -> None:
-        """Raise `LocalProtocolError` for a line that the server would drop, and not answer."""
+        """Raise `LocalProtocolError` for a line that the server would drop without a response."""
         if self.welcome is not None and 3 * len(line) > (limit := self.welcome.limits.line):
             excess = len(line.encode()) - limit
             if excess > 0:
@@ -392,10 +389,10 @@ class Chat:
     # --- Events -----------------------------------------------------------------------------------
 
     async def receive(self) -> list[Event]:
-        """Wait for at most 1000 events of one read; an empty list when the chat is over.
+        """Wait for events, at most 1000 of one read; return an empty list when the chat has ended.
 
-        Raises `ConnectionLost` if it ended without a goodbye and `finish` was not called; after a
-        connection was lost, `Refused` or `ConnectFailed` if there can be no other.
+        Raises `ConnectionLost` if it ended without a goodbye and `finish` was not called; `Refused`
+        or `ConnectFailed` if reconnecting failed for good.
         """
         link = self._link
         await trio.lowlevel.checkpoint()
@@ -420,7 +417,7 @@ class Chat:
         return self
 
     async def __anext__(self) -> Event:
-        """Return the next event; several that came in one read do not checkpoint in between."""
+        """Return the next event; no checkpoint between events of the same read."""
         if not self._events:
             self._events.extend(await self.receive())
         if not self._events:
@@ -430,17 +427,16 @@ class Chat:
     # --- The end ----------------------------------------------------------------------------------
 
     async def finish(self) -> None:
-        """Have what was sent accepted, then send the end of input; wait for the server's.
+        """Wait until everything is accepted, send EOF, and wait for the server's EOF.
 
-        Waits until the server closes or there is no more progress: over one connection after the
-        other, until `ClientTimeouts.progress` seconds have brought no progress, or `delivery`
-        seconds are over; when all is accepted, for `finish` seconds in which nothing comes.  Events
-        go on arriving and MUST be received meanwhile by some task: time in which the program does
-        not receive does not count.  In JSON we cannot reconnect after that: the others see at once
-        that we have left.
+        Ends when the server closes.  Otherwise it gives up, across reconnects, after
+        `ClientTimeouts.progress` seconds without progress or `delivery` seconds in all or, once
+        everything is accepted, after `finish` seconds without input.  Events keep arriving, and
+        some task MUST receive them: time in which the program does not receive does not count.
+        In JSON the session ends too, so that other members see at once that we have left.
 
-        Raises `ConnectionLost` if something that was sent did not arrive, as far as can be known;
-        `Refused` if the server has asked for a password meanwhile.
+        Raises `ConnectionLost` if sent data did not arrive, as far as that is known; `Refused` if
+        the server has required a password meanwhile.
         """
         await self._link.finish()
 

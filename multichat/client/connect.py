@@ -40,11 +40,11 @@ async def dial(
     tls_name: str | None = None,
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> trio.abc.Stream:
-    """Connect to *host* and *port*, with *tls* if that is given.
+    """Connect to *host* and *port*, with TLS if *tls* is given.
 
-    The server's certificate has to be for *tls_name*, or else for *host*.  Of *timeouts* `connect`
-    and `handshake` are used.  Raises `ConnectFailed` if the server cannot be reached in time, or
-    cannot be trusted.
+    The server's certificate must be valid for *tls_name*, by default for *host*.  Uses the timeouts
+    `connect` and `handshake`.  Raises `ConnectFailed` if the server cannot be reached in time, or
+    is not trusted.
     """
     stream = None
     try:
@@ -91,9 +91,9 @@ async def dial_unix(path: Path) -> trio.abc.Stream:
 
 
 def client_tls(authority: Path | None = None) -> ssl.SSLContext:
-    """Return the TLS of a client that trusts *authority*, a PEM file, or else what the system does.
+    """Return a TLS context for a client that trusts *authority*, a PEM file, or the system's CAs.
 
-    TLS 1.2 and up.  Raises `BadCertificate`.
+    TLS 1.2 or later.  Raises `BadCertificate`.
     """
     if authority is not None:
         transport.check_pem_file(authority)
@@ -132,10 +132,10 @@ class Endpoint:
 async def dial_first(
     dial: Redial, options: ChatOptions, tell: Callable[[ConnectFailed], object] = lambda _: None
 ) -> trio.abc.Stream:
-    """Dial; with `ChatOptions.wait`, until the server is there.
+    """Dial; with `ChatOptions.wait`, retry until the server can be reached.
 
-    *tell* is then called once, with the first failure.  Raises `ConnectFailed`; with *wait* after
-    `ClientTimeouts.wait` seconds, and for a failure that lasts.
+    In that case *tell* is called once, with the first failure.  Raises `ConnectFailed`; with
+    *wait*, after `ClientTimeouts.wait` seconds, or for a permanent failure.
     """
     pauses = backoff(options.timeouts)
     told = False
@@ -165,21 +165,22 @@ async def open_chat(
     wait: bool = False,
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> AsyncGenerator[Chat]:
-    """Chat over *stream*, which is closed at the end.
+    """Open a chat over *stream*, which is closed at the end.
 
-    Asks for JSON, a *name* and a *room*; the block begins when the server has answered.  With a
-    server that answers in text, text is spoken, without name and room; one that does not answer
-    within `ClientTimeouts.answer` seconds raises `NoJson`.  *plain* speaks text from the start and
-    sends no hello.  The *password* is sent to a server that requires one.  Raises `Refused` if
-    the server refuses the name or room, or requires a password and was sent none, or a wrong one.
-    In JSON the last *replay* messages of the room are the first events.
+    Requests JSON, a *name* and a *room*; the block begins when the server has answered.  If the
+    server answers in text, the chat uses the text protocol, without name and room; if it does not
+    answer within `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the
+    text protocol from the start and sends no hello.  The *password* is sent only to a server that
+    requires one.  Raises `Refused` if the server refuses the name or room, or if the required
+    password is missing or wrong.  In JSON the last *replay* messages of the room are the first
+    events.
 
-    *redial* returns another stream to the same server, which is closed here, too: with it the chat
-    continues after a connection is lost, as `Chat` says.  With *wait* it also continues after one
-    that is lost before the server has answered, or has accepted the password in plain text.
+    *redial* returns a new stream to the same server, which is also closed here: with it the chat
+    reconnects, see `Chat`.  With *wait* it also reconnects if the first connection is lost before
+    the server has answered or, in the text protocol, has accepted the password.
 
-    Leaving the block finishes as `Chat.finish` does; leaving it by an exception or cancellation
-    closes at once.
+    Leaving the block calls `Chat.finish`; an exception or cancellation closes the connection
+    immediately.
     """
     options = ChatOptions(
         name=name,
@@ -210,11 +211,12 @@ async def connect(
     wait: bool = False,
     timeouts: ClientTimeouts = DEFAULT_TIMEOUTS,
 ) -> AsyncGenerator[Chat]:
-    """Connect to the server on *host* and *port*, and chat.
+    """Connect to the server at *host* and *port*, and open a chat.
 
-    For *tls* and *tls_name* see `dial`, which raises `ConnectFailed`; with *wait* it tries again
-    until the server is there.  Unless *reconnect* is false, a lost connection is followed by
-    another, with `Disconnected` and `Reconnected` among the events.  For the rest see `open_chat`.
+    For *tls* and *tls_name* see `dial`, which raises `ConnectFailed`; with *wait*, it is retried
+    until the server can be reached.  Unless *reconnect* is false, the chat reconnects when the
+    connection is lost, with `Disconnected` and `Reconnected` among the events.  For the other
+    parameters see `open_chat`.
     """
     options = ChatOptions(
         name=name,

@@ -1,8 +1,8 @@
-"""The connections of one chat: a lost one is followed by another.
+"""The connections of one chat, and reconnecting when one is lost.
 
-Owns when to reconnect and when to give up, and the events that wait for the program.  Each
-connection has a task that writes and a task that receives.  `multichat.client.session` decodes what
-is received; `multichat.client.chat` encodes what is sent, and takes the events.
+Decides when to reconnect and when to give up, and owns the queue of events for the program.  Each
+connection has a writing and a receiving task.  `multichat.client.session` decodes received lines;
+`multichat.client.chat` encodes requests and takes the events.
 """
 
 import math
@@ -32,8 +32,8 @@ from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Link", "Redial", "Retry", "backoff"]
 
-# A connection that was lost sooner is no success: else a client that is disconnected as soon as it
-# has connected would reconnect four times a second for ever.
+# A connection that is lost sooner does not reset the backoff: otherwise a client that is
+# disconnected immediately would reconnect four times a second for ever.
 _STEADY_SECONDS = 1.0
 
 # How often progress is checked within a time limit.
@@ -43,20 +43,20 @@ _CHECKS = 20
 _MAX_AFTER_SECONDS = 300.0
 
 Redial: TypeAlias = Callable[[], Awaitable[trio.abc.Stream]]
-"""Connects to the same server once more; raises `ConnectFailed`."""
+"""A function that connects to the same server again; raises `ConnectFailed`."""
 
 
 class Retry(NamedTuple):
-    """The next try to reconnect: its *number*, from 1 on, and *at* which time of trio's clock."""
+    """The next attempt to reconnect: its *number*, from 1 on, and its time on trio's clock."""
 
     number: int
     at: float
 
 
 def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> Iterator[float]:
-    """Yield the seconds to wait before each try: doubling up to a bound, and with jitter.
+    """Yield the seconds to wait before each attempt: exponential backoff with jitter.
 
-    By *random* numbers from 0 to 1, a thousand clients of one server do not return all at once.
+    *random* returns numbers from 0 to 1, so that a thousand clients do not reconnect all at once.
     """
     seconds = timeouts.first_retry
     while True:
@@ -103,14 +103,14 @@ class Link:
 
     @property
     def can_send(self) -> bool:
-        """Whether a message may still arrive: nothing has failed and `finish` was not called."""
+        """Whether sending is possible: nothing has failed, and `finish` was not called."""
         if self.failure is not None:
             return False
         return self.connection.can_send or (self.can_reconnect and not self.finished)
 
     @property
     def can_reconnect(self) -> bool:
-        """Whether a connection that is lost now is followed by another."""
+        """Whether the chat reconnects if the connection is lost now."""
         return (
             self._redial is not None
             and bool(self.session.position.session or (self._wait and not self._begun))
@@ -140,7 +140,7 @@ class Link:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Count the block among the calls that `ClientTimeouts.blocked` is for."""
+        """Apply `ClientTimeouts.blocked` to the block."""
         self._sending += 1
         try:
             yield
@@ -158,19 +158,19 @@ class Link:
                 await connection.send("\n".join(request.line for request in requests))
             elif not self.can_reconnect or self.finished:
                 raise self.lost()  # noqa: TRY301
-            else:  # they are sent first when we are connected again
+            else:  # they are sent first after the reconnect
                 await trio.lowlevel.cancel_shielded_checkpoint()
         except ConnectionLost:
             if not self.can_reconnect or self.finished:
                 outbox.withdraw(request.nonce for request in requests)
                 raise self.lost() from None
         except BaseException:
-            if connection is self.connection:  # else the next one is sending them
+            if connection is self.connection:  # otherwise the next one sends them
                 outbox.withdraw(request.nonce for request in requests)
             raise
 
     async def send_lines(self, block: str) -> None:
-        """Send lines that are not kept until they are answered; raises `ConnectionLost`."""
+        """Send lines without keeping them for a reconnect; raises `ConnectionLost`."""
         with self.sending():
             if not self.connected:
                 await self.wait_for(lambda: self.connected)
@@ -195,7 +195,7 @@ class Link:
             self.changed.notify()
 
     async def _reconnect(self) -> bool:
-        """Dial until there is a new connection; return False when we cannot reconnect any more."""
+        """Dial until there is a new connection; return False if that is no longer possible."""
         goodbye, self._reconnect_after = self._reconnect_after, None
         reason = self.connection.lost().reason if goodbye is None else goodbye.reason
         if self.connected and trio.current_time() >= self._connected_at + _STEADY_SECONDS:
@@ -224,7 +224,7 @@ class Link:
         return False
 
     async def _hold(self, connection: Connection) -> None:
-        """Hold one connection, from its hello on, until it is over."""
+        """Run one connection from its hello to its end."""
         pinging = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._transfer, connection)
@@ -283,7 +283,7 @@ class Link:
             self.goodbye = last if isinstance(last, Goodbye) else None
 
     async def _begin(self, connection: Connection) -> None:
-        """Negotiate the protocol of the first connection that gets so far."""
+        """Negotiate the protocol, on the first connection that reaches this step."""
         negotiation, timeouts = self.session.negotiation, self._timeouts
         await self._negotiate(
             connection, timeouts.password_request if negotiation.plain else timeouts.answer
@@ -321,12 +321,12 @@ class Link:
         refusals = negotiation.refusals
         room = negotiation.hello.room or ""
         if refusals and fold_name(self.session.position.room) != fold_name(room):
-            # Messages that were meant for a room are said nowhere else.
+            # Messages that were meant for a room must not be published elsewhere.
             raise Refused(refusals[0].code, refusals[0].text)
-        self.events.put(list(refusals))  # our name was taken meanwhile
+        self.events.put(list(refusals))  # our name has been taken meanwhile
         self._note_connected()
         if lines := self.session.outbox.resend():
-            with suppress(ConnectionLost):  # then the next connection sends them
+            with suppress(ConnectionLost):  # the next connection sends them
                 await connection.send("\n".join(lines))
 
     async def _negotiate(self, connection: Connection, answer_seconds: float) -> None:
@@ -355,7 +355,7 @@ class Link:
         self.connected, self._connected_at, self.retry = True, trio.current_time(), None
         if self.session.welcome is not None:
             self.connection.allow_waits(self.session.welcome.limits.wait)
-        else:  # a text connection cannot be followed by another
+        else:  # in the text protocol we cannot reconnect
             self.connection.stuck_seconds = self._timeouts.progress
         self.changed.notify()
 
@@ -416,19 +416,19 @@ class Link:
             raise self.failure or self.lost()
 
     async def finish(self, end_line: str = TEXT.encode_request(Quit())) -> None:
-        """Have everything sent and acknowledged, then end the input; wait for the server's end.
+        """Wait until everything is acknowledged, send EOF, and wait for the server's EOF.
 
-        In text *end_line* asks for that where a stream has no end of input of its own.  See
+        In the text protocol *end_line* is sent instead if the stream cannot be half-closed.  See
         `multichat.client.chat.Chat.finish`.
         """
         self.finished = True
-        self.changed.notify()  # there may be no reason to reconnect any more
+        self.changed.notify()  # reconnecting may have become pointless
         self.check_admitted()
         try:
             await self._finish(end_line)
         except ConnectionLost:
             if self.session.codec is JSON and not self.session.outbox:
-                return  # all was acknowledged, and how it ended does not matter
+                return  # everything was acknowledged, so the way in which it ended does not matter
             self.loss_reported = True
             self.check_admitted()  # a refusal may have come only now
             raise
@@ -461,7 +461,7 @@ class Link:
         return self.connected and self.connection is not connection
 
     async def close(self) -> None:
-        """End it at once; send a `quit`, which ends the session, if that needs no waiting."""
+        """Close immediately; send a `quit`, which ends the session, if that needs no waiting."""
         if self.session.codec is JSON and self.connected and not self.connection.waiting_bytes:
             self.connection.try_send(JSON.encode_request(Quit()))
         self._tasks.cancel(reason="the chat was closed")
@@ -469,11 +469,12 @@ class Link:
 
 
 class _Progress:
-    """How much of what we sent has arrived.
+    """Measures how much of the sent data has arrived.
 
-    In JSON that is how many requests were answered, and how many bytes the server has received
-    since the last answer: receiving the same bytes again on the next connection is no progress.  In
-    text it is how many bytes the server has received and, once it has all, also how many it sends.
+    In JSON that is the number of answered requests, and of bytes that the server has received since
+    the last answer: receiving the same bytes again on the next connection is not progress.  In the
+    text protocol it is the number of bytes that the server has received and, once it has all, also
+    of those that it has sent.
     """
 
     def __init__(self) -> None:

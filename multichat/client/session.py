@@ -1,6 +1,6 @@
-"""A client's session with a server, whatever connections it takes: lines in, events out.  Pure.
+"""A client's session across its connections: lines in, events out.  Pure.
 
-Owns who and where we are, which requests are unanswered, and which events the program receives.
+Owns our identity and room, the unanswered requests, and the selection of events for the program.
 Invariants:
 
 1. A JSON request stays in the outbox until it is answered.  A new connection begins with all of
@@ -75,7 +75,7 @@ class ClientSession:
 
     @property
     def codec(self) -> Codec:
-        """The protocol that is spoken; JSON for good once the server has welcomed us."""
+        """The current protocol; always JSON once there was a welcome."""
         return TEXT if self.welcome is None else JSON
 
     def reconnect(self) -> None:
@@ -92,8 +92,8 @@ class ClientSession:
     def encode(self, request: WireRequest) -> Pending:
         """Give a request its nonce, and a message the room that it is meant for.
 
-        So a message is said nowhere else: not in the old room when a join is refused, and not in
-        the room where another connection ends up.
+        So a message cannot be published elsewhere: not in the old room if a join is refused, nor in
+        another room after a reconnect.
         """
         if isinstance(request, Say | Act) and request.room is None:
             room = self.outbox.next_room(self.position.room)
@@ -101,7 +101,7 @@ class ClientSession:
         return self.outbox.encode(request)
 
     def encode_unanswered(self, request: Ping | Quit) -> str:
-        """Return the line for a request whose answer the program does not receive."""
+        """Return the line of a request whose response is dropped."""
         pending = self.outbox.encode(request)
         self._unwanted.add(pending.nonce)
         return pending.line
@@ -164,7 +164,7 @@ class ClientSession:
         return [answer for answer in answers if answer is not None]
 
     def _apply(self, event: Event) -> Event | None:
-        """Update the state by an event; return what the program receives of it."""
+        """Update the state by an event; return the event for the program, if any."""
         pending = self.outbox.settle(event.nonce)
         self.answered += pending is not None
         match event:

@@ -11,9 +11,9 @@ SPEAKING_TEXT = "The server does not answer in JSON: speaking plain text"
 
 
 def describe_event(event: Event) -> list[str]:
-    """Return the lines that say what happened, to the connection or in the chat.
+    """Return the lines that describe an event of the chat or the connection.
 
-    None for a try to reconnect that has failed: see `describe_retry`.
+    No lines for a failed attempt to reconnect: see `describe_retry`.
     """
     match event:
         case Disconnected(reason=reason, failures=failures):
@@ -23,13 +23,13 @@ def describe_event(event: Event) -> list[str]:
         case Reconnected(again=again):
             lines = ["Connected again, in a new session: the server has forgotten us"]
             if again:
-                lines.append("What was not accepted is sent again, and may be said twice")
+                lines.append("Unaccepted messages are sent again, and may be published twice")
             return lines
     return TEXT.describe(event)
 
 
 def describe_retry(number: int, seconds: float) -> str:
-    """Return which try is next, and in how many *seconds*; with none left it is under way."""
+    """Describe the next attempt to reconnect, in *seconds*; 0 for the current attempt."""
     last, last_two = number % 10, number % 100
     suffix = "th" if last_two in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(last, "th")
     when = f", next in {math.ceil(seconds)} s" if seconds > 0 else ""

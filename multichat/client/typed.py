@@ -1,6 +1,6 @@
-"""Typed lines: what a person, or a pipe, asks for with each line.  Pure.
+"""Parses typed lines, from a person or a pipe, to requests and local commands.  Pure.
 
-Every front end parses what is typed here, once: into requests, and commands of the client itself.
+Every front end parses its input here, once.
 """
 
 from collections.abc import Collection
@@ -15,21 +15,21 @@ __all__ = ["LocalCommand", "Typed", "parse_typed"]
 
 
 class LocalCommand(NamedTuple):
-    """A command that the client carries out itself: its *name*, and the *argument* behind it."""
+    """A command that the client runs itself: its *name* and its *argument*."""
 
     name: str
     argument: str
 
 
 TypedRequest: TypeAlias = Request | LocalCommand
-"""What a typed line asks for."""
+"""The request, or the local command, of a typed line."""
 
 
 class Typed(NamedTuple):
-    """*lines* as they were typed, with LF between them, and the *request* that they are.
+    """*lines* as they were typed, with LF between them, and the *request* that they make.
 
-    Only a `SayBlock` has several lines.  Without a request the line looks like a command and is
-    none, and is not sent.
+    Only a `SayBlock` has several lines.  Without a request the line only looks like a command, and
+    is not sent.
     """
 
     lines: str
@@ -57,8 +57,8 @@ class Typed(NamedTuple):
 def parse_typed(block: str, local: Collection[str] = (), *, piped: bool = False) -> list[Typed]:
     """Parse a block of lines, as `multichat.protocol.framing` returns them.
 
-    *local* are the names of the commands that the front end carries out itself.  In a *piped* block
-    an unknown command, such as a path, is a message, and a disguised command is not sent.
+    *local* are the names of the commands that the front end runs itself.  In a *piped* block an
+    unknown command, such as a path, is a message, and a disguised command is not sent.
     """
     if not may_be_disguised(block):
         return [Typed(block, SayBlock(block))]

@@ -1,1 +1,1 @@
-"""Where the messages of rooms are kept: the interface, and journals in memory and in SQLite."""
+"""Storage of messages and sessions: the interface, and journals in memory and in SQLite."""

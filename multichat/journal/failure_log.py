@@ -1,4 +1,4 @@
-"""Logs what a journal cannot keep or read, without a line for each message."""
+"""Logs failures of a journal, without a line for each message."""
 
 import math
 from collections.abc import Hashable
@@ -8,21 +8,21 @@ from multichat.log import Log
 
 __all__ = ["FailureLog"]
 
-# How many kinds of failures are remembered.
+# The most kinds of failures that are remembered.
 _MAX_KINDS = 100
 
 
 class FailureLog:
-    """Logs one failure of each kind in *seconds*."""
+    """Logs at most one failure of each kind in *seconds*."""
 
     def __init__(self, log: Log, seconds: float) -> None:
         self._log, self._seconds = log, seconds
-        self._logged: dict[Hashable, float] = {}  # when, by the clock of the loop
+        self._logged: dict[Hashable, float] = {}  # when, on the event loop's clock
 
     def note(self, text: str, now: float, kind: Hashable = None) -> None:
-        """Log *text*, unless one of its *kind* was logged a short while ago.
+        """Log *text*, unless one of its *kind* was logged within the last *seconds*.
 
-        Without a *kind*, the same text is one.
+        Without a *kind*, texts that are equal are of one kind.
         """
         kind = text if kind is None else kind
         if now - self._logged.get(kind, -math.inf) < self._seconds:
@@ -33,6 +33,6 @@ class FailureLog:
         self._log.line("STATE", text, ERROR)
 
     def note_once(self, text: str) -> None:
-        """Log *text* the first time: it is about damage, which stays until the file is repaired."""
+        """Log *text* only once: for damage, which stays until the file is repaired."""
         if text not in self._logged:
             self.note(text, math.inf)

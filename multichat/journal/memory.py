@@ -1,8 +1,7 @@
-"""The journal in memory: what was said last, for those who were away for a moment.
+"""The journal in memory: keeps the latest messages of each room.
 
-Nothing is done per message: a run is kept as it came, beside those before it.  What is kept is
-bounded for each room and for all of them; the room in which nothing was said for longest is the
-first to lose what it had.
+Nothing is done per message: blocks are stored as they are.  Memory is bounded for each room and for
+all rooms together; above that, the room without a message for longest loses its messages first.
 """
 
 import math
@@ -31,24 +30,23 @@ from multichat.protocol.messages import Nonce, SaidBlock
 
 __all__ = ["MemoryJournal"]
 
-# A day of a lively room, or a thousand pasted stack traces.
+# A day of a busy room, or a thousand pasted stack traces.
 MAX_ROOM_BYTES = 16 * 1024 * 1024
 
-# An eighth of a small machine.
+# An eighth of a small machine's memory.
 MAX_BYTES = 256 * 1024 * 1024
 
-# What a run costs beside its text: its values and their places.  A room costs about as much as
-# that, too.
+# The memory of a block besides its text.  An empty room takes about as much.
 _BLOCK_BYTES = 300
 
 
 class MemoryJournal(Journal):
-    """Keeps the last messages of each room until the server ends, bounded by bytes.
+    """Stores the latest messages of each room until the server ends, bounded by bytes.
 
-    At most *max_room_bytes* of a room and *max_bytes* of all, and if it is given, *max_messages* of
-    a room.
+    Stores at most *max_room_bytes*, and *max_messages* if given, of each room, and *max_bytes* in
+    all.
 
-    Sessions and nonces are the server's own business: it forgets them when this does.
+    Does not store sessions and nonces: the server has them in memory as well.
     """
 
     def __init__(
@@ -62,19 +60,19 @@ class MemoryJournal(Journal):
         self._max_bytes = max_bytes
         self._bytes = 0
         self._last_epoch = 0
-        # Of those in which something was said; the one in which it was last is the last.
+        # Rooms with messages; the room of the latest message is last.
         self._rooms: OrderedDict[str, _MemoryRoom] = OrderedDict()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Say that it is open, and wait to be cancelled."""
+        """Report that it has started, and wait until cancelled."""
         task_status.started()
         await trio.sleep_forever()
 
     def room(self, name: str) -> RoomJournal:
-        """Return the part of that room, which is a new one if nothing of it is left."""
+        """Return the journal of that room; a new one if none of its messages are left."""
         room = self._rooms.get(name)
         if room is None:
-            # A time, so that ids still rise when a room, or a server, begins anew.
+            # The epoch is a time, so that ids also rise across a new room or server.
             self._last_epoch = max(
                 self._last_epoch + 1, min(int(time.time() * 1000), MAX_TIME_EPOCH)
             )
@@ -82,7 +80,7 @@ class MemoryJournal(Journal):
         return room
 
     def touched(self, room: "_MemoryRoom", more_bytes: int) -> None:
-        """Note that *room* has so many bytes more, or fewer, and that something was said in it."""
+        """Record that *room* has changed by *more_bytes*, and has the latest message."""
         self._bytes += more_bytes
         rooms = self._rooms
         if room.name not in rooms:
@@ -94,7 +92,7 @@ class MemoryJournal(Journal):
             self._bytes -= oldest.clear() + _BLOCK_BYTES
 
     async def reserve_client_numbers(self, clients_ever: int) -> None:
-        """Do nothing: numbers begin anew."""
+        """Do nothing: numbers start from 1 with each server."""
 
     def save_session(self, record: SessionRecord, *, connected: bool) -> None:
         """Do nothing."""
@@ -139,7 +137,7 @@ class _MemoryRoom(RoomJournal):
         return None
 
     def clear(self) -> int:
-        """Forget all messages; return how many bytes they were."""
+        """Drop all messages; return how many bytes they took."""
         cleared, self._bytes = self._bytes, 0
         self._runs.clear()
         self.first = self.next

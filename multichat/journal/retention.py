@@ -1,7 +1,7 @@
-"""What a journal keeps, and what it needs to know before it deletes a message for its age.  Pure.
+"""Retention: the limits on stored messages, and when the wall clock is trusted.  Pure.
 
-A wall clock may be wrong: before a machine has asked the network for the time, after a dead
-battery, or because somebody set it.  One reading of it deletes nothing.
+The wall clock may be wrong: before the first synchronization, after a battery failure, or because
+somebody has set it.  So a single reading never deletes anything.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ __all__ = ["MIN_BYTES", "Deleted", "Retention", "SteadyClock", "SteadyTime", "fo
 # The tables alone take 60 KiB.
 MIN_BYTES = 1024 * 1024
 
-# What is kept free on the disk, at most.  Four steps fit in it: see `Retention.step_bytes`.
+# The maximum size of the reserve on the disk.  Four steps fit in it: see `Retention.step_bytes`.
 _RESERVE_BYTES = 8 * 1024 * 1024
 
-# What the wall clock may gain or lose and still be called steady: hours of correction by NTP.
+# The drift at which the wall clock still counts as steady: hours of correction by NTP.
 _MAX_DRIFT_SECONDS = 60.0
 
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
@@ -23,11 +23,11 @@ _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What is kept: nothing older, no more of a room, no more in all; None is no limit.
+    """The limits on stored messages: age, number in each room, bytes; None for no limit.
 
-    What goes is whole runs, the oldest first, some seconds after it may: a room may have more than
-    *max_messages* by what was said in one piece.  *max_bytes* is of what is in use of the file
-    itself; its WAL is beside it.  Raises `ValueError` for a value that makes no sense.
+    Whole blocks are deleted, the oldest first, within some seconds; a room may exceed
+    *max_messages* by the rest of a block.  *max_bytes* limits the used part of the file itself,
+    without its WAL.  Raises `ValueError` for an invalid value.
     """
 
     max_age_seconds: float | None = None
@@ -36,16 +36,16 @@ class Retention:
 
     @property
     def reserve_bytes(self) -> int:
-        """What is kept free on the disk so that it can be deleted from when it is full."""
+        """The size of the reserve, which makes deletion possible on a full disk."""
         if (self.max_age_seconds, self.max_messages, self.max_bytes) == (None, None, None):
-            return 0  # nothing is ever deleted
+            return 0  # without retention nothing is deleted
         return 4 * self.step_bytes
 
     @property
     def step_bytes(self) -> int:
-        """What one transaction writes, or deletes, about; two are in the WAL before a checkpoint.
+        """The approximate size of one transaction; two are in the WAL before a checkpoint.
 
-        So all that is in the WAL, and one step more, fits in the reserve.
+        So the WAL and one more step fit in the reserve.
         """
         return min(_RESERVE_BYTES, self.max_bytes or _RESERVE_BYTES) // 4
 
@@ -60,10 +60,10 @@ class Retention:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SteadyTime:
-    """The time by the *wall* clock, in seconds since 1970, and how far it can be trusted.
+    """The *wall* clock's time, in seconds since 1970, and how far it can be trusted.
 
-    In *wait* seconds, if it stays steady, messages may be deleted by it; *run* is for how long this
-    journal has been open: nothing that was said in it is older than that.
+    After *wait* more seconds, if it stays steady, messages may be deleted by age.  *run* is how
+    long this journal has been open: messages that it stored itself are not older than that.
     """
 
     wall: float
@@ -72,23 +72,22 @@ class SteadyTime:
 
 
 class SteadyClock:
-    """Compares the wall clock with one that cannot be set; both are read by the caller.
+    """Compares the wall clock with a monotonic one; the caller reads both.
 
-    It is trusted when it has been steady for *seconds*; whatever it says is, until then, one
-    reading, also at the start.
+    The wall clock is trusted when it has been steady for *seconds*, also after the start.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._run = self._steady = 0.0
         self._previous: float | None = None
-        self._offset = 0.0  # between the two clocks, since the wall clock was last set
+        self._offset = 0.0  # the wall clock minus the monotonic one, since it was last set
 
     def observe(self, wall: float, monotonic: float) -> SteadyTime:
-        """Return what is known at this moment; to be called every few seconds."""
+        """Return the current time and how far it can be trusted; call it every few seconds."""
         if self._previous is None:
             self._previous, self._offset = monotonic, wall - monotonic
-        # If both clocks jump, as in a program that is given false ones, only a moment has passed.
+        # If both clocks jump, as with simulated ones, count only a moment.
         passed = min(monotonic - self._previous, _MAX_DRIFT_SECONDS)
         self._run += passed
         self._steady += passed
@@ -105,7 +104,7 @@ class Deleted:
         self.counts: dict[tuple[str, str], tuple[int, set[int]]] = {}
 
     def __bool__(self) -> bool:
-        """Return whether anything was."""
+        """Return whether anything was deleted."""
         return bool(self.counts)
 
     def add(
@@ -116,7 +115,7 @@ class Deleted:
         self.counts[reason, noun] = known + count, of.union(rooms)
 
     def update(self, other: "Deleted") -> None:
-        """Count what *other* counts."""
+        """Add the counts of *other*."""
         for (reason, noun), (count, rooms) in other.counts.items():
             self.add(reason, count, rooms, noun=noun)
 

@@ -78,7 +78,7 @@ async def test_connect_comes_back_and_says_so_in_a_line_each(
             assert await client.wait() == 0
             await server.wait_for("Client 1 disconnected")
         assert client.err == ""
-    assert "may be said twice" not in client.out  # it had not been sent before
+    assert "may be published twice" not in client.out  # it had not been sent before
     assert len(re.findall(LOST, client.out)) == 1
     states = [line for line in client.lines if "[STATE]" in line]
     assert not [line for line in states if "refused" in line]  # no line for each try

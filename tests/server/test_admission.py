@@ -44,12 +44,12 @@ ACCEPTED = "[Server] password accepted"
 
 @pytest.fixture
 def log(log: LogRecorder) -> Iterator[LogRecorder]:
-    """The log at its most talkative, which holds no password and no try at one in the end."""
+    """Record the log at level DEBUG; at the end it must contain no password, right or wrong."""
     logging.getLogger("multichat").setLevel(logging.DEBUG)
     yield log
     for line in log.lines:
         assert SECRET not in line
-        assert "mellon" not in line  # what is tried here
+        assert "mellon" not in line  # the wrong password
         assert "/auth" not in line.removesuffix("/auth PASSWORD")
 
 
@@ -84,7 +84,7 @@ async def test_a_client_with_the_password_is_admitted(log: LogRecorder) -> None:
         assert await b.line() == ACCEPTED
         await b.send("hello")
         assert await a.line() == "[Client 2] hello"
-        await b.send(f"/auth {SECRET}")  # once more, where nobody asks
+        await b.send(f"/auth {SECRET}")  # again, without a prompt
         assert await b.line() == "[Server] no password is required"
     assert [line for line in log.lines if "connected" in line][:2] == [
         "[INFO] [server] [STATE] Client 1 connected",
@@ -113,7 +113,7 @@ async def test_before_the_password_nothing_works_and_nothing_is_announced(
             "/rooms",
             "/msg 1 psst",
             "/join den",
-            "/auth",  # and no word behind it
+            "/auth",  # without a password
             "/authenticate mellon",
             "//auth mellon",
             "/quit",
@@ -128,7 +128,7 @@ async def test_before_the_password_nothing_works_and_nothing_is_announced(
         assert await stranger.lines(2) == [ACCEPTED, "[Server] 3 in lobby:"]
         assert await text.line() == "[Server] Client 3 joined"
         told = [await program.line()]
-        if '"client":1' in told[0]:  # who had come just before
+        if '"client":1' in told[0]:  # a client that had joined just before
             told.append(await program.line())
         assert told[-1] == '{"type":"joined","client":3,"name":"Client 3","members":3}'
 
@@ -153,7 +153,7 @@ async def test_three_wrong_passwords_end_the_connection(
 async def test_the_time_for_the_password_is_limited_whatever_is_sent(
     said: str, seconds: float, log: LogRecorder, autojump_clock: MockClock
 ) -> None:
-    """For listening: that a wrong one is answered late is not the client's time."""
+    """Only waiting for input counts; the delay after a wrong password does not."""
     async with memory_server(asking(auth_seconds=4.0)) as network:
         client = await knock(network)
         started = trio.current_time()
@@ -191,7 +191,7 @@ async def test_the_number_of_lines_before_the_password_is_limited(log: LogRecord
 
 @pytest.mark.parametrize("said", ["\n", "\r\n", "x", "\x00", "\xff", "\xff\xf1"])
 async def test_only_8_kib_are_read_before_the_password(said: str, log: LogRecorder) -> None:
-    """Empty lines, a line without an end, telnet: whatever is no line to be answered."""
+    """Empty lines, an endless line, telnet commands: any input without lines to answer."""
     async with memory_server(asking()) as network:
         client = await knock(network)
         data = (said.encode("latin-1") * MAX_BYTES)[: MAX_BYTES - 1]
@@ -303,7 +303,7 @@ PASSWORDS = [
 
 @pytest.mark.parametrize("password", PASSWORDS, ids=range(len(PASSWORDS)))
 async def test_any_line_of_text_is_a_password(password: str, autojump_clock: MockClock) -> None:
-    """Whatever the filter makes of it, it is the same that it makes of what is typed."""
+    """The filter changes the configured and the typed password in the same way."""
     async with memory_server(ServerConfig(password=password)) as network:
         client = await knock(network)
         await client.send(f"/auth {password}")
@@ -326,7 +326,7 @@ def test_invalid_passwords_are_refused(password: str) -> None:
 
 def test_a_password_that_cannot_be_typed_is_refused() -> None:
     with pytest.raises(ValueError, match="password"):
-        ServerConfig(password="\u202e\u2066")  # every `/auth ` would be right
+        ServerConfig(password="\u202e\u2066")  # cleaned, it is empty
 
 
 def test_the_password_is_not_shown_with_the_configuration() -> None:
@@ -344,7 +344,7 @@ def test_auth_lines_are_recognized() -> None:
         assert parse_password(line) is None
 
 
-# --- Strangers -----------------------------------------------------------------------------------
+# --- Other protocols -----------------------------------------------------------------------------
 
 
 async def test_a_browser_is_answered_before_the_password(log: LogRecorder) -> None:
@@ -354,7 +354,7 @@ async def test_a_browser_is_answered_before_the_password(log: LogRecorder) -> No
         answer = await client.rest()
         assert answer[0] == "HTTP/1.0 400 Bad Request\r"
         assert "not a web server" in answer[-1]
-        # Later it would be a line as any other.
+        # Later it would be an ordinary line.
         client = await knock(network)
         await client.send("hello", "GET / HTTP/1.1", f"/auth {SECRET}")
         assert await client.lines(3) == [ASKED, ASKED, ACCEPTED]
@@ -373,11 +373,11 @@ async def test_a_tls_hello_before_the_password_is_logged(log: LogRecorder) -> No
     assert log.lines == [f"[INFO] [server] [STATE] {refused}"]
 
 
-# --- Wrong ones, and whoever tries many ----------------------------------------------------------
+# --- Wrong passwords -----------------------------------------------------------------------------
 
 
 class Network:
-    """A server whose clients come from the addresses that a test says."""
+    """A server in memory whose clients have addresses chosen by the test."""
 
     def __init__(self, network: MemoryServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self._network = network
@@ -405,10 +405,10 @@ async def test_each_wrong_password_makes_its_address_wait_longer(
         door = Network(network, monkeypatch)
         took = [await door.seconds_of_a_try(f"203.0.113.7:{port}") for port in range(7)]
         assert took == pytest.approx([0, 0.5, 1, 2, 4, 8, 8])
-        # Nobody else waits for that, and who knows the password waits as the others there do.
+        # Other addresses do not wait; a right password from the same address does.
         assert await door.seconds_of_a_try("203.0.113.8:1", SECRET) == 0
         assert await door.seconds_of_a_try("203.0.113.7:1", SECRET) == pytest.approx(8)
-        assert await door.seconds_of_a_try("203.0.113.7:1") == 0  # it was forgiven
+        assert await door.seconds_of_a_try("203.0.113.7:1") == 0  # forgotten
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0.5
         await trio.sleep(ServerTimeouts().forget_attempts + 10)
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0
@@ -428,13 +428,13 @@ async def test_an_ipv6_64_counts_as_one_address_for_passwords(
             assert await door.seconds_of_a_try(address) == pytest.approx(seconds)
         assert await door.seconds_of_a_try("[2001:db8:0:8::1]:1") == 0
         assert await door.seconds_of_a_try("203.0.113.7:1") == 0
-        assert await door.seconds_of_a_try("[::ffff:203.0.113.7]:1") == 0.5  # is the same
+        assert await door.seconds_of_a_try("[::ffff:203.0.113.7]:1") == 0.5  # the same address
 
 
 async def test_many_attempts_from_one_address_take_turns_and_are_rejected(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, log: LogRecorder
 ) -> None:
-    """Else a hundred connections would try a hundred passwords in the time of one."""
+    """Otherwise a hundred connections could try a hundred passwords in the time of one."""
     async with memory_server(asking()) as network:
         door = Network(network, monkeypatch)
         for _ in range(4):
@@ -457,7 +457,7 @@ async def test_many_attempts_from_one_address_take_turns_and_are_rejected(
 
 
 class Crowd:
-    """Clients of a server in memory, each from an address of its own."""
+    """Clients of a server in memory, each with a different address."""
 
     def __init__(self, network: MemoryServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self._network = network
@@ -476,7 +476,7 @@ class Crowd:
             yield ScriptedClient(theirs)
 
     async def try_(self, password: str, address: str = "") -> str:
-        """Try *password*; return what comes of it."""
+        """Try *password*; return the result."""
         async with self.client(address) as client:
             assert await client.line() == ASKED
             await client.send(f"/auth {password}")
@@ -487,7 +487,7 @@ class Crowd:
 async def test_guesses_from_many_addresses_are_limited_and_lock_nobody_out(
     attackers: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    """*attackers* try without a pause, each time from another address."""
+    """*attackers* try without pausing, each time from another address."""
     async with memory_server(asking()) as network, trio.open_nursery() as nursery:
         crowd = Crowd(network, monkeypatch)
         assert await crowd.try_(SECRET, "203.0.113.7:1") == ACCEPTED
@@ -529,12 +529,12 @@ async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.Monke
         await client.send("/auth x", f"/auth {SECRET}")
         assert await client.lines(2) == [WRONG, ACCEPTED]
     assert len(compared) == 2
-    # Of one length, and neither is what was said.
+    # Digests of equal length, not the passwords.
     assert {len(each) for pair in compared for each in pair} == {32}
     assert [a == b for a, b in compared] == [False, True]
 
 
-# --- How many ------------------------------------------------------------------------------------
+# --- Limits of connections -----------------------------------------------------------------------
 
 
 async def test_pending_connections_lock_nobody_out(
@@ -557,7 +557,7 @@ async def test_pending_connections_lock_nobody_out(
 
 
 class Door:
-    """Connections that wait for admission until they are closed for others."""
+    """Connections that wait for admission until their slots are needed."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.admission = Admission(ServerConfig())
@@ -616,7 +616,7 @@ async def test_rejected_connections_from_many_addresses_take_no_place_of_another
     async with trio.open_nursery() as nursery:
         door = Door(nursery)
         await door.wait(*others)
-        for ours, _ in streams:  # nobody reads the goodbye
+        for ours, _ in streams:  # the goodbyes are not read
             nursery.start_soon(door.admission.reject, ours, b"goodbye\n")
         await wait_all_tasks_blocked()
         assert len(door.admission.pending) == MANY
@@ -634,7 +634,7 @@ async def test_a_server_that_fills_up_meanwhile_says_so(log: LogRecorder) -> Non
         assert await a.line() == ACCEPTED
         await b.send(f"/auth {SECRET}")
         assert await b.rest() == [ACCEPTED, full]
-        assert await (await network.join()).rest() == [full]  # before it is asked for anything
+        assert await (await network.join()).rest() == [full]  # before the password prompt
 
 
 TOO_MANY = "[Server] goodbye: too many clients from your address (at most 2)"
@@ -664,7 +664,7 @@ async def test_clients_per_address_are_limited(log: LogRecorder) -> None:
             first = await arrive()
             await arrive()
             await until_there(2)
-            for _ in range(5):  # who was refused takes nobody's place
+            for _ in range(5):  # refused clients take no slot
                 refused = await arrive()
                 assert await refused.rest() == [TOO_MANY]
                 await refused.stream.aclose()
@@ -701,11 +701,11 @@ async def test_an_ipv6_64_counts_as_one_address_for_the_client_limit(
         assert await arrive("[2001:db8::dead:beef]:1") == [TOO_MANY]
         assert await arrive("[2001:db8:0:1::1]:1") == pong
         for _ in range(3):
-            assert await arrive("") == pong  # a Unix socket: nobody knows who it is
+            assert await arrive("") == pong  # a Unix socket has no address
         admission = network.server._admission
         await wait_all_tasks_blocked()
         assert sorted(admission._connections.values()) == [1, 2]
-    assert not admission._connections  # nothing is left of those who are gone
+    assert not admission._connections  # closed connections leave nothing
 
 
 @pytest.mark.parametrize(
@@ -725,7 +725,7 @@ async def test_an_ipv6_64_counts_as_one_address_for_the_client_limit(
 def test_the_default_limit_of_clients_per_address(
     limit: int | None, address: str, admitted: int
 ) -> None:
-    """Of 200: by default `MAX_CLIENTS_PER_ADDRESS`, but any number from this machine."""
+    """Of 200 clients, `MAX_CLIENTS_PER_ADDRESS` are admitted, but all from this machine."""
     admission = Admission(ServerConfig(max_clients_per_address=limit))
     origin = Origin.of(address, None if address else 7)
     refusals = [admission.add_connection(origin) for _ in range(200)]
@@ -736,7 +736,7 @@ def test_the_default_limit_of_clients_per_address(
 
 
 def test_connections_are_bounded_by_memory() -> None:
-    """Eight a MiB, or 128 if that is more, whatever they come from."""
+    """Eight per MiB, but at least 128, from any addresses."""
     for mebibytes, most in ((1, 128), (64, 512)):
         admission = Admission(ServerConfig(memory_bytes=mebibytes * 2**20))
         refusals = [admission.add_connection(None) for _ in range(most + 1)]
@@ -796,7 +796,7 @@ async def test_pending_connections_count_for_the_limit_per_address(
         assert await third.line() == ACCEPTED
 
 
-# --- What an operator is told --------------------------------------------------------------------
+# --- Warnings ------------------------------------------------------------------------------------
 
 WARNING = (
     "[INFO] [server] [start] Listening beyond this machine with neither TLS nor a password: "
@@ -850,5 +850,5 @@ async def test_an_open_server_logs_a_warning(
         running = await nursery.start(run)
         running.shutdown()
     assert (WARNING in log.lines) == (reachable and password is None and not tls)
-    if WARNING in log.lines:  # with the other lines of the start, before anybody can connect
+    if WARNING in log.lines:  # with the other start lines, before the first connection
         assert log.lines[2] == WARNING

@@ -1,4 +1,4 @@
-"""`authenticate` and `on_join`: the program decides who may join, and is told who joined."""
+"""`authenticate` and `on_join`: a program's own admission and join callbacks."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -297,7 +297,7 @@ async def test_a_join_function_that_fails_or_hangs_delays_nobody(
 
 @pytest.mark.process
 async def test_on_join_can_greet_a_client() -> None:
-    """With real sockets."""
+    """On real sockets."""
 
     async def greet(member: MemberInfo) -> None:
         await server.tell(member.client, f"welcome to {member.room}, {member.name}")

@@ -343,7 +343,7 @@ def test_a_ban_of_a_name_covers_the_names_that_look_like_it() -> None:
     bans.add(other, NOW)
     bans.remove("name alice")
     assert bans.find_name("alice", NOW) is other
-    bans.add(Ban(target="AIICE", until=NOW + 1), NOW)  # in place of the other: it looks different
+    bans.add(Ban(target="AIICE", until=NOW + 1), NOW)  # replaces aIice
     assert bans.find_name("alice", NOW) is None
     bans.remove("name aiice")
     assert bans.find_name("AIICE", NOW) is None

@@ -14,13 +14,13 @@ pytestmark = pytest.mark.process
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# Far more than the sockets and a send queue hold, in messages and in bytes, as fast as it is taken.
+# Far more than the sockets and a send queue can hold, in messages and bytes, sent without pauses.
 FLOOD = 10_000
 PADDING = "x" * 1000
 
 
 async def echoed(stream: trio.SocketStream, count: int, start: str) -> list[str]:
-    """What comes back, until all has."""
+    """Receive echoes until all have arrived."""
     received = bytearray()
     with trio.fail_after(120):
         while count > 0:

@@ -1,7 +1,6 @@
-"""Clients that resume damaged sessions or nonces: real processes.
+"""Clients that resume damaged sessions or nonces, in real processes.
 
-Each gets a new session and chats on; none tries for ever, and none is left without an
-answer.
+Each gets a new session and continues; none retries for ever, and none is left without an answer.
 """
 
 import json
@@ -40,7 +39,7 @@ async def end(server: ServerCommand) -> None:
 
 
 async def say(client: ScriptedClient, text: str, nonce: int) -> dict[str, object]:
-    """Say it; return the answer."""
+    """Send it; return the answer."""
     await client.send(json.dumps({"type": "say", "text": text, "nonce": nonce}))
     while (event := json.loads(await client.line())).get("nonce") != nonce:
         pass
@@ -62,7 +61,7 @@ async def test_a_program_is_welcomed_and_can_talk(table: str, port: int, tmp_pat
             await client.send("/json " + json.dumps({"session": token}))
             welcome = json.loads(await client.line())
             assert (welcome["type"], welcome["resumed"]) == ("welcome", False)
-            for nonce in (1, 2):  # the server knows none of its nonces
+            for nonce in (1, 2):  # the server has none of its nonces
                 assert (await say(client, "after", nonce))["type"] == "accepted"
             await end(server)
 

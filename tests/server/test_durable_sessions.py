@@ -1,6 +1,6 @@
 """Sessions survive restarts and kills: room, name and nonces.
 
-Real servers with a real file, which are killed, ended, or keep few sessions in memory.
+Real servers with a real file, which are killed or stopped, or keep few sessions in memory.
 """
 
 import signal
@@ -27,7 +27,7 @@ def server(folder: Path, *options: str) -> ServerCommand:
 async def test_after_a_kill_a_client_is_in_the_room_in_which_its_message_was_accepted(
     durability: str, tmp_path: Path
 ) -> None:
-    """However soon after it came there, and took its name."""
+    """However soon it sent the message after joining and taking its name."""
     async with server(tmp_path, "--durability", durability) as one, AsyncExitStack() as stack:
         alice = await stack.enter_async_context(program(one))
         bob = await stack.enter_async_context(program(one, name="bob", room="kitchen"))

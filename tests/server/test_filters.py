@@ -1,4 +1,4 @@
-"""Filters change and drop messages, and nothing that they do hurts the chat."""
+"""Filters change and reject messages, and a faulty filter does not harm the chat."""
 
 import signal
 import subprocess
@@ -41,7 +41,7 @@ async def no_spam(message: Message) -> Message | None:
 
 async def loudly(message: Message) -> Message:
     await trio.lowlevel.checkpoint()
-    return shout(message)  # a thread and a clock that jumps do not go together
+    return shout(message)  # async, because threads do not work with the mock clock
 
 
 def broken(message: Message) -> Message:
@@ -113,7 +113,8 @@ async def test_an_async_filter_that_hangs_is_abandoned(
         return shout(message)
 
     started = trio.current_time()
-    # Its time is each message's; the one that it hangs on goes on as it was, to the next filter.
+    # The time limit is per message; the message on which it hangs passes unchanged to the next
+    # filter.
     filters = Filters([slow, no_spam], 1, Log("server"))
     results = await filters.apply([said(text) for text in ("a", "hang", "b", "c", "d")])
     assert [result and result.text for result in results] == ["A", "hang", "B", "C", "D"]
@@ -128,14 +129,14 @@ async def test_many_messages_at_once_do_not_bypass_a_filter(log: LogRecorder) ->
         time.sleep(0.05)
         return None if message.text == "bad" else message
 
-    filters = Filters([slow], 2, Log("server"))  # for each message: all of them take longer
+    filters = Filters([slow], 2, Log("server"))  # per message; all together take longer
     results = await filters.apply([said(text) for text in ["ok"] * 40 + ["bad"] * 5])
     assert [result and result.text for result in results] == ["ok"] * 40 + [None] * 5
     assert log.lines == []
 
 
 class Odd(BaseException):
-    """What nobody expects of a filter."""
+    """An unusual object as the result of a filter."""
 
     def __repr__(self) -> str:
         raise ValueError("not even that")
@@ -311,7 +312,7 @@ async def test_a_file_in_the_working_directory_does_not_shadow_a_module(
             assert server.err == ""
 
 
-# What `python -m` itself imports, from the working directory first, before anything of ours.
+# The modules that `python -m` itself imports from the working directory, before multichat.
 BEFORE_US = "import runpy, sys; print(*{name.split('.')[0] for name in sys.modules})"
 
 

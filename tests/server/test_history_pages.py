@@ -1,4 +1,4 @@
-"""Pages of the history: complete, in order, bounded, and at the cost of their content only."""
+"""Pages of history: complete, in order, bounded, and at a cost proportional to their content."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 
 class CountingRoom(DelegatingRoom):
-    """Counts how much text is read from a room of a memory journal."""
+    """Counts the text read from a room of a memory journal."""
 
     def __init__(self) -> None:
         super().__init__(MemoryJournal().room("lobby"))
@@ -37,7 +37,7 @@ class CountingRoom(DelegatingRoom):
 
 
 def made(blocks: Sequence[Sequence[str]], *, ring_bytes: int) -> tuple[CountingRoom, Ring]:
-    """Return a room's journal and its ring, with what was said there."""
+    """Return a room's journal and ring with messages."""
     journal = CountingRoom()
     ring = Ring(RingBudget(1 << 40, ring_bytes=ring_bytes), 0)
     for texts in blocks:
@@ -83,7 +83,7 @@ def test_a_page_is_the_same_whether_the_ring_or_the_journal_has_it(
 
 @pytest.mark.parametrize("in_ring", [0, 2, 3, 200])
 async def test_a_page_of_long_messages_reads_and_encodes_only_its_content(in_ring: int) -> None:
-    """Of 100 messages of 63 KB, 6.4 MB were read and encoded twice for a page of four."""
+    """Regression: for a page of four messages, 6.4 MB were read and encoded twice."""
     journal, ring = made([["x" * 63_000]] * 100, ring_bytes=in_ring * 64_000)
     page = await read_history(journal, ring, 100, 100)
     assert len(page.messages) == 4
@@ -100,7 +100,7 @@ async def test_recent_history_is_not_read_from_the_journal() -> None:
 
 
 class CountingList(list[int]):
-    """Counts how many of its items are looked at."""
+    """Counts accesses to its items."""
 
     looks = 0
 

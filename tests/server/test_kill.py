@@ -1,6 +1,6 @@
-"""A server that is killed under load again and again, and restarted on the same journal.
+"""A server that is repeatedly killed under load and restarted with the same journal.
 
-MULTICHAT_KILL_SEED says what happens, as far as that can be said; the seed is printed.
+MULTICHAT_KILL_SEED sets the seed, which determines the run as far as possible and is printed.
 """
 
 import os
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.stress
 KILLS = 20
 ROOMS, MEMBERS = 10, 5
 
-# With a start of half a second between two, about a minute.
+# With half a second for each start, about a minute.
 LIFE_SECONDS = (0.5, 3.0)
 
-# For the last to be called again, and to hear what it has missed.
+# Time for the last client to reconnect and to receive what it missed.
 SETTLE_SECONDS = 180
 
 
@@ -44,7 +44,7 @@ async def run_and_kill(
     journal: Path,
     timeout: trio.CancelScope,
 ) -> None:
-    """Run a server until it has been killed so often; the last one stays."""
+    """Run and kill servers that many times; the last one stays."""
     for kills in range(KILLS + 1):
         async with server(folder, port, journal) as one:
             await one.wait_for("Listening on")
@@ -65,7 +65,7 @@ def seed_of_kills() -> int:
 
 
 async def said_in(path: Path, room: str) -> list[str]:
-    """Return what *room* has said, as a journal has it."""
+    """Return the messages of *room* in the journal."""
     journal = SqliteJournal(path)
     async with trio.open_nursery() as nursery:
         await nursery.start(journal.run)
@@ -78,7 +78,7 @@ async def said_in(path: Path, room: str) -> list[str]:
 async def test_accepted_messages_survive_a_killed_server(tmp_path: Path) -> None:
     seed = seed_of_kills()
     path = tmp_path / "chat.db"
-    with socket.socket() as kept:  # a port that the system gives to nobody of its own accord
+    with socket.socket() as kept:  # keeps the port from being assigned to another process
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.bind((LOOPBACK, 0))
         port = kept.getsockname()[1]
@@ -118,7 +118,7 @@ def test_the_checker_detects_a_server_that_stores_nothing(tmp_path: Path) -> Non
 
 
 def checked_room() -> tuple[list[Member], list[tuple[str, str]]]:
-    """Return two members of a room who have each said two lines, and its history."""
+    """Return two members of a room that have each sent two lines, and its history."""
     rooms = Rooms(0, 1, rooms=1, writers=2, readers=1)
     a, b, _ = rooms.members
     a.said = b.said = 2

@@ -1,4 +1,4 @@
-"""The limit of logged messages of each client, and the count of the rest."""
+"""The limit on logged messages of each client, and the count of the rest."""
 
 import logging
 import re
@@ -28,12 +28,12 @@ LEFT_OUT = re.compile(
 
 
 def said(log: LogRecorder, text: str = "") -> int:
-    """How many lines of Client 1 with *text* are logged."""
+    """Return how many lines of Client 1 with *text* are logged."""
     return sum(line.startswith(f"[INFO] [server] [RX] [Client 1] {text}") for line in log.lines)
 
 
 def left_out(log: LogRecorder) -> list[int]:
-    """The counts of lines that were not logged, as the log has them."""
+    """Return the logged counts of omitted lines."""
     found = map(LEFT_OUT.fullmatch, log.lines)
     return [int(match[1].replace(",", "")) for match in found if match]
 
@@ -82,8 +82,8 @@ async def test_a_flood_that_goes_on_is_logged_at_the_rate_and_others_are_logged_
     assert len(words) == 600
     assert said(log) + sum(left_out(log)) == 600_000
     assert BURST + 50 * RATE <= said(log) <= BURST + 62 * RATE
-    assert 50 <= len(left_out(log)) <= 62  # and not one for each line that was let through
-    # All that the flood adds to the log; the other's lines stay in sight.
+    assert 50 <= len(left_out(log)) <= 62  # not one for each logged line
+    # Everything that the flood adds to the log.
     assert len(log.lines) < 2 * (BURST + 62 * RATE) + 62 + 2 * 600 + 10
 
 
@@ -130,7 +130,7 @@ async def test_new_names_and_rooms_without_end_are_counted_too(
             await client.send(*commands * 50)
             await client.lines(100)
         await trio.sleep(2)
-        assert len(log.lines) == 1 + BURST + 1  # it came, went about, and was counted
+        assert len(log.lines) == 1 + BURST + 1  # the connect, the burst, and the count
         assert left_out(log) == [BURST]
 
 
@@ -174,7 +174,7 @@ async def test_the_log_of_a_real_server_stays_readable_while_a_client_floods(
     async with serve(tmp_path, "--log-file", str(tmp_path / "log")) as server:
         async with tcp(server) as flooding, tcp(server) as other:
             await server.wait_for("Client 2 connected")
-            await flooding.send_all(b"/join den\n")  # the other one does not read
+            await flooding.send_all(b"/join den\n")  # because the other client does not read
             for number in range(10):
                 await flooding.send_all(b"a\n" * 50_000)  # 1 MB in all
                 await other.send_all(b"word %d\n" % number)
@@ -186,11 +186,11 @@ async def test_the_log_of_a_real_server_stays_readable_while_a_client_floods(
         log = (tmp_path / "log").read_text("utf-8")
         counts = [int(count.replace(",", "")) for count in re.findall(r"\.\.\. ([\d,]+) more", log)]
         assert log.count("[Client 1] a\n") + sum(counts) == 500_000
-        assert len(log) < 1_000_000  # a hundred seconds' worth: it took 68 MB before
+        assert len(log) < 1_000_000  # a hundred seconds' worth; without the limit it was 68 MB
 
 
 class Counter(Log):
-    """Counts lines, and characters of what was said."""
+    """Counts lines and characters of messages."""
 
     def __init__(self) -> None:
         super().__init__("server")
@@ -238,9 +238,7 @@ def test_each_line_is_logged_or_counted_and_the_log_stays_within_its_rate(
                 logged = sum(block.count("\n") + 1 for block in log.runs)
                 most = rate * (seconds + BURST_SECONDS) + 1e-6
                 assert logged <= most
-                long = max(
-                    0.0, 5 - rate * BURST_SECONDS
-                )  # the one line that is logged all the same
+                long = max(0.0, 5 - rate * BURST_SECONDS)  # a single line is always logged
                 assert sum(map(len, log.runs)) <= (most + len(log.runs) * (1 + long)) * 1024
                 await trio.sleep(pause)
                 seconds += pause

@@ -30,7 +30,7 @@ async def test_a_request_for_another_room_is_refused_without_effect() -> None:
         await alice.send({"type": "say", "text": "without a nonce", "room": ""})
         assert (await alice.hear("error"))["code"] == "not-in-room"
         assert (await alice.ask("history", room="KITCHEN"))["messages"] == []
-        # In one piece, to one room and the other.
+        # In one read, to both rooms.
         rooms = ["kitchen", "lobby", "lobby", None, "kitchen"]
         await alice.send(
             *(
@@ -86,7 +86,7 @@ async def test_messages_for_a_room_that_cannot_be_reentered_are_refused(
         alice = await join(network, session=alice.welcome["session"], since=accepted["id"])
         assert (alice.welcome["resumed"], alice.welcome["room"]) == (True, "lobby")
         assert (await alice.hear("error"))["code"] == "too-many-rooms"
-        # What was accepted before is; nothing else.
+        # Repeated accepted messages are accepted again; nothing else is.
         assert await alice.ask("say", text="one", nonce=1) == accepted
         for type_ in ("say", "act"):
             refusal = await alice.ask(type_, text="two")
@@ -94,10 +94,10 @@ async def test_messages_for_a_room_that_cannot_be_reentered_are_refused(
         assert (await alice.ask("history"))["code"] == "not-in-room"
         assert (await alice.ask("join", room="kitchen"))["code"] == "too-many-rooms"
         assert (await alice.ask("say", text="two"))["code"] == "not-in-room"
-        # But where it names that it may.
+        # Unless it names a room that it is in.
         assert (await alice.ask("say", text="hello lobby", room="lobby"))["type"] == "accepted"
         assert (await lobby.hear("said"))["text"] == "hello lobby"
-        # It is the room of its session still, which it enters as soon as there is a place.
+        # It is still the session's room, which it enters as soon as possible.
         await alice.reset()
         await other.reset()
         await trio.sleep(1)
@@ -175,7 +175,7 @@ async def test_a_nonce_that_is_used_for_another_message_is_refused() -> None:
 async def test_a_nonce_is_known_by_its_text_and_room_after_a_reconnect(
     restart: bool, tmp_path: Path
 ) -> None:
-    """A page that is loaded anew, or a bot that is started anew, counts from 1 again."""
+    """A reloaded page or a restarted bot counts from 1 again."""
 
     def journal() -> SqliteJournal:
         return SqliteJournal(tmp_path / "chat.db", durability=Durability.NORMAL)
@@ -205,7 +205,7 @@ async def check_again(alice: JsonClient, accepted: list[dict[str, object]]) -> N
         for changed in ({"text": "new"}, {"room": "lobby"}, {"type": "act"}):
             await alice.send({**same, **changed})
             assert (await alice.answer(n))["code"] == "nonce-reused"
-    # In one piece, known and reused and new.
+    # In one read: known, reused and new nonces.
     await alice.send(
         {"type": "say", "text": "298", "nonce": 298},
         {"type": "say", "text": "other", "nonce": 297},
@@ -221,7 +221,7 @@ async def check_again(alice: JsonClient, accepted: list[dict[str, object]]) -> N
 
 async def test_a_nonce_matches_the_text_before_filtering() -> None:
     class Counting:
-        """Changes each message in another way."""
+        """Changes each message differently."""
 
         calls = 0
 

@@ -1,4 +1,4 @@
-"""`--memory` bounds the memory of a server, whatever its clients do: measured, not computed."""
+"""`--memory` bounds the measured memory of a server, whatever its clients do."""
 
 import json
 import os
@@ -18,15 +18,15 @@ pytestmark = pytest.mark.stress
 MIB = 1024 * 1024
 MEMORY_MIB = 64
 
-# Of resident memory above the idle server's.  What is not counted: the connections themselves, and
-# what the allocator cannot give back.
+# The limit on resident memory above the idle server's, relative to `--memory`.  Connections
+# themselves, and memory that the allocator cannot return, are not counted.
 MOST = 1.5
 
-# With the speakers, as many as the server accepts with that much memory.
+# With the senders, as many as the server accepts with that much memory.
 CLIENTS = 490
 
-# An attack has reached what it can when the peak has not grown while the server worked for so long,
-# or when it was seen idle so many times.
+# An attack ends when the peak has not grown for this much of the server's CPU time, or when the
+# server was found idle this often.
 WORKED_SECONDS = 1.5
 IDLE_LOOKS = 6
 
@@ -52,7 +52,7 @@ class Target:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     async def idle_mib(self) -> float:
-        """Return when the server has loaded what it loads after its start."""
+        """Wait until the server has finished starting; return its memory."""
         await self.ping()
         before, now = 0.0, self.resident_mib()
         while now > before:
@@ -61,7 +61,7 @@ class Target:
         return now
 
     async def connect(self, *lines: str) -> trio.SocketStream:
-        """Return a connection whose kernel holds little of what is not read."""
+        """Return a connection with a small receive buffer."""
         sock = trio.socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stream = trio.SocketStream(sock)
@@ -107,7 +107,7 @@ async def target(folder: Path) -> AsyncGenerator[Target]:
 
 
 async def send(stream: trio.SocketStream, data: bytes) -> None:
-    """Send *data*; a server may take it late, or close the connection."""
+    """Send *data*; the server may read it late, or close the connection."""
     with suppress(trio.BrokenResourceError):
         await stream.send_all(data)
 
@@ -131,7 +131,7 @@ def numbered(lines: int, text: str) -> bytes:
 
 
 async def ask_and_never_read(server: Target, clients: int) -> None:
-    """Large answers; a kernel takes the first megabytes of them."""
+    """Request large answers without reading them; the kernel holds the first megabytes."""
     await send(await server.connect(), numbered(100, "x" * LINE))
     async with trio.open_nursery() as nursery:
         for number in range(min(clients, 60)):
@@ -165,7 +165,7 @@ async def stall_in_many_rooms(server: Target, clients: int) -> None:
 
 
 async def send_half_lines(server: Target, clients: int) -> None:
-    """Again and again, from connections that are new where the old ones were closed."""
+    """Repeatedly send incomplete lines, on new connections if old ones were closed."""
 
     async def one(number: int) -> None:
         for _ in range(3):
@@ -180,7 +180,7 @@ async def send_half_lines(server: Target, clients: int) -> None:
 
 
 async def fill_rooms_with_history(server: Target, clients: int) -> None:
-    """In characters of each width that Python has, in long messages and in short ones."""
+    """With characters of each width in Python's strings, in long and short messages."""
 
     async def speak(number: int) -> None:
         letter = "xé漢🙂"[number % 4]
@@ -199,7 +199,7 @@ async def fill_rooms_with_history(server: Target, clients: int) -> None:
 
 
 async def fill_windows(server: Target, clients: int) -> None:
-    """In one read each, and one by one, from clients that stay and clients that leave."""
+    """Send nonces in one read and one by one, from clients that stay and clients that leave."""
 
     async def one(number: int) -> None:
         wide = "漢" * 120 if number % 2 else ""
@@ -224,7 +224,7 @@ async def fill_windows(server: Target, clients: int) -> None:
 
 
 async def all_at_once(server: Target, clients: int) -> None:
-    """History first, which stays: the others fill what is left, all together."""
+    """History first, which stays; then the other attacks together."""
     await fill_rooms_with_history(server, clients)
     async with trio.open_nursery() as nursery:
         for attack in ATTACKS:
@@ -246,7 +246,7 @@ ATTACKS: list[Callable[[Target, int], Awaitable[None]]] = [
 async def run_until_it_holds_no_more(
     attack: Callable[[Target, int], Awaitable[None]], server: Target
 ) -> None:
-    """Run *attack* until the peak has not grown while the server worked, or had nothing to do."""
+    """Run *attack* until the peak no longer grows, or the server is idle."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attack, server, CLIENTS)
         peak = since = worked = 0.0

@@ -1,4 +1,4 @@
-"""Limits of password attempts: what a client waits, and how many attempts are made in all."""
+"""Limits of password attempts: the delay of each client, and the total rate."""
 
 import heapq
 from collections import Counter
@@ -19,7 +19,7 @@ TIMEOUTS = ServerTimeouts()
 LIMITS = PasswordLimits()
 LONGEST = 10.0
 
-# What all queues but that of known addresses hear in *seconds*.
+# How many attempts all queues except that of known addresses allow in *seconds*.
 RATE = sum(LIMITS.rates[1:])
 BURST = LIMITS.burst * (len(LIMITS.rates) - 1)
 
@@ -40,7 +40,7 @@ HERE, ELSEWHERE = v4(1), v4(2)
 
 
 class Attempts:
-    """Attempts with a clock: each waits as `multichat.server.admission` has it wait."""
+    """Attempts with a simulated clock, with the delays of `multichat.server.admission`."""
 
     def __init__(self, limits: PasswordLimits = LIMITS) -> None:
         self.limit = PasswordAttempts(TIMEOUTS, limits)
@@ -50,7 +50,7 @@ class Attempts:
         self._waiting: list[tuple[float, int, Origin, bool, int | None]] = []
 
     def begin(self, origin: Origin, *, right: bool = False) -> bool:
-        """Begin an attempt; return False if it is rejected."""
+        """Start an attempt; return False if it is rejected."""
         delay = self.limit.address_delay(origin, self.now, LONGEST)
         if delay is not None:
             self._wait(delay, origin, right, None)
@@ -83,7 +83,7 @@ class Attempts:
         return len(self._waiting)
 
     def seconds(self, origin: Origin, *, right: bool = False) -> float:
-        """Return how long an attempt takes that is made now."""
+        """Return the delay of an attempt that is made now."""
         started, before = self.now, len(self.made)
         assert self.begin(origin, right=right)
         while not any(each[1:] == (origin, right) for each in self.made[before:]):
@@ -137,14 +137,14 @@ def test_thousands_of_wrong_passwords_do_not_overflow_the_delay() -> None:
 def test_many_connections_from_one_address_try_hardly_more_than_one(
     visits: list[tuple[float, int]],
 ) -> None:
-    """*visits*: a pause, and how many connections then want to try."""
+    """*visits*: pauses, and how many connections try after each."""
     attempts = Attempts()
     for pause, connections in visits:
         attempts.advance(pause)
         for _ in range(connections):
             attempts.begin(HERE)
     attempts.advance(2 * LONGEST)
-    # What the first ones reserved before anything was known to be wrong, and one in eight seconds.
+    # Those that started before the first was known to be wrong, and one every eight seconds.
     assert len(attempts.made) <= 22 + attempts.now / TIMEOUTS.max_attempt_delay
 
 
@@ -161,7 +161,7 @@ def test_consecutive_connections_wait_longer_and_longer(pauses: list[float]) -> 
 
 
 def test_one_wrong_password_does_not_keep_out_others_at_the_address() -> None:
-    """As when many come back at once from an office, and one of them has an old password."""
+    """Like when many clients of an office reconnect, and one of them has an old password."""
     attempts = Attempts()
     begun = [attempts.begin(HERE, right=i != 10) for i in range(30)]
     assert all(begun)
@@ -192,7 +192,7 @@ def test_a_rejected_attempt_delays_nobody() -> None:
 def test_wrong_passwords_are_bounded_whatever_addresses_they_come_from(
     waves: list[tuple[float, int, int, bool]],
 ) -> None:
-    """*waves*: a pause, the first address, how many attempts come at once, and whether right."""
+    """*waves*: pause, first address, number of simultaneous attempts, whether right."""
     attempts = Attempts()
     for pause, first, number, right in waves:
         attempts.advance(pause)
@@ -222,7 +222,7 @@ def test_addresses_without_end_make_a_bounded_number_of_attempts() -> None:
 def test_a_right_password_from_a_new_address_is_checked_within_seconds(
     attackers: int, tries: int
 ) -> None:
-    """*attackers* try without a pause, each from another address after so many *tries*."""
+    """*attackers* try without pausing, each from another address after *tries* attempts."""
     attempts = Attempts()
     addresses = fresh()
     current = [next(addresses) for _ in range(attackers)]
@@ -261,7 +261,7 @@ def test_a_known_address_does_not_wait_for_others() -> None:
             attempts.begin(next(addresses))
         attempts.advance(0.1)
     assert attempts.seconds(HERE, right=True) == 0
-    attempts.begin(HERE)  # a wrong one, after which it is as others are
+    attempts.begin(HERE)  # a wrong one, after which it is no longer trusted
     assert attempts.begin(HERE, right=True)
     attempts.advance(0.6)
     assert attempts.made[-1][1] != HERE or not attempts.made[-1][2]
@@ -283,7 +283,7 @@ def test_a_known_address_is_remembered_for_a_day() -> None:
 
 
 def test_right_passwords_are_not_limited() -> None:
-    """As when everybody comes back after a restart, also where many share an address."""
+    """Like when all clients reconnect after a restart, many of them from one address."""
     attempts = Attempts()
     for i in range(5000):
         assert attempts.seconds(v4(i % 700), right=True) == 0
@@ -300,7 +300,7 @@ def test_a_site_with_addresses_without_end_ends_in_the_slowest_queue() -> None:
         attempts.advance(0.1)
     first = (len(LIMITS.rates) - 2) * LIMITS.site_attempts
     assert attempts.wrong() <= first + LIMITS.burst + LIMITS.rates[-1] * attempts.now + 1
-    # Nobody in another one waits for that.
+    # Other sites do not wait for that.
     assert attempts.seconds(v6(8, 1), right=True) == 0
 
 
@@ -312,12 +312,12 @@ def test_people_of_one_site_do_not_slow_each_other_down() -> None:
     assert attempts.limit.server_delay(v6(7, 2001), attempts.now, LONGEST) == (1, 0)
 
 
-# --- What is remembered --------------------------------------------------------------------------
+# --- Memory --------------------------------------------------------------------------------------
 
 
 def test_remembered_origins_are_bounded_and_the_quietest_is_forgotten_first() -> None:
     limit = PasswordAttempts(TIMEOUTS, PasswordLimits(max_origins=3))
-    for number in (1, 2, 3, 1, 4):  # 2 was quiet for longest
+    for number in (1, 2, 3, 1, 4):  # 2 has been quiet for longest
         limit.failed(v4(number), 0.0)
     delays = [limit.address_delay(v4(number), 0.0, LONGEST) for number in (1, 3, 4)]
     assert delays == [1, 0.5, 0.5]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 def replay(told: dict[int, str], events: list[tuple[int, Joined | Left | Renamed]]) -> None:
-    """Change *told* by *events*, as a client does that knows nothing else."""
+    """Apply *events* to *told*, like a client that has no other information."""
     for client, event in events:
         assert event.client == client
         match event:

@@ -63,7 +63,7 @@ def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() 
                 announcer.left(visitor, "reset", away=True)
                 await trio.sleep(0.01)
                 assert len(running) <= 2
-            with trio.fail_after(2 * AWAY_SECONDS):  # the last one is waited for, too
+            with trio.fail_after(2 * AWAY_SECONDS):  # including the last one
                 while running:
                     await trio.sleep(1)
 

@@ -1,4 +1,4 @@
-"""Budgets: of time, of messages, of memory, of guesses, of turns."""
+"""Budgets: waiting time, messages, memory, and new rooms."""
 
 import math
 from collections import Counter
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 def wait_budget(seconds: float) -> TokenBucket:
-    """The budget of a room for slow clients, in seconds."""
+    """Create the wait budget of a room, in seconds."""
     return TokenBucket(1 / 15, seconds)
 
 
@@ -55,7 +55,7 @@ def test_a_room_without_a_budget_never_waits() -> None:
 def test_a_room_never_waits_for_more_than_its_budget_and_a_fifteenth_of_the_time(
     full: float, steps: list[tuple[float, float]]
 ) -> None:
-    """In any window of time, with what is paid spread over it in any way."""
+    """In any window of time, however the waits are distributed in it."""
     budget, now = wait_budget(full), 0.0
     waits: list[tuple[float, float]] = []
     for pause, wanted in steps:
@@ -73,7 +73,7 @@ def test_a_room_never_waits_for_more_than_its_budget_and_a_fifteenth_of_the_time
 
 # --- TokenBucket ----------------------------------------------------------------------------------
 
-# Powers of two, so that nothing is rounded and every bound can be an equality.
+# Powers of two, to avoid rounding, so that bounds are exact.
 rates = st.sampled_from([0.25, 0.5, 1.0, 2.0, 8.0, 64.0])
 pauses = st.integers(0, 80).map(lambda eighths: eighths / 8)
 
@@ -82,7 +82,7 @@ pauses = st.integers(0, 80).map(lambda eighths: eighths / 8)
 def test_a_bucket_never_grants_more_than_its_rate(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
-    """Over any stretch of time at most the burst and what flowed in; and all of that."""
+    """In any period, at most the burst and the refill are granted, and no less."""
     bucket = TokenBucket(rate, burst)
     now = 0.0
     granted: list[tuple[float, int]] = []
@@ -91,7 +91,7 @@ def test_a_bucket_never_grants_more_than_its_rate(
         taken = bucket.take(wanted, now)
         assert 0 <= taken <= wanted
         granted.append((now, taken))
-        left = math.inf  # for the stretch that has the least
+        left = math.inf  # for the period with the least
         total = 0
         for since, some in reversed(granted):
             total += some
@@ -104,7 +104,7 @@ def test_a_bucket_never_grants_more_than_its_rate(
 def test_a_debt_is_paid_at_the_rate(
     rate: float, burst: int, steps: list[tuple[float, int]]
 ) -> None:
-    """Who waits as long as it is told never gets ahead by more than the burst."""
+    """A caller that waits as told never exceeds the rate by more than the burst."""
     bucket = TokenBucket(rate, burst)
     now = 0.0
     spent: list[tuple[float, int]] = []
@@ -118,7 +118,7 @@ def test_a_debt_is_paid_at_the_rate(
             total += some
             left = min(left, burst + rate * (now - since) - total)
         assert left >= 0
-        assert wait == 0 or left == 0  # no longer than it has to
+        assert wait == 0 or left == 0  # not longer than necessary
         if wait:
             assert bucket.take(1, now) == 0
             assert bucket.seconds_until_one() == 1 / rate
@@ -146,12 +146,12 @@ def test_a_bucket_is_full_at_first_whatever_the_clock_says() -> None:
 def test_a_waiter_gets_the_next_token(
     rate: float, burst: int, now: float, takes: list[int]
 ) -> None:
-    """The rounding of the clock costs a turn or two more, and is not waited for for ever."""
+    """Rounding of the clock costs at most one or two more waits."""
     bucket = TokenBucket(rate, burst)
     for wanted in takes:
         turns = 0
         while not bucket.take(wanted, now):
-            # As trio does: a deadline of no time at all is one that has passed.
+            # Like trio: a deadline at the current time has passed.
             now = max(now + bucket.seconds_until_one(), now)
             turns += 1
             assert turns < 10
@@ -186,7 +186,7 @@ def test_a_budget_counts_what_is_shared_once(
         distinct = {id(each): len(each) for each in datas if holders[id(each)]}
         assert budget.held_bytes == sum(distinct.values())
         assert budget.over == (budget.held_bytes > limit)
-        # Told whenever it has grown beyond the limit, of what is held by then.
+        # Called whenever it has grown above the limit.
         grown = budget.held_bytes > before
         assert told == ([budget.held_bytes] if budget.over and grown else [])
 

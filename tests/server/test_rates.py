@@ -17,7 +17,7 @@ SLOWED = "[Server] slowed down: 10 messages per second is the limit for each cli
 
 
 async def timed(client: ScriptedClient, count: int) -> list[float]:
-    """When each number of Client 1's came, in seconds from now."""
+    """Return when each numbered message of Client 1 arrived, in seconds from now."""
     started = trio.current_time()
     times = []
     for number in range(count):
@@ -39,7 +39,7 @@ async def test_a_burst_comes_at_once_and_the_rest_at_its_rate(
             lines = [f'{{"type":"say","text":"{line}"}}' for line in lines]
         await alice.send(*lines)
         times = await timed(bob, 100)
-        allowed = 50 - json  # the hello is one of them
+        allowed = 50 - json  # the hello counts too
         assert times[allowed - 1] == 0
         for late, at in enumerate(times[allowed:], 1):
             assert at == pytest.approx(late / 10, abs=0.01)
@@ -151,7 +151,7 @@ async def test_slowing_down_is_a_notice_in_json(autojump_clock: trio.testing.Moc
 async def test_an_idle_client_is_disconnected_after_the_idle_limit(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    """Also one that hears others and has begun a line; not one that talks."""
+    """Even if it receives messages or has sent part of a line; not if it sends messages."""
     async with memory_server(ServerConfig(idle_seconds=60)) as server:
         alice, bob = await server.join(), await server.join()
         await bob.stream.send_all(b"half a l")
@@ -171,7 +171,7 @@ async def test_an_idle_client_is_disconnected_after_the_idle_limit(
 
 @pytest.mark.process
 async def test_the_slowest_client_is_disconnected_when_memory_is_full(log: LogRecorder) -> None:
-    """Answers that are not taken are nobody else's: each costs its own memory."""
+    """Unread answers are not shared: each takes its own memory."""
     config = ServerConfig(memory_bytes=2 * MAX_WAITING_BYTES // 4, send_queue_batches=100_000)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(multichat_server, config)
@@ -299,7 +299,7 @@ async def test_a_client_disconnected_for_memory_gets_the_reason_if_it_reads(
         await trio.testing.wait_all_tasks_blocked()
         assert [member.client for member in server.server.members] == [1, 2]
         stalled.recover()
-        # What was being written to it, and nothing of what waited behind that.
+        # It gets the batch that was being written, but nothing that waited behind it.
         assert await stalled.rest() == [
             "[Client 1] " + "x" * 600,
             "[Server] goodbye: too far behind",

@@ -1,7 +1,7 @@
-"""Real faults on real sockets: two clients that talk meanwhile are not affected.
+"""Real faults on real sockets, which must not affect two clients that talk meanwhile.
 
-Every test has a server in a process of its own, and ends by looking at it: it still runs and serves
-newcomers, nothing on standard error, no crash in its log, no file left open, no memory kept.
+Every test has a server process, and checks it at the end: it still runs and serves new clients,
+nothing is on standard error, its log has no crash, and it leaks neither files nor memory.
 """
 
 import errno
@@ -46,13 +46,13 @@ pytestmark = pytest.mark.process
 
 MIB = 1024 * 1024
 
-# What the allocator keeps of what was in use for a moment, and a thousand sessions at most.
+# Tolerance for memory that the allocator keeps, and for up to a thousand sessions.
 KEPT_MEMORY = 24 * MIB
 
-# Between two lines of those who talk.
+# The pause between two lines of the pair.
 PAUSE_SECONDS = 0.005
 
-# The same where thousands come.
+# The same for tests with thousands of clients.
 LEISURE_SECONDS = 0.1
 
 
@@ -79,9 +79,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Pair:
-    """Two honest people: they `talk` until it is enough, each line when the last has arrived.
+    """Two honest clients, which `talk` until stopped: each line is sent when the last has arrived.
 
-    What others say beside them is kept in `overheard`, and every line of it is whole and clean.
+    Messages of others are collected in `overheard`; each line must be whole and clean.
     """
 
     def __init__(self, a: trio.SocketStream, b: trio.SocketStream) -> None:
@@ -100,7 +100,7 @@ class Pair:
             whole, end, half = (self._halves[listener] + data).rpartition(b"\n")
             self._halves[listener] = half
             if end:
-                text = whole.decode()  # strictly: nobody hears what is no text
+                text = whole.decode()  # strict: output is always valid UTF-8
                 assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e]", text)
                 self._lines[listener] += text.split("\n")
         return self._lines[listener].pop(0)
@@ -111,7 +111,7 @@ class Pair:
             assert await self._next(name) >= "[Server]"
 
     async def exchange(self) -> None:
-        """Each says a line, and the other has it: once, whole, and in order."""
+        """Each sends a line, which the other must receive once, whole, and in order."""
         for speaker, listener in (("ann", "ben"), ("ben", "ann")):
             self.said += 1
             await self._streams[speaker].send_all(f"number {self.said}\n".encode())
@@ -128,7 +128,7 @@ class Pair:
 
 @asynccontextmanager
 async def beside(server: ServerCommand, *, password: str = "") -> AsyncIterator[Pair]:
-    """A pair that talks while the block does its worst, and what has to be so after it."""
+    """Run a talking pair during the block, and check the server afterwards."""
     async with tcp(server) as a, tcp(server) as b:
         pair = Pair(a, b)
         if password:
@@ -169,7 +169,7 @@ async def log_in(stream: trio.SocketStream, password: str) -> None:
 
 
 async def hear_pong(stream: trio.SocketStream) -> bytes:
-    """Return all that comes until the answer to a ping, and perhaps some more."""
+    """Return everything received up to the answer to a ping, and possibly more."""
     heard = b""
     with trio.fail_after(WAIT_SECONDS):
         while b"[Server] pong\n" not in heard:
@@ -180,13 +180,13 @@ async def hear_pong(stream: trio.SocketStream) -> bytes:
 
 
 async def reset(stream: trio.SocketStream) -> None:
-    """Close with a reset, as a machine does that has forgotten the connection."""
+    """Close with a reset, like a machine that has restarted."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await trio.aclose_forcefully(stream)
 
 
 async def at_once(count: int, together: int, task: Callable[[int], Awaitable[None]]) -> None:
-    """Run *task* for each number below *count*, so many *together*."""
+    """Run *task* for each number below *count*, *together* at a time."""
     limit = trio.CapacityLimiter(together)
 
     async def one(number: int) -> None:
@@ -198,7 +198,7 @@ async def at_once(count: int, together: int, task: Callable[[int], Awaitable[Non
             nursery.start_soon(one, number)
 
 
-# --- Who goes without a word -------------------------------------------------------------------
+# --- Lost connections --------------------------------------------------------------------------
 
 
 async def test_clients_that_are_killed_in_mid_line(tmp_path: Path) -> None:
@@ -244,12 +244,12 @@ async def test_five_thousand_connections_opened_and_dropped(tmp_path: Path) -> N
                 socket.create_connection((LOOPBACK, server.port)).close()
 
         await trio.to_thread.run_sync(come_and_go)
-    # Who had hung up before it was let in was nobody, and whoever was somebody is gone.
+    # Connections closed before admission were no clients, and all clients have left.
     assert server.out.count(" connected") == server.out.count(" disconnected")
 
 
 async def test_two_thousand_connections_that_never_send_the_password(tmp_path: Path) -> None:
-    """At most 256 of them are at the door at any moment: somebody newer pushes out the oldest."""
+    """At most 256 of them are pending at any time: newer ones displace the oldest."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2500:
         pytest.skip("not enough open files are allowed")
@@ -267,13 +267,13 @@ async def test_two_thousand_connections_that_never_send_the_password(tmp_path: P
             await stream.send_all(b"/auth open sesa")
 
         await at_once(2000, 50, come_and_wait)
-        # On a busy machine some wait for so long that their time is over.
+        # On a busy machine some reach the time limit.
         reasons = re.compile("too many connections wait for admission|no password in")
         await until(lambda: len(reasons.findall(server.out)) >= 2000 - 256)
         assert open_files(server.process) < 256 + 64
 
 
-# --- Who sends what nobody should ---------------------------------------------------------------
+# --- Invalid input ------------------------------------------------------------------------------
 
 
 async def test_a_byte_at_a_time(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ async def test_a_hundred_megabytes_without_a_line_end(tmp_path: Path) -> None:
         await stream.send_all(b"\nthe next line\n/ping\n")
         heard = await hear_pong(stream)
         told, pong, *half = re.sub(rb"\[(ann|ben)\] number \d+\n", b"", heard).decode().split("\n")
-        assert len(half) == 1  # of what the two go on saying
+        assert len(half) == 1  # of the messages that the pair keeps sending
         assert told == "[Server] the line was longer than 65536 bytes and was dropped"
         assert pong == "[Server] pong"
         assert memory_bytes(server.process, "VmHWM") - before < 8 * MIB
@@ -311,7 +311,7 @@ async def test_a_hundred_megabytes_without_a_line_end(tmp_path: Path) -> None:
 
 
 def client_hello() -> bytes:
-    """What a browser says first to something that it takes for https."""
+    """Return the first bytes of a browser on an https URL."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="chat.test")
     with suppress(ssl.SSLWantReadError):
@@ -320,7 +320,7 @@ def client_hello() -> bytes:
 
 
 async def test_clients_of_other_protocols(tmp_path: Path) -> None:
-    """TLS, also one byte after the other, and HTTP: one line in the log, and that was it."""
+    """TLS, also byte by byte, and HTTP: each is only one line in the log."""
     hello = client_hello()
     post = b"POST /api HTTP/1.1\r\nHost: chat\r\nContent-Length: 21\r\n\r\nnothing for the others"
     get = b"GET / HTTP/1.1\r\nHost: chat\r\n\r\n"
@@ -358,7 +358,7 @@ async def test_a_telnet_client_negotiates_and_talks(tmp_path: Path) -> None:
 
 
 async def test_noise_of_every_byte_value(tmp_path: Path) -> None:
-    """The pair's input is checked as it arrives: text, without controls, complete lines."""
+    """The pair checks its input: complete lines of text without control characters."""
     async with serve(tmp_path) as server, beside(server) as pair:
 
         async def make_noise(number: int) -> None:
@@ -380,7 +380,7 @@ async def test_noise_of_every_byte_value(tmp_path: Path) -> None:
         assert re.match(r"\[Client [3-7]\] .|\* Client [3-7] ", line), line
 
 
-# --- What the system does not give --------------------------------------------------------------
+# --- Missing resources --------------------------------------------------------------------------
 
 
 async def test_with_64_open_files_some_wait_and_the_others_talk(tmp_path: Path) -> None:
@@ -393,10 +393,10 @@ async def test_with_64_open_files_some_wait_and_the_others_talk(tmp_path: Path) 
             streams = [await stack.enter_async_context(tcp(server)) for _ in range(100)]
             await server.wait_for("[ERROR] [server] [STATE] accept returned EMFILE")
             assert open_files(server.process) <= 64
-            pair.pause = 0.25  # what those cost who wait is to be seen
+            pair.pause = 0.25  # to measure the cost of waiting connections
             spent, said = processor_seconds(server.process), pair.said
             await trio.sleep(2)
-            # Ten tries a second; a loop that spins takes all that it gets of two seconds.
+            # Ten attempts a second; a busy loop would take all of the two seconds.
             assert processor_seconds(server.process) - spent < 0.5
             assert pair.said > said
             pair.pause = PAUSE_SECONDS
@@ -408,7 +408,7 @@ async def test_with_64_open_files_some_wait_and_the_others_talk(tmp_path: Path) 
 
 
 class Scarce(trio.abc.Listener[trio.SocketStream]):
-    """A listener to which the system refuses what an accept needs, a few times each."""
+    """A listener whose accept fails a few times with each error of missing resources."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self.socket = listener.socket
@@ -428,7 +428,7 @@ class Scarce(trio.abc.Listener[trio.SocketStream]):
 
 
 async def test_a_failing_accept_is_retried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A stub refuses: a whole system without files or memory cannot be had in a test."""
+    """With a stub, because a test cannot exhaust the files or the memory of the system."""
     listeners: list[Scarce] = []
 
     async def listen(*args: Any) -> list[Scarce]:
@@ -454,7 +454,7 @@ async def test_a_failing_accept_is_retried(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 class Elsewhere(ServerCommand):
-    """A server whose log is read from its file, as its standard output is something else."""
+    """A server whose log is read from its log file, because its standard output is special."""
 
     def __init__(self, folder: Path, stdout: str) -> None:
         self._log = folder / "log"
@@ -506,7 +506,7 @@ async def test_the_working_log_reports_the_failing_one_once(
             async with await trio.open_tcp_stream(LOOPBACK, int(found[1])) as stream:
                 await stream.send_all(b"/ping\n")
                 assert await stream.receive_some() == b"[Server] pong\n"
-            await trio.sleep(0.02)  # a batch of its own
+            await trio.sleep(0.02)  # so that it is a batch of its own
         server.signal(signal.SIGTERM)
         assert await server.wait() == 0
     assert log.read_text("utf-8").count("no space left on device") == 1
@@ -519,7 +519,7 @@ async def test_sigpipe_is_ignored(tmp_path: Path) -> None:
         await until(lambda: pair.said > said + 10)
 
 
-# --- Who is not there any more ------------------------------------------------------------------
+# --- Silent peers -------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has all of these")
@@ -542,13 +542,13 @@ async def test_tcp_keepalive_is_enabled() -> None:
             return number
 
         assert accepted.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        # Silent for 30 s, asked every 30 s; gone a minute after the stall timeout.
+        # Probes after 30 s of silence, every 30 s; gives up a minute after the stall timeout.
         assert (option("TCP_KEEPIDLE"), option("TCP_KEEPINTVL"), option("TCP_KEEPCNT")) == (
             transport.KEEP_ALIVE_SECONDS,
             transport.KEEP_ALIVE_SECONDS,
             3,
         )
-        # No sooner than we disconnect a client that is behind and takes nothing.
+        # Not before the server disconnects a lagging client that takes nothing.
         assert option("TCP_USER_TIMEOUT") == (transport.USER_TIMEOUT_SECONDS + 5) * 1000
         await client.aclose()
 

@@ -1,4 +1,4 @@
-"""Names and rooms on a whole server, whatever the order of events."""
+"""Names and rooms of a whole server, for any order of events."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -54,7 +54,7 @@ def make_member(client: int, address: str = "") -> Member:
 async def registry_of(
     *, members: int, **settings: int
 ) -> AsyncIterator[tuple[Registry, list[Member]]]:
-    """A directory with some members in its lobby, whose send queues nobody empties."""
+    """A registry with members in its lobby, whose send queues are not emptied."""
     async with trio.open_nursery() as nursery:
         config = ServerConfig(**settings)  # type: ignore[arg-type]
         registry = Registry(config, Log("server"), nursery.start_soon, MemoryJournal())
@@ -67,9 +67,9 @@ async def registry_of(
 
 
 def test_exactly_one_of_two_clients_gets_a_contested_name() -> None:
-    """Under hundreds of schedules: trio tosses a coin for whose turn it is."""
+    """Under hundreds of schedules: trio shuffles the order of ready tasks."""
     winners = [trio.run(_race, seed) for seed in range(300)]
-    # Each has won often: the schedules did differ.
+    # Each has won often, so the schedules did differ.
     assert 30 < winners.count(1) < 270
 
 
@@ -99,7 +99,7 @@ async def test_a_name_is_free_again_when_its_owner_leaves() -> None:
         assert await a.rest() == []
         await b.send("/name Alice")
         assert await b.line() == "[Server] Client 2 is now Alice"
-        await b.send("/name alice")  # its own, in other letters
+        await b.send("/name alice")  # its own name in another spelling
         assert await b.line() == "[Server] Alice is now alice"
 
 
@@ -115,7 +115,7 @@ async def test_a_name_that_looks_like_one_in_use_is_refused() -> None:
         await b.send("/msg ALICE hello", "/msg аӏісе hello")
         assert await a.line() == "[Client 2 → you] hello"
         assert await b.line() == "[Server] nobody here is called аӏісе"
-        await a.send("/name carol")  # which frees the name and all that look like it
+        await a.send("/name carol")  # which frees the name and its lookalikes
         assert await a.line() == "[Server] alice is now carol"
         await b.send("/name аӏісе")
         assert await b.line() == "[Server] Client 2 is now аӏісе"
@@ -242,7 +242,7 @@ async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_proto
     async with registry_of(members=3) as (registry, [a, b, c]):
 
         def encoded(*members: Member) -> bytes:
-            """Return what all of *members* get, which is one object."""
+            """Return the bytes that all of *members* get, which must be the same object."""
             answers = [registry.who(LOBBY, each) for each in members]
             assert all(answer is answers[0] for answer in answers)
             names = [MemberName(each.client, each.name) for each in a.room.members.values()]
@@ -294,7 +294,7 @@ async def test_the_number_of_rooms_is_limited() -> None:
         assert await a.line() == "[Server] you are in one; nobody else is here"
         await b.send("/join two")
         assert await b.line() == "[Server] too many rooms (limit: 2)"
-        await a.send("/join two")  # its own goes with it
+        await a.send("/join two")  # which closes its own room
         assert await a.line() == "[Server] you are in two; nobody else is here"
         await c.send('/json {"room":"three","name":"carol"}')
         welcome = await c.line()
@@ -386,7 +386,7 @@ async def test_a_lookalike_room_locks_nobody_out() -> None:
 async def test_nothing_is_queued_for_a_member_that_has_moved(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Not even the message for which the room was waiting for it."""
+    """Not even the message for which the room was waiting."""
     async with registry_of(members=3) as (registry, [sender, slow, quick]):
         while slow.send_queue.try_send(b"x\n") is not SendResult.FULL:
             pass
@@ -410,7 +410,7 @@ async def test_private_messages_wait_for_their_recipient_alone(
         a, b = [await network.join() for _ in range(2)]
         stalled = await network.stalled()
         await a.send(*["/msg 3 are you there?"] * 3)
-        # One is being written, one waits, and for the third a room would wait as long.
+        # One is being written and one waits; for the third the sender waits.
         started = trio.current_time()
         assert await a.line() == "[Server] Client 3 is too slow: the message was not delivered"
         assert trio.current_time() - started == pytest.approx(ServerConfig().slow_timeout_seconds)
@@ -499,7 +499,7 @@ async def test_a_storm_of_joins_is_reported_in_a_few_lines(
             told = [line for line in await client.rest() if '"welcome"' not in line]
             lines += len(told)
             last.append(told[-1] if told else "")
-        # Three seconds of coming, then of going: far from one line for each of each other.
+        # Three seconds of joins, then of leaves: far fewer than one line for each pair.
         assert lines < 60 * count
         assert sum("are here" in line or '"presence"' in line for line in last) > count / 2
 
@@ -544,7 +544,7 @@ async def test_a_client_may_leave_during_an_announcement(
         registry.rename(second, "second")
         registry.rename(third, "third")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(room.publish, second, SayBlock("hello"))  # waits for the stalled one
+            nursery.start_soon(room.publish, second, SayBlock("hello"))  # waits for the stalled
             await trio.sleep(0.5)
             registry.leave(third)
         assert registry.members == [stalled, second]

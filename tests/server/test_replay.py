@@ -1,4 +1,4 @@
-"""What a replay sends next: rings of newest blocks, pages of older ones, and counts of missed."""
+"""Replays: rings of the newest blocks, pages of older ones, and counts of missed messages."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -30,14 +30,14 @@ ME = 7
 
 
 def block(first: int, messages: int, *, client: int = 1, length: int = 1) -> Block:
-    """Messages that are their own numbers, filled up to *length*."""
+    """Return a block whose texts are the messages' numbers, padded to *length*."""
     texts = [str(number).ljust(length, ".") for number in range(first, first + messages)]
     said = SaidBlock(EPOCH, first, "now", "lobby", client, f"c{client}", "\n".join(texts))
     return Block(said, messages)
 
 
 def follow(codec: Codec, data: bytes) -> list[int | tuple[str, int]]:
-    """Read what a client was sent: the numbers of messages, and counts of what it missed."""
+    """Parse what a client received: numbers of messages, and counts of missed ones."""
     heard: list[int | tuple[str, int]] = []
     for event in codec.parse_events(data.decode().removesuffix("\n")) if data else ():
         match event:
@@ -52,7 +52,7 @@ def follow(codec: Codec, data: bytes) -> list[int | tuple[str, int]]:
     return heard
 
 
-# --- How far behind a member is -------------------------------------------------------------------
+# --- Lag ------------------------------------------------------------------------------------------
 
 
 def test_the_messages_of_others_are_counted_as_missed() -> None:
@@ -115,9 +115,9 @@ def test_a_client_that_sends_all_the_time_while_it_lags_takes_bounded_memory() -
     assert 50_000 <= lag.skip_to(100_000) <= 100_000  # an upper bound
 
 
-# --- What comes next ------------------------------------------------------------------------------
+# --- Encoding the next part -----------------------------------------------------------------------
 
-# A block: its messages, whose they are, how long they are, and how many are missing before it.
+# A block: number of messages, sender, length, and how many messages are missing before it.
 _BLOCKS = st.lists(
     st.tuples(
         st.integers(1, 6),
@@ -179,7 +179,7 @@ def test_one_part_of_a_replay_is_about_as_large_as_wished(
 
 
 def test_a_large_block_is_replayed_in_pieces() -> None:
-    """Of which each is sent from where the last one ended."""
+    """Each piece continues where the previous one ended."""
     large = [block(0, 40, length=60_000)]
     lag, parts = Lag(5), []
     while lag.position < 40:
@@ -236,7 +236,7 @@ def test_a_ring_forgets_its_oldest_blocks() -> None:
     first = ring.first
     heard = follow(TEXT, ring.encode(Lag(first), TEXT, ME, max_bytes=1 << 20))
     assert heard == [*range(first, 100)]
-    assert ring.first > first  # what it is encoded as takes room, too
+    assert ring.first > first  # encoded blocks count too
     assert ring.bytes <= 10_000
 
 
@@ -275,7 +275,7 @@ def test_a_closed_room_gives_its_memory_back() -> None:
             st.integers(1, 4),
             st.sampled_from([1, ME]),
             st.sampled_from([8, 400]),
-            st.sampled_from([None, TEXT, JSON]),  # replayed to somebody, from the front
+            st.sampled_from([None, TEXT, JSON]),  # the codec of a replay from the start
         ),
         max_size=40,
     ),
@@ -315,7 +315,7 @@ def test_rings_keep_the_newest_messages_within_their_bounds(
 def test_a_replay_from_a_ring_equals_live_delivery(
     blocks: list[tuple[int, int]], ring_bytes: int, codec: Codec, max_bytes: int
 ) -> None:
-    """While the ring grows, and forgets, between two parts."""
+    """Even if the ring grows and drops blocks between two parts."""
     ring = Ring(RingBudget(MANY_BYTES, ring_bytes=ring_bytes), 0)
     lag: Lag | None = None
     heard: list[int | tuple[str, int]] = []
@@ -327,7 +327,7 @@ def test_a_replay_from_a_ring_equals_live_delivery(
         if client != ME:
             live += range(new.said.first, new.end)
         ring.add(new)
-        if lag.position < ring.first:  # it is for the journal to tell that
+        if lag.position < ring.first:  # the journal has those messages
             missed = set(live) & {*range(lag.position, ring.first)}
             lag.skip_to(ring.first)
             live = [number for number in live if number not in missed]
@@ -354,7 +354,7 @@ def numbers(blocks: list[Block]) -> list[int]:
 
 
 async def test_a_page_ends_at_a_multiple_of_its_size() -> None:
-    """So that those who begin anywhere share the pages that follow."""
+    """So that replays that start anywhere share the following pages."""
     room = await make_room(1300)
     pages = PageCache()
     assert numbers(await pages.read(room, 20, 1300)) == [*range(20, 500)]
@@ -403,7 +403,7 @@ async def read_together(
     then: Callable[[list[trio.CancelScope]], object],
     failure: str = "",
 ) -> list[list[int] | str]:
-    """Have several read one page, do something while they wait, and return what each got."""
+    """Let several tasks read one page, act while they wait, and return what each got."""
     got: list[list[int] | str] = ["cancelled"] * readers
     scopes = [trio.CancelScope() for _ in range(readers)]
     pages = PageCache()
@@ -457,7 +457,7 @@ async def test_each_reader_of_an_unreadable_page_gets_the_error() -> None:
     room = await make_room(3)
     got = await read_together(room, 5, then=lambda _: None, failure="it cannot be read")
     assert got == ["it cannot be read"] * 5
-    assert len(room.reads) == 1  # and nobody tries again for the sake of those who wait
+    assert len(room.reads) == 1  # the waiting readers do not retry
 
 
 async def test_a_page_that_could_not_be_read_is_read_again() -> None:

@@ -1,4 +1,4 @@
-"""The turns of replays at the event loop: to whom they are charged, and what they do."""
+"""The turns of replays at the event loop: which client they are charged to."""
 
 import json
 import socket
@@ -22,7 +22,7 @@ from tests.support.sockets import tcp_pair
 
 pytestmark = pytest.mark.unit
 
-# Nobody is waited for, and the second batch finds the send queue full.
+# No waiting, and the second batch finds the send queue full.
 LAGGING = ServerConfig(slow_timeout_seconds=0, send_queue_batches=1)
 
 # All turns are long: one at a time, without pauses.
@@ -30,7 +30,7 @@ LONG_TURNS = Shares(excess_seconds=0, slow_lane=1.0, new_lane=1.0)
 
 
 class MetersOf(trio.abc.Instrument):
-    """Notes on which meter the tasks of that name run."""
+    """Records on which meter the tasks of that name run."""
 
     def __init__(self, name: str) -> None:
         self.meters: set[Meter | None] = set()
@@ -62,7 +62,7 @@ async def test_a_replay_is_charged_to_its_own_client(by: str) -> None:
         assert origin is not None
         network.accept(near)
         await trio.testing.wait_all_tasks_blocked()
-        sender = await network.join()  # whose connection has no address
+        sender = await network.join()  # its connection has no address
         with trio.fail_after(WAIT_SECONDS):
             async with meters_of("._write") as writers:
                 while not meters:

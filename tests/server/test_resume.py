@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 
 
 class Program:
-    """A program that speaks JSON over memory."""
+    """A JSON client over memory streams."""
 
     def __init__(self, client: ScriptedClient) -> None:
         self.client = client
@@ -53,7 +53,7 @@ class Program:
         return await self.hear()
 
     async def say(self, *texts: str) -> str:
-        """Send them, and return the id of the last."""
+        """Send messages, and return the id of the last."""
         for text in texts:
             await self.send(type="say", text=text, nonce=f"{text}")
             accepted = (await self.hear_until("accepted"))[-1]
@@ -64,30 +64,30 @@ class Program:
         return [(await self.hear())["text"] for _ in range(count)]
 
     async def reset(self) -> None:
-        """Break the connection off."""
+        """Reset the connection."""
         await trio.aclose_forcefully(self.client.stream)
         await trio.testing.wait_all_tasks_blocked()
 
 
 async def program(network: MemoryServer, **wishes: object) -> Program:
-    """Say hello with those wishes; return who was welcomed."""
+    """Connect with a hello with these fields; return the welcomed client."""
     one = Program(await network.join())
     await one.client.send(f"/json {json.dumps(wishes)}")
     while not (line := await one.client.line()).startswith("{"):
-        pass  # what was said in the lobby before the hello was read
+        pass  # messages of the lobby from before the hello was read
     one.welcome = json.loads(line)
     assert one.welcome["type"] == "welcome"
     return one
 
 
 async def again(network: MemoryServer, one: Program, **wishes: object) -> Program:
-    """Come back as *one*."""
+    """Reconnect with the session of *one*."""
     return await program(network, session=one.welcome["session"], **wishes)
 
 
 @asynccontextmanager
 async def small_server(max_messages: int) -> AsyncGenerator[MemoryServer]:
-    """Run a server whose journal keeps no more than that."""
+    """Run a server whose journal stores no more than that."""
     async with memory_server(journal=MemoryJournal(max_messages=max_messages)) as network:
         yield network
 
@@ -186,7 +186,7 @@ async def test_a_message_repeated_with_its_nonce_is_published_once() -> None:
         assert await alice.hear() == first
         await alice.reset()
         alice = await again(network, alice)
-        # Some of it again, some new, one of the new twice, in one piece.
+        # In one read: repeated and new messages, one of the new ones twice.
         says = [("once", "n"), ("two", "m"), ("three", "o"), ("two", "m"), ("four", None)]
         lines = [json.dumps({"type": "say", "text": t, "nonce": n}) for t, n in says]
         await alice.client.send(*lines)
@@ -209,12 +209,12 @@ async def test_a_message_repeated_with_its_nonce_is_published_once() -> None:
 async def test_a_repeated_message_is_acknowledged_once_the_original_is_delivered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """And not before: what was said before it would be left out by who comes back after it."""
+    """Not before: a client that resumes after the acknowledged id would miss earlier messages."""
     async with memory_server(
         ServerConfig(send_queue_batches=1, slow_timeout_seconds=30)
     ) as network:
         sender, alice = await network.join(), await program(network, name="alice")
-        await network.join(lockstep=True)  # and is never asked for a line
+        await network.join(lockstep=True)  # never reads
         for text in "012":
             await sender.send(text)
             await trio.testing.wait_all_tasks_blocked()
@@ -278,7 +278,7 @@ async def test_messages_deleted_from_the_journal_are_counted_as_missed() -> None
         bob = await program(network, name="bob")
         seen = await bob.say("0")
         await alice.reset()
-        for number in range(1, 41):  # more than the room keeps in memory beside its journal
+        for number in range(1, 41):  # more than the room's ring holds
             await bob.send(type="say", text=f"{number}{'x' * 60_000}", nonce=number)
             await bob.hear_until("accepted")
         alice = await again(network, alice, since=seen)
@@ -375,7 +375,7 @@ async def test_an_expired_session_is_unknown(
 ) -> None:
     session_store = SessionStore(MemoryJournal(), 10, session_seconds=60)
     token, one = session_store.create(1, "alice", "lobby")
-    await trio.sleep(100)  # connected, it does not get older
+    await trio.sleep(100)  # a connected session does not age
     session_store.disconnect(one, "here")
     await trio.sleep(60)
     assert await session_store.find(token) is one
@@ -396,7 +396,7 @@ async def test_above_the_limit_the_oldest_sessions_are_evicted() -> None:
 
 
 class ForgettingJournal(MemoryJournal):
-    """Notes which sessions it is to forget."""
+    """Records which sessions it is told to delete."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -407,7 +407,7 @@ class ForgettingJournal(MemoryJournal):
 
 
 async def test_a_session_that_is_taken_over_evicts_none() -> None:
-    """Its own would be the first to be evicted, and its nonces with it."""
+    """Its own session would be evicted first, with its nonces."""
     journal = ForgettingJournal()
     async with memory_server(ServerConfig(max_sessions=2), journal=journal) as network:
         gone = [await program(network) for _ in range(2)]
@@ -423,7 +423,7 @@ async def test_a_session_that_is_taken_over_evicts_none() -> None:
 
 
 class Visits:
-    """Sessions that begin and end at once, each with so many nonces, in a store of their own."""
+    """Short sessions with *nonces* nonces each, in a session store."""
 
     def __init__(self, max_disconnected: int = 10_000, max_bytes: float = math.inf) -> None:
         self.store = SessionStore(MemoryJournal(), max_disconnected, 60.0, max_bytes)
@@ -436,11 +436,11 @@ class Visits:
         self.store.disconnect(one, address)
 
     async def known(self) -> set[int]:
-        """Return the clients that can resume."""
+        """Return the clients whose sessions can be resumed."""
         return {client for client, token in self._tokens.items() if await self.store.find(token)}
 
     async def check_nonces(self, client: int, nonces: int) -> None:
-        """Resume, and check that the last *nonces* are answered as they were."""
+        """Resume, and check that the last *nonces* get the same answers."""
         one = await self.store.find(self._tokens[client])
         assert one is not None
         self.store.resume(one)
@@ -505,7 +505,7 @@ async def test_the_memory_of_a_session_is_counted_until_it_is_released() -> None
 
 
 async def test_a_session_that_ends_during_a_write_remembers_the_nonce() -> None:
-    """What is not known to be kept yet is not packed as if it were."""
+    """Nonces whose messages are not stored yet must not be packed."""
     visits = Visits()
     _, one = visits.store.create(1, "", "lobby")
     kept, failed = PendingWrite(), PendingWrite()
@@ -532,7 +532,7 @@ async def test_session_tokens_are_not_logged(log: LogRecorder) -> None:
 async def test_replay_and_live_delivery_meet_without_gap_or_duplicate(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """While the room talks on and the one who comes back takes its time."""
+    """While the room continues and the resuming client reads slowly."""
     async with memory_server() as network:
         alice = await program(network, name="alice")
         bob = await program(network, name="bob")
@@ -540,7 +540,7 @@ async def test_replay_and_live_delivery_meet_without_gap_or_duplicate(
         await alice.hear_until("said")
         await alice.reset()
         await bob.client.send(*(f'{{"type":"say","text":"{n}"}}' for n in range(1, 3000)))
-        await bob.hear_until("left")  # all of it was taken
+        await bob.hear_until("left")  # everything was read
 
         async def go_on_talking() -> None:
             for number in range(3000, 5000):
@@ -557,7 +557,7 @@ async def test_replay_and_live_delivery_meet_without_gap_or_duplicate(
 async def test_a_reserved_name_is_available_to_clients_of_the_same_address(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A program that was killed and started again has no session, and wants its name."""
+    """A program that was killed and restarted has no session, and requests its name."""
     async with memory_server(ServerConfig(away_seconds=30)) as network:
         bob = await program(network, name="bob")
         old = await program(network, name="alice")
@@ -585,7 +585,7 @@ async def test_a_reserved_name_is_available_to_clients_of_the_same_address(
 async def test_a_session_with_an_invalid_name_resumes_without_it(
     name: str, reason: str, tmp_path: Path, thread_clock: trio.testing.MockClock
 ) -> None:
-    """As a journal has it that was kept under other rules, or was changed."""
+    """From a journal that was written with other rules for names, or modified."""
     token = "0" * 32
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
@@ -620,11 +620,11 @@ async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allo
         ]
         assert (await alice.ask(type="history", nonce=4))["messages"] == []
         assert (await alice.ask(type="name", name="alice", nonce=5))["name"] == "alice"
-        # Going there while somebody is in it.
+        # Joining while it has members.
         bob = await program(network, name="bob")
         assert (await bob.ask(type="join", room="ไทยroom", nonce=1))["members"] == 2
         await alice.hear_until("joined")
-        # Coming back to it once it is empty, when something was said there.
+        # Joining again when it is empty but has messages.
         assert (await alice.ask(type="say", text="hello", nonce=6))["type"] == "accepted"
         await bob.send(type="quit")
         await alice.hear_until("left")
@@ -687,7 +687,7 @@ async def test_in_the_text_protocol_history_is_server_lines() -> None:
 
 
 class CountingJournal(SqliteJournal):
-    """Counts how often it is read."""
+    """Counts its reads."""
 
     reads = 0
 
@@ -699,7 +699,7 @@ class CountingJournal(SqliteJournal):
 async def test_a_room_is_not_delayed_by_a_replay_of_100_000_messages(
     tmp_path: Path,
 ) -> None:
-    """Nobody waits for all the pages: between a word and its answer there are some of them."""
+    """Between a message and its answer only a few pages are read, not all."""
     journal = CountingJournal(tmp_path / "chat.db", durability=Durability.NORMAL)
     said, talked, reads = 100_000, 0, [0]
     async with memory_server(journal=journal) as network:
@@ -740,17 +740,17 @@ async def test_a_room_is_not_delayed_by_a_replay_of_100_000_messages(
             nursery.cancel_scope.cancel(reason="dave has caught up")
         assert heard == [*map(str, range(said))]
     assert talked >= 10
-    # Two words are two waits for the disk, each of which is about as long as a few pages; a room
-    # that waited would wait for all of nearly two hundred.
+    # Two messages wait for the disk twice, each about as long as a few pages; a delayed room would
+    # wait for all of nearly two hundred.
     assert journal.reads >= 150
     assert max(after - before for before, after in pairwise(reads)) <= journal.reads / 2
 
 
-# --- What the simulation found --------------------------------------------------------------------
+# --- Regressions found by the simulation ----------------------------------------------------------
 
 
 async def lines_for(client: ScriptedClient, seconds: float = 1) -> list[str]:
-    """Return what *client* is told within so many seconds."""
+    """Return the lines that *client* receives within *seconds*."""
     told: list[str] = []
     with trio.move_on_after(seconds):
         while True:
@@ -761,9 +761,9 @@ async def lines_for(client: ScriptedClient, seconds: float = 1) -> list[str]:
 async def test_a_slow_client_that_asks_for_a_replay_gets_each_message_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Seed 82: what it was waited for with came once more, after the past in which it was."""
+    """Seed 82: the message for which the room waited was repeated after the replay."""
     config = ServerConfig(send_queue_batches=1, slow_timeout_seconds=60)
-    for _ in range(20):  # it depends on who comes first when there is room again
+    for _ in range(20):  # it depends on the order of tasks when there is space again
         async with memory_server(config) as network, trio.open_nursery() as nursery:
             sender = await network.join()
             slow = await network.join(lockstep=True)
@@ -773,7 +773,7 @@ async def test_a_slow_client_that_asks_for_a_replay_gets_each_message_once(
             nursery.start_soon(slow.send, '/json {"replay": 3}')
             told = await lines_for(slow)
             before = [line for line in told if line.startswith("[")]
-            # It had taken the last one, or is not waited for any more.
+            # It had taken the last one, or the room no longer waits for it.
             assert before in [[f"[Client 1] {i}" for i in range(n)] for n in (2, 3)]
             _, *past = map(json.loads, told[len(before) :])
             assert [(event["type"], event["text"]) for event in past] == [
@@ -782,7 +782,7 @@ async def test_a_slow_client_that_asks_for_a_replay_gets_each_message_once(
 
 
 async def talk(alice: Program, bob: Program, rounds: int) -> str:
-    """Have both say something in turn; return the id of what bob said first."""
+    """Let both send messages in turn; return the id of bob's first."""
     ids = []
     for n in range(rounds):
         await alice.say(f"a{n}")
@@ -790,7 +790,7 @@ async def talk(alice: Program, bob: Program, rounds: int) -> str:
     return ids[0]
 
 
-NO_RING = ServerConfig(replay=ReplayLimits(ring_bytes=1))  # but for two messages
+NO_RING = ServerConfig(replay=ReplayLimits(ring_bytes=1))  # except for two messages
 
 
 async def test_own_messages_before_a_resume_are_not_counted_as_missed(
@@ -823,7 +823,7 @@ async def test_own_messages_before_a_restart_are_not_counted_as_missed(
 
 
 class PendingRoom(HeldRoom):
-    """A room of which *pending*, where it is set, says when what is appended is kept."""
+    """A room in which *pending*, if set, resolves when appended messages are stored."""
 
     pending: PendingWrite | None = None
 
@@ -871,21 +871,21 @@ async def test_with_more_own_messages_than_nonces_the_missed_count_is_an_upper_b
         await alice.reset()
         alice = await again(network, alice, since=seen)
         missed = await alice.hear()
-        forgotten = rounds - 1 - MAX_UNACCEPTED  # of her own, behind what she has seen
+        forgotten = rounds - 1 - MAX_UNACCEPTED  # of her own messages since then
         assert missed["count"] == rounds - 1 - 10 + forgotten
 
 
 async def test_undelivered_messages_are_not_missed_even_if_the_journal_deleted_them(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Seed 290: those who waited for their turn said more than was kept."""
+    """Seed 290: messages waiting for delivery exceeded the retention."""
     config = ServerConfig(send_queue_batches=1, slow_timeout_seconds=60)
     journal = MemoryJournal(max_messages=2)
     async with memory_server(config, journal=journal) as network:
         one = await program(network)
         first = await one.say("a")
         slow = await network.join(lockstep=True)
-        for text in "bcdefg":  # each of a person of its own: the third has to wait for the slow one
+        for text in "bcdefg":  # each from another client; the third waits for the slow one
             await (await network.join()).send(text)
             await trio.testing.wait_all_tasks_blocked()
         again_ = await again(network, one, since=first)
@@ -899,7 +899,7 @@ async def test_undelivered_messages_are_not_missed_even_if_the_journal_deleted_t
 async def test_the_goodbye_does_not_wait_for_the_disk(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seed 945: who was told after the grace period was cancelled before it had heard it."""
+    """Seed 945: a client that got its goodbye after the grace period was cancelled first."""
     pending = PendingWrite()
     append = _MemoryRoom.append
 

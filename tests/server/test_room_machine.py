@@ -1,11 +1,11 @@
-"""A model of the rooms: whatever clients do, each gets exactly its messages, in one order.
+"""A model of the rooms: whatever clients do, each gets exactly its messages in one order.
 
-The directory and its rooms are the real ones, with real send queues, writer and replay tasks, in a
-trio run of its own thread; hypothesis decides who comes, goes to another room, changes names, says
-something, stalls and recovers, and when the journal can be read.
+The registry and its rooms are real, with send queues, writers and replay tasks, in a trio run in a
+separate thread; hypothesis decides which clients join, move, rename, send, stall and recover, and
+when the journal can be read.
 
-Below it, the same for one client that lags: at each `await` of its replay, and of the publish that
-it lags behind, something happens to it.
+A second test covers one lagging client: at each `await` of its replay, and of the publish that it
+lags behind, something happens to it.
 """
 
 import math
@@ -65,12 +65,12 @@ T = TypeVar("T")
 SLOW_TIMEOUT = 2.0
 STALL_TIMEOUT = 40.0
 
-# Of server notices for a client that lags, the newest.
+# How many server notices a lagging client gets.
 MAX_NOTICES = 16
 
 
 class Loop:
-    """A trio run in a thread, with a clock that jumps; calls return when all is quiet again."""
+    """A trio run in a thread, with a mock clock; calls return when all tasks are blocked again."""
 
     def __init__(self) -> None:
         self._started = threading.Event()
@@ -90,12 +90,13 @@ class Loop:
             self.nursery.cancel_scope.cancel(reason="the example is over")
 
     def toss_coins(self, seed: int) -> None:
-        """Decide how trio tosses its coins for whose turn it is."""
+        """Seed trio's random order of tasks."""
         trio_run._r.seed(seed)
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
         async def and_settle() -> T:
-            # It jumps in here alone: between two calls, how far would be up to the threads.
+            # The clock jumps only here: between two calls, the distance would depend on the
+            # threads.
             self._clock.autojump_threshold = 0
             result = await function()
             await trio.testing.wait_all_tasks_blocked()
@@ -110,7 +111,7 @@ class Loop:
 
 
 class GatedStream(trio.abc.Stream):
-    """Accepts all data while the gate is open and none while it is shut."""
+    """Accepts all data while the gate is open, and none while it is closed."""
 
     def __init__(self) -> None:
         self.received = bytearray()
@@ -140,7 +141,7 @@ class GatedStream(trio.abc.Stream):
 
 @dataclass
 class Stay:
-    """How long a client was in a room, counted in what was said there."""
+    """A client's stay in a room, as positions in its messages."""
 
     room: str
     first: int
@@ -149,10 +150,10 @@ class Stay:
 
 @dataclass(eq=False)
 class Guest:
-    """A client, and from where to where in the order of which rooms it was there.
+    """A client and its stays in rooms.
 
-    *notices* are what it should have heard of the server, *later* what it should hear once it is
-    live; *may_miss* says whether the replay may have skipped something.
+    *notices* are the notices that it should have received, *later* those that it should receive
+    when it is live; *may_miss* says whether the replay may have skipped messages.
     """
 
     member: Member
@@ -164,7 +165,7 @@ class Guest:
     ever_behind: bool = False
     notices: list[str] = field(default_factory=list)
     later: deque[str] = field(default_factory=lambda: deque(maxlen=MAX_NOTICES))
-    known_at: int = 0  # how much it had been told when it learned who was in its room
+    known_at: int = 0  # how much it had received when it listed the members
     known: dict[int, str] = field(default_factory=dict)
     _events: list[Event] = field(default_factory=list)
     _lines: list[str] = field(default_factory=list)
@@ -172,30 +173,30 @@ class Guest:
 
     @property
     def stalled(self) -> bool:
-        """Whether it takes nothing now."""
+        """Whether it currently takes nothing."""
         return self.stalled_at is not None
 
     @property
     def events(self) -> list[Event]:
-        """What it was told, in whichever protocol."""
+        """The events that it received, in either protocol."""
         self._take()
         return self._events
 
     @property
     def lines(self) -> list[str]:
-        """What was said to it, and what it missed."""
+        """Its messages, and the counts of missed ones."""
         self._take()
         return self._lines
 
     @property
     def heard_notices(self) -> list[str]:
-        """What the server said to it."""
+        """The notices that it received."""
         self._take()
         return self._heard_notices
 
     def _take(self) -> None:
         block = self.stream.received.decode()
-        self.stream.received.clear()  # all of it at every step would take most of the time
+        self.stream.received.clear()  # parsing everything at every step would be slow
         for line in block.splitlines():
             for event in (JSON if line.startswith("{") else TEXT).parse_events(line):
                 self._events.append(event)
@@ -206,7 +207,7 @@ class Guest:
                     self._lines += text.split("\n")
 
     def reached(self) -> int:
-        """Return up to which message of its room it has everything, or has it queued."""
+        """Return up to which message of its room it has received or queued everything."""
         room, lag = self.member.room, self.member.lag
         if lag is not None:
             return lag.position
@@ -232,11 +233,11 @@ NAMES = (
 
 
 class RoomMachine(RuleBasedStateMachine):
-    """Under `wait`: no message is lost, and a member that stalls for long is disconnected."""
+    """Under `wait`, no message is lost, and a member that stalls for long is disconnected."""
 
     guests = Bundle("guests")
     slow = Slow.WAIT
-    room_bytes = LOTS  # what the journal keeps
+    room_bytes = LOTS  # the journal's limit
     limits = ReplayLimits(queue_bytes=200, ring_bytes=1500, page_messages=3)
 
     def __init__(self) -> None:
@@ -247,7 +248,7 @@ class RoomMachine(RuleBasedStateMachine):
         self.said = self.noted = 0
         self.waits: dict[str, list[tuple[float, float]]] = {room: [] for room in WITNESSED}
         self.loop.call(self._open)
-        # Some who never stall and never leave: what they see is the one order of their room.
+        # Witnesses that never stall or leave: they see the order of their room.
         self.witnesses = {
             room: self.loop.call(partial(self._enter, TEXT, room, max_batches=10_000))
             for room in WITNESSED
@@ -337,7 +338,7 @@ class RoomMachine(RuleBasedStateMachine):
         self.loop.call(partial(self._leave, guest))
 
     async def _leave(self, guest: Guest, *, after: float = 0, reason: str = "") -> None:
-        """Have *guest* leave, or be kicked, after a while."""
+        """Let *guest* leave, or kick it, after a while."""
         await trio.sleep(after)
         if not guest.left:
             guest.stays[-1].last = guest.reached()
@@ -352,7 +353,7 @@ class RoomMachine(RuleBasedStateMachine):
 
     @rule(guest=guests)
     def speak_json(self, guest: Guest) -> None:
-        """What is replayed from now on is, too."""
+        """Replays use JSON from now on, too."""
 
         async def speak() -> None:
             if guest.member.codec is not JSON:
@@ -364,7 +365,7 @@ class RoomMachine(RuleBasedStateMachine):
 
     @rule(guest=guests, name=st.sampled_from(NAMES))
     def rename(self, guest: Guest, name: str) -> None:
-        """A name is given if it may be and nobody else has it, whatever its letters' case."""
+        """A rename succeeds if the name is valid and no other client has it, ignoring case."""
         if guest.left:
             return
         others = [other.member.name for other in self._present() if other is not guest]
@@ -407,7 +408,7 @@ class RoomMachine(RuleBasedStateMachine):
 
     @rule(guest=guests, back=st.integers(0, 12), move=st.sampled_from([None, *WITNESSED]))
     def ask_since(self, guest: Guest, back: int, move: str | None) -> None:
-        """Have everything from an earlier message on replayed, once more where it was heard."""
+        """Request a replay from an earlier message on, which repeats received messages."""
         self.loop.call(partial(self._ask_since, guest, back, move))
 
     async def _ask_since(self, guest: Guest, back: int, move: str | None = None) -> None:
@@ -423,7 +424,7 @@ class RoomMachine(RuleBasedStateMachine):
 
     @rule()
     def hold_journal(self) -> None:
-        """From now on what is older than what rooms have in memory cannot be read."""
+        """Block reads of messages that are not in the rings."""
         for held in self.journal.held.values():
             held.hold()
 
@@ -438,7 +439,7 @@ class RoomMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.slow is Slow.WAIT)
     @rule(room=st.sampled_from(WITNESSED), count=st.sampled_from([1, 1, 3, 20]))
     def announce(self, room: str, count: int) -> None:
-        """Have the server say something: whoever lags hears the last of that when it is live."""
+        """Send a server notice; a lagging client gets the newest ones when it is live."""
         self.loop.call(partial(self._announce, room, count))
 
     async def _announce(self, room: str, count: int) -> None:
@@ -449,7 +450,7 @@ class RoomMachine(RuleBasedStateMachine):
             there = [guest for guest in self._present() if guest.member.room is witness]
             await witness.notify(notice)
             for guest in there:
-                if guest.member.room is not witness:  # it moved before its turn came
+                if guest.member.room is not witness:  # it moved meanwhile
                     continue
                 if guest.member.lag is not None:
                     guest.later.append(f"[Server] {notice}")
@@ -499,7 +500,7 @@ class RoomMachine(RuleBasedStateMachine):
         leaving: list[tuple[Guest, float]],
         moving: list[tuple[Guest, float, str]],
     ) -> None:
-        """Some clients send at the same time, while others recover, leave or move."""
+        """Several clients send at the same time, while others recover, leave or move."""
 
         async def say_all(sender: Guest) -> None:
             room = sender.member.room
@@ -508,7 +509,7 @@ class RoomMachine(RuleBasedStateMachine):
                     break
                 first, self.said = self.said, self.said + count
                 texts = [f"#{sender.member.client} {first + j}" for j in range(count)]
-                await trio.lowlevel.checkpoint()  # as every session does before it reads on
+                await trio.lowlevel.checkpoint()  # as a session does before the next read
                 await room.publish(sender.member, SayBlock("\n".join(texts)))
 
         async def say_in(room: str, them: list[Guest]) -> None:
@@ -535,7 +536,7 @@ class RoomMachine(RuleBasedStateMachine):
 
     @invariant()
     def rooms_wait_no_longer_than_their_budgets(self) -> None:
-        """A witness of each room is never slow, so that no waiting is free."""
+        """Waiting is never free, because a witness in each room is never slow."""
         for waits in self.waits.values():
             for i, (start, _) in enumerate(waits):
                 waited = 0.0
@@ -550,12 +551,12 @@ class RoomMachine(RuleBasedStateMachine):
 
     @rule()
     def everyone_knows_who_is_there(self) -> None:
-        """After a while, who hears of comings and goings has heard of all that matter.
+        """After a while, clients that get presence events know the members of their room.
 
-        Whoever was behind has heard of some only as numbers, the last of which is right.
+        A client that lagged got some events only as counts, the last of which is correct.
         """
         there: list[Member] = []
-        while there != (there := self.registry.members):  # some have stalled for too long
+        while there != (there := self.registry.members):  # until no more stalled members leave
             self.loop.call(partial(trio.sleep, 10))
         for guest in self._present():
             member = guest.member
@@ -595,15 +596,15 @@ class RoomMachine(RuleBasedStateMachine):
                 expected.append(f"[Server] goodbye: {guest.goodbye}")
             if not guest.stalled:
                 self._check(guest, guest.lines, expected)
-            elif not guest.goodbye:  # The rest waits for it in its send queue.
+            elif not guest.goodbye:  # the rest is in its send queue
                 self._check(guest, guest.lines, expected, whole=False)
 
     def _check(
         self, guest: Guest, lines: list[str], expected: list[str], *, whole: bool = True
     ) -> None:
-        """Under `wait` and `disconnect` nothing is missing that the journal keeps."""
+        """Under `wait` and `disconnect`, no message that the journal has is missing."""
         if guest.goodbye == "too slow" and lines != expected:
-            # What it was too slow for is missing, just before the goodbye.
+            # The messages for which it was too slow are missing, just before the goodbye.
             assert lines[-1] == expected[-1]
             assert lines[:-1] == expected[: len(lines) - 1]
         else:
@@ -631,7 +632,7 @@ class RoomMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_lags_without_a_reason(self) -> None:
-        """Whoever takes everything is live, unless the journal cannot be read."""
+        """A client that takes everything is live, unless the journal cannot be read."""
         held = any(not each._released.is_set() for each in self.journal.held.values())
         for guest in self._present():
             if not guest.stalled and not held:
@@ -652,7 +653,7 @@ class RoomMachine(RuleBasedStateMachine):
             assert self.registry.find(guest.member.name) is guest.member
         rooms = self.registry.rooms
         assert sum(map(len, rooms)) == len(present)
-        assert all(rooms)  # an empty one is none
+        assert all(rooms)  # none is empty
 
     @invariant()
     def names_are_unique(self) -> None:
@@ -665,12 +666,12 @@ class RoomMachine(RuleBasedStateMachine):
 
 
 class SmallHistoryMachine(RoomMachine):
-    """Under `wait`, with a journal that keeps little: what it has not kept is counted."""
+    """Under `wait` with a small journal, deleted messages are counted as missed."""
 
     room_bytes = 1200
     limits = ReplayLimits(queue_bytes=200, ring_bytes=700, page_messages=3)
 
-    @precondition(lambda self: False)  # own messages from before a lag are counted as missed
+    @precondition(lambda self: False)  # own messages from before a lag would count as missed
     @rule()
     def ask_since(self) -> None:
         pass
@@ -682,19 +683,19 @@ class SmallHistoryMachine(RoomMachine):
 
 
 class DropMachine(RoomMachine):
-    """Under `drop`: nobody waits, and each notice stands for what is missing in its place."""
+    """Under `drop`, rooms do not wait, and each `missed` counts the messages missing there."""
 
     slow = Slow.DROP
 
     def _check(
         self, guest: Guest, lines: list[str], expected: list[str], *, whole: bool = True
     ) -> None:
-        # What it missed last it is told with the next message, or with the goodbye.
+        # The last missed messages are reported with the next message, or with the goodbye.
         _check_missed(guest, lines, expected, whole=whole and bool(guest.goodbye))
 
 
 def _check_missed(guest: Guest, lines: list[str], expected: list[str], *, whole: bool) -> None:
-    """Each `missed` stands for as many messages as are missing in its place."""
+    """Each `missed` equals the number of messages missing in its place."""
     position = 0
     for line in lines:
         if line.endswith("skipped"):
@@ -709,7 +710,7 @@ def _check_missed(guest: Guest, lines: list[str], expected: list[str], *, whole:
 
 
 class DisconnectMachine(RoomMachine):
-    """Under `disconnect`: nobody waits, and full members are disconnected."""
+    """Under `disconnect`, rooms do not wait, and members with full queues are disconnected."""
 
     slow = Slow.DISCONNECT
 
@@ -723,7 +724,7 @@ def test_rooms(machine: type[RoomMachine]) -> None:
     )
 
 
-# --- One client that lags -------------------------------------------------------------------------
+# --- One lagging client ---------------------------------------------------------------------------
 
 
 class At(trio.abc.Instrument):
@@ -745,12 +746,12 @@ class OneLagging(RoomMachine):
     """A client that lags behind another, with small pages, rings and queues."""
 
     async def lag(self, name: str, step: int, what_happens: str) -> bool:
-        """Have *what_happens* at that step of a task; return whether it came to that."""
+        """Let *what_happens* happen at that step of a task; return whether it was reached."""
         ann = await self._enter(TEXT)
         bob = self.bob = await self._enter(JSON)
 
         def act() -> None:
-            # Synchronously, as what others do to a client does; what needs a task comes after it.
+            # Synchronously, like the effects of other clients; tasks follow afterwards.
             stay, member = bob.stays[-1], bob.member
             if bob.left:
                 return
@@ -844,10 +845,10 @@ def test_a_client_gets_every_message_once_whatever_happens_at_each_await(
 
 
 class OneLaggingBeyondTheHistory(OneLagging, SmallHistoryMachine):
-    """A client that lags for longer than messages are kept, and talks meanwhile."""
+    """A client that lags for longer than messages are kept, and sends messages meanwhile."""
 
     async def talk(self) -> Guest:
-        """Have ann and bob talk, of whom bob takes nothing; return bob, who has recovered."""
+        """Let ann and bob send messages while bob takes nothing; return bob after its recovery."""
         ann, bob = await self._enter(TEXT), await self._enter(TEXT)
         bob.stalled_at = trio.current_time()
         bob.stream.shut()

@@ -231,11 +231,11 @@ async def test_shutdown_with_full_send_queues_delivers_all_accepted_messages(
 
 
 async def lag_by(messages: int, sender: ScriptedClient, network: MemoryServer) -> None:
-    """Have *sender* say so many that a client that reads nothing lags behind the others."""
+    """Send so many messages that a client that reads nothing lags."""
     await network.join()
     for i in range(messages):
         await sender.send(str(i), "/ping")
-        assert await sender.line() == "[Server] pong"  # perhaps once the wait budget is spent
+        assert await sender.line() == "[Server] pong"  # possibly after the wait budget is spent
     assert sum(member.lag is not None for member in network.server._registry.members) == 1
 
 
@@ -279,9 +279,9 @@ async def test_at_shutdown_a_client_that_lags_for_too_long_is_told_how_much_it_m
 async def test_at_shutdown_a_client_that_can_come_back_for_the_rest_has_missed_nothing(
     has_file: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """It speaks JSON, and there is a journal in a file; without one it has missed the rest."""
+    """It speaks JSON, and the journal is a file; otherwise the rest counts as missed."""
     config = ServerConfig(send_queue_batches=1, grace_seconds=4)
-    journal = MemoryJournal()  # a disk has a thread, for which this clock does not wait
+    journal = MemoryJournal()  # the mock clock would not wait for the thread of a file
     journal.location = "a file" if has_file else ""
     async with memory_server(config, journal=journal) as network:
         sender = await network.join()
@@ -452,7 +452,7 @@ async def test_addresses_are_known_while_and_after_serving() -> None:
 async def test_a_grace_period_that_ends_before_the_slow_timeout_loses_nothing(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    """Cut in the middle of a publish of several batches, for one who has stalled."""
+    """It ends in the middle of a publish of several batches to a stalled client."""
     count = 24_000  # one read, two batches
     patient = ServerConfig(
         slow_timeout_seconds=600, grace_seconds=2, send_queue_batches=4, log_rate=None
@@ -461,7 +461,7 @@ async def test_a_grace_period_that_ends_before_the_slow_timeout_loses_nothing(
         healthy = await network.join()
         await network.join(lockstep=True)
         sender = await network.join()
-        await trio.sleep(1)  # while somebody talks, less is read at once
+        await trio.sleep(1)  # after short turns of others, less is read at once
         await sender.send(*["y"] * count)
         await wait_all_tasks_blocked()
         with trio.move_on_after(2):

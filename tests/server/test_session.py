@@ -27,7 +27,7 @@ async def test_a_message_reaches_everybody_else(log: LogRecorder) -> None:
         await a.send("Hello everyone!")
         assert await b.line() == await c.line() == "[Client 1] Hello everyone!"
         await c.send("Hello back!")
-        assert await a.line() == await b.line() == "[Client 3] Hello back!"  # and no echo before
+        assert await a.line() == await b.line() == "[Client 3] Hello back!"  # and no echo
         await a.finish()
         assert await a.rest() == []
     assert log.lines[:8] == [
@@ -118,7 +118,7 @@ async def test_commands_are_answered_in_turn_to_their_client_alone() -> None:
 
 
 async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> None:
-    """30,000 one-letter lines in one read: with their tags they are more than a batch holds."""
+    """30,000 one-letter lines in one read, which with their tags exceed a batch."""
     count = 30_000
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
@@ -129,7 +129,7 @@ async def test_a_publish_that_grows_is_cut_into_batches_between_messages() -> No
     assert len(spelled) > 1
     assert max(spelled) <= MAX_BATCH_BYTES
     assert sum(spelled) == count * len("[Client 1] x\n")
-    # A single message is never cut.
+    # A single message is never split.
     [alone] = encode_blocks(
         msgspec.structs.replace(said, text="x" * 2 * MAX_BATCH_BYTES), 1, [TEXT]
     )
@@ -162,7 +162,7 @@ async def test_a_client_at_the_end_of_its_input_gets_what_was_queued_for_it() ->
         await wait_all_tasks_blocked()
         await a.send("done")
         await a.finish()
-        assert await a.rest() == ["[Client 2] for you"]  # and no goodbye: it was its own wish
+        assert await a.rest() == ["[Client 2] for you"]  # no goodbye, because it left by itself
         assert await b.line() == "[Client 1] done"
 
 
@@ -237,7 +237,7 @@ async def test_a_lone_control_character_is_no_tls() -> None:
 
 
 class FailingReceiveStream(trio.abc.ReceiveStream):
-    """The reading side of a connection on which something goes wrong."""
+    """The receiving side of a connection that fails."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -310,7 +310,7 @@ class CancelAt(trio.abc.Instrument):
 async def test_cancelled_at_any_await_a_session_leaves_nothing_behind(
     task: str, autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
-    """One run for each step that the session's tasks take until it ends by itself."""
+    """One run for each step of the session's tasks, until a run ends uncancelled."""
     for step in range(60):
         log.lines.clear()
         cancel = CancelAt(task, step)
@@ -347,7 +347,7 @@ async def test_cancelled_at_any_await_a_session_leaves_nothing_behind(
 
 
 async def _live(client: ScriptedClient) -> None:
-    """What a client does in its life: talk, ask, listen, leave."""
+    """The client's script: send, request, receive, leave."""
     try:
         await client.send("one", "/ping", "two")
         await client.line()
@@ -392,7 +392,7 @@ async def test_a_fast_client_has_one_task_and_a_slow_one_two() -> None:
         assert await theirs.receive_some() == b"[Client 2] hello\n"
         assert tasks() == [1, 1]
         await theirs.send_all(b"hello yourself\n")
-        assert await talker.line() == "[Client 1] hello yourself"  # memory has no socket
+        assert await talker.line() == "[Client 1] hello yourself"  # there is no socket
         assert tasks() == [1, 2]
         network.server.kick(1)
         assert await theirs.receive_some() == b"[Server] goodbye: kicked\n"
@@ -407,9 +407,9 @@ async def test_a_goodbye_does_not_wait_for_slow_clients() -> None:
         ours, theirs = await tcp_pair()
         network.accept(ours)
         await wait_all_tasks_blocked()
-        await network.join(lockstep=True)  # and never reads
+        await network.join(lockstep=True)  # never reads
         with trio.fail_after(WAIT_SECONDS):
-            while network.server.statistics().messages < 3:  # one on its way, one waits, one more
+            while network.server.statistics().messages < 3:  # one in flight, one queued, one more
                 await theirs.send_all(b"x\n")
                 await trio.sleep(0.01)
             network.server.kick(1)

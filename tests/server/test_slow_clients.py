@@ -12,7 +12,7 @@ from tests.support.log import LogRecorder
 
 pytestmark = pytest.mark.unit
 
-# A send queue of one batch, the writer holding another: the third batch finds it full.
+# A send queue of one batch, and one more in the writer: the third batch finds it full.
 BATCHES_BEFORE_FULL = 2
 
 
@@ -21,7 +21,7 @@ def config(slow: Slow, **kwargs: float) -> ServerConfig:
 
 
 async def say_all(sender: ScriptedClient, texts: list[str]) -> float:
-    """Say each of *texts* in a publish of its own; return how long the room took over it."""
+    """Send each of *texts* in a separate publish; return how long the room took."""
     started = trio.current_time()
     for text in texts:
         await sender.send(text, f"/ping {text[:9]}")
@@ -64,7 +64,7 @@ async def test_after_the_wait_budget_a_slow_client_lags_and_gets_the_rest_when_i
         healthy = await network.join()
         slow = await stall_and_fill(network, sender)
         assert await say_all(sender, ["2"]) == 2.0
-        assert await say_all(sender, ["3", "4", "5"]) == 0  # nobody waits for it any more
+        assert await say_all(sender, ["3", "4", "5"]) == 0  # the room no longer waits for it
         assert await healthy.lines(6) == [f"[Client 1] {i}" for i in range(6)]
         assert await slow.lines(6) == [f"[Client 1] {i}" for i in range(6)]
         await trio.testing.wait_all_tasks_blocked()
@@ -86,7 +86,7 @@ async def test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_sta
         assert len(network.server.members) == 3
         await trio.sleep(3)
         assert "[INFO] [server] [STATE] Client 3 disconnected (too slow)" in log.lines
-        # What was queued for it, and then why, for as long as the grace period lasts.
+        # It gets what was queued and then the reason, within the grace period.
         assert await slow.rest() == [
             "[Client 1] 0",
             "[Client 1] 1",
@@ -211,15 +211,15 @@ async def test_a_room_is_as_fast_as_its_fastest_reader_and_no_slower(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Waiting is free while all others are slow and one of them reads."""
-    # Longer than the fast reader takes for one write of the server, 256 KiB: nobody sees less of it
-    # where there is no socket.
+    # Longer than the fast reader takes for one write of the server, 256 KiB: without a socket,
+    # smaller progress is not visible.
     async with (
         memory_server(ServerConfig(slow_timeout_seconds=6)) as network,
         trio.open_nursery() as nursery,
     ):
         sender = await network.join()
         readers = {seconds: await network.join(lockstep=True) for seconds in (1.0, 2.9)}
-        texts = [f"{i} {'x' * 60_000}" for i in range(200)]  # three send queues
+        texts = [f"{i} {'x' * 60_000}" for i in range(200)]  # three times the send queue
         read: dict[float, list[str]] = {seconds: [] for seconds in readers}
 
         async def read_slowly(seconds: float) -> None:
@@ -242,7 +242,7 @@ async def test_a_room_whose_only_readers_take_nothing_goes_on_after_a_bounded_wa
     async with memory_server(config(Slow.WAIT)) as network:
         sender = await network.join()
         await stall_and_fill(network, sender)
-        held_up = await say_all(sender, ["2"])  # no bytes taken, then the budget
+        held_up = await say_all(sender, ["2"])  # without progress, and then for the budget
         assert held_up == pytest.approx(2.0 + 2.0, abs=0.1)
         assert await say_all(sender, ["3", "4"]) == 0
 
@@ -294,12 +294,12 @@ async def test_a_lagging_client_that_half_closes_still_gets_everything(
 async def test_messages_missed_before_the_hello_arrive_with_the_welcome(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """In the protocol in which it missed it; and what it asks for comes behind."""
+    """In the protocol in which they were missed; the requested replay follows."""
     async with memory_server(config(Slow.DROP)) as network:
         sender = await network.join()
         slow = await stall_and_fill(network, sender)
         await say_all(sender, ["2"])
-        heard = [await slow.line()]  # now its send queue has room for one batch
+        heard = [await slow.line()]  # now its send queue has space for one batch
         await slow.send('/json {"replay": 2}')
         await trio.testing.wait_all_tasks_blocked()
         heard += [await slow.line() for _ in range(5)]
@@ -311,7 +311,7 @@ async def test_messages_missed_before_the_hello_arrive_with_the_welcome(
 async def test_a_client_that_half_closes_while_the_room_waits_for_it_gets_everything(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A message and a notice of the server; and the room waits no longer."""
+    """A message and a notice of the server; the room stops waiting."""
     async with memory_server(config(Slow.WAIT)) as network:
         for notice in False, True:
             sender = await network.join()
@@ -419,7 +419,7 @@ async def test_a_flood_of_private_messages_does_not_delay_the_room(
             await trio.sleep(0.25)
         delays = [at - said for at, said in heard]
         assert len(heard) >= 20
-        # Half of the send queue, 2 MiB, and what is being written: so long is that on its way.
+        # The time to send half of the send queue, 2 MiB, and the current write.
         assert max(delays) <= 45
         nursery.cancel_scope.cancel()
 
@@ -460,7 +460,7 @@ async def _read_after(seconds: float, client: ScriptedClient) -> None:
 async def test_space_taken_by_another_message_is_waited_for_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """The member's own answer slips in where the room was about to: it waits on, in order."""
+    """The member's own answer takes the space first; the room continues to wait, in order."""
     async with memory_server(config(Slow.WAIT)) as network, trio.open_nursery() as nursery:
         sender = await network.join()
         slow = await stall_and_fill(network, sender)
@@ -490,7 +490,7 @@ async def test_drop_skips_messages_and_reports_the_count_in_their_place(
 async def test_drop_reports_the_count_as_soon_as_the_queue_is_empty(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Perhaps nobody says anything for long."""
+    """Because there may be no message for long."""
     async with memory_server(config(Slow.DROP)) as network:
         sender = await network.join()
         slow = await stall_and_fill(network, sender)
@@ -547,14 +547,14 @@ async def test_a_client_that_does_not_read_its_answers_is_not_read(
         nursery.start_soon(ask)
         await trio.sleep(60)
         assert asked <= BATCHES_BEFORE_FULL + 2
-        assert len(network.server.members) == 1  # it hurts nobody: it may stay
+        assert len(network.server.members) == 1  # it is harmless, so it stays
         assert await greedy.lines(100) == ["[Server] pong"] * 100
 
 
 async def test_a_message_whose_sender_is_kicked_while_waiting_reaches_all(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Accepted is accepted: cancelling the sender does not cancel what it said."""
+    """Cancelling the sender does not cancel an accepted message."""
     async with memory_server(config(Slow.WAIT)) as network:
         sender = await network.join()
         slow = await stall_and_fill(network, sender)
@@ -599,7 +599,7 @@ async def test_memory_for_a_stalled_member_is_bounded_in_bytes(
 async def test_the_grace_period_begins_when_the_client_leaves(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Simulation, seed 269: it began when what was numbered before had been told."""
+    """Simulation, seed 269: it began only after earlier messages had been delivered."""
     patient = config(Slow.WAIT, slow_timeout_seconds=10, grace_seconds=1)
     async with memory_server(patient) as network, trio.open_nursery() as nursery:
         sender = await network.join()

@@ -1,4 +1,4 @@
-"""Every command in both protocols: the same request has the same result for everybody."""
+"""Every command in both protocols: the same request has the same effect."""
 
 import re
 
@@ -14,7 +14,8 @@ from multichat.testing import ScriptedClient, memory_server
 
 pytestmark = pytest.mark.unit
 
-# What is typed, and its twin.  Who asks is client 1; alice speaks text, bob JSON; carol is in dev.
+# Typed requests and their JSON counterparts.  Client 1 sends them; alice uses text, bob JSON; carol
+# is in the room dev.
 TWINS = [
     ("Hello everyone!", '{"type":"say","text":"Hello everyone!"}'),
     ("//usr is full", '{"type":"say","text":"/usr is full"}'),
@@ -47,7 +48,7 @@ TWINS = [
 
 
 async def received(client: ScriptedClient) -> list[str]:
-    """All that has come and comes before everything stands still."""
+    """Return everything received until all tasks are blocked."""
     lines: list[str] = []
     with trio.move_on_after(5), pytest.raises(EOFError):
         while True:
@@ -60,12 +61,12 @@ def shown(events: list[Event]) -> str:
 
 
 def told(lines: list[str]) -> list[str]:
-    """Lines of JSON without what differs from run to run."""
+    """Return lines of JSON without values that vary between runs."""
     return [re.sub(r'"(id|time)":"[^"]*"', r'"\1":""', line) for line in lines]
 
 
 async def transcript(asked: str, *, json: bool) -> tuple[str, list[str], list[str], list[str]]:
-    """What the one who asks is told, in words; what alice, bob and carol are told."""
+    """Return what the sender receives, as text, and what alice, bob and carol receive."""
     async with memory_server() as network:
         asker, alice, bob, carol = [await network.join() for _ in range(4)]
         await alice.send("/name alice")
@@ -81,7 +82,7 @@ async def transcript(asked: str, *, json: bool) -> tuple[str, list[str], list[st
             events: list[Event] = []
             for line in answers:
                 events += JSON.parse_events(line)
-            # Only programs are told who comes and goes.
+            # Only JSON clients get joins and leaves.
             news = (Left, Renamed, Presence)
             others = [e for e in events if not isinstance(e, news) or _own(e)]
             answers = shown(others).split("\n") if others else []

@@ -1,7 +1,7 @@
-"""What waits to be written into a SQLite journal, and how it is written.
+"""The write jobs of a SQLite journal, and how they are written.
 
-Where a page is damaged, only the messages and sessions that need this page fail: damage in one
-room keeps no other from talking.
+If a page is damaged, only the messages and sessions that need this page fail: damage in one room
+does not affect others.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(slots=True, eq=False)
 class SaidJob:
-    """A run, of so many *messages* and bytes, that is said in *room*."""
+    """Append a block of *messages* messages and *size* bytes to *room*."""
 
     room: "SqliteRoom"
     said: SaidBlock
@@ -45,9 +45,9 @@ class SaidJob:
 
 @dataclass(slots=True, eq=False)
 class SessionJob:
-    """A session as it is now; *row* is None if it is deleted, with the nonces of its client.
+    """Store a session's current state, or delete it with its client's nonces if *row* is None.
 
-    That is *client* if the session may not have been written yet.
+    In that case *client* is the client's number if the session may not have been written yet.
     """
 
     digest: bytes
@@ -57,7 +57,7 @@ class SessionJob:
 
 @dataclass(slots=True, eq=False)
 class NonceJob:
-    """*client* has sent a private message with that nonce, of which *check* is the check."""
+    """Store the *nonce* of a private message of *client*, and the *check* of its text."""
 
     client: int
     nonce: str
@@ -67,23 +67,23 @@ class NonceJob:
 
 @dataclass(slots=True, eq=False)
 class NumbersJob:
-    """Numbers up to *clients_ever* have been given to clients."""
+    """Record that client numbers up to *clients_ever* are taken."""
 
     clients_ever: int
     pending: PendingWrite = field(default_factory=PendingWrite)
 
 
-Job: TypeAlias = SaidJob | NonceJob | NumbersJob  # each is awaited, a session is not
+Job: TypeAlias = SaidJob | NonceJob | NumbersJob  # awaited, unlike sessions
 
 
 class NoncesOf(NamedTuple):
-    """The nonces of *client*: a subject of its own, because messages are kept without them."""
+    """The nonces of *client*: a separate subject, as messages can be stored without them."""
 
     client: int
 
 
 def subject_of(job: Job | SessionJob) -> object:
-    """Return what *job* is about: a room, a session, nonces; None if all depend on it."""
+    """Return the subject of *job*: a room, a session or nonces; None if all jobs depend on it."""
     match job:
         case SaidJob(room=room):
             return room
@@ -95,9 +95,9 @@ def subject_of(job: Job | SessionJob) -> object:
 
 
 def effect_on(subject: object, room: str, *, damaged: bool) -> str:
-    """Say what follows for the operator where *subject*, or that *room*, cannot be written.
+    """Describe to the operator the effect of a failure to write *subject* or *room*.
 
-    The file is *damaged*, or else the disk is full or fails.
+    The file is *damaged*; otherwise the disk is full or fails.
     """
     if room:
         return f"The journal does not keep messages of {room}"
@@ -119,14 +119,14 @@ class _Part(NamedTuple):
 def write_jobs(
     rows: Rows, jobs: list[Job | SessionJob], clock: float, refused: dict[object, str]
 ) -> None:
-    """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS`, then nothing is written.
+    """Write *jobs* in one transaction; raises one of `SQLITE_ERRORS` if nothing was written.
 
-    *clock* is where the clock of the file stands now.
+    *clock* is the current time of the file's clock.
 
-    What is not written because a page is damaged is added to *refused*, by its subject and with the
-    reason.  Then the rest takes several transactions: SQLite does not commit one that has read a
-    damaged page, not even after it was rolled back to a savepoint.  A message is kept although its
-    nonce cannot be; until the server restarts, the nonces of its client are in memory only.
+    The subjects of jobs that fail because of a damaged page are added to *refused*, with the
+    reason.  The rest then takes several transactions, because SQLite does not commit one that has
+    read a damaged page, even after a rollback to a savepoint.  A message is stored even if its
+    nonce cannot be; until the server restarts, the nonces of its client are only in memory.
     """
     try:
         with rows.transaction(clock):
@@ -146,7 +146,7 @@ def write_jobs(
         if isinstance(job, SaidJob) and job.nonce_count:
             client = NoncesOf(job.said.client)
             nonces.setdefault(client, _Part(client, [], _write_nonces)).jobs.append(job)
-    # A message must not be there without its session, nor a nonce without its message.
+    # A message must not be stored without its session, nor a nonce without its message.
     ordered = sorted(parts.values(), key=lambda part: isinstance(part.jobs[0], SaidJob))
     _write_parts(rows, ordered, clock, refused, may_raise=True)
     said = [
@@ -166,11 +166,11 @@ def _write_parts(
     *,
     may_raise: bool = False,
 ) -> bool:
-    """Write *parts* in as few transactions as possible; return whether any is written.
+    """Write *parts* in as few transactions as possible; return whether any was written.
 
-    A failing transaction is split into halves until the part that needs the damaged page is alone.
-    Without *may_raise*, which holds until something is written, other errors refuse the parts, too:
-    they cannot be tried again together with what is written already.
+    A failing transaction is split in halves until the part that needs the damaged page is alone.
+    Once anything was written (no *may_raise*), other errors also refuse parts, because the caller
+    cannot retry them together with parts that are written already.
     """
     if not parts:
         return False

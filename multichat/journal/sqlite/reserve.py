@@ -1,7 +1,7 @@
-"""A file beside a journal that takes place on the disk, so that a full disk can be deleted from.
+"""The reserve: a file beside a journal that keeps disk space for deletions on a full disk.
 
-Deleting needs room of its own: what is deleted is first written to the write-ahead log.  While the
-reserve is there, that room is there; where it has had to go, nothing is written but deletions.
+Deleting needs space, because deletions are first written to the write-ahead log.  While the reserve
+exists, that space is available; after it had to be released, only deletions are written.
 """
 
 import errno
@@ -16,25 +16,25 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Reserve:
-    """The file at *path*, of *size* bytes; nothing at all where that is 0."""
+    """The file at *path* of *size* bytes; if that is 0, there is no file."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._size = path, size
 
     def hold(self) -> bool:
-        """Have the reserve; return whether there is room for it."""
+        """Create the reserve; return whether there is space for it."""
         if not self._size or self._is_there():
             return True
         try:
             self._make()
         except OSError as error:
             self.release()
-            # Where it cannot be made at all, on a file system of another kind, we go without it.
+            # On a file system that does not support it, there is no reserve.
             return error.errno not in _FULL
         return True
 
     def release(self) -> bool:
-        """Give the room away, for deletions; return whether it was there."""
+        """Release the space for deletions; return whether the reserve existed."""
         try:
             self._path.unlink()
         except OSError:
@@ -49,7 +49,7 @@ class Reserve:
         return stat.S_ISREG(found.st_mode) and found.st_size == self._size
 
     def _make(self) -> None:
-        with suppress(FileNotFoundError):  # one of another size
+        with suppress(FileNotFoundError):  # remove a file of another size
             self._path.unlink()
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:

@@ -1,6 +1,6 @@
-"""The tables of a SQLite journal, how its versions follow, and what a file may define besides.
+"""The schema of a SQLite journal, its migrations, and which additional indexes are allowed.
 
-Anything that a server would run without knowing it, a trigger for instance, is refused.
+A file that defines anything else, such as a trigger, is refused, because the server would run it.
 """
 
 import sqlite3
@@ -22,17 +22,17 @@ __all__ = [
     "read_schema",
 ]
 
-# In the header of the file, where `file` and other programs look for the format: "mchj".
+# The application id in the file's header, which `file` and other programs show: "mchj".
 APPLICATION_ID = 0x6D63686A
 
-# Each makes of a file of the version that is its place in this list, from 0, one of the next.  What
-# is here once released is never changed: files that were made by it exist.
+# Each migrates a file from the version that is its index in this list to the next.  Released
+# migrations are never changed, because files made by them exist.
 MIGRATIONS: tuple[Sequence[str], ...] = (
     (
-        # One row: the highest number that a client may have, the highest epoch that a room had.
+        # One row: the highest client number that may be taken, and the highest epoch of any room.
         "CREATE TABLE heads (clients_ever INTEGER NOT NULL, last_epoch INTEGER NOT NULL)",
         "INSERT INTO heads VALUES (0, 0)",
-        # `seq` is that of the last run: the room in which nothing was said for longest goes first.
+        # `seq` is that of the room's last block: the room without a message for longest is first.
         """CREATE TABLE rooms (
             id INTEGER PRIMARY KEY,
             name TEXT NOT NULL UNIQUE,
@@ -41,8 +41,8 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             next INTEGER NOT NULL,
             seq INTEGER NOT NULL
         )""",
-        # `seq` is the order over all rooms.  The text is last, so that what is long is not read by
-        # those who want to know how much there is.
+        # A row is a block of messages; `seq` is the order over all rooms.  The text is the last
+        # column, so that queries of other columns do not read it.
         """CREATE TABLE runs (
             seq INTEGER PRIMARY KEY,
             room INTEGER NOT NULL,
@@ -65,7 +65,7 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
             seen REAL NOT NULL
         ) WITHOUT ROWID""",
         "CREATE INDEX sessions_by_seen ON sessions (seen)",
-        # One row for each run that was said with nonces: a JSON array of them, null for none.
+        # One row for each block with nonces: a JSON array of them, null for a message without one.
         """CREATE TABLE nonces (
             seq INTEGER PRIMARY KEY,
             client INTEGER NOT NULL,
@@ -77,23 +77,23 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         "CREATE INDEX nonces_by_client ON nonces (client, seq)",
     ),
     (
-        # For how many seconds servers have run with this file: the age of a session is counted in
-        # these, because the system's clock may be set.
+        # How many seconds servers have run with this file: sessions age by this clock, because the
+        # system's clock may be set.
         "ALTER TABLE heads ADD COLUMN clock REAL NOT NULL DEFAULT 0.0",
         "UPDATE sessions SET seen = 0",  # seconds since 1970 until now
         "CREATE INDEX sessions_by_client ON sessions (client)",
-        # Of each nonce four bytes: the CRC-32 of what was said with it.  Nothing for older ones.
+        # Four bytes for each nonce: the CRC-32 of its message.  Empty for older nonces.
         "ALTER TABLE nonces ADD COLUMN checks BLOB NOT NULL DEFAULT x''",
-        # Each server gives a room a new epoch with its first message there; `next` is the number of
-        # that message.
+        # Each server starts a new epoch in a room with its first message there; `next` is the
+        # number of that message.
         """CREATE TABLE epochs (
             room INTEGER NOT NULL,
             next INTEGER NOT NULL,
             epoch TEXT NOT NULL UNIQUE,
             PRIMARY KEY (room, next)
         ) WITHOUT ROWID""",
-        # By these it is known which WAL belongs to the file, and whether it has one: `sealed` is 1
-        # for a stamp before a checkpoint, 2 where the server ends after that, else 0.
+        # Stamps identify the WAL of the file, and whether there is one: `sealed` is 1 for a stamp
+        # before a checkpoint, 2 if the server ends after that, otherwise 0.
         """CREATE TABLE stamps (
             id INTEGER PRIMARY KEY,
             stamp TEXT NOT NULL,
@@ -103,19 +103,19 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
     ),
 )
 
-EPOCHS_VERSION = 2  # from which on there is a table of epochs
+EPOCHS_VERSION = 2  # the first version with a table of epochs
 
 Schema = set[tuple[Any, ...]]
 
 _SHOWN_CHARACTERS = 50
 
-# SQLite's own tables, as `ANALYZE` makes them, are left out.
+# Without SQLite's own tables, which `ANALYZE` creates.
 _SCHEMA = """
     SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql NOT NULL
     AND NOT (type = 'table' AND name LIKE 'sqlite\\_%' ESCAPE '\\')
 """
-# They change nothing but the speed of queries.  A unique index can reject messages; expressions and
-# the condition of a partial index are evaluated for each message.
+# Indexes that only affect the speed of queries.  A unique index could reject messages, and
+# expressions and the conditions of partial indexes are evaluated for each message.
 _PLAIN_INDEXES = """
     SELECT s.name FROM sqlite_master AS s JOIN pragma_index_list(s.tbl_name) AS i USING (name)
     WHERE s.type = 'index' AND NOT i."unique" AND NOT i.partial
@@ -124,17 +124,17 @@ _PLAIN_INDEXES = """
 
 
 def read_schema(connection: sqlite3.Connection) -> Schema:
-    """Return what the file defines: type, name, table and SQL of each."""
+    """Return the schema of the file: type, name, table and SQL of each object."""
     return set(connection.execute(_SCHEMA))
 
 
 def read_plain_indexes(connection: sqlite3.Connection) -> set[Any]:
-    """Return the names of the indexes that a file may have besides."""
+    """Return the names of the additional indexes that are allowed."""
     return {name for (name,) in connection.execute(_PLAIN_INDEXES)}
 
 
 def compare_schemas(found: Schema, expected: Schema, plain: set[Any]) -> str:
-    """Say what is wrong with a schema; empty if nothing is.  Additional *plain* indexes are not."""
+    """Describe what is wrong with a schema; empty if nothing is.  *plain* indexes are allowed."""
     for kind, name, *_ in sorted(expected - found, reverse=True):
         return f"its {kind} {name} is missing or changed"
     for kind, name, *_ in found - expected:
@@ -146,7 +146,7 @@ def compare_schemas(found: Schema, expected: Schema, plain: set[Any]) -> str:
 
 
 def expected_schema(migrations: Sequence[Sequence[str]]) -> Schema:
-    """Return what *migrations* make of an empty file."""
+    """Return the schema that *migrations* create in an empty file."""
     with closing(sqlite3.connect(":memory:")) as connection:
         for statements in migrations:
             for statement in statements:
@@ -155,7 +155,7 @@ def expected_schema(migrations: Sequence[Sequence[str]]) -> Schema:
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]]) -> None:
-    """Bring the tables to our version: each step is done whole or not at all."""
+    """Migrate the file to our version; each migration is one transaction."""
     [version] = connection.execute("PRAGMA user_version").fetchone()
     for number, statements in enumerate(migrations[version:], version + 1):
         connection.execute("BEGIN IMMEDIATE")
