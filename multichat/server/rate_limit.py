@@ -62,10 +62,8 @@ class ClientRateLimit:
         self._config, self._member = config, member
         self._messages = TokenBucket(rate, config.burst) if rate else None
         self._bytes = TokenBucket(byte_rate, max(byte_rate, burst_bytes)) if byte_rate else None
-        self.limits_messages, self.limits_bytes = (
-            self._messages is not None,
-            self._bytes is not None,
-        )
+        self.limits_messages = self._messages is not None
+        self.limits_bytes = self._bytes is not None
         self._told_at = -math.inf
 
     async def acquire(self, wanted: int) -> int:

@@ -328,11 +328,8 @@ class Registry:
         `Member.refused_room`.
         """
         errors: list[RemoteProtocolError] = []
-        name, room_name, old = (
-            stored_session.name,
-            stored_session.room,
-            self._members.get(stored_session.client),
-        )
+        name, room_name = stored_session.name, stored_session.room
+        old = self._members.get(stored_session.client)
         self._log.line("STATE", f"Client {member.client} is Client {stored_session.client} again")
         self._take_out(member, "")
         if old is not None:
@@ -491,17 +488,13 @@ class Registry:
         stored by then.
         """
         try:
-            async with trio.open_nursery() as nursery:
-                for room in self.rooms:
-                    nursery.start_soon(room.wait_delivered)
+            await self._wait_delivered()
         finally:
             self.closed = reason  # from here on no member is waited for
             for room in self.rooms:
                 room.shut_down(self._closing_goodbye)
             with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    for room in self.rooms:
-                        nursery.start_soon(room.wait_delivered)
+                await self._wait_delivered()
             for member in self.members:
                 if member.lag is None:
                     self.disconnect(member, self._closing_goodbye)
@@ -516,3 +509,8 @@ class Registry:
                     ):
                         member.send_queue.miss(member.lag.skip_to(member.room.next))
                     self.disconnect(member, self._closing_goodbye)
+
+    async def _wait_delivered(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for room in self.rooms:
+                nursery.start_soon(room.wait_delivered)

@@ -446,10 +446,8 @@ class Room:
     def _go_live(self, member: Member) -> bool:
         """Make *member* live if its send queue has space for the notices that it gets then."""
         if member.notices:
-            if (
-                member.send_queue.try_send(b"".join(map(member.codec.encode, member.notices)))
-                is _FULL
-            ):
+            notices = b"".join(map(member.codec.encode, member.notices))
+            if member.send_queue.try_send(notices) is _FULL:
                 return False
             member.notices = ()
         member.lag = None

@@ -482,10 +482,8 @@ class Server:
                                 stream, slot, address, encrypted=tls is not None
                             )
                 self._check(address, too_many)
-                number = await self._give_number()
-                self._check(
-                    address, too_many
-                )  # that may have waited for the disk; nothing waits from here on
+                number = await self._give_number()  # which may wait for the disk
+                self._check(address, too_many)  # nothing waits from here on
                 session = Session(
                     connection,
                     self._registry,

@@ -335,9 +335,8 @@ class SessionStore:
 
     def _in_memory(self, digest: bytes) -> StoredSession | None:
         session = self._connected.get(digest) or self._disconnected.get(digest)
-        return (
-            None if session is None or not hmac.compare_digest(session.digest, digest) else session
-        )
+        is_it = session is not None and hmac.compare_digest(session.digest, digest)
+        return session if is_it else None
 
     def _restored(self, kept: SavedSession | None) -> StoredSession | None:
         """Load a session from the journal."""
