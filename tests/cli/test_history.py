@@ -166,7 +166,7 @@ async def test_history_of_an_unknown_room_id_or_file_is_one_line(tmp_path: Path)
 
     p = str(path)
     unknown = "multichat: no message of this room has that id\n"
-    assert fails(1, p, "--room", "attic") == f"multichat: {p}: nothing was said in a room attic\n"
+    assert fails(1, p, "--room", "attic") == f"multichat: {p}: it has no room attic\n"
     assert fails(1, p, "--since", message_id(epochs["den"], 1)) == unknown
     assert fails(1, p, "--since", message_id("0" * 11, 0)) == unknown
     assert fails(1, p, "--since", message_id(epochs["den"], 0), "--room", "lobby") == unknown

@@ -127,9 +127,9 @@ async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
             shutil.copytree(crashed.parent, copy.parent)
             shutil.copy(backup, copy)
             expected = (
-                "chat.db-wal is not of this file, as after a backup was copied over it, or a start "
-                "under another name of the file; move chat.db-wal and chat.db-shm away to go on "
-                "with this file, or put the other file back"
+                "chat.db-wal does not belong to this file, as after a backup was copied over it, "
+                "or a start under another name of the file; move chat.db-wal and chat.db-shm away "
+                "to continue with this file, or put the other file back"
             )
             assert await refusal(copy) == expected
             assert reader_refusal(copy) == expected
@@ -224,7 +224,7 @@ async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_p
             try:
                 opened = open_file(copy, durable=False)
             except JournalFailed as failure:
-                assert "is not of this file" in str(failure)  # noqa: PT017
+                assert "does not belong to this file" in str(failure)  # noqa: PT017
                 refused += 1
             else:
                 opened.connection.close()
@@ -251,7 +251,7 @@ async def test_a_backup_is_detected_even_if_messages_cannot_be_read_with_the_wal
         await journal._tidy()
         crashed = save(path, tmp_path / "killed")
     shutil.copy(backup, crashed)
-    assert "is not of this file" in await refusal(crashed)
+    assert "does not belong to this file" in await refusal(crashed)
 
 
 async def test_a_backup_with_different_pages_is_detected_at_any_time(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ async def test_a_backup_with_different_pages_is_detected_at_any_time(tmp_path: P
             connection.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
         crashed = save(path, tmp_path / "killed")
     shutil.copy(tmp_path / "copy.db", crashed)
-    assert "is not of this file" in await refusal(crashed)
+    assert "does not belong to this file" in await refusal(crashed)
 
 
 async def test_no_checkpoint_is_made_without_a_seal(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ async def test_no_checkpoint_is_made_without_a_seal(tmp_path: Path) -> None:
         await say(room, "three")
         crashed = save(path, tmp_path / "killed")
     shutil.copy(backup, crashed)
-    assert "is not of this file" in await refusal(crashed)
+    assert "does not belong to this file" in await refusal(crashed)
 
 
 async def test_messages_are_stored_even_if_the_stamps_are_damaged(
@@ -364,7 +364,7 @@ def test_a_reader_that_probes_the_lock_does_not_block_a_server(tmp_path: Path) -
 
 
 MOVED = "was renamed, deleted or replaced; put it back, or stop the server and restore a backup"
-NOT_IN_PLACE = "messages cannot be stored now: the server cannot keep messages"
+NOT_IN_PLACE = "messages cannot be stored now: the server cannot store messages"
 
 
 @linux
@@ -375,16 +375,16 @@ async def test_a_journal_that_is_renamed_and_put_back_while_the_server_runs(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("one") == "accepted"
         path.rename(elsewhere)
-        await server.wait_for(f"The journal keeps nothing: {path} {MOVED}")  # nobody spoke
+        await server.wait_for(f"The journal cannot store messages: {path} {MOVED}")  # nobody spoke
         for type_ in ("say", "act"):
             answer = await one.say("two", type_)
             assert NOT_IN_PLACE in answer
             assert "storage-failed" in answer
             assert str(tmp_path) not in answer
         elsewhere.rename(path)
-        await server.wait_for("The journal is in its place again and keeps messages")
-        assert server.out.count("The journal keeps nothing") == 1
-        assert server.out.count("keeps messages") == 1
+        await server.wait_for("The files of the journal are in place again")
+        assert server.out.count("The journal cannot store messages") == 1
+        assert server.out.count("are in place again") == 1
         assert await one.say("three") == "accepted"
         server.signal(signal.SIGTERM)
         await server.wait()
@@ -430,7 +430,7 @@ async def test_a_start_without_the_file_of_a_wal_is_refused_and_loses_nothing(
         await server.wait()
     reason = (
         f"the file is missing, but {path}-wal has messages of it; put the file back, or move "
-        "the -wal away to begin a new journal"
+        "the -wal away to start a new journal"
     )
     assert await refusal(path) == reason
     assert reader_refusal(path) == reason
@@ -515,7 +515,7 @@ async def test_a_client_is_admitted_eventually_while_another_program_holds_the_l
                     while await client.line() != "[Server] pong":
                         pass
     [line] = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
-    assert "another program is using it; end that program, the server needs no restart" in line
+    assert "another program is using it; end that program; the server needs no restart" in line
 
 
 # --- Other programs that write -------------------------------------------------------------------
@@ -621,8 +621,8 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
         await server.wait()
     reason = (
         "the file has hard links, and there is no name.db-wal: use the name that has a -wal beside "
-        "it; if none has, or to go on without the messages in that -wal, put a copy of the file in "
-        "the place of this one"
+        "it; if none has, or to continue without the messages in that -wal, "
+        "replace this file by a copy"
     )
     assert await refusal(other) == reader_refusal(other) == reason
     assert reason in await serve_refused(tmp_path, other)
@@ -690,7 +690,7 @@ async def test_a_copy_under_another_name_starts_without_its_wal(tmp_path: Path) 
         await say(journal.room("lobby"), "two")
         killed = save(path, tmp_path / "killed")
     os.link(killed, other)
-    assert "put a copy of the file in the place of this one" in await refusal(other)
+    assert "replace this file by a copy" in await refusal(other)
     shutil.copy(other, tmp_path / "copy.db")
     (tmp_path / "copy.db").rename(other)
     assert await all_texts(other) == ["one"]
@@ -721,7 +721,7 @@ async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
     os.link(path, other)
     reason = await refusal(other)
     assert "use the name that has a -wal beside it; if none has" in reason
-    assert reason.endswith("put a copy of the file in the place of this one")
+    assert reason.endswith("replace this file by a copy")
     assert await refusal(path) == reason.replace("other.db-wal", "chat.db-wal")
     shutil.copy(path, tmp_path / "copy")
     (tmp_path / "copy").rename(other)
@@ -736,7 +736,7 @@ async def test_a_copy_of_a_linked_wal_has_its_messages(tmp_path: Path) -> None:
         killed = save(path, tmp_path / "killed")
     linked = tmp_path / "linked" / "chat.db"
     shutil.copytree(killed.parent, linked.parent, copy_function=os.link)
-    assert "put a copy of it in its place" in await refusal(killed)
+    assert "replace it by a copy" in await refusal(killed)
     shutil.copy(wal_of(killed), tmp_path / "copy")
     (tmp_path / "copy").rename(wal_of(killed))
     before = wal_of(linked).read_bytes()
@@ -759,7 +759,7 @@ async def test_no_file_is_overwritten_that_is_linked_beside_the_journal(
     else:
         other.write_bytes(b"somebody's" * 10_000)
         link.symlink_to(other) if kind == "symbolic link" else os.link(other, link)
-    advice = "move it away" if kind == "link to nothing" else "put a copy of it in its place"
+    advice = "move it away" if kind == "link to nothing" else "replace it by a copy"
     reason = f"{link}: a link to another file, which SQLite overwrites; {advice}"
     assert await refusal(path) == reason
     assert not other.exists() or other.read_bytes() == b"somebody's" * 10_000
@@ -825,10 +825,10 @@ async def test_failed_writes_are_logged_with_their_reason(
                 answer = json.loads(await client.line())
                 assert (answer["code"], answer["text"]) == ("storage-failed", told)
             other.execute("ROLLBACK")
-    [line] = [line for line in log.lines if "cannot be read" in line or "keeps nothing" in line]
+    [line] = [line for line in log.lines if "cannot be read" in line or "cannot store" in line]
     if request_["type"] != "history":
-        expected = "another program is using it; end that program, the server needs no restart"
-        assert line.endswith(f"The journal keeps nothing: {expected}")
+        expected = "another program is using it; end that program; the server needs no restart"
+        assert line.endswith(f"The journal cannot store messages: {expected}")
 
 
 async def test_the_same_failure_is_logged_once(
@@ -853,8 +853,8 @@ async def test_the_same_failure_is_logged_once(
             with pytest.raises(NotRead):
                 await room.read(0, 1, max_bytes=1)
     errors = [record.getMessage() for record in caplog.records if record.levelno == ERROR]
-    text = "The journal keeps nothing: another program is using it; end that program, the server "
-    assert errors[0].endswith(f"{text}needs no restart")
+    text = "another program is using it; end that program; the server needs no restart"
+    assert errors[0].endswith(f"The journal cannot store messages: {text}")
     assert "The history cannot be read: " in errors[1]
     assert len(errors) == 2
 

@@ -60,7 +60,9 @@ async def test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume(
                 async with Command(tmp_path, *argv) as refused:
                     assert await refused.wait() == 1
                     [line] = refused.err.splitlines()
-                    assert "move chat.db-wal and chat.db-shm away to go on with this file" in line
+                    assert (
+                        "move chat.db-wal and chat.db-shm away to continue with this file" in line
+                    )
             remove_beside(path)
         case "elsewhere":
             path = tmp_path / "chat.db"

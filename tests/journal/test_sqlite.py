@@ -456,7 +456,7 @@ async def test_a_file_of_a_server_killed_during_its_first_start_is_recreated(
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
     assert path.stat().st_size
-    with pytest.raises(JournalFailed, match="nothing is in it yet"), open_reader(path):
+    with pytest.raises(JournalFailed, match="it is still empty"), open_reader(path):
         pass
     await write(path, "x")
     assert await all_texts(path) == ["x"]
@@ -499,7 +499,7 @@ async def test_a_read_only_file_system(tmp_path: Path) -> None:
             with open_reader(bare) as reader:
                 assert [said.text for said in reader.read()] == ["one", "two", "three"]
         except JournalFailed as failure:
-            assert str(failure).endswith("copy it, with its -wal, to read it")  # noqa: PT017
+            assert str(failure).endswith("copy it together with its -wal")  # noqa: PT017
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")

@@ -76,7 +76,7 @@ async def test_a_backup_is_detected_even_if_another_program_made_a_checkpoint_si
         for later in (crashed, wal_of(crashed)):
             shutil.copy(backup, crashed)
             os.utime(later)
-            assert "is not of this file" in await refusal(crashed)
+            assert "does not belong to this file" in await refusal(crashed)
 
 
 async def test_the_stamp_in_the_file_is_a_seal_after_any_checkpoint(tmp_path: Path) -> None:
@@ -265,13 +265,13 @@ async def test_messages_are_refused_after_a_file_was_changed_in_place(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("two") == "accepted"
         await trio.to_thread.run_sync(change, changed)  # type: ignore[arg-type]
-        await server.wait_for(f"The journal keeps nothing: {changed} was ")  # nobody spoke
+        await server.wait_for(f"The journal cannot store messages: {changed} was ")  # nobody spoke
         assert "storage-failed" in await one.say("three")
         if change is not truncate:  # there is another -shm then
             await run_elsewhere(path, "PRAGMA wal_checkpoint(TRUNCATE)")
             assert "storage-failed" in await one.say("four")
         advice = "restore a backup" if suffix == "" else "stop the server, and start it again"
-        assert server.out.count("The journal keeps nothing") == 1
+        assert server.out.count("The journal cannot store messages") == 1
         assert advice in server.out
         server.signal(end)
         await server.wait()
@@ -298,6 +298,6 @@ async def test_a_truncated_wal_is_detected_before_the_next_message_makes_it_long
         await say(room, "two")
         os.truncate(wal_of(path), 0)
         pending = room.append(encode(room, "three"))
-        with pytest.raises(StorageFailed, match="cannot keep messages"):
+        with pytest.raises(StorageFailed, match="cannot store messages"):
             await wait_stored(pending)
     dump(path)

@@ -1,7 +1,7 @@
-"""What a SQLite journal deletes: messages that are too old or too many, old sessions, empty rooms.
+"""Deletes from a SQLite journal: messages above the retention limits, old sessions, empty rooms.
 
-For the thread that writes.  Each step is bounded, and one transaction; in a damaged file it is
-several, and rows that cannot be deleted are left out.  A full disk can be deleted from: see
+Runs in the writer's thread.  Each step is bounded and is one transaction; in a damaged file it is
+several, and rows that cannot be deleted are skipped.  Deleting also works on a full disk: see
 `multichat.journal.sqlite.reserve`.
 """
 
@@ -32,22 +32,22 @@ from multichat.log import Log
 
 __all__ = ["NOT_DELETED", "STEP_BLOCKS", "DeletionLog", "DeletionResult", "Deletions"]
 
-# Deleting reads what it deletes: some 10 ms.
+# The most blocks of a step; deleting reads them, which takes about 10 ms.
 STEP_BLOCKS = 500
 
-# The file is made smaller when this part of it is unused; less is soon filled again.
+# The file shrinks when this part of it is unused; less is soon reused.
 _FREE_PART = 4
 
-# Sessions and nonces take at most this part of the file's size limit, the rest is for messages.
+# Sessions and nonces take at most this part of the file's size limit; the rest is for messages.
 _SESSION_PART = 4
 
-# Where they take more, this part of them is deleted, so that they need not be counted each time.
+# If they take more, this part of them is deleted at once, so that they need not be counted often.
 _DELETED_PART = 8
 
-# Part of a step's pages that are moved to make the file smaller; each changes other pages, too.
+# The part of a step's pages that are moved to shrink the file; each also changes other pages.
 _MOVED_PART = 2
 
-# Around damage, a step tries fewer runs at once, each time by this factor, down to one.
+# Near damage, a step retries with fewer blocks, divided by this factor each time, down to one.
 _FEWER = 8
 
 # After this many failures a step of a damaged file leaves the rest to the next step.
@@ -55,21 +55,22 @@ _MAX_FAILURES = 50
 
 NOT_DELETED = "The journal is damaged: messages or sessions on damaged pages are not deleted"
 
-# How many epochs of a room stay when all their messages are gone.
+# How many epochs of a room are kept when all their messages are deleted.
 _GONE_EPOCHS = 100
 
 _SECOND = "%Y-%m-%dT%H:%M:%S"  # as a `SaidBlock` has it, to the second
 
-# A message dated further ahead than this was said while the clock was wrong.
+# A message dated further ahead than this is from a time when the clock was wrong.
 _FUTURE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
 class DeletionResult:
-    """What a step of tidying did: which rooms begin where now, and whether there is *more* to do.
+    """The result of a step: the new first numbers of rooms, and whether there is *more* to delete.
 
-    *deleted* counts it.  *expired*: there are messages that are too old, should the clock be right.
-    *rooms* are those that were deleted.  *damage* says, in a few words, why something cannot be.
+    *deleted* counts what was deleted.  *expired* says that messages are too old if the clock is
+    right.  *rooms* are the deleted rooms.  *damage* is a short reason why something cannot be
+    deleted.
     """
 
     firsts: dict[int, int] = field(default_factory=dict)
@@ -82,31 +83,32 @@ class DeletionResult:
 
 @dataclass(slots=True)
 class _Place:
-    """Where to go on in a damaged file: rows below *position* are left out.
+    """Where to continue in a damaged file: rows below *position* are skipped.
 
-    *position* is a `seq`, or in a room the number of a message.  *most* runs are tried at once.
+    *position* is a `seq` or, within a room, the number of a message.  At most *most* blocks are
+    tried at once.
     """
 
     position: int = 0
     most: int = STEP_BLOCKS
-    gone: bool = False  # nothing behind it can be read
+    gone: bool = False  # no later row can be read
 
 
 _Key: TypeAlias = int | str
 
-# The parts of a step that delete no messages.
+# Parts of a step that delete no messages.
 _NO_RUNS = ("sessions", "session size", "rooms")
 
 
 class Deletions:
     """Deletes from the file of *rows*, whose list of rooms is loaded.
 
-    Where sessions and their nonces take more than *limits* allows, or a quarter of what *retention*
-    does, the oldest are deleted, whatever address they are from: the file holds no addresses.  A
-    server has the sessions of other addresses in memory.
+    If sessions and their nonces take more than *limits* allows, or more than a quarter of the size
+    limit in *retention*, the oldest are deleted.  The client's address does not matter: the file
+    contains no addresses, and the server has sessions of other addresses in memory.
 
-    *is_full*: the disk has no room for what was to be written.  *is_too_large*: more is in use than
-    may be, by a step or more.
+    *is_full*: the disk has no space for the last write.  *is_too_large*: the file exceeds its limit
+    by a step or more.
     """
 
     def __init__(
@@ -121,21 +123,21 @@ class Deletions:
         if retention.max_bytes is not None:
             part = retention.max_bytes // _SESSION_PART
             self._max_session_bytes = min(self._max_session_bytes, part)
-        self._session_excess = 0.0  # bytes of sessions that are still to be deleted
+        self._session_excess = 0.0  # bytes of sessions still to be deleted
         self.is_full = self.is_too_large = False
         self._rows, self._retention, self._reserve = rows, retention, reserve
         self._connection = rows.connection
-        self._first_dated = -1  # up to there, all runs are dated ahead
-        # What cannot be deleted everywhere, by room or by reason.
+        self._first_dated = -1  # all blocks up to here are dated ahead
+        # The damaged places, by room or by reason.
         self._damaged: dict[_Key, _Place] = {}
         self._damage = ""
         self._page_bytes = self._pragma("page_size")
-        # A checkpoint is made when two steps are in the WAL; after a burst it is as large as four.
+        # A checkpoint is made after two steps; after a burst the WAL is as large as four.
         rows.long_wal_bytes = 2 * retention.step_bytes
         self._connection.execute(f"PRAGMA journal_size_limit={4 * retention.step_bytes}")
 
     def check_size(self) -> None:
-        """Set *is_too_large*."""
+        """Update *is_too_large*."""
         most = self._retention.max_bytes
         with suppress(*SQLITE_ERRORS):
             self.is_too_large = (
@@ -143,7 +145,7 @@ class Deletions:
             )
 
     def may_write(self) -> bool:
-        """Return whether a message leaves the room that deleting needs."""
+        """Return whether messages may be written without using the space that deleting needs."""
         self.is_full = not self._reserve.hold()
         return not self.is_full
 
@@ -154,11 +156,11 @@ class Deletions:
         now: SteadyTime,
         changed: Collection[bytes] = (),
     ) -> DeletionResult | None:
-        """Delete a bounded number of expired rows; None if that cannot be done now.
+        """Delete a bounded number of expired rows; return None if that is not possible now.
 
-        *full* says for rooms, by their ids, before which number messages are deleted; *empty* are
-        rooms without a message that are deleted.  *changed* sessions, by their digests, are about
-        to be written, and not deleted.
+        *full* maps the ids of rooms to the number before which messages are deleted; *empty* are
+        rooms without messages to delete.  *changed* sessions, by digest, are about to be written
+        and are not deleted.
         """
         result: DeletionResult | None = None
         is_full = self.is_full
@@ -166,11 +168,11 @@ class Deletions:
             try:
                 result = self._step(full, empty, now, changed)
             except SQLITE_ERRORS as error:
-                # Another program that has locked the file needs none of the reserve.
+                # If another program has locked the file, releasing the reserve does not help.
                 is_full = describe_error(error) in (DISK_FULL, DISK_FAILS)
         if is_full:
             self._reserve.release()
-            # Deletions are written to the WAL, which starts anew.
+            # Deletions are written to the WAL, which starts from the beginning after a checkpoint.
             self._rows.checkpoint(truncate=True)
             with suppress(*SQLITE_ERRORS):
                 result = self._step(full, empty, now, changed, shrink=True)
@@ -189,7 +191,7 @@ class Deletions:
         *,
         shrink: bool = False,
     ) -> DeletionResult:
-        """Do the same; raises one of `SQLITE_ERRORS`, but not for damage."""
+        """Like `step`; raises one of `SQLITE_ERRORS`, but not for damage."""
         result = DeletionResult()
         step = _Step(self._connection, result, self._retention.step_bytes)
         clock = self._rows.loaded_clock + now.run
@@ -206,7 +208,7 @@ class Deletions:
                     step.write_firsts()
             except SQLITE_ERRORS as error:
                 self._note_damage(error)
-                result = DeletionResult(more=True)  # and see the damage in the next step
+                result = DeletionResult(more=True)  # the next step handles the damage
             self._finish(step, result, shrink=shrink)
         else:
             self._delete_around_damage(step, parts, clock)
@@ -217,7 +219,7 @@ class Deletions:
     def _parts(
         self, step: "_Step", full: dict[int, int], empty: list[int], now: SteadyTime
     ) -> dict[_Key, Callable[[], None]]:
-        """Return what there is to delete but sessions: by room, by age, by size, rooms."""
+        """Return the deletions besides sessions: by room, by age, by size, and rooms."""
         kept = self._retention
         parts: dict[_Key, Callable[[], None]] = {}
 
@@ -248,7 +250,7 @@ class Deletions:
                 reason = f"above {max_bytes / 2**20:g} MiB"
                 which = "runs WHERE seq >= ? ORDER BY seq"
                 step.delete(reason, which, (place.position,), most_bytes=excess, most=place.most)
-                step.is_over = True  # what it takes is known when it is done
+                step.is_over = True  # the size is known only after the step
 
         for room, before in full.items():
             parts[room] = partial(delete_full, room, before)
@@ -263,7 +265,7 @@ class Deletions:
     def _delete_around_damage(
         self, step: "_Step", parts: dict[_Key, Callable[[], None]], clock: float
     ) -> None:
-        """Do each part in a transaction of its own, and leave out the rows where that fails."""
+        """Run each part in a transaction of its own, and skip rows that fail."""
         failures = 0
         for key, part in parts.items():
             place = self._place(key)
@@ -278,7 +280,7 @@ class Deletions:
             except SQLITE_ERRORS as error:
                 step.restore(before)
                 if not is_damage(error) and (step.deleted or step.freed or step.result.rooms):
-                    return  # so that the caller learns what is deleted
+                    return  # the caller must learn what was deleted
                 self._note_damage(error)
                 failures += 1
                 step.result.more = True
@@ -287,7 +289,7 @@ class Deletions:
                 place.most = min(STEP_BLOCKS, place.most * _FEWER)
 
     def _note_damage(self, error: Exception) -> None:
-        """Remember that the file is damaged; raises *error* if it is about something else."""
+        """Record damage; raises *error* if it has another cause."""
         if not is_damage(error):
             raise error
         self._damage = describe_error(error)
@@ -296,7 +298,7 @@ class Deletions:
         return self._damaged.setdefault(key, _Place()) if self._damage else _Place()
 
     def _leave_out(self, key: _Key, place: _Place) -> None:
-        """Go on with fewer runs; with one run that cannot be deleted, behind it."""
+        """Continue with fewer blocks; if a single block cannot be deleted, continue after it."""
         if key in _NO_RUNS:
             place.gone = True
             return
@@ -327,7 +329,7 @@ class Deletions:
             place.position = found
 
     def _finish(self, step: "_Step", result: DeletionResult, *, shrink: bool) -> None:
-        """Shrink the file, and see whether there is more to do, after the messages are deleted."""
+        """After messages were deleted, shrink the file and check whether there is more to do."""
         if step.deleted:
             self._rows.note_written(self._retention.step_bytes)
         self._rows.session_bytes -= step.freed
@@ -338,7 +340,7 @@ class Deletions:
             try:
                 result.more = not place.gone and self._shrink(all_of_it=shrink)
             except SQLITE_ERRORS as error:
-                # What is deleted is committed, whatever else goes wrong is tried again.
+                # The deletions are committed; other failures are retried.
                 if is_damage(error):
                     self._note_damage(error)
                     self._place("shrink").gone = True
@@ -354,11 +356,11 @@ class Deletions:
         step.result.rooms.update(empty)
 
     def _last_expired(self, max_age_seconds: float, now: SteadyTime, place: _Place) -> int | None:
-        """Return up to which run all are too old; None if the first is not.
+        """Return the last block up to which all are too old; None if the first is not.
 
-        Messages are deleted in the order in which they were said, so that no room gets a gap.  A
-        message that is dated ahead was said while the clock was wrong: it is as old as the next
-        one.  Messages that this server has kept are no older than the server.
+        Messages are deleted in their order, so that no room gets a gap.  A message that is dated
+        ahead is from a time when the clock was wrong: it counts as old as the next one.  Messages
+        that this server has stored are not older than the server.
         """
         before, latest = (
             time.strftime(_SECOND, time.gmtime(max(0, seconds)))
@@ -371,26 +373,26 @@ class Deletions:
             (max(self._first_dated, place.position - 1), latest, place.most),
         ):
             seq, said_at = row
-            if type(said_at) is not str:  # damaged: it goes with what follows it
+            if type(said_at) is not str:  # damaged: it is deleted with the next one
                 continue
             if said_at >= before or (now.run < max_age_seconds and seq > self._rows.loaded_seq):
                 if last is None:
-                    self._first_dated = seq - 1  # what is dated ahead is not read each time
+                    self._first_dated = seq - 1  # so that blocks dated ahead are not read each time
                 break
             last = seq
         return last
 
     def _forget_old_sessions(self, step: "_Step", clock: float, changed: Collection[bytes]) -> None:
-        """Delete sessions whose clients were disconnected too long ago."""
+        """Delete expired sessions."""
         before = clock - self._limits.session_seconds
         self._forget_sessions(step, before, changed, math.inf)
 
     def _forget_excess_sessions(
         self, step: "_Step", clock: float, changed: Collection[bytes]
     ) -> None:
-        """Delete the oldest sessions while all of them, with their nonces, take too much.
+        """Delete the oldest sessions while all sessions and nonces exceed their limit.
 
-        Where only those of connected clients are left, the oldest nonces are deleted.
+        If only sessions of connected clients are left, delete the oldest nonces.
         """
         rows, most = self._rows, self._max_session_bytes
         if self._session_excess <= 0 and min(rows.session_bytes, self._bytes(used=True)) > most:
@@ -422,7 +424,7 @@ class Deletions:
     def _forget_sessions(
         self, step: "_Step", before: float, changed: Collection[bytes], size: float
     ) -> int:
-        """Delete sessions that were seen last *before*, about *size* bytes; return how many."""
+        """Delete sessions last seen *before*, about *size* bytes; return how many."""
         freed = 0.0
         gone: list[bytes] = []
         with closing(self._rows.oldest_sessions(before)) as found:
@@ -439,14 +441,14 @@ class Deletions:
         return len(gone)
 
     def _shrink(self, *, all_of_it: bool) -> bool:
-        """Give unused pages back to the disk; return whether there may be more."""
+        """Return unused pages to the disk; return whether there may be more."""
         free = self._bytes(used=False)
         size = free + self._bytes(used=True)
         most = self._retention.max_bytes
         has_to = all_of_it or (most is not None and size > most)
         if not free or not (has_to or free > max(MIN_BYTES, size // _FREE_PART)):
             return False
-        # As a script: `execute` takes a statement without rows one step far, which is one page.
+        # As a script: `execute` advances a statement without rows by one step, which is one page.
         pages = self._retention.step_bytes // self._page_bytes // _MOVED_PART
         self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
         self._rows.note_written(self._retention.step_bytes)
@@ -461,13 +463,13 @@ class Deletions:
 
 
 class _Step:
-    """One bounded step of deleting runs; *result* is told which."""
+    """One bounded step of deleting blocks, recorded in *result*."""
 
     def __init__(
         self, connection: sqlite3.Connection, result: DeletionResult, max_bytes: int
     ) -> None:
         self.deleted = 0
-        self.freed = 0.0  # bytes of sessions
+        self.freed = 0.0  # bytes of deleted sessions
         self.is_over = self.has_more_sessions = False
         self._max_bytes = max_bytes
         self._connection = connection
@@ -483,7 +485,7 @@ class _Step:
         most_bytes: int = 1 << 62,
         most: int = STEP_BLOCKS,
     ) -> None:
-        """Delete the first runs of *which*, *most* of them at most."""
+        """Delete the first blocks of *which*, at most *most*."""
         if self.is_over:
             return
         left = min(most, STEP_BLOCKS - self.deleted)
@@ -499,7 +501,7 @@ class _Step:
                 break
             try:
                 seq, room, first, messages, size = typed(row, int, int, int, int, int)
-            except DamagedRow:  # deleted too, so that later rows can be
+            except DamagedRow:  # deleted, so that later rows can be deleted
                 gone.append((row[0],))
                 continue
             if self._bytes > self._max_bytes:
@@ -519,25 +521,25 @@ class _Step:
             self.result.deleted.add(reason, count, rooms)
 
     def state(self) -> tuple[Any, ...]:
-        """Return what `restore` needs to undo what is done after this."""
+        """Return the state for `restore`."""
         deleted = Deleted()
         deleted.update(self.result.deleted)
         result = self.result.firsts.copy(), deleted, self.result.rooms.copy()
         return self.deleted, self.freed, self.is_over, self._bytes, result
 
     def restore(self, state: tuple[Any, ...]) -> None:
-        """Undo what was done after `state`: its transaction has failed."""
+        """Return to a former `state`, after a transaction has failed."""
         self.deleted, self.freed, self.is_over, self._bytes, result = state
         self.result.firsts, self.result.deleted, self.result.rooms = result
 
     def write_firsts(self) -> None:
-        """Write where the rooms begin of which messages were deleted."""
+        """Write the new first numbers of rooms with deleted messages."""
         firsts = self.result.firsts
         self._connection.executemany(
             "UPDATE rooms SET first = ? WHERE id = ?",
             [(first, room) for room, first in firsts.items()],
         )
-        # Epochs without messages; the last ones still tell how many a client missed.
+        # Delete epochs without messages; the last ones are needed to count missed messages.
         self._connection.executemany(
             "DELETE FROM epochs WHERE room = ? AND next <= min(?, coalesce((SELECT next "
             "FROM epochs WHERE room = ? ORDER BY next DESC LIMIT 1 OFFSET ?), 0))",
@@ -546,22 +548,22 @@ class _Step:
 
 
 class DeletionLog:
-    """Logs what is deleted, and what is about to be.
+    """Logs deletions, and announces deletions by age.
 
-    Of deletions there is a line when they have stopped for now, or have gone on for *seconds*, but
-    one in *seconds* at most.
+    Deletions are logged when they have stopped, or have continued for *seconds*, at most one line
+    in *seconds*.
     """
 
     def __init__(self, log: Log, retention: Retention, seconds: float) -> None:
         self._log, self._seconds = log, seconds
         self._max_age = retention.max_age_seconds
-        self._deleted = Deleted()  # and not told yet
+        self._deleted = Deleted()  # not logged yet
         self._tell_at = -math.inf
         self._tell_by = math.inf
         self._is_wait_told = False
 
     def note(self, result: DeletionResult, moment: SteadyTime, now: float) -> None:
-        """Note what a step has done at that *moment*, which is *now* by the clock of the loop."""
+        """Record the *result* of a step at that *moment*; *now* is the event loop's time."""
         if self._max_age is not None and result.expired and not self._is_wait_told:
             age, wait = format_seconds(self._max_age), format_seconds(moment.wait)
             text = f"Messages older than {age} are deleted in {wait}"

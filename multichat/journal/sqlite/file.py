@@ -1,12 +1,12 @@
-"""The file of a SQLite journal: how it is opened, and whether it is one of ours.
+"""Opens the file of a SQLite journal, after checking that it is a valid journal.
 
-Owns the checks of a file before anything is written to it.  A file that is not a journal, is in
-use, was made by a newer version, or is visibly damaged is refused with one line and not changed.
+A file that is not a journal, is in use, was made by a newer version, or is visibly damaged is
+refused with one line, and not changed.
 
 1. Checks read only.
-2.  One process writes: it holds a lock (`multichat.journal.sqlite.file_lock`), which ends with the
-   process.
-3. Nothing reads the whole file: opening takes as long for a million messages as for none.
+2. Only one process writes: it holds a lock (`multichat.journal.sqlite.file_lock`), which ends with
+   the process.
+3. Nothing reads the whole file: the time to open it does not depend on the number of messages.
 
 Source: https://www.sqlite.org/fileformat2.html, https://www.sqlite.org/wal.html
 """
@@ -53,8 +53,8 @@ __all__ = [
     "with_advice",
 ]
 
-# How long SQLite waits for another program, such as one that makes a copy; after that the journal
-# itself tries again.
+# How long SQLite waits for a lock of another program, such as a backup; after that the journal
+# itself retries.
 BUSY_SECONDS = 0.25
 
 DISK_FULL = "the disk is full"
@@ -77,25 +77,25 @@ _REASONS = {
 }
 
 
-# No number of ours is larger, and JSON has no larger one.
+# The largest integer that is exact in JSON; no number in a journal is larger.
 MAX_NUMBER = 2**53
 
 _SHOWN_CHARACTERS = 100
 
 
-# The second: SQLite's error message quotes bytes of a damaged file that Python cannot decode.
+# UnicodeDecodeError: SQLite's error message can quote undecodable bytes of a damaged file.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 
 
 class DamagedRow(sqlite3.DatabaseError):
-    """A row holds what no server has written there: SQLite keeps anything in any column."""
+    """A row has values that no server has written: SQLite accepts any type in any column."""
 
     def __init__(self) -> None:
         super().__init__(DAMAGED)
 
 
 def typed(row: Any, *kinds: type) -> Any:
-    """Return *row* if its values are of just these *kinds*, its numbers from 0 to 2**53.
+    """Return *row* if its values have exactly these *kinds*, and its numbers are from 0 to 2**53.
 
     Raises `DamagedRow`.
     """
@@ -107,13 +107,13 @@ def typed(row: Any, *kinds: type) -> Any:
     return row
 
 
-# Of a part of the file: the rest of it may be whole.  A constraint fails where a row contradicts
-# another one.
+# Errors about a part of the file: the rest may be intact.  A constraint fails if rows contradict
+# each other.
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_CONSTRAINT", "SQLITE_IOERR_READ", "SQLITE_IOERR_SHORT_READ")
 
 
 def is_damage(error: BaseException) -> bool:
-    """Return whether *error* is about one part of the file, so that others can still be used."""
+    """Return whether *error* is about one part of the file, so that the others can be used."""
     if isinstance(error, DamagedRow | UnicodeDecodeError):
         return True
     name = getattr(error, "sqlite_errorname", None) or ""
@@ -121,15 +121,15 @@ def is_damage(error: BaseException) -> bool:
 
 
 def is_busy(failure: JournalFailed) -> bool:
-    """Whether another program has locked the file, for a while at least."""
+    """Return whether the file is locked by another program, which may end soon."""
     name = getattr(failure.__cause__, "sqlite_errorname", None) or ""
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
 def _text_or_bytes(data: bytes) -> str | bytes:
-    """Return text as it is in the file; bytes, which `typed` refuses, if it is not UTF-8.
+    """Decode text from the file; return bytes, which `typed` refuses, if it is not UTF-8.
 
-    A `text_factory`: SQLite's own raises, and then no row behind that one can be read.
+    A `text_factory`: the default one raises, and then no later row can be read.
     """
     try:
         return data.decode()
@@ -138,39 +138,39 @@ def _text_or_bytes(data: bytes) -> str | bytes:
 
 
 def describe_error(error: Exception) -> str:
-    """Return in a few words why SQLite, or the system, failed; clean, and in one line."""
+    """Return a short reason for an error of SQLite or the system, cleaned, in one line."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     # "SQLITE_IOERR_WRITE" is one of "SQLITE_IOERR".
     name = "_".join((getattr(error, "sqlite_errorname", None) or "").split("_")[:2])
     if isinstance(error, UnicodeDecodeError) or (not name and "UTF-8" in str(error)):
-        return DAMAGED  # the message quotes what cannot be decoded
+        return DAMAGED  # the message quotes undecodable bytes
     return _REASONS.get(name) or clean(str(error))[:_SHOWN_CHARACTERS]
 
 
 _ADVICE = {
-    DISK_FULL: "make room on it, the server needs no restart",
-    DISK_FAILS: "check the disk, the server needs no restart",
-    _BUSY: "end that program, the server needs no restart",
-    DAMAGED: "restore a backup, or save the rest by sqlite3's .recover",
+    DISK_FULL: "free some space; the server needs no restart",
+    DISK_FAILS: "check the disk; the server needs no restart",
+    _BUSY: "end that program; the server needs no restart",
+    DAMAGED: "restore a backup, or recover the rest with sqlite3's .recover",
 }
 
 
 def with_advice(reason: str) -> str:
-    """Return *reason* with what the operator of a server can do about it."""
+    """Return *reason* with advice to the operator."""
     advice = _ADVICE.get(reason)
     return f"{reason}; {advice}" if advice else reason
 
 
-# Of the files beside a journal.
+# The suffixes of the files beside a journal.
 _SUFFIXES = ("-wal", "-shm", "-lock", "-journal", "-reserve")
 
-# Of those that SQLite overwrites in place, and with them whatever else has their inode.
+# The suffixes of files that SQLite overwrites in place, and with them any hard links.
 _WRITTEN_IN_PLACE = ("-wal", "-shm")
 
 
 class OpenFile(NamedTuple):
-    """A journal that is ours to write: its connection, and the lock, which is closed last.
+    """A journal opened for writing: its connection, and the lock, which is closed last.
 
     *warning* says what is missing from the WAL of a killed server, if anything.
     """
@@ -190,7 +190,7 @@ class FileToRead(NamedTuple):
 def connect(path: Path, mode: str) -> sqlite3.Connection:
     """Connect to *path*, for one thread at a time; *mode* is the end of SQLite's URI for it.
 
-    No transaction begins by itself.  Text that is not UTF-8 is returned as bytes.
+    Transactions are explicit.  Text that is not UTF-8 is returned as bytes.
     """
     connection = sqlite3.connect(
         f"{path.as_uri()}?mode={mode}",
@@ -215,13 +215,13 @@ def _failing(path: object) -> Iterator[None]:
 def open_file(
     path: Path, *, durable: bool, migrations: Sequence[Sequence[str]] = MIGRATIONS
 ) -> OpenFile:
-    """Open, or make, the journal at *path*, to write to it; the caller closes both of what it gets.
+    """Open or create the journal at *path* for writing; the caller closes connection and lock.
 
-    *durable*: each commit waits for the disk.  A new file can be read by its owner alone.  Raises
+    *durable*: each commit waits for the disk.  A new file is readable only by its owner.  Raises
     `JournalFailed`.
     """
     with _failing(path):
-        real = _resolved(path)  # two names of one file have one lock
+        real = _resolved(path)  # so that symbolic links share one lock
         exists = _exists(path, real, writing=True)
         if exists:
             _inspect_unlocked(path, real, migrations)
@@ -234,7 +234,7 @@ def open_file(
             lock.lock_file()
             if exists:
                 _check_wal(path, real)
-                # A server that was killed while it made the file left what has to be undone first.
+                # A server that was killed while creating the file left a rollback journal.
                 mode = "rw" if _bytes_beside(real, "-journal") else "ro"
                 _inspect(path, real, mode, migrations, beginning=True)
                 _check_names(path, real)
@@ -254,20 +254,21 @@ def open_file(
 
 
 def _inspect_unlocked(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
-    """Inspect the file without a lock: beside another program's file no lock file is made."""
+    """Inspect the file without a lock, to create no lock file beside a file of another program."""
     try:
         _inspect(path, real, "ro&immutable=1", migrations, beginning=True)
     except JournalFailed as failure:
-        # Of what a killed server, or a running one, was about to write, a part may be missing.
+        # A part of the last write of a killed or running server may be missing.
         unfinished = _bytes_beside(real, "-wal") or _bytes_beside(real, "-journal")
         if not (isinstance(failure.__cause__, SQLITE_ERRORS) and unfinished):
             raise
 
 
 def open_for_reading(path: Path) -> FileToRead:
-    """Open the journal at *path* to read it, whether a server writes to it or not.
+    """Open the journal at *path* for reading, even while a server writes to it.
 
-    Also where nothing can be written.  The caller closes the connection.  Raises `JournalFailed`.
+    Works on a read-only file system, too.  The caller closes the connection.  Raises
+    `JournalFailed`.
     """
     with _failing(path):
         real = _resolved(path)
@@ -283,36 +284,36 @@ def open_for_reading(path: Path) -> FileToRead:
             code = getattr(cause, "sqlite_errorname", "") or ""
             if not code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
-            # Readers and writers share a -shm, which cannot be made here: so no server writes to
-            # this file.  Messages that are only in the WAL must not be left out in silence.
+            # Readers and writers share a -shm, which cannot be created here, so no server writes
+            # to this file.  Messages that are only in the WAL must not be silently skipped.
             if _bytes_beside(real, "-wal"):
                 raise JournalFailed(
-                    path, "its server did not end well; copy it, with its -wal, to read it"
+                    path, "its server was killed; to read it, copy it together with its -wal"
                 ) from cause
             mode = "ro&immutable=1"
             _inspect(path, real, mode, MIGRATIONS)
             if _bytes_beside(real, "-journal"):
                 raise JournalFailed(
-                    path, "what was written to it last was not finished; start its server first"
+                    path, "its last write was not finished; start its server first"
                 ) from cause
         wal_damage = "" if is_locked(real) else describe_wal_damage(real)
-        if wal_damage and is_locked(real):  # by a server that has started meanwhile
+        if wal_damage and is_locked(real):  # a server has started meanwhile
             wal_damage = ""
         connection = connect(real, mode)
         [version] = connection.execute("PRAGMA user_version").fetchone()
-        if version < EPOCHS_VERSION:  # and not ours to change: each room has one epoch
+        if version < EPOCHS_VERSION:  # not migrated by readers: each room has one epoch
             connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute("CREATE TEMP TABLE epochs (room, next, epoch)")
         return FileToRead(connection, wal_damage)
 
 
 def _check_unlocked(check: Callable[[Path, Path], None], path: Path, real: Path) -> None:
-    """Do *check*, but not beside a server: it has done so, and a checkpoint may change the file."""
+    """Run *check* unless a server is running, which has checked the file and may change it."""
     if not is_locked(real):
         try:
             check(path, real)
         except JournalFailed:
-            if not is_locked(real):  # by a server that started during the check
+            if not is_locked(real):  # a server may have started during the check
                 raise
 
 
@@ -329,22 +330,22 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
     if not folder.is_dir():
         raise JournalFailed(path, f"there is no directory {folder}")
     for each in (path, *(Path(f"{real}{suffix}") for suffix in _SUFFIXES)):
-        if each.exists() and not each.is_file():  # opening a FIFO waits for ever
+        if each.exists() and not each.is_file():  # opening a FIFO would block
             raise JournalFailed(each, "not a file")
     for each in (Path(f"{real}{suffix}") for suffix in _WRITTEN_IN_PLACE if writing):
         if each.is_symlink() or (each.exists() and each.stat().st_nlink > 1):
-            advice = "put a copy of it in its place" if each.exists() else "move it away"
+            advice = "replace it by a copy" if each.exists() else "move it away"
             raise JournalFailed(each, f"a link to another file, which SQLite overwrites; {advice}")
     if writing and not os.access(folder, os.W_OK | os.X_OK):
         raise JournalFailed(path, f"nothing can be written to {folder}")
     wal = _wal_of(real)
     if _bytes_beside(real, "-wal") and not (real.exists() and real.stat().st_size):
-        # SQLite would make a new file and delete the WAL.
+        # SQLite would create a new file and delete the WAL.
         what = "empty" if real.exists() else "missing"
         raise JournalFailed(
             path,
             f"the file is {what}, but {wal} has messages of it; put the file back, or move the "
-            "-wal away to begin a new journal",
+            "-wal away to start a new journal",
         )
     if not real.exists():
         return False
@@ -353,7 +354,7 @@ def _exists(path: Path, real: Path, *, writing: bool) -> bool:
     if writing and not os.access(real, os.W_OK):
         raise JournalFailed(path, _REASONS["SQLITE_READONLY"])
     size = real.stat().st_size
-    if size == 1:  # SQLite would take it for an empty one
+    if size == 1:  # SQLite would treat it as empty
         raise JournalFailed(path, _NOT_OURS)
     return size > 0
 
@@ -374,15 +375,15 @@ class _Stamp(NamedTuple):
     sealed: int
 
 
-# Of a journal without stamps: one of version 1, or one that has no tables yet.
+# The stamp of a journal without stamps: one of version 1, or without tables.
 _NO_STAMP = _Stamp("", 2)
 
-# In the header: versions of the file format.  2 is one that is used with a WAL.
+# In the header, the versions of the file format: 2 is a file with a WAL.
 _FORMAT_OFFSET, _WAL_FORMAT = 18, b"\2\2"
 
 
 def _check_wal(path: Path, real: Path) -> None:
-    """Raise `JournalFailed` if the WAL belongs to another file, as after a backup was copied here.
+    """Raise `JournalFailed` if the WAL belongs to another file, such as one replaced by a backup.
 
     Not for a process that has the file open: see `FileLock`.
     """
@@ -394,9 +395,9 @@ def _check_wal(path: Path, real: Path) -> None:
         wal = _wal_of(real)
         raise JournalFailed(
             path,
-            f"{wal.name} is not of this file, as after a backup was copied over it, or a start "
-            f"under another name of the file; move {wal.name} and {real.name}-shm away to go on "
-            "with this file, or put the other file back",
+            f"{wal.name} does not belong to this file, as after a backup was copied over it, or a "
+            f"start under another name of the file; move {wal.name} and {real.name}-shm away to "
+            "continue with this file, or put the other file back",
         )
 
 
@@ -406,8 +407,8 @@ def _check_names(path: Path, real: Path) -> None:
         raise JournalFailed(
             path,
             f"the file has hard links, and there is no {_wal_of(real).name}: use the name that has "
-            "a -wal beside it; if none has, or to go on without the messages in that -wal, put a "
-            "copy of the file in the place of this one",
+            "a -wal beside it; if none has, or to continue without the messages in that -wal, "
+            "replace this file by a copy",
         )
 
 
@@ -422,17 +423,17 @@ def _wal_warning(real: Path) -> str:
 
 
 def _lacks_wal(real: Path) -> bool:
-    """Return whether the last server was killed, or runs, and its WAL is not here."""
+    """Return whether the last server was killed or is running, and its WAL is missing."""
     if _bytes_beside(real, "-wal"):
         return False
     stamp = _last_stamp(real)
-    if real.stat().st_nlink > 1:  # the WAL may be elsewhere: to be on the safe side
+    if real.stat().st_nlink > 1:  # the WAL may be beside another name
         return stamp is None or stamp.sealed != 2 or stamp == _NO_STAMP
     return stamp is not None and stamp.sealed != 2
 
 
 def _last_stamp(real: Path) -> _Stamp | None:
-    """Return the last stamp of the file itself, without its WAL; None if that is damaged."""
+    """Return the last stamp in the file itself, without its WAL; None if that is damaged."""
     try:
         with closing(connect(real, "ro&immutable=1")) as alone:
             return _stamps(alone)[-1]
@@ -443,24 +444,23 @@ def _last_stamp(real: Path) -> _Stamp | None:
 def _wal_belongs(real: Path) -> bool:
     """Return whether a WAL belongs to its file; raises one of `SQLITE_ERRORS`, or `OSError`.
 
-    SQLite cannot tell, and would mix the two.  So the server gives the file a stamp, a *seal*,
-    before each checkpoint, and another one with the first transaction after that: the WAL holds all
+    SQLite cannot detect that, and would mix the two.  So the server writes a stamp, a *seal*,
+    before each checkpoint, and another one in the first transaction after it: the WAL contains all
     stamps that its file can have.
 
-    While a server runs, the stamp in the file itself is a seal: see `Rows.checkpoint`.  If it is
-    none, the file is a backup, or another program has made a checkpoint after the server was
-    killed; then the file has all messages.
+    While a server runs, the stamp in the file itself is a seal: see `Rows.checkpoint`.  Otherwise
+    the file is a backup, or another program has made a checkpoint after the server was killed; then
+    the file has all messages.
 
-    What is not noticed is a backup that was made during a checkpoint, or after the last message.
-    It differs from the file in nothing but pages that are in the WAL: nothing is mixed.
+    A backup made during a checkpoint, or after the last message, is not detected.  It differs from
+    the file only in pages that are in the WAL, so nothing is mixed.
 
-    A `VACUUM` moves tables.  A backup from before has its own stamps where those of the WAL are not
-    found; the WAL has the first page of the file, and with it the number of the schema, which is
-    another one then.
+    A `VACUUM` moves tables, so a backup from before has its stamps in other pages than the WAL.
+    The WAL contains the first page of the file with the number of the schema, which differs then.
     """
     with real.open("rb") as file:
         file.seek(_FORMAT_OFFSET)
-        if file.read(len(_WAL_FORMAT)) != _WAL_FORMAT:  # such as `VACUUM INTO` makes
+        if file.read(len(_WAL_FORMAT)) != _WAL_FORMAT:  # such as a file made by `VACUUM INTO`
             return False
     with closing(connect(real, "ro&immutable=1")) as alone, closing(connect(real, "ro")) as both:
         try:
@@ -479,7 +479,7 @@ def _wal_belongs(real: Path) -> bool:
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 raise
-            return False  # the file can be read, but not together with the WAL
+            return False  # the file is readable, but not together with the WAL
 
 
 def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
@@ -490,7 +490,7 @@ def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorname", "") != "SQLITE_ERROR":
             raise
-        return [_NO_STAMP]  # there is no such table
+        return [_NO_STAMP]  # the table does not exist
 
 
 def _schema_version(connection: sqlite3.Connection) -> object:
@@ -509,9 +509,9 @@ def _inspect(
     *,
     beginning: bool = False,
 ) -> None:
-    """Raise `JournalFailed` if it is seen that the file is not a whole journal of ours.
+    """Raise `JournalFailed` if the file is visibly not a complete, valid journal.
 
-    *beginning*: one that has no tables yet will do.
+    *beginning*: a file without tables is valid, too.
     """
     with _failing(path), closing(connect(real, mode)) as connection:
         [tables] = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -522,9 +522,9 @@ def _inspect(
         schema = read_schema(connection)
         plain = read_plain_indexes(connection)
     if not tables and application in (0, APPLICATION_ID):
-        # A server may have ended, or be, between making the file and its tables.
+        # A server may be, or have been killed, between creating the file and its tables.
         if not beginning:
-            raise JournalFailed(path, "nothing is in it yet")
+            raise JournalFailed(path, "it is still empty")
     elif application != APPLICATION_ID:
         raise JournalFailed(path, _NOT_OURS)
     if version > len(migrations):
@@ -532,16 +532,16 @@ def _inspect(
         raise JournalFailed(path, reason)
     if tables and (fault := compare_schemas(schema, expected_schema(migrations[:version]), plain)):
         raise JournalFailed(path, fault)
-    # A page is cut in two; SQLite itself reports whole pages that are missing.  Where there is a
-    # WAL, the missing pages may be in it.
+    # A page is incomplete; SQLite itself detects missing pages.  If there is a WAL, the missing
+    # pages may be in it.
     if not _bytes_beside(real, "-wal") and real.stat().st_size < pages * page_bytes:
         raise JournalFailed(path, DAMAGED)
 
 
 def _create(real: Path) -> None:
-    """Make an empty file, for the owner alone; SQLite gives those beside it the same permissions.
+    """Create an empty file with mode 0600; SQLite gives the files beside it the same mode.
 
-    After a power cut it is there: the directory is waited for.
+    It survives a power cut, because the directory is synchronized.
     """
     with suppress(FileExistsError):
         os.close(os.open(real, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -549,7 +549,7 @@ def _create(real: Path) -> None:
         folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
-        except OSError:  # some file systems cannot, and need not
+        except OSError:  # some file systems do not support it
             pass
         finally:
             os.close(folder)
@@ -557,13 +557,13 @@ def _create(real: Path) -> None:
 
 def _prepare(connection: sqlite3.Connection, *, durable: bool) -> None:
     if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        # In a file that has tables it would change nothing, and write all the same.
+        # In a file with tables this would have no effect, but would write.
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
     [mode] = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-    if mode != "wal":  # a file system on which processes cannot share memory
-        raise OSError(0, "SQLite cannot keep a WAL there")
+    if mode != "wal":  # a file system without shared memory
+        raise OSError(0, "SQLite cannot use a WAL there")
     connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
-    if durable:  # where a plain fsync stops at the disk's own memory, as on macOS
+    if durable:  # on macOS, a plain fsync does not flush the disk's own cache
         connection.execute("PRAGMA fullfsync=1")
     connection.execute("PRAGMA checkpoint_fullfsync=1")
     connection.execute("PRAGMA wal_autocheckpoint=0")  # see `Rows.checkpoint`

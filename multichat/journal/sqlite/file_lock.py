@@ -1,4 +1,4 @@
-"""Locks that keep other servers away from a journal, and a check whether its files were moved."""
+"""Locks a journal against other servers, and detects changes of its files by other programs."""
 
 import os
 import sqlite3
@@ -16,7 +16,7 @@ __all__ = ["FileLock", "is_locked"]
 
 _IN_USE = "another server is using it"
 
-# A reader that checks whether there is a server (`is_locked`) holds a lock for less than that.
+# A reader that checks for a running server (`is_locked`) holds the lock for less than this.
 _PROBE_SECONDS = 0.25
 
 
@@ -36,9 +36,9 @@ class _Watched:
 
 
 class FileLock:
-    """Locks a journal against other servers, and checks whether its files are still in their place.
+    """Locks a journal against other servers, and detects whether its files were moved or truncated.
 
-    One lock is on a file beside the journal and stands for its name, by which SQLite finds the WAL.
+    One lock is on a file beside the journal, for its name, by which SQLite finds the WAL.
     The other is on the journal itself, which may have several names: hard links, bind mounts.  Both
     end with the process.  Close this after all connections to the journal: closing a file releases
     all locks that SQLite has on it in this process.
@@ -54,7 +54,7 @@ class FileLock:
         self.lasting_fault = ""
         with suppress(FileExistsError):
             os.close(os.open(f"{real}-lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        # SQLite's own, which every system has; in the journal itself it would keep readers out.
+        # SQLite's own locks are portable; on the journal itself they would block readers.
         self._beside = _connect(real, "rw", timeout=_PROBE_SECONDS)
         try:
             self._beside.execute("PRAGMA journal_mode=MEMORY")  # no third file for no content
@@ -67,14 +67,14 @@ class FileLock:
 
     def lock_file(self) -> None:
         """Take the lock of the file, which exists; raises `JournalFailed`, `OSError`."""
-        if sys.platform != "linux":  # elsewhere it may stand in the way of SQLite's own locks
+        if sys.platform != "linux":  # elsewhere it may conflict with SQLite's own locks
             return
         self._file = os.open(self._real, os.O_RDONLY)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise JournalFailed(self._path, f"{_IN_USE}, by another name of the file") from None
-        except OSError:  # a file system without such locks
+        except OSError:  # the file system does not support it
             pass
 
     def watch(self) -> None:
@@ -110,7 +110,7 @@ class FileLock:
                 found = os.stat(each.path)  # noqa: PTH116 - before each transaction, and faster
             except (FileNotFoundError, NotADirectoryError):
                 found = None
-            except OSError:  # a directory that may not be read: the open file is still good
+            except OSError:  # the directory is not readable: the open file is still valid
                 continue
             if found is None or _identity(found) != each.identity:
                 fault = f"{each.path} was renamed, deleted or replaced; {each.moved}"

@@ -100,7 +100,7 @@ def effect_on(subject: object, room: str, *, damaged: bool) -> str:
     The file is *damaged*; otherwise the disk is full or fails.
     """
     if room:
-        return f"The journal does not keep messages of {room}"
+        return f"The journal cannot store messages of {room}"
     if isinstance(subject, NoncesOf):
         what = "nonces cannot be written, after a restart a client may send a message twice"
     elif isinstance(subject, bytes):

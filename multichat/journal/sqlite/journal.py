@@ -1,14 +1,14 @@
-"""The journal in a SQLite file: what rooms say outlives the server, its end and its `kill -9`.
+"""The journal in a SQLite file, which survives restarts and kills of the server.
 
-Nothing is done per message: a run is a row.  All jobs that wait while the disk is busy are written
-in one transaction, so that many senders wait for the disk once.
+Nothing is done per message: a block is a row.  All jobs that arrive while the disk is busy are
+written in one transaction, so that many senders wait for the disk only once.
 
 Invariants:
 
-1. What waits is in one queue, in the order of the calls, and leaves it when it is committed or has
-   failed, never in between: a cancelled task loses nothing.
-2. When jobs have failed, the numbers of their rooms go on from the last message committed.
-3. One thread writes, another reads, and neither waits for the other.
+1. Jobs are in one queue, in the order of the calls, and leave it only when they are committed or
+   have failed: a cancelled task loses nothing.
+2. After jobs have failed, the numbers of their rooms continue from the last committed message.
+3. One thread writes, another one reads, and they do not wait for each other.
 """
 
 import math
@@ -83,25 +83,25 @@ T = TypeVar("T")
 
 _RETRY_PAUSE_SECONDS = 0.05
 
-_EPOCH_GAP = 1 << 20  # of milliseconds: 17 minutes
+_EPOCH_GAP = 1 << 20  # milliseconds: 17 minutes
 
 _TOO_SLOW = "the disk does not keep up"
 
 _CLOSED = "the server is closing its journal"
 
-# What clients are told when a file of the journal is not in its place; the log has its path.
-_NOT_IN_PLACE = "the server cannot keep messages"
+# What clients are told when a file of the journal was moved; the log has its path.
+_NOT_IN_PLACE = "the server cannot store messages"
 
-# Deletions between two transactions, where the file is too large: each takes more than one of them
-# has written, so that it does not get larger.
+# The most deletions between two transactions while the file is too large.  Each deletes more than a
+# transaction writes, so that the file does not grow.
 _MAX_DELETIONS = 20
 
 
 class SqliteJournal(Journal):
-    """Keeps everything in the file at *path*, which only one server at a time writes to.
+    """Stores everything in the file at *path*, to which only one server at a time writes.
 
-    *clocks* returns the wall clock, and one that nobody sets.  *commits* counts the transactions in
-    which something was kept.
+    *clocks* returns the wall clock and a monotonic one.  *commits* counts the transactions that
+    stored something.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class SqliteJournal(Journal):
         self._failure_log = FailureLog(self._log, self._limits.tell_seconds)
         self._is_refusal_told = False
         self.commits = 0
-        self._rows: Rows  # the writer's thread alone uses these
+        self._rows: Rows  # used only by the writer's thread
         self._deletions: Deletions
         self._lock: FileLock
-        self._file_fault = ""  # which file is not in its place, and what to do
-        self._watched_at = -math.inf  # by the writer
+        self._file_fault = ""  # which file was moved or truncated, and what to do
+        self._watched_at = -math.inf  # when the writer checked the files
         self._reader: sqlite3.Connection
         self._pin: sqlite3.Connection
         self._writing = trio.CapacityLimiter(1)
@@ -139,16 +139,16 @@ class SqliteJournal(Journal):
         self._failing = self._is_ending = False
         self._queue = JobQueue(self.retention.step_bytes)
         self._woken = trio.Event()
-        # Of those in which something was said; the one in which it was last is the last.
+        # Rooms with messages; the room of the latest message is last.
         self._rooms: OrderedDict[str, SqliteRoom] = OrderedDict()
         self._by_id: dict[int, SqliteRoom] = {}
-        self._untidy: set[SqliteRoom] = set()  # that may have more messages than they may
+        self._untidy: set[SqliteRoom] = set()  # rooms that may exceed `max_messages`
         self._last_room = self._last_epoch = 0
 
     # --- Writing ----------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the file, say so, and write what comes until cancelled; see `Journal.run`."""
+        """Open the file, report that, and write jobs until cancelled; see `Journal.run`."""
         await self._open_in_time()
         try:
             self._open = True
@@ -164,14 +164,16 @@ class SqliteJournal(Journal):
                 finally:
                     self._fail(_CLOSED)
                     self._deletion_log.flush()
-                    async with self._reading:  # after the last read has finished
+                    async with self._reading:  # wait for the last read
                         await trio.to_thread.run_sync(self._close_file, limiter=self._writing)
 
     async def _open_in_time(self) -> None:
         give_up_at = trio.current_time() + self._limits.retry_seconds
         while True:
             try:
-                with trio.CancelScope(shield=True):  # bounded by the disk, and not left half done
+                with trio.CancelScope(
+                    shield=True
+                ):  # bounded by the disk, and must not be interrupted
                     await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
             except JournalFailed as failure:
                 if not is_busy(failure):
@@ -205,13 +207,13 @@ class SqliteJournal(Journal):
                 tidy_at = trio.current_time() + (0 if more else self._limits.tidy_seconds)
 
     async def _watch(self) -> None:
-        """Check whether the files are still in their place; log when that changes."""
-        # In a thread: a file system that hangs would stop the server.
+        """Check whether the files were moved or truncated; log changes."""
+        # In a thread, because a hung file system would block the server.
         fault = await trio.to_thread.run_sync(self._find_fault, limiter=self._writing)
         if fault and fault != self._file_fault:
-            self._log.line("STATE", f"The journal keeps nothing: {fault}", ERROR)
+            self._log.line("STATE", f"The journal cannot store messages: {fault}", ERROR)
         elif self._file_fault and not fault:
-            self._log.line("STATE", "The journal is in its place again and keeps messages")
+            self._log.line("STATE", "The files of the journal are in place again")
         self._file_fault = fault
 
     def _log_failure(self, what: str, reason: str, kind: Hashable = None) -> None:
@@ -219,10 +221,10 @@ class SqliteJournal(Journal):
         self._failure_log.note(text, trio.current_time(), kind)
 
     async def _write_waiting(self, give_up_at: float) -> bool:
-        """Keep what waits, as much as one transaction takes, or fail all of it at *give_up_at*.
+        """Write the queue, up to the size of one transaction, or fail all of it at *give_up_at*.
 
-        Where the file is damaged, what needs the damaged part fails, and what waits behind it in
-        the same room.  Returns whether the rest is kept.
+        If the file is damaged, jobs that need the damaged part fail, and the jobs after them in the
+        same room.  Returns whether the rest was written.
         """
         written = self._queue.first()
         if not written:
@@ -236,7 +238,7 @@ class SqliteJournal(Journal):
                 if is_moved:
                     await self._watch()
                 else:
-                    self._log_failure("The journal keeps nothing", failure)
+                    self._log_failure("The journal cannot store messages", failure)
                 self._fail(failure)
                 self._failing = True
                 return False
@@ -271,7 +273,7 @@ class SqliteJournal(Journal):
             job.pending.resolve(failure)
 
     async def _tidy(self) -> bool:
-        """Delete one step of what retention does not keep; return whether there is more."""
+        """Run one step of deletions; return whether there is more to delete."""
         most = self.retention.max_messages
         full: dict[int, int] = {}
         if most is not None:
@@ -279,7 +281,7 @@ class SqliteJournal(Journal):
             full = {room.id: room.kept - most for room in self._untidy}
         else:
             self._untidy.clear()
-        # Where there are too many rooms, those without a message are deleted, the oldest first.
+        # If there are too many rooms, rooms without messages are deleted, the oldest first.
         empty: dict[int, SqliteRoom] = {}
         if len(self._rooms) >= self._limits.rooms:
             silent = (room for room in self._rooms.values() if room.first == room.next)
@@ -295,7 +297,7 @@ class SqliteJournal(Journal):
             if (found := self._by_id.get(id_)) is not None:
                 found.first = first
         for room in empty.values():
-            # Its members do not notice: with the next message it is in the file again.
+            # Its members do not notice: the next message stores it again.
             is_gone = room.id in result.rooms and room.first == room.next
             if is_gone and self._rooms.get(room.name) is room:
                 del self._rooms[room.name], self._by_id[room.id]
@@ -313,7 +315,7 @@ class SqliteJournal(Journal):
         try:
             opened = open_file(self.path, durable=durable)
         except JournalFailed as failure:
-            # Opening takes a little room on the disk, too.
+            # Opening needs some disk space, too.
             if failure.reason not in (DISK_FULL, DISK_FAILS) or not reserve.release():
                 raise
             opened = open_file(self.path, durable=durable)
@@ -321,14 +323,15 @@ class SqliteJournal(Journal):
         if opened.warning:
             self._log.line("STATE", opened.warning, WARNING)
         if not self.retention.reserve_bytes:
-            reserve.release()  # an earlier server's
+            reserve.release()  # of a former server
         self._pin, self._reader = (connect(self.path.resolve(), "ro") for _ in range(2))
         try:
             self._rows = Rows(opened.connection, self._pin)
             heads = self._rows.load()
             self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
             self._rows.checkpoint()
-            # SQLite opens the WAL with the first read: not when files may be short.
+            # SQLite opens the WAL on the first read, which must not be when file descriptors are
+            # short.
             self._reader.execute("SELECT 1 FROM heads").fetchall()
         except BaseException as error:
             for connection in (self._reader, self._pin, opened.connection):
@@ -342,7 +345,7 @@ class SqliteJournal(Journal):
         self.clients_ever = self._rows.clients_ever
         self._last_epoch = self._rows.last_epoch
         if self._last_epoch >= int(self._clocks()[0] * 1000):
-            # The clock is behind.  A server that began with a copy of this file has other epochs.
+            # The clock is behind.  The gap is for a server that started with a copy of this file.
             self._last_epoch += secrets.randbelow(_EPOCH_GAP)
         for head in heads:
             room = SqliteRoom(self, head, is_begun=False)
@@ -352,7 +355,7 @@ class SqliteJournal(Journal):
 
     def _close_file(self) -> None:
         self._find_fault()
-        # The last connection that is closed makes a checkpoint, if it may write.
+        # The last connection makes a checkpoint when it is closed, if it may write.
         connections = [self._reader, self._pin, self._rows.connection]
         if self._lock.lasting_fault:
             connections.reverse()
@@ -364,9 +367,9 @@ class SqliteJournal(Journal):
         self._lock.close()
 
     def _write(self, jobs: list[Job | SessionJob], clock: float, refused: dict[object, str]) -> str:
-        """Write *jobs* in one transaction; return in a few words why that cannot be, if so.
+        """Write *jobs* in one transaction; return a short reason if that failed.
 
-        Where only a part of the file is damaged, add to *refused* what is not written for that.
+        If only a part of the file is damaged, add the subjects that were not written to *refused*.
         """
         rows = self._rows
         now = time.monotonic()
@@ -391,7 +394,7 @@ class SqliteJournal(Journal):
     def _delete(
         self, full: dict[int, int], empty: list[int], now: SteadyTime, changed: Collection[bytes]
     ) -> DeletionResult | None:
-        """Do one step of deletions, unless a file is not in its place."""
+        """Run one step of deletions, unless a file was moved or truncated."""
         return None if self._find_fault() else self._deletions.step(full, empty, now, changed)
 
     def _find_fault(self, *, wal_alone: bool = False) -> str:
@@ -403,17 +406,17 @@ class SqliteJournal(Journal):
         self._is_ending = True
         self._deletion_log.flush()
 
-    # --- Asked by others --------------------------------------------------------------------------
+    # --- Called by others -------------------------------------------------------------------------
 
     def room(self, name: str) -> RoomJournal:
-        """Return the part of that room; a new one is in the file with its first message."""
+        """Return the journal of that room; a new room is stored with its first message."""
         room = self._rooms.get(name)
         if room is None:
             if len(self._rooms) >= (most := self._limits.rooms) and name != LOBBY:
                 if not self._is_refusal_told:
                     self._is_refusal_told = True
-                    text = f"The journal has {most} rooms and takes no new ones: use --keep-days"
-                    self._log.line("STATE", f"{text}, or begin another file", ERROR)
+                    text = f"The journal has {most} rooms and accepts no new ones: use --keep-days"
+                    self._log.line("STATE", f"{text}, or start a new file", ERROR)
                 raise TooManyRooms(most)
             self._last_room += 1
             room = SqliteRoom(self, Head(self._last_room, name, self._next_epoch(), 0, 0, {}))
@@ -422,21 +425,21 @@ class SqliteJournal(Journal):
         return room
 
     def _next_epoch(self) -> str:
-        """Return an epoch that no room had: a time, so that ids rise, also in a room begun anew."""
+        """Return a new epoch: a time, so that ids rise even in a room that was deleted."""
         self._last_epoch = max(
             self._last_epoch + 1, min(int(self._clocks()[0] * 1000), MAX_TIME_EPOCH)
         )
         return f"{self._last_epoch:011x}"
 
     def take(self, job: SaidJob) -> PendingWrite:
-        """Have *job* written; for our rooms alone.  Raises `StorageFailed`."""
+        """Queue *job*; called only by `SqliteRoom`.  Raises `StorageFailed`."""
         if not self._open:
             raise StorageFailed(_CLOSED)
         if self._queue.bytes + job_bytes(job) > self._limits.waiting_bytes and self._queue.bytes:
-            self._log_failure("The journal keeps nothing", _TOO_SLOW)
+            self._log_failure("The journal cannot store messages", _TOO_SLOW)
             raise StorageFailed(_TOO_SLOW)
         if self._rooms.setdefault(job.room.name, job.room) is not job.room:
-            raise RuntimeError(f"{job.room.name} was asked for twice while it was new")
+            raise RuntimeError(f"the new room {job.room.name} was opened twice")
         self._by_id[job.room.id] = job.room
         self._rooms.move_to_end(job.room.name)
         self._put(job)
@@ -492,7 +495,7 @@ class SqliteJournal(Journal):
         )
 
     def _clock_of_file(self) -> float:
-        """Return for how many seconds servers have run with this file."""
+        """Return how many seconds servers have run with this file."""
         return self._rows.loaded_clock + self._clock.observe(*self._clocks()).run
 
     async def read_room(
@@ -500,9 +503,9 @@ class SqliteJournal(Journal):
         room: SqliteRoom,
         read: Callable[[sqlite3.Connection, list[int]], list[SaidBlock]],
     ) -> list[SaidBlock]:
-        """Return what *read* returns, which appends the numbers of damaged runs to its list.
+        """Return the result of *read*, which appends the numbers of damaged blocks to its list.
 
-        For our rooms alone.
+        Called only by `SqliteRoom`.
         """
         damaged: list[int] = []
         blocks = await self._read(
@@ -514,7 +517,7 @@ class SqliteJournal(Journal):
         return blocks
 
     async def _read(self, what: str, read: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what *read* returns; *what* is for the log where that fails."""
+        """Return the result of *read*; on failure, *what* begins the log line."""
         if not self._open:
             raise NotRead(_CLOSED)
         try:

@@ -1,7 +1,7 @@
-"""The rows of a SQLite journal: what is loaded at the start, and what is written.
+"""The queries of a SQLite journal that load its state at the start and write to it.
 
-For one thread at a time; nothing here knows of waiting, of trying again, or of numbering.
-Each statement finds its rows by an index: none takes longer because there is much in the file.
+For one thread at a time; does not wait, retry, or assign numbers.
+Each statement finds its rows by an index, so its cost does not depend on the size of the file.
 """
 
 import enum
@@ -28,31 +28,31 @@ from multichat.protocol.messages import MAX_UNACCEPTED, SaidBlock
 
 __all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
 
-# What a session, or a row of nonces, takes in the file beside its texts, with its indexes.
+# The size of a session, or of a row of nonces, in the file besides its texts, with indexes.
 _SESSION_BYTES = 250
 _NONCES_BYTES = 60
 
 _SESSION_SIZE = f"{_SESSION_BYTES} + length(name) + length(room)"
 _NONCES_SIZE = f"{_NONCES_BYTES} + length(CAST(nonces AS BLOB)) + length(checks)"
 
-# Clients whose nonces we have counted; of others they are counted anew.
+# How many clients' nonce counts are remembered; others are counted again.
 _MAX_COUNTED = 20_000
 
-# How often the clock of the file is written: a server that is killed loses as much of it.
+# How often the clock of the file is written; a kill loses at most this much.
 _CLOCK_SECONDS = 60.0
 
-# What a short transaction writes to the WAL: some six pages.
+# The size of a short transaction in the WAL: about six pages.
 _TRANSACTION_BYTES = 24 * 1024
 
-# Ids of older epochs are unknown to a server; `history --since` knows all that are in the file.
+# A server does not know ids of older epochs; `history --since` knows all epochs in the file.
 _MAX_EPOCHS = 100_000
 
-# In how many rooms a start tries to say something before it gives up.
+# In how many rooms a start tries to write a message before it is refused.
 _MAX_TRIED = 100
 
 
 class Head(NamedTuple):
-    """What is known of a room without reading what was said there; see `RoomJournal`."""
+    """The state of a room without its messages; see `RoomJournal`."""
 
     id: int
     name: str
@@ -64,7 +64,7 @@ class Head(NamedTuple):
 
 @dataclass(slots=True)
 class _Tried:
-    """A room in which it is tried to say something; see `RoomHead`."""
+    """A room in which a start tries to write a message; see `RoomHead`."""
 
     id: int
     name: str
@@ -75,11 +75,11 @@ class _Tried:
 
 
 class _Undo(Exception):
-    """A transaction is not committed."""
+    """Rolls back a transaction."""
 
 
 class RoomHead(Protocol):
-    """The same, of a room in which something is said; *begins* is the first of its epoch."""
+    """A room to which messages are written; *begins* is the first number of its epoch."""
 
     id: int
     name: str
@@ -90,9 +90,9 @@ class RoomHead(Protocol):
 
 
 class SessionRow(NamedTuple):
-    """A session, and when the clock of the file stood there as it was *seen* last.
+    """A session, and when it was last *seen*, on the file's clock.
 
-    Infinite while it is connected.
+    *seen* is infinite while it is connected.
     """
 
     record: SessionRecord
@@ -100,7 +100,7 @@ class SessionRow(NamedTuple):
 
 
 class _Wal(enum.Enum):
-    """The state of the WAL, before the next transaction."""
+    """The state of the WAL before the next transaction."""
 
     IN_USE = enum.auto()
     SEALED = enum.auto()  # a checkpoint has copied a part of it into the file
@@ -108,21 +108,20 @@ class _Wal(enum.Enum):
 
 
 class Rows:
-    """What one thread writes, through *connection*, which it has for itself.
+    """Writes to the file through *connection*, which belongs to one thread.
 
     *pin* is a second, read-only connection: see `checkpoint`.
 
-    *clients_ever* and *last_epoch* are the highest that are in the file; *loaded_seq* is that of
-    the last run before it was opened.
+    *clients_ever* and *last_epoch* are the highest values in the file; *loaded_seq* is the `seq` of
+    the last block before it was opened.
 
-    The clock of the file says for how many seconds servers have run with it: a session's age is
-    counted in these, because the system's clock may be wrong at any time.  *loaded_clock* is where
-    it stood when the file was opened.
+    The clock of the file counts the seconds in which servers have run with it: sessions age by it,
+    because the system's clock may be wrong.  *loaded_clock* is its value when the file was opened.
 
-    *session_bytes* is an upper bound of what `count_session_bytes` returns.
+    *session_bytes* is an upper bound of `count_session_bytes`.
 
-    *is_marked*: a checkpoint has written into the file that a server is using it; at a start, a
-    reader can prevent that.
+    *is_marked*: a checkpoint has recorded in the file that a server is using it; at a start, a
+    reader can delay that.
     """
 
     def __init__(self, connection: sqlite3.Connection, pin: sqlite3.Connection) -> None:
@@ -132,9 +131,9 @@ class Rows:
         self.loaded_clock = self._written_clock = 0.0
         self.session_bytes = math.inf  # not counted yet
         self._seq = self.loaded_seq = 0
-        self._nonce_counts: dict[int, int] = {}  # of each client, since they were last trimmed
+        self._nonce_counts: dict[int, int] = {}  # by client, since the last trim
         self.unkept_nonces: set[int] = set()  # clients whose nonces are on a damaged page
-        # Of the transaction that is being made.
+        # For the current transaction.
         self._runs: list[tuple[object, ...]] = []
         self._heads: dict[int, tuple[object, ...]] = {}
         self._ended: list[tuple[object, ...]] = []
@@ -143,14 +142,14 @@ class Rows:
         self.is_marked = False
         self._has_stamps = True
         self._may_be_shorter = False
-        self._wal_bytes = 0  # about
-        self.long_wal_bytes = 4 * 1024 * 1024  # about, after which a checkpoint is made
+        self._wal_bytes = 0  # approximate
+        self.long_wal_bytes = 4 * 1024 * 1024  # approximate size for a checkpoint
 
     def load(self) -> list[Head]:
-        """Read where the last server stopped; return all rooms, the longest silent first.
+        """Load the state of the last server; return all rooms, the longest silent first.
 
-        What is damaged of that is repaired first; *repaired* says what was done.  Raises one of
-        `SQLITE_ERRORS` where nothing could be said with this file.
+        Repairs damage in it first; *repaired* describes the repairs.  Raises one of `SQLITE_ERRORS`
+        if no message could be written to this file.
         """
         self._pin_wal()
         try:
@@ -172,7 +171,7 @@ class Rows:
         self._seq = self.loaded_seq = max([newest, *(row[5] for row in rooms)])
         earlier: dict[int, dict[str, int]] = {}
         for row in epochs:
-            with suppress(DamagedRow):  # the ids of that epoch are unknown
+            with suppress(DamagedRow):  # ids of that epoch are unknown
                 room, next_, epoch = typed(row, int, int, str)
                 if EPOCH.fullmatch(epoch):
                     earlier.setdefault(room, {})[epoch] = next_
@@ -181,7 +180,7 @@ class Rows:
             for id_, name, epoch, first, next_, *_ in rooms
         ]
         self._try_to_say(heads)
-        with suppress(*SQLITE_ERRORS), self.transaction():  # those of clients that were connected
+        with suppress(*SQLITE_ERRORS), self.transaction():  # sessions of connected clients
             values = self.loaded_clock, self.loaded_clock
             self.connection.execute("UPDATE sessions SET seen = ? WHERE seen > ?", values)
         return heads
@@ -200,7 +199,7 @@ class Rows:
         return self.connection.execute(sql, (_MAX_EPOCHS,)).fetchall()[::-1]
 
     def _load_epochs_of(self, rooms: list[int]) -> list[tuple[Any, ...]]:
-        """Return the earlier epochs of *rooms*, those of each oldest first, as far as readable."""
+        """Return the readable earlier epochs of *rooms*, for each the oldest first."""
         sql = "SELECT room, next, epoch FROM epochs WHERE room = ? ORDER BY next DESC LIMIT ?"
         found: list[tuple[Any, ...]] = []
         for room in rooms:
@@ -209,12 +208,12 @@ class Rows:
         return found
 
     def _try_to_say(self, heads: list[Head]) -> None:
-        """Raise one of `SQLITE_ERRORS` if a message can be said in none of the rooms.
+        """Raise one of `SQLITE_ERRORS` if no message can be written to any room.
 
-        Each message needs some pages, such as the one behind the last message; where one of them is
-        damaged, a server is of no use.
+        Every message needs certain pages, such as the last one of the messages; if one of them is
+        damaged, a server is useless.
         """
-        unused = 11 * "f"  # an epoch that sorts behind all others, as the next one does
+        unused = 11 * "f"  # an epoch that sorts after all others, like the next one
         tried = heads[:: max(1, len(heads) // _MAX_TRIED)] or [Head(1, "\n", unused, 0, 0, {})]
         failure: Exception | None = None
         for head in tried:
@@ -237,9 +236,9 @@ class Rows:
 
     @contextmanager
     def transaction(self, clock: float = 0.0) -> Iterator[None]:
-        """Commit what is done in the block, or nothing of it; raises one of `SQLITE_ERRORS`.
+        """Run the block as a transaction; raises one of `SQLITE_ERRORS`, with nothing changed.
 
-        *clock* is where the clock of the file stands now.
+        *clock* is the current time of the file's clock.
         """
         execute = self.connection.execute
         seq = self._seq
@@ -251,7 +250,7 @@ class Rows:
                 if self._wal is _Wal.COPIED:
                     execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
                 self._stamp(0)
-                # Changes nothing, and writes the first page; see `file._wal_belongs`.
+                # No change, but it writes the first page; see `file._wal_belongs`.
                 execute(f"PRAGMA application_id={APPLICATION_ID}")
             yield
             self._flush()
@@ -264,7 +263,7 @@ class Rows:
         except BaseException:
             self._seq = seq
             self._clear()
-            if self.connection.in_transaction:  # some failures have ended it already
+            if self.connection.in_transaction:  # some failures end it
                 with suppress(*SQLITE_ERRORS):
                     execute("ROLLBACK")
             raise
@@ -275,22 +274,21 @@ class Rows:
         self.note_written(_TRANSACTION_BYTES)
 
     def note_written(self, size: int) -> None:
-        """Note that the WAL is *size* bytes longer, about; make a checkpoint if it is long."""
+        """Record that the WAL has grown by about *size* bytes; make a checkpoint if it is long."""
         self._wal_bytes += size
         if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
             self.checkpoint()
 
     def checkpoint(self, *, truncate: bool = False, end_clock: float | None = None) -> None:
-        """Copy the WAL into the file, as far as no reader is in the way.
+        """Copy the WAL into the file, as far as readers allow.
 
-        With *truncate* it waits for readers, and the WAL takes no place on the disk after that.
-        *end_clock* is where the clock of the file stands at the end, if nothing is written later.
-        Whatever goes wrong is tried again next time.  The file is sealed before with a stamp that
-        no earlier backup has, and gets another one after that; see `file._wal_belongs`.
+        With *truncate* it waits for readers, and truncates the WAL.  *end_clock* is the final time
+        of the file's clock, if nothing is written later.  Failures are retried the next time.  The
+        file is sealed before with a stamp that no earlier backup has, and gets another stamp
+        afterwards; see `file._wal_belongs`.
 
-        Between two checkpoints a transaction of *pin* is open and reads what was there after the
-        first.  So no other program can restart the WAL, or copy what is written meanwhile to the
-        file.
+        Between two checkpoints, *pin* holds a read transaction on the state after the first.  So no
+        other program can restart the WAL, or copy later writes into the file.
         """
         self._wal_bytes = 0
         try:
@@ -301,7 +299,7 @@ class Rows:
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 return
-            self._has_stamps = False  # damaged: no reason to keep nothing
+            self._has_stamps = False  # damaged, which must not prevent storing messages
         self._wal = _Wal.SEALED
         self._may_be_shorter = True
         with suppress(*SQLITE_ERRORS):
@@ -326,7 +324,7 @@ class Rows:
                 raise
 
     def may_be_shorter(self) -> bool:
-        """Return whether a checkpoint may have made the files shorter since this was last asked."""
+        """Return whether a checkpoint may have shortened the files since the last call."""
         may_be = self._may_be_shorter
         self._may_be_shorter = self._wal is not _Wal.IN_USE  # then another program may do so
         return may_be
@@ -343,7 +341,7 @@ class Rows:
         self._nonce_counts.clear()
 
     def say(self, room: RoomHead, said: SaidBlock, messages: int, size: int) -> None:
-        """Keep *said*, which is so many *messages* and bytes, behind all that was said before."""
+        """Append *said*, a block of *messages* messages and *size* bytes."""
         self._seq += 1
         self._wal_bytes += size
         self._runs.append(
@@ -382,11 +380,11 @@ class Rows:
     # --- Sessions and nonces ----------------------------------------------------------------------
 
     def reserve_client_numbers(self, clients_ever: int) -> None:
-        """Keep that numbers up to *clients_ever* have been given to clients."""
+        """Store that client numbers up to *clients_ever* are taken."""
         self._highest_client = max(self._highest_client, clients_ever)
 
     def save_session(self, row: SessionRow) -> None:
-        """Keep it instead of what was kept of that session."""
+        """Store a session, replacing its previous state."""
         record = row.record
         self._highest_client = max(self._highest_client, record.client)
         self.session_bytes += _SESSION_BYTES + len(record.name) + len(record.room)
@@ -394,7 +392,7 @@ class Rows:
         self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
 
     def forget_session(self, digest: bytes, client: int | None = None) -> None:
-        """Delete that session and the nonces of its client; that is *client* if it is not there."""
+        """Delete that session and its client's nonces; *client* is for a missing session."""
         execute = self.connection.execute
         row = execute("SELECT client FROM sessions WHERE digest = ?", (digest,)).fetchone()
         if row is not None:
@@ -405,7 +403,7 @@ class Rows:
             self._nonce_counts.pop(client, None)
 
     def count_session_bytes(self) -> int:
-        """Return how many bytes of the file all sessions and nonces take, about."""
+        """Return the approximate size of all sessions and nonces in the file, in bytes."""
         execute = self.connection.execute
         sessions, nonces = (
             execute(f"SELECT total({size}) FROM {table}").fetchone()[0]  # noqa: S608 - our own words
@@ -414,9 +412,9 @@ class Rows:
         return int(sessions + nonces)
 
     def oldest_sessions(self, before: float) -> sqlite3.Cursor:
-        """Select the digests of sessions that were seen last *before*, and the bytes they take.
+        """Select the digests and sizes of sessions last seen *before*, the oldest first.
 
-        Those of their nonces are included.  The oldest come first.
+        The sizes include their nonces.
         """
         sql = (
             f"SELECT digest, {_SESSION_SIZE} + (SELECT total({_NONCES_SIZE}) FROM nonces "  # noqa: S608 - our own words
@@ -443,7 +441,7 @@ class Rows:
     def use_nonces(
         self, client: int, epoch: str, first: int, nonces: str, count: int, checks: bytes
     ) -> None:
-        """Keep with which *nonces*, *count* of them spelled as JSON, *client* said a run.
+        """Store the *nonces* of a block of *client*, as JSON; *count* is their number.
 
         *epoch* is empty for a private message.
         """
@@ -453,7 +451,7 @@ class Rows:
             "VALUES (?, ?, ?, ?, ?, ?)",
             (client, count, epoch, first, nonces, checks),
         )
-        # Of a client that we have not counted yet, there may be as many as may be.
+        # For a client that has not been counted yet, assume the maximum.
         counted = self._nonce_counts.get(client, MAX_UNACCEPTED) + count
         if counted > MAX_UNACCEPTED:
             self._trim_nonces(client)

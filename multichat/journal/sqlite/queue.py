@@ -1,7 +1,7 @@
-"""What waits to be written into a SQLite journal.
+"""The queue of writes to a SQLite journal.
 
-Jobs wait in the order of the calls.  Of a session only its newest state waits, and each transaction
-writes the sessions that have changed: so a message is never in the file without its session.
+Jobs are queued in the order of the calls.  Of each session only the newest state is queued, and
+every transaction writes the changed sessions, so a message is never stored without its session.
 """
 
 from collections.abc import Collection
@@ -11,23 +11,22 @@ from multichat.journal.sqlite.jobs import Job, SaidJob, SessionJob, subject_of
 
 __all__ = ["JobQueue", "job_bytes"]
 
-# In memory, beside the text of a message; in the file it is less.
+# The memory of a job besides its text; in the file it is less.
 _JOB_BYTES = 300
 
-# At most so many sessions wait to be written again, and as many to be deleted: as many as a server
-# has in memory.
+# The most sessions that wait to be written, and to be deleted: as many as a server has in memory.
 _MAX_SESSIONS = 20_000
 
 
 def job_bytes(job: Job) -> int:
-    """Return how much memory *job* takes, about."""
+    """Return the approximate memory of *job* in bytes."""
     return job.size + _JOB_BYTES if isinstance(job, SaidJob) else _JOB_BYTES
 
 
 class JobQueue:
-    """Jobs and changed sessions; *bytes* is how much memory the jobs take, about.
+    """Jobs and changed sessions; *bytes* is the approximate memory of the jobs.
 
-    A transaction writes no more than *max_bytes* of jobs, and of sessions, about; one job may be
+    A transaction writes about *max_bytes* of jobs, and of sessions, at most; a single job may be
     larger.
     """
 
@@ -48,7 +47,7 @@ class JobQueue:
         self.bytes += job_bytes(job)
 
     def put_session(self, job: SessionJob) -> None:
-        """Replace what waits of that session, if anything does."""
+        """Replace the queued state of that session, if any."""
         for waiting in (self._kept, self._deleted):
             waiting.pop(job.digest, None)  # the oldest change is written first
         self._waiting_with(job)[job.digest] = job
@@ -57,7 +56,7 @@ class JobQueue:
         return self._deleted if job.row is None else self._kept
 
     def session(self, digest: bytes) -> SessionJob | None:
-        """Return what waits of that session."""
+        """Return the queued state of that session, if any."""
         return self._kept.get(digest) or self._deleted.get(digest)
 
     def kept_sessions(self) -> set[bytes]:
@@ -65,10 +64,10 @@ class JobQueue:
         return set(self._kept)
 
     def first(self) -> list[Job | SessionJob]:
-        """Return what the next transaction writes.
+        """Return the contents of the next transaction.
 
-        Sessions come before what was said through them, and are deleted, with their nonces, after
-        all that was said through them is written.
+        Sessions are written before their messages, and deleted, with their nonces, after all their
+        messages.
         """
         most = max(1, self._max_bytes // _JOB_BYTES)
         kept = islice(self._kept.values(), most)
@@ -90,9 +89,9 @@ class JobQueue:
         return self._jobs
 
     def remove(self, written: list[Job | SessionJob], refused: Collection[object]) -> list[Job]:
-        """Remove what `first` returned, and all jobs about the *refused* subjects; return the jobs.
+        """Remove the result of `first`, and all jobs of the *refused* subjects; return the jobs.
 
-        What has come meanwhile stays, also a newer state of a session.
+        Jobs and session states that were queued meanwhile stay.
         """
         jobs: list[Job] = []
         for job in written:
@@ -108,7 +107,7 @@ class JobQueue:
         return jobs
 
     def clear(self) -> list[Job]:
-        """Remove all jobs and return them; the sessions that changed last stay."""
+        """Remove and return all jobs; the latest changed sessions stay."""
         jobs, self._jobs, self.bytes = self._jobs, [], 0
         for waiting in (self._kept, self._deleted):
             for digest in [*waiting][:-_MAX_SESSIONS]:

@@ -1,7 +1,7 @@
-"""Reads a SQLite journal without its server, or beside it.
+"""Reads a SQLite journal, with or without a running server.
 
-A page at a time: no more of it is in memory, and a server that writes to the file meanwhile can
-have it cleaned up in between.  What is read ends with what was there at the beginning.
+Reads one page at a time, so that memory is bounded and a running server can make checkpoints in
+between.  Reading ends at the last message that existed at the beginning.
 """
 
 import math
@@ -38,7 +38,7 @@ from multichat.protocol.names import fold_name
 
 __all__ = ["Reader", "open_reader"]
 
-# A page: what one transaction reads.
+# The page that one transaction reads.
 _PAGE_BLOCKS = 500
 _PAGE_BYTES = 1024 * 1024
 
@@ -47,7 +47,7 @@ _FAR = 1 << 62
 
 @contextmanager
 def open_reader(path: Path) -> Iterator["Reader"]:
-    """Open the journal at *path* to read it; raises `JournalFailed`, in the block as well."""
+    """Open the journal at *path* for reading; raises `JournalFailed`, also from the block."""
     opened = open_for_reading(path)
     with closing(opened.connection) as connection:
         try:
@@ -87,22 +87,22 @@ class _Numbers:
                     self.expected[id_], self._ends[id_] = first, end
 
     def note(self, room: int, begin: int, end: int) -> None:
-        """Note that the messages from *begin* up to *end* were read."""
+        """Record that the messages from *begin* up to *end* were read."""
         expected = self.expected.get(room, begin)
-        # What a server has deleted meanwhile is no gap.
+        # Messages that a server has deleted meanwhile are not a gap.
         if expected < begin and first_of(self._connection, room) < begin:
             self.gaps += 1
         self.expected[room] = max(expected, end)
 
     def note_end(self) -> None:
-        """Note that everything was read."""
+        """Record that everything was read."""
         for room, end in self._ends.items():
             if room in self.expected:
                 self.note(room, end, end)
 
 
 class Reader:
-    """A journal that is open to be read; of one thread.  Made by `open_reader`.
+    """A journal opened for reading, for one thread; created by `open_reader`.
 
     *damaged* is, after everything was read, how many blocks could not be read and were skipped:
     approximate if pages are damaged; a gap in the index counts as one, and so does a WAL whose
@@ -115,26 +115,26 @@ class Reader:
         self._connection = connection
 
     def has_several_rooms(self) -> bool:
-        """Whether something was said in more than one room."""
+        """Whether more than one room has messages."""
         rows = table_rows(self._connection, "rooms", "id", "id")
         return len(list(islice(rows, 2))) > 1
 
     def read(
         self, *, room: str | None = None, since: float | str | None = None, limit: int | None = None
     ) -> Iterator[SaidBlock]:
-        """Yield what was said, in the order in which it was kept.
+        """Yield messages in the order in which they were stored.
 
-        In *room* alone, or in all of them.  *since* is a time, in seconds since 1970, or the id of
-        a message, which says the room, too: what was said after it.  At most *limit* messages: the
-        first since then, or without *since* the last that there are.  If the clock was set back,
-        what follows the first message since that time is all read.
+        Of *room*, or of all rooms.  *since* is a time, in seconds since 1970, or the id of a
+        message, which implies its room: only later messages are read.  At most *limit* messages are
+        read: the first ones after *since* or, without *since*, the last ones.  If the clock was set
+        back, everything after the first message since that time is read.
 
-        Raises `JournalFailed` if there is no such room, `UnknownId` for an id of another one.
+        Raises `JournalFailed` if there is no such room, `UnknownId` for an id of another room.
         """
         if isinstance(since, str):
             room_id, start = self._locate(since, room)
             order = self._order(room_id)
-            block = self._last_key(order, start)  # the message may be in its middle
+            block = self._last_key(order, start)  # the message may be within it
             numbers = _Numbers(self._connection, room_id)
             numbers.expected[room_id] = start
             return self._pages(order, start if block is None else block, start, limit, numbers)
@@ -154,7 +154,7 @@ class Reader:
         for id_, name in table_rows(self._connection, "rooms", "id", "id, name"):
             if name == folded:
                 return int(id_)
-        raise JournalFailed(self._path, f"nothing was said in a room {room}")
+        raise JournalFailed(self._path, f"it has no room {room}")
 
     def _locate(self, id_: str, room: str | None) -> tuple[int, int]:
         """Return the room of the message with that id, and the number of the next one."""
@@ -184,7 +184,7 @@ class Reader:
         with closing(self._select(order, "runs.messages", 0, MAX_NUMBER, backwards=True)) as rows:
             for key, messages in rows:
                 start = math.floor(key)
-                total += messages if type(messages) is int else 0  # what is damaged is left out
+                total += messages if type(messages) is int else 0  # damaged blocks are skipped
                 if total >= limit:
                     break
         if total >= limit:
@@ -202,7 +202,7 @@ class Reader:
         *,
         backwards: bool = False,
     ) -> Generator[Row, None, None]:
-        """Yield the key and *columns* of the runs with keys from *low* to *high*.
+        """Yield the key and *columns* of the blocks with keys from *low* to *high*.
 
         For *unreadable* see `rows_around_damage`.
         """
@@ -224,7 +224,7 @@ class Reader:
     def _last_key(
         self, order: _Order, high: int = MAX_NUMBER, unreadable: list[range] | None = None
     ) -> int | None:
-        """Return the highest key up to *high* that can be read; None if there is none."""
+        """Return the highest readable key up to *high*; None if there is none."""
         with closing(self._select(order, "1", 0, high, unreadable, backwards=True)) as rows:
             return next((int(key) for key, _ in rows), None)
 
@@ -235,15 +235,15 @@ class Reader:
         return None if row is None or type(row[1]) is not int else int(row[0]) + row[1]
 
     def _first_since(self, order: _Order, since: float) -> int:
-        """Return the key of the first run that was said at *since* or later, by halving."""
+        """Return the key of the first block at *since* or later, by bisection."""
         moment = datetime.fromtimestamp(since, UTC)
         spelled = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
         last = self._last_key(order)
-        low, high = 0, 0 if last is None else last + 1  # from there on all is since then
+        low, high = 0, 0 if last is None else last + 1  # all blocks from `high` on are later
         while low < high:
             middle = (low + high) // 2
             with closing(self._select(order, "runs.time", middle, high)) as rows:
-                # What is damaged is not looked at: its time may be anything.
+                # Damaged blocks are skipped, because their time may be anything.
                 times = (row for row in rows if type(row[1]) is str and row[1][:1].isdigit())
                 key, time = next(times, (middle, spelled))
             if time >= spelled:
@@ -263,7 +263,7 @@ class Reader:
         skipped: int = 0,
         to_end: bool = False,
     ) -> Iterator[SaidBlock]:
-        """Yield what was said from *key* on, and of it what is numbered *start* or more.
+        """Yield the blocks from *key* on, and of them the messages from number *start* on.
 
         *skipped* messages of the first block are left out.  *to_end*: the *limit* is not reached
         before the last message that existed when *numbers* was made.
@@ -289,7 +289,7 @@ class Reader:
         self.damaged = max(self.damaged, numbers.gaps)
 
     def _count_outside(self, order: _Order) -> int:
-        """Return how many runs have a key that no server has written, as far as it can be read."""
+        """Return how many readable blocks have a key that no server has written."""
         sql = order.sql("count(*)", f"({order.key} < 0 OR {order.key} > ?)")
         try:
             [count] = self._connection.execute(sql, (*order.parameters, MAX_NUMBER)).fetchone()
@@ -300,9 +300,9 @@ class Reader:
         return int(count)
 
     def _page(self, order: _Order, key: int, last: int) -> tuple[list[tuple[int, SaidBlock]], int]:
-        """Return the runs with keys from *key* on, and the key with which the next page begins.
+        """Return the blocks of one page from *key* on, and the first key of the next page.
 
-        Damaged ones are left out and counted.
+        Damaged blocks are skipped and counted.
         """
         page: list[tuple[int, SaidBlock]] = []
         unreadable: list[range] = []

@@ -1,7 +1,7 @@
 """Reads messages and sessions from a SQLite journal.
 
-For one thread at a time.  Rows that no server can have written are damaged: messages are left out
-and their numbers returned, a damaged session is an error.
+For one thread at a time.  Rows that no server can have written are damaged: messages are skipped
+and their numbers returned; a damaged session is an error.
 """
 
 import sqlite3
@@ -31,7 +31,8 @@ __all__ = [
     "said_block",
 ]
 
-# Those of a run; its epoch is the one that ended first behind it, or else the room's present one.
+# The columns of a block.  Its epoch is the first one that ended after it, or the room's current
+# one.
 BLOCK_COLUMNS = """
     coalesce(
         (SELECT epoch FROM epochs WHERE room = runs.room AND next > runs.first
@@ -46,13 +47,13 @@ BLOCK_COLUMNS = """
 def read_blocks(
     connection: sqlite3.Connection, room: int, start: int, stop: int, damaged: list[int]
 ) -> Generator[SaidBlock, None, None]:
-    """Yield the runs of *room* that have messages with numbers from *start* up to *stop*.
+    """Yield the blocks of *room* with messages from number *start* up to *stop*.
 
-    What is damaged is left out, and where that begins is appended to *damaged*.  To be closed by
-    whoever does not read it to its end.
+    Damaged blocks are skipped, and their first numbers appended to *damaged*.  Close it if it is
+    not read to the end.
     """
     begin = start
-    try:  # the run that *start* is in
+    try:  # the block that contains *start*
         sql = (
             f"SELECT entry.first FROM {BLOCKS_OF_ROOM} WHERE entry.room = ? AND entry.first <= ? "  # noqa: S608 - our own words
             "ORDER BY entry.first DESC LIMIT 1"
@@ -70,9 +71,9 @@ def read_blocks(
 def read_blocks_backwards(
     connection: sqlite3.Connection, room: int, stop: int, damaged: list[int]
 ) -> Generator[SaidBlock, None, None]:
-    """Yield the runs of *room* that have messages with numbers below *stop*, the newest first.
+    """Yield the blocks of *room* with messages below number *stop*, the newest first.
 
-    The rest is as for `read_blocks`.
+    For the rest see `read_blocks`.
     """
     return _read_blocks(connection, room, 0, stop - 1, damaged, backwards=True)
 
@@ -86,7 +87,7 @@ def _read_blocks(
     *,
     backwards: bool = False,
 ) -> Generator[SaidBlock, None, None]:
-    """Yield the runs of *room* that begin at *low* to *high*."""
+    """Yield the blocks of *room* whose first number is from *low* to *high*."""
     order = "DESC" if backwards else "ASC"
     sql = (
         f"SELECT {BLOCK_COLUMNS} FROM {BLOCKS_OF_ROOM} "  # noqa: S608 - our own words
@@ -141,10 +142,10 @@ def first_of(connection: sqlite3.Connection, room: int) -> int:
 
 
 def said_block(row: Sequence[object]) -> SaidBlock:
-    """Return a row of `BLOCK_COLUMNS` as a server has it.
+    """Return a row of `BLOCK_COLUMNS` as a `SaidBlock`.
 
-    Its text is cleaned, because the file may come from anywhere, and its room is the one that the
-    row belongs to.  Raises `DamagedRow`.
+    Its text is cleaned, because the file may have any origin, and its room is the one to which the
+    row belongs.  Raises `DamagedRow`.
     """
     epoch, room, first, said_at, shown, client, name, text, act, messages = typed(
         row, str, str, int, str, str, int, str, str, int, int
@@ -160,11 +161,11 @@ def said_block(row: Sequence[object]) -> SaidBlock:
 def read_session(
     connection: sqlite3.Connection, digest: bytes, waiting: SessionRow | None, clock: float
 ) -> SavedSession | None:
-    """Return that session with its last nonces, None if there is none.
+    """Return that session with its last nonces; None if there is none.
 
-    *waiting* is what is about to be written of it, if anything is, and *clock* where the clock of
-    the file stands now.  Raises `DamagedRow` also if any of its nonces is damaged: a message
-    that is sent again could not be recognized.
+    *waiting* is its queued state, if any, and *clock* the current time of the file's clock.  Also
+    raises `DamagedRow` if any of its nonces is damaged, because repeated messages could not be
+    recognized.
     """
     if waiting is None:
         row = connection.execute(
@@ -173,7 +174,7 @@ def read_session(
         if row is None:
             return None
         waiting = _session(row)
-        # Of two that claim one number it is not known whose that is.
+        # If two sessions claim one client number, it is unknown which one is right.
         others = connection.execute(
             "SELECT 1 FROM sessions WHERE client = ? AND digest != ?", (row[1], digest)
         )
@@ -187,8 +188,7 @@ def read_session(
 def _session(row: tuple[Any, ...]) -> SessionRow:
     """Return a row of `sessions`; raises `DamagedRow`.
 
-    A name that nobody can have does not keep a client from coming back: it is told so, and comes
-    back without it.
+    A session with an invalid name can be resumed: the client gets an error and has no name.
     """
     digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
     if not (

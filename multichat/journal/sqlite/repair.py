@@ -1,11 +1,11 @@
-"""Rebuilds the heads and the list of rooms of a SQLite journal from its messages.
+"""Repairs a damaged SQLite journal: rebuilds the heads and the list of rooms from the messages.
 
-Owns what happens where a row of these two tables, or a page that is read at the start, is damaged.
-Only the epoch of a room is in no other table: if it is lost the room gets another one, and the ids
-that clients know from the last server are unknown.
+Handles damaged rows of these two tables, and damaged pages that are read at the start.  Only the
+epoch of a room is in no other table: if it is lost, the room gets a new one, and former ids are
+unknown.
 
-`repair` reads more than a start does, and is for damaged files only.  `are_heads`, `is_whole` and
-`ROOMS` tell at each start whether the file is damaged.
+`repair` reads more than a start, and is only for damaged files.  `are_heads`, `is_whole` and
+`ROOMS` detect damage at each start.
 """
 
 import re
@@ -30,19 +30,19 @@ __all__ = [
     "repair",
 ]
 
-# Of a room: milliseconds since 1970, in hexadecimal.
+# A room's epoch: milliseconds since 1970, in hexadecimal.
 EPOCH = re.compile("[0-9a-f]{11}")
 
-# Numbers of clients, and places in the order over all rooms: what is larger is damaged.
+# Client numbers and positions in the order over all rooms; larger values are damaged.
 MAX_COUNTER = 2**48
 
-# In seconds since 1970, which is longer ago than any server has run.
+# Seconds since 1970: no server has run for longer.
 MAX_SECONDS = 1e11
 
-# Numbers of messages: with more, ids would not be ordered as strings.
+# Numbers of messages; with larger ones, ids would not be ordered as strings.
 _MAX_MESSAGES = 8_000_000_000
 
-# More messages than one run can have.
+# More messages than a block can have.
 _MAX_GAP = 2**17
 
 _BEGIN = f"""
@@ -59,13 +59,13 @@ _ROOM = f"""
 
 _COLUMNS = "id, name, epoch, first, next, seq"
 
-# The last run, if it is the room's in the table, too: an index may be wrong.
+# The last block, if it also belongs to the room in the table: an index may be wrong.
 _LAST_RUN = f"LEFT JOIN runs ON runs.seq = ({_LAST}) AND +runs.room = rooms.id"
 
-# All rooms, with the first message that is left of each, and the end of its last run.
+# All rooms, with the first remaining message of each, and the end of its last block.
 ROOMS = f"{_ROOM} FROM rooms {_LAST_RUN} ORDER BY rooms.seq"
 
-# The same of one room, of which the row need not be there.
+# The same for one room, whose row may be missing.
 _FROM_ROOM = (
     f"{_ROOM} FROM (SELECT ? AS id, ? AS name, ? AS epoch, ? AS first, ? AS next, ? AS seq)"
 )
@@ -80,7 +80,7 @@ def _is_name(name: object) -> bool:
 
 
 def are_heads(rows: list[tuple[Any, ...]]) -> bool:
-    """Return whether *rows* can be all that a server has written into `heads`."""
+    """Return whether *rows* are a valid content of `heads`."""
     try:
         [row] = rows
         clients_ever, last_epoch, clock = typed(row, int, int, float)
@@ -92,13 +92,13 @@ def are_heads(rows: list[tuple[Any, ...]]) -> bool:
 
 
 def is_whole(room: tuple[Any, ...]) -> bool:
-    """Return whether a row of `ROOMS` can be what a server has written, and fits its messages."""
+    """Return whether a row of `ROOMS` is valid and consistent with its messages."""
     try:
         id_, name, epoch, first, next_, seq = typed(room[:6], int, str, str, int, int, int)
     except DamagedRow:
         return False
     begin, end = room[6:]
-    if (begin is None) != (end is None):  # an index out of order is read from one side only
+    if (begin is None) != (end is None):  # an index out of order is found from one side only
         return False
     return (
         _is_name(name)
@@ -110,9 +110,9 @@ def is_whole(room: tuple[Any, ...]) -> bool:
 
 
 class Repaired(NamedTuple):
-    """What a damaged file still has: its *rooms*, longest silent first, and what was *done*.
+    """The result of a repair: the *rooms*, longest silent first, and what was *done*.
 
-    *rooms* are rows of `rooms` as they should be.  *done* is for the log.
+    *rooms* are corrected rows of `rooms`.  *done* is for the log.
     """
 
     rooms: list[tuple[Any, ...]]
@@ -120,19 +120,19 @@ class Repaired(NamedTuple):
 
 
 def repair(connection: sqlite3.Connection) -> Repaired:
-    """Rewrite heads and rooms where they are damaged; return what can be used.
+    """Rewrite damaged heads and rooms; return what is usable.
 
-    A row that is on a damaged page is not rewritten, and a room whose row cannot be read is left
-    out.  Raises one of `SQLITE_ERRORS` where the heads cannot be read or written.
+    A row on a damaged page is not rewritten, and a room whose row cannot be read is skipped.
+    Raises one of `SQLITE_ERRORS` if the heads cannot be read or written.
     """
     done: list[str] = []
-    # All is read before anything is written: SQLite commits no transaction that met a damaged page.
+    # Read everything first: SQLite does not commit a transaction that has read a damaged page.
     heads = connection.execute("SELECT clients_ever, last_epoch, clock FROM heads").fetchall()
     if not are_heads(heads):
         connection.execute("BEGIN IMMEDIATE")
         with connection:
             _rewrite_heads(connection)
-        done.append("the numbers of clients go on from those that its messages and sessions have")
+        done.append("the client numbers continue from those in its messages and sessions")
     return Repaired(_repair_rooms(connection, done), done)
 
 
@@ -153,9 +153,9 @@ def _rewrite_heads(connection: sqlite3.Connection) -> None:
 
 
 def _last_epoch(connection: sqlite3.Connection) -> int:
-    """Return the highest epoch that can be read; `heads` has it too, unless they are damaged.
+    """Return the highest readable epoch; `heads` contains it, too, unless damaged.
 
-    Those that leave no room for others are left out.
+    Epochs that leave no room for later ones are ignored.
     """
     last = 0
     for table, columns in (("rooms", "id, epoch"), ("epochs", "room, epoch")):
@@ -170,7 +170,7 @@ def _is_epoch(epoch: object) -> bool:
 
 
 def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple[Any, ...]]:
-    """Rewrite each room whose row contradicts its messages, or is missing; return all rooms."""
+    """Rewrite rooms whose row is missing or contradicts the messages; return all rooms."""
     last_epoch = _last_epoch(connection)
     rows = _read_rooms(connection, done)
     rebuilt: dict[int, tuple[Any, ...]] = {}
@@ -179,11 +179,11 @@ def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple
             rebuilt[id_] = row
     if removed := sum(id_ not in rebuilt and row[4] is not None for id_, row in rows.items()):
         done.append(f"rooms whose name or numbers are lost: {removed}")
-    # Of two rows with the same name or epoch, the one that was not damaged keeps it.
+    # Of two rows with the same name or epoch, the undamaged one keeps it.
     names: set[str] = set()
     epochs: set[str] = set()
     wanted: list[tuple[Any, ...]] = []
-    # Messages that no index finds may be those of another row, whose id is damaged in this one.
+    # Messages that no index finds may belong to another row whose id is damaged.
     doubtful = {id_ for id_, row in rebuilt.items() if rows[id_][7] is None and row[3] != row[4]}
     lost = {row[1]: row for id_, row in rows.items() if id_ not in rebuilt or id_ in doubtful}
 
@@ -194,10 +194,10 @@ def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple
     for id_, row in sorted(rebuilt.items(), key=rank):
         _, name, epoch, first, next_, seq = row
         if name in names:
-            done.append(f"what was said in a second room {name} is left out")
+            done.append(f"the messages of a second room {name} are skipped")
             continue
         if not _is_epoch(epoch) and (former := lost.get(name)):
-            # Not where numbers would be given again in that epoch.
+            # Unless numbers of that epoch would be reused.
             epoch = former[2] if type(former[4]) is int and former[4] <= next_ else None
         if not _is_epoch(epoch) or epoch in epochs:
             last_epoch += 1
@@ -212,9 +212,10 @@ def _repair_rooms(connection: sqlite3.Connection, done: list[str]) -> list[tuple
 
 
 def _read_rooms(connection: sqlite3.Connection, done: list[str]) -> dict[int, tuple[Any, ...]]:
-    """Return what can be read of the rooms, by their ids: rows of `ROOMS`.
+    """Return the readable rooms by id, as rows of `ROOMS`.
 
-    Of a room whose first or last message cannot be read, its row says where it begins and ends.
+    If the first or last message of a room cannot be read, its row determines where it begins and
+    ends.
     """
     rows = {row[0]: row for row in table_rows(connection, "rooms", "id", _COLUMNS)}
     unreadable = 0
@@ -231,8 +232,8 @@ def _read_rooms(connection: sqlite3.Connection, done: list[str]) -> dict[int, tu
                 raise
             unreadable += 1
         else:
-            unknown = str(id_).encode()  # a blob is no name, and no epoch
-            # Without messages there is no such room: an index may be wrong.
+            unknown = str(id_).encode()  # a blob, which is neither a name nor an epoch
+            # Without messages the room does not exist: an index may be wrong.
             rows[id_] = row or (id_, unknown, unknown, 0, None, 0)
     if unreadable:
         done.append(f"rooms that cannot be read: {unreadable}")
@@ -257,7 +258,7 @@ def _rewrite_rooms(
     changed: list[tuple[Any, ...]],
     done: list[str],
 ) -> None:
-    """Delete the *stale* rows and insert the *changed* ones, but for those on damaged pages."""
+    """Delete the *stale* rows and insert the *changed* ones, except on damaged pages."""
     if not stale:
         return
     try:
@@ -299,7 +300,7 @@ def _rooms_with_messages(connection: sqlite3.Connection) -> Iterator[int]:
 
 
 def _shown(connection: sqlite3.Connection, room: int) -> list[str]:
-    """Return what the last runs of *room* call it, folded."""
+    """Return the folded names of *room* in its last blocks."""
     sql = "SELECT shown FROM runs WHERE room = ? ORDER BY first DESC LIMIT 5"
     names: list[str] = []
     try:
@@ -313,9 +314,9 @@ def _shown(connection: sqlite3.Connection, room: int) -> list[str]:
 
 
 def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None:
-    """Return the row that a room should have, given what `ROOMS` says of it.
+    """Return the correct row of a room, given its row of `ROOMS`.
 
-    None if nothing is known of it.  An epoch that is damaged is left as it is.
+    None if nothing is known about it.  A damaged epoch is left unchanged.
     """
     id_, name, epoch, first, next_, seq, begin, end = found
     if not 0 <= id_ <= MAX_COUNTER:
@@ -329,7 +330,7 @@ def _rebuilt(found: tuple[Any, ...], shown: list[str]) -> tuple[Any, ...] | None
         next_ = next_ if whole and end <= next_ <= end + _MAX_GAP else end
     elif not whole:
         return None
-    # What an index does not find is missing, and readers are told so.
+    # Messages that an index does not find are reported as missing.
     limit = begin if type(begin) is int and 0 <= begin <= next_ else next_
     if type(first) is not int or not 0 <= first <= limit:
         first = limit

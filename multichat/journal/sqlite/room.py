@@ -1,4 +1,4 @@
-"""The part of a SQLite journal that belongs to one room."""
+"""One room of a SQLite journal."""
 
 import sqlite3
 from contextlib import closing
@@ -19,11 +19,11 @@ __all__ = ["SqliteRoom"]
 
 
 class SqliteRoom(RoomJournal):
-    """A room's part of the file; made by its journal.
+    """A room in the file; created by its journal.
 
     *kept* is the number up to which everything is committed.
 
-    *is_begun*: it has the epoch of this server, which is in the file from the first message on.
+    *is_begun*: it has an epoch of this server, which is stored with the first message.
     """
 
     __slots__ = (
@@ -39,10 +39,10 @@ class SqliteRoom(RoomJournal):
         self.is_begun = is_begun
 
     def begin(self, epoch: str) -> None:
-        """Go on in another *epoch*.
+        """Continue in a new *epoch*.
 
-        The file may be a restored backup, and clients may know messages that were said after it:
-        their numbers are given again, their ids are not.
+        The file may be a restored backup, and clients may know later messages: their numbers are
+        reused, but not their ids.
         """
         self.earlier = {**self.earlier, self.epoch: self.next}
         self.epoch, self.is_begun = epoch, True
@@ -51,7 +51,7 @@ class SqliteRoom(RoomJournal):
         self, said: SaidBlock, nonces: tuple[Nonce | None, ...] = (), checks: bytes = b""
     ) -> PendingWrite | None:
         """See `RoomJournal.append`."""
-        # What cannot be encoded fails here, for one caller, and not in the transaction, for all.
+        # Text that cannot be encoded fails here for one caller, not in the transaction for all.
         block = said.text
         size = len(block) if block.isascii() else len(block.encode())
         count = len(nonces) - nonces.count(None)
@@ -102,7 +102,7 @@ class SqliteRoom(RoomJournal):
         stop: int,
         damaged: list[int],
     ) -> None:
-        """Note which messages an index does not find, if no others are *damaged*."""
+        """Record which messages an index does not find, if no others are *damaged*."""
         if (
             not damaged
             and (first := first_missing(reader, self.id, blocks, start, stop)) is not None

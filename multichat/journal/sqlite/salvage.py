@@ -1,8 +1,8 @@
-"""Reading around damaged pages of a SQLite journal.
+"""Reads around damaged pages of a SQLite journal.
 
-SQLite raises an error where a query meets a damaged page, and cannot go on behind it.  A query that
-starts behind the page works: where that is, is found by trying the next keys, one by one at first,
-then in steps that double.
+SQLite raises an error when a query meets a damaged page, and cannot continue after it.  A query
+that starts after the page works; that key is found by trying the next keys, first one by one, then
+in doubling steps.
 """
 
 import math
@@ -32,13 +32,13 @@ BLOCKS_OF_ROOM = """
     ON runs.seq = entry.seq AND +runs.room = entry.room AND +runs.first = entry.first
 """
 
-# So many keys are tried one by one: with larger steps, readable rows between damaged ones are left
-# out.  Some milliseconds.
+# How many keys are tried one by one, which takes some milliseconds; larger steps can skip readable
+# rows between damaged ones.
 _ONE_BY_ONE = 500
 
 
 def is_readable(read: Callable[[], object]) -> bool:
-    """Return whether *read* meets no damage; raises other errors of SQLite."""
+    """Return whether *read* succeeds without damage; raises other errors of SQLite."""
     try:
         read()
     except SQLITE_ERRORS as error:
@@ -49,9 +49,9 @@ def is_readable(read: Callable[[], object]) -> bool:
 
 
 def behind(key: object) -> int | None:
-    """Return the lowest whole number above *key*, which may be damaged; None if there is none.
+    """Return the lowest integer above *key*, which may be damaged; None if there is none.
 
-    SQLite orders what is not a number behind all numbers.
+    SQLite orders other types after all numbers.
     """
     if isinstance(key, int | float) and key < MAX_NUMBER:
         return math.floor(key) + 1
@@ -59,7 +59,7 @@ def behind(key: object) -> int | None:
 
 
 def first_readable(damaged: int, can_read_from: Callable[[int], bool]) -> int | None:
-    """Return the lowest key above *damaged* from which on rows can be read; None if there is none.
+    """Return the lowest key above *damaged* from which rows can be read; None if there is none.
 
     *can_read_from* reads the first row that has that key or a higher one.
     """
@@ -87,10 +87,9 @@ def rows_around_damage(
 ) -> Generator[Row, None, None]:
     """Yield rows in the order of their keys, from *start* on, without unreadable ones.
 
-    *select* returns the rows from a key on, at most so many, where a negative number is no bound;
-    *key_of* returns that of a row.  Where rows are left out, the keys that they can have
-    are appended to *unreadable*.  Where keys are not unique, rows that follow an unreadable one and
-    have the same key are left out, too.
+    *select* returns rows from a key on, with a limit that is negative for none; *key_of* returns
+    the key of a row.  The possible keys of skipped rows are appended to *unreadable*.  If keys are
+    not unique, rows after an unreadable one with the same key are skipped, too.
     """
 
     def can_read_from(position: int) -> bool:
@@ -103,13 +102,13 @@ def rows_around_damage(
         try:
             with closing(select(position, limit)) as cursor:
                 for row in cursor:
-                    # It rises with each row, whatever its key is: no row is read twice.
+                    # It rises with each row, whatever the row's key is, so no row is read twice.
                     position = behind(key_of(row))
                     yield row
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 raise
-            # Python reads one row ahead, and raises before it returns the last readable one.
+            # Python reads one row ahead, and raises before it returns the last readable row.
             if limit == 1 and position is not None:
                 begin, position = position, first_readable(position, can_read_from)
                 if unreadable is not None:

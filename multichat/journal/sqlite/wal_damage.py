@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["describe_wal_damage"]
 
-_PAGE_SIZE_OFFSET = 16  # in the file
+_PAGE_SIZE_OFFSET = 16  # in the file's header
 
 # In the -shm: how many frames of the WAL are valid.
 _FRAMES_OFFSET = 16
@@ -37,7 +37,7 @@ def describe_wal_damage(real: Path) -> str:
             index.seek(_FRAMES_OFFSET)
             valid = int.from_bytes(index.read(4), sys.byteorder)
         lost = _count_lost(wal, valid, 65536 if page_bytes == 1 else page_bytes)
-    except OSError:  # there is none
+    except OSError:  # there is no WAL
         return ""
     if not lost:
         return ""
