@@ -10,7 +10,7 @@ pytestmark = pytest.mark.unit
 TESTS = Path(__file__).parents[1]
 DOCUMENT = TESTS.parent / "docs" / "journal.md"
 
-# For each row of the table the beginning of its first column, and what tests it.
+# For each row of the table, the start of its first column, and its tests.
 PROMISES: dict[str, tuple[str, ...]] = {
     "the server ends": (
         "journal/test_sqlite::test_a_clean_shutdown_leaves_one_complete_file_and_the_empty_lock_file",
@@ -91,12 +91,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "somebody opens 100,000 rooms": (
         "journal/test_retention::test_new_rooms_are_refused_before_others_lose_messages",
     ),
-    "a client comes back for messages that were deleted": (
+    "a client resumes from before messages that were deleted": (
         "server/test_resume::test_messages_deleted_from_the_journal_are_counted_as_missed",
         "server/test_resume::test_own_messages_before_a_restart_are_not_counted_as_missed",
         "journal/test_retention::test_clients_that_resume_during_deletion_get_each_message_or_the_count_of_missed_ones",
     ),
-    "hundreds of clients come back": (
+    "hundreds of clients resume": (
         "server/test_resume::test_a_room_is_not_delayed_by_a_replay_of_100_000_messages",
         "server/test_replay_turns::test_a_replay_is_charged_to_its_own_client",
     ),
@@ -135,14 +135,14 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# Of the same table, and no promise.
+# A row of the same table that is not a guarantee.
 NO_PROMISE = "what it costs"
 
 
 def promises() -> list[str]:
     """Return the first column of the table of promises."""
     section = (
-        DOCUMENT.read_text("utf-8").partition("\n## What is promised")[2].partition("\n## ")[0]
+        DOCUMENT.read_text("utf-8").partition("\n## Guarantees by fault")[2].partition("\n## ")[0]
     )
     cells = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("|")]
     return [cell for cell in cells if cell.strip("-") and cell != NO_PROMISE]
