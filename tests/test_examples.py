@@ -379,7 +379,7 @@ async def test_a_server_runs_in_another_programs_nursery(tmp_path: Path) -> None
         assert server.err == ""
 
 
-async def test_a_greeter_in_the_server_welcomes_who_joins(tmp_path: Path) -> None:
+async def test_a_greeter_in_the_server_welcomes_clients_that_join(tmp_path: Path) -> None:
     async with example(tmp_path, "bot_in_the_server.py", 0) as server:
         port = await port_of(server)
         async with person(port) as early:

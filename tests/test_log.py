@@ -227,7 +227,7 @@ def test_a_closed_output_loses_only_its_lines(pipe: Pipe) -> None:
     pipe.read_fd = os.open(os.devnull, os.O_RDONLY)  # for the fixture
 
 
-def test_a_terminal_that_somebody_made_non_blocking_is_waited_for(pipe: Pipe) -> None:
+def test_a_terminal_made_non_blocking_by_another_process_is_waited_for(pipe: Pipe) -> None:
     os.set_blocking(pipe.write_fd, False)
     pipe.emit("x" * 1_000_000)
     [line] = pipe.read_all()

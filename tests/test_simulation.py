@@ -196,7 +196,7 @@ def test_a_broken_server_is_caught(
     pytest.fail(f"{break_it.__name__} was not noticed")
 
 
-def test_every_mutation_has_what_it_breaks() -> None:
+def test_every_mutation_applies_to_the_current_code() -> None:
     """A quick check that the mutated code still exists, without the long stress tests."""
     for break_it, _, _ in MUTATIONS:
         with pytest.MonkeyPatch.context() as monkeypatch:
@@ -222,7 +222,7 @@ async def make_clogged_connection() -> tuple[End, End]:
     return connection.server, connection.client
 
 
-async def test_our_network_is_what_trio_takes_for_one() -> None:
+async def test_the_simulated_network_passes_trios_stream_checks() -> None:
     await trio.testing.check_half_closeable_stream(make_connection, make_clogged_connection)
 
 

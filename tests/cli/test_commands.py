@@ -176,9 +176,7 @@ async def test_connect_works_with_ncat_chat(port: int, tmp_path: Path) -> None:
             await b.wait_for("> hello, ncat\n")
 
 
-async def test_a_listener_that_has_nothing_to_say_hears_everything(
-    port: int, tmp_path: Path
-) -> None:
+async def test_a_peer_that_sends_eof_at_once_receives_everything(port: int, tmp_path: Path) -> None:
     """`ncat -l </dev/null` closes its side at once, and still reads."""
     ncat = Command(tmp_path, program("ncat"), "-l", LOOPBACK, str(port), stdin=subprocess.DEVNULL)
     async with ncat:
@@ -195,7 +193,7 @@ async def test_a_listener_that_has_nothing_to_say_hears_everything(
 # --- The client ------------------------------------------------------------------------------
 
 
-async def test_a_pipe_says_everything_and_leaves(tmp_path: Path) -> None:
+async def test_piped_input_is_sent_completely(tmp_path: Path) -> None:
     options = ("--listen", "--no-reconnect")
     async with serve(tmp_path) as server, connect(tmp_path, server, *options) as listener:
         await listener.wait_for("you are Client 1")
@@ -269,7 +267,7 @@ async def test_local_commands(tmp_path: Path) -> None:
         assert "never said" not in server.out
 
 
-async def test_in_a_pipe_a_path_is_said_and_a_disguised_command_is_not(tmp_path: Path) -> None:
+async def test_in_a_pipe_a_path_is_sent_and_a_disguised_command_is_not(tmp_path: Path) -> None:
     disguised = ["  /msg bob x", "\\who is this"]
     lines = ["/usr/bin/ld: no such file", "/quti", "//x", "/dev/null is full", " /dev is full"]
     async with serve(tmp_path) as server:
@@ -290,7 +288,7 @@ async def test_in_a_pipe_a_path_is_said_and_a_disguised_command_is_not(tmp_path:
         assert said == [*lines[:2], "/x", *lines[3:]]
 
 
-async def test_send_says_each_line_as_it_is(tmp_path: Path) -> None:
+async def test_send_sends_each_line_unchanged(tmp_path: Path) -> None:
     lines = ["/usr/bin/ld: no such file", "/quit", " /msg bob x", "//x", "\ufeffx /who", "/json {}"]
     async with serve(tmp_path) as server:
         async with Command(tmp_path, MULTICHAT, "send", LOOPBACK, str(server.port), "-") as client:
@@ -436,7 +434,7 @@ async def test_a_slow_output_of_the_client_loses_nothing(tmp_path: Path) -> None
     assert said == [f"{i} {text}" for i in range(count)]
 
 
-async def test_a_typed_line_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+async def test_a_typed_line_that_is_too_long_is_reported(tmp_path: Path) -> None:
     async with serve(tmp_path) as server, connect(tmp_path, server) as client:
         await client.type("before\n" + "x" * 1_100_000 + "\nafter\n")
         client.end_input()
@@ -536,7 +534,9 @@ async def test_data_that_only_fits_into_socket_buffers_is_not_a_success(
             assert "connection lost: the server has stopped reading; the last " in client.err
 
 
-async def test_a_server_that_has_gone_before_anything_was_said_is_lost(tmp_path: Path) -> None:
+async def test_a_server_that_closes_before_the_first_message_is_a_lost_connection(
+    tmp_path: Path,
+) -> None:
     async with (
         listening() as (listener, port),
         Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client,
@@ -630,7 +630,7 @@ async def test_messages_are_shown_however_late_the_output_is_read(tmp_path: Path
     assert said == [f"{i} {text}" for i in range(count)]
 
 
-async def test_an_input_that_somebody_made_non_blocking_is_waited_for(tmp_path: Path) -> None:
+async def test_input_made_non_blocking_by_another_process_is_waited_for(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.set_blocking(read, False)
     async with serve(tmp_path) as server:
@@ -774,7 +774,9 @@ async def test_the_limit_of_open_files_is_raised_as_far_as_it_goes(tmp_path: Pat
         await stop(server)
 
 
-async def test_out_of_files_it_goes_on_and_says_so(tmp_path: Path) -> None:
+async def test_without_free_file_descriptors_the_server_continues_and_reports_it(
+    tmp_path: Path,
+) -> None:
     script = f"ulimit -n 24; exec {MULTICHAT} serve 0 --host {LOOPBACK}"
     async with ServerCommand(tmp_path, "/bin/sh", "-c", script) as server:
         async with AsyncExitStack() as stack:
@@ -926,7 +928,7 @@ async def test_version(tmp_path: Path) -> None:
         assert re.fullmatch(r"multichat \d+\.\d+\.\d+\n", command.out)
 
 
-async def test_a_log_that_nobody_reads_holds_up_nobody(port: int, tmp_path: Path) -> None:
+async def test_an_unread_log_delays_no_client(port: int, tmp_path: Path) -> None:
     """Standard output is a pipe that is full: the chat goes on, and the server still stops."""
     read, write = os.pipe()
     argv = [MULTICHAT, "serve", str(port), "--host", LOOPBACK]

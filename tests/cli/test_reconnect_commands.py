@@ -340,7 +340,7 @@ async def test_the_last_messages_are_shown_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--plain",)])
-async def test_a_pipe_that_a_full_server_did_not_hear_is_an_error(
+async def test_piped_input_to_a_full_server_is_an_error(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
     async with serve(tmp_path, "--max-clients", "1") as server, tcp(server):

@@ -185,7 +185,7 @@ def test_a_usage_error_names_the_variable(
 
 
 def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself, with these *variables* of its own."""
+    """Run a command to its end, with *variables* in its environment."""
     return subprocess.run(
         [program("env"), *(f"{key}={value}" for key, value in variables.items()), *argv],
         stdin=subprocess.DEVNULL,

@@ -150,7 +150,7 @@ def test_a_message_without_an_id_is_always_new() -> None:
 
 
 class Server:
-    """Says once what comes with the same nonce, as far as it remembers."""
+    """Publishes each nonce once, as far as it remembers them."""
 
     def __init__(self) -> None:
         self.said: list[int] = []

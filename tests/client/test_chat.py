@@ -51,7 +51,7 @@ WELCOME = (
 
 @asynccontextmanager
 async def scripted_server(**options: Any) -> AsyncIterator[tuple[Chat, ScriptedClient]]:
-    """A chat with a server whose lines are the test's, once it has welcomed."""
+    """Open a chat with a server that is scripted by the test, after its welcome."""
     ours, theirs = trio.testing.memory_stream_pair()
     server = ScriptedClient(theirs)
     await server.send(WELCOME)

@@ -38,7 +38,7 @@ async def chat_on(network: MemoryServer) -> AsyncIterator[LineChat]:
 
 @asynccontextmanager
 async def foreign_server() -> AsyncIterator[tuple[Chat, ScriptedClient]]:
-    """A chat in plain text with something that is no server of ours, and its far end."""
+    """Open a plain-text chat with a foreign server; yields it and the server's end."""
     ours, theirs = trio.testing.memory_stream_pair()
     async with open_chat(ours, plain=True) as chat:
         yield chat, ScriptedClient(theirs)

@@ -217,7 +217,7 @@ def test_the_environment_variable_is_used_without_a_file(
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Server]:
-    """A server of this process that asks, and lets nobody wait for a wrong one."""
+    """Run a server with a password in this process, without delays after wrong ones."""
     async with trio.open_nursery() as nursery:
         timeouts = ServerTimeouts(first_attempt_delay=0)
         config = ServerConfig(password=SECRET, timeouts=timeouts)
@@ -228,7 +228,7 @@ async def running() -> AsyncIterator[Server]:
 def command(
     folder: Path, port: int, line: str, *, password: str | None = None, file: Path | None = None
 ) -> Command:
-    """A command of ours, which finds the *password* in the environment, or in a *file*."""
+    """Run a command with the *password* in the environment, or in a *file*."""
     name, *options = line.split()
     argv = [str(BIN / name)] if name.startswith("multi_") else [MULTICHAT, name, *options]
     if file is not None:
@@ -255,7 +255,7 @@ def forgets(server: Server) -> bool:
 
 
 @pytest.mark.process
-async def test_every_command_comes_in_with_theread_password_file(
+async def test_every_command_reads_the_password_from_a_file_or_the_environment(
     log: LogRecorder, tmp_path: Path
 ) -> None:
     file = tmp_path / "password"
@@ -304,7 +304,7 @@ async def test_a_wrong_password_is_one_line_in_every_command(
 async def test_a_missing_password_is_one_line_in_every_command(
     log: LogRecorder, tmp_path: Path
 ) -> None:
-    """But for people in plain text, who can type it."""
+    """Except in plain text on a terminal, where it can be typed."""
 
     async def be_refused(line: str) -> None:
         async with command(tmp_path, server.port, line) as client:

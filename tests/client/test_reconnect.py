@@ -59,7 +59,7 @@ class Peer(ScriptedClient):
         await self.send(json.dumps({"type": type_, **fields}, separators=(",", ":")))
 
     async def welcome(self, **fields: object) -> dict[str, Any]:
-        """Take the hello, and answer it; return it."""
+        """Receive the hello, answer it, and return it."""
         hello = await self.read()
         answer: dict[str, object] = {
             "protocol": 1,
@@ -83,7 +83,7 @@ class Peer(ScriptedClient):
             )
 
     async def accept(self, count: int = 1) -> list[dict[str, Any]]:
-        """Take so many requests, and accept them; return them."""
+        """Receive that many requests, accept them, and return them."""
         requests = [await self.read() for _ in range(count)]
         for request in requests:
             await self.tell("accepted", nonce=request["nonce"], id=f"e-{request['nonce']:02}00")
@@ -94,7 +94,7 @@ class Peer(ScriptedClient):
 
 
 class Network:
-    """Where a chat dials, and its server is, in the hands of a test."""
+    """A network in which the test controls the server's end of each dialled connection."""
 
     def __init__(self) -> None:
         self.down: ConnectFailed | None = None
@@ -121,7 +121,7 @@ REFUSED = ConnectFailed("x", 1, "connection refused")
 
 @asynccontextmanager
 async def conversation(**options: Any) -> AsyncIterator[tuple[LineChat, Network, Peer]]:
-    """A chat that has been welcomed once."""
+    """Open a chat, after its first welcome."""
     network = Network()
     stream = await network.dial()
     peer = await network.peer()
@@ -613,7 +613,7 @@ async def test_an_untrusted_certificate_ends_reconnecting(
 
 
 async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_restarted() -> None:
-    """Another client may have that number now."""
+    """Because another client may have that number now."""
     async with conversation() as (chat, network, peer):
         await peer.tell("direct", time="", client=3, name="bob", text="hi")
         assert isinstance(await anext(chat), multichat.Directed)

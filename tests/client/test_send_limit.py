@@ -34,7 +34,7 @@ SECONDS = 40.0
 class ScriptedEndpoint(Endpoint):
     """A server that welcomes each client, and accepts *accepted* of its messages after *seconds*.
 
-    It answers pings, and talks all the time.
+    It answers pings, and sends messages all the time.
     """
 
     nursery: trio.Nursery

@@ -695,7 +695,7 @@ def test_every_text_column_of_the_tables_is_known() -> None:
 
 
 async def hear_everything(path: Path, talk: Talk) -> tuple[list[str], list[str]]:
-    """Return what members hear of a journal: the lines of text, and those of JSON."""
+    """Return the replay of a journal, as lines of text and of JSON."""
     spoken: list[str] = []
     text_lines: list[str] = []
     async with memory_server(UNREMEMBERED, journal=journal_at(path)) as network:
@@ -757,7 +757,7 @@ async def test_damaged_text_is_cleaned_before_it_is_shown(
 
 @pytest.mark.process
 async def test_commands_report_damaged_pages_in_one_line(talk: Talk, tmp_path: Path) -> None:
-    """The server starts, or is refused, and `history` shows what is left."""
+    """The server starts or is refused, and `history` shows the rest."""
     rng = Random(1)
     size = 4096
     pages = len(talk.data) // size

@@ -834,7 +834,7 @@ async def test_failed_writes_are_logged_with_their_reason(
 async def test_the_same_failure_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever was to be kept or read, and however often."""
+    """For any failing write or read, however often."""
     path = tmp_path / "chat.db"
     limits = SqliteLimits(retry_seconds=0)
     async with running(SqliteJournal(path, limits=limits)) as journal:

@@ -135,7 +135,7 @@ class Turns:
             self._next = trio.Event()
 
     async def wait_for(self, turns: int) -> None:
-        """Wait for so many turns, or the last."""
+        """Wait for that many deletion steps, or for the last one."""
         while turns and not self._over:
             await self._next.wait()
             turns -= 1
@@ -460,7 +460,7 @@ async def keep_all(journal: SqliteJournal, clients: range, *, connected: bool) -
 async def test_sessions_and_nonces_do_not_push_out_messages(
     connected: bool, tmp_path: Path, log: pytest.LogCaptureFixture, thread_clock: MockClock
 ) -> None:
-    """They took all of the file, and each new message was deleted, too."""
+    """Regression: they filled the file, and each new message was deleted."""
     path = tmp_path / "chat.db"
     async with running(SqliteJournal(path, retention=Retention(max_bytes=2 * MIB))) as journal:
         room = journal.room("lobby")
@@ -604,7 +604,7 @@ async def test_deletions_are_logged_once_a_minute_and_at_the_end(
 def test_deletions_are_logged_when_they_have_stopped_or_gone_on_for_a_minute(
     log: pytest.LogCaptureFixture,
 ) -> None:
-    """Not one step earlier, with the rest a minute later."""
+    """Not one step earlier, and the rest a minute later."""
     deletions = DeletionLog(Log("server"), Retention(max_messages=1), 60.0)
     moment = SteadyTime(wall=0.0, wait=0.0, run=0.0)
 
@@ -738,10 +738,10 @@ async def test_rooms_without_messages_are_replaced_by_new_ones(tmp_path: Path) -
         assert connection.execute("SELECT count(*) FROM rooms").fetchone() == (8,)
 
 
-async def test_rooms_that_a_step_leaves_in_a_damaged_file_can_be_talked_in(
+async def test_rooms_left_in_a_damaged_file_by_a_deletion_step_accept_messages(
     tmp_path: Path, thread_clock: MockClock
 ) -> None:
-    """They were forgotten in memory; nothing could be said in them until a restart."""
+    """Regression: they were dropped from memory, and refused messages until a restart."""
     path = tmp_path / "chat.db"
     limits = SqliteLimits(rooms=3, tidy_seconds=1e6)
     async with running(SqliteJournal(path, limits=limits)) as journal:

@@ -155,7 +155,7 @@ def test_a_long_turn_among_short_ones_is_paid_for(loop: Loop) -> None:
     assert rate(talkers, loop, 5.0) >= 0.6 * UNDISTURBED
 
 
-def test_a_single_long_turn_of_somebody_who_talks_is_forgiven_at_once(loop: Loop) -> None:
+def test_a_single_long_turn_of_an_active_client_has_no_lasting_effect(loop: Loop) -> None:
     """The collector may have run in it."""
     talkers = pair(loop)
     for _ in range(10):
@@ -240,7 +240,7 @@ def test_the_slow_lane_goes_round_the_addresses(loop: Loop) -> None:
     assert alone.count(since) >= 0.4 * sum(each.count(since) for each in crowd)
 
 
-def test_a_long_turn_that_waits_for_something_holds_up_the_lane_for_a_moment_only() -> None:
+def test_a_long_turn_that_blocks_holds_up_the_lane_only_briefly() -> None:
     fair = FairShare()
     blocked, next_one, third = (Account("", SHARES) for _ in range(3))
     assert fair.ask(blocked, 1.0)
@@ -272,7 +272,7 @@ def test_a_connection_that_stopped_waiting_gets_no_turn() -> None:
     assert not fair.has_waiting
 
 
-def test_nobody_waits_where_nobody_else_wants_a_turn(loop: Loop) -> None:
+def test_a_turn_begins_at_once_if_no_other_connection_waits(loop: Loop) -> None:
     pair(loop)
     loop.run(0.1)
     assert all(max(each.waits) == 0 for each in loop.clients)

@@ -537,7 +537,7 @@ async def test_passwords_are_compared_in_constant_time(monkeypatch: pytest.Monke
 # --- Limits of connections -----------------------------------------------------------------------
 
 
-async def test_pending_connections_lock_nobody_out(
+async def test_pending_connections_do_not_lock_out_others(
     log: LogRecorder, autojump_clock: MockClock
 ) -> None:
     number = MAX_PENDING + 50

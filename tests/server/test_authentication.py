@@ -90,7 +90,7 @@ async def test_a_client_is_refused_at_once(log: LogRecorder) -> None:
 
 
 @pytest.mark.process
-async def test_a_request_says_what_is_known() -> None:
+async def test_a_request_contains_all_known_properties() -> None:
     requests: list[AdmissionRequest] = []
 
     async def note(request: AdmissionRequest) -> bool | None:
@@ -260,7 +260,7 @@ async def test_on_join_gets_the_client_and_its_room(
         assert joined[2:] == [(2, "Client 2", "attic")]
 
 
-async def test_a_resumed_session_is_no_join(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_resumed_session_is_not_a_join(autojump_clock: trio.testing.MockClock) -> None:
     joined: list[int] = []
 
     async def note(member: MemberInfo) -> None:
@@ -356,7 +356,7 @@ async def test_the_wishes_of_a_hello_go_through_the_filters(
         assert said["code"] == "not-in-room"
 
 
-async def test_filters_see_no_names_unless_they_are_asked_to(
+async def test_filters_get_joins_and_renames_only_if_configured(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with memory_server(ServerConfig(filters=(rules,))) as network:

@@ -89,7 +89,7 @@ def peer(ip: IPv4Address | IPv6Address) -> str:
         ("[fe80::1%eth0]:9000", "fe80::1/128"),
     ],
 )
-def test_what_counts_as_one_address(address: str, network: str) -> None:
+def test_which_addresses_count_as_one(address: str, network: str) -> None:
     assert network_of(address) == ip_network(network)
 
 

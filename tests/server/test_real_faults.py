@@ -383,7 +383,9 @@ async def test_noise_of_every_byte_value(tmp_path: Path) -> None:
 # --- Missing resources --------------------------------------------------------------------------
 
 
-async def test_with_64_open_files_some_wait_and_the_others_talk(tmp_path: Path) -> None:
+async def test_with_64_open_files_some_clients_wait_and_the_others_are_served(
+    tmp_path: Path,
+) -> None:
     script = f"ulimit -n 64; exec {MULTICHAT} serve 0 --host {LOOPBACK}"
     async with (
         ServerCommand(tmp_path, "/bin/sh", "-c", script) as server,

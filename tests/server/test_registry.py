@@ -372,7 +372,7 @@ async def test_no_room_looks_like_the_lobby() -> None:
         ]
 
 
-async def test_a_lookalike_room_locks_nobody_out() -> None:
+async def test_a_lookalike_room_does_not_lock_out_members() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.send("/join random", "it has a history", "/join lobby")

@@ -208,7 +208,7 @@ def fill(ring: Ring, blocks: int, *, length: int = 100) -> None:
         ring.add(block(ring.next, 1, length=length))
 
 
-def test_an_encoding_that_somebody_else_asks_for_is_counted_when_it_is_found() -> None:
+def test_an_encoding_made_for_another_replay_is_counted() -> None:
     ring = Ring(RingBudget(MANY_BYTES, ring_bytes=0), 0)
     fill(ring, 3)
     oldest = ring._blocks[0]
@@ -388,7 +388,7 @@ async def test_the_pages_of_two_rooms_are_two() -> None:
     assert numbers(await pages.read(two, 0, 1)) == [2]
 
 
-async def test_no_more_pages_are_kept_than_may_be() -> None:
+async def test_the_number_of_cached_pages_is_limited() -> None:
     room = await make_room(10)
     pages = PageCache(max_pages=2)
     for start in (1, 2, 3, 2, 3, 2, 1, 2, 3):

@@ -227,7 +227,7 @@ async def test_http_after_the_first_line_is_chat() -> None:
         assert await b.lines(2) == ["[Client 1] look:", "[Client 1] GET / HTTP/1.1"]
 
 
-async def test_a_lone_control_character_is_no_tls() -> None:
+async def test_a_lone_control_character_is_not_tls() -> None:
     async with memory_server() as network:
         a, b = [await network.join() for _ in range(2)]
         await a.stream.send_all(b"\x16")
@@ -359,7 +359,7 @@ async def _live(client: ScriptedClient) -> None:
         pass
 
 
-async def test_a_bug_in_one_session_is_logged_and_hurts_nobody_else(
+async def test_a_bug_in_one_session_is_logged_and_affects_no_other_client(
     log: LogRecorder,
 ) -> None:
     async with memory_server() as network:

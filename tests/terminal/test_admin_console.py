@@ -85,7 +85,7 @@ async def open_desk(
 # Saying something
 
 
-async def test_a_line_is_said_to_everybody(desk: Desk) -> None:
+async def test_a_line_is_sent_to_all_clients(desk: Desk) -> None:
     alice, bob = await desk.join(), await desk.join()
     await bob.send("/join den")
     await wait_all_tasks_blocked()

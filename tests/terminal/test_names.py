@@ -28,7 +28,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture
 def chat(tmp_path: Path) -> TerminalChat:
-    """A chat that is not running: it takes events, and nothing is drawn."""
+    """A chat that only processes events, without drawing."""
     return TerminalChat(
         Endpoint(host="127.0.0.1", port=9000),
         ChatOptions(),

@@ -117,7 +117,7 @@ async def test_a_reply_does_not_go_to_a_client_that_is_ignored(
         await terminal.wait_for_match("t", r"you → bob  a secret\s*\n>")
 
 
-async def test_a_confirmed_paste_is_said_as_it_is(terminal: Terminal, tmp_path: Path) -> None:
+async def test_a_confirmed_paste_is_sent_unchanged(terminal: Terminal, tmp_path: Path) -> None:
     lines = ["/usr/bin/python3 -V", "/quit", " /msg bob psst", "/help", "the end"]
     file = tmp_path / "pasted"
     file.write_text("".join(f"{line}\n" for line in lines), "utf-8")
