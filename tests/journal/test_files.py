@@ -127,9 +127,9 @@ async def test_a_backup_copied_over_the_journal_of_a_killed_server_is_noticed(
             shutil.copytree(crashed.parent, copy.parent)
             shutil.copy(backup, copy)
             expected = (
-                "chat.db-wal does not belong to this file, as after a backup was copied over it, "
-                "or a start under another name of the file; move chat.db-wal and chat.db-shm away "
-                "to continue with this file, or put the other file back"
+                "chat.db-wal does not belong to this file, as after a backup was copied over it, a "
+                "start under another name of the file, or a change by another program; to continue "
+                "with this file, move chat.db-wal and chat.db-shm away, or put the other file back"
             )
             assert await refusal(copy) == expected
             assert reader_refusal(copy) == expected
@@ -227,8 +227,7 @@ async def test_a_backup_is_refused_or_changes_nothing_whenever_it_was_made(tmp_p
                 assert "does not belong to this file" in str(failure)  # noqa: PT017
                 refused += 1
             else:
-                opened.connection.close()
-                opened.lock.close()
+                opened.close()
                 assert dump(copy) == expected
     assert refused > 50
 
@@ -612,7 +611,7 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
     async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
         assert await one.say("one") == "accepted"
         os.link(path, other)
-        assert "there is no name.db-wal" in reader_refusal(other)
+        assert "name.db-wal is missing or empty" in reader_refusal(other)
         if checkpoint:  # by another program, after which the last message is in the -wal alone
             with closing(sqlite3.connect(path)) as program:
                 program.execute("PRAGMA wal_checkpoint")
@@ -620,9 +619,9 @@ async def test_a_file_is_refused_while_its_wal_is_beside_another_name(
         server.process.kill()
         await server.wait()
     reason = (
-        "the file has hard links, and there is no name.db-wal: use the name that has a -wal beside "
-        "it; if none has, or to continue without the messages in that -wal, "
-        "replace this file by a copy"
+        "the file has hard links, and name.db-wal is missing or empty: use the name whose -wal is "
+        "not empty; if there is none, or to continue without the messages in that -wal, replace "
+        "this file by a copy"
     )
     assert await refusal(other) == reader_refusal(other) == reason
     assert reason in await serve_refused(tmp_path, other)
@@ -676,7 +675,7 @@ async def test_after_a_kill_no_message_is_lost_by_a_start_under_another_name(
         assert await all_texts(path) == ["one", "two", "three"]
         return
     reason = await refusal(path)
-    assert "a start under another name of the file; move chat.db-wal and chat.db-shm away" in reason
+    assert "a start under another name of the file" in reason
     assert wal_of(path).read_bytes() == wal_of(killed).read_bytes()
     wal_of(path).rename(tmp_path / "away")
     assert await all_texts(path) == ["one", "three"]
@@ -704,8 +703,7 @@ async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
     path, other = tmp_path / "chat.db", tmp_path / "other.db"
     if what == "version 1":
         opened = open_file(path, durable=False, migrations=MIGRATIONS[:1])
-        opened.connection.close()
-        opened.lock.close()
+        opened.close()
     else:
         await write(path, "one")
         with closing(sqlite3.connect(path)) as connection:
@@ -720,7 +718,7 @@ async def test_a_linked_file_that_may_have_a_wal_is_refused_without_it(
                 file.write(b"\xff" * 4096)
     os.link(path, other)
     reason = await refusal(other)
-    assert "use the name that has a -wal beside it; if none has" in reason
+    assert "use the name whose -wal is not empty; if there is none" in reason
     assert reason.endswith("replace this file by a copy")
     assert await refusal(path) == reason.replace("other.db-wal", "chat.db-wal")
     shutil.copy(path, tmp_path / "copy")

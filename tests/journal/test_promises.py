@@ -29,6 +29,9 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "journal/test_sqlite::test_a_truncated_wal_is_valid_up_to_the_cut",
         "journal/test_sqlite::test_the_durability_setting_reaches_sqlite",
     ),
+    "a backup is restored into the file while": (
+        "journal/test_restore::test_a_restore_into_the_file_of_a_running_server_is_detected",
+    ),
     "a backup is restored": (
         "journal/test_restore::test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume",
         "journal/test_restore::test_two_servers_started_from_one_backup_use_different_ids",
@@ -65,6 +68,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "another program makes a checkpoint": (
         "journal/test_files::test_a_checkpoint_or_vacuum_of_another_program_beside_a_server_loses_nothing",
         "journal/test_files::test_a_checkpoint_or_vacuum_of_the_file_of_a_killed_server_loses_nothing",
+        "journal/test_wal::test_messages_are_stored_although_a_checkpoint_of_another_program_waits_for_the_server",
     ),
     "the file of a killed server is started under another name": (
         "journal/test_files::test_a_file_is_refused_while_its_wal_is_beside_another_name",

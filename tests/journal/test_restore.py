@@ -8,6 +8,7 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
+from logging import WARNING
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from multichat.journal.sqlite.journal import SqliteJournal, SqliteLimits
 from multichat.journal.sqlite.reader import open_reader
 from multichat.journal.sqlite.schema import MIGRATIONS
 from multichat.protocol.ids import message_id
-from tests.support.journals import back_up, running, say, texts_of
+from tests.support.journal_files import refusal
+from tests.support.journals import all_texts, back_up, running, say, texts_of, write
 from tests.support.processes import LOOPBACK, MULTICHAT, Command, serve
 from tests.support.programs import program
+from tests.support.speaker import speaking
 from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
@@ -61,7 +64,7 @@ async def test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume(
                     assert await refused.wait() == 1
                     [line] = refused.err.splitlines()
                     assert (
-                        "move chat.db-wal and chat.db-shm away to continue with this file" in line
+                        "to continue with this file, move chat.db-wal and chat.db-shm away" in line
                     )
             remove_beside(path)
         case "elsewhere":
@@ -89,6 +92,41 @@ async def test_after_a_restore_lost_ids_are_unknown_and_older_ones_still_resume(
                         wanted,
                         before.get(wanted, after.get(wanted)),
                     )
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
+async def test_a_restore_into_the_file_of_a_running_server_is_detected(
+    end: signal.Signals, tmp_path: Path
+) -> None:
+    """As by SQLite's `.restore`, which writes through the WAL."""
+    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
+    await write(path, "one")
+    back_up(path, backup)
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as speaker:
+        assert await speaker.say("two") == "accepted"
+        back_up(backup, path)
+        for text in ("three", "four"):
+            assert "storage-failed" in await speaker.say(text)
+        await server.wait_for(f"another program has replaced the contents of {path}")
+        server.signal(end)
+        await server.wait()
+    if end is signal.SIGKILL:
+        assert "chat.db-wal does not belong to this file" in await refusal(path)
+    else:
+        assert await all_texts(path) == ["one"]
+
+
+async def test_nothing_is_reported_missing_from_a_backup_of_a_running_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
+    async with running(SqliteJournal(path)) as journal:
+        await say(journal.room("lobby"), "one")
+        back_up(path, backup)
+        await say(journal.room("lobby"), "two")
+    caplog.clear()
+    assert await all_texts(backup) == ["one"]
+    assert [each for each in caplog.records if each.levelno >= WARNING] == []
 
 
 MISSING = "messages that were said here meanwhile may be missing; /history shows the latest"
@@ -262,8 +300,8 @@ async def test_two_servers_started_from_one_backup_use_different_ids(
 
 async def test_a_journal_of_version_1_continues_in_a_new_epoch(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
-    opened = open_file(path, durable=False, migrations=MIGRATIONS[:1])
-    with closing(opened.lock), closing(opened.connection) as connection:
+    with closing(open_file(path, durable=False, migrations=MIGRATIONS[:1])) as opened:
+        connection = opened.connection
         connection.execute("UPDATE heads SET clients_ever = 2, last_epoch = 5")
         connection.execute("INSERT INTO rooms VALUES (1, 'lobby', '00000000005', 0, 2, 1)")
         connection.execute(

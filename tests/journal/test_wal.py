@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import sys
 from contextlib import closing
+from functools import partial
 from logging import WARNING
 from pathlib import Path
 
@@ -35,10 +36,22 @@ pytestmark = pytest.mark.process
 MIB = 1024 * 1024
 
 
-async def run_elsewhere(path: Path, sql: str) -> None:
-    """Execute *sql* in another process, as the command `sqlite3` does."""
-    program = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0.1).execute(sys.argv[2])"
-    await trio.run_process([sys.executable, "-c", program, str(path), sql])
+async def run_elsewhere(path: Path, sql: str, *, timeout: float = 0.1) -> None:
+    """Execute *sql* in another process; it waits *timeout* seconds for locks."""
+    program = "import sqlite3, sys; _, path, sql, timeout = sys.argv; "
+    program += "sqlite3.connect(path, timeout=float(timeout)).execute(sql)"
+    await trio.run_process([sys.executable, "-c", program, str(path), sql, str(timeout)])
+
+
+async def wait_until_locked(path: Path) -> None:
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return
+            await trio.sleep(0.01)
 
 
 # --- Checkpoints of other programs ----------------------------------------------------------------
@@ -223,6 +236,62 @@ async def test_old_transactions_behind_the_end_of_a_restarted_wal_are_not_report
     assert warnings(caplog) == []
 
 
+@pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])
+async def test_messages_are_stored_although_a_checkpoint_of_another_program_waits_for_the_server(
+    mode: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.db"
+    said = 0
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+        for _ in range(3):
+            assert await one.say(f"{(said := said + 1)}") == "accepted"
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(run_elsewhere, path, f"PRAGMA wal_checkpoint({mode})", timeout=60)
+                )
+                await wait_until_locked(path)
+                for _ in range(5):
+                    assert await one.say(f"{(said := said + 1)}") == "accepted"
+        assert "cannot store" not in server.out
+        server.signal(signal.SIGKILL)
+        await server.wait()
+    assert await all_texts(path) == [f"{n + 1}" for n in range(said)]
+
+
+async def test_a_server_ends_in_order_although_a_checkpoint_of_another_program_waits_for_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "chat.db"
+    async with trio.open_nursery() as nursery, running(SqliteJournal(path)) as journal:
+        await say(journal.room("lobby"), "one")
+        nursery.start_soon(
+            partial(run_elsewhere, path, "PRAGMA wal_checkpoint(TRUNCATE)", timeout=60)
+        )
+        await wait_until_locked(path)
+    assert await all_texts(path) == ["one"]
+    assert warnings(caplog) == []
+
+
+async def test_a_refused_start_keeps_the_wal_of_a_killed_server(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
+        room = journal.room("lobby")
+        for n in range(200):
+            pending = room.append(encode(room, f"{n} " + "x" * 500))
+        await wait_stored(pending)
+    async with running(SqliteJournal(path, durability=Durability.NORMAL)) as journal:
+        await say(journal.room("attic"), "one")
+        killed = save(path, tmp_path / "killed")
+    with closing(sqlite3.connect(path)) as connection:
+        sql = "SELECT rootpage FROM sqlite_master WHERE name = 'runs'"
+        [page] = connection.execute(sql).fetchone()
+    data = bytearray(killed.read_bytes())
+    data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    killed.write_bytes(data)
+    assert wal_of(killed).stat().st_size
+    assert "the file is damaged; restore a backup" in await refusal(killed)
+
+
 # --- Changed in place while a server runs ---------------------------------------------------------
 
 
@@ -267,6 +336,7 @@ async def test_messages_are_refused_after_a_file_was_changed_in_place(
         await trio.to_thread.run_sync(change, changed)  # type: ignore[arg-type]
         await server.wait_for(f"The journal cannot store messages: {changed} was ")  # nobody spoke
         assert "storage-failed" in await one.say("three")
+        await one.say("before", "history")  # reading a truncated -shm would end the server
         if change is not truncate:  # there is another -shm then
             await run_elsewhere(path, "PRAGMA wal_checkpoint(TRUNCATE)")
             assert "storage-failed" in await one.say("four")

@@ -201,8 +201,8 @@ def old_journal(path: Path, *, version: int) -> Path:
 
 def make_journal(path: Path) -> Path:
     """Create a journal with a few messages in two rooms at *path*."""
-    opened = open_file(path, durable=False)
-    with closing(opened.connection) as connection, closing(opened.lock):
+    with closing(open_file(path, durable=False)) as opened:
+        connection = opened.connection
         connection.execute("UPDATE heads SET clients_ever = 2, last_epoch = 5")
         rooms = [(1, "lobby", "00000000001", 0, 2, 2), (2, "den", "00000000002", 0, 1, 3)]
         connection.executemany("INSERT INTO rooms VALUES (?, ?, ?, ?, ?, ?)", rooms)

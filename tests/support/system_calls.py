@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 from multichat.journal.base import SessionRecord
-from multichat.journal.sqlite.file import connect, open_file
+from multichat.journal.sqlite.file import open_file
 from multichat.journal.sqlite.queries import Rows, SessionRow
 
 _TRACE_ME, _SYSCALL = 0, 24
@@ -27,9 +27,8 @@ _ptrace.restype = ctypes.c_long
 
 def use(path: Path) -> None:
     """Use a journal file as a server does."""
-    opened = open_file(path, durable=True)
-    with closing(opened.lock), closing(opened.connection), closing(connect(path, "ro")) as pin:
-        rows = Rows(opened.connection, pin)
+    with closing(open_file(path, durable=True)) as opened:
+        rows = Rows(opened.connection, opened.pin)
         rows.load()
         rows.checkpoint()
         for n in range(4):

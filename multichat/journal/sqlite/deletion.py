@@ -208,11 +208,12 @@ class Deletions:
                     step.write_firsts()
             except SQLITE_ERRORS as error:
                 self._note_damage(error)
-                result = DeletionResult(more=True)  # the next step handles the damage
-            self._finish(step, result, shrink=shrink)
+                # Nothing was deleted; the next step handles the damage.
+                result = DeletionResult(more=True)
+                step = _Step(self._connection, result, self._retention.step_bytes)
         else:
             self._delete_around_damage(step, parts, clock)
-            self._finish(step, result, shrink=shrink)
+        self._finish(step, result, shrink=shrink)
         result.damage = self._damage
         return result
 

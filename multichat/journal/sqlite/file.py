@@ -45,8 +45,9 @@ __all__ = [
     "OpenFile",
     "connect",
     "describe_error",
-    "is_busy",
     "is_damage",
+    "is_locked_out",
+    "newest_stamp",
     "open_file",
     "open_for_reading",
     "typed",
@@ -120,9 +121,9 @@ def is_damage(error: BaseException) -> bool:
     return name.startswith(_DAMAGE) or (not name and "UTF-8" in str(error))
 
 
-def is_busy(failure: JournalFailed) -> bool:
+def is_locked_out(error: BaseException | None) -> bool:
     """Return whether the file is locked by another program, which may end soon."""
-    name = getattr(failure.__cause__, "sqlite_errorname", None) or ""
+    name = getattr(error, "sqlite_errorname", None) or ""
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
 
@@ -170,14 +171,24 @@ _WRITTEN_IN_PLACE = ("-wal", "-shm")
 
 
 class OpenFile(NamedTuple):
-    """A journal opened for writing: its connection, and the lock, which is closed last.
+    """A journal opened for writing; *pin* is a connection that only reads.
 
     *warning* says what is missing from the WAL of a killed server, if anything.
     """
 
     connection: sqlite3.Connection
+    pin: sqlite3.Connection
     lock: FileLock
     warning: str
+
+    def close(self, *, checkpoint: bool = True) -> None:
+        """Close all of it; with *checkpoint* what is in the WAL is copied into the file."""
+        # SQLite makes a checkpoint when the last connection is closed, if that may write.
+        order = [self.pin, self.connection] if checkpoint else [self.connection, self.pin]
+        for connection in order:
+            with suppress(*SQLITE_ERRORS):
+                connection.close()
+        self.lock.close()
 
 
 class FileToRead(NamedTuple):
@@ -215,7 +226,7 @@ def _failing(path: object) -> Iterator[None]:
 def open_file(
     path: Path, *, durable: bool, migrations: Sequence[Sequence[str]] = MIGRATIONS
 ) -> OpenFile:
-    """Open or create the journal at *path* for writing; the caller closes connection and lock.
+    """Open or create the journal at *path* for writing; the caller closes what is returned.
 
     *durable*: each commit waits for the disk.  A new file is readable only by its owner.  Raises
     `JournalFailed`.
@@ -239,18 +250,20 @@ def open_file(
                 _inspect(path, real, mode, migrations, beginning=True)
                 _check_names(path, real)
             warning = _wal_warning(real) if exists else ""
-            connection = connect(real, "rw")
-            try:
-                _prepare(connection, durable=durable)
-                migrate(connection, migrations)
-                lock.watch()
-            except BaseException:
-                connection.close()
-                raise
+            opened = OpenFile(connect(real, "rw"), connect(real, "ro"), lock, warning)
         except BaseException:
             lock.close()
             raise
-    return OpenFile(connection, lock, warning)
+        try:
+            # SQLite opens the file with the first read.
+            opened.pin.execute("SELECT 1 FROM sqlite_master").fetchall()
+            _prepare(opened.connection, durable=durable)
+            migrate(opened.connection, migrations)
+            lock.watch()
+        except BaseException:
+            opened.close(checkpoint=False)
+            raise
+    return opened
 
 
 def _inspect_unlocked(path: Path, real: Path, migrations: Sequence[Sequence[str]]) -> None:
@@ -395,9 +408,9 @@ def _check_wal(path: Path, real: Path) -> None:
         wal = _wal_of(real)
         raise JournalFailed(
             path,
-            f"{wal.name} does not belong to this file, as after a backup was copied over it, or a "
-            f"start under another name of the file; move {wal.name} and {real.name}-shm away to "
-            "continue with this file, or put the other file back",
+            f"{wal.name} does not belong to this file, as after a backup was copied over it, a "
+            "start under another name of the file, or a change by another program; to continue "
+            f"with this file, move {wal.name} and {real.name}-shm away, or put the other file back",
         )
 
 
@@ -406,9 +419,9 @@ def _check_names(path: Path, real: Path) -> None:
     if real.stat().st_nlink > 1 and _lacks_wal(real):
         raise JournalFailed(
             path,
-            f"the file has hard links, and there is no {_wal_of(real).name}: use the name that has "
-            "a -wal beside it; if none has, or to continue without the messages in that -wal, "
-            "replace this file by a copy",
+            f"the file has hard links, and {_wal_of(real).name} is missing or empty: use the name "
+            "whose -wal is not empty; if there is none, or to continue without the messages in "
+            "that -wal, replace this file by a copy",
         )
 
 
@@ -417,19 +430,22 @@ def _wal_warning(real: Path) -> str:
     if _lacks_wal(real):
         return (
             f"The last server was killed, and {_wal_of(real)} is not there: messages that were in "
-            "it are missing, unless another program has written it into the file"
+            "it are missing"
         )
     return describe_wal_damage(real)
 
 
 def _lacks_wal(real: Path) -> bool:
-    """Return whether the last server was killed or is running, and its WAL is missing."""
+    """Return whether the last server was killed or is running, and its WAL is missing.
+
+    The file itself has a seal then: see `_wal_belongs`.
+    """
     if _bytes_beside(real, "-wal"):
         return False
     stamp = _last_stamp(real)
     if real.stat().st_nlink > 1:  # the WAL may be beside another name
         return stamp is None or stamp.sealed != 2 or stamp == _NO_STAMP
-    return stamp is not None and stamp.sealed != 2
+    return stamp is not None and stamp.sealed == 1
 
 
 def _last_stamp(real: Path) -> _Stamp | None:
@@ -450,7 +466,8 @@ def _wal_belongs(real: Path) -> bool:
 
     While a server runs, the stamp in the file itself is a seal: see `Rows.checkpoint`.  Otherwise
     the file is a backup, or another program has made a checkpoint after the server was killed; then
-    the file has all messages.
+    the file has all messages.  Another program can also make one while the server waits for it;
+    until the server's own next checkpoint is done, the newest stamp of the WAL is a seal then.
 
     A backup made during a checkpoint, or after the last message, is not detected.  It differs from
     the file only in pages that are in the WAL, so nothing is mixed.
@@ -471,7 +488,9 @@ def _wal_belongs(real: Path) -> bool:
             both.execute("BEGIN")
             *earlier, last = _stamps(both)
             if found != last:
-                return bool(found in earlier and found.sealed)
+                return found in earlier and bool(
+                    found.sealed or (found == earlier[-1] and last.sealed)
+                )
             return found == _NO_STAMP or (
                 _schema_version(alone) == _schema_version(both)
                 and bool(found.sealed or _newest_block(alone) == _newest_block(both))
@@ -495,6 +514,11 @@ def _stamps(connection: sqlite3.Connection) -> list[_Stamp]:
 
 def _schema_version(connection: sqlite3.Connection) -> object:
     return connection.execute("PRAGMA schema_version").fetchone()
+
+
+def newest_stamp(connection: sqlite3.Connection) -> str:
+    """Return the newest stamp of a file; raises one of `SQLITE_ERRORS`."""
+    return _stamps(connection)[-1].stamp
 
 
 def _newest_block(connection: sqlite3.Connection) -> object:

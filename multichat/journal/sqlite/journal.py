@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import islice
 from logging import ERROR, WARNING
 from pathlib import Path
@@ -50,9 +50,10 @@ from multichat.journal.sqlite.file import (
     DISK_FAILS,
     DISK_FULL,
     SQLITE_ERRORS,
+    OpenFile,
     connect,
     describe_error,
-    is_busy,
+    is_locked_out,
     open_file,
     with_advice,
 )
@@ -91,6 +92,13 @@ _CLOSED = "the server is closing its journal"
 
 # What clients are told when a file of the journal was moved; the log has its path.
 _NOT_IN_PLACE = "the server cannot store messages"
+_OVERWRITTEN = (
+    "another program has replaced the contents of {}, as SQLite's .restore does; stop the server "
+    "with SIGTERM, and start it again"
+)
+
+# How often to try to close the file in order; each attempt waits for `BUSY_SECONDS`.
+_END_TRIES = 4
 
 # The most deletions between two transactions while the file is too large.  Each deletes more than a
 # transaction writes, so that the file does not grow.
@@ -132,7 +140,7 @@ class SqliteJournal(Journal):
         self._file_fault = ""  # which file was moved or truncated, and what to do
         self._watched_at = -math.inf  # when the writer checked the files
         self._reader: sqlite3.Connection
-        self._pin: sqlite3.Connection
+        self._opened: OpenFile
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self._open = False
@@ -171,12 +179,13 @@ class SqliteJournal(Journal):
         give_up_at = trio.current_time() + self._limits.retry_seconds
         while True:
             try:
-                with trio.CancelScope(
-                    shield=True
-                ):  # bounded by the disk, and must not be interrupted
+                # Bounded by the disk, and must not be interrupted.
+                with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(self._open_file, limiter=self._writing)
             except JournalFailed as failure:
-                if not is_busy(failure):
+                if failure.reason == DAMAGED:
+                    raise JournalFailed(self.path, with_advice(DAMAGED)) from failure
+                if not is_locked_out(failure.__cause__):
                     raise
                 if trio.current_time() >= give_up_at:
                     reason = "another program has locked it; end that program, and start again"
@@ -324,22 +333,22 @@ class SqliteJournal(Journal):
             self._log.line("STATE", opened.warning, WARNING)
         if not self.retention.reserve_bytes:
             reserve.release()  # of a former server
-        self._pin, self._reader = (connect(self.path.resolve(), "ro") for _ in range(2))
+        self._opened = opened
         try:
-            self._rows = Rows(opened.connection, self._pin)
-            heads = self._rows.load()
-            self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
-            self._rows.checkpoint()
-            # SQLite opens the WAL on the first read, which must not be when file descriptors are
-            # short.
-            self._reader.execute("SELECT 1 FROM heads").fetchall()
-        except BaseException as error:
-            for connection in (self._reader, self._pin, opened.connection):
-                connection.close()
-            opened.lock.close()
-            if isinstance(error, SQLITE_ERRORS):
-                raise JournalFailed(self.path, describe_error(error)) from error
-            raise
+            with ExitStack() as on_failure:
+                on_failure.callback(opened.close, checkpoint=False)
+                self._reader = connect(self.path.resolve(), "ro")
+                on_failure.callback(self._reader.close)
+                self._rows = Rows(opened.connection, opened.pin)
+                heads = self._rows.load()
+                self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
+                self._rows.checkpoint()
+                # SQLite opens the WAL on the first read, which must not be when file descriptors
+                # are short.
+                self._reader.execute("SELECT 1 FROM heads").fetchall()
+                on_failure.pop_all()
+        except SQLITE_ERRORS as error:
+            raise JournalFailed(self.path, describe_error(error)) from error
         for repaired in self._rows.repaired:
             self._log.line("STATE", f"The journal was damaged: {repaired}", WARNING)
         self.clients_ever = self._rows.clients_ever
@@ -355,16 +364,15 @@ class SqliteJournal(Journal):
 
     def _close_file(self) -> None:
         self._find_fault()
-        # The last connection makes a checkpoint when it is closed, if it may write.
-        connections = [self._reader, self._pin, self._rows.connection]
-        if self._lock.lasting_fault:
-            connections.reverse()
-        else:
-            self._rows.checkpoint(end_clock=self._clock_of_file())
-        for connection in connections:
-            with suppress(*SQLITE_ERRORS):
-                connection.close()
-        self._lock.close()
+        may_write = not self._lock.lasting_fault
+        if may_write and not any(
+            self._rows.checkpoint(end_clock=self._clock_of_file()) for _ in range(_END_TRIES)
+        ):
+            text = "The journal could not be closed in order: the disk is full, or another program"
+            self._log.line("STATE", f"{text} has locked it; no message is lost", WARNING)
+        with suppress(*SQLITE_ERRORS):
+            self._reader.close()
+        self._opened.close(checkpoint=may_write)
 
     def _write(self, jobs: list[Job | SessionJob], clock: float, refused: dict[object, str]) -> str:
         """Write *jobs* in one transaction; return a short reason if that failed.
@@ -398,6 +406,8 @@ class SqliteJournal(Journal):
         return None if self._find_fault() else self._deletions.step(full, empty, now, changed)
 
     def _find_fault(self, *, wal_alone: bool = False) -> str:
+        if self._rows.is_overwritten:
+            return _OVERWRITTEN.format(self.path)
         may_be_shorter = self._rows.may_be_shorter()
         return self._lock.fault(may_be_shorter=may_be_shorter, wal_alone=wal_alone)
 
@@ -521,8 +531,13 @@ class SqliteJournal(Journal):
         if not self._open:
             raise NotRead(_CLOSED)
         try:
-            return await trio.to_thread.run_sync(read, self._reader, limiter=self._reading)
+            return await trio.to_thread.run_sync(self._read_file, read, limiter=self._reading)
         except SQLITE_ERRORS as error:
             reason = describe_error(error)
             self._log_failure(what, reason)
             raise NotRead(reason) from error
+
+    def _read_file(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        if self._lock.lasting_fault:  # a truncated -shm would end the process
+            raise NotRead(_NOT_IN_PLACE)
+        return read(self._reader)

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from multichat.journal.base import SessionRecord
-from multichat.journal.sqlite.file import SQLITE_ERRORS, DamagedRow, is_damage, typed
+from multichat.journal.sqlite.file import (
+    SQLITE_ERRORS,
+    DamagedRow,
+    is_damage,
+    is_locked_out,
+    newest_stamp,
+    typed,
+)
 from multichat.journal.sqlite.repair import (
     EPOCH,
     MAX_COUNTER,
@@ -107,6 +114,13 @@ class _Wal(enum.Enum):
     COPIED = enum.auto()  # a checkpoint has copied all of it
 
 
+class _Overwritten(sqlite3.DatabaseError):
+    """Another program has replaced the contents of the file."""
+
+    def __init__(self) -> None:
+        super().__init__("the file was overwritten")
+
+
 class Rows:
     """Writes to the file through *connection*, which belongs to one thread.
 
@@ -122,6 +136,9 @@ class Rows:
 
     *is_marked*: a checkpoint has recorded in the file that a server is using it; at a start, a
     reader can delay that.
+
+    *is_overwritten*: another program has replaced the contents of the file, and nothing more may be
+    written.
     """
 
     def __init__(self, connection: sqlite3.Connection, pin: sqlite3.Connection) -> None:
@@ -139,8 +156,11 @@ class Rows:
         self._ended: list[tuple[object, ...]] = []
         self._highest_client = self._highest_epoch = 0
         self._wal = _Wal.IN_USE
-        self.is_marked = False
+        self.is_marked = self.is_overwritten = False
         self._has_stamps = True
+        self._own_stamp = ""  # the last one that is committed
+        self._seen_version = 0  # of the file; another one after another program's write
+        self._lock_error: Exception | None = None  # the pin was released for it
         self._may_be_shorter = False
         self._wal_bytes = 0  # approximate
         self.long_wal_bytes = 4 * 1024 * 1024  # approximate size for a checkpoint
@@ -241,11 +261,11 @@ class Rows:
         *clock* is the current time of the file's clock.
         """
         execute = self.connection.execute
-        seq = self._seq
+        seq, own_stamp = self._seq, self._own_stamp
         self._highest_client, self._highest_epoch = self.clients_ever, self.last_epoch
-        self._pin_wal()
-        execute("BEGIN IMMEDIATE")
+        self._begin()
         try:
+            self._check_overwritten()
             if self._wal is not _Wal.IN_USE and self._has_stamps:
                 if self._wal is _Wal.COPIED:
                     execute("DELETE FROM stamps WHERE id < (SELECT max(id) FROM stamps)")
@@ -261,7 +281,7 @@ class Rows:
                 execute("UPDATE heads SET clock = ?", (clock,))
             execute("COMMIT")
         except BaseException:
-            self._seq = seq
+            self._seq, self._own_stamp = seq, own_stamp
             self._clear()
             if self.connection.in_transaction:  # some failures end it
                 with suppress(*SQLITE_ERRORS):
@@ -273,33 +293,66 @@ class Rows:
         self._wal = _Wal.IN_USE
         self.note_written(_TRANSACTION_BYTES)
 
+    def _begin(self) -> None:
+        """Begin a transaction, and one of *pin*; see `checkpoint`.
+
+        A checkpoint of another program can hold the lock and wait for *pin*.  So the transaction of
+        *pin* is ended when the file is locked.  That program may then have copied and restarted the
+        WAL, so the next transaction makes a checkpoint first.
+        """
+        if self._lock_error is not None:
+            self._lock_error = None
+            self.checkpoint()
+            if self._lock_error is not None:
+                raise self._lock_error
+        self._pin_wal()
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if is_locked_out(error):
+                self._pin.rollback()
+                self._lock_error, self._may_be_shorter = error, True
+            raise
+
+    def _check_overwritten(self) -> None:
+        """Raise `_Overwritten` if the newest stamp is not ours, as after SQLite's `.restore`."""
+        [version] = self.connection.execute("PRAGMA data_version").fetchone()
+        if version != self._seen_version:  # another program has written
+            if self._own_stamp and self._has_stamps:
+                try:
+                    self.is_overwritten = newest_stamp(self.connection) != self._own_stamp
+                except SQLITE_ERRORS as error:
+                    if not is_damage(error):
+                        raise
+            if self.is_overwritten:
+                raise _Overwritten
+            self._seen_version = version
+
     def note_written(self, size: int) -> None:
         """Record that the WAL has grown by about *size* bytes; make a checkpoint if it is long."""
         self._wal_bytes += size
         if self._wal_bytes > self.long_wal_bytes and not self.connection.in_transaction:
             self.checkpoint()
 
-    def checkpoint(self, *, truncate: bool = False, end_clock: float | None = None) -> None:
-        """Copy the WAL into the file, as far as readers allow.
+    def checkpoint(self, *, truncate: bool = False, end_clock: float | None = None) -> bool:
+        """Copy the WAL into the file, as far as readers allow; return whether that was tried.
 
-        With *truncate* it waits for readers, and truncates the WAL.  *end_clock* is the final time
-        of the file's clock, if nothing is written later.  Failures are retried the next time.  The
-        file is sealed before with a stamp that no earlier backup has, and gets another stamp
-        afterwards; see `file._wal_belongs`.
+        With *truncate* it waits for readers, and truncates the WAL before the next stamp.
+        *end_clock* is the final time of the file's clock, if nothing is written later.  Failures
+        are retried the next time.  The file is sealed before with a stamp that no earlier backup
+        has, and gets another stamp afterwards; see `file._wal_belongs`.
 
         Between two checkpoints, *pin* holds a read transaction on the state after the first.  So no
         other program can restart the WAL, or copy later writes into the file.
         """
         self._wal_bytes = 0
-        try:
-            with self.transaction():
-                self._stamp(1 if end_clock is None else 2)
-                if end_clock is not None:
-                    self.connection.execute("UPDATE heads SET clock = ?", (end_clock,))
-        except SQLITE_ERRORS as error:
-            if not is_damage(error):
-                return
-            self._has_stamps = False  # damaged, which must not prevent storing messages
+        if not self.is_overwritten:  # what another program has written is copied without a seal
+            try:
+                self._seal(end_clock)
+            except SQLITE_ERRORS as error:
+                if not is_damage(error):
+                    return False
+                self._has_stamps = False  # damaged, which must not prevent storing messages
         self._wal = _Wal.SEALED
         self._may_be_shorter = True
         with suppress(*SQLITE_ERRORS):
@@ -313,6 +366,7 @@ class Rows:
         if end_clock is None:
             with suppress(*SQLITE_ERRORS), self.transaction():  # with the next stamp
                 pass
+        return True
 
     def _pin_wal(self) -> None:
         if not self._pin.in_transaction:
@@ -326,12 +380,20 @@ class Rows:
     def may_be_shorter(self) -> bool:
         """Return whether a checkpoint may have shortened the files since the last call."""
         may_be = self._may_be_shorter
-        self._may_be_shorter = self._wal is not _Wal.IN_USE  # then another program may do so
+        # Without a pin that holds the WAL another program may do so.
+        self._may_be_shorter = self._wal is not _Wal.IN_USE or self._lock_error is not None
         return may_be
 
+    def _seal(self, end_clock: float | None) -> None:
+        with self.transaction():
+            self._stamp(1 if end_clock is None else 2)
+            if end_clock is not None:
+                self.connection.execute("UPDATE heads SET clock = ?", (end_clock,))
+
     def _stamp(self, sealed: int) -> None:
+        self._own_stamp = secrets.token_hex(8)
         self.connection.execute(
-            "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (secrets.token_hex(8), sealed)
+            "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (self._own_stamp, sealed)
         )
 
     def _clear(self) -> None:
