@@ -82,8 +82,9 @@ class Console(FrontEnd):
 
         Raises `ConnectFailed`; `Refused` if the server, or the room, does not admit us;
         `ConnectionLost` if the chat ended neither by us nor by the server's goodbye and cannot be
-        resumed, or if a goodbye came before all of a pipe was accepted; `OutputLost`.  Unless a
-        signal came, all log lines have been written when it returns.
+        resumed, or if a goodbye came before all of a pipe was accepted; `Refused` if the server
+        refused a message of a pipe; `OutputLost`.  Unless a signal came, all log lines have been
+        written when it returns.
         """
         await until_signal(self._run)
 
@@ -132,10 +133,13 @@ class Console(FrontEnd):
                 raise self._piped.explain(ConnectionLost(reason))
             if self._is_full:
                 raise ConnectionLost(chat.goodbye)
-            return  # the goodbye was shown
-        if self._is_piped and isinstance(self.failure, ConnectionLost):
+            # The goodbye was shown.
+        elif self._is_piped and isinstance(self.failure, ConnectionLost):
             raise self._piped.explain(self.failure)
-        super().end(chat)
+        else:
+            super().end(chat)
+        if self._is_piped:
+            self._piped.check_refused()
 
     def _is_unsaid(self, chat: LineChat) -> bool:
         """Return whether lines are known to be lost in a chat that ended with a goodbye."""

@@ -11,10 +11,10 @@ from dataclasses import replace
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
 from multichat.client.typed import Typed
-from multichat.errors import ConnectionLost, LineTooLong
+from multichat.errors import ConnectionLost, LineTooLong, Refused
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Nonce
+from multichat.protocol.messages import Error, Nonce
 from multichat.protocol.text_codec import TEXT
 from multichat.stdio import read_input
 
@@ -34,6 +34,9 @@ class Piped:
 
     *read* counts the lines that were read, *sent* those that were sent or left out, which are noted
     in the order of the input; *all_read* says that there are no more.
+
+    A command that is refused counts as accepted: the refusal is its answer.  In the text protocol
+    no refusal is known.
     """
 
     def __init__(self, chat: LineChat) -> None:
@@ -41,6 +44,9 @@ class Piped:
         self.all_read = False
         self._chat = chat
         self._unaccepted: deque[tuple[int, Nonce]] = deque()
+        self._errors = chat.collect_refused()
+        self._refused = 0
+        self._first_refused: tuple[int, Error] | None = None
 
     def note_read(self, part: Part) -> None:
         """Note what was read."""
@@ -71,25 +77,43 @@ class Piped:
 
     def note_sent(self, lines: int, nonces: Sequence[Nonce | None] = ()) -> None:
         """Note that so many *lines* were sent or left out; the last of them have these *nonces*."""
-        while self._unaccepted and not self._chat.is_unaccepted(self._unaccepted[0][1]):
-            self._unaccepted.popleft()
+        self._settle()
         self.sent += lines
         for number, nonce in enumerate(nonces, self.sent - len(nonces) + 1):
             if nonce is not None:
                 self._unaccepted.append((number, nonce))
+
+    def _settle(self) -> None:
+        """Count the refused lines among those that are answered, up to the first that is not."""
+        while self._unaccepted and not self._chat.is_unaccepted(self._unaccepted[0][1]):
+            number, nonce = self._unaccepted.popleft()
+            if (error := self._errors.pop(nonce, None)) is not None:
+                self._refused += 1
+                self._first_refused = self._first_refused or (number, error)
 
     def discard_rest(self) -> None:
         """Note that lines which were read and not sent are not going to be."""
         self.read = self.sent
 
     def describe(self) -> str:
-        """Return how many lines were not accepted and which is the first; empty if all were."""
+        """Return how many lines were not accepted and which is the first.
+
+        Empty if all were accepted, or none was read.
+        """
         chat = self._chat
-        waiting = [number for number, nonce in self._unaccepted if chat.is_unaccepted(nonce)]
-        count = len(waiting) + self.read - self.sent
-        if not count:
+        self._settle()
+        waiting = [
+            number
+            for number, nonce in self._unaccepted
+            if chat.is_unaccepted(nonce) or nonce in self._errors
+        ]
+        count = self._refused + len(waiting) + self.read - self.sent
+        if not count or not self.read:
             return ""
-        first = waiting[0] if waiting else self.sent + 1
+        if self._first_refused is not None:
+            first, _ = self._first_refused
+        else:
+            first = waiting[0] if waiting else self.sent + 1
         accepted = "sent" if chat.codec is TEXT else "accepted"
         were = "1 line was" if count == 1 else f"{count} lines were"
         rest = "" if self.all_read else ", and what follows was not read"
@@ -98,9 +122,19 @@ class Piped:
             f"(empty lines not counted){rest}"
         )
 
+    def check_refused(self) -> None:
+        """Raise the first refusal as `Refused`, explained as by `explain`, if there was one."""
+        self._settle()
+        if self._first_refused is not None:
+            _, error = self._first_refused
+            raise Refused(error.code, self._explained(error.text))
+
     def explain(self, error: ConnectionLost) -> ConnectionLost:
         """Return *error* with what `describe` returns added to it."""
-        return ConnectionLost("; ".join(filter(None, (error.reason, self.describe()))))
+        return ConnectionLost(self._explained(error.reason))
+
+    def _explained(self, reason: str) -> str:
+        return "; ".join(filter(None, (reason, self.describe())))
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

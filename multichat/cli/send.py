@@ -12,8 +12,7 @@ from multichat.client.connect import Endpoint, dial_first
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
 from multichat.client.status import SPEAKING_TEXT
-from multichat.errors import ConnectionLost, MultichatError, Refused
-from multichat.protocol.messages import Error
+from multichat.errors import ConnectionLost, MultichatError
 from multichat.protocol.text_codec import TEXT
 
 __all__ = ["send"]
@@ -27,8 +26,8 @@ async def send(
     If the connection is lost, it reconnects and sends again what was not accepted, as long as there
     is progress; see `ClientTimeouts`.
 
-    Raises `ConnectFailed`, `Refused`, or `ConnectionLost` with what was not accepted.  If the name
-    is refused, the messages are sent without it.
+    Raises `ConnectFailed`, or `Refused` or `ConnectionLost` with what was not accepted.  If the
+    name is refused, the messages are sent without it.
     """
     options = for_pipe(options)
     name = None if options.plain else options.name  # asked for when we are connected
@@ -44,8 +43,7 @@ async def send(
         chat.check_ready(needs_json=options.room is not None and not options.plain)
         if chat.fell_back:
             await notify(SPEAKING_TEXT)
-        errors: list[Error] = []
-        nursery.start_soon(_receive_errors, chat, errors)
+        nursery.start_soon(_discard_events, chat)
         if name is not None and not chat.fell_back:
             not_named = await chat.try_rename(name, options.timeouts.answer)
             if not_named is not None:
@@ -53,21 +51,17 @@ async def send(
         piped = Piped(chat)
         with piped.explaining():
             if text is not None:
-                await chat.send(text)
+                piped.note_sent(1, await chat.send(text))
             else:
                 await send_input(input_fd, piped, piped.say)
             await chat.finish()
         if chat.goodbye is not None and chat.codec is TEXT:  # which acknowledges nothing
             raise ConnectionLost(chat.goodbye)
-        if errors:
-            raise Refused(errors[0].code, errors[0].text)
+        piped.check_refused()
         nursery.cancel_scope.cancel(reason="everything was accepted")
 
 
-async def _receive_errors(chat: LineChat, errors: list[Error]) -> None:
-    """Receive to the end; collect the errors that answer messages."""
+async def _discard_events(chat: LineChat) -> None:
     with suppress(MultichatError):  # the sending task raises it, too
-        while events := await chat.receive():
-            errors += [
-                each for each in events if isinstance(each, Error) and each.nonce is not None
-            ]
+        while await chat.receive():
+            pass

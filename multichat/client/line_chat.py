@@ -90,6 +90,14 @@ class LineChat(Chat):
         """Whether what has that nonce was sent and is not answered yet."""
         return nonce in self._session.outbox
 
+    def collect_refused(self) -> dict[Nonce, Error]:
+        """Return where the messages that are refused are added from now on, by their nonces.
+
+        The caller removes them.  A message is there as soon as it is not unaccepted any more.
+        """
+        self._session.refused = {}
+        return self._session.refused
+
     def report_accepted(self) -> None:
         """From now on have each `Accepted` among the events.
 

@@ -54,8 +54,9 @@ class ClientSession:
 
     *negotiation* is that of the current, or else the last, connection.  *answers* has the requests
     whose answer a call waits for, with the answer once it has come; *answered* counts all answers.
-    If *reports_accepted* is set, each `Accepted` is among the events.  *last_sender* is the client
-    that sent us the last private message.
+    If *reports_accepted* is set, each `Accepted` is among the events.  If *refused* is set, it gets
+    the error of each message that is refused, in the step in which the message leaves the outbox.
+    *last_sender* is the client that sent us the last private message.
     """
 
     def __init__(self, hello: Hello, *, plain: bool) -> None:
@@ -64,6 +65,7 @@ class ClientSession:
         self.welcome: Welcome | None = None
         self.negotiation = Negotiation(hello, plain=plain)
         self.reports_accepted = False
+        self.refused: dict[Nonce, Error] | None = None
         self.answers: dict[Nonce, Event | None] = {}
         self.answered = 0
         self.last_sender: int | None = None
@@ -184,6 +186,9 @@ class ClientSession:
                 self.name_releases += 1
             case Directed(client=client):
                 self.last_sender = client
+            case Error() if pending is not None and pending.is_message:
+                if self.refused is not None:
+                    self.refused[pending.nonce] = event
             case Error(code="name-taken", holder=holder):
                 self._holder = holder
             case Error(code="unknown-id", nonce=None):

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trustme
 
-from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, serve
+from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand, connect, serve
 
 pytestmark = pytest.mark.process
 
@@ -199,3 +199,95 @@ async def test_a_timeout_is_for_the_whole_end(tmp_path: Path) -> None:
         server.signal(signal.SIGSTOP)
         with trio.fail_after(50):
             await all_end(clients, list(argvs), LINES)
+
+
+# --- Refused lines --------------------------------------------------------------------------------
+
+
+async def fails(one: Command, lines: str, error: str) -> None:
+    """Pipe *lines* into a client; it fails with the one line *error*."""
+    await one.type(lines)
+    one.end_input()
+    assert await one.wait() == 1, one.out
+    assert one.err == f"multichat: {error} of the input (empty lines not counted)\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an open file cannot be renamed everywhere")
+async def test_lines_that_the_server_cannot_store_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    error = "messages cannot be stored now: the server cannot store messages; "
+    async with serve(tmp_path, "--journal", str(path)) as server, AsyncExitStack() as stack:
+        waiting = await stack.enter_async_context(connect(tmp_path, server))
+        await waiting.type("stored\n")
+        await server.wait_for("[RX] [Client 1] stored")
+        path.rename(tmp_path / "away")
+        await server.wait_for("The journal cannot store messages")
+        await fails(waiting, "l2\n\nl3\n", f"{error}2 lines were not accepted, the first is line 2")
+        assert waiting.out.count("[RX] [Server] messages cannot be stored now") == 2
+        many = "".join(f"{i}\n" for i in range(1000))
+        for argv in (
+            ("connect", LOOPBACK, str(server.port)),
+            ("send", LOOPBACK, str(server.port), "-"),
+        ):
+            one = await stack.enter_async_context(Command(tmp_path, MULTICHAT, *argv))
+            await fails(one, many, f"{error}1000 lines were not accepted, the first is line 1")
+        argv = ("send", LOOPBACK, str(server.port), "hello")
+        one = await stack.enter_async_context(Command(tmp_path, MULTICHAT, *argv))
+        assert await one.wait() == 1
+        assert one.err == f"multichat: {error[:-2]}\n"
+
+
+@pytest.mark.parametrize("last", ["", "/quit\n"])
+async def test_messages_for_a_room_that_cannot_be_joined_are_an_error(
+    last: str, tmp_path: Path
+) -> None:
+    lines = f"hello\n/join cellar\nsecret\n/me hides\n/join lobby\nhello again\n{last}"
+    async with (
+        serve(tmp_path, "--max-rooms", "1") as server,
+        connect(tmp_path, server, "--listen") as listener,
+        AsyncExitStack() as stack,
+    ):
+        await listener.wait_for("you are Client 1")
+        one = await stack.enter_async_context(connect(tmp_path, server))
+        error = "you are not in the room cellar; 2 lines were not accepted, the first is line 3"
+        await fails(one, lines, error)
+        assert "[RX] [Server] too many rooms (limit: 1)" in one.out
+        await listener.wait_for("[RX] [Client 2] hello again")
+        assert "secret" not in server.out
+
+
+async def test_a_private_message_to_nobody_is_an_error(tmp_path: Path) -> None:
+    async with serve(tmp_path) as server, connect(tmp_path, server) as one:
+        error = "nobody here is called bob; 1 line was not accepted, the first is line 2"
+        await fails(one, "hello\n/msg bob psst\n", error)
+
+
+async def test_refused_commands_are_no_error(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path, "--max-rooms", "1") as server,
+        connect(tmp_path, server, "--name", "alice") as alice,
+        connect(tmp_path, server) as one,
+    ):
+        await alice.wait_for("you are alice")
+        await one.type("/name alice\n/join cellar\n/join lobby\n/who nowhere\n/name\nhello\n")
+        one.end_input()
+        assert await one.wait() == 0
+        assert one.err == ""
+        for answer in ("the name alice is taken", "too many rooms (limit: 1)"):
+            assert f"[RX] [Server] {answer}" in one.out
+        await alice.wait_for("hello")
+
+
+async def test_lines_that_were_refused_count_when_the_connection_is_lost(tmp_path: Path) -> None:
+    async with (
+        serve(tmp_path, "--max-rooms", "1") as server,
+        connect(tmp_path, server, "--listen") as listener,
+        client(tmp_path, "connect", host=LOOPBACK, port=server.port) as one,
+    ):
+        await listener.wait_for("you are Client ")
+        await one.type("/join cellar\nsecret\n/join lobby\nhello\n")
+        await listener.wait_for("] hello")
+        await one.wait_for("[RX] [Server] you are not in the room cellar")
+        server.signal(signal.SIGSTOP)
+        lost = f"connection lost: nothing was accepted in {SECONDS:g} s; "
+        await fails(one, "a\nb\n", f"{lost}3 lines were not accepted, the first is line 2")
