@@ -69,7 +69,14 @@ TlsName = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="Your name in the chat.", show_default="Client N")]
 Room = Annotated[str | None, typer.Option(help="Room to join.", show_default="lobby")]
-Plain = Annotated[bool, typer.Option("--plain", help="Use the text protocol, as with nc.")]
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain",
+        help="Use the text protocol, as with nc. Answers are not checked: if --room cannot be "
+        "joined, messages go to the lobby.",
+    ),
+]
 AnswerTimeout = Annotated[
     float | None,
     typer.Option(
