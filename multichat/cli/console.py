@@ -117,7 +117,7 @@ class Console(FrontEnd):
 
     def begin(self, chat: LineChat, welcome: Welcome | None) -> None:
         """Log who and where we are."""
-        self._piped = Piped(chat)
+        self._piped = Piped(chat, attended=not self._is_piped)
         if welcome is not None:
             self._log.lines("STATE", "\n".join(TEXT.describe(welcome)))
 
@@ -138,8 +138,7 @@ class Console(FrontEnd):
             raise self._piped.explain(self.failure)
         else:
             super().end(chat)
-        if self._is_piped:
-            self._piped.check_refused()
+        self._piped.check_refused()
 
     def _is_unsaid(self, chat: LineChat) -> bool:
         """Return whether lines are known to be lost in a chat that ended with a goodbye."""

@@ -36,15 +36,15 @@ class Piped:
     in the order of the input; *all_read* says that there are no more.
 
     A command that is refused counts as accepted: the refusal is its answer.  In the text protocol
-    no refusal is known.
+    no refusal is known, and on a terminal, with *attended*, somebody sees them.
     """
 
-    def __init__(self, chat: LineChat) -> None:
+    def __init__(self, chat: LineChat, *, attended: bool = False) -> None:
         self.read = self.sent = 0
         self.all_read = False
         self._chat = chat
         self._unaccepted: deque[tuple[int, Nonce]] = deque()
-        self._errors = chat.collect_refused()
+        self._errors = {} if attended else chat.collect_refused()
         self._refused = 0
         self._first_refused: tuple[int, Error] | None = None
 

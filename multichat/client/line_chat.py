@@ -94,6 +94,8 @@ class LineChat(Chat):
         """Return where the messages that are refused are added from now on, by their nonces.
 
         The caller removes them.  A message is there as soon as it is not unaccepted any more.
+        From now on messages after a refused join are refused, too, until the next join: whoever
+        wrote them to a pipe has not seen the refusal.
         """
         self._session.refused = {}
         return self._session.refused

@@ -27,6 +27,7 @@ from multichat.protocol.messages import (
     Error,
     Event,
     Hello,
+    Join,
     Joined,
     Left,
     Nonce,
@@ -55,7 +56,8 @@ class ClientSession:
     *negotiation* is that of the current, or else the last, connection.  *answers* has the requests
     whose answer a call waits for, with the answer once it has come; *answered* counts all answers.
     If *reports_accepted* is set, each `Accepted` is among the events.  If *refused* is set, it gets
-    the error of each message that is refused, in the step in which the message leaves the outbox.
+    the error of each message that is refused, in the step in which the message leaves the outbox;
+    and after a refused join, messages are still for that room, and so refused, until the next join.
     *last_sender* is the client that sent us the last private message.
     """
 
@@ -66,6 +68,7 @@ class ClientSession:
         self.negotiation = Negotiation(hello, plain=plain)
         self.reports_accepted = False
         self.refused: dict[Nonce, Error] | None = None
+        self._refused_room = ""
         self.answers: dict[Nonce, Event | None] = {}
         self.answered = 0
         self.last_sender: int | None = None
@@ -98,7 +101,7 @@ class ClientSession:
         another room after a reconnect.
         """
         if isinstance(request, Say | Act) and request.room is None:
-            room = self.outbox.next_room(self.position.room)
+            room = self.outbox.next_room(self._refused_room or self.position.room)
             request = msgspec.structs.replace(request, room=room or None)
         return self.outbox.encode(request)
 
@@ -179,6 +182,7 @@ class ClientSession:
             case Joined(client=client, room=room) if room:
                 self.position.joined(event)
                 if client == self.position.client:
+                    self._refused_room = ""
                     event = Entered(room, event.members, event.last, nonce=event.nonce)
             case Left(name=name):
                 self._note_released(name)
@@ -186,14 +190,16 @@ class ClientSession:
                 self.name_releases += 1
             case Directed(client=client):
                 self.last_sender = client
-            case Error() if pending is not None and pending.is_message:
-                if self.refused is not None:
-                    self.refused[pending.nonce] = event
             case Error(code="name-taken", holder=holder):
                 self._holder = holder
             case Error(code="unknown-id", nonce=None):
                 self.position.restart()
                 return Error(event.code, _GAP)
+            case Error() if pending is not None and self.refused is not None:
+                if pending.is_message:
+                    self.refused[pending.nonce] = event
+                elif isinstance(pending.request, Join):
+                    self._refused_room = pending.request.room
         return self._for_program(event, is_answer=pending is not None)
 
     def _note_released(self, name: str) -> None:
