@@ -45,7 +45,7 @@ class Shares:
     poll_seconds: float = 0.00025
     # Each lane's share of the time.  The work of trio for new tasks and of the kernel for new
     # connections is not measured and takes about as much again.
-    slow_lane: float = 0.1
+    long_lane: float = 0.1
     new_lane: float = 0.2
     # A connection is new until it has used its credit.  After that the credit grows again, at these
     # rates for each connection and for all of them together.
@@ -58,7 +58,7 @@ class Shares:
 
 
 # For tests that examine a server as soon as all its tasks are blocked.
-NO_PAUSES = Shares(slow_lane=1.0, new_lane=1.0, longest_seconds=0.0)
+NO_PAUSES = Shares(long_lane=1.0, new_lane=1.0, longest_seconds=0.0)
 
 
 class Account:
@@ -167,7 +167,7 @@ class FairShare:
     def __init__(self, shares: Shares | None = None) -> None:
         self.shares = shares or Shares()
         self._new_lane = _Lane(self.shares.new_lane)
-        self._slow_lane = _Lane(self.shares.slow_lane)
+        self._long_lane = _Lane(self.shares.long_lane)
         self._short: list[tuple[float, int, Account]] = []  # a heap
         self._asked = self._asked_before_long = 0  # the number of requests for short turns
         self._floor = 0.0  # the rank of the last short turn
@@ -182,7 +182,7 @@ class FairShare:
     @property
     def has_waiting(self) -> bool:
         """Whether `next` will return any account, now or later."""
-        return bool(self._short or self._new_lane.waiting or self._slow_lane.waiting)
+        return bool(self._short or self._new_lane.waiting or self._long_lane.waiting)
 
     def others_are_active(self, account: Account, now: float) -> bool:
         """Return whether another account took a short turn within `Shares.hold_seconds`."""
@@ -276,7 +276,7 @@ class FairShare:
             if self._credit_of(account, now) > 0:
                 account.credit -= seconds
             else:
-                self._slow_lane.charge(seconds, now)
+                self._long_lane.charge(seconds, now)
         if self._in_lane is account:
             self._in_lane = None
 
@@ -284,7 +284,7 @@ class FairShare:
         """Return the lane for the next, long turn of *account*; None if it has credit."""
         if account.is_new:
             return self._new_lane
-        return None if self._credit_of(account, now) > 0 else self._slow_lane
+        return None if self._credit_of(account, now) > 0 else self._long_lane
 
     def _credit_of(self, account: Account, now: float) -> float:
         shares = self.shares
@@ -303,11 +303,11 @@ class FairShare:
 
     @property
     def _lanes(self) -> tuple[_Lane, _Lane]:
-        return self._new_lane, self._slow_lane
+        return self._new_lane, self._long_lane
 
     def _due_at(self, lane: _Lane, account: Account) -> float:
         """Return when *account*, which is next in *lane*, may begin its turn."""
-        # Many new connections at once hold up the slow lane, but not each other.
+        # Many new connections at once hold up the lane of long turns, but not each other.
         talk = self._established_short_turns if lane is self._new_lane else self._short_turns
         paused_until = min(lane.free_at, talk.lasts_until(account))
         return paused_until if self._in_lane is None else max(paused_until, self._in_lane_until)

@@ -28,8 +28,10 @@ __all__ = ["SendQueue", "SendResult"]
 # The size of one client's send queue; `--memory` limits all of them together.
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 
-# The size while memory is tight, which otherwise is that of a lagging member.
+# Queue size while memory is tight: what a replay may otherwise keep queued.
 _TIGHT_WAITING_BYTES = 256 * 1024
+
+# What a replay may keep queued is divided by this while memory is tight.
 _TIGHT_DIVISOR = 8
 
 # Large enough to make the cost of the system call negligible, small enough for the joined copy to
@@ -162,7 +164,7 @@ class SendQueue:
         self._missed = 0
         return _QUEUED
 
-    def fit(self, size: int) -> int:
+    def replay_bound(self, size: int) -> int:
         """Return how many bytes of a replay may be queued; *size*, or less if memory is tight."""
         return max(1, size // _TIGHT_DIVISOR) if self._budget.tight else size
 
@@ -181,16 +183,16 @@ class SendQueue:
         On cancellation nothing has been queued.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if (try_send := self.try_send(data)) is _FULL:
+        if (result := self.try_send(data)) is _FULL:
             self._budget.hold(data)
             try:
-                while try_send is _FULL:
+                while result is _FULL:
                     await self.wait_for_space()
-                    try_send = self.try_send(data)
+                    result = self.try_send(data)
             finally:
                 self._budget.release(data)
         await trio.lowlevel.cancel_shielded_checkpoint()
-        return try_send
+        return result
 
     @property
     def progress(self) -> tuple[int, int]:

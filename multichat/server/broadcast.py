@@ -28,7 +28,7 @@ _BLOCK_BYTES = 500
 class Batch:
     """Events that are delivered in one piece, encoded once for each codec.
 
-    *messages* is how many a member misses that does not get it.
+    *messages* is how many messages a member misses if it does not get this batch.
     """
 
     __slots__ = ("_encode", "_encoded", "messages")

@@ -122,8 +122,8 @@ class ReplayLimits:
     # fast sender, or a day of a quiet room.
     ring_bytes: int = 1024 * 1024
 
-    # Messages in a page of older ones, which begins at a multiple of this number.  Before it is
-    # encoded, a page has at most half the size of a batch.
+    # Messages in a page of older ones.  It begins where a replay is, ends at a multiple of this
+    # number, and has at most half the size of a batch before it is encoded.
     page_messages: int = 500
 
 
@@ -186,10 +186,10 @@ class ServerConfig:
         "disconnect the client.",
     )
 
-    # Seconds for which a room waits at once for slow clients; then it goes on, and the rest is
+    # Seconds for which a room waits for slow clients at a stretch; then it goes on, and the rest is
     # replayed to them.  Long enough for a phone to change its cell.
     slow_timeout_seconds: float = _setting(
-        2.0, "Seconds that slow clients may keep a room waiting at once.", at_least=0
+        2.0, "Seconds that slow clients may keep a room waiting at a stretch.", at_least=0
     )
 
     # Seconds after which a client that is behind and takes nothing is disconnected.  Long enough to

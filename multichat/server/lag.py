@@ -19,8 +19,8 @@ _OWN_RANGE_BYTES = 128  # two numbers in a tuple
 class Lag:
     """How far a member is behind: *position* is the number of the next message that it gets.
 
-    Messages before *gap_end* cannot be read: the member is told how many it missed before the next
-    that it gets.  A member that lags again has another `Lag`: its identity says whether a replay is
+    Messages before *gap_end* cannot be read: before its next message, the member is told how many
+    it missed.  A member that lags again has another `Lag`: its identity says whether a replay is
     still current.
     """
 
@@ -37,7 +37,9 @@ class Lag:
 
     def note_own(self, first: int, end: int) -> None:
         """Note that the member itself sent the messages from *first* to before *end*."""
-        while self._own and self._own[0][1] <= self.position:  # no others: a replay may go back
+        # Only here, not in `skip_to`: a replay whose next part does not fit in the send queue goes
+        # back to where that part begins, and must still find the ranges in it.
+        while self._own and self._own[0][1] <= self.position:
             self._own.popleft()
         if self._own and self._own[-1][1] == first:
             first = self._own.pop()[0]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Member", "MemberInfo"]
 
-# Server notices for a member that lags.
+# Most notices kept for a lagging member: it may lag for hours, and gets them in one piece.
 _MAX_NOTICES = 16
 
 

@@ -1,7 +1,8 @@
 """Replays to lagging members of one room: page by page, at the pace of each.
 
-Reads from the room's ring, or from its journal.  Never holds the room's order; membership is
-decided by the room.
+Reads from the room's ring, or from its journal.  A replay has no rate: it refills its share of the
+send queue whenever there is space.  Never acquires the room's order lock; membership is decided by
+the room.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from multichat.server.recent_messages import Ring
 
 __all__ = ["Replayer"]
 
-# How often within the stall timeout a member is checked for progress.
+# How many times per stall timeout a member is checked for progress.
 _CHECKS = 4
 
 
@@ -30,8 +31,8 @@ class Replayer:
     *ring* has the newest messages, *journal* all that are stored, read through *pages*.  A replay
     keeps at most *max_bytes* in a send queue.
 
-    *is_here* returns whether a member is in the room.  *go_live* makes a member that has everything
-    live again, and returns whether it could.  *too_slow* disconnects one that has taken nothing for
+    *is_here* returns whether a member is in the room.  *go_live* makes a fully caught-up member
+    live again; returns whether it succeeded.  *too_slow* disconnects one that has taken nothing for
     *stall_timeout_seconds*.
     """
 
@@ -55,11 +56,12 @@ class Replayer:
     async def replay(self, member: Member) -> None:
         """Replay messages to *member* while it lags here.
 
-        Returns when it is live, has left, or is disconnected.  Cancelled, it stays behind.
+        Returns when it is live, has left, or is disconnected.  If cancelled, the member keeps
+        lagging.
         """
         send_queue = member.send_queue
         while (lag := member.lag) is not None and self._is_here(member) and not send_queue.closed:
-            is_full = send_queue.waiting_bytes >= send_queue.fit(self._max_bytes)
+            is_full = send_queue.waiting_bytes >= send_queue.replay_bound(self._max_bytes)
             if is_full or not send_queue.has_room(0):
                 await self._wait_for_space(member)
                 continue
@@ -76,7 +78,8 @@ class Replayer:
                 is_first = gap_end <= start
                 data = member.codec.encode(Error(error.code, str(error))) if is_first else b""
                 self._skip_page(lag)
-            # Full meanwhile, or it is one huge message.
+            # The queue filled up during the await, or this is one message larger than its free
+            # space: retry.
             if data and send_queue.try_send(data) is SendResult.FULL:
                 lag.position, lag.gap_end = start, gap_end
             elif lag.position < self._ring.next or member.lag is not lag:
@@ -92,13 +95,13 @@ class Replayer:
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
             data = member.codec.encode(Missed(missed)) if missed else b""
-            max_bytes = send_queue.fit(self._max_bytes)
+            max_bytes = send_queue.replay_bound(self._max_bytes)
             return data + ring.encode(lag, member.codec, member.client, max_bytes=max_bytes)
         blocks = await self._pages.read(self._journal, start, ring.next)
         if member.lag is not lag:
             return b""
         if blocks:  # encoded now, not while others wait for the same page
-            max_bytes = send_queue.fit(self._max_bytes)
+            max_bytes = send_queue.replay_bound(self._max_bytes)
             return encode_next(blocks, lag, member.codec, member.client, max_bytes=max_bytes)
         self._skip_page(lag)
         return b""

@@ -69,8 +69,8 @@ class Room:
     *disconnect* disconnects a member, *start_soon* starts a task that outlives the call.
 
     *members*, by client id, are in the order in which they joined; only the room changes them.
-    *presence* answers who is there, *slow_clients* is waited for, *replayer* replays to members
-    that lag.
+    *presence* answers who is there, *slow_clients* does the waiting for full queues, *replayer*
+    replays to members that lag.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Room:
         self.slow_clients = SlowClients(
             self._by_codec, counts, timeout_seconds=config.slow_timeout_seconds
         )
-        self._delivery: Delivery | None = None  # the one that waits for them
+        self._delivery: Delivery | None = None  # set while it waits for slow members
         self.replayer = Replayer(
             journal,
             self._ring,
@@ -159,7 +159,7 @@ class Room:
         self.presence.entered(member)
         self.slow_clients.queue_ran_empty()
         if member.notices or self._closing:  # notices from a room in which it lagged
-            self.lag(member, self.next)
+            self.start_replay(member, self.next)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it asked to leave.
@@ -207,7 +207,10 @@ class Room:
         return self._order.locked()
 
     async def wait_delivered(self) -> None:
-        """Wait until the messages under way are delivered; a closed room waits for no disk."""
+        """Wait until the messages under way are delivered.
+
+        Once the room is closed, it does not wait for the disk.
+        """
         if not self._closing:
             async with self._order:
                 return
@@ -285,7 +288,7 @@ class Room:
             said = SaidBlock("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda codec: codec.encode(notice))
             lagging = [member for member in self.members.values() if member.lag is not None]
-            for member in lagging:  # a replay has no notices
+            for member in lagging:  # notices are not in the journal, so a replay would omit them
                 member.keep_notice(notice)
             delivery = Delivery(said, 1, notice=notice, lagging=len(lagging))
             return await self._deliver(iter([batch]), delivery)
@@ -372,6 +375,7 @@ class Room:
                 finally:
                     for member in list(self.slow_clients.waiting):
                         self._fall_behind(member, batch, delivery)
+                    self._delivery = None
             case Slow.DROP:
                 for member in full:
                     member.send_queue.miss(batch.messages)
@@ -385,9 +389,9 @@ class Room:
     def _fall_behind(self, member: Member, batch: Batch, delivery: Delivery) -> None:
         """Make *member* lag, from *batch* on, which it has not taken."""
         if isinstance(batch, Block):
-            self.lag(member, batch.said.first)
+            self.start_replay(member, batch.said.first)
         else:
-            self.lag(member, self.next)
+            self.start_replay(member, self.next)
             if delivery.notice is not None:
                 member.keep_notice(delivery.notice)
         delivery.lagging += 1
@@ -405,7 +409,7 @@ class Room:
         if member.lag is None:
             may_be_queued = send_queue.is_half_empty()
         else:
-            part = send_queue.fit(self._replay_bytes) // _PRIVATE_DIVISOR
+            part = send_queue.replay_bound(self._replay_bytes) // _PRIVATE_DIVISOR
             may_be_queued = send_queue.waiting_bytes <= part
         if send_queue.closed or may_be_queued:
             return send_queue.try_send(member.codec.encode(event))
@@ -421,7 +425,7 @@ class Room:
         stop = self.next if before is None else self.number_of(before)
         return await history_pages.read_history(self._journal, self._ring, stop, limit, nonce)
 
-    def lag(self, member: Member, position: int) -> None:
+    def start_replay(self, member: Member, position: int) -> None:
         """Replay messages to *member* from number *position* on, until it is live again.
 
         Until then nobody waits for it.
@@ -431,11 +435,11 @@ class Room:
         member.on_lag()
 
     def replay_from(self, member: Member, position: int) -> None:
-        """Replay to *member* from number *position* on; see `lag`.
+        """Replay to *member* from number *position* on; see `start_replay`.
 
         Deleted messages count as missed, except those that its session knows as its own.
         """
-        self.lag(member, position)
+        self.start_replay(member, position)
         if member.lag is not None and member.stored_session is not None:
             journal = self._journal
             # A message that is not delivered yet is noted on delivery.

@@ -77,7 +77,7 @@ _READ_BYTES = 48 * 1024
 
 # The same with a rate limit: all that was read is published, at the limit's pace, before anything
 # else is noticed, even the end of the connection.
-_SLOW_READ_BYTES = 4096
+_SHORT_READ_BYTES = 4096
 
 # Memory for each byte that was read while its messages wait to be published: its text, its lines
 # and the requests in them.  Measured 1 to 10.  Small reads are not counted.
@@ -146,7 +146,7 @@ class Session:
         self._registry = registry
         self._config = config
         self._filters = filters
-        self._read_bytes = _READ_BYTES if config.rate is None else _SLOW_READ_BYTES
+        self._read_bytes = _READ_BYTES if config.rate is None else _SHORT_READ_BYTES
         self._unhandled_bytes = 0
         self._active_at: float | None = trio.current_time()
         self._reading = trio.CancelScope()
@@ -296,7 +296,7 @@ class Session:
         self._send_queue.note(held)
 
     async def _receive(self) -> bytes | bytearray:
-        size = _SLOW_READ_BYTES if self._registry.budget.tight else self._read_bytes
+        size = _SHORT_READ_BYTES if self._registry.budget.tight else self._read_bytes
         if self._active_at is None:  # there was a request since the last read
             self._active_at = trio.current_time()
         if self._config.idle_seconds is None:

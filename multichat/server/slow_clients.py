@@ -3,10 +3,13 @@
 Decides how long a publish waits for them and offers them the batch again when there is space.  What
 becomes of those that have not taken it is the room's decision: it replays the batch to them.
 
-Waiting is free while it delays nobody: while every other live member still has something in its
-send queue, and one of the slow ones has taken bytes within the slow timeout.  All other waiting is
-paid from the room's wait budget, whoever the slow clients are: a timeout's worth of seconds, which
-refills at a fifteenth of real time.
+Waiting is free while it delays nobody: while every live member but the sender still has something
+in its send queue, and one of the slow ones has taken bytes within `slow_timeout_seconds`.  It is
+free only within the first 30 s of a publish's waiting (`MAX_FREE_WAIT_SECONDS`).
+
+All other waiting is charged to the room's wait budget, which all slow clients share.  It holds
+`slow_timeout_seconds` and refills at 1/15 s per second.  After that, see `Room.start_replay` and
+`replay`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +28,7 @@ __all__ = ["SlowClients"]
 
 _FULL, _CLOSED = SendResult.FULL, SendResult.CLOSED  # once: an enum's members are slow to look up
 
-# Slow clients cost a room at most this part of its time.
+# The wait budget refills at this rate.
 _REFILL_PER_SECOND = 1 / 15
 
 # A shorter wait helps no client to catch up.
@@ -38,8 +41,8 @@ _CHECK_SECONDS = 0.02
 class SlowClients:
     """The members that one room waits for, for one batch at a time.
 
-    *live* are the room's live members by codec, *counts* what the server's rooms have done.  Paid
-    waiting takes at most *timeout_seconds* at once.
+    *live* are the room's live members by codec, *counts* are the server-wide delivery counters.
+    Paid waiting takes at most *timeout_seconds* at a stretch.
     """
 
     def __init__(
@@ -57,10 +60,10 @@ class SlowClients:
         self._over, self._is_free = trio.Event(), False
 
     async def wait(self, full: list[Member], batch: Batch, delivery: Delivery) -> None:
-        """Wait until all of *full* have taken *batch*, or waiting costs more than there is.
+        """Wait until all of *full* have taken *batch*, or the wait budget is used up.
 
-        Those that have not are in `waiting` then, also if this is cancelled; call `discard` for
-        each.
+        Afterwards, even on cancellation, `waiting` holds the members that have not; call `discard`
+        for each.
         """
         self.waiting = dict.fromkeys(full, batch)
         for member in full:
@@ -82,11 +85,13 @@ class SlowClients:
             try:
                 with trio.move_on_after(_CHECK_SECONDS if is_free else seconds):
                     await self._over.wait()
-            finally:  # also if the sender leaves: others could come and spend as much again
+            finally:
                 now = trio.current_time()
                 taken = {member: member.send_queue.progress for member in progress}
                 if taken != progress:
                     progress, progress_at = taken, now
+                # Charge even on cancellation, or senders that join, wait and leave could stall the
+                # room for free.
                 if not is_free:
                     self._budget.spend(now - started, now)
 

@@ -173,7 +173,7 @@ def test_long_turns_have_all_of_the_time_while_nobody_takes_short_ones(loop: Loo
     assert sum(each.used(0.0, math.inf) for each in flooders) >= 0.99 * 3.0
 
 
-def test_an_occasional_line_in_a_large_room_does_not_wait_in_the_slow_lane(loop: Loop) -> None:
+def test_an_occasional_line_in_a_large_room_does_not_wait_in_the_long_lane(loop: Loop) -> None:
     pair(loop)
     speakers = [loop.client(repeat(0.5 * MS), "people", pause=0.1) for _ in range(5)]
     for _ in range(10):
@@ -194,7 +194,7 @@ def test_credits_are_bounded_together(loop: Loop) -> None:
     since = loop.now
     loop.run(5.0)
     used = sum(each.used(since, loop.now) for each in flooders)
-    assert used <= (SHARES.slow_lane + SHARES.credits_per_second) * 5.0 * 1.1
+    assert used <= (SHARES.long_lane + SHARES.credits_per_second) * 5.0 * 1.1
 
 
 @pytest.mark.parametrize("milliseconds", [0.05, 0.5, 3.0])
@@ -230,7 +230,7 @@ def test_a_new_connection_is_served_beside_floods(loop: Loop) -> None:
     assert max(newcomer.waits) <= 25 * MS
 
 
-def test_the_slow_lane_goes_round_the_addresses(loop: Loop) -> None:
+def test_the_long_lane_goes_round_the_addresses(loop: Loop) -> None:
     pair(loop)
     crowd = [loop.client(repeat(2 * MS), "crowd") for _ in range(50)]
     alone = loop.client(repeat(2 * MS), "alone")

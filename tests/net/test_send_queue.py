@@ -59,13 +59,13 @@ async def test_while_memory_is_tight_send_queues_are_shorter() -> None:
     send_queue = send_queue_on(ours, 64, budget)
     assert send_queue.try_send(b"x" * 256 * 1024) is SendResult.QUEUED
     assert send_queue.try_send(b"y") is SendResult.QUEUED
-    assert send_queue.fit(80) == 80
+    assert send_queue.replay_bound(80) == 80
     send_queue.note(MAX_WAITING_BYTES)
     assert send_queue.held_bytes == budget.held_bytes > MAX_WAITING_BYTES
     assert send_queue.try_send(b"z") is SendResult.FULL
     assert not send_queue.has_room(1)
-    assert send_queue.fit(80) == 10
-    assert send_queue.fit(1) == 1  # else nothing would ever be replayed
+    assert send_queue.replay_bound(80) == 10
+    assert send_queue.replay_bound(1) == 1  # else nothing would ever be replayed
     send_queue.note(0)
     assert send_queue.try_send(b"z") is SendResult.QUEUED
     send_queue.note(MAX_WAITING_BYTES)

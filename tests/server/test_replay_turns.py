@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 LAGGING = ServerConfig(slow_timeout_seconds=0, send_queue_batches=1)
 
 # All turns are long: one at a time, without pauses.
-LONG_TURNS = Shares(excess_seconds=0, slow_lane=1.0, new_lane=1.0)
+LONG_TURNS = Shares(excess_seconds=0, long_lane=1.0, new_lane=1.0)
 
 
 class MetersOf(trio.abc.Instrument):

@@ -419,7 +419,7 @@ class RoomMachine(RuleBasedStateMachine):
         member = guest.member
         guest.stays[-1].last = guest.reached()
         position = max(0, member.room.next - back)
-        member.room.lag(member, position)
+        member.room.start_replay(member, position)
         guest.stays.append(Stay(member.room.name, position))
 
     @rule()
@@ -770,7 +770,7 @@ class OneLagging(RoomMachine):
                     self._arrive(bob)
                 case "lags again":
                     position = max(0, member.room.next - 4)
-                    member.room.lag(member, position)
+                    member.room.start_replay(member, position)
                     bob.stays.append(Stay(LOBBY, position))
                 case "speaks JSON":
                     stay.last = None

@@ -1,5 +1,6 @@
 """Slow members: waiting, the wait budget, lagging, and disconnecting."""
 
+import gc
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import trio
 import trio.testing
 
 from multichat import ServerConfig, Slow
+from multichat.server.broadcast import Delivery
 from multichat.testing import MemoryServer, ScriptedClient, memory_server
 from tests.support.log import LogRecorder
 
@@ -72,6 +74,20 @@ async def test_after_the_wait_budget_a_slow_client_lags_and_gets_the_rest_when_i
         assert await slow.line() == "[Client 1] 6"
         assert network.server.statistics().too_slow == 0
     assert not any("too slow" in line for line in log.lines)
+
+
+async def test_a_delivery_that_waited_is_released_when_the_slow_client_has_caught_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with memory_server(config(Slow.WAIT)) as network:
+        sender = await network.join()
+        await network.join()
+        slow = await stall_and_fill(network, sender)
+        assert await say_all(sender, ["kept by nobody"]) == 2.0
+        await slow.lines(3)
+        await trio.testing.wait_all_tasks_blocked()
+        deliveries = [each for each in gc.get_objects() if isinstance(each, Delivery)]
+        assert not [each for each in deliveries if each.said.text == "kept by nobody"]
 
 
 async def test_a_lagging_client_that_takes_nothing_is_disconnected_after_the_stall_timeout(

@@ -491,7 +491,7 @@ wait_for_free = edited(
     "wait_for_free", SlowClients, "_somebody_is_idle", "return any(", "return False and any("
 )
 cancel_without_paying = edited(
-    "cancel_without_paying", SlowClients, "wait", "finally:  #", "except trio.TooSlowError:  #"
+    "cancel_without_paying", SlowClients, "wait", "finally:", "except trio.TooSlowError:"
 )
 wait_for_the_disconnected = edited(
     "wait_for_the_disconnected",

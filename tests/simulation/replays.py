@@ -70,7 +70,8 @@ def watch_rooms(
     connections: dict[Member, int] = {}
     cut_off: dict[Member, Batch] = {}  # members whose send queue was closed, and at which batch
     try_again = SlowClients._try_again
-    lag, go_live, join, leave = Room.lag, Room._go_live, Room.join, Room.leave
+    start_replay, go_live = Room.start_replay, Room._go_live
+    join, leave = Room.join, Room.leave
 
     def note(kind: str, room: Room, member: Member) -> None:
         if not is_over():
@@ -92,9 +93,9 @@ def watch_rooms(
         connections.setdefault(member, member.client)
         join(room, member)
 
-    def watched_lag(room: Room, member: Member, position: int) -> None:
+    def watched_start_replay(room: Room, member: Member, position: int) -> None:
         note("lag", room, member)
-        lag(room, member, position)
+        start_replay(room, member, position)
 
     def watched_go_live(room: Room, member: Member) -> bool:
         lags = current_history().lags
@@ -117,7 +118,7 @@ def watch_rooms(
     with (
         mock.patch.object(SlowClients, "_try_again", watched_try_again),
         mock.patch.object(Room, "join", watched_join),
-        mock.patch.object(Room, "lag", watched_lag),
+        mock.patch.object(Room, "start_replay", watched_start_replay),
         mock.patch.object(Room, "_go_live", watched_go_live),
         mock.patch.object(Room, "leave", watched_leave),
     ):
