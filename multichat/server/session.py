@@ -75,8 +75,8 @@ __all__ = ["Session"]
 # that the kernel passes on as one piece: the excess would cost every member a second one.
 _READ_BYTES = 48 * 1024
 
-# The same with a rate limit: all that was read is published, at the limit's pace, before anything
-# else is noticed, even the end of the connection.
+# The same while memory is tight, and with a rate limit: all that was read is published, at the
+# limit's pace, before anything else is noticed, even the end of the connection.
 _SHORT_READ_BYTES = 4096
 
 # Memory for each byte that was read while its messages wait to be published: its text, its lines
