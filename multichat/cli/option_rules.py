@@ -30,7 +30,10 @@ class Useless(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """*name* has no effect unless *other* is given; with *where*, only if that is given, too."""
+    """*name* has no effect unless *other* is given.
+
+    If *where* is set, the rule applies only when *where* is given.
+    """
 
     name: str
     other: str

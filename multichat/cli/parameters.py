@@ -1,4 +1,4 @@
-"""The parameters of the client's commands: their types, names, variables and help.
+"""The parameters that several commands or the configuration file share.
 
 Those that can be set in the configuration file are its keys, too: see `Preferences`.
 """

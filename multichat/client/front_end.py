@@ -120,7 +120,7 @@ class FrontEnd(ABC):
         )
 
     def tell_leaving(self, chat: LineChat, unaccepted: int = 0) -> None:
-        """Where messages wait for a connection, say so before we wait for it."""
+        """If messages are waiting for a connection, say so before waiting for one."""
         if not chat.connected and chat.unaccepted:
             self.tell(self.describe(chat, unaccepted))
             self.tell("Leaving when they are sent; Ctrl+C leaves at once")

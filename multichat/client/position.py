@@ -30,7 +30,7 @@ class Position:
 
     @property
     def is_unnamed(self) -> bool:
-        """Whether our name is the default one, which is made of our number."""
+        """Whether our name is the default one, which is derived from our number."""
         return fold_name(self.name) == fold_name(default_name(self.client))
 
     def welcomed(self, welcome: Welcome) -> None:

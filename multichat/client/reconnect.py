@@ -54,9 +54,10 @@ class Retry(NamedTuple):
 
 
 def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> Iterator[float]:
-    """Yield the seconds to wait before each attempt: exponential backoff with jitter.
+    """Yield the seconds to wait before each attempt.
 
-    *random* returns numbers from 0 to 1, so that a thousand clients do not reconnect all at once.
+    The backoff is exponential with jitter, so that a thousand clients do not reconnect at once.
+    *random* returns a number in [0, 1).
     """
     seconds = timeouts.first_retry
     while True:
@@ -67,12 +68,13 @@ def backoff(timeouts: ClientTimeouts, random: Callable[[], float] = random) -> I
 class Link:
     """The connections of one chat: *stream*, and those that *redial* returns.
 
-    `start` is called once.  *changed* is notified of each change; *events* wait for the program.
+    `start` is called once.  *changed* is notified of each change; *events* holds events until the
+    program takes them.
 
     *goodbye* is the server's last event, if that was a final goodbye; *failure* is the error with
-    which the chat ended; *loss_reported* says that a call has raised the loss of the connection.
-    *connected* says that requests go to *connection*, and not only into the outbox; *retry* is the
-    next try to reconnect, or the one that is under way.
+    which the chat ended; *loss_reported* is true once a call has raised the error for the lost
+    connection.  *connected* is true while requests can be sent on *connection*, not just queued in
+    the outbox; *retry* is the next or current attempt to reconnect, None once connected.
     """
 
     def __init__(
@@ -93,10 +95,10 @@ class Link:
         self.finished = False  # `finish` was called
         self.connected = True
         self.retry: Retry | None = None
-        self._reconnect_after: Goodbye | None = None
+        self._retryable_goodbye: Goodbye | None = None
         self._connected_at = 0.0
         self._backoff = backoff(self._timeouts)
-        self._down = ""  # why there is no connection
+        self._down_reason = ""  # why there is no connection
         self._sending = 0  # calls of the program that are sending
         self._begun = self._ended = False
         self._tasks = trio.CancelScope(shield=True)  # until `close`
@@ -126,7 +128,10 @@ class Link:
         return self._ended or (self.connection.over and not self.can_reconnect)
 
     def lost(self) -> ConnectionLost:
-        """Return the exception for a caller that says why the connection is lost."""
+        """Return the exception that tells a caller why the connection was lost.
+
+        Also sets *loss_reported*, as the caller is about to raise it.
+        """
         self.loss_reported = True
         if isinstance(self.failure, ConnectionLost):
             return self.failure
@@ -196,7 +201,7 @@ class Link:
 
     async def _reconnect(self) -> bool:
         """Dial until there is a new connection; return False if that is no longer possible."""
-        goodbye, self._reconnect_after = self._reconnect_after, None
+        goodbye, self._retryable_goodbye = self._retryable_goodbye, None
         reason = self.connection.lost().reason if goodbye is None else goodbye.reason
         if self.connected and trio.current_time() >= self._connected_at + _STEADY_SECONDS:
             self._backoff = backoff(self._timeouts)
@@ -208,7 +213,7 @@ class Link:
             failures = 0 if self.retry is None else self.retry.number
             self.retry = Retry(failures + 1, trio.current_time() + seconds)
             self.events.put([Disconnected(reason, seconds, failures)])
-            self._down = reason
+            self._down_reason = reason
             await trio.sleep(seconds)
             try:
                 stream = await self._redial()  # type: ignore[misc]  # `can_reconnect` says so
@@ -276,7 +281,7 @@ class Link:
         """Note whether the last event is a goodbye; remove it if we reconnect after it."""
         last = events[-1] if events else None
         if isinstance(last, Goodbye) and self.can_reconnect and last.known().reconnect:
-            self._reconnect_after = last.known()
+            self._retryable_goodbye = last.known()
             self.session.negotiation.said_goodbye = False  # the next connection has the answer
             events.pop()
         elif last is not None:
@@ -388,13 +393,16 @@ class Link:
                 break
 
     def _give_up(self, reason: str) -> None:
-        """End the chat; that is a failure unless only the server's end was missing."""
+        """End the chat.
+
+        It is a failure unless everything was accepted and only the server's EOF is missing.
+        """
         if self.session.codec is TEXT:
             reason = (
                 self.connection.describe_undelivered() or "the server does not close the connection"
             )
-        elif not self.connected and self._down:
-            reason = f"{reason} ({self._down})"
+        elif not self.connected and self._down_reason:
+            reason = f"{reason} ({self._down_reason})"
         if self.session.codec is TEXT or self.session.outbox:
             self.failure = ConnectionLost(reason)
         self.connection.abort(reason)

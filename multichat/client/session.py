@@ -53,11 +53,12 @@ _GAP = "messages that were said here meanwhile may be missing; /history shows th
 class ClientSession:
     """The state of one client, which begins with *hello*, or in *plain* text.
 
-    *negotiation* is that of the current, or else the last, connection.  *answers* has the requests
-    whose answer a call waits for, with the answer once it has come; *answered* counts all answers.
-    If *reports_accepted* is set, each `Accepted` is among the events.  If *refused* is set, it gets
-    the error of each message that is refused, in the step in which the message leaves the outbox;
-    and after a refused join, messages are still for that room, and so refused, until the next join.
+    *negotiation* is that of the current, or else the last, connection.  *answers* maps the nonce of
+    each request that a call is waiting on to its answer, or None until it arrives; *answered*
+    counts all answers.  If *reports_accepted* is set, each `Accepted` is among the events.  If
+    *refused* is set, it gets the error of each message that is refused, in the step in which the
+    message leaves the outbox; and after a refused join, messages are still for that room, and so
+    refused, until the next join.
     *last_sender* is the client that sent us the last private message.
     """
 

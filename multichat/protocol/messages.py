@@ -468,7 +468,8 @@ class Goodbye(_Message, frozen=True, tag="goodbye"):
 class Disconnected(_Message, frozen=True):
     """The connection is lost; the client tries again in *retry_seconds*.  Never on the wire.
 
-    Comes for the loss, with 0 *failures*, and for each failed try, with their number.
+    Emitted when the connection is lost (*failures* is 0) and after each failed attempt (*failures*
+    counts them).
     """
 
     reason: str

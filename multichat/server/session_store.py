@@ -184,7 +184,7 @@ class StoredSession:
         return _SESSION_BYTES + nonces
 
     def remember(self, nonces: Sequence[Nonce | None], submission: Submission) -> None:
-        """Note the *nonces* of the messages of *submission*, session for each message."""
+        """Remember the nonces of the messages in *submission*, one per message."""
         self.unpack()
         window = self.window
         if None in nonces:
@@ -210,7 +210,7 @@ class StoredSession:
         ]
 
     def pack(self) -> None:
-        """Encode the nonces compactly, unless session is still pending."""
+        """Encode the nonces compactly, unless one of its messages is still pending."""
         window = self.window
         if not window or any(submission.is_pending for submission, _ in window.values()):
             return
@@ -306,7 +306,10 @@ class SessionStore:
         self.disconnected_bytes = 0
 
     def create(self, client: int, name: str, room: str) -> tuple[str, StoredSession]:
-        """Create a session for a new client; return its token, which is stored nowhere, and it."""
+        """Create a session for a new client.
+
+        Return its token, which is never stored, and the session.
+        """
         token = secrets.token_hex(_TOKEN_BYTES)
         record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
         session = self._connected[record.digest] = StoredSession(record)
