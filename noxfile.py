@@ -141,7 +141,7 @@ def _talk(session: nox.Session, programs: Path) -> None:
 def docs(session: nox.Session) -> None:
     """Compare the command reference with `--help`; the tests check the other pages."""
     _prepare()
-    session.run(sys.executable, "docs/make_commands.py", *session.posargs or ["--check"])
+    session.run(sys.executable, "docs/make_command_line.py", *session.posargs or ["--check"])
 
 
 @nox.session

@@ -114,7 +114,9 @@ def test_links_lead_somewhere(page: Path, target: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_named_in_documents_exist(page: Path) -> None:
-    known = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "commands.md").read_text("utf-8")))
+    known = set(
+        re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "command_line.md").read_text("utf-8"))
+    )
     known |= {"--write", "--chat", "--max-conns", "--from"}  # ours to nox, ncat's, uvx's
     known |= {"--seed", "--seeds", "--seconds", "--minutes"}  # of the simulation, fuzzing, the soak
     known |= set(re.findall(r'"(--[a-z-]+)"', (ROOT / "benchmarks/__main__.py").read_text("utf-8")))
@@ -130,7 +132,7 @@ def test_every_command_is_in_the_reference() -> None:
     ).stdout
     commands = re.findall(r"^  (\w+)  +\w", shown.partition("Commands:")[2], re.MULTILINE)
     assert commands
-    reference = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    reference = (ROOT / "docs" / "command_line.md").read_text("utf-8")
     for command in commands:
         assert f"## `multichat {command}`" in reference
 
@@ -220,7 +222,7 @@ def test_the_changelog_knows_this_version() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_one_sentence_per_line(page: Path) -> None:
-    if page.name == "commands.md":
+    if page.name == "command_line.md":
         return  # generated
     text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     for line in text.splitlines():

@@ -14,11 +14,11 @@ import trio
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe
 from multichat.client.connect import Endpoint
+from multichat.client.descriptions import describe_event
 from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.status import describe_event
-from multichat.client.typed import LocalCommand, Typed, parse_typed
+from multichat.client.typed_input import LocalCommand, Typed, parse_typed
 from multichat.errors import (
     ConnectionLost,
     InputNotText,
@@ -224,12 +224,11 @@ class Console(FrontEnd):
                 await self._send(chat, requests)
                 requests = []
                 self._piped.note_sent(1)
-                if typed.request.name == "/status":
-                    self.tell(self.describe(chat))
-                    continue
-                self.tell_leaving(chat)
-                self._piped.discard_rest()
-                return False
+                if typed.request.name == "/quit":
+                    self.tell_leaving(chat)
+                    self._piped.discard_rest()
+                    return False
+                self.tell(self.describe(chat))
         await self._send(chat, requests)
         return True
 

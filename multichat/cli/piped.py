@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.typed import Typed
+from multichat.client.typed_input import Typed
 from multichat.errors import ConnectionLost, LineTooLong, Refused
 from multichat.protocol.framing import Part
 from multichat.protocol.json_codec import JSON

@@ -9,9 +9,9 @@ import trio
 from multichat.cli.notices import notify
 from multichat.cli.piped import Piped, for_pipe, send_input
 from multichat.client.connect import Endpoint, dial_first
+from multichat.client.descriptions import SPEAKING_TEXT
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.status import SPEAKING_TEXT
 from multichat.errors import ConnectionLost, MultichatError
 from multichat.protocol.text_codec import TEXT
 

@@ -10,9 +10,9 @@ import msgspec
 import trio
 
 from multichat.client.connect import Endpoint, dial_first
+from multichat.client.descriptions import SPEAKING_TEXT, describe_retry
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.status import SPEAKING_TEXT, describe_retry
 from multichat.errors import ConnectFailed, MultichatError
 from multichat.protocol.messages import Welcome
 

@@ -9,7 +9,7 @@ import trio
 
 from multichat.client.chat import Chat
 from multichat.client.reconnect import Link
-from multichat.client.typed import LocalCommand, Typed
+from multichat.client.typed_input import LocalCommand, Typed
 from multichat.errors import ConnectionLost, InvalidRequest, NoJson, Refused
 from multichat.protocol.codec import Codec
 from multichat.protocol.json_codec import JSON

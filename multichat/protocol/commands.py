@@ -79,7 +79,7 @@ class Command(NamedTuple):
     parse: Callable[[str], Request | str | None] | None = None
 
     @property
-    def is_local(self) -> bool:
+    def is_client_only(self) -> bool:
         """Whether the command is unknown to the server."""
         return bool(self.local) and self.parse is None
 
@@ -126,7 +126,7 @@ class CommandTable:
 
     def help_lines(self, *, local: bool = False) -> list[str]:
         """Return a line for each command but the local ones, or for these alone."""
-        shown = [(usage(each), each) for each in self if each.is_local is local and each.help]
+        shown = [(usage(each), each) for each in self if each.is_client_only is local and each.help]
         width = max(len(typed) for typed, _ in shown)
         lines = [f"{typed:{width}}  {each.help}" for typed, each in shown]
         if not local:
@@ -146,7 +146,7 @@ def parse_command(line: str) -> Request | str:
     """
     name, rest = split_command(line)
     command = COMMANDS.find(name)
-    if command is None or command.is_local:
+    if command is None or command.is_client_only:
         return Invalid.because(UnknownRequest(unknown_command(name, rest)))
     request = command.parse(rest) if command.parse is not None else None
     if request is None:

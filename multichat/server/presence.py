@@ -19,16 +19,24 @@ MAX_TOLD_ONE_BY_ONE = 16
 class PresenceChanges:
     """The members of one room by client number: their current names, and those sent to others."""
 
-    __slots__ = ("_changed", "_hidden", "_names", "_reasons", "_shown", "_told", "_unshown")
+    __slots__ = (
+        "_announced",
+        "_changed",
+        "_listed",
+        "_missing_from_listing",
+        "_names",
+        "_not_listed",
+        "_reasons",
+    )
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
-        self._told: dict[int, str] = {}
+        self._announced: dict[int, str] = {}
         self._changed: dict[int, None] = {}  # in the order of the first change
         self._reasons: dict[int, str] = {}
-        self._shown: dict[int, str] = {}  # names that were listed, but not announced
-        self._hidden: set[int] = set()  # announced, but then missing from a listing
-        self._unshown: set[int] = set()  # changed since the last call of `show`
+        self._listed: dict[int, str] = {}  # names that were listed, but not announced
+        self._missing_from_listing: set[int] = set()  # announced, but then missing from a listing
+        self._not_listed: set[int] = set()  # changed since the last call of `show`
 
     def __contains__(self, client: int) -> bool:
         """Return whether *client* has a change that has not been announced."""
@@ -42,13 +50,13 @@ class PresenceChanges:
         """Record that *client* has joined, or has changed its *name*."""
         self._names[client] = name
         self._changed[client] = None
-        self._unshown.add(client)
+        self._not_listed.add(client)
 
     def leave(self, client: int, reason: str) -> None:
         """Note that *client* has left."""
         del self._names[client]
         self._changed[client] = None
-        self._unshown.add(client)
+        self._not_listed.add(client)
         self._reasons[client] = reason
 
     def announce(self, client: int, name: str) -> Joined | None:
@@ -56,9 +64,9 @@ class PresenceChanges:
 
         None if it has been announced.  That it has left is announced after that message.
         """
-        if client in self._names or client in self._told or client in self._shown:
+        if client in self._names or client in self._announced or client in self._listed:
             return None
-        self._shown[client] = name
+        self._listed[client] = name
         return Joined(client, name, members=len(self._names))
 
     def show(self, to: int) -> None:
@@ -67,36 +75,36 @@ class PresenceChanges:
         Its own join is still to be announced, because the others have not seen it.  Each change is
         recorded once, however often members are listed.
         """
-        itself = self._unshown & {to}
-        for client in self._unshown - itself:
+        itself = self._not_listed & {to}
+        for client in self._not_listed - itself:
             if client in self._names:
-                self._shown[client] = self._names[client]
+                self._listed[client] = self._names[client]
             else:
-                self._hidden.add(client)
-        self._unshown = itself
+                self._missing_from_listing.add(client)
+        self._not_listed = itself
 
     def forget(self) -> None:
         """Treat all changes as announced."""
         for client in self._changed:
             if client in self._names:
-                self._told[client] = self._names[client]
+                self._announced[client] = self._names[client]
             else:
-                self._told.pop(client, None)
+                self._announced.pop(client, None)
         self._changed.clear()
         self._reasons.clear()
-        self._shown.clear()
-        self._hidden.clear()
-        self._unshown.clear()
+        self._listed.clear()
+        self._missing_from_listing.clear()
+        self._not_listed.clear()
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
         """Return each changed client with the event to announce; they count as announced then."""
         events: list[tuple[int, Joined | Left | Renamed]] = []
         for client in self._changed:
-            told, name = self._told.get(client), self._names.get(client)
-            shown = self._shown.get(client)
+            told, name = self._announced.get(client), self._names.get(client)
+            shown = self._listed.get(client)
             if (told is None and name is None) or (told == name and shown is not None):
                 told = shown
-            if told == name and client in self._hidden:  # it is back, and a listing lacked it
+            if told == name and client in self._missing_from_listing:  # it is back
                 told = None
             if told is None:
                 if name is not None:

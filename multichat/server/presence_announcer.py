@@ -94,7 +94,7 @@ class PresenceAnnouncer:
             self._changes.leave(client, away[1])
             self._tell_soon()
 
-    def who(self, to: Member, nonce: Nonce | None) -> bytes:
+    def encode_who(self, to: Member, nonce: Nonce | None) -> bytes:
         """Return the encoded response to `who` for *to*, which gets leaves from then on."""
         self._changes.show(to.client)
         return self._who.encode(to.codec, nonce)

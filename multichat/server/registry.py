@@ -149,14 +149,14 @@ class Registry:
         unnamed = _UNNAMED.fullmatch(who)
         return self._members.get(int(unnamed[1])) if unnamed else None
 
-    def who(self, room_name: str, to: Member, nonce: Nonce | None = None) -> bytes:
+    def encode_who(self, room_name: str, to: Member, nonce: Nonce | None = None) -> bytes:
         """Return the encoded answer to `who`, for *to*, about a room, which need not exist.
 
         Raises `InvalidName`.
         """
         room = self._rooms.get(fold_name(room_name))
         if room:
-            return room.presence.who(to, nonce)
+            return room.presence.encode_who(to, nonce)
         name = parse_room_name(room_name) if room is None else room.name
         person = self.find(name)
         person_in = "" if person is None else person.room.name

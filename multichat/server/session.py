@@ -365,7 +365,7 @@ class Session:
                     raise InvalidRequest(NO_SENDER)
                 await self._pipeline.direct(Direct(me.last_sender, text))
             case Who(room=room, nonce=nonce):
-                await self._send_queue.put(registry.who(room or me.room.name, me, nonce))
+                await self._send_queue.put(registry.encode_who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
                 await self._send_queue.put(registry.room_list.encode(me.codec, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):

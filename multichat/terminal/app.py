@@ -17,11 +17,11 @@ import msgspec
 import trio
 
 from multichat.client.connect import Endpoint
+from multichat.client.descriptions import describe_retry
 from multichat.client.front_end import FrontEnd
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
-from multichat.client.status import describe_retry
-from multichat.client.typed import LocalCommand, Typed, parse_typed
+from multichat.client.typed_input import LocalCommand, Typed, parse_typed
 from multichat.errors import (
     ConnectionLost,
     LineTooLong,
@@ -398,7 +398,7 @@ class TerminalChat(FrontEnd):
                 self.tell(self.describe(chat, self._unaccepted))
             case LocalCommand(name="/clear"):
                 self._prompt.screen.clear()
-            case LocalCommand(argument=name):
+            case LocalCommand(name="/ignore", argument=name):
                 self._ignore(name.removeprefix("@"))
             case Reply() if chat.welcome is not None:
                 # `/r` is expanded while it is typed, so nobody has sent us a private message.

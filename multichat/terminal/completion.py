@@ -40,7 +40,7 @@ def complete(
         return _matching(word.lstrip("#"), rooms, "")
     if second is not None and second.completes == "name":
         # A client without a name is shown as "Client 7" and can be addressed as 7.
-        end = "" if second.is_local else " "
+        end = "" if second.is_client_only else " "
         return _matching(word.removeprefix("@"), (_address(name) for name in names), end)
     if not word:
         return []

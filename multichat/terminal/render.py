@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import datetime, tzinfo
 from typing import NamedTuple
 
-from multichat.client.status import describe_event
+from multichat.client.descriptions import describe_event
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     Act,

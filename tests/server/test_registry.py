@@ -243,7 +243,7 @@ async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_proto
 
         def encoded(*members: Member) -> bytes:
             """Return the bytes that all of *members* get, which must be the same object."""
-            answers = [registry.who(LOBBY, each) for each in members]
+            answers = [registry.encode_who(LOBBY, each) for each in members]
             assert all(answer is answers[0] for answer in answers)
             names = [MemberName(each.client, each.name) for each in a.room.members.values()]
             assert answers[0] == members[0].codec.encode(Members(LOBBY, names))

@@ -326,7 +326,7 @@ class RoomMachine(RuleBasedStateMachine):
         guest.known_at = len(guest.events)
         names = [MemberName(other.client, other.name) for other in room.members.values()]
         answer = guest.member.codec.encode(Members(room.name, names))
-        assert room.presence.who(guest.member, None) == answer
+        assert room.presence.encode_who(guest.member, None) == answer
         guest.known = {each.client: each.name for each in names}
 
     @rule(target=guests, codec=st.sampled_from([TEXT, JSON]))

@@ -8,7 +8,7 @@ import trio
 from multichat.client.line_chat import LineChat
 from multichat.client.options import ChatOptions
 from multichat.client.reconnect import Redial
-from multichat.client.typed import parse_typed
+from multichat.client.typed_input import parse_typed
 from multichat.protocol.messages import Nonce
 
 __all__ = ["open_line_chat", "type_lines"]

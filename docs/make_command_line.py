@@ -1,11 +1,11 @@
-"""Writes docs/commands.md from the help of the commands; `--check` only compares."""
+"""Writes docs/command_line.md from the help of the commands; `--check` only compares."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).with_name("commands.md")
+PAGE = Path(__file__).with_name("command_line.md")
 BIN = Path(sys.executable).parent
 COMMANDS = (
     "multichat",
@@ -26,7 +26,7 @@ def make() -> str:
         "What each command says when it is asked with `--help`; "
         "this page is made from that by `nox -s docs -- --write`."
     )
-    sections = [f"# Commands\n\n{introduction}\n"]
+    sections = [f"# Command line\n\n{introduction}\n"]
     environment = {**os.environ, "COLUMNS": "80", "LANG": "C.UTF-8"}
     for command in COMMANDS:
         name, *rest = command.split()
@@ -40,6 +40,6 @@ def make() -> str:
 if __name__ == "__main__":
     if "--check" in sys.argv:
         if PAGE.read_text("utf-8") != make():
-            sys.exit("docs/commands.md is not what --help says: nox -s docs -- --write")
+            sys.exit("docs/command_line.md is not what --help says: nox -s docs -- --write")
     else:
         PAGE.write_text(make(), "utf-8")

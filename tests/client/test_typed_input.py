@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multichat.client.typed import LocalCommand, Typed, parse_typed
+from multichat.client.typed_input import LocalCommand, Typed, parse_typed
 from multichat.protocol.messages import Act, Direct, Hello, Invalid, Quit, SayBlock, Who
 
 pytestmark = pytest.mark.unit

@@ -87,8 +87,8 @@ def _parse_line(line: str, local: Collection[str], *, piped: bool) -> TypedReque
         word, argument = split_command(line)
         command = COMMANDS.find(word)
         argument = argument.strip()
-        is_explained = argument and command is not None and command.name == "/quit"
-        if command is not None and command.name in local and not is_explained:
+        has_unwanted_argument = argument and command is not None and command.name == "/quit"
+        if command is not None and command.name in local and not has_unwanted_argument:
             return LocalCommand(command.name, argument)
     if is_hello(line):
         return Hello()
