@@ -206,7 +206,7 @@ class Server:
             return
         if self.config.password is None:
             # Not at level WARNING: the specification's log has one level up to here.
-            warning = "Listening beyond this machine with neither TLS nor a password: "
+            warning = "Reachable from other machines without TLS or a password: "
             self._log.line("start", f"{warning}anybody can read and join")
         else:
             warning = "The password is sent in plain text beyond this machine: add --tls-cert"

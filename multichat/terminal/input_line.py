@@ -131,7 +131,9 @@ class InputLine:
         text = f"{len(self._pasted_lines())} pasted lines"
         if self._paste.command:
             text += f", with {self._paste.command}"
-        keys = f"{_SAY_KEY_NAME} sends them to {audience}, Esc discards them (Ctrl+Y: back again)"
+        keys = (
+            f"{_SAY_KEY_NAME} sends them to {audience}, Esc discards them (Ctrl+Y brings them back)"
+        )
         return [("bold", f"{text}: "), ("", keys)]
 
     @property

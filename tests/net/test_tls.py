@@ -235,7 +235,7 @@ async def test_a_certificate_and_its_key_may_stand_in_two_files(
         assert chat.welcome is not None
         [member] = server.members
         assert member.address.startswith(f"{LOOPBACK}:")
-    assert not [line for line in log.lines if "neither TLS nor a password" in line]
+    assert not [line for line in log.lines if "without TLS or a password" in line]
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -799,7 +799,7 @@ async def test_pending_connections_count_for_the_limit_per_address(
 # --- Warnings ------------------------------------------------------------------------------------
 
 WARNING = (
-    "[INFO] [server] [start] Listening beyond this machine with neither TLS nor a password: "
+    "[INFO] [server] [start] Reachable from other machines without TLS or a password: "
     "anybody can read and join"
 )
 

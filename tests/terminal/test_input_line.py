@@ -228,7 +228,7 @@ def test_an_unfinished_line_returns_after_an_old_one_was_sent(keyboard: Keyboard
 
 
 ASKED = "looks like /msg: Enter again runs it, Ctrl+S sends it to everybody in den, or edit it"
-PASTED = "{}: Ctrl+S sends them to everybody in den, Esc discards them (Ctrl+Y: back again)"
+PASTED = "{}: Ctrl+S sends them to everybody in den, Esc discards them (Ctrl+Y brings them back)"
 
 
 @pytest.mark.parametrize(
