@@ -304,7 +304,7 @@ class Session:
         else:
             with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
                 data = await transport.receive_some(self._stream, size)
-            if idle.cancelled_caught and transport.has_input(self._stream):  # its turn is not yet
+            if idle.cancelled_caught and transport.has_input(self._stream):  # not its turn yet
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
                 reason = f"idle for {self._config.idle_seconds:g} s"

@@ -384,7 +384,7 @@ async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path)
 
 @contextmanager
 def slow_output(*argv: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A client whose output is a pipe, to be read; killed in the end, so that who reads it ends."""
+    """A client whose output is a pipe, to be read; killed at the end, so that its reader ends."""
     read, write = os.pipe()
     client = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=write)
     os.close(write)
@@ -820,7 +820,7 @@ async def test_a_log_that_does_not_fit_goes_on_when_there_is_room_again(tmp_path
         with trio.fail_after(WAIT_SECONDS):
             for number in itertools.count():
                 await fill(number)
-                # There may be room again before anything had none: nobody sees that a write fails.
+                # The limit may be raised before a write has failed: then try again.
                 if "[LOG]" in log.read_text("utf-8"):
                     break
         await stop(server)

@@ -127,7 +127,7 @@ async def test_clients_of_a_frozen_server_end(
     async with serve(tmp_path, *options) as server:
         if transport != "unix":
             where |= {"host": LOOPBACK, "port": server.port}
-        # What a frozen server's kernel has taken of text counts as arrived, as nobody says more.
+        # Text that a frozen server's kernel has taken counts as arrived: there is no other answer.
         commands = COMMANDS if lines == LINES else [*JSON_COMMANDS, "json"]
         async with talking(tmp_path, commands, server, **where) as clients:
             server.signal(signal.SIGSTOP)

@@ -257,7 +257,7 @@ async def test_a_pipe_loses_nothing_to_a_server_that_is_killed(port: int, tmp_pa
 
 
 async def test_the_end_of_input_waits_for_the_next_connection(port: int, tmp_path: Path) -> None:
-    """The first server takes what is said and is gone before it has accepted it."""
+    """The first server receives the messages and is gone before it has accepted them."""
     [listener] = await trio.open_tcp_listeners(port, host=LOOPBACK)
     async with Command(tmp_path, MULTICHAT, "connect", LOOPBACK, str(port)) as client:
         await client.type("one\ndone\n")

@@ -199,7 +199,7 @@ async def run_on_terminal(terminal: Terminal, name: str, options: list[str], por
 
 @dataclass(frozen=True)
 class Refusal:
-    """What makes a client unwelcome, and what it is told."""
+    """A reason to refuse a client, and the error that it gets: *says*."""
 
     says: str
     password: str = "right"

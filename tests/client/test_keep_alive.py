@@ -72,7 +72,7 @@ async def test_a_server_is_pinged_after_half_a_minute_of_silence(
             assert trio.current_time() - before == pytest.approx(30)
             await server.send(f'{{"type":"pong","token":"","nonce":{ping["nonce"]}}}')
         await server.send(NOTICE)
-        assert await anext(chat) == Notice("x")  # and no pong is told
+        assert await anext(chat) == Notice("x")  # and no pong is reported
         assert chat.unaccepted == 0
 
 

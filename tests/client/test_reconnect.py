@@ -133,7 +133,7 @@ async def conversation(**options: Any) -> AsyncIterator[tuple[LineChat, Network,
 
 
 async def numbers(chat: Chat, count: int) -> list[int]:
-    """Return the numbers of so many messages, and nothing else that was told."""
+    """Return the numbers in the next *count* messages; other events are dropped."""
     heard: list[int] = []
     while len(heard) < count:
         event = await anext(chat)
@@ -593,7 +593,7 @@ async def test_a_full_server_is_retried(autojump_clock: MockClock) -> None:
         assert reasons == [CLOSED, full, full, full]
         assert chat.goodbye is None
         pauses = [after - before for before, after in pairwise(network.dialled)]
-        assert pauses == sorted(pauses)  # longer each time, as where nobody is there
+        assert pauses == sorted(pauses)  # longer each time, as without a server
 
 
 async def test_an_untrusted_certificate_ends_reconnecting(

@@ -161,7 +161,7 @@ async def say_until_refused(client: ScriptedClient) -> int:
 async def test_a_server_starts_on_a_full_disk_without_retention(
     tmp_path: Path, kind: str, ending: str
 ) -> None:
-    """Its messages can be read and its sessions resumed; what is said is refused."""
+    """Its messages can be read and its sessions resumed; new messages are refused."""
     is_limit = kind == "limit"
     with nullcontext(tmp_path) if is_limit else mounted(tmp_path / "disk", "size=6m") as disk:
         options = ("--journal", str(disk / "chat.db"), "--durability", "normal")

@@ -581,7 +581,7 @@ async def test_a_full_disk_is_reported_and_writing_resumes_when_there_is_space(
                     if reasons:
                         break
                 assert reasons == {reason}
-                # A session waits until there is room; who says something does not.
+                # A session waits until there is space; a message fails.
                 journal.save_session(ALICE, connected=True)
                 pending = room.append(encode(room, "y" * 1_000_000))
                 with pytest.raises(StorageFailed, match=reason):

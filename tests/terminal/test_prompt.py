@@ -26,7 +26,7 @@ def connect(server: ServerCommand, *options: str) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def chatter(server: ServerCommand, every_seconds: float = 0.1) -> AsyncIterator[list[str]]:
-    """Somebody who says something ten times a second; yields what was said so far."""
+    """A client that sends a message ten times a second; yields the messages so far."""
     said: list[str] = []
     async with (
         multichat.connect(LOOPBACK, server.port, name="bob") as chat,

@@ -126,7 +126,7 @@ def test_pending_messages_are_dimmed() -> None:
     assert line.fragments == [(DIM, "10:30 alice  Hello")]
 
 
-# --- What is told -----------------------------------------------------------------------------
+# --- Events ---------------------------------------------------------------------------------------
 
 WELCOME = Welcome(
     protocol=1,
