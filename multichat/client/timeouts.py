@@ -69,7 +69,7 @@ class ClientTimeouts:
     # quarter of a second.
     first_retry: float = 0.25
 
-    # The longest delay between attempts; an hour's outage costs about a hundred attempts.
+    # The longest delay between attempts; an hour's outage costs about 160 attempts, with jitter.
     longest_retry: float = 30.0
 
     # Interval between two attempts to get a name that is taken.
