@@ -161,7 +161,7 @@ def _ask(prompt: str) -> str:
     except UnicodeError:
         raise UsageMistake("the password is not UTF-8") from None
     except BaseException as error:
-        write_notice("\n")  # the cursor is still behind the prompt
+        write_notice("\n")  # the cursor is still after the prompt
         if isinstance(error, EOFError):
             return ""
         raise

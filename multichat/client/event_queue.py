@@ -18,7 +18,7 @@ _OBJECT_BYTES = 200
 # the server waits for us.
 _WAITING_BYTES = 32 * 1024 * 1024
 
-# The same while the program waits for an answer, which comes behind these events.  Above this the
+# The same while the program waits for an answer, which comes after these events.  Above this the
 # call is given up, so that the program can receive.
 _AWAITED_BYTES = 128 * 1024 * 1024
 

@@ -120,7 +120,7 @@ class FrontEnd(ABC):
         )
 
     def tell_leaving(self, chat: LineChat, unaccepted: int = 0) -> None:
-        """If messages are waiting for a connection, say so before waiting for one."""
+        """Before leaving, tell the user if messages are still waiting for a connection."""
         if not chat.connected and chat.unaccepted:
             self.tell(self.describe(chat, unaccepted))
             self.tell("Leaving when they are sent; Ctrl+C leaves at once")

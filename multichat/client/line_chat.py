@@ -38,9 +38,9 @@ class LineChat(Chat):
     async def send_typed(self, typed: Iterable[Typed]) -> list[Nonce | None]:
         """Send typed requests; in the text protocol, their lines as they are.
 
-        A command that is none is answered by an `Error` among the events, as is what is too long.
-        Returns for each line the nonce, which its answer has too, or None where it has none;
-        nothing in the text protocol.  For the rest see `Chat.send`.
+        An invalid command, or a line that is too long, yields an `Error` event.  Returns each
+        line's nonce, or None if it has none; an empty list in the text protocol.  For the rest see
+        `Chat.send`.
         """
         if self.codec is TEXT:
             await self._link.send_lines("\n".join(each.lines for each in typed))
@@ -87,7 +87,7 @@ class LineChat(Chat):
         return None
 
     def is_unaccepted(self, nonce: Nonce) -> bool:
-        """Whether what has that nonce was sent and is not answered yet."""
+        """Whether the request with this nonce is still unanswered."""
         return nonce in self._session.outbox
 
     def collect_refused(self) -> dict[Nonce, Error]:

@@ -83,7 +83,7 @@ class Negotiation:
     *password_asked* says that the server requires a password and has not accepted one,
     *password_sent* that it was sent one, *password_refused* that this is wrong.
 
-    *said_goodbye* says that the last event was a goodbye; *disconnected*, that lines behind it are
+    *said_goodbye* says that the last event was a goodbye; *disconnected*, that lines after it are
     ignored.  Once text is settled they never are: another server may relay such a line that anybody
     has typed.
 

@@ -273,7 +273,7 @@ class Link:
                     await self._wait_for_program(connection)
 
     async def _wait_for_program(self, connection: Connection) -> None:
-        # An awaited answer may come behind many events that the program has not taken.
+        # An awaited answer may come after many events that the program has not taken.
         while not connection.over and not self.events.has_room(awaited=self.changed.waiters > 0):
             await self.changed.wait()
 

@@ -139,14 +139,16 @@ class ClientSession:
 
     def _receive_block(self, block: str, *, ended: bool) -> list[Event]:
         decoded = self.negotiation.receive(block)
-        if not block.isascii() or "\\u" in block:  # else no name holds what cannot be seen
+        # Otherwise no name can contain invisible characters.
+        if not block.isascii() or "\\u" in block:
             decoded = list(map(with_visible_names, decoded))
         if self.negotiation.codec is TEXT:
             return decoded
         events: list[Event] = []
         for event in decoded:
             if isinstance(event, Said):
-                # Without an id, and in the end: the next connection brings the whole message.
+                # A partial last line without an id is dropped; the next connection resends the
+                # whole message.
                 if self.position.advance(event) and (event.id or not ended):
                     events.append(event)
                 continue

@@ -28,8 +28,8 @@ TypedRequest: TypeAlias = Request | LocalCommand
 class Typed(NamedTuple):
     """*lines* as they were typed, with LF between them, and the *request* that they make.
 
-    Only a `SayBlock` has several lines.  Without a request the line only looks like a command, and
-    is not sent.
+    Only a `SayBlock` has several lines.  *request* is None for a disguised command, which is not
+    sent.
     """
 
     lines: str

@@ -328,7 +328,7 @@ class SendQueue:
     def _join_waiting(
         self, receive: trio.MemoryReceiveChannel[bytes | memoryview], piece: bytes | memoryview
     ) -> bytes | memoryview:
-        """Return *piece* joined with the batches behind it, which are held as one from then on.
+        """Return *piece* joined with the batches after it, which are held as one from then on.
 
         While memory is tight, return *piece* alone: a joined copy belongs to this client, but
         queued batches may be shared by all members.

@@ -16,7 +16,7 @@ __all__ = ["Codec", "encoded_help"]
 
 
 class Codec(Protocol):
-    """A way to encode requests and events; there is one object of each."""
+    """A way to encode requests and events; each codec is a singleton."""
 
     name: ClassVar[str]
     least_said_bytes: ClassVar[int]  # the least that `encode_said` adds to each message

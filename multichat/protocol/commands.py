@@ -1,8 +1,8 @@
-"""The table of commands that people type: all that help, completion and the codecs know of them.
+"""The table of typed commands, used by help, completion and the text codec.
 
-Owns which commands there are, under which names they can be typed and which request each makes.  A
-line is a command if its first character is a slash and its second is not.  Lines that only look
-like one are in `multichat.protocol.typed_lines`.  Pure; requests are carried out elsewhere.
+Defines each command, its names and the request it makes.  A line is a command if its first
+character is a slash and its second is not.  Lines that only look like one are in
+`multichat.protocol.typed_lines`.  Pure; requests are carried out elsewhere.
 """
 
 import re
@@ -42,7 +42,7 @@ __all__ = [
     "usage",
 ]
 
-# A line of the help fits 60 columns behind the tag.
+# With `[Server] ` in front, a help line fits in 60 columns.
 _MAX_HELP_CHARACTERS = 51
 
 # Enough of a mistyped command to recognize it; a 64 KiB "/aaaa…" need not come back whole.
@@ -63,11 +63,11 @@ _COMMAND = re.compile(r"(/\S*)\s?(.*)", re.DOTALL)
 class Command(NamedTuple):
     """One command: its *name*, its *arguments* for the usage line, and its *help*.
 
-    Without *help* it is not listed.  *aliases* do the same.  *completes* says what the first
-    argument is, for completion: `name`, `room`, `text`, or empty for nothing to be completed.
-    *local* says which of our clients run it themselves: `all`, `terminal`, or empty for none.
-    *parse* returns the request, or the text to say, for what is typed behind the name; None if
-    those arguments do not fit.  Without *parse* there is no request.
+    *aliases* are its other names.  A command without *help* is left out of the list.  *completes*
+    says what the first argument is, for completion: `name`, `room`, `text`, or empty for nothing
+    to be completed.  *local* says which of our clients run it themselves: `all`, `terminal`, or
+    empty for none.  *parse* turns what follows the name into a request, or into text to say; it
+    returns None for invalid arguments.  Without it the server answers with the usage.
     """
 
     name: str
@@ -125,7 +125,7 @@ class CommandTable:
         return next(filter(pattern.fullmatch, self._by_name), None)
 
     def help_lines(self, *, local: bool = False) -> list[str]:
-        """Return a line for each command but the local ones, or for these alone."""
+        """Return a help line for each command that the server runs, or for each client-only one."""
         shown = [(usage(each), each) for each in self if each.is_client_only is local and each.help]
         width = max(len(typed) for typed, _ in shown)
         lines = [f"{typed:{width}}  {each.help}" for typed, each in shown]
@@ -239,7 +239,7 @@ ADMIN_COMMANDS = CommandTable(
 
 
 def unknown_command(name: str, rest: str, table: CommandTable = COMMANDS) -> str:
-    """Return the answer to the command *name*, which is not in *table*, with *rest* behind it."""
+    """Return the answer to the command *name*, which is not in *table*, followed by *rest*."""
     if name.lower() in table.unavailable:
         return table.unavailable[name.lower()]
     similar = table.similar(name, rest)
@@ -251,7 +251,7 @@ def unknown_command(name: str, rest: str, table: CommandTable = COMMANDS) -> str
 
 
 def _usage_hint(command: Command, name: str, argument: str) -> str:
-    """Return the answer to a command whose arguments do not fit."""
+    """Return the answer to a command whose arguments are invalid."""
     if name == "/query" and argument and len(argument.split()) == 1:
         return f"/query does not open a conversation; type /msg {shortened(argument)} TEXT"
     hint = f"usage: {usage(command, name)}"

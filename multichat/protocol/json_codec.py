@@ -1,7 +1,7 @@
 """The JSON protocol, which programs speak: one object a line, its `type` first.  Pure.
 
-Owns how JSON is written, also the escaping: no other module writes JSON of its own.  Every decoded
-string goes through the filter of `multichat.protocol.framing`, in `multichat.protocol.json_lines`.
+The only module that writes JSON, including its escaping.  Every decoded string goes through the
+filter of `multichat.protocol.framing`, in `multichat.protocol.json_lines`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -219,7 +219,7 @@ def encode_hello(hello: Hello) -> str:
 
 
 def decode_hello(line: str) -> Iterator[Request]:
-    """Yield the `Hello` of *line*, and an `Invalid` behind it if its object is not valid."""
+    """Yield the `Hello` of *line*, followed by an `Invalid` if its object is not valid."""
     fields = line[len("/json") :]
     if not fields.strip():
         yield Hello()

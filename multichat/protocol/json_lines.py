@@ -1,6 +1,6 @@
 """Decodes lines of JSON strictly, within bounds and through the filter.  Pure.
 
-Owns how deep JSON may be nested, and that its escapes cannot bypass the filter of
+Limits how deep JSON may be nested, and ensures that its escapes cannot bypass the filter of
 `multichat.protocol.framing`.
 
 1. Whether a line is nested too deeply depends on the line alone.
@@ -181,7 +181,7 @@ def _clean_escape(match: re.Match[str]) -> str:
         character = _SHORT_ESCAPES.get(escape, "")
     elif len(escape) == len("\\u0000"):
         character = chr(int(escape.removeprefix("\\u"), 16))
-    else:  # incomplete; it must not become an escape when something behind it is dropped
+    else:  # incomplete; it must not become an escape when something after it is dropped
         return "\ufffd"
     cleaned = clean(character)
     return escape if cleaned == character else cleaned

@@ -226,7 +226,7 @@ class SayBlock(msgspec.Struct, frozen=True):
     """Several `Say` in a row, so that nothing has to be done per message; or one `Act`, if *act*.
 
     *text* is their texts in order, with an LF between two; *nonces* are theirs, or empty if none
-    has one.  All name the same *room*, or none.
+    has one.  All have the same *room*, or all have none.
     """
 
     text: str
@@ -489,9 +489,9 @@ class Reconnected(_Message, frozen=True):
 
 
 class Entered(_Message, frozen=True):
-    """We have joined *room*, with so many *members* and the *last* id there; is on no wire.
+    """We have joined *room*, which has *members* members and the *last* id; never on the wire.
 
-    The client makes it of the `Joined` that answers `Join`.
+    The client makes it from the `Joined` that answers `Join`.
     """
 
     room: str

@@ -1,6 +1,6 @@
 """Bans of addresses, networks and names, for a time or for ever.  Pure.
 
-Owns what counts as one address, when two bans have the same target, and how a ban is typed by an
+Defines what counts as one address, when two bans have the same target, and how a ban is typed by an
 operator, shown to people, and written to a file.  The caller passes the time as `now`, in seconds
 since 1970, so that a ban outlives a restart.
 

@@ -2,7 +2,7 @@
 
 Members are sent the difference between the last update and the current state.  So a client that
 joins and leaves in between is not mentioned, unless somebody has listed the members meanwhile, and
-two changes of a name are one.  Many differences at once are sent as numbers: N joining clients
+successive renames are merged.  Many differences at once are sent as numbers: N joining clients
 never cost N lines for each of N members.
 """
 
@@ -60,9 +60,9 @@ class PresenceChanges:
         self._reasons[client] = reason
 
     def announce(self, client: int, name: str) -> Joined | None:
-        """Return the event that announces a client that left before its first message is delivered.
+        """Return the late `Joined` of a client that left before its first message was delivered.
 
-        None if it has been announced.  That it has left is announced after that message.
+        None if it has been announced.  Its `Left` follows that message.
         """
         if client in self._names or client in self._announced or client in self._listed:
             return None

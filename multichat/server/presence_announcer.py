@@ -1,4 +1,4 @@
-"""Announces joins, leaves and renames to the members of one room.
+"""Announces joins, leaves and renames to the members of one room, and answers `who`.
 
 Changes are collected for a moment and sent as the difference to the previous state (see
 `multichat.server.presence`).  Nothing waits for a member: one that lags, or whose send queue is
@@ -32,9 +32,10 @@ PRESENCE_PAUSE_SECONDS = 1.0
 class PresenceAnnouncer:
     """Announces to *members* of *room* (by client number) which of them join and leave.
 
-    *by_codec* has the live ones by codec; both are the room's, and change before a method here is
-    called.  Clients of the text protocol are told only with *to_text*.  If a member leaves and may
-    reconnect, the others are told after *away_seconds*.  *start_soon* starts the tasks that tell.
+    *by_codec* groups the live members by codec; the room owns and updates both mappings, before it
+    calls a method here.  Clients of the text protocol are told only with *to_text*.  If a member
+    leaves and may reconnect, the others are told after *away_seconds*.  *start_soon* starts the
+    announcing tasks.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class PresenceAnnouncer:
             self._tell_soon()
 
     def encode_who(self, to: Member, nonce: Nonce | None) -> bytes:
-        """Return the encoded response to `who` for *to*, which gets leaves from then on."""
+        """Return the encoded `Members`; from then on *to* is told when a listed member leaves."""
         self._changes.show(to.client)
         return self._who.encode(to.codec, nonce)
 

@@ -150,7 +150,7 @@ class Registry:
         return self._members.get(int(unnamed[1])) if unnamed else None
 
     def encode_who(self, room_name: str, to: Member, nonce: Nonce | None = None) -> bytes:
-        """Return the encoded answer to `who`, for *to*, about a room, which need not exist.
+        """Return the encoded answer to *to*'s `Who`.  The room need not exist.
 
         Raises `InvalidName`.
         """

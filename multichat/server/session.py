@@ -75,8 +75,8 @@ __all__ = ["Session"]
 # that the kernel passes on as one piece: the excess would cost every member a second one.
 _READ_BYTES = 48 * 1024
 
-# The same while memory is tight, and with a rate limit: all that was read is published, at the
-# limit's pace, before anything else is noticed, even the end of the connection.
+# The same while memory is tight, and under a rate limit: until everything read has been published,
+# at the limit's pace, not even a disconnect is noticed.
 _SHORT_READ_BYTES = 4096
 
 # Memory for each byte that was read while its messages wait to be published: its text, its lines
@@ -104,8 +104,9 @@ class _Leave(Exception):
 class Session:
     """A client in *registry*; constructing it starts nothing and sends nothing.
 
-    *connection* comes from *address*; limits count it at *origin*, and *meter* takes its turns.
-    `run` is called once, by one task.  The stream is closed when it returns or raises.
+    *connection* comes from *address*; its use counts towards the limits of *origin*; *meter*
+    schedules its turns.  `run` is called once, by one task.  The stream is closed when it returns
+    or raises.
     """
 
     __slots__ = (
@@ -198,7 +199,7 @@ class Session:
                     with self._reading:
                         await self._assign_name(self._connection.name)
                         await self._read()
-                    if self._send_queue.failure:  # and no input after it
+                    if self._send_queue.failure:  # writing failed, and no more input came
                         self._registry.leave(self.member, self._send_queue.failure)
                 finally:  # while the nursery is open: leaving may start the writer
                     self._registry.leave(self.member, "the server ended the session")
@@ -304,7 +305,8 @@ class Session:
         else:
             with trio.move_on_at(self._active_at + self._config.idle_seconds) as idle:
                 data = await transport.receive_some(self._stream, size)
-            if idle.cancelled_caught and transport.has_input(self._stream):  # not its turn yet
+            if idle.cancelled_caught and transport.has_input(self._stream):
+                # Not idle: its turn has not come yet.
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
                 reason = f"idle for {self._config.idle_seconds:g} s"
@@ -454,7 +456,9 @@ class Session:
         )
 
     def _start_from(self, since: str | None, replay: int) -> list[Error]:
-        """Replay to this client from there, after the answer that is queued in the same step.
+        """Replay messages after *since*, or the last *replay* ones, to this client.
+
+        They follow the answer that is queued in the same step.
 
         Returns an error if *since* is no id of the room.
         """

@@ -368,7 +368,7 @@ class TerminalChat(FrontEnd):
                 if gone:
                     self.failure = ConnectionLost("the terminal is gone")
                 await chat.link.close()
-                scope.cancel(reason="the server does not end")
+                scope.cancel(reason="the server did not close the connection")
         except MultichatError as error:
             self.failure = self.failure or error
 
@@ -401,7 +401,7 @@ class TerminalChat(FrontEnd):
             case LocalCommand(name="/ignore", argument=name):
                 self._ignore(name.removeprefix("@"))
             case Reply() if chat.welcome is not None:
-                # `/r` is expanded while it is typed, so nobody has sent us a private message.
+                # `expand_reply` replaces `/r` if anyone has written to us, so nobody has.
                 # Ignored senders do not count.
                 self.tell(NO_SENDER, warning=True)
             case request:
