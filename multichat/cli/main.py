@@ -159,11 +159,11 @@ def connect(
 def _run_console(endpoint: "Endpoint", options: ChatOptions, input_fd: int | None) -> None:
     import trio
 
-    from multichat.cli.console import Console
+    from multichat.cli.log_client import LogClient
     from multichat.log import open_log
 
     with open_log(fileno(sys.stdout)) as writer:
-        trio.run(Console(endpoint, options, writer=writer, input_fd=input_fd).run)
+        trio.run(LogClient(endpoint, options, writer=writer, input_fd=input_fd).run)
 
 
 def _connect_plain(

@@ -138,7 +138,7 @@ class TerminalChat(FrontEnd):
     def run(self) -> None:
         """Connect and chat until we leave, the server closes, or a signal ends it.
 
-        Starts and ends its own trio run.  Raises the same errors as `Console.run`.  Restores the
+        Starts and ends its own trio run.  Raises the same errors as `LogClient.run`.  Restores the
         terminal.
         """
         run_with_prompt(partial(until_signal, self._run))

@@ -490,7 +490,7 @@ import sys, trio, typer
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint
 from multichat.client.options import ChatOptions
-from multichat.cli.console import Console
+from multichat.cli.log_client import LogClient
 from multichat.log import open_log
 from multichat.cli.process import one_line_errors
 
@@ -499,7 +499,7 @@ endpoint = Endpoint(host=sys.argv[1], port=int(sys.argv[2]))
 try:
     with one_line_errors(), open_log(1) as writer:
         options = ChatOptions(plain=True, timeouts=timeouts)
-        trio.run(Console(endpoint, options, writer=writer, input_fd=0).run)
+        trio.run(LogClient(endpoint, options, writer=writer, input_fd=0).run)
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

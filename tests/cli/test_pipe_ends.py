@@ -24,7 +24,7 @@ from pathlib import Path
 from multichat import ClientTimeouts
 from multichat.client.connect import Endpoint, client_tls
 from multichat.client.options import ChatOptions
-from multichat.cli.console import (Console)
+from multichat.cli.log_client import (LogClient)
 from multichat.stdio import (until_signal)
 from multichat.cli.json_pipe import JsonPipe
 from multichat.cli.send import send
@@ -47,7 +47,7 @@ try:
         elif command == "json":
             trio.run(JsonPipe(endpoint, options, input_fd=0, output_fd=1).run)
         else:
-            trio.run(Console(endpoint, options, writer=writer, input_fd=0).run)
+            trio.run(LogClient(endpoint, options, writer=writer, input_fd=0).run)
 except typer.Exit as status:
     sys.exit(status.exit_code)
 """

@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from multichat import ClientTimeouts, ConnectionLost
-from multichat.cli.console import Console
+from multichat.cli.log_client import LogClient
 from multichat.cli.send import send
 from multichat.client.connect import Endpoint
 from multichat.client.connection import Standstill
@@ -252,6 +252,6 @@ async def test_connect_in_a_pipe_says_which_line_was_the_first_that_was_not_acce
             open_log(out.fileno()) as writer,
             pytest.raises(ConnectionLost) as caught,
         ):
-            await Console(endpoint, endpoint.options, writer=writer, input_fd=file.fileno()).run()
+            await LogClient(endpoint, endpoint.options, writer=writer, input_fd=file.fileno()).run()
     were = "1 line was" if len(rest) == 1 else f"{len(rest)} lines were"
     assert f"; {were} not accepted, the first is line {rest[0]} of" in str(caught.value)

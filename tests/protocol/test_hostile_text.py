@@ -16,8 +16,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from multichat import Event, MultichatError
-from multichat.cli.console import Console
 from multichat.cli.json_pipe import JsonPipe
+from multichat.cli.log_client import LogClient
 from multichat.cli.send import send
 from multichat.cli.who import who
 from multichat.client.connect import Endpoint
@@ -524,7 +524,7 @@ async def hostile_server(*says: bytes) -> AsyncIterator[Endpoint]:
 async def show(endpoint: Endpoint, file: Path, *, plain: bool = False) -> str:
     """Return what `multichat connect` prints, and then its last words."""
     with file.open("wb") as out, suppress(MultichatError), open_log(out.fileno()) as writer:
-        await Console(endpoint, ChatOptions(plain=plain), writer=writer, input_fd=None).run()
+        await LogClient(endpoint, ChatOptions(plain=plain), writer=writer, input_fd=None).run()
     return file.read_bytes().decode("utf-8")
 
 

@@ -415,7 +415,7 @@ trio.run(main)
 
 @pytest.mark.process
 def test_help_and_clients_do_not_load_the_character_tables() -> None:
-    code = "import sys, multichat.cli.main, multichat.client.connect, multichat.cli.console"
+    code = "import sys, multichat.cli.main, multichat.client.connect, multichat.cli.log_client"
     names = subprocess.check_output(
         [sys.executable, "-c", f"{code}; print(*sys.modules)"], text=True
     ).split()

@@ -1,7 +1,7 @@
 """`multichat connect` without an input line: standard input to the chat, the chat to the log.
 
-Owns the log of the client, and when it ends and with which error.  A terminal and a pipe are read
-the same way.
+Writes the client's log, and decides when it ends and with which error.  A terminal and a pipe are
+read the same way.
 """
 
 import logging
@@ -37,7 +37,7 @@ from multichat.protocol.typed_lines import disguised_command, why_not_said
 from multichat.stdio import read_input, until_signal
 from multichat.terminal.render import STATES
 
-__all__ = ["Console"]
+__all__ = ["LogClient"]
 
 # How many bytes may wait for a slow standard output before we stop reading: well below where the
 # log would skip lines, because no message may be lost.
@@ -56,7 +56,7 @@ _OURS = (Disconnected, Reconnected)
 _LOCAL_COMMANDS = COMMANDS.local_names(terminal=False)
 
 
-class Console(FrontEnd):
+class LogClient(FrontEnd):
     """One run of `connect`; `run` is called once.
 
     *writer* is where the log goes, *input_fd* what is read, None for nothing at all.  Neither is
