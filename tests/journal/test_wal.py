@@ -28,7 +28,7 @@ from tests.support.journals import (
     texts_of,
     wait_stored,
 )
-from tests.support.processes import serve
+from tests.support.processes import Command, serve
 from tests.support.speaker import speaking
 
 pytestmark = pytest.mark.process
@@ -256,6 +256,36 @@ async def test_messages_are_stored_although_a_checkpoint_of_another_program_wait
         server.signal(signal.SIGKILL)
         await server.wait()
     assert await all_texts(path) == [f"{n + 1}" for n in range(said)]
+
+
+@pytest.mark.parametrize("later", [0, 3])
+async def test_a_killed_server_starts_after_another_program_copied_the_wal_and_reads_on(
+    later: int, tmp_path: Path
+) -> None:
+    """A checkpoint and then a backup, which keeps the server's own checkpoint from copying."""
+    path, backup = tmp_path / "chat.db", tmp_path / "backup.db"
+    async with serve(tmp_path, "--journal", str(path)) as server, speaking(server) as one:
+        assert await one.say("1") == "accepted"
+        back_up(path, backup)
+        assert await one.say("2") == "accepted"
+        program = "import sqlite3, sys; program = sqlite3.connect(sys.argv[1], timeout=60);"
+        program += "print(program.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone());"
+        program += "program.execute('BEGIN'); program.execute('SELECT * FROM runs').fetchone();"
+        program += "print('reading', flush=True); sys.stdin.read()"
+        async with Command(tmp_path, sys.executable, "-c", program, str(path)) as reader:
+            await wait_until_locked(path)
+            said = 2
+            while "reading" not in reader.out:
+                assert await one.say(f"{(said := said + 1)}") == "accepted"
+            for _ in range(later):
+                assert await one.say(f"{(said := said + 1)}") == "accepted"
+            server.signal(signal.SIGKILL)
+            await server.wait()
+            killed = save(path, tmp_path / "killed")
+            copy = save(path, tmp_path / "with an older backup")
+            shutil.copy(backup, copy)
+            assert "chat.db-wal does not belong to this file" in await refusal(copy)
+    assert await all_texts(killed) == [f"{n + 1}" for n in range(said)]
 
 
 async def test_a_server_ends_in_order_although_a_checkpoint_of_another_program_waits_for_it(

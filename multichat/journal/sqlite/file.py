@@ -44,6 +44,7 @@ __all__ = [
     "FileToRead",
     "OpenFile",
     "connect",
+    "contents_of",
     "describe_error",
     "is_damage",
     "is_locked_out",
@@ -467,7 +468,8 @@ def _wal_belongs(real: Path) -> bool:
     While a server runs, the stamp in the file itself is a seal: see `Rows.checkpoint`.  Otherwise
     the file is a backup, or another program has made a checkpoint after the server was killed; then
     the file has all messages.  Another program can also make one while the server waits for it;
-    until the server's own next checkpoint is done, the newest stamp of the WAL is a seal then.
+    then the next seal says which contents the file may have since, until the server's own next
+    checkpoint is complete.
 
     A backup made during a checkpoint, or after the last message, is not detected.  It differs from
     the file only in pages that are in the WAL, so nothing is mixed.
@@ -486,15 +488,16 @@ def _wal_belongs(real: Path) -> bool:
             return True
         try:
             both.execute("BEGIN")
-            *earlier, last = _stamps(both)
-            if found != last:
-                return found in earlier and bool(
-                    found.sealed or (found == earlier[-1] and last.sealed)
+            stamps = _stamps(both)
+            if found not in stamps:
+                return False
+            if found == stamps[-1]:
+                return found == _NO_STAMP or (
+                    _schema_version(alone) == _schema_version(both)
+                    and bool(found.sealed or contents_of(alone) == contents_of(both))
                 )
-            return found == _NO_STAMP or (
-                _schema_version(alone) == _schema_version(both)
-                and bool(found.sealed or _newest_block(alone) == _newest_block(both))
-            )
+            next_seal = stamps[stamps.index(found) + 1].stamp
+            return bool(found.sealed) or next_seal.endswith(f" after {contents_of(alone)}")
         except SQLITE_ERRORS as error:
             if not is_damage(error):
                 raise
@@ -521,8 +524,11 @@ def newest_stamp(connection: sqlite3.Connection) -> str:
     return _stamps(connection)[-1].stamp
 
 
-def _newest_block(connection: sqlite3.Connection) -> object:
-    return connection.execute("SELECT max(seq) FROM runs").fetchone()
+def contents_of(connection: sqlite3.Connection) -> str:
+    """Return what tells apart the contents of a file at different times; see `_wal_belongs`."""
+    [newest] = connection.execute("SELECT max(seq) FROM runs").fetchone()
+    [schema] = connection.execute("PRAGMA schema_version").fetchone()
+    return f"{newest} {schema}"
 
 
 def _inspect(

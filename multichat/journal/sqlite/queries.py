@@ -17,6 +17,7 @@ from multichat.journal.base import SessionRecord
 from multichat.journal.sqlite.file import (
     SQLITE_ERRORS,
     DamagedRow,
+    contents_of,
     is_damage,
     is_locked_out,
     newest_stamp,
@@ -161,6 +162,7 @@ class Rows:
         self._own_stamp = ""  # the last one that is committed
         self._seen_version = 0  # of the file; another one after another program's write
         self._lock_error: Exception | None = None  # the pin was released for it
+        self._pin_lost = False  # since the last seal
         self._may_be_shorter = False
         self._wal_bytes = 0  # approximate
         self.long_wal_bytes = 4 * 1024 * 1024  # approximate size for a checkpoint
@@ -311,16 +313,22 @@ class Rows:
         except sqlite3.OperationalError as error:
             if is_locked_out(error):
                 self._pin.rollback()
-                self._lock_error, self._may_be_shorter = error, True
+                self._pin_lost = self._may_be_shorter = True
+                self._lock_error = error
             raise
 
     def _check_overwritten(self) -> None:
-        """Raise `_Overwritten` if the newest stamp is not ours, as after SQLite's `.restore`."""
+        """Raise `_Overwritten` if the file has not what we have written, as after `.restore`."""
         [version] = self.connection.execute("PRAGMA data_version").fetchone()
         if version != self._seen_version:  # another program has written
             if self._own_stamp and self._has_stamps:
                 try:
-                    self.is_overwritten = newest_stamp(self.connection) != self._own_stamp
+                    [newest] = self.connection.execute(
+                        "SELECT max((SELECT coalesce(max(seq), 0) FROM runs), "
+                        "(SELECT coalesce(max(seq), 0) FROM rooms WHERE typeof(seq) = 'integer'))"
+                    ).fetchone()
+                    is_own = newest_stamp(self.connection) == self._own_stamp
+                    self.is_overwritten = not (is_own and newest >= self._seq)
                 except SQLITE_ERRORS as error:
                     if not is_damage(error):
                         raise
@@ -389,9 +397,12 @@ class Rows:
             self._stamp(1 if end_clock is None else 2)
             if end_clock is not None:
                 self.connection.execute("UPDATE heads SET clock = ?", (end_clock,))
+        self._pin_lost = False
 
     def _stamp(self, sealed: int) -> None:
         self._own_stamp = secrets.token_hex(8)
+        if self._pin_lost:  # another program may have copied all that is there now
+            self._own_stamp += f" after {contents_of(self.connection)}"
         self.connection.execute(
             "INSERT INTO stamps (stamp, sealed) VALUES (?, ?)", (self._own_stamp, sealed)
         )
