@@ -351,7 +351,8 @@ class Rows:
         has, and gets another stamp afterwards; see `file._wal_belongs`.
 
         Between two checkpoints, *pin* holds a read transaction on the state after the first.  So no
-        other program can restart the WAL, or copy later writes into the file.
+        other program can restart the WAL, or copy later writes into the file; `_begin` has the
+        exception.
         """
         self._wal_bytes = 0
         if not self.is_overwritten:  # what another program has written is copied without a seal
