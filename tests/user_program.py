@@ -146,6 +146,12 @@ def describe(event: multichat.Event) -> str:
             return token
         case multichat.Welcome(server=server):
             return server
+        case multichat.Exited() | multichat.TopicChanged():
+            return event.room
+        case multichat.LoggedIn() | multichat.LoggedOut():
+            return event.name
+        case multichat.BanList(bans=bans):
+            return ", ".join(f"{ban.what} {ban.seconds} {ban.reason}" for ban in bans)
     assert_never(event)
 
 

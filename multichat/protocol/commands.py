@@ -15,17 +15,28 @@ from multichat.protocol.messages import (
     LOBBY,
     MAX_TOKEN_CHARACTERS,
     Act,
+    Announce,
+    Ban,
+    Bans,
+    ChangePassphrase,
     Direct,
+    Exit,
     Help,
     History,
     Invalid,
     Join,
+    Kick,
+    Login,
+    Logout,
     Ping,
     Quit,
+    Register,
     Rename,
     Reply,
     Request,
     Rooms,
+    SetTopic,
+    Unban,
     Who,
     room_of,
 )
@@ -44,6 +55,9 @@ __all__ = [
 
 # With `[Server] ` in front, a help line fits in 60 columns.
 _MAX_HELP_CHARACTERS = 51
+
+# The help of a longer usage begins further right.
+_WIDEST_USAGE = 16
 
 # Enough of a mistyped command to recognize it; a 64 KiB "/aaaa…" need not come back whole.
 _SHOWN_CHARACTERS = 40
@@ -67,7 +81,8 @@ class Command(NamedTuple):
     says what the first argument is, for completion: `name`, `room`, `text`, or empty for nothing
     to be completed.  *local* says which of our clients run it themselves: `all`, `terminal`, or
     empty for none.  *parse* turns what follows the name into a request, or into text to say; it
-    returns None for invalid arguments.  Without it the server answers with the usage.
+    returns None for invalid arguments.  Without it the server answers with the usage.  The help
+    lists those *for_operators* by name only.
     """
 
     name: str
@@ -77,6 +92,7 @@ class Command(NamedTuple):
     completes: str = ""
     local: str = ""
     parse: Callable[[str], Request | str | None] | None = None
+    for_operators: bool = False
 
     @property
     def is_client_only(self) -> bool:
@@ -127,10 +143,12 @@ class CommandTable:
     def help_lines(self, *, local: bool = False) -> list[str]:
         """Return a help line for each command that the server runs, or for each client-only one."""
         shown = [(usage(each), each) for each in self if each.is_client_only is local and each.help]
-        width = max(len(typed) for typed, _ in shown)
+        width = max(len(typed) for typed, _ in shown if len(typed) <= _WIDEST_USAGE)
         lines = [f"{typed:{width}}  {each.help}" for typed, each in shown]
         if not local:
             lines.append(f"{'//TEXT':{width}}  send a line that starts with /")
+            if operators := [each.name for each in self if each.for_operators]:
+                lines.append(f"operators: {' '.join(operators)}")
             lines.append("also")
             for alias in (alias for _, each in shown for alias in each.aliases):
                 if len(lines[-1]) + len(alias) >= _MAX_HELP_CHARACTERS:
@@ -172,6 +190,11 @@ def _parse_direct(rest: str) -> Request | None:
     return Direct(to if number is None else number, addressed[2])
 
 
+def _parse_login(rest: str) -> Request | None:
+    name, _, passphrase = rest.lstrip().partition(" ")
+    return Login(name, passphrase) if name and passphrase else None
+
+
 def _parse_ping(rest: str) -> Request:
     if len(rest) > MAX_TOKEN_CHARACTERS:
         reason = f"a token has at most {MAX_TOKEN_CHARACTERS} characters"
@@ -198,12 +221,32 @@ COMMANDS = CommandTable(
     Command("/rooms", "", "list the rooms", ("/list",), parse=lambda _: Rooms()),
     Command("/join", "ROOM", "go to another room", ("/j",), "room",
             parse=lambda rest: Join(room_of(rest.strip())) if rest.strip() else None),
-    Command("/part", "", "go back to the lobby", ("/leave",), parse=lambda _: Join(LOBBY)),
+    Command("/part", "[ROOM]", "leave the room", ("/leave",), "room",
+            parse=lambda rest: Exit(room_of(rest.strip())) if rest.strip() else Join(LOBBY)),
+    Command("/topic", "[TEXT]", "show the topic; an operator sets it", (), "text",
+            parse=lambda rest: SetTopic(rest.strip() or None)),
     Command("/history", "[N]", "show the latest messages", parse=_parse_history),
     Command("/ping", "", "check the connection", parse=_parse_ping),
     Command("/help", "", "show this list", parse=lambda _: Help()),
     Command("/quit", "", "leave the chat", ("/exit",), local="all",
             parse=lambda rest: None if rest.strip() else Quit()),
+    Command("/register", "PASSPHRASE", "make your name your own",
+            parse=lambda rest: Register(rest) if rest else None),
+    Command("/login", "NAME PASSPHRASE", "take the name that is yours", parse=_parse_login),
+    Command("/logout", "", "give up the name that is yours",
+            parse=lambda rest: None if rest.strip() else Logout()),
+    Command("/passphrase", "NEW", "change your passphrase",
+            parse=lambda rest: ChangePassphrase(rest) if rest else None),
+    Command("/kick", "WHO [REASON]", completes="name", for_operators=True,
+            parse=lambda rest: Kick(rest.strip()) if rest.strip() else None),
+    Command("/ban", "WHAT [TIME] [REASON]", completes="name", for_operators=True,
+            parse=lambda rest: Ban(rest.strip()) if rest.strip() else None),
+    Command("/unban", "WHAT", for_operators=True,
+            parse=lambda rest: Unban(rest.strip()) if rest.strip() else None),
+    Command("/bans", "", for_operators=True,
+            parse=lambda rest: None if rest.strip() else Bans()),
+    Command("/announce", "TEXT", completes="text", for_operators=True,
+            parse=lambda rest: Announce(rest) if rest.strip() else None),
     Command("/say", "TEXT", completes="text", parse=lambda rest: rest or None),
     Command("/auth", "PASSWORD",
             parse=lambda _: Invalid.because(InvalidRequest("no password is required"))),
@@ -213,11 +256,8 @@ COMMANDS = CommandTable(
     Command("/ignore", "NAME", "hide the messages of NAME, or show them again", (), "name",
             local="terminal"),
     unavailable={
-        "/topic": "rooms have no topic",
         "/whois": "there is no /whois; /who lists who is here",
         "/away": "there is no /away; put it in your name: /name bob_away",
-        "/kick": "only the server's operator can do that",
-        "/ban": "only the server's operator can do that",
         "/mode": "only the server's operator can do that",
         "/op": "only the server's operator can do that",
     },

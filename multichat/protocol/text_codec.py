@@ -9,18 +9,32 @@ from multichat.protocol.json_codec import JSON, decode_hello, is_hello
 from multichat.protocol.messages import (
     MAX_DECOMPOSED,
     Act,
+    Announce,
+    Ban,
+    BanInfo,
+    BanList,
+    Bans,
+    ChangePassphrase,
     Direct,
     Directed,
+    Enter,
     Entered,
     Error,
     Event,
+    Exit,
+    Exited,
     Goodbye,
     Help,
     History,
     HistoryPage,
     Join,
     Joined,
+    Kick,
     Left,
+    LoggedIn,
+    LoggedOut,
+    Login,
+    Logout,
     Members,
     Missed,
     Nonce,
@@ -29,6 +43,7 @@ from multichat.protocol.messages import (
     Pong,
     Presence,
     Quit,
+    Register,
     Rename,
     Renamed,
     Request,
@@ -38,6 +53,9 @@ from multichat.protocol.messages import (
     SaidBlock,
     Say,
     SayBlock,
+    SetTopic,
+    TopicChanged,
+    Unban,
     Welcome,
     Who,
     WireRequest,
@@ -99,8 +117,30 @@ class TextCodec:
                 return f"/msg {to} {text}"
             case Rename(name=name):
                 return f"/name {name}"
-            case Join(room=room):
+            case Join(room=room) | Enter(room=room):
                 return f"/join {room}"
+            case Exit(room=room):
+                return f"/leave {room}"
+            case Register(passphrase=passphrase):
+                return f"/register {passphrase}"
+            case Login(name=name, passphrase=passphrase):
+                return f"/login {name} {passphrase}"
+            case Logout():
+                return "/logout"
+            case ChangePassphrase(passphrase=passphrase):
+                return f"/passphrase {passphrase}"
+            case Kick(who=who, reason=reason):
+                return f"/kick {who} {reason}".rstrip()
+            case Ban(what=what, time=time, reason=reason):
+                return " ".join(filter(None, ("/ban", str(what), time, reason)))
+            case Unban(what=what):
+                return f"/unban {what}"
+            case Bans():
+                return "/bans"
+            case Announce(text=text):
+                return f"/announce {text}"
+            case SetTopic(text=text):
+                return "/topic" if text is None else f"/topic {text}"
             case Ping(token=token):
                 return f"/ping {token}" if token else "/ping"
             case Who(room=room):
@@ -143,10 +183,13 @@ class TextCodec:
         match event:
             case Welcome(name=name, room=room, members=members):
                 return [f"you are {name} in {room}; {_are_here(members)}"]
-            case Joined(room="", name=name):
+            case Joined(name=name):
                 return [f"{name} joined"]
-            case Joined(room=room, members=members) | Entered(room=room, members=members):
-                return [f"you are in {room}; {_are_here(members)}"]
+            case Entered(room=room, members=members, topic=topic):
+                lines = [f"you are in {room}; {_are_here(members)}"]
+                return [*lines, f"topic: {topic}"] if topic else lines
+            case Exited(room=room):
+                return [f"you have left {room}"]
             case Left(name=name, reason=reason):
                 return [f"{name} left ({reason})" if reason else f"{name} left"]
             case Renamed(old=old, name=name):
@@ -163,6 +206,23 @@ class TextCodec:
                 return [f"{room} is not a room; a person with that name is in {person_in}"]
             case Members(room=room, members=names):
                 return [f"{len(names)} in {room}:", *(f"{m.client} {m.name}" for m in names)]
+            case BanList(bans=[]):
+                return ["no bans"]
+            case BanList(bans=bans):
+                return ["bans:", *map(_describe_ban, bans)]
+            case TopicChanged(room=room, text="", name=""):
+                return [f"{room} has no topic"]
+            case TopicChanged(room=room, text=text, name=""):
+                return [f"the topic of {room}: {text}"]
+            case TopicChanged(room=room, text="", name=name):
+                return [f"{name} removed the topic of {room}"]
+            case TopicChanged(room=room, text=text, name=name):
+                return [f"{name} set the topic of {room}: {text}"]
+            case LoggedIn(name=name):
+                return [f"you are logged in as {name}"]
+            case LoggedOut(name=name, reason=reason):
+                why = f" ({reason})" if reason else ""
+                return [f"you are logged out{why}, and called {name} now"]
             case RoomList(rooms=rooms):
                 return [
                     "rooms and their members:",
@@ -208,6 +268,11 @@ class TextCodec:
 
 def _are_here(members: int) -> str:
     return "nobody else is here" if members == 1 else f"{members} are here"
+
+
+def _describe_ban(ban: BanInfo) -> str:
+    time = "" if ban.seconds is None else f" for {ban.seconds:.0f} s"
+    return f"{ban.what}{time}" + (f": {ban.reason}" if ban.reason else "")
 
 
 def _messages(count: int) -> str:
