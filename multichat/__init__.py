@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from multichat.server.authentication import AdmissionRequest, Authenticate
     from multichat.server.bans import Ban, parse_duration, parse_target
     from multichat.server.broadcast import Receipt
+    from multichat.server.client import MemberInfo
     from multichat.server.config import (
         Filter,
         Filtered,
@@ -91,7 +92,6 @@ if TYPE_CHECKING:
         Slow,
     )
     from multichat.server.join_hook import OnJoin
-    from multichat.server.member import MemberInfo
     from multichat.server.server import Server, ServerStatistics, serve
 
 __all__ = [
@@ -200,7 +200,7 @@ _HOMES = (
     "net.listeners",
     "protocol.messages",
     "server.join_hook",
-    "server.member",
+    "server.client",
     "server.server",
 )
 

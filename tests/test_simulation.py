@@ -153,7 +153,7 @@ async def test_a_batch_that_was_partly_written_is_completed() -> None:
             await sender.send(*["x" * 100_000] * 20)
             await trio.testing.wait_all_tasks_blocked()
             registry = network.server._registry
-            member = registry.members[-1]
+            member = registry.clients[-1]
             assert member.send_queue.waiting_bytes > 1_000_000
             member.send_queue.forget()  # as when memory is full
             registry.disconnect(member, Goodbye.of("too-slow", TOO_FAR_BEHIND))

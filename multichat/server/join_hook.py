@@ -7,7 +7,7 @@ from typing import TypeAlias
 import trio
 
 from multichat.log import Log
-from multichat.server.member import Member, MemberInfo
+from multichat.server.client import Client, MemberInfo
 from multichat.server.presence_announcer import PRESENCE_SECONDS
 
 __all__ = ["JoinHook", "OnJoin"]
@@ -31,31 +31,31 @@ class JoinHook:
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._on_join, self._log, self._start_soon = on_join, log, start_soon
-        self._joined: set[Member] = set()
-        self._running: set[Member] = set()
+        self._joined: set[Client] = set()
+        self._running: set[Client] = set()
 
-    def joined(self, member: Member) -> None:
-        """Note that *member* has joined a room."""
+    def joined(self, client: Client) -> None:
+        """Note that *client* has joined a room."""
         if self._on_join is None:
             return
-        self._joined.add(member)
-        if member not in self._running:
-            self._running.add(member)
-            self._start_soon(partial(self._run, self._on_join, member))
+        self._joined.add(client)
+        if client not in self._running:
+            self._running.add(client)
+            self._start_soon(partial(self._run, self._on_join, client))
 
-    def discard(self, member: Member) -> None:
-        """Tell nothing of *member*: it has left, or resumed its session."""
-        self._joined.discard(member)
+    def discard(self, client: Client) -> None:
+        """Tell nothing of *client*: it has left, or resumed its session."""
+        self._joined.discard(client)
 
-    async def _run(self, on_join: OnJoin, member: Member) -> None:
+    async def _run(self, on_join: OnJoin, client: Client) -> None:
         try:
-            while member in self._joined:
+            while client in self._joined:
                 await trio.sleep(PRESENCE_SECONDS)
-                if member in self._joined:
-                    self._joined.remove(member)
-                    await on_join(member.info())
+                if client in self._joined:
+                    self._joined.remove(client)
+                    await on_join(client.info())
         except Exception as error:  # noqa: BLE001 - the program's own function
             self._log.crash("on_join crashed", error)
         finally:
-            self._running.discard(member)
-            self._joined.discard(member)
+            self._running.discard(client)
+            self._joined.discard(client)

@@ -31,8 +31,10 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import fold_name
 from multichat.protocol.timestamps import utc_now
+from multichat.server.client import Client
+from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters
-from multichat.server.member import Member
+from multichat.server.private_messages import tell
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
 from multichat.server.session_store import check_at, checks_of
@@ -41,17 +43,22 @@ __all__ = ["MessagePipeline"]
 
 
 class MessagePipeline:
-    """Publishes what *member* sends and answers it; called by one task, for one request at a time.
+    """Publishes what *client* sends and answers it; called by one task, for one request at a time.
 
-    Answers go to the member's send queue.  The client may disconnect at any time meanwhile.
+    Answers go to the client's send queue.  The client may disconnect at any time meanwhile.
     """
 
-    __slots__ = ("_filters", "_member", "_rate_limit", "_registry")
+    __slots__ = ("_client", "_config", "_filters", "_rate_limit", "_registry")
 
     def __init__(
-        self, member: Member, registry: Registry, rate_limit: ClientRateLimit, filters: Filters
+        self,
+        client: Client,
+        registry: Registry,
+        rate_limit: ClientRateLimit,
+        filters: Filters,
+        config: ServerConfig,
     ) -> None:
-        self._member, self._registry = member, registry
+        self._client, self._registry, self._config = client, registry, config
         self._rate_limit, self._filters = rate_limit, filters
 
     async def send(self, block: SayBlock) -> None:
@@ -59,7 +66,7 @@ class MessagePipeline:
 
         An error is the answer too; nothing is raised.
         """
-        is_limited, session = self._rate_limit.limits_messages, self._member.stored_session
+        is_limited, session = self._rate_limit.limits_messages, self._client.stored_session
         rest: SayBlock | None = block
         while rest is not None:
             # Counting takes as long as publishing to a few members: without a limit, one is all.
@@ -79,7 +86,7 @@ class MessagePipeline:
         except NonceReused as error:
             answer = Invalid.because(error, nonce).error
         if answer is not None:
-            await self._member.send(answer)
+            await self._client.send(answer)
         return answer is not None
 
     async def _earlier_answer(
@@ -89,14 +96,14 @@ class MessagePipeline:
 
         None if there is none.  Raises `NonceReused` if that was another message.
         """
-        session = self._member.stored_session
+        session = self._client.stored_session
         if nonce is None or session is None:
             return None
         return await session.answer(nonce, check, None if room is None else fold_name(room))
 
     async def _publish(self, block: SayBlock) -> None:
         """Filter, publish and acknowledge messages that are new and within the rate limit."""
-        member = self._member
+        client = self._client
         answers: list[Accepted | Error] = []
         rejections: list[Error] = []
         try:
@@ -106,7 +113,7 @@ class MessagePipeline:
             if self._filters:
                 block, checks, rejections = await self._filter(block, checks)
             if block.text:
-                receipt = await member.room.publish(member, block, checks)
+                receipt = await client.room.publish(client.current, block, checks)
                 if receipt.epoch:
                     answers += [
                         Accepted(nonce=nonce, id=receipt.id_of(i))
@@ -116,26 +123,26 @@ class MessagePipeline:
         except (StorageFailed, NotInRoom) as error:
             answers += _refusals(block.nonces or [None], error)
         if answers or rejections:
-            await member.send(*answers, *rejections)
+            await client.send(*answers, *rejections)
 
     def require_room(self, room: str | None) -> None:
         """Raise `NotInRoom` if this client is not in *room*, or its own room was refused."""
-        member = self._member
+        client = self._client
         if room is None:
-            if member.refused_room is not None:
-                raise NotInRoom(member.refused_room)
-        elif fold_name(room) != member.room.key:
+            if client.refused_room is not None:
+                raise NotInRoom(client.refused_room)
+        elif fold_name(room) != client.room.key:
             raise NotInRoom(room)
 
     async def _filter(self, block: SayBlock, checks: bytes) -> tuple[SayBlock, bytes, list[Error]]:
         """Return the messages that pass the filters, their *checks*, and errors for the others."""
-        member = self._member
+        client = self._client
         results = await self._filters.apply(
             [
                 Said(
-                    room=member.room.name,
-                    client=member.client,
-                    name=member.name,
+                    room=client.room.name,
+                    client=client.number,
+                    name=client.name,
                     text=text,
                     act=block.act,
                 )
@@ -156,32 +163,30 @@ class MessagePipeline:
 
     async def direct(self, request: Direct) -> None:
         """Filter, deliver and acknowledge a private message; raises `RemoteProtocolError`."""
-        member, registry = self._member, self._registry
+        client, registry = self._client, self._registry
         to, text, nonce = request.to, request.text, request.nonce
         check = checks_of(text, to=to)
         if (answer := await self._earlier_answer(nonce, check)) is not None:
-            await member.send(answer)
+            await client.send(answer)
             return
         recipient = registry.find(to)
         if recipient is None:
             raise NobodyThere(to)
         if self._filters:
-            message = Directed(client=member.client, name=member.name, text=text)
+            message = Directed(client=client.number, name=client.name, text=text)
             [result] = await self._filters.apply([message])
             if result is None:
                 raise Rejected
             text = result.text
-        await registry.tell(
-            recipient,
-            Directed(timestamp=utc_now(), client=member.client, name=member.name, text=text),
-        )
-        recipient.last_sender = member.client
+        message = Directed(timestamp=utc_now(), client=client.number, name=client.name, text=text)
+        await tell(recipient, message, self._config)
+        recipient.last_sender = client.number
         if nonce is None:
             return
-        if member.stored_session is not None:
+        if client.stored_session is not None:
             with suppress(StorageFailed):  # the message has been delivered all the same
-                await registry.session_store.remember_private(member.stored_session, nonce, check)
-        await member.send(Accepted(nonce=nonce))
+                await registry.session_store.remember_private(client.stored_session, nonce, check)
+        await client.send(Accepted(nonce=nonce))
 
 
 def _split(block: SayBlock, messages: int) -> tuple[SayBlock, SayBlock]:

@@ -15,7 +15,7 @@ import trio
 from multichat.errors import Banned, NameTaken
 from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.names import fold_name
-from multichat.server.member import Member
+from multichat.server.client import Client
 from multichat.server.room import Room
 
 __all__ = ["NameRegistry"]
@@ -23,23 +23,26 @@ __all__ = ["NameRegistry"]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Away:
-    """A client that may reconnect, and *until* when its name is reserved for it."""
+    """A client that may reconnect, and *until* when its name is reserved for it.
 
-    client: int
+    It was in *rooms*.
+    """
+
+    number: int
     name: str
-    room: Room
+    rooms: tuple[Room, ...]
     origin: str | None
     until: float
 
-    def gives_way_to(self, other: Member, now: float) -> bool:
+    def gives_way_to(self, other: Client, now: float) -> bool:
         """Return whether *other* may have the name: a client from its address is likely the same.
 
         A program that was killed and restarted asks for its name and has lost its session.
         """
-        return other.client == self.client or other.origin == self.origin or self.until <= now
+        return other.number == self.number or other.origin == self.origin or self.until <= now
 
 
-_Holder: TypeAlias = Member | _Away
+_Holder: TypeAlias = Client | _Away
 
 
 class NameRegistry:
@@ -55,47 +58,49 @@ class NameRegistry:
         self._names: NameIndex[_Holder] = NameIndex()
         self._away: dict[_Away, None] = {}  # the one that disconnected first is first
 
-    def find(self, name: str) -> Member | None:
+    def find(self, name: str) -> Client | None:
         """Return the connected client of that name, in any case or form, if there is one."""
         holder = self._names.find(name)
-        return holder if isinstance(holder, Member) else None
+        return holder if isinstance(holder, Client) else None
 
-    def name_of(self, member: Member) -> str:
-        """Return the name that *member* has here; empty if it has none."""
-        return member.name if member in self._names else ""
+    def name_of(self, client: Client) -> str:
+        """Return the name that *client* has here; empty if it has none."""
+        return client.name if client in self._names else ""
 
-    def check(self, member: Member, name: str) -> None:
-        """Raise `NameTaken` or `Banned` if *member* cannot have that *name*."""
+    def check(self, client: Client, name: str) -> None:
+        """Raise `NameTaken` or `Banned` if *client* cannot have that *name*."""
         now = trio.current_time()
         for other in self._names.lookalikes(name):
-            if other is member or (isinstance(other, _Away) and other.gives_way_to(member, now)):
+            if other is client or (isinstance(other, _Away) and other.gives_way_to(client, now)):
                 continue
             is_same = fold_name(other.name) == fold_name(name)
             raise NameTaken(name, "" if is_same else other.name)
         if self._is_banned(name):
             raise Banned(name)
 
-    def take(self, member: Member, name: str) -> None:
-        """Give *member* a *name* that it can have (see `check`)."""
+    def take(self, client: Client, name: str) -> None:
+        """Give *client* a *name* that it can have (see `check`)."""
         for other in self._names.lookalikes(name):
             if isinstance(other, _Away):  # it gives way
                 self._give_up(other)
-                if other.client != member.client:
-                    other.room.presence.end_absence(other.client)
-        self._names.add(member, name)
-        member.name = name
+                if other.number != client.number:
+                    for room in other.rooms:
+                        room.presence.end_absence(other.number)
+        self._names.add(client, name)
+        client.name = name
 
-    def release(self, member: Member, *, keep: bool) -> None:
-        """Release the name of *member*, which disconnects; *keep* it if it may reconnect."""
-        if member not in self._names:
+    def release(self, client: Client, *, keep: bool) -> None:
+        """Release the name of *client*, which disconnects; *keep* it if it may reconnect."""
+        if client not in self._names:
             return
-        self._names.discard(member)
+        self._names.discard(client)
         if keep:
             now = trio.current_time()
             while self._away and (oldest := next(iter(self._away))).until <= now:
                 self._give_up(oldest)
             until = now + self._keep_seconds
-            away = _Away(member.client, member.name, member.room, member.origin, until)
+            rooms = tuple(member.room for member in client.memberships.values())
+            away = _Away(client.number, client.name, rooms, client.origin, until)
             self._away[away] = None
             self._names.add(away, away.name)
 

@@ -17,6 +17,7 @@ from multichat.protocol.messages import Joined, Left, MemberName, Members, Nonce
 from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Batch
 from multichat.server.cached_response import CachedResponse
+from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.presence import MAX_TOLD_ONE_BY_ONE, PresenceChanges, summarize
 
@@ -62,20 +63,21 @@ class PresenceAnnouncer:
     def entered(self, member: Member) -> None:
         """Record that *member* has joined, or has changed its name."""
         self._who.forget()
-        self._away.pop(member.client, None)
-        self._changes.enter(member.client, member.name)
+        client = member.client
+        self._away.pop(client.number, None)
+        self._changes.enter(client.number, client.name)
         self._tell_soon()
 
     def left(self, member: Member, reason: str, *, away: bool) -> None:
         """Record that *member* has left; if it is *away*, the others are told later."""
         self._who.forget()
         if away and self._away_seconds and self._has_listeners():
-            self._away[member.client] = (trio.current_time() + self._away_seconds, reason)
+            self._away[member.client.number] = (trio.current_time() + self._away_seconds, reason)
             if not self._waiting_for_away:
                 self._waiting_for_away = True
                 self._start_soon(self._tell_away)
         else:
-            self._changes.leave(member.client, reason)
+            self._changes.leave(member.client.number, reason)
             self._tell_soon()
 
     async def _tell_away(self) -> None:
@@ -95,13 +97,14 @@ class PresenceAnnouncer:
             self._changes.leave(client, away[1])
             self._tell_soon()
 
-    def encode_who(self, to: Member, nonce: Nonce | None) -> bytes:
+    def encode_who(self, to: Client, nonce: Nonce | None) -> bytes:
         """Return the encoded `Members`; from then on *to* is told when a listed member leaves."""
-        self._changes.show(to.client)
+        self._changes.show(to.number)
         return self._who.encode(to.codec, nonce)
 
     def _list_members(self) -> Members:
-        return Members(self._room, [MemberName(m.client, m.name) for m in self._members.values()])
+        clients = [member.client for member in self._members.values()]
+        return Members(self._room, [MemberName(each.number, each.name) for each in clients])
 
     def introduce(self, client: int, name: str) -> None:
         """Announce *client*, whose first message is about to be delivered, unless it has been."""
@@ -114,10 +117,10 @@ class PresenceAnnouncer:
 
     def summarize_missed(self, member: Member) -> None:
         """Send *member*, unless it lags, one summary of the events that it missed."""
-        is_here = self._members.get(member.client) is member
+        is_here = self._members.get(member.client.number) is member
         if member.lag is None and member.missed_presence is not None and is_here:
             summary = summarize([member.missed_presence], len(self._members))
-            if member.send_queue.try_send(member.codec.encode(summary)) is SendResult.FULL:
+            if member.send_queue.try_send(member.client.codec.encode(summary)) is SendResult.FULL:
                 member.send_queue.call_when_space(partial(self.summarize_missed, member))
             else:
                 member.missed_presence = None
@@ -172,7 +175,7 @@ class PresenceAnnouncer:
 
         batch = Batch(0, encode)
         for member in members:
-            if not (data := batch.encoded(member.codec)):
+            if not (data := batch.encoded(member.client.codec)):
                 continue
             missed = member.missed_presence
             if member.lag is None and missed is None:

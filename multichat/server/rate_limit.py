@@ -9,8 +9,8 @@ from collections.abc import Hashable
 import trio
 
 from multichat.protocol.messages import Notice
+from multichat.server.client import Client
 from multichat.server.config import ServerConfig
-from multichat.server.member import Member
 from multichat.server.token_bucket import TokenBucket
 
 __all__ = ["ClientRateLimit", "NewRoomLimit"]
@@ -41,7 +41,7 @@ class NewRoomLimit:
 
 
 class ClientRateLimit:
-    """The rate limits of one client, *member*: messages and bytes a second, as configured.
+    """The rate limits of one *client*: messages and bytes a second, as configured.
 
     Waiting delays only that client: it is not read meanwhile, and gets a notice now and then.
     *limits_messages* and *limits_bytes* say whether there is a limit at all.
@@ -49,17 +49,17 @@ class ClientRateLimit:
 
     __slots__ = (
         "_bytes",
+        "_client",
         "_config",
-        "_member",
         "_messages",
         "_told_at",
         "limits_bytes",
         "limits_messages",
     )
 
-    def __init__(self, config: ServerConfig, member: Member, *, burst_bytes: int) -> None:
+    def __init__(self, config: ServerConfig, client: Client, *, burst_bytes: int) -> None:
         rate, byte_rate = config.rate, config.byte_rate
-        self._config, self._member = config, member
+        self._client, self._config = client, config
         self._messages = TokenBucket(rate, config.burst) if rate else None
         self._bytes = TokenBucket(byte_rate, max(byte_rate, burst_bytes)) if byte_rate else None
         self.limits_messages = self._messages is not None
@@ -86,7 +86,7 @@ class ClientRateLimit:
         now = trio.current_time()
         if now - self._told_at >= _NOTICE_SECONDS:
             self._told_at = now
-            await self._member.send(
+            await self._client.send(
                 Notice(f"slowed down: {limit} per second is the limit for each client")
             )
         await trio.sleep(seconds)

@@ -1,5 +1,6 @@
-"""Replays to lagging members of one room: page by page, at the pace of each.
+"""Replays to lagging members of one room: part by part, at the pace of each.
 
+One task replays to a client, in all rooms in which it lags, and these take turns: see `replay`.
 Reads from the room's ring, or from its journal.  A replay has no rate: it refills its share of the
 send queue whenever there is space.  Never acquires the room's order lock; membership is decided by
 the room.
@@ -11,15 +12,16 @@ import trio
 
 from multichat.errors import NotRead
 from multichat.journal.base import RoomJournal
-from multichat.net.send_queue import SendResult
+from multichat.net.send_queue import SendQueue, SendResult
 from multichat.net.turns import end_turn, next_turn
 from multichat.protocol.messages import Error, Missed
+from multichat.server.client import Client
 from multichat.server.lag import Lag, encode_next
 from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
 from multichat.server.recent_messages import Ring
 
-__all__ = ["Replayer"]
+__all__ = ["Replayer", "replay"]
 
 # How many times per stall timeout a member is checked for progress.
 _CHECKS = 4
@@ -53,56 +55,66 @@ class Replayer:
         self._stall_timeout = stall_timeout_seconds
         self._is_here, self._go_live, self._too_slow = is_here, go_live, too_slow
 
-    async def replay(self, member: Member) -> None:
-        """Replay messages to *member* while it lags here.
+    async def replay_part(self, member: Member) -> None:
+        """Replay the next part to *member*, if it lags here, or make it live.
 
-        Returns when it is live, has left, or is disconnected.  If cancelled, the member keeps
-        lagging.
+        Waits until its send queue has space.  If cancelled, the member keeps lagging.
         """
         send_queue = member.send_queue
-        while (lag := member.lag) is not None and self._is_here(member) and not send_queue.closed:
-            is_full = send_queue.waiting_bytes >= send_queue.replay_bound(self._max_bytes)
-            if is_full or not send_queue.has_room(0):
-                await self._wait_for_space(member)
-                continue
-            await next_turn()
-            if member.lag is not lag:
-                continue
-            start, gap_end = lag.position, lag.gap_end
-            try:
-                data = await self._next_part(member, lag)
-            except NotRead as error:
-                if member.lag is not lag:
-                    continue
-                # One error for several pages in a row that cannot be read.
-                is_first = gap_end <= start
-                data = member.codec.encode(Error(error.code, str(error))) if is_first else b""
-                self._skip_page(lag)
-            # The queue filled up during the await, or this is one message larger than its free
-            # space: retry.
-            if data and send_queue.try_send(data) is SendResult.FULL:
-                lag.position, lag.gap_end = start, gap_end
-            elif lag.position < self._ring.next or member.lag is not lag:
-                continue
-            elif send_queue.is_half_empty() and self._go_live(member):
-                return
+        while (lag := self._lag_of(member)) is not None and self._is_full(send_queue):
             await self._wait_for_space(member)
+        if lag is None:
+            return
+        await next_turn()
+        if member.lag is not lag:
+            return
+        start, gap_end = lag.position, lag.gap_end
+        try:
+            data = await self._next_part(member, lag)
+        except NotRead as error:
+            if member.lag is not lag:
+                return
+            # One error for several pages in a row that cannot be read.
+            is_first = gap_end <= start
+            codec = member.client.codec
+            data = codec.encode(Error(error.code, str(error))) if is_first else b""
+            self._skip_page(lag)
+        # The queue filled up during the await, or this is one message larger than its free
+        # space: retry.
+        if data and send_queue.try_send(data) is SendResult.FULL:
+            lag.position, lag.gap_end = start, gap_end
+        elif (
+            lag.position < self._ring.next
+            or member.lag is not lag
+            or (send_queue.is_half_empty() and self._go_live(member))
+        ):
+            return
+        await self._wait_for_space(member)
+
+    def _lag_of(self, member: Member) -> Lag | None:
+        """Return how *member* lags here; None if it does not, has left, or is disconnected."""
+        return member.lag if self._is_here(member) and not member.send_queue.closed else None
+
+    def _is_full(self, send_queue: SendQueue) -> bool:
+        bound = send_queue.replay_bound(self._max_bytes)
+        return send_queue.waiting_bytes >= bound or not send_queue.has_room(0)
 
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and advance *lag*; empty if *lag* is not current."""
-        ring, send_queue = self._ring, member.send_queue
+        ring, client = self._ring, member.client
+        codec, send_queue = client.codec, member.send_queue
         start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
-            data = member.codec.encode(Missed(missed)) if missed else b""
+            data = codec.encode(Missed(missed)) if missed else b""
             max_bytes = send_queue.replay_bound(self._max_bytes)
-            return data + ring.encode(lag, member.codec, member.client, max_bytes=max_bytes)
+            return data + ring.encode(lag, codec, client.number, max_bytes=max_bytes)
         blocks = await self._pages.read(self._journal, start, ring.next)
         if member.lag is not lag:
             return b""
         if blocks:  # encoded now, not while others wait for the same page
             max_bytes = send_queue.replay_bound(self._max_bytes)
-            return encode_next(blocks, lag, member.codec, member.client, max_bytes=max_bytes)
+            return encode_next(blocks, lag, client.codec, client.number, max_bytes=max_bytes)
         self._skip_page(lag)
         return b""
 
@@ -127,3 +139,13 @@ class Replayer:
                 if self._is_here(member):
                     self._too_slow(member)
                 return
+
+
+async def replay(client: Client) -> None:
+    """Replay to *client* in all rooms in which it lags, a part of each in turn.
+
+    Returns when it is live in all of them, or is disconnected.
+    """
+    while not client.send_queue.closed and (lagging := client.lagging()):
+        for member in lagging:  # a busy room does not keep another from catching up
+            await member.room.replayer.replay_part(member)

@@ -2,7 +2,7 @@
 
 Decides synchronously, then waits: membership and delivery change in functions without `await`.
 Owns the order of its messages and the policy for slow members.  Knows nothing of sockets, and of
-clients only their `Member`.
+clients only what `Member` and `Client` hold.
 
 Invariants:
 
@@ -30,7 +30,6 @@ from multichat.protocol.codec import Codec
 from multichat.protocol.goodbyes import TOO_SLOW
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
-    Directed,
     Goodbye,
     HistoryPage,
     Nonce,
@@ -43,6 +42,7 @@ from multichat.protocol.text_codec import TEXT
 from multichat.protocol.timestamps import utc_now
 from multichat.server import history_pages
 from multichat.server.broadcast import Batch, Block, Counts, Delivery, Receipt, encode_blocks
+from multichat.server.client import Client
 from multichat.server.config import ServerConfig, Slow
 from multichat.server.lag import Lag
 from multichat.server.member import Member
@@ -57,16 +57,13 @@ __all__ = ["Room"]
 
 _SENT, _QUEUED, _FULL, _CLOSED = SendResult  # once: an enum's members are slow to look up
 
-# Private messages may take this part of what a replay may keep queued.
-_PRIVATE_DIVISOR = 4
-
 
 class Room:
     """A room: members and one order of messages.
 
     Any task may call any method; only async methods wait.  *journal* stores the messages; *rings*
     bounds what all rooms keep in memory besides, and *pages* caches what replays read.
-    *disconnect* disconnects a member, *start_soon* starts a task that outlives the call.
+    *disconnect* disconnects a client, *start_soon* starts a task that outlives the call.
 
     *members*, by client id, are in the order in which they joined; only the room changes them.
     *presence* answers who is there, *slow_clients* does the waiting for full queues, *replayer*
@@ -83,7 +80,7 @@ class Room:
         rings: RingBudget,
         pages: PageCache,
         counts: Counts,
-        disconnect: Callable[[Member, Goodbye], None],
+        disconnect: Callable[[Client, Goodbye], None],
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self.name, self.key = name, fold_name(name)
@@ -92,7 +89,6 @@ class Room:
         self._ring = Ring(rings, journal.next)  # its `next` is delivered next
         self._log = log
         self._slow = config.slow
-        self._replay_bytes = config.replay.queue_bytes
         self._counts, self._disconnect = counts, disconnect
         self._closing: Goodbye | None = None
         self.members: dict[int, Member] = {}
@@ -107,7 +103,7 @@ class Room:
             journal,
             self._ring,
             pages,
-            max_bytes=self._replay_bytes,
+            max_bytes=config.replay.queue_bytes,
             stall_timeout_seconds=config.stall_timeout_seconds,
             is_here=self.__contains__,
             go_live=self._go_live,
@@ -128,7 +124,7 @@ class Room:
 
     def __contains__(self, member: Member) -> bool:
         """Return whether *member* is in the room."""
-        return self.members.get(member.client) is member
+        return self.members.get(member.client.number) is member
 
     @property
     def last_id(self) -> str | None:
@@ -151,14 +147,14 @@ class Room:
         """Return the number of the first of the last *messages* that are stored."""
         return max(self._journal.first, self.next - messages)
 
-    def join(self, member: Member) -> None:
-        """Let *member* in: it gets every message from now on."""
-        self.members[member.client] = member
-        self._by_codec[member.codec][member.client] = member
-        member.room = self
+    def join(self, client: Client) -> None:
+        """Let *client* in: it gets every message from now on.  The room is its current one."""
+        member = Member(client, self)
+        self.members[client.number] = self._by_codec[client.codec][client.number] = member
+        client.memberships[self.key] = client.current = member
         self.presence.entered(member)
         self.slow_clients.queue_ran_empty()
-        if member.notices or self._closing:  # notices from a room in which it lagged
+        if client.notices or self._closing:  # notices from a room in which it lagged
             self.start_replay(member, self.next)
 
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
@@ -166,7 +162,8 @@ class Room:
 
         If it is *away* and may reconnect, the others are told only if it does not, after a while.
         """
-        del self.members[member.client]
+        client = member.client
+        del self.members[client.number], client.memberships[self.key]
         self._stop_delivery(member)
         member.lag = None
         member.missed_presence = None
@@ -174,7 +171,7 @@ class Room:
 
     def _stop_delivery(self, member: Member) -> None:
         """Stop delivering to *member*, and stop waiting for it."""
-        self._by_codec[member.codec].pop(member.client, None)
+        self._by_codec[member.client.codec].pop(member.client.number, None)
         self.slow_clients.discard(member)
 
     def stop_waiting_for(self, member: Member) -> None:
@@ -187,12 +184,11 @@ class Room:
         """Release the memory of an empty room, which is not used after this."""
         self._rings.discard(self._ring)
 
-    def set_codec(self, member: Member, codec: Codec) -> None:
-        """Encode everything for *member* in *codec* from now on."""
-        live = self._by_codec[member.codec].pop(member.client, None)
-        member.codec = codec
-        if live is not None:
-            self._by_codec[codec][member.client] = member
+    def change_codec(self, member: Member, codec: Codec) -> None:
+        """Deliver to *member* in *codec*, which its client is about to have, from now on."""
+        client = member.client
+        if self._by_codec[client.codec].pop(client.number, None) is not None:
+            self._by_codec[codec][client.number] = member
 
     # --- Publishing -------------------------------------------------------------------------------
 
@@ -258,13 +254,20 @@ class Room:
         self, sender: Member, block: SayBlock, checks: bytes
     ) -> tuple[Delivery, PendingWrite | None]:
         """Give messages their numbers, and pass them to the journal and the sender's session."""
-        journal, client, name = self._journal, sender.client, sender.name
+        journal, client = self._journal, sender.client
         said = SaidBlock(
-            journal.epoch, journal.next, utc_now(), self.name, client, name, block.text, block.act
+            journal.epoch,
+            journal.next,
+            utc_now(),
+            self.name,
+            client.number,
+            client.name,
+            block.text,
+            block.act,
         )
         pending = journal.append(said, block.nonces, checks)
         delivery = Delivery(said, journal.next - said.first, sender)
-        if block.nonces and sender.stored_session is not None:
+        if block.nonces and client.stored_session is not None:
             delivery.submission = Submission(
                 said.epoch,
                 said.first,
@@ -273,7 +276,7 @@ class Room:
                 pending=pending,
                 delivered=trio.Event(),
             )
-            sender.stored_session.remember(block.nonces, delivery.submission)
+            client.stored_session.remember(block.nonces, delivery.submission)
         return delivery, pending
 
     async def notify(self, text: str) -> Receipt:
@@ -289,7 +292,7 @@ class Room:
             batch = Batch(1, lambda codec: codec.encode(notice))
             lagging = [member for member in self.members.values() if member.lag is not None]
             for member in lagging:  # notices are not in the journal, so a replay would omit them
-                member.keep_notice(notice)
+                member.client.keep_notice(notice)
             delivery = Delivery(said, 1, notice=notice, lagging=len(lagging))
             return await self._deliver(iter([batch]), delivery)
 
@@ -320,8 +323,8 @@ class Room:
         if sender is None:
             self._log.said(speaker, said.text, clients, "TX")
         else:
-            clients += sender.client not in self.members
-            sender.log.said(speaker, said.text, delivery.messages, clients)
+            clients += sender.client.number not in self.members
+            sender.client.log.said(speaker, said.text, delivery.messages, clients)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
         """Queue *batch* for every live member; return those whose send queue is full.
@@ -331,11 +334,12 @@ class Room:
         """
         delivered = queued = broken = 0
         full: list[Member] = []
-        sender = delivery.sender
+        sender, number = delivery.sender, 0
         if sender is not None:
-            sender = self.members.get(sender.client)  # it may have reconnected meanwhile
+            number = sender.client.number
+            sender = self.members.get(number)  # it may have reconnected meanwhile
         for codec, members in self._by_codec.items():
-            if sender is not None and len(members) == 1 and sender.client in members:
+            if sender is not None and len(members) == 1 and number in members:
                 continue
             if not members:
                 continue
@@ -393,27 +397,12 @@ class Room:
         else:
             self.start_replay(member, self.next)
             if delivery.notice is not None:
-                member.keep_notice(delivery.notice)
+                member.client.keep_notice(delivery.notice)
         delivery.lagging += 1
 
     def _disconnect_slow(self, member: Member) -> None:
         self._counts.too_slow += 1
-        self._disconnect(member, self._closing or Goodbye.of("too-slow", TOO_SLOW))
-
-    def try_send_private(self, member: Member, event: Directed | Notice) -> SendResult:
-        """Queue *event* for *member* alone, unless that would delay the messages of the room.
-
-        It may take half of the send queue, and a part of what a replay may keep there.
-        """
-        send_queue = member.send_queue
-        if member.lag is None:
-            may_be_queued = send_queue.is_half_empty()
-        else:
-            part = send_queue.replay_bound(self._replay_bytes) // _PRIVATE_DIVISOR
-            may_be_queued = send_queue.waiting_bytes <= part
-        if send_queue.closed or may_be_queued:
-            return send_queue.try_send(member.codec.encode(event))
-        return _FULL
+        self._disconnect(member.client, self._closing or Goodbye.of("too-slow", TOO_SLOW))
 
     # --- History and replay -----------------------------------------------------------------------
 
@@ -432,7 +421,7 @@ class Room:
         """
         self._stop_delivery(member)
         member.lag = Lag(position)
-        member.on_lag()
+        member.client.on_lag()
 
     def replay_from(self, member: Member, position: int) -> None:
         """Replay to *member* from number *position* on; see `start_replay`.
@@ -440,24 +429,26 @@ class Room:
         Deleted messages count as missed, except those that its session knows as its own.
         """
         self.start_replay(member, position)
-        if member.lag is not None and member.stored_session is not None:
+        session = member.client.stored_session
+        if member.lag is not None and session is not None:
             journal = self._journal
             # A message that is not delivered yet is noted on delivery.
             ends = {**journal.earlier, journal.epoch: self.next}
-            for number in member.stored_session.numbers(ends):
+            for number in session.numbers(ends):
                 member.lag.note_own(number, number + 1)
 
     def _go_live(self, member: Member) -> bool:
         """Make *member* live if its send queue has space for the notices that it gets then."""
-        if member.notices:
-            notices = b"".join(map(member.codec.encode, member.notices))
+        client = member.client
+        if client.notices:
+            notices = b"".join(map(client.codec.encode, client.notices))
             if member.send_queue.try_send(notices) is _FULL:
                 return False
-            member.notices = ()
+            client.notices = ()
         member.lag = None
-        self._by_codec[member.codec][member.client] = member
+        self._by_codec[client.codec][client.number] = member
         self.slow_clients.queue_ran_empty()
         self.presence.summarize_missed(member)
-        if self._closing:
-            self._disconnect(member, self._closing)
+        if self._closing and not client.lagging():
+            self._disconnect(client, self._closing)
         return True

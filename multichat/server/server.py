@@ -56,11 +56,12 @@ from multichat.server.ban_file import load_bans, save_bans
 from multichat.server.bans import Ban, Bans
 from multichat.server.bots import Bot, Bots
 from multichat.server.broadcast import Receipt
+from multichat.server.client import Client, MemberInfo
 from multichat.server.config import CONNECTIONS_PER_MIB, ServerConfig
 from multichat.server.filters import Filters
 from multichat.server.join_hook import OnJoin
-from multichat.server.member import Member, MemberInfo
 from multichat.server.origin import Origin
+from multichat.server.private_messages import tell
 from multichat.server.registry import Registry
 from multichat.server.session import Session
 
@@ -293,26 +294,26 @@ class Server:
     @property
     def members(self) -> list[MemberInfo]:
         """The connected clients, in the order in which they connected."""
-        return [member.info() for member in self._registry.members]
+        return [client.info() for client in self._registry.clients]
 
     def find(self, who: str | int) -> int | None:
         """Return the number of the client with that name or number; None if there is none."""
-        member = self._registry.find(who)
-        return None if member is None else member.client
+        client = self._registry.find(who)
+        return None if client is None else client.number
 
     def statistics(self) -> ServerStatistics:
         """Return a snapshot."""
-        registry, counts = self._registry, self._registry.counts
+        registry, counts = self._registry, self._registry.rooms.counts
         return ServerStatistics(
             clients=len(registry),
-            rooms=len(registry.rooms),
+            rooms=sum(1 for _ in registry.rooms),
             clients_ever=self._clients_ever - self._clients_before,
             refused=self._refused,
             messages=counts.messages,
             deliveries=counts.deliveries,
             skipped=counts.skipped,
             too_slow=counts.too_slow,
-            waiting_bytes=sum(member.send_queue.waiting_bytes for member in registry.members),
+            waiting_bytes=sum(client.send_queue.waiting_bytes for client in registry.clients),
         )
 
     async def broadcast(self, text: str) -> Receipt:
@@ -332,7 +333,7 @@ class Server:
         if *text* is empty.
         """
         await trio.lowlevel.checkpoint()
-        await self._registry.tell(self._member(client), Notice(_message(text)))
+        await tell(self._client(client), Notice(_message(text)), self.config)
 
     def kick(self, client: int, reason: str = "kicked") -> None:
         """Disconnect *client* at once; the *reason* is sent to it and logged.
@@ -340,13 +341,13 @@ class Server:
         Raises `UnknownClient` if it is not connected.
         """
         goodbye = Goodbye.of("kicked", clean(reason) or "kicked")
-        self._registry.disconnect(self._member(client), goodbye)
+        self._registry.disconnect(self._client(client), goodbye)
 
-    def _member(self, client: int) -> Member:
-        member = self._registry.find(client)
-        if member is None:
-            raise UnknownClient(client)
-        return member
+    def _client(self, number: int) -> Client:
+        client = self._registry.find(number)
+        if client is None:
+            raise UnknownClient(number)
+        return client
 
     @property
     def bans(self) -> list[Ban]:
@@ -363,11 +364,11 @@ class Server:
         self._log.line("STATE", f"Banned {ban.describe(now)}")
         self._save_bans_soon()
         gone = [
-            member for member in self._registry.members if ban.covers(member.address, member.name)
+            client for client in self._registry.clients if ban.covers(client.address, client.name)
         ]
-        for member in gone:
-            self._registry.disconnect(member, Goodbye.of("banned", ban.refusal(now)))
-        return [member.client for member in gone]
+        for client in gone:
+            self._registry.disconnect(client, Goodbye.of("banned", ban.refusal(now)))
+        return [client.number for client in gone]
 
     def unban(self, target: str) -> bool:
         """Remove the ban of exactly that target; return whether it existed.

@@ -58,13 +58,14 @@ from multichat.protocol.names import default_name, fold_name
 from multichat.protocol.sniff import TLS_RECORD, sniff_bytes, sniff_line
 from multichat.protocol.text_codec import TEXT
 from multichat.server.admission import AdmittedConnection
+from multichat.server.client import Client
 from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters
-from multichat.server.member import Member
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
+from multichat.server.replay import replay
 from multichat.server.session_store import StoredSession
 
 __all__ = ["Session"]
@@ -128,14 +129,14 @@ class Session:
         "_stream",
         "_unhandled_bytes",
         "_writing",
-        "member",
+        "client",
     )
 
     def __init__(
         self,
         connection: AdmittedConnection,
         registry: Registry,
-        client: int,
+        number: int,
         config: ServerConfig,
         filters: Filters,
         address: str,
@@ -160,25 +161,26 @@ class Session:
         self._send_queue = SendQueue(
             self._stream,
             max_batches=config.send_queue_batches,
-            encode_missed=lambda count: self.member.codec.encode(Missed(count)),
+            encode_missed=lambda count: self.client.codec.encode(Missed(count)),
             on_waiting=self._start_writing,
             on_empty=self._queue_ran_empty,
             budget=registry.budget,
         )
-        self.member = Member(
-            client=client,
-            name=default_name(client),
+        self.client = Client(
+            number=number,
+            name=default_name(number),
             send_queue=self._send_queue,
             address=address,
             origin=origin and origin.address,
             on_leave=self._stop_reading,
             on_lag=self._start_replaying,
         )
-        self._rate_limit = ClientRateLimit(config, self.member, burst_bytes=_READ_BYTES)
-        self._pipeline = MessagePipeline(self.member, registry, self._rate_limit, filters)
+        self._rate_limit = ClientRateLimit(config, self.client, burst_bytes=_READ_BYTES)
+        self._pipeline = MessagePipeline(self.client, registry, self._rate_limit, filters, config)
 
     def _queue_ran_empty(self) -> None:
-        self.member.room.slow_clients.queue_ran_empty()  # of the room that it is in now
+        for member in self.client.memberships.values():
+            member.room.slow_clients.queue_ran_empty()
 
     def _stop_reading(self, reason: str) -> None:
         self._start_writing()  # the last words: this task may be waiting for a slow member
@@ -195,30 +197,31 @@ class Session:
         try:
             async with trio.open_nursery() as self._nursery:
                 try:
-                    self._registry.enter(self.member)
+                    self._registry.add(self.client)
                     with self._reading:
                         await self._assign_name(self._connection.name)
                         await self._read()
                     if self._send_queue.failure:  # writing failed, and no more input came
-                        self._registry.leave(self.member, self._send_queue.failure)
+                        self._registry.leave(self.client, self._send_queue.failure)
                 finally:  # while the nursery is open: leaving may start the writer
-                    self._registry.leave(self.member, "the server ended the session")
+                    self._registry.leave(self.client, "the server ended the session")
             if self._send_queue.drained:
                 await transport.close_gracefully(self._stream, self._config.timeouts.linger)
         finally:
-            # They refer to this session: without these cycles its memory is freed at once.
-            del self.member, self._pipeline, self._rate_limit
+            # They refer to this session, or to each other: without these cycles the memory is freed
+            # at once.
+            del self.client.current, self.client, self._pipeline, self._rate_limit
             del self._send_queue, self._nursery, self._connection
             await transport.close(self._stream)
 
     async def _assign_name(self, name: str) -> None:
         """Give the client the name that `authenticate` returned, if any."""
         if name:
-            self.member.assigned_name = name
+            self.client.assigned_name = name
             try:
-                self._registry.rename(self.member, name)
+                self._registry.rename(self.client, name)
             except RemoteProtocolError as error:  # a name of its own session, perhaps
-                await self.member.send(Invalid.because(error).error)
+                await self.client.send(Invalid.because(error).error)
 
     def _start_writing(self) -> None:
         if not self._writing:
@@ -245,9 +248,7 @@ class Session:
         await self._replay_meter.measure(self._replay_rooms())
 
     async def _replay_rooms(self) -> None:
-        member = self.member
-        while member.lag is not None and not self._send_queue.closed:
-            await member.room.replayer.replay(member)
+        await replay(self.client)
         self._note_memory()
         replayed, self._replayed = self._replayed, None
         assert replayed is not None  # noqa: S101 - there is one replay task
@@ -257,17 +258,18 @@ class Session:
         try:
             await self._read_requests()
             # A client that has half-closed the connection still reads.
-            self.member.room.stop_waiting_for(self.member)
+            for member in self.client.memberships.values():
+                member.room.stop_waiting_for(member)
             if self._replayed is not None:
                 await self._replayed.wait()
         except _Leave as leave:
             self._registry.leave(
-                self.member, leave.reason, last_words=leave.last_words, for_good=leave.for_good
+                self.client, leave.reason, last_words=leave.last_words, for_good=leave.for_good
             )
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._registry.leave(self.member, transport.describe_error(error))
+            self._registry.leave(self.client, transport.describe_error(error))
         else:
-            self._registry.leave(self.member)
+            self._registry.leave(self.client)
 
     async def _read_requests(self) -> None:
         receive, decoder = self._receive, self._connection.decoder
@@ -285,15 +287,17 @@ class Session:
             await self._handle(parts)
             self._unhandled_bytes = 0
             self._note_memory()
-            if decoder.reply and self.member.codec is TEXT:
+            if decoder.reply and self.client.codec is TEXT:
                 await self._send_queue.put(decoder.reply)
             data = await receive()
         await self._handle(decoder.finish())
 
     def _note_memory(self) -> None:
-        session, lag = self.member.stored_session, self.member.lag
+        session = self.client.stored_session
         held = self._unhandled_bytes + self._connection.decoder.buffered_bytes
-        held += (session.held_bytes if session else 0) + (lag.held_bytes if lag else 0)
+        held += session.held_bytes if session else 0
+        for member in self.client.memberships.values():
+            held += member.lag.held_bytes if member.lag else 0
         self._send_queue.note(held)
 
     async def _receive(self) -> bytes | bytearray:
@@ -310,7 +314,7 @@ class Session:
                 data = await transport.receive_some(self._stream, size)
             elif idle.cancelled_caught:
                 reason = f"idle for {self._config.idle_seconds:g} s"
-                raise _Leave(reason, self.member.codec.encode(Goodbye.of("idle", reason)))
+                raise _Leave(reason, self.client.codec.encode(Goodbye.of("idle", reason)))
         if self._rate_limit.limits_bytes:
             await self._rate_limit.spend_bytes(len(data))
         return data
@@ -321,13 +325,13 @@ class Session:
             if isinstance(part, LineTooLong):
                 await take_turn()
                 await self._rate_limit.acquire(1)
-                await self.member.send(Invalid.because(part).error)
+                await self.client.send(Invalid.because(part).error)
                 continue
             if self._first_line:
                 self._first_line = False
                 if other := sniff_line(part.partition("\n")[0]):
                     raise _Leave(other.reason, other.answer)
-            for request in self.member.codec.parse_requests(part):
+            for request in self.client.codec.parse_requests(part):
                 await take_turn()
                 # A keep-alive does not count as activity.
                 if type(request) is not Ping:
@@ -342,26 +346,26 @@ class Session:
                     await self._carry_out(request)
                 except RemoteProtocolError as error:
                     nonce = getattr(request, "nonce", None)
-                    await self.member.send(Invalid.because(error, nonce).error)
+                    await self.client.send(Invalid.because(error, nonce).error)
 
     async def _carry_out(self, request: Request) -> None:
         """Carry out a request and answer it; raises `RemoteProtocolError` if it is refused."""
         await trio.lowlevel.checkpoint_if_cancelled()  # it may have been disconnected meanwhile
-        me, registry = self.member, self._registry
+        me, registry = self.client, self._registry
         match request:
             case Direct():
                 await self._pipeline.direct(request)
             case Rename(name=name, nonce=nonce):
                 old = registry.rename(me, _passed(await self._filter(Renaming, name)))
-                await self.member.send(Renamed(me.client, old, me.name, nonce=nonce))
+                await self.client.send(Renamed(me.number, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
                 room = _passed(await self._filter(Joining, room))
                 await self._wait_for_room()
                 registry.move(me, room)
                 refused = self._start_from(since, 0)
                 at = me.room
-                joined = Joined(me.client, me.name, at.name, len(at), at.last_id, nonce=nonce)
-                await self.member.send(joined, *refused)
+                joined = Joined(me.number, me.name, at.name, len(at), at.last_id, nonce=nonce)
+                await self.client.send(joined, *refused)
             case Reply(text=text):
                 if me.last_sender is None:
                     raise InvalidRequest(NO_SENDER)
@@ -369,25 +373,25 @@ class Session:
             case Who(room=room, nonce=nonce):
                 await self._send_queue.put(registry.encode_who(room or me.room.name, me, nonce))
             case Rooms(nonce=nonce):
-                await self._send_queue.put(registry.room_list.encode(me.codec, nonce))
+                await self._send_queue.put(registry.rooms.list.encode(me.codec, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
                 self._pipeline.require_room(room)
-                await self.member.send(await me.room.history(limit, before, nonce))
+                await self.client.send(await me.room.history(limit, before, nonce))
             case Ping(token=token, nonce=nonce):
-                await self.member.send(Pong(token, nonce=nonce))
+                await self.client.send(Pong(token, nonce=nonce))
             case Help(nonce=nonce):
                 await self._send_queue.put(encoded_help(me.codec, nonce))
             case Hello():
                 await self._greet(request)
             case Invalid(error):
-                await self.member.send(error)
+                await self.client.send(error)
             case Quit(nonce=nonce):
                 goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
                 raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:
         """Change to JSON: resume or begin a session, grant the wishes, answer with the welcome."""
-        me, registry = self.member, self._registry
+        me, registry = self.client, self._registry
         room = hello.room and await self._filter(Joining, hello.room)
         name = hello.name and await self._filter(Renaming, hello.name)
         if hello.name is None and me.assigned_name:  # its own session may have held it so far
@@ -412,14 +416,14 @@ class Session:
             except RemoteProtocolError as error:
                 refusals.append(error)
         missed = self._send_queue.take_missed()  # in the protocol before the change
-        me.room.set_codec(me, JSON)
+        me.set_codec(JSON)
         # If the hello asks for the session's name, there is one error for both.
         refused = list(dict.fromkeys(Invalid.because(error).error for error in refusals))
         if me.refused_room is None:  # else `since` and `replay` are about that room
             refused += self._start_from(hello.since, hello.replay)
         welcome = Welcome(
             PROTOCOL,
-            me.client,
+            me.number,
             me.name,
             me.room.name,
             len(me.room),
@@ -443,16 +447,16 @@ class Session:
                 break
             await self._send_queue.wait_for_space()  # the session may end meanwhile
         await trio.lowlevel.checkpoint_if_cancelled()
-        name = self.member.assigned_name
+        name = self.client.assigned_name
         if stored is not None and name and fold_name(stored.name or name) != fold_name(name):
             return None  # somebody else's
         return stored
 
     async def _filter(self, wish: type[Joining | Renaming], text: str) -> str | None:
         """Return the requested room or name, as changed by the filters; None if rejected."""
-        me = self.member
+        me = self.client
         return await self._filters.apply_to_wish(
-            wish(client=me.client, name=me.name, room=me.room.name, text=text)
+            wish(client=me.number, name=me.name, room=me.room.name, text=text)
         )
 
     def _start_from(self, since: str | None, replay: int) -> list[Error]:
@@ -462,15 +466,16 @@ class Session:
 
         Returns an error if *since* is no id of the room.
         """
-        room = self.member.room
+        member = self.client.current
+        room = member.room
         if since is not None:
             try:
                 position = room.number_of(since) + 1
             except RemoteProtocolError as error:
                 return [Invalid.because(error).error]
-            room.replay_from(self.member, position)
+            room.replay_from(member, position)
         elif replay:
-            room.replay_from(self.member, room.number_of_last(replay))
+            room.replay_from(member, room.number_of_last(replay))
         return []
 
     async def _wait_for_room(self) -> None:

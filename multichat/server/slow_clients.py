@@ -117,7 +117,7 @@ class SlowClients:
         """Queue *batch* for *member*, whose queue has space, if it is still waited for."""
         if self.waiting.get(member) is not batch:
             return
-        result = member.send_queue.try_send(batch.encoded(member.codec))
+        result = member.send_queue.try_send(batch.encoded(member.client.codec))
         if result is _FULL:
             self._call_when_space(member, batch, delivery)
             return
@@ -128,7 +128,7 @@ class SlowClients:
 
     def _somebody_is_idle(self, sender: Member | None) -> bool:
         """Return whether the send queue of a live member other than *sender* is empty."""
-        speaker = None if sender is None else sender.client
+        speaker = None if sender is None else sender.client.number
         return any(
             not (member.send_queue.waiting_bytes or member.send_queue.closed) and client != speaker
             for members in self._live.values()

@@ -40,7 +40,7 @@ from multichat.stdio import read_input
 from multichat.terminal.wrap import columns_of
 
 if TYPE_CHECKING:  # the server imports this module
-    from multichat.server.member import MemberInfo
+    from multichat.server.client import MemberInfo
     from multichat.server.server import Server
 
 __all__ = ["AdminConsole", "background_access_fails", "console_fd", "run_console"]

@@ -1,6 +1,7 @@
 """Announcements of joins and leaves take at most two tasks for each room."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -11,6 +12,7 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import Missed
 from multichat.protocol.names import default_name
 from multichat.protocol.text_codec import TEXT
+from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.presence_announcer import PresenceAnnouncer
 from multichat.testing import run_on_mock_clock
@@ -19,13 +21,18 @@ pytestmark = pytest.mark.unit
 
 AWAY_SECONDS = 30.0
 
+NO_ROOM: Any = None  # the announcer asks nothing of it
 
-def make_member(client: int) -> Member:
+
+def make_member(number: int) -> Member:
     near, _ = trio.testing.memory_stream_pair()
     send_queue = SendQueue(
         near, max_batches=4, encode_missed=lambda count: JSON.encode(Missed(count))
     )
-    return Member(client, default_name(client), send_queue, "", lambda _: None, lambda: None, JSON)
+    client = Client(
+        number, default_name(number), send_queue, "", lambda _: None, lambda: None, JSON
+    )
+    return Member(client, NO_ROOM)
 
 
 def test_a_client_that_leaves_and_resumes_again_and_again_makes_no_more_tasks() -> None:

@@ -30,7 +30,7 @@ from multichat.protocol.messages import (
 )
 from multichat.protocol.names import default_name
 from multichat.protocol.text_codec import TEXT
-from multichat.server.member import Member
+from multichat.server.client import Client
 from multichat.server.registry import Registry
 from multichat.testing import memory_server, run_on_mock_clock
 from tests.support.log import LogRecorder
@@ -40,28 +40,28 @@ pytestmark = pytest.mark.unit
 MIXED = "a name has letters of one script, or of Chinese, Japanese or Korean with Latin"
 
 
-def make_member(client: int, address: str = "") -> Member:
+def make_client(number: int, address: str = "") -> Client:
     near, _ = trio.testing.memory_stream_pair()
     send_queue = SendQueue(
         near,
         max_batches=1,
         encode_missed=lambda count: TEXT.encode(Missed(count)),
     )
-    return Member(client, default_name(client), send_queue, address, lambda _: None, lambda: None)
+    return Client(number, default_name(number), send_queue, address, lambda _: None, lambda: None)
 
 
 @asynccontextmanager
 async def registry_of(
     *, members: int, **settings: int
-) -> AsyncIterator[tuple[Registry, list[Member]]]:
+) -> AsyncIterator[tuple[Registry, list[Client]]]:
     """A registry with members in its lobby, whose send queues are not emptied."""
     async with trio.open_nursery() as nursery:
         config = ServerConfig(**settings)  # type: ignore[arg-type]
         registry = Registry(config, Log("server"), nursery.start_soon, MemoryJournal())
-        made: list[Member] = []
+        made: list[Client] = []
         for client in range(1, members + 1):
-            made.append(make_member(client))
-            registry.enter(made[-1])
+            made.append(make_client(client))
+            registry.add(made[-1])
         yield registry, made
         nursery.cancel_scope.cancel()
 
@@ -153,15 +153,15 @@ def test_no_two_clients_ever_have_names_that_look_alike(
 ) -> None:
     async def run() -> None:
         async with registry_of(members=0, away_seconds=5) as (registry, _):
-            clients: dict[int, Member] = {}
+            clients: dict[int, Client] = {}
             next_client = 0
             for seat, step, name in steps:
                 member = clients.get(seat)
                 if member is None:
                     next_client += 1
                     address = f"192.0.2.{seat}:{next_client}"
-                    member = clients[seat] = make_member(next_client, address)
-                    registry.enter(member)
+                    member = clients[seat] = make_client(next_client, address)
+                    registry.add(member)
                     registry.give_session(member)
                 match step:
                     case "name":
@@ -175,7 +175,7 @@ def test_no_two_clients_ever_have_names_that_look_alike(
                     case "wait":
                         await trio.sleep(3)
                 named = [
-                    each.name for each in registry.members if each.name != default_name(each.client)
+                    each.name for each in registry.clients if each.name != default_name(each.number)
                 ]
                 keys = [set(lookalike_keys(each)) for each in named]
                 assert len(set().union(*keys)) == sum(map(len, keys))
@@ -241,21 +241,22 @@ async def test_ids_continue_when_a_room_is_opened_again() -> None:
 async def test_who_is_encoded_once_for_each_change_of_the_members_and_each_protocol() -> None:
     async with registry_of(members=3) as (registry, [a, b, c]):
 
-        def encoded(*members: Member) -> bytes:
-            """Return the bytes that all of *members* get, which must be the same object."""
-            answers = [registry.encode_who(LOBBY, each) for each in members]
+        def encoded(*clients: Client) -> bytes:
+            """Return the bytes that all of *clients* get, which must be the same object."""
+            answers = [registry.encode_who(LOBBY, each) for each in clients]
             assert all(answer is answers[0] for answer in answers)
-            names = [MemberName(each.client, each.name) for each in a.room.members.values()]
-            assert answers[0] == members[0].codec.encode(Members(LOBBY, names))
+            there = [member.client for member in a.room.members.values()]
+            names = [MemberName(each.number, each.name) for each in there]
+            assert answers[0] == clients[0].codec.encode(Members(LOBBY, names))
             return answers[0]
 
         answers = [encoded(a, b, a)]
-        a.room.set_codec(c, JSON)
+        c.set_codec(JSON)
         answers += [encoded(c, c), encoded(a, b)]
         assert answers[2] is answers[0]
         registry.rename(b, "bob")
         answers += [encoded(a, b)]
-        registry.enter(make_member(4))
+        registry.add(make_client(4))
         answers += [encoded(a, b), encoded(c)]
         registry.move(b, "den")
         answers += [encoded(a), encoded(c)]
@@ -268,8 +269,8 @@ async def test_rooms_are_encoded_once_for_each_change_of_the_members_and_each_pr
     async with registry_of(members=3) as (registry, [a, b, c]):
 
         def encoded(codec: Codec) -> bytes:
-            answer = registry.room_list.encode(codec)
-            assert registry.room_list.encode(codec) is answer
+            answer = registry.rooms.list.encode(codec)
+            assert registry.rooms.list.encode(codec) is answer
             sizes = [RoomSize(room.name, len(room)) for room in registry.rooms]
             assert answer == codec.encode(RoomList(sizes))
             return answer
@@ -279,7 +280,7 @@ async def test_rooms_are_encoded_once_for_each_change_of_the_members_and_each_pr
         answers |= {encoded(TEXT), encoded(JSON)}
         registry.move(b, "den")
         answers |= {encoded(TEXT), encoded(JSON)}
-        registry.enter(make_member(4))
+        registry.add(make_client(4))
         answers |= {encoded(TEXT), encoded(JSON)}
         registry.leave(c)
         registry.leave(b)
@@ -328,18 +329,18 @@ async def test_new_rooms_per_address_and_hour_are_limited(
 
 
 async def test_over_loopback_the_limit_of_new_rooms_is_per_client() -> None:
-    async with registry_of(members=2, max_new_rooms=1) as (registry, members):
-        for member in members:
-            member.origin = "127.0.0.1/32"
-            registry.move(member, f"of-{member.client}")
+    async with registry_of(members=2, max_new_rooms=1) as (registry, clients):
+        for client in clients:
+            client.origin = "127.0.0.1/32"
+            registry.move(client, f"of-{client.number}")
             with pytest.raises(TooManyRooms):
-                registry.move(member, "more")
+                registry.move(client, "more")
 
 
 async def test_a_room_with_messages_does_not_count_as_new() -> None:
     async with registry_of(members=1, max_new_rooms=1) as (registry, [a]):
         registry.move(a, "den")
-        await a.room.publish(a, SayBlock("x"))
+        await a.room.publish(a.current, SayBlock("x"))
         for _ in range(3):
             registry.move(a, "lobby")
             registry.move(a, "den")
@@ -392,15 +393,15 @@ async def test_nothing_is_queued_for_a_member_that_has_moved(
             pass
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(slow.room.publish, sender, SayBlock("too late"))
+            nursery.start_soon(slow.room.publish, sender.current, SayBlock("too late"))
             await trio.sleep(0.5)
             registry.move(slow, "kitchen")
         assert trio.current_time() - started == pytest.approx(0.5)
         slow.send_queue.close()
         await slow.send_queue.run()
         assert slow.send_queue.drained
-        assert registry.counts.too_slow == 0
-        assert registry.counts.deliveries == 1  # the quick one's
+        assert registry.rooms.counts.too_slow == 0
+        assert registry.rooms.counts.deliveries == 1  # the quick one's
 
 
 async def test_private_messages_wait_for_their_recipient_alone(
@@ -537,16 +538,18 @@ async def test_a_client_may_leave_during_an_announcement(
 ) -> None:
     async with registry_of(members=3) as (registry, [stalled, second, third]):
         room = stalled.room
-        room.set_codec(stalled, JSON)
+        stalled.set_codec(JSON)
         while stalled.send_queue.try_send(b"x\n") is not SendResult.FULL:
             pass
         registry.rename(stalled, "stalled")
         registry.rename(second, "second")
         registry.rename(third, "third")
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(room.publish, second, SayBlock("hello"))  # waits for the stalled
+            nursery.start_soon(
+                room.publish, second.current, SayBlock("hello")
+            )  # waits for the stalled
             await trio.sleep(0.5)
             registry.leave(third)
-        assert registry.members == [stalled, second]
-        assert stalled.lag is not None
+        assert registry.clients == [stalled, second]
+        assert stalled.lagging()
         assert room.next == 1

@@ -133,11 +133,11 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
         for i in range(9):
             await sender.send(str(i), "/ping")
             assert await sender.line() == "[Server] pong"
-        [member] = [each for each in server._registry.members if each.client == 2]
+        [client] = [each for each in server._registry.clients if each.number == 2]
         for i in range(4):
             assert await slow.line() == f"[Client 1] {i}"
             await trio.sleep(1)
-        assert member.lag is not None
+        assert client.lagging()
         [meter] = meters
         assert meter is not None
         assert not meter.has_turn, "while it waits for its client"
@@ -146,7 +146,7 @@ async def test_a_part_is_encoded_in_a_turn_that_begins_when_the_client_can_take_
         await trio.testing.wait_all_tasks_blocked()
         assert await slow.line() == "[Client 1] 4"
         await trio.testing.wait_all_tasks_blocked()
-        assert (meter.waits, member.send_queue.waiting_bytes) == (True, 0)
+        assert (meter.waits, client.send_queue.waiting_bytes) == (True, 0)
         release.set()
         assert await slow.lines(4) == [f"[Client 1] {i}" for i in range(5, 9)]
         nursery.cancel_scope.cancel(reason="the test is over")

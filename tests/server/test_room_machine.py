@@ -53,9 +53,10 @@ from multichat.protocol.messages import (
 from multichat.protocol.names import default_name, fold_name, parse_name
 from multichat.protocol.text_codec import TEXT
 from multichat.server.broadcast import Block
+from multichat.server.client import Client
 from multichat.server.config import ReplayLimits, ServerConfig, Slow
-from multichat.server.member import Member
 from multichat.server.registry import Registry
+from multichat.server.replay import replay as replay_all
 from tests.support.journals import LOTS, HeldJournal
 
 pytestmark = pytest.mark.unit
@@ -156,7 +157,7 @@ class Guest:
     when it is live; *may_miss* says whether the replay may have skipped messages.
     """
 
-    member: Member
+    client: Client
     stream: GatedStream
     stays: list[Stay] = field(default_factory=list)
     left: bool = False
@@ -208,10 +209,10 @@ class Guest:
 
     def reached(self) -> int:
         """Return up to which message of its room it has received or queued everything."""
-        room, lag = self.member.room, self.member.lag
+        room, lag = self.client.room, self.client.current.lag
         if lag is not None:
             return lag.position
-        if (batch := room.slow_clients.waiting.get(self.member)) is not None:
+        if (batch := room.slow_clients.waiting.get(self.client.current)) is not None:
             return batch.said.first if isinstance(batch, Block) else room.next
         return room.next
 
@@ -272,23 +273,23 @@ class RoomMachine(RuleBasedStateMachine):
         return self.witnesses[room].lines if room in self.witnesses else []
 
     async def _enter(self, codec: Codec, room: str = LOBBY, *, max_batches: int = 1) -> Guest:
-        client = len(self.everybody) + 1
+        number = len(self.everybody) + 1
         stream = GatedStream()
 
         def on_empty() -> None:
-            member.room.slow_clients.queue_ran_empty()
+            client.room.slow_clients.queue_ran_empty()
 
         send_queue = SendQueue(
             stream,
             max_batches=max_batches,
-            encode_missed=lambda count: member.codec.encode(Missed(count)),
+            encode_missed=lambda count: client.codec.encode(Missed(count)),
             on_empty=on_empty,
         )
 
         def on_leave(reason: str) -> None:
             guest.left = True
             if guest.stays[-1].last is None:
-                guest.stays[-1].last = member.room.next
+                guest.stays[-1].last = client.room.next
             guest.goodbye = reason
 
         replaying = False
@@ -302,31 +303,31 @@ class RoomMachine(RuleBasedStateMachine):
 
         async def replay() -> None:
             nonlocal replaying
-            while member.lag is not None and not send_queue.closed:
-                await member.room.replayer.replay(member)
+            await replay_all(client)
             replaying = False
 
-        member = Member(client, default_name(client), send_queue, "", on_leave, on_lag, codec)
-        guest = Guest(member, stream)
+        client = Client(number, default_name(number), send_queue, "", on_leave, on_lag, codec)
+        guest = Guest(client, stream)
         self.loop.nursery.start_soon(send_queue.run)
-        self.registry.enter(member)
+        self.registry.add(client)
         if room != LOBBY:
-            self.registry.move(member, room)
+            self.registry.move(client, room)
         self._arrive(guest)
         self.everybody.append(guest)
         return guest
 
     def _arrive(self, guest: Guest) -> None:
-        room = guest.member.room
+        room = guest.client.room
         guest.stays.append(Stay(room.name, room.next))
         self._learn_who_is_there(guest)
 
     def _learn_who_is_there(self, guest: Guest) -> None:
-        room = guest.member.room
+        room = guest.client.room
         guest.known_at = len(guest.events)
-        names = [MemberName(other.client, other.name) for other in room.members.values()]
-        answer = guest.member.codec.encode(Members(room.name, names))
-        assert room.presence.encode_who(guest.member, None) == answer
+        others = [other.client for other in room.members.values()]
+        names = [MemberName(other.number, other.name) for other in others]
+        answer = guest.client.codec.encode(Members(room.name, names))
+        assert room.presence.encode_who(guest.client, None) == answer
         guest.known = {each.client: each.name for each in names}
 
     @rule(target=guests, codec=st.sampled_from([TEXT, JSON]))
@@ -343,9 +344,9 @@ class RoomMachine(RuleBasedStateMachine):
         if not guest.left:
             guest.stays[-1].last = guest.reached()
             if reason:
-                self.registry.disconnect(guest.member, Goodbye.of("kicked", reason))
+                self.registry.disconnect(guest.client, Goodbye.of("kicked", reason))
             else:
-                self.registry.leave(guest.member)
+                self.registry.leave(guest.client)
 
     @rule(guest=guests, reason=st.sampled_from(["kicked", "flooding"]))
     def disconnect(self, guest: Guest, reason: str) -> None:
@@ -356,8 +357,8 @@ class RoomMachine(RuleBasedStateMachine):
         """Replays use JSON from now on, too."""
 
         async def speak() -> None:
-            if guest.member.codec is not JSON:
-                guest.member.room.set_codec(guest.member, JSON)
+            if guest.client.codec is not JSON:
+                guest.client.set_codec(JSON)
                 self._learn_who_is_there(guest)
 
         if not guest.left:
@@ -368,41 +369,41 @@ class RoomMachine(RuleBasedStateMachine):
         """A rename succeeds if the name is valid and no other client has it, ignoring case."""
         if guest.left:
             return
-        others = [other.member.name for other in self._present() if other is not guest]
+        others = [other.client.name for other in self._present() if other is not guest]
         may = name in ("alice", "Alice", "ALICE", "bob", "안녕", "Σίσυφος", "ΣΊΣΥΦΟΣ") and (
             name.casefold() not in [other.casefold() for other in others]
         )
 
         async def rename() -> bool:
             try:
-                self.registry.rename(guest.member, name)
+                self.registry.rename(guest.client, name)
             except RemoteProtocolError:
                 return False
             return True
 
-        old = guest.member.name
+        old = guest.client.name
         assert self.loop.call(rename) == may
-        assert guest.member.name == (parse_name(name) if may else old)
+        assert guest.client.name == (parse_name(name) if may else old)
 
     @rule(guest=guests, room=st.sampled_from([*WITNESSED, "Dev", "den", "no room"]))
     def move(self, guest: Guest, room: str) -> None:
         if guest.left:
             return
-        old = guest.member.room
+        old = guest.client.room
         self.loop.call(partial(self._move, guest, room))
         expected = old.name if room == "no room" else room
-        assert fold_name(guest.member.room.name) == fold_name(expected)
+        assert fold_name(guest.client.room.name) == fold_name(expected)
 
     async def _move(self, guest: Guest, room: str, *, after: float = 0) -> None:
         await trio.sleep(after)
         if guest.left:
             return
-        old, reached = guest.member.room, guest.reached()
+        old, reached = guest.client.room, guest.reached()
         try:
-            self.registry.move(guest.member, room)
+            self.registry.move(guest.client, room)
         except RemoteProtocolError:
             assert room == "no room"
-        if guest.member.room is not old:
+        if guest.client.room is not old:
             guest.stays[-1].last = reached
             self._arrive(guest)
 
@@ -416,7 +417,7 @@ class RoomMachine(RuleBasedStateMachine):
             return
         if move is not None:
             await self._move(guest, move)
-        member = guest.member
+        member = guest.client.current
         guest.stays[-1].last = guest.reached()
         position = max(0, member.room.next - back)
         member.room.start_replay(member, position)
@@ -443,23 +444,23 @@ class RoomMachine(RuleBasedStateMachine):
         self.loop.call(partial(self._announce, room, count))
 
     async def _announce(self, room: str, count: int) -> None:
-        witness = self.witnesses[room].member.room
+        witness = self.witnesses[room].client.room
         for _ in range(count):
             self.noted += 1
             notice = f"note {self.noted}"
-            there = [guest for guest in self._present() if guest.member.room is witness]
+            there = [guest for guest in self._present() if guest.client.room is witness]
             await witness.notify(notice)
             for guest in there:
-                if guest.member.room is not witness:  # it moved meanwhile
+                if guest.client.room is not witness:  # it moved meanwhile
                     continue
-                if guest.member.lag is not None:
+                if guest.client.current.lag is not None:
                     guest.later.append(f"[Server] {notice}")
                 else:
                     self._settle_notices(guest)
                     guest.notices.append(f"[Server] {notice}")
 
     def _settle_notices(self, guest: Guest) -> None:
-        if guest.member.lag is None:
+        if guest.client.current.lag is None:
             guest.notices += guest.later
             guest.later.clear()
 
@@ -503,14 +504,14 @@ class RoomMachine(RuleBasedStateMachine):
         """Several clients send at the same time, while others recover, leave or move."""
 
         async def say_all(sender: Guest) -> None:
-            room = sender.member.room
+            room = sender.client.room
             for _ in range(publishes):
-                if sender.left or sender.member.room is not room:
+                if sender.left or sender.client.room is not room:
                     break
                 first, self.said = self.said, self.said + count
-                texts = [f"#{sender.member.client} {first + j}" for j in range(count)]
+                texts = [f"#{sender.client.number} {first + j}" for j in range(count)]
                 await trio.lowlevel.checkpoint()  # as a session does before the next read
-                await room.publish(sender.member, SayBlock("\n".join(texts)))
+                await room.publish(sender.client.current, SayBlock("\n".join(texts)))
 
         async def say_in(room: str, them: list[Guest]) -> None:
             started = trio.current_time()
@@ -528,7 +529,7 @@ class RoomMachine(RuleBasedStateMachine):
                 for guest, after, room in moving:
                     nursery.start_soon(partial(self._move, guest, room, after=after))
                 for room in WITNESSED:
-                    them = [sender for sender in senders if sender.member.room.name == room]
+                    them = [sender for sender in senders if sender.client.room.name == room]
                     if them := [sender for sender in them if not sender.left]:
                         nursery.start_soon(say_in, room, them)
 
@@ -555,33 +556,34 @@ class RoomMachine(RuleBasedStateMachine):
 
         A client that lagged got some events only as counts, the last of which is correct.
         """
-        there: list[Member] = []
-        while there != (there := self.registry.members):  # until no more stalled members leave
+        there: list[Client] = []
+        while there != (there := self.registry.clients):  # until no more stalled members leave
             self.loop.call(partial(trio.sleep, 10))
         for guest in self._present():
-            member = guest.member
-            if member.codec is not JSON or guest.stalled or member.lag is not None:
+            client = guest.client
+            if client.codec is not JSON or guest.stalled or client.lagging():
                 continue
             known, size = guest.known.copy(), len(guest.known)
             for event in guest.events[guest.known_at :]:
                 if isinstance(event, Joined | Renamed):
-                    assert event.client != member.client
+                    assert event.client != client.number
                     known[event.client] = event.name
                 elif isinstance(event, Left):
                     known.pop(event.client, None)
                 if isinstance(event, Joined | Left | Presence):
                     size = event.members
-            assert size == len(member.room)
+            assert size == len(client.room)
             if not guest.ever_behind:
-                me = {member.client: member.name}
-                assert known | me == {m.client: m.name for m in member.room.members.values()}
+                me = {client.number: client.name}
+                there = [member.client for member in client.room.members.values()]
+                assert known | me == {each.number: each.name for each in there}
 
     @invariant()
     def everyone_has_seen_what_it_should(self) -> None:
         for room in WITNESSED:
-            assert len(self._order(room)) == self.witnesses[room].member.room.next
+            assert len(self._order(room)) == self.witnesses[room].client.room.next
         for guest in self.everybody:
-            lag = guest.member.lag
+            lag = guest.client.current.lag
             expected = [
                 line
                 for stay in guest.stays
@@ -590,7 +592,7 @@ class RoomMachine(RuleBasedStateMachine):
                     if lag is not None and stay is guest.stays[-1]
                     else stay.last
                 ]
-                if f"#{guest.member.client} " not in line
+                if f"#{guest.client.number} " not in line
             ]
             if guest.goodbye:
                 expected.append(f"[Server] goodbye: {guest.goodbye}")
@@ -636,7 +638,7 @@ class RoomMachine(RuleBasedStateMachine):
         held = any(not each._released.is_set() for each in self.journal.held.values())
         for guest in self._present():
             if not guest.stalled and not held:
-                assert guest.member.lag is None
+                assert guest.client.current.lag is None
 
     def _present(self) -> list[Guest]:
         return [guest for guest in self.everybody if not guest.left]
@@ -644,20 +646,21 @@ class RoomMachine(RuleBasedStateMachine):
     @invariant()
     def membership_is_true(self) -> None:
         present = self._present()
-        assert self.registry.members == [guest.member for guest in present]
+        assert self.registry.clients == [guest.client for guest in present]
         for guest in present:
-            assert [guest.member in room for room in self.registry.rooms].count(True) == 1
-            assert guest.member in guest.member.room
-            assert guest.member.room.name == guest.stays[-1].room
-            assert self.registry.find(guest.member.client) is guest.member
-            assert self.registry.find(guest.member.name) is guest.member
-        rooms = self.registry.rooms
+            member = guest.client.current
+            assert [member in room for room in self.registry.rooms].count(True) == 1
+            assert member in guest.client.room
+            assert guest.client.room.name == guest.stays[-1].room
+            assert self.registry.find(guest.client.number) is guest.client
+            assert self.registry.find(guest.client.name) is guest.client
+        rooms = list(self.registry.rooms)
         assert sum(map(len, rooms)) == len(present)
         assert all(rooms)  # none is empty
 
     @invariant()
     def names_are_unique(self) -> None:
-        for names in (self.registry.members, self.registry.rooms):
+        for names in (self.registry.clients, list(self.registry.rooms)):
             folded = [fold_name(each.name) for each in names]
             assert len(set(folded)) == len(folded)
 
@@ -752,29 +755,29 @@ class OneLagging(RoomMachine):
 
         def act() -> None:
             # Synchronously, like the effects of other clients; tasks follow afterwards.
-            stay, member = bob.stays[-1], bob.member
+            stay, client = bob.stays[-1], bob.client
             if bob.left:
                 return
             stay.last = bob.reached()
             match what_happens:
                 case "leaves":
-                    self.registry.leave(member)
+                    self.registry.leave(client)
                 case "is kicked":
-                    self.registry.disconnect(member, Goodbye.of("kicked", "enough"))
+                    self.registry.disconnect(client, Goodbye.of("kicked", "enough"))
                 case "moves":
-                    self.registry.move(member, "dev")
+                    self.registry.move(client, "dev")
                     self._arrive(bob)
                 case "comes back":
-                    self.registry.move(member, "dev")
-                    self.registry.move(member, LOBBY)
+                    self.registry.move(client, "dev")
+                    self.registry.move(client, LOBBY)
                     self._arrive(bob)
                 case "lags again":
-                    position = max(0, member.room.next - 4)
-                    member.room.start_replay(member, position)
+                    position = max(0, client.room.next - 4)
+                    client.room.start_replay(client.current, position)
                     bob.stays.append(Stay(LOBBY, position))
                 case "speaks JSON":
                     stay.last = None
-                    member.room.set_codec(member, JSON)
+                    client.set_codec(JSON)
                 case "stalls":
                     stay.last = None
                     bob.stream.shut()
@@ -803,11 +806,11 @@ class OneLagging(RoomMachine):
         return at.reached
 
     async def _say(self, sender: Guest, count: int) -> None:
-        room = sender.member.room
+        room = sender.client.room
         if not sender.left and room.name in WITNESSED:
             first, self.said = self.said, self.said + count
-            texts = [f"#{sender.member.client} {first + j} {'x' * 50}" for j in range(count)]
-            await room.publish(sender.member, SayBlock("\n".join(texts)))
+            texts = [f"#{sender.client.number} {first + j} {'x' * 50}" for j in range(count)]
+            await room.publish(sender.client.current, SayBlock("\n".join(texts)))
 
 
 WHAT_HAPPENS = [

@@ -22,10 +22,12 @@ from multichat.protocol.lookalikes import NameIndex
 from multichat.protocol.messages import Goodbye, HistoryPage, Missed, SaidBlock, SayBlock
 from multichat.protocol.text_codec import TextCodec
 from multichat.server.broadcast import Batch, Delivery, Receipt
+from multichat.server.client import Client
 from multichat.server.config import Message, ReplayLimits
 from multichat.server.filters import Filters
 from multichat.server.history_pages import read_history
 from multichat.server.member import Member
+from multichat.server.open_rooms import OpenRooms
 from multichat.server.recent_messages import Ring
 from multichat.server.registry import Registry
 from multichat.server.replay import Replayer
@@ -159,7 +161,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
 def forget_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(original: Any, room: Room, member: Member, *args: Any, **kwargs: Any) -> None:
         original(room, member, *args, **kwargs)
-        room._by_codec[member.codec][member.client] = member
+        room._by_codec[member.client.codec][member.client.number] = member
 
     wrap(monkeypatch, Room, "leave", leave)
 
@@ -191,26 +193,26 @@ def cut_texts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evict_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    def disconnect(original: Any, registry: Registry, member: Member, goodbye: Goodbye) -> None:
-        registry.leave(member, goodbye.reason)
+    def disconnect(original: Any, registry: Registry, client: Client, goodbye: Goodbye) -> None:
+        registry.leave(client, goodbye.reason)
 
     wrap(monkeypatch, Registry, "disconnect", disconnect)
 
 
 def blame_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(
-        original: Any, registry: Registry, member: Member, reason: str = "", **kw: Any
+        original: Any, registry: Registry, client: Client, reason: str = "", **kw: Any
     ) -> None:
-        original(registry, member, reason or "connection reset", **kw)
+        original(registry, client, reason or "connection reset", **kw)
 
     wrap(monkeypatch, Registry, "leave", leave)
 
 
 def haunt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def leave(original: Any, registry: Registry, member: Member, *args: Any, **kw: Any) -> None:
-        original(registry, member, *args, **kw)
-        if not member.name.startswith("ghost"):
-            registry.rename(member, f"ghost{member.client}")
+    def leave(original: Any, registry: Registry, client: Client, *args: Any, **kw: Any) -> None:
+        original(registry, client, *args, **kw)
+        if not client.name.startswith("ghost"):
+            registry.rename(client, f"ghost{client.number}")
 
     wrap(monkeypatch, Registry, "leave", leave)
 
@@ -223,15 +225,15 @@ def take_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def leave_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    def join(original: Any, room: Room, member: Member) -> None:
-        original(room, member)
+    def join(original: Any, room: Room, client: Client) -> None:
+        original(room, client)
         trio.lowlevel.spawn_system_task(trio.sleep_forever)
 
     wrap(monkeypatch, Room, "join", join)
 
 
 def keep_empty_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, Registry, "_close_if_empty", lambda original, registry, room: None)
+    wrap(monkeypatch, OpenRooms, "_close_if_empty", lambda original, rooms, room: None)
 
 
 def hang_up_never(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,9 +365,9 @@ def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    def resume(original: Any, registry: Registry, member: Member, one: StoredSession) -> Any:
+    def resume(original: Any, registry: Registry, client: Client, one: StoredSession) -> Any:
         one.room = "lobby"
-        return original(registry, member, one)
+        return original(registry, client, one)
 
     wrap(monkeypatch, Registry, "resume", resume)
 
@@ -457,11 +459,13 @@ pass_over_damaged_pages = edited(
 go_live_with_something_in_between = edited(
     "go_live_with_something_in_between",
     Replayer,
-    "replay",
-    "lag.position < self._ring.next or",
-    "lag.position < self._ring.next - 1 or",
+    "replay_part",
+    "lag.position < self._ring.next\n",
+    "lag.position < self._ring.next - 1\n",
 )
-go_live_never = edited("go_live_never", Replayer, "replay", "send_queue.is_half_empty()", "False")
+go_live_never = edited(
+    "go_live_never", Replayer, "replay_part", "send_queue.is_half_empty()", "False"
+)
 replay_what_another_lag_asked_for = edited(
     "replay_what_another_lag_asked_for",
     Replayer,
@@ -472,7 +476,7 @@ replay_what_another_lag_asked_for = edited(
 lose_what_finds_no_room = edited(
     "lose_what_finds_no_room",
     Replayer,
-    "replay",
+    "replay_part",
     "lag.position, lag.gap_end = start, gap_end",
     "pass",
 )
@@ -510,9 +514,13 @@ disconnect_at_the_first_stall = edited(
 see_no_progress = edited(
     "see_no_progress", Replayer, "_wait_for_space", "send_queue.progress != progress", "False"
 )
-forget_notices = edited("forget_notices", Room, "_go_live", "if member.notices:", "if False:")
+forget_notices = edited("forget_notices", Room, "_go_live", "if client.notices:", "if False:")
 lose_the_notice_in_hand = edited(
-    "lose_the_notice_in_hand", Room, "_fall_behind", "member.keep_notice(delivery.notice)", "pass"
+    "lose_the_notice_in_hand",
+    Room,
+    "_fall_behind",
+    "member.client.keep_notice(delivery.notice)",
+    "pass",
 )
 
 

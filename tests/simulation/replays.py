@@ -13,6 +13,7 @@ from unittest import mock
 import trio
 
 from multichat.server.broadcast import Batch, Block
+from multichat.server.client import Client
 from multichat.server.member import Member
 from multichat.server.room import Room
 from multichat.server.slow_clients import SlowClients
@@ -67,7 +68,7 @@ def watch_rooms(
     current_history: Callable[[], "History"], is_over: Callable[[], bool]
 ) -> Iterator[None]:
     """Record lags in *current_history*, until its server *is_over*."""
-    connections: dict[Member, int] = {}
+    connections: dict[Client, int] = {}
     cut_off: dict[Member, Batch] = {}  # members whose send queue was closed, and at which batch
     try_again = SlowClients._try_again
     start_replay, go_live = Room.start_replay, Room._go_live
@@ -78,8 +79,8 @@ def watch_rooms(
             untaken = cut_off.pop(member, room.slow_clients.waiting.get(member))
             record = LagRecord(
                 kind,
-                connections[member],
-                member.client,
+                connections[member.client],
+                member.client.number,
                 room.name.lower(),
                 len(current_history().log),
                 trio.current_time(),
@@ -89,9 +90,9 @@ def watch_rooms(
             )
             current_history().lags.append(record)
 
-    def watched_join(room: Room, member: Member) -> None:
-        connections.setdefault(member, member.client)
-        join(room, member)
+    def watched_join(room: Room, client: Client) -> None:
+        connections.setdefault(client, client.number)
+        join(room, client)
 
     def watched_start_replay(room: Room, member: Member, position: int) -> None:
         note("lag", room, member)

@@ -231,7 +231,7 @@ class _World:
         self._sample_every = 1 + len(plan.people) // 20
 
     def _open_rooms(self) -> list[Room]:
-        return [] if self.killed else self._server._registry.rooms
+        return [] if self.killed else list(self._server._registry.rooms)
 
     def _start_server(self) -> Server:
         self._journal = Witness(self._make_journal(), self._note_taken)
@@ -303,7 +303,7 @@ class _World:
         found = {
             "tasks": trio.lowlevel.current_statistics().tasks_living - tasks_before,
             "clients": counts.clients,
-            "rooms": len(self._server._registry._rooms),
+            "rooms": len(self._server._registry.rooms),
             "waiting bytes": counts.waiting_bytes,
             "connections open": sum(
                 visit.connection is not None and not visit.connection.server.closed

@@ -15,8 +15,8 @@ from multichat.errors import LineTooLong
 from multichat.net import transport
 from multichat.protocol.commands import ADMIN_COMMANDS
 from multichat.protocol.framing import Part
+from multichat.server.client import MemberInfo
 from multichat.server.config import ServerConfig
-from multichat.server.member import MemberInfo
 from multichat.server.server import Server
 from multichat.terminal import admin_console as operator
 from multichat.terminal.admin_console import AdminConsole, console_fd, run_console

@@ -1,0 +1,175 @@
+"""The rooms that are open, by name: opens them, and closes those that are empty.
+
+Changes only in functions without `await`.
+
+Invariants:
+
+1. No two rooms have the same folded name (`multichat.protocol.names.fold_name`).
+2. A room exists while it has members: an empty one takes no memory except its journal's.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+
+import trio
+
+from multichat.errors import InvalidName, TooManyRooms
+from multichat.journal.base import Journal
+from multichat.log import Log
+from multichat.protocol.address import is_loopback
+from multichat.protocol.lookalikes import NameIndex, lookalike_keys
+from multichat.protocol.messages import LOBBY, Goodbye, RoomList, RoomSize
+from multichat.protocol.names import fold_name, parse_room_name
+from multichat.server.broadcast import Counts
+from multichat.server.cached_response import CachedResponse
+from multichat.server.client import Client
+from multichat.server.config import ServerConfig
+from multichat.server.page_cache import PageCache
+from multichat.server.rate_limit import NewRoomLimit
+from multichat.server.recent_messages import RingBudget
+from multichat.server.room import Room
+
+__all__ = ["OpenRooms"]
+
+
+class OpenRooms:
+    """The open rooms of one server; iterating yields those with members, the oldest first.
+
+    *journal*, which is open, stores the messages; *start_soon* starts tasks of the rooms, and
+    *disconnect* disconnects a client.  *counts* is what all rooms have done, and *list* the answer
+    to `rooms`.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        log: Log,
+        start_soon: Callable[[Callable[[], Awaitable[None]]], None],
+        journal: Journal,
+        disconnect: Callable[[Client, Goodbye], None],
+    ) -> None:
+        self.counts = Counts()
+        self.list = CachedResponse(self._list)
+        self._config, self._log, self._journal = config, log, journal
+        self._start_soon, self._disconnect = start_soon, disconnect
+        self._closing: Goodbye | None = None
+        self._rooms: dict[str, Room] = {}
+        # Without the lobby, whose lookalikes are refused by another rule.
+        self._names: NameIndex[Room] = NameIndex()
+        self._rings = RingBudget(config.rings_bytes, config.replay.ring_bytes)
+        self._pages = PageCache(config.replay.page_messages, config.max_pages)
+        self._new_rooms = NewRoomLimit(config.max_new_rooms)
+
+    def __iter__(self) -> Iterator[Room]:
+        return iter([room for room in self._rooms.values() if room])
+
+    def __len__(self) -> int:
+        """How many rooms are in memory."""
+        return len(self._rooms)
+
+    def _list(self) -> RoomList:
+        return RoomList([RoomSize(room.name, len(room)) for room in self])
+
+    def find(self, name: str) -> Room | None:
+        """Return the open room of that name, in any case or form, if there is one."""
+        return self._rooms.get(fold_name(name))
+
+    def shut_down(self, goodbye: Goodbye) -> None:
+        """Shut all rooms down, and those that are opened later; see `Room.shut_down`."""
+        self._closing = goodbye
+        for room in self:
+            room.shut_down(goodbye)
+
+    def open(self, name: str, *, mover: Client | None = None, resuming: bool = False) -> Room:
+        """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
+
+        *mover* is about to leave its rooms for it.
+
+        The rules for names apply to new rooms: one with members or messages, or of a session that
+        is *resuming*, may have a name that earlier rules allowed.
+        """
+        key = fold_name(name)
+        room = self._rooms.get(key)
+        if room is None:
+            journal = self._journal.room(key)
+            try:
+                name = LOBBY if key == LOBBY else parse_room_name(name)
+            except InvalidName:
+                if not (journal.next or resuming):
+                    raise
+                name = key
+            rooms = len(self._rooms) - (0 if mover is None else _alone_in(mover))
+            if rooms >= self._config.max_rooms and name != LOBBY:
+                raise TooManyRooms(self._config.max_rooms)
+            if name != LOBBY:
+                self._check_name(name, is_new=not journal.next)
+            if mover is not None and not journal.next and name != LOBBY:
+                self._count_new_room(mover)
+            room = self._rooms[key] = Room(
+                name,
+                journal=journal,
+                log=self._log,
+                config=self._config,
+                rings=self._rings,
+                pages=self._pages,
+                counts=self.counts,
+                disconnect=self._disconnect,
+                start_soon=self._start_soon,
+            )
+            if name != LOBBY:
+                self._names.add(room, name)
+            if self._closing is not None:
+                room.shut_down(self._closing)
+        return room
+
+    def _check_name(self, name: str, *, is_new: bool) -> None:
+        """Raise `InvalidName` if *name* can be mistaken for that of another room.
+
+        A room that has messages is always opened: otherwise opening a lookalike would lock its
+        members out.
+        """
+        keys = lookalike_keys(name)
+        if not set(keys).isdisjoint(lookalike_keys(LOBBY)):
+            raise InvalidName(f"the room {name} would look like {LOBBY}")
+        if is_new and (others := self._names.lookalikes(name)):
+            raise InvalidName(f"the room {name} would look like {others[0].name}, which is open")
+
+    def _count_new_room(self, client: Client) -> None:
+        """Raise `TooManyRooms` if *client*, or its address, has opened too many new rooms."""
+        creator = client.origin
+        # All clients behind a proxy or a tunnel share the address of this machine.
+        if creator is None or is_loopback(creator.partition("/")[0]):
+            creator = f"client {client.number}"
+        if seconds := self._new_rooms.take(creator, trio.current_time()):
+            raise TooManyRooms(self._config.max_new_rooms, seconds)
+
+    def join(self, client: Client, room: Room) -> None:
+        """Let *client* into *room*."""
+        self.list.forget()
+        room.join(client)
+
+    def leave(self, client: Client, reason: str = "", *, away: bool = False) -> None:
+        """Take *client* out of all its rooms; see `Room.leave`."""
+        self.list.forget()
+        for member in list(client.memberships.values()):
+            member.room.leave(member, reason, away=away)
+            self._close_if_empty(member.room)
+
+    def _close_if_empty(self, room: Room) -> None:
+        if room or self._rooms.get(room.key) is not room:
+            return
+        if room.is_delivering and self._closing is None:  # a message under way is not delivered yet
+            self._start_soon(partial(self._close_later, room))
+        else:
+            del self._rooms[room.key]
+            self._names.discard(room)
+            room.close()
+
+    async def _close_later(self, room: Room) -> None:
+        await room.wait_delivered()
+        self._close_if_empty(room)
+
+
+def _alone_in(client: Client) -> int:
+    """Return how many rooms close when *client* leaves all of its rooms."""
+    return sum(len(member.room) == 1 for member in client.memberships.values())
