@@ -1,7 +1,7 @@
 """The journal's interface, and the guarantees that every implementation gives.
 
-A journal owns the numbers of a room's messages, the resumable sessions, and the client numbers
-that have been assigned.  It does not know who is connected.
+A journal owns the numbers of a room's messages, the resumable sessions, the client numbers that
+have been assigned, and the accounts and topics.  It does not know who is connected.
 
 1. `RoomJournal.append` numbers a block of messages at once, in the order of the calls; the
    `PendingWrite` that it returns resolves once they are stored, as durably as that
@@ -11,13 +11,14 @@ that have been assigned.  It does not know who is connected.
 4. A session saved before a message was appended is stored no later than that message: it resumes
    in the room, and under the name, with which its messages were accepted.  While the journal cannot
    be written, only a bounded number of session changes is queued; the oldest are dropped.
+5. Retention deletes no account and no topic.
 """
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -31,6 +32,7 @@ from multichat.protocol.messages import Nonce, SaidBlock
 __all__ = [
     "MAX_STORED_EPOCH",
     "MAX_TIME_EPOCH",
+    "AccountRecord",
     "Journal",
     "PendingWrite",
     "RoomJournal",
@@ -86,13 +88,26 @@ class PendingWrite:
 class SessionRecord:
     """A session: the *digest* of its token, its *client*'s number, its *name*, and its *room*.
 
-    *name* is empty where the client has none.
+    *name* is empty where the client has none.  *login* is its login to an account, empty without
+    one; see `multichat.server.accounts`.
     """
 
     digest: bytes
     client: int
     name: str
     room: str
+    login: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccountRecord:
+    """An account: its *name*, as its owner writes it, and the *hash* of its passphrase.
+
+    *hash* is empty if it is damaged: no passphrase matches, and the name stays reserved.
+    """
+
+    name: str
+    hash: str = field(repr=False)
 
 
 class SavedNonce(NamedTuple):
@@ -193,11 +208,14 @@ class Journal(ABC):
     """A server's storage.  Call `run` once; every task of that trio run may call the rest.
 
     *clients_ever* is the highest client number that may have been assigned.  *location* tells the
-    operator where the data is stored; it is empty for a journal in memory.
+    operator where the data is stored; it is empty for a journal in memory.  *accounts* and *topics*,
+    by room, case-folded, are those that it had when `run` opened it.
     """
 
     clients_ever: int = 0
     location: str = ""
+    accounts: Sequence[AccountRecord] = ()
+    topics: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -249,6 +267,20 @@ class Journal(ABC):
         """Return that session, or None if it does not exist or the journal is in memory.
 
         The nonces of writes that are still pending may be missing.  Raises `NotRead`.
+        """
+
+    @abstractmethod
+    def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
+        """Store the account *name*, case-folded, or delete it if *record* is None.
+
+        Returns None if there is nothing to wait for.  A failure shows in the `PendingWrite`.
+        """
+
+    @abstractmethod
+    def save_topic(self, room: str, topic: str) -> PendingWrite | None:
+        """Store the *topic* of *room*, case-folded, or delete it if it is empty.
+
+        Returns None if there is nothing to wait for.  A failure shows in the `PendingWrite`.
         """
 
 

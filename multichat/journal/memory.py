@@ -16,6 +16,7 @@ import trio
 
 from multichat.journal.base import (
     MAX_TIME_EPOCH,
+    AccountRecord,
     Journal,
     PendingWrite,
     RoomJournal,
@@ -46,7 +47,7 @@ class MemoryJournal(Journal):
     Stores at most *max_room_bytes*, and *max_messages* if given, of each room, and *max_bytes* in
     all.
 
-    Does not store sessions and nonces: the server has them in memory as well.
+    Does not store sessions, nonces, accounts and topics: the server has them in memory as well.
     """
 
     def __init__(
@@ -105,6 +106,14 @@ class MemoryJournal(Journal):
         return None
 
     async def session(self, digest: bytes) -> SavedSession | None:
+        """Return None."""
+        return None
+
+    def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
+        """Return None."""
+        return None
+
+    def save_topic(self, room: str, topic: str) -> PendingWrite | None:
         """Return None."""
         return None
 

@@ -674,9 +674,11 @@ TEXT_COLUMNS = {
     "runs": ("time", "shown", "name", "text"),
     "rooms": ("name", "epoch"),
     "epochs": ("epoch",),
-    "sessions": ("name", "room"),
+    "sessions": ("name", "room", "login"),
     "nonces": ("epoch", "nonces"),
     "stamps": ("stamp",),
+    "accounts": ("name", "shown", "hash"),
+    "topics": ("room", "topic"),
 }
 
 

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from multichat.cli.history import show_history
 from multichat.errors import JournalFailed, NotRead, StorageFailed
-from multichat.journal.base import PendingWrite, SessionRecord
+from multichat.journal.base import AccountRecord, PendingWrite, SessionRecord
 from multichat.journal.sqlite.journal import Durability, Retention, SqliteJournal, SqliteLimits
 from multichat.protocol.messages import SaidBlock
 from tests.support.journals import LOTS, running, tidy, wait_stored, write_wrong_index
@@ -80,6 +80,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
             async with running(open_journal(path)) as journal:
                 for client in range(1, SESSIONS + 1):
                     journal.save_session(record_of(client), connected=server == 0)
+                    hash_ = f"$argon2id${'x' * 80}"
+                    journal.save_account(
+                        f"member{client}", AccountRecord(name=f"Member{client}", hash=hash_)
+                    )
                 rooms = [journal.room(f"room {number}") for number in range(ROOMS)]
                 pending_writes: list[PendingWrite | None] = []
                 for number, room in itertools.product(range(MESSAGES), rooms):

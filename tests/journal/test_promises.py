@@ -25,6 +25,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "server/test_durable_sessions::test_sessions_evicted_from_memory_resume_from_the_journal",
         "server/test_durable_sessions::test_a_private_message_that_is_sent_again_is_delivered_once",
     ),
+    "the same, to an account or a topic": (
+        "journal/test_accounts::test_they_are_in_the_file_once_they_are_reported_as_stored",
+        "journal/test_accounts::test_accounts_and_topics_are_there_after_a_restart",
+    ),
     "the machine loses power": (
         "journal/test_sqlite::test_a_truncated_wal_is_valid_up_to_the_cut",
         "journal/test_sqlite::test_the_durability_setting_reaches_sqlite",
@@ -119,6 +123,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "the record of a room, or the heads, are damaged": (
         "journal/test_damage::test_a_damaged_room_is_rebuilt_from_its_messages",
         "journal/test_damage::test_client_ids_continue_after_the_heads_are_damaged",
+    ),
+    "an account is damaged": (
+        "journal/test_accounts::test_a_damaged_passphrase_leaves_its_name_reserved",
+        "journal/test_accounts::test_what_is_no_account_is_skipped",
     ),
     "a session, or its nonces, are damaged": (
         "journal/test_damage::test_sessions_that_claim_one_client_are_unknown",

@@ -957,9 +957,12 @@ async def test_a_failed_migration_leaves_the_version_before_it(tmp_path: Path) -
         ]
 
 
-async def test_a_file_of_version_1_is_opened_with_everything_in_it(tmp_path: Path) -> None:
-    """Made by multichat 0.1.0: see `tests/data`."""
-    path = old_journal(tmp_path / "chat.db", version=1)
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+async def test_a_file_of_an_earlier_version_is_opened_with_everything_in_it(
+    version: int, tmp_path: Path
+) -> None:
+    """Made by the multichat of that version: see `tests/data`."""
+    path = old_journal(tmp_path / "chat.db", version=version)
     with open_reader(path) as reader:
         assert [said.text for said in reader.read(room="lobby")] == ["hello", "it is quiet here"]
     for _ in range(2):
@@ -968,13 +971,12 @@ async def test_a_file_of_version_1_is_opened_with_everything_in_it(tmp_path: Pat
             assert await texts_of(lobby, 0, 9) == ["hello", "it is quiet here"]
             assert await texts_of(kitchen, 0, 9) == ["one", "two", "three", "waves"]
             assert journal.clients_ever == 2
+            assert (journal.accounts, journal.topics) == ([], {})
             alice = await journal.session(sha256(OLD_TOKENS["alice"].encode()).digest())
             assert alice is not None
-            assert (alice.record.name, alice.record.room, alice.age_seconds < 600) == (
-                "alice",
-                "kitchen",
-                True,
-            )
+            record = alice.record
+            assert (record.name, record.room, record.login) == ("alice", "kitchen", "")
+            assert alice.age_seconds < 600
             assert [nonce.nonce for nonce in alice.nonces] == [1, 2, 3, "w"]
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)

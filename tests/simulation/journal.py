@@ -20,6 +20,7 @@ import trio
 
 from multichat.errors import NotRead, StorageFailed
 from multichat.journal.base import (
+    AccountRecord,
     Journal,
     PendingWrite,
     RoomJournal,
@@ -125,6 +126,8 @@ class Disk:
     # With the time since which each is disconnected; infinite while it is connected.
     sessions: dict[bytes, tuple[SessionRecord, float]] = field(default_factory=dict)
     nonces: dict[int, list[SavedNonce]] = field(default_factory=dict)
+    accounts: dict[str, AccountRecord] = field(default_factory=dict)
+    topics: dict[str, str] = field(default_factory=dict)
 
     def copy(self) -> "Disk":
         """Return a backup."""
@@ -133,7 +136,14 @@ class Disk:
             for name, room in self.rooms.items()
         }
         nonces = {client: [*known] for client, known in self.nonces.items()}
-        return replace(self, rooms=rooms, sessions={**self.sessions}, nonces=nonces)
+        return replace(
+            self,
+            rooms=rooms,
+            sessions={**self.sessions},
+            nonces=nonces,
+            accounts={**self.accounts},
+            topics={**self.topics},
+        )
 
     def disconnect_sessions(self) -> None:
         """Mark all sessions as disconnected, from now on if they are connected."""
@@ -167,6 +177,7 @@ class FaultyJournal(Journal):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write the queue in groups, and the rest at the end."""
         self.clients_ever = self._disk.clients_ever
+        self.accounts, self.topics = [*self._disk.accounts.values()], {**self._disk.topics}
         task_status.started()
         try:
             while True:
@@ -302,6 +313,28 @@ class FaultyJournal(Journal):
 
         return self.take(apply)
 
+    def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
+        """Keep it in its turn."""
+
+        def apply(disk: Disk) -> None:
+            if record is None:
+                disk.accounts.pop(name, None)
+            else:
+                disk.accounts[name] = record
+
+        return self.take(apply)
+
+    def save_topic(self, room: str, topic: str) -> PendingWrite | None:
+        """Keep it in its turn."""
+
+        def apply(disk: Disk) -> None:
+            if topic:
+                disk.topics[room] = topic
+            else:
+                disk.topics.pop(room, None)
+
+        return self.take(apply)
+
     async def session(self, digest: bytes) -> SavedSession | None:
         """Return the session once all earlier writes are on the disk."""
         asked = trio.current_time()
@@ -418,6 +451,7 @@ class Witness(Journal):
         async with trio.open_nursery() as nursery:
             await nursery.start(self._journal.run)
             self.clients_ever = self._journal.clients_ever
+            self.accounts, self.topics = self._journal.accounts, self._journal.topics
             task_status.started()
 
     def room(self, name: str) -> RoomJournal:
@@ -443,6 +477,14 @@ class Witness(Journal):
     async def session(self, digest: bytes) -> SavedSession | None:
         """Pass it on."""
         return await self._journal.session(digest)
+
+    def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
+        """Pass it on."""
+        return self._journal.save_account(name, record)
+
+    def save_topic(self, room: str, topic: str) -> PendingWrite | None:
+        """Pass it on."""
+        return self._journal.save_topic(room, topic)
 
 
 class _WitnessedRoom(DelegatingRoom):

@@ -188,8 +188,8 @@ class HeldJournal(MemoryJournal):
 def old_journal(path: Path, *, version: int) -> Path:
     """Create at *path* a journal of a former version of the schema.
 
-    `tests/data/journal-1.sql` has messages of alice in the kitchen, whose session token is
-    `OLD_TOKENS["alice"]`, and of bob in the lobby.
+    The files `tests/data/journal-*.sql` have messages of alice in the kitchen, whose session token
+    is `OLD_TOKENS["alice"]`, and of bob in the lobby.
     """
     dump = Path(__file__).parents[1] / "data" / f"journal-{version}.sql"
     with closing(sqlite3.connect(path)) as connection:
@@ -214,7 +214,7 @@ def make_journal(path: Path) -> Path:
         ]
         connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?,?,?,?,?)", blocks)
         connection.execute(
-            "INSERT INTO sessions VALUES (?, 1, 'alice', 'lobby', 4e9)", (b"\0" * 32,)
+            "INSERT INTO sessions VALUES (?, 1, 'alice', 'lobby', 4e9, '')", (b"\0" * 32,)
         )
         connection.execute("INSERT INTO nonces VALUES (1, 1, 1, '00000000001', 0, '[1]', x'')")
     return path

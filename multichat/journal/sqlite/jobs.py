@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from multichat.journal.base import PendingWrite
+from multichat.journal.base import AccountRecord, PendingWrite
+from multichat.journal.sqlite.accounts import write_account, write_topic
 from multichat.journal.sqlite.file import SQLITE_ERRORS, describe_error, is_damage
 from multichat.journal.sqlite.queries import Rows, SessionRow
 from multichat.protocol.messages import SaidBlock
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from multichat.journal.sqlite.room import SqliteRoom
 
 __all__ = [
+    "AccountJob",
     "Job",
     "NonceJob",
     "NoncesOf",
     "NumbersJob",
     "SaidJob",
     "SessionJob",
+    "TopicJob",
     "effect_on",
     "subject_of",
     "write_jobs",
@@ -73,13 +76,39 @@ class NumbersJob:
     pending: PendingWrite = field(default_factory=PendingWrite)
 
 
-Job: TypeAlias = SaidJob | NonceJob | NumbersJob  # awaited, unlike sessions
+@dataclass(slots=True, eq=False)
+class AccountJob:
+    """Store the account *name*, or delete it if *record* is None."""
+
+    name: str
+    record: AccountRecord | None
+    pending: PendingWrite = field(default_factory=PendingWrite)
+
+
+@dataclass(slots=True, eq=False)
+class TopicJob:
+    """Store the *topic* of *room*, or delete it if it is empty."""
+
+    room: str
+    topic: str
+    pending: PendingWrite = field(default_factory=PendingWrite)
+
+
+# Awaited, unlike sessions.
+Job: TypeAlias = SaidJob | NonceJob | NumbersJob | AccountJob | TopicJob
 
 
 class NoncesOf(NamedTuple):
     """The nonces of *client*: a separate subject, as messages can be stored without them."""
 
     client: int
+
+
+class TableOf(NamedTuple):
+    """A *key* in a *table* of its own, on which nothing else depends."""
+
+    table: str
+    key: str
 
 
 def subject_of(job: Job | SessionJob) -> object:
@@ -91,6 +120,10 @@ def subject_of(job: Job | SessionJob) -> object:
             return digest
         case NonceJob(client=client):
             return NoncesOf(client)
+        case AccountJob(name=name):
+            return TableOf("accounts", name)
+        case TopicJob(room=room_name):
+            return TableOf("topics", room_name)
     return None
 
 
@@ -103,6 +136,8 @@ def effect_on(subject: object, room: str, *, damaged: bool) -> str:
         return f"The journal cannot store messages of {room}"
     if isinstance(subject, NoncesOf):
         what = "nonces cannot be written, after a restart a client may send a message twice"
+    elif isinstance(subject, TableOf):
+        what = f"{subject.table} cannot be written, changes to them are refused"
     elif isinstance(subject, bytes):
         what = "sessions cannot be written, their clients cannot resume after a restart"
     else:
@@ -205,6 +240,10 @@ def _write(rows: Rows, job: Job | SessionJob) -> None:
             rows.use_nonces(job.client, "", 0, job.nonce, 1, job.check)
         case NumbersJob():
             rows.reserve_client_numbers(job.clients_ever)
+        case AccountJob():
+            write_account(rows.connection, job.name, job.record)
+        case TopicJob():
+            write_topic(rows.connection, job.room, job.topic)
 
 
 def _write_nonces(rows: Rows, job: Job | SessionJob) -> None:

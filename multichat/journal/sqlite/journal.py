@@ -30,6 +30,7 @@ import trio
 from multichat.errors import JournalFailed, NotRead, StorageFailed, TooManyRooms
 from multichat.journal.base import (
     MAX_TIME_EPOCH,
+    AccountRecord,
     Journal,
     PendingWrite,
     RoomJournal,
@@ -38,6 +39,7 @@ from multichat.journal.base import (
 )
 from multichat.journal.failure_log import FailureLog
 from multichat.journal.retention import Retention, SteadyClock, SteadyTime
+from multichat.journal.sqlite.accounts import read_accounts_and_topics
 from multichat.journal.sqlite.deletion import (
     NOT_DELETED,
     STEP_BLOCKS,
@@ -59,11 +61,13 @@ from multichat.journal.sqlite.file import (
 )
 from multichat.journal.sqlite.file_lock import FileLock
 from multichat.journal.sqlite.jobs import (
+    AccountJob,
     Job,
     NonceJob,
     NumbersJob,
     SaidJob,
     SessionJob,
+    TopicJob,
     effect_on,
     subject_of,
     write_jobs,
@@ -269,7 +273,8 @@ class SqliteJournal(Journal):
         for subject, failure in refused.items():
             name = getattr(subject, "name", "")
             effect = effect_on(subject, name, damaged=failure == DAMAGED)
-            self._log_failure(effect, failure, type(subject).__name__)
+            kind = getattr(subject, "table", type(subject).__name__)
+            self._log_failure(effect, failure, kind)
         return True
 
     def _fail(self, failure: str) -> None:
@@ -341,6 +346,7 @@ class SqliteJournal(Journal):
                 on_failure.callback(self._reader.close)
                 self._rows = Rows(opened.connection, opened.pin)
                 heads = self._rows.load()
+                self.accounts, self.topics, damaged = read_accounts_and_topics(opened.connection)
                 self._deletions = Deletions(self._rows, self.retention, reserve, self._limits)
                 self._rows.checkpoint()
                 # SQLite opens the WAL on the first read, which must not be when file descriptors
@@ -349,8 +355,8 @@ class SqliteJournal(Journal):
                 on_failure.pop_all()
         except SQLITE_ERRORS as error:
             raise JournalFailed(self.path, describe_error(error)) from error
-        for repaired in self._rows.repaired:
-            self._log.line("STATE", f"The journal was damaged: {repaired}", WARNING)
+        for each in (*self._rows.repaired, *damaged):
+            self._log.line("STATE", f"The journal was damaged: {each}", WARNING)
         self.clients_ever = self._rows.clients_ever
         self._last_epoch = self._rows.last_epoch
         if self._last_epoch >= int(self._clocks()[0] * 1000):
@@ -482,7 +488,17 @@ class SqliteJournal(Journal):
 
     def save_nonce(self, client: int, nonce: Nonce, check: bytes) -> PendingWrite | None:
         """See `Journal.save_nonce`."""
-        job = NonceJob(client, msgspec.json.encode([nonce]).decode(), check)
+        return self._queue_job(NonceJob(client, msgspec.json.encode([nonce]).decode(), check))
+
+    def save_account(self, name: str, record: AccountRecord | None) -> PendingWrite | None:
+        """See `Journal.save_account`."""
+        return self._queue_job(AccountJob(name, record))
+
+    def save_topic(self, room: str, topic: str) -> PendingWrite | None:
+        """See `Journal.save_topic`."""
+        return self._queue_job(TopicJob(room, topic))
+
+    def _queue_job(self, job: Job) -> PendingWrite:
         if self._open:
             self._put(job)
         else:

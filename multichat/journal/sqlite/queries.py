@@ -40,7 +40,7 @@ __all__ = ["Head", "RoomHead", "Rows", "SessionRow"]
 _SESSION_BYTES = 250
 _NONCES_BYTES = 60
 
-_SESSION_SIZE = f"{_SESSION_BYTES} + length(name) + length(room)"
+_SESSION_SIZE = f"{_SESSION_BYTES} + length(name) + length(room) + length(login)"
 _NONCES_SIZE = f"{_NONCES_BYTES} + length(CAST(nonces AS BLOB)) + length(checks)"
 
 # How many clients' nonce counts are remembered; others are counted again.
@@ -461,9 +461,11 @@ class Rows:
         """Store a session, replacing its previous state."""
         record = row.record
         self._highest_client = max(self._highest_client, record.client)
-        self.session_bytes += _SESSION_BYTES + len(record.name) + len(record.room)
-        values = (record.digest, record.client, record.name, record.room, row.seen)
-        self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?)", values)
+        texts = record.name, record.room, record.login
+        self.session_bytes += _SESSION_BYTES + sum(map(len, texts))
+        name, room, login = texts
+        values = (record.digest, record.client, name, room, row.seen, login)
+        self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def forget_session(self, digest: bytes, client: int | None = None) -> None:
         """Delete that session and its client's nonces; *client* is for a missing session."""

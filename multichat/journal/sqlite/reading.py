@@ -169,7 +169,7 @@ def read_session(
     """
     if waiting is None:
         row = connection.execute(
-            "SELECT digest, client, name, room, seen FROM sessions WHERE digest = ?", (digest,)
+            "SELECT digest, client, name, room, seen, login FROM sessions WHERE digest = ?", (digest,)
         ).fetchone()
         if row is None:
             return None
@@ -190,7 +190,7 @@ def _session(row: tuple[Any, ...]) -> SessionRow:
 
     A session with an invalid name can be resumed: the client gets an error and has no name.
     """
-    digest, client, name, room, seen = typed(row, bytes, int, str, str, float)
+    digest, client, name, room, seen, login = typed(row, bytes, int, str, str, float, str)
     if not (
         len(digest) == sha256().digest_size
         and client <= MAX_COUNTER
@@ -199,7 +199,8 @@ def _session(row: tuple[Any, ...]) -> SessionRow:
     ):
         raise DamagedRow
     name = clean(name[: MAX_DECOMPOSED + 1])
-    return SessionRow(SessionRecord(digest=digest, client=client, name=name, room=room), seen)
+    record = SessionRecord(digest=digest, client=client, name=name, room=room, login=login)
+    return SessionRow(record, seen)
 
 
 def _read_nonces(connection: sqlite3.Connection, client: int, limit: int) -> list[SavedNonce]:

@@ -121,13 +121,17 @@ def rows_around_damage(
 
 
 def table_rows(
-    connection: sqlite3.Connection, table: str, key: str, columns: str
+    connection: sqlite3.Connection,
+    table: str,
+    key: str,
+    columns: str,
+    unreadable: list[range] | None = None,
 ) -> Generator[Row, None, None]:
     """Yield the rows of *table* in the order of *key*, its primary key, without unreadable ones.
 
-    *key* is the first of the *columns*.
+    *key* is the first of the *columns*.  For *unreadable* see `rows_around_damage`.
     """
     sql = f"SELECT {columns} FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"  # noqa: S608 - our own words
     return rows_around_damage(
-        lambda *which: connection.execute(sql, which), lambda row: row[0], -(2**63)
+        lambda *which: connection.execute(sql, which), lambda row: row[0], -(2**63), unreadable
     )

@@ -101,6 +101,22 @@ MIGRATIONS: tuple[Sequence[str], ...] = (
         )""",
         "INSERT INTO stamps VALUES (1, '', 2)",
     ),
+    (
+        # `name` is case-folded; `shown` is the name as its owner writes it.
+        """CREATE TABLE accounts (
+            id INTEGER PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            shown TEXT NOT NULL,
+            hash TEXT NOT NULL
+        )""",
+        """CREATE TABLE topics (
+            id INTEGER PRIMARY KEY,
+            room TEXT NOT NULL UNIQUE,
+            topic TEXT NOT NULL
+        )""",
+        # To an account; empty without one.
+        "ALTER TABLE sessions ADD COLUMN login TEXT NOT NULL DEFAULT ''",
+    ),
 )
 
 EPOCHS_VERSION = 2  # the first version with a table of epochs
