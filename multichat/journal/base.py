@@ -208,8 +208,8 @@ class Journal(ABC):
     """A server's storage.  Call `run` once; every task of that trio run may call the rest.
 
     *clients_ever* is the highest client number that may have been assigned.  *location* tells the
-    operator where the data is stored; it is empty for a journal in memory.  *accounts* and *topics*,
-    by room, case-folded, are those that it had when `run` opened it.
+    operator where the data is stored; it is empty for a journal in memory.  *accounts* and
+    *topics*, by room, case-folded, are those that it had when `run` opened it.
     """
 
     clients_ever: int = 0

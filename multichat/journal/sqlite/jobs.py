@@ -25,6 +25,7 @@ __all__ = [
     "NumbersJob",
     "SaidJob",
     "SessionJob",
+    "TableOf",
     "TopicJob",
     "effect_on",
     "subject_of",

@@ -169,7 +169,8 @@ def read_session(
     """
     if waiting is None:
         row = connection.execute(
-            "SELECT digest, client, name, room, seen, login FROM sessions WHERE digest = ?", (digest,)
+            "SELECT digest, client, name, room, seen, login FROM sessions WHERE digest = ?",
+            (digest,),
         ).fetchone()
         if row is None:
             return None
