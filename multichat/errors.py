@@ -7,6 +7,7 @@ The tree::
     │   misuse of the protocol
     ├── LocalProtocolError      by our caller
     │   ├── UnknownClient       no client has that number
+    │   ├── Insecure            a passphrase, over a connection that others can read
     │   ├── InvalidBan          not a valid ban
     │   └── TooManyBans         the limit of bans is reached
     ├── RemoteProtocolError     by the peer: it gets an error and stays connected
@@ -56,6 +57,7 @@ __all__ = [
     "ConnectionLost",
     "EmptyText",
     "InputNotText",
+    "Insecure",
     "InvalidBan",
     "InvalidBanFile",
     "InvalidName",
@@ -102,6 +104,16 @@ class UnknownClient(LocalProtocolError):
     def __init__(self, client: int) -> None:
         super().__init__(f"no client {client} is connected")
         self.client = client
+
+
+class Insecure(LocalProtocolError):
+    """A passphrase is not sent in plain text over a network."""
+
+    def __init__(self, where: str = "the server") -> None:
+        super().__init__(
+            f"passphrases are not sent to {where} in plain text, where others can read them: "
+            "use TLS (--tls)"
+        )
 
 
 class InvalidBan(LocalProtocolError):

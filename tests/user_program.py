@@ -175,13 +175,36 @@ async def talk(chat: multichat.Chat) -> list[str]:
     await chat.send("one", "two", "three")
     assert_type(await chat.join("dev"), multichat.Entered | None)
     page = assert_type(await chat.history(10), multichat.HistoryPage)
-    text = names(await chat.members()) + sizes(await chat.rooms())
+    text = names(await chat.members()) + sizes(await chat.list_rooms())
     try:
         await chat.rename("alice")
     except multichat.Refused as refused:
         assert_type(refused.code, str)
-    print(chat.name, chat.room, chat.client, chat.connected, chat.unaccepted, chat.goodbye)
+    print(chat.name, chat.room, chat.rooms, chat.account)
+    print(chat.client, chat.connected, chat.unaccepted, chat.goodbye)
     return [text, *map(describe, page.messages), *map(describe, await chat.receive())]
+
+
+async def moderate_as_operator(chat: multichat.Chat) -> None:
+    try:
+        await chat.login("alice", "correct horse battery staple")
+    except multichat.Insecure as error:
+        print(error)
+    entered = assert_type(await chat.enter("dev", replay=5), multichat.Entered)
+    await chat.say("hello", room=entered.room)
+    await chat.set_topic("releases", room="dev")
+    assert_type(await chat.topic("dev"), str)
+    await chat.kick("bob", "spam")
+    await chat.ban("192.0.2.1", "1h")
+    assert_type(await chat.bans(), list[multichat.BanInfo])
+    await chat.unban("192.0.2.1")
+    await chat.announce("The server is restarted at noon.")
+    print(assert_type(await chat.exit("dev"), multichat.Exited).room)
+    welcome = assert_type(chat.welcome, multichat.Welcome | None)
+    if welcome is not None and welcome.rooms is not None:
+        states: list[multichat.RoomState] = list(welcome.rooms.values())
+        print(states[0].topic)
+    await chat.logout()
 
 
 async def run_client(host: str, port: int, path: Path) -> list[str]:
@@ -211,6 +234,9 @@ async def run_client(host: str, port: int, path: Path) -> list[str]:
 
     async with multichat.open_chat(await dial(), name="bob", redial=dial) as chat:
         await talk(chat)
+    login = multichat.Credentials("alice", "correct horse battery staple")
+    async with multichat.open_chat(await dial(), rooms=["dev", "ops"], login=login) as chat:
+        await moderate_as_operator(chat)
     async with multichat.open_chat(await multichat.dial_unix(path), plain=True) as chat:
         return await talk(chat)
 

@@ -21,34 +21,52 @@ from multichat.client.outbox import Pending
 from multichat.client.reconnect import Link, Redial
 from multichat.errors import (
     ConnectionLost,
+    Insecure,
     LineTooLong,
     LocalProtocolError,
     Refused,
     RemoteProtocolError,
     lone_exception,
 )
+from multichat.net import transport
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import (
     HISTORY_MESSAGES,
     MAX_UNACCEPTED,
     Accepted,
     Act,
+    Announce,
+    Ban,
+    BanInfo,
+    BanList,
+    Bans,
+    ChangePassphrase,
     Direct,
+    Enter,
     Entered,
     Error,
     Event,
+    Exit,
+    Exited,
     History,
     HistoryPage,
     Join,
+    Kick,
+    Login,
+    Logout,
     MemberName,
     Members,
     Nonce,
+    Register,
     Rename,
     Renamed,
     RoomList,
     Rooms,
     RoomSize,
     Say,
+    SetTopic,
+    TopicChanged,
+    Unban,
     Welcome,
     Who,
     WireRequest,
@@ -57,7 +75,7 @@ from multichat.protocol.text_codec import TEXT
 
 __all__ = ["Chat"]
 
-_Answer = TypeVar("_Answer", Members, RoomList, HistoryPage)
+_Answer = TypeVar("_Answer", Members, RoomList, HistoryPage, TopicChanged, BanList, Entered, Exited)
 
 # How long after the holder of a name has left we request the name: the server reserves it until
 # about the time of the announcement.
@@ -144,8 +162,18 @@ class Chat:
 
     @property
     def room(self) -> str:
-        """Our current room; empty in the text protocol."""
+        """Our current room, the one that we entered last; empty in the text protocol."""
         return self._session.position.room
+
+    @property
+    def rooms(self) -> tuple[str, ...]:
+        """The rooms that we are in, the current one last; empty in the text protocol."""
+        return self._session.position.rooms
+
+    @property
+    def account(self) -> str:
+        """The account that we are logged in to; empty if none."""
+        return self._session.position.account
 
     @property
     def connected(self) -> bool:
@@ -159,28 +187,30 @@ class Chat:
 
     # --- Messages ---------------------------------------------------------------------------------
 
-    async def say(self, text: str) -> str:
-        """Send *text* to our room, and wait until the server has accepted it.
+    async def say(self, text: str, *, room: str | None = None) -> str:
+        """Send *text* to *room*, by default the current one; wait until the server has accepted it.
 
         Returns the id of the message; in the text protocol, which has no acknowledgements, an empty
         string when the message is on its way, see `send`.  Control characters are replaced by
         pictures.  While there is no connection, it waits for the next one.
 
         Raises `LocalProtocolError` if the text is empty or too long, or if the queue of events is
-        full before the response; `Refused` if the server does not accept it; `ConnectionLost` if
-        there is no connection and will be none.  On cancellation, the message may have been sent.
+        full before the response; `Refused` if the server does not accept it, as when we are not in
+        *room*; `ConnectionLost` if there is no connection and will be none.  On cancellation, the
+        message may have been sent.
         """
-        return await self._say(Say(_sayable(text)))
+        return await self._say(Say(_sayable(text), _room(room)))
 
-    async def act(self, text: str) -> str:
+    async def act(self, text: str, *, room: str | None = None) -> str:
         """Send an action in the third person, shown as `* NAME TEXT`; see `say`."""
-        return await self._say(Act(_sayable(text)))
+        return await self._say(Act(_sayable(text), _room(room)))
 
     async def _say(self, request: Say | Act) -> str:
+        self._check_room(request.room)
         answer = await self._ask(request)
         return (answer.id or "") if isinstance(answer, Accepted) else ""
 
-    async def send(self, *texts: str) -> list[Nonce]:
+    async def send(self, *texts: str, room: str | None = None) -> list[Nonce]:
         """Send *texts* as messages without waiting until the server has accepted them.
 
         They are sent together.  Returns when they are on their way: written to the system, queued
@@ -191,13 +221,19 @@ class Chat:
         an `Error` with its nonce is among the events.  Raises the errors of `say` except `Refused`.
         On cancellation, messages that were still waiting have not been sent.
         """
-        requests = [Say(_sayable(text)) for text in texts]
+        self._check_room(room)
+        requests = [Say(_sayable(text), _room(room)) for text in texts]
         if self._session.codec is TEXT:
             await self._link.send_lines("\n".join(map(TEXT.encode_request, requests)))
             return []
         with self._link.sending():
             nonces = await self._send_pieces(requests, typed=False)
             return [nonce for nonce in nonces if nonce is not None]
+
+    def _check_room(self, room: str | None) -> None:
+        """Raise `LocalProtocolError` for a *room* in the text protocol, which cannot name it."""
+        if room is not None and self._session.codec is TEXT:
+            raise LocalProtocolError("in the text protocol messages go to the current room")
 
     async def direct(self, to: str | int, text: str) -> None:
         """Send *text* as a private message to a client, by name or number.
@@ -212,14 +248,10 @@ class Chat:
                 raise LocalProtocolError("a name is one word")
         await self._ask(Direct(to, _sayable(text)))
 
-    # --- Requests ---------------------------------------------------------------------------------
-
-    async def rename(self, name: str) -> None:
-        """Change our name; raises `Refused` if the server does not allow it, `ConnectionLost`."""
-        await self._ask(Rename(clean(name)))
+    # --- Rooms ------------------------------------------------------------------------------------
 
     async def join(self, room: str) -> Entered | None:
-        """Move to another room; raises `Refused`, `ConnectionLost`.
+        """Move to another room, and leave all others; raises `Refused`, `ConnectionLost`.
 
         Returns the new room with its number of members; None in the text protocol.  Later events
         are those of the new room.
@@ -227,28 +259,120 @@ class Chat:
         answer = await self._ask(Join(clean(room)))
         return answer if isinstance(answer, Entered) else None
 
+    async def enter(self, room: str, *, since: str | None = None, replay: int = 0) -> Entered:
+        """Enter *room* in addition to the others, and make it the current one.
+
+        Its messages after the id *since*, or the last *replay* ones, are among the next events.
+        Entering a room that we are in only makes it the current one.  Every event about a room says
+        which one.
+
+        Returns the room with its number of members.  Raises `LocalProtocolError` in the text
+        protocol, which has one room at a time; `Refused` if the server does not allow it, or knows
+        only one room; `ConnectionLost`.
+        """
+        answer = await self._ask(Enter(clean(room), since, replay))
+        return self._expect(Entered, answer, "several rooms")
+
+    async def exit(self, room: str) -> Exited:
+        """Leave *room*; the one entered last of the others becomes the current one.
+
+        Raises `Refused` if we are not in it, or only in it, and the other errors of `enter`.
+        """
+        answer = await self._ask(Exit(clean(room)))
+        return self._expect(Exited, answer, "several rooms")
+
     async def members(self, room: str | None = None) -> list[MemberName]:
-        """Return the members of *room*, by default of our room, including ourselves.
+        """Return the members of *room*, by default of the current room, including ourselves.
 
         Raises `LocalProtocolError` in the text protocol, whose response is only for people,
         `RemoteProtocolError` for an unexpected response, `Refused` and `ConnectionLost`.
         """
-        request = Who(None if room is None else clean(room))
-        return (await self._ask_for(Members, request, "members")).members
+        return (await self._ask_for(Members, Who(_room(room)), "list of members")).members
 
-    async def rooms(self) -> list[RoomSize]:
-        """Return the rooms; raises the errors of `members`."""
-        return (await self._ask_for(RoomList, Rooms(), "rooms")).rooms
+    async def list_rooms(self) -> list[RoomSize]:
+        """Return all rooms of the server, with their sizes; raises the errors of `members`."""
+        return (await self._ask_for(RoomList, Rooms(), "list of rooms")).rooms
 
     async def history(
-        self, limit: int = HISTORY_MESSAGES, *, before: str | None = None
+        self, limit: int = HISTORY_MESSAGES, *, before: str | None = None, room: str | None = None
     ) -> HistoryPage:
-        """Return the last *limit* messages of our room, or the last ones before the id *before*.
+        """Return the last *limit* messages of *room*, or the last ones before the id *before*.
 
-        The oldest comes first.  The server limits the size of a page; `more` says whether there are
-        older messages.  Raises the errors of `members`.
+        By default of the current room.  The oldest comes first.  The server limits the size of a
+        page; `more` says whether there are older messages.  Raises the errors of `members`.
         """
-        return await self._ask_for(HistoryPage, History(limit, before), "messages")
+        request = History(limit, before, _room(room))
+        return await self._ask_for(HistoryPage, request, "list of messages")
+
+    async def topic(self, room: str | None = None) -> str:
+        """Return the topic of *room*, by default of the current room; empty if it has none.
+
+        Raises the errors of `members`.
+        """
+        return (await self._ask_for(TopicChanged, SetTopic(room=_room(room)), "topics")).text
+
+    # --- Names and accounts -----------------------------------------------------------------------
+
+    async def rename(self, name: str) -> None:
+        """Change our name; raises `Refused` if the server does not allow it, `ConnectionLost`."""
+        await self._ask(Rename(clean(name)))
+
+    async def register(self, passphrase: str) -> None:
+        """Make our name an account with this *passphrase*, and be logged in to it.
+
+        Later connections log in again.  Raises `Insecure` if others could read the passphrase on
+        its way, `Refused` if the server does not allow it, or if the connection is lost before the
+        answer: a passphrase is never sent again.  In the text protocol it returns when the request
+        is on its way.
+        """
+        await self._ask(Register(passphrase))
+
+    async def login(self, name: str, passphrase: str) -> None:
+        """Log in to the account *name*, and take that name; see `register`."""
+        await self._ask(Login(clean(name), passphrase))
+
+    async def logout(self) -> None:
+        """Log out, and give up the name of the account; raises `Refused`, `ConnectionLost`."""
+        await self._ask(Logout())
+
+    async def change_passphrase(self, passphrase: str) -> None:
+        """Change the passphrase of our account, which ends its other sessions; see `register`."""
+        await self._ask(ChangePassphrase(passphrase))
+
+    # --- For operators ----------------------------------------------------------------------------
+
+    async def kick(self, who: str | int, reason: str = "") -> None:
+        """Disconnect a client, by name or number; raises `Refused`, `ConnectionLost`."""
+        await self._ask(Kick(_who(who), clean(reason)))
+
+    async def ban(self, what: str | int, time: str = "", reason: str = "") -> None:
+        """Disconnect and keep out a name, an address or the client with that number.
+
+        For *time*, such as `1h`, or without end.  Raises `Refused`, `ConnectionLost`.
+        """
+        await self._ask(Ban(_who(what), clean(time), clean(reason)))
+
+    async def unban(self, what: str) -> None:
+        """Lift the ban on *what*; raises `Refused`, `ConnectionLost`."""
+        await self._ask(Unban(clean(what)))
+
+    async def bans(self) -> list[BanInfo]:
+        """Return the bans; raises the errors of `members`."""
+        return (await self._ask_for(BanList, Bans(), "list of bans")).bans
+
+    async def announce(self, text: str) -> None:
+        """Send *text* to everybody as the server; raises `Refused` and the errors of `say`."""
+        await self._ask(Announce(_sayable(text)))
+
+    async def set_topic(self, text: str, *, room: str | None = None) -> None:
+        """Set the topic of *room*, by default of the current room; empty for none.
+
+        Raises `Refused`, `ConnectionLost`.
+        """
+        self._check_room(room)
+        await self._ask(SetTopic(clean(text), _room(room)))
+
+    # --- Asking -----------------------------------------------------------------------------------
 
     async def keep_name(self, name: str) -> None:
         """Request *name* whenever it may be free; return when that is no longer useful.
@@ -287,7 +411,10 @@ class Chat:
                     link.events.put([Renamed(self.client, old, self.name)])
 
     async def _ask_for(self, kind: type[_Answer], request: WireRequest, what: str) -> _Answer:
-        answer = await self._ask(request)
+        return self._expect(kind, await self._ask(request), what)
+
+    def _expect(self, kind: type[_Answer], answer: Event | None, what: str) -> _Answer:
+        """Return an *answer* of this *kind*; raises what `members` raises for any other."""
         if isinstance(answer, kind):
             return answer
         if self.goodbye is not None:
@@ -295,14 +422,15 @@ class Chat:
         if self._link.over:
             raise self._link.lost()
         if answer is None:
-            raise LocalProtocolError(f"the text protocol has no list of {what}")
-        tag = type(answer).__struct_config__.tag
-        expected = kind.__struct_config__.tag
-        raise RemoteProtocolError(f"the server answered with `{tag}` instead of `{expected}`")
+            raise LocalProtocolError(f"the text protocol has no {what}")
+        raise RemoteProtocolError(
+            f"the server answered with `{_tag(type(answer))}` instead of `{_tag(kind)}`"
+        )
 
     async def _ask(self, request: WireRequest) -> Event | None:
         """Send a request and return its response; None in the text protocol (no nonces)."""
         session, link = self._session, self._link
+        self._check_private(request)
         if session.codec is TEXT:
             await link.send_lines(TEXT.encode_request(request))
             return None
@@ -377,6 +505,12 @@ class Chat:
                     f"{MAX_UNACCEPTED} messages are unacknowledged: receive events first"
                 )
 
+    def _check_private(self, request: WireRequest) -> None:
+        """Raise `Insecure` for a passphrase over a connection that others can read."""
+        is_secret = isinstance(request, Register | Login | ChangePassphrase)
+        if is_secret and not transport.is_private(self._link.connection.stream):
+            raise Insecure
+
     def _check_length(self, line: str) -> None:
         """Raise `LocalProtocolError` for a line that the server would drop without a response."""
         if self.welcome is not None and 3 * len(line) > (limit := self.welcome.limits.line):
@@ -446,3 +580,15 @@ def _sayable(text: str) -> str:
     if not text:
         raise LocalProtocolError("an empty message cannot be sent")
     return text
+
+
+def _room(room: str | None) -> str | None:
+    return None if room is None else clean(room)
+
+
+def _who(who: str | int) -> str | int:
+    return clean(who) if isinstance(who, str) else who
+
+
+def _tag(kind: type[Event]) -> object:
+    return {Entered: "joined", Exited: "left"}.get(kind) or kind.__struct_config__.tag

@@ -4,7 +4,7 @@ A stream that is returned is connected; the caller closes it.
 """
 
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from multichat.client.reconnect import Redial, backoff
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
 from multichat.errors import BadCertificate, ConnectFailed
 from multichat.net import transport
+from multichat.protocol.messages import Credentials
 
 __all__ = [
     "Endpoint",
@@ -158,6 +159,8 @@ async def open_chat(
     *,
     name: str | None = None,
     room: str | None = None,
+    rooms: Sequence[str] = (),
+    login: Credentials | None = None,
     password: str | None = None,
     plain: bool = False,
     replay: int = 0,
@@ -167,13 +170,15 @@ async def open_chat(
 ) -> AsyncGenerator[Chat]:
     """Open a chat over *stream*, which is closed at the end.
 
-    Requests JSON, a *name* and a *room*; the block begins when the server has answered.  If the
-    server answers in text, the chat uses the text protocol, without name and room; if it does not
+    Requests JSON, a *name* and a *room*; the block begins when the server has answered.  The chat
+    is in *rooms*, too, with *room* or else the last of them as the current one.  With *login* it
+    logs in to an account and has the name of that.  If the server answers in text, the chat uses
+    the text protocol, without name, rooms and account; if it does not
     answer within `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the
     text protocol from the start and sends no hello.  The *password* is sent only to a server that
-    requires one.  Raises `Refused` if the server refuses the name or room, or if the required
-    password is missing or wrong.  In JSON the last *replay* messages of the room are the first
-    events.
+    requires one.  Raises `Refused` if the server refuses the name, a room or the login, or
+    if the required password is missing or wrong; `Insecure` for a *login* over a stream that others
+    can read.  In JSON the last *replay* messages of each room are the first events.
 
     *redial* returns a new stream to the same server, which is also closed here: with it the chat
     reconnects, see `Chat`.  With *wait* it also reconnects if the first connection is lost before
@@ -185,6 +190,8 @@ async def open_chat(
     options = ChatOptions(
         name=name,
         room=room,
+        rooms=tuple(rooms),
+        login=login,
         password=password,
         plain=plain,
         replay=replay,
@@ -204,6 +211,8 @@ async def connect(
     tls_name: str | None = None,
     name: str | None = None,
     room: str | None = None,
+    rooms: Sequence[str] = (),
+    login: Credentials | None = None,
     password: str | None = None,
     plain: bool = False,
     replay: int = 0,
@@ -221,6 +230,8 @@ async def connect(
     options = ChatOptions(
         name=name,
         room=room,
+        rooms=tuple(rooms),
+        login=login,
         password=password,
         plain=plain,
         replay=replay,

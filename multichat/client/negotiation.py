@@ -13,20 +13,24 @@ room.
 """
 
 import re
+from collections.abc import Sequence
 
-from multichat.errors import RemoteProtocolError
+from multichat.errors import RemoteProtocolError, UnknownId
 from multichat.protocol.auth import PASSWORD_ACCEPTED, PASSWORD_REQUIRED, WRONG_PASSWORD
 from multichat.protocol.codec import Codec
 from multichat.protocol.framing import clean
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
+    LOBBY,
     PROTOCOL,
+    Credentials,
     Error,
     Event,
     Goodbye,
     Hello,
     Notice,
     Said,
+    Start,
     Welcome,
     room_of,
 )
@@ -45,13 +49,31 @@ _MAX_CHAT_LINES = 20_000
 _ABOUT_PASSWORD = (PASSWORD_REQUIRED, PASSWORD_ACCEPTED, WRONG_PASSWORD)
 
 
-def make_hello(name: str | None = None, room: str | None = None, replay: int = 0) -> Hello:
-    """Return a hello that asks for these, which may hold any text."""
+def make_hello(
+    name: str | None = None,
+    room: str | None = None,
+    replay: int = 0,
+    *,
+    rooms: Sequence[str] = (),
+    login: Credentials | None = None,
+) -> Hello:
+    """Return a hello that asks for these, which may hold any text.
+
+    *room* is the current room, *rooms* are those to be in besides.  A login takes the name of its
+    account, so that no other *name* is asked for.
+    """
+    room = None if room is None else room_of(clean(room))
+    others = [room_of(clean(each)) for each in rooms]
+    if room is None and others:
+        room = others.pop()
+    starts = {each: Start(replay=replay) for each in (*others, room or LOBBY)}
     return Hello(
         PROTOCOL,
-        None if name is None else clean(name),
-        None if room is None else room_of(clean(room)),
+        None if name is None or login is not None else clean(name),
+        room,
         replay=replay,
+        rooms=starts,
+        login=login,
     )
 
 
@@ -77,7 +99,7 @@ class Negotiation:
     """The decoder of one connection: it settles the protocol, then decodes with its codec.
 
     *settled* says that the protocol is known, and that requests may be sent; *welcome* is the
-    server's answer, and *refusals* say why a name or room of the hello was not granted.  *chatting*
+    server's answer, and *refusals* say why a name, room or login was not granted.  *chatting*
     says that chat has come and no answer yet.  *failure* says what is wrong with the answer.
 
     *password_asked* says that the server requires a password and has not accepted one,
@@ -206,17 +228,26 @@ class Negotiation:
     def _be_welcomed(self, welcome: Welcome) -> None:
         self.welcome = welcome
         self._chat.clear()
-        asked = (self.hello.room, welcome.room), (self.hello.name, welcome.name)
-        self._refusals_left = sum(
-            wanted is not None and fold_name(wanted) != fold_name(granted)
-            for wanted, granted in asked
-        )
+        hello = self.hello
+        granted = (welcome.room,) if welcome.rooms is None else welcome.rooms
+        asked = () if hello.rooms is None or welcome.rooms is None else hello.rooms
+        missing = set(map(fold_name, asked or filter(None, (hello.room,))))
+        self._refusals_left = len(missing - set(map(fold_name, granted)))
+        if hello.name is not None and fold_name(hello.name) != fold_name(welcome.name):
+            self._refusals_left += 1
+        if hello.login is not None and fold_name(hello.login.name) != fold_name(welcome.account):
+            if asked:
+                self._refusals_left += 1
+            else:  # it has not read the login
+                self.refusals.append(Error("unknown-request", "this server has no accounts"))
         self.settled = not self._refusals_left
 
     def _receive_refusals(self, line: str) -> list[Event]:
         events: list[Event] = []
         for event in JSON.parse_events(line):
-            if isinstance(event, Error) and event.nonce is None:
+            if isinstance(event, Error) and event.code == UnknownId.code:
+                events.append(event)  # the room was entered, after another message
+            elif isinstance(event, Error) and event.nonce is None:
                 self.refusals.append(event)
                 self._refusals_left -= 1
                 self.settled = not self._refusals_left

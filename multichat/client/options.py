@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from multichat.client.timeouts import DEFAULT_TIMEOUTS, ClientTimeouts
+from multichat.protocol.messages import Credentials
 
 __all__ = ["ChatOptions"]
 
@@ -11,11 +12,15 @@ __all__ = ["ChatOptions"]
 class ChatOptions:
     """The options of a chat; see `multichat.client.connect.open_chat`.
 
+    The chat is in *room* and, besides, in *rooms*; without *room* the last of *rooms* is the
+    current one.  With *login* no *name* is asked for: it is that of the account.
     Without *reconnect* a lost connection ends the chat, even if there is a way to dial again.
     """
 
     name: str | None = None
     room: str | None = None
+    rooms: tuple[str, ...] = ()
+    login: Credentials | None = None
     password: str | None = None
     plain: bool = False
     replay: int = 0

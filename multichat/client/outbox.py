@@ -2,16 +2,31 @@
 
 Owns the nonces of a chat, which outlives its connections: by its nonce the server recognizes a
 request that is sent again.  On the next connection the unanswered requests are sent again, with
-their nonces and before anything new.
+their nonces and before anything new.  A passphrase is never sent again: it was meant for one
+connection.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Act, Direct, Join, Nonce, Say, WireRequest
+from multichat.protocol.messages import (
+    Act,
+    ChangePassphrase,
+    Direct,
+    Enter,
+    Exit,
+    Join,
+    Login,
+    Nonce,
+    Register,
+    Say,
+    Start,
+    WireRequest,
+)
+from multichat.protocol.names import fold_name
 
 __all__ = ["Outbox", "Pending"]
 
@@ -25,13 +40,18 @@ class Pending:
 
     nonce: int
     request: WireRequest
-    line: str
+    line: str = field(repr=False)
     is_sent: bool = False
 
     @property
     def is_message(self) -> bool:
         """Whether it is a message, in a room or private."""
         return isinstance(self.request, Say | Act | Direct)
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether it holds a passphrase."""
+        return isinstance(self.request, Register | Login | ChangePassphrase)
 
 
 class Outbox:
@@ -44,7 +64,7 @@ class Outbox:
     def __init__(self) -> None:
         self._nonce = 0
         self._pending: dict[Nonce, Pending] = {}
-        self._joins: dict[Nonce, str] = {}  # the rooms of unanswered joins
+        self._moves: dict[Nonce, Join | Enter | Exit] = {}  # those of them that change our rooms
 
     def __len__(self) -> int:
         """How many requests are unanswered."""
@@ -64,9 +84,29 @@ class Outbox:
         """How many of the messages were sent, and so may have arrived."""
         return sum(each.is_message and each.is_sent for each in self._pending.values())
 
-    def next_room(self, room: str) -> str:
-        """Return the room of the next message: that of the last unanswered join, or else *room*."""
-        return next(reversed(self._joins.values()), room)
+    def next_room(self, rooms: Sequence[str]) -> str:
+        """Return the current room once everything is answered; now we are in *rooms*."""
+        if not self._moves:
+            return rooms[-1] if rooms else ""
+        rooms = list(rooms)
+        for move in self._moves.values():
+            others = [room for room in rooms if fold_name(room) != fold_name(move.room)]
+            match move:
+                case Join():
+                    rooms = [move.room]
+                case Enter():
+                    rooms = [*others, move.room]
+                case Exit():
+                    rooms = others or rooms
+        return rooms[-1]
+
+    def entering(self) -> dict[str, Start]:
+        """Return the rooms that we may have entered: the request was sent and is unanswered."""
+        return {
+            move.room: Start(move.since, move.replay)
+            for nonce, move in self._moves.items()
+            if isinstance(move, Enter) and self._pending[nonce].is_sent
+        }
 
     def encode(self, request: WireRequest) -> Pending:
         """Give a request the next nonce and encode it."""
@@ -78,14 +118,14 @@ class Outbox:
         """Keep an encoded request until it is settled; it *is_sent* now, or will be by `resend`."""
         pending.is_sent = is_sent
         self._pending[pending.nonce] = pending
-        if isinstance(pending.request, Join):
-            self._joins[pending.nonce] = pending.request.room
+        if isinstance(pending.request, Join | Enter | Exit):
+            self._moves[pending.nonce] = pending.request
 
     def settle(self, nonce: Nonce | None) -> Pending | None:
         """Remove a request that has been answered; return it, if it was unanswered."""
         if nonce is None:
             return None
-        self._joins.pop(nonce, None)
+        self._moves.pop(nonce, None)
         return self._pending.pop(nonce, None)
 
     def withdraw(self, nonces: Iterable[Nonce]) -> None:
@@ -100,6 +140,10 @@ class Outbox:
             for nonce, pending in self._pending.items()
             if isinstance(pending.request, Direct) and isinstance(pending.request.to, int)
         ]
+
+    def secrets(self) -> list[Nonce]:
+        """Return the nonces of the requests that hold a passphrase."""
+        return [nonce for nonce, pending in self._pending.items() if pending.is_secret]
 
     def resend(self) -> list[str]:
         """Return the lines to send first on a new connection; from now on they count as sent."""

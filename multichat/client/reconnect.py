@@ -12,6 +12,7 @@ from functools import partial
 from random import random
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 import trio
 
 from multichat.client.connection import MAX_WAIT_SECONDS, Connection, Standstill
@@ -26,7 +27,15 @@ from multichat.errors import ConnectFailed, ConnectionLost, MultichatError, NoJs
 from multichat.protocol.auth import WRONG_PASSWORD
 from multichat.protocol.framing import clean
 from multichat.protocol.json_codec import JSON
-from multichat.protocol.messages import Disconnected, Event, Goodbye, Join, Quit, Rename
+from multichat.protocol.messages import (
+    Disconnected,
+    Event,
+    Goodbye,
+    Join,
+    Login,
+    Quit,
+    Rename,
+)
 from multichat.protocol.names import fold_name
 from multichat.protocol.text_codec import TEXT
 
@@ -84,7 +93,9 @@ class Link:
         self._redial = redial if options.reconnect else None
         self._password = None if options.password is None else clean(options.password)
         self._timeouts = options.timeouts
-        hello = make_hello(options.name, options.room, options.replay)
+        hello = make_hello(
+            options.name, options.room, options.replay, rooms=options.rooms, login=options.login
+        )
         self.session = ClientSession(hello, plain=options.plain)
         self.changed = Condition()
         self.events = EventQueue(self.changed)
@@ -307,6 +318,8 @@ class Link:
                 raise self.lost()
             raise NoJson(timeouts.answer)
         hello = negotiation.hello
+        if negotiation.plain and hello.login is not None:
+            await self.send_lines(TEXT.encode_request(Login(*msgspec.structs.astuple(hello.login))))
         if negotiation.plain and hello.name is not None:
             await self.send_lines(TEXT.encode_request(Rename(hello.name)))
         if negotiation.plain and hello.room is not None:
@@ -324,11 +337,11 @@ class Link:
             return
         negotiation.settled = True
         refusals = negotiation.refusals
-        room = negotiation.hello.room or ""
-        if refusals and fold_name(self.session.position.room) != fold_name(room):
+        asked = set(map(fold_name, negotiation.hello.rooms or ()))
+        if refusals and asked.isdisjoint(map(fold_name, self.session.position.rooms)):
             # Messages that were meant for a room must not be published elsewhere.
             raise Refused(refusals[0].code, refusals[0].text)
-        self.events.put(list(refusals))  # our name has been taken meanwhile
+        self.events.put(list(refusals))  # our name has been taken meanwhile, or one of our rooms
         self._note_connected()
         if lines := self.session.outbox.resend():
             with suppress(ConnectionLost):  # the next connection sends them

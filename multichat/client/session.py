@@ -1,6 +1,6 @@
 """A client's session across its connections: lines in, events out.  Pure.
 
-Owns our identity and room, the unanswered requests, and the selection of events for the program.
+Owns our identity and rooms, the unanswered requests, and the selection of events for the program.
 Invariants:
 
 1. A JSON request stays in the outbox until it is answered.  A new connection begins with all of
@@ -22,20 +22,28 @@ from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
     Accepted,
     Act,
+    ChangePassphrase,
+    Credentials,
     Directed,
+    Enter,
     Entered,
     Error,
     Event,
+    Exited,
     Hello,
     Join,
     Joined,
     Left,
+    LoggedIn,
+    LoggedOut,
+    Login,
     Nonce,
     Notice,
     Ping,
     Presence,
     Quit,
     Reconnected,
+    Register,
     Renamed,
     Said,
     Say,
@@ -58,12 +66,12 @@ class ClientSession:
     counts all answers.  If *reports_accepted* is set, each `Accepted` is among the events.  If
     *refused* is set, it gets the error of each message that is refused, in the step in which the
     message leaves the outbox; and after a refused join, messages are still for that room, and so
-    refused, until the next join.
+    refused, until we have joined or entered another.
     *last_sender* is the client that sent us the last private message.
     """
 
     def __init__(self, hello: Hello, *, plain: bool) -> None:
-        self.position = Position()
+        self.position = Position(hello.login)
         self.outbox = Outbox()
         self.welcome: Welcome | None = None
         self.negotiation = Negotiation(hello, plain=plain)
@@ -77,7 +85,8 @@ class ClientSession:
         self.name_releases = 0  # how often the wanted name may have become free
         self._holder = ""  # the name in use that the wanted one looks like
         self._has_begun = False  # on an earlier connection, in either protocol
-        self._unwanted: set[Nonce] = set()  # requests on this connection whose answer is dropped
+        # Requests on this connection whose answer is dropped.
+        self._unwanted: dict[Nonce, WireRequest] = {}
 
     @property
     def codec(self) -> Codec:
@@ -89,7 +98,8 @@ class ClientSession:
         self._unwanted.clear()
         self._has_begun = self._has_begun or self.negotiation.settled or bool(self.position.session)
         if self.position.session:
-            self.negotiation = Negotiation(self.position.hello(), knows_json=True)
+            hello = self.position.hello(self.outbox.entering())
+            self.negotiation = Negotiation(hello, knows_json=True)
         else:
             self.negotiation = Negotiation(self.negotiation.hello, plain=self.negotiation.plain)
 
@@ -102,22 +112,22 @@ class ClientSession:
         another room after a reconnect.
         """
         if isinstance(request, Say | Act) and request.room is None:
-            room = self.outbox.next_room(self._refused_room or self.position.room)
+            rooms = (self._refused_room,) if self._refused_room else self.position.rooms
+            room = self.outbox.next_room(rooms)
             request = msgspec.structs.replace(request, room=room or None)
         return self.outbox.encode(request)
 
     def encode_unanswered(self, request: Ping | Quit) -> str:
         """Return the line of a request whose response is dropped."""
         pending = self.outbox.encode(request)
-        self._unwanted.add(pending.nonce)
+        self._unwanted[pending.nonce] = request
         return pending.line
 
     def take_answer(self, nonce: int) -> Event | None:
         """Return the answer to a request of *answers*; without one, stop waiting for it."""
         answer = self.answers.pop(nonce)
-        if answer is None and nonce in self.outbox:  # else it was never sent
-            self.outbox.withdraw([nonce])
-            self._unwanted.add(nonce)
+        if answer is None and (pending := self.outbox.settle(nonce)):  # else it was never sent
+            self._unwanted[nonce] = pending.request
         return answer
 
     # --- Events -----------------------------------------------------------------------------------
@@ -152,29 +162,39 @@ class ClientSession:
                 if self.position.advance(event) and (event.id or not ended):
                     events.append(event)
                 continue
-            if isinstance(event, Welcome) and not event.resumed:
-                events += self._forget_numbers()
+            if isinstance(event, Welcome):
+                events += self._refuse_unsendable(event)
             if (shown := self._apply(event)) is not None:
                 events.append(shown)
         return events
 
-    def _forget_numbers(self) -> list[Event]:
-        """Forget client numbers, which a server that does not know us gives to others.
+    def _refuse_unsendable(self, welcome: Welcome) -> list[Event]:
+        """Answer the requests that must not be sent again with an error.
 
-        Private messages to them must not be sent again; each is answered by an error.
+        Those that hold a passphrase, and private messages to client numbers, which a server that
+        does not know us gives to others.
         """
-        self.last_sender = None
-        reason = "not sent: the server was restarted, and its clients have new numbers"
-        answers = [
-            self._apply(Error("nobody-there", reason, nonce=nonce))
-            for nonce in self.outbox.addressed_by_number()
+        refused = [
+            Error("connection-lost", "the connection was lost; try again", nonce=nonce)
+            for nonce in self.outbox.secrets()
         ]
+        if not welcome.resumed:
+            self.last_sender = None
+            reason = "not sent: the server was restarted, and its clients have new numbers"
+            refused += [
+                Error("nobody-there", reason, nonce=nonce)
+                for nonce in self.outbox.addressed_by_number()
+            ]
+        answers = map(self._apply, refused)
         return [answer for answer in answers if answer is not None]
 
     def _apply(self, event: Event) -> Event | None:
         """Update the state by an event; return the event for the program, if any."""
         pending = self.outbox.settle(event.nonce)
         self.answered += pending is not None
+        request = None if pending is None else pending.request
+        if request is None and event.nonce is not None:
+            request = self._unwanted.get(event.nonce)
         match event:
             case Welcome():
                 return self._welcomed(event)
@@ -182,28 +202,53 @@ class ClientSession:
                 self.position.renamed(event)
                 if client != self.position.client:
                     self._note_released(old)
-            case Joined(client=client, room=room) if room:
-                self.position.joined(event)
-                if client == self.position.client:
-                    self._refused_room = ""
-                    event = Entered(room, event.members, event.last, nonce=event.nonce)
+            case Joined(client=self.position.client, room=room) if room:
+                event = self._joined(event, request)
+            case Left(client=self.position.client, room=room) if room:
+                self.position.exited(room)
+                event = Exited(room, nonce=event.nonce)
             case Left(name=name):
                 self._note_released(name)
             case Presence():
                 self.name_releases += 1
             case Directed(client=client):
                 self.last_sender = client
+            case LoggedIn(name=name):
+                self._logged_in(name, request)
+            case LoggedOut(name=name):
+                self.position.name, self.position.account = name, ""
+                self.position.login = None
             case Error(code="name-taken", holder=holder):
                 self._holder = holder
             case Error(code="unknown-id", nonce=None):
-                self.position.restart()
-                return Error(event.code, _GAP)
+                self.position.restart(event.room or self.position.room)
+                return Error(event.code, _GAP, room=event.room)
             case Error() if pending is not None and self.refused is not None:
                 if pending.is_message:
                     self.refused[pending.nonce] = event
-                elif isinstance(pending.request, Join):
-                    self._refused_room = pending.request.room
+                elif isinstance(request, Join | Enter):
+                    self._refused_room = request.room
         return self._for_program(event, is_answer=pending is not None)
+
+    def _joined(self, joined: Joined, request: WireRequest | None) -> Event:
+        """Update the position, as it was us who joined a room."""
+        self._refused_room = ""
+        if isinstance(request, Enter):
+            self.position.entered(joined.room, joined.last)
+        else:
+            self.position.joined(joined.room, joined.last)
+        return Entered(joined.room, joined.members, joined.last, joined.topic, nonce=joined.nonce)
+
+    def _logged_in(self, name: str, request: WireRequest | None) -> None:
+        """Note the account, and what later connections log in with."""
+        position = self.position
+        position.account = name
+        match request:
+            case Login(passphrase=passphrase):
+                position.name = name
+                position.login = Credentials(name, passphrase)
+            case Register(passphrase=passphrase) | ChangePassphrase(passphrase=passphrase):
+                position.login = Credentials(name, passphrase)
 
     def _note_released(self, name: str) -> None:
         if self.wanted_name and fold_name(name) in map(fold_name, (self.wanted_name, self._holder)):
@@ -212,6 +257,8 @@ class ClientSession:
     def _welcomed(self, welcome: Welcome) -> Event | None:
         self.welcome = welcome
         self.position.welcomed(welcome)
+        if not welcome.account:  # the login was refused: the passphrase is another one now
+            self.position.login = None
         if not self._has_begun:
             return None
         return Reconnected(welcome.resumed, again=self.outbox.messages_sent)
@@ -221,7 +268,7 @@ class ClientSession:
         if nonce is None:
             return event
         if nonce in self._unwanted:
-            self._unwanted.discard(nonce)
+            del self._unwanted[nonce]
             return None
         if nonce in self.answers:
             self.answers[nonce] = event

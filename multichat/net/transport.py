@@ -20,6 +20,7 @@ import trio
 from multichat.errors import BadCertificate
 from multichat.files import check_regular
 from multichat.net.turns import Meter, current_meter
+from multichat.protocol.address import is_loopback
 
 __all__ = [
     "TooMuchData",
@@ -33,6 +34,7 @@ __all__ = [
     "handshake",
     "has_input",
     "is_not_tls",
+    "is_private",
     "keep_alive",
     "peek",
     "peer_address",
@@ -230,6 +232,20 @@ def peer_address(stream: trio.abc.Stream) -> str:
         except OSError:
             pass
     return ""
+
+
+def is_private(stream: trio.abc.Stream) -> bool:
+    """Return whether nobody on the network can read *stream*: it uses TLS, or stays on the machine.
+
+    A stream that is not a socket stays on the machine.
+    """
+    below = _socket_of(stream)
+    if isinstance(stream, trio.SSLStream) or below is None or below.socket.family == _AF_UNIX:
+        return True
+    try:
+        return is_loopback(str(below.socket.getpeername()[0]))
+    except OSError:  # closed: nothing more is sent
+        return False
 
 
 def peer_user(stream: trio.abc.Stream) -> int | None:

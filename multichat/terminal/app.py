@@ -333,7 +333,7 @@ class TerminalChat(FrontEnd):
             self._names_stale = trio.Event()
             before = self._changes
             try:
-                members, rooms = await chat.members(), await chat.rooms()
+                members, rooms = await chat.members(), await chat.list_rooms()
             except (ConnectionLost, LocalProtocolError, Refused):
                 continue  # the receiving task reports what matters
             self._names = {member.name for member in members[:_MAX_NAMES]}

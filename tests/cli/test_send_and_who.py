@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.clients import HELLO
 from tests.support.processes import (
     LOOPBACK,
     MULTICHAT,
@@ -124,7 +125,7 @@ async def test_send_uses_the_text_protocol_with_a_server_without_json(
             await nc.wait_for("//usr is full\n")
             nc.end_input()
             assert await send.wait() == 0
-        assert nc.out == '/json {"protocol":1}\n//usr is full\n'
+        assert nc.out == f"{HELLO}\n//usr is full\n"
 
 
 async def test_a_full_server_is_an_error(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ async def test_a_silent_server_is_one_line_that_names_plain(command: str, tmp_pa
             heard = b""
             while data := await stream.receive_some():
                 heard += data
-            assert heard == b'/json {"protocol":1}\n'  # and nothing in another protocol
+            assert heard == f"{HELLO}\n".encode()  # and nothing in another protocol
 
 
 INVALID_WELCOMES = [
@@ -248,7 +249,7 @@ async def test_an_invalid_welcome_is_one_line_and_nothing_is_sent(
                 with suppress(trio.BrokenResourceError):
                     while data := await stream.receive_some():
                         heard += data
-                assert heard == b'/json {"protocol":1}\n'
+                assert heard == f"{HELLO}\n".encode()
 
 
 async def test_send_reports_the_lines_not_accepted_at_its_timeout(
@@ -303,7 +304,7 @@ async def test_send_reports_in_one_line_that_it_uses_text(tmp_path: Path) -> Non
                 heard += data
             await stream.aclose()
             assert await client.wait() == 0
-            assert heard == b'/json {"protocol":1}\nhello\n'
+            assert heard == f"{HELLO}\nhello\n".encode()
             assert client.err.count("\n") == 1
             assert "does not answer in JSON" in client.err
 
@@ -410,7 +411,7 @@ async def test_connect_reports_that_it_uses_text(tmp_path: Path) -> None:
             heard = b""
             while b"hello\n" not in heard:
                 heard += await stream.receive_some()
-            assert heard == b'/json {"protocol":1}\nhello\n'
+            assert heard == f"{HELLO}\nhello\n".encode()
             await stream.send_all(b"[bob] hi\n")
             await client.wait_for("[RX] [bob] hi")
 

@@ -4,6 +4,7 @@ import json
 from collections import deque
 from itertools import islice
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,12 +19,13 @@ from multichat.protocol.messages import (
     PROTOCOL,
     Disconnected,
     Hello,
-    Joined,
     Limits,
     Reconnected,
     Renamed,
+    RoomState,
     Said,
     Say,
+    Start,
     Welcome,
     Who,
 )
@@ -93,10 +95,14 @@ def test_the_status_shows_the_next_attempt(number: int, seconds: float, words: s
 # --- Where ---------------------------------------------------------------------------------------
 
 
+def resume(name: str | None, room: str, since: str) -> Hello:
+    return Hello(PROTOCOL, name, room, "token", since, rooms={room: Start(since)})
+
+
 def test_a_resume_continues_after_the_last_event() -> None:
     place = Position()
     place.welcomed(welcome(last="e-1"))
-    assert place.hello() == Hello(PROTOCOL, None, "lobby", "token", "e-1")
+    assert place.hello() == resume(None, "lobby", "e-1")
     assert place.advance(said(2))
     assert place.hello().since == "e-2"
     assert not place.advance(said(2))
@@ -111,12 +117,51 @@ def test_a_resume_asks_for_name_and_room() -> None:
     place.welcomed(welcome(last="e-1"))
     place.renamed(Renamed(7, "Client 7", "alice"))
     place.renamed(Renamed(8, "Client 8", "bob"))
-    place.joined(Joined(8, "bob"))
-    assert place.hello() == Hello(PROTOCOL, "alice", "lobby", "token", "e-1")
-    place.joined(Joined(7, "alice", "den", 2, "f-5"))
-    assert place.hello() == Hello(PROTOCOL, "alice", "den", "token", "f-5")
-    place.joined(Joined(7, "alice", "den", 2, "f-6"))  # where it was already
+    assert place.hello() == resume("alice", "lobby", "e-1")
+    place.joined("den", "f-5")
+    assert place.hello() == resume("alice", "den", "f-5")
+    place.joined("den", "f-6")  # where it was already
     assert place.hello().since == "f-5"
+
+
+def test_a_resume_continues_in_each_room() -> None:
+    place = Position()
+    place.welcomed(welcome(last="e-1"))
+    place.entered("den", "f-5")
+    place.entered("ops", None)
+    assert place.advance(said(2))
+    assert place.rooms == ("lobby", "den", "ops")
+    everything = Start(replay=EVERYTHING)
+    assert place.hello() == Hello(
+        PROTOCOL,
+        None,
+        "ops",
+        "token",
+        replay=EVERYTHING,
+        rooms={"lobby": Start("e-2"), "den": Start("f-5"), "ops": everything},
+    )
+    place.entered("den", "f-9")  # where it was already: it is the current one now
+    assert (place.room, place.hello().since) == ("den", "f-5")
+    place.exited("den")
+    assert (place.room, place.hello().replay) == ("ops", EVERYTHING)
+
+
+def test_the_rooms_of_a_welcome_are_ours() -> None:
+    place = Position()
+    place.welcomed(welcome(last="e-1"))
+    place.entered("Den", "f-5")
+    state = {"lobby": RoomState(1, "e-4"), "den": RoomState(1, "f-6"), "ops": RoomState(1, "g-1")}
+    place.welcomed(msgspec.structs.replace(welcome(last="e-4"), rooms=state))
+    assert place.rooms == ("den", "ops", "lobby")
+    starts = {"den": Start("f-5"), "ops": Start("g-1"), "lobby": Start("e-1")}
+    assert place.hello().rooms == starts
+
+
+def test_rooms_that_may_have_been_entered_are_entered_again() -> None:
+    place = Position()
+    place.welcomed(welcome(last="e-1"))
+    hello = place.hello({"den": Start(replay=20), "LOBBY": Start("e-7")})
+    assert hello.rooms == {"den": Start(replay=20), "lobby": Start("e-1")}
 
 
 def test_a_resume_of_an_empty_room_asks_for_everything() -> None:
@@ -134,7 +179,7 @@ def test_messages_of_a_new_room_with_the_same_name_are_accepted() -> None:
     place.welcomed(welcome(last="z-8"))
     assert place.advance(Said(id="z-9", room="lobby", name="bob", text="hi"))
     place.welcomed(welcome(last="e-3"))
-    place.restart()
+    place.restart("lobby")
     assert place.hello().since == "e-3"
     assert place.advance(said(4))
 

@@ -104,7 +104,7 @@ async def test_asking_while_nobody_iterates(autojump_clock: MockClock) -> None:
         assert await a.members() == [MemberName(1, "alice")]
         await b.join("lobby")
         assert b.room == "lobby"
-        assert await b.rooms() == [RoomSize("lobby", 2)]
+        assert await b.list_rooms() == [RoomSize("lobby", 2)]
         await a.join("den")
         await trio.sleep(3)
         # What answered a call is not among the events, what it did to others is.
@@ -175,7 +175,7 @@ async def test_wishes_are_granted_in_plain_text_too(autojump_clock: MockClock) -
             with pytest.raises(LocalProtocolError, match="no list of members"):
                 await chat.members()
             with pytest.raises(LocalProtocolError, match="no list of rooms"):
-                await chat.rooms()
+                await chat.list_rooms()
             await chat.rename("carol")
             # One answer for each question in text.
             assert [TEXT.format(await anext(chat)) for _ in range(5)][-1].endswith("now carol")
@@ -285,7 +285,7 @@ async def test_a_question_to_a_server_that_has_ended_the_conversation_says_so(
         await server.finish()
         async with open_line_chat(ours) as chat:
             await trio.testing.wait_all_tasks_blocked()
-            for question in (chat.members, chat.rooms):
+            for question in (chat.members, chat.list_rooms):
                 with pytest.raises(ConnectionLost, match=re.escape(reason)):
                     await question()
         await theirs.aclose()
@@ -327,7 +327,7 @@ async def test_a_server_that_does_not_know_the_hello_gets_text_at_once(
         assert chat.fell_back
         await chat.send("hi")
         assert await anext(chat) == Said(name="bob", text="hello")
-        assert await server.lines(2) == ['/json {"protocol":1}', "hi"]
+        assert await server.lines(2) == ['/json {"protocol":1,"rooms":{"lobby":{}}}', "hi"]
         await server.finish()
     assert trio.current_time() - started < 0.1
 

@@ -225,7 +225,9 @@ async def test_silence_is_an_error_that_names_the_way_out(
         async with open_line_chat(ours, timeouts=timeouts):
             pytest.fail("nobody answered")
     assert trio.current_time() == pytest.approx(timeouts.answer)
-    assert await ScriptedClient(theirs).rest() == ['/json {"protocol":1}']  # and nothing else
+    assert await ScriptedClient(theirs).rest() == [
+        '/json {"protocol":1,"rooms":{"lobby":{}}}'
+    ]  # and nothing else
 
 
 async def test_a_server_that_closes_without_an_answer_is_lost(autojump_clock: MockClock) -> None:
@@ -249,7 +251,7 @@ async def test_a_welcome_may_take_as_long_as_the_timeout(autojump_clock: MockClo
         async with open_line_chat(ours) as chat:
             assert chat.codec is JSON
             await chat.send("hi")
-            assert await server.line() == '/json {"protocol":1}'
+            assert await server.line() == '/json {"protocol":1,"rooms":{"lobby":{}}}'
             said = json.loads(await server.line())
             assert said["text"] == "hi"
             await server.send(f'{{"type":"accepted","nonce":{said["nonce"]},"id":"x-1"}}')

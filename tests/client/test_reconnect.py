@@ -166,6 +166,7 @@ async def test_missed_messages_are_replayed_without_duplicates(
             "room": "lobby",
             "session": "token",
             "since": "e-0003",
+            "rooms": {"lobby": {"since": "e-0003"}},
         }
         await peer.tell("missed", count=5)
         await peer.say(3, 9, 10, 9)
@@ -446,7 +447,7 @@ async def test_an_answer_of_the_wrong_type_is_an_error_that_says_what_came(
         with pytest.raises(RemoteProtocolError, match="answered with `rooms` instead of `members`"):
             await chat.members()
         with pytest.raises(RemoteProtocolError, match="with `accepted` instead of `rooms`"):
-            await chat.rooms()
+            await chat.list_rooms()
 
 
 async def test_invisible_characters_are_removed_from_names_but_not_from_texts(
@@ -973,7 +974,7 @@ async def test_a_waiting_client_retries_after_connections_without_a_welcome(
         for _ in range(3):  # as of a proxy whose server is not there yet
             await (await network.peer()).reset()
         peer = await network.peer()
-        assert await peer.welcome() == {"protocol": 1, "name": "alice"}
+        assert await peer.welcome() == {"protocol": 1, "name": "alice", "rooms": {"lobby": {}}}
         await peer.say(2)
         await peer.read()
         await peer.finish()

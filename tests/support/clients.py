@@ -11,7 +11,10 @@ from multichat.client.reconnect import Redial
 from multichat.client.typed_input import parse_typed
 from multichat.protocol.messages import Nonce
 
-__all__ = ["open_line_chat", "type_lines"]
+__all__ = ["HELLO", "open_line_chat", "type_lines"]
+
+# The first line of a client that asks for nothing.
+HELLO = '/json {"protocol":1,"rooms":{"lobby":{}}}'
 
 
 def open_line_chat(
