@@ -7,7 +7,7 @@ The tree::
     │   misuse of the protocol
     ├── LocalProtocolError      by our caller
     │   ├── UnknownClient       no client has that number
-    │   ├── Insecure            a passphrase, over a connection that others can read
+    │   ├── NotPrivate          a passphrase, over a connection that others can read
     │   ├── InvalidBan          not a valid ban
     │   └── TooManyBans         the limit of bans is reached
     ├── RemoteProtocolError     by the peer: it gets an error and stays connected
@@ -57,7 +57,6 @@ __all__ = [
     "ConnectionLost",
     "EmptyText",
     "InputNotText",
-    "Insecure",
     "InvalidBan",
     "InvalidBanFile",
     "InvalidName",
@@ -75,6 +74,7 @@ __all__ = [
     "NonceReused",
     "NotDelivered",
     "NotInRoom",
+    "NotPrivate",
     "NotRead",
     "OutputLost",
     "Refused",
@@ -106,7 +106,7 @@ class UnknownClient(LocalProtocolError):
         self.client = client
 
 
-class Insecure(LocalProtocolError):
+class NotPrivate(LocalProtocolError):
     """A passphrase is not sent in plain text over a network."""
 
     def __init__(self, where: str = "the server") -> None:

@@ -188,7 +188,7 @@ async def talk(chat: multichat.Chat) -> list[str]:
 async def moderate_as_operator(chat: multichat.Chat) -> None:
     try:
         await chat.login("alice", "correct horse battery staple")
-    except multichat.Insecure as error:
+    except multichat.NotPrivate as error:
         print(error)
     entered = assert_type(await chat.enter("dev", replay=5), multichat.Entered)
     await chat.say("hello", room=entered.room)

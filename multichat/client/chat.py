@@ -21,9 +21,9 @@ from multichat.client.outbox import Pending
 from multichat.client.reconnect import Link, Redial
 from multichat.errors import (
     ConnectionLost,
-    Insecure,
     LineTooLong,
     LocalProtocolError,
+    NotPrivate,
     Refused,
     RemoteProtocolError,
     lone_exception,
@@ -320,7 +320,7 @@ class Chat:
     async def register(self, passphrase: str) -> None:
         """Make our name an account with this *passphrase*, and be logged in to it.
 
-        Later connections log in again.  Raises `Insecure` if others could read the passphrase on
+        Later connections log in again.  Raises `NotPrivate` if others could read the passphrase on
         its way, `Refused` if the server does not allow it, or if the connection is lost before the
         answer: a passphrase is never sent again.  In the text protocol it returns when the request
         is on its way.
@@ -506,10 +506,10 @@ class Chat:
                 )
 
     def _check_private(self, request: WireRequest) -> None:
-        """Raise `Insecure` for a passphrase over a connection that others can read."""
+        """Raise `NotPrivate` for a passphrase over a connection that others can read."""
         is_secret = isinstance(request, Register | Login | ChangePassphrase)
         if is_secret and not transport.is_private(self._link.connection.stream):
-            raise Insecure
+            raise NotPrivate
 
     def _check_length(self, line: str) -> None:
         """Raise `LocalProtocolError` for a line that the server would drop without a response."""

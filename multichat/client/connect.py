@@ -177,8 +177,8 @@ async def open_chat(
     answer within `ClientTimeouts.answer` seconds, raises `NoJson`.  With *plain*, the chat uses the
     text protocol from the start and sends no hello.  The *password* is sent only to a server that
     requires one.  Raises `Refused` if the server refuses the name, a room or the login, or
-    if the required password is missing or wrong; `Insecure` for a *login* over a stream that others
-    can read.  In JSON the last *replay* messages of each room are the first events.
+    if the required password is missing or wrong; `NotPrivate` for a *login* over a stream that
+    others can read.  In JSON the last *replay* messages of each room are the first events.
 
     *redial* returns a new stream to the same server, which is also closed here: with it the chat
     reconnects, see `Chat`.  With *wait* it also reconnects if the first connection is lost before

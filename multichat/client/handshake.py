@@ -13,7 +13,7 @@ from multichat.client.event_queue import Condition
 from multichat.client.negotiation import Negotiation
 from multichat.client.session import ClientSession
 from multichat.client.timeouts import ClientTimeouts
-from multichat.errors import ConnectionLost, Insecure
+from multichat.errors import ConnectionLost, NotPrivate
 from multichat.net import transport
 from multichat.protocol.auth import encode_password
 from multichat.protocol.json_codec import encode_hello
@@ -34,11 +34,11 @@ async def negotiate(
 
     In plain text no hello is sent, and only a server that requires the password is waited for.
     Returns when the answer has come, or not within *answer_seconds*, or the connection is over.
-    Raises `RemoteProtocolError` for a welcome that is not valid, `Insecure` for a login over a
+    Raises `RemoteProtocolError` for a welcome that is not valid, `NotPrivate` for a login over a
     connection that others can read.
     """
     if negotiation.hello.login is not None and not transport.is_private(connection.stream):
-        raise Insecure
+        raise NotPrivate
     plain = negotiation.plain
     with suppress(ConnectionLost):  # the receiving task reports it
         if not plain:
