@@ -24,6 +24,7 @@ The tree::
     │   ├── Banned              the name is banned
     │   ├── UnknownId           no message has that id
     │   ├── NotInRoom           the client is not in that room
+    │   ├── LastRoom            the client is in no other room
     │   ├── NonceReused         the nonce belongs to another message
     │   ├── StorageFailed       the journal cannot store the message
     │   └── NotRead             the journal cannot be read
@@ -63,6 +64,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidSettings",
     "JournalFailed",
+    "LastRoom",
     "LineTooLong",
     "ListenFailed",
     "LocalProtocolError",
@@ -194,15 +196,17 @@ class NameAssigned(RemoteProtocolError):
 
 
 class TooManyRooms(RemoteProtocolError):
-    """The limit of rooms is reached, or the client's limit of new rooms an hour."""
+    """The limit of rooms is reached, on the server or of the client, or of new ones an hour."""
 
     code = "too-many-rooms"
 
-    def __init__(self, limit: int, seconds: float = 0) -> None:
+    def __init__(self, limit: int, seconds: float = 0, *, of_client: bool = False) -> None:
         super().__init__(
-            f"too many rooms (limit: {limit})"
-            if not seconds
-            else f"too many new rooms (limit: {limit} an hour); try again in {math.ceil(seconds)} s"
+            f"too many new rooms (limit: {limit} an hour); try again in {math.ceil(seconds)} s"
+            if seconds
+            else f"you are in too many rooms (limit: {limit}); leave one first"
+            if of_client
+            else f"too many rooms (limit: {limit})"
         )
         self.limit = limit
 
@@ -270,6 +274,16 @@ class NotInRoom(RemoteProtocolError):
     def __init__(self, room: str) -> None:
         where = f"the room {room[:40]}" if room else "the room that you asked for"
         super().__init__(f"you are not in {where}")
+        self.room = room
+
+
+class LastRoom(RemoteProtocolError):
+    """The client is in no other room: it would be in none."""
+
+    code = "last-room"
+
+    def __init__(self, room: str) -> None:
+        super().__init__(f"you are in no other room than {room}; join another one first")
         self.room = room
 
 

@@ -9,8 +9,8 @@ have been assigned, and the accounts and topics.  It does not know who is connec
 2. If a write fails, so do all later writes that were not confirmed before: numbers have no gaps.
 3. Reads return stored messages in order, each once; retention deletes only the oldest.
 4. A session saved before a message was appended is stored no later than that message: it resumes
-   in the room, and under the name, with which its messages were accepted.  While the journal cannot
-   be written, only a bounded number of session changes is queued; the oldest are dropped.
+   in the rooms, and under the name, with which its messages were accepted.  While the journal
+   cannot be written, only a bounded number of session changes is queued; the oldest are dropped.
 5. Retention deletes no account and no topic.
 """
 
@@ -86,16 +86,16 @@ class PendingWrite:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SessionRecord:
-    """A session: the *digest* of its token, its *client*'s number, its *name*, and its *room*.
+    """A session: the *digest* of its token, its *client*'s number, its *name*, and its *rooms*.
 
-    *name* is empty where the client has none.  *login* is its login to an account, empty without
-    one; see `multichat.server.accounts`.
+    *name* is empty where the client has none.  The current room is the last.  *login* is its login
+    to an account, empty without one; see `multichat.server.accounts`.
     """
 
     digest: bytes
     client: int
     name: str
-    room: str
+    rooms: tuple[str, ...]
     login: str = ""
 
 

@@ -14,7 +14,7 @@ Invariants:
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from os import write
 
@@ -58,7 +58,7 @@ class SendQueue:
     the only writer to *stream* while bytes wait.  Does not close the stream.
 
     At most *max_batches* batches and `MAX_WAITING_BYTES` bytes wait; a larger batch is accepted
-    when the queue is empty.  *encode_missed* encodes the notice of how many messages were missed.
+    when the queue is empty.  *encode_missed* encodes how many messages were missed, by room.
     *budget* is shared by all send queues of a server and counts the bytes that wait.  *on_waiting*
     is called once, synchronously, when bytes have to wait for the first time: it starts the task
     that calls `run`.  *on_empty* is called, synchronously, whenever the queue has become empty.
@@ -91,7 +91,7 @@ class SendQueue:
         stream: trio.abc.Stream,
         *,
         max_batches: int,
-        encode_missed: Callable[[int], bytes],
+        encode_missed: Callable[[Mapping[str, int]], bytes],
         on_waiting: Callable[[], object] | None = None,
         on_empty: Callable[[], object] | None = None,
         budget: MemoryBudget | None = None,
@@ -107,7 +107,7 @@ class SendQueue:
         self._max_batches = max_batches
         self._send: trio.MemorySendChannel[bytes | memoryview] | None = None
         self._receive: trio.MemoryReceiveChannel[bytes | memoryview] | None = None
-        self._missed = 0
+        self._missed: dict[str, int] | None = None  # by room
         self._noted_bytes = 0
         self._closed = False
         self._last_words = b""
@@ -147,7 +147,7 @@ class SendQueue:
                 except OSError:  # full, or broken: then the next write by `run` reports the error
                     taken = 0
                 if taken == len(data):
-                    self._missed = 0
+                    self._missed = None
                     return _SENT
                 rest = memoryview(data)[taken:]
                 self._written_bytes += taken
@@ -161,7 +161,7 @@ class SendQueue:
             return _FULL
         self.waiting_bytes += len(rest)
         self._budget.hold(_whole(rest))
-        self._missed = 0
+        self._missed = None
         return _QUEUED
 
     def replay_bound(self, size: int) -> int:
@@ -227,13 +227,17 @@ class SendQueue:
             if self._space_callbacks is not None and space.set in self._space_callbacks:
                 self._space_callbacks.remove(space.set)
 
-    def miss(self, messages: int) -> None:
-        """Record that the member misses that many *messages*; it is told so in their place."""
-        self._missed += messages
+    def miss(self, messages: int, room: str) -> None:
+        """Record that the client misses that many *messages* of *room*.
+
+        It is told so in their place.
+        """
+        missed = self._missed = self._missed or {}
+        missed[room] = missed.get(room, 0) + messages
 
     def take_missed(self) -> bytes:
         """Return the notice of missed messages, if any, instead of sending it."""
-        missed, self._missed = self._missed, 0
+        missed, self._missed = self._missed, None
         return self._encode_missed(missed) if missed else b""
 
     def call_when_space(self, callback: Callable[[], object]) -> None:

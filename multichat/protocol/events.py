@@ -304,8 +304,8 @@ class Pong(Tagged, frozen=True, tag="pong"):
 class Error(Tagged, frozen=True, tag="error"):
     """A request was refused; *code* is the reason for programs, *text* for people.
 
-    *holder* is the name in use that the requested name looks like, if that is the reason; *room* is
-    the room of a hello that cannot be entered.
+    *holder* is the name in use that the requested name looks like, if that is the reason.  *room*
+    is given in errors about one of several rooms, such as one of a hello that cannot be entered.
     """
 
     code: str

@@ -177,10 +177,12 @@ class Invalid(msgspec.Struct, frozen=True):
     error: Error
 
     @classmethod
-    def because(cls, error: RemoteProtocolError, nonce: Nonce | None = None) -> "Invalid":
-        """Create it from the exception with the reason."""
+    def because(
+        cls, error: RemoteProtocolError, nonce: Nonce | None = None, *, room: str = ""
+    ) -> "Invalid":
+        """Create it from the exception with the reason; for *room* see `Error`."""
         holder = error.holder if isinstance(error, NameTaken) else ""
-        return cls(Error(error.code, str(error), holder, nonce=nonce))
+        return cls(Error(error.code, str(error), holder, room, nonce=nonce))
 
 
 WireRequest: TypeAlias = (

@@ -1,7 +1,7 @@
 """Broadcasts: batches that are encoded once for each codec, and what becomes of them."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -118,14 +118,16 @@ class Receipt:
 class Delivery:
     """A publish under way: *said* from *sender*, or a *notice* of the server's, and its counts.
 
-    *messages* is how many there are; *submission* is set if they have nonces.  Until *free_until*,
-    set by the first wait, waiting for slow members may be free.
+    *to* are the members that get it, by codec, if these are not all live ones.  *messages* is how
+    many there are; *submission* is set if they have nonces.  Until *free_until*, set by the first
+    wait, waiting for slow members may be free.
     """
 
     said: SaidBlock
     messages: int
     sender: "Member | None" = None
     notice: Notice | None = None
+    to: "Mapping[Codec, Mapping[int, Member]] | None" = None
     submission: "Submission | None" = None
     free_until: float | None = None
     delivered: int = 0

@@ -29,12 +29,14 @@ _MAX_NOTICES = 16
 class MemberInfo:
     """A snapshot of a connected client; *address* is empty if it has none.
 
+    *room* is the current one of its *rooms*, the one that it entered last, and the last of them.
     *waiting_bytes* are in its send queue; *behind* is how many messages are to be replayed to it.
     """
 
     client: int
     name: str
     room: str
+    rooms: tuple[str, ...]
     address: str
     waiting_bytes: int
     behind: int = 0
@@ -48,12 +50,13 @@ class Client:
     whenever it begins to lag in a room: the callee arranges that the rooms' `replayer`s replay to
     it.  Neither may raise or change a room.
 
-    *memberships*, by the rooms' keys, are changed by the rooms only.  *current* is the membership
-    that requests without a room mean; the last one, once the client has left.
+    *memberships*, by the rooms' keys, are in the order in which they were entered.  *current* is
+    the last of them, which requests without a room mean; it stays when the client has left.  With
+    *names_rooms*, events about others name their room.
 
-    *refused_room* is the room that the client asked for, or was in before it reconnected, if it
-    could not enter it: it is in the lobby, and its messages that name no room are refused until it
-    joins one.  Empty if that is no valid room name.
+    *refused_room* is the current room that the client asked for, or was in before it reconnected,
+    if it could not enter it: its messages that name no room are refused until it joins or enters
+    one.  Empty if that is no valid room name.  *refused_rooms*, by key, are the others.
     """
 
     number: int
@@ -66,7 +69,9 @@ class Client:
     origin: str | None = None  # the address for limits; see `Origin`
     stored_session: StoredSession | None = None  # set once it can be resumed
     assigned_name: str = ""  # by `authenticate`: it can have no other
+    names_rooms: bool = False
     refused_room: str | None = None
+    refused_rooms: dict[str, str] = field(default_factory=dict)
     last_sender: int | None = None  # of a private message
     notices: tuple[Notice, ...] = ()  # for when it no longer lags
     undelivered_at: tuple[int, int] | None = None  # its progress when a private message failed
@@ -78,6 +83,20 @@ class Client:
     def room(self) -> "Room":
         """The current room."""
         return self.current.room
+
+    @property
+    def session_rooms(self) -> tuple[str, ...]:
+        """The rooms with which it resumes its session, the current one last."""
+        entered = [each.room.name for each in self.memberships.values() if not each.is_stand_in]
+        rooms = [*self.refused_rooms.values(), *entered]
+        if self.refused_room:
+            rooms.append(self.refused_room)
+        return tuple(rooms or [self.room.name])
+
+    def make_current(self, member: Member) -> None:
+        """Make *member*, one of its memberships, the current one."""
+        self.memberships[member.room.key] = self.memberships.pop(member.room.key)
+        self.current = member
 
     def lagging(self) -> list[Member]:
         """Return its memberships in the rooms in which it lags."""
@@ -100,6 +119,7 @@ class Client:
             client=self.number,
             name=self.name,
             room=self.room.name,
+            rooms=tuple(member.room.name for member in self.memberships.values()),
             address=self.address,
             waiting_bytes=self.send_queue.waiting_bytes,
             behind=sum(member.behind for member in self.memberships.values()),

@@ -290,6 +290,10 @@ class ServerConfig:
         100, "Rooms that nobody has used before which one address may open an hour.", at_least=1
     )
 
+    # Rooms that one client may be in at once, which only programs can (JSON): more than anybody
+    # follows.
+    max_rooms_per_client: int = _setting(32, "Rooms that a client may be in at once.", at_least=1)
+
     # Whether clients of the text protocol are told who joins, leaves and changes names.  Not by
     # default: such a client gets nothing that it did not ask for.  Clients of the JSON protocol are
     # always told.

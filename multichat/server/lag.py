@@ -60,12 +60,18 @@ class Lag:
 
 
 def encode_next(
-    blocks: Iterable[Block], lag: Lag, codec: Codec, client: int, *, max_bytes: int
+    blocks: Iterable[Block],
+    lag: Lag,
+    codec: Codec,
+    client: int,
+    *,
+    max_bytes: int,
+    room: str = "",
 ) -> bytes:
     """Return what *client* gets next of *blocks*, encoded, and advance *lag* past it.
 
     About *max_bytes*, but at least one block.  Its own messages are left out; a gap before a block
-    becomes the number of messages that it missed.
+    becomes the number of messages that it missed, in *room* as it is named to the client.
     """
     pieces: list[bytes] = []
     size = 0
@@ -75,7 +81,7 @@ def encode_next(
         if size >= max_bytes:
             break
         if block.said.first > lag.position and (missed := lag.skip_to(block.said.first)):
-            pieces.append(codec.encode(Missed(missed)))
+            pieces.append(codec.encode(Missed(missed, room)))
             size += len(pieces[-1])
         if block.said.client == client:
             lag.skip_to(block.end)

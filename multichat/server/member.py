@@ -26,9 +26,15 @@ class Member:
     send_queue: SendQueue = field(init=False)  # a publish looks it up for each member
     lag: Lag | None = None  # None for a live member
     missed_presence: Presence | None = None  # presence events that it did not get
+    is_stand_in: bool = False  # it is in the lobby because another room was refused
 
     def __post_init__(self) -> None:
         self.send_queue = self.client.send_queue
+
+    @property
+    def named_room(self) -> str:
+        """The room's name in events for the client; empty if these name no room."""
+        return self.room.name if self.client.names_rooms else ""
 
     @property
     def behind(self) -> int:

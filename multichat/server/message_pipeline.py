@@ -34,6 +34,7 @@ from multichat.protocol.timestamps import utc_now
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig
 from multichat.server.filters import Filters
+from multichat.server.member import Member
 from multichat.server.private_messages import tell
 from multichat.server.rate_limit import ClientRateLimit
 from multichat.server.registry import Registry
@@ -107,13 +108,13 @@ class MessagePipeline:
         answers: list[Accepted | Error] = []
         rejections: list[Error] = []
         try:
-            self.require_room(block.room)
+            member = self.member_in(block.room)
             # Of the original texts, whatever filters make of them: the client may send those again.
             checks = checks_of(block.text, act=block.act) if block.nonces else b""
             if self._filters:
-                block, checks, rejections = await self._filter(block, checks)
+                block, checks, rejections = await self._filter(member, block, checks)
             if block.text:
-                receipt = await client.room.publish(client.current, block, checks)
+                receipt = await member.room.publish(member, block, checks)
                 if receipt.epoch:
                     answers += [
                         Accepted(nonce=nonce, id=receipt.id_of(i))
@@ -125,22 +126,30 @@ class MessagePipeline:
         if answers or rejections:
             await client.send(*answers, *rejections)
 
-    def require_room(self, room: str | None) -> None:
-        """Raise `NotInRoom` if this client is not in *room*, or its own room was refused."""
+    def member_in(self, room: str | None) -> Member:
+        """Return this client as a member of *room*, by default of its current room.
+
+        Raises `NotInRoom` if it is not there, or could not enter what would be its current room.
+        """
         client = self._client
         if room is None:
             if client.refused_room is not None:
                 raise NotInRoom(client.refused_room)
-        elif fold_name(room) != client.room.key:
+            return client.current
+        member = client.memberships.get(fold_name(room))
+        if member is None:
             raise NotInRoom(room)
+        return member
 
-    async def _filter(self, block: SayBlock, checks: bytes) -> tuple[SayBlock, bytes, list[Error]]:
+    async def _filter(
+        self, member: Member, block: SayBlock, checks: bytes
+    ) -> tuple[SayBlock, bytes, list[Error]]:
         """Return the messages that pass the filters, their *checks*, and errors for the others."""
         client = self._client
         results = await self._filters.apply(
             [
                 Said(
-                    room=client.room.name,
+                    room=member.room.name,
                     client=client.number,
                     name=client.name,
                     text=text,

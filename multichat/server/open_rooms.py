@@ -24,6 +24,7 @@ from multichat.server.broadcast import Counts
 from multichat.server.cached_response import CachedResponse
 from multichat.server.client import Client
 from multichat.server.config import ServerConfig
+from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
 from multichat.server.rate_limit import NewRoomLimit
 from multichat.server.recent_messages import RingBudget
@@ -80,10 +81,17 @@ class OpenRooms:
         for room in self:
             room.shut_down(goodbye)
 
-    def open(self, name: str, *, mover: Client | None = None, resuming: bool = False) -> Room:
+    def open(
+        self,
+        name: str,
+        *,
+        opener: Client | None = None,
+        closing: int = 0,
+        resuming: bool = False,
+    ) -> Room:
         """Return the room called *name*; raises `InvalidName` or `TooManyRooms`.
 
-        *mover* is about to leave its rooms for it.
+        If it is new, *opener* has opened it.  *closing* is how many rooms are about to close.
 
         The rules for names apply to new rooms: one with members or messages, or of a session that
         is *resuming*, may have a name that earlier rules allowed.
@@ -98,13 +106,12 @@ class OpenRooms:
                 if not (journal.next or resuming):
                     raise
                 name = key
-            rooms = len(self._rooms) - (0 if mover is None else _alone_in(mover))
-            if rooms >= self._config.max_rooms and name != LOBBY:
+            if len(self._rooms) - closing >= self._config.max_rooms and name != LOBBY:
                 raise TooManyRooms(self._config.max_rooms)
             if name != LOBBY:
                 self._check_name(name, is_new=not journal.next)
-            if mover is not None and not journal.next and name != LOBBY:
-                self._count_new_room(mover)
+            if opener is not None and not journal.next and name != LOBBY:
+                self._count_new_room(opener)
             room = self._rooms[key] = Room(
                 name,
                 journal=journal,
@@ -148,12 +155,16 @@ class OpenRooms:
         self.list.forget()
         room.join(client)
 
-    def leave(self, client: Client, reason: str = "", *, away: bool = False) -> None:
-        """Take *client* out of all its rooms; see `Room.leave`."""
+    def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
+        """Take *member* out of its room; see `Room.leave`."""
         self.list.forget()
+        member.room.leave(member, reason, away=away)
+        self._close_if_empty(member.room)
+
+    def leave_all(self, client: Client, reason: str = "", *, away: bool = False) -> None:
+        """Take *client* out of all its rooms."""
         for member in list(client.memberships.values()):
-            member.room.leave(member, reason, away=away)
-            self._close_if_empty(member.room)
+            self.leave(member, reason, away=away)
 
     def _close_if_empty(self, room: Room) -> None:
         if room or self._rooms.get(room.key) is not room:
@@ -168,8 +179,3 @@ class OpenRooms:
     async def _close_later(self, room: Room) -> None:
         await room.wait_delivered()
         self._close_if_empty(room)
-
-
-def _alone_in(client: Client) -> int:
-    """Return how many rooms close when *client* leaves all of its rooms."""
-    return sum(len(member.room) == 1 for member in client.memberships.values())

@@ -98,24 +98,38 @@ class PresenceChanges:
 
     def take(self) -> list[tuple[int, Joined | Left | Renamed]]:
         """Return each changed client with the event to announce; they count as announced then."""
-        events: list[tuple[int, Joined | Left | Renamed]] = []
-        for client in self._changed:
-            told, name = self._announced.get(client), self._names.get(client)
-            shown = self._listed.get(client)
-            if (told is None and name is None) or (told == name and shown is not None):
-                told = shown
-            if told == name and client in self._missing_from_listing:  # it is back
-                told = None
-            if told is None:
-                if name is not None:
-                    events.append((client, Joined(client, name, members=len(self._names))))
-            elif name is None:
-                reason, members = self._reasons[client], len(self._names)
-                events.append((client, Left(client, told, reason, members)))
-            elif name != told:
-                events.append((client, Renamed(client, told, name)))
+        events = [(client, self._event_of(client)) for client in self._changed]
         self.forget()
-        return events
+        return [(client, event) for client, event in events if event is not None]
+
+    def take_renamed(self, client: int) -> Renamed | None:
+        """Return the event to announce for *client*, if it has only changed its name.
+
+        It counts as announced then.
+        """
+        event = self._event_of(client) if client in self._changed else None
+        if not isinstance(event, Renamed):
+            return None
+        self._announced[client] = event.name
+        del self._changed[client]
+        self._listed.pop(client, None)
+        self._missing_from_listing.discard(client)
+        self._not_listed.discard(client)
+        return event
+
+    def _event_of(self, client: int) -> Joined | Left | Renamed | None:
+        """Return what is to be announced of a changed *client*."""
+        told, name = self._announced.get(client), self._names.get(client)
+        shown = self._listed.get(client)
+        if (told is None and name is None) or (told == name and shown is not None):
+            told = shown
+        if told == name and client in self._missing_from_listing:  # it is back
+            told = None
+        if told is None:
+            return None if name is None else Joined(client, name, members=len(self._names))
+        if name is None:
+            return Left(client, told, self._reasons[client], len(self._names))
+        return None if name == told else Renamed(client, told, name)
 
 
 def summarize(events: Iterable[Joined | Left | Renamed | Presence], members: int) -> Presence:

@@ -5,9 +5,10 @@ Changes are collected for a moment and sent as the difference to the previous st
 full, gets a summary when it has caught up.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
+import msgspec
 import trio
 
 from multichat.net.send_queue import SendResult
@@ -120,6 +121,7 @@ class PresenceAnnouncer:
         is_here = self._members.get(member.client.number) is member
         if member.lag is None and member.missed_presence is not None and is_here:
             summary = summarize([member.missed_presence], len(self._members))
+            summary = msgspec.structs.replace(summary, room=member.named_room)
             if member.send_queue.try_send(member.client.codec.encode(summary)) is SendResult.FULL:
                 member.send_queue.call_when_space(partial(self.summarize_missed, member))
             else:
@@ -155,6 +157,9 @@ class PresenceAnnouncer:
             told = [event for _, event in events]
             self._tell(self._members.values(), [summarize(told, len(self._members))])
             return
+        for client, event in events:
+            if isinstance(event, Renamed):
+                self._tell_elsewhere(self._members[client])
         subjects = {client for client, _ in events}
         others = [member for client, member in self._members.items() if client not in subjects]
         self._tell(others, [event for _, event in events])
@@ -162,19 +167,35 @@ class PresenceAnnouncer:
             if (member := self._members.get(subject)) is not None:
                 self._tell([member], [event for client, event in events if client != subject])
 
+    def _tell_elsewhere(self, renamed: Member) -> None:
+        """Announce the new name of *renamed* in its client's other rooms, too.
+
+        All announce it in one step, so that who shares several of them is told once.
+        """
+        told = set(self._members)
+        for other in renamed.client.memberships.values():
+            if other is not renamed and other.room.presence.tell_renamed(other, told):
+                told.update(other.room.members)
+
+    def tell_renamed(self, renamed: Member, told: Collection[int]) -> bool:
+        """Announce a new name now, except to the clients *told*; False if there is none."""
+        number = renamed.client.number
+        event = self._changes.take_renamed(number)
+        if event is None:
+            return False
+        others = [m for n, m in self._members.items() if n != number and n not in told]
+        self._tell(others, [event])
+        return True
+
     def _tell(
         self, members: Iterable[Member], events: Sequence[Joined | Left | Renamed | Presence]
     ) -> None:
         if not events:
             return
 
-        def encode(codec: Codec) -> bytes:
-            if codec is TEXT and not self._to_text:
-                return b""
-            return b"".join(map(codec.encode, events))
-
-        batch = Batch(0, encode)
+        plain, naming = self._batch(events), self._batch(events, self._room)
         for member in members:
+            batch = naming if member.client.names_rooms else plain
             if not (data := batch.encoded(member.client.codec)):
                 continue
             missed = member.missed_presence
@@ -184,3 +205,19 @@ class PresenceAnnouncer:
                 member.send_queue.call_when_space(partial(self.summarize_missed, member))
             so_far = [] if missed is None else [missed]
             member.missed_presence = summarize([*so_far, *events], len(self._members))
+
+    def _batch(self, events: Sequence[Joined | Left | Renamed | Presence], room: str = "") -> Batch:
+        """Return *events* as a batch; with *room*, all but `Renamed` name it."""
+
+        def encode(codec: Codec) -> bytes:
+            if codec is TEXT and not self._to_text:
+                return b""
+            named = [
+                msgspec.structs.replace(event, room=room)
+                if room and not isinstance(event, Renamed)
+                else event
+                for event in events
+            ]
+            return b"".join(map(codec.encode, named))
+
+        return Batch(0, encode)

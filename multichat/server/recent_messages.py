@@ -81,10 +81,12 @@ class Ring:
         stored = (block.said for block in blocks)
         return take_newest(stored, stop, max_messages=max_messages, max_bytes=max_bytes)
 
-    def encode(self, lag: Lag, codec: Codec, client: int, *, max_bytes: int) -> bytes:
+    def encode(
+        self, lag: Lag, codec: Codec, client: int, *, max_bytes: int, room: str = ""
+    ) -> bytes:
         """Return what *client* gets next; see `encode_next`.  *lag* MUST be at `first` or later."""
         behind = list(takewhile(lambda block: block.end > lag.position, reversed(self._blocks)))
-        data = encode_next(reversed(behind), lag, codec, client, max_bytes=max_bytes)
+        data = encode_next(reversed(behind), lag, codec, client, max_bytes=max_bytes, room=room)
         self._count(behind)  # some are encoded only now
         return data
 

@@ -9,11 +9,19 @@ Invariant: a client is in at least one room, from `add` to `leave`.
 
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import trio
 
-from multichat.errors import InvalidName, NameAssigned, RemoteProtocolError, TooManyRooms
+from multichat.errors import (
+    InvalidName,
+    LastRoom,
+    NameAssigned,
+    NotInRoom,
+    RemoteProtocolError,
+    TooManyRooms,
+)
 from multichat.journal.base import Journal
 from multichat.log import Log
 from multichat.net.memory_budget import MemoryBudget
@@ -33,12 +41,13 @@ from multichat.server.client import Client
 from multichat.server.config import ServerConfig
 from multichat.server.join_hook import JoinHook, OnJoin
 from multichat.server.log_rate import LogRates
+from multichat.server.member import Member
 from multichat.server.name_registry import NameRegistry
 from multichat.server.open_rooms import OpenRooms
 from multichat.server.room import Room
 from multichat.server.session_store import SessionStore, StoredSession
 
-__all__ = ["Registry"]
+__all__ = ["Refusal", "Registry"]
 
 # How people write the name of an unnamed client; longer names are not looked up.
 _UNNAMED = re.compile(r"(?:[Cc][Ll][Ii][Ee][Nn][Tt] )?(\d{1,15})")
@@ -48,6 +57,13 @@ _MAX_LOOKUP_CHARACTERS = 128
 # When clients are disconnected because memory is full, those whose goodbye is still being written
 # may hold this part of it.
 _LEAVING_PART = 1 / 8
+
+
+class Refusal(NamedTuple):
+    """A wish of a hello that was refused; *room* is the room that it was about, if it was."""
+
+    error: RemoteProtocolError
+    room: str = ""
 
 
 class Registry:
@@ -170,7 +186,7 @@ class Registry:
     def _take_out(self, client: Client, reason: str, *, away: bool = False) -> None:
         del self._clients[client.number]
         self._names.release(client, keep=away)
-        self.rooms.leave(client, reason, away=away)
+        self.rooms.leave_all(client, reason, away=away)
 
     def _join(self, client: Client, room: Room) -> None:
         self.rooms.join(client, room)
@@ -192,19 +208,19 @@ class Registry:
     def give_session(self, client: Client) -> str:
         """Give *client* a session, which it can resume; return the token."""
         token, client.stored_session = self.session_store.create(
-            client.number, self._names.name_of(client), client.room.name
+            client.number, self._names.name_of(client), client.session_rooms
         )
         return token
 
-    def resume(self, client: Client, stored_session: StoredSession) -> list[RemoteProtocolError]:
-        """Resume a session on *client*, a new connection: with its number, name and room.
+    def resume(self, client: Client, stored_session: StoredSession) -> list[Refusal]:
+        """Resume a session on *client*, a new connection: with its number, name and rooms.
 
         A connection that still has the session is replaced; the others are not told.  Returns
-        errors for the name and the room if the client cannot have them any more; for the room see
+        errors for the name and the rooms if the client cannot have them any more; for the rooms see
         `Client.refused_room`.
         """
-        errors: list[RemoteProtocolError] = []
-        name, room_name = stored_session.name, stored_session.room
+        refusals: list[Refusal] = []
+        name, rooms = stored_session.name, stored_session.rooms
         old = self._clients.get(stored_session.client)
         self._log.line("STATE", f"Client {client.number} is Client {stored_session.client} again")
         self._take_out(client, "")
@@ -217,31 +233,34 @@ class Registry:
         client.log.client = client.number
         client.name = default_name(client.number)
         self._clients[client.number] = client
-        try:
-            room = self.rooms.open(room_name, resuming=True)
-        except (InvalidName, TooManyRooms) as error:
-            errors.append(error)
-            room = self.rooms.open(LOBBY)
-            client.refused_room = room_name
         if name:
             try:
                 self._names.check(client, parse_person_name(name))  # the rules may have changed
             except RemoteProtocolError as error:
-                errors.append(error)
+                refusals.append(Refusal(error))
             else:
                 self._names.take(client, name)
-        self._join(client, room)
+        for room_name in rooms:
+            try:
+                self._check_number_of_rooms(client)
+                room = self.rooms.open(room_name, resuming=True)
+            except (InvalidName, TooManyRooms) as error:
+                refusals.append(Refusal(error, room_name))
+                self.refuse_room(client, room_name, is_current=room_name is rooms[-1])
+            else:
+                self._join(client, room)
+        if not client.memberships:
+            self._join(client, self.rooms.open(LOBBY))
+            client.current.is_stand_in = True
         self._join_hook.discard(client)  # for the others it has not left
         self._note_change(client)
-        return errors
+        return refusals
 
     def _note_change(self, client: Client) -> None:
-        if client.stored_session is not None:
-            self.session_store.update(
-                client.stored_session,
-                self._names.name_of(client),
-                client.refused_room or client.room.name,
-            )
+        if (session := client.stored_session) is not None:
+            name, rooms = self._names.name_of(client), client.session_rooms
+            if (session.name, session.rooms) != (name, rooms):
+                self.session_store.update(session, name, rooms)
 
     def _shed_soon(self) -> None:
         # Not at once: this is called while a publish iterates over the members.
@@ -299,36 +318,94 @@ class Registry:
         return old
 
     def move(self, client: Client, room_name: str) -> None:
-        """Move *client* to another room; do nothing if it is there already.
+        """Move *client* to a room, and out of all others.
 
         Raises `InvalidName` or `TooManyRooms`.
         """
-        old = client.room
-        new = self.rooms.open(room_name, mover=client)
-        was_refused, client.refused_room = client.refused_room is not None, None
-        if new is old:
-            if was_refused:
-                self._note_change(client)
-            return
-        self.rooms.leave(client, f"joined {new.name}")
-        self._join(client, new)
-        client.log.line("STATE", f"Client {client.number} joined {new.name}")
+        closing = _alone(client.memberships.values())
+        room = self.rooms.open(room_name, opener=client, closing=closing)
+        client.refused_room = None
+        client.refused_rooms.clear()
+        for member in list(client.memberships.values()):
+            if member.room is not room:
+                self.rooms.leave(member, f"joined {room.name}")
+        self._enter(client, room)
+        self._replay_notices(client)
+
+    def enter(self, client: Client, room_name: str, *, leaving: Sequence[Member] = ()) -> bool:
+        """Let *client* into a room in addition to its others, and make that its current one.
+
+        Returns whether it was not there yet.  It is about to leave the rooms of *leaving*.  Raises
+        `InvalidName` or `TooManyRooms`.
+        """
+        if fold_name(room_name) not in client.memberships:
+            self._check_number_of_rooms(client, len(leaving))
+        room = self.rooms.open(room_name, opener=client, closing=_alone(leaving))
+        client.refused_room = None
+        client.refused_rooms.pop(room.key, None)
+        return self._enter(client, room)
+
+    def _enter(self, client: Client, room: Room) -> bool:
+        member = client.memberships.get(room.key)
+        if member is None:
+            self._join(client, room)
+            client.log.line("STATE", f"Client {client.number} joined {room.name}")
+        else:
+            member.is_stand_in = False
+            client.make_current(member)
+        self._note_change(client)
+        return member is None
+
+    def _check_number_of_rooms(self, client: Client, leaving: int = 0) -> None:
+        most = self._config.max_rooms_per_client
+        if len(client.memberships) - leaving >= most:
+            raise TooManyRooms(most, of_client=True)
+
+    def exit(self, client: Client, room_name: str) -> Room:
+        """Take *client* out of one of its rooms, and return that.
+
+        Raises `NotInRoom`, or `LastRoom` if it would be in none.
+        """
+        member = client.memberships.get(fold_name(room_name))
+        if member is None:
+            raise NotInRoom(room_name)
+        if len(client.memberships) == 1:
+            raise LastRoom(member.room.name)
+        self.leave_room(member)
+        client.log.line("STATE", f"Client {client.number} left {member.room.name}")
+        return member.room
+
+    def leave_room(self, member: Member, reason: str = "") -> None:
+        """Take a client, which is in other rooms, out of one; for *reason* see `leave`."""
+        client = member.client
+        self.rooms.leave(member, reason)
+        self._replay_notices(client)
         self._note_change(client)
 
-    def refuse_room(self, client: Client, room_name: str) -> None:
+    def _replay_notices(self, client: Client) -> None:
+        """Send the notices that waited until *client* is live in a room that it has left."""
+        if client.notices and not client.lagging():
+            client.room.start_replay(client.current, client.room.next)
+
+    def refuse_room(self, client: Client, room_name: str, *, is_current: bool = True) -> None:
         """Note that *client* cannot enter a room; see `Client.refused_room`."""
-        client.refused_room = room_name
+        if is_current:
+            client.refused_room = room_name
+        elif room_name:
+            client.refused_rooms[fold_name(room_name)] = room_name
         self._note_change(client)
 
     async def broadcast(self, text: str) -> Receipt:
-        """Send *text* to every room as the server; see `Room.notify`."""
+        """Send *text* to every client, in one of its rooms, as the server; see `Room.notify`."""
         receipts: list[Receipt] = []
         self.rooms.counts.messages += 1
         if not self._clients:
             self._log.said(TEXT.format_sender(SERVER_NAME, act=False), text, 0, "TX")
 
+        told: set[Client] = set()  # each client is told in one of its rooms
+
         async def notify(room: Room) -> None:
-            receipts.append(await room.notify(text))
+            receipts.append(await room.notify(text, told))
 
         async with trio.open_nursery() as nursery:  # a slow room delays no other
             for room in self.rooms:
@@ -363,10 +440,15 @@ class Registry:
                 for client in self.clients:
                     if not (self._journal.location and client.codec is JSON):
                         for member in client.lagging():
-                            client.send_queue.miss(member.behind)
+                            client.send_queue.miss(member.behind, member.room.name)
                     self.disconnect(client, self._closing_goodbye)
 
     async def _wait_delivered(self) -> None:
         async with trio.open_nursery() as nursery:
             for room in self.rooms:
                 nursery.start_soon(room.wait_delivered)
+
+
+def _alone(members: Iterable[Member]) -> int:
+    """Return how many rooms close when these *members* leave them."""
+    return sum(len(member.room) == 1 for member in members)

@@ -76,8 +76,8 @@ class Replayer:
                 return
             # One error for several pages in a row that cannot be read.
             is_first = gap_end <= start
-            codec = member.client.codec
-            data = codec.encode(Error(error.code, str(error))) if is_first else b""
+            event = Error(error.code, str(error), room=member.named_room)
+            data = member.client.codec.encode(event) if is_first else b""
             self._skip_page(lag)
         # The queue filled up during the await, or this is one message larger than its free
         # space: retry.
@@ -102,19 +102,19 @@ class Replayer:
     async def _next_part(self, member: Member, lag: Lag) -> bytes:
         """Return what *member* gets next, and advance *lag*; empty if *lag* is not current."""
         ring, client = self._ring, member.client
-        codec, send_queue = client.codec, member.send_queue
+        codec, room, send_queue = client.codec, member.named_room, member.send_queue
         start = max(lag.position, lag.gap_end, min(self._journal.first, ring.first))
         if start >= ring.first:
             missed = lag.skip_to(ring.first) if lag.position < ring.first else 0
-            data = codec.encode(Missed(missed)) if missed else b""
+            data = codec.encode(Missed(missed, room)) if missed else b""
             max_bytes = send_queue.replay_bound(self._max_bytes)
-            return data + ring.encode(lag, codec, client.number, max_bytes=max_bytes)
+            return data + ring.encode(lag, codec, client.number, max_bytes=max_bytes, room=room)
         blocks = await self._pages.read(self._journal, start, ring.next)
         if member.lag is not lag:
             return b""
         if blocks:  # encoded now, not while others wait for the same page
             max_bytes = send_queue.replay_bound(self._max_bytes)
-            return encode_next(blocks, lag, client.codec, client.number, max_bytes=max_bytes)
+            return encode_next(blocks, lag, codec, client.number, max_bytes=max_bytes, room=room)
         self._skip_page(lag)
         return b""
 

@@ -84,6 +84,7 @@ class Room:
         start_soon: Callable[[Callable[[], Awaitable[None]]], None],
     ) -> None:
         self.name, self.key = name, fold_name(name)
+        self.topic = ""
         self._journal = journal
         self._rings = rings
         self._ring = Ring(rings, journal.next)  # its `next` is delivered next
@@ -160,10 +161,13 @@ class Room:
     def leave(self, member: Member, reason: str = "", *, away: bool = False) -> None:
         """Take *member* out at once; *reason* is empty if it asked to leave.
 
+        The room that its client entered last of the others, if there is one, is its current one.
         If it is *away* and may reconnect, the others are told only if it does not, after a while.
         """
         client = member.client
         del self.members[client.number], client.memberships[self.key]
+        if client.current is member and client.memberships:
+            client.current = next(reversed(client.memberships.values()))
         self._stop_delivery(member)
         member.lag = None
         member.missed_presence = None
@@ -279,10 +283,11 @@ class Room:
             client.stored_session.remember(block.nonces, delivery.submission)
         return delivery, pending
 
-    async def notify(self, text: str) -> Receipt:
-        """Send *text*, which is clean and not empty, to all members as the server; see `publish`.
+    async def notify(self, text: str, told: set[Client]) -> Receipt:
+        """Send *text*, which is clean and not empty, to the members as the server; see `publish`.
 
-        It has no id and is not counted as a message.
+        It has no id and is not counted as a message.  The clients in *told* have it from another
+        room; the others are added.
         """
         async with self._order:
             if self._closing:
@@ -290,10 +295,21 @@ class Room:
             notice = Notice(text)
             said = SaidBlock("", 0, "", self.name, 0, SERVER_NAME, text)
             batch = Batch(1, lambda codec: codec.encode(notice))
-            lagging = [member for member in self.members.values() if member.lag is not None]
-            for member in lagging:  # notices are not in the journal, so a replay would omit them
-                member.client.keep_notice(notice)
-            delivery = Delivery(said, 1, notice=notice, lagging=len(lagging))
+            to: dict[Codec, dict[int, Member]] = {TEXT: {}, JSON: {}}
+            lagging = 0
+            for number, member in self.members.items():
+                client = member.client
+                if client in told:
+                    continue
+                told.add(client)
+                if member.lag is None:
+                    to[client.codec][number] = member
+                else:  # notices are not in the journal, so a replay would omit them
+                    client.keep_notice(notice)
+                    lagging += 1
+            if not (lagging or any(to.values())):
+                return Receipt()
+            delivery = Delivery(said, 1, notice=notice, to=to, lagging=lagging)
             return await self._deliver(iter([batch]), delivery)
 
     async def _deliver(self, batches: Iterator[Batch], delivery: Delivery) -> Receipt:
@@ -319,11 +335,11 @@ class Room:
     def _log_delivery(self, delivery: Delivery) -> None:
         said, sender = delivery.said, delivery.sender
         speaker = TEXT.format_sender(said.name, act=said.act)
-        clients = len(self.members)
-        if sender is None:
+        if delivery.to is not None:
+            clients = delivery.lagging + sum(map(len, delivery.to.values()))
             self._log.said(speaker, said.text, clients, "TX")
-        else:
-            clients += sender.client.number not in self.members
+        elif sender is not None:
+            clients = len(self.members) + (sender.client.number not in self.members)
             sender.client.log.said(speaker, said.text, delivery.messages, clients)
 
     def _try_send_to_all(self, batch: Batch, delivery: Delivery) -> list[Member]:
@@ -338,7 +354,7 @@ class Room:
         if sender is not None:
             number = sender.client.number
             sender = self.members.get(number)  # it may have reconnected meanwhile
-        for codec, members in self._by_codec.items():
+        for codec, members in (delivery.to or self._by_codec).items():
             if sender is not None and len(members) == 1 and number in members:
                 continue
             if not members:
@@ -382,7 +398,7 @@ class Room:
                     self._delivery = None
             case Slow.DROP:
                 for member in full:
-                    member.send_queue.miss(batch.messages)
+                    member.send_queue.miss(batch.messages, self.name)
                     self._counts.skipped += batch.messages
                     delivery.dropped += 1
             case Slow.DISCONNECT:

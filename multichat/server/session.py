@@ -9,13 +9,16 @@ nothing more), the writer finishes within the grace period, EOF, input is discar
 close.
 """
 
+from collections.abc import Mapping
+
+import msgspec
 import trio
 
-from multichat import __version__
 from multichat.errors import (
-    InvalidName,
     InvalidRequest,
+    LastRoom,
     LineTooLong,
+    NotInRoom,
     NotRead,
     Rejected,
     RemoteProtocolError,
@@ -28,12 +31,14 @@ from multichat.protocol.framing import Part
 from multichat.protocol.goodbyes import ASKED_TO_LEAVE
 from multichat.protocol.json_codec import JSON
 from multichat.protocol.messages import (
+    LOBBY,
     NO_SENDER,
-    PROTOCOL,
     Act,
     Direct,
+    Enter,
+    Entered,
     Error,
-    Event,
+    Exit,
     Goodbye,
     Hello,
     Help,
@@ -41,7 +46,9 @@ from multichat.protocol.messages import (
     Invalid,
     Join,
     Joined,
+    Left,
     Missed,
+    Nonce,
     Ping,
     Pong,
     Quit,
@@ -51,7 +58,7 @@ from multichat.protocol.messages import (
     Request,
     Rooms,
     SayBlock,
-    Welcome,
+    Start,
     Who,
 )
 from multichat.protocol.names import default_name, fold_name
@@ -61,6 +68,7 @@ from multichat.server.admission import AdmittedConnection
 from multichat.server.client import Client
 from multichat.server.config import Joining, Renaming, ServerConfig
 from multichat.server.filters import Filters
+from multichat.server.greeting import greet, start_from, wanted_rooms
 from multichat.server.message_pipeline import MessagePipeline
 from multichat.server.origin import Origin
 from multichat.server.rate_limit import ClientRateLimit
@@ -87,6 +95,9 @@ _SMALL_READ_BYTES = 512
 
 # The answer to a request that changes the client's room or protocol is smaller than this.
 _ANSWER_BYTES = 4096
+
+# What a welcome, and an error, has at most for each of several rooms.
+_ROOM_BYTES = 1536
 
 
 class _Leave(Exception):
@@ -161,7 +172,7 @@ class Session:
         self._send_queue = SendQueue(
             self._stream,
             max_batches=config.send_queue_batches,
-            encode_missed=lambda count: self.client.codec.encode(Missed(count)),
+            encode_missed=self._encode_missed,
             on_waiting=self._start_writing,
             on_empty=self._queue_ran_empty,
             budget=registry.budget,
@@ -177,6 +188,12 @@ class Session:
         )
         self._rate_limit = ClientRateLimit(config, self.client, burst_bytes=_READ_BYTES)
         self._pipeline = MessagePipeline(self.client, registry, self._rate_limit, filters, config)
+
+    def _encode_missed(self, missed: Mapping[str, int]) -> bytes:
+        encode = self.client.codec.encode
+        if not self.client.names_rooms:
+            return encode(Missed(sum(missed.values())))
+        return b"".join(encode(Missed(count, room)) for room, count in missed.items())
 
     def _queue_ran_empty(self) -> None:
         for member in self.client.memberships.values():
@@ -359,13 +376,11 @@ class Session:
                 old = registry.rename(me, _passed(await self._filter(Renaming, name)))
                 await self.client.send(Renamed(me.number, old, me.name, nonce=nonce))
             case Join(room=room, since=since, nonce=nonce):
-                room = _passed(await self._filter(Joining, room))
-                await self._wait_for_room()
-                registry.move(me, room)
-                refused = self._start_from(since, 0)
-                at = me.room
-                joined = Joined(me.number, me.name, at.name, len(at), at.last_id, nonce=nonce)
-                await self.client.send(joined, *refused)
+                await self._join(room, nonce, since)
+            case Enter():
+                await self._enter(request)
+            case Exit(room=room, nonce=nonce):
+                await self._exit(room, nonce)
             case Reply(text=text):
                 if me.last_sender is None:
                     raise InvalidRequest(NO_SENDER)
@@ -375,8 +390,9 @@ class Session:
             case Rooms(nonce=nonce):
                 await self._send_queue.put(registry.rooms.list.encode(me.codec, nonce))
             case History(limit=limit, before=before, room=room, nonce=nonce):
-                self._pipeline.require_room(room)
-                await self.client.send(await me.room.history(limit, before, nonce))
+                member = self._pipeline.member_in(room)
+                page = await member.room.history(limit, before, nonce)
+                await me.send(msgspec.structs.replace(page, room=member.named_room))
             case Ping(token=token, nonce=nonce):
                 await self.client.send(Pong(token, nonce=nonce))
             case Help(nonce=nonce):
@@ -389,61 +405,74 @@ class Session:
                 goodbye = Goodbye.of("quit", ASKED_TO_LEAVE, nonce=nonce)
                 raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
 
+    async def _join(self, room: str, nonce: Nonce | None, since: str | None = None) -> None:
+        """Move to *room*, and answer."""
+        me = self.client
+        room = _passed(await self._filter(Joining, room))
+        await self._wait_for_room()
+        self._registry.move(me, room)
+        await self._answer_entered(start_from(me.current, Start(since)), nonce)
+
+    async def _enter(self, request: Enter) -> None:
+        me = self.client
+        me.names_rooms = True
+        room = _passed(await self._filter(Joining, request.room))
+        await self._wait_for_room()
+        is_new = self._registry.enter(me, room)
+        start = Start(request.since, request.replay) if is_new else Start()
+        await self._answer_entered(start_from(me.current, start), request.nonce)
+
+    async def _answer_entered(self, errors: list[Error], nonce: Nonce | None) -> None:
+        me, at = self.client, self.client.room
+        members, last = len(at), at.last_id
+        answer = (
+            Entered(at.name, members, last, at.topic)
+            if me.codec is TEXT
+            else Joined(me.number, me.name, at.name, members, last, at.topic, nonce=nonce)
+        )
+        await me.send(answer, *errors)
+
+    async def _exit(self, room: str, nonce: Nonce | None) -> None:
+        """Leave *room*; in the text protocol, which has one room at a time, for the lobby."""
+        me = self.client
+        if me.codec is TEXT:
+            if fold_name(room) != me.room.key:
+                raise NotInRoom(room)
+            if me.room.key == LOBBY:
+                raise LastRoom(me.room.name)
+            await self._join(LOBBY, nonce)
+        else:
+            left = self._registry.exit(me, room)
+            await me.send(Left(me.number, me.name, "", len(left), left.name, nonce=nonce))
+
     async def _greet(self, hello: Hello) -> None:
         """Change to JSON: resume or begin a session, grant the wishes, answer with the welcome."""
-        me, registry = self.client, self._registry
-        room = hello.room and await self._filter(Joining, hello.room)
+        me = self.client
+        rooms = wanted_rooms(hello)
+        for wanted in rooms:
+            wanted.passed = wanted.name and await self._filter(Joining, wanted.name)
         name = hello.name and await self._filter(Renaming, hello.name)
         if hello.name is None and me.assigned_name:  # its own session may have held it so far
             name = me.assigned_name
-        resumed = await self._find_session(hello.session or "")
+        told = 0 if hello.rooms is None else len(rooms) + self._config.max_rooms_per_client
+        size = _ANSWER_BYTES + told * _ROOM_BYTES
+        stored = await self._find_session(hello.session or "", size)
         # From here on nothing waits: all this happens in one step with the welcome.
-        refusals: list[RemoteProtocolError] = []
-        if resumed is not None:
-            token = hello.session or ""
-            refusals += registry.resume(me, resumed)
-        else:
-            token = registry.give_session(me)
-        if hello.room is not None:
-            try:
-                registry.move(me, _passed(room))
-            except RemoteProtocolError as error:
-                refusals.append(error)
-                registry.refuse_room(me, "" if isinstance(error, InvalidName) else hello.room)
-        if hello.name is not None or name:
-            try:
-                registry.rename(me, _passed(name))
-            except RemoteProtocolError as error:
-                refusals.append(error)
         missed = self._send_queue.take_missed()  # in the protocol before the change
-        me.set_codec(JSON)
-        # If the hello asks for the session's name, there is one error for both.
-        refused = list(dict.fromkeys(Invalid.because(error).error for error in refusals))
-        if me.refused_room is None:  # else `since` and `replay` are about that room
-            refused += self._start_from(hello.since, hello.replay)
-        welcome = Welcome(
-            PROTOCOL,
-            me.number,
-            me.name,
-            me.room.name,
-            len(me.room),
-            self._config.limits,
-            me.room.last_id,
-            f"multichat {__version__}",
-            resumed=resumed is not None,
-            session=token,
+        limits = self._config.limits
+        answer = greet(
+            me, self._registry, hello, rooms=rooms, name=name, stored=stored, limits=limits
         )
-        events: list[Event] = [welcome, *refused]
-        await self._send_queue.put(missed + b"".join(map(JSON.encode, events)))
+        await self._send_queue.put(missed + b"".join(map(JSON.encode, answer)))
 
-    async def _find_session(self, token: str) -> StoredSession | None:
-        """Return the session with that *token*, once an answer can be queued in the same step."""
+    async def _find_session(self, token: str, size: int) -> StoredSession | None:
+        """Return the session with that *token*, once *size* bytes can be queued in that step."""
         while True:
             try:
                 stored = await self._registry.session_store.find(token)
             except NotRead:  # the client sees `resumed`, see docs/journal.md
                 stored = None
-            if self._send_queue.has_room(_ANSWER_BYTES):
+            if self._send_queue.has_room(size):
                 break
             await self._send_queue.wait_for_space()  # the session may end meanwhile
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -458,25 +487,6 @@ class Session:
         return await self._filters.apply_to_wish(
             wish(client=me.number, name=me.name, room=me.room.name, text=text)
         )
-
-    def _start_from(self, since: str | None, replay: int) -> list[Error]:
-        """Replay messages after *since*, or the last *replay* ones, to this client.
-
-        They follow the answer that is queued in the same step.
-
-        Returns an error if *since* is no id of the room.
-        """
-        member = self.client.current
-        room = member.room
-        if since is not None:
-            try:
-                position = room.number_of(since) + 1
-            except RemoteProtocolError as error:
-                return [Invalid.because(error).error]
-            room.replay_from(member, position)
-        elif replay:
-            room.replay_from(member, room.number_of_last(replay))
-        return []
 
     async def _wait_for_room(self) -> None:
         """Wait until an answer can be queued without waiting, in one step with what it reports."""

@@ -43,6 +43,7 @@ __all__ = ["SessionStore", "StoredSession", "Submission", "check_at", "checks_of
 # What a disconnected session takes in memory without its nonces; a nonce of a connected one takes
 # `_NONCE_BYTES` besides its own size.  Both measured with CPython 3.11.
 _SESSION_BYTES = 700
+_ROOM_BYTES = 200  # of each room but the first
 _NONCE_BYTES = 200
 
 # Evicting looks at all sessions, so this part of them is evicted at once.
@@ -148,6 +149,8 @@ class Submission:
 class StoredSession:
     """A session: *client* is the client's number, *name* is empty if it has none.
 
+    It is in *rooms*, of which the last is the current one.
+
     If it is not connected, *address* is its last address, *left_at* when it disconnected, and
     *counted_bytes* what it takes in memory.
     """
@@ -162,13 +165,13 @@ class StoredSession:
         "is_connected",
         "left_at",
         "name",
-        "room",
+        "rooms",
         "window",
     )
 
     def __init__(self, record: SessionRecord) -> None:
         self.digest, self.client = record.digest, record.client
-        self.name, self.room = record.name, record.room
+        self.name, self.rooms = record.name, record.rooms
         self.is_connected = False
         self.address: Hashable = None
         self.left_at = 0.0
@@ -181,7 +184,7 @@ class StoredSession:
     def held_bytes(self) -> int:
         """How much memory it takes."""
         nonces = len(self.window) * (_NONCE_BYTES + self._longest) + len(self._packed)
-        return _SESSION_BYTES + nonces
+        return _SESSION_BYTES + (len(self.rooms) - 1) * _ROOM_BYTES + nonces
 
     def remember(self, nonces: Sequence[Nonce | None], submission: Submission) -> None:
         """Remember the nonces of the messages in *submission*, one per message."""
@@ -240,7 +243,9 @@ class StoredSession:
 
     def record(self) -> SessionRecord:
         """Return what a journal keeps of it."""
-        return SessionRecord(digest=self.digest, client=self.client, name=self.name, room=self.room)
+        return SessionRecord(
+            digest=self.digest, client=self.client, name=self.name, rooms=self.rooms
+        )
 
     def count_new(self, nonces: Sequence[Nonce | None]) -> int:
         """Return how many of them, from the first on, have not been used before."""
@@ -305,13 +310,13 @@ class SessionStore:
         self._journal_lookup = trio.Lock()
         self.disconnected_bytes = 0
 
-    def create(self, client: int, name: str, room: str) -> tuple[str, StoredSession]:
+    def create(self, client: int, name: str, rooms: tuple[str, ...]) -> tuple[str, StoredSession]:
         """Create a session for a new client.
 
         Return its token, which is never stored, and the session.
         """
         token = secrets.token_hex(_TOKEN_BYTES)
-        record = SessionRecord(digest=_digest(token), client=client, name=name, room=room)
+        record = SessionRecord(digest=_digest(token), client=client, name=name, rooms=rooms)
         session = self._connected[record.digest] = StoredSession(record)
         session.is_connected = True
         self._journal.save_session(record, connected=True)
@@ -360,9 +365,9 @@ class SessionStore:
         self._connected[session.digest] = session
         session.is_connected = True
 
-    def update(self, session: StoredSession, name: str, room: str) -> None:
-        """Store the present name and room of *session*."""
-        session.name, session.room = name, room
+    def update(self, session: StoredSession, name: str, rooms: tuple[str, ...]) -> None:
+        """Store the present name and rooms of *session*."""
+        session.name, session.rooms = name, rooms
         self._journal.save_session(session.record(), connected=True)
 
     def disconnect(self, session: StoredSession, address: Hashable) -> None:

@@ -235,7 +235,7 @@ class AdminConsole:
             self._show("nobody is banned")
 
     def _show_rooms(self) -> None:
-        sizes = Counter(member.room for member in self._server.members)
+        sizes = Counter(room for member in self._server.members for room in member.rooms)
         if not sizes:
             self._show("nobody is connected")
             return
@@ -246,7 +246,8 @@ class AdminConsole:
     def _show_clients(self, room: str) -> None:
         members = self._server.members
         if room:
-            members = [each for each in members if fold_name(each.room) == fold_name(room)]
+            key = fold_name(room)
+            members = [each for each in members if key in map(fold_name, each.rooms)]
         if not members:
             self._show(f"nobody is in {room[:40]}" if room else "nobody is connected")
             return

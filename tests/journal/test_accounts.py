@@ -73,7 +73,9 @@ async def test_they_are_in_the_file_once_they_are_reported_as_stored(tmp_path: P
 
 async def test_a_session_keeps_its_login(tmp_path: Path) -> None:
     path = tmp_path / "chat.db"
-    record = type(ALICE)(digest=ALICE.digest, client=7, name="alice", room="den", login="x alice")
+    record = type(ALICE)(
+        digest=ALICE.digest, client=7, name="alice", rooms=("den",), login="x alice"
+    )
     async with running(SqliteJournal(path)) as journal:
         journal.save_session(record, connected=False)
         await journal.reserve_client_numbers(8)

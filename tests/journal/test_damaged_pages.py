@@ -54,7 +54,7 @@ class Whole(NamedTuple):
 
 def record_of(client: int) -> SessionRecord:
     digest = client.to_bytes(2, "big") * 16
-    return SessionRecord(digest=digest, client=client, name=f"member {client}", room="room 1")
+    return SessionRecord(digest=digest, client=client, name=f"member {client}", rooms=("room 1",))
 
 
 def open_journal(path: Path, **retention: float) -> SqliteJournal:

@@ -320,7 +320,7 @@ async def test_unencodable_text_fails_its_caller_only(kind: Kind) -> None:
 
 # --- Sessions, nonces, numbers --------------------------------------------------------------------
 
-BOB = SessionRecord(digest=b"b" * 32, client=8, name="", room="lobby")
+BOB = SessionRecord(digest=b"b" * 32, client=8, name="", rooms=("lobby",))
 
 
 async def test_sessions_and_client_ids_survive_a_restart_if_the_journal_is_persistent(
@@ -337,7 +337,7 @@ async def test_sessions_and_client_ids_survive_a_restart_if_the_journal_is_persi
             assert await record_of(journal, one.digest) == (one if kind.outlives else None)
     if not kind.outlives:
         return
-    moved = SessionRecord(digest=ALICE.digest, client=7, name="al", room="lobby")
+    moved = SessionRecord(digest=ALICE.digest, client=7, name="al", rooms=("lobby",))
     async with running(kind.make()) as again:
         assert again.clients_ever == 200
         assert await record_of(again, ALICE.digest) == ALICE
@@ -363,7 +363,7 @@ async def test_client_ids_that_were_used_are_never_reused(kind: Kind) -> None:
     async with running(kind.make()) as journal:
         assert journal.clients_ever == 300
         journal.save_session(
-            SessionRecord(digest=b"c", client=301, name="", room="x"), connected=True
+            SessionRecord(digest=b"c", client=301, name="", rooms=("x",)), connected=True
         )
         await say(journal.room("lobby"), "y")
     async with running(kind.make()) as journal:

@@ -405,7 +405,7 @@ async def test_the_session_of_a_connected_client_never_expires(tmp_path: Path) -
 
 
 def record(client: int) -> SessionRecord:
-    return SessionRecord(digest=b"%032d" % client, client=client, name="", room="lobby")
+    return SessionRecord(digest=b"%032d" % client, client=client, name="", rooms=("lobby",))
 
 
 async def known_sessions(journal: SqliteJournal, clients: range) -> list[int]:

@@ -721,7 +721,7 @@ def test_each_transaction_writes_the_newest_state_of_sessions_before_messages() 
     def put_sessions(room: str) -> list[SessionJob]:
         jobs = []
         for n in range(12):
-            record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", room=room)
+            record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", rooms=(room,))
             jobs.append(SessionJob(record.digest, SessionRow(record, 0.0)))
             queue.put_session(jobs[-1])
         return jobs
@@ -975,7 +975,7 @@ async def test_a_file_of_an_earlier_version_is_opened_with_everything_in_it(
             alice = await journal.session(sha256(OLD_TOKENS["alice"].encode()).digest())
             assert alice is not None
             record = alice.record
-            assert (record.name, record.room, record.login) == ("alice", "kitchen", "")
+            assert (record.name, record.rooms, record.login) == ("alice", ("kitchen",), "")
             assert alice.age_seconds < 600
             assert [nonce.nonce for nonce in alice.nonces] == [1, 2, 3, "w"]
         with closing(sqlite3.connect(path)) as connection:

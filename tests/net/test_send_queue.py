@@ -24,7 +24,7 @@ def send_queue_on(
     return SendQueue(
         stream,
         max_batches=max_batches,
-        encode_missed=lambda count: TEXT.encode(Missed(count)),
+        encode_missed=lambda missed: TEXT.encode(Missed(sum(missed.values()))),
         budget=budget,
     )
 
@@ -258,7 +258,7 @@ async def test_the_writer_starts_when_something_is_queued_for_the_first_time() -
     send_queue = SendQueue(
         ours,
         max_batches=2,
-        encode_missed=lambda count: TEXT.encode(Missed(count)),
+        encode_missed=lambda missed: TEXT.encode(Missed(sum(missed.values()))),
         on_waiting=lambda: asked.append("now"),
     )
     assert asked == []

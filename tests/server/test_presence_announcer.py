@@ -27,7 +27,7 @@ NO_ROOM: Any = None  # the announcer asks nothing of it
 def make_member(number: int) -> Member:
     near, _ = trio.testing.memory_stream_pair()
     send_queue = SendQueue(
-        near, max_batches=4, encode_missed=lambda count: JSON.encode(Missed(count))
+        near, max_batches=4, encode_missed=lambda missed: JSON.encode(Missed(sum(missed.values())))
     )
     client = Client(
         number, default_name(number), send_queue, "", lambda _: None, lambda: None, JSON

@@ -45,7 +45,7 @@ def make_client(number: int, address: str = "") -> Client:
     send_queue = SendQueue(
         near,
         max_batches=1,
-        encode_missed=lambda count: TEXT.encode(Missed(count)),
+        encode_missed=lambda missed: TEXT.encode(Missed(sum(missed.values()))),
     )
     return Client(number, default_name(number), send_queue, address, lambda _: None, lambda: None)
 

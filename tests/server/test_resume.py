@@ -374,7 +374,7 @@ async def test_an_expired_session_is_unknown(
     autojump_clock: trio.testing.MockClock, log: LogRecorder
 ) -> None:
     session_store = SessionStore(MemoryJournal(), 10, session_seconds=60)
-    token, one = session_store.create(1, "alice", "lobby")
+    token, one = session_store.create(1, "alice", ("lobby",))
     await trio.sleep(100)  # a connected session does not age
     session_store.disconnect(one, "here")
     await trio.sleep(60)
@@ -430,7 +430,7 @@ class Visits:
         self._tokens: dict[int, str] = {}
 
     def visit(self, client: int, address: str | None, nonces: int = 0) -> None:
-        self._tokens[client], one = self.store.create(client, "", "lobby")
+        self._tokens[client], one = self.store.create(client, "", ("lobby",))
         for nonce in range(nonces):
             self.store.remember(one, (nonce,), Submission("epoch", nonce))
         self.store.disconnect(one, address)
@@ -507,7 +507,7 @@ async def test_the_memory_of_a_session_is_counted_until_it_is_released() -> None
 async def test_a_session_that_ends_during_a_write_remembers_the_nonce() -> None:
     """Nonces whose messages are not stored yet must not be packed."""
     visits = Visits()
-    _, one = visits.store.create(1, "", "lobby")
+    _, one = visits.store.create(1, "", ("lobby",))
     kept, failed = PendingWrite(), PendingWrite()
     visits.store.remember(one, ("kept", "too"), Submission("epoch", 7, pending=kept))
     visits.store.remember(one, ("failed",), Submission("epoch", 9, pending=failed))
@@ -589,7 +589,7 @@ async def test_a_session_with_an_invalid_name_resumes_without_it(
     token = "0" * 32
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
-        record = SessionRecord(digest=digest, client=7, name=name, room="ไทยroom")
+        record = SessionRecord(digest=digest, client=7, name=name, rooms=("ไทยroom",))
         journal.save_session(record, connected=False)
     async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
         one = await program(network, session=token)
@@ -607,7 +607,7 @@ async def test_members_and_newcomers_can_use_a_room_whose_name_is_no_longer_allo
     token = "0" * 32
     digest = sha256(token.encode()).digest()
     async with running(SqliteJournal(tmp_path / "history")) as journal:
-        record = SessionRecord(digest=digest, client=7, name="alice", room="ไทยroom")
+        record = SessionRecord(digest=digest, client=7, name="alice", rooms=("ไทยroom",))
         journal.save_session(record, connected=False)
     async with memory_server(journal=SqliteJournal(tmp_path / "history")) as network:
         alice = await program(network, session=token)

@@ -282,7 +282,7 @@ class RoomMachine(RuleBasedStateMachine):
         send_queue = SendQueue(
             stream,
             max_batches=max_batches,
-            encode_missed=lambda count: client.codec.encode(Missed(count)),
+            encode_missed=lambda missed: client.codec.encode(Missed(sum(missed.values()))),
             on_empty=on_empty,
         )
 
@@ -449,7 +449,7 @@ class RoomMachine(RuleBasedStateMachine):
             self.noted += 1
             notice = f"note {self.noted}"
             there = [guest for guest in self._present() if guest.client.room is witness]
-            await witness.notify(notice)
+            await witness.notify(notice, set())
             for guest in there:
                 if guest.client.room is not witness:  # it moved meanwhile
                     continue

@@ -106,8 +106,22 @@ async def test_members_and_statistics() -> None:
         await wait_all_tasks_blocked()
         server = network.server
         assert server.members == [
-            MemberInfo(client=1, name="Client 1", room="lobby", address="", waiting_bytes=0),
-            MemberInfo(client=3, name="Client 3", room="lobby", address="", waiting_bytes=0),
+            MemberInfo(
+                client=1,
+                name="Client 1",
+                room="lobby",
+                rooms=("lobby",),
+                address="",
+                waiting_bytes=0,
+            ),
+            MemberInfo(
+                client=3,
+                name="Client 3",
+                room="lobby",
+                rooms=("lobby",),
+                address="",
+                waiting_bytes=0,
+            ),
         ]
         statistics = server.statistics()
         assert (statistics.clients, statistics.clients_ever, statistics.refused) == (2, 3, 0)

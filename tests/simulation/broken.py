@@ -118,7 +118,10 @@ def lose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def miscount_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrap(monkeypatch, SendQueue, "miss", lambda original, box, count: original(box, count + 1))
+    def miss(original: Any, send_queue: SendQueue, messages: int, room: str) -> None:
+        original(send_queue, messages + 1, room)
+
+    wrap(monkeypatch, SendQueue, "miss", miss)
 
 
 def swallow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,16 +360,20 @@ def let_the_kicked_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def keep_rooms_late(monkeypatch: pytest.MonkeyPatch) -> None:
     def changed(
-        original: Any, session_store: SessionStore, one: StoredSession, name: str, room: str
+        original: Any,
+        session_store: SessionStore,
+        one: StoredSession,
+        name: str,
+        rooms: tuple[str, ...],
     ) -> Any:
-        one.name, one.room = name, room  # stored in the journal when it leaves
+        one.name, one.rooms = name, rooms  # stored in the journal when it leaves
 
     wrap(monkeypatch, SessionStore, "update", changed)
 
 
 def forget_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
     def resume(original: Any, registry: Registry, client: Client, one: StoredSession) -> Any:
-        one.room = "lobby"
+        one.rooms = ("lobby",)
         return original(registry, client, one)
 
     wrap(monkeypatch, Registry, "resume", resume)

@@ -286,7 +286,7 @@ class Chronicle:
             self.departures[connection] = Departure(position, kill.seconds, KILLED)
         self._refused.clear()
         self._away = {
-            client: (record.name, record.room.lower())
+            client: (record.name, record.rooms[-1].lower())
             for client, (record, _) in kill.sessions.items()
         }
         for turns in self._turns.values():

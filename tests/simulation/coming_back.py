@@ -289,8 +289,8 @@ def sessions_are_kept_with_messages(history: History) -> Iterator[str]:
                 and stay.start <= kill.position
             }
             rooms |= {each.hello.get("room", "").lower() for each in history.visits_of(client)}
-            if record.room.lower() not in rooms:
-                yield f"client {client} was left in {record.room}, and was last in {rooms}"
+            if record.rooms[-1].lower() not in rooms:
+                yield f"client {client} was left in {record.rooms[-1]}, and was last in {rooms}"
 
 
 def _first_stay(history: History, visit: Visit) -> str | None:

@@ -18,7 +18,7 @@ from multichat.protocol.ids import message_id
 from multichat.protocol.messages import Nonce, SaidBlock
 
 LOTS = 1 << 40  # bytes
-ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", room="den")
+ALICE = SessionRecord(digest=b"a" * 32, client=7, name="alice", rooms=("den",))
 OLD_TOKENS = {"alice": f"{1:032x}", "bob": f"{2:032x}"}
 
 

@@ -46,6 +46,16 @@ class JsonClient:
                 if event["type"] in types:
                     return event
 
+    async def hear_any(self) -> dict[str, Any]:
+        """Return the next event."""
+        event: dict[str, Any] = json.loads(await self._client.line())
+        return event
+
+    async def said(self) -> tuple[str, str]:
+        """Return the room and the text of the next message."""
+        event = await self.hear("said")
+        return event["room"], event["text"]
+
     async def answer(self, nonce: object) -> dict[str, Any]:
         """Return the next event with that nonce."""
         while True:

@@ -33,7 +33,7 @@ def use(path: Path) -> None:
         rows.checkpoint()
         for n in range(4):
             with rows.transaction():
-                record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", room="lobby")
+                record = SessionRecord(digest=bytes([n]) * 32, client=n, name="", rooms=("lobby",))
                 rows.save_session(SessionRow(record, 0.0))
             if n == 1:
                 rows.checkpoint()

@@ -214,12 +214,24 @@ LONG = [
         client=1_234_567,
         name="w" * 32,
         room="r" * 32,
+        rooms=("r" * 32,),
         address="[2001:db8:1111:2222:3333:4444:5555:6666]:51234",
         waiting_bytes=4 * 1024 * 1024,
     ),
-    MemberInfo(client=3, name="花" * 32, room="x", address="/run/chat", waiting_bytes=2048),
-    MemberInfo(client=5, name="al", room="x", address="", waiting_bytes=99, behind=4321),
-    MemberInfo(client=4, name="e\u0301" * 9, room="x\x1b[2J", address="", waiting_bytes=0),
+    MemberInfo(
+        client=3, name="花" * 32, room="x", rooms=("x",), address="/run/chat", waiting_bytes=2048
+    ),
+    MemberInfo(
+        client=5, name="al", room="x", rooms=("x",), address="", waiting_bytes=99, behind=4321
+    ),
+    MemberInfo(
+        client=4,
+        name="e\u0301" * 9,
+        room="x\x1b[2J",
+        rooms=("x\x1b[2J",),
+        address="",
+        waiting_bytes=0,
+    ),
 ]
 
 

@@ -461,10 +461,10 @@ class Rows:
         """Store a session, replacing its previous state."""
         record = row.record
         self._highest_client = max(self._highest_client, record.client)
-        texts = record.name, record.room, record.login
-        self.session_bytes += _SESSION_BYTES + sum(map(len, texts))
-        name, room, login = texts
-        values = (record.digest, record.client, name, room, row.seen, login)
+        rooms = "\n".join(record.rooms)  # no name has an LF
+        name, login = record.name, record.login
+        self.session_bytes += _SESSION_BYTES + len(name) + len(rooms) + len(login)
+        values = (record.digest, record.client, name, rooms, row.seen, login)
         self.connection.execute("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def forget_session(self, digest: bytes, client: int | None = None) -> None:

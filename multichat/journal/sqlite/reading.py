@@ -191,16 +191,16 @@ def _session(row: tuple[Any, ...]) -> SessionRow:
 
     A session with an invalid name can be resumed: the client gets an error and has no name.
     """
-    digest, client, name, room, seen, login = typed(row, bytes, int, str, str, float, str)
+    digest, client, name, joined, seen, login = typed(row, bytes, int, str, str, float, str)
+    rooms = tuple(joined.split("\n"))
     if not (
         len(digest) == sha256().digest_size
         and client <= MAX_COUNTER
-        and 0 < len(room) <= MAX_DECOMPOSED
-        and clean(room) == room
+        and all(0 < len(room) <= MAX_DECOMPOSED and clean(room) == room for room in rooms)
     ):
         raise DamagedRow
     name = clean(name[: MAX_DECOMPOSED + 1])
-    record = SessionRecord(digest=digest, client=client, name=name, room=room, login=login)
+    record = SessionRecord(digest=digest, client=client, name=name, rooms=rooms, login=login)
     return SessionRow(record, seen)
 
 
