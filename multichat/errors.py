@@ -16,7 +16,14 @@ The tree::
     │   ├── UnknownRequest      an unknown type of request
     │   ├── EmptyText           a message without text
     │   ├── InvalidName         not a valid name
-    │   ├── NameTaken           the name is in use
+    │   ├── NameTaken           the name is in use, or belongs to an account
+    │   ├── WrongPassphrase     no account has that name and passphrase
+    │   ├── TooManyAttempts     too many logins are tried from there
+    │   ├── LoginRequired       only accounts may speak
+    │   ├── Insecure            a passphrase was sent in plain text
+    │   ├── RegistrationClosed  accounts are made by operators only
+    │   ├── TooManyRegistrations  a limit of accounts is reached
+    │   ├── NotOperator         only operators may do that
     │   ├── TooManyRooms        the limit of rooms is reached
     │   ├── NobodyThere         the recipient is not connected
     │   ├── NotDelivered        the recipient's send queue is full
@@ -58,6 +65,7 @@ __all__ = [
     "ConnectionLost",
     "EmptyText",
     "InputNotText",
+    "Insecure",
     "InvalidBan",
     "InvalidBanFile",
     "InvalidName",
@@ -68,6 +76,7 @@ __all__ = [
     "LineTooLong",
     "ListenFailed",
     "LocalProtocolError",
+    "LoginRequired",
     "MultichatError",
     "NameAssigned",
     "NameTaken",
@@ -76,18 +85,23 @@ __all__ = [
     "NonceReused",
     "NotDelivered",
     "NotInRoom",
+    "NotOperator",
     "NotPrivate",
     "NotRead",
     "OutputLost",
     "Refused",
+    "RegistrationClosed",
     "Rejected",
     "RemoteProtocolError",
     "StorageFailed",
+    "TooManyAttempts",
     "TooManyBans",
+    "TooManyRegistrations",
     "TooManyRooms",
     "UnknownClient",
     "UnknownId",
     "UnknownRequest",
+    "WrongPassphrase",
     "lone_exception",
 ]
 
@@ -175,14 +189,90 @@ class InvalidName(RemoteProtocolError):
 
 
 class NameTaken(RemoteProtocolError):
-    """The name is in use, or looks like the name of *holder*."""
+    """The name is in use, or looks like the name of *holder*; *registered*: it is an account's."""
 
     code = "name-taken"
 
-    def __init__(self, name: str, holder: str = "") -> None:
+    def __init__(self, name: str, holder: str = "", *, registered: bool = False) -> None:
         looks = f" looks like {holder}, which" if holder else ""
-        super().__init__(f"the name {name}{looks} is taken")
+        how = "registered" if registered else "taken"
+        hint = f"; if it is yours: /login {holder or name} PASSPHRASE" if registered else ""
+        super().__init__(f"the name {name}{looks} is {how}{hint}")
         self.name, self.holder = name, holder
+
+
+class WrongPassphrase(RemoteProtocolError):
+    """No account has that name and passphrase; which of the two is wrong is not said."""
+
+    code = "wrong-passphrase"
+
+    def __init__(self) -> None:
+        super().__init__("the name or the passphrase is wrong")
+
+
+class TooManyAttempts(RemoteProtocolError):
+    """Too many logins are tried, from the peer's address or in all; this one was not."""
+
+    code = "too-many-attempts"
+
+    def __init__(self) -> None:
+        super().__init__("too many logins were tried; try again in a minute")
+
+
+class LoginRequired(RemoteProtocolError):
+    """Only clients that are logged in to an account may speak."""
+
+    code = "login-required"
+
+    def __init__(self) -> None:
+        super().__init__("only accounts may speak here: /login NAME PASSPHRASE")
+
+
+class Insecure(RemoteProtocolError):
+    """A passphrase came over a connection that others can read."""
+
+    code = "insecure"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "passphrases are accepted over TLS only, and this one was sent in plain text: "
+            "do not use it any more"
+        )
+
+
+class RegistrationClosed(RemoteProtocolError):
+    """Accounts are made by the operators only, or this one is."""
+
+    code = "registration-closed"
+
+    def __init__(self, name: str = "") -> None:
+        what = f"the name {name} is" if name else "accounts are"
+        super().__init__(f"{what} registered by the server's operator only")
+        self.name = name
+
+
+class TooManyRegistrations(RemoteProtocolError):
+    """The limit of accounts is reached, or that of the peer's address, for *seconds*."""
+
+    code = "too-many-registrations"
+
+    def __init__(self, limit: int, seconds: float = 0) -> None:
+        super().__init__(
+            f"too many accounts (limit: {limit})"
+            if not seconds
+            else f"too many new accounts from your address (limit: {limit} an hour); "
+            f"try again in {math.ceil(seconds / 60)} minutes"
+        )
+        self.limit = limit
+
+
+class NotOperator(RemoteProtocolError):
+    """The request is for operators, who are logged in to their accounts."""
+
+    code = "not-operator"
+
+    def __init__(self) -> None:
+        super().__init__("only an operator of the server can do that")
 
 
 class NameAssigned(RemoteProtocolError):

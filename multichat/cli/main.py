@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from multichat import __version__
+from multichat.cli.account import account
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
 from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
@@ -379,7 +380,7 @@ def _run(*commands: Callable[..., None]) -> NoReturn:
         sys.exit(make_app(*commands)(standalone_mode=False))
 
 
-COMMANDS = (serve, connect, send, who, history, config)
+COMMANDS = (serve, connect, send, who, history, account, config)
 
 
 def main() -> NoReturn:

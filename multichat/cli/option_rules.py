@@ -76,6 +76,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Needs("filter_joins", "filter_"),
         Needs("durability", "journal"),
         Needs("keep_days", "journal"),
+        Needs("operators", "journal"),
+        Needs("operators_file", "journal"),
         # --stall-timeout also applies to a client that resumes its session and catches up.
         Useless("slow_timeout", "slow", ("drop", "disconnect")),
     ),

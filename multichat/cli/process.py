@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PASSWORD_VARIABLE",
     "UsageMistake",
+    "are_terminals",
+    "ask_secret",
     "command_line",
     "fileno",
     "is_terminal",
     "one_line_errors",
     "read_password_file",
+    "read_secret_file",
     "run_with_password",
     "utf8_text",
 ]
@@ -86,26 +89,32 @@ def read_password_file(
     It is one line without its line break; spaces are part of it.  A FIFO or pipe is read for at
     most *fifo_seconds*.
     """
-    if file is None:
-        where = PASSWORD_VARIABLE
-        password = utf8_text(os.environ.get(where, ""), where)
-        if not password:
-            return None
-    else:
-        where = str(file)
-        try:
-            data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
-            password = decode_text(data)
-        except OSError as error:
-            raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
-        except ValueError as error:
-            raise UsageMistake(f"{file}: {error}") from None
-    password = password.rstrip("\r\n")
-    if not password.strip():
-        raise UsageMistake(f"{where}: it contains no password")
-    if "\n" in password or "\r" in password:
-        raise UsageMistake(f"{where}: a password must be one line")
-    return password
+    if file is not None:
+        return read_secret_file(file, fifo_seconds=fifo_seconds)
+    password = utf8_text(os.environ.get(PASSWORD_VARIABLE, ""), PASSWORD_VARIABLE)
+    return _secret(password, PASSWORD_VARIABLE, "password") if password else None
+
+
+def read_secret_file(
+    file: Path, what: str = "password", *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
+) -> str:
+    """Return *what* is in *file*: one line without its line break; raises `UsageMistake`."""
+    try:
+        data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
+        return _secret(decode_text(data), str(file), what)
+    except OSError as error:
+        raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise UsageMistake(f"{file}: {error}") from None
+
+
+def _secret(text: str, where: str, what: str) -> str:
+    text = text.rstrip("\r\n")
+    if not text.strip():
+        raise UsageMistake(f"{where}: it contains no {what}")
+    if "\n" in text or "\r" in text:
+        raise UsageMistake(f"{where}: a {what} must be one line")
+    return text
 
 
 def run_with_password(
@@ -127,13 +136,13 @@ def run_with_password(
     try:
         return run(options)
     except Refused as refused:
-        if refused.code != "password-required" or not _are_terminals(sys.stdin, sys.stderr):
+        if refused.code != "password-required" or not are_terminals(sys.stdin, sys.stderr):
             raise
         missing = refused
     if in_plain_text:
         warn(warning)
     for left in reversed(range(_MAX_TRIES)):
-        typed = _ask(f"Password for {clean(str(endpoint))}: ")
+        typed = ask_secret(f"Password for {clean(str(endpoint))}: ")
         if not typed:
             raise missing
         try:
@@ -145,11 +154,12 @@ def run_with_password(
     raise AssertionError  # the last try returns or raises
 
 
-def _are_terminals(*streams: TextIO | None) -> bool:  # None where it was closed
+def are_terminals(*streams: TextIO | None) -> bool:
+    """Return whether all *streams* are terminals; None where one was closed."""
     return all(stream is not None and stream.isatty() for stream in streams)
 
 
-def _ask(prompt: str) -> str:
+def ask_secret(prompt: str) -> str:
     """Return what is typed without showing it; empty at the end of input."""
     from getpass import getpass
     from locale import getpreferredencoding
@@ -159,7 +169,7 @@ def _ask(prompt: str) -> str:
         with suppress(UnicodeError):
             typed = typed.encode(getpreferredencoding(do_setlocale=False)).decode()
     except UnicodeError:
-        raise UsageMistake("the password is not UTF-8") from None
+        raise UsageMistake("what you typed is not UTF-8") from None
     except BaseException as error:
         write_notice("\n")  # the cursor is still after the prompt
         if isinstance(error, EOFError):
@@ -263,4 +273,4 @@ def fileno(stream: TextIO | None) -> int:
 def is_terminal() -> bool:
     """Return whether standard input and output are a terminal whose cursor can be moved."""
     moves = sys.platform == "win32" or os.environ.get("TERM", "dumb") not in ("dumb", "")
-    return moves and _are_terminals(sys.stdin, sys.stdout)
+    return moves and are_terminals(sys.stdin, sys.stdout)

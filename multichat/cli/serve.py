@@ -27,7 +27,7 @@ from multichat.cli.process import (
     one_line_errors,
     read_password_file,
 )
-from multichat.files import is_readable_by_others
+from multichat.files import decode_text, is_readable_by_others, read_file
 from multichat.journal.retention import Retention
 from multichat.journal.sqlite.limits import Durability
 from multichat.protocol.address import DEFAULT_PORT
@@ -43,6 +43,7 @@ __all__ = ["SETTINGS", "LogLevel", "make_config", "serve"]
 _MIB = 1024 * 1024
 _DAY_SECONDS = 24 * 3600.0
 _MAX_DAYS = 36_500  # a century; a calendar ends somewhere
+_MAX_NAMES_BYTES = 1024 * 1024
 
 
 class LogLevel(Enum):
@@ -127,6 +128,17 @@ def serve(
             "may be repeated.",
         ),
     ] = None,
+    operators: Annotated[
+        str | None,
+        typer.Option(
+            help="The accounts that may use /kick, /ban and the like in the chat, as alice,bob.",
+            show_default="none",
+        ),
+    ] = None,
+    operators_file: Annotated[
+        Path | None,
+        typer.Option(help="Read the names of operators from this file, one a line."),
+    ] = None,
     ban_file: Annotated[
         Path | None,
         typer.Option(
@@ -183,7 +195,8 @@ def serve(
     _check_environment(context)
     if keep_days is not None and not 0 < keep_days <= _MAX_DAYS:
         raise UsageMistake(f"--keep-days must be more than 0 and at most {_MAX_DAYS}")
-    config = make_config(password_file, filter_ or [], settings)
+    names = (*_split_names(operators), *_read_names(operators_file))
+    config = make_config(password_file, filter_ or [], settings, operators=names)
     if not re.fullmatch("0?[0-7]{3}", unix_mode):
         raise UsageMistake(f"--unix-mode must be a mode such as 0600, not {unix_mode}")
     source = context.get_parameter_source("port")
@@ -226,7 +239,11 @@ def serve(
 
 
 def make_config(
-    password_file: Path | None, filters: list[str], settings: dict[str, Any]
+    password_file: Path | None,
+    filters: list[str],
+    settings: dict[str, Any],
+    *,
+    operators: tuple[str, ...] = (),
 ) -> ServerConfig:
     """Return the configuration that the options describe; raises `UsageMistake`."""
     values = {}
@@ -237,7 +254,10 @@ def make_config(
     values["log_rate"] = values["log_rate"] or None
     try:
         return ServerConfig(
-            password=read_password_file(password_file), filters=_filters(filters), **values
+            password=read_password_file(password_file),
+            filters=_filters(filters),
+            operators=operators,
+            **values,
         )
     except ValueError as error:
         message = str(error)
@@ -245,6 +265,24 @@ def make_config(
             if message.startswith(f"{field.name} must "):
                 message = f"--{name.replace('_', '-')}{message.removeprefix(field.name)}"
         raise UsageMistake(message) from None
+
+
+def _split_names(names: str | None) -> tuple[str, ...]:
+    return () if names is None else tuple(filter(None, map(str.strip, names.split(","))))
+
+
+def _read_names(file: Path | None) -> tuple[str, ...]:
+    """Return the names in *file*, one a line; raises `UsageMistake`."""
+    if file is None:
+        return ()
+    try:
+        lines = decode_text(read_file(file, max_bytes=_MAX_NAMES_BYTES)).splitlines()
+    except OSError as error:
+        raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise UsageMistake(f"{file}: {error}") from None
+    names = (line.partition("#")[0].strip() for line in lines)
+    return tuple(filter(None, names))
 
 
 def _console(

@@ -13,6 +13,7 @@ __all__ = [
     "MAX_TOKEN_CHARACTERS",
     "MAX_TOPIC_CHARACTERS",
     "MAX_UNACCEPTED",
+    "MIN_PASSPHRASE_CHARACTERS",
     "PROTOCOL",
     "Count",
     "Limit",
@@ -68,6 +69,9 @@ Token = Annotated[str, msgspec.Meta(max_length=MAX_TOKEN_CHARACTERS)]
 Nonce: TypeAlias = Token | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 """A client's id for a request, repeated in the answer: a string, or a number exact in JSON."""
 
+
+# Below this, guessing at the pace that a server allows takes weeks, not years.
+MIN_PASSPHRASE_CHARACTERS = 8
 
 # Enough for a sentence of a dozen words; hashing a longer one takes no longer.
 MAX_PASSPHRASE_CHARACTERS = 1024

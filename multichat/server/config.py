@@ -7,17 +7,21 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from multichat.errors import InvalidName
 from multichat.protocol.framing import clean
 from multichat.protocol.messages import MAX_NAME_CHARACTERS, Directed, Limits, Said
+from multichat.protocol.names import parse_person_name
 
 __all__ = [
     "MAX_CLIENTS_PER_ADDRESS",
     "MAX_FREE_WAIT_SECONDS",
     "MAX_PASSWORD_CHARACTERS",
+    "AccountLimits",
     "Filter",
     "Filtered",
     "Joining",
     "Message",
+    "Registration",
     "Renaming",
     "ReplayLimits",
     "ServerConfig",
@@ -77,6 +81,13 @@ class Slow(enum.Enum):
     DISCONNECT = "disconnect"  # the members are disconnected at once
 
 
+class Registration(enum.Enum):
+    """Who can make accounts."""
+
+    OPEN = "open"  # everybody, for the own name
+    CLOSED = "closed"  # the operator, at the console or on the command line
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerTimeouts:
     """Timeouts that an operator need not choose, in seconds.
@@ -125,6 +136,21 @@ class ReplayLimits:
     # Messages in a page of older ones.  It begins where a replay is, ends at a multiple of this
     # number, and has at most half the size of a batch before it is encoded.
     page_messages: int = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccountLimits:
+    """How many accounts there may be, and what a passphrase costs whoever guesses it."""
+
+    # Accounts in all: they are in memory, with 0.5 KiB each.
+    max_accounts: int = 10_000
+
+    # Accounts that one address may register in an hour.
+    hourly: int = 3
+
+    # argon2id as OWASP recommends it: 30 ms of one processor and 19 MiB for each login.
+    hash_kib: int = 19 * 1024
+    hash_passes: int = 2
 
 
 # An eighth of the memory: besides its queues and buffers, an idle connection takes 11 KiB, and one
@@ -335,6 +361,23 @@ class ServerConfig:
         at_least=0,
     )
 
+    # Whether only clients that are logged in to an account may send messages; the others can read.
+    require_login: bool = _setting(False, "Only accounts may speak; others can read.")
+
+    # Who can make accounts.
+    registration: Registration = _setting(  # noqa: RUF009 - a field
+        Registration.OPEN,
+        "Who can make accounts: everybody with /register, or the operator only, with `multichat "
+        "account` or at the console.",
+    )
+
+    # The names of the accounts that may use the operators' commands in the chat.  They cannot be
+    # registered there.
+    operators: tuple[str, ...] = ()
+
+    # Limits of accounts that have no option on the command line.
+    accounts: AccountLimits = AccountLimits()
+
     # Timeouts that have no option on the command line.
     timeouts: ServerTimeouts = ServerTimeouts()
 
@@ -388,6 +431,11 @@ class ServerConfig:
             if setting.at_least is not None and not value >= setting.at_least:
                 bound = f"at least {setting.at_least}" if setting.at_least else "0 or more"
                 raise ValueError(f"{each.name} must be {bound}")
+        for operator in self.operators:
+            try:
+                parse_person_name(operator)
+            except InvalidName as error:
+                raise ValueError(f"an operator is an account: {error}") from None
         if self.password is not None and "\n" in self.password:
             raise ValueError("a password must be one line")
         # Counted as it arrives; see `multichat.protocol.framing.clean`.

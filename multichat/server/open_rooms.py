@@ -26,7 +26,7 @@ from multichat.server.client import Client
 from multichat.server.config import ServerConfig
 from multichat.server.member import Member
 from multichat.server.page_cache import PageCache
-from multichat.server.rate_limit import NewRoomLimit
+from multichat.server.rate_limit import HourlyLimit
 from multichat.server.recent_messages import RingBudget
 from multichat.server.room import Room
 
@@ -59,7 +59,7 @@ class OpenRooms:
         self._names: NameIndex[Room] = NameIndex()
         self._rings = RingBudget(config.rings_bytes, config.replay.ring_bytes)
         self._pages = PageCache(config.replay.page_messages, config.max_pages)
-        self._new_rooms = NewRoomLimit(config.max_new_rooms)
+        self._new_rooms = HourlyLimit(config.max_new_rooms)
 
     def __iter__(self) -> Iterator[Room]:
         return iter([room for room in self._rooms.values() if room])

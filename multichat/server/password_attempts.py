@@ -6,7 +6,7 @@ Invariants:
    after the other.
 2. An attempt waits behind those of origins with as many wrong attempts as its own, never behind
    those with more: whoever guesses passwords delays other guessers, not people who log in.
-3. A right password does not count.
+3. A right password does not count; with the server's own, earlier wrong ones are forgotten.
 """
 
 from dataclasses import dataclass
@@ -91,10 +91,14 @@ class PasswordAttempts:
             return None
         return queue, delay
 
-    def succeeded(self, origin: Origin, queue: int, now: float) -> None:
-        """Note that the password was right: forget earlier failures and trust *origin*."""
+    def succeeded(self, origin: Origin, queue: int, now: float, *, forgets: bool = True) -> None:
+        """Note that the password was right: trust *origin*, and forget earlier failures.
+
+        Not if it *forgets* none, as where each has a password of its own.
+        """
         self._buckets[queue].spend(-1, now)
-        self._wrong.pop(origin.address, None)
+        if forgets or not self._recall(origin.address, now)[0]:
+            self._wrong.pop(origin.address, None)
         self._remember(self._trusted, origin.address, now)
 
     def failed(self, origin: Origin, now: float) -> None:

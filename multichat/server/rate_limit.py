@@ -1,4 +1,4 @@
-"""Rate limits: what one client may send a second, and how many rooms may be opened in an hour.
+"""Rate limits: what a client may send a second, and how many rooms and accounts it may make.
 
 A client above its limit is read more slowly; nothing that it sent is lost.
 """
@@ -13,16 +13,16 @@ from multichat.server.client import Client
 from multichat.server.config import ServerConfig
 from multichat.server.token_bucket import TokenBucket
 
-__all__ = ["ClientRateLimit", "NewRoomLimit"]
+__all__ = ["ClientRateLimit", "HourlyLimit"]
 
 # How often a client that stays above its rate limit gets a notice.
 _NOTICE_SECONDS = 60.0
 
 
-class NewRoomLimit:
-    """How many new rooms each creator may open: *hourly* at once, and as many again in an hour."""
+class HourlyLimit:
+    """How much each creator may make: *hourly* at once, and as many again in an hour."""
 
-    # More than connect within an hour; after an hour without a new room the bucket is full again.
+    # More than connect within an hour; after an hour without a new one the bucket is full again.
     MAX_CREATORS = 10_000
 
     __slots__ = ("_buckets", "_hourly")
@@ -32,7 +32,7 @@ class NewRoomLimit:
         self._buckets: dict[Hashable, TokenBucket] = {}  # the latest is last
 
     def take(self, creator: Hashable, now: float) -> float:
-        """Return for how many seconds *creator* has to wait; 0 if it may open one, which counts."""
+        """Return for how many seconds *creator* has to wait; 0 if it may make one, which counts."""
         bucket = self._buckets.pop(creator, None) or TokenBucket(self._hourly / 3600, self._hourly)
         self._buckets[creator] = bucket
         if len(self._buckets) > self.MAX_CREATORS:

@@ -21,7 +21,7 @@ from tests.support.terminals import Terminal
 
 pytestmark = pytest.mark.process
 
-COMMAND_NAMES = ["serve", "connect", "send", "who", "history", "config"]
+COMMAND_NAMES = ["serve", "connect", "send", "who", "history", "account", "config"]
 
 # A value that each option takes; flags take none.
 VALUES = {
@@ -32,6 +32,8 @@ VALUES = {
     "keep_days": "3",
     "max_clients_per_address": "3",
     "name": "alice",
+    "operators": "alice,bob",
+    "operators_file": "operators.txt",
     "port": "9000",
     "replay": "3",
     "slow": "drop",

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from multichat.net.memory_budget import MemoryBudget
-from multichat.server.rate_limit import NewRoomLimit
+from multichat.server.rate_limit import HourlyLimit
 from multichat.server.token_bucket import TokenBucket
 
 pytestmark = pytest.mark.unit
@@ -215,7 +215,7 @@ def test_memory_may_be_released_as_soon_as_the_limit_is_exceeded() -> None:
 
 
 def test_only_creators_of_rooms_are_limited() -> None:
-    rooms = NewRoomLimit(60)
+    rooms = HourlyLimit(60)
     assert [rooms.take("a", 1000.0) for _ in range(61)] == [0] * 60 + [60]
     assert rooms.take("b", 1000.0) == 0
     assert rooms.take("a", 1060.0) == 0
@@ -223,8 +223,8 @@ def test_only_creators_of_rooms_are_limited() -> None:
 
 
 def test_creators_of_rooms_are_remembered_within_a_bound() -> None:
-    rooms = NewRoomLimit(1)
-    for n in range(2 * NewRoomLimit.MAX_CREATORS):
+    rooms = HourlyLimit(1)
+    for n in range(2 * HourlyLimit.MAX_CREATORS):
         assert rooms.take(n, 0.0) == 0
-    assert len(rooms._buckets) == NewRoomLimit.MAX_CREATORS
+    assert len(rooms._buckets) == HourlyLimit.MAX_CREATORS
     assert rooms.take(n, 0.0) > 0

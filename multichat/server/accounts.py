@@ -1,0 +1,266 @@
+"""Accounts: names that belong to somebody, and who has proved that with a passphrase.
+
+Owns the accounts, and the limits of registering and logging in.  Does not know who is connected or
+has which name; see `multichat.server.registry`.
+
+Invariants:
+
+1. No two accounts have names that are the same or look alike.
+2. Passphrases are hashed in worker threads, few at once, after the waits that
+   `multichat.server.password_attempts` demands; a name without an account takes as long.
+3. A right passphrase does not forget wrong ones: whoever has an account could otherwise guess the
+   passphrases of others without ever waiting.
+4. A login holds for the passphrase with which it was made: whoever changes it ends all others.
+"""
+
+import hmac
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import trio
+
+from multichat.errors import (
+    NameTaken,
+    RegistrationClosed,
+    TooManyAttempts,
+    TooManyRegistrations,
+    WrongPassphrase,
+)
+from multichat.journal.base import AccountRecord, Journal, PendingWrite
+from multichat.protocol.lookalikes import NameIndex
+from multichat.protocol.names import fold_name, parse_person_name
+from multichat.server.config import Registration, ServerConfig
+from multichat.server.origin import Origin
+from multichat.server.passphrases import check_passphrase, hash_passphrase, is_passphrase
+from multichat.server.password_attempts import PasswordAttempts
+from multichat.server.rate_limit import HourlyLimit
+
+__all__ = ["Account", "Accounts"]
+
+# One of two processors: the other one serves the chat.
+_HASHES_AT_ONCE = max(1, (os.cpu_count() or 1) // 2)
+
+# Of the digest of a hash, in a login: enough that nobody finds another hash with it.
+_PROOF_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An account: its *name*, as its owner writes it, and the *hash* of its passphrase."""
+
+    name: str
+    hash: str = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """Its name, folded."""
+        return fold_name(self.name)
+
+    @property
+    def login(self) -> str:
+        """A proof, for the session store, that its passphrase was given."""
+        return f"{sha256(self.hash.encode()).hexdigest()[:_PROOF_DIGITS]} {self.key}"
+
+
+class Accounts:
+    """The accounts of one server; *journal* stores them."""
+
+    def __init__(self, config: ServerConfig, journal: Journal) -> None:
+        self._config, self._journal = config, journal
+        self._accounts: dict[str, Account] = {}
+        self._names: NameIndex[str] = NameIndex()
+        self._operators: NameIndex[str] = NameIndex()
+        for operator in config.operators:
+            if self._operators.find(operator) is None:
+                self._operators.add(fold_name(operator), operator)
+        self._attempts = PasswordAttempts(config.timeouts)
+        self._new = HourlyLimit(config.accounts.hourly)
+        self._hashing = trio.CapacityLimiter(_HASHES_AT_ONCE)
+
+    def load(self) -> None:
+        """Load the accounts from the journal, which is open."""
+        for record in self._journal.accounts:
+            self._put(Account(record.name, record.hash))
+
+    def __len__(self) -> int:
+        """How many accounts there are."""
+        return len(self._accounts)
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(sorted(self._accounts.values(), key=lambda account: account.key))
+
+    def find(self, name: str) -> Account | None:
+        """Return the account *name*, in any case or form, if there is one."""
+        return self._accounts.get(fold_name(name))
+
+    def is_operator(self, key: str) -> bool:
+        """Return whether the account with the folded name *key* is an operator's."""
+        return bool(key) and self._operators.find(key) is not None
+
+    def missing_operators(self) -> list[str]:
+        """Return the names of the operators who have no account."""
+        names = dict.fromkeys(self._config.operators)
+        return [name for name in names if self.find(name) is None]
+
+    def check_name(self, name: str, key: str = "") -> None:
+        """Raise `NameTaken` if *name* is, or looks like, that of another account than *key*."""
+        for other in self._names.lookalikes(name):
+            if other != key:
+                is_same = other == fold_name(name)
+                holder = "" if is_same else self._accounts[other].name
+                raise NameTaken(name, holder, registered=True)
+
+    def logged_in(self, login: str) -> Account | None:
+        """Return the account of *login*, see `Account.login`; None if it holds no longer."""
+        account = self._accounts.get(login.partition(" ")[2])
+        is_valid = account is not None and hmac.compare_digest(
+            account.login.encode(), login.encode("utf-8", "replace")
+        )
+        return account if is_valid else None
+
+    async def register(
+        self, name: str, passphrase: str, origin: Origin | None, check: Callable[[], None]
+    ) -> Account:
+        """Make an account for somebody in the chat, and return it once it is stored.
+
+        *check* is called when nothing waits any more before the account exists, and may raise.
+
+        Raises `InvalidRequest`, `NameTaken`, `RegistrationClosed`, `TooManyRegistrations` or
+        `StorageFailed`.
+        """
+        if self._config.registration is Registration.CLOSED:
+            raise RegistrationClosed
+        if self._operators.lookalikes(name):
+            raise RegistrationClosed(name)
+        check_passphrase(passphrase)
+        self._check_new(name)
+        limits = self._config.accounts
+        if origin and (wait := self._new.take(origin.address, trio.current_time())):
+            raise TooManyRegistrations(limits.hourly, wait)
+        return await self._add(name, passphrase, check)
+
+    async def add(self, name: str, passphrase: str) -> Account:
+        """Make an account for the operator, and return it once it is stored.
+
+        Raises `InvalidName`, `InvalidRequest`, `NameTaken`, `TooManyRegistrations` or
+        `StorageFailed`.
+        """
+        name = parse_person_name(name)
+        check_passphrase(passphrase)
+        self._check_new(name)
+        return await self._add(name, passphrase, lambda: None)
+
+    def _check_new(self, name: str) -> None:
+        self.check_name(name)
+        if len(self._accounts) >= (most := self._config.accounts.max_accounts):
+            raise TooManyRegistrations(most)
+
+    async def _add(self, name: str, passphrase: str, check: Callable[[], None]) -> Account:
+        account = Account(name, await self._hash(passphrase))
+        self._check_new(name)
+        check()
+        self._put(account)  # so that nobody else registers it meanwhile
+        try:
+            await _stored(self._save(account))
+        except Exception:
+            self._discard(account)
+            raise
+        return account
+
+    async def change(self, account: Account, passphrase: str, origin: Origin | None) -> Account:
+        """Give *account* another passphrase, and return it once that is stored.
+
+        Raises `InvalidRequest`, `TooManyAttempts`, `WrongPassphrase` if the account is gone or was
+        changed meanwhile, or `StorageFailed`.
+        """
+        check_passphrase(passphrase)
+        await self._wait_turn(origin)
+        changed = Account(account.name, await self._hash(passphrase))
+        if self._accounts.get(account.key) is not account:
+            raise WrongPassphrase
+        self._accounts[account.key] = changed
+        try:
+            await _stored(self._save(changed))
+        except Exception:
+            if self._accounts.get(account.key) is changed:
+                self._accounts[account.key] = account
+            raise
+        return changed
+
+    async def remove(self, name: str) -> Account | None:
+        """Remove the account *name*, and return it; None if there is none.
+
+        Raises `StorageFailed`.
+        """
+        if (account := self.find(name)) is None:
+            return None
+        await _stored(self._journal.save_account(account.key, None))
+        self._discard(account)
+        return account
+
+    async def log_in(self, name: str, passphrase: str, origin: Origin | None) -> Account:
+        """Return the account *name* if *passphrase* is its own.
+
+        Waits as long as the limits demand.  Raises `WrongPassphrase` or `TooManyAttempts`.
+        """
+        queue = await self._wait_turn(origin)
+        account = self.find(name)
+        is_right = await trio.to_thread.run_sync(
+            is_passphrase,
+            passphrase,
+            "" if account is None else account.hash,
+            self._config.accounts,
+            limiter=self._hashing,
+        )
+        # It may have been changed or removed meanwhile.
+        if account is None or not is_right or self._accounts.get(account.key) is not account:
+            if origin is not None:
+                self._attempts.failed(origin, trio.current_time())
+            raise WrongPassphrase
+        if origin is not None:
+            self._attempts.succeeded(origin, queue, trio.current_time(), forgets=False)
+        return account
+
+    async def _wait_turn(self, origin: Origin | None) -> int:
+        """Wait as long as the limits of attempts demand; return the queue in which it waited."""
+        if origin is None:  # a stream of the program itself
+            return 0
+        longest = self._config.auth_seconds
+        delay = self._attempts.address_delay(origin, trio.current_time(), longest)
+        if delay is None:
+            await trio.sleep(longest)  # it may try again at once
+            raise TooManyAttempts
+        await trio.sleep(delay)
+        turn = self._attempts.server_delay(origin, trio.current_time(), longest)
+        if turn is None:
+            await trio.sleep(longest)
+            raise TooManyAttempts
+        queue, delay = turn
+        await trio.sleep(delay)
+        return queue
+
+    async def _hash(self, passphrase: str) -> str:
+        limits = self._config.accounts
+        return await trio.to_thread.run_sync(
+            hash_passphrase, passphrase, limits, limiter=self._hashing
+        )
+
+    def _save(self, account: Account) -> PendingWrite | None:
+        record = AccountRecord(name=account.name, hash=account.hash)
+        return self._journal.save_account(account.key, record)
+
+    def _put(self, account: Account) -> None:
+        self._accounts[account.key] = account
+        self._names.add(account.key, account.name)
+
+    def _discard(self, account: Account) -> None:
+        if self._accounts.get(account.key) is account:
+            del self._accounts[account.key]
+            self._names.discard(account.key)
+
+
+async def _stored(pending: PendingWrite | None) -> None:
+    if pending is not None:
+        await pending.wait()
