@@ -30,6 +30,7 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.selection import SelectionType
 
 from multichat.protocol.framing import clean
+from multichat.terminal.graphemes import end_of_cluster, start_of_cluster
 from multichat.terminal.input_history import belongs_in_history
 
 __all__ = ["InputLine", "Syntax"]
@@ -368,11 +369,43 @@ class InputLine:
 
 
 class _Buffer(Buffer):
-    """A buffer without selections.
+    """A buffer of grapheme clusters, without selections.
+
+    The cursor never stops inside a cluster, and a cluster is deleted as a whole.  Only inserted
+    text may leave the cursor inside of one: the first code point of a flag, typed before another
+    flag, forms a cluster with half of that until the second one follows.
 
     During a selection, prompt_toolkit neither inserts typed text nor accepts the line.  Here,
     Ctrl+Space does nothing, and Shift has no effect on the arrow keys.
     """
+
+    @property
+    def cursor_position(self) -> int:
+        """The index in the text."""
+        return super().cursor_position
+
+    @cursor_position.setter
+    def cursor_position(self, value: int) -> None:
+        bound = start_of_cluster if value < self.cursor_position else end_of_cluster
+        # `super()` reads properties, and does not set them.
+        Buffer.cursor_position.__set__(self, bound(self.text, value))  # type: ignore[attr-defined]
+
+    def delete(self, count: int = 1) -> str:
+        """Delete and return *count* code points after the cursor, to the end of a cluster."""
+        at = self.cursor_position
+        return super().delete(end_of_cluster(self.text, at + count) - at)
+
+    def delete_before_cursor(self, count: int = 1) -> str:
+        """Delete and return *count* code points before the cursor, from the start of a cluster."""
+        at = self.cursor_position
+        return super().delete_before_cursor(at - start_of_cluster(self.text, at - count))
+
+    def swap_characters_before_cursor(self) -> None:
+        """Swap the last two clusters before the cursor."""
+        text, end = self.text, self.cursor_position
+        middle = start_of_cluster(text, end - 1)
+        start = start_of_cluster(text, middle - 1)
+        self.text = text[:start] + text[middle:end] + text[start:middle] + text[end:]
 
     def start_selection(self, selection_type: SelectionType = SelectionType.CHARACTERS) -> None:
         """Do nothing."""

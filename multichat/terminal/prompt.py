@@ -27,7 +27,6 @@ from prompt_toolkit.layout import (
     ConditionalContainer,
     Dimension,
     FormattedTextControl,
-    HSplit,
     Layout,
     SearchBufferControl,
     VerticalAlign,
@@ -37,10 +36,12 @@ from prompt_toolkit.layout.menus import CompletionsMenu
 from prompt_toolkit.layout.processors import BeforeInput
 from prompt_toolkit.output import ColorDepth
 
+from multichat.terminal.cells import Rows
 from multichat.terminal.event_loop import TerminalModes
 from multichat.terminal.input_line import InputLine, Syntax
 from multichat.terminal.render import DIM, Fragments
 from multichat.terminal.screen import ScreenApplication
+from multichat.terminal.wrap import wrap
 
 __all__ = ["Prompt", "Show", "open_prompt"]
 
@@ -161,7 +162,6 @@ class Prompt:
         question = Window(
             FormattedTextControl(self._question, focusable=False, show_cursor=False),
             height=Dimension(min=1, max=_MAX_QUESTION_ROWS),
-            wrap_lines=True,
             dont_extend_height=True,
         )
         rows = [
@@ -172,7 +172,7 @@ class Prompt:
             CompletionsMenu(max_height=_MAX_MENU_ROWS, scroll_offset=1),
             Window(FormattedTextControl(self._status), height=1, dont_extend_height=True),
         ]
-        return Layout(HSplit(rows, align=VerticalAlign.TOP), focused_element=typing)
+        return Layout(Rows(rows, align=VerticalAlign.TOP), focused_element=typing)
 
     def _status(self) -> StyleAndTextTuples:
         return list(self._show.status())
@@ -183,13 +183,10 @@ class Prompt:
         if len(lines) > len(shown):
             hidden = len(lines) - len(shown) + 1
             shown[0] = [(DIM, f"      … {hidden} more")]
-        ends: StyleAndTextTuples = []
-        for line in shown:
-            ends += [*line, ("", "\n")]
-        return ends[:-1]
+        return _joined(shown)
 
     def _question(self) -> StyleAndTextTuples:
-        return list(self.line.question)
+        return _joined(wrap(self.line.question, self._app.output.get_size().columns, indent=0))
 
     # --- Keys -------------------------------------------------------------------------------------
 
@@ -284,6 +281,13 @@ class Prompt:
             raise failures[0]
         with suppress(EOFError):  # the terminal was closed
             running.result()
+
+
+def _joined(rows: Iterable[Fragments]) -> StyleAndTextTuples:
+    text: StyleAndTextTuples = []
+    for row in rows:
+        text += [*row, ("", "\n")]
+    return text[:-1]
 
 
 @asynccontextmanager
