@@ -39,6 +39,7 @@ The tree::
     ├── InvalidBanFile          an invalid line in a ban file
     ├── JournalFailed           the journal file cannot be used
     ├── BadCertificate          a certificate or key cannot be used
+    ├── BadPasswordFile         a password file cannot be used
     ├── InputNotText            standard input cannot be decoded
     └── OutputLost              standard output cannot be written to
 
@@ -51,6 +52,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "BadCertificate",
+    "BadPasswordFile",
     "Banned",
     "ConnectFailed",
     "ConnectionLost",
@@ -348,6 +350,14 @@ class JournalFailed(MultichatError):
 
 class BadCertificate(MultichatError):
     """A certificate or key cannot be used."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class BadPasswordFile(MultichatError):
+    """A password file cannot be read, or does not contain a password."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}")

@@ -12,7 +12,7 @@ from multichat import __version__
 from multichat.cli.config import config
 from multichat.cli.config_file import history_path
 from multichat.cli.endpoint import Host, make_endpoint, make_timeouts, parse_server, split_port
-from multichat.cli.option_rules import CheckedCommand
+from multichat.cli.option_rules import CheckedCommand, described
 from multichat.cli.parameters import (
     AnswerTimeout,
     Bell,
@@ -133,7 +133,7 @@ def connect(
             replay=replay,
             reconnect=not no_reconnect,
             wait=wait,
-            timeouts=make_timeouts(timeout),
+            timeouts=make_timeouts(context, timeout),
         )
         input_fd = None if listen else fileno(sys.stdin)
 
@@ -198,7 +198,8 @@ def send(
     unix: Annotated[
         Path | None,
         typer.Option(
-            help="Connect to this Unix socket; all arguments are TEXT then.",
+            help="Connect to this Unix socket; all arguments are TEXT then. MULTICHAT_UNIX has no "
+            "effect here: with it, HOST would look like the first word of TEXT.",
             show_envvar=False,
             is_eager=True,  # so that the first argument is not looked up as a server
         ),
@@ -242,7 +243,7 @@ def send(
             password=read_password_file(password_file),
             plain=plain,
             wait=wait,
-            timeouts=make_timeouts(timeout),
+            timeouts=make_timeouts(context, timeout),
         )
         message, input_fd = None if words == ["-"] else " ".join(words), fileno(sys.stdin)
 
@@ -259,7 +260,7 @@ def who(
     host: Host = None,
     port: Port = None,
     unix: Unix = None,
-    room: Room = None,
+    room: Annotated[str | None, typer.Option(help="Room to list.", show_default="lobby")] = None,
     password_file: PasswordFile = None,
     tls: Tls = False,
     tls_ca: TlsCa = None,
@@ -276,7 +277,7 @@ def who(
         endpoint = make_endpoint(
             context, host, port, unix, tls=tls, tls_ca=tls_ca, tls_name=tls_name
         )
-        password, timeouts = read_password_file(password_file), make_timeouts(timeout)
+        password, timeouts = read_password_file(password_file), make_timeouts(context, timeout)
         options = ChatOptions(room=room, password=password, timeouts=timeouts)
         lines: list[str] = []
 
@@ -293,6 +294,7 @@ def who(
 
 
 def history(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The journal: a file written by serve --journal.")],
     room: Annotated[
         str | None, typer.Option(help="Only messages of this room.", show_default="all")
@@ -329,7 +331,7 @@ def history(
     try:
         from_ = None if since is None else parse_since(since)
     except ValueError as error:
-        raise UsageMistake(f"--since: {error}") from None
+        raise UsageMistake(f"{described(context, 'since')}: {error}") from None
     with one_line_errors():
         show_history(file, fileno(sys.stdout), room=room, since=from_, limit=limit, json=json)
 

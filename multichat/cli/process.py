@@ -5,6 +5,7 @@ An expected error is one line on standard error and exit status 1; a usage error
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import typer
 
+from multichat.cli.config_file import settings_path
 from multichat.cli.notices import tell, warn, write_notice
 from multichat.client.options import ChatOptions
-from multichat.errors import MultichatError, OutputLost, Refused
+from multichat.errors import BadPasswordFile, ConnectFailed, MultichatError, OutputLost, Refused
 from multichat.files import decode_text, read_file
 from multichat.protocol.address import is_loopback
 from multichat.protocol.framing import clean, clean_lines
@@ -81,30 +83,34 @@ def utf8_text(value: str, name: str) -> str:
 def read_password_file(
     file: Path | None, *, fifo_seconds: float = _PASSWORD_FIFO_SECONDS
 ) -> str | None:
-    """Return the password in *file*, or in the environment; raises `UsageMistake`.
+    """Return the password in *file*, or in the environment.
 
     It is one line without its line break; spaces are part of it.  A FIFO or pipe is read for at
     most *fifo_seconds*.
+
+    Raises `BadPasswordFile`, or `UsageMistake` if it is the variable that is invalid.
     """
     if file is None:
-        where = PASSWORD_VARIABLE
-        password = utf8_text(os.environ.get(where, ""), where)
-        if not password:
-            return None
-    else:
-        where = str(file)
+        variable = utf8_text(os.environ.get(PASSWORD_VARIABLE, ""), PASSWORD_VARIABLE)
         try:
-            data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
-            password = decode_text(data)
-        except OSError as error:
-            raise UsageMistake(f"{file}: {(error.strerror or '').lower()}") from None
+            return _password_in(variable) if variable else None
         except ValueError as error:
-            raise UsageMistake(f"{file}: {error}") from None
-    password = password.rstrip("\r\n")
+            raise UsageMistake(f"{PASSWORD_VARIABLE}: {error}") from None
+    try:
+        data = read_file(file, max_bytes=_MAX_PASSWORD_FILE_BYTES, fifo_seconds=fifo_seconds)
+        return _password_in(decode_text(data))
+    except OSError as error:
+        raise BadPasswordFile(file, (error.strerror or "").lower()) from None
+    except ValueError as error:
+        raise BadPasswordFile(file, str(error)) from None
+
+
+def _password_in(text: str) -> str:
+    password = text.rstrip("\r\n")
     if not password.strip():
-        raise UsageMistake(f"{where}: it contains no password")
+        raise ValueError("it contains no password")
     if "\n" in password or "\r" in password:
-        raise UsageMistake(f"{where}: a password must be one line")
+        raise ValueError("a password must be one line")
     return password
 
 
@@ -185,13 +191,21 @@ def one_line_errors(interrupted: str | None = None) -> Iterator[None]:
             raise typer.Exit from None
         reason = interrupted
     except MultichatError as error:
-        reason = str(error)
+        reason = str(error) + _about_servers(error)
     except OSError as error:
         reason = _reason_of(error)
     else:
         return
     tell(reason)
     raise typer.Exit(1)
+
+
+def _about_servers(error: MultichatError) -> str:
+    """Return what to add to *error* if HOST may have been meant as a server of the file."""
+    is_unknown = isinstance(error.__cause__, socket.gaierror)
+    if isinstance(error, ConnectFailed) and is_unknown and error.host.isidentifier():
+        return f"; there is no server {error.host!r} in {settings_path()}"
+    return ""
 
 
 def _reason_of(error: OSError) -> str:
@@ -247,7 +261,7 @@ def command_line() -> Iterator[None]:
         error.show(shown)
         write_notice(shown.getvalue())
         sys.exit(error.exit_code)
-    except OutputLost as error:
+    except MultichatError as error:
         tell(str(error))
         sys.exit(1)
     except OSError as error:
