@@ -155,7 +155,7 @@ class LogWriter(logging.Handler):
     Always formats with `LineFormatter`.  The first failure is reported to the writers in `others`
     or, if there are none, to `warn`, with *name* as the name of the output.
 
-    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes *fd*.
+    `start` starts the thread; `close` waits up to `CLOSE_SECONDS` for it.  The caller closes `fd`.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class LogWriter(logging.Handler):
         self._encode = LineFormatter().format_bytes
         self.failure: OSError | None = None
         self.first_failure: OSError | None = None
-        self._fd = fd
+        self.fd = fd
         self._file_seconds = file_seconds
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -303,11 +303,11 @@ class LogWriter(logging.Handler):
         self.failure = None
         while rest and self.failure is None:
             try:
-                rest = rest[os.write(self._fd, rest) :]
+                rest = rest[os.write(self.fd, rest) :]
             except BlockingIOError:
                 # Another process shares this terminal or pipe and has made it non-blocking.  A
                 # closed one counts as writable, and the next write reports the error.
-                select.select([], [self._fd], [], 1.0)
+                select.select([], [self.fd], [], 1.0)
             except OSError as error:
                 self.failure = error
                 if self.first_failure is None:

@@ -34,7 +34,7 @@ from multichat.protocol.goodbyes import ASKED_TO_LEAVE
 from multichat.protocol.messages import Disconnected, Event, Goodbye, Reconnected, Welcome
 from multichat.protocol.text_codec import TEXT
 from multichat.protocol.typed_lines import disguised_command, why_not_said
-from multichat.stdio import read_input, until_signal
+from multichat.stdio import read_input, until_signal, watch_output
 from multichat.terminal.render import STATES
 
 __all__ = ["LogClient"]
@@ -90,15 +90,16 @@ class LogClient(FrontEnd):
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_output)
+            nursery.start_soon(watch_output, self._writer.fd)
+            nursery.start_soon(self._watch_writer)
             try:
                 await self._converse()
             finally:
                 await self._wait_for_output(at_most_bytes=0)
             nursery.cancel_scope.cancel(reason="the chat is over and its log is written")
 
-    async def _watch_output(self) -> None:
-        """End the chat when the output cannot be written any more."""
+    async def _watch_writer(self) -> None:
+        """End the chat when writing to the output has failed."""
         await trio.to_thread.run_sync(self._writer.wait_for_failure, abandon_on_cancel=True)
         self._check_output()
 

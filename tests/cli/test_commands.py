@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -381,6 +382,31 @@ async def test_output_that_nobody_reads_any_more_ends_the_client(tmp_path: Path)
                 await other.send_all(b"hello\n")
                 await trio.sleep(0.05)
             assert client.err == "multichat: cannot write to standard output: broken pipe\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        (["--listen"], "Connected"),
+        ([], "Connected"),
+        (["--plain"], "Connected"),
+        (["--json", "--listen"], "welcome"),
+        (["--json"], "welcome"),
+    ],
+    ids=" ".join,
+)
+async def test_a_client_ends_when_its_reader_leaves_though_nothing_is_said(
+    options: list[str], first: str, tmp_path: Path
+) -> None:
+    async with serve(tmp_path) as server:
+        connect = f"{MULTICHAT} connect {shlex.join(options)} {LOOPBACK} {server.port}"
+        script = f"{{ {connect}; echo status=$? >&2; }} | grep -m 1 -o {first}"
+        async with Command(tmp_path, "/bin/sh", "-c", script) as client:
+            await client.wait_for(first)
+            assert await client.wait() == 0
+            assert client.err == (
+                "multichat: cannot write to standard output: broken pipe\nstatus=1\n"
+            )
 
 
 @contextmanager
