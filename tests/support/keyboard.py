@@ -14,9 +14,9 @@ from prompt_toolkit.layout import BufferControl, Layout, SearchBufferControl, Wi
 from prompt_toolkit.layout.containers import HSplit
 from prompt_toolkit.output import DummyOutput
 
-from multichat.protocol.typed_lines import disguised_command, looks_like, say_literally
-from multichat.terminal.completion import complete, expand_reply
-from multichat.terminal.input_line import InputLine, Syntax
+from multichat.protocol.messages import Directed
+from multichat.terminal.input_line import InputLine
+from multichat.terminal.syntax import ChatSyntax
 
 
 def _key(name: str) -> Keys | str:
@@ -28,19 +28,11 @@ class Keyboard:
 
     def __init__(self, history: list[str], max_waiting_lines: int) -> None:
         self.warnings: list[str] = []
-        self.sender: int | None = 7  # of the last private message
+        self.syntax = ChatSyntax("den")
+        self.syntax.names, self.syntax.rooms = {"bob"}, {"den"}
+        self.set_last_sender(7)
         self.line = InputLine(
-            lambda before: complete(before, {"bob"}, {"den"}),
-            Syntax(
-                disguised_command,
-                looks_like,
-                say_literally,
-                lambda: "everybody in den",
-                lambda line: expand_reply(line, self.sender),
-            ),
-            self.warnings.append,
-            history,
-            max_waiting_lines=max_waiting_lines,
+            self.syntax, self.warnings.append, history, max_waiting_lines=max_waiting_lines
         )
         keys = KeyBindings()
         self.line.bind(keys)
@@ -54,6 +46,12 @@ class Keyboard:
         )
         self.loop = asyncio.new_event_loop()
         self.loop.run_until_complete(self._press([], None))
+
+    def set_last_sender(self, client: int | None) -> None:
+        """Make *client* the sender of the last private message."""
+        self.syntax.last_direct = (
+            None if client is None else Directed(client=client, name="eve", text="psst")
+        )
 
     def press(self, *keys: str, data: str | None = None) -> None:
         self.loop.run_until_complete(self._press(keys, data))

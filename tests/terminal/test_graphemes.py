@@ -142,8 +142,10 @@ async def test_the_cursor_and_the_text_agree_on_a_terminal(
 
 
 async def wait_for_cursor(terminal: Terminal, column: int) -> None:
-    with trio.fail_after(WAIT_SECONDS):
-        while (
-            await terminal.run("display-message", "-p", "-t", "t", "#{cursor_x}") != f"{column}\n"
-        ):
+    shown = ""
+    with trio.move_on_after(WAIT_SECONDS):
+        while shown != str(column):
             await trio.sleep(0.05)
+            answer = await terminal.run("display-message", "-p", "-t", "t", "#{cursor_x}")
+            shown = answer.strip()
+    assert shown == str(column), await terminal.screen("t")

@@ -250,7 +250,7 @@ def test_the_recipient_of_a_reply_is_fixed_when_the_space_is_typed(
 ) -> None:
     keyboard.type(f"{command} h")
     assert keyboard.text == "/msg 7 h"
-    keyboard.sender = 8
+    keyboard.set_last_sender(8)
     keyboard.type("i /r x")
     keyboard.press("enter")
     assert keyboard.sent() == ["/msg 7 hi /r x"]
@@ -258,7 +258,7 @@ def test_the_recipient_of_a_reply_is_fixed_when_the_space_is_typed(
 
 def test_the_recipient_of_a_pasted_reply_is_fixed_when_it_is_pasted(keyboard: Keyboard) -> None:
     keyboard.paste("/r a secret")
-    keyboard.sender = 8
+    keyboard.set_last_sender(8)
     assert keyboard.text == "/msg 7 a secret"
 
 
@@ -270,7 +270,7 @@ def test_a_disguised_reply_that_is_run_has_a_recipient(keyboard: Keyboard) -> No
 
 
 def test_a_reply_to_nobody_is_left_as_it_is(keyboard: Keyboard) -> None:
-    keyboard.sender = None
+    keyboard.set_last_sender(None)
     keyboard.type("/r hi")
     keyboard.press("enter")
     assert keyboard.sent() == ["/r hi"]
