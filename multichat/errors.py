@@ -168,8 +168,8 @@ class NameTaken(RemoteProtocolError):
     code = "name-taken"
 
     def __init__(self, name: str, holder: str = "") -> None:
-        looks = f" looks like {holder}, which" if holder else ""
-        super().__init__(f"the name {name}{looks} is taken")
+        looks = f" looks like '{holder}', which" if holder else ""
+        super().__init__(f"the name '{name}'{looks} is taken")
         self.name, self.holder = name, holder
 
 
@@ -239,7 +239,7 @@ class Banned(RemoteProtocolError):
     code = "banned"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"the name {name} is banned")
+        super().__init__(f"the name '{name}' is banned")
         self.name = name
 
 

@@ -68,7 +68,7 @@ class Position:
         return True
 
     def hello(self) -> Hello:
-        """Return the hello that resumes from here, also on a server that has forgotten us."""
+        """Return the hello that resumes from here, or begins a session if the server has none."""
         return Hello(
             PROTOCOL,
             None if self.is_unnamed else self.name,

@@ -164,7 +164,7 @@ class Authentication:
                 strays += 1
                 await prompt.send(Notice(PASSWORD_REQUIRED))
                 continue
-            request = replace(request, name=prompt.wished_name, password=password)
+            request = replace(request, name=prompt.requested_name, password=password)
             if (name := await self._check(request, slot)) is not None:
                 await prompt.send(Notice(PASSWORD_ACCEPTED))
                 return AdmittedConnection(stream, decoder, prompt.rest(), name)
@@ -227,14 +227,14 @@ def _digest(password: str) -> bytes:
 class _PasswordPrompt:
     """Prompts one client for the password, and reads from its *stream* for *seconds* in all.
 
-    *wished_name* is the name in the last hello that came instead.
+    *requested_name* is the name in the last hello that came instead.
     """
 
     def __init__(self, seconds: float, stream: trio.abc.Stream, decoder: LineDecoder) -> None:
         self._seconds = self._left = seconds
         self._stream = stream
         self._decoder = decoder
-        self.wished_name: str | None = None
+        self.requested_name: str | None = None
         self._block = ""
         self._parts: list[Part] = []
         self._first = True
@@ -269,7 +269,7 @@ class _PasswordPrompt:
         if (password := parse_password(line)) is None:
             for request in TEXT.parse_requests(line):
                 if isinstance(request, Hello):
-                    self.wished_name = request.name
+                    self.requested_name = request.name
         return password
 
     async def _read(self) -> None:

@@ -386,7 +386,7 @@ class Session:
                 raise _Leave(last_words=me.codec.encode(goodbye), for_good=True)
 
     async def _greet(self, hello: Hello) -> None:
-        """Change to JSON: resume or begin a session, grant the wishes, answer with the welcome."""
+        """Change to JSON: resume or begin a session, rename and join, answer with the welcome."""
         me, registry = self.member, self._registry
         room = hello.room and await self._filter(Joining, hello.room)
         name = hello.name and await self._filter(Renaming, hello.name)
@@ -448,11 +448,11 @@ class Session:
             return None  # somebody else's
         return stored
 
-    async def _filter(self, wish: type[Joining | Renaming], text: str) -> str | None:
+    async def _filter(self, kind: type[Joining | Renaming], text: str) -> str | None:
         """Return the requested room or name, as changed by the filters; None if rejected."""
         me = self.member
-        return await self._filters.apply_to_wish(
-            wish(client=me.client, name=me.name, room=me.room.name, text=text)
+        return await self._filters.apply_to_request(
+            kind(client=me.client, name=me.name, room=me.room.name, text=text)
         )
 
     def _start_from(self, since: str | None, replay: int) -> list[Error]:
@@ -485,8 +485,8 @@ def _block_of(act: Act) -> SayBlock:
     return SayBlock(act.text, nonces, act.room, act=True)
 
 
-def _passed(wish: str | None) -> str:
-    """Return what a filter made of *wish*; raises `Rejected` if nothing."""
-    if wish is None:
+def _passed(filtered: str | None) -> str:
+    """Return *filtered*, the result of a filter; raises `Rejected` if it is None."""
+    if filtered is None:
         raise Rejected
-    return wish
+    return filtered

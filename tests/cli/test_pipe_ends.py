@@ -291,7 +291,7 @@ async def test_refused_commands_are_no_error(tmp_path: Path) -> None:
         one.end_input()
         assert await one.wait() == 0
         assert one.err == ""
-        for answer in ("the name alice is taken", "too many rooms (limit: 1)"):
+        for answer in ("the name 'alice' is taken", "too many rooms (limit: 1)"):
             assert f"[RX] [Server] {answer}" in one.out
         await alice.wait_for("hello")
 

@@ -66,7 +66,7 @@ async def test_send_sends_the_message_if_the_name_is_taken(tmp_path: Path) -> No
         assert await listener.receive_some() == b"[Server] Client 1 is now ci\n"
         async with multichat(tmp_path, server, "send", "--name=CI", "done") as send:
             assert await send.wait() == 0
-            assert send.err == "multichat: the name CI is taken; speaking as Client 2\n"
+            assert send.err == "multichat: the name 'CI' is taken; speaking as Client 2\n"
         assert await listener.receive_some() == b"[Client 2] done\n"
 
 
@@ -353,7 +353,7 @@ async def test_connect_reports_a_taken_name_and_continues(tmp_path: Path) -> Non
         await nc.send_all(b"/name alice\n")
         await server.wait_for("is now called alice")
         async with multichat(tmp_path, server, "connect", "--name=alice") as client:
-            await client.wait_for("[WARNING] [client] [STATE] the name alice is taken")
+            await client.wait_for("[WARNING] [client] [STATE] the name 'alice' is taken")
             await client.wait_for("[STATE] you are Client 2 in lobby; 2 are here")
 
 

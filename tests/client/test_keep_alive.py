@@ -207,7 +207,7 @@ async def test_an_idle_chat_with_a_server_of_ours_stays(autojump_clock: MockCloc
 
 
 async def taken_and_freed(chat: Chat, name: str) -> None:
-    with pytest.raises(Refused, match=f"the name {name} .*is taken"):
+    with pytest.raises(Refused, match=f"the name '{name}' .*is taken"):
         await chat.rename(name)
 
 

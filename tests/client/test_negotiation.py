@@ -141,7 +141,7 @@ def test_a_known_json_server_is_never_addressed_in_text() -> None:
 
 
 def test_refused_wishes_are_distinguished_from_other_errors() -> None:
-    taken = Error("name-taken", "the name alice is taken")
+    taken = Error("name-taken", "the name 'alice' is taken")
     bad_room = Error("invalid-name", "a room has no such name")
     shake = Negotiation(Hello(PROTOCOL, "alice", "no such"))
     assert shake.receive(WELCOME) == [welcome()]

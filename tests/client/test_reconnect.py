@@ -609,7 +609,7 @@ async def test_an_untrusted_certificate_ends_reconnecting(
             await chat.send("anybody?")
 
 
-# --- A server that has forgotten us --------------------------------------------------------------
+# --- A server that no longer has the session -----------------------------------------------------
 
 
 async def test_a_private_message_to_a_number_is_not_sent_to_a_server_that_was_restarted() -> None:
@@ -715,9 +715,9 @@ async def test_a_taken_name_does_not_prevent_a_resume(
         await peer.reset()
         peer = await network.peer()
         await peer.welcome(name="Client 9", client=9, resumed=False)
-        await peer.tell("error", code="name-taken", text="the name alice is taken")
+        await peer.tell("error", code="name-taken", text="the name 'alice' is taken")
         events = [await anext(chat) for _ in range(3)]
-        assert events[2] == Error("name-taken", "the name alice is taken")
+        assert events[2] == Error("name-taken", "the name 'alice' is taken")
         assert chat.name == "Client 9"
         await chat.send("hi")
         await peer.accept()

@@ -442,7 +442,7 @@ def test_events_are_encoded_and_decoded(event: Event, line: str) -> None:
         ),
         (Pong(""), ["pong"]),
         (Pong("42"), ["pong 42"]),
-        (Error("name-taken", "the name alice is taken", nonce=1), ["the name alice is taken"]),
+        (Error("name-taken", "the name 'alice' is taken", nonce=1), ["the name 'alice' is taken"]),
         (Accepted(id="a-1000000000", nonce=1), []),
     ],
 )

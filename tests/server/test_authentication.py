@@ -205,10 +205,10 @@ async def test_a_client_whose_name_is_taken_gets_it_with_its_session(
         welcome = msgspec.json.decode(await lost.line())
         assert (welcome["client"], welcome["name"]) == (1, "alice")
         other = await network.join()
-        assert await other.line() == "[Server] the name alice is taken"
+        assert await other.line() == "[Server] the name 'alice' is taken"
         again = ScriptedClient(network.connect())
         await again.send(f'/json {{"type":"hello","protocol":1,"session":"{welcome["session"]}"}}')
-        assert await again.line() == "[Server] the name alice is taken"
+        assert await again.line() == "[Server] the name 'alice' is taken"
         welcome = msgspec.json.decode(await again.line())
         assert (welcome["client"], welcome["name"], welcome["resumed"]) == (1, "alice", True)
 
