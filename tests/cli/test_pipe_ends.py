@@ -16,7 +16,7 @@ from tests.support.processes import LOOPBACK, MULTICHAT, Command, ServerCommand,
 
 pytestmark = pytest.mark.process
 
-# The commands, with another patience: what server there is, and how they speak, are arguments.
+# The commands, with shorter timeouts; the server and the protocol are arguments.
 CLIENT = """
 import json, sys, trio, typer
 from functools import partial

@@ -370,7 +370,7 @@ async def test_send_uses_a_first_word_of_digits_as_the_port(tmp_path: Path) -> N
 async def test_the_default_port_is_9000(argv: list[str], tmp_path: Path) -> None:
     async with Command(tmp_path, *argv, stdin=subprocess.DEVNULL) as client:
         await client.wait()
-        # Whoever runs the tests may have a server there.
+        # A server of the developer may use that port.
         where = f"{LOOPBACK}:9000" if "connect" in argv or len(argv) == 2 else "port 9000"
         assert where in client.out + client.err or client.process.returncode == 0
 

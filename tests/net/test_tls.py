@@ -265,7 +265,7 @@ async def test_tls_works_over_any_stream(
                 f"[Client 1] {i}" for i in range(500)
             ]
             await b.send("and back")
-            heard = [await anext(a) for _ in range(1 if plain else 2)]  # a program hears who comes
+            heard = [await anext(a) for _ in range(1 if plain else 2)]  # also `joined`
             assert TEXT.format(heard[-1]) == "[Client 2] and back"
         await trio.testing.wait_all_tasks_blocked()
         assert server.members == []

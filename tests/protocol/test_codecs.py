@@ -250,7 +250,7 @@ def hostile_lines(draw: st.DrawFn) -> str:
         (["/ping " + "x" * 129], [invalid("a token has at most 128 characters")]),
         (["/name alice"], [Rename("alice")]),
         (["/NICK  alice "], [Rename("alice")]),
-        (["/name alice cooper"], [Rename("alice cooper")]),  # refused by whoever knows names
+        (["/name alice cooper"], [Rename("alice cooper")]),  # the check of names refuses it
         (["/join kitchen"], [Join("kitchen")]),
         (["/me waves"], [Act("waves")]),
         (["/me  waves "], [Act(" waves ")]),

@@ -502,7 +502,7 @@ async def test_errors_of_a_hostile_server_are_filtered(autojump_clock: MockClock
 
 @asynccontextmanager
 async def hostile_server(*says: bytes) -> AsyncIterator[Endpoint]:
-    """A listener that tells each who comes the same, a piece for each request, and closes."""
+    """A listener that sends every client the same, a piece for each request, and closes."""
     async with listening() as (listener, port), trio.open_nursery() as nursery:
 
         async def speak(stream: trio.SocketStream) -> None:
