@@ -180,7 +180,7 @@ def _read(path: Path, table: object, kind: type[Any], where: str) -> Any:
             unknown = reason.split("`")[1]
             key, reason = f"{key}.{unknown}".lstrip("."), _no_such_setting(kind, unknown, table)
         elif reason.startswith("Invalid enum value"):
-            reason += f", expected {_choices(kind, key)}"
+            reason += f": expected one of {_choices(kind, key)}"
         shown = ".".join(filter(None, (where, key)))
         raise InvalidSettings(path, shown, _lowered(reason)) from None
     except (RuntimeError, OSError) as error:  # ~name of an unknown user
@@ -203,7 +203,7 @@ def _choices(kind: type[Any], key: str) -> str:
     """Return the values that *key* can have, an enumeration."""
     hints = get_args(get_type_hints(kind)[key.replace("-", "_")])
     [names] = [list(each) for each in hints if isinstance(each, type) and issubclass(each, Enum)]
-    return " or ".join(str(each.value) for each in names)
+    return ", ".join(str(each.value) for each in names)
 
 
 def _lowered(reason: str) -> str:

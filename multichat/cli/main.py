@@ -216,8 +216,9 @@ def send(
 ) -> None:
     """Send a message and exit when the server has accepted it.
 
-    If the name is taken the message is sent without it; if the room cannot be joined it is not
-    sent. If the connection is lost the client reconnects; the message is delivered exactly once.
+    If the server refuses the name, the message is sent as Client N and a line on standard error
+    says so; if the room cannot be joined, the message is not sent. If the connection is lost, the
+    client reconnects; the message is delivered exactly once.
     If the server is gone for good, the error says how many lines were not accepted and which is
     the first.
     """

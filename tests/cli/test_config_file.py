@@ -85,7 +85,10 @@ def test_a_missing_file_is_an_empty_one(tmp_path: Path) -> None:
         ("name = 7", "name: expected str, got int"),
         ("timeout = 0", "timeout: expected float > 0.0"),
         ("timeout = 'long'", "timeout: expected float, got str"),
-        ("color = 'green'", "color: invalid enum value 'green', expected auto or always or never"),
+        (
+            "color = 'green'",
+            "color: invalid enum value 'green': expected one of auto, always, never",
+        ),
         (
             "[server.work]\nhost = 'a'",
             "server: there is no such setting; did you mean [servers.work]?",
